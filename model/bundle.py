@@ -1,0 +1,139 @@
+"""A model bundle: a folder with `config.json` and `model.safetensors`, read strictly, hash checked.
+
+No pickle is ever read. The config holds everything that belongs to the weights: architecture, labels, the
+constants of both pipelines, where the weights come from and how good they were measured to be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from model.errors import BundleInvalid
+from model.reference import ReferenceAnswer
+from model.spec import TASK_OF_FAMILY, Architecture, Postprocessing, Preprocessing, Spec
+from model.types import Task
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+EMBEDDED_DIR = Path(__file__).parent / "bundles"
+REFERENCE_PICTURE = EMBEDDED_DIR / "reference.jpg"
+"""A photograph of a cat, Chelsea, by Stefan van der Walt (CC0): every model proves itself on it."""
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Source(Spec):
+    """Where the weights come from, and the words under which they may be used."""
+
+    description: str
+    url: str
+    licence: str
+    attribution: str
+
+
+class Accuracy(Spec):
+    """Measured figures, each between 0 and 1 unless its name says otherwise, and what they were measured on."""
+
+    metrics: dict[str, float]
+    measured_on: str
+
+
+class BundleConfig(Spec):
+    """`config.json`. Class indices are positions in `labels`."""
+
+    format: Literal[1] = 1
+    name: ModelName
+    task: Task = Field(strict=False)
+    architecture: Architecture
+    labels: tuple[str, ...] = Field(min_length=1)
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    precision: Literal["fp32", "fp16", "bf16"]
+    """The weights' dtype in the file; the network runs in what the worker chooses."""
+    source: Source
+    accuracy: Accuracy | None = None
+    reference: ReferenceAnswer
+    weights_sha256: Sha256
+
+    @model_validator(mode="after")
+    def _parts_belong_together(self) -> Self:
+        tasks = {
+            "architecture": TASK_OF_FAMILY[self.architecture.family],
+            "postprocessing": Task(self.postprocessing.task),
+            "reference": Task(self.reference.task),
+        }
+        for part, task in tasks.items():
+            if task != self.task:
+                raise ValueError(f"{part} is for task {task.value}, the bundle says {self.task.value}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle on disk whose config was read and found sound; its weights are read by `model/net/weights.py`."""
+
+    folder: Path
+    config: BundleConfig
+
+    @property
+    def weights_path(self) -> Path:
+        return self.folder / WEIGHTS_FILE
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle's config and check its weights' hash.
+
+    Raises:
+        BundleInvalid: a file is missing, the config has an unknown, missing or wrong field, the folder's name
+            is not the model's, or the weights are not the ones that the config speaks of.
+    """
+    config_path = folder / CONFIG_FILE
+    try:
+        config = BundleConfig.model_validate_json(config_path.read_bytes())
+        digest = file_sha256(folder / WEIGHTS_FILE)
+    except OSError as error:
+        raise BundleInvalid(
+            f"bundle {folder}: cannot read {error.filename}: {error.strerror}; a bundle is a folder with "
+            f"{CONFIG_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()[:5])
+        raise BundleInvalid(f"bundle {folder}: {CONFIG_FILE} is not valid: {problems}") from error
+    if config.name != folder.name:
+        raise BundleInvalid(f"bundle {folder}: the config's name is {config.name!r}; rename the folder to it")
+    if digest != config.weights_sha256:
+        raise BundleInvalid(
+            f"bundle {folder}: {WEIGHTS_FILE} has sha256 {digest}, the config expects "
+            f"{config.weights_sha256}; fetch the bundle again"
+        )
+    return Bundle(folder, config)
+
+
+def find_bundle(name: str, models_dir: Path | None) -> Path:
+    """The folder of a model: in `models_dir` first, else among the embedded ones.
+
+    Raises:
+        BundleInvalid: there is none of that name.
+    """
+    for root in (models_dir, EMBEDDED_DIR):
+        if root is not None and (root / name / CONFIG_FILE).is_file():
+            return root / name
+    known = ", ".join(bundle_names(models_dir)) or "none"
+    raise BundleInvalid(f"there is no model {name!r} in the store; known: {known}")
+
+
+def bundle_names(models_dir: Path | None) -> list[str]:
+    """Names of all bundles in the store, embedded ones included, sorted."""
+    roots = [root for root in (models_dir, EMBEDDED_DIR) if root is not None and root.is_dir()]
+    return sorted({path.parent.name for root in roots for path in root.glob(f"*/{CONFIG_FILE}")})
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

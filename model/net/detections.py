@@ -1,0 +1,108 @@
+"""What both detectors share at test time: the best candidates of a level, coordinate frames, the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.net.anchors import AnchorSpec
+from model.net.boxes import clip_boxes, decode_deltas
+from model.types import DetectOutput, Geometry, QueryParams
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Where each input of a batch lies: both float32 (N, 1, 4) as x, y, x, y.
+
+    `limits` is the size without padding in input pixels, `scales` is input pixels a picture pixel.
+    """
+
+    limits: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, geometries: Sequence[Geometry], device: torch.device) -> Frames:
+        limits = [[one.content.width, one.content.height] * 2 for one in geometries]
+        scales = [[one.scale_x, one.scale_y] * 2 for one in geometries]
+        return cls(
+            torch.tensor(limits, dtype=torch.float32, device=device)[:, None],
+            torch.tensor(scales, dtype=torch.float32, device=device)[:, None],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Boxes (N, k, 4) in input pixels, clipped, with scores (N, k) float32 and classes (N, k) int64."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+def level_candidates(
+    logits: Tensor, deltas: Tensor, anchors: AnchorSpec, level: int, frames: Frames, limit: int
+) -> Candidates:
+    """The best `limit` pairs of anchor and class of one level, by falling score.
+
+    Equal scores come in the order of position, anchor, class, whatever the batch.
+
+    Args:
+        logits: (N, A·classes, h, w), channel a·classes + c.
+        deltas: (N, A·4, h, w).
+        anchors: what the deltas are relative to.
+        level: the level's number in `anchors`.
+        frames: for the limits that boxes are clipped to.
+        limit: how many pairs.
+    """
+    height, width = logits.shape[-2:]
+    num_classes = logits.shape[1] // anchors.per_position
+    pairs = _by_anchor(logits, num_classes)
+    # One of the best `limit` pairs belongs to one of the best `limit` anchors: no need to sort all pairs.
+    best = _rank(pairs.amax(dim=2), limit).sort(dim=1).values
+    pairs = pairs.gather(1, best[..., None].expand(-1, -1, num_classes)).flatten(1)
+    chosen = _rank(pairs, limit)
+    anchor = best.gather(1, chosen // num_classes)
+    priors = anchors.level_anchors(level, (height, width), logits.device)[anchor]
+    moves = _by_anchor(deltas, 4).gather(1, anchor[..., None].expand(-1, -1, 4)).float()
+    return Candidates(
+        boxes=clip_boxes(decode_deltas(priors, moves), frames.limits),
+        scores=pairs.gather(1, chosen).float().sigmoid(),
+        classes=chosen % num_classes,
+    )
+
+
+def _by_anchor(x: Tensor, values: int) -> Tensor:
+    """(N, A·values, h, w) → (N, h·w·A, values)."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)
+
+
+def _rank(scores: Tensor, limit: int) -> Tensor:
+    """Positions of the best along axis 1: (N, n) → int64 (N, min(limit, n)).
+
+    A stable sort, since topk breaks ties as it likes, and differently for another batch size.
+    """
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :limit]
+
+
+def detect_outputs(
+    boxes: Tensor, scores: Tensor, classes: Tensor, filled: Tensor, params: Sequence[QueryParams]
+) -> list[DetectOutput]:
+    """Detections without masks on the host, each row cut to what it asked for.
+
+    Args:
+        boxes: (N, k, 4) in picture pixels, rows by falling score.
+        scores: (N, k).
+        classes: (N, k).
+        filled: bool (N, k), the filled ones first.
+        params: of each row.
+    """
+    counts = filled.sum(dim=1).tolist()
+    host_boxes, host_scores, host_classes = (x.cpu().numpy() for x in (boxes, scores, classes))
+    outputs = []
+    for row, (count, one) in enumerate(zip(counts, params, strict=True)):
+        kept = slice(min(count, one.max_detections))
+        outputs.append(DetectOutput(host_boxes[row, kept], host_scores[row, kept], host_classes[row, kept], None))
+    return outputs

@@ -1,0 +1,139 @@
+"""A bundle's weights: read into a network, or written with a config around them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, Bundle, BundleConfig, Source, file_sha256
+from model.errors import BundleInvalid
+from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
+from model.spec import TASK_OF_FAMILY, Architecture, Postprocessing, Preprocessing
+from model.types import Task
+
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_NO_REFERENCE: dict[Task, ReferenceAnswer] = {
+    Task.CLASSIFY: ClassifyReference(labels=()),
+    Task.DETECT: DetectReference(detections=()),
+    Task.SEGMENT: SegmentReference(grid=()),
+}
+
+
+def load_weights(network: nn.Module, bundle: Bundle) -> None:
+    """Fill a network from a bundle's `model.safetensors`, whatever float type it holds, exactly key by key.
+
+    Raises:
+        BundleInvalid: the file cannot be read, or its tensors are not the network's; says which.
+    """
+    try:
+        found = safetensors.torch.load_file(bundle.weights_path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleInvalid(f"bundle {bundle.folder}: cannot read {WEIGHTS_FILE}: {error}") from error
+    expected: dict[str, Tensor] = network.state_dict()
+    problems = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of the wrong shape": [
+            f"{key} (file {tuple(found[key].shape)}, network {tuple(tensor.shape)})"
+            for key, tensor in expected.items()
+            if key in found and found[key].shape != tensor.shape
+        ],
+        "of the wrong type": [
+            f"{key} ({found[key].dtype})"
+            for key, tensor in expected.items()
+            if key in found and found[key].is_floating_point() != tensor.is_floating_point()
+        ],
+    }
+    if any(problems.values()):
+        words = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in problems.items() if keys)
+        raise BundleInvalid(
+            f"bundle {bundle.folder}: {WEIGHTS_FILE} does not fit the architecture in {CONFIG_FILE}; {words}"
+        )
+    network.load_state_dict(found)
+
+
+@dataclass(frozen=True, slots=True)
+class BundleDraft:
+    """What `config.json` says of a model before its weights' hash and its reference answer are known."""
+
+    name: str
+    architecture: Architecture
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    precision: Precision
+    source: Source
+    accuracy: Accuracy | None
+
+    def config(self, reference: ReferenceAnswer | None, weights_sha256: str) -> BundleConfig:
+        """The whole config; without a `reference` one that any answer agrees with.
+
+        Raises:
+            pydantic.ValidationError: the parts do not belong together, or a value is not allowed.
+        """
+        task = TASK_OF_FAMILY[self.architecture.family]
+        return BundleConfig(
+            name=self.name,
+            task=task,
+            architecture=self.architecture,
+            labels=self.labels,
+            preprocessing=self.preprocessing,
+            postprocessing=self.postprocessing,
+            precision=self.precision,
+            source=self.source,
+            accuracy=self.accuracy,
+            reference=_NO_REFERENCE[task] if reference is None else reference,
+            weights_sha256=weights_sha256,
+        )
+
+
+def write_bundle(
+    store: Path, draft: BundleDraft, network: nn.Module, answer: Callable[[Bundle], ReferenceAnswer]
+) -> Bundle:
+    """Write the folder `store`/`draft.name`, whole or not at all; one of that name is replaced.
+
+    Args:
+        store: a folder of bundles.
+        draft: what the config says.
+        network: its state dict is written, floats as `draft.precision`.
+        answer: given the bundle as it will be read, but without a reference, its answer on the reference
+            picture; so the answer is that of the weights as rounded in the file.
+
+    Raises:
+        pydantic.ValidationError: the draft's parts do not belong together.
+        OSError: the folder cannot be written.
+    """
+    dtype = DTYPES[draft.precision]
+    tensors = {
+        key: (tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()).contiguous()
+        for key, tensor in network.state_dict().items()
+    }
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store, prefix=f".{draft.name}-") as scratch:
+        folder = Path(scratch) / draft.name
+        folder.mkdir()
+        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
+        digest = file_sha256(folder / WEIGHTS_FILE)
+        reference = answer(Bundle(folder, draft.config(None, digest)))
+        config = draft.config(reference, digest)
+        (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        target = store / draft.name
+        if target.exists():
+            target.rename(Path(scratch) / "replaced")
+        folder.rename(target)
+    return Bundle(target, config)
+
+
+def _some(keys: list[str], limit: int = 5) -> str:
+    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
+    return ", ".join(keys[:limit]) + more

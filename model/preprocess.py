@@ -1,0 +1,96 @@
+"""Image → ModelInput: the authors' test pipelines up to the normalisation, which is the network's part.
+
+Classification follows timm's evaluation transform (Pillow's antialiased bicubic), detection and segmentation
+mmcv's rescaling (OpenCV's bilinear); each equals its original, run with the same libraries, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
+from model.types import Geometry, Image, ModelInput, Size, UInt8Array
+
+ELONGATED = 32
+"""From this ratio of sides on only the part of the picture that the crop sees is resized."""
+BICUBIC_REACH = 2
+"""How far Pillow's bicubic kernel looks to either side, in pixels of the coarser raster."""
+
+
+def prepare(image: Image, spec: Preprocessing) -> ModelInput:
+    """Resize, then crop or pad: uint8 (h, w, 3), RGB, contiguous.
+
+    Its size is bounded by the spec, whatever the picture's proportions are.
+    """
+    match spec:
+        case CenterCropSpec():
+            return _center_crop(image, spec)
+        case KeepRatioSpec():
+            return _keep_ratio(image, spec)
+
+
+def _keep_ratio(image: Image, spec: KeepRatioSpec) -> ModelInput:
+    height, width = image.size.height, image.size.width
+    scale = min(spec.long_side / max(height, width), spec.short_side / min(height, width))
+    # A side that would vanish keeps one pixel.
+    content = Size(max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1))
+    resized = cv2.resize(image.pixels, (content.width, content.height), interpolation=cv2.INTER_LINEAR)
+    padded = np.zeros(
+        (_round_up(content.height, spec.pad_multiple), _round_up(content.width, spec.pad_multiple), 3), np.uint8
+    )
+    padded[: content.height, : content.width] = resized
+    return ModelInput(padded, Geometry(image.size, content))
+
+
+def _center_crop(image: Image, spec: CenterCropSpec) -> ModelInput:
+    height, width = image.size.height, image.size.width
+    shorter, longer = min(height, width), max(height, width)
+    target = (spec.resize_shorter, int(spec.resize_shorter * longer / shorter))
+    content = Size(*target) if height <= width else Size(*reversed(target))
+    top, left = _centered(content.height, spec.crop), _centered(content.width, spec.crop)
+    if longer < ELONGATED * shorter:
+        resized = PIL.Image.fromarray(image.pixels).resize(
+            (content.width, content.height), PIL.Image.Resampling.BICUBIC
+        )
+    else:
+        rows = range(max(top, 0), min(top + spec.crop, content.height))
+        columns = range(max(left, 0), min(left + spec.crop, content.width))
+        resized = _resized_window(image.pixels, content, rows, columns)
+        top, left = top - rows.start, left - columns.start
+    # Where the crop reaches beyond the picture Pillow fills in zeros, as torchvision pads.
+    cropped = resized.crop((left, top, left + spec.crop, top + spec.crop))
+    return ModelInput(np.ascontiguousarray(cropped), Geometry(image.size, content))
+
+
+def _resized_window(pixels: UInt8Array, content: Size, rows: range, columns: range) -> PIL.Image.Image:
+    """The given rows and columns of the picture as resized to `content`, without making the rest of it.
+
+    Equal to that part of the whole resized picture up to rounding: Pillow takes the window in float32 and
+    chooses the order of its two passes by the sizes.
+    """
+    height, width = pixels.shape[:2]
+    top, bottom, first_row, last_row = _source_span(rows, height / content.height, height)
+    left, right, first_column, last_column = _source_span(columns, width / content.width, width)
+    source = PIL.Image.fromarray(np.ascontiguousarray(pixels[first_row:last_row, first_column:last_column]))
+    box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
+    return source.resize((len(columns), len(rows)), PIL.Image.Resampling.BICUBIC, box=box)
+
+
+def _source_span(target: range, scale: float, length: int) -> tuple[float, float, int, int]:
+    """Where a range of resized pixels lies in the source, and the whole source pixels that it is made from."""
+    start, stop = target.start * scale, min(target.stop * scale, length)
+    reach = BICUBIC_REACH * max(scale, 1.0) + 1
+    return start, stop, max(math.floor(start - reach), 0), min(math.ceil(stop + reach), length)
+
+
+def _centered(length: int, crop: int) -> int:
+    """Where a centred crop begins, rounded as torchvision rounds; negative where it is longer than `length`."""
+    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

@@ -1,0 +1,142 @@
+"""A model's answer on the reference picture, committed in its bundle, and how near an answer must come to it.
+
+A worker is ready once each of its models gave this answer through the whole path. The tolerances let bf16 and
+other kernels pass and stop a wrong colour order, a lost normalisation or damaged weights.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from model.spec import Spec
+from model.types import Box, ClassifyResult, DetectResult, LabelMapArray, QueryParams, Result, SegmentResult
+
+SCORE_TOLERANCE = 0.05
+BOX_IOU = 0.8
+GRID_AGREEMENT = 0.97
+GRID = 32
+"""The label map is compared at the centres of a GRID x GRID raster."""
+
+REFERENCE_PARAMS = QueryParams(top_k=5, max_detections=5, masks=False)
+
+
+class ScoredIndex(Spec):
+    index: int
+    score: float
+
+
+class ScoredBox(Spec):
+    index: int
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class ClassifyReference(Spec):
+    task: Literal["classify"] = "classify"
+    labels: tuple[ScoredIndex, ...]
+
+
+class DetectReference(Spec):
+    task: Literal["detect"] = "detect"
+    detections: tuple[ScoredBox, ...]
+
+
+class SegmentReference(Spec):
+    """`grid` has a text a row: class indices with spaces between, so that the picture can be seen in the file."""
+
+    task: Literal["segment"] = "segment"
+    grid: tuple[str, ...]
+
+
+ReferenceAnswer = Annotated[ClassifyReference | DetectReference | SegmentReference, Field(discriminator="task")]
+
+
+def summarise(result: Result) -> ReferenceAnswer:
+    """What is committed of an answer on the reference picture."""
+    match result:
+        case ClassifyResult():
+            return ClassifyReference(
+                labels=tuple(ScoredIndex(index=one.index, score=round(one.score, 5)) for one in result.labels)
+            )
+        case DetectResult():
+            return DetectReference(
+                detections=tuple(
+                    ScoredBox(
+                        index=one.index,
+                        score=round(one.score, 5),
+                        box=(
+                            round(one.box.xmin, 2),
+                            round(one.box.ymin, 2),
+                            round(one.box.xmax, 2),
+                            round(one.box.ymax, 2),
+                        ),
+                    )
+                    for one in result.detections
+                )
+            )
+        case SegmentResult():
+            return SegmentReference(grid=tuple(" ".join(map(str, row)) for row in _grid(result.label_map)))
+
+
+def disagreement(result: Result, reference: ReferenceAnswer) -> str | None:
+    """Why `result` is not the committed answer, in words; None where it is."""
+    match result, reference:
+        case ClassifyResult(), ClassifyReference():
+            return _labels_disagree(result, reference)
+        case DetectResult(), DetectReference():
+            return _detections_disagree(result, reference)
+        case SegmentResult(), SegmentReference():
+            expected = np.array([[int(value) for value in row.split()] for row in reference.grid])
+            share = float((expected == _grid(result.label_map)).mean())
+            if share < GRID_AGREEMENT:
+                return f"{share:.1%} of the reference label map's raster agree, {GRID_AGREEMENT:.0%} must"
+            return None
+        case _:
+            return f"the answer is a {type(result).__name__}, the reference is for {reference.task}"
+
+
+def _labels_disagree(result: ClassifyResult, reference: ClassifyReference) -> str | None:
+    found = {one.index: one.score for one in result.labels}
+    floor = min(found.values(), default=0.0)
+    for expected in reference.labels:
+        # A class that fell out of the top k scores at most as much as the last one in it.
+        score = found.get(expected.index, floor)
+        if abs(score - expected.score) > SCORE_TOLERANCE:
+            return f"class {expected.index} scores {score:.3f}, the reference says {expected.score:.3f}"
+    return None
+
+
+def _detections_disagree(result: DetectResult, reference: DetectReference) -> str | None:
+    floor = min((one.score for one in result.detections), default=0.0)
+    for expected in reference.detections:
+        if expected.score < floor + SCORE_TOLERANCE:
+            continue
+        near = (
+            one
+            for one in result.detections
+            if one.index == expected.index
+            and abs(one.score - expected.score) <= SCORE_TOLERANCE
+            and _iou(one.box, expected.box) >= BOX_IOU
+        )
+        if next(near, None) is None:
+            return f"no detection like the reference's class {expected.index}, score {expected.score:.3f}"
+    return None
+
+
+def _iou(box: Box, other: tuple[float, float, float, float]) -> float:
+    width = min(box.xmax, other[2]) - max(box.xmin, other[0])
+    height = min(box.ymax, other[3]) - max(box.ymin, other[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = (box.xmax - box.xmin) * (box.ymax - box.ymin) + (other[2] - other[0]) * (other[3] - other[1])
+    return shared / max(areas - shared, 1e-9)
+
+
+def _grid(label_map: LabelMapArray) -> LabelMapArray:
+    height, width = label_map.shape
+    rows = ((np.arange(GRID) + 0.5) * height / GRID).astype(int)
+    columns = ((np.arange(GRID) + 0.5) * width / GRID).astype(int)
+    grid: LabelMapArray = label_map[np.ix_(rows, columns)]
+    return grid

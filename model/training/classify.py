@@ -1,0 +1,138 @@
+"""Breed training: the ConvMLP classifier with a second, training-only output that finds the heads.
+
+The head map gives the backbone a reason to look at the animal, which few labels alone do not, and prepares it
+for the detector that starts from these weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.net.backbone import ConvMLP
+from model.net.classifier import ConvMLPClassifier
+from model.spec import BackboneSpec
+from model.training.augment import erase, jitter_colours, mix, normalise, to_tensor
+from model.training.data import SPECIES, Record
+from model.training.windows import central_square, random_resized_crop
+from model.types import Box, Float32Array, IntArray, Size, UInt8Array
+
+CELL = 16
+"""Stride of the head map: that of the backbone's third level."""
+TEST_SHARE = 0.875
+"""Of the shorter side, shown while training is watched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyRecipe:
+    """`sizes`: (share of the training from which it applies, side of the square input in pixels)."""
+
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.7, 160))
+    test_size: int = 160
+    crop_scale: tuple[float, float] = (0.25, 1.0)
+    least_visible: float = 0.5
+    colour_jitter: float = 0.4
+    grey_share: float = 0.05
+    mix_probability: float = 0.5
+    erase_probability: float = 0.2
+    label_smoothing: float = 0.1
+    head_map_weight: float = 1.0
+
+
+class BreedNet(nn.Module):
+    """The classifier plus a 1x1 convolution for head maps, which is not exported."""
+
+    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+        super().__init__()
+        self.classifier = ConvMLPClassifier(spec, num_classes)
+        self.head_map = nn.Conv2d(spec.stage_channels[1], len(SPECIES), 1)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised float (N, 3, H, W) → breed logits (N, classes), head map logits (N, 2, H/16, W/16)."""
+        levels = ConvMLP.forward(self.classifier, x)
+        features = self.classifier.norm(levels[3].permute(0, 2, 3, 1)).mean(dim=(1, 2))
+        return self.classifier.head(features), self.head_map(levels[2])
+
+
+def initialise(module: nn.Module) -> None:
+    """Start linear layers small and the depthwise convolutions near the identity.
+
+    The depthwise convolutions are not residual; as random filters they would scramble what passes through them.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Conv2d) and part.groups > 1:
+            nn.init.normal_(part.weight, std=0.05)
+            with torch.no_grad():
+                part.weight[:, :, 1, 1] += 1
+
+
+class BreedTraining:
+    """What the training loop needs of the breed task."""
+
+    def __init__(
+        self,
+        recipe: ClassifyRecipe,
+        module: BreedNet,
+        records: Sequence[Record],
+        pictures: Sequence[UInt8Array],
+        held_out: Sequence[Record],
+        held_out_pictures: Sequence[UInt8Array],
+    ) -> None:
+        self.recipe, self.module = recipe, module
+        self.records, self.pictures = records, pictures
+        self.examples = len(records)
+        self.num_classes = module.classifier.head.out_features
+        self.held_out_breeds = torch.tensor([one.breed for one in held_out])
+        windows = [central_square(one.size, TEST_SHARE, recipe.test_size) for one in held_out]
+        self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out_pictures, strict=True)])
+
+    def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
+        side = [size for start, size in self.recipe.sizes if start <= progress][-1]
+        pixels, boxes = [], []
+        for index in indices:
+            record = self.records[index]
+            window = random_resized_crop(
+                rng, record.size, Size(side, side), self.recipe.crop_scale, record.head, self.recipe.least_visible
+            )
+            pixels.append(window.apply(self.pictures[index]))
+            boxes.append(window.move(record.head) if record.head is not None else None)
+        x = to_tensor(np.stack(pixels))
+        x = normalise(jitter_colours(rng, x, self.recipe.colour_jitter, self.recipe.grey_share))
+        species = [self.records[index].species for index in indices]
+        maps = torch.from_numpy(head_maps(boxes, species, -(-side // CELL)))
+        targets = F.one_hot(torch.tensor([self.records[index].breed for index in indices]), self.num_classes).float()
+        if rng.random() < self.recipe.mix_probability:
+            x, targets, maps = mix(rng, x, targets, maps, CELL)
+        logits, map_logits = self.module(erase(rng, x, self.recipe.erase_probability))
+        breed_loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
+        map_loss = F.binary_cross_entropy_with_logits(map_logits.float(), maps)
+        return breed_loss + self.recipe.head_map_weight * map_loss
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Top-1 and top-5 on the held-out pictures, by a quick pipeline that is near the real one."""
+        ranks = []
+        for start in range(0, len(self.held_out_pixels), 64):
+            logits = module(normalise(to_tensor(self.held_out_pixels[start : start + 64])))[0].float()
+            true = logits.gather(1, self.held_out_breeds[start : start + 64, None])
+            ranks.append((logits > true).sum(dim=1))
+        rank = torch.cat(ranks)
+        return {"top1": float((rank < 1).float().mean()), "top5": float((rank < 5).float().mean())}
+
+
+def head_maps(boxes: Sequence[Box | None], species: Sequence[int], cells: int) -> Float32Array:
+    """1 in the cells whose centre lies in the head's box, by species: float32 (N, 2, cells, cells)."""
+    maps = np.zeros((len(boxes), len(SPECIES), cells, cells), np.float32)
+    for row, (box, kind) in enumerate(zip(boxes, species, strict=True)):
+        if box is not None:
+            top, bottom, left, right = (round(side / CELL) for side in (box.ymin, box.ymax, box.xmin, box.xmax))
+            maps[row, kind, top:bottom, left:right] = 1
+    return maps

@@ -1,0 +1,153 @@
+"""Head detection training: RetinaNet's targets and losses (arXiv 1708.02002, sections 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.net.anchors import RETINANET_ANCHORS
+from model.net.boxes import decode_deltas, encode_deltas, iou_matrix
+from model.net.retinanet import RetinaNet
+from model.training.augment import jitter_colours, normalise, to_tensor
+from model.training.data import Record
+from model.training.windows import Window, random_frame, visible_share, whole_picture
+from model.types import IntArray, Size, UInt8Array
+
+
+@dataclass(frozen=True, slots=True)
+class DetectRecipe:
+    """`side` is that of the square training windows; `zoom` their size over the picture's shorter side."""
+
+    side: int = 192
+    zoom: tuple[float, float] = (0.6, 1.25)
+    test_side: int = 224
+    least_visible: float = 0.4
+    colour_jitter: float = 0.4
+    grey_share: float = 0.05
+    positive_iou: float = 0.5
+    negative_iou: float = 0.4
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    smooth_l1_beta: float = 0.11
+    box_weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What each anchor must answer, for a batch of one object at most a picture.
+
+    classes int64 (N, K): -1 background, -2 neither counts; deltas float32 (N, K, 4), valid where a class is.
+    """
+
+    classes: Tensor
+    deltas: Tensor
+
+
+def assign(anchors: Tensor, boxes: Tensor, labels: Tensor, positive_iou: float, negative_iou: float) -> Assignment:
+    """Anchors to objects by IoU (section 4.1); each object's best anchor is its own whatever the IoU.
+
+    Args:
+        anchors: float32 (K, 4), pixels of the input.
+        boxes: float32 (N, 4), one object a picture, any values where there is none.
+        labels: int64 (N,), the object's class, -1 where there is none.
+    """
+    overlaps = iou_matrix(boxes, anchors).nan_to_num()
+    present = (labels >= 0)[:, None]
+    best = overlaps.max(dim=1, keepdim=True).values.clamp(min=1e-6)
+    positive = present & ((overlaps >= positive_iou) | (overlaps == best))
+    between = present & (overlaps >= negative_iou) & ~positive
+    classes = torch.where(positive, labels[:, None], torch.where(between, -2, -1))
+    safe_boxes = torch.where(present, boxes, anchors.new_tensor((0.0, 0.0, 1.0, 1.0)))
+    return Assignment(classes, encode_deltas(anchors, safe_boxes[:, None]))
+
+
+def focal_loss(logits: Tensor, classes: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sum of the focal loss (equation 5) over logits (N, K, C); anchors of class -2 are left out."""
+    wanted = F.one_hot(classes.clamp(min=0), logits.shape[-1]).float() * (classes >= 0)[..., None]
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    missed = torch.where(wanted > 0, 1 - logits.sigmoid(), logits.sigmoid())
+    weight = torch.where(wanted > 0, alpha, 1 - alpha) * missed**gamma
+    return (weight * entropy * (classes != -2)[..., None]).sum()
+
+
+def flatten_heads(levels: Sequence[Tensor], width: int) -> Tensor:
+    """Maps (N, A·width, h, w) of all levels → float32 (N, K, width), in the order of the anchors."""
+    return torch.cat([level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, width) for level in levels], dim=1).float()
+
+
+def all_anchors(levels: Sequence[Tensor]) -> Tensor:
+    """Anchors of maps (N, ·, h, w), all levels: float32 (K, 4)."""
+    parts = [
+        RETINANET_ANCHORS.level_anchors(index, (level.shape[2], level.shape[3]), level.device)
+        for index, level in enumerate(levels)
+    ]
+    return torch.cat(parts)
+
+
+class HeadTraining:
+    """What the training loop needs of the head detection task."""
+
+    def __init__(
+        self,
+        recipe: DetectRecipe,
+        module: RetinaNet,
+        records: Sequence[Record],
+        pictures: Sequence[UInt8Array],
+        held_out: Sequence[Record],
+        held_out_pictures: Sequence[UInt8Array],
+    ) -> None:
+        self.recipe, self.module = recipe, module
+        self.records, self.pictures = records, pictures
+        self.examples = len(records)
+        windows = [whole_picture(one.size, recipe.test_side) for one in held_out]
+        self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out_pictures, strict=True)])
+        self.held_out_boxes, self.held_out_labels = self._objects(held_out, windows)
+
+    def _objects(self, records: Sequence[Record], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        boxes, labels = np.zeros((len(records), 4), np.float32), np.full(len(records), -1, np.int64)
+        for row, (record, window) in enumerate(zip(records, windows, strict=True)):
+            if record.head is not None and visible_share(window.box, record.head) >= self.recipe.least_visible:
+                moved = window.move(record.head)
+                boxes[row] = moved.xmin, moved.ymin, moved.xmax, moved.ymax
+                labels[row] = record.species
+        return torch.from_numpy(boxes), torch.from_numpy(labels)
+
+    def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:  # noqa: ARG002
+        recipe = self.recipe
+        records = [self.records[index] for index in indices]
+        out = Size(recipe.side, recipe.side)
+        windows = [random_frame(rng, one.size, out, recipe.zoom, one.head) for one in records]
+        pixels = np.stack([w.apply(self.pictures[index]) for w, index in zip(windows, indices, strict=True)])
+        boxes, labels = self._objects(records, windows)
+        x = jitter_colours(rng, to_tensor(pixels), recipe.colour_jitter, recipe.grey_share)
+        logit_maps, delta_maps = self.module(normalise(x))
+        target = assign(all_anchors(logit_maps), boxes, labels, recipe.positive_iou, recipe.negative_iou)
+        positive = target.classes >= 0
+        deltas = flatten_heads(delta_maps, 4)[positive]
+        logits = flatten_heads(logit_maps, self.module.num_classes)
+        class_loss = focal_loss(logits, target.classes, recipe.focal_alpha, recipe.focal_gamma)
+        box_loss = F.smooth_l1_loss(deltas, target.deltas[positive], reduction="sum", beta=recipe.smooth_l1_beta)
+        return (class_loss + recipe.box_weight * box_loss) / positive.sum().clamp(min=1)
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Share of held-out heads that the best-scored anchor finds: right class, IoU of at least 0.5."""
+        hits, ious = [], []
+        for start in range(0, len(self.held_out_pixels), 32):
+            rows = slice(start, start + 32)
+            logit_maps, delta_maps = module(normalise(to_tensor(self.held_out_pixels[rows])))
+            anchors = all_anchors(logit_maps)
+            scores, classes = flatten_heads(logit_maps, 2).max(dim=2)
+            best = scores.argmax(dim=1, keepdim=True)
+            deltas = flatten_heads(delta_maps, 4).take_along_dim(best[..., None], dim=1)
+            found = decode_deltas(anchors[best], deltas)
+            iou = iou_matrix(found, self.held_out_boxes[rows, None])[:, 0, 0]
+            right = classes.take_along_dim(best, dim=1)[:, 0] == self.held_out_labels[rows]
+            there = self.held_out_labels[rows] >= 0
+            hits.append((right & (iou >= 0.5))[there])
+            ious.append(iou[there])
+        return {"hit50": float(torch.cat(hits).float().mean()), "mean_iou": float(torch.cat(ious).mean())}

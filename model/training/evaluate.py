@@ -1,0 +1,137 @@
+"""How good a bundle is on held-out photographs, through the very pipeline that serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from model.bundle import BundleConfig
+from model.decode import DecodeLimits, decode
+from model.postprocess.finish import finish
+from model.predictor import Predictor
+from model.preprocess import prepare
+from model.training.data import Record, load_masks
+from model.training.segment import IGNORE, label_map
+from model.types import (
+    Batch,
+    BoolArray,
+    Box,
+    ClassifyResult,
+    Detection,
+    DetectResult,
+    IntArray,
+    QueryParams,
+    Result,
+    SegmentResult,
+    Task,
+)
+
+LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
+
+
+def answer(predictor: Predictor, config: BundleConfig, data: bytes, params: QueryParams) -> Result:
+    """One encoded picture through decoding, preprocessing, network and postprocessing."""
+    image = decode(data, LIMITS)
+    one = prepare(image, config.preprocessing)
+    (raw,) = predictor.predict(Batch(np.stack((one.pixels,)), (one.geometry,), (params,)))
+    return finish(raw, config, image.size)
+
+
+def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> dict[str, float]:
+    """The task's figures, rounded to four digits: top1 and top5, ap50 (also of each class), or miou and IoUs.
+
+    Records without a head's box are left out of detection, those without a mask out of segmentation.
+    """
+    match config.task:
+        case Task.CLASSIFY:
+            ranked = [
+                [label.index for label in result.labels]
+                for result in _answers(predictor, config, records, QueryParams(top_k=5))
+                if isinstance(result, ClassifyResult)
+            ]
+            figures = top_k_accuracy(ranked, [one.breed for one in records])
+        case Task.DETECT:
+            found = [
+                result.detections
+                for result in _answers(predictor, config, records, QueryParams(masks=False))
+                if isinstance(result, DetectResult)
+            ]
+            figures = average_precision(found, records, config.labels)
+        case Task.SEGMENT:
+            masked = [one for one in records if one.mask is not None]
+            confusion = np.zeros((len(config.labels), len(config.labels)), np.int64)
+            results = _answers(predictor, config, masked, QueryParams())
+            for record, mask, result in zip(masked, load_masks(masked), results, strict=True):
+                assert isinstance(result, SegmentResult)
+                true = label_map(mask, record.species)
+                known = true != IGNORE
+                np.add.at(confusion, (true[known], result.label_map[known]), 1)
+            figures = intersection_over_union(confusion, config.labels)
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def _answers(
+    predictor: Predictor, config: BundleConfig, records: Sequence[Record], params: QueryParams
+) -> Iterator[Result]:
+    return (answer(predictor, config, one.path.read_bytes(), params) for one in records)
+
+
+def top_k_accuracy(ranked: Sequence[Sequence[int]], truth: Sequence[int]) -> dict[str, float]:
+    """Shares of pictures whose class is the first, or among the first five, of `ranked`."""
+    pairs = list(zip(ranked, truth, strict=True))
+    return {f"top{k}": sum(true in best[:k] for best, true in pairs) / len(pairs) for k in (1, 5)}
+
+
+def average_precision(
+    found: Sequence[Sequence[Detection]], records: Sequence[Record], labels: Sequence[str], min_iou: float = 0.5
+) -> dict[str, float]:
+    """The area under each class's precision-recall curve over all recall points (VOC 2010), and their mean.
+
+    Pictures without an annotated head are left out. A head is found once: a second box on it is false.
+    """
+    figures = {}
+    for index, label in enumerate(labels):
+        hits: list[tuple[float, bool]] = []
+        heads = 0
+        for detections, record in zip(found, records, strict=True):
+            if record.head is None:
+                continue
+            heads += record.species == index
+            free = record.species == index
+            for one in detections:
+                if one.index == index:
+                    hit = free and iou(one.box, record.head) >= min_iou
+                    free = free and not hit
+                    hits.append((one.score, hit))
+        hits.sort(key=lambda pair: -pair[0])
+        figures[f"ap50_{label}"] = area_under_curve(np.array([hit for _, hit in hits], np.bool_), heads)
+    return {"ap50": float(np.mean(list(figures.values()))), **figures}
+
+
+def area_under_curve(hits: BoolArray, positives: int) -> float:
+    """Average precision of detections in order of falling score; precision is made to fall with recall first."""
+    if positives == 0 or len(hits) == 0:
+        return 0.0
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[hits].sum() / positives)
+
+
+def intersection_over_union(confusion: IntArray, labels: Sequence[str]) -> dict[str, float]:
+    """Of pixel counts [truth, answer]: IoU of each class, their mean, and the share of pixels that are right."""
+    shared = np.diag(confusion)
+    ious = shared / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1) - shared, 1)
+    return {
+        "miou": float(ious.mean()),
+        "pixel_accuracy": float(shared.sum() / confusion.sum()),
+        **{f"iou_{label}": float(value) for label, value in zip(labels, ious, strict=True)},
+    }
+
+
+def iou(first: Box, second: Box) -> float:
+    width = min(first.xmax, second.xmax) - max(first.xmin, second.xmin)
+    height = min(first.ymax, second.ymax) - max(first.ymin, second.ymin)
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = sum((one.xmax - one.xmin) * (one.ymax - one.ymin) for one in (first, second))
+    return shared / max(areas - shared, 1e-9)

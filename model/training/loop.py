@@ -1,0 +1,175 @@
+"""The training loop of all tasks: AdamW, warm-up and cosine decay, EMA, checkpoints, one log line an epoch.
+
+Everything random in a step is drawn from a generator seeded by the recipe's seed and the step's number. A run
+that was killed therefore goes on from its last checkpoint to the very weights that it would have reached.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.types import IntArray
+
+CHECKPOINT_FILE = "checkpoint.pt"
+LOG_FILE = "log.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast to learn. `bf16` trades exact repeatability across machines for speed."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_epochs: float
+    ema_decay: float
+    clip_norm: float
+    evaluate_every: int
+    checkpoint_minutes: float = 3.0
+    seed: int = 0
+    bf16: bool = True
+
+
+class Training(Protocol):
+    """A task as the loop sees it: a module, a number of examples, a loss, a measure."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def examples(self) -> int: ...
+
+    def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
+        """The scalar loss of these examples; `progress` is the share of the training done, 0 to 1."""
+        ...
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]: ...
+
+
+@dataclass(slots=True)
+class _State:
+    module: nn.Module
+    averaged: nn.Module
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write beside, then rename: a kill in between leaves the previous checkpoint whole."""
+        parts = {
+            "module": self.module.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(parts, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        parts = torch.load(path, weights_only=True)
+        self.module.load_state_dict(parts["module"])
+        self.averaged.load_state_dict(parts["averaged"])
+        self.optimiser.load_state_dict(parts["optimiser"])
+        self.step = parts["step"]
+
+
+def run(training: Training, schedule: Schedule, out_dir: Path, stop_after: int | None = None) -> nn.Module:
+    """Train to the end, from the checkpoint in `out_dir` where there is one, and return the averaged module.
+
+    `stop_after` ends the run early after that many steps in all, with a checkpoint.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = out_dir / CHECKPOINT_FILE
+    module = training.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = _State(module, copy.deepcopy(module).eval().requires_grad_(False), _optimiser(module, schedule))
+    if checkpoint.exists():
+        state.load(checkpoint)
+    steps_an_epoch = training.examples // schedule.batch_size
+    total = steps_an_epoch * schedule.epochs
+    end = total if stop_after is None else min(stop_after, total)
+    saved = epoch_began = time.monotonic()
+    losses: list[float] = []
+    module.train()
+    while state.step < end:
+        losses.append(_step(training, schedule, state, steps_an_epoch, total))
+        if time.monotonic() - saved > schedule.checkpoint_minutes * 60:
+            state.save(checkpoint)
+            saved = time.monotonic()
+        if state.step % steps_an_epoch == 0:
+            epoch = state.step // steps_an_epoch
+            line: dict[str, float] = {"epoch": epoch, "loss": round(sum(losses) / len(losses), 5)}
+            line["images_per_second"] = round(len(losses) * schedule.batch_size / (time.monotonic() - epoch_began), 1)
+            if epoch % schedule.evaluate_every == 0 or state.step == total:
+                line |= evaluate(training, state.averaged, schedule.bf16)
+            with (out_dir / LOG_FILE).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            losses, epoch_began = [], time.monotonic()
+    state.save(checkpoint)
+    return state.averaged
+
+
+def evaluate(training: Training, module: nn.Module, bf16: bool) -> dict[str, float]:
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return training.evaluate(module)
+
+
+def _step(training: Training, schedule: Schedule, state: _State, steps_an_epoch: int, total: int) -> float:
+    epoch, position = divmod(state.step, steps_an_epoch)
+    order = np.random.default_rng((schedule.seed, 0, epoch)).permutation(training.examples)
+    indices = order[position * schedule.batch_size : (position + 1) * schedule.batch_size]
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(schedule, state.step / steps_an_epoch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bf16):
+        rng = np.random.default_rng((schedule.seed, 1, state.step))
+        loss = training.loss(indices, rng, state.step / total)
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.module.parameters(), schedule.clip_norm)
+    state.optimiser.step()
+    state.step += 1
+    _average(state, schedule.ema_decay)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value} at step {state.step}; lower the learning rate")
+    return value
+
+
+def learning_rate(schedule: Schedule, epoch: float) -> float:
+    """Linear warm-up, then half a cosine down to a hundredth of the peak."""
+    if epoch < schedule.warmup_epochs:
+        return schedule.learning_rate * (epoch + 0.05) / (schedule.warmup_epochs + 0.05)
+    done = (epoch - schedule.warmup_epochs) / (schedule.epochs - schedule.warmup_epochs)
+    return schedule.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _optimiser(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW; biases and normalisation parameters do not decay."""
+    parameters = [one for one in module.parameters() if one.requires_grad]
+    groups = [
+        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": schedule.weight_decay},
+        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate)
+
+
+@torch.no_grad()
+def _average(state: _State, decay: float) -> None:
+    """Exponential moving average of parameters and BatchNorm statistics, faster in the first steps."""
+    weight = 1 - min(decay, (1 + state.step) / (10 + state.step))
+    current = state.module.state_dict()
+    for name, average in state.averaged.state_dict().items():
+        if average.is_floating_point():
+            average.lerp_(current[name], weight)
+        else:
+            average.copy_(current[name])

@@ -1,0 +1,111 @@
+"""The hyperparameters that made the embedded bundles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from model.spec import (
+    Architecture,
+    BackboneSpec,
+    CenterCropSpec,
+    ClassifierSpec,
+    ClassifyPostSpec,
+    DetectPostSpec,
+    KeepRatioSpec,
+    Postprocessing,
+    Preprocessing,
+    RetinaNetSpec,
+    SegmentPostSpec,
+    SemanticFPNSpec,
+)
+from model.training.classify import ClassifyRecipe
+from model.training.detect import DetectRecipe
+from model.training.loop import Schedule
+from model.training.segment import SegmentRecipe
+
+
+class Course(StrEnum):
+    """What can be trained."""
+
+    BREED = "breed"
+    HEADS = "heads"
+    OUTLINE = "outline"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that a training depends on besides the data."""
+
+    name: str
+    architecture: Architecture
+    examples: ClassifyRecipe | DetectRecipe | SegmentRecipe
+    schedule: Schedule
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+
+
+BACKBONE = BackboneSpec(
+    tokenizer_channels=32,
+    conv_blocks=2,
+    stage_channels=(64, 128, 256),
+    stage_depths=(2, 4, 2),
+    mlp_ratios=(2, 2, 2),
+)
+"""A fifth of ConvMLP-S: three thousand photographs teach no more, and a CPU answers quickly."""
+
+DENSE_INPUT = KeepRatioSpec(long_side=320, short_side=224, pad_multiple=32)
+
+RECIPES = {
+    Course.BREED: Recipe(
+        name="convmlp_pets_breed",
+        architecture=ClassifierSpec(backbone=BACKBONE),
+        examples=ClassifyRecipe(),
+        schedule=Schedule(
+            epochs=66,
+            batch_size=48,
+            learning_rate=2e-3,
+            weight_decay=0.05,
+            warmup_epochs=3,
+            ema_decay=0.998,
+            clip_norm=2.0,
+            evaluate_every=2,
+        ),
+        preprocessing=CenterCropSpec(resize_shorter=184, crop=160),
+        postprocessing=ClassifyPostSpec(),
+    ),
+    Course.HEADS: Recipe(
+        name="convmlp_pets_heads",
+        architecture=RetinaNetSpec(backbone=BACKBONE, fpn_channels=64, head_convs=2),
+        examples=DetectRecipe(),
+        schedule=Schedule(
+            epochs=12,
+            batch_size=24,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            warmup_epochs=0.5,
+            ema_decay=0.995,
+            clip_norm=5.0,
+            evaluate_every=1,
+        ),
+        preprocessing=DENSE_INPUT,
+        postprocessing=DetectPostSpec(),
+    ),
+    Course.OUTLINE: Recipe(
+        name="convmlp_pets_outline",
+        architecture=SemanticFPNSpec(backbone=BACKBONE, fpn_channels=64, head_channels=64),
+        examples=SegmentRecipe(),
+        schedule=Schedule(
+            epochs=40,
+            batch_size=24,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            warmup_epochs=2,
+            ema_decay=0.99,
+            clip_norm=5.0,
+            evaluate_every=2,
+        ),
+        preprocessing=DENSE_INPUT,
+        postprocessing=SegmentPostSpec(),
+    ),
+}

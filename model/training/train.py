@@ -1,0 +1,99 @@
+"""The whole way from photographs to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.bundle import Bundle, read_bundle
+from model.net.backbone import ConvMLP
+from model.net.build import build_network
+from model.net.classifier import ConvMLPClassifier
+from model.net.retinanet import RetinaNet
+from model.net.semantic_fpn import SemanticFPN
+from model.net.weights import load_weights
+from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe, initialise
+from model.training.data import SPECIES, PetIndex, load_pictures, read_index
+from model.training.detect import DetectRecipe, HeadTraining
+from model.training.export import export
+from model.training.loop import Training, run
+from model.training.recipes import RECIPES, Course, Recipe
+from model.training.segment import OUTLINE_LABELS, OutlineTraining
+from model.types import Task
+
+
+def train(
+    course: Course,
+    data_dir: Path,
+    out_dir: Path,
+    *,
+    backbone_from: Path | None = None,
+    recipe: Recipe | None = None,
+    stop_after: int | None = None,
+    command: str,
+) -> Bundle:
+    """Train, resume or finish a course, measure it, and write its bundle.
+
+    Args:
+        course: which of the three.
+        data_dir: the folder with `index.csv`.
+        out_dir: gets `<course>/` with checkpoint and log, and `bundles/<name>/`.
+        backbone_from: a breed bundle whose backbone the detector or the outline model starts from.
+        recipe: instead of the course's own.
+        stop_after: stop after that many steps in all and export what there is.
+        command: what the bundle's source says it was made with.
+
+    Raises:
+        BundleInvalid: `backbone_from` is not a bundle of the recipe's backbone.
+        OSError: the data cannot be read, or the results not be written.
+        ValueError: the index is damaged, or `backbone_from` is not a classifier.
+        FloatingPointError: the loss is no longer finite.
+    """
+    recipe = RECIPES[course] if recipe is None else recipe
+    index = read_index(data_dir)
+    torch.manual_seed(recipe.schedule.seed)
+    labels = {Course.BREED: index.breeds, Course.HEADS: SPECIES, Course.OUTLINE: OUTLINE_LABELS}[course]
+    training = _training(recipe, index, len(labels), backbone_from)
+    averaged = run(training, recipe.schedule, out_dir / course.value, stop_after)
+    network: nn.Module = averaged.classifier if isinstance(averaged, BreedNet) else averaged
+    return export(recipe, network, labels, index.held_out(), out_dir / "bundles", command)
+
+
+def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: Path | None) -> Training:
+    learn, watch = index.training(), index.held_out()
+    data = (learn, load_pictures(learn), watch, load_pictures(watch))
+    if isinstance(recipe.examples, ClassifyRecipe):
+        return BreedTraining(recipe.examples, BreedNet(recipe.architecture.backbone, num_classes), *data)
+    network = build_network(recipe.architecture, num_classes)
+    assert isinstance(network, RetinaNet | SemanticFPN)
+    if backbone_from is None:
+        initialise(network.backbone)
+    else:
+        copy_backbone(read_bundle(backbone_from), network.backbone)
+    if isinstance(recipe.examples, DetectRecipe):
+        assert isinstance(network, RetinaNet)
+        return HeadTraining(recipe.examples, network, *data)
+    assert isinstance(network, SemanticFPN)
+    return OutlineTraining(recipe.examples, network, *data)
+
+
+def copy_backbone(bundle: Bundle, backbone: ConvMLP) -> None:
+    """Fill `backbone` from a classifier's bundle.
+
+    Raises:
+        BundleInvalid: its weights do not fit its architecture.
+        ValueError: it is not a classifier, or has another backbone.
+    """
+    config = bundle.config
+    if config.task is not Task.CLASSIFY:
+        raise ValueError(f"bundle {bundle.folder} is for task {config.task.value}; a classifier is needed")
+    classifier = build_network(config.architecture, len(config.labels))
+    assert isinstance(classifier, ConvMLPClassifier)
+    load_weights(classifier, bundle)
+    own = backbone.state_dict()
+    found = classifier.state_dict()
+    if any(key not in found or found[key].shape != value.shape for key, value in own.items()):
+        raise ValueError(f"bundle {bundle.folder} has another backbone than the recipe")
+    backbone.load_state_dict({key: found[key] for key in own})

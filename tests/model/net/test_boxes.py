@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.net.boxes import clip_boxes, decode_deltas, encode_deltas, iou_matrix
+
+coordinate = st.floats(-500, 500, width=32)
+side = st.floats(1, 500, width=32)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> list[float]:
+    x, y, width, height = draw(coordinate), draw(coordinate), draw(side), draw(side)
+    return [x, y, x + width, y + height]
+
+
+@given(anchor=boxes(), box=boxes(), stds=st.sampled_from([(1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)]))
+def test_decoding_undoes_encoding(
+    anchor: list[float], box: list[float], stds: tuple[float, float, float, float]
+) -> None:
+    """A box comes back from its deltas, unless it is so much larger or smaller than the anchor as to be limited."""
+    anchors, targets = torch.tensor([anchor], dtype=torch.float64), torch.tensor([box], dtype=torch.float64)
+    ratios = (targets[:, 2:] - targets[:, :2]) / (anchors[:, 2:] - anchors[:, :2])
+    decoded = decode_deltas(anchors, encode_deltas(anchors, targets, stds), stds)
+    if bool((ratios.log().abs() < math.log(1000 / 16)).all()):
+        torch.testing.assert_close(decoded, targets, rtol=1e-4, atol=1e-3)
+    else:
+        limited = (decoded[:, 2:] - decoded[:, :2]) / (anchors[:, 2:] - anchors[:, :2])
+        torch.testing.assert_close(limited, ratios.clamp(16 / 1000, 1000 / 16), rtol=1e-4, atol=1e-6)
+
+
+def test_a_delta_means_shift_by_size_and_growth_by_exponential() -> None:
+    """dx, dy count in anchor sizes, dw, dh in natural logarithms, each times its std."""
+    anchors = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
+    decoded = decode_deltas(anchors, torch.tensor([[1.0, -1.0, math.log(2) * 5, 0.0]]), (0.1, 0.1, 0.2, 0.2))
+    torch.testing.assert_close(decoded, torch.tensor([[2.0, 16.0, 42.0, 56.0]]))
+
+
+def test_iou_of_hand_computed_boxes() -> None:
+    """Overlap by a quarter, identity, touching edges and no area at all."""
+    box = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    others = torch.tensor([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 4.0, 2.0], [1.0, 1.0, 1.0, 1.0]])
+    assert iou_matrix(box, others)[0].tolist() == pytest.approx([1 / 7, 1.0, 0.0, 0.0])
+
+
+def test_two_boxes_without_area_overlap_by_no_threshold() -> None:
+    """0/0 must not suppress a detection."""
+    point = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
+    assert not bool((iou_matrix(point, point) > 0.0).any())
+
+
+def test_clipping_uses_each_rows_own_limits() -> None:
+    """In a batch each picture's boxes stay within that picture."""
+    clipped = clip_boxes(
+        torch.tensor([[[-5.0, 3.0, 50.0, 60.0]], [[-5.0, 3.0, 50.0, 60.0]]]),
+        torch.tensor([[[40.0, 20.0, 40.0, 20.0]], [[45.0, 100.0, 45.0, 100.0]]]),
+    )
+    assert clipped.tolist() == [[[0.0, 3.0, 40.0, 20.0]], [[0.0, 3.0, 45.0, 60.0]]]

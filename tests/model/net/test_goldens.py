@@ -1,0 +1,156 @@
+"""The four families against what the authors' own models answer, with weights that anyone can re-create.
+
+The networks are fed preprocessed inputs, so that only networks and test-time procedures are compared. Bounds are
+a few times float32's rounding, as measured by the goldens' makers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import pytest
+import torch
+
+from model.net import mask_rcnn_detect, retinanet_detect
+from model.net.build import build_network
+from model.net.classifier import ConvMLPClassifier, best_classes
+from model.net.detections import Frames
+from model.net.mask_rcnn import MaskRCNN
+from model.net.retinanet import RetinaNet
+from model.net.segmentation import label_maps
+from model.net.semantic_fpn import SemanticFPN
+from model.postprocess.masks import paste
+from model.spec import BACKBONES, ClassifierSpec, DetectPostSpec, MaskRCNNSpec, RetinaNetSpec, SemanticFPNSpec
+from model.types import Box, DetectOutput, Geometry, QueryParams, Size, SoftMask
+from tests import goldens
+
+pytestmark = goldens.requires_goldens
+
+SMALL = BACKBONES["s"]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> ConvMLPClassifier:
+    network = build_network(ClassifierSpec(backbone=SMALL), 1000).eval()
+    goldens.fill(network)
+    assert isinstance(network, ConvMLPClassifier)
+    return network
+
+
+@pytest.fixture(scope="module")
+def retinanet() -> RetinaNet:
+    network = build_network(RetinaNetSpec(backbone=SMALL), 80).eval()
+    goldens.fill(network)
+    assert isinstance(network, RetinaNet)
+    return network
+
+
+@pytest.fixture(scope="module")
+def mask_rcnn() -> MaskRCNN:
+    network = build_network(MaskRCNNSpec(backbone=SMALL), 80).eval()
+    goldens.fill(network)
+    assert isinstance(network, MaskRCNN)
+    return network
+
+
+@pytest.fixture(scope="module")
+def semantic_fpn() -> SemanticFPN:
+    network = build_network(SemanticFPNSpec(backbone=SMALL), 150).eval()
+    goldens.fill(network)
+    assert isinstance(network, SemanticFPN)
+    return network
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("picture", ["a", "b"])
+def test_classifier(picture: str, classifier: ConvMLPClassifier) -> None:
+    """All thousand logits, and the five best classes with their probabilities, are the authors'."""
+    golden = goldens.load(f"final/classifier_s_{picture}.json")
+    logits = classifier(goldens.network_input("cls", picture))
+    expected = torch.tensor(golden["logits"])
+    assert (logits[0] - expected).abs().max() / expected.abs().max() < 1e-4
+    (best,) = best_classes(logits, [QueryParams()])
+    assert best.indices.tolist() == [one["index"] for one in golden["top5"]]
+    np.testing.assert_allclose(best.scores, [one["probability"] for one in golden["top5"]], atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("picture", ["a", "b", "d"])
+def test_retinanet(picture: str, retinanet: RetinaNet) -> None:
+    """Boxes, scores and classes are the authors', under their own and under other test settings."""
+    golden = goldens.load(f"final/retinanet_s_{picture}.json")
+    logits, deltas = retinanet(goldens.network_input("det", picture))
+    geometry = goldens.detection_geometry(picture)
+    for settings, expected in [("", golden), *golden["variants"].items()]:
+        params, spec = parsed(settings)
+        (output,) = retinanet_detect.detections(logits, deltas, [geometry], [params], spec)
+        matched(output, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
+@pytest.mark.parametrize("picture", ["a", "b", "d"])
+def test_mask_rcnn(picture: str, mask_rcnn: MaskRCNN) -> None:
+    """Proposals, boxes, scores, classes and masks are the authors'; all but masks under other test settings too."""
+    golden = goldens.load(f"final/maskrcnn_s_{picture}.json")
+    pyramid, logits, deltas = mask_rcnn(goldens.network_input("det", picture))
+    geometry = goldens.detection_geometry(picture)
+    proposals, filled = mask_rcnn_detect.propose(
+        logits, deltas, Frames.of([geometry], torch.device("cpu")), DetectPostSpec()
+    )
+    expected_proposals = np.load(goldens.GOLDENS / "proposals" / f"maskrcnn_s_{picture}.npz")["proposals"]
+    assert int(filled.sum()) == len(expected_proposals)
+    distances = torch.cdist(proposals[0], torch.from_numpy(expected_proposals[:, :4]), p=torch.inf)
+    assert (distances.amin(dim=0) > 0.1).sum() <= 2
+    for settings, expected in [("", golden), *golden["variants"].items()]:
+        params, spec = parsed(settings)
+        (output,) = mask_rcnn_detect.detections(mask_rcnn.roi_head, pyramid, logits, deltas, [geometry], [params], spec)
+        partners = matched(output, expected)
+        if output.mask_logits is None:
+            continue
+        for mask, box, partner in zip(output.mask_logits, output.boxes, partners, strict=True):
+            ours = paste(SoftMask(mask, spec.mask_threshold), Box(*box.tolist()), geometry.original).in_picture()
+            theirs = pycocotools.mask.decode(expected["masks"][partner]).astype(bool)
+            # Rounding moves a pixel or two at the edge, which is much of a mask of a hundred pixels.
+            assert (ours ^ theirs).sum() <= max(2, 0.002 * (ours | theirs).sum())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("picture", ["a", "b", "c"])
+def test_semantic_fpn(picture: str, semantic_fpn: SemanticFPN) -> None:
+    """The label map of 150 classes is the authors' but for pixels where two classes tie within rounding."""
+    x = goldens.network_input("seg", picture)
+    size = Size(x.shape[2], x.shape[3])
+    (output,) = label_maps(semantic_fpn(x), size, [Geometry(goldens.picture_size(picture), size)])
+    assert (output.label_map == goldens.label_map(f"semfpn_s_{picture}")).mean() >= 0.9999
+
+
+def parsed(settings: str) -> tuple[QueryParams, DetectPostSpec]:
+    """`score_thr=0.3` or `nms_iou=0.3,max_per_img=300` → what to ask; empty: the defaults."""
+    values = dict(one.split("=") for one in settings.split(",") if one)
+    threshold, most, iou = values.pop("score_thr", None), values.pop("max_per_img", "100"), values.pop("nms_iou", "0.5")
+    assert values == {}
+    return (
+        QueryParams(
+            score_threshold=None if threshold is None else float(threshold),
+            max_detections=int(most),
+            masks=settings == "",
+        ),
+        DetectPostSpec(nms_iou=float(iou)),
+    )
+
+
+def matched(output: DetectOutput, expected: dict[str, Any]) -> list[int]:
+    """Check that the two lists hold the same detections; for each of ours, the position of its partner."""
+    boxes, labels = np.array(expected["boxes"]).reshape(-1, 5), np.array(expected["labels"])
+    assert len(output.boxes) == len(boxes)
+    far = np.abs(output.boxes[:, None] - boxes[None, :, :4]).max(axis=2)
+    far += np.abs(output.scores[:, None] - boxes[None, :, 4])
+    far[output.classes[:, None] != labels[None]] = np.inf
+    partners = far.argmin(axis=1)
+    assert sorted(partners.tolist()) == list(range(len(boxes)))
+    assert np.abs(output.boxes - boxes[partners, :4]).max() < 0.1
+    assert np.abs(output.scores - boxes[partners, 4]).max() < 5e-4
+    return partners.tolist()

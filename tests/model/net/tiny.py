@@ -1,0 +1,107 @@
+"""Small networks with random weights, written as real bundles: quick to run, the same in all else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model.bundle import Bundle, Source
+from model.net.build import Network, build_network
+from model.net.mask_rcnn import MaskRCNN
+from model.net.weights import BundleDraft, Precision, write_bundle
+from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
+from model.spec import (
+    TASK_OF_FAMILY,
+    Architecture,
+    BackboneSpec,
+    CenterCropSpec,
+    ClassifierSpec,
+    ClassifyPostSpec,
+    DetectPostSpec,
+    KeepRatioSpec,
+    MaskRCNNSpec,
+    RetinaNetSpec,
+    SegmentPostSpec,
+    SemanticFPNSpec,
+)
+from model.types import Task
+
+TINY = BackboneSpec(
+    tokenizer_channels=8, conv_blocks=1, stage_channels=(8, 16, 16), stage_depths=(1, 1, 1), mlp_ratios=(2, 2, 2)
+)
+NUM_CLASSES = 5
+ARCHITECTURES: dict[str, Architecture] = {
+    "classifier": ClassifierSpec(backbone=TINY),
+    "retinanet": RetinaNetSpec(backbone=TINY, fpn_channels=16, head_convs=1),
+    "mask_rcnn": MaskRCNNSpec(backbone=TINY, fpn_channels=16, fc_channels=32, mask_convs=1),
+    "semantic_fpn": SemanticFPNSpec(backbone=TINY, fpn_channels=16, head_channels=8),
+}
+REFERENCES: dict[Task, ReferenceAnswer] = {
+    Task.CLASSIFY: ClassifyReference(labels=()),
+    Task.DETECT: DetectReference(detections=()),
+    Task.SEGMENT: SegmentReference(grid=("0",)),
+}
+
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+SPREADS = {"retina_cls": 2.0, "retina_reg": 0.3, "rpn_cls": 2.0, "rpn_reg": 0.3, "fc_cls": 2.0, "conv_seg": 2.0}
+"""Standard deviation of what a last layer answers; of all other layers it is 1."""
+
+
+@torch.no_grad()
+def tiny_network(family: str) -> Network:
+    """A random network, each layer centred and scaled on noise: scores and boxes of many sizes, none extreme."""
+    torch.manual_seed(7)
+    network = build_network(ARCHITECTURES[family], NUM_CLASSES).eval()
+    names = {module: name.rsplit(".", 1)[-1] for name, module in network.named_modules()}
+    scaled: set[nn.Module] = set()
+
+    def scale(module: nn.Module, _: object, out: torch.Tensor) -> torch.Tensor:
+        if module in scaled:
+            return out
+        scaled.add(module)
+        assert isinstance(module, LAYERS)
+        factor = SPREADS.get(names[module], 1.0) / out.std()
+        module.weight.mul_(factor)
+        if module.bias is not None:
+            channels = -1 if isinstance(module, nn.Linear) else 1
+            mean = out.transpose(channels, -1).flatten(0, -2).mean(dim=0)
+            module.bias.sub_(mean).mul_(factor)
+            out = (out.transpose(channels, -1) - mean).transpose(channels, -1)
+        return out * factor
+
+    hooks = [module.register_forward_hook(scale) for module in names if isinstance(module, LAYERS)]
+    network(torch.randn(2, 3, 96, 128))
+    if isinstance(network, MaskRCNN):
+        network.roi_head.bbox_head(torch.randn(64, 16, 7, 7))
+        network.roi_head.mask_head(torch.randn(8, 16, 14, 14))
+    for hook in hooks:
+        hook.remove()
+    return network
+
+
+def draft(family: str, name: str = "tiny", precision: Precision = "fp32") -> BundleDraft:
+    task = TASK_OF_FAMILY[ARCHITECTURES[family].family]
+    return BundleDraft(
+        name=name,
+        architecture=ARCHITECTURES[family],
+        labels=tuple(f"class {index}" for index in range(NUM_CLASSES)),
+        preprocessing=CenterCropSpec(resize_shorter=72, crop=64)
+        if task == Task.CLASSIFY
+        else KeepRatioSpec(long_side=128, short_side=96, pad_multiple=32),
+        postprocessing={
+            Task.CLASSIFY: ClassifyPostSpec(),
+            Task.DETECT: DetectPostSpec(score_threshold=0.3, candidates_per_level=200, proposals=100),
+            Task.SEGMENT: SegmentPostSpec(),
+        }[task],
+        precision=precision,
+        source=Source(description="random", url="https://example.org", licence="CC0-1.0", attribution="nobody"),
+        accuracy=None,
+    )
+
+
+def tiny_bundle(store: Path, family: str) -> Bundle:
+    reference = REFERENCES[TASK_OF_FAMILY[ARCHITECTURES[family].family]]
+    return write_bundle(store, draft(family), tiny_network(family), lambda _: reference)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.errors import BundleInvalid
+from model.predictor import Predictor, default_device
+from model.types import (
+    Batch,
+    ClassifyOutput,
+    DetectOutput,
+    Geometry,
+    QueryParams,
+    RawOutput,
+    SegmentOutput,
+    Size,
+    UInt8Array,
+)
+from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, draft, tiny_bundle
+
+CPU = torch.device("cpu")
+HEIGHT, WIDTH = 96, 128
+GEOMETRIES = (
+    Geometry(Size(200, 270), Size(95, 128)),
+    Geometry(Size(64, 80), Size(96, 120)),
+    Geometry(Size(300, 400), Size(96, 128)),
+    Geometry(Size(70, 100), Size(90, 128)),
+)
+PARAMS = (
+    QueryParams(top_k=2, max_detections=7),
+    QueryParams(score_threshold=0.0, max_detections=40),
+    QueryParams(top_k=1, score_threshold=0.7, masks=False),
+    QueryParams(top_k=50),
+)
+
+MakePredictor = Callable[[str], Predictor]
+
+
+@pytest.fixture(scope="module")
+def predictor_of(tmp_path_factory: pytest.TempPathFactory) -> MakePredictor:
+    def make(family: str) -> Predictor:
+        return Predictor(tiny_bundle(tmp_path_factory.mktemp(family), family), CPU)
+
+    return make
+
+
+def pictures(seed: int = 1) -> UInt8Array:
+    """Smooth random pictures, black where a row is padded."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (len(GEOMETRIES), HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    pixels = np.ascontiguousarray(coarse.repeat(8, axis=1).repeat(8, axis=2))
+    for row, geometry in enumerate(GEOMETRIES):
+        pixels[row, geometry.content.height :] = 0
+        pixels[row, :, geometry.content.width :] = 0
+    return pixels
+
+
+def assert_same(one: RawOutput, other: RawOutput) -> None:
+    """Equal but for float32's rounding, which may differ with the batch's size."""
+    match one, other:
+        case ClassifyOutput(), ClassifyOutput():
+            np.testing.assert_array_equal(one.indices, other.indices)
+            np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        case DetectOutput(), DetectOutput():
+            np.testing.assert_array_equal(one.classes, other.classes)
+            np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+            np.testing.assert_allclose(one.boxes, other.boxes, atol=0.05)
+            assert (one.mask_logits is None) == (other.mask_logits is None)
+            if one.mask_logits is not None and other.mask_logits is not None:
+                assert one.mask_logits.shape == (len(one.boxes), 28, 28)
+                np.testing.assert_allclose(one.mask_logits, other.mask_logits, atol=0.02)
+        case SegmentOutput(), SegmentOutput():
+            assert (one.label_map != other.label_map).sum() <= 2
+        case _:
+            pytest.fail(f"{one} is no {type(other).__name__}")
+
+
+@pytest.mark.parametrize("family", list(ARCHITECTURES))
+def test_an_answer_is_the_same_alone_and_in_a_batch(family: str, predictor_of: MakePredictor) -> None:
+    """Neighbours with other pictures, padding and parameters change nothing in a row's answer."""
+    predictor, pixels = predictor_of(family), pictures()
+    together = predictor.predict(Batch(pixels, GEOMETRIES, PARAMS))
+    assert len(together) == len(GEOMETRIES)
+    for row in range(len(GEOMETRIES)):
+        one = slice(row, row + 1)
+        (alone,) = predictor.predict(Batch(pixels[one], GEOMETRIES[one], PARAMS[one]))
+        assert_same(together[row], alone)
+    if isinstance(together[1], DetectOutput):
+        assert len(together[1].boxes) == 40
+
+
+@pytest.mark.parametrize("family", ["retinanet", "mask_rcnn", "semantic_fpn"])
+def test_what_lies_in_the_padding_does_not_matter(family: str, predictor_of: MakePredictor) -> None:
+    """Padding is zeroed after normalisation, whatever bytes it came with."""
+    predictor, clean, dirty = predictor_of(family), pictures(), pictures()
+    for row, geometry in enumerate(GEOMETRIES):
+        dirty[row, geometry.content.height :] = 200
+        dirty[row, :, geometry.content.width :] = 13
+    assert (clean != dirty).any()
+    expected = predictor.predict(Batch(clean, GEOMETRIES, PARAMS))
+    for one, other in zip(predictor.predict(Batch(dirty, GEOMETRIES, PARAMS)), expected, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("family", ["retinanet", "mask_rcnn"])
+def test_detections_are_what_each_row_asked_for(family: str, predictor_of: MakePredictor) -> None:
+    """Falling scores above the row's threshold, its number, its masks, boxes within its picture, dtypes."""
+    outputs = predictor_of(family).predict(Batch(pictures(), GEOMETRIES, PARAMS))
+    for output, geometry, params in zip(outputs, GEOMETRIES, PARAMS, strict=True):
+        assert isinstance(output, DetectOutput)
+        assert 0 < len(output.boxes) <= params.max_detections
+        assert (np.diff(output.scores) <= 0).all()
+        assert (output.scores > (0.3 if params.score_threshold is None else params.score_threshold)).all()
+        assert set(output.classes.tolist()) <= set(range(NUM_CLASSES))
+        assert (output.boxes >= 0).all()
+        assert (output.boxes[:, 2] <= geometry.original.width + 1e-3).all()
+        assert (output.boxes[:, 3] <= geometry.original.height + 1e-3).all()
+        assert (output.boxes.dtype, output.scores.dtype, output.classes.dtype) == (
+            np.float32,
+            np.float32,
+            np.int64,
+        )
+        assert (output.mask_logits is not None) == (family == "mask_rcnn" and params.masks)
+
+
+@pytest.mark.parametrize("family", ["retinanet", "mask_rcnn"])
+def test_a_threshold_that_nothing_reaches_gives_an_empty_answer(family: str, predictor_of: MakePredictor) -> None:
+    """No detection is an answer, with arrays of no rows."""
+    params = (QueryParams(score_threshold=1.0), *PARAMS[1:])
+    output = predictor_of(family).predict(Batch(pictures(), GEOMETRIES, params))[0]
+    assert isinstance(output, DetectOutput)
+    assert output.boxes.shape == (0, 4)
+    assert output.scores.shape == output.classes.shape == (0,)
+    if family == "mask_rcnn":
+        assert output.mask_logits is not None
+        assert output.mask_logits.shape == (0, 28, 28)
+
+
+def test_top_k_is_capped_at_the_number_of_classes(predictor_of: MakePredictor) -> None:
+    """Asking for more classes than there are gives them all; the probabilities then sum to one."""
+    outputs = predictor_of("classifier").predict(Batch(pictures(), GEOMETRIES, PARAMS))
+    assert all(isinstance(output, ClassifyOutput) for output in outputs)
+    assert [len(output.scores) for output in outputs if isinstance(output, ClassifyOutput)] == [2, 5, 1, 5]
+    last = outputs[3]
+    assert isinstance(last, ClassifyOutput)
+    assert last.scores.sum() == pytest.approx(1.0, abs=1e-5)
+    assert sorted(last.indices.tolist()) == list(range(NUM_CLASSES))
+
+
+def test_a_label_map_has_the_pictures_size(predictor_of: MakePredictor) -> None:
+    """Each row's map is as large as its own upright picture."""
+    outputs = predictor_of("semantic_fpn").predict(Batch(pictures(), GEOMETRIES, PARAMS))
+    for output, geometry in zip(outputs, GEOMETRIES, strict=True):
+        assert isinstance(output, SegmentOutput)
+        assert output.label_map.shape == (geometry.original.height, geometry.original.width)
+        assert len(np.unique(output.label_map)) > 1
+
+
+@pytest.mark.parametrize("family", list(ARCHITECTURES))
+def test_bf16_answers_nearly_as_fp32(family: str, tmp_path: Path) -> None:
+    """Reduced precision changes figures a little and the shape of nothing."""
+    bundle = tiny_bundle(tmp_path, family)
+    params = (QueryParams(max_detections=3),) * len(GEOMETRIES)
+    batch = Batch(pictures(), GEOMETRIES, params)
+    full, reduced = Predictor(bundle, CPU).predict(batch), Predictor(bundle, CPU, "bf16").predict(batch)
+    for one, other in zip(full, reduced, strict=True):
+        match one, other:
+            case ClassifyOutput(), ClassifyOutput():
+                by_class = dict(zip(other.indices.tolist(), other.scores.tolist(), strict=True))
+                assert by_class[int(one.indices[0])] == pytest.approx(float(one.scores[0]), abs=0.05)
+            case DetectOutput(), DetectOutput():
+                assert one.boxes.dtype == other.boxes.dtype == np.float32
+                np.testing.assert_allclose(one.scores, other.scores, atol=0.1)
+            case SegmentOutput(), SegmentOutput():
+                assert (one.label_map == other.label_map).mean() > 0.95
+            case _:
+                pytest.fail("outputs of different kinds")
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    """A predictor is never built half filled."""
+    wrong, right = tiny_bundle(tmp_path / "a", "retinanet"), tiny_bundle(tmp_path / "b", "classifier")
+    right.weights_path.write_bytes(wrong.weights_path.read_bytes())
+    with pytest.raises(BundleInvalid, match="does not fit"):
+        Predictor(right, CPU)
+
+
+def test_read_only_pixels_are_accepted(predictor_of: MakePredictor) -> None:
+    """Arrays that look into a received message cannot be written to."""
+    pixels = pictures()
+    pixels.flags.writeable = False
+    assert len(predictor_of("classifier").predict(Batch(pixels, GEOMETRIES, PARAMS))) == len(GEOMETRIES)
+
+
+def test_the_default_device_is_usable() -> None:
+    """Without a GPU it is the CPU, and a tensor can be made on it either way."""
+    assert torch.zeros(1, device=default_device()).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_the_tiny_bundles_pad_like_detectors_and_segmenters() -> None:
+    """The geometries above fit the bundles' own pipeline: within 128 x 96 pixels, padded to 32."""
+    preprocessing = draft("retinanet").preprocessing
+    assert preprocessing.kind == "keep_ratio"
+    assert (preprocessing.long_side, preprocessing.short_side) == (WIDTH, HEIGHT)
+    assert HEIGHT % preprocessing.pad_multiple == WIDTH % preprocessing.pad_multiple == 0

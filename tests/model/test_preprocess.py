@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.preprocess import prepare
+from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
+from model.types import Float32Array, Geometry, Image, ModelInput, Size
+from tests.goldens import GOLDENS, requires_goldens
+
+CLASSIFY = CenterCropSpec()
+DETECT = KeepRatioSpec(long_side=1333, short_side=800, pad_multiple=32)
+SEGMENT = KeepRatioSpec(long_side=2048, short_side=512)
+
+
+def picture(height: int, width: int) -> Image:
+    return Image(np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def normalised(model_input: ModelInput, spec: Preprocessing) -> Float32Array:
+    """float32 (3, h, w), as the network sees it: padding is zero after normalisation."""
+    mean, std = np.float32(spec.normalisation.mean), np.float32(spec.normalisation.std)
+    values = (model_input.pixels.astype(np.float32) - mean) / std
+    if isinstance(spec, KeepRatioSpec):
+        content = model_input.geometry.content
+        values[content.height :] = 0
+        values[:, content.width :] = 0
+    return values.transpose(2, 0, 1)
+
+
+@requires_goldens
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("cls_a", CLASSIFY),
+        ("cls_b", CLASSIFY),
+        ("det_a", DETECT),
+        ("det_b", DETECT),
+        ("det_d", DETECT),
+        ("seg_a", SEGMENT),
+        ("seg_b", SEGMENT),
+        ("seg_c", SEGMENT),
+    ],
+)
+def test_inputs_equal_those_of_the_authors_pipelines(name: str, spec: Preprocessing) -> None:
+    """What a network gets is what the authors' toolboxes give it: not one grey level differs."""
+    with PIL.Image.open(GOLDENS / "images" / f"{name[-1]}.png") as file:
+        image = Image(np.asarray(file.convert("RGB")))
+    expected = np.load(GOLDENS / "inputs" / f"{name}.npz")["img"][0]
+    # A grey level is 0.017 here; dividing by 255 first, as timm does, moves the last bit.
+    np.testing.assert_allclose(normalised(prepare(image, spec), spec), expected, rtol=0, atol=1e-6)
+
+
+def test_a_centre_crop_knows_its_resized_size() -> None:
+    """The geometry of a crop tells the whole resized picture's size; the longer side is rounded down."""
+    assert prepare(picture(427, 640), CLASSIFY).geometry == Geometry(Size(427, 640), Size(248, 371))
+    assert prepare(picture(640, 427), CLASSIFY).geometry == Geometry(Size(640, 427), Size(371, 248))
+
+
+@pytest.mark.parametrize(("length", "first"), [(8, 2), (9, 2), (10, 3), (11, 4), (4, 0), (5, 0)])
+def test_a_centre_crop_begins_where_torchvisions_does(length: int, first: int) -> None:
+    """Half a pixel of margin is rounded to the even side."""
+    image = picture(4, length)
+    cropped = prepare(image, CenterCropSpec(resize_shorter=4, crop=4)).pixels
+    np.testing.assert_array_equal(cropped, image.pixels[:, first : first + 4])
+
+
+@pytest.mark.parametrize(("crop", "before", "after"), [(6, 1, 1), (7, 1, 2), (9, 2, 3)])
+def test_a_crop_larger_than_the_picture_is_padded(crop: int, before: int, after: int) -> None:
+    """A crop beyond the resized picture is filled up with zeros, the odd pixel to the right and below."""
+    image = picture(4, 4)
+    cropped = prepare(image, CenterCropSpec(resize_shorter=4, crop=crop)).pixels
+    np.testing.assert_array_equal(cropped, np.pad(image.pixels, ((before, after), (before, after), (0, 0))))
+
+
+@pytest.mark.parametrize("size", [(20, 1000), (1000, 20), (300, 12_000), (12_000, 300)])
+def test_the_window_of_a_thin_picture_equals_the_crop_of_the_whole(size: tuple[int, int]) -> None:
+    """Of a thin picture only the middle is resized; it looks as if all had been."""
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    waves = [127 + 60 * np.sin(columns / 7 + shift) + 60 * np.sin(rows / 9) for shift in range(3)]
+    pixels = np.stack(waves, axis=2).astype(np.uint8)
+    model_input = prepare(Image(pixels), CLASSIFY)
+    content = model_input.geometry.content
+    whole = PIL.Image.fromarray(pixels).resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
+    left, top = round((content.width - 224) / 2), round((content.height - 224) / 2)
+    expected = np.asarray(whole)[top : top + 224, left : left + 224]
+    assert np.abs(model_input.pixels.astype(int) - expected).max() <= 1
+
+
+def test_keeping_the_ratio_rounds_to_the_nearest_pixel_and_pads_with_zeros() -> None:
+    """The content fills the upper left; sizes are rounded, the padding reaches the next multiple and is zero."""
+    model_input = prepare(Image(np.full((375, 500, 3), 7, np.uint8)), DETECT)
+    assert model_input.geometry == Geometry(Size(375, 500), Size(800, 1067))
+    assert model_input.pixels.shape == (800, 1088, 3)
+    assert (model_input.pixels[:, :1067] == 7).all()
+    assert not model_input.pixels[:, 1067:].any()
+
+
+def test_a_side_that_would_vanish_keeps_a_pixel() -> None:
+    """A picture of one row stays one row however far it is scaled down."""
+    model_input = prepare(picture(1, 10_000), DETECT)
+    assert model_input.geometry.content == Size(1, 1333)
+    assert model_input.pixels.shape == (32, 1344, 3)
+
+
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_every_picture_makes_an_input_of_bounded_size(height: int, width: int) -> None:
+    """Whatever its proportions, a picture's input is contiguous and no larger than its spec says."""
+    image = Image(np.zeros((height, width, 3), np.uint8))
+    cropped = prepare(image, CenterCropSpec(resize_shorter=24, crop=22)).pixels
+    assert cropped.shape == (22, 22, 3)
+    assert cropped.flags.c_contiguous
+    model_input = prepare(image, KeepRatioSpec(long_side=90, short_side=60, pad_multiple=32))
+    padded_height, padded_width, _ = model_input.pixels.shape
+    assert model_input.pixels.flags.c_contiguous
+    assert padded_height % 32 == padded_width % 32 == 0
+    assert max(padded_height, padded_width) <= 96
+    content = model_input.geometry.content
+    assert max(content.height, content.width) <= 90
+    assert min(content.height, content.width) <= 60
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2_000_000), (2_000_000, 1), (2, 65_535)])
+def test_the_thinnest_pictures_are_prepared(size: tuple[int, int]) -> None:
+    """A line of two million pixels, whose resized whole would fill the memory, is an input like any other."""
+    image = Image(np.full((*size, 3), 9, np.uint8))
+    cropped = prepare(image, CLASSIFY)
+    assert cropped.pixels.shape == (224, 224, 3)
+    assert (cropped.pixels == 9).all()
+    assert min(cropped.geometry.content.height, cropped.geometry.content.width) == 248

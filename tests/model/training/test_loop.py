@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model.spec import BackboneSpec
+from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe
+from model.training.data import load_pictures, read_index
+from model.training.loop import CHECKPOINT_FILE, LOG_FILE, Schedule, learning_rate, run
+
+TINY = BackboneSpec(
+    tokenizer_channels=4, conv_blocks=1, stage_channels=(8, 8, 8), stage_depths=(1, 1, 1), mlp_ratios=(1, 1, 1)
+)
+SCHEDULE = Schedule(
+    epochs=3,
+    batch_size=4,
+    learning_rate=1e-2,
+    weight_decay=0.05,
+    warmup_epochs=1,
+    ema_decay=0.9,
+    clip_norm=1.0,
+    evaluate_every=3,
+    bf16=False,
+)
+
+
+def breed_training(pets: Path) -> BreedTraining:
+    index = read_index(pets)
+    learn, watch = index.training(), index.held_out()
+    torch.manual_seed(0)
+    recipe = ClassifyRecipe(sizes=((0.0, 32), (0.5, 48)), test_size=32)
+    return BreedTraining(recipe, BreedNet(TINY, 2), learn, load_pictures(learn), watch, load_pictures(watch))
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(pets: Path, tmp_path: Path) -> None:
+    """A run that is stopped in the middle of an epoch and resumed ends, bit for bit, like one that was not."""
+    whole = run(breed_training(pets), SCHEDULE, tmp_path / "whole")
+    run(breed_training(pets), SCHEDULE, tmp_path / "stopped", stop_after=3)
+    resumed = run(breed_training(pets), SCHEDULE, tmp_path / "stopped")
+    early = run(breed_training(pets), SCHEDULE, tmp_path / "early", stop_after=3)
+    for (name, expected), found, other in zip(
+        whole.state_dict().items(), resumed.state_dict().values(), early.state_dict().values(), strict=True
+    ):
+        assert torch.equal(expected, found), name
+        assert expected.ndim < 2 or not torch.equal(expected, other), name
+
+
+def test_each_epoch_leaves_a_log_line_and_the_run_a_checkpoint(pets: Path, tmp_path: Path) -> None:
+    """Whoever watches a training finds one line an epoch, and a checkpoint to go on from."""
+    run(breed_training(pets), SCHEDULE, tmp_path / "out")
+    lines = (tmp_path / "out" / LOG_FILE).read_text().splitlines()
+    assert len(lines) == SCHEDULE.epochs
+    assert "top1" in lines[-1]
+    assert (tmp_path / "out" / CHECKPOINT_FILE).is_file()
+
+
+def test_the_learning_rate_rises_then_falls() -> None:
+    """Warm-up leads to the peak, the cosine from there to a hundredth of it."""
+    rates = [learning_rate(SCHEDULE, epoch / 10) for epoch in range(31)]
+    assert rates.index(max(rates)) == 10
+    assert rates[10] == pytest.approx(SCHEDULE.learning_rate)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(SCHEDULE.learning_rate / 100)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pets: Path, tmp_path: Path) -> None:
+    """Damaged weights are never trained on, nor saved."""
+    training = breed_training(pets)
+    nn.init.constant_(training.module.classifier.head.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        run(training, dataclasses.replace(SCHEDULE, checkpoint_minutes=0.0), tmp_path / "out")
+    assert not (tmp_path / "out" / CHECKPOINT_FILE).exists()
