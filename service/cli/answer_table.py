@@ -1,0 +1,28 @@
+"""An answer as a table."""
+
+from __future__ import annotations
+
+import msgspec
+
+from service.cli.table import left, print_rows, right
+from service.frontend.rest.schemas import Classification, Detections, Segmentation
+
+
+def print_answer(name: str, model: str, result: Classification | Detections | Segmentation) -> None:
+    """One picture's answer, under a line with its name, its size and the model."""
+    width, height = result.image.width, result.image.height
+    title = f"{name}  {width} x {height}  {model}"
+    match result:
+        case Classification(labels=labels):
+            columns = [left("label"), right("score")]
+            rows = [[one.label, f"{one.score:.4f}"] for one in labels]
+        case Detections(detections=detections):
+            columns = [left("label"), right("score"), right("xmin"), right("ymin"), right("xmax"), right("ymax")]
+            rows = [
+                [one.label, f"{one.score:.4f}", *(f"{side:.1f}" for side in msgspec.structs.astuple(one.box))]
+                for one in detections
+            ]
+        case Segmentation(segments=segments):
+            columns = [left("label"), right("area"), right("share")]
+            rows = [[one.label, str(one.area), f"{one.area / (width * height):.1%}"] for one in segments]
+    print_rows(columns, rows, title=title)

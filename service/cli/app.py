@@ -1,0 +1,63 @@
+"""`convmlp …`: the one command line of the project."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from pydantic import ValidationError
+
+from service.cli.models import models_app
+from service.cli.predict import add_predict_commands
+from service.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(models_app, name="models")
+add_predict_commands(app)
+
+# The flags of the service's parts are the settings themselves: pydantic-settings reads them and prints the help.
+PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+# Each part imports its own weight: the worker's is torch, and a front-end must not carry that.
+
+
+@app.command(context_settings=PART)
+def serve(context: typer.Context) -> None:
+    """Everything on this machine: worker and front-ends, supervised. `--help` lists all settings."""
+    from service.supervisor import run_supervisor
+
+    sys.exit(run_supervisor(_settings(context)))
+
+
+@app.command(context_settings=PART)
+def worker(context: typer.Context) -> None:
+    """The worker alone: owns the device and answers front-ends at `--worker-address`."""
+    from service.worker.main import run_worker
+
+    sys.exit(run_worker(_settings(context, needs_worker_address=True)))
+
+
+@app.command(context_settings=PART)
+def rest(context: typer.Context) -> None:
+    """A REST front-end alone: has its work done at `--worker-address`."""
+    from service.frontend.rest.main import run_rest
+
+    sys.exit(run_rest(_settings(context, needs_worker_address=True)))
+
+
+def main() -> None:
+    app(prog_name="convmlp")
+
+
+def _settings(context: typer.Context, *, needs_worker_address: bool = False) -> Settings:
+    try:
+        settings = Settings(_cli_parse_args=context.args, _cli_prog_name=context.command_path)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(map(str, problem["loc"]))
+            typer.echo(f"convmlp: setting {name}: {problem['msg']} (given: {problem['input']!r})", err=True)
+        raise typer.Exit(2) from None
+    if needs_worker_address and not settings.worker_address:
+        typer.echo("convmlp: --worker-address is needed, for example ipc:///run/convmlp/worker", err=True)
+        raise typer.Exit(2)
+    return settings

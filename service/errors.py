@@ -1,0 +1,98 @@
+"""Domain errors that only a running service can meet; `model/errors.py` has those of images and bundles.
+
+ConvMLPError
+├── BadRequest            a body that cannot be understood
+├── BadParameter          a parameter out of range, or a model of another task
+├── ModelNotFound
+├── Unauthenticated       no or wrong credentials
+├── DeadlineExceeded      the caller's deadline passed
+├── Internal              anything else: a request id and no internals
+└── RetryLater            the service is not able now, and says when to come back
+    ├── Overloaded        a queue is full, or the deadline cannot be met
+    ├── RateLimited       one caller is over its own rate
+    └── Unavailable       starting, draining, worker lost
+"""
+
+from __future__ import annotations
+
+from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
+
+
+class BadRequest(ConvMLPError):
+    """The body is not one of the forms that the endpoint takes: broken multipart, broken JSON, no image."""
+
+    code = "bad-request"
+
+
+class BadParameter(ConvMLPError):
+    """A parameter is out of its range, or the model does another task."""
+
+    code = "bad-parameter"
+
+
+class ModelNotFound(ConvMLPError):
+    code = "model-not-found"
+
+
+class Unauthenticated(ConvMLPError):
+    code = "unauthenticated"
+
+
+class DeadlineExceeded(ConvMLPError):
+    code = "deadline-exceeded"
+
+
+class Internal(ConvMLPError):
+    """Something is wrong with the service itself. The message names no internals; the log has them."""
+
+    code = "internal"
+
+
+class RetryLater(ConvMLPError):
+    """The same request may succeed after `retry_after_s` seconds."""
+
+    code = "retry-later"
+
+    def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(RetryLater):
+    code = "overloaded"
+
+
+class RateLimited(RetryLater):
+    code = "rate-limited"
+
+
+class Unavailable(RetryLater):
+    code = "unavailable"
+
+
+DOMAIN_ERRORS: tuple[type[ConvMLPError], ...] = (
+    ImageUndecodable,
+    UnsupportedFormat,
+    ImageTooLarge,
+    BundleInvalid,
+    BadRequest,
+    BadParameter,
+    ModelNotFound,
+    Unauthenticated,
+    DeadlineExceeded,
+    Internal,
+    Overloaded,
+    RateLimited,
+    Unavailable,
+)
+"""Every error that can reach an edge. Each edge's table must have a row for each (a test says so)."""
+
+_BY_CODE = {error.code: error for error in DOMAIN_ERRORS}
+
+
+def error_from_code(code: str, detail: str, retry_after_s: float | None = None) -> ConvMLPError:
+    """The domain error that crossed a process as its code; an unknown code is an `Internal`."""
+    kind = _BY_CODE.get(code, Internal)
+    if issubclass(kind, RetryLater):
+        return kind(detail, 1.0 if retry_after_s is None else retry_after_s)
+    return kind(detail)

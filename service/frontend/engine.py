@@ -1,0 +1,163 @@
+"""Engine.predict: admit → prepare → worker → postprocess. One engine a front-end process, for every transport."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from model.bundle import BundleConfig
+from model.postprocess.finish import finish
+from model.types import Result, Task
+from service.errors import BadParameter, DeadlineExceeded, ModelNotFound, Overloaded, Unavailable
+from service.frontend.prepare import Workshop
+from service.metrics import FrontEndMetrics
+from service.settings import Settings
+from service.types import ModelStatus, PredictRequest, Readiness, Reply, Timings
+from service.wire.channel import WorkerChannel
+
+T = TypeVar("T")
+
+
+class Engine:
+    """Answers requests with the help of one worker. Front-ends see nothing below it."""
+
+    def __init__(
+        self, channel: WorkerChannel, workshop: Workshop, settings: Settings, metrics: FrontEndMetrics
+    ) -> None:
+        self._channel = channel
+        self._workshop = workshop
+        self._settings = settings
+        self._metrics = metrics
+        self._images = 0
+        self._bytes = 0
+
+    async def predict(self, request: PredictRequest, encode: Callable[[Result], T]) -> Reply[T]:
+        """Answer for one image. `encode` turns the result into what the transport sends, in a thread.
+
+        Raises:
+            ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
+        """
+        config = self.resolve(request.task, request.model)
+        with self._admitted(config.name):
+            model_input = await self._workshop.prepare(request.image, config.preprocessing, request.deadline_s)
+            self._metrics.stage("decode", request.task, model_input.seconds)
+            answer = await self._channel.predict(
+                request.id, config.name, model_input.value, request.params, request.deadline_s
+            )
+            size = model_input.value.geometry.original
+            payload = await self._workshop.run(lambda: encode(finish(answer.output, config, size)), request.deadline_s)
+            self._metrics.stage("post", request.task, payload.seconds)
+        return Reply(
+            id=request.id,
+            model=config.name,
+            weights_sha256=config.weights_sha256,
+            size=size,
+            payload=payload.value,
+            timings=Timings(model_input.seconds, answer.queue_s, answer.infer_s, payload.seconds),
+        )
+
+    def resolve(self, task: Task, model: str | None) -> BundleConfig:
+        """The model that a request means: the named one, or the first of its task.
+
+        Raises:
+            ModelNotFound: no such model, or none of this task.
+            BadParameter: the model does another task.
+            Unavailable: it is not known yet what the worker serves.
+        """
+        if model is None:
+            served = [status.config for status in self.models() if status.config.task == task]
+            if not served:
+                raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
+            return served[0]
+        config = self.model(model).config
+        if config.task != task:
+            raise BadParameter(
+                f"model {model!r} is for {config.task.value!r}, not for {task.value!r}; "
+                f"leave `model` out or name one for {task.value!r} (see /models)"
+            )
+        return config
+
+    def model(self, name: str) -> ModelStatus:
+        """One served model.
+
+        Raises:
+            ModelNotFound, Unavailable: as `resolve`.
+        """
+        for status in self.models():
+            if status.config.name == name:
+                return status
+        known = ", ".join(status.config.name for status in self.models())
+        raise ModelNotFound(f"there is no model {name!r} here; served: {known}")
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """What the worker serves, in its order; still known while a lost worker is being restarted.
+
+        Raises:
+            Unavailable: no worker has said yet what it serves.
+        """
+        models = self._channel.models()
+        if not models:
+            raise Unavailable(self.readiness().reason, self.readiness().retry_after_s)
+        return models
+
+    def readiness(self) -> Readiness:
+        return self._channel.readiness()
+
+    def deadline(self, timeout_ms: int | None) -> float:
+        """The deadline of a request that came now, on the clock of `time.monotonic`."""
+        limit = self._settings.request_timeout_ms
+        return time.monotonic() + min(timeout_ms if timeout_ms is not None else limit, limit) / 1000
+
+    @contextmanager
+    def body_budget(self) -> Iterator[Callable[[int], None]]:
+        """Room for a request's body: call the given function with the bytes of each chunk that came.
+
+        Raises:
+            Overloaded: all bodies together would be over `max_in_flight_bytes`.
+        """
+        held = 0
+
+        def take(count: int) -> None:
+            nonlocal held
+            if self._bytes + count > self._settings.max_in_flight_bytes:
+                self._metrics.rejected("bodies")
+                raise Overloaded(
+                    f"the requests in hand hold {self._bytes} bytes, {self._settings.max_in_flight_bytes} is the "
+                    f"most; try again later",
+                    self._channel.retry_after_s(),
+                )
+            held += count
+            self._bytes += count
+
+        try:
+            yield take
+        finally:
+            self._bytes -= held
+
+    @contextmanager
+    def _admitted(self, model: str) -> Iterator[None]:
+        if not self.model(model).ready:
+            readiness = self.readiness()
+            self._metrics.rejected("unavailable")
+            raise Unavailable(readiness.reason, readiness.retry_after_s)
+        if self._images >= self._settings.max_in_flight:
+            self._metrics.rejected("in_flight")
+            raise Overloaded(
+                f"{self._images} images are in hand already, which is the most; try again later",
+                self._channel.retry_after_s(),
+            )
+        self._images += 1
+        self._metrics.in_flight(1)
+        try:
+            yield
+        except DeadlineExceeded:
+            self._metrics.rejected("deadline")
+            raise
+        except Overloaded:
+            self._metrics.rejected("queue")
+            raise
+        finally:
+            self._images -= 1
+            self._metrics.in_flight(-1)

@@ -1,0 +1,44 @@
+"""What every front-end process is made of: channel, workshop, engine, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from model.decode import DecodeLimits
+from service.frontend.engine import Engine
+from service.frontend.prepare import Workshop
+from service.metrics import FrontEndMetrics, shared_registry
+from service.settings import Settings, usable_cores
+from service.wire.channel import WorkerChannel
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    engine: Engine
+    metrics: FrontEndMetrics
+    registry: CollectorRegistry
+    """What a scrape of this process tells."""
+
+
+@asynccontextmanager
+async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
+    """An engine that talks to the worker at `settings.worker_address`; the worker may come later."""
+    registry = CollectorRegistry()
+    metrics = FrontEndMetrics(registry)
+    limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_mpx * 10**6)
+    workshop = Workshop(settings.prepare_threads or usable_cores(), limits)
+    channel = WorkerChannel(
+        settings.worker_address,
+        heartbeat_s=settings.heartbeat_interval_ms / 1000,
+        timeout_s=settings.worker_timeout_ms / 1000,
+        on_up=metrics.worker_up,
+    )
+    async with channel:
+        try:
+            yield FrontEnd(Engine(channel, workshop, settings, metrics), metrics, shared_registry(registry))
+        finally:
+            workshop.close()

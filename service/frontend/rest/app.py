@@ -1,0 +1,81 @@
+"""The REST front-end's application: what is where, and what surrounds it. Starting and stopping is done outside."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from model.errors import ConvMLPError
+from model.types import Task
+from service.frontend.engine import Engine
+from service.frontend.rest.catalogue import MetricsText, catalogue
+from service.frontend.rest.edge import Edge, instance_uri
+from service.frontend.rest.errors import error_response, problem, problem_response
+from service.frontend.rest.openapi import SUMMARY, add_components, prediction_operation
+from service.frontend.rest.pages import pages
+from service.frontend.rest.predict import Predictions
+from service.metrics import FrontEndMetrics
+from service.settings import Settings
+
+API_VERSION = "1.0"
+"""Of the contract with callers, not of the package."""
+
+DESCRIPTION = """Send a photograph, get labels, boxes and masks.
+
+Coordinates are pixels of the upright picture (EXIF orientation applied), origin at the top left. Errors are
+`application/problem+json` (RFC 9457); where trying again may help, `Retry-After` says when."""
+
+
+def create_app(engine: Engine, settings: Settings, metrics: FrontEndMetrics, metrics_text: MetricsText) -> FastAPI:
+    """The application. `metrics_text` gives the body and the media type of `/metrics`."""
+    app = FastAPI(
+        title="ConvMLP Serving",
+        description=DESCRIPTION,
+        version=API_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={ConvMLPError: _domain_error, HTTPException: _http_error},
+    )
+    app.add_middleware(Edge)
+    predictions = Predictions(engine, settings, metrics)
+    for task in Task:
+        app.add_api_route(
+            f"/{task.value}",
+            _prediction(predictions, task),
+            methods=["POST"],
+            tags=["predictions"],
+            summary=SUMMARY[task],
+            openapi_extra=prediction_operation(task, settings),
+            response_class=Response,
+        )
+    app.include_router(catalogue(engine, metrics_text))
+    app.include_router(pages())
+    app.openapi = add_components(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    return app
+
+
+def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awaitable[Response]]:
+    async def predict(request: Request) -> Response:
+        return await predictions.answer(task, request)
+
+    return predict
+
+
+async def _domain_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ConvMLPError)
+    return error_response(error, instance_uri(request))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, which the framework finds."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    code, title, detail = {
+        404: ("not-found", "There is nothing at this path", f"there is nothing at {path!r}; see /docs"),
+        405: ("method-not-allowed", "The path does not take this method", f"{path!r} takes other methods; see /docs"),
+    }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
+    answer = problem(code, error.status_code, title, detail, instance_uri(request))
+    return problem_response(answer, dict(error.headers or {}))

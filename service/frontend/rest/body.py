@@ -1,0 +1,119 @@
+"""A prediction's body, in any of its three forms, to the encoded images in it.
+
+The bytes are counted as they come, so a body that is too long is refused when it becomes so and not when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+
+from model.errors import ImageTooLarge
+from service.errors import BadRequest
+from service.frontend.rest.multipart import FormImages, too_many_images
+from service.settings import Settings
+
+Upload = bytes | BadRequest
+"""One encoded image, or why there is none in its place."""
+
+HOW_TO_SEND = (
+    "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
+    '{"image": "<base64>"} or {"images": ["<base64>", …]}'
+)
+FIRST_BYTES_OF_JSON = b'{["-0123456789tfn'
+"""None of them begins an image, so a picture with a wrong Content-Type is still taken for a picture."""
+
+
+class JsonBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Base64 of one image or of several; a `data:` URL is taken as well."""
+
+    image: str | None = None
+    images: list[str] | None = None
+
+
+async def read_uploads(request: Request, settings: Settings, take: Callable[[int], None]) -> list[Upload]:
+    """Read the body; at least one upload, in their order. `take` is told of the bytes of each chunk.
+
+    Raises:
+        BadRequest: broken multipart or JSON, or no image at all.
+        ImageTooLarge: more bytes in all, or more images, than one request may have.
+        Overloaded: `take` found no room.
+        ClientDisconnect: the client left before the end.
+    """
+    _refuse_early(request, settings)
+    chunks = _counted(request, settings, take)
+    media_type, options = parse_options_header(request.headers.get("content-type"))
+    if media_type == b"multipart/form-data":
+        form = FormImages(options.get(b"boundary", b""), settings.max_images)
+        async for chunk in chunks:
+            form.feed(chunk)
+        return [*form.finish()]
+    parts = [chunk async for chunk in chunks]
+    body = b"".join(parts)
+    parts.clear()
+    if not body:
+        raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
+    if media_type == b"application/json" and body.lstrip()[:1] in _JSON_STARTS:
+        return await asyncio.to_thread(_from_json, body, settings.max_images)
+    return [body]
+
+
+_JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
+
+
+def _refuse_early(request: Request, settings: Settings) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > settings.max_request_bytes:
+        raise _too_long(settings)
+
+
+async def _counted(request: Request, settings: Settings, take: Callable[[int], None]) -> AsyncIterator[bytes]:
+    total = 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > settings.max_request_bytes:
+            raise _too_long(settings)
+        take(len(chunk))
+        yield chunk
+
+
+def _too_long(settings: Settings) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"the request's body has more than {settings.max_request_bytes:,} bytes; send a smaller image, or fewer"
+    )
+
+
+def _from_json(body: bytes, max_images: int) -> list[Upload]:
+    try:
+        document = msgspec.json.decode(body, type=JsonBody)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    if (document.image is None) == (document.images is None):
+        raise BadRequest(f"the JSON body must have either `image` or `images`; {HOW_TO_SEND}")
+    if document.images is None:
+        return [_from_base64(document.image or "", "image")]
+    if not document.images:
+        raise BadRequest("the JSON body's `images` is empty; give at least one image")
+    if len(document.images) > max_images:
+        raise too_many_images(max_images)
+    return [_from_base64(text, f"images[{at}]") for at, text in enumerate(document.images)]
+
+
+def _from_base64(text: str, name: str) -> Upload:
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            return BadRequest(f"the JSON body's `{name}` is a data: URL without `;base64,`; only base64 is read")
+    for candidate in (text, "".join(text.split())):  # line breaks are common and harmless
+        try:
+            return binascii.a2b_base64(candidate, strict_mode=True)
+        except ValueError:
+            continue
+    return BadRequest(f"the JSON body's `{name}` is not valid base64 (RFC 4648, with padding)")

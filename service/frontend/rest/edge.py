@@ -1,0 +1,131 @@
+"""The outermost layer: a request's id and clock, the errors that nobody expected, and bodies left unread."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+import structlog
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Internal, Unavailable
+from service.frontend.rest.errors import INTERNAL_DETAIL, error_response, instance_of
+from service.types import Timings
+
+LINGER_S = 5.0
+LINGER_BYTES = 256 * 2**20
+"""How long, and for how much, the rest of a refused body is read and dropped, so that its sender sees the answer."""
+
+SANE_ID = re.compile(r"[\x20-\x7e]{1,128}")
+STAGES = ("decode", "queue", "infer", "post")
+_SCOPE_KEY = "convmlp.exchange"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer. `timings` is set by whoever predicts."""
+
+    request_id: str
+    started_s: float
+    timings: Timings | None = None
+
+    def server_timing(self) -> str:
+        """The header's value, durations in ms; with several images each stage is its slowest image's."""
+        durations = {} if self.timings is None else {stage: getattr(self.timings, stage) for stage in STAGES}
+        durations["total"] = time.monotonic() - self.started_s
+        return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in durations.items())
+
+
+def exchange_of(request: Request) -> Exchange:
+    exchange: Exchange = request.scope[_SCOPE_KEY]
+    return exchange
+
+
+def instance_uri(request: Request) -> str:
+    return instance_of(request.url.path, exchange_of(request).request_id)
+
+
+class Edge:
+    """ASGI middleware around everything else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        given = request.headers.get("x-request-id", "")
+        exchange = Exchange(given if SANE_ID.fullmatch(given) else uuid.uuid4().hex, time.monotonic())
+        scope[_SCOPE_KEY] = exchange
+        pipe = _Pipe(request, exchange, receive, send)
+        try:
+            await self._app(scope, pipe.receive, pipe.send)
+        except ClientDisconnect:
+            return  # nobody is left to answer
+        except asyncio.CancelledError:
+            # Only a server whose time to drain ran out cancels a request.
+            if pipe.started:
+                raise
+            late = Unavailable("this process is shutting down and had no time left for the request; send it again")
+            await error_response(late, instance_uri(request))(scope, pipe.receive, pipe.send)
+        except Exception:
+            log.exception("unexpected error", request_id=exchange.request_id, path=request.url.path)
+            if pipe.started:
+                raise
+            await error_response(Internal(INTERNAL_DETAIL), instance_uri(request))(scope, pipe.receive, pipe.send)
+
+
+class _Pipe:
+    """Adds the headers that every answer has, and sees to a body that was not read to its end.
+
+    Closing a connection with unread bytes resets it, and the answer may be lost on its way. So the whole answer
+    is sent, then what still comes is dropped for a while, and only then the connection is closed.
+    """
+
+    def __init__(self, request: Request, exchange: Exchange, receive: Receive, send: Send) -> None:
+        self.started = False
+        self._exchange = exchange
+        self._receive = receive
+        self._send = send
+        length = request.headers.get("content-length", "0")
+        self._unread = length != "0" or "transfer-encoding" in request.headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = [
+                *message.get("headers", []),
+                (b"x-request-id", self._exchange.request_id.encode("ascii")),
+                (b"server-timing", self._exchange.server_timing().encode("ascii")),
+            ]
+            if self._unread:
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
+        elif self._unread and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._drop_rest()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _drop_rest(self) -> None:
+        dropped = 0
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while self._unread and dropped < LINGER_BYTES:
+                    dropped += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return

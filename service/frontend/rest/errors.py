@@ -1,0 +1,101 @@
+"""The one table of this edge: domain error → HTTP status and title, told as problem+json (RFC 9457)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import msgspec
+from fastapi import Response
+
+from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
+from service.errors import (
+    BadParameter,
+    BadRequest,
+    DeadlineExceeded,
+    Internal,
+    ModelNotFound,
+    Overloaded,
+    RateLimited,
+    RetryLater,
+    Unauthenticated,
+    Unavailable,
+)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+PROBLEM_PATH = "/problems"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`tells` says whether the error's own words are for the caller; the others stay in the log."""
+
+    status: int
+    title: str
+    tells: bool = True
+
+
+ERROR_TABLE: dict[type[ConvMLPError], Row] = {
+    ImageUndecodable: Row(400, "The image cannot be decoded"),
+    UnsupportedFormat: Row(415, "The image format is not supported"),
+    ImageTooLarge: Row(413, "Too many bytes, pixels or images"),
+    BadRequest: Row(400, "The request's body cannot be understood"),
+    BadParameter: Row(422, "A parameter has a value that it cannot have"),
+    ModelNotFound: Row(404, "There is no such model"),
+    Unauthenticated: Row(401, "Credentials are missing or wrong"),
+    Overloaded: Row(503, "The service has too much to do"),
+    RateLimited: Row(429, "Too many requests of one caller"),
+    Unavailable: Row(503, "The service is not available"),
+    DeadlineExceeded: Row(504, "The deadline passed"),
+    Internal: Row(500, "Something is wrong inside the service"),
+    BundleInvalid: Row(500, "Something is wrong inside the service", tells=False),
+}
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """What went wrong. `type` names the kind and is stable; `error` repeats `detail` for clients that read it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    error: str
+
+
+def row_of(error: ConvMLPError) -> Row:
+    """The table's row for an error, or for the nearest of its bases; else that of Internal."""
+    return next((ERROR_TABLE[kind] for kind in type(error).__mro__ if kind in ERROR_TABLE), ERROR_TABLE[Internal])
+
+
+def problem_of(error: ConvMLPError, instance: str) -> Problem:
+    row = row_of(error)
+    if row.tells:
+        return problem(error.code, row.status, row.title, error.detail, instance)
+    return problem(Internal.code, row.status, row.title, INTERNAL_DETAIL, instance)
+
+
+INTERNAL_DETAIL = "an internal error happened; the service's log tells more under the id of this request"
+
+
+def problem(code: str, status: int, title: str, detail: str, instance: str) -> Problem:
+    return Problem(f"{PROBLEM_PATH}/{code}", title, status, detail, instance, detail)
+
+
+def instance_of(path: str, request_id: str) -> str:
+    """A URI reference for one occurrence: the path, and the request's id as its fragment."""
+    return f"{quote(path)}#{quote(request_id)}"
+
+
+def error_response(error: ConvMLPError, instance: str) -> Response:
+    headers = {}
+    if isinstance(error, RetryLater):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem_response(problem_of(error, instance), headers)
+
+
+def problem_response(problem: Problem, headers: dict[str, str]) -> Response:
+    return Response(msgspec.json.encode(problem), problem.status, headers, PROBLEM_MEDIA_TYPE)

@@ -1,0 +1,35 @@
+"""The REST front-end process: composition root of `convmlp rest`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from service.frontend.process import open_front_end
+from service.frontend.rest.app import create_app
+from service.frontend.rest.server import serve
+from service.metrics import exposition
+from service.process import EXIT_CONFIG, inherited_listener, open_listener, run_process
+from service.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def run_rest(settings: Settings) -> int:
+    """Serve HTTP until a signal; the exit status."""
+    return run_process("rest", settings, lambda stop: _serve(settings, stop))
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> int:
+    try:
+        listener = inherited_listener() or open_listener(settings.host, settings.http_port)
+    except OSError as error:
+        log.error("cannot listen", host=settings.host, port=settings.http_port, error=error.strerror)
+        return EXIT_CONFIG
+    async with open_front_end(settings) as front_end:
+        app = create_app(front_end.engine, settings, front_end.metrics, lambda: exposition(front_end.registry))
+        host, port = listener.getsockname()[:2]
+        log.info("listening", url=f"http://{host}:{port}")
+        await serve(app, [listener], stop, settings.drain_timeout_ms / 1000)
+    return 0

@@ -1,0 +1,195 @@
+"""POST /classify, /detect, /segment: from the request to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+
+from model.bundle import BundleConfig
+from model.decode import DecodeLimits, decode
+from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
+from model.types import Result, SegmentResult, Task
+from service.errors import BadParameter, BadRequest, DeadlineExceeded, Internal
+from service.frontend.engine import Engine
+from service.frontend.render import PictureFormat, encode_label_map, encode_picture, render
+from service.frontend.rest.accept import Medium, negotiate
+from service.frontend.rest.body import Upload, read_uploads
+from service.frontend.rest.edge import STAGES, exchange_of, instance_uri
+from service.frontend.rest.errors import INTERNAL_DETAIL, problem_of
+from service.frontend.rest.query import Query, View, read_query, read_timeout_ms
+from service.frontend.rest.schemas import encode_answer, encode_error, encode_result
+from service.metrics import FrontEndMetrics
+from service.settings import Settings
+from service.types import PredictRequest, Reply, Timings
+
+T = TypeVar("T")
+Outcome = Reply[bytes] | ConvMLPError
+
+FAULTS_OF_AN_IMAGE = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest)
+"""Errors that another try cannot mend; of all others one says that the service failed."""
+
+PICTURE_FORMATS = {
+    Medium.PNG: PictureFormat.PNG,
+    Medium.JPEG: PictureFormat.JPEG,
+    Medium.WEBP: PictureFormat.WEBP,
+}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request wants to know of each of its images, and in which form."""
+
+    config: BundleConfig
+    query: Query
+    medium: Medium
+    deadline_s: float
+
+
+class Predictions:
+    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_mpx * 10**6)
+
+    async def answer(self, task: Task, request: Request) -> Response:
+        """The whole way of one request.
+
+        Raises:
+            ConvMLPError: the request's own error; one image's among several is told in its place.
+            ClientDisconnect: the caller left; the work was withdrawn.
+        """
+        with self._counted(task, request) as count_for:
+            query = read_query(task, request.scope["query_string"])
+            deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
+            medium = Medium.PNG if query.view else negotiate(request.headers.get("accept"))
+            # Before the body is read: a wrong model's name should not cost an upload.
+            ask = Ask(self._engine.resolve(task, query.model), query, medium, deadline_s)
+            count_for(ask.config.name)
+            with self._engine.body_budget() as take:
+                uploads = await self._read(request, take, deadline_s)
+                if medium is not Medium.JSON and len(uploads) > 1:
+                    raise BadParameter(
+                        f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
+                        f"or accept {Medium.JSON}"
+                    )
+                outcomes = await _unless_gone(request, self._predict_all(request, ask, uploads))
+            return _response(request, ask, outcomes)
+
+    async def _read(self, request: Request, take: Callable[[int], None], deadline_s: float) -> list[Upload]:
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                return await read_uploads(request, self._settings, take)
+        except TimeoutError:
+            raise DeadlineExceeded("the request's deadline passed before its body had come") from None
+
+    async def _predict_all(self, request: Request, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
+        request_id = exchange_of(request).request_id
+        ids = [request_id] if len(uploads) == 1 else [f"{request_id}-{at}" for at in range(len(uploads))]
+        return await asyncio.gather(
+            *(self._predict(image_id, ask, upload) for image_id, upload in zip(ids, uploads, strict=True))
+        )
+
+    async def _predict(self, image_id: str, ask: Ask, upload: Upload) -> Outcome:
+        """One image's answer; its errors are returned, so that they cost its neighbours nothing."""
+        if isinstance(upload, BadRequest):
+            return upload
+        config, query = ask.config, ask.query
+        try:
+            return await self._engine.predict(
+                PredictRequest(image_id, config.task, config.name, upload, query.params, ask.deadline_s),
+                lambda result: self._encode(ask, upload, result),
+            )
+        except ConvMLPError as error:
+            return error
+        except Exception:
+            log.exception("unexpected error", request_id=image_id, model=config.name)
+            return Internal(INTERNAL_DETAIL)
+
+    def _encode(self, ask: Ask, image: bytes, result: Result) -> bytes:
+        if ask.query.view is View.LABEL_MAP and isinstance(result, SegmentResult):
+            return encode_label_map(result.label_map)
+        if ask.medium is Medium.JSON:
+            return encode_result(result, ask.query.mask_format)
+        # Decoded pictures are not kept while a request waits; few ask for an overlay.
+        return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[ask.medium])
+
+    @contextmanager
+    def _counted(self, task: Task, request: Request) -> Iterator[Callable[[str], None]]:
+        """Count the request. The name of a model counts only once it is known to exist: names are labels."""
+        model, outcome = "", "ok"
+
+        def count_for(name: str) -> None:
+            nonlocal model
+            model = name
+
+        try:
+            yield count_for
+        except ConvMLPError as error:
+            outcome = error.code
+            raise
+        except (ClientDisconnect, asyncio.CancelledError):
+            outcome = "cancelled"
+            raise
+        except Exception:
+            outcome = Internal.code
+            raise
+        finally:
+            seconds = time.monotonic() - exchange_of(request).started_s
+            self._metrics.request("rest", task.value, model, outcome, seconds)
+
+
+def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Response:
+    """Raises the error of a single image, or the service's own where it could answer none of several."""
+    replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, ConvMLPError)]
+    if not replies:
+        failures = [error for error in errors if not isinstance(error, FAULTS_OF_AN_IMAGE)]
+        if failures or len(errors) == 1:
+            raise (failures or errors)[0]
+    exchange = exchange_of(request)
+    slowest = (max((getattr(reply.timings, stage) for reply in replies), default=0.0) for stage in STAGES)
+    exchange.timings = Timings(*slowest)
+    headers = {"Vary": "Accept"}
+    if ask.medium is not Medium.JSON:
+        return Response(replies[0].payload, headers=headers, media_type=ask.medium)
+    instance = instance_uri(request)
+    results = [
+        outcome.payload if isinstance(outcome, Reply) else encode_error(problem_of(outcome, f"{instance}-{at}"))
+        for at, outcome in enumerate(outcomes)
+    ]
+    return Response(encode_answer(ask.config, results), headers=headers, media_type=ask.medium)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result. If the caller leaves first the work is cancelled, which withdraws its jobs.
+
+    Raises:
+        ClientDisconnect: the caller left.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

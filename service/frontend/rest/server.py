@@ -1,0 +1,117 @@
+"""uvicorn, with signals left to the process that runs it, and bounds on what a connection may do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 * 2**10
+"""Request line and headers together."""
+KEEP_ALIVE_S = 75
+"""Longer than the idle time-out of common load balancers, so that it is they who close."""
+CANCELLED_ANSWERS_S = 2.0
+
+
+async def serve(
+    app: ASGIApp, sockets: Sequence[socket.socket], should_exit: asyncio.Event, drain_timeout_s: float
+) -> None:
+    """Serve on listening sockets until `should_exit`; then finish the requests in hand, and close the sockets.
+
+    From then on no connection is accepted, idle ones are closed, and answers say `Connection: close`. A request
+    that is not finished within `drain_timeout_s` is cancelled and answered 503.
+    """
+    config = uvicorn.Config(
+        app,
+        http=BoundedHttp,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
+    )
+    server = Server(config)
+    serving = asyncio.create_task(server.serve(list(sockets)))
+    leaving = asyncio.create_task(should_exit.wait())
+    try:
+        await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+        if server.server_state.tasks:
+            # uvicorn cancelled them and does not wait for what they still have to say.
+            await asyncio.wait(server.server_state.tasks, timeout=CANCELLED_ANSWERS_S)
+    finally:
+        leaving.cancel()
+        serving.cancel()
+
+
+class Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The process's own handlers stay: uvicorn's would take SIGTERM away from them, and raise it again."""
+        yield
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """Refuses a request's head that is too long or too slow; neither parser nor uvicorn would."""
+
+    head_timeout_s: ClassVar[float] = 20.0
+    """From the head's first byte, or from the connection's beginning, to its end."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (uvicorn's own, passed on)
+        super().__init__(*args, **kwargs)
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # An answer's head and body are two writes. asyncio sees to this for listeners that it made itself.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse_head(b"431 Request Header Fields Too Large")
+
+    def _await_head(self) -> None:
+        self._stop_timer()
+        self._in_head = True
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self.head_timeout_s, self._refuse_head, b"408 Request Timeout")
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse_head(self, status: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % status)
+            self.transport.close()

@@ -1,0 +1,77 @@
+"""What every process of the service does alike: its name, logs, signals, and the lifeline to its supervisor.
+
+Signals are owned here and nowhere else. SIGTERM or SIGINT asks for a graceful end; a second one ends at once.
+A supervised process also ends when its supervisor is gone, however that came about: the kernel closes the
+supervisor's end of a pipe, the lifeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from service.logs import configure_logs
+from service.metrics import join_metrics
+from service.settings import Settings
+
+LIFELINE_FD = "CONVMLP_LIFELINE_FD"
+LISTEN_FD = "CONVMLP_LISTEN_FD"
+ROLE = "CONVMLP_ROLE"
+
+EXIT_CONFIG = 78
+"""The process cannot work as it is configured: starting it again would not help (BSD's EX_CONFIG)."""
+EXIT_WEDGED = 75
+"""The process is beyond help but another may do (BSD's EX_TEMPFAIL)."""
+
+log = structlog.get_logger(__name__)
+
+
+def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
+    """Run `main` until it returns its exit status; it should do so soon after the given event is set."""
+    role = os.environ.pop(ROLE, kind)
+    lifeline = os.environ.pop(LIFELINE_FD, None)
+    configure_logs(settings.log_level, settings.log_format, role)
+    join_metrics(role)
+    return asyncio.run(_main(main, int(lifeline) if lifeline is not None else None))
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises OSError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+def inherited_listener() -> socket.socket | None:
+    """The listening socket that the supervisor handed over, if any: it outlives a restart of this process."""
+    fd = os.environ.pop(LISTEN_FD, None)
+    return socket.socket(fileno=int(fd)) if fd is not None else None
+
+
+async def _main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: int | None) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    if lifeline is None:
+        loop.add_signal_handler(signal.SIGINT, end)
+    else:
+        # Ctrl-C reaches the whole process group; the order of ending is the supervisor's business.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+        def supervisor_gone() -> None:
+            loop.remove_reader(lifeline)
+            log.warning("the supervisor is gone; ending")
+            stop.set()
+
+        loop.add_reader(lifeline, supervisor_gone)
+    return await main(stop)

@@ -1,0 +1,122 @@
+"""All settings: flags > environment `CONVMLP_*` > `convmlp.toml` > the defaults here. Units are in the names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic.functional_validators import BeforeValidator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+EMBEDDED_MODELS = ("convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline")
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""0 asks the system for a free one."""
+
+
+def _split_names(value: Any) -> Any:  # noqa: ANN401  (whatever a source holds)
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="CONVMLP_",
+        toml_file="convmlp.toml",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    # Where it listens
+    host: str = "127.0.0.1"
+    http_port: Port = 8000
+    grpc_port: Port = 8001
+    worker_metrics_port: Port = 8002
+    rest_processes: PositiveInt = 1
+
+    # What it serves, and on what
+    models_dir: Path | None = None
+    models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = EMBEDDED_MODELS
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    compute_threads: NonNegativeInt = 0
+    """Threads of the network on a CPU; 0: as many as the process may use."""
+    prepare_threads: NonNegativeInt = 0
+    """Threads of a front-end that decode, encode and draw; 0: as many as the process may use."""
+
+    # How front-ends reach the worker
+    worker_address: str = ""
+    """`ipc://PATH` or `tcp://HOST:PORT`; `serve` makes one of its own where it is empty."""
+    heartbeat_interval_ms: PositiveInt = 500
+    worker_timeout_ms: PositiveInt = 5_000
+    """A worker that was silent for this long is taken for dead."""
+    batch_timeout_ms: PositiveInt = 120_000
+    """A batch that ran for this long wedged its worker, which then ends to be restarted."""
+    self_check_interval_ms: PositiveInt = 60_000
+
+    # Bounds
+    max_image_bytes: PositiveInt = 20 * 2**20
+    max_image_mpx: PositiveInt = 50
+    max_images: PositiveInt = 64
+    """Images in one request."""
+    max_request_bytes: PositiveInt = 64 * 2**20
+    max_in_flight: PositiveInt = 1024
+    """Images that one front-end process has in hand."""
+    max_in_flight_bytes: PositiveInt = 512 * 2**20
+    """Request bodies that one front-end process holds."""
+    max_queue_images: PositiveInt = 256
+    max_queue_mpx: PositiveInt = 256
+    max_batch_images: PositiveInt = 32
+    max_batch_mpx: PositiveInt = 8
+
+    # Time
+    request_timeout_ms: PositiveInt = 30_000
+    """The deadline of a caller that names none, and the latest that one may name."""
+    drain_timeout_ms: PositiveInt = 20_000
+
+    # Words
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    def with_changes(self, **changes: Any) -> Settings:  # noqa: ANN401  (any field's own type)
+        return Settings(**{**self.model_dump(), **changes})
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables that make another process read these same settings."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {
+            f"CONVMLP_{name.upper()}": ",".join(value) if isinstance(value, list) else str(value)
+            for name, value in values.items()
+        }
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: its affinity, and its cgroup's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):  # no cgroup v2: the affinity is all there is to know
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

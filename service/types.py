@@ -1,0 +1,64 @@
+"""What travels through a front-end: a request for one image, and its reply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from model.bundle import BundleConfig
+from model.types import QueryParams, Size, Task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """One encoded image and what is asked of it. `deadline_s` is on the clock of `time.monotonic`."""
+
+    id: str
+    task: Task
+    model: str | None
+    image: bytes
+    params: QueryParams
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that a request spent in each stage; the rest of its total is transport."""
+
+    decode: float = 0.0
+    queue: float = 0.0
+    infer: float = 0.0
+    post: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[T]):
+    """The answer for one image. `payload` is what the caller's `encode` made of the result."""
+
+    id: str
+    model: str
+    weights_sha256: str
+    size: Size
+    payload: T
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """A model that the worker serves: its bundle's config, and whether it has proven itself."""
+
+    config: BundleConfig
+    ready: bool
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether predictions are answered now; `reason` says why not, in words for a caller."""
+
+    ready: bool
+    reason: str
+    retry_after_s: float = 1.0

@@ -1,0 +1,241 @@
+"""A front-end's end of the wire: sends jobs to one worker, hands back its answers, and knows how it is.
+
+The worker is taken for lost as soon as its connection breaks, or when it was silent for `timeout_s`; then all
+jobs in hand fail at once. Nothing is sent twice: whether to try again is the caller's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from model.bundle import BundleConfig
+from model.types import ModelInput, QueryParams, RawOutput
+from service.errors import DeadlineExceeded, Unavailable, error_from_code
+from service.types import ModelStatus, Readiness
+from service.wire.messages import (
+    PROTOCOL,
+    Answer,
+    Cancel,
+    Failure,
+    Hello,
+    MalformedMessage,
+    Phase,
+    Predict,
+    State,
+    ToWorker,
+    decode_to_front_end,
+    encode,
+    output_from_frames,
+)
+
+HIGH_WATER_MARK = 4096
+"""Messages that may wait in a socket; above every bound on jobs in hand, so it is never met in good health."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAnswer:
+    """One output and the seconds that its job waited and ran."""
+
+    output: RawOutput
+    queue_s: float
+    infer_s: float
+
+
+class WorkerChannel:
+    """Use as an async context manager. `on_up` hears of every change between up and lost."""
+
+    def __init__(
+        self,
+        address: str,
+        heartbeat_s: float,
+        timeout_s: float,
+        on_up: Callable[[bool], None],
+    ) -> None:
+        self._address = address
+        self._heartbeat_s = heartbeat_s
+        self._timeout_s = timeout_s
+        self._on_up = on_up
+        self._context = zmq.asyncio.Context()
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[WorkerAnswer]] = {}
+        self._state: State | None = None
+        self._heard_s = 0.0
+        self._catalogue: dict[str, BundleConfig] = {}
+        self._catalogue_of: str | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> WorkerChannel:
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # without a connection a send fails instead of waiting in line
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._socket.set_hwm(HIGH_WATER_MARK)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._socket.connect(self._address)
+        self._tasks = [
+            asyncio.create_task(self._receive(), name="channel-receive"),
+            asyncio.create_task(self._watch_connection(), name="channel-watch"),
+            asyncio.create_task(self._beat(), name="channel-beat"),
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail_pending("this process is shutting down")
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+        self._context.term()
+
+    async def predict(
+        self, request_id: str, model: str, model_input: ModelInput, params: QueryParams, deadline_s: float
+    ) -> WorkerAnswer:
+        """Have one input answered. Cancelling the call, or its deadline, withdraws the job from the worker.
+
+        Raises:
+            DeadlineExceeded: there was no answer in time.
+            Unavailable: there is no worker, or it was lost meanwhile.
+            Overloaded, Internal, ...: what the worker answered.
+        """
+        budget_s = deadline_s - time.monotonic()
+        if budget_s <= 0:
+            raise DeadlineExceeded("the request's deadline passed before it could be sent to the worker")
+        job = next(self._numbers)
+        height, width, _ = model_input.pixels.shape
+        header = Predict(job, request_id, model, height, width, model_input.geometry, params, budget_s)
+        future: asyncio.Future[WorkerAnswer] = asyncio.get_running_loop().create_future()
+        self._pending[job] = future
+        try:
+            await self._send(header, model_input.pixels.data)
+            async with asyncio.timeout(budget_s):
+                return await future
+        except TimeoutError:
+            await self._withdraw(job)
+            raise DeadlineExceeded(
+                f"there was no answer within the {budget_s:.3f} s that were left of the request's deadline"
+            ) from None
+        except asyncio.CancelledError:
+            await self._withdraw(job)
+            raise
+        finally:
+            self._pending.pop(job, None)
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        """What the worker serves, or served before it was lost; empty while that is not known."""
+        states = {state.name: state for state in self._state.models} if self._state else {}
+        serving = self._state is not None and self._state.phase is Phase.READY
+        return tuple(
+            ModelStatus(
+                config=config,
+                ready=serving and name in states and states[name].ready,
+                device=states[name].device if name in states else "",
+                precision=states[name].precision if name in states else "",
+            )
+            for name, config in self._catalogue.items()
+        )
+
+    def readiness(self) -> Readiness:
+        """Whether every model that the worker serves has proven itself."""
+        state = self._state
+        if state is None:
+            return Readiness(False, "there is no worker at the moment; one is being started", 2.0)
+        if state.phase is not Phase.READY:
+            return Readiness(False, state.reason, state.retry_after_s)
+        unproven = ", ".join(model.name for model in state.models if not model.ready)
+        if unproven:
+            return Readiness(False, f"not ready: {unproven}", state.retry_after_s)
+        return Readiness(True, "ready", state.retry_after_s)
+
+    def retry_after_s(self) -> float:
+        """Seconds until the worker will have answered what it has in line."""
+        return self._state.retry_after_s if self._state else 1.0
+
+    async def _send(self, header: ToWorker, *frames: memoryview) -> None:
+        try:
+            # Without copying: libzmq reads the array's own memory, which the frame keeps alive.
+            await self._socket.send_multipart([encode(header), *frames], flags=zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            raise Unavailable("there is no worker at the moment; one is being started", 2.0) from None
+
+    async def _withdraw(self, job: int) -> None:
+        with contextlib.suppress(Unavailable):  # a lost worker has lost the job as well
+            await self._send(Cancel(job))
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(Unavailable):
+                await self._send(Hello(PROTOCOL, self._catalogue_of))
+            # While the worker is not ready its answer to this changes soon.
+            await asyncio.sleep(self._heartbeat_s if self.readiness().ready else self._heartbeat_s / 5)
+            if self._state is not None and time.monotonic() - self._heard_s > self._timeout_s:
+                self._lose(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
+
+    async def _watch_connection(self) -> None:
+        while True:
+            event = await recv_monitor_message(self._monitor)
+            if event["event"] == zmq.EVENT_DISCONNECTED:
+                self._lose("the worker was lost; another is being started")
+            else:
+                with contextlib.suppress(Unavailable):
+                    await self._send(Hello(PROTOCOL, self._catalogue_of))
+
+    async def _receive(self) -> None:
+        while True:
+            header, *frames = await self._socket.recv_multipart(copy=False)
+            try:
+                self._handle(header.bytes, [frame.buffer for frame in frames])
+            except MalformedMessage as error:
+                log.error("malformed message from the worker", error=str(error))
+
+    def _handle(self, header: bytes, frames: list[memoryview]) -> None:
+        self._heard_s = time.monotonic()
+        match decode_to_front_end(header):
+            case State() as state:
+                self._learn(state)
+            case Answer() as answer:
+                output = output_from_frames(answer, frames)
+                future = self._pending.get(answer.job)
+                if future is not None and not future.done():
+                    future.set_result(WorkerAnswer(output, answer.queue_s, answer.infer_s))
+            case Failure() as failure:
+                future = self._pending.get(failure.job)
+                if future is not None and not future.done():
+                    future.set_exception(error_from_code(failure.code, failure.detail, failure.retry_after_s))
+
+    def _learn(self, state: State) -> None:
+        if self._state is not None and self._state.instance != state.instance:
+            self._lose("the worker was restarted")
+        if state.catalogue is not None:
+            configs = map(BundleConfig.model_validate_json, state.catalogue)
+            self._catalogue = {config.name: config for config in configs}
+            self._catalogue_of = state.instance
+        if self._state is None:
+            self._on_up(True)
+        self._state = state
+
+    def _lose(self, reason: str) -> None:
+        if self._state is not None:
+            log.warning("worker lost", reason=reason, jobs=len(self._pending))
+            self._on_up(False)
+        self._state = None
+        self._fail_pending(reason)
+
+    def _fail_pending(self, reason: str) -> None:
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(Unavailable(f"{reason}; send the request again", 2.0))

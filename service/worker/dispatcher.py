@@ -1,0 +1,164 @@
+"""The loop between queue and device: jobs → Batch → Runner → replies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+import numpy as np
+import structlog
+
+from model.errors import ConvMLPError
+from model.types import Batch, RawOutput
+from service.errors import DeadlineExceeded, Internal, Overloaded
+from service.metrics import WorkerMetrics
+from service.worker.batching import BatchLimits, expired, next_batch
+from service.worker.pace import Pace
+from service.worker.queue import Done, Job, JobQueue, Shape
+from service.worker.runner import OutOfDeviceMemory, Runner
+
+MAX_CAPS = 256
+"""Shapes whose limit is remembered."""
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """Takes jobs in, runs them in batches on the one device thread, and sees that each is answered once."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        device_thread: Executor,
+        queue: JobQueue,
+        limits: BatchLimits,
+        metrics: WorkerMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._device_thread = device_thread
+        self._queue = queue
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+        self._pace = Pace()
+        self._caps: dict[Shape, int] = {}
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._running: tuple[Job, ...] = ()
+        self._running_since_s: float | None = None
+
+    def submit(self, job: Job) -> None:
+        """Let a job in, or answer it at once with why not."""
+        ahead_s = self.backlog_s()
+        if self._clock() + ahead_s > job.deadline_s:
+            error: ConvMLPError = Overloaded(
+                f"the images ahead take {ahead_s:.1f} s, longer than the request's deadline allows", ahead_s
+            )
+        else:
+            try:
+                self._queue.put(job, ahead_s)
+            except Overloaded as full:
+                error = full
+            else:
+                self._idle.clear()
+                self._arrived.set()
+                self._metrics.queue_depth(job.shape.model, self._queue.depth(job.shape.model))
+                return
+        job.reply(Done(error, 0.0, 0.0))
+
+    def cancel(self, key: tuple[bytes, int]) -> None:
+        """Forget a job that still waits; one that runs is left to finish, unread."""
+        job = self._queue.remove(key)
+        if job is not None:
+            self._metrics.queue_depth(job.shape.model, self._queue.depth(job.shape.model))
+
+    def backlog_s(self) -> float:
+        """Seconds until the device will be through with everything that waits now."""
+        return self._pace.seconds_for(self._running) + self._pace.seconds_for(self._queue.waiting)
+
+    def busy_s(self) -> float:
+        """For how long the batch that runs now has been running; 0 where none runs."""
+        return 0.0 if self._running_since_s is None else self._clock() - self._running_since_s
+
+    async def finished(self) -> None:
+        """Wait until nothing waits and nothing runs."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Serve for ever: whenever the device is free, whatever waits goes to it."""
+        while True:
+            for job in expired(self._queue.waiting, self._clock()):
+                self._take((job,))
+                late = DeadlineExceeded("the request's deadline passed while it waited for the device")
+                job.reply(Done(late, self._clock() - job.enqueued_s, 0.0))
+            jobs = next_batch(self._queue.waiting, self._limits, self._caps)
+            if not jobs:
+                self._idle.set()
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            self._take(jobs)
+            self._running = jobs
+            await self._answer(jobs)
+            self._running = ()
+
+    def _take(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._queue.remove(job.key)
+        model = jobs[0].shape.model
+        self._metrics.queue_depth(model, self._queue.depth(model))
+
+    async def _answer(self, jobs: Sequence[Job]) -> None:
+        """Run jobs of one shape and reply to each; what cannot run together runs in smaller parts."""
+        shape = jobs[0].shape
+        started = self._clock()
+        try:
+            outputs = await self._run(jobs)
+        except OutOfDeviceMemory:
+            if len(jobs) > 1:
+                half = len(jobs) // 2
+                if len(self._caps) >= MAX_CAPS:
+                    self._caps.clear()  # learnt again where it still matters
+                self._caps[shape] = min(half, self._caps.get(shape, half))
+                log.warning("out of device memory", model=shape.model, images=len(jobs), next_limit=half)
+                await self._answer(jobs[:half])
+                await self._answer(jobs[half:])
+                return
+            full = Overloaded("the device has no memory left for this image; try again later or send a smaller one")
+            self._reply(jobs[0], Done(full, started - jobs[0].enqueued_s, self._clock() - started))
+        except Exception:  # the boundary to the network: whatever it met, each job must be answered
+            log.exception("batch failed", model=shape.model, images=len(jobs))
+            if len(jobs) > 1:  # one bad input must not cost its neighbours their answers
+                for job in jobs:
+                    await self._answer((job,))
+                return
+            broken = Internal("the model could not answer this image; the worker's log says why")
+            self._reply(jobs[0], Done(broken, started - jobs[0].enqueued_s, self._clock() - started))
+        else:
+            seconds = self._clock() - started
+            self._pace.ran(shape, len(jobs), seconds)
+            self._metrics.batch(shape.model, len(jobs), seconds)
+            for job, output in zip(jobs, outputs, strict=True):
+                self._reply(job, Done(output, started - job.enqueued_s, seconds))
+
+    async def _run(self, jobs: Sequence[Job]) -> tuple[RawOutput, ...]:
+        batch = Batch(
+            # One copy, into the contiguous array that goes to the device.
+            pixels=np.stack([job.input.pixels for job in jobs]),
+            geometries=tuple(job.input.geometry for job in jobs),
+            params=tuple(job.params for job in jobs),
+        )
+        self._running_since_s = self._clock()
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._device_thread, self._runner.run, jobs[0].shape.model, batch)
+        finally:
+            self._running_since_s = None
+
+    def _reply(self, job: Job, done: Done) -> None:
+        self._metrics.waited(job.shape.model, done.queue_s)
+        job.reply(done)

@@ -1,0 +1,61 @@
+"""The worker process: composition root of `convmlp worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import structlog
+from prometheus_client import CollectorRegistry, start_http_server
+
+from model.bundle import find_bundle, read_bundle
+from model.errors import BundleInvalid
+from service.metrics import WorkerMetrics, shared_registry
+from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
+from service.settings import Settings
+from service.wire.door import Door
+from service.worker.runner import DeviceMissing
+from service.worker.torch_runner import TorchRunner
+from service.worker.worker import Worker, WorkerWedged
+
+log = structlog.get_logger(__name__)
+
+
+def run_worker(settings: Settings) -> int:
+    """Serve `settings.models` at `settings.worker_address` until a signal; the exit status."""
+    return run_process("worker", settings, lambda stop: _serve(settings, stop))
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> int:
+    status = 0
+    try:
+        async with Door(settings.worker_address) as door:
+            await _serve_at(door, settings, stop)
+    except* (BundleInvalid, DeviceMissing) as errors:
+        log.error("cannot serve", error=str(_first(errors)))
+        status = EXIT_CONFIG
+    except* WorkerWedged as errors:
+        log.critical("wedged", error=str(_first(errors)))
+        # The device thread hangs in foreign code and would keep a normal exit waiting for ever.
+        os._exit(EXIT_WEDGED)
+    return status
+
+
+async def _serve_at(door: Door, settings: Settings, stop: asyncio.Event) -> None:
+    bundles = [await asyncio.to_thread(read_bundle, find_bundle(name, settings.models_dir)) for name in settings.models]
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry, {one.config.name: one.config.task.value for one in bundles})
+    exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, shared_registry(registry))
+    log.info("loading", models=list(settings.models), address=door.address, metrics_port=exporter.server_port)
+    try:
+        await Worker(bundles, TorchRunner, settings, metrics).run(door, stop)
+    finally:
+        exporter.shutdown()
+        exporter.server_close()
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

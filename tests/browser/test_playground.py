@@ -1,0 +1,76 @@
+"""The pages in a real browser, against a real front-end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.bundle import REFERENCE_PICTURE
+from tests.browser.chromium import CHROMIUM, Page, open_page
+from tests.service.frontend.rest.running import Rest, open_rest
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+
+ANSWERED = "!document.getElementById('answer').hidden && document.getElementById('image').src.startsWith('blob:')"
+
+
+async def open_playground(page: Page, rest: Rest) -> None:
+    await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/")
+    await page.until("document.readyState === 'complete' && document.getElementById('state').textContent === 'ready'")
+
+
+async def pick(page: Page, file: Path) -> None:
+    root = await page.call("DOM.getDocument")
+    chooser = await page.call("DOM.querySelector", nodeId=root["root"]["nodeId"], selector="#file")
+    await page.call("DOM.setFileInputFiles", nodeId=chooser["nodeId"], files=[str(file)])
+
+
+async def test_playground_answers(tmp_path: Path) -> None:
+    """The sample, each task in turn: overlay, table, timings, command and JSON, with nothing from elsewhere."""
+    async with open_rest() as rest, open_page(tmp_path) as page:
+        await open_playground(page, rest)
+        await page.run("document.getElementById('sample').click()")
+        for task, word in (("classify", "grey"), ("detect", "dog"), ("segment", "background")):
+            await page.run(f"document.querySelector('input[value={task}]').click()")
+            await page.until(f"{ANSWERED} && document.getElementById('json').textContent.includes('\"{task}\"')")
+            assert word in await page.run("document.getElementById('answer-rows').textContent")
+            assert "infer" in await page.run("document.getElementById('timing-head').textContent")
+            assert f"/{task}'" in await page.run("document.getElementById('curl').textContent")
+            await page.until("document.getElementById('image').naturalWidth > 0")
+        assert page.complaints == []
+        assert all(url.startswith((f"http://127.0.0.1:{rest.port}/", "blob:", "data:")) for url in page.requests)
+
+
+async def test_playground_tells_errors_in_words(tmp_path: Path) -> None:
+    """A refused request shows the service's own words, and the next good one clears them."""
+    async with open_rest() as rest, open_page(tmp_path) as page:
+        await open_playground(page, rest)
+        paper = tmp_path / "paper.txt"
+        paper.write_text("not a picture", encoding="ascii")
+        await pick(page, paper)
+        await page.until("document.getElementById('problem-detail').textContent.includes('JPEG')")
+        assert await page.run("document.getElementById('answer').hidden")
+        await pick(page, REFERENCE_PICTURE)
+        await page.until(f"{ANSWERED} && document.getElementById('problem').hidden")
+
+
+async def test_playground_takes_a_file(tmp_path: Path) -> None:
+    """A picked file is asked about at once, and the shell command names it."""
+    async with open_rest() as rest, open_page(tmp_path) as page:
+        await open_playground(page, rest)
+        await pick(page, REFERENCE_PICTURE)
+        await page.until(ANSWERED)
+        assert REFERENCE_PICTURE.name in await page.run("document.getElementById('curl').textContent")
+
+
+async def test_reference_lists_every_operation(tmp_path: Path) -> None:
+    """/docs shows all operations of openapi.json without any other host's help."""
+    async with open_rest() as rest, open_page(tmp_path) as page:
+        await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/docs")
+        await page.until("document.querySelectorAll('#contents a').length > 0")
+        shown = await page.run("document.getElementById('operations').textContent")
+        for path in (await rest.http.get("/openapi.json")).json()["paths"]:
+            assert path in shown
+        assert page.complaints == []
+        assert all(url.startswith((f"http://127.0.0.1:{rest.port}/", "data:")) for url in page.requests)

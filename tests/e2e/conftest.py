@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.running import RunningService, running_service
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[RunningService]:
+    """The whole service on the embedded models, shared by tests that leave it as they found it."""
+    with running_service() as running:
+        yield running

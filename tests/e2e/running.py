@@ -1,0 +1,98 @@
+"""Starts the real `convmlp serve` as a user would, on free ports, and reads its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+START_TIMEOUT_S = 120.0
+
+
+@dataclass
+class RunningService:
+    """A supervisor process and what it said so far."""
+
+    process: subprocess.Popen[str]
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
+    _fresh: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
+
+    def read(self) -> None:
+        """Follow the log until the process closes it."""
+        assert self.process.stderr is not None
+        for text in self.process.stderr:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                line = {"event": text.rstrip()}
+            self.lines.append(line)
+            self._fresh.put(line)
+        self._fresh.put(None)
+
+    def wait_for(self, event: str, **values: object) -> dict[str, Any]:
+        """The next log line of that event with those values."""
+        until = time.monotonic() + START_TIMEOUT_S
+        while True:
+            line = self._fresh.get(timeout=max(0.0, until - time.monotonic()))
+            assert line is not None, f"ended with no {event!r}: {self.lines}"
+            if line["event"] == event and all(line.get(name) == value for name, value in values.items()):
+                return line
+
+    def pid_of(self, part: str) -> int:
+        """The process that plays this part now."""
+        started = [line for line in self.lines if line["event"] == "started" and line["part"] == part]
+        return int(started[-1]["pid"])
+
+
+@contextmanager
+def running_service(*flags: str) -> Iterator[RunningService]:
+    """`convmlp serve` with these flags, ready to answer; stopped gracefully at the end."""
+    with started_service(*flags) as service:
+        service.url = service.wait_for("ready", role="supervisor")["url"]
+        yield service
+
+
+@contextmanager
+def started_service(*flags: str) -> Iterator[RunningService]:
+    """As `running_service`, but perhaps not ready yet."""
+    command = [sys.executable, "-m", "service.cli", "serve", "--http-port", "0", "--worker-metrics-port", "0"]
+    process = subprocess.Popen(
+        [*command, "--log-format", "json", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    service = RunningService(process)
+    reader = threading.Thread(target=service.read, daemon=True)
+    reader.start()
+    try:
+        yield service
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+        reader.join(timeout=10)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not merely waiting to be reaped."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

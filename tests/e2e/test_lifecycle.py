@@ -1,0 +1,126 @@
+"""Processes that die, are killed, are told to stop, or never could start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from model.bundle import REFERENCE_PICTURE
+from tests.e2e.running import RunningService, is_alive, running_service, started_service
+
+PICTURE = REFERENCE_PICTURE.read_bytes()
+CLASSIFY_ONLY = ("--models", "convmlp_pets_breed")
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
+    """Wait until `condition()` holds; a deadline, not a measurement."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def under_load(client: httpx.AsyncClient, stop: asyncio.Event, outcomes: list[tuple[float, int, str]]) -> None:
+    """One client that asks again and again; notes when each answer came, its status and its words."""
+    while not stop.is_set():
+        try:
+            reply = await client.post("/classify", content=PICTURE)
+            outcomes.append((time.monotonic(), reply.status_code, reply.text))
+        except httpx.TransportError as error:
+            outcomes.append((time.monotonic(), 0, repr(error)))
+        await asyncio.sleep(0)
+
+
+async def test_a_killed_worker_fails_clearly_and_comes_back() -> None:
+    """kill -9 under load: what was in flight fails clearly and at once, readiness says so, later requests succeed."""
+    with running_service(*CLASSIFY_ONLY) as service:
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            stop, outcomes = asyncio.Event(), list[tuple[float, int, str]]()
+            clients = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(8)]
+            await asyncio.sleep(1.0)
+            killed = service.pid_of("worker-0")
+            os.kill(killed, signal.SIGKILL)
+            killed_s = time.monotonic()
+
+            async def unready() -> bool:
+                return (await client.get("/readyz")).status_code == 503
+
+            async def ready() -> bool:
+                return (await client.get("/readyz")).status_code == 200
+
+            await eventually(unready, 5)
+            await eventually(lambda: _seen(outcomes, 503), 5)
+            await eventually(ready)
+            stop.set()
+            await asyncio.gather(*clients)
+            assert (await client.post("/classify", content=PICTURE)).status_code == 200
+            text = (await client.get("/metrics")).text
+
+        statuses = {status for _, status, _ in outcomes}
+        assert statuses == {200, 503}, statuses
+        first = min(outcomes, key=lambda one: (one[1] != 503, one[0]))
+        assert "worker" in first[2]
+        # In flight when it died: the load never waited for longer than the contract's 5 s for its next answer.
+        after = sorted(when for when, _, _ in outcomes if when > killed_s)
+        assert after[0] - killed_s < 5
+        assert service.pid_of("worker-0") != killed
+        (restarts,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_worker_restarts"]
+        assert sum(sample.value for sample in restarts.samples if sample.name.endswith("_total")) == 1
+
+
+async def _seen(outcomes: list[tuple[float, int, str]], status: int) -> bool:
+    return any(one[1] == status for one in outcomes)
+
+
+async def test_sigterm_finishes_what_is_in_hand() -> None:
+    """SIGTERM under load: every request that was sent before it is answered, and all processes end with status 0."""
+    with running_service(*CLASSIFY_ONLY) as service:
+        pids = [service.pid_of(part) for part in ("worker-0", "rest-0")]
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+            assert (await client.post("/classify", content=PICTURE)).status_code == 200
+            asked = [asyncio.create_task(client.post("/classify", content=PICTURE)) for _ in range(24)]
+            await eventually(lambda: _in_flight(client), 10)
+            service.process.send_signal(signal.SIGTERM)
+            replies = await asyncio.gather(*asked)
+        assert {reply.status_code: reply.text for reply in replies}.keys() == {200}, replies[-1].text
+        assert await asyncio.to_thread(service.process.wait, 60) == 0
+        assert not any(is_alive(pid) for pid in pids)
+
+
+async def _in_flight(client: httpx.AsyncClient) -> bool:
+    """Whether all of the test's requests have reached the front-end."""
+    text = (await client.get("/metrics")).text
+    (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_in_flight_requests"]
+    return sum(sample.value for sample in family.samples) >= 1
+
+
+async def test_nothing_outlives_a_killed_supervisor() -> None:
+    """kill -9 of the supervisor: worker and front-end end by themselves."""
+    with running_service(*CLASSIFY_ONLY) as service:
+        pids = [service.pid_of(part) for part in ("worker-0", "rest-0")]
+        assert all(is_alive(pid) for pid in pids)
+        service.process.kill()
+
+        async def gone() -> bool:
+            return not any(is_alive(pid) for pid in pids)
+
+        await eventually(gone, 30)
+
+
+def test_an_unknown_model_ends_the_service_with_a_clear_word() -> None:
+    """A misconfigured part is not started over and over: the service says what is wrong and ends."""
+    with started_service("--models", "no_such_model") as service:
+        line = service.wait_for("cannot serve")
+        assert "no_such_model" in line["error"]
+        assert "convmlp_pets_breed" in line["error"]
+        assert service.process.wait(timeout=60) == 78
+        assert _starts(service, "worker-0") == 1
+
+
+def _starts(service: RunningService, part: str) -> int:
+    return sum(line["event"] == "started" and line["part"] == part for line in service.lines)

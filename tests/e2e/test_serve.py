@@ -1,0 +1,119 @@
+"""The whole service as a newcomer starts it, asked over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import PIL.Image
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from model.bundle import REFERENCE_PICTURE
+from tests.e2e.running import RunningService
+
+PICTURE = REFERENCE_PICTURE.read_bytes()
+
+
+def jpeg_of(shade: int, size: tuple[int, int] = (300, 260)) -> bytes:
+    """A picture with some structure, different for every shade."""
+    width, height = size
+    rows, columns = np.mgrid[0:height, 0:width]
+    pixels = np.stack([(rows + shade * 7) % 256, (columns * 2 + shade) % 256, (rows * columns // 97) % 256], axis=2)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def test_the_three_tasks_answer_a_photograph(service: RunningService) -> None:
+    """A photograph of a cat gets labels, a cat's head and a cat's outline, in its own pixels."""
+    with httpx.Client(base_url=service.url, timeout=60) as client:
+        labels = client.post("/classify", content=PICTURE).json()["results"][0]
+        heads = client.post("/detect", content=PICTURE).json()["results"][0]
+        outline = client.post("/segment", content=PICTURE).json()["results"][0]
+    assert labels["image"] == {"width": 451, "height": 300}
+    assert len(labels["labels"]) == 5
+    assert sum(one["score"] for one in labels["labels"]) <= 1.0
+    best = heads["detections"][0]
+    assert best["label"] == "cat"
+    assert 0 <= best["box"]["xmin"] < best["box"]["xmax"] <= 451
+    assert 0 <= best["box"]["ymin"] < best["box"]["ymax"] <= 300
+    areas = {one["label"]: one["area"] for one in outline["segments"]}
+    assert sum(areas.values()) == 451 * 300
+    assert areas["cat"] > areas.get("dog", 0)
+
+
+async def test_an_answer_is_the_same_alone_and_in_company(service: RunningService) -> None:
+    """Batches above 1 form, /metrics says so, and no answer depends on who shared its batch."""
+    pictures = [jpeg_of(shade) for shade in range(32)]
+    async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
+        for path in ("/classify?top_k=37", "/detect", "/segment"):
+            alone = [(await client.post(path, content=one)).json()["results"][0] for one in pictures[:4]]
+            before = await batches_above_one(client)
+            together = await asyncio.gather(*(client.post(path, content=one) for one in pictures))
+            assert await batches_above_one(client) > before
+            for expected, reply in zip(alone, together, strict=False):
+                assert_same(reply.json()["results"][0], expected)
+
+
+async def batches_above_one(client: httpx.AsyncClient) -> float:
+    """How many batches of two or more images ran so far, by the service's own account."""
+    text = (await client.get("/metrics")).text
+    (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_batch_size"]
+    counts = {"total": 0.0, "single": 0.0}
+    for sample in family.samples:
+        if sample.name.endswith("_count"):
+            counts["total"] += sample.value
+        elif sample.name.endswith("_bucket") and float(sample.labels["le"]) == 1.0:
+            counts["single"] += sample.value
+    return counts["total"] - counts["single"]
+
+
+def assert_same(found: object, expected: object) -> None:
+    """Equal, but for the last digits of floats, and for a pixel in a hundred of areas."""
+    match expected:
+        case dict():
+            assert isinstance(found, dict)
+            assert found.keys() == expected.keys()
+            for key, value in expected.items():
+                if key == "mask":
+                    continue  # a pixel on the border may fall either way; `area` bounds how many
+                if key == "area":
+                    assert found[key] == pytest.approx(value, rel=0.01, abs=50)
+                else:
+                    assert_same(found[key], value)
+        case list():
+            assert isinstance(found, list)
+            assert len(found) == len(expected)
+            for one, other in zip(found, expected, strict=True):
+                assert_same(one, other)
+        case float():
+            assert found == pytest.approx(expected, rel=1e-3, abs=1e-2 if expected > 1 else 1e-4)
+        case _:
+            assert found == expected
+
+
+def test_a_front_end_never_carries_torch(service: RunningService) -> None:
+    """The running front-end has no torch library mapped, and importing all of it does not load torch."""
+    maps = Path(f"/proc/{service.pid_of('rest-0')}/maps").read_text()
+    assert "numpy" in maps
+    assert "torch" not in maps
+    code = "import sys, service.frontend.rest.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_bad_input_costs_nobody_else_anything(service: RunningService) -> None:
+    """Between bad requests of every kind good ones are answered, and the processes are the same ones."""
+    pids = [service.pid_of(part) for part in ("worker-0", "rest-0")]
+    with httpx.Client(base_url=service.url, timeout=60) as client:
+        for body, status in ((b"", 400), (PICTURE[:5000], 400), (b"no image", 415), (b"\xff\xd8\xff" * 99, 400)):
+            refused = client.post("/classify", content=body)
+            assert refused.status_code == status
+            assert refused.headers["content-type"] == "application/problem+json"
+            assert client.post("/classify", content=PICTURE).status_code == 200
+    assert [service.pid_of(part) for part in ("worker-0", "rest-0")] == pids

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from model.bundle import REFERENCE_PICTURE
+from model.net.weights import write_bundle
+from model.training.export import reference_answer
+from service.cli.app import app
+from service.settings import EMBEDDED_MODELS
+from tests.model.net.tiny import draft, tiny_network
+from tests.service.cli.command import started
+
+CAT = str(REFERENCE_PICTURE)
+FAMILIES = {"classify": "classifier", "detect": "mask_rcnn", "segment": "semantic_fpn"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model for each task, named after it."""
+    folder = tmp_path_factory.mktemp("store")
+    for task, family in FAMILIES.items():
+        write_bundle(folder, draft(family, name=task), tiny_network(family), reference_answer)
+    return folder
+
+
+def local(*arguments: str, store: Path | None = None, stdin: bytes | None = None) -> Result:
+    folder = {"CONVMLP_MODELS_DIR": str(store)} if store else {}
+    return CliRunner().invoke(app, [*arguments, "--local"], env={"CONVMLP_DEVICE": "cpu", **folder}, input=stdin)
+
+
+async def test_local_answers_are_the_services(store: Path) -> None:
+    """For every task `--local --json` and `--local --save` give what `convmlp serve` gives, byte for byte."""
+    options = ["--http-port", "0", "--worker-metrics-port", "0", "--log-format", "json", "--device", "cpu"]
+    options += ["--models-dir", str(store), "--models", ",".join(FAMILIES)]
+    async with started("serve", *options) as process, httpx.AsyncClient(timeout=60) as http:
+        assert process.stderr is not None
+        log = (json.loads(line) async for line in process.stderr)
+        url = await anext(line["url"] async for line in log if line["event"] == "ready" and "url" in line)
+        while (await http.get(f"{url}/readyz")).status_code != 200:
+            await asyncio.sleep(0.05)
+        picture = REFERENCE_PICTURE.read_bytes()
+        for task in FAMILIES:
+            answer = await http.post(f"{url}/{task}", content=picture)
+            drawing = await http.post(f"{url}/{task}", content=picture, headers={"Accept": "image/png"})
+            assert (answer.status_code, drawing.status_code) == (200, 200)
+            # In threads: each command runs an event loop of its own.
+            ran = await asyncio.to_thread(local, task, CAT, "--model", task, "--json", store=store)
+            assert ran.stdout_bytes == answer.content + b"\n"
+            target = str(store / "drawn.png")
+            await asyncio.to_thread(local, task, CAT, "--model", task, "--save", target, store=store)
+            assert (store / "drawn.png").read_bytes() == drawing.content
+        process.terminate()
+        await process.communicate()
+
+
+@pytest.mark.parametrize(("task", "model"), list(zip(FAMILIES, EMBEDDED_MODELS, strict=True)))
+def test_the_embedded_model_is_the_default(task: str, model: str) -> None:
+    """Without --model and without a store the task's embedded model answers."""
+    ran = local(task, CAT)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines()[0] == f"{CAT}  451 x 300  {model}"
+
+
+def test_a_bad_image_costs_only_itself(store: Path, tmp_path: Path) -> None:
+    """The other images are answered, stdin among them; stderr and the exit status say that one was not."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(REFERENCE_PICTURE.read_bytes()[:5000])
+    arguments = ["classify", CAT, str(broken), "-", "--model", "classify", "--json"]
+    ran = local(*arguments, store=store, stdin=REFERENCE_PICTURE.read_bytes())
+    assert ran.exit_code == 1
+    first, second, third = json.loads(ran.stdout)["results"]
+    assert first == third
+    assert second["error"]["type"] == "/problems/image-undecodable"
+    assert f"{broken}: the JPEG is truncated or corrupt" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "why"),
+    [("classify", "nobody", "there is no model 'nobody' in the store"), ("classify", "detect", "is for 'detect'")],
+)
+def test_a_wrong_model_is_told(store: Path, task: str, model: str, why: str) -> None:
+    """A model that is not there, or of another task, is told in words; the exit status is 1."""
+    ran = local(task, CAT, "--model", model, store=store)
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert why in ran.stderr
+
+
+def test_parameters_shape_the_answer(store: Path) -> None:
+    """The flags mean the same as they do for a service."""
+    labels = json.loads(local("classify", CAT, "--model", "classify", "--top-k", "2", "--json", store=store).stdout)
+    assert len(labels["results"][0]["labels"]) == 2
+    found = json.loads(local("detect", CAT, "--model", "detect", "--no-masks", "--json", store=store).stdout)
+    assert found["results"][0]["detections"]
+    assert not any("mask" in one for one in found["results"][0]["detections"])
+
+
+def test_a_drawing_that_cannot_be_written_is_told(store: Path, tmp_path: Path) -> None:
+    """Neither a traceback nor silence where the target's folder is a file."""
+    (tmp_path / "file").touch()
+    ran = local("classify", CAT, "--model", "classify", "--save", str(tmp_path / "file/out.png"), store=store)
+    assert ran.exit_code == 1
+    assert "cannot be written" in ran.stderr
+
+
+async def test_without_torch_local_says_what_to_install() -> None:
+    """An installation for asking services has no torch; --local then tells which extra has it."""
+    script = "import sys; sys.modules['torch'] = None; from service.cli.app import main; main()"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, "classify", CAT, "--local"), stderr=asyncio.subprocess.PIPE
+    )
+    _, error = await process.communicate()
+    assert process.returncode == 1
+    assert error == b"convmlp: --local needs torch, which is not installed; install this package's extra `worker`\n"

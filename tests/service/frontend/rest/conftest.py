@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from tests.service.frontend.rest.running import Rest, open_rest
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rest() -> AsyncIterator[Rest]:
+    """A front-end that a module's tests share; those that change it, or need other settings, call `open_rest`."""
+    async with open_rest() as running:
+        yield running

@@ -1,0 +1,64 @@
+"""Where settings come from, and which source wins."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+SHOW = """
+import sys
+from service.settings import Settings
+print(Settings(_cli_parse_args=sys.argv[1:]).model_dump_json())
+"""
+
+
+def settings_of(folder: Path, *flags: str, **environment: str) -> dict[str, object]:
+    """The settings of a fresh process in `folder`."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW, *flags],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    values: dict[str, object] = json.loads(done.stdout)
+    return values
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    """Each source overrides the next one, setting by setting."""
+    (tmp_path / "convmlp.toml").write_text('http_port = 1\ngrpc_port = 1\nhost = "0.0.0.0"\n')
+    found = settings_of(tmp_path, "--http-port", "3", CONVMLP_HTTP_PORT="2", CONVMLP_GRPC_PORT="2")
+    assert found["http_port"] == 3
+    assert found["grpc_port"] == 2
+    assert found["host"] == "0.0.0.0"
+    assert found["worker_metrics_port"] == Settings.model_fields["worker_metrics_port"].default
+
+
+def test_names_of_models_come_as_a_list_with_commas(tmp_path: Path) -> None:
+    """`--models a,b` and CONVMLP_MODELS=a,b mean two models, in that order."""
+    assert settings_of(tmp_path, "--models", "b,a")["models"] == ["b", "a"]
+    assert settings_of(tmp_path, CONVMLP_MODELS="a, b")["models"] == ["a", "b"]
+
+
+def test_another_process_reads_the_same_settings(tmp_path: Path) -> None:
+    """What `as_environment` says is understood by a child exactly as it was meant."""
+    settings = Settings(models=("x", "y"), http_port=0, models_dir=tmp_path, worker_address="ipc://z")
+    found = settings_of(tmp_path, **settings.as_environment())
+    assert found == json.loads(settings.model_dump_json())
+
+
+@pytest.mark.parametrize("wrong", [{"http_port": 70000}, {"models": ""}, {"device": "gpu"}, {"no_such_setting": 1}])
+def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
+    """A value out of range, or a name that is none, is an error and not a default."""
+    with pytest.raises(ValidationError):
+        Settings(**wrong)  # type: ignore[arg-type]

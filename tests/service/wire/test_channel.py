@@ -1,0 +1,212 @@
+"""Both ends of the wire over real sockets: a real worker but for its device, or a bare door."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+import zmq.asyncio
+
+from model.types import (
+    ClassifyOutput,
+    DetectOutput,
+    Geometry,
+    ModelInput,
+    QueryParams,
+    RawOutput,
+    SegmentOutput,
+    Size,
+    Task,
+)
+from service.errors import DeadlineExceeded, ModelNotFound, Unavailable
+from service.settings import Settings
+from service.wire.channel import WorkerAnswer, WorkerChannel
+from service.wire.door import Door
+from service.wire.messages import Hello, ModelState, Phase, Predict, State, encode
+from tests.fakes import fake_answer, fake_bundle, fake_worker
+
+SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
+SIZE = Size(40, 60)
+
+
+def picture(level: int) -> ModelInput:
+    return ModelInput(np.full((32, 64, 3), level, np.uint8), Geometry(SIZE, Size(32, 48)))
+
+
+@asynccontextmanager
+async def channel_to(address: str, timeout_s: float = 30.0) -> AsyncIterator[WorkerChannel]:
+    async with WorkerChannel(address, 0.05, timeout_s, lambda up: None) as channel:  # noqa: ARG005
+        yield channel
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def ask(channel: WorkerChannel, model: str, level: int = 1, seconds: float = 20.0) -> WorkerAnswer:
+    return await channel.predict("r", model, picture(level), QueryParams(), time.monotonic() + seconds)
+
+
+def assert_equal(found: RawOutput, expected: RawOutput) -> None:
+    match found, expected:
+        case ClassifyOutput(), ClassifyOutput():
+            np.testing.assert_array_equal(found.indices, expected.indices)
+            np.testing.assert_array_equal(found.scores, expected.scores)
+        case DetectOutput(), DetectOutput():
+            np.testing.assert_array_equal(found.boxes, expected.boxes)
+            np.testing.assert_array_equal(found.classes, expected.classes)
+            assert found.mask_logits is not None
+            np.testing.assert_array_equal(found.mask_logits, expected.mask_logits)
+        case SegmentOutput(), SegmentOutput():
+            np.testing.assert_array_equal(found.label_map, expected.label_map)
+        case _:
+            pytest.fail(f"{type(found)} is not {type(expected)}")
+
+
+async def test_each_kind_of_answer_arrives_as_it_was() -> None:
+    """Arrays of every task cross the wire unchanged, to the caller who asked, many at once."""
+    async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
+        await until(lambda: channel.readiness().ready)
+        asked = [(task, level) for task in Task for level in range(10)]
+        answers = await asyncio.gather(*(ask(channel, f"fake_{task.value}", level) for task, level in asked))
+        for (task, level), answer in zip(asked, answers, strict=True):
+            one = picture(level)
+            assert_equal(answer.output, fake_answer(task, one.pixels, one.geometry, QueryParams()))
+
+
+async def test_empty_detections_arrive() -> None:
+    """An answer with no detections is an answer: arrays of length 0 cross the wire."""
+    async with fake_worker(SETTINGS, tasks=[Task.DETECT]) as worker, channel_to(worker.address) as channel:
+        await until(lambda: channel.readiness().ready)
+        params = QueryParams(score_threshold=1.0)
+        answer = await channel.predict("r", "fake_detect", picture(3), params, time.monotonic() + 20)
+        assert isinstance(answer.output, DetectOutput)
+        assert answer.output.boxes.shape == (0, 4)
+
+
+async def test_the_front_end_learns_what_is_served() -> None:
+    """The worker's bundles' configs reach the front-end complete, in the worker's order."""
+    async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
+        await until(lambda: channel.readiness().ready)
+        assert [status.config for status in channel.models()] == [fake_bundle(task).config for task in Task]
+        assert {status.ready for status in channel.models()} == {True}
+
+
+async def test_without_a_worker_a_request_fails_at_once() -> None:
+    """No worker: Unavailable without waiting, and nothing is kept in line for later."""
+    async with channel_to("ipc:///tmp/convmlp-test-nobody-is-here") as channel:
+        assert not channel.readiness().ready
+        with pytest.raises(Unavailable):
+            await ask(channel, "fake_classify")
+
+
+async def test_an_unknown_model_is_an_error_of_its_own() -> None:
+    """A model that the worker does not have is refused by name."""
+    async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
+        await until(lambda: channel.readiness().ready)
+        with pytest.raises(ModelNotFound, match="nonesuch"):
+            await ask(channel, "nonesuch")
+
+
+async def test_a_deadline_ends_the_wait_and_withdraws_the_job() -> None:
+    """The caller is told in time, and the worker does not run what nobody waits for any more."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
+        await until(lambda: channel.readiness().ready)
+        before = len(worker.runner.batches)
+        worker.runner.gate.clear()
+        first = asyncio.create_task(ask(channel, "fake_classify"))
+        await until(lambda: len(worker.runner.batches) == before + 1)
+        with pytest.raises(DeadlineExceeded):
+            await ask(channel, "fake_classify", seconds=0.2)
+        await until(lambda: worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"}) == 0)
+        worker.runner.gate.set()
+        await first
+        assert len(worker.runner.batches) == before + 1
+
+
+async def test_a_caller_that_leaves_withdraws_its_job() -> None:
+    """Cancelling a call takes its job out of the worker's queue."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
+        await until(lambda: channel.readiness().ready)
+
+        def depth() -> float | None:
+            return worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"})
+
+        before = len(worker.runner.batches)
+        worker.runner.gate.clear()
+        first = asyncio.create_task(ask(channel, "fake_classify"))
+        await until(lambda: len(worker.runner.batches) == before + 1)
+        second = asyncio.create_task(ask(channel, "fake_classify"))
+        await until(lambda: depth() == 1)
+        second.cancel()
+        await until(lambda: depth() == 0)
+        worker.runner.gate.set()
+        await first
+        assert len(worker.runner.batches) == before + 1
+
+
+async def test_a_worker_that_disappears_fails_its_jobs_at_once(tmp_path: Path) -> None:
+    """When the connection breaks, jobs in hand fail with Unavailable long before their deadline."""
+    address = f"ipc://{tmp_path}/w"
+    async with channel_to(address) as channel:
+        async with Door(address) as door:
+            await introduce(door, "one")
+            await until(lambda: channel.readiness().ready)
+            asked = asyncio.create_task(ask(channel, "fake_classify", seconds=1000))
+            while not isinstance((await door.receive()).message, Predict):
+                pass
+        async with asyncio.timeout(10):
+            with pytest.raises(Unavailable, match="send the request again"):
+                await asked
+        assert not channel.readiness().ready
+
+
+async def test_a_silent_worker_is_taken_for_lost(tmp_path: Path) -> None:
+    """A worker whose connection stands but who says nothing is lost after the timeout; its jobs fail then."""
+    address = f"ipc://{tmp_path}/w"
+    async with channel_to(address, timeout_s=0.3) as channel, Door(address) as door:
+        await introduce(door, "one")
+        await until(lambda: channel.readiness().ready)
+        async with asyncio.timeout(10):
+            with pytest.raises(Unavailable, match="silent"):
+                await ask(channel, "fake_classify", seconds=1000)
+
+
+async def test_garbage_does_not_end_a_worker() -> None:
+    """Bytes that are no message, and messages that lie about their frames, cost nobody else anything."""
+    async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
+        await until(lambda: channel.readiness().ready)
+        context = zmq.asyncio.Context()
+        with context.socket(zmq.DEALER) as stranger:
+            stranger.setsockopt(zmq.LINGER, 0)
+            stranger.connect(worker.address)
+            await stranger.send_multipart([b"\xff\xfe garbage"])
+            await stranger.send_multipart([b""])
+            await stranger.send_multipart([lying_predict(), b"too short"])
+            await stranger.send_multipart([lying_predict()])
+            failures = [await stranger.recv_multipart() for _ in range(2)]
+            assert all(b"internal" in header for (header,) in failures)
+        context.term()
+        await ask(channel, "fake_classify")
+
+
+def lying_predict() -> bytes:
+    return encode(Predict(1, "r", "fake_classify", 32, 32, Geometry(SIZE, SIZE), QueryParams(), 10.0))
+
+
+async def introduce(door: Door, instance: str) -> None:
+    """Answer the first Hello as a worker that is ready."""
+    letter = await door.receive()
+    assert isinstance(letter.message, Hello)
+    config = fake_bundle(Task.CLASSIFY).config
+    models = (ModelState(config.name, True, "cpu", "fp32"),)
+    state = State(instance, Phase.READY, "ready", 0.0, models, (config.model_dump_json(),))
+    await door.tell(letter.sender, state)
