@@ -1,0 +1,62 @@
+"""`make bench`: start the service on the embedded models, load each task, print a table.
+
+Rounds are interleaved over tasks and concurrencies, so that a disturbance of the machine hits all alike; the
+table shows medians over rounds and, in brackets, the spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.load import Measured, closed_loop
+from model.bundle import REFERENCE_PICTURE
+from tests.e2e.running import running_service
+
+TASKS = ("classify", "detect", "segment")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--pictures", type=Path, help="folder of JPEG files (default: the reference picture)")
+    parser.add_argument("--concurrency", default="1,8,32", help="comma separated")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    arguments, flags = parser.parse_known_args()
+    files = sorted(arguments.pictures.glob("*.jp*g"))[:64] if arguments.pictures else [REFERENCE_PICTURE]
+    pictures = [file.read_bytes() for file in files]
+    levels = [int(level) for level in arguments.concurrency.split(",")]
+    measured: dict[tuple[str, int], list[Measured]] = defaultdict(list)
+    started_s = time.monotonic()
+    with running_service(*flags) as service:
+        print(f"ready after {time.monotonic() - started_s:.1f} s; {len(pictures)} pictures")
+        for _ in range(arguments.rounds):
+            for task in TASKS:
+                for level in levels:
+                    load = closed_loop(f"{service.url}/{task}", pictures, level, arguments.seconds)
+                    measured[task, level].append(asyncio.run(load))
+        for part in ("worker-0", "rest-0"):
+            print(f"{part}: {resident_mib(service.pid_of(part)):.0f} MiB resident")
+    print(f"{'task':10}{'clients':>8}{'requests/s':>22}{'p50 ms':>20}{'p99 ms':>20}{'failed':>8}")
+    for (task, level), rounds in measured.items():
+        columns = (
+            [one.per_second for one in rounds],
+            [one.percentile_ms(0.5) for one in rounds],
+            [one.percentile_ms(0.99) for one in rounds],
+        )
+        rate, p50, p99 = (f"{statistics.median(c):.1f} [{min(c):.1f}-{max(c):.1f}]" for c in columns)
+        print(f"{task:10}{level:>8}{rate:>22}{p50:>20}{p99:>20}{sum(one.failures for one in rounds):>8}")
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    main()
