@@ -14,6 +14,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import structlog
+import uvloop
 
 from service.logs import configure_logs
 from service.metrics import join_metrics
@@ -37,7 +38,8 @@ def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], A
     lifeline = os.environ.pop(LIFELINE_FD, None)
     configure_logs(settings.log_level, settings.log_format, role)
     join_metrics(role)
-    return asyncio.run(_main(main, int(lifeline) if lifeline is not None else None))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_main(main, int(lifeline) if lifeline is not None else None))
 
 
 def open_listener(host: str, port: int) -> socket.socket:

@@ -16,6 +16,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from model.decode import DecodeLimits
+
 EMBEDDED_MODELS = ("convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -40,16 +42,25 @@ class Settings(BaseSettings):
 
     # Where it listens
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine's."""
     http_port: Port = 8000
+    """Of the REST front-end; 0: a free one."""
     grpc_port: Port = 8001
+    """Kept for the gRPC front-end."""
     worker_metrics_port: Port = 8002
+    """Where the worker itself tells its metrics; 0: a free one."""
     rest_processes: PositiveInt = 1
+    """REST front-end processes that share the port."""
 
     # What it serves, and on what
     models_dir: Path | None = None
+    """Folder of model bundles, beside the embedded ones."""
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = EMBEDDED_MODELS
+    """Names with commas between; the first of a task is the task's default."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """What the networks compute in."""
     compute_threads: NonNegativeInt = 0
     """Threads of the network on a CPU; 0: as many as the process may use."""
     prepare_threads: NonNegativeInt = 0
@@ -59,31 +70,41 @@ class Settings(BaseSettings):
     worker_address: str = ""
     """`ipc://PATH` or `tcp://HOST:PORT`; `serve` makes one of its own where it is empty."""
     heartbeat_interval_ms: PositiveInt = 500
+    """How often front-ends ask the worker how it is."""
     worker_timeout_ms: PositiveInt = 5_000
     """A worker that was silent for this long is taken for dead."""
     batch_timeout_ms: PositiveInt = 120_000
     """A batch that ran for this long wedged its worker, which then ends to be restarted."""
     self_check_interval_ms: PositiveInt = 60_000
+    """How often each model is asked about the reference picture."""
 
     # Bounds
     max_image_bytes: PositiveInt = 20 * 2**20
+    """Of one encoded image."""
     max_image_mpx: PositiveInt = 50
+    """Megapixels of one image, read from its header."""
     max_images: PositiveInt = 64
     """Images in one request."""
     max_request_bytes: PositiveInt = 64 * 2**20
+    """Of one request's body."""
     max_in_flight: PositiveInt = 1024
     """Images that one front-end process has in hand."""
     max_in_flight_bytes: PositiveInt = 512 * 2**20
     """Request bodies that one front-end process holds."""
     max_queue_images: PositiveInt = 256
+    """Images that wait for the device."""
     max_queue_mpx: PositiveInt = 256
+    """Megapixels of network input that wait for the device."""
     max_batch_images: PositiveInt = 32
+    """Images in one batch."""
     max_batch_mpx: PositiveInt = 8
+    """Megapixels of network input in one batch; a larger image runs alone."""
 
     # Time
     request_timeout_ms: PositiveInt = 30_000
     """The deadline of a caller that names none, and the latest that one may name."""
     drain_timeout_ms: PositiveInt = 20_000
+    """What a process may take after SIGTERM to finish the requests in hand."""
 
     # Words
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -99,6 +120,10 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def decode_limits(self) -> DecodeLimits:
+        return DecodeLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_mpx * 10**6)
 
     def with_changes(self, **changes: Any) -> Settings:  # noqa: ANN401  (any field's own type)
         return Settings(**{**self.model_dump(), **changes})

@@ -21,16 +21,19 @@ from model.reference import (
     REFERENCE_PARAMS,
     ClassifyReference,
     DetectReference,
+    ReferenceAnswer,
     SegmentReference,
     summarise,
 )
 from model.spec import (
+    Architecture,
     BackboneSpec,
     CenterCropSpec,
     ClassifierSpec,
     ClassifyPostSpec,
     DetectPostSpec,
     KeepRatioSpec,
+    Postprocessing,
     RetinaNetSpec,
     SegmentPostSpec,
     SemanticFPNSpec,
@@ -61,6 +64,19 @@ _LABELS = {
     Task.DETECT: ("cat", "dog"),
     Task.SEGMENT: ("background", "cat", "dog"),
 }
+_PARTS: dict[Task, tuple[Architecture, Postprocessing, ReferenceAnswer]] = {
+    Task.CLASSIFY: (ClassifierSpec(backbone=TINY_BACKBONE), ClassifyPostSpec(), ClassifyReference(labels=())),
+    Task.DETECT: (
+        RetinaNetSpec(backbone=TINY_BACKBONE, fpn_channels=8, head_convs=1),
+        DetectPostSpec(),
+        DetectReference(detections=()),
+    ),
+    Task.SEGMENT: (
+        SemanticFPNSpec(backbone=TINY_BACKBONE, fpn_channels=8, head_channels=8),
+        SegmentPostSpec(),
+        SegmentReference(grid=()),
+    ),
+}
 
 
 def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: QueryParams) -> RawOutput:
@@ -87,32 +103,21 @@ def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: Quer
 
 def fake_bundle(task: Task) -> Bundle:
     """A bundle named `fake_<task>` whose reference answer is the fake runner's; it has no files."""
+    architecture, postprocessing, no_answer = _PARTS[task]
     config = BundleConfig(
         name=f"fake_{task.value}",
         task=task,
-        architecture={
-            Task.CLASSIFY: ClassifierSpec(backbone=TINY_BACKBONE),
-            Task.DETECT: RetinaNetSpec(backbone=TINY_BACKBONE, fpn_channels=8, head_convs=1),
-            Task.SEGMENT: SemanticFPNSpec(backbone=TINY_BACKBONE, fpn_channels=8, head_channels=8),
-        }[task],
+        architecture=architecture,
         labels=_LABELS[task],
         preprocessing=(
             CenterCropSpec(resize_shorter=36, crop=32)
             if task is Task.CLASSIFY
             else KeepRatioSpec(long_side=96, short_side=64, pad_multiple=32)
         ),
-        postprocessing={
-            Task.CLASSIFY: ClassifyPostSpec(),
-            Task.DETECT: DetectPostSpec(),
-            Task.SEGMENT: SegmentPostSpec(),
-        }[task],
+        postprocessing=postprocessing,
         precision="fp32",
         source=Source(description="made for tests", url="", licence="none", attribution=""),
-        reference={
-            Task.CLASSIFY: ClassifyReference(labels=()),
-            Task.DETECT: DetectReference(detections=()),
-            Task.SEGMENT: SegmentReference(grid=()),
-        }[task],
+        reference=no_answer,
         weights_sha256="0" * 64,
     )
     picture = decode(REFERENCE_PICTURE.read_bytes(), DecodeLimits(max_bytes=10**7, max_pixels=10**7))
@@ -150,7 +155,9 @@ class FakeRunner:
             raise RuntimeError("poisoned input")
         task = next(bundle.config.task for bundle in self.bundles if bundle.config.name == model)
         rows = zip(batch.pixels, batch.geometries, batch.params, strict=True)
-        return tuple(fake_answer(task, pixels + np.uint8(self.shift), *rest) for pixels, *rest in rows)
+        return tuple(
+            fake_answer(task, pixels + np.uint8(self.shift), geometry, params) for pixels, geometry, params in rows
+        )
 
     def close(self) -> None:
         pass

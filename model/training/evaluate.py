@@ -11,6 +11,7 @@ from model.decode import DecodeLimits, decode
 from model.postprocess.finish import finish
 from model.predictor import Predictor
 from model.preprocess import prepare
+from model.spec import DetectPostSpec
 from model.training.data import Record, load_masks
 from model.training.segment import IGNORE, label_map
 from model.types import (
@@ -27,6 +28,8 @@ from model.types import (
     Task,
 )
 
+CURVE_FROM = 0.05
+"""The precision-recall curve is drawn from this score on, as the detectors' papers do."""
 LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 
 
@@ -39,7 +42,10 @@ def answer(predictor: Predictor, config: BundleConfig, data: bytes, params: Quer
 
 
 def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> dict[str, float]:
-    """The task's figures, rounded to four digits: top1 and top5, ap50 (also of each class), or miou and IoUs.
+    """The task's figures, rounded to four digits.
+
+    They are top1 and top5; or ap50, also of each class, with precision and recall at the model's own threshold;
+    or miou, the IoU of each class and the share of right pixels.
 
     Records without a head's box are left out of detection, those without a mask out of segmentation.
     """
@@ -54,10 +60,12 @@ def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record
         case Task.DETECT:
             found = [
                 result.detections
-                for result in _answers(predictor, config, records, QueryParams(masks=False))
+                for result in _answers(predictor, config, records, QueryParams(score_threshold=CURVE_FROM))
                 if isinstance(result, DetectResult)
             ]
+            assert isinstance(config.postprocessing, DetectPostSpec)
             figures = average_precision(found, records, config.labels)
+            figures |= precision_and_recall(found, records, config.labels, config.postprocessing.score_threshold)
         case Task.SEGMENT:
             masked = [one for one in records if one.mask is not None]
             confusion = np.zeros((len(config.labels), len(config.labels)), np.int64)
@@ -86,27 +94,47 @@ def top_k_accuracy(ranked: Sequence[Sequence[int]], truth: Sequence[int]) -> dic
 def average_precision(
     found: Sequence[Sequence[Detection]], records: Sequence[Record], labels: Sequence[str], min_iou: float = 0.5
 ) -> dict[str, float]:
-    """The area under each class's precision-recall curve over all recall points (VOC 2010), and their mean.
-
-    Pictures without an annotated head are left out. A head is found once: a second box on it is false.
-    """
+    """The area under each class's precision-recall curve over all recall points (VOC 2010), and their mean."""
     figures = {}
     for index, label in enumerate(labels):
-        hits: list[tuple[float, bool]] = []
-        heads = 0
-        for detections, record in zip(found, records, strict=True):
-            if record.head is None:
-                continue
-            heads += record.species == index
-            free = record.species == index
-            for one in detections:
-                if one.index == index:
-                    hit = free and iou(one.box, record.head) >= min_iou
-                    free = free and not hit
-                    hits.append((one.score, hit))
-        hits.sort(key=lambda pair: -pair[0])
-        figures[f"ap50_{label}"] = area_under_curve(np.array([hit for _, hit in hits], np.bool_), heads)
+        pairs, heads = judge(found, records, index, min_iou)
+        figures[f"ap50_{label}"] = area_under_curve(np.array([hit for _, hit in pairs], np.bool_), heads)
     return {"ap50": float(np.mean(list(figures.values()))), **figures}
+
+
+def precision_and_recall(
+    found: Sequence[Sequence[Detection]], records: Sequence[Record], labels: Sequence[str], threshold: float
+) -> dict[str, float]:
+    """Of the detections above a score, all classes together, at IoU 0.5: what a caller sees by default."""
+    hits = answers = heads = 0
+    for index in range(len(labels)):
+        pairs, heads_of_class = judge(found, records, index, 0.5)
+        above = [hit for score, hit in pairs if score > threshold]
+        hits, answers, heads = hits + sum(above), answers + len(above), heads + heads_of_class
+    return {"precision_at_threshold": hits / max(answers, 1), "recall_at_threshold": hits / max(heads, 1)}
+
+
+def judge(
+    found: Sequence[Sequence[Detection]], records: Sequence[Record], index: int, min_iou: float
+) -> tuple[list[tuple[float, bool]], int]:
+    """The detections of one class by falling score, each with whether it is right, and the number of heads.
+
+    Each picture's detections come by falling score. A head is found once: a second box on it is wrong.
+    Pictures without an annotated head are left out.
+    """
+    pairs: list[tuple[float, bool]] = []
+    heads = 0
+    for detections, record in zip(found, records, strict=True):
+        if record.head is None:
+            continue
+        free = record.species == index
+        heads += free
+        for one in detections:
+            if one.index == index:
+                hit = free and iou(one.box, record.head) >= min_iou
+                free = free and not hit
+                pairs.append((one.score, hit))
+    return sorted(pairs, key=lambda pair: -pair[0]), heads
 
 
 def area_under_curve(hits: BoolArray, positives: int) -> float:

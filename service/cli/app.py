@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 import typer
-from pydantic import ValidationError
 
 from service.cli.models import models_app
 from service.cli.predict import add_predict_commands
+from service.cli.words import complain, settings_or_exit
 from service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -50,14 +50,8 @@ def main() -> None:
 
 
 def _settings(context: typer.Context, *, needs_worker_address: bool = False) -> Settings:
-    try:
-        settings = Settings(_cli_parse_args=context.args, _cli_prog_name=context.command_path)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(map(str, problem["loc"]))
-            typer.echo(f"convmlp: setting {name}: {problem['msg']} (given: {problem['input']!r})", err=True)
-        raise typer.Exit(2) from None
+    settings = settings_or_exit(_cli_parse_args=context.args, _cli_prog_name=context.command_path)
     if needs_worker_address and not settings.worker_address:
-        typer.echo("convmlp: --worker-address is needed, for example ipc:///run/convmlp/worker", err=True)
+        complain("--worker-address is needed, for example ipc:///run/convmlp/worker")
         raise typer.Exit(2)
     return settings

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from model.bundle import Bundle, find_bundle, read_bundle
-from model.decode import DecodeLimits, decode
+from model.decode import decode
 from model.postprocess.finish import finish
 from model.preprocess import prepare
 from model.types import Batch, Image, Result, Task
@@ -37,7 +37,7 @@ class Local:
         bundle = _bundle(task, query.model, settings)
         self._config = bundle.config
         self._query = query
-        self._limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_mpx * 10**6)
+        self._limits = settings.decode_limits
         try:
             self._runner = TorchRunner([bundle], settings)
         except DeviceMissing as error:

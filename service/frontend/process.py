@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from model.decode import DecodeLimits
 from service.frontend.engine import Engine
 from service.frontend.prepare import Workshop
 from service.metrics import FrontEndMetrics, shared_registry
@@ -29,8 +28,7 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     """An engine that talks to the worker at `settings.worker_address`; the worker may come later."""
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
-    limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_mpx * 10**6)
-    workshop = Workshop(settings.prepare_threads or usable_cores(), limits)
+    workshop = Workshop(settings.prepare_threads or usable_cores(), settings.decode_limits)
     channel = WorkerChannel(
         settings.worker_address,
         heartbeat_s=settings.heartbeat_interval_ms / 1000,

@@ -154,7 +154,9 @@ def test_alpha_lies_on_white(image_format: str) -> None:
         ("RGB", [(0, 0, 0), (1, 2, 3)], (1, 2, 3)),
     ],
 )
-def test_a_transparent_colour_lies_on_white(mode: str, values: list[object], transparency: object) -> None:
+def test_a_transparent_colour_lies_on_white(
+    mode: str, values: list[int] | list[tuple[int, int, int]], transparency: object
+) -> None:
     """A palette entry or a colour that a PNG declares transparent shows white; the others keep their colour."""
     picture = PIL.Image.new(mode, (2, 1))
     if mode == "P":

@@ -24,13 +24,13 @@ from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, draft, tiny_bundle
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 96, 128
-GEOMETRIES = (
+GEOMETRIES: tuple[Geometry, ...] = (
     Geometry(Size(200, 270), Size(95, 128)),
     Geometry(Size(64, 80), Size(96, 120)),
     Geometry(Size(300, 400), Size(96, 128)),
     Geometry(Size(70, 100), Size(90, 128)),
 )
-PARAMS = (
+PARAMS: tuple[QueryParams, ...] = (
     QueryParams(top_k=2, max_detections=7),
     QueryParams(score_threshold=0.0, max_detections=40),
     QueryParams(top_k=1, score_threshold=0.7, masks=False),
@@ -119,11 +119,8 @@ def test_detections_are_what_each_row_asked_for(family: str, predictor_of: MakeP
         assert (output.boxes >= 0).all()
         assert (output.boxes[:, 2] <= geometry.original.width + 1e-3).all()
         assert (output.boxes[:, 3] <= geometry.original.height + 1e-3).all()
-        assert (output.boxes.dtype, output.scores.dtype, output.classes.dtype) == (
-            np.float32,
-            np.float32,
-            np.int64,
-        )
+        assert output.boxes.dtype == output.scores.dtype == np.float32
+        assert output.classes.dtype == np.int64
         assert (output.mask_logits is not None) == (family == "mask_rcnn" and params.masks)
 
 

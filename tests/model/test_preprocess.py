@@ -22,7 +22,7 @@ def picture(height: int, width: int) -> Image:
 
 def normalised(model_input: ModelInput, spec: Preprocessing) -> Float32Array:
     """float32 (3, h, w), as the network sees it: padding is zero after normalisation."""
-    mean, std = np.float32(spec.normalisation.mean), np.float32(spec.normalisation.std)
+    mean, std = np.array(spec.normalisation.mean, np.float32), np.array(spec.normalisation.std, np.float32)
     values = (model_input.pixels.astype(np.float32) - mean) / std
     if isinstance(spec, KeepRatioSpec):
         content = model_input.geometry.content

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import msgspec
-from fastapi import Response
+from starlette.responses import Response
 
 from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from service.errors import (

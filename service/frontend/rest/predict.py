@@ -14,7 +14,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from model.bundle import BundleConfig
-from model.decode import DecodeLimits, decode
+from model.decode import decode
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.types import Result, SegmentResult, Task
 from service.errors import BadParameter, BadRequest, DeadlineExceeded, Internal
@@ -60,7 +60,7 @@ class Predictions:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
-        self._limits = DecodeLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_mpx * 10**6)
+        self._limits = settings.decode_limits
 
     async def answer(self, task: Task, request: Request) -> Response:
         """The whole way of one request.

@@ -56,7 +56,7 @@ def test_every_parameter_learns(family: str) -> None:
     network = build_network(ARCHITECTURES[family], NUM_CLASSES).train()
     out = network(torch.randn(2, 3, 64, 96))
     flat = [out] if isinstance(out, torch.Tensor) else [x for part in out for x in part]
-    sum(x.square().sum() for x in flat).backward()
+    torch.stack([x.square().sum() for x in flat]).sum().backward()
     idle = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     assert {name for name in idle if not name.startswith("roi_head.")} == set()
 

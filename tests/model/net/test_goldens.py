@@ -149,8 +149,8 @@ def matched(output: DetectOutput, expected: dict[str, Any]) -> list[int]:
     far = np.abs(output.boxes[:, None] - boxes[None, :, :4]).max(axis=2)
     far += np.abs(output.scores[:, None] - boxes[None, :, 4])
     far[output.classes[:, None] != labels[None]] = np.inf
-    partners = far.argmin(axis=1)
-    assert sorted(partners.tolist()) == list(range(len(boxes)))
+    partners: list[int] = far.argmin(axis=1).tolist()
+    assert sorted(partners) == list(range(len(boxes)))
     assert np.abs(output.boxes - boxes[partners, :4]).max() < 0.1
     assert np.abs(output.scores - boxes[partners, 4]).max() < 5e-4
-    return partners.tolist()
+    return partners

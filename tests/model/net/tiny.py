@@ -22,6 +22,7 @@ from model.spec import (
     DetectPostSpec,
     KeepRatioSpec,
     MaskRCNNSpec,
+    Postprocessing,
     RetinaNetSpec,
     SegmentPostSpec,
     SemanticFPNSpec,
@@ -42,6 +43,11 @@ REFERENCES: dict[Task, ReferenceAnswer] = {
     Task.CLASSIFY: ClassifyReference(labels=()),
     Task.DETECT: DetectReference(detections=()),
     Task.SEGMENT: SegmentReference(grid=("0",)),
+}
+POSTPROCESSING: dict[Task, Postprocessing] = {
+    Task.CLASSIFY: ClassifyPostSpec(),
+    Task.DETECT: DetectPostSpec(score_threshold=0.3, candidates_per_level=200, proposals=100),
+    Task.SEGMENT: SegmentPostSpec(),
 }
 
 
@@ -91,11 +97,7 @@ def draft(family: str, name: str = "tiny", precision: Precision = "fp32") -> Bun
         preprocessing=CenterCropSpec(resize_shorter=72, crop=64)
         if task == Task.CLASSIFY
         else KeepRatioSpec(long_side=128, short_side=96, pad_multiple=32),
-        postprocessing={
-            Task.CLASSIFY: ClassifyPostSpec(),
-            Task.DETECT: DetectPostSpec(score_threshold=0.3, candidates_per_level=200, proposals=100),
-            Task.SEGMENT: SegmentPostSpec(),
-        }[task],
+        postprocessing=POSTPROCESSING[task],
         precision=precision,
         source=Source(description="random", url="https://example.org", licence="CC0-1.0", attribution="nobody"),
         accuracy=None,

@@ -35,7 +35,8 @@ def holes_closed(pixels: BoolArray) -> BoolArray:
     """All that cannot be reached from outside the mask without crossing it, corners being closed."""
     outside = np.pad(pixels, 1).astype(np.uint8)
     cv2.floodFill(outside, None, (0, 0), 2)
-    return outside[1:-1, 1:-1] != 2
+    closed: BoolArray = outside[1:-1, 1:-1] != 2
+    return closed
 
 
 def area(polygon: list[int]) -> float:

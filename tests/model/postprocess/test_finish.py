@@ -5,21 +5,24 @@ import pytest
 
 from model.bundle import BundleConfig, Source
 from model.postprocess.finish import finish
-from model.reference import ClassifyReference, DetectReference, SegmentReference
+from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
 from model.spec import (
     BACKBONES,
+    Architecture,
     CenterCropSpec,
     ClassifierSpec,
     ClassifyPostSpec,
     DetectPostSpec,
     KeepRatioSpec,
     MaskRCNNSpec,
+    Postprocessing,
     SegmentPostSpec,
     SemanticFPNSpec,
 )
 from model.types import (
     Box,
     ClassifyOutput,
+    ClassifyResult,
     DetectOutput,
     DetectResult,
     Label,
@@ -33,7 +36,7 @@ from model.types import (
 
 SIZE = Size(3, 4)
 BACKBONE = BACKBONES["s"]
-PARTS = {
+PARTS: dict[Task, tuple[Architecture, Postprocessing, ReferenceAnswer]] = {
     Task.CLASSIFY: (ClassifierSpec(backbone=BACKBONE), ClassifyPostSpec(), ClassifyReference(labels=())),
     Task.DETECT: (MaskRCNNSpec(backbone=BACKBONE), DetectPostSpec(mask_threshold=0.4), DetectReference(detections=())),
     Task.SEGMENT: (SemanticFPNSpec(backbone=BACKBONE), SegmentPostSpec(), SegmentReference(grid=())),
@@ -69,6 +72,7 @@ def config(task: Task) -> BundleConfig:
 def test_labels_get_their_names_in_the_order_of_their_scores() -> None:
     """A classifier's rows become labels with the bundle's names, in the order they come."""
     result = finish(OUTPUTS[Task.CLASSIFY], config(Task.CLASSIFY), SIZE)
+    assert isinstance(result, ClassifyResult)
     assert result.size == SIZE
     assert result.labels == (Label("cat", 2, 0.75), Label("ant", 0, 0.25))
 

@@ -20,7 +20,8 @@ def sampled(logits: Float32Array, box: Box, threshold: float, size: Size) -> Boo
     right_share, bottom_share = x - left, (y - top)[:, None]
     upper = probabilities[top + 2][:, left + 2] * (1 - right_share) + probabilities[top + 2][:, left + 3] * right_share
     lower = probabilities[top + 3][:, left + 2] * (1 - right_share) + probabilities[top + 3][:, left + 3] * right_share
-    return upper * (1 - bottom_share) + lower * bottom_share >= threshold
+    inside: BoolArray = upper * (1 - bottom_share) + lower * bottom_share >= threshold
+    return inside
 
 
 def random_logits(seed: int, cells: int) -> Float32Array:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 
 def decoded(rle: RLE) -> BoolArray:
-    return coco.decode({"size": [rle.size.height, rle.size.width], "counts": rle.counts}).astype(np.bool_)
+    pixels: BoolArray = coco.decode({"size": [rle.size.height, rle.size.width], "counts": rle.counts}).astype(np.bool_)
+    return pixels
 
 
 def coco_text(whole: BoolArray) -> str:
-    return coco.encode(np.asfortranarray(whole, dtype=np.uint8))["counts"].decode("ascii")
+    counts: bytes = coco.encode(np.asfortranarray(whole, dtype=np.uint8))["counts"]
+    return counts.decode("ascii")
 
 
 def whole_picture(pixels: BoolArray) -> RegionMask:
@@ -62,7 +65,7 @@ def test_a_region_is_encoded_as_coco_encodes_the_whole(mask: RegionMask) -> None
         np.zeros((1, 1), np.bool_),
     ],
 )
-def test_plain_shapes_survive_the_round_trip(pixels: BoolArray, order: str) -> None:
+def test_plain_shapes_survive_the_round_trip(pixels: BoolArray, order: Literal["C", "F"]) -> None:
     """Empty, full, diagonal, striped and single-pixel masks decode to themselves in either memory order."""
     mask = whole_picture(np.asarray(pixels, order=order))
     assert encode_rle(mask).counts == coco_text(pixels)

@@ -10,6 +10,7 @@ from model.training.evaluate import (
     area_under_curve,
     average_precision,
     intersection_over_union,
+    precision_and_recall,
     top_k_accuracy,
 )
 from model.types import Box, Detection, Size
@@ -41,6 +42,14 @@ def test_average_precision_of_a_hand_made_case() -> None:
     assert figures["ap50_cat"] == pytest.approx(0.5 + 0.5 * 2 / 3)
     assert figures["ap50_dog"] == pytest.approx(1.0)
     assert figures["ap50"] == pytest.approx((figures["ap50_cat"] + figures["ap50_dog"]) / 2)
+
+
+def test_precision_and_recall_above_a_score() -> None:
+    """Above 0.75: a hit and a miss, of three heads; a head's second box is a miss even where it fits better."""
+    records = [head(0, TRUE), head(0, TRUE), head(1, TRUE)]
+    found = [[detection(0, 0.9, NEAR), detection(0, 0.8, TRUE)], [detection(0, 0.7, TRUE)], []]
+    figures = precision_and_recall(found, records, ("cat", "dog"), 0.75)
+    assert figures == {"precision_at_threshold": 1 / 2, "recall_at_threshold": pytest.approx(1 / 3)}
 
 
 def test_precision_falls_with_recall() -> None:

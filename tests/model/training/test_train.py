@@ -8,7 +8,7 @@ import torch
 
 from model.bundle import read_bundle
 from model.predictor import Predictor
-from model.spec import BackboneSpec, ClassifierSpec, KeepRatioSpec, RetinaNetSpec, SemanticFPNSpec
+from model.spec import Architecture, BackboneSpec, ClassifierSpec, KeepRatioSpec, RetinaNetSpec, SemanticFPNSpec
 from model.training.classify import ClassifyRecipe
 from model.training.detect import DetectRecipe
 from model.training.recipes import RECIPES, Course, Recipe
@@ -19,7 +19,7 @@ from model.types import Task
 TINY = BackboneSpec(
     tokenizer_channels=4, conv_blocks=1, stage_channels=(8, 8, 8), stage_depths=(1, 1, 1), mlp_ratios=(1, 1, 1)
 )
-PARTS = {
+PARTS: dict[Course, tuple[Architecture, ClassifyRecipe | DetectRecipe | SegmentRecipe]] = {
     Course.BREED: (ClassifierSpec(backbone=TINY), ClassifyRecipe(sizes=((0.0, 32),), test_size=32)),
     Course.HEADS: (
         RetinaNetSpec(backbone=TINY, fpn_channels=8, head_convs=1),

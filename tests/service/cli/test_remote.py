@@ -182,7 +182,7 @@ async def test_no_attempt_is_made_beyond_the_callers_time(files: list[str]) -> N
 async def test_the_deadline_reaches_the_service(rest: Rest, files: list[str]) -> None:
     """--timeout-ms is the service's deadline too: it is the service that says that it passed."""
     rest.worker.runner.gate.clear()
-    ran = await convmlp("classify", files[0], "--timeout-ms", "300", "--url", url(rest))
+    ran = await convmlp("classify", files[0], "--timeout-ms", "1500", "--url", url(rest))
     assert ran.status == 1
     assert "deadline" in ran.err
     assert await rest.count('convmlp_rejected_total{reason="deadline"}') == 1

@@ -205,10 +205,14 @@ def test_pictures_are_encoded(form: PictureFormat, name: str) -> None:
     assert np.abs(np.asarray(opened, int) - (200, 30, 40)).max() <= 6
 
 
-@pytest.mark.parametrize(("dtype", "mode", "top"), [(np.uint8, "L", 255), (np.uint16, "I;16", 999)])
-def test_label_maps_are_encoded_exactly(dtype: type[np.uint8 | np.uint16], mode: str, top: int) -> None:
+RAMP = np.linspace(0, 1, 40 * 60).reshape(40, 60)
+
+
+@pytest.mark.parametrize(
+    ("label_map", "mode"), [((RAMP * 255).astype(np.uint8), "L"), ((RAMP * 999).astype(np.uint16), "I;16")]
+)
+def test_label_maps_are_encoded_exactly(label_map: LabelMapArray, mode: str) -> None:
     """A label map comes back exactly, in 8 bit, or 16 where the classes are too many."""
-    label_map: LabelMapArray = np.linspace(0, top, 40 * 60).astype(dtype).reshape(40, 60)
     opened = PIL.Image.open(io.BytesIO(encode_label_map(label_map)))
     assert (opened.format, opened.mode) == ("PNG", mode)
     assert np.array_equal(np.asarray(opened), label_map)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from model.errors import ConvMLPError
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
-from service.errors import ConvMLPError, DeadlineExceeded, Internal, Overloaded
+from service.errors import DeadlineExceeded, Internal, Overloaded
 from service.metrics import WorkerMetrics
 from service.worker.batching import BatchLimits
 from service.worker.dispatcher import Dispatcher
@@ -140,19 +141,20 @@ async def test_a_deadline_that_passes_in_the_queue_costs_the_device_nothing() ->
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
-    """Once the pace is known, a job whose deadline lies before its turn is not let in."""
+    """Once the pace is known, a job whose deadline lies before its turn is not let in; the first batch says nothing."""
     async with bench() as it:
+        for number, batch_s in enumerate((100.0, 4.0)):
+            it.runner.gate.clear()
+            it.submit(number, budget_s=1000.0)
+            await it.until(lambda: len(it.runner.batches) == len(it.answers) + 1)
+            it.clock.now_s += batch_s
+            it.runner.gate.set()
+            await it.until(lambda: len(it.runner.batches) == len(it.answers))
         it.runner.gate.clear()
-        it.submit(0)
-        await it.until(lambda: len(it.runner.batches) == 1)
-        it.clock.now_s += 4.0  # the batch took 4 s
-        it.runner.gate.set()
-        await it.until(lambda: 0 in it.answers)
-        it.runner.gate.clear()
-        it.submit(1)
-        await it.until(lambda: len(it.runner.batches) == 2)
-        it.submit(2, budget_s=3.0)
-        error = it.error(2)
+        it.submit(2)
+        await it.until(lambda: len(it.runner.batches) == 3)
+        it.submit(3, budget_s=3.0)
+        error = it.error(3)
         assert isinstance(error, Overloaded)
         assert error.retry_after_s == pytest.approx(4.0)
 
