@@ -123,6 +123,7 @@ def write_bundle(
         folder = Path(scratch) / draft.name
         folder.mkdir()
         safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
+        (folder / WEIGHTS_FILE).chmod(0o644)  # whoever serves it need not be who wrote it
         digest = file_sha256(folder / WEIGHTS_FILE)
         reference = answer(Bundle(folder, draft.config(None, digest)))
         config = draft.config(reference, digest)

@@ -89,7 +89,7 @@ RECIPES = {
             evaluate_every=1,
         ),
         preprocessing=DENSE_INPUT,
-        postprocessing=DetectPostSpec(score_threshold=0.5),
+        postprocessing=DetectPostSpec(score_threshold=0.5, nms_iou=0.4),
     ),
     Course.OUTLINE: Recipe(
         name="convmlp_pets_outline",
