@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +27,11 @@ class FrontEnd:
 
 @asynccontextmanager
 async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
-    """An engine that talks to the worker at `settings.worker_address`; the worker may come later."""
+    """An engine that talks to the worker at `settings.worker_address`.
+
+    A worker that is there is heard first, so that no early request is refused for want of it; one that is not
+    may come later.
+    """
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
     workshop = Workshop(settings.prepare_threads or usable_cores(), settings.decode_limits)
@@ -36,6 +42,9 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
         on_up=metrics.worker_up,
     )
     async with channel:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
+                await channel.introduced()
         try:
             yield FrontEnd(Engine(channel, workshop, settings, metrics), metrics, shared_registry(registry))
         finally:

@@ -71,6 +71,7 @@ class WorkerChannel:
         self._numbers = itertools.count(1)
         self._pending: dict[int, asyncio.Future[WorkerAnswer]] = {}
         self._state: State | None = None
+        self._introduced = asyncio.Event()
         self._heard_s = 0.0
         self._catalogue: dict[str, BundleConfig] = {}
         self._catalogue_of: str | None = None
@@ -134,6 +135,10 @@ class WorkerChannel:
             raise
         finally:
             self._pending.pop(job, None)
+
+    async def introduced(self) -> None:
+        """Wait until a worker has said for the first time how it is."""
+        await self._introduced.wait()
 
     def models(self) -> tuple[ModelStatus, ...]:
         """What the worker serves, or served before it was lost; empty while that is not known."""
@@ -227,6 +232,7 @@ class WorkerChannel:
         if self._state is None:
             self._on_up(True)
         self._state = state
+        self._introduced.set()
 
     def _lose(self, reason: str) -> None:
         if self._state is not None:

@@ -103,6 +103,37 @@ async def _in_flight(client: httpx.AsyncClient) -> float:
     return sum(sample.value for sample in family.samples)
 
 
+async def test_front_ends_share_a_port_and_their_figures() -> None:
+    """Two front-ends answer on one port and either tells the sum of both; one that is killed is replaced."""
+    with running_service(*CLASSIFY_ONLY, "--rest-processes", "2") as service:
+        killed = service.pid_of("rest-1")
+        # A connection each, so that the kernel spreads them.
+        for _ in range(20):
+            async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+                assert (await client.post("/classify", content=PICTURE)).status_code == 200
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            assert await _requests(client) == 20
+            os.kill(killed, signal.SIGKILL)
+
+        async def replaced() -> bool:
+            return service.pid_of("rest-1") != killed
+
+        await eventually(replaced)
+        for _ in range(5):
+            async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+                assert (await client.post("/classify", content=PICTURE)).status_code == 200
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            assert await _requests(client) == 25
+
+
+async def _requests(client: httpx.AsyncClient) -> float:
+    """Requests that the service says it answered well."""
+    text = (await client.get("/metrics")).text
+    (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_requests"]
+    samples = [sample for sample in family.samples if sample.name.endswith("_total")]
+    return sum(sample.value for sample in samples if sample.labels["outcome"] == "ok")
+
+
 async def test_nothing_outlives_a_killed_supervisor() -> None:
     """kill -9 of the supervisor: worker and front-end end by themselves."""
     with running_service(*CLASSIFY_ONLY) as service:
