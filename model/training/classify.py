@@ -18,9 +18,9 @@ from model.net.backbone import ConvMLP
 from model.net.classifier import ConvMLPClassifier
 from model.spec import BackboneSpec
 from model.training.augment import erase, jitter_colours, mix, normalise, to_tensor
-from model.training.data import SPECIES, Record
+from model.training.data import SPECIES, Photographs
 from model.training.windows import central_square, random_resized_crop
-from model.types import Box, Float32Array, IntArray, Size, UInt8Array
+from model.types import Box, Float32Array, IntArray, Size
 
 CELL = 16
 """Stride of the head map: that of the backbone's third level."""
@@ -78,22 +78,14 @@ def initialise(module: nn.Module) -> None:
 class BreedTraining:
     """What the training loop needs of the breed task."""
 
-    def __init__(
-        self,
-        recipe: ClassifyRecipe,
-        module: BreedNet,
-        records: Sequence[Record],
-        pictures: Sequence[UInt8Array],
-        held_out: Sequence[Record],
-        held_out_pictures: Sequence[UInt8Array],
-    ) -> None:
+    def __init__(self, recipe: ClassifyRecipe, module: BreedNet, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
-        self.records, self.pictures = records, pictures
-        self.examples = len(records)
+        self.records, self.pictures = learn.records, learn.pictures
+        self.examples = len(learn.records)
         self.num_classes = module.classifier.head.out_features
-        self.held_out_breeds = torch.tensor([one.breed for one in held_out])
-        windows = [central_square(one.size, TEST_SHARE, recipe.test_size) for one in held_out]
-        self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out_pictures, strict=True)])
+        self.held_out_breeds = torch.tensor([one.breed for one in held_out.records])
+        windows = [central_square(one.size, TEST_SHARE, recipe.test_size) for one in held_out.records]
+        self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out.pictures, strict=True)])
 
     def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
         side = [size for start, size in self.recipe.sizes if start <= progress][-1]

@@ -75,9 +75,18 @@ def _record(data_dir: Path, row: dict[str, str], breed: int) -> Record:
     )
 
 
-def load_pictures(records: Sequence[Record]) -> list[UInt8Array]:
-    """Decode every photograph: uint8 (H, W, 3), RGB. All stay in memory: about 260 kB each."""
-    return [cv2.cvtColor(_read(one.path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.uint8) for one in records]
+@dataclass(frozen=True, slots=True)
+class Photographs:
+    """Records and their pictures, row for row: uint8 (H, W, 3), RGB."""
+
+    records: Sequence[Record]
+    pictures: Sequence[UInt8Array]
+
+
+def load_photographs(records: Sequence[Record]) -> Photographs:
+    """Decode every photograph. All stay in memory: about 260 kB each."""
+    pictures = [cv2.cvtColor(_read(one.path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.uint8) for one in records]
+    return Photographs(records, pictures)
 
 
 def load_masks(records: Sequence[Record]) -> list[UInt8Array]:

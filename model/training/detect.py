@@ -14,9 +14,9 @@ from model.net.anchors import RETINANET_ANCHORS
 from model.net.boxes import decode_deltas, encode_deltas, iou_matrix
 from model.net.retinanet import RetinaNet
 from model.training.augment import jitter_colours, normalise, to_tensor
-from model.training.data import Record
+from model.training.data import Photographs, Record
 from model.training.windows import Window, random_frame, visible_share, whole_picture
-from model.types import IntArray, Size, UInt8Array
+from model.types import IntArray, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +92,13 @@ def all_anchors(levels: Sequence[Tensor]) -> Tensor:
 class HeadTraining:
     """What the training loop needs of the head detection task."""
 
-    def __init__(
-        self,
-        recipe: DetectRecipe,
-        module: RetinaNet,
-        records: Sequence[Record],
-        pictures: Sequence[UInt8Array],
-        held_out: Sequence[Record],
-        held_out_pictures: Sequence[UInt8Array],
-    ) -> None:
+    def __init__(self, recipe: DetectRecipe, module: RetinaNet, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
-        self.records, self.pictures = records, pictures
-        self.examples = len(records)
-        windows = [whole_picture(one.size, recipe.test_side) for one in held_out]
-        self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out_pictures, strict=True)])
-        self.held_out_boxes, self.held_out_labels = self._objects(held_out, windows)
+        self.records, self.pictures = learn.records, learn.pictures
+        self.examples = len(learn.records)
+        windows = [whole_picture(one.size, recipe.test_side) for one in held_out.records]
+        self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out.pictures, strict=True)])
+        self.held_out_boxes, self.held_out_labels = self._objects(held_out.records, windows)
 
     def _objects(self, records: Sequence[Record], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         boxes, labels = np.zeros((len(records), 4), np.float32), np.full(len(records), -1, np.int64)

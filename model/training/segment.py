@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.net.semantic_fpn import SemanticFPN
 from model.training.augment import jitter_colours, normalise, to_tensor
-from model.training.data import SPECIES, Record, load_masks
+from model.training.data import SPECIES, Photographs, Record, load_masks
 from model.training.windows import random_frame, whole_picture
 from model.types import IntArray, Size, UInt8Array
 
@@ -58,28 +58,20 @@ def head_hint(record: Record) -> UInt8Array:
 class OutlineTraining:
     """What the training loop needs of the outline task. Its examples are the records with a mask."""
 
-    def __init__(
-        self,
-        recipe: SegmentRecipe,
-        module: SemanticFPN,
-        records: Sequence[Record],
-        pictures: Sequence[UInt8Array],
-        held_out: Sequence[Record],
-        held_out_pictures: Sequence[UInt8Array],
-    ) -> None:
+    def __init__(self, recipe: SegmentRecipe, module: SemanticFPN, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
-        self.records, self.pictures = records, pictures
-        self.masked = [index for index, one in enumerate(records) if one.mask is not None]
-        self.hinted = [index for index, one in enumerate(records) if one.mask is None and one.head is not None]
+        self.records, self.pictures = learn.records, learn.pictures
+        self.masked = [index for index, one in enumerate(learn.records) if one.mask is not None]
+        self.hinted = [index for index, one in enumerate(learn.records) if one.mask is None and one.head is not None]
         self.examples = len(self.masked)
-        self.maps = dict(zip(self.masked, _label_maps(records), strict=True))
-        chosen = [index for index, one in enumerate(held_out) if one.mask is not None]
-        windows = [whole_picture(held_out[index].size, recipe.test_side) for index in chosen]
+        self.maps = dict(zip(self.masked, _label_maps(learn.records), strict=True))
+        chosen = [index for index, one in enumerate(held_out.records) if one.mask is not None]
+        windows = [whole_picture(held_out.records[index].size, recipe.test_side) for index in chosen]
         self.held_out_pixels = np.stack(
-            [window.apply(held_out_pictures[index]) for window, index in zip(windows, chosen, strict=True)]
+            [window.apply(held_out.pictures[index]) for window, index in zip(windows, chosen, strict=True)]
         )
         self.held_out_maps = np.stack(
-            [w.apply_to_mask(one, IGNORE) for w, one in zip(windows, _label_maps(held_out), strict=True)]
+            [w.apply_to_mask(one, IGNORE) for w, one in zip(windows, _label_maps(held_out.records), strict=True)]
         )
 
     def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:  # noqa: ARG002

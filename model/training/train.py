@@ -15,7 +15,7 @@ from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN
 from model.net.weights import load_weights
 from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe, initialise
-from model.training.data import SPECIES, PetIndex, load_pictures, read_index
+from model.training.data import SPECIES, PetIndex, load_photographs, read_index
 from model.training.detect import DetectRecipe, HeadTraining
 from model.training.export import export
 from model.training.loop import Training, run
@@ -62,8 +62,7 @@ def train(
 
 
 def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: Path | None) -> Training:
-    learn, watch = index.training(), index.held_out()
-    data = (learn, load_pictures(learn), watch, load_pictures(watch))
+    data = (load_photographs(index.training()), load_photographs(index.held_out()))
     if isinstance(recipe.examples, ClassifyRecipe):
         return BreedTraining(recipe.examples, BreedNet(recipe.architecture.backbone, num_classes), *data)
     network = build_network(recipe.architecture, num_classes)

@@ -9,7 +9,7 @@ from torch import nn
 
 from model.spec import BackboneSpec
 from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe
-from model.training.data import load_pictures, read_index
+from model.training.data import load_photographs, read_index
 from model.training.loop import CHECKPOINT_FILE, LOG_FILE, Schedule, learning_rate, run
 
 TINY = BackboneSpec(
@@ -33,7 +33,7 @@ def breed_training(pets: Path) -> BreedTraining:
     learn, watch = index.training(), index.held_out()
     torch.manual_seed(0)
     recipe = ClassifyRecipe(sizes=((0.0, 32), (0.5, 48)), test_size=32)
-    return BreedTraining(recipe, BreedNet(TINY, 2), learn, load_pictures(learn), watch, load_pictures(watch))
+    return BreedTraining(recipe, BreedNet(TINY, 2), load_photographs(learn), load_photographs(watch))
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(pets: Path, tmp_path: Path) -> None:
