@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help serve test lint bench proto clean
+.PHONY: help serve test lint bench parity proto clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,11 +24,14 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts
 bench: $(VENV)/.dev ## start the service, load it, print throughput and latencies
 	$(BIN)/python -m benchmarks.serve $(ARGS)
 
+parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answers from plain fp32
+	$(BIN)/python -m benchmarks.parity $(ARGS)
+
 proto: $(VENV)/.dev ## generate the gRPC code from proto/ into service/frontend/rpc/generated
 	mkdir -p service/frontend/rpc/generated
 	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=service/frontend/rpc/generated \
 	  --pyi_out=service/frontend/rpc/generated --grpc_python_out=service/frontend/rpc/generated \
-	  $$(cd proto && find . -name '*.proto')
+	  $$(find proto -name '*.proto')
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
