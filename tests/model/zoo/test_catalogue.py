@@ -1,0 +1,168 @@
+"""The catalogue against what the authors publish, and against our own networks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.errors import BundleInvalid
+from model.net.build import Network, build_network
+from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Normalisation, Preprocessing
+from model.types import Task
+from model.zoo.catalogue import CATALOGUE, CatalogueEntry, entry
+from model.zoo.draft import published_draft
+
+ENTRIES = [pytest.param(one, id=name) for name, one in CATALOGUE.items()]
+
+FILES = {
+    "https://shi-labs.com/projects/convmlp/checkpoints/" + path.format(size=size)
+    for size in "sml"
+    for path in (
+        "convmlp_{size}_imagenet.pth",
+        "convmlp_{size}_cifar10.pth",
+        "convmlp_{size}_cifar100.pth",
+        "convmlp_{size}_flowers102.pth",
+        "detection/maskrcnn_convmlp_{size}_coco.pth",
+        "detection/retinanet_convmlp_{size}_coco.pth",
+        "segmentation/sem_fpn_convmlp_{size}_ade20k.pth",
+    )
+}
+
+
+def network_of(one: CatalogueEntry) -> Network:
+    with torch.device("meta"):
+        return build_network(one.architecture, len(one.labels)).eval()
+
+
+def test_the_catalogue_is_the_21_published_files() -> None:
+    """Every file that the authors publish is there once, at their address, named by its stem."""
+    assert len(CATALOGUE) == 21
+    assert {one.url for one in CATALOGUE.values()} == FILES
+    assert all(one.url.endswith(f"/{name}.pth") for name, one in CATALOGUE.items())
+    assert all(entry(name) is one for name, one in CATALOGUE.items())
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    """Who mistypes a name is told which there are."""
+    with pytest.raises(BundleInvalid, match=r"'convmlp_xl_imagenet'.*convmlp_s_imagenet.*sem_fpn_convmlp_l_ade20k"):
+        entry("convmlp_xl_imagenet")
+
+
+@pytest.mark.parametrize("one", ENTRIES)
+def test_parameters_are_the_published_number(one: CatalogueEntry) -> None:
+    """Architecture and number of classes give a network as large as the authors say theirs is."""
+    parameters = sum(parameter.numel() for parameter in network_of(one).parameters())
+    # Mask R-CNN on ConvMLP-M has 37.048 million, printed as 37.1: the authors round up now and then.
+    assert parameters / 1e6 == pytest.approx(one.parameters_millions, abs=0.053)
+
+
+@pytest.mark.parametrize("name", ["convmlp_s_imagenet", "convmlp_m_imagenet", "convmlp_l_imagenet"])
+def test_macs_are_the_published_number(name: str) -> None:
+    """One picture of 224 x 224 costs as many multiply-adds as the authors say."""
+    one = entry(name)
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        network_of(one)(torch.zeros(1, 3, 224, 224))
+    assert round(counter.get_total_flops() / 2e9, 1) == one.gmacs
+
+
+@pytest.mark.parametrize(
+    ("name", "metrics"),
+    [
+        ("convmlp_s_imagenet", {"top1": 0.768}),
+        ("convmlp_m_cifar10", {"top1": 0.986}),
+        ("convmlp_m_cifar100", {"top1": 0.891}),
+        ("convmlp_l_flowers102", {"top1": 0.995}),
+        (
+            "maskrcnn_convmlp_m_coco",
+            {
+                "box_ap": 0.406,
+                "box_ap50": 0.617,
+                "box_ap75": 0.445,
+                "mask_ap": 0.372,
+                "mask_ap50": 0.588,
+                "mask_ap75": 0.398,
+            },
+        ),
+        ("retinanet_convmlp_l_coco", {"box_ap": 0.402, "box_ap50": 0.593, "box_ap75": 0.433}),
+        ("sem_fpn_convmlp_s_ade20k", {"miou": 0.358}),
+    ],
+)
+def test_figures_are_the_published_ones(name: str, metrics: dict[str, float]) -> None:
+    """A row of each published table, as fractions, and it is said that they are the authors'."""
+    accuracy = entry(name).accuracy
+    assert accuracy.metrics == metrics
+    assert "published by the authors" in accuracy.measured_on
+
+
+@pytest.mark.parametrize(
+    ("name", "preprocessing"),
+    [
+        ("convmlp_l_imagenet", CenterCropSpec(resize_shorter=248, crop=224)),
+        (
+            "convmlp_m_cifar10",
+            CenterCropSpec(
+                resize_shorter=224,
+                crop=224,
+                normalisation=Normalisation(mean=(125.307, 122.961, 113.8575), std=(62.985, 62.0925, 66.708)),
+            ),
+        ),
+        (
+            "convmlp_s_cifar100",
+            CenterCropSpec(
+                resize_shorter=224,
+                crop=224,
+                normalisation=Normalisation(mean=(129.3105, 124.1085, 112.404), std=(68.2125, 65.4075, 70.4055)),
+            ),
+        ),
+        (
+            "convmlp_s_flowers102",
+            CenterCropSpec(
+                resize_shorter=224,
+                crop=224,
+                normalisation=Normalisation(mean=(111.0015, 96.2115, 73.236), std=(75.633, 62.6025, 68.799)),
+            ),
+        ),
+        ("maskrcnn_convmlp_s_coco", KeepRatioSpec(long_side=1333, short_side=800, pad_multiple=32)),
+        ("retinanet_convmlp_m_coco", KeepRatioSpec(long_side=1333, short_side=800, pad_multiple=32)),
+        ("sem_fpn_convmlp_l_ade20k", KeepRatioSpec(long_side=2048, short_side=512, pad_multiple=1)),
+    ],
+)
+def test_preprocessing_is_that_of_the_authors_configurations(name: str, preprocessing: Preprocessing) -> None:
+    """Sizes, and mean and standard deviation in grey levels, are those that each data set was trained with."""
+    assert entry(name).preprocessing == preprocessing
+
+
+def test_detectors_run_with_the_toolbox_settings() -> None:
+    """Thresholds and limits are mmdetection's for these models, on which the published AP depends."""
+    for one in CATALOGUE.values():
+        if one.task is Task.DETECT:
+            assert one.postprocessing == DetectPostSpec(
+                score_threshold=0.05,
+                nms_iou=0.5,
+                candidates_per_level=1000,
+                proposals=1000,
+                proposal_nms_iou=0.7,
+                mask_threshold=0.5,
+            )
+
+
+@pytest.mark.parametrize("one", ENTRIES)
+def test_an_entry_becomes_a_valid_config_that_names_its_source(one: CatalogueEntry) -> None:
+    """A bundle can be written of every entry, and it says paper, address and authors."""
+    config = published_draft(one).config(None, "0" * 64)
+    assert (config.name, config.task, config.labels) == (one.name, one.task, one.labels)
+    assert (config.architecture, config.preprocessing) == (one.architecture, one.preprocessing)
+    assert config.architecture.backbone.size == one.name.partition("convmlp_")[2][0]
+    assert config.source.url == one.url
+    assert "2109.04454" in config.source.attribution
+    assert "{" not in config.source.description + config.source.licence
+
+
+def test_the_catalogue_needs_no_torch() -> None:
+    """A command that only lists what can be pulled starts without torch."""
+    code = "import sys, model.zoo.catalogue; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
