@@ -1,0 +1,178 @@
+"""A file fetched over HTTP: whole, of the hash that it should have, or not at all.
+
+What comes goes to a part file beside the target (`model/zoo/part.py`), which is renamed once it is whole and proven.
+A download that breaks off, by the network or by the end of the process, goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from model.bundle import file_sha256
+from model.errors import ConvMLPError
+from model.zoo.part import PartFile
+from model.zoo.transfer import Interrupted, Refused, Transfer
+
+_ELSEWHERE = "name another place with --mirror or --url"
+
+
+class DownloadFailed(ConvMLPError):
+    """A file cannot be had from where it was looked for, or is not the one that was expected."""
+
+    code = "download-failed"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownHash:
+    """What a file's SHA-256 must be, in lower case hex, and who says so: words that follow "was"."""
+
+    sha256: str
+    origin: str
+
+    @classmethod
+    def given(cls, text: str) -> Self:
+        """The hash that a user gave. Raises DownloadFailed where it is none."""
+        sha256 = text.strip().lower()
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise DownloadFailed(f"{text!r} is not a SHA-256; expected 64 hexadecimal digits")
+        return cls(sha256, "given with --sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a server is waited for, and how often it is asked again."""
+
+    connect_s: float = 10.0
+    silence_s: float = 30.0
+    """Between two pieces of the answer."""
+    attempts: int = 6
+    """In a row without a byte that had not come before."""
+    attempts_in_all: int = 100
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 60.0
+    """A server that wants to be left alone for longer is not asked again."""
+    sleep: Callable[[float], None] = time.sleep
+
+    def wait_s(self, failures: int) -> float:
+        """Exponential back-off after so many failures in a row, with jitter."""
+        return min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
+
+
+_PATIENCE = Patience()
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    max_bytes: int,
+    progress: Callable[[int, int | None], None],
+    notice: Callable[[str], None],
+    expected: KnownHash | None = None,
+    patience: Patience = _PATIENCE,
+) -> str:
+    """Fetch `url` into `target`, replacing it, and return its SHA-256 in lower case hex.
+
+    `progress` hears the bytes at hand and, where the server tells, of how many; `notice` hears why there is a pause.
+
+    Raises:
+        DownloadFailed: it is not to be had, too large, not of the `expected` hash, or cannot be written. `target` is
+            as before; a part that another call can go on from is kept, one with the wrong content is removed.
+    """
+    address = _address(url)
+    try:
+        with _alone(target), _client(patience) as client:
+            part = PartFile(target, public_url(url))
+            transfer = Transfer(client, address, part, max_bytes, progress, hash_known=expected is not None)
+            _fetch(transfer, patience, notice)
+            sha256 = file_sha256(part.path)
+            if expected is not None and sha256 != expected.sha256:
+                part.discard()
+                raise DownloadFailed(
+                    f"{part.url} has sha256 {sha256}, but {expected.sha256} was {expected.origin}. It was "
+                    "damaged on its way or changed at its source, and is removed: try again, or "
+                    f"{_ELSEWHERE}. Only if its publisher says that it changed, give the new hash with --sha256"
+                )
+            part.move_to_target()
+    except OSError as error:
+        raise DownloadFailed(
+            f"cannot write {error.filename or target}: {error.strerror or error}; make room or mend the permissions, "
+            "or choose another --models-dir, and run again"
+        ) from error
+    return sha256
+
+
+def public_url(url: str) -> str:
+    """`url` without user, password and fragment: fit to be printed and kept. Raises DownloadFailed where it is none."""
+    return str(_address(url).copy_with(userinfo=b"", fragment=None))
+
+
+def _address(url: str) -> httpx.URL:
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise DownloadFailed(f"{url!r} is not a URL: {error}") from None
+    if address.scheme not in ("http", "https") or not address.host:
+        raise DownloadFailed(
+            f"{url!r} does not begin with http://HOST or https://HOST; `convmlp models import` reads a file at hand"
+        )
+    return address
+
+
+def _client(patience: Patience) -> httpx.Client:
+    try:
+        return httpx.Client(timeout=httpx.Timeout(patience.silence_s, connect=patience.connect_s))
+    except (OSError, ValueError, ImportError) as error:
+        raise DownloadFailed(
+            f"the environment's proxy or certificates (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE) cannot be used: {error}"
+        ) from error
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """No other process downloads to `target` meanwhile. The lock ends with the process; its file stays."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f"{target.name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DownloadFailed(f"another process is downloading {target}; run again once it is done") from None
+        yield
+
+
+def _fetch(transfer: Transfer, patience: Patience, notice: Callable[[str], None]) -> None:
+    """Make the part complete, in several attempts if it must be. Raises DownloadFailed, OSError."""
+    part = transfer.part
+    furthest = part.size
+    failures = 0
+    for attempt in range(1, patience.attempts_in_all + 1):
+        try:
+            return transfer.attempt()
+        except Refused as error:
+            raise _failed(part, str(error)) from error
+        except Interrupted as error:
+            failures = 1 if part.size > furthest else failures + 1
+            furthest = max(furthest, part.size)
+            wait_s = max(error.retry_after_s, patience.wait_s(failures))
+            if failures == patience.attempts or attempt == patience.attempts_in_all:
+                raise _failed(part, f"{error} (attempt {attempt}, the last); try again later") from error
+            if wait_s > patience.longest_wait_s:
+                raise _failed(part, f"{error} and asks to be left alone for {wait_s:.0f} s; try again later") from error
+            notice(f"{error}; trying again in {wait_s:.1f} s")
+            patience.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _failed(part: PartFile, reason: str) -> DownloadFailed:
+    kept = f". The {part.size} bytes that came are kept; the next run goes on from there" if part.resumable else ""
+    return DownloadFailed(f"cannot download {part.url}: {reason}, or {_ELSEWHERE}{kept}")

@@ -1,0 +1,81 @@
+"""What the tests of the download share: two files, and a client that does not wait."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from model.zoo.download import DownloadFailed, KnownHash, Patience, download
+
+CONTENT = random.Random(0).randbytes(300_000)
+OTHER = random.Random(1).randbytes(300_000)
+BOUND = 1_000_000
+CHILD = """
+import sys
+from pathlib import Path
+from model.zoo.download import DownloadFailed, download
+
+try:
+    download(sys.argv[1], Path(sys.argv[2]), max_bytes=1_000_000, progress=print, notice=print)
+except DownloadFailed as error:
+    sys.exit(error.detail)
+"""
+"""The same download, as a process of its own: its arguments are the URL and the target."""
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def given(content: bytes) -> KnownHash:
+    return KnownHash.given(sha256(content))
+
+
+@dataclass
+class Client:
+    """`download` into a folder of its own, with a clock that does not wait; what it said and how long it paused."""
+
+    folder: Path
+    silence_s: float = 20.0
+    waits_s: list[float] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    seen: list[tuple[int, int | None]] = field(default_factory=list)
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "weights.pth"
+
+    @property
+    def part(self) -> Path:
+        return self.folder / "weights.pth.part"
+
+    def fetch(self, url: str, expected: KnownHash | None = None, *, attempts_in_all: int = 100) -> str:
+        patience = Patience(
+            connect_s=5, silence_s=self.silence_s, attempts_in_all=attempts_in_all, sleep=self.waits_s.append
+        )
+        return download(
+            url,
+            self.target,
+            max_bytes=BOUND,
+            expected=expected,
+            progress=lambda size, total: self.seen.append((size, total)),
+            notice=self.notices.append,
+            patience=patience,
+        )
+
+    def fails(self, url: str, expected: KnownHash | None = None) -> str:
+        """What a download that must fail says; it leaves no target."""
+        with pytest.raises(DownloadFailed) as failed:
+            self.fetch(url, expected)
+        assert not self.target.exists()
+        return failed.value.detail
+
+
+def assert_whole(client: Client, content: bytes = CONTENT) -> None:
+    """The target has the content, and nothing of the way there is left but the lock."""
+    assert client.target.read_bytes() == content
+    assert {path.name for path in client.folder.iterdir()} == {"weights.pth", "weights.pth.lock"}

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.model.zoo.fetching import BOUND, CHILD, CONTENT, Client, assert_whole, given
+from tests.model.zoo.server import Act, Server, serving
+
+
+@pytest.mark.parametrize("said", [400_000, 900_000])
+def test_a_length_too_long(client: Client, server: Server, said: int) -> None:
+    """A file that ends before its Content-Length is not taken for whole, however often it is asked for."""
+    server.then = Act(length=said, ranges=False)
+    assert "127.0.0.1 broke off" in client.fails(server.url)
+    assert not client.target.exists()
+
+
+def test_a_length_above_the_bound(client: Client, server: Server) -> None:
+    """A file that says it is too large is refused before it comes, at once, and leaves nothing."""
+    server.then = Act(length=BOUND + 1)
+    said = client.fails(server.url)
+    assert f"it has {BOUND + 1} bytes or more, the bound is {BOUND}" in said
+    assert (len(server.requests), client.seen, client.part.exists()) == (1, [], False)
+
+
+def test_more_bytes_than_the_bound(client: Client, server: Server) -> None:
+    """A server that names no length and sends too much is cut off at the bound."""
+    server.then = Act(content=bytes(5 * BOUND), framing="chunked")
+    assert f"the bound is {BOUND}" in client.fails(server.url)
+    assert (len(server.requests), client.part.exists()) == (1, False)
+    assert max(size for size, _ in client.seen) <= BOUND
+
+
+def test_chunks_without_a_length(client: Client, server: Server) -> None:
+    """A chunked answer has a sure end: it is whole or gone on from, though its size is not known before."""
+    server.acts = [Act(framing="chunked", cut_after=100_000)]
+    server.then = Act(framing="chunked")
+    client.fetch(server.url)
+    assert_whole(client)
+    assert client.seen[0][1] is None
+    assert server.ranges[1] == "bytes=100000-"
+
+
+def test_chunks_overrule_a_length(client: Client, server: Server) -> None:
+    """A length beside chunks means nothing, as the standard says."""
+    server.then = Act(framing="chunked", headers={"Content-Length": "5"})
+    client.fetch(server.url)
+    assert_whole(client)
+
+
+def test_no_end_that_one_can_see(client: Client, server: Server) -> None:
+    """An answer that ends with its connection is taken only where a hash can prove it whole."""
+    server.then = Act(framing="none")
+    assert "give its hash with --sha256" in client.fails(server.url)
+    client.fetch(server.url, given(CONTENT))
+    assert_whole(client)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 204, 304])
+def test_a_clear_no_is_not_asked_again(client: Client, server: Server, status: int) -> None:
+    """An answer that will not change ends the download at once and says where else to look."""
+    server.then = Act(status=status, framing="none")
+    said = client.fails(server.url)
+    assert str(status) in said
+    assert "--mirror or --url" in said
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"Content-Type": "text/html; charset=utf-8"}, "a web page came"),
+        ({"Content-Encoding": "gzip"}, "encoded as gzip"),
+    ],
+)
+def test_what_is_no_file(client: Client, server: Server, headers: dict[str, str], said: str) -> None:
+    """A web page, as portals and error pages are, and an encoded answer are not taken for the file."""
+    server.then = Act(headers=headers)
+    assert said in client.fails(server.url)
+
+
+def test_redirects_are_followed_and_resumed(client: Client, server: Server) -> None:
+    """One redirect, to another host, is followed; a cut behind it is gone on from, by way of the first address."""
+    with serving(CONTENT, Act(cut_after=100_000)) as other:
+        there = other.url.replace("127.0.0.1", "localhost")
+        server.then = Act(status=302, headers={"Location": there})
+        client.fetch(server.url)
+    assert_whole(client)
+    assert other.ranges == [None, "bytes=100000-"]
+
+
+def test_credentials_stay_with_their_host(client: Client, server: Server) -> None:
+    """A password in the URL goes to its host alone, and into neither messages nor files."""
+    with serving(CONTENT, Act(cut_after=100_000), Act(status=404)) as other:
+        server.then = Act(status=302, headers={"Location": other.url.replace("127.0.0.1", "localhost")})
+        said = client.fails(server.url.replace("127.0.0.1", "me:secret@127.0.0.1"))
+    assert server.requests[0]["Authorization"] is not None
+    assert other.requests[0]["Authorization"] is None
+    left = b"".join(path.read_bytes() for path in client.folder.iterdir())
+    assert b"secret" not in left + said.encode() + "".join(client.notices).encode()
+
+
+def test_a_loop_of_redirects(client: Client, server: Server) -> None:
+    """Redirects are bounded."""
+    server.then = Act(status=301, headers={"Location": server.url})
+    assert "redirects more than 5 times" in client.fails(server.url)
+    assert len(server.requests) == 6
+
+
+def test_a_redirect_to_no_web_address(client: Client, server: Server) -> None:
+    """Only http and https are followed."""
+    server.then = Act(status=302, headers={"Location": "ftp://127.0.0.1/weights.pth"})
+    assert "redirects to what is no web address" in client.fails(server.url)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that nobody trusts, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("the certificate is made with the openssl command")
+    pem = tmp_path_factory.mktemp("tls") / "both.pem"
+    key, cert = pem.with_name("key"), pem.with_name("cert")
+    made = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    made += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(made, check=True, capture_output=True, timeout=60)
+    pem.write_bytes(key.read_bytes() + cert.read_bytes())
+    return pem
+
+
+def test_a_certificate_that_nobody_trusts(client: Client, certificate: Path) -> None:
+    """An untrusted server is refused at once, before a request reaches it."""
+    with serving(CONTENT, certificate=certificate) as secure:
+        assert "the certificate is not trusted" in client.fails(secure.url)
+    assert (secure.requests, client.waits_s) == ([], [])
+
+
+def test_https_is_not_left_for_http(client: Client, server: Server, certificate: Path) -> None:
+    """Over https the file comes; a redirect from there to http is refused, and http is not asked."""
+    with serving(CONTENT, Act(status=302, headers={"Location": server.url}), certificate=certificate) as secure:
+        command = [sys.executable, "-c", CHILD, secure.url, str(client.target)]
+        env = {"SSL_CERT_FILE": str(certificate)}
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+        assert "it redirects from https to http (to 127.0.0.1)" in refused.stderr
+        assert server.requests == []
+        subprocess.run(command, capture_output=True, timeout=60, check=True, env=env)
+    assert_whole(client)
