@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from model.bundle import Bundle
 from model.net import mask_rcnn_detect, retinanet_detect
 from model.net.build import Network, build_network
 from model.net.classifier import ConvMLPClassifier, best_classes
+from model.net.fold import fold_batch_norm
 from model.net.mask_rcnn import MaskRCNN
 from model.net.normalise import Normalise
 from model.net.retinanet import RetinaNet
@@ -27,16 +29,37 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@dataclass(frozen=True, slots=True)
+class Optimisations:
+    """How a network is run; in exact arithmetic none of it changes an answer. `make parity` measures the rest.
+
+    `channels_last`: weights and activations as (N, H, W, C) in memory. `folded`: batch norm folded into the
+    convolutions. `compiled`: by torch.compile, which takes a minute or so at the first input, once more at the
+    first of another shape, and needs a C++ compiler on the CPU.
+    """
+
+    channels_last: bool = True
+    folded: bool = False
+    compiled: bool = False
+
+
 class Predictor:
     """A model, loaded and ready to answer. One thread at a time may call it."""
 
-    def __init__(self, bundle: Bundle, device: torch.device, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: torch.device,
+        precision: Precision = "fp32",
+        optimisations: Optimisations = Optimisations(),
+    ) -> None:
         """Load a bundle.
 
         Args:
             bundle: as read by `read_bundle`.
             device: where the network runs.
             precision: of its weights and activations; boxes, scores and resized logits are always float32.
+            optimisations: how the network is run.
 
         Raises:
             BundleInvalid: the weights do not fit the architecture.
@@ -47,9 +70,15 @@ class Predictor:
         load_weights(network, bundle)
         self.device = device
         self._dtype = DTYPES[precision]
-        network.eval().to(device, self._dtype)
+        network.eval()
+        if optimisations.folded:
+            fold_batch_norm(network)
+        network.to(device, self._dtype)
+        self._memory_format = torch.channels_last if optimisations.channels_last else torch.contiguous_format
         # torch's annotations do not know this argument.
-        self._network: Network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network: Network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        if optimisations.compiled:
+            _compile(self._network)
         self._normalise = Normalise(config.preprocessing.normalisation).to(device)
         self._padded = isinstance(config.preprocessing, KeepRatioSpec)
         self._postprocessing = config.postprocessing
@@ -64,8 +93,17 @@ class Predictor:
         # torch cannot promise to leave shared memory alone, so that what is read-only is copied first.
         pixels = torch.from_numpy(np.require(batch.pixels, requirements="W")).to(self.device, non_blocking=True)
         contents = [geometry.content for geometry in batch.geometries] if self._padded else None
-        x = self._normalise(pixels, contents).to(self._dtype)
+        x = self._normalise(pixels, contents).to(self._dtype, memory_format=self._memory_format)
         return tuple(answer(self._network, x, batch, self._postprocessing))
+
+
+def _compile(network: Network) -> None:
+    """Compile in place what is called as a module; the rest of test time is too dynamic to gain from it."""
+    network.compile()
+    if isinstance(network, MaskRCNN):
+        # As many regions as there are, another number for each picture.
+        network.roi_head.bbox_head.compile(dynamic=True)
+        network.roi_head.mask_head.compile(dynamic=True)
 
 
 def answer(network: Network, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> Sequence[RawOutput]:

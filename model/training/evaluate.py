@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from model.bundle import BundleConfig
-from model.decode import DecodeLimits, decode
-from model.postprocess.finish import finish
 from model.predictor import Predictor
-from model.preprocess import prepare
+from model.prove import answer
 from model.spec import DetectPostSpec
 from model.training.data import Record, load_masks
 from model.training.segment import IGNORE, label_map
 from model.types import (
-    Batch,
     BoolArray,
     Box,
     ClassifyResult,
@@ -30,15 +27,6 @@ from model.types import (
 
 CURVE_FROM = 0.05
 """The precision-recall curve is drawn from this score on, as the detectors' papers do."""
-LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
-
-
-def answer(predictor: Predictor, config: BundleConfig, data: bytes, params: QueryParams) -> Result:
-    """One encoded picture through decoding, preprocessing, network and postprocessing."""
-    image = decode(data, LIMITS)
-    one = prepare(image, config.preprocessing)
-    (raw,) = predictor.predict(Batch(np.stack((one.pixels,)), (one.geometry,), (params,)))
-    return finish(raw, config, image.size)
 
 
 def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> dict[str, float]:

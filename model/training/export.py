@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.bundle import REFERENCE_PICTURE, Accuracy, Bundle, Source
+from model.bundle import Accuracy, Bundle, Source
 from model.net.weights import BundleDraft, write_bundle
 from model.predictor import Predictor
-from model.reference import REFERENCE_PARAMS, ReferenceAnswer, summarise
+from model.prove import reference_answer
 from model.training.data import HELD_OUT_FOLD, Record
-from model.training.evaluate import answer, measure
+from model.training.evaluate import measure
 from model.training.recipes import Recipe
 from model.types import Task
 
@@ -63,12 +63,6 @@ def export(
         metrics = measure(predictor, config, held_out)
     accuracy = Accuracy(metrics=metrics, measured_on=_measured_on(config.task, held_out))
     return write_bundle(store, replace(draft, accuracy=accuracy), network, reference_answer)
-
-
-def reference_answer(bundle: Bundle) -> ReferenceAnswer:
-    """The bundle's answer on the reference picture, through the whole path on the CPU in fp32."""
-    predictor = Predictor(bundle, torch.device("cpu"))
-    return summarise(answer(predictor, bundle.config, REFERENCE_PICTURE.read_bytes(), REFERENCE_PARAMS))
 
 
 def _measured_on(task: Task, held_out: Sequence[Record]) -> str:

@@ -1,4 +1,4 @@
-"""`convmlp models …`: what is in the model store, and how good it is."""
+"""`convmlp models …`: what is in the model store, and how good it is; `store.py` has what changes it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import typer
 
 from model.bundle import EMBEDDED_DIR, Accuracy, Bundle, BundleConfig, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
+from service.cli.store import add_store_commands
 from service.cli.table import left, print_rows, right
 from service.cli.words import complain, settings_or_exit
 
 models_app = typer.Typer(no_args_is_help=True, help="The model store: the embedded models, and those of a folder.")
+add_store_commands(models_app)
 
 ModelsDir = Annotated[
     Path | None,

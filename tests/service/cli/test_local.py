@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from model.bundle import REFERENCE_PICTURE
 from model.net.weights import write_bundle
-from model.training.export import reference_answer
+from model.prove import reference_answer
 from service.cli.app import app
 from service.settings import EMBEDDED_MODELS
 from tests.model.net.tiny import draft, tiny_network

@@ -1,0 +1,211 @@
+"""`make parity`: what bf16, fp16, channels-last, folded batch norm and compilation cost, beside plain fp32.
+
+Each model answers each picture in plain fp32 (eager, contiguous, nothing folded); that is taken as the truth for
+the same model in each variant. Times are medians of one picture at a time, for orientation only. Compilation takes
+a minute or so a model, and again with the second input shape; its results are cached by torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.parity_agreement import Agreement, agreement
+from benchmarks.parity_models import FAMILIES, random_bundle
+from benchmarks.parity_pictures import read_pictures, varied_reference
+from model.bundle import Bundle, bundle_names, find_bundle, read_bundle
+from model.net.weights import DTYPES, Precision
+from model.predictor import Optimisations, Predictor, default_device
+from model.preprocess import prepare
+from model.spec import DetectPostSpec
+from model.types import Batch, Image, QueryParams, RawOutput
+from tests import goldens
+
+VARIANTS = "channels-last,folded,bf16,fp16,bf16+channels-last+folded,compiled"
+TIMED_PICTURES = 6
+COLUMNS = {
+    "top1": ("top-1", ".4f"),
+    "probability_difference": ("max Δp", ".1e"),
+    "box_ap": ("box AP", ".4f"),
+    "mask_ap": ("mask AP", ".4f"),
+    "matched": ("matched", ".4f"),
+    "box_iou": ("box IoU", ".5f"),
+    "score_difference": ("max Δscore", ".1e"),
+    "pixels": ("pixels", ".6f"),
+    "ms_per_picture": ("ms/picture", ".1f"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """`name` is made of parts joined by +, each changing one thing of plain fp32."""
+
+    name: str
+    precision: Precision
+    optimisations: Optimisations
+
+    @classmethod
+    def parse(cls, name: str) -> Variant:
+        """Raises ValueError where a part is unknown."""
+        parts = name.split("+")
+        unknown = [part for part in parts if part not in {*DTYPES, "channels-last", "folded", "compiled"}]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(DTYPES)}, channels-last, folded, compiled")
+        precision: Precision = next((one for one in DTYPES if one in parts), "fp32")
+        optimisations = Optimisations("channels-last" in parts, "folded" in parts, "compiled" in parts)
+        return cls(name, precision, optimisations)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table; where the variant does not run on this machine, `failure` says why."""
+
+    model: str
+    variant: str
+    agreement: Agreement
+    ms_per_picture: float | None
+    failure: str | None = None
+
+    def figures(self) -> dict[str, float | None]:
+        return {**dataclasses.asdict(self.agreement), "ms_per_picture": self.ms_per_picture}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="make parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="default: the reference picture and crops of it")
+    parser.add_argument("--count", type=int, default=64, help="how many of them at most (default: %(default)s)")
+    parser.add_argument("--model", action="append", metavar="NAME", help="repeatable; default: the embedded models")
+    parser.add_argument("--models-dir", type=Path, help="a store of bundles to look for them in first")
+    parser.add_argument(
+        "--family", action="append", choices=[*FAMILIES, "all"], default=[], help="also size S with random weights"
+    )
+    parser.add_argument("--goldens", action="store_true", help="give these the weights of ../shared/goldens")
+    parser.add_argument(
+        "--variants", default=VARIANTS, help="comma separated, parts joined by + (default: %(default)s)"
+    )
+    parser.add_argument("--device", type=torch.device, default=default_device(), help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print rows as JSON instead of a table")
+    arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error("--count must be at least 1")
+    try:
+        variants = [Variant.parse(name) for name in arguments.variants.split(",")]
+    except ValueError as error:
+        parser.error(f"--variants: {error}")
+    if arguments.goldens and not goldens.GOLDENS.is_dir():
+        parser.error(f"--goldens: there is no {goldens.GOLDENS}")
+    pictures = read_pictures(arguments.pictures, arguments.count) if arguments.pictures else varied_reference()
+    if not pictures:
+        parser.error(f"--pictures: there is no picture in {arguments.pictures}")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    rows: list[Row] = []
+    for bundle in bundles(arguments):
+        for row in compare(bundle, pictures, variants, arguments.device):
+            rows.append(row)
+            print(f"{row.model}: {row.variant}: {summary(row)}", file=sys.stderr, flush=True)
+    machine = f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads"
+    print(as_json(rows, machine, len(pictures)) if arguments.json else as_table(rows, machine, len(pictures)))
+
+
+def bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
+    """The named or embedded ones, then those of the families, each on disk while it is looked at."""
+    for name in arguments.model or bundle_names(None):
+        yield read_bundle(find_bundle(name, arguments.models_dir))
+    families = FAMILIES if "all" in arguments.family else arguments.family
+    for family in families:
+        with tempfile.TemporaryDirectory() as store:
+            yield random_bundle(Path(store), family, goldens.fill if arguments.goldens else None)
+
+
+def compare(
+    bundle: Bundle, pictures: Sequence[Image], variants: Sequence[Variant], device: torch.device
+) -> Iterator[Row]:
+    """A row for plain fp32, then one for each variant."""
+    config = bundle.config
+    inputs = [prepare(picture, config.preprocessing) for picture in pictures]
+    params = (QueryParams(top_k=len(config.labels)),)
+    batches = [Batch(np.stack((one.pixels,)), (one.geometry,), params) for one in inputs]
+    post = config.postprocessing
+    mask_threshold = post.mask_threshold if isinstance(post, DetectPostSpec) else 0.5
+    plain = Variant("fp32", "fp32", Optimisations(channels_last=False))
+    expected, ms = answers(bundle, plain, batches, device)
+    yield Row(config.name, plain.name, Agreement(), ms)
+    for variant in variants:
+        try:
+            found, ms = answers(bundle, variant, batches, device)
+        except RuntimeError as error:
+            # An operator that lacks this dtype, or a compiler that is missing: the other rows are still wanted.
+            yield Row(config.name, variant.name, Agreement(), None, reason(error))
+            continue
+        sizes = [picture.size for picture in pictures]
+        yield Row(config.name, variant.name, agreement(expected, found, sizes, mask_threshold), ms)
+
+
+def answers(
+    bundle: Bundle, variant: Variant, batches: Sequence[Batch], device: torch.device
+) -> tuple[list[RawOutput], float]:
+    """The answer to each batch of one, and the median milliseconds for one once all shapes have been seen."""
+    torch.compiler.reset()  # what was compiled for another model is of no use, and counts towards torch's limits
+    predictor = Predictor(bundle, device, variant.precision, variant.optimisations)
+    outputs = [predictor.predict(batch)[0] for batch in batches]
+    seconds = []
+    for batch in batches[:TIMED_PICTURES]:
+        started_s = time.perf_counter()
+        predictor.predict(batch)
+        seconds.append(time.perf_counter() - started_s)
+    return outputs, statistics.median(seconds) * 1000
+
+
+def reason(error: RuntimeError) -> str:
+    """The first line of a message that may go on for pages."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def summary(row: Row) -> str:
+    """A row in words, for who waits."""
+    if row.failure is not None:
+        return f"not supported here: {row.failure:.100}"
+    figures = row.figures().items()
+    return ", ".join(f"{COLUMNS[name][0]} {value:{COLUMNS[name][1]}}" for name, value in figures if value is not None)
+
+
+def as_json(rows: Sequence[Row], machine: str, pictures: int) -> str:
+    found = [
+        {"model": row.model, "variant": row.variant, "not_supported": row.failure, **row.figures()} for row in rows
+    ]
+    return json.dumps({"machine": machine, "pictures": pictures, "rows": found}, indent=2)
+
+
+def as_table(rows: Sequence[Row], machine: str, pictures: int) -> str:
+    """Columns that no row has a figure for are left out."""
+    shown = [name for name in COLUMNS if any(row.figures()[name] is not None for row in rows)]
+    wide = [max(len(text) for text in texts) + 2 for texts in zip(*((r.model, r.variant) for r in rows), strict=True)]
+    headers = "".join(f"{COLUMNS[name][0]:>12}" for name in shown)
+    lines = [
+        f"{pictures} pictures; agreement with plain fp32; {machine}",
+        f"{'model':{wide[0]}}{'variant':{wide[1]}}{headers}",
+    ]
+    for row in rows:
+        figures = row.figures()
+        cells = (f"{'' if figures[name] is None else format(figures[name], COLUMNS[name][1]):>12}" for name in shown)
+        rest = "".join(cells) if row.failure is None else f"  not supported here: {row.failure:.100}"
+        lines.append(f"{row.model:{wide[0]}}{row.variant:{wide[1]}}{rest}".rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

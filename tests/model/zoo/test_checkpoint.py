@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.errors import BundleInvalid
+from model.zoo import checkpoint
+from model.zoo.checkpoint import read_checkpoint
+
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7)}
+
+
+class Harmful:
+    """Its pickle makes the folder that it names, if it is let."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def same(found: dict[str, Tensor]) -> bool:
+    return list(found) == list(TENSORS) and all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        TENSORS,
+        OrderedDict(TENSORS),
+        {"state_dict": TENSORS, "meta": {"epoch": 12, "CLASSES": ("cat", "dog")}, "optimizer": {"state": {}}},
+        {"model": TENSORS, "epoch": 3},
+        {f"module.{name}": tensor for name, tensor in TENSORS.items()},
+        {"state_dict": {f"module.{name}": tensor for name, tensor in TENSORS.items()}},
+        {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in TENSORS.items()},
+    ],
+    ids=["bare", "ordered", "mmcv", "model", "parallel", "parallel in a wrapper", "parameters"],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_every_usual_wrapping_is_read(tmp_path: Path, document: object, zipped: bool) -> None:
+    """Bare, wrapped, DataParallel's, and torch's old file format: always the same tensors under the same names."""
+    torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert same(read_checkpoint(tmp_path / "a.pth").tensors)
+
+
+@pytest.mark.parametrize(
+    ("meta", "labels"),
+    [
+        ({"CLASSES": ("cat", "dog")}, ("cat", "dog")),
+        ({"CLASSES": ["cat", "dog"]}, ("cat", "dog")),
+        ({"CLASSES": None}, None),
+        ({"CLASSES": ()}, None),
+        ({"CLASSES": "catdog"}, None),
+        ({"CLASSES": ("cat", 3)}, None),
+        ({"CLASSES": ("cat", " ")}, None),
+        ({}, None),
+        ("none", None),
+    ],
+)
+def test_class_names_are_taken_where_they_are_sound(
+    tmp_path: Path, meta: object, labels: tuple[str, ...] | None
+) -> None:
+    """mmcv's CLASSES are labels if each is a name; anything else is as if there were none."""
+    torch.save({"state_dict": TENSORS, "meta": meta}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth").labels == labels
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    """Code in a checkpoint is named and never run, however deep it hides beside sound weights."""
+    made = tmp_path / "made"
+    document = {"state_dict": TENSORS, "meta": {"hook_msgs": [Harmful(made)]}}
+    torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(BundleInvalid, match=r"wants to run posix\.mkdir, and only plain tensors are read"):
+        read_checkpoint(tmp_path / "a.pth")
+    assert not made.exists()
+
+
+def test_a_harmless_object_is_refused_as_well(tmp_path: Path) -> None:
+    """A training script's own arguments are no plain values either; the message says what to do."""
+    torch.save({"state_dict": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
+    with pytest.raises(BundleInvalid, match=r"wants to run argparse\.Namespace.*save its state dict alone"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
+    """`torch.save(model)` holds code by name, not weights by name."""
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
+    with pytest.raises(BundleInvalid, match=r"wants to run torch\.nn\.modules\.linear\.Linear"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><title>404</title>", "is not a checkpoint as torch.save writes it"),
+        (b"PK\x03\x04 and no more", "is truncated or corrupt"),
+        (b"\x80", "is not a checkpoint"),
+        (pickle.dumps({"a": 1}, protocol=4), "is not a checkpoint"),
+        (bytes(range(255, -1, -1)) * 20, "is not a checkpoint"),
+    ],
+    ids=["empty", "html", "broken zip", "one byte", "other pickle", "noise"],
+)
+def test_what_is_no_checkpoint_is_told(tmp_path: Path, content: bytes, why: str) -> None:
+    """Foreign bytes are the file's fault, in words."""
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(BundleInvalid, match=why):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_file_is_told(tmp_path: Path, share: float, zipped: bool) -> None:
+    """Wherever a download broke off, half a checkpoint is no checkpoint."""
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(BundleInvalid, match=r"truncated or corrupt|is not a checkpoint"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        ({}, "holds no state dict"),
+        ([torch.ones(1)], "holds no state dict"),
+        ({"epoch": 3, "weights": {"a": torch.ones(1)}}, "holds no state dict"),
+        ({"state_dict": {}}, "has 0 tensors"),
+        ({"state_dict": {"a": torch.ones(1), "b": 3}}, "'b' in its state dict is no tensor"),
+        ({"state_dict": {3: torch.ones(1)}}, "'3' in its state dict is no tensor with a name"),
+        ({"a": torch.eye(3).to_sparse()}, "a is sparse"),
+        ({"a": torch.ones(3, device="meta")}, "a is sparse, quantized or without values"),
+        ({"a": torch.ones(1).expand(10**10)}, "has tensors of 40,000,000,000 bytes"),
+        ({f"a{index}": torch.ones(1) for index in range(checkpoint.MAX_TENSORS + 1)}, "has 10,001 tensors"),
+    ],
+    ids=["nothing", "list", "other", "no tensors", "value", "number", "sparse", "meta", "expanded", "many"],
+)
+def test_a_document_without_weights_is_told(tmp_path: Path, document: object, why: str) -> None:
+    """Tensors by name, dense, within bounds: what is otherwise is named."""
+    torch.save(document, tmp_path / "a.pth")
+    with pytest.raises(BundleInvalid, match=why):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    """A few bytes that would grow to gigabytes are not unpacked to find out."""
+    torch.save(TENSORS, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as squeezed,
+    ):
+        for name in plain.namelist():
+            squeezed.writestr(name, plain.read(name))
+    with pytest.raises(BundleInvalid, match="has compressed parts"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_too_large_a_file_is_not_read(tmp_path: Path) -> None:
+    """The size is looked at before the content: here it is all hole."""
+    with (tmp_path / "a.pth").open("wb") as file:
+        file.truncate(checkpoint.MAX_BYTES + 1)
+    with pytest.raises(BundleInvalid, match=r"has 2,147,483,649 bytes, at most 2,147,483,648"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """Missing, or a folder: the system's own words."""
+    with pytest.raises(BundleInvalid, match="cannot be read: No such file"):
+        read_checkpoint(tmp_path / "nothing.pth")
+    with pytest.raises(BundleInvalid, match="cannot be read: Is a directory"):
+        read_checkpoint(tmp_path)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.errors import BundleInvalid
+from model.net.build import build_network
+from model.spec import (
+    BACKBONES,
+    Architecture,
+    BackboneSpec,
+    ClassifierSpec,
+    MaskRCNNSpec,
+    RetinaNetSpec,
+    SemanticFPNSpec,
+)
+from model.zoo.checkpoint import Checkpoint
+from model.zoo.infer import infer, meta_network
+from tests import goldens
+from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES
+
+ODD = BackboneSpec(
+    tokenizer_channels=10, conv_blocks=3, stage_channels=(6, 9, 20), stage_depths=(2, 12, 1), mlp_ratios=(1, 4, 3)
+)
+FILES = {"classifier": "classifier", "retinanet": "retinanet", "maskrcnn": "mask_rcnn", "semfpn": "semantic_fpn"}
+COUNTS = {"classifier": 1000, "retinanet": 80, "maskrcnn": 80, "semfpn": 150}
+
+
+def checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
+    return Checkpoint(Path("a.pth"), tensors, None)
+
+
+@pytest.mark.parametrize("num_classes", [1, 7])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        *ARCHITECTURES.values(),
+        ClassifierSpec(backbone=ODD),
+        RetinaNetSpec(backbone=ODD, fpn_channels=12, head_convs=2),
+        MaskRCNNSpec(backbone=ODD, fpn_channels=14, fc_channels=6, mask_convs=3),
+        SemanticFPNSpec(backbone=ODD, fpn_channels=10, head_channels=12),
+        MaskRCNNSpec(backbone=BACKBONES["l"]),
+    ],
+    ids=lambda spec: f"{spec.family}-{spec.backbone.stage_depths}",
+)
+def test_the_numbers_are_found_again(architecture: Architecture, num_classes: int) -> None:
+    """Whatever widths, depths and classes a network was built with, its tensors tell them."""
+    network = meta_network(architecture, num_classes)
+    found, count = infer(
+        checkpoint(
+            {
+                name: torch.zeros(1).expand(t.shape) if t.is_floating_point() else torch.zeros(t.shape, dtype=t.dtype)
+                for name, t in network.state_dict().items()
+            }
+        )
+    )
+    assert (found, count) == (architecture, num_classes)
+
+
+@goldens.requires_goldens
+@pytest.mark.parametrize("size", ["s", "m", "l"])
+@pytest.mark.parametrize("model", list(FILES))
+def test_the_published_names_and_shapes_are_known(model: str, size: str) -> None:
+    """All twelve kinds of published checkpoint are told from names and shapes alone."""
+    keys = goldens.load(f"keys/keys_{model}_{size}.json")["keys"]
+    dtypes = {"float32": torch.float32, "int64": torch.int64}
+    tensors = {name: torch.zeros((), dtype=dtypes[dtype]).expand(shape) for name, shape, dtype in keys}
+    architecture, num_classes = infer(checkpoint(tensors))
+    assert (architecture.family, architecture.backbone.size, num_classes) == (FILES[model], size, COUNTS[model])
+
+
+def renamed(tensors: dict[str, Tensor]) -> None:
+    tensors["body.weight"] = tensors.pop("head.weight")
+
+
+def without_tokenizer(tensors: dict[str, Tensor]) -> None:
+    del tensors["tokenizer.block.6.weight"]
+
+
+def without_a_norm(tensors: dict[str, Tensor]) -> None:
+    del tensors["stages.1.blocks.0.norm2.bias"]
+
+
+def with_a_stranger(tensors: dict[str, Tensor]) -> None:
+    tensors["auxiliary_head.conv.weight"] = torch.zeros(3)
+
+
+def with_a_gap(tensors: dict[str, Tensor]) -> None:
+    for name in [name for name in tensors if name.startswith("stages.0.blocks.0.")]:
+        tensors[name.replace("blocks.0", "blocks.5")] = tensors[name]
+
+
+def with_another_width(tensors: dict[str, Tensor]) -> None:
+    tensors["head.weight"] = torch.zeros(5, 17)
+
+
+def of_integers(tensors: dict[str, Tensor]) -> None:
+    tensors["head.bias"] = torch.zeros(5, dtype=torch.int64)
+
+
+def of_complex_numbers(tensors: dict[str, Tensor]) -> None:
+    tensors["head.bias"] = torch.zeros(5, dtype=torch.complex64)
+
+
+def without_numbers(tensors: dict[str, Tensor]) -> None:
+    tensors["head.weight"] = torch.zeros(0, 16)
+
+
+def narrow(tensors: dict[str, Tensor]) -> None:
+    tensors["stages.0.blocks.0.channel_mlp1.fc1.weight"] = torch.zeros(3, 8)
+
+
+def with_a_scalar(tensors: dict[str, Tensor]) -> None:
+    tensors["tokenizer.block.6.weight"] = torch.tensor(8.0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (renamed, r"none of the networks that are known here.*head\.weight"),
+        (without_tokenizer, r"it has no tensor tokenizer\.block\.6\.weight"),
+        (without_a_norm, r"looks like a classifier of 5 classes, but stages\.1\.blocks\.0\.norm2\.bias is missing"),
+        (with_a_stranger, r"auxiliary_head\.conv\.weight is none of its tensors"),
+        (with_a_gap, r"stages\.0\.blocks\.1\.norm1\.weight is missing.*and \d+ more"),
+        (with_another_width, r"head\.weight is float \(5, 17\), expected float \(5, 16\)"),
+        (of_integers, r"head\.bias is integer \(5,\), expected float \(5,\)"),
+        (of_complex_numbers, r"head\.bias is complex \(5,\), expected float \(5,\)"),
+        (without_numbers, "has tensors without any numbers in them"),
+        (narrow, r"its tensors tell 0 0"),
+        (with_a_scalar, r"it has no tensor tokenizer\.block\.6\.weight"),
+    ],
+)
+def test_what_does_not_fit_is_named(damage: object, why: str) -> None:
+    """A network that is none of ours, or one that lost or gained a tensor, is refused with the names that tell."""
+    tensors = build_network(ARCHITECTURES["classifier"], NUM_CLASSES).state_dict()
+    assert callable(damage)
+    damage(tensors)
+    with pytest.raises(BundleInvalid, match=why):
+        infer(checkpoint(tensors))
+
+
+def test_too_few_rows_for_the_anchors_are_told() -> None:
+    """A RetinaNet with fewer outputs than anchors has no class."""
+    tensors = build_network(ARCHITECTURES["retinanet"], NUM_CLASSES).state_dict()
+    tensors["bbox_head.retina_cls.weight"] = torch.zeros(8, 16, 3, 3)
+    with pytest.raises(BundleInvalid, match=r"rows for no class in bbox_head\.retina_cls\.weight"):
+        infer(checkpoint(tensors))
