@@ -163,5 +163,5 @@ def calibrate(network: Network) -> None:
 
 def _calibration_input() -> Tensor:
     pictures = [prepare(one, CALIBRATION_INPUT).pixels for one in varied_reference(4)]
-    x: Tensor = Normalise(CALIBRATION_INPUT.normalisation)(torch.from_numpy(np.stack(pictures)))
+    x: Tensor = Normalise(CALIBRATION_INPUT)(torch.from_numpy(np.stack(pictures)))
     return x

@@ -79,7 +79,7 @@ class Predictor:
         self._network: Network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if optimisations.compiled:
             _compile(self._network)
-        self._normalise = Normalise(config.preprocessing.normalisation).to(device)
+        self._normalise = Normalise(config.preprocessing).to(device)
         self._padded = isinstance(config.preprocessing, KeepRatioSpec)
         self._postprocessing = config.postprocessing
 

@@ -7,28 +7,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from model.spec import Normalisation
+from model.spec import CenterCropSpec, Preprocessing
 from model.types import Size
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel, its constants held as float32 buffers."""
+    """(x - mean) / std per channel, its constants held as float32 buffers.
+
+    In the order of operations of the toolbox that trained the network, so that inputs are equal to the last bit:
+    timm first brings grey levels to 0..1, mmcv does not.
+    """
 
     mean: Tensor
-    inverse_std: Tensor
+    std: Tensor
 
-    def __init__(self, spec: Normalisation) -> None:
+    def __init__(self, spec: Preprocessing) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(spec.mean, dtype=torch.float32)[:, None, None])
-        std = torch.tensor(spec.std, dtype=torch.float64)[:, None, None]
-        self.register_buffer("inverse_std", (1 / std).float())
+        self._levels = 255 if isinstance(spec, CenterCropSpec) else 1
+        for name, values in (("mean", spec.normalisation.mean), ("std", spec.normalisation.std)):
+            scaled = torch.tensor(values, dtype=torch.float64)[:, None, None] / self._levels
+            self.register_buffer(name, scaled.float())
 
     def forward(self, pixels: Tensor, contents: Sequence[Size] | None = None) -> Tensor:
         """uint8 (N, h, w, 3) RGB → float32 (N, 3, h, w), channels last in memory.
 
         Beyond its row of `contents`, to the right and below, a row is zero: padding follows normalisation.
         """
-        x = (pixels.permute(0, 3, 1, 2).float() - self.mean) * self.inverse_std
+        x = (pixels.permute(0, 3, 1, 2).float() / self._levels - self.mean) / self.std
         height, width = x.shape[-2:]
         if contents is None or all(one == Size(height, width) for one in contents):
             return x
