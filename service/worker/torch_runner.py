@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from model.bundle import Bundle
-from model.predictor import Predictor, default_device
+from model.predictor import Optimisations, Predictor, default_device
 from model.types import Batch, RawOutput
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
@@ -32,9 +32,11 @@ class TorchRunner:
             )
         self.device = str(self._device)
         self.precision = settings.precision
+        # fp32 on the CPU is the exact mode; whoever chose anything else wants to be fast.
+        exact = self._device.type == "cpu" and settings.precision == "fp32"
+        optimisations = Optimisations(channels_last=not exact)
         self._predictors = {
-            bundle.config.name: Predictor(bundle, device=self._device, precision=settings.precision)
-            for bundle in bundles
+            bundle.config.name: Predictor(bundle, self._device, settings.precision, optimisations) for bundle in bundles
         }
 
     def run(self, model: str, batch: Batch) -> tuple[RawOutput, ...]:

@@ -52,8 +52,8 @@ async def test_mask_rcnn(tmp_path: Path) -> None:
     golden = goldens.load("final/maskrcnn_s_d.json")
     for one, partner in zip(found, partners(found, golden), strict=True):
         ours, theirs = (pycocotools.mask.decode(mask).astype(bool) for mask in (one["mask"], golden["masks"][partner]))
-        # IoU of at least 0.998; but rounding moves a few pixels at the edge, which is much of a mask of a hundred.
-        assert (ours ^ theirs).sum() <= max(4, 0.002 * (ours | theirs).sum())
+        # IoU of at least 0.998; but of a mask of less than 500 pixels one may fall either way by rounding alone.
+        assert (ours ^ theirs).sum() <= max(1, 0.002 * (ours | theirs).sum())
 
 
 async def test_semantic_fpn(tmp_path: Path) -> None:
