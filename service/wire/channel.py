@@ -41,6 +41,9 @@ from service.wire.messages import (
 HIGH_WATER_MARK = 4096
 """Messages that may wait in a socket; above every bound on jobs in hand, so it is never met in good health."""
 
+NO_WORKER = "there is no worker at the moment; one is being started"
+NO_WORKER_RETRY_S = 2.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -158,7 +161,7 @@ class WorkerChannel:
         """Whether every model that the worker serves has proven itself."""
         state = self._state
         if state is None:
-            return Readiness(False, "there is no worker at the moment; one is being started", 2.0)
+            return Readiness(False, NO_WORKER, NO_WORKER_RETRY_S)
         if state.phase is not Phase.READY:
             return Readiness(False, state.reason, state.retry_after_s)
         unproven = ", ".join(model.name for model in state.models if not model.ready)
@@ -175,16 +178,19 @@ class WorkerChannel:
             # Without copying: libzmq reads the array's own memory, which the frame keeps alive.
             await self._socket.send_multipart([encode(header), *frames], flags=zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            raise Unavailable("there is no worker at the moment; one is being started", 2.0) from None
+            raise Unavailable(NO_WORKER, NO_WORKER_RETRY_S) from None
 
     async def _withdraw(self, job: int) -> None:
         with contextlib.suppress(Unavailable):  # a lost worker has lost the job as well
             await self._send(Cancel(job))
 
+    async def _greet(self) -> None:
+        with contextlib.suppress(Unavailable):  # there is nobody yet
+            await self._send(Hello(PROTOCOL, self._catalogue_of))
+
     async def _beat(self) -> None:
         while True:
-            with contextlib.suppress(Unavailable):
-                await self._send(Hello(PROTOCOL, self._catalogue_of))
+            await self._greet()
             # While the worker is not ready its answer to this changes soon.
             await asyncio.sleep(self._heartbeat_s if self.readiness().ready else self._heartbeat_s / 5)
             if self._state is not None and time.monotonic() - self._heard_s > self._timeout_s:
@@ -196,8 +202,7 @@ class WorkerChannel:
             if event["event"] == zmq.EVENT_DISCONNECTED:
                 self._lose("the worker was lost; another is being started")
             else:
-                with contextlib.suppress(Unavailable):
-                    await self._send(Hello(PROTOCOL, self._catalogue_of))
+                await self._greet()
 
     async def _receive(self) -> None:
         while True:
@@ -214,13 +219,16 @@ class WorkerChannel:
                 self._learn(state)
             case Answer() as answer:
                 output = output_from_frames(answer, frames)
-                future = self._pending.get(answer.job)
-                if future is not None and not future.done():
+                if (future := self._waiting(answer.job)) is not None:
                     future.set_result(WorkerAnswer(output, answer.queue_s, answer.infer_s))
             case Failure() as failure:
-                future = self._pending.get(failure.job)
-                if future is not None and not future.done():
+                if (future := self._waiting(failure.job)) is not None:
                     future.set_exception(error_from_code(failure.code, failure.detail, failure.retry_after_s))
+
+    def _waiting(self, job: int) -> asyncio.Future[WorkerAnswer] | None:
+        """Whoever still waits for a job's answer."""
+        future = self._pending.get(job)
+        return future if future is not None and not future.done() else None
 
     def _learn(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
@@ -244,4 +252,4 @@ class WorkerChannel:
     def _fail_pending(self, reason: str) -> None:
         for future in self._pending.values():
             if not future.done():
-                future.set_exception(Unavailable(f"{reason}; send the request again", 2.0))
+                future.set_exception(Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S))

@@ -122,6 +122,8 @@ def encode(message: ToWorker | ToFrontEnd) -> bytes:
 def decode_to_worker(header: bytes) -> ToWorker:
     """Raises MalformedMessage."""
     message: ToWorker = _decode(_to_worker, header)
+    if isinstance(message, Hello) and message.protocol != PROTOCOL:
+        raise MalformedMessage(f"a front-end speaks protocol {message.protocol}, this worker {PROTOCOL}")
     return message
 
 

@@ -66,7 +66,7 @@ class Dispatcher:
             else:
                 self._idle.clear()
                 self._arrived.set()
-                self._metrics.queue_depth(job.shape.model, self._queue.depth(job.shape.model))
+                self._tell_depth(job.shape.model)
                 return
         job.reply(Done(error, 0.0, 0.0))
 
@@ -74,7 +74,7 @@ class Dispatcher:
         """Forget a job that still waits; one that runs is left to finish, unread."""
         job = self._queue.remove(key)
         if job is not None:
-            self._metrics.queue_depth(job.shape.model, self._queue.depth(job.shape.model))
+            self._tell_depth(job.shape.model)
 
     def backlog_s(self) -> float:
         """Seconds until the device will be through with everything that waits now."""
@@ -109,7 +109,9 @@ class Dispatcher:
     def _take(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self._queue.remove(job.key)
-        model = jobs[0].shape.model
+        self._tell_depth(jobs[0].shape.model)
+
+    def _tell_depth(self, model: str) -> None:
         self._metrics.queue_depth(model, self._queue.depth(model))
 
     async def _answer(self, jobs: Sequence[Job]) -> None:

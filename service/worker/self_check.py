@@ -31,11 +31,15 @@ class SelfCheck:
         self._numbers = itertools.count(1)
 
     async def objection(self, model: str) -> str | None:
-        """Why the model is not fit to serve; None where it has proven itself, or is too busy to be asked."""
+        """Why the model is not fit to serve; None where it has proven itself.
+
+        Raises:
+            Overloaded: it could not be asked, which says nothing for or against it.
+        """
         done = await self._ask(model)
         match done.result:
-            case Overloaded():
-                return None
+            case Overloaded() as busy:
+                raise busy
             case ConvMLPError() as error:
                 return error.detail
             case output:

@@ -14,7 +14,7 @@ import structlog
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
-from service.errors import Internal, ModelNotFound, RetryLater, Unavailable
+from service.errors import Internal, ModelNotFound, Overloaded, RetryLater, Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.wire.door import Door, Letter
@@ -180,7 +180,11 @@ class Worker:
     async def _keep_checking(self, check: SelfCheck) -> None:
         while True:
             for model in self._bundles:
-                objection = await check.objection(model)
+                try:
+                    objection = await check.objection(model)
+                except Overloaded as busy:
+                    log.warning("self-check put off", model=model, reason=busy.detail)
+                    continue
                 if objection is None:
                     self._objections.pop(model, None)
                 else:

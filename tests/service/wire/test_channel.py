@@ -28,7 +28,7 @@ from service.errors import DeadlineExceeded, ModelNotFound, Unavailable
 from service.settings import Settings
 from service.wire.channel import WorkerAnswer, WorkerChannel
 from service.wire.door import Door
-from service.wire.messages import Hello, ModelState, Phase, Predict, State, encode
+from service.wire.messages import PROTOCOL, Hello, ModelState, Phase, Predict, State, encode
 from tests.fakes import fake_answer, fake_bundle, fake_worker
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
@@ -181,7 +181,7 @@ async def test_a_silent_worker_is_taken_for_lost(tmp_path: Path) -> None:
 
 
 async def test_garbage_does_not_end_a_worker() -> None:
-    """Bytes that are no message, and messages that lie about their frames, cost nobody else anything."""
+    """Bytes that are no message, another protocol, and frames unlike their header cost nobody else anything."""
     async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
         await until(lambda: channel.readiness().ready)
         context = zmq.asyncio.Context()
@@ -190,6 +190,7 @@ async def test_garbage_does_not_end_a_worker() -> None:
             stranger.connect(worker.address)
             await stranger.send_multipart([b"\xff\xfe garbage"])
             await stranger.send_multipart([b""])
+            await stranger.send_multipart([encode(Hello(PROTOCOL + 1, None))])
             await stranger.send_multipart([lying_predict(), b"too short"])
             await stranger.send_multipart([lying_predict()])
             failures = [await stranger.recv_multipart() for _ in range(2)]

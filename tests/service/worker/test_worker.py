@@ -73,6 +73,17 @@ async def test_a_worker_says_that_it_is_starting_until_it_has_proven_itself() ->
         await until(lambda: channel.readiness().ready)
 
 
+async def test_a_model_that_could_not_be_asked_is_not_proven() -> None:
+    """A device without room for the reference picture proves nothing; once it answers, the worker is ready."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker:
+        worker.runner.memory_images = 0
+        async with WorkerChannel(worker.address, 0.02, 30.0, lambda up: None) as channel:  # noqa: ARG005
+            await until(lambda: len(worker.runner.batches) >= 3)
+            assert not channel.readiness().ready
+            worker.runner.memory_images = None
+            await until(lambda: channel.readiness().ready)
+
+
 async def test_draining_finishes_what_is_in_hand() -> None:
     """After the signal jobs in hand are answered, front-ends hear of it, and the worker ends."""
     async with worker_and_channel() as (worker, channel):
