@@ -27,11 +27,8 @@ bench: $(VENV)/.dev ## start the service, load it, print throughput and latencie
 parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answers from plain fp32
 	$(BIN)/python -m benchmarks.parity $(ARGS)
 
-proto: $(VENV)/.dev ## generate the gRPC code from proto/ into service/frontend/rpc/generated
-	mkdir -p service/frontend/rpc/generated
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=service/frontend/rpc/generated \
-	  --pyi_out=service/frontend/rpc/generated --grpc_python_out=service/frontend/rpc/generated \
-	  $$(find proto -name '*.proto')
+proto: $(VENV)/.dev ## make the gRPC code of proto/ anew, after a change there
+	$(BIN)/python proto/generate.py
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
@@ -41,10 +38,13 @@ $(BIN)/python:
 	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[worker]'
+# The builds make the gRPC code as well, so a changed contract is a reason to install again.
+INPUTS := pyproject.toml setup.py client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
+
+$(VENV)/.serve: $(INPUTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[worker,dev]'
+$(VENV)/.dev: $(VENV)/.serve
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker,dev]'
 	@touch $@

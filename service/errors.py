@@ -5,6 +5,7 @@ ConvMLPError
 ├── BadParameter          a parameter out of range, or a model of another task
 ├── ModelNotFound
 ├── Unauthenticated       no or wrong credentials
+├── Forbidden             the service is configured not to do this
 ├── DeadlineExceeded      the caller's deadline passed
 ├── Internal              anything else: a request id and no internals
 └── RetryLater            the service is not able now, and says when to come back
@@ -25,9 +26,13 @@ class BadRequest(ConvMLPError):
 
 
 class BadParameter(ConvMLPError):
-    """A parameter is out of its range, or the model does another task."""
+    """A parameter is out of its range, or the model does another task. `field` is the parameter's name, if one."""
 
     code = "bad-parameter"
+
+    def __init__(self, detail: str, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.field = field
 
 
 class ModelNotFound(ConvMLPError):
@@ -38,6 +43,12 @@ class Unauthenticated(ConvMLPError):
     code = "unauthenticated"
 
 
+class Forbidden(ConvMLPError):
+    """The service is configured not to do this, for anyone."""
+
+    code = "forbidden"
+
+
 class DeadlineExceeded(ConvMLPError):
     code = "deadline-exceeded"
 
@@ -46,6 +57,9 @@ class Internal(ConvMLPError):
     """Something is wrong with the service itself. The message names no internals; the log has them."""
 
     code = "internal"
+
+
+INTERNAL_DETAIL = "an internal error happened; the service's log tells more under the id of this request"
 
 
 class RetryLater(ConvMLPError):
@@ -79,6 +93,7 @@ DOMAIN_ERRORS: tuple[type[ConvMLPError], ...] = (
     BadParameter,
     ModelNotFound,
     Unauthenticated,
+    Forbidden,
     DeadlineExceeded,
     Internal,
     Overloaded,

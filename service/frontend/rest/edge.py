@@ -12,8 +12,8 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Internal, Unavailable
-from service.frontend.rest.errors import INTERNAL_DETAIL, error_response, instance_of
+from service.errors import INTERNAL_DETAIL, Internal, Unavailable
+from service.frontend.rest.errors import error_response, instance_of
 from service.types import Timings
 
 LINGER_S = 5.0

@@ -11,9 +11,11 @@ from starlette.responses import Response
 
 from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from service.errors import (
+    INTERNAL_DETAIL,
     BadParameter,
     BadRequest,
     DeadlineExceeded,
+    Forbidden,
     Internal,
     ModelNotFound,
     Overloaded,
@@ -44,6 +46,7 @@ ERROR_TABLE: dict[type[ConvMLPError], Row] = {
     BadParameter: Row(422, "A parameter has a value that it cannot have"),
     ModelNotFound: Row(404, "There is no such model"),
     Unauthenticated: Row(401, "Credentials are missing or wrong"),
+    Forbidden: Row(403, "The service is configured not to do this"),
     Overloaded: Row(503, "The service has too much to do"),
     RateLimited: Row(429, "Too many requests of one caller"),
     Unavailable: Row(503, "The service is not available"),
@@ -74,9 +77,6 @@ def problem_of(error: ConvMLPError, instance: str) -> Problem:
     if row.tells:
         return problem(error.code, row.status, row.title, error.detail, instance)
     return problem(Internal.code, row.status, row.title, INTERNAL_DETAIL, instance)
-
-
-INTERNAL_DETAIL = "an internal error happened; the service's log tells more under the id of this request"
 
 
 def problem(code: str, status: int, title: str, detail: str, instance: str) -> Problem:

@@ -12,6 +12,7 @@ import msgspec
 from fastapi import FastAPI
 
 from model.types import Task
+from service.errors import Forbidden
 from service.frontend.rest.accept import Medium
 from service.frontend.rest.catalogue import problem_content
 from service.frontend.rest.errors import ERROR_TABLE
@@ -133,7 +134,9 @@ def _answer(task: Task) -> dict[str, Any]:
 
 def _errors() -> dict[str, Any]:
     titles: dict[int, list[str]] = {}
-    for row in ERROR_TABLE.values():
+    for kind, row in ERROR_TABLE.items():
+        if kind is Forbidden:  # no prediction is forbidden, only changing what is served
+            continue
         known = titles.setdefault(row.status, [])
         if row.title not in known:
             known.append(row.title)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import structlog
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
@@ -17,13 +15,14 @@ from model.bundle import BundleConfig
 from model.decode import decode
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.types import Result, SegmentResult, Task
-from service.errors import BadParameter, BadRequest, DeadlineExceeded, Internal
+from service.errors import BadParameter, BadRequest, DeadlineExceeded
 from service.frontend.engine import Engine
+from service.frontend.outcome import counted, reply_or_error
 from service.frontend.render import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.rest.accept import Medium, negotiate
 from service.frontend.rest.body import Upload, read_uploads
 from service.frontend.rest.edge import STAGES, exchange_of, instance_uri
-from service.frontend.rest.errors import INTERNAL_DETAIL, problem_of
+from service.frontend.rest.errors import problem_of
 from service.frontend.rest.query import Query, View, read_query, read_timeout_ms
 from service.frontend.rest.schemas import encode_answer, encode_error, encode_result
 from service.metrics import FrontEndMetrics
@@ -41,8 +40,6 @@ PICTURE_FORMATS = {
     Medium.JPEG: PictureFormat.JPEG,
     Medium.WEBP: PictureFormat.WEBP,
 }
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,8 @@ class Predictions:
             ConvMLPError: the request's own error; one image's among several is told in its place.
             ClientDisconnect: the caller left; the work was withdrawn.
         """
-        with self._counted(task, request) as count_for:
+        started_s = exchange_of(request).started_s
+        with counted(self._metrics, "rest", task.value, started_s, ClientDisconnect) as count_for:
             query = read_query(task, request.scope["query_string"])
             deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
             medium = Medium.PNG if query.view else negotiate(request.headers.get("accept"))
@@ -101,20 +99,11 @@ class Predictions:
         )
 
     async def _predict(self, image_id: str, ask: Ask, upload: Upload) -> Outcome:
-        """One image's answer; its errors are returned, so that they cost its neighbours nothing."""
         if isinstance(upload, BadRequest):
             return upload
         config, query = ask.config, ask.query
-        try:
-            return await self._engine.predict(
-                PredictRequest(image_id, config.task, config.name, upload, query.params, ask.deadline_s),
-                lambda result: self._encode(ask, upload, result),
-            )
-        except ConvMLPError as error:
-            return error
-        except Exception:
-            log.exception("unexpected error", request_id=image_id, model=config.name)
-            return Internal(INTERNAL_DETAIL)
+        request = PredictRequest(image_id, config.task, config.name, upload, query.params, ask.deadline_s)
+        return await reply_or_error(self._engine, request, lambda result: self._encode(ask, upload, result))
 
     def _encode(self, ask: Ask, image: bytes, result: Result) -> bytes:
         if ask.query.view is View.LABEL_MAP and isinstance(result, SegmentResult):
@@ -123,30 +112,6 @@ class Predictions:
             return encode_result(result, ask.query.mask_format)
         # Decoded pictures are not kept while a request waits; few ask for an overlay.
         return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[ask.medium])
-
-    @contextmanager
-    def _counted(self, task: Task, request: Request) -> Iterator[Callable[[str], None]]:
-        """Count the request. The name of a model counts only once it is known to exist: names are labels."""
-        model, outcome = "", "ok"
-
-        def count_for(name: str) -> None:
-            nonlocal model
-            model = name
-
-        try:
-            yield count_for
-        except ConvMLPError as error:
-            outcome = error.code
-            raise
-        except (ClientDisconnect, asyncio.CancelledError):
-            outcome = "cancelled"
-            raise
-        except Exception:
-            outcome = Internal.code
-            raise
-        finally:
-            seconds = time.monotonic() - exchange_of(request).started_s
-            self._metrics.request("rest", task.value, model, outcome, seconds)
 
 
 def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Response:

@@ -1,0 +1,63 @@
+"""What all transports do alike around `Engine.predict`: errors become values, and requests are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import structlog
+
+from model.errors import ConvMLPError
+from model.types import Result
+from service.errors import INTERNAL_DETAIL, Internal
+from service.frontend.engine import Engine
+from service.metrics import FrontEndMetrics
+from service.types import PredictRequest, Reply
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+async def reply_or_error(
+    engine: Engine, request: PredictRequest, encode: Callable[[Result], T]
+) -> Reply[T] | ConvMLPError:
+    """One image's answer; its errors are returned, so that they cost its neighbours nothing."""
+    try:
+        return await engine.predict(request, encode)
+    except ConvMLPError as error:
+        return error
+    except Exception:
+        log.exception("unexpected error", request_id=request.id, model=request.model)
+        return Internal(INTERNAL_DETAIL)
+
+
+@contextmanager
+def counted(
+    metrics: FrontEndMetrics, transport: str, task: str, started_s: float, left: type[BaseException] | None = None
+) -> Iterator[Callable[[str], None]]:
+    """Count the request that is answered within; an error is its outcome.
+
+    Call the given function with the model's name once it is known to exist: names are labels. `started_s` is on
+    the clock of `time.monotonic`; `left` is what the transport raises where the caller went away.
+    """
+    model, outcome = "", "ok"
+
+    def count_for(name: str) -> None:
+        nonlocal model
+        model = name
+
+    try:
+        yield count_for
+    except ConvMLPError as error:
+        outcome = error.code
+        raise
+    except BaseException as error:
+        gone = isinstance(error, asyncio.CancelledError) or (left is not None and isinstance(error, left))
+        outcome = "cancelled" if gone else Internal.code
+        raise
+    finally:
+        metrics.request(transport, task, model, outcome, time.monotonic() - started_s)
