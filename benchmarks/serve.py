@@ -1,19 +1,22 @@
 """`make bench`: start the service on the embedded models, load each task, print a table.
 
-Rounds are interleaved over tasks and concurrencies, so that a disturbance of the machine hits all alike; the
-table shows medians over rounds and, in brackets, the spread.
+Rounds are interleaved over tasks, concurrencies and transports, so that a disturbance of the machine hits all
+alike; the table shows medians over rounds and, in brackets, the spread.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from benchmarks.load import Measured, closed_loop
+from benchmarks.load import Ask, Measured, closed_loop, grpc_unary, rest
 from model.bundle import REFERENCE_PICTURE
 from tests.e2e.running import running_service
 
@@ -24,32 +27,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--pictures", type=Path, help="folder of JPEG files (default: the reference picture)")
     parser.add_argument("--concurrency", default="1,8,32", help="comma separated")
+    parser.add_argument("--transports", default="rest,grpc", help="comma separated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
     arguments, flags = parser.parse_known_args()
     files = sorted(arguments.pictures.glob("*.jp*g"))[:64] if arguments.pictures else [REFERENCE_PICTURE]
     pictures = [file.read_bytes() for file in files]
     levels = [int(level) for level in arguments.concurrency.split(",")]
-    measured: dict[tuple[str, int], list[Measured]] = defaultdict(list)
+    transports = arguments.transports.split(",")
+    measured: dict[tuple[str, int, str], list[Measured]] = defaultdict(list)
     started_s = time.monotonic()
     with running_service(*flags) as service:
         print(f"ready after {time.monotonic() - started_s:.1f} s; {len(pictures)} pictures")
         for _ in range(arguments.rounds):
-            for task in TASKS:
-                for level in levels:
-                    load = closed_loop(f"{service.url}/{task}", pictures, level, arguments.seconds)
-                    measured[task, level].append(asyncio.run(load))
-        for part in ("worker-0", "rest-0"):
+            for task, level, transport in itertools.product(TASKS, levels, transports):
+                client = rest(service.url, task) if transport == "rest" else grpc_unary(service.grpc_address, task)
+                once = asyncio.run(_measure(client, pictures, level, arguments.seconds))
+                measured[task, level, transport].append(once)
+        for part in ("worker-0", "rest-0", "grpc-0"):
             print(f"{part}: {resident_mib(service.pid_of(part)):.0f} MiB resident")
-    print(f"{'task':10}{'clients':>8}{'requests/s':>22}{'p50 ms':>20}{'p99 ms':>20}{'failed':>8}")
-    for (task, level), rounds in measured.items():
+    print(f"{'task':10}{'clients':>8}{'transport':>11}{'requests/s':>22}{'p50 ms':>20}{'p99 ms':>20}{'failed':>8}")
+    for (task, level, transport), rounds in measured.items():
         columns = (
             [one.per_second for one in rounds],
             [one.percentile_ms(0.5) for one in rounds],
             [one.percentile_ms(0.99) for one in rounds],
         )
         rate, p50, p99 = (f"{statistics.median(c):.1f} [{min(c):.1f}-{max(c):.1f}]" for c in columns)
-        print(f"{task:10}{level:>8}{rate:>22}{p50:>20}{p99:>20}{sum(one.failures for one in rounds):>8}")
+        print(f"{task:10}{level:>8}{transport:>11}{rate:>22}{p50:>20}{p99:>20}{sum(one.failures for one in rounds):>8}")
+
+
+async def _measure(
+    client: AbstractAsyncContextManager[Ask], pictures: Sequence[bytes], concurrency: int, seconds: float
+) -> Measured:
+    async with client as ask:
+        return await closed_loop(ask, pictures, concurrency, seconds)
 
 
 def resident_mib(pid: int) -> float:

@@ -97,7 +97,7 @@ def decode(data: bytes, limits: DecodeLimits) -> Image:
     with _parser_errors_translated(image_format, limits):
         file.load()
         # Once more, for a header that lied.
-        _check_pixels(file, limits)
+        check_pixels(Size(file.height, file.width), limits)
         # A PNG may carry its EXIF behind the pixels, so it is looked at only now.
         orientation = _orientation(file.info.get("exif", b""))
         picture = _rgb(file)
@@ -118,17 +118,18 @@ def _open(data: bytes, limits: DecodeLimits) -> tuple[ImageFormat, ImageFile]:
     image_format = _format_of(data)
     with _parser_errors_translated(image_format, limits):
         file = PARSERS[image_format](data)
-    _check_pixels(file, limits)
+    check_pixels(Size(file.height, file.width), limits)
     if image_format is ImageFormat.JPEG:
         _check_scans(data, file)
     return image_format, file
 
 
-def _check_pixels(file: ImageFile, limits: DecodeLimits) -> None:
-    pixels = file.width * file.height
+def check_pixels(size: Size, limits: DecodeLimits) -> None:
+    """Raises ImageTooLarge: more pixels than `limits` allow."""
+    pixels = size.width * size.height
     if pixels > limits.max_pixels:
         raise ImageTooLarge(
-            f"the image has {file.width} x {file.height} = {pixels:,} pixels, at most {limits.max_pixels:,} are "
+            f"the image has {size.width} x {size.height} = {pixels:,} pixels, at most {limits.max_pixels:,} are "
             "accepted; send it scaled down"
         )
 

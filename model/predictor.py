@@ -29,6 +29,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def load_network(bundle: Bundle) -> Network:
+    """A bundle's network with its weights, as float32 in host memory. Any thread may call it: no device is touched.
+
+    Raises:
+        BundleInvalid: the weights do not fit the architecture.
+    """
+    network = build_network(bundle.config.architecture, len(bundle.config.labels))
+    load_weights(network, bundle)
+    return network
+
+
 @dataclass(frozen=True, slots=True)
 class Optimisations:
     """How a network is run; in exact arithmetic none of it changes an answer. `make parity` measures the rest.
@@ -54,6 +65,7 @@ class Predictor:
         device: torch.device,
         precision: Precision = "fp32",
         optimisations: Optimisations = Optimisations(),
+        network: Network | None = None,
     ) -> None:
         """Load a bundle.
 
@@ -62,14 +74,15 @@ class Predictor:
             device: where the network runs.
             precision: of its weights and activations; boxes, scores and resized logits are always float32.
             optimisations: how the network is run.
+            network: the bundle's, from `load_network`; it is read where it is left out, and is not the caller's
+                any more.
 
         Raises:
             BundleInvalid: the weights do not fit the architecture.
             torch.OutOfMemoryError: the device has no room for the network.
         """
         config = bundle.config
-        network = build_network(config.architecture, len(config.labels))
-        load_weights(network, bundle)
+        network = network or load_network(bundle)
         self.device = device
         self._dtype = DTYPES[precision]
         network.eval()

@@ -6,14 +6,21 @@ any of them can tell the sum. A restarted process goes on with its predecessor's
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
+
+_QUEUE_DEPTH, _MODEL_READY = "convmlp_queue_depth", "convmlp_model_ready"
+_GONE = math.inf
+"""Readiness of a model that was unloaded: a shared file cannot forget it, so whoever reads the files leaves it out."""
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -37,8 +44,27 @@ def shared_registry(own: CollectorRegistry) -> CollectorRegistry:
     if MULTIPROC_DIR not in os.environ:
         return own
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
+    registry.register(_AllProcesses())
     return registry
+
+
+class _AllProcesses(Collector):
+    """The sum of all processes' files, without the gauges of models that no worker serves any more."""
+
+    def collect(self) -> Iterator[Metric]:
+        families = list(multiprocess.MultiProcessCollector(None).collect())
+        gone = {
+            sample.labels["model"]
+            for family in families
+            if family.name == _MODEL_READY
+            for sample in family.samples
+            if sample.value == _GONE
+        }
+        for family in families:
+            if family.name in (_MODEL_READY, _QUEUE_DEPTH):
+                family.samples = [sample for sample in family.samples if sample.labels["model"] not in gone]
+            if family.samples:
+                yield family
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
@@ -97,10 +123,10 @@ class FrontEndMetrics:
 
 
 class WorkerMetrics:
-    """What a worker process counts. `tasks` says which task each model is for."""
+    """What a worker process counts. `tasks` says which task each model is for; see `serves` for more of them."""
 
     def __init__(self, registry: CollectorRegistry, tasks: Mapping[str, str]) -> None:
-        self._tasks = tasks
+        self._tasks: dict[str, str] = {}
         self._stage = _stage_histogram(registry)
         self._batch_size = Histogram(
             "convmlp_batch_size",
@@ -111,22 +137,36 @@ class WorkerMetrics:
         )
         self._images = Counter("convmlp_images", "Images that went through the network", ["model"], registry=registry)
         self._depth = Gauge(
-            "convmlp_queue_depth",
+            _QUEUE_DEPTH,
             "Images that wait for the device",
             ["model"],
             registry=registry,
             multiprocess_mode="livesum",
         )
         self._ready = Gauge(
-            "convmlp_model_ready",
+            _MODEL_READY,
             "1 while the model gives its committed answer on the reference picture",
             ["model"],
             registry=registry,
             multiprocess_mode="livemin",
         )
-        for model in tasks:
-            self.queue_depth(model, 0)
-            self.model_ready(model, ready=False)
+        for model, task in tasks.items():
+            self.serves(model, task)
+
+    def serves(self, model: str, task: str) -> None:
+        """A model is served from now on; it is not ready yet."""
+        self._tasks[model] = task
+        self.queue_depth(model, 0)
+        self.model_ready(model, ready=False)
+
+    def serves_no_more(self, model: str) -> None:
+        """What is told of the present ends for a model; what was counted stays."""
+        if MULTIPROC_DIR in os.environ:
+            self._depth.labels(model).set(0)
+            self._ready.labels(model).set(_GONE)
+        else:
+            self._depth.remove(model)
+            self._ready.remove(model)
 
     def batch(self, model: str, images: int, seconds: float) -> None:
         self._batch_size.labels(model).observe(images)

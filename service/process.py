@@ -48,8 +48,36 @@ def open_listener(host: str, port: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=1024)
 
 
-def inherited_listener() -> socket.socket | None:
-    """The listening socket that the supervisor handed over, if any: it outlives a restart of this process."""
+def hold_port(host: str, port: int) -> socket.socket:
+    """A TCP socket that holds the port and does not listen: processes of this service may listen there, nobody else.
+
+    For servers that insist on opening their port themselves, with SO_REUSEPORT so that several can. That option
+    alone would let another service of the same user join them unnoticed, and take half of the calls.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        # Connections of a predecessor that linger (TIME_WAIT) are no obstacle; everything else is.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((host, port))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError:
+        held.close()
+        raise
+    return held
+
+
+def address_of(bound: socket.socket) -> str:
+    """`HOST:PORT`, as in a URL."""
+    host, port = bound.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def inherited_socket() -> socket.socket | None:
+    """The socket of `open_listener` or `hold_port` that the supervisor handed over, if any: it outlives a restart."""
     fd = os.environ.pop(LISTEN_FD, None)
     return socket.socket(fileno=int(fd)) if fd is not None else None
 

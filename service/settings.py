@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints
 from pydantic.functional_validators import BeforeValidator
 from pydantic_settings import (
     BaseSettings,
@@ -38,6 +38,7 @@ class Settings(BaseSettings):
         cli_kebab_case=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
+        cli_implicit_flags=True,
     )
 
     # Where it listens
@@ -46,11 +47,41 @@ class Settings(BaseSettings):
     http_port: Port = 8000
     """Of the REST front-end; 0: a free one."""
     grpc_port: Port = 8001
-    """Kept for the gRPC front-end."""
+    """Of the gRPC front-end; 0: a free one."""
+    grpc_metrics_port: Port = 8003
+    """Where a gRPC front-end alone tells its metrics (under `serve` REST's /metrics tells them); 0: a free one."""
     worker_metrics_port: Port = 8002
     """Where the worker itself tells its metrics; 0: a free one."""
     rest_processes: PositiveInt = 1
     """REST front-end processes that share the port."""
+    grpc_processes: PositiveInt = 1
+    """gRPC front-end processes that share the port."""
+
+    # gRPC's connections
+    grpc_tls_certificate: Path | None = None
+    """PEM file of the certificate chain, leaf first; none: no TLS. Renewed files are taken up by themselves."""
+    grpc_tls_key: Path | None = None
+    """PEM file of the certificate's key, without a password."""
+    grpc_tls_client_ca: Path | None = None
+    """PEM file of authorities: callers must show a certificate of one of them (mTLS)."""
+    grpc_compression: Literal["none", "deflate", "gzip"] = "none"
+    """Of replies, to callers that take it; requests may always be compressed."""
+    grpc_max_connection_age_ms: NonNegativeInt = 0
+    """After this callers are asked to connect anew, so that load balancers can spread them again; 0: never."""
+    grpc_max_connection_age_grace_ms: NonNegativeInt = 0
+    """What calls in hand may still take then before they are cut off; 0: as long as they like."""
+
+    # Who may ask
+    api_keys_file: Path | None = None
+    """File of the API keys that callers must send, one a line, with a name before it if liked; none: open to all."""
+    rate_limit_per_s: NonNegativeFloat = 0.0
+    """Images a second of one caller, counted by each front-end process for itself; 0: as many as come.
+
+    A caller is its API key's name, or without keys its address: that of a proxy, where there is one, for
+    X-Forwarded-For can be invented.
+    """
+    rate_limit_burst: PositiveInt = 64
+    """Images that a caller may send at once after a pause, where there is a rate limit."""
 
     # What it serves, and on what
     models_dir: Path | None = None
@@ -65,6 +96,14 @@ class Settings(BaseSettings):
     """Threads of the network on a CPU; 0: as many as the process may use."""
     prepare_threads: NonNegativeInt = 0
     """Threads of a front-end that decode, encode and draw; 0: as many as the process may use."""
+
+    # Loading and unloading models at run time
+    model_control: bool = False
+    """Callers may load and unload models; workers and front-ends must both allow it."""
+    model_control_timeout_ms: PositiveInt = 120_000
+    """What loading or unloading a model may take."""
+    served_models_file: Path | None = None
+    """Where a worker writes down what it serves once callers changed that, to serve the same when it is restarted."""
 
     # How front-ends reach the worker
     worker_address: str = ""
@@ -89,6 +128,8 @@ class Settings(BaseSettings):
     """Of one request's body."""
     max_in_flight: PositiveInt = 1024
     """Images that one front-end process has in hand."""
+    max_stream_in_flight: PositiveInt = 64
+    """Images of one gRPC stream in hand, also as replies that its caller has not taken; beyond it is not read."""
     max_in_flight_bytes: PositiveInt = 512 * 2**20
     """Request bodies that one front-end process holds."""
     max_queue_images: PositiveInt = 256

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from service.metrics import MULTIPROC_DIR, forget_gauges, restart_counter
-from service.process import EXIT_CONFIG, LIFELINE_FD, LISTEN_FD, ROLE, open_listener, run_process
+from service.process import EXIT_CONFIG, LIFELINE_FD, LISTEN_FD, ROLE, address_of, hold_port, open_listener, run_process
 from service.settings import Settings
 from service.wire.channel import WorkerChannel
 
@@ -43,7 +44,7 @@ class Misconfigured(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One child process: its role, its command, and the listening socket that it is handed, if any."""
+    """One child process: its role, its command, and the socket that it is handed, if any."""
 
     role: str
     command: str
@@ -136,17 +137,29 @@ def run_supervisor(settings: Settings) -> int:
         os.environ[MULTIPROC_DIR] = str(folder)
         if not settings.worker_address:
             settings = settings.with_changes(worker_address=f"ipc://{folder}/worker")
+        if settings.served_models_file is None:
+            settings = settings.with_changes(served_models_file=folder / "served-models.json")
         return run_process("supervisor", settings, lambda stop: _supervise(settings, folder, stop))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _supervise(settings: Settings, folder: Path, stop: asyncio.Event) -> int:
-    try:
-        listener = open_listener(settings.host, settings.http_port)
-    except OSError as error:
-        log.error("cannot listen", host=settings.host, port=settings.http_port, error=error.strerror)
-        return EXIT_CONFIG
+    with contextlib.ExitStack() as sockets:
+        try:
+            port = settings.http_port
+            http = sockets.enter_context(open_listener(settings.host, port))
+            port = settings.grpc_port
+            grpc = sockets.enter_context(hold_port(settings.host, port))
+        except OSError as error:
+            log.error("cannot listen", host=settings.host, port=port, error=error.strerror)
+            return EXIT_CONFIG
+        return await _supervise_at(http, grpc, settings, folder, stop)
+
+
+async def _supervise_at(
+    http: socket.socket, grpc: socket.socket, settings: Settings, folder: Path, stop: asyncio.Event
+) -> int:
     restarts = restart_counter(CollectorRegistry())
 
     def child(part: Part, *, counted: bool = False) -> Child:
@@ -159,9 +172,12 @@ async def _supervise(settings: Settings, folder: Path, stop: asyncio.Event) -> i
         return Child(part, {"OPENBLAS_NUM_THREADS": "1", **os.environ, **settings.as_environment()}, lost)
 
     worker = child(Part("worker-0", "worker"), counted=True)
-    front_ends = [child(Part(f"rest-{n}", "rest", listener.fileno())) for n in range(settings.rest_processes)]
+    front_ends = [
+        *(child(Part(f"rest-{n}", "rest", http.fileno())) for n in range(settings.rest_processes)),
+        *(child(Part(f"grpc-{n}", "grpc", grpc.fileno())) for n in range(settings.grpc_processes)),
+    ]
     running = {one: asyncio.create_task(one.run()) for one in (worker, *front_ends)}
-    watching = asyncio.create_task(_watch_worker(settings, worker, listener.getsockname()))
+    watching = asyncio.create_task(_watch_worker(settings, worker, address_of(http), address_of(grpc)))
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([stopping, *running.values()], return_when=asyncio.FIRST_COMPLETED)
     status = 0
@@ -175,12 +191,11 @@ async def _supervise(settings: Settings, folder: Path, stop: asyncio.Event) -> i
     grace_s = settings.drain_timeout_ms / 1000 + KILL_GRACE_S
     await asyncio.gather(*(one.stop(running[one], grace_s) for one in front_ends))
     await worker.stop(running[worker], grace_s)
-    listener.close()
     await asyncio.gather(watching, stopping, *running.values(), return_exceptions=True)
     return status
 
 
-async def _watch_worker(settings: Settings, worker: Child, address: tuple[str, int]) -> None:
+async def _watch_worker(settings: Settings, worker: Child, http: str, grpc: str) -> None:
     """Say when the service is ready; kill a worker that went silent, so that it is started again."""
     heartbeat_s, timeout_s = settings.heartbeat_interval_ms / 1000, settings.worker_timeout_ms / 1000
 
@@ -189,14 +204,15 @@ async def _watch_worker(settings: Settings, worker: Child, address: tuple[str, i
         if not up and worker.age_s() > timeout_s:
             worker.signal(signal.SIGKILL)
 
-    host, port = address[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    url = f"http://{http}"
     async with WorkerChannel(settings.worker_address, heartbeat_s, timeout_s, on_up), httpx.AsyncClient() as client:
         ready = False
         while True:
-            ready, before = await _answers_ready(client, url), ready
+            ready, before = await _answers_ready(client, url) and (ready or await _listens(grpc)), ready
             if ready and not before:
-                log.info("ready", url=url, models=list(settings.models))
+                # What one front-end has heard from the worker the others hear within a heartbeat.
+                await asyncio.sleep(heartbeat_s)
+                log.info("ready", url=url, grpc_address=grpc, models=list(settings.models))
             await asyncio.sleep(heartbeat_s)
 
 
@@ -206,3 +222,14 @@ async def _answers_ready(client: httpx.AsyncClient, url: str) -> bool:
         return (await client.get(f"{url}/readyz", timeout=5)).is_success
     except httpx.HTTPError:
         return False
+
+
+async def _listens(address: str) -> bool:
+    """Whether a front-end is there. With TLS only its callers could ask it more."""
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True

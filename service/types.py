@@ -6,19 +6,20 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from model.bundle import BundleConfig
-from model.types import QueryParams, Size, Task
+from model.types import Image, QueryParams, Size, Task
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """One encoded image and what is asked of it. `deadline_s` is on the clock of `time.monotonic`."""
+    """One image, encoded or decoded already, and what is asked of it. `deadline_s` is on the clock of
+    `time.monotonic`."""
 
     id: str
     task: Task
     model: str | None
-    image: bytes
+    image: bytes | Image
     params: QueryParams
     deadline_s: float
 
@@ -53,6 +54,16 @@ class ModelStatus:
     ready: bool
     device: str
     precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model of the worker's store. `reason` says, in words for a caller, why it does not answer; else it is empty."""
+
+    name: str
+    served: bool
+    ready: bool
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +14,19 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from model.bundle import REFERENCE_PICTURE, Bundle, BundleConfig, Source
-from model.decode import DecodeLimits, decode
+from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, BundleConfig, Source
+from model.errors import BundleInvalid
 from model.postprocess.finish import finish
-from model.preprocess import prepare
 from model.reference import (
     REFERENCE_PARAMS,
     ClassifyReference,
     DetectReference,
     ReferenceAnswer,
+    ScoredIndex,
     SegmentReference,
     summarise,
 )
+from model.reference_picture import reference_input
 from model.spec import (
     Architecture,
     BackboneSpec,
@@ -33,6 +35,7 @@ from model.spec import (
     ClassifyPostSpec,
     DetectPostSpec,
     KeepRatioSpec,
+    MaskRCNNSpec,
     Postprocessing,
     RetinaNetSpec,
     SegmentPostSpec,
@@ -101,11 +104,11 @@ def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: Quer
             return SegmentOutput(label_map)
 
 
-def fake_bundle(task: Task) -> Bundle:
-    """A bundle named `fake_<task>` whose reference answer is the fake runner's; it has no files."""
+def fake_bundle(task: Task, name: str | None = None, weights: bytes = b"") -> Bundle:
+    """A bundle, by default named `fake_<task>`, whose reference answer is the fake runner's; it has no files."""
     architecture, postprocessing, no_answer = _PARTS[task]
     config = BundleConfig(
-        name=f"fake_{task.value}",
+        name=name or f"fake_{task.value}",
         task=task,
         architecture=architecture,
         labels=_LABELS[task],
@@ -118,45 +121,104 @@ def fake_bundle(task: Task) -> Bundle:
         precision="fp32",
         source=Source(description="made for tests", url="", licence="none", attribution=""),
         reference=no_answer,
-        weights_sha256="0" * 64,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
-    picture = decode(REFERENCE_PICTURE.read_bytes(), DecodeLimits(max_bytes=10**7, max_pixels=10**7))
-    ready = prepare(picture, config.preprocessing)
+    ready = reference_input(config)
     answer = fake_answer(task, ready.pixels, ready.geometry, REFERENCE_PARAMS)
-    reference = summarise(finish(answer, config, picture.size))
-    return Bundle(Path(f"fake_{task.value}"), config.model_copy(update={"reference": reference}))
+    reference = summarise(finish(answer, config, ready.geometry.original))
+    return Bundle(Path(config.name), config.model_copy(update={"reference": reference}))
+
+
+def fake_instances() -> Bundle:
+    """The fake detector once more, named `fake_instances`, of the family whose detectors have masks."""
+    bundle = fake_bundle(Task.DETECT)
+    changes = {"name": "fake_instances", "architecture": MaskRCNNSpec(backbone=TINY_BACKBONE)}
+    return Bundle(Path("fake_instances"), bundle.config.model_copy(update=changes))
+
+
+def lying_bundle(name: str) -> Bundle:
+    """A fake classifier that does not give the answer that its bundle says."""
+    bundle = fake_bundle(Task.CLASSIFY, name)
+    reference = ClassifyReference(labels=(ScoredIndex(index=1, score=0.9),))
+    return Bundle(bundle.folder, bundle.config.model_copy(update={"reference": reference}))
+
+
+def store_bundle(store: Path, bundle: Bundle, weights: bytes = b"") -> Bundle:
+    """Write a fake bundle into a store, in the place of the one of its name."""
+    folder = store / bundle.config.name
+    folder.mkdir(exist_ok=True)
+    (folder / WEIGHTS_FILE).write_bytes(weights)
+    (folder / CONFIG_FILE).write_text(bundle.config.model_dump_json())
+    return Bundle(folder, bundle.config)
 
 
 @dataclass
 class FakeRunner:
     """Answers with `fake_answer`. Closing `gate` holds every batch at the device until it is opened again."""
 
-    bundles: Sequence[Bundle]
+    bundles: Sequence[Bundle] = ()
+    """Those that lie in the slots of their names from the start."""
     gate: threading.Event = field(default_factory=threading.Event)
+    reading: threading.Event = field(default_factory=threading.Event)
+    """Closing it holds every model that is being read from disk."""
     memory_images: int | None = None
     """A batch of more images than this runs out of device memory."""
+    memory_models: int | None = None
+    """More models than this do not fit on the device."""
     shift: int = 0
     """Added to the grey level of every input: a model whose answers are wrong."""
     poison: int | None = None
     """An input whose mean grey level is this makes the whole batch fail."""
+    damaged: frozenset[str] = frozenset()
+    """Models whose weights do not fit."""
+    damaged_slots: frozenset[str] = frozenset()
+    """Slots whose model answers wrongly."""
+    most_read_at_once: int = 0
+    """The most models that were being read from disk at one time."""
     batches: list[tuple[str, int]] = field(default_factory=list)
+    """Each batch that ran: its model, its images."""
+    slots: dict[str, Bundle] = field(default_factory=dict)
+    """What is in memory."""
     device: str = "cpu"
     precision: str = "fp32"
+    _read_now: int = 0
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.reading.set()
+        self.slots.update({bundle.config.name: bundle for bundle in self.bundles})
 
-    def run(self, model: str, batch: Batch) -> tuple[RawOutput, ...]:
-        self.batches.append((model, len(batch)))
+    def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
+        self._read_now += 1
+        self.most_read_at_once = max(self.most_read_at_once, self._read_now)
+        assert self.reading.wait(timeout=60), "a test left reading held"
+        self._read_now -= 1
+        if bundle.config.name in self.damaged:
+            raise BundleInvalid(f"bundle {bundle.folder}: the weights do not fit")
+
+        def put() -> None:
+            if self.memory_models is not None and len(self.slots) >= self.memory_models:
+                raise OutOfDeviceMemory(f"{len(self.slots)} models are there already")
+            self.slots[slot] = bundle
+
+        return put
+
+    def remove(self, slot: str) -> None:
+        self.slots.pop(slot, None)
+
+    def run(self, slot: str, batch: Batch) -> tuple[RawOutput, ...]:
+        config = self.slots[slot].config
+        self.batches.append((config.name, len(batch)))
         assert self.gate.wait(timeout=60), "a test left its gate closed"
         if self.memory_images is not None and len(batch) > self.memory_images:
             raise OutOfDeviceMemory(f"{len(batch)} images")
         if self.poison is not None and any(int(row.mean()) == self.poison for row in batch.pixels):
             raise RuntimeError("poisoned input")
-        task = next(bundle.config.task for bundle in self.bundles if bundle.config.name == model)
+        assert slot in self.slots, "a model was let go while a batch ran on it"
+        shift = 50 if slot in self.damaged_slots else self.shift
         rows = zip(batch.pixels, batch.geometries, batch.params, strict=True)
         return tuple(
-            fake_answer(task, pixels + np.uint8(self.shift), geometry, params) for pixels, geometry, params in rows
+            fake_answer(config.task, pixels + np.uint8(shift), geometry, params) for pixels, geometry, params in rows
         )
 
     def close(self) -> None:
@@ -165,31 +227,39 @@ class FakeRunner:
 
 @dataclass(frozen=True)
 class FakeWorker:
-    """A running worker: the real one, but for its device."""
+    """A running worker: the real one, but for its device. `store` is the folder of its bundles."""
 
     address: str
     runner: FakeRunner
     registry: CollectorRegistry
     stop: asyncio.Event
+    store: Path
 
 
 @asynccontextmanager
 async def fake_worker(
-    settings: Settings, address: str = "", tasks: Sequence[Task] = tuple(Task)
+    settings: Settings, address: str = "", tasks: Sequence[Task] = tuple(Task), more: Sequence[Bundle] = ()
 ) -> AsyncIterator[FakeWorker]:
-    """Serve fake bundles at `address`, by default an ipc address of its own, until the context ends."""
-    bundles = [fake_bundle(task) for task in tasks]
+    """Serve fake bundles at `address`, by default an ipc address of its own, until the context ends.
+
+    One for each of `tasks`, and `more` after them; they are also on disk, in `settings.models_dir` or a folder of
+    the worker's own.
+    """
     registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
-    runner = FakeRunner(bundles)
+    runner = FakeRunner()
     stop = asyncio.Event()
     with tempfile.TemporaryDirectory(prefix="convmlp-test-") as folder:
+        store = settings.models_dir or Path(folder)
+        settings = settings.with_changes(models_dir=store)
+        bundles = [store_bundle(store, bundle) for bundle in (*map(fake_bundle, tasks), *more)]
+        metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
         async with Door(address or f"ipc://{folder}/worker") as door:
-            worker = Worker(bundles, lambda *_: runner, settings, metrics)
+            worker = Worker(bundles, lambda _: runner, settings, metrics)
             serving = asyncio.create_task(worker.run(door, stop))
             try:
-                yield FakeWorker(door.address, runner, registry, stop)
+                yield FakeWorker(door.address, runner, registry, stop, store)
             finally:
+                runner.reading.set()
                 runner.gate.set()
                 stop.set()
                 await serving

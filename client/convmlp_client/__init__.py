@@ -1,1 +1,75 @@
-"""Client of ConvMLP Serving."""
+"""Client of ConvMLP Serving: images in, labels, boxes and masks out; REST and gRPC, sync and async.
+
+with Client("http://127.0.0.1:8000") as client:
+    for label in client.classify("cat.jpg").labels:
+        ...
+"""
+
+from __future__ import annotations
+
+from convmlp_client.aio import AsyncClient
+from convmlp_client.client import Client
+from convmlp_client.errors import (
+    BadImage,
+    BadParameter,
+    BadRequest,
+    ClientClosed,
+    ClientError,
+    ConnectionFailed,
+    DeadlineExceeded,
+    Forbidden,
+    Internal,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    RateLimited,
+    RetryLater,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedFormat,
+)
+from convmlp_client.images import ImageInput
+from convmlp_client.masks import Mask
+from convmlp_client.models import Model
+from convmlp_client.questions import MaskFormat
+from convmlp_client.results import Classification, Detection, Detections, Label, Meta, Segment, Segmentation, Task
+from convmlp_client.retry import Retries
+from convmlp_client.stream import Outcome
+
+__all__ = [
+    "AsyncClient",
+    "BadImage",
+    "BadParameter",
+    "BadRequest",
+    "Classification",
+    "Client",
+    "ClientClosed",
+    "ClientError",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Detection",
+    "Detections",
+    "Forbidden",
+    "ImageInput",
+    "Internal",
+    "Label",
+    "Mask",
+    "MaskFormat",
+    "Meta",
+    "Model",
+    "NotFound",
+    "Outcome",
+    "Overloaded",
+    "ProtocolError",
+    "RateLimited",
+    "Retries",
+    "RetryLater",
+    "Segment",
+    "Segmentation",
+    "Task",
+    "TooLarge",
+    "Unauthenticated",
+    "Unavailable",
+    "UnsupportedFormat",
+]

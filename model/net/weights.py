@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,8 @@ from model.types import Task
 
 Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MAX_TOLD = 5
+"""Tensors that an error names."""
 
 _NO_REFERENCE: dict[Task, ReferenceAnswer] = {
     Task.CLASSIFY: ClassifyReference(labels=()),
@@ -39,27 +41,27 @@ def load_weights(network: nn.Module, bundle: Bundle) -> None:
         found = safetensors.torch.load_file(bundle.weights_path)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleInvalid(f"bundle {bundle.folder}: cannot read {WEIGHTS_FILE}: {error}") from error
-    expected: dict[str, Tensor] = network.state_dict()
-    problems = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of the wrong shape": [
-            f"{key} (file {tuple(found[key].shape)}, network {tuple(tensor.shape)})"
-            for key, tensor in expected.items()
-            if key in found and found[key].shape != tensor.shape
-        ],
-        "of the wrong type": [
-            f"{key} ({found[key].dtype})"
-            for key, tensor in expected.items()
-            if key in found and found[key].is_floating_point() != tensor.is_floating_point()
-        ],
-    }
-    if any(problems.values()):
-        words = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in problems.items() if keys)
+    if problems := misfits(network, found):
         raise BundleInvalid(
-            f"bundle {bundle.folder}: {WEIGHTS_FILE} does not fit the architecture in {CONFIG_FILE}; {words}"
+            f"bundle {bundle.folder}: {WEIGHTS_FILE} does not fit the architecture in {CONFIG_FILE}: {problems}"
         )
     network.load_state_dict(found)
+
+
+def misfits(network: nn.Module, found: Mapping[str, Tensor]) -> str:
+    """Which tensors are not the network's by name, shape or kind of number, in words; empty where all fit."""
+    expected: dict[str, Tensor] = network.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in expected if name not in found),
+        *(f"{name} is none of its tensors" for name in found if name not in expected),
+        *(
+            f"{name} is {_kind(found[name])}, expected {_kind(tensor)}"
+            for name, tensor in expected.items()
+            if name in found and _kind(found[name]) != _kind(tensor)
+        ),
+    ]
+    more = f"; and {len(problems) - MAX_TOLD} more" if len(problems) > MAX_TOLD else ""
+    return "; ".join(problems[:MAX_TOLD]) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,6 @@ def write_bundle(
     return Bundle(target, config)
 
 
-def _some(keys: list[str], limit: int = 5) -> str:
-    more = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return ", ".join(keys[:limit]) + more
+def _kind(tensor: Tensor) -> str:
+    number = "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
+    return f"{number} {tuple(tensor.shape)}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from model.errors import BundleInvalid
 from model.net.anchors import RETINANET_ANCHORS
 from model.net.build import Network, build_network
+from model.net.weights import misfits
 from model.spec import (
     Architecture,
     BackboneSpec,
@@ -53,12 +53,8 @@ def infer(checkpoint: Checkpoint) -> tuple[Architecture, int]:
         ) from error
     if num_classes == 0:
         raise BundleInvalid(f"{checkpoint.path} looks like a {family}, but has rows for no class in {MARKS[family]}")
-    problems = _misfits(meta_network(architecture, num_classes), checkpoint.tensors)
-    if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise BundleInvalid(
-            f"{checkpoint.path} looks like a {family} of {num_classes} classes, but {'; '.join(problems[:5])}{more}"
-        )
+    if problems := misfits(meta_network(architecture, num_classes), checkpoint.tensors):
+        raise BundleInvalid(f"{checkpoint.path} looks like a {family} of {num_classes} classes, but {problems}")
     return architecture, num_classes
 
 
@@ -121,21 +117,3 @@ class _Names:
     def count(self, prefix: str) -> int:
         """How many numbered modules there are behind `prefix`."""
         return len({name[len(prefix) :].partition(".")[0] for name in self._tensors if name.startswith(prefix)})
-
-
-def _misfits(network: Network, found: dict[str, Tensor]) -> list[str]:
-    expected: dict[str, Tensor] = network.state_dict()
-    return [
-        *(f"{name} is missing" for name in expected if name not in found),
-        *(f"{name} is none of its tensors" for name in found if name not in expected),
-        *(
-            f"{name} is {_kind(found[name])}, expected {_kind(tensor)}"
-            for name, tensor in expected.items()
-            if name in found and _kind(found[name]) != _kind(tensor)
-        ),
-    ]
-
-
-def _kind(tensor: Tensor) -> str:
-    number = "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "integer"
-    return f"{number} {tuple(tensor.shape)}"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from convmlp_client.results import Classification, Detections, Result, Segmentation
 from service.cli.table import left, print_rows, right
-from service.frontend.rest.schemas import Classification, Detections, Segmentation
 
 
-def print_answer(name: str, model: str, result: Classification | Detections | Segmentation) -> None:
+def print_answer(name: str, result: Result) -> None:
     """One picture's answer, under a line with its name, its size and the model."""
     width, height = result.image.width, result.image.height
-    title = f"{name}  {width} x {height}  {model}"
     match result:
         case Classification(labels=labels):
             columns = [left("label"), right("score")]
@@ -19,10 +16,11 @@ def print_answer(name: str, model: str, result: Classification | Detections | Se
         case Detections(detections=detections):
             columns = [left("label"), right("score"), right("xmin"), right("ymin"), right("xmax"), right("ymax")]
             rows = [
-                [one.label, f"{one.score:.4f}", *(f"{side:.1f}" for side in msgspec.structs.astuple(one.box))]
+                [one.label, f"{one.score:.4f}", *(f"{side:.1f}" for side in (box.xmin, box.ymin, box.xmax, box.ymax))]
                 for one in detections
+                for box in (one.box,)
             ]
         case Segmentation(segments=segments):
             columns = [left("label"), right("area"), right("share")]
             rows = [[one.label, str(one.area), f"{one.area / (width * height):.1%}"] for one in segments]
-    print_rows(columns, rows, title=title)
+    print_rows(columns, rows, title=f"{name}  {width} x {height}  {result.meta.model}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -43,6 +44,16 @@ def rest(context: typer.Context) -> None:
     from service.frontend.rest.main import run_rest
 
     sys.exit(run_rest(_settings(context, needs_worker_address=True)))
+
+
+@app.command(context_settings=PART)
+def grpc(context: typer.Context) -> None:
+    """A gRPC front-end alone: has its work done at `--worker-address`."""
+    # gRPC's library has a log of its own format, with a line for each handshake that fails; it asks when imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    from service.frontend.rpc.main import run_grpc
+
+    sys.exit(run_grpc(_settings(context, needs_worker_address=True)))
 
 
 def main() -> None:

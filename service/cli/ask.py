@@ -13,40 +13,37 @@ from typing import TypeVar
 from urllib.parse import quote
 
 import msgspec
+import numpy as np
 import typer
 
+from convmlp_client.results import Result
+from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid, ConvMLPError
-from model.types import Task
+from model.types import Image, Task
 from service.cli.answer_table import print_answer
-from service.cli.answerer import Answer, Answerer, NoAnswer
-from service.cli.pictures import FORMATS, Picture
+from service.cli.answerer import Answerer, NoAnswer
+from service.cli.pictures import FORMATS, MAX_READ_BYTES, Picture
+from service.cli.progress import told_progress
 from service.cli.words import complain, plain
-from service.errors import BadParameter, ModelNotFound, Unauthenticated, Unavailable
+from service.errors import BadParameter, Forbidden, ModelNotFound, Unauthenticated, Unavailable
+from service.frontend.render import PictureFormat, encode_picture, scaled_down
 from service.frontend.rest.errors import problem_of
-from service.frontend.rest.schemas import RESULT_OF_TASK, encode_error
+from service.frontend.rest.schemas import Answer, encode_error
 
-HOPELESS = (NoAnswer, Unavailable, ModelNotFound, BadParameter, Unauthenticated, BundleInvalid)
+HOPELESS = (NoAnswer, Unavailable, ModelNotFound, BadParameter, Unauthenticated, Forbidden, BundleInvalid)
 """Errors that every other picture would meet as well."""
 
 T = TypeVar("T")
 
 
-async def print_tables(answerer: Answerer, task: Task, pictures: Sequence[Picture]) -> bool:
-    """A table for each picture; whether all were answered.
-
-    Raises:
-        NoAnswer: what came is no answer.
-    """
+async def print_tables(answerer: Answerer, pictures: Sequence[Picture]) -> bool:
+    """A table for each picture; whether all were answered."""
     complete = True
-    async for picture, outcome in _each(answerer.answer, pictures, answerer.concurrency):
+    async for picture, outcome in _each(answerer.answer, pictures, answerer.concurrency, printing=True):
         if isinstance(outcome, ConvMLPError):
             complete = False
-            continue
-        try:
-            result = msgspec.json.decode(outcome.results[0], type=RESULT_OF_TASK[task])
-        except msgspec.ValidationError as error:
-            raise NoAnswer(f"the answer has another form than this version reads: {error}; try --json") from error
-        print_answer(picture.name, outcome.model, result)
+        else:
+            print_answer(picture.name, outcome)
     return complete
 
 
@@ -59,13 +56,13 @@ async def print_json(answerer: Answerer, task: Task, pictures: Sequence[Picture]
     results: list[msgspec.Raw] = []
     models: set[str] = set()
     complete = True
-    async for picture, outcome in _each(answerer.answer, pictures, answerer.concurrency):
+    async for picture, outcome in _each(answerer.answer, pictures, answerer.concurrency, printing=False):
         if isinstance(outcome, ConvMLPError):
             complete = False
             results.append(msgspec.Raw(encode_error(problem_of(outcome, quote(picture.name, errors="replace")))))
         else:
-            models.add(outcome.model)
-            results += outcome.results
+            models.add(outcome.meta.model)
+            results.append(msgspec.Raw(msgspec.json.encode(outcome.to_dict())))
     if len(models) > 1:
         raise NoAnswer(f"the service changed its model meanwhile ({', '.join(sorted(models))}); name one with --model")
     if models:
@@ -79,10 +76,10 @@ async def draw_all(answerer: Answerer, pictures: Sequence[Picture], paths: Seque
     target_of = dict(zip(pictures, paths, strict=True))
 
     async def draw(image: bytes) -> bytes:
-        return await answerer.draw(image, picture_format)
+        return await asyncio.to_thread(_drawn, image, await answerer.answer(image), picture_format)
 
     complete = True
-    async for picture, outcome in _each(draw, pictures, answerer.concurrency):
+    async for picture, outcome in _each(draw, pictures, answerer.concurrency, printing=True):
         if isinstance(outcome, ConvMLPError):
             complete = False
             continue
@@ -98,8 +95,18 @@ async def draw_all(answerer: Answerer, pictures: Sequence[Picture], paths: Seque
     return complete
 
 
+def _drawn(image: bytes, result: Result, picture_format: PictureFormat) -> bytes:
+    # Decoded as the service does it, so that the answer fits whatever the file is like.
+    picture = decode(image, DecodeLimits(MAX_READ_BYTES, result.image.width * result.image.height))
+    try:
+        drawing = result.draw(picture.pixels)
+    except ValueError as error:
+        raise NoAnswer(f"the answer cannot be drawn: {error}") from error
+    return encode_picture(scaled_down(Image(np.asarray(drawing))), picture_format)
+
+
 async def _each(
-    ask: Callable[[bytes], Awaitable[T]], pictures: Sequence[Picture], concurrency: int
+    ask: Callable[[bytes], Awaitable[T]], pictures: Sequence[Picture], concurrency: int, *, printing: bool
 ) -> AsyncIterator[tuple[Picture, T | ConvMLPError]]:
     """The pictures in their order, each with its answer, or with an error that was complained of."""
     slots = asyncio.Semaphore(concurrency)
@@ -117,15 +124,18 @@ async def _each(
                 return hopeless
             except ConvMLPError as error:
                 return error
+            finally:
+                done()
 
-    tasks = [asyncio.create_task(put(picture)) for picture in pictures]
-    told = False
-    for picture, task in zip(pictures, tasks, strict=True):
-        outcome = await task
-        if isinstance(outcome, HOPELESS):
-            if not told:
-                complain(outcome.detail)
-            told = True
-        elif isinstance(outcome, ConvMLPError):
-            complain(f"{picture.name}: {outcome.detail}")
-        yield picture, outcome
+    with told_progress(len(pictures), printing=printing) as done:
+        tasks = [asyncio.create_task(put(picture)) for picture in pictures]
+        told = False
+        for picture, task in zip(pictures, tasks, strict=True):
+            outcome = await task
+            if isinstance(outcome, HOPELESS):
+                if not told:
+                    complain(outcome.detail)
+                told = True
+            elif isinstance(outcome, ConvMLPError):
+                complain(f"{picture.name}: {outcome.detail}")
+            yield picture, outcome

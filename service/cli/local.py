@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 
+from convmlp_client.convert import result_from_json
+from convmlp_client.results import Meta, Result
+from convmlp_client.results import Task as AnswerTask
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
 from model.postprocess.finish import finish
 from model.preprocess import prepare
-from model.types import Batch, Image, Result, Task
-from service.cli.answerer import Answer, NoAnswer
+from model.types import Batch, Task
+from service.cli.answerer import NoAnswer
 from service.errors import BadParameter, ModelNotFound, Overloaded
-from service.frontend.render import PictureFormat, encode_picture, render
 from service.frontend.rest.query import Query
 from service.frontend.rest.schemas import encode_result
 from service.settings import Settings
@@ -43,26 +44,14 @@ class Local:
         except DeviceMissing as error:
             raise NoAnswer(str(error)) from error
 
-    async def answer(self, image: bytes) -> Answer:
+    async def answer(self, image: bytes) -> Result:
         """The answer that the service would give.
 
         Raises:
             ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `model.decode.decode`.
             Overloaded: the device has no memory for it.
         """
-        result = self._predict(decode(image, self._limits))
-        encoded = encode_result(result, self._query.mask_format)
-        return Answer(self._config.name, self._config.task, [msgspec.Raw(encoded)])
-
-    async def draw(self, image: bytes, picture_format: PictureFormat) -> bytes:
-        """The image with the answer drawn on it. Raises as `answer`."""
         picture = decode(image, self._limits)
-        return encode_picture(render(picture, self._predict(picture)), picture_format)
-
-    async def aclose(self) -> None:
-        self._runner.close()
-
-    def _predict(self, picture: Image) -> Result:
         model_input = prepare(picture, self._config.preprocessing)
         batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (self._query.params,))
         try:
@@ -71,7 +60,12 @@ class Local:
             raise Overloaded(
                 "the device has no memory left for this image; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
-        return finish(output, self._config, picture.size)
+        result = finish(output, self._config, picture.size)
+        meta = Meta(self._config.name, AnswerTask(self._config.task))
+        return result_from_json(encode_result(result, self._query.mask_format), meta)
+
+    async def aclose(self) -> None:
+        self._runner.close()
 
 
 def _bundle(task: Task, name: str | None, settings: Settings) -> Bundle:

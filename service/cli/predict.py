@@ -32,7 +32,15 @@ Masks = Annotated[bool | None, typer.Option("--masks/--no-masks", help="Whether 
 MaskCoding = Annotated[
     str | None, typer.Option(metavar="FORMAT", help="How --json writes masks: rle, png, polygon or none.")
 ]
-Url = Annotated[str, typer.Option(envvar="CONVMLP_URL", help="The running service that is asked.")]
+Url = Annotated[
+    str, typer.Option(envvar="CONVMLP_URL", help="The running service that is asked: http://HOST:PORT, or grpc://.")
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="CONVMLP_API_KEY", help="For a service that asks for a key; others see a flag, so set the variable."
+    ),
+]
 Local = Annotated[bool, typer.Option("--local", help="Answer in this process instead of asking a service.")]
 ModelsDir = Annotated[
     Path | None, typer.Option(envvar="CONVMLP_MODELS_DIR", help="With --local: where more models are.")
@@ -47,9 +55,10 @@ Save = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Who answers: the service at `url`, or with `local` this process, from the store at `models_dir`."""
+    """Who answers: the service at `url`, by `api_key`, or with `local` this process, from the store at `models_dir`."""
 
     url: str
+    api_key: str | None
     local: bool
     models_dir: Path | None
     timeout_ms: int | None
@@ -73,6 +82,7 @@ def classify(
     model: Model = None,
     top_k: TopK = None,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
     local: Local = False,
     models_dir: ModelsDir = None,
     timeout_ms: TimeoutMs = None,
@@ -80,7 +90,7 @@ def classify(
     save: Save = None,
 ) -> None:
     """Say what each picture shows."""
-    where, form = Where(url, local, models_dir, timeout_ms), Form(as_json, save)
+    where, form = Where(url, api_key, local, models_dir, timeout_ms), Form(as_json, save)
     _predict(Task.CLASSIFY, images, {"model": model, "top_k": top_k}, where, form)
 
 
@@ -92,6 +102,7 @@ def detect(
     masks: Masks = None,
     mask_format: MaskCoding = None,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
     local: Local = False,
     models_dir: ModelsDir = None,
     timeout_ms: TimeoutMs = None,
@@ -99,7 +110,7 @@ def detect(
     save: Save = None,
 ) -> None:
     """Find objects in each picture: labels, boxes, and masks where the model has them."""
-    where, form = Where(url, local, models_dir, timeout_ms), Form(as_json, save)
+    where, form = Where(url, api_key, local, models_dir, timeout_ms), Form(as_json, save)
     parameters = {
         "model": model,
         "score_threshold": score_threshold,
@@ -116,6 +127,7 @@ def segment(
     masks: Masks = None,
     mask_format: MaskCoding = None,
     url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
     local: Local = False,
     models_dir: ModelsDir = None,
     timeout_ms: TimeoutMs = None,
@@ -123,7 +135,7 @@ def segment(
     save: Save = None,
 ) -> None:
     """Give each pixel of each picture its class."""
-    where, form = Where(url, local, models_dir, timeout_ms), Form(as_json, save)
+    where, form = Where(url, api_key, local, models_dir, timeout_ms), Form(as_json, save)
     _predict(Task.SEGMENT, images, {"model": model, "masks": masks, "mask_format": mask_format}, where, form)
 
 
@@ -141,9 +153,12 @@ def _predict(
         raise typer.BadParameter("--timeout-ms is for a service; leave it out with --local")
     pictures = [Picture(name) for name in images]
     paths = output_paths(form.save, pictures) if form.save is not None else []
-    given = {name: _text(value) for name, value in parameters.items() if value is not None}
-    if not form.as_json and not paths and task is not Task.CLASSIFY:
-        given.setdefault("mask_format", "none")  # a table has no place for masks
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if task is not Task.CLASSIFY and not form.as_json and given.get("mask_format") != "none":
+        if paths:
+            given["mask_format"] = "rle"  # --mask-format is for --json; these are the smallest, and exact
+        else:
+            given.setdefault("mask_format", "none")  # a table has no place for masks
     try:
         answerer = _answerer(task, given, where)
         complete = asyncio.run(_give(answerer, task, pictures, form, paths))
@@ -159,16 +174,16 @@ def _predict(
         raise typer.Exit(1)
 
 
-def _answerer(task: Task, given: Mapping[str, str], where: Where) -> Answerer:
+def _answerer(task: Task, given: Mapping[str, str | float], where: Where) -> Answerer:
     from service.cli.remote import Remote
     from service.frontend.rest.query import read_query
 
-    query_string = urlencode(given, errors="replace")
+    query_string = urlencode({name: _text(value) for name, value in given.items()}, errors="replace")
     try:
         # The service's own check of parameters, before anything is read, sent or loaded.
         query = read_query(task, query_string.encode("ascii"))
         if not where.local:
-            return Remote(where.url, task, query_string, where.timeout_ms)
+            return Remote(where.url, where.api_key, task, given, where.timeout_ms)
     except BadParameter as error:
         raise typer.BadParameter(error.detail) from None
     settings = settings_or_exit(models_dir=where.models_dir)
@@ -188,7 +203,7 @@ async def _give(answerer: Answerer, task: Task, pictures: Sequence[Picture], for
             return await draw_all(answerer, pictures, paths)
         if form.as_json:
             return await print_json(answerer, task, pictures)
-        return await print_tables(answerer, task, pictures)
+        return await print_tables(answerer, pictures)
 
 
 def _text(value: str | float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,13 @@ from typing import TypeVar
 from model.bundle import BundleConfig
 from model.postprocess.finish import finish
 from model.types import Result, Task
-from service.errors import BadParameter, DeadlineExceeded, ModelNotFound, Overloaded, Unavailable
+from service.errors import BadParameter, DeadlineExceeded, Forbidden, ModelNotFound, Overloaded, Unavailable
 from service.frontend.prepare import Workshop
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
-from service.types import ModelStatus, PredictRequest, Readiness, Reply, Timings
+from service.types import ModelStatus, PredictRequest, Readiness, Reply, StoredModel, Timings
 from service.wire.channel import WorkerChannel
+from service.wire.messages import MODEL_CONTROL_OFF
 
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ class Engine:
             model_input = await self._workshop.prepare(request.image, config.preprocessing, request.deadline_s)
             self._metrics.stage("decode", request.task, model_input.seconds)
             answer = await self._channel.predict(
-                request.id, config.name, model_input.value, request.params, request.deadline_s
+                request.id, config, model_input.value, request.params, request.deadline_s
             )
             size = model_input.value.geometry.original
             payload = await self._workshop.run(lambda: encode(finish(answer.output, config, size)), request.deadline_s)
@@ -75,7 +77,8 @@ class Engine:
         if config.task != task:
             raise BadParameter(
                 f"model {model!r} is for {config.task.value!r}, not for {task.value!r}; "
-                f"leave `model` out or name one for {task.value!r} (see /models)"
+                f"leave `model` out or name one for {task.value!r} (see /models)",
+                "model",
             )
         return config
 
@@ -98,17 +101,72 @@ class Engine:
             Unavailable: no worker has said yet what it serves.
         """
         models = self._channel.models()
-        if not models:
+        if models is None:
             raise Unavailable(self.readiness().reason, self.readiness().retry_after_s)
         return models
 
+    async def repository(self, deadline_s: float | None = None) -> tuple[StoredModel, ...]:
+        """Everything in the worker's store, by name, and everything that it serves.
+
+        Raises:
+            DeadlineExceeded: there was no answer by `deadline_s`, on the clock of `time.monotonic`; where it is left
+                out, `model_control_timeout_ms` from now.
+            Overloaded: too many such requests wait already.
+            Unavailable: there is no worker, it is starting or draining, or it was lost meanwhile.
+        """
+        return await self._channel.repository(self._control_deadline(deadline_s))
+
+    async def load(self, name: str, deadline_s: float | None = None) -> None:
+        """Serve a model of the store. When this returns it is ready, and the last of its task.
+
+        One that is served already is read again from disk: where its weights or its config changed, or where it
+        is not ready, it is loaded anew and takes the old one's place, which answers until then; else nothing is
+        done. A call that is cancelled, fails or is late leaves everything as it was.
+
+        Raises:
+            Forbidden: the service is configured not to let callers do this.
+            ModelNotFound: there is none of that name in the store.
+            Internal: it cannot be served: its bundle is broken, or it does not give its committed answer.
+            Overloaded: the device has no room for it, or too many such requests wait already.
+            DeadlineExceeded, Unavailable: as `repository`.
+        """
+        self._check_model_control()
+        await self._channel.load(name, self._control_deadline(deadline_s))
+
+    async def unload(self, name: str, deadline_s: float | None = None) -> None:
+        """Serve a model no more. What the worker has in hand for it is answered first, then its memory is free.
+
+        Requests that come meanwhile are told ModelNotFound. Any model may go: without the last one the service is
+        not ready, and says why. Once begun it is done to its end, even if the caller has left.
+
+        Raises:
+            Forbidden: the service is configured not to let callers do this.
+            ModelNotFound: it is not served.
+            Overloaded: too many such requests wait already.
+            DeadlineExceeded, Unavailable: as `repository`.
+        """
+        self._check_model_control()
+        await self._channel.unload(name, self._control_deadline(deadline_s))
+
     def readiness(self) -> Readiness:
         return self._channel.readiness()
+
+    def next_change(self) -> asyncio.Event:
+        """What is set as soon as `models` or `readiness` say something else than now."""
+        return self._channel.next_change()
 
     def deadline(self, timeout_ms: int | None) -> float:
         """The deadline of a request that came now, on the clock of `time.monotonic`."""
         limit = self._settings.request_timeout_ms
         return time.monotonic() + min(timeout_ms if timeout_ms is not None else limit, limit) / 1000
+
+    def _check_model_control(self) -> None:
+        if not self._settings.model_control:
+            raise Forbidden(MODEL_CONTROL_OFF)
+
+    def _control_deadline(self, deadline_s: float | None) -> float:
+        latest_s = time.monotonic() + self._settings.model_control_timeout_ms / 1000
+        return latest_s if deadline_s is None else min(deadline_s, latest_s)
 
     @contextmanager
     def body_budget(self) -> Iterator[Callable[[int], None]]:

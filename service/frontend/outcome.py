@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,17 +22,22 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
+async def value_or_error(work: Awaitable[T], **about: str | None) -> T | ConvMLPError:
+    """What `work` comes to, or its error. One that nobody expected is logged, with `about`, and becomes Internal."""
+    try:
+        return await work
+    except ConvMLPError as error:
+        return error
+    except Exception:
+        log.exception("unexpected error", **about)
+        return Internal(INTERNAL_DETAIL)
+
+
 async def reply_or_error(
     engine: Engine, request: PredictRequest, encode: Callable[[Result], T]
 ) -> Reply[T] | ConvMLPError:
     """One image's answer; its errors are returned, so that they cost its neighbours nothing."""
-    try:
-        return await engine.predict(request, encode)
-    except ConvMLPError as error:
-        return error
-    except Exception:
-        log.exception("unexpected error", request_id=request.id, model=request.model)
-        return Internal(INTERNAL_DETAIL)
+    return await value_or_error(engine.predict(request, encode), request_id=request.id, model=request.model)
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Generic, TypeVar
 
 import cv2
 
-from model.decode import DecodeLimits, decode
+from model.decode import DecodeLimits, check_pixels, decode
 from model.preprocess import prepare
 from model.spec import Preprocessing
-from model.types import ModelInput
+from model.types import Image, ModelInput
 from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
@@ -39,14 +39,14 @@ class Workshop:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         self._limits = limits
 
-    async def prepare(self, data: bytes, spec: Preprocessing, deadline_s: float) -> Timed[ModelInput]:
-        """Encoded bytes to a network input.
+    async def prepare(self, image: bytes | Image, spec: Preprocessing, deadline_s: float) -> Timed[ModelInput]:
+        """An image, its encoded bytes or its pixels, to a network input.
 
         Raises:
             ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `model.decode.decode`.
             DeadlineExceeded: the deadline passed before its turn came.
         """
-        return await self.run(lambda: prepare(decode(data, self._limits), spec), deadline_s)
+        return await self.run(lambda: prepare(self._decoded(image), spec), deadline_s)
 
     async def run(self, work: Callable[[], T], deadline_s: float) -> Timed[T]:
         """Run `work` in a thread; the seconds are those of the work, without its wait for a thread."""
@@ -59,6 +59,12 @@ class Workshop:
             return Timed(value, time.monotonic() - started)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
+
+    def _decoded(self, image: bytes | Image) -> Image:
+        if isinstance(image, bytes):
+            return decode(image, self._limits)
+        check_pixels(image.size, self._limits)
+        return image
 
     def close(self) -> None:
         """Wait for what runs; drop what has not begun."""

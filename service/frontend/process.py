@@ -1,4 +1,4 @@
-"""What every front-end process is made of: channel, workshop, engine, metrics."""
+"""What every front-end process is made of: channel, workshop, engine, gate, metrics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry
 
 from service.frontend.engine import Engine
+from service.frontend.gate import Gate, open_gate
 from service.frontend.prepare import Workshop
 from service.metrics import FrontEndMetrics, shared_registry
 from service.settings import Settings, usable_cores
@@ -20,6 +21,7 @@ from service.wire.channel import WorkerChannel
 @dataclass(frozen=True, slots=True)
 class FrontEnd:
     engine: Engine
+    gate: Gate
     metrics: FrontEndMetrics
     registry: CollectorRegistry
     """What a scrape of this process tells."""
@@ -31,6 +33,9 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
 
     A worker that is there is heard first, so that no early request is refused for want of it; one that is not
     may come later.
+
+    Raises:
+        KeysUnusable: the file of API keys cannot be used.
     """
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
@@ -41,11 +46,11 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
         timeout_s=settings.worker_timeout_ms / 1000,
         on_up=metrics.worker_up,
     )
-    async with channel:
+    async with open_gate(settings, metrics) as gate, channel:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
                 await channel.introduced()
         try:
-            yield FrontEnd(Engine(channel, workshop, settings, metrics), metrics, shared_registry(registry))
+            yield FrontEnd(Engine(channel, workshop, settings, metrics), gate, metrics, shared_registry(registry))
         finally:
             workshop.close()

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 import zmq
@@ -19,24 +20,32 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from model.bundle import BundleConfig
+from model.errors import ConvMLPError
 from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import DeadlineExceeded, Unavailable, error_from_code
-from service.types import ModelStatus, Readiness
+from service.types import ModelStatus, Readiness, StoredModel
+from service.wire.catalogue import Catalogue
+from service.wire.frames import output_from_frames
 from service.wire.messages import (
     PROTOCOL,
     Answer,
     Cancel,
     Failure,
     Hello,
+    ListStore,
+    Load,
     MalformedMessage,
     Phase,
     Predict,
     State,
+    Store,
     ToWorker,
+    Unload,
     decode_to_front_end,
     encode,
-    output_from_frames,
 )
+
+T = TypeVar("T")
 
 HIGH_WATER_MARK = 4096
 """Messages that may wait in a socket; above every bound on jobs in hand, so it is never met in good health."""
@@ -72,12 +81,13 @@ class WorkerChannel:
         self._on_up = on_up
         self._context = zmq.asyncio.Context()
         self._numbers = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[WorkerAnswer]] = {}
+        self._answers: dict[int, asyncio.Future[WorkerAnswer]] = {}
+        self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
         self._state: State | None = None
         self._introduced = asyncio.Event()
+        self._change = asyncio.Event()
         self._heard_s = 0.0
-        self._catalogue: dict[str, BundleConfig] = {}
-        self._catalogue_of: str | None = None
+        self._catalogue = Catalogue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> WorkerChannel:
@@ -85,7 +95,7 @@ class WorkerChannel:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # without a connection a send fails instead of waiting in line
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
         self._socket.set_hwm(HIGH_WATER_MARK)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._socket.connect(self._address)
@@ -107,25 +117,92 @@ class WorkerChannel:
         self._context.term()
 
     async def predict(
-        self, request_id: str, model: str, model_input: ModelInput, params: QueryParams, deadline_s: float
+        self, request_id: str, config: BundleConfig, model_input: ModelInput, params: QueryParams, deadline_s: float
     ) -> WorkerAnswer:
         """Have one input answered. Cancelling the call, or its deadline, withdraws the job from the worker.
 
+        `config` is the model's, from `models`: what the input was prepared by.
+
         Raises:
             DeadlineExceeded: there was no answer in time.
-            Unavailable: there is no worker, or it was lost meanwhile.
-            Overloaded, Internal, ...: what the worker answered.
+            Unavailable: there is no worker, or it was lost meanwhile, or the model was replaced.
+            ModelNotFound, Overloaded, Internal, ...: what the worker answered.
         """
+        version = self._catalogue.version_of(config)
+        if version is None:
+            raise Unavailable(f"model {config.name!r} was replaced while this request was on its way; send it again")
+        height, width, _ = model_input.pixels.shape
+
+        def header(job: int, budget_s: float) -> Predict:
+            geometry = model_input.geometry
+            return Predict(job, request_id, config.name, version, height, width, geometry, params, budget_s)
+
+        return await self._ask(self._answers, deadline_s, header, model_input.pixels.data)
+
+    async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
+        """What the worker has on disk or serves. Raises as `load`."""
+        return await self._ask(self._stores, deadline_s, ListStore)
+
+    async def load(self, model: str, deadline_s: float) -> None:
+        """Have a model served; `models` knows it when this returns. A call that is cancelled leaves no trace.
+
+        Raises:
+            DeadlineExceeded: it was not done in time.
+            Unavailable: there is no worker, or it was lost meanwhile.
+            ModelNotFound, Forbidden, Overloaded, Internal: what the worker answered.
+        """
+        await self._ask(self._stores, deadline_s, lambda job, budget_s: Load(job, budget_s, model))
+
+    async def unload(self, model: str, deadline_s: float) -> None:
+        """Have a model served no more; what has begun is done to its end. Raises as `load`."""
+        await self._ask(self._stores, deadline_s, lambda job, budget_s: Unload(job, budget_s, model))
+
+    async def introduced(self) -> None:
+        """Wait until a worker has said for the first time how it is."""
+        await self._introduced.wait()
+
+    def next_change(self) -> asyncio.Event:
+        """What is set as soon as `models` or `readiness` say something else than now."""
+        return self._change
+
+    def models(self) -> tuple[ModelStatus, ...] | None:
+        """What the worker serves, or served before it was lost; None while that is not known."""
+        return self._catalogue.models(self._state.phase if self._state else None)
+
+    def readiness(self) -> Readiness:
+        """Whether every model that the worker serves has proven itself."""
+        state = self._state
+        if state is None:
+            return Readiness(False, NO_WORKER, NO_WORKER_RETRY_S)
+        if state.phase is not Phase.READY:
+            return Readiness(False, state.reason, state.retry_after_s)
+        if not state.models:
+            return Readiness(False, "no model is served; the last one was unloaded", state.retry_after_s)
+        unproven = ", ".join(model.name for model in state.models if not model.ready)
+        if unproven:
+            return Readiness(False, f"not ready: {unproven}", state.retry_after_s)
+        return Readiness(True, "ready", state.retry_after_s)
+
+    def retry_after_s(self) -> float:
+        """Seconds until the worker will have answered what it has in line."""
+        return self._state.retry_after_s if self._state else 1.0
+
+    async def _ask(
+        self,
+        waiting: dict[int, asyncio.Future[T]],
+        deadline_s: float,
+        header: Callable[[int, float], ToWorker],
+        *frames: memoryview,
+    ) -> T:
+        """Send what `header` makes of a job's number and the seconds left, and wait among `waiting` for its answer."""
         budget_s = deadline_s - time.monotonic()
         if budget_s <= 0:
             raise DeadlineExceeded("the request's deadline passed before it could be sent to the worker")
         job = next(self._numbers)
-        height, width, _ = model_input.pixels.shape
-        header = Predict(job, request_id, model, height, width, model_input.geometry, params, budget_s)
-        future: asyncio.Future[WorkerAnswer] = asyncio.get_running_loop().create_future()
-        self._pending[job] = future
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiting[job] = future
         try:
-            await self._send(header, model_input.pixels.data)
+            await self._send(header(job, budget_s), *frames)
             async with asyncio.timeout(budget_s):
                 return await future
         except TimeoutError:
@@ -137,41 +214,7 @@ class WorkerChannel:
             await self._withdraw(job)
             raise
         finally:
-            self._pending.pop(job, None)
-
-    async def introduced(self) -> None:
-        """Wait until a worker has said for the first time how it is."""
-        await self._introduced.wait()
-
-    def models(self) -> tuple[ModelStatus, ...]:
-        """What the worker serves, or served before it was lost; empty while that is not known."""
-        states = {state.name: state for state in self._state.models} if self._state else {}
-        serving = self._state is not None and self._state.phase is Phase.READY
-        return tuple(
-            ModelStatus(
-                config=config,
-                ready=serving and name in states and states[name].ready,
-                device=states[name].device if name in states else "",
-                precision=states[name].precision if name in states else "",
-            )
-            for name, config in self._catalogue.items()
-        )
-
-    def readiness(self) -> Readiness:
-        """Whether every model that the worker serves has proven itself."""
-        state = self._state
-        if state is None:
-            return Readiness(False, NO_WORKER, NO_WORKER_RETRY_S)
-        if state.phase is not Phase.READY:
-            return Readiness(False, state.reason, state.retry_after_s)
-        unproven = ", ".join(model.name for model in state.models if not model.ready)
-        if unproven:
-            return Readiness(False, f"not ready: {unproven}", state.retry_after_s)
-        return Readiness(True, "ready", state.retry_after_s)
-
-    def retry_after_s(self) -> float:
-        """Seconds until the worker will have answered what it has in line."""
-        return self._state.retry_after_s if self._state else 1.0
+            waiting.pop(job, None)
 
     async def _send(self, header: ToWorker, *frames: memoryview) -> None:
         try:
@@ -186,7 +229,7 @@ class WorkerChannel:
 
     async def _greet(self) -> None:
         with contextlib.suppress(Unavailable):  # there is nobody yet
-            await self._send(Hello(PROTOCOL, self._catalogue_of))
+            await self._send(Hello(PROTOCOL, self._catalogue.knows))
 
     async def _beat(self) -> None:
         while True:
@@ -219,37 +262,50 @@ class WorkerChannel:
                 self._learn(state)
             case Answer() as answer:
                 output = output_from_frames(answer, frames)
-                if (future := self._waiting(answer.job)) is not None:
-                    future.set_result(WorkerAnswer(output, answer.queue_s, answer.infer_s))
+                _settle(self._answers, answer.job, WorkerAnswer(output, answer.queue_s, answer.infer_s))
+            case Store() as store:
+                _settle(self._stores, store.job, store.models)
             case Failure() as failure:
-                if (future := self._waiting(failure.job)) is not None:
-                    future.set_exception(error_from_code(failure.code, failure.detail, failure.retry_after_s))
-
-    def _waiting(self, job: int) -> asyncio.Future[WorkerAnswer] | None:
-        """Whoever still waits for a job's answer."""
-        future = self._pending.get(job)
-        return future if future is not None and not future.done() else None
+                self._fail(failure.job, error_from_code(failure.code, failure.detail, failure.retry_after_s))
 
     def _learn(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
             self._lose("the worker was restarted")
-        if state.catalogue is not None:
-            configs = map(BundleConfig.model_validate_json, state.catalogue)
-            self._catalogue = {config.name: config for config in configs}
-            self._catalogue_of = state.instance
+        self._catalogue.learn(state)
         if self._state is None:
             self._on_up(True)
-        self._state = state
+        before, self._state = self._state, state
+        if before is None or state.configs or (before.phase, before.models) != (state.phase, state.models):
+            self._changed()
         self._introduced.set()
 
     def _lose(self, reason: str) -> None:
         if self._state is not None:
-            log.warning("worker lost", reason=reason, jobs=len(self._pending))
+            log.warning("worker lost", reason=reason, jobs=len(self._answers) + len(self._stores))
             self._on_up(False)
-        self._state = None
+            self._state = None
+            self._changed()
         self._fail_pending(reason)
 
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
     def _fail_pending(self, reason: str) -> None:
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S))
+        for job in (*self._answers, *self._stores):
+            self._fail(job, Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S))
+
+    def _fail(self, job: int, error: ConvMLPError) -> None:
+        _settle(self._answers, job, error)
+        _settle(self._stores, job, error)
+
+
+def _settle(waiting: dict[int, asyncio.Future[T]], job: int, answer: T | ConvMLPError) -> None:
+    """Answer whoever still waits for a job."""
+    future = waiting.get(job)
+    if future is None or future.done():
+        return
+    if isinstance(answer, ConvMLPError):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

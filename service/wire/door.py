@@ -8,19 +8,22 @@ import structlog
 import zmq
 import zmq.asyncio
 
+from model.errors import ConvMLPError
 from model.types import RawOutput
+from service.errors import RetryLater
+from service.types import StoredModel
 from service.wire.channel import HIGH_WATER_MARK
+from service.wire.frames import describe, frames_of
 from service.wire.messages import (
     Answer,
     Failure,
     MalformedMessage,
     State,
+    Store,
     ToFrontEnd,
     ToWorker,
     decode_to_worker,
-    describe,
     encode,
-    frames_of,
 )
 
 log = structlog.get_logger(__name__)
@@ -69,8 +72,12 @@ class Door:
         header = Answer(job, kind, describe(arrays), queue_s, infer_s)
         await self._send(receiver, header, [array.data for array in arrays])
 
-    async def fail(self, receiver: bytes, job: int, code: str, detail: str, retry_after_s: float | None = None) -> None:
-        await self._send(receiver, Failure(job, code, detail, retry_after_s), [])
+    async def fail(self, receiver: bytes, job: int, error: ConvMLPError) -> None:
+        retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
+        await self._send(receiver, Failure(job, error.code, error.detail, retry_after_s), [])
+
+    async def tell_store(self, receiver: bytes, job: int, models: tuple[StoredModel, ...]) -> None:
+        await self._send(receiver, Store(job, models), [])
 
     async def tell(self, receiver: bytes, state: State) -> None:
         await self._send(receiver, state, [])

@@ -1,9 +1,11 @@
 """Every message between a front-end and a worker: a typed header (MessagePack), then raw array bytes as frames.
 
-    front-end → worker   Hello · Predict + [uint8 (h, w, 3)] · Cancel
-    worker → front-end   State · Answer + [one frame an array] · Failure
+    front-end → worker   Hello · Predict + [uint8 (h, w, 3)] · ListStore · Load · Unload · Cancel
+    worker → front-end   State · Answer + [one frame an array] · Store · Failure
 
-A job's number is its front-end's own count; the worker tells front-ends apart by their socket identity.
+A job's number is its front-end's own count, over all that can be answered or cancelled; the worker tells
+front-ends apart by their socket identity. A model's version is the worker's name for one state of its config,
+weights included: front-ends hear each config once, and what they send was made for the version that they say.
 Durations, never points in time, cross: the two ends may be on hosts with different clocks.
 """
 
@@ -13,21 +15,16 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from model.types import (
-    ClassifyOutput,
-    DetectOutput,
-    Geometry,
-    ModelInput,
-    QueryParams,
-    RawOutput,
-    SegmentOutput,
-)
+from model.types import Geometry, QueryParams
+from service.types import StoredModel
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Both ends of a channel must speak the same; raised with every change to this file's messages."""
+
+MODEL_CONTROL_OFF = (
+    "this service does not let callers load or unload models; its operator can allow it with the setting model_control"
+)
 
 
 class Phase(StrEnum):
@@ -41,16 +38,18 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """Asks for a State; sent at every heartbeat. `knows` is the catalogue that the front-end has already."""
+    """Asks for a State; sent at every heartbeat. `knows` are the versions whose configs the front-end has already."""
 
     protocol: int
-    knows: str | None
+    knows: tuple[str, ...]
 
 
 class Predict(Message, frozen=True, tag="predict"):
     job: int
     request_id: str
     model: str
+    version: str
+    """What the input was made for; another version would take it for something else."""
     height: int
     width: int
     geometry: Geometry
@@ -59,26 +58,54 @@ class Predict(Message, frozen=True, tag="predict"):
     """What is left until the caller's deadline."""
 
 
+class ListStore(Message, frozen=True, tag="list-store"):
+    """Asks for the Store."""
+
+    job: int
+    budget_s: float
+
+
+class Load(Message, frozen=True, tag="load"):
+    """Asks for a model to be served; answered with the Store once it is ready, after the State that tells so."""
+
+    job: int
+    budget_s: float
+    model: str
+
+
+class Unload(Message, frozen=True, tag="unload"):
+    """Asks for a model to be served no more; answered with the Store once its memory is free."""
+
+    job: int
+    budget_s: float
+    model: str
+
+
 class Cancel(Message, frozen=True, tag="cancel"):
     job: int
 
 
 class ModelState(Message, frozen=True):
     name: str
+    version: str
     ready: bool
     device: str
     precision: str
 
 
 class State(Message, frozen=True, tag="state"):
-    """What the worker is doing. `catalogue` is the bundles' configs as JSON, left out for whoever has them."""
+    """What the worker is doing: in answer to Hello, and by itself whenever something changed.
+
+    `models` are those that are served, in order; `configs` has, by version, the configs as JSON that the front-end
+    does not have.
+    """
 
     instance: str
     phase: Phase
     reason: str
     retry_after_s: float
     models: tuple[ModelState, ...]
-    catalogue: tuple[str, ...] | None
+    configs: dict[str, str]
 
 
 class ArraySpec(Message, frozen=True):
@@ -96,6 +123,13 @@ class Answer(Message, frozen=True, tag="answer"):
     infer_s: float
 
 
+class Store(Message, frozen=True, tag="store"):
+    """Everything that the worker has on disk or serves, by name."""
+
+    job: int
+    models: tuple[StoredModel, ...]
+
+
 class Failure(Message, frozen=True, tag="failure"):
     job: int
     code: str
@@ -103,8 +137,9 @@ class Failure(Message, frozen=True, tag="failure"):
     retry_after_s: float | None
 
 
-ToWorker = Hello | Predict | Cancel
-ToFrontEnd = State | Answer | Failure
+ControlRequest = ListStore | Load | Unload
+ToWorker = Hello | Predict | ControlRequest | Cancel
+ToFrontEnd = State | Answer | Store | Failure
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
@@ -131,61 +166,6 @@ def decode_to_front_end(header: bytes) -> ToFrontEnd:
     """Raises MalformedMessage."""
     message: ToFrontEnd = _decode(_to_front_end, header)
     return message
-
-
-def input_from_frames(message: Predict, frames: list[memoryview]) -> ModelInput:
-    """The network input that a Predict carries; a view on its one frame, not a copy.
-
-    Raises:
-        MalformedMessage: the frames are not what the header says.
-    """
-    shape = (message.height, message.width, 3)
-    sizes = [frame.nbytes for frame in frames]
-    if min(shape) < 1 or sizes != [message.height * message.width * 3]:
-        raise MalformedMessage(f"one uint8 array of shape {shape} was announced, {sizes} bytes came")
-    return ModelInput(np.frombuffer(frames[0], np.uint8).reshape(shape), message.geometry)
-
-
-def frames_of(output: RawOutput) -> tuple[str, list[npt.NDArray[Any]]]:
-    """An output as its kind and its arrays."""
-    match output:
-        case ClassifyOutput():
-            return "classify", [output.indices, output.scores]
-        case DetectOutput():
-            arrays: list[npt.NDArray[Any]] = [output.boxes, output.scores, output.classes]
-            return "detect", arrays if output.mask_logits is None else [*arrays, output.mask_logits]
-        case SegmentOutput():
-            return "segment", [output.label_map]
-
-
-def describe(arrays: list[npt.NDArray[Any]]) -> tuple[ArraySpec, ...]:
-    return tuple(ArraySpec(array.dtype.str, array.shape) for array in arrays)
-
-
-def output_from_frames(answer: Answer, frames: list[memoryview]) -> RawOutput:
-    """The output that an Answer carries; its arrays are views on the frames.
-
-    Raises:
-        MalformedMessage: frames and header do not fit each other.
-    """
-    try:
-        arrays: list[npt.NDArray[Any]] = [
-            np.frombuffer(frame, np.dtype(spec.dtype)).reshape(spec.shape)
-            for spec, frame in zip(answer.arrays, frames, strict=True)
-        ]
-        match answer.kind:
-            case "classify":
-                indices, scores = arrays
-                return ClassifyOutput(indices, scores)
-            case "detect":
-                boxes, scores, classes, *masks = arrays
-                return DetectOutput(boxes, scores, classes, masks[0] if masks else None)
-            case "segment":
-                (label_map,) = arrays
-                return SegmentOutput(label_map)
-    except (ValueError, TypeError) as error:
-        raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
-    raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[Any], header: bytes) -> Any:  # noqa: ANN401  (typed by its callers)

@@ -46,8 +46,7 @@ class Dispatcher:
         self._pace = Pace()
         self._caps: dict[Shape, int] = {}
         self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._left = asyncio.Event()
         self._running: tuple[Job, ...] = ()
         self._running_since_s: float | None = None
 
@@ -64,7 +63,6 @@ class Dispatcher:
             except Overloaded as full:
                 error = full
             else:
-                self._idle.clear()
                 self._arrived.set()
                 self._tell_depth(job.shape.model)
                 return
@@ -75,6 +73,7 @@ class Dispatcher:
         job = self._queue.remove(key)
         if job is not None:
             self._tell_depth(job.shape.model)
+            self._tell_left()
 
     def backlog_s(self) -> float:
         """Seconds until the device will be through with everything that waits now."""
@@ -84,9 +83,10 @@ class Dispatcher:
         """For how long the batch that runs now has been running; 0 where none runs."""
         return 0.0 if self._running_since_s is None else self._clock() - self._running_since_s
 
-    async def finished(self) -> None:
-        """Wait until nothing waits and nothing runs."""
-        await self._idle.wait()
+    async def finished(self, slot: str | None = None) -> None:
+        """Wait until nothing waits and nothing runs, of one slot or at all."""
+        while any(slot in (None, job.shape.slot) for job in (*self._running, *self._queue.waiting)):
+            await self._left.wait()
 
     async def run(self) -> None:
         """Serve for ever: whenever the device is free, whatever waits goes to it."""
@@ -95,9 +95,9 @@ class Dispatcher:
                 self._take((job,))
                 late = DeadlineExceeded("the request's deadline passed while it waited for the device")
                 job.reply(Done(late, self._clock() - job.enqueued_s, 0.0))
+                self._tell_left()
             jobs = next_batch(self._queue.waiting, self._limits, self._caps)
             if not jobs:
-                self._idle.set()
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
@@ -105,11 +105,17 @@ class Dispatcher:
             self._running = jobs
             await self._answer(jobs)
             self._running = ()
+            self._tell_left()
 
     def _take(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self._queue.remove(job.key)
         self._tell_depth(jobs[0].shape.model)
+
+    def _tell_left(self) -> None:
+        """Wake whoever waits for jobs to leave."""
+        self._left.set()
+        self._left = asyncio.Event()
 
     def _tell_depth(self, model: str) -> None:
         self._metrics.queue_depth(model, self._queue.depth(model))
@@ -157,7 +163,7 @@ class Dispatcher:
         self._running_since_s = self._clock()
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._device_thread, self._runner.run, jobs[0].shape.model, batch)
+            return await loop.run_in_executor(self._device_thread, self._runner.run, jobs[0].shape.slot, batch)
         finally:
             self._running_since_s = None
 

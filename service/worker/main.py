@@ -8,13 +8,14 @@ import os
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
-from model.bundle import find_bundle, read_bundle
+from model.bundle import Bundle, find_bundle, read_bundle
 from model.errors import BundleInvalid
 from service.metrics import WorkerMetrics, shared_registry
 from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
 from service.settings import Settings
 from service.wire.door import Door
 from service.worker.runner import DeviceMissing
+from service.worker.served_file import ServedFile
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
 
@@ -42,16 +43,36 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
 
 
 async def _serve_at(door: Door, settings: Settings, stop: asyncio.Event) -> None:
-    bundles = [await asyncio.to_thread(read_bundle, find_bundle(name, settings.models_dir)) for name in settings.models]
+    bundles = await asyncio.to_thread(_bundles, settings)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {one.config.name: one.config.task.value for one in bundles})
     exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, shared_registry(registry))
-    log.info("loading", models=list(settings.models), address=door.address, metrics_port=exporter.server_port)
+    log.info(
+        "loading", models=[one.config.name for one in bundles], address=door.address, metrics_port=exporter.server_port
+    )
     try:
-        await Worker(bundles, TorchRunner, settings, metrics).run(door, stop)
+        await Worker(bundles, lambda settings: TorchRunner((), settings), settings, metrics).run(door, stop)
     finally:
         exporter.shutdown()
         exporter.server_close()
+
+
+def _bundles(settings: Settings) -> list[Bundle]:
+    """What was served last, or what is configured.
+
+    Raises:
+        BundleInvalid: a configured one cannot be read.
+    """
+    bundles = []
+    for name in ServedFile(settings.served_models_file, settings.models).read():
+        try:
+            bundles.append(read_bundle(find_bundle(name, settings.models_dir)))
+        except BundleInvalid as error:
+            if name in settings.models:
+                raise
+            # It was loaded by a caller once: the others must not be lost for it.
+            log.error("a model that was served cannot be read any more", model=name, error=str(error))
+    return bundles
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -21,9 +21,13 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the jobs of one batch have in common: the model, and the input's height and width in pixels."""
+    """What the jobs of one batch have in common: the model, and the input's height and width in pixels.
+
+    `slot` is where the model lies in the runner: while a model is replaced there are two of its name.
+    """
 
     model: str
+    slot: str
     height: int
     width: int
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+from model.bundle import Bundle
 from model.types import Batch, RawOutput
 
 
@@ -12,11 +14,14 @@ class DeviceMissing(Exception):
 
 
 class OutOfDeviceMemory(Exception):
-    """The batch did not fit; a smaller one may."""
+    """The batch did not fit, and a smaller one may; or a model did not."""
 
 
 class Runner(Protocol):
-    """Owns the device. Every call is made from one thread, never two at a time."""
+    """Owns the device. Every call but `prepare` is made from one thread, never two at a time.
+
+    A model lies in a slot, whose name is the caller's choice.
+    """
 
     @property
     def device(self) -> str:
@@ -28,7 +33,24 @@ class Runner(Protocol):
         """What it computes in: `fp32`, `fp16` or `bf16`."""
         ...
 
-    def run(self, model: str, batch: Batch) -> tuple[RawOutput, ...]:
+    def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
+        """Read a model into host memory, in any thread, while the device works.
+
+        Returns:
+            What puts the model into its slot on the device. Raises OutOfDeviceMemory: it does not fit, and the
+            runner is as good as before.
+
+        Raises:
+            BundleInvalid: the weights cannot be read, or are not the architecture's.
+            OutOfDeviceMemory: the host has no room for it.
+        """
+        ...
+
+    def remove(self, slot: str) -> None:
+        """Empty a slot and give its memory back; nothing happens where it is empty."""
+        ...
+
+    def run(self, slot: str, batch: Batch) -> tuple[RawOutput, ...]:
         """Answer a batch: row i of the output is for row i of the input.
 
         Raises:

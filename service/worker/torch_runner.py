@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from model.bundle import Bundle
-from model.predictor import Optimisations, Predictor, default_device
+from model.net.weights import Precision
+from model.predictor import Optimisations, Predictor, default_device, load_network
 from model.types import Batch, RawOutput
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
 
 class TorchRunner:
-    """Loads all bundles on construction.
+    """Loads the given bundles on construction, each into the slot of its name.
 
     Raises:
         BundleInvalid: weights do not fit their architecture.
+        OutOfDeviceMemory: there is no room for them.
         DeviceMissing: this machine does not have the device that the settings name.
     """
 
@@ -31,26 +34,47 @@ class TorchRunner:
                 f"say --device cpu or auto"
             )
         self.device = str(self._device)
-        self.precision = settings.precision
+        self.precision: Precision = settings.precision
         # fp32 on the CPU is the exact mode; whoever chose anything else wants to be fast.
         exact = self._device.type == "cpu" and settings.precision == "fp32"
-        optimisations = Optimisations(channels_last=not exact)
-        self._predictors = {
-            bundle.config.name: Predictor(bundle, self._device, settings.precision, optimisations) for bundle in bundles
-        }
+        self._optimisations = Optimisations(channels_last=not exact)
+        self._predictors: dict[str, Predictor] = {}
+        for bundle in bundles:
+            self.prepare(bundle.config.name, bundle)()
 
-    def run(self, model: str, batch: Batch) -> tuple[RawOutput, ...]:
+    def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
+        with self._memory_errors():
+            network = load_network(bundle)
+
+        def put() -> None:
+            with self._memory_errors():
+                predictor = Predictor(bundle, self._device, self.precision, self._optimisations, network)
+            self._predictors[slot] = predictor
+
+        return put
+
+    def remove(self, slot: str) -> None:
+        self._predictors.pop(slot, None)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def run(self, slot: str, batch: Batch) -> tuple[RawOutput, ...]:
+        with self._memory_errors():
+            return self._predictors[slot].predict(batch)
+
+    def close(self) -> None:
+        self._predictors.clear()
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
         try:
-            return self._predictors[model].predict(batch)
+            yield
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             raise OutOfDeviceMemory(str(error)) from error
-
-    def close(self) -> None:
-        self._predictors.clear()
 
 
 def _out_of_memory(error: RuntimeError | MemoryError) -> bool:

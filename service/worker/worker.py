@@ -14,27 +14,33 @@ import structlog
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
-from service.errors import Internal, ModelNotFound, Overloaded, RetryLater, Unavailable
+from service.errors import Internal, Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.wire.door import Door, Letter
+from service.wire.frames import input_from_frames
 from service.wire.messages import (
     Cancel,
+    ControlRequest,
     Hello,
     MalformedMessage,
     ModelState,
     Phase,
     Predict,
     State,
-    input_from_frames,
 )
+from service.worker.audience import Audience
 from service.worker.batching import BatchLimits
+from service.worker.control_desk import ControlDesk
 from service.worker.dispatcher import Dispatcher
+from service.worker.keeper import Keeper
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.runner import Runner
-from service.worker.self_check import SelfCheck
+from service.worker.shelf import LoadedModel, Shelf, shelved
 
 STARTING_RETRY_S = 2.0
+FIRST_RECHECK_S = 0.5
+"""After this a model that is not proven is asked again; doubles up to the interval of all checks."""
 
 log = structlog.get_logger(__name__)
 
@@ -49,28 +55,29 @@ class Worker:
     def __init__(
         self,
         bundles: Sequence[Bundle],
-        make_runner: Callable[[Sequence[Bundle], Settings], Runner],
+        make_runner: Callable[[Settings], Runner],
         settings: Settings,
         metrics: WorkerMetrics,
     ) -> None:
-        self._bundles = {bundle.config.name: bundle for bundle in bundles}
+        self._shelf = Shelf(map(shelved, bundles))
         self._make_runner = make_runner
         self._settings = settings
         self._metrics = metrics
         self._instance = uuid.uuid4().hex
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
-        self._objections: dict[str, str] = dict.fromkeys(self._bundles, "not proven yet")
+        self._audience = Audience(settings.worker_timeout_ms / 1000)
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._runner: Runner | None = None
         self._dispatcher: Dispatcher | None = None
+        self._control: ControlDesk | None = None
         self._letters: set[asyncio.Task[None]] = set()
 
     async def run(self, door: Door, stop: asyncio.Event) -> None:
         """Serve until `stop`, then finish what is in hand.
 
         Raises:
-            BundleInvalid: a bundle's weights do not fit.
+            BundleInvalid: a configured bundle's weights do not fit.
             WorkerWedged: see there.
         """
         self._door = door
@@ -78,23 +85,33 @@ class Worker:
             receiving = parts.create_task(self._receive(), name="receive")
             loop = asyncio.get_running_loop()
             started_s = time.monotonic()
-            self._runner = await loop.run_in_executor(
-                self._device_thread, self._make_runner, list(self._bundles.values()), self._settings
-            )
+            self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
             self._dispatcher = self._make_dispatcher(self._runner)
-            check = SelfCheck(list(self._bundles.values()), self._dispatcher.submit)
+            keeper = Keeper(
+                self._shelf,
+                self._runner,
+                self._device_thread,
+                self._dispatcher,
+                self._settings,
+                self._metrics,
+                self._announce,
+            )
+            await keeper.start()
+            self._control = ControlDesk(door, keeper, allowed=self._settings.model_control, spawn=parts.create_task)
             serving = [
                 receiving,
                 parts.create_task(self._dispatcher.run(), name="dispatch"),
                 parts.create_task(self._watch_device(), name="watch-device"),
-                parts.create_task(self._keep_checking(check), name="self-check"),
+                parts.create_task(self._keep_checking(keeper), name="self-check"),
             ]
             await stop.wait()
             log.info("draining", seconds=round(time.monotonic() - started_s))
             await self._drain()
+            self._control.abandon()
             for task in serving:
                 task.cancel()
-        # The thread is left to end by itself: a batch that still runs is nobody's any more.
+        # The threads are left to end by themselves: a batch that still runs is nobody's any more.
+        keeper.close()
         self._device_thread.shutdown(wait=False)
 
     def _make_dispatcher(self, runner: Runner) -> Dispatcher:
@@ -112,12 +129,18 @@ class Worker:
             letter = await self._door.receive()
             match letter.message:
                 case Hello(knows=knows):
-                    self._post(self._door.tell(letter.sender, self._state(with_catalogue=knows != self._instance)))
+                    self._audience.heard(letter.sender, knows)
+                    self._post(self._tell(letter.sender))
                 case Cancel(job=job):
+                    key = (letter.sender, job)
                     if self._dispatcher is not None:
-                        self._dispatcher.cancel((letter.sender, job))
+                        self._dispatcher.cancel(key)
+                    if self._control is not None:
+                        self._control.withdraw(key)
                 case Predict() as message:
                     self._take_in(letter, message)
+                case request:
+                    self._control_models(letter.sender, request)
 
     def _take_in(self, letter: Letter, message: Predict) -> None:
         now_s = time.monotonic()
@@ -126,7 +149,7 @@ class Worker:
             self._post(self._answer(letter.sender, message.job, done))
 
         try:
-            dispatcher = self._dispatcher_for(message.model)
+            model, dispatcher = self._model_for(message)
             model_input = input_from_frames(message, letter.frames)
         except ConvMLPError as error:
             reply(Done(error, 0.0, 0.0))
@@ -138,7 +161,7 @@ class Worker:
         dispatcher.submit(
             Job(
                 key=(letter.sender, message.job),
-                shape=Shape(message.model, message.height, message.width),
+                shape=Shape(model.name, model.slot, message.height, message.width),
                 input=model_input,
                 params=message.params,
                 enqueued_s=now_s,
@@ -147,54 +170,62 @@ class Worker:
             )
         )
 
-    def _dispatcher_for(self, model: str) -> Dispatcher:
-        if model not in self._bundles:
-            raise ModelNotFound(f"there is no model {model!r} here")
+    def _model_for(self, message: Predict) -> tuple[LoadedModel, Dispatcher]:
+        model = self._shelf.find(message.model, message.version)
         if self._phase is Phase.STARTING or self._dispatcher is None:
             raise Unavailable(self._reason, STARTING_RETRY_S)
-        if model in self._objections:
-            raise Unavailable(f"model {model!r} is not ready: {self._objections[model]}", STARTING_RETRY_S)
-        return self._dispatcher
+        if model.objection is not None:
+            raise Unavailable(f"model {model.name!r} is not ready: {model.objection}", STARTING_RETRY_S)
+        return model, self._dispatcher
+
+    def _control_models(self, sender: bytes, request: ControlRequest) -> None:
+        self._audience.heard(sender, self._audience.knows(sender))  # whoever asks hears of the change as well
+        try:
+            if self._phase is not Phase.READY or self._control is None:
+                raise Unavailable(self._reason, STARTING_RETRY_S)
+            self._control.take_in(sender, request)
+        except ConvMLPError as error:
+            self._post(self._door.fail(sender, request.job, error))
 
     async def _answer(self, receiver: bytes, job: int, done: Done) -> None:
         match done.result:
             case ConvMLPError() as error:
-                retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
-                await self._door.fail(receiver, job, error.code, error.detail, retry_after_s)
+                await self._door.fail(receiver, job, error)
             case output:
                 await self._door.answer(receiver, job, output, done.queue_s, done.infer_s)
 
-    def _state(self, *, with_catalogue: bool) -> State:
+    async def _announce(self) -> None:
+        """Tell every front-end what changed, before it asks."""
+        for front_end in self._audience.present():
+            await self._tell(front_end)
+
+    async def _tell(self, front_end: bytes) -> None:
+        served = self._shelf.served
+        knows = self._audience.knows(front_end)
         backlog_s = self._dispatcher.backlog_s() if self._dispatcher else STARTING_RETRY_S
-        configs = (bundle.config.model_dump_json() for bundle in self._bundles.values())
         device, precision = (self._runner.device, self._runner.precision) if self._runner else ("", "")
-        return State(
+        state = State(
             instance=self._instance,
             phase=self._phase,
             reason=self._reason,
             retry_after_s=backlog_s if self._phase is Phase.READY else STARTING_RETRY_S,
-            models=tuple(ModelState(name, name not in self._objections, device, precision) for name in self._bundles),
-            catalogue=tuple(configs) if with_catalogue else None,
+            models=tuple(ModelState(one.name, one.version, one.objection is None, device, precision) for one in served),
+            configs={one.version: one.config.model_dump_json() for one in served if one.version not in knows},
         )
+        self._audience.told(front_end, state.configs)
+        await self._door.tell(front_end, state)
 
-    async def _keep_checking(self, check: SelfCheck) -> None:
+    async def _keep_checking(self, keeper: Keeper) -> None:
+        interval_s = self._settings.self_check_interval_ms / 1000
+        pause_s = FIRST_RECHECK_S
         while True:
-            for model in self._bundles:
-                try:
-                    objection = await check.objection(model)
-                except Overloaded as busy:
-                    log.warning("self-check put off", model=model, reason=busy.detail)
-                    continue
-                if objection is None:
-                    self._objections.pop(model, None)
-                else:
-                    self._objections[model] = objection
-                    log.error("self-check failed", model=model, objection=objection)
-                self._metrics.model_ready(model, ready=objection is None)
-            if self._phase is Phase.STARTING and not self._objections:
+            proven = await keeper.check()
+            if self._phase is Phase.STARTING:
                 self._phase, self._reason = Phase.READY, "ready"
-                log.info("ready", models=list(self._bundles))
-            await asyncio.sleep(self._settings.self_check_interval_ms / 1000)
+                log.info("ready", models=[one.name for one in self._shelf.served if one.objection is None])
+                await self._announce()
+            await asyncio.sleep(interval_s if proven else min(pause_s, interval_s))
+            pause_s = FIRST_RECHECK_S if proven else min(2 * pause_s, interval_s)
 
     async def _watch_device(self) -> None:
         limit_s = self._settings.batch_timeout_ms / 1000
@@ -205,10 +236,13 @@ class Worker:
                 raise WorkerWedged(f"a batch has been running for {busy_s:.0f} s")
 
     async def _drain(self) -> None:
-        """Front-ends hear of it with their next heartbeat; what they sent before that is still answered."""
+        """Front-ends hear of it at once; what they sent before that is still answered."""
         self._phase, self._reason = Phase.DRAINING, "the worker is shutting down"
+        await self._announce()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
+                if self._control is not None:
+                    await self._control.close()
                 await asyncio.sleep(2 * self._settings.heartbeat_interval_ms / 1000)
                 if self._dispatcher is not None:
                     await self._dispatcher.finished()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ async def test_playground_answers(tmp_path: Path) -> None:
     """The sample, each task in turn: overlay, table, timings, command and JSON, with nothing from elsewhere."""
     async with open_rest() as rest, open_page(tmp_path) as page:
         await open_playground(page, rest)
+        for card in ("key-form", "command"):
+            assert await page.run(f"document.getElementById('{card}').offsetHeight") == 0
         await page.run("document.getElementById('sample').click()")
         for task, word in (("classify", "grey"), ("detect", "dog"), ("segment", "background")):
             await page.run(f"document.querySelector('input[value={task}]').click()")
@@ -62,6 +65,57 @@ async def test_playground_takes_a_file(tmp_path: Path) -> None:
         await pick(page, REFERENCE_PICTURE)
         await page.until(ANSWERED)
         assert REFERENCE_PICTURE.name in await page.run("document.getElementById('curl').textContent")
+
+
+async def test_playground_asks_for_a_key(tmp_path: Path) -> None:
+    """Behind a gate the page asks for a key, again after a wrong one, and then works; the tab alone remembers it."""
+    key = "0123456789abcdef"
+    (tmp_path / "keys").write_text(f"{key}\n", encoding="ascii")
+
+    async def give(page: Page, text: str) -> None:
+        await page.until("!document.getElementById('key-form').hidden")
+        await page.run(f"document.getElementById('key').value = '{text}'")
+        await page.run("document.querySelector('#key-form button').click()")
+
+    async with open_rest(api_keys_file=tmp_path / "keys") as rest, open_page(tmp_path) as page:
+        await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/")
+        await page.until("document.readyState === 'complete'")
+        await give(page, "not-this-one-at-all")
+        await page.until("document.getElementById('key-hint').textContent.includes('does not know that key')")
+        await give(page, key)
+        await page.until("document.getElementById('state').textContent === 'ready'")
+        await page.until("document.querySelectorAll('#model option').length > 0")
+        await page.run("document.getElementById('sample').click()")
+        await page.until(ANSWERED)
+        assert await page.run("document.getElementById('key-form').hidden")
+        curl = await page.run("document.getElementById('curl').textContent")
+        assert "Authorization: Bearer $CONVMLP_API_KEY" in curl
+        assert key not in await page.run("document.documentElement.outerHTML")
+        assert await page.run("Object.values(sessionStorage).length") == 1
+        assert await page.run("Object.values(localStorage).length") == 0
+
+
+async def test_playground_asks_again_for_a_key_that_ended(tmp_path: Path) -> None:
+    """A key that is taken away while the page is open leads to a new question, and the picture is asked about again."""
+    keys = tmp_path / "keys"
+    keys.write_text("0123456789abcdef\n", encoding="ascii")
+    async with open_rest(api_keys_file=keys) as rest, open_page(tmp_path) as page:
+        await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/")
+        await page.until("document.readyState === 'complete' && !document.getElementById('key-form').hidden")
+        await page.run("document.getElementById('key').value = '0123456789abcdef'")
+        await page.run("document.querySelector('#key-form button').click()")
+        await page.run("document.getElementById('sample').click()")
+        await page.until(ANSWERED)
+        keys.write_text("fedcba9876543210\n", encoding="ascii")
+        headers = {"Authorization": "Bearer fedcba9876543210"}
+        async with asyncio.timeout(20):
+            while (await rest.http.get("/models", headers=headers)).status_code != 200:
+                await asyncio.sleep(0.05)
+        await page.run("document.getElementById('ask').click()")
+        await page.until("!document.getElementById('key-form').hidden && document.getElementById('answer').hidden")
+        await page.run("document.getElementById('key').value = 'fedcba9876543210'")
+        await page.run("document.querySelector('#key-form button').click()")
+        await page.until(ANSWERED)
 
 
 async def test_reference_lists_every_operation(tmp_path: Path) -> None:

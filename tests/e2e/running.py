@@ -1,4 +1,4 @@
-"""Starts the real `convmlp serve` as a user would, on free ports, and reads its log."""
+"""Starts the real `convmlp serve`, or a part of it, as a user would, on free ports, and reads its log."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ START_TIMEOUT_S = 120.0
 
 @dataclass
 class RunningService:
-    """A supervisor process and what it said so far."""
+    """A process and what it said so far; `url` and `grpc_address` (HOST:PORT) are those of a whole service."""
 
     process: subprocess.Popen[str]
     lines: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
+    grpc_address: str = ""
     _fresh: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
 
     def read(self) -> None:
@@ -58,16 +59,24 @@ class RunningService:
 def running_service(*flags: str) -> Iterator[RunningService]:
     """`convmlp serve` with these flags, ready to answer; stopped gracefully at the end."""
     with started_service(*flags) as service:
-        service.url = service.wait_for("ready", role="supervisor")["url"]
+        ready = service.wait_for("ready", role="supervisor")
+        service.url, service.grpc_address = ready["url"], ready["grpc_address"]
         yield service
 
 
 @contextmanager
 def started_service(*flags: str) -> Iterator[RunningService]:
     """As `running_service`, but perhaps not ready yet."""
-    command = [sys.executable, "-m", "service.cli", "serve", "--http-port", "0", "--worker-metrics-port", "0"]
+    ports = ("--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0")
+    with started("serve", *ports, *flags) as service:
+        yield service
+
+
+@contextmanager
+def started(command: str, *flags: str) -> Iterator[RunningService]:
+    """`convmlp COMMAND` with these flags; told to stop at the end, if it still runs."""
     process = subprocess.Popen(
-        [*command, "--log-format", "json", *flags],
+        [sys.executable, "-m", "service.cli", command, "--log-format", "json", *flags],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -80,7 +80,7 @@ async def _seen(outcomes: list[tuple[float, int, str]], status: int) -> bool:
 async def test_sigterm_finishes_what_is_in_hand() -> None:
     """SIGTERM under load: every request that was sent before it is answered, and all processes end with status 0."""
     with running_service(*CLASSIFY_ONLY) as service:
-        pids = [service.pid_of(part) for part in ("worker-0", "rest-0")]
+        pids = [service.pid_of(part) for part in ("worker-0", "rest-0", "grpc-0")]
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
             assert (await client.post("/classify", content=PICTURE)).status_code == 200
             asked = [asyncio.create_task(client.post("/classify", content=PICTURE)) for _ in range(24)]
@@ -135,9 +135,9 @@ async def _requests(client: httpx.AsyncClient) -> float:
 
 
 async def test_nothing_outlives_a_killed_supervisor() -> None:
-    """kill -9 of the supervisor: worker and front-end end by themselves."""
+    """kill -9 of the supervisor: worker and front-ends end by themselves."""
     with running_service(*CLASSIFY_ONLY) as service:
-        pids = [service.pid_of(part) for part in ("worker-0", "rest-0")]
+        pids = [service.pid_of(part) for part in ("worker-0", "rest-0", "grpc-0")]
         assert all(is_alive(pid) for pid in pids)
         service.process.kill()
 

@@ -129,12 +129,13 @@ def oriented(upright: PIL.Image.Image, tag: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_front_end_never_carries_torch(service: RunningService) -> None:
+@pytest.mark.parametrize(("part", "module"), [("rest-0", "rest.main"), ("grpc-0", "rpc.main")])
+def test_a_front_end_never_carries_torch(service: RunningService, part: str, module: str) -> None:
     """The running front-end has no torch library mapped, and importing all of it does not load torch."""
-    maps = Path(f"/proc/{service.pid_of('rest-0')}/maps").read_text()
+    maps = Path(f"/proc/{service.pid_of(part)}/maps").read_text()
     assert "numpy" in maps
     assert "torch" not in maps
-    code = "import sys, service.frontend.rest.main; sys.exit('torch' in sys.modules)"
+    code = f"import sys, service.frontend.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

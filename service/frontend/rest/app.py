@@ -10,9 +10,13 @@ from starlette.exceptions import HTTPException
 from model.errors import ConvMLPError
 from model.types import Task
 from service.frontend.engine import Engine
+from service.frontend.gate import Gate
+from service.frontend.oip.http import open_inference
 from service.frontend.rest.catalogue import MetricsText, catalogue
 from service.frontend.rest.edge import Edge, instance_uri
 from service.frontend.rest.errors import error_response, problem, problem_response
+from service.frontend.rest.guard import Guard, add_security
+from service.frontend.rest.huggingface import huggingface
 from service.frontend.rest.openapi import SUMMARY, add_components, prediction_operation
 from service.frontend.rest.pages import pages
 from service.frontend.rest.predict import Predictions
@@ -28,7 +32,9 @@ Coordinates are pixels of the upright picture (EXIF orientation applied), origin
 `application/problem+json` (RFC 9457); where trying again may help, `Retry-After` says when."""
 
 
-def create_app(engine: Engine, settings: Settings, metrics: FrontEndMetrics, metrics_text: MetricsText) -> FastAPI:
+def create_app(
+    engine: Engine, gate: Gate, settings: Settings, metrics: FrontEndMetrics, metrics_text: MetricsText
+) -> FastAPI:
     """The application. `metrics_text` gives the body and the media type of `/metrics`."""
     app = FastAPI(
         title="ConvMLP Serving",
@@ -39,8 +45,9 @@ def create_app(engine: Engine, settings: Settings, metrics: FrontEndMetrics, met
         redirect_slashes=False,
         exception_handlers={ConvMLPError: _domain_error, HTTPException: _http_error},
     )
-    app.add_middleware(Edge)
-    predictions = Predictions(engine, settings, metrics)
+    app.add_middleware(Guard, gate=gate, metrics=metrics)
+    app.add_middleware(Edge)  # the last one added is the outermost
+    predictions = Predictions(engine, gate, settings, metrics)
     for task in Task:
         app.add_api_route(
             f"/{task.value}",
@@ -51,9 +58,13 @@ def create_app(engine: Engine, settings: Settings, metrics: FrontEndMetrics, met
             openapi_extra=prediction_operation(task, settings),
             response_class=Response,
         )
+    app.include_router(huggingface(engine, settings, metrics))
+    app.include_router(open_inference(engine, settings, metrics, gate))
     app.include_router(catalogue(engine, metrics_text))
     app.include_router(pages())
     app.openapi = add_components(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    if gate.needs_key:
+        app.openapi = add_security(app)  # type: ignore[method-assign]
     return app
 
 

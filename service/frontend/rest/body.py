@@ -45,17 +45,13 @@ async def read_uploads(request: Request, settings: Settings, take: Callable[[int
         Overloaded: `take` found no room.
         ClientDisconnect: the client left before the end.
     """
-    _refuse_early(request, settings)
-    chunks = _counted(request, settings, take)
     media_type, options = parse_options_header(request.headers.get("content-type"))
     if media_type == b"multipart/form-data":
         form = FormImages(options.get(b"boundary", b""), settings.max_images)
-        async for chunk in chunks:
+        async for chunk in _chunks(request, settings, take):
             form.feed(chunk)
         return [*form.finish()]
-    parts = [chunk async for chunk in chunks]
-    body = b"".join(parts)
-    parts.clear()
+    body = await read_body(request, settings, take)
     if not body:
         raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
     if media_type == b"application/json" and body.lstrip()[:1] in _JSON_STARTS:
@@ -66,13 +62,22 @@ async def read_uploads(request: Request, settings: Settings, take: Callable[[int
 _JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
 
 
-def _refuse_early(request: Request, settings: Settings) -> None:
+async def read_body(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
+    """The whole body as it came. `take` is told of the bytes of each chunk.
+
+    Raises:
+        ImageTooLarge: more bytes than one request may have.
+        Overloaded: `take` found no room.
+        ClientDisconnect: the client left before the end.
+    """
+    parts = [chunk async for chunk in _chunks(request, settings, take)]
+    return b"".join(parts)
+
+
+async def _chunks(request: Request, settings: Settings, take: Callable[[int], None]) -> AsyncIterator[bytes]:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > settings.max_request_bytes:
         raise _too_long(settings)
-
-
-async def _counted(request: Request, settings: Settings, take: Callable[[int], None]) -> AsyncIterator[bytes]:
     total = 0
     async for chunk in request.stream():
         total += len(chunk)
@@ -98,15 +103,16 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
     if (document.image is None) == (document.images is None):
         raise BadRequest(f"the JSON body must have either `image` or `images`; {HOW_TO_SEND}")
     if document.images is None:
-        return [_from_base64(document.image or "", "image")]
+        return [from_base64(document.image or "", "image")]
     if not document.images:
         raise BadRequest("the JSON body's `images` is empty; give at least one image")
     if len(document.images) > max_images:
         raise too_many_images(max_images)
-    return [_from_base64(text, f"images[{at}]") for at, text in enumerate(document.images)]
+    return [from_base64(text, f"images[{at}]") for at, text in enumerate(document.images)]
 
 
-def _from_base64(text: str, name: str) -> Upload:
+def from_base64(text: str, name: str) -> Upload:
+    """The bytes of base64 or of a `data:` URL; `name` says in an error where in the JSON body it stood."""
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):

@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import time
-import uuid
-from dataclasses import dataclass
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import INTERNAL_DETAIL, Internal, Unavailable
+from service.frontend.exchange import Exchange
 from service.frontend.rest.errors import error_response, instance_of
-from service.types import Timings
 
 LINGER_S = 5.0
 LINGER_BYTES = 256 * 2**20
 """How long, and for how much, the rest of a refused body is read and dropped, so that its sender sees the answer."""
 
-SANE_ID = re.compile(r"[\x20-\x7e]{1,128}")
-STAGES = ("decode", "queue", "infer", "post")
 _SCOPE_KEY = "convmlp.exchange"
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Exchange:
-    """One request and its answer. `timings` is set by whoever predicts."""
-
-    request_id: str
-    started_s: float
-    timings: Timings | None = None
-
-    def server_timing(self) -> str:
-        """The header's value, durations in ms; with several images each stage is its slowest image's."""
-        durations = {} if self.timings is None else {stage: getattr(self.timings, stage) for stage in STAGES}
-        durations["total"] = time.monotonic() - self.started_s
-        return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in durations.items())
 
 
 def exchange_of(request: Request) -> Exchange:
@@ -62,8 +41,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        given = request.headers.get("x-request-id", "")
-        exchange = Exchange(given if SANE_ID.fullmatch(given) else uuid.uuid4().hex, time.monotonic())
+        exchange = Exchange.begin(request.headers.get("x-request-id", ""))
         scope[_SCOPE_KEY] = exchange
         pipe = _Pipe(request, exchange, receive, send)
         try:

@@ -6,11 +6,12 @@ import asyncio
 
 import structlog
 
+from service.frontend.keys import KeysUnusable
 from service.frontend.process import open_front_end
 from service.frontend.rest.app import create_app
 from service.frontend.rest.server import serve
 from service.metrics import exposition
-from service.process import EXIT_CONFIG, inherited_listener, open_listener, run_process
+from service.process import EXIT_CONFIG, inherited_socket, open_listener, run_process
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -23,13 +24,23 @@ def run_rest(settings: Settings) -> int:
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
-        listener = inherited_listener() or open_listener(settings.host, settings.http_port)
+        listener = inherited_socket() or open_listener(settings.host, settings.http_port)
     except OSError as error:
         log.error("cannot listen", host=settings.host, port=settings.http_port, error=error.strerror)
         return EXIT_CONFIG
-    async with open_front_end(settings) as front_end:
-        app = create_app(front_end.engine, settings, front_end.metrics, lambda: exposition(front_end.registry))
-        host, port = listener.getsockname()[:2]
-        log.info("listening", url=f"http://{host}:{port}")
-        await serve(app, [listener], stop, settings.drain_timeout_ms / 1000)
+    try:
+        async with open_front_end(settings) as front_end:
+            app = create_app(
+                front_end.engine,
+                front_end.gate,
+                settings,
+                front_end.metrics,
+                lambda: exposition(front_end.registry),
+            )
+            host, port = listener.getsockname()[:2]
+            log.info("listening", url=f"http://{host}:{port}")
+            await serve(app, [listener], stop, settings.drain_timeout_ms / 1000)
+    except KeysUnusable as error:
+        log.error("cannot read the API keys", error=str(error))
+        return EXIT_CONFIG
     return 0

@@ -16,6 +16,7 @@ from service.errors import Forbidden
 from service.frontend.rest.accept import Medium
 from service.frontend.rest.catalogue import problem_content
 from service.frontend.rest.errors import ERROR_TABLE
+from service.frontend.rest.huggingface_schemas import ELEMENT_OF_TASK, PARAMETERS_OF_TASK
 from service.frontend.rest.query import PARAMETERS
 from service.frontend.rest.schemas import RESULT_OF_TASK, ImageError
 from service.settings import Settings
@@ -43,9 +44,9 @@ def prediction_operation(task: Task, settings: Settings) -> dict[str, Any]:
     """What FastAPI merges into the operation of `POST /<task>`."""
     return {
         "operationId": task.value,
-        "parameters": [*_query_parameters(task), *_header_parameters(settings)],
+        "parameters": [*_query_parameters(task), *header_parameters(settings)],
         "requestBody": _body(settings),
-        "responses": {"200": _answer(task), **_errors()},
+        "responses": {"200": _answer(task), **error_answers()},
     }
 
 
@@ -70,7 +71,8 @@ def _query_parameters(task: Task) -> list[dict[str, Any]]:
     ]
 
 
-def _header_parameters(settings: Settings) -> list[dict[str, Any]]:
+def header_parameters(settings: Settings) -> list[dict[str, Any]]:
+    """The request headers that every prediction reads."""
     most = settings.request_timeout_ms
     return [
         {
@@ -132,7 +134,8 @@ def _answer(task: Task) -> dict[str, Any]:
     }
 
 
-def _errors() -> dict[str, Any]:
+def error_answers() -> dict[str, Any]:
+    """A prediction's `responses` for each status of the error table."""
     titles: dict[int, list[str]] = {}
     for kind, row in ERROR_TABLE.items():
         if kind is Forbidden:  # no prediction is forbidden, only changing what is served
@@ -144,7 +147,7 @@ def _errors() -> dict[str, Any]:
 
 
 def _components() -> dict[str, Any]:
-    structs = [ImageError, *RESULT_OF_TASK.values()]
+    structs = [ImageError, *RESULT_OF_TASK.values(), *PARAMETERS_OF_TASK.values(), *ELEMENT_OF_TASK.values()]
     _, components = msgspec.json.schema_components(structs, ref_template=REF)
     for task, result in RESULT_OF_TASK.items():
         items = [{"$ref": REF.format(name=name)} for name in (result.__name__, "ImageError")]

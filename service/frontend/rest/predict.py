@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
@@ -15,21 +13,24 @@ from model.bundle import BundleConfig
 from model.decode import decode
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.types import Result, SegmentResult, Task
-from service.errors import BadParameter, BadRequest, DeadlineExceeded
+from service.errors import BadParameter, BadRequest
 from service.frontend.engine import Engine
+from service.frontend.exchange import STAGES
+from service.frontend.gate import Gate
 from service.frontend.outcome import counted, reply_or_error
 from service.frontend.render import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.rest.accept import Medium, negotiate
 from service.frontend.rest.body import Upload, read_uploads
-from service.frontend.rest.edge import STAGES, exchange_of, instance_uri
+from service.frontend.rest.edge import exchange_of, instance_uri
 from service.frontend.rest.errors import problem_of
+from service.frontend.rest.guard import caller_of
 from service.frontend.rest.query import Query, View, read_query, read_timeout_ms
 from service.frontend.rest.schemas import encode_answer, encode_error, encode_result
+from service.frontend.rest.waiting import in_time, unless_gone
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
 from service.types import PredictRequest, Reply, Timings
 
-T = TypeVar("T")
 Outcome = Reply[bytes] | ConvMLPError
 
 FAULTS_OF_AN_IMAGE = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest)
@@ -53,8 +54,9 @@ class Ask:
 
 
 class Predictions:
-    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics) -> None:
+    def __init__(self, engine: Engine, gate: Gate, settings: Settings, metrics: FrontEndMetrics) -> None:
         self._engine = engine
+        self._gate = gate
         self._settings = settings
         self._metrics = metrics
         self._limits = settings.decode_limits
@@ -75,21 +77,15 @@ class Predictions:
             ask = Ask(self._engine.resolve(task, query.model), query, medium, deadline_s)
             count_for(ask.config.name)
             with self._engine.body_budget() as take:
-                uploads = await self._read(request, take, deadline_s)
+                uploads = await in_time(read_uploads(request, self._settings, take), deadline_s)
+                self._gate.charge(caller_of(request), len(uploads) - 1)
                 if medium is not Medium.JSON and len(uploads) > 1:
                     raise BadParameter(
                         f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
                         f"or accept {Medium.JSON}"
                     )
-                outcomes = await _unless_gone(request, self._predict_all(request, ask, uploads))
+                outcomes = await unless_gone(request, self._predict_all(request, ask, uploads))
             return _response(request, ask, outcomes)
-
-    async def _read(self, request: Request, take: Callable[[int], None], deadline_s: float) -> list[Upload]:
-        try:
-            async with asyncio.timeout(deadline_s - time.monotonic()):
-                return await read_uploads(request, self._settings, take)
-        except TimeoutError:
-            raise DeadlineExceeded("the request's deadline passed before its body had come") from None
 
     async def _predict_all(self, request: Request, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
         request_id = exchange_of(request).request_id
@@ -134,27 +130,3 @@ def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Respon
         for at, outcome in enumerate(outcomes)
     ]
     return Response(encode_answer(ask.config, results), headers=headers, media_type=ask.medium)
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. If the caller leaves first the work is cancelled, which withdraws its jobs.
-
-    Raises:
-        ClientDisconnect: the caller left.
-    """
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,10 +12,19 @@ from urllib.parse import parse_qsl
 from model.postprocess.encode import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
+from service.frontend.parameters import (
+    DEFAULT_MASK_FORMAT,
+    DEFAULTS,
+    MAX_DETECTIONS,
+    MAX_MODEL_NAME,
+    SCORE_THRESHOLD,
+    TOP_K,
+    Range,
+    asked,
+)
 
 MAX_FIELDS = 32
-MAX_MODEL_NAME = 64
-DEFAULTS = QueryParams()
+TIMEOUT_MS = Range("a whole number", 1, 10**9)
 
 
 class View(StrEnum):
@@ -49,14 +58,9 @@ def read_query(task: Task, query_string: bytes) -> Query:
         BadParameter: a parameter is unknown, not of this task, given twice, unparsable or out of its range.
     """
     values = {name: _parsed(name, text) for name, text in _fields(task, query_string).items()}
-    mask_format = values.get("mask_format", MaskFormat.RLE)
-    params = QueryParams(
-        top_k=values.get("top_k", DEFAULTS.top_k),
-        score_threshold=values.get("score_threshold"),
-        max_detections=values.get("max_detections", DEFAULTS.max_detections),
-        masks=values.get("masks", True) and mask_format is not MaskFormat.NONE,
-    )
-    return Query(values.get("model"), params, mask_format if params.masks else MaskFormat.NONE, values.get("view"))
+    view = values.pop("view", None)
+    meant = asked(**values)
+    return Query(meant.model, meant.params, meant.mask_format, view)
 
 
 def read_timeout_ms(header: str | None) -> int | None:
@@ -67,10 +71,10 @@ def read_timeout_ms(header: str | None) -> int | None:
     """
     if header is None:
         return None
-    try:
-        return _whole_number(1, 10**9)(header.strip())
-    except ValueError as error:
-        raise BadParameter(f"the header X-Request-Timeout-Ms is {_shown(header)}; expected {error}") from None
+    milliseconds = _digits(header.strip())
+    if milliseconds is None or milliseconds not in TIMEOUT_MS:
+        raise BadParameter(f"the header X-Request-Timeout-Ms is {_shown(header)}; expected {TIMEOUT_MS}")
+    return milliseconds
 
 
 def _fields(task: Task, query_string: bytes) -> dict[str, str]:
@@ -89,7 +93,7 @@ def _fields(task: Task, query_string: bytes) -> dict[str, str]:
             why = "does not belong to" if name in PARAMETERS else "is unknown to"
             raise BadParameter(f"parameter {_shown(name)} {why} /{task}; it takes {', '.join(known)}")
         if name in fields:
-            raise BadParameter(f"parameter {name!r} is given twice; give it once")
+            raise BadParameter(f"parameter {name!r} is given twice; give it once", name)
         fields[name] = text
     return fields
 
@@ -98,32 +102,36 @@ def _parsed(name: str, text: str) -> Any:  # noqa: ANN401  (each parameter has a
     try:
         return PARAMETERS[name].parse(text)
     except ValueError as error:
-        raise BadParameter(f"parameter {name!r} is {_shown(text)}; expected {error}") from None
+        raise BadParameter(f"parameter {name!r} is {_shown(text)}; expected {error}", name) from None
 
 
 def _shown(text: str) -> str:
     return ascii(text if len(text) <= 80 else f"{text[:80]}…")
 
 
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
+def _digits(text: str) -> int | None:
+    # `int` alone would take "1_0", " 7 " and digits of other scripts.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+
+
+def _whole_number(allowed: Range) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        # `int` alone would take "1_0", " 7 " and digits of other scripts.
-        if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
-            raise ValueError(f"a whole number from {low} to {high}")
-        return int(text)
+        value = _digits(text)
+        if value is None:
+            raise ValueError(str(allowed))
+        return value
 
     return parse
 
 
-def _fraction(text: str) -> float:
-    expected = ValueError("a number from 0 to 1")
-    try:
-        value = float(text) if text.isascii() and "_" not in text else math.nan
-    except ValueError:
-        raise expected from None
-    if not 0 <= value <= 1:  # NaN fails this as well
-        raise expected
-    return value
+def _number(allowed: Range) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if text.isascii() and "_" not in text:
+            with contextlib.suppress(ValueError):
+                return float(text)
+        raise ValueError(str(allowed))
+
+    return parse
 
 
 def _truth(text: str) -> bool:
@@ -143,35 +151,34 @@ def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
     return parse
 
 
-def _name(text: str) -> str:
-    if not 0 < len(text) <= MAX_MODEL_NAME:
-        raise ValueError(f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /models)")
-    return text
-
-
 PARAMETERS: dict[str, Parameter] = {
     "model": Parameter(
         "Which model answers; the task's default model if left out.",
         {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
-        _name,
+        str,
         frozenset(Task),
     ),
     "top_k": Parameter(
         "How many labels, the best first.",
-        {"type": "integer", "minimum": 1, "maximum": 1000, "default": DEFAULTS.top_k},
-        _whole_number(1, 1000),
+        {"type": "integer", "minimum": TOP_K.low, "maximum": TOP_K.high, "default": DEFAULTS.top_k},
+        _whole_number(TOP_K),
         frozenset({Task.CLASSIFY}),
     ),
     "score_threshold": Parameter(
         "Detections with a score above it are told; the model's own threshold if left out.",
-        {"type": "number", "minimum": 0, "maximum": 1},
-        _fraction,
+        {"type": "number", "minimum": SCORE_THRESHOLD.low, "maximum": SCORE_THRESHOLD.high},
+        _number(SCORE_THRESHOLD),
         frozenset({Task.DETECT}),
     ),
     "max_detections": Parameter(
         "At most so many detections, the best first.",
-        {"type": "integer", "minimum": 1, "maximum": 1000, "default": DEFAULTS.max_detections},
-        _whole_number(1, 1000),
+        {
+            "type": "integer",
+            "minimum": MAX_DETECTIONS.low,
+            "maximum": MAX_DETECTIONS.high,
+            "default": DEFAULTS.max_detections,
+        },
+        _whole_number(MAX_DETECTIONS),
         frozenset({Task.DETECT}),
     ),
     "masks": Parameter(
@@ -182,7 +189,7 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "mask_format": Parameter(
         "How a mask is written: COCO's compressed RLE, a base64 PNG of 0 and 255, or polygons.",
-        {"type": "string", "enum": list(MaskFormat), "default": MaskFormat.RLE},
+        {"type": "string", "enum": list(MaskFormat), "default": DEFAULT_MASK_FORMAT},
         _one_of(MaskFormat),
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),

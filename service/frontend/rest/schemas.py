@@ -104,7 +104,7 @@ class ImageError(msgspec.Struct, frozen=True):
     error: Problem
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True):
     """Its results are JSON already: each was encoded in a thread of its own."""
 
     model: str
@@ -124,14 +124,14 @@ def encode_error(problem: Problem) -> bytes:
 
 def encode_answer(config: BundleConfig, results: Sequence[bytes]) -> bytes:
     """The whole answer, of the model of `config`, around results that are encoded already."""
-    return msgspec.json.encode(_Answer(config.name, config.task, [msgspec.Raw(result) for result in results]))
+    return msgspec.json.encode(Answer(config.name, config.task, [msgspec.Raw(result) for result in results]))
 
 
 def _item(result: Result, mask_format: MaskFormat) -> Classification | Detections | Segmentation:
     image = ImageSize(result.size.width, result.size.height)
     match result:
         case ClassifyResult(labels=labels):
-            return Classification(image, [LabelItem(row.label, row.index, _score(row.score)) for row in labels])
+            return Classification(image, [LabelItem(row.label, row.index, rounded_score(row.score)) for row in labels])
         case DetectResult(size=size, detections=detections):
             return Detections(
                 image,
@@ -139,7 +139,7 @@ def _item(result: Result, mask_format: MaskFormat) -> Classification | Detection
                     DetectionItem(
                         row.label,
                         row.index,
-                        _score(row.score),
+                        rounded_score(row.score),
                         _box(row.box),
                         _mask(encode_detection(row, size, mask_format)),
                     )
@@ -159,7 +159,8 @@ def _item(result: Result, mask_format: MaskFormat) -> Classification | Detection
             assert_never(result)
 
 
-def _score(score: float) -> float:
+def rounded_score(score: float) -> float:
+    """Six significant digits of it."""
     return float(f"{score:.6g}")
 
 

@@ -3,6 +3,7 @@
 
 const TASKS = { classify: "Classify", detect: "Detect", segment: "Segment" };
 const JSON_SHOWN = 20_000;
+const KEY = "convmlp-api-key";
 
 const PARAMETERS = {
   classify: [{ name: "top_k", label: "Labels", min: 1, max: 1000, step: 1, value: "5" }],
@@ -77,12 +78,39 @@ function showModelHint() {
   element("model-hint").textContent = `${model.labels.length} classes${measured}`;
 }
 
+// A request with the key that was typed in, if any. It is kept until the tab is closed.
+function call(path, { headers, ...options } = {}) {
+  const key = sessionStorage.getItem(KEY);
+  return fetch(path, { ...options, headers: key ? { ...headers, Authorization: `Bearer ${key}` } : headers });
+}
+
+function askForKey() {
+  const refused = sessionStorage.getItem(KEY) !== null;
+  element("state").textContent = "an API key is needed";
+  element("key-hint").textContent = refused ? "The service does not know that key." : "The service answers those who have one.";
+  element("key-form").hidden = false;
+  element("key").focus();
+}
+
+function useKey(event) {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, element("key").value);
+  element("key").value = "";
+  element("key-form").hidden = true;
+  learnState();
+  ask();
+}
+
 async function learnState() {
   try {
     const ready = await fetch("readyz");
     const said = await ready.json();
     element("state").textContent = ready.ok ? "ready" : `not ready: ${said.detail}`;
-    const models = await fetch("models");
+    const models = await call("models");
+    if (models.status === 401) {
+      askForKey();
+      return;
+    }
     if (models.ok) {
       state.models = (await models.json()).models;
       showModels();
@@ -150,7 +178,8 @@ function showTimings(header) {
 
 function showCommand(path) {
   const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
-  element("curl").textContent = `curl --data-binary ${quoted(`@${state.name}`)} ${quoted(new URL(path, document.baseURI).href)}`;
+  const key = sessionStorage.getItem(KEY) ? '-H "Authorization: Bearer $CONVMLP_API_KEY" ' : "";
+  element("curl").textContent = `curl ${key}--data-binary ${quoted(`@${state.name}`)} ${quoted(new URL(path, document.baseURI).href)}`;
   element("command").hidden = false;
 }
 
@@ -166,12 +195,16 @@ async function ask() {
   const asking = new AbortController();
   state.asking = asking;
   const path = task() + query();
-  const post = (accept) => fetch(path, { method: "POST", body: state.photograph, headers: { Accept: accept }, signal: asking.signal });
+  const post = (accept) => call(path, { method: "POST", body: state.photograph, headers: { Accept: accept }, signal: asking.signal });
   hideAnswer();
   element("picture").classList.add("busy");
   try {
     const [json, drawn] = await Promise.all([post("application/json"), post("image/webp")]);
     const problem = (await problemOf(json)) ?? (await problemOf(drawn));
+    if (json.status === 401) {
+      askForKey();
+      return;
+    }
     if (problem) {
       showProblem(problem.title, problem.detail);
       showCommand(path);
@@ -201,6 +234,7 @@ function choose(blob, name) {
 
 function listen() {
   const drop = element("drop");
+  element("key-form").addEventListener("submit", useKey);
   element("form").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
   element("file").addEventListener("change", ({ target }) => { if (target.files[0]) choose(target.files[0], target.files[0].name); });
   element("sample").addEventListener("click", async () => choose(await (await fetch("web/sample.jpg")).blob(), "sample.jpg"));

@@ -100,10 +100,10 @@ def make_integer(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (drop_head, "missing: head.bias"),
-        (add_tensor, "unexpected: tail.bias"),
-        (widen_head, r"wrong shape: head.bias \(file \(6,\), network \(5,\)\)"),
-        (make_integer, r"wrong type: head.bias \(torch.int64\)"),
+        (drop_head, r"head\.bias is missing"),
+        (add_tensor, r"tail\.bias is none of its tensors"),
+        (widen_head, r"head\.bias is float \(6,\), expected float \(5,\)"),
+        (make_integer, r"head\.bias is integer \(5,\), expected float \(5,\)"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: object, words: str) -> None:

@@ -142,6 +142,20 @@ async def test_save_draws_several_into_a_folder(rest: Rest, files: list[str], tm
         assert drawn.read_bytes() == await body(rest, "/segment", [file], "image/png")
 
 
+async def test_what_is_drawn_does_not_depend_on_how_json_writes_masks(
+    rest: Rest, files: list[str], tmp_path: Path
+) -> None:
+    """`--mask-format` is for `--json`; only without masks is a drawing another one."""
+    drawn = []
+    for flags in ([], ["--mask-format", "polygon"], ["--mask-format", "none"], ["--no-masks"]):
+        target = tmp_path / "drawn.png"
+        ran = await convmlp("segment", files[0], *flags, "--save", str(target), "--url", url(rest))
+        assert (ran.status, ran.err) == (0, "")
+        drawn.append(target.read_bytes())
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2] == drawn[3]
+
+
 async def test_what_fails_for_all_is_told_once(rest: Rest, files: list[str]) -> None:
     """A model that is not there is the service's word, once, whatever the number of images."""
     ran = await convmlp("classify", *files, "--model", "nobody", "--url", url(rest))
@@ -193,7 +207,8 @@ async def test_nobody_there_is_told_in_words(files: list[str]) -> None:
     ran = await convmlp("classify", *files, "--json", "--url", "http://127.0.0.1:1")
     assert (ran.status, ran.out) == (1, b"")
     assert len(ran.err.splitlines()) == 1
-    assert "nothing answers at http://127.0.0.1:1; start `convmlp serve`" in ran.err
+    assert "no connection to http://127.0.0.1:1: " in ran.err
+    assert "; start `convmlp serve`, name another --url, or use --local" in ran.err
 
 
 @pytest.mark.parametrize(

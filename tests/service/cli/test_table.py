@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import pytest
 
+from convmlp_client.geometry import ImageSize
+from convmlp_client.results import Classification, Label, Meta, Task
 from service.cli.answer_table import print_answer
 from service.cli.table import left, print_rows, right
-from service.frontend.rest.schemas import Classification, ImageSize, LabelItem
 
 
 def test_names_and_labels_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Control characters and broken UTF-8 are replaced; what looks like markup or an emoji is plain text."""
-    result = Classification(ImageSize(4, 3), [LabelItem("[red]:cat:\x1b[31m\r\n", 0, 0.5)])
-    print_answer("a\x1b]0;title\x07\udcff.png", "model", result)
+    labels = (Label("[red]:cat:\x1b[31m\r\n", 0, 0.5),)
+    result = Classification(ImageSize(4, 3), labels, Meta("model", Task.CLASSIFY))
+    print_answer("a\x1b]0;title\x07\udcff.png", result)
     title, _, row = capsys.readouterr().out.splitlines()
     assert title == "a\ufffd]0;title\ufffd\ufffd.png  4 x 3  model"
     assert row == "[red]:cat:\ufffd[31m\ufffd\ufffd  0.5000"

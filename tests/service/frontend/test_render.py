@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from convmlp_client.drawing import BACKGROUND
 from model.types import (
     BoolArray,
     Box,
@@ -23,11 +23,9 @@ from model.types import (
     SoftMask,
 )
 from service.frontend.render import (
-    BACKGROUND,
     MAX_OVERLAY_PIXELS,
     MAX_OVERLAY_SIDE,
     PictureFormat,
-    colour_of,
     encode_label_map,
     encode_picture,
     render,
@@ -99,28 +97,6 @@ def test_nothing_found_draws_nothing() -> None:
         assert np.array_equal(render(image, result).pixels, image.pixels)
 
 
-def test_box_is_drawn_where_it_is() -> None:
-    """A box's outline lies on its edges and leaves inside and outside alone."""
-    image = grey(400, 600)
-    drawn = render(image, DetectResult(image.size, (detection(Box(100, 150, 300, 350), index=1),)))
-    colour = np.array(colour_of(1))
-    for y, x in ((250, 100), (250, 299), (349, 200), (151, 290)):
-        assert np.array_equal(drawn.pixels[y, x], colour), (y, x)
-    assert not changed(image, drawn)[170:330, 120:280].any()
-    assert not changed(image, drawn)[360:].any()
-    assert not changed(image, drawn)[:, 310:].any()
-
-
-def test_tag_stays_within_the_picture() -> None:
-    """The label of a box at the picture's corner or edge is moved, not cut."""
-    whole = Box(0, 0, 600, 400)
-    for box in (whole, Box(590, 0, 600, 10), Box(590, 390, 600, 400), Box(0, 390, 10, 400)):
-        image = grey(400, 600)
-        drawn = render(image, DetectResult(image.size, (detection(box),)))
-        text = np.all(drawn.pixels < 60, axis=2) | np.all(drawn.pixels > 195, axis=2)
-        assert text.sum() > 60
-
-
 def test_mask_tints_its_pixels_only() -> None:
     """A mask's half is tinted and the other half is not."""
     image = grey(400, 600)
@@ -129,14 +105,6 @@ def test_mask_tints_its_pixels_only() -> None:
     tinted = changed(image, drawn)
     assert tinted[130:270, 110:290].all()
     assert not tinted[130:270, 310:490].any()
-
-
-def test_the_best_detection_lies_on_top() -> None:
-    """Where boxes cover each other the outline of the better one is seen."""
-    box = Box(100, 100, 200, 200)
-    image = grey(400, 600)
-    drawn = render(image, DetectResult(image.size, (detection(box, index=3), detection(box, index=4))))
-    assert np.array_equal(drawn.pixels[150, 100], colour_of(3))
 
 
 def test_segments_are_tinted_and_background_is_not() -> None:
@@ -175,24 +143,6 @@ def test_very_large_pictures_are_scaled_down(size: Size) -> None:
     assert (drawn.pixels[height - 5, width // 2] == 120).all()
     segments = render(image, segmentation(np.ones((size.height, size.width), np.uint8), ("a", "b")))
     assert segments.pixels.shape == drawn.pixels.shape
-
-
-def test_lines_grow_with_the_picture() -> None:
-    """An outline is as easy to see in a large picture as in a small one."""
-    widths = []
-    for side in (200, 2000):
-        image = grey(side, side)
-        box = Box(side / 4, side / 4, side / 2, side / 2)
-        row = changed(image, render(image, DetectResult(image.size, (detection(box),))))[round(side * 0.4)]
-        widths.append(row[: round(side * 0.37)].sum())
-    assert widths[1] >= 3 * widths[0]
-
-
-def test_colours_of_neighbours_are_far_apart() -> None:
-    """The first classes, which most models have, are told apart at a glance, and no colour changes."""
-    colours = [np.array(colour_of(index)) for index in range(10)]
-    assert min(np.abs(a - b).sum() for a, b in itertools.combinations(colours, 2)) > 60
-    assert colour_of(3) == colour_of(3)
 
 
 @pytest.mark.parametrize(("form", "name"), list(zip(PictureFormat, ("PNG", "JPEG", "WEBP"), strict=True)))

@@ -13,6 +13,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from model.bundle import BundleConfig
 from model.types import (
     ClassifyOutput,
     DetectOutput,
@@ -24,11 +25,12 @@ from model.types import (
     Size,
     Task,
 )
-from service.errors import DeadlineExceeded, ModelNotFound, Unavailable
+from service.errors import DeadlineExceeded, Unavailable
 from service.settings import Settings
-from service.wire.channel import WorkerAnswer, WorkerChannel
+from service.wire.channel import NO_WORKER, WorkerAnswer, WorkerChannel
 from service.wire.door import Door
 from service.wire.messages import PROTOCOL, Hello, ModelState, Phase, Predict, State, encode
+from service.worker.shelf import shelved
 from tests.fakes import fake_answer, fake_bundle, fake_worker
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
@@ -52,7 +54,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def ask(channel: WorkerChannel, model: str, level: int = 1, seconds: float = 20.0) -> WorkerAnswer:
-    return await channel.predict("r", model, picture(level), QueryParams(), time.monotonic() + seconds)
+    return await channel.predict(
+        "r", config_of(channel, model), picture(level), QueryParams(), time.monotonic() + seconds
+    )
+
+
+def config_of(channel: WorkerChannel, model: str) -> BundleConfig:
+    return next(status.config for status in channel.models() or () if status.config.name == model)
 
 
 def assert_equal(found: RawOutput, expected: RawOutput) -> None:
@@ -87,7 +95,8 @@ async def test_empty_detections_arrive() -> None:
     async with fake_worker(SETTINGS, tasks=[Task.DETECT]) as worker, channel_to(worker.address) as channel:
         await until(lambda: channel.readiness().ready)
         params = QueryParams(score_threshold=1.0)
-        answer = await channel.predict("r", "fake_detect", picture(3), params, time.monotonic() + 20)
+        config = config_of(channel, "fake_detect")
+        answer = await channel.predict("r", config, picture(3), params, time.monotonic() + 20)
         assert isinstance(answer.output, DetectOutput)
         assert answer.output.boxes.shape == (0, 4)
 
@@ -96,24 +105,23 @@ async def test_the_front_end_learns_what_is_served() -> None:
     """The worker's bundles' configs reach the front-end complete, in the worker's order."""
     async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
         await until(lambda: channel.readiness().ready)
-        assert [status.config for status in channel.models()] == [fake_bundle(task).config for task in Task]
-        assert {status.ready for status in channel.models()} == {True}
+        models = channel.models()
+        assert models is not None
+        assert [status.config for status in models] == [fake_bundle(task).config for task in Task]
+        assert {status.ready for status in models} == {True}
 
 
-async def test_without_a_worker_a_request_fails_at_once() -> None:
+async def test_without_a_worker_a_request_fails_at_once(tmp_path: Path) -> None:
     """No worker: Unavailable without waiting, and nothing is kept in line for later."""
-    async with channel_to("ipc:///tmp/convmlp-test-nobody-is-here") as channel:
-        assert not channel.readiness().ready
-        with pytest.raises(Unavailable):
+    address = f"ipc://{tmp_path}/w"
+    async with channel_to(address) as channel:
+        async with fake_worker(SETTINGS, address):
+            await until(lambda: channel.readiness().ready)
+        await until(lambda: channel.readiness().reason == NO_WORKER)
+        with pytest.raises(Unavailable, match=NO_WORKER):
             await ask(channel, "fake_classify")
-
-
-async def test_an_unknown_model_is_an_error_of_its_own() -> None:
-    """A model that the worker does not have is refused by name."""
-    async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
-        await until(lambda: channel.readiness().ready)
-        with pytest.raises(ModelNotFound, match="nonesuch"):
-            await ask(channel, "nonesuch")
+        with pytest.raises(Unavailable, match=NO_WORKER):
+            await channel.repository(time.monotonic() + 20)
 
 
 async def test_a_deadline_ends_the_wait_and_withdraws_the_job() -> None:
@@ -190,7 +198,7 @@ async def test_garbage_does_not_end_a_worker() -> None:
             stranger.connect(worker.address)
             await stranger.send_multipart([b"\xff\xfe garbage"])
             await stranger.send_multipart([b""])
-            await stranger.send_multipart([encode(Hello(PROTOCOL + 1, None))])
+            await stranger.send_multipart([encode(Hello(PROTOCOL + 1, ()))])
             await stranger.send_multipart([lying_predict(), b"too short"])
             await stranger.send_multipart([lying_predict()])
             failures = [await stranger.recv_multipart() for _ in range(2)]
@@ -200,7 +208,8 @@ async def test_garbage_does_not_end_a_worker() -> None:
 
 
 def lying_predict() -> bytes:
-    return encode(Predict(1, "r", "fake_classify", 32, 32, Geometry(SIZE, SIZE), QueryParams(), 10.0))
+    model = shelved(fake_bundle(Task.CLASSIFY))
+    return encode(Predict(1, "r", model.name, model.version, 32, 32, Geometry(SIZE, SIZE), QueryParams(), 10.0))
 
 
 async def introduce(door: Door, instance: str) -> None:
@@ -208,6 +217,6 @@ async def introduce(door: Door, instance: str) -> None:
     letter = await door.receive()
     assert isinstance(letter.message, Hello)
     config = fake_bundle(Task.CLASSIFY).config
-    models = (ModelState(config.name, True, "cpu", "fp32"),)
-    state = State(instance, Phase.READY, "ready", 0.0, models, (config.model_dump_json(),))
+    models = (ModelState(config.name, "v1", True, "cpu", "fp32"),)
+    state = State(instance, Phase.READY, "ready", 0.0, models, {"v1": config.model_dump_json()})
     await door.tell(letter.sender, state)

@@ -8,7 +8,7 @@ from model.types import Geometry, ModelInput, QueryParams, Size
 from service.worker.batching import BatchLimits, expired, next_batch
 from service.worker.queue import Job, Shape
 
-SMALL, LARGE = Shape("m", 4, 4), Shape("m", 8, 8)
+SMALL, LARGE = Shape("m", "m", 4, 4), Shape("m", "m", 8, 8)
 LIMITS = BatchLimits(max_images=4, max_pixels=64 * 3)
 
 
@@ -35,7 +35,7 @@ def test_an_idle_device_takes_what_waits() -> None:
 
 def test_only_one_shape_shares_a_batch_and_the_oldest_decides() -> None:
     """Jobs of another shape or model stay behind, whatever lies between."""
-    other = Shape("other", 4, 4)
+    other = Shape("other", "other", 4, 4)
     waiting = [job(1), job(2, LARGE), job(3), job(4, other), job(5)]
     assert [one.key[1] for one in next_batch(waiting, LIMITS, {})] == [1, 3, 5]
     assert [one.key[1] for one in next_batch(waiting[1:], LIMITS, {})] == [2]
@@ -46,7 +46,7 @@ def test_a_batch_is_bounded_by_images_by_pixels_and_by_memory() -> None:
     assert len(next_batch([job(n) for n in range(9)], LIMITS, {})) == 4
     assert len(next_batch([job(n, LARGE) for n in range(9)], LIMITS, {})) == 3
     assert len(next_batch([job(n) for n in range(9)], LIMITS, {SMALL: 2})) == 2
-    assert len(next_batch([job(n, Shape("m", 99, 99)) for n in range(9)], LIMITS, {})) == 1
+    assert len(next_batch([job(n, Shape("m", "m", 99, 99)) for n in range(9)], LIMITS, {})) == 1
 
 
 def test_a_passed_deadline_is_seen() -> None:

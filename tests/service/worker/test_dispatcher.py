@@ -48,7 +48,7 @@ class Bench:
         self.dispatcher.submit(
             Job(
                 key=(b"test", number),
-                shape=Shape("fake_classify", SIDE, SIDE),
+                shape=Shape("fake_classify", "fake_classify", SIDE, SIDE),
                 input=ModelInput(np.full((SIDE, SIDE, 3), level, np.uint8), Geometry(size, size)),
                 params=QueryParams(top_k=1),
                 enqueued_s=self.clock(),
@@ -225,3 +225,23 @@ async def test_a_poisoned_input_costs_only_itself() -> None:
         assert isinstance(it.error(2), Internal)
         assert "poisoned" not in it.error(2).detail
         assert (it.label(1), it.label(3)) == (11, 15)
+
+
+async def test_one_can_wait_for_the_jobs_of_one_slot() -> None:
+    """A slot is finished once none of its jobs waits or runs, whether they were answered, late or withdrawn."""
+    async with bench(batch=1) as it:
+        await it.dispatcher.finished("fake_classify")  # nobody is there
+        it.runner.gate.clear()
+        it.submit(0)
+        await it.until(lambda: len(it.runner.batches) == 1)
+        it.submit(1, budget_s=1.0)
+        it.submit(2)
+        waiting = asyncio.create_task(it.dispatcher.finished("fake_classify"))
+        await asyncio.wait_for(it.dispatcher.finished("another slot"), 10)
+        it.dispatcher.cancel((b"test", 2))
+        it.clock.now_s += 2.0
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        it.runner.gate.set()
+        await asyncio.wait_for(waiting, 10)
+        assert sorted(it.answers) == [0, 1]

@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
-import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
+from model.errors import BundleInvalid
+from model.types import Task
 from service.errors import Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.wire.channel import WorkerChannel
 from service.wire.door import Door
 from service.worker.worker import Worker, WorkerWedged
-from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker
+from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
+from tests.service.worker.asking import LEVEL, ask, channel_to, served, soon, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=50)
-PIXELS = np.full((32, 32, 3), 9, np.uint8)
 
 
 @asynccontextmanager
 async def worker_and_channel(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWorker, WorkerChannel]]:
-    async with (
-        fake_worker(settings, tasks=[Task.CLASSIFY]) as worker,
-        WorkerChannel(worker.address, 0.02, 30.0, lambda up: None) as channel,  # noqa: ARG005
-    ):
+    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
         yield worker, channel
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def ask(channel: WorkerChannel) -> int:
-    model_input = ModelInput(PIXELS, Geometry(Size(32, 32), Size(36, 36)))
-    answer = await channel.predict("r", "fake_classify", model_input, QueryParams(), time.monotonic() + 20)
-    assert isinstance(answer.output, ClassifyOutput)
-    return int(answer.output.indices[0])
 
 
 async def test_a_model_that_answers_wrongly_is_not_ready() -> None:
@@ -58,7 +42,7 @@ async def test_a_model_that_answers_wrongly_is_not_ready() -> None:
             await ask(channel)
         worker.runner.shift = 0
         await until(lambda: channel.readiness().ready)
-        assert await ask(channel) == 9
+        assert await ask(channel) == LEVEL
 
 
 async def test_a_worker_says_that_it_is_starting_until_it_has_proven_itself() -> None:
@@ -77,11 +61,60 @@ async def test_a_model_that_could_not_be_asked_is_not_proven() -> None:
     """A device without room for the reference picture proves nothing; once it answers, the worker is ready."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker:
         worker.runner.memory_images = 0
-        async with WorkerChannel(worker.address, 0.02, 30.0, lambda up: None) as channel:  # noqa: ARG005
+        async with channel_to(worker.address) as channel:
             await until(lambda: len(worker.runner.batches) >= 3)
             assert not channel.readiness().ready
             worker.runner.memory_images = None
             await until(lambda: channel.readiness().ready)
+
+
+async def test_a_model_that_is_not_proven_is_asked_again_soon() -> None:
+    """A check that fails is not left until the next of all checks, which here never comes."""
+    settings = SETTINGS.with_changes(self_check_interval_ms=10**9)
+    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker:
+        worker.runner.shift = 50
+        async with channel_to(worker.address) as channel:
+            await until(lambda: len(worker.runner.batches) >= 2)
+            assert not channel.readiness().ready
+            worker.runner.shift = 0
+            await until(lambda: channel.readiness().ready)
+
+
+async def test_a_model_that_is_not_proven_does_not_hold_up_the_others() -> None:
+    """One of two models never proves itself: the service is not ready and names it, the other one answers."""
+    async with (
+        fake_worker(SETTINGS, tasks=[Task.CLASSIFY], more=[lying_bundle("liar")]) as worker,
+        channel_to(worker.address) as channel,
+    ):
+        await until(lambda: "not ready: liar" in channel.readiness().reason)
+        assert not channel.readiness().ready
+        assert await ask(channel) == LEVEL
+        with pytest.raises(Unavailable, match="the reference says"):
+            await ask(channel, "liar")
+
+
+async def test_only_a_configured_model_must_load_at_the_start(tmp_path: Path) -> None:
+    """Of what was served last, a caller's model that fits no more is left out; a configured one ends the worker."""
+    bundles = [store_bundle(tmp_path, fake_bundle(Task.CLASSIFY, name)) for name in ("configured", "loaded")]
+
+    def worker(damaged: str) -> Worker:
+        return Worker(
+            bundles,
+            lambda _: FakeRunner(damaged=frozenset({damaged})),
+            SETTINGS.with_changes(models=("configured",)),
+            WorkerMetrics(CollectorRegistry(), {"configured": "classify", "loaded": "classify"}),
+        )
+
+    async with Door(f"ipc://{tmp_path}/w") as door, channel_to(door.address) as channel, asyncio.timeout(20):
+        stop = asyncio.Event()
+        serving = asyncio.create_task(worker("loaded").run(door, stop))
+        await until(lambda: channel.readiness().ready)
+        assert served(channel) == ["configured"]
+        stop.set()
+        await serving
+        with pytest.raises(ExceptionGroup) as caught:
+            await worker("configured").run(door, asyncio.Event())
+        assert caught.group_contains(BundleInvalid)
 
 
 async def test_draining_finishes_what_is_in_hand() -> None:
@@ -95,24 +128,41 @@ async def test_draining_finishes_what_is_in_hand() -> None:
         worker.stop.set()
         await until(lambda: not channel.readiness().ready)
         assert "shutting down" in channel.readiness().reason
-        assert not channel.models()[0].ready
+        assert [model.ready for model in channel.models() or ()] == [False]
         worker.runner.gate.set()
-        assert await asyncio.gather(*asked) == [9] * 9
+        assert await asyncio.gather(*asked) == [LEVEL] * 9
 
 
-async def test_a_wedged_device_ends_the_worker() -> None:
+@pytest.mark.parametrize("when", ["at the start", "in a load"])
+async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> None:
     """A batch that never ends is noticed: the worker gives up, so that another can take its place."""
-    bundles = [fake_bundle(Task.CLASSIFY)]
-    runner = FakeRunner(bundles)
-    runner.gate.clear()
+    runner = FakeRunner()
+    if when == "at the start":
+        runner.gate.clear()
     worker = Worker(
-        bundles,
-        lambda *_: runner,
-        SETTINGS.with_changes(batch_timeout_ms=100),
+        [store_bundle(tmp_path, fake_bundle(Task.CLASSIFY))],
+        lambda _: runner,
+        Settings(
+            models=("fake",),
+            heartbeat_interval_ms=20,
+            batch_timeout_ms=100,
+            models_dir=tmp_path,
+            model_control=True,
+        ),
         WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
     )
-    async with Door("ipc:///tmp/convmlp-test-wedged") as door, asyncio.timeout(10):
+    store_bundle(tmp_path, fake_bundle(Task.CLASSIFY, "second"))
+    async with Door(f"ipc://{tmp_path}/w") as door, channel_to(door.address) as channel, asyncio.timeout(20):
+
+        async def load() -> None:
+            if when == "in a load":
+                await until(lambda: channel.readiness().ready)
+                runner.gate.clear()
+                await channel.load("second", soon())
+
+        loading = asyncio.create_task(load())
         with pytest.raises(ExceptionGroup) as caught:
             await worker.run(door, asyncio.Event())
+        loading.cancel()
     runner.gate.set()
     assert caught.group_contains(WorkerWedged)

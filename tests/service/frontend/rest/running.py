@@ -9,7 +9,7 @@ import json
 import socket
 import struct
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ import httpx
 import numpy as np
 import PIL.Image
 
+from model.bundle import Bundle
+from model.types import Task
 from service.frontend.engine import Engine
 from service.frontend.process import open_front_end
 from service.frontend.rest.app import create_app
@@ -58,11 +60,16 @@ async def open_rest(
     with_worker: bool = True,
     drain_timeout_s: float = 5.0,
     metrics_text: MetricsText | None = None,
+    tasks: Sequence[Task] = tuple(Task),
+    more: Sequence[Bundle] = (),
     **overrides: Any,  # noqa: ANN401
 ) -> AsyncIterator[Rest]:
-    """A front-end whose settings have the given `overrides`; `with_worker` or with nobody at the worker's address."""
+    """A front-end whose settings have the given `overrides`; `with_worker` or with nobody at the worker's address.
+
+    The worker serves a fake model for each of `tasks`, and `more` after them.
+    """
     base = Settings(heartbeat_interval_ms=50, **overrides)
-    async with fake_worker(base) as worker:
+    async with fake_worker(base, tasks=tasks, more=more) as worker:
         address = worker.address if with_worker else f"{worker.address}-nobody"
         settings = base.with_changes(worker_address=address)
         async with open_front_end(settings) as front_end:
@@ -70,7 +77,11 @@ async def open_rest(
             port = listener.getsockname()[1]
             stop = asyncio.Event()
             app = create_app(
-                front_end.engine, settings, front_end.metrics, metrics_text or (lambda: exposition(front_end.registry))
+                front_end.engine,
+                front_end.gate,
+                settings,
+                front_end.metrics,
+                metrics_text or (lambda: exposition(front_end.registry)),
             )
             serving = asyncio.create_task(serve(app, [listener], stop, drain_timeout_s))
             try:

@@ -1,0 +1,87 @@
+"""The errors of gRPC: `google.rpc.Status` with its details as the service sends it, and what gRPC itself reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc.code_pb2 import Code
+from google.rpc.error_details_pb2 import ErrorInfo, RequestInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from convmlp_client.errors import (
+    SERVICE_ERRORS,
+    BadRequest,
+    ClientError,
+    ConnectionFailed,
+    DeadlineExceeded,
+    Forbidden,
+    Internal,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    TooLarge,
+    Unauthenticated,
+)
+
+DOMAIN = "convmlp.v1"
+DETAILS_KEY = "grpc-status-details-bin"
+
+ERRORS_WITHOUT_DETAILS: Mapping[int, type[ClientError]] = {
+    Code.CANCELLED: ConnectionFailed,
+    Code.INVALID_ARGUMENT: BadRequest,
+    Code.DEADLINE_EXCEEDED: DeadlineExceeded,
+    Code.NOT_FOUND: NotFound,
+    Code.PERMISSION_DENIED: Forbidden,
+    Code.UNAUTHENTICATED: Unauthenticated,
+    Code.RESOURCE_EXHAUSTED: Overloaded,
+    Code.UNIMPLEMENTED: ProtocolError,
+    Code.UNAVAILABLE: ConnectionFailed,
+}
+"""What gRPC itself, a proxy or another service means; the rest is Internal."""
+
+
+def error_of_call(error: grpc.aio.AioRpcError, address: str, request_id: str) -> ClientError:
+    """The error that ended a call."""
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return error_of_status(Status.FromString(value), address, request_id)
+            except DecodeError:
+                break
+    number: int = error.code().value[0]
+    return error_of_status(Status(code=number, message=error.details() or ""), address, request_id)
+
+
+def error_of_status(status: Status, address: str, request_id: str) -> ClientError:
+    """The error that a status tells of; without the service's own details it is gRPC's, a proxy's or another's."""
+    info, retry, request = ErrorInfo(), RetryInfo(), RequestInfo()
+    unpacked = {type(message) for message in (info, retry, request) if _unpack(status, message)}
+    code = info.reason.lower().replace("_", "-") if info.domain == DOMAIN else ""
+    if code in SERVICE_ERRORS:
+        kind, detail = SERVICE_ERRORS[code], status.message
+    else:
+        kind, detail = _kind_without_details(status), f"{address}: {status.message or Code.Name(status.code)}"
+    error = kind(
+        detail,
+        request_id=request.request_id or request_id,
+        retry_after_s=retry.retry_delay.ToMilliseconds() / 1000 if RetryInfo in unpacked else None,
+    )
+    if code:
+        error.code = code
+    return error
+
+
+def _kind_without_details(status: Status) -> type[ClientError]:
+    # gRPC gives both ends' limits of a message's length the code of a service that has too much to do.
+    if status.code == Code.RESOURCE_EXHAUSTED and "larger than max" in status.message:
+        return TooLarge
+    return ERRORS_WITHOUT_DETAILS.get(status.code, Internal)
+
+
+def _unpack(status: Status, message: Message) -> bool:
+    try:
+        return any(detail.Unpack(message) for detail in status.details)
+    except DecodeError:
+        return False

@@ -1,0 +1,175 @@
+"""A body of POST …/infer → InferRequest: JSON, and behind it the inputs that are sent as raw bytes.
+
+`Inference-Header-Content-Length` is the JSON's length. Without it the body is JSON alone; with 0 there is no JSON and
+the body is one encoded image (Triton's raw binary request).
+"""
+
+from __future__ import annotations
+
+import binascii
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from service.errors import BadRequest
+from service.frontend.oip.pictures import INPUT
+from service.frontend.oip.request import (
+    InferRequest,
+    InputTensor,
+    Parameter,
+    RequestedOutput,
+    class_count,
+    refuse_shared_memory,
+)
+from service.frontend.oip.tensors import MAX_LISTED, Datatype
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class _Input(msgspec.Struct):
+    """`data` is read once the datatype is known."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Body(msgspec.Struct):
+    inputs: list[_Input]
+    id: str = ""
+    outputs: list[_Output] = []
+    parameters: dict[str, Parameter] = {}
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def read_request(body: bytes, header_length: str | None) -> InferRequest:
+    """Parse a whole body, decompressed. Inputs that are raw bytes are views on it.
+
+    Raises:
+        BadRequest: JSON, lengths or the form of an input's data are wrong.
+    """
+    length = len(body) if header_length is None else _length(header_length, len(body))
+    if header_length is not None and length == 0:
+        return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
+    document = _parsed(body[:length])
+    parameters = dict(document.parameters)
+    binary = _truth("binary_data_output", parameters.pop("binary_data_output", False))
+    return InferRequest(
+        document.id,
+        _inputs(document.inputs, memoryview(body)[length:]),
+        tuple(_output(output, binary) for output in document.outputs),
+        parameters,
+        binary,
+    )
+
+
+def _length(header: str, body_length: int) -> int:
+    text = header.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= body_length):
+        raise BadRequest(
+            f"the header {HEADER_LENGTH} is {text[:20]!r}; expected the JSON's length in bytes, at most the body's "
+            f"{body_length:,}"
+        )
+    return int(text)
+
+
+def _parsed(text: bytes) -> _Body:
+    try:
+        return _decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON is not an inference request: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(
+            f"the request is not valid JSON: {error}; where raw tensors follow it, {HEADER_LENGTH} says its length"
+        ) from None
+    except RecursionError:
+        raise BadRequest("the JSON is nested too deeply") from None
+
+
+def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[InputTensor, ...]:
+    """The tensors; those of raw bytes follow each other in `rest`."""
+    tensors = []
+    for tensor in inputs:
+        refuse_shared_memory(tensor.name, tensor.parameters)
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            data = _listed(tensor)
+        elif isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
+            raise BadRequest(
+                f"input {tensor.name[:40]!r}: binary_data_size is {size!r:.40}; expected a whole number, at most the "
+                f"{len(rest):,} bytes that follow the JSON and the inputs before"
+            )
+        else:
+            data, rest = rest[:size], rest[size:]
+        tensors.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+    if len(rest):
+        raise BadRequest(f"{len(rest):,} bytes follow the last input; the inputs' binary_data_size must add up to all")
+    return tuple(tensors)
+
+
+def _listed(tensor: _Input) -> memoryview | list[bytes]:
+    """An input's data out of the JSON: numbers, nested as the shape or in one row, or base64."""
+    name, raw = tensor.name[:40], memoryview(tensor.data)
+    if not len(raw):
+        raise BadRequest(f"input {name!r} has neither `data` nor the parameter binary_data_size")
+    if bytes(raw).count(b",") >= MAX_LISTED:
+        raise BadRequest(
+            f"input {name!r} has more than {MAX_LISTED:,} elements, the most as JSON; send it as binary data"
+        )
+    try:
+        values = msgspec.json.decode(tensor.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadRequest(f"input {name!r}: its `data` is not valid JSON, or is nested too deeply") from None
+    if tensor.datatype == Datatype.BYTES:
+        return _from_base64(name, values)
+    return _numbers(name, values)
+
+
+def _numbers(name: str, values: object) -> memoryview:
+    wrong = BadRequest(f"input {name!r}: its `data` must be a list of whole numbers from 0 to 255")
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise wrong from None
+    if not isinstance(values, list) or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise wrong
+    return array.astype(np.uint8).ravel().data
+
+
+def _from_base64(name: str, values: object) -> list[bytes]:
+    if isinstance(values, list) and len(values) > 0 and all(isinstance(value, list) for value in values):
+        values = [element for row in values for element in row]
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise BadRequest(f"input {name!r}: its `data` must be a list of strings, each the base64 of an encoded image")
+    elements = []
+    for at, text in enumerate(values):
+        try:
+            elements.append(binascii.a2b_base64(text, strict_mode=True))
+        except ValueError:
+            raise BadRequest(
+                f"input {name!r}: element {at} is not valid base64 (RFC 4648, with padding); JSON cannot carry an "
+                "image's bytes as they are, binary data can"
+            ) from None
+    return elements
+
+
+def _output(output: _Output, binary: bool) -> RequestedOutput:
+    refuse_shared_memory(output.name, output.parameters)
+    wanted = _truth("binary_data", output.parameters.get("binary_data", binary))
+    return RequestedOutput(output.name, wanted, class_count(output.name[:40], output.parameters))
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest(f"the parameter {name} is {value!r:.40}; expected true or false")
+    return value

@@ -1,0 +1,192 @@
+"""The protocol over gRPC: `inference.GRPCInferenceService`.
+
+Messages are parsed here and not by gRPC, which would answer one that is malformed with its own internals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Never, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from model.errors import ConvMLPError
+from service.errors import BadRequest, DeadlineExceeded
+from service.frontend.engine import Engine
+from service.frontend.exchange import Exchange
+from service.frontend.gate import Caller, Gate
+from service.frontend.oip.catalogue import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue
+from service.frontend.oip.generated import grpc_predict_v2_pb2 as pb
+from service.frontend.oip.grpc_catalogue import Teller, tellers
+from service.frontend.oip.grpc_messages import read_request, response_message, stream_error, stream_message
+from service.frontend.oip.in_order import answer_in_order
+from service.frontend.oip.inference import Call, Inference
+from service.frontend.oip.request import InferResponse
+from service.frontend.outcome import counted, value_or_error
+from service.frontend.rpc.errors import Context, abort, status_of
+from service.frontend.rpc.turn import caller_of, given_id_of, timeout_ms_of
+from service.metrics import FrontEndMetrics
+from service.settings import Settings
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+TRANSPORT = "grpc"
+
+M = TypeVar("M", bound=Message)
+
+
+def add_open_inference(
+    server: grpc.aio.Server, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate
+) -> None:
+    """Have a server answer the calls of `SERVICE`."""
+    inference = Inference(engine, settings)
+    catalogue = Catalogue(engine, settings, inference.statistics)
+    service = GrpcServer(engine, settings, metrics, gate, inference, catalogue)
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(service.infer),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(service.converse),
+    }
+    for name, teller in tellers(engine, catalogue).items():
+        handlers[name] = grpc.unary_unary_rpc_method_handler(partial(service.tell, teller))
+    for name, why in UNSUPPORTED.items():
+        handlers[name] = grpc.unary_unary_rpc_method_handler(partial(service.refuse, why))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+UNSUPPORTED = {
+    "SystemSharedMemoryRegister": NO_SHARED_MEMORY,
+    "SystemSharedMemoryUnregister": NO_SHARED_MEMORY,
+    "CudaSharedMemoryRegister": NO_SHARED_MEMORY,
+    "CudaSharedMemoryUnregister": NO_SHARED_MEMORY,
+    "TraceSetting": NO_SETTINGS,
+    "LogSettings": NO_SETTINGS,
+}
+
+
+@dataclass(slots=True)
+class _Turn(Exchange):
+    """One request, of a call or of a stream. `given_id`: what its message says."""
+
+    given_id: str = ""
+
+
+class GrpcServer:
+    """What the methods do, from bytes to bytes."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        metrics: FrontEndMetrics,
+        gate: Gate,
+        inference: Inference,
+        catalogue: Catalogue,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._gate = gate
+        self._inference = inference
+        self._catalogue = catalogue
+
+    async def infer(self, data: bytes, context: Context) -> bytes:
+        """ModelInfer. Its trailing metadata are `x-request-id` and `server-timing`, as over HTTP."""
+        turn = _Turn.begin(given_id_of(context))
+        answered = self._answer(turn, data, context, partial(caller_of, context, self._gate), response_message)
+        outcome = await value_or_error(answered, request_id=turn.request_id)
+        if isinstance(outcome, ConvMLPError):
+            await abort(context, outcome, turn.request_id)
+        context.set_trailing_metadata((("x-request-id", turn.request_id), ("server-timing", turn.server_timing())))
+        return outcome
+
+    async def converse(self, messages: AsyncIterator[bytes], context: Context) -> None:
+        """ModelStreamInfer. Wrong credentials end it at once; all other errors are those of single requests."""
+        call = Exchange.begin(given_id_of(context))
+        try:
+            caller = caller_of(context, self._gate)
+        except ConvMLPError as error:
+            self._count(call, error)
+            await abort(context, error, call.request_id)
+        await context.send_initial_metadata((("x-request-id", call.request_id),))
+
+        async def answer(at: int, data: bytes) -> bytes:
+            turn = _Turn(f"{call.request_id}-{at}", time.monotonic())
+            answered = self._answer(turn, data, context, lambda: caller, stream_message)
+            outcome = await value_or_error(answered, request_id=turn.request_id)
+            if isinstance(outcome, ConvMLPError):
+                return stream_error(status_of(outcome, turn.request_id).message, turn.given_id)
+            return outcome
+
+        await answer_in_order(messages, answer, context.write, self._settings.max_stream_in_flight)
+
+    async def tell(self, teller: Teller, data: bytes, context: Context) -> bytes:
+        """A method that asks about the service or a model."""
+        call = Exchange.begin(given_id_of(context))
+
+        async def told() -> bytes:
+            if not teller.open_to_all:
+                caller_of(context, self._gate)
+            reply = await teller.tell(_parse(teller.request, data), _deadline_s(context))
+            return reply.SerializeToString()
+
+        outcome = await value_or_error(told(), request_id=call.request_id)
+        if isinstance(outcome, ConvMLPError):
+            await abort(context, outcome, call.request_id)
+        context.set_trailing_metadata((("x-request-id", call.request_id),))
+        return outcome
+
+    async def refuse(self, why: str, _: bytes, context: Context) -> Never:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
+
+    async def _answer(
+        self,
+        turn: _Turn,
+        data: bytes,
+        context: Context,
+        caller: Callable[[], Caller],
+        encode: Callable[[InferResponse], bytes],
+    ) -> bytes:
+        deadline_s = self._engine.deadline(timeout_ms_of(context))
+        with self._engine.body_budget() as take:
+            try:
+                whose = caller()
+                self._gate.admit(whose)
+                take(len(data))
+                message = _parse(pb.ModelInferRequest, data)
+            except ConvMLPError as error:
+                self._count(turn, error)
+                raise
+            turn.given_id = message.id
+            task = self._catalogue.task_of(message.model_name)
+            with counted(self._metrics, TRANSPORT, task, turn.started_s) as count_for:
+                config = self._catalogue.status(message.model_name, message.model_version).config
+                count_for(config.name)
+                asked = await asyncio.to_thread(read_request, message)
+                del message  # it holds a copy of the tensors
+                call = Call(turn, deadline_s, partial(self._gate.charge, whose))
+                try:
+                    return await self._inference.answer(config, asked, call, encode)
+                except asyncio.CancelledError:
+                    if time.monotonic() < deadline_s:
+                        raise  # the caller left
+                    raise DeadlineExceeded("the call's deadline passed before its answer was ready") from None
+
+    def _count(self, exchange: Exchange, error: ConvMLPError) -> None:
+        """A request whose model is not known."""
+        self._metrics.request(TRANSPORT, "", "", error.code, time.monotonic() - exchange.started_s)
+
+
+def _parse(kind: type[M], data: bytes) -> M:
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise BadRequest(f"the request is not a message {kind.DESCRIPTOR.full_name} of the protocol") from None
+
+
+def _deadline_s(context: Context) -> float | None:
+    timeout_ms = timeout_ms_of(context)
+    return None if timeout_ms is None else time.monotonic() + timeout_ms / 1000

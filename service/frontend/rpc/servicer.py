@@ -1,0 +1,142 @@
+"""convmlp.v1.Vision: every prediction, unary or of a stream, goes one way, `_outcome`.
+
+Messages are parsed here and not by gRPC, which would answer one that is malformed with its own internals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import grpc
+
+from convmlp.v1 import vision_pb2 as pb
+from model.errors import ConvMLPError
+from model.types import Result
+from service.errors import DeadlineExceeded
+from service.frontend.engine import Engine
+from service.frontend.gate import Caller, Gate
+from service.frontend.outcome import counted, value_or_error
+from service.frontend.rpc.catalogue import list_models
+from service.frontend.rpc.convert import METHODS, Method, Response, asked_of, encoder_of, parse
+from service.frontend.rpc.errors import Context, abort, status_of
+from service.frontend.rpc.stream import answer_each
+from service.frontend.rpc.turn import Turn, caller_of, given_id_of, timeout_ms_of
+from service.metrics import FrontEndMetrics
+from service.settings import Settings
+from service.types import PredictRequest, Reply
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["Vision"].full_name
+TRANSPORT = "grpc"
+
+
+def add_vision(
+    server: grpc.aio.Server, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate
+) -> None:
+    """Have a server answer the calls of `SERVICE`."""
+    vision = Vision(engine, settings, metrics, gate)
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "ListModels": grpc.unary_unary_rpc_method_handler(vision.list_models)
+    }
+    for method in METHODS:
+        handlers[method.name] = grpc.unary_unary_rpc_method_handler(partial(vision.answer, method))
+        handlers[f"{method.name}Stream"] = grpc.stream_stream_rpc_method_handler(partial(vision.converse, method))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+class Vision:
+    """The service's methods, from bytes to bytes."""
+
+    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._gate = gate
+
+    async def answer(self, method: Method, data: bytes, context: Context) -> bytes:
+        """A unary call. Its trailing metadata are `x-request-id` and `server-timing`, as REST's headers."""
+        turn = Turn.begin(given_id_of(context))
+        outcome = await self._outcome(method, turn, data, context, partial(caller_of, context, self._gate))
+        if isinstance(outcome, ConvMLPError):
+            await abort(context, outcome, turn.request_id)
+        context.set_trailing_metadata((("x-request-id", turn.request_id), ("server-timing", turn.server_timing())))
+        return outcome.SerializeToString()
+
+    async def converse(self, method: Method, messages: AsyncIterator[bytes], context: Context) -> None:
+        """A stream. Wrong credentials end it at once; all other errors are those of single messages."""
+        call = Turn.begin(given_id_of(context))
+        try:
+            caller = caller_of(context, self._gate)
+        except ConvMLPError as error:
+            self._metrics.request(TRANSPORT, method.task.value, "", error.code, time.monotonic() - call.started_s)
+            await abort(context, error, call.request_id)
+        await context.send_initial_metadata((("x-request-id", call.request_id),))
+
+        async def answer(at: int, data: bytes) -> bytes:
+            turn = Turn(f"{call.request_id}-{at}", time.monotonic())
+            outcome = await self._outcome(method, turn, data, context, lambda: caller)
+            if isinstance(outcome, ConvMLPError):
+                outcome = method.response(id=turn.reply_id, error=status_of(outcome, turn.request_id))
+            return outcome.SerializeToString()
+
+        await answer_each(messages, answer, context.write, self._settings.max_stream_in_flight)
+
+    async def list_models(self, _: bytes, context: Context) -> bytes:
+        call = Turn.begin(given_id_of(context))
+
+        async def listed() -> pb.ListModelsResponse:
+            caller_of(context, self._gate)
+            return list_models(self._engine)
+
+        outcome = await value_or_error(listed(), request_id=call.request_id)
+        if isinstance(outcome, ConvMLPError):
+            await abort(context, outcome, call.request_id)
+        context.set_trailing_metadata((("x-request-id", call.request_id),))
+        return outcome.SerializeToString()
+
+    async def _outcome(
+        self, method: Method, turn: Turn, data: bytes, context: Context, caller: Callable[[], Caller]
+    ) -> Response | ConvMLPError:
+        answered = self._response(method, turn, data, timeout_ms_of(context), caller)
+        return await value_or_error(answered, request_id=turn.request_id)
+
+    async def _response(
+        self, method: Method, turn: Turn, data: bytes, timeout_ms: int | None, caller: Callable[[], Caller]
+    ) -> Response:
+        deadline_s = self._engine.deadline(timeout_ms)
+        with (
+            counted(self._metrics, TRANSPORT, method.task.value, turn.started_s) as count_for,
+            self._engine.body_budget() as take,
+        ):
+            self._gate.admit(caller())
+            take(len(data))
+            request, encode = self._read(method, turn, data, deadline_s, count_for)
+            reply = await self._predict(request, encode)
+        turn.timings = reply.timings
+        response = reply.payload
+        response.id, response.model = turn.reply_id, reply.model
+        response.timings.CopyFrom(turn.timings_message())
+        return response
+
+    def _read(
+        self, method: Method, turn: Turn, data: bytes, deadline_s: float, count_for: Callable[[str], None]
+    ) -> tuple[PredictRequest, Callable[[Result], Response]]:
+        """What to predict, and how to tell it; the message itself, another copy of the image, is let go."""
+        message = parse(method.request, data)
+        turn.name(message.id)
+        asked = asked_of(message)
+        model = self._engine.resolve(method.task, asked.model).name
+        count_for(model)
+        request = PredictRequest(turn.request_id, method.task, model, message.image, asked.params, deadline_s)
+        return request, encoder_of(message, asked.mask_format)
+
+    async def _predict(self, request: PredictRequest, encode: Callable[[Result], Response]) -> Reply[Response]:
+        try:
+            return await self._engine.predict(request, encode)
+        except asyncio.CancelledError:
+            if time.monotonic() < request.deadline_s:
+                raise  # the caller left
+            raise DeadlineExceeded("the call's deadline passed before its answer was ready") from None

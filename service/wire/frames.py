@@ -1,0 +1,66 @@
+"""Arrays as frames: what follows the header of a Predict or of an Answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.types import ClassifyOutput, DetectOutput, ModelInput, RawOutput, SegmentOutput
+from service.wire.messages import Answer, ArraySpec, MalformedMessage, Predict
+
+
+def input_from_frames(message: Predict, frames: list[memoryview]) -> ModelInput:
+    """The network input that a Predict carries; a view on its one frame, not a copy.
+
+    Raises:
+        MalformedMessage: the frames are not what the header says.
+    """
+    shape = (message.height, message.width, 3)
+    sizes = [frame.nbytes for frame in frames]
+    if min(shape) < 1 or sizes != [message.height * message.width * 3]:
+        raise MalformedMessage(f"one uint8 array of shape {shape} was announced, {sizes} bytes came")
+    return ModelInput(np.frombuffer(frames[0], np.uint8).reshape(shape), message.geometry)
+
+
+def frames_of(output: RawOutput) -> tuple[str, list[npt.NDArray[Any]]]:
+    """An output as its kind and its arrays."""
+    match output:
+        case ClassifyOutput():
+            return "classify", [output.indices, output.scores]
+        case DetectOutput():
+            arrays: list[npt.NDArray[Any]] = [output.boxes, output.scores, output.classes]
+            return "detect", arrays if output.mask_logits is None else [*arrays, output.mask_logits]
+        case SegmentOutput():
+            return "segment", [output.label_map]
+
+
+def describe(arrays: list[npt.NDArray[Any]]) -> tuple[ArraySpec, ...]:
+    return tuple(ArraySpec(array.dtype.str, array.shape) for array in arrays)
+
+
+def output_from_frames(answer: Answer, frames: list[memoryview]) -> RawOutput:
+    """The output that an Answer carries; its arrays are views on the frames.
+
+    Raises:
+        MalformedMessage: frames and header do not fit each other.
+    """
+    try:
+        arrays: list[npt.NDArray[Any]] = [
+            np.frombuffer(frame, np.dtype(spec.dtype)).reshape(spec.shape)
+            for spec, frame in zip(answer.arrays, frames, strict=True)
+        ]
+        match answer.kind:
+            case "classify":
+                indices, scores = arrays
+                return ClassifyOutput(indices, scores)
+            case "detect":
+                boxes, scores, classes, *masks = arrays
+                return DetectOutput(boxes, scores, classes, masks[0] if masks else None)
+            case "segment":
+                (label_map,) = arrays
+                return SegmentOutput(label_map)
+    except (ValueError, TypeError) as error:
+        raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
+    raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import pytest
+
+from convmlp_client.drawing import BACKGROUND
+from convmlp_client.geometry import Box, ImageSize
+from convmlp_client.lettering import colour_of
+from convmlp_client.masks import Mask
+from convmlp_client.results import (
+    Classification,
+    Detection,
+    Detections,
+    Label,
+    Meta,
+    Result,
+    Segment,
+    Segmentation,
+    Task,
+)
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+def grey(height: int, width: int, level: int = 120) -> UInt8Array:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def classification(height: int, width: int, count: int = 5, name: str = "cat") -> Classification:
+    labels = tuple(Label(name, index, 1 / (index + 2)) for index in range(count))
+    return Classification(ImageSize(width, height), labels, Meta("model", Task.CLASSIFY))
+
+
+def detections(height: int, width: int, *found: Detection) -> Detections:
+    return Detections(ImageSize(width, height), found, Meta("model", Task.DETECT))
+
+
+def detection(box: Box, index: int = 1, mask: npt.NDArray[np.bool_] | None = None) -> Detection:
+    return Detection("cat", index, 0.9, box, None if mask is None else Mask.from_array(mask))
+
+
+def segmentation(label_map: npt.NDArray[np.integer], names: Sequence[str]) -> Segmentation:
+    height, width = label_map.shape
+    segments = [
+        Segment(name, index, int((label_map == index).sum()), Mask.from_array(label_map == index))
+        for index, name in enumerate(names)
+        if (label_map == index).any()
+    ]
+    return Segmentation(ImageSize(width, height), tuple(segments), Meta("model", Task.SEGMENT))
+
+
+def drawn(image: UInt8Array, result: Result) -> UInt8Array:
+    return np.asarray(result.draw(image))
+
+
+def changed(before: UInt8Array, after: UInt8Array) -> npt.NDArray[np.bool_]:
+    """Where a pixel differs, bool (H, W)."""
+    return np.asarray(np.any(before != after, axis=2))
+
+
+def test_the_picture_itself_is_left_alone() -> None:
+    """Drawing happens on a copy, for each task; the overlay is RGB and of the picture's size."""
+    for result in (
+        classification(60, 80),
+        detections(60, 80, detection(Box(5, 5, 50, 50), mask=np.ones((60, 80), np.bool_))),
+        segmentation(np.ones((60, 80), np.uint8), ("a", "b")),
+    ):
+        image = PIL.Image.fromarray(grey(60, 80))
+        overlay = result.draw(image)
+        assert (overlay.mode, overlay.size) == ("RGB", image.size)
+        assert (np.asarray(image) == 120).all()
+        assert changed(np.asarray(image), np.asarray(overlay)).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (9, 9), (33, 20)])
+def test_tiny_pictures_are_drawn(size: tuple[int, int]) -> None:
+    """A picture too small for letters still gets its overlay, of its own size."""
+    long_name = "a name that is much longer than the picture is wide"
+    height, width = size
+    for result in (
+        classification(*size, name=long_name),
+        detections(*size, detection(Box(0, 0, width, height), mask=np.ones(size, np.bool_))),
+        segmentation(np.ones(size, np.uint8), ("a", long_name)),
+    ):
+        assert drawn(grey(*size), result).shape == (*size, 3)
+
+
+def test_nothing_found_draws_nothing() -> None:
+    """Without labels, detections or tinted segments the overlay is the picture."""
+    image = grey(60, 80)
+    background = segmentation(np.zeros((60, 80), np.uint8), (BACKGROUND, "b"))
+    for result in (classification(60, 80, count=0), detections(60, 80), background):
+        np.testing.assert_array_equal(drawn(image, result), image)
+
+
+def test_box_is_drawn_where_it_is() -> None:
+    """A box's outline lies on its edges and leaves inside and outside alone."""
+    image = grey(400, 600)
+    overlay = drawn(image, detections(400, 600, detection(Box(100, 150, 300, 350), index=1)))
+    for y, x in ((250, 100), (250, 299), (349, 200), (151, 290)):
+        assert tuple(overlay[y, x]) == colour_of(1), (y, x)
+    assert not changed(image, overlay)[170:330, 120:280].any()
+    assert not changed(image, overlay)[360:].any()
+    assert not changed(image, overlay)[:, 310:].any()
+
+
+def test_tag_stays_within_the_picture() -> None:
+    """The label of a box at the picture's corner or edge is moved, not cut."""
+    for box in (Box(0, 0, 600, 400), Box(590, 0, 600, 10), Box(590, 390, 600, 400), Box(0, 390, 10, 400)):
+        overlay = drawn(grey(400, 600), detections(400, 600, detection(box)))
+        text = np.all(overlay < 60, axis=2) | np.all(overlay > 195, axis=2)
+        assert text.sum() > 60
+
+
+def test_mask_tints_its_pixels_only() -> None:
+    """What a mask holds is tinted evenly, and what it does not is left alone."""
+    mask = np.zeros((400, 600), np.bool_)
+    mask[100:300, 100:300] = True
+    image = grey(400, 600)
+    overlay = drawn(image, detections(400, 600, detection(Box(100, 100, 500, 300), mask=mask)))
+    tint = 120 * 140 / 255 + np.array(colour_of(1)) * 115 / 255
+    assert np.abs(overlay[130:290, 110:290] - tint).max() <= 1
+    assert not changed(image, overlay)[130:270, 310:490].any()
+
+
+def test_the_best_detection_lies_on_top() -> None:
+    """Where boxes cover each other the outline of the better one is seen."""
+    box = Box(100, 100, 200, 200)
+    overlay = drawn(grey(400, 600), detections(400, 600, detection(box, index=3), detection(box, index=4)))
+    assert tuple(overlay[150, 100]) == colour_of(3)
+
+
+def test_segments_are_tinted_and_background_is_not() -> None:
+    """Each class has its tint, away from its border; what is called background keeps its pixels."""
+    label_map = np.zeros((400, 600), np.uint8)
+    label_map[:, 200:400] = 1
+    label_map[:, 400:] = 2
+    overlay = drawn(grey(400, 600), segmentation(label_map, (BACKGROUND, "cat", "dog")))
+    assert (overlay[300:, :190] == 120).all()
+    for index, columns in ((1, slice(210, 390)), (2, slice(410, None))):
+        tint = 120 * 140 / 255 + np.array(colour_of(index)) * 115 / 255
+        assert np.abs(overlay[300:, columns] - tint).max() <= 1
+
+
+@pytest.mark.parametrize(("side", "line"), [(100, 1), (500, 1), (1500, 3), (2000, 4)])
+def test_segments_are_parted_by_a_line(side: int, line: int) -> None:
+    """White, half as wide as a box's outline, and across the border in either direction."""
+    label_map = np.zeros((side, side), np.uint8)
+    label_map[side // 2 :] = 1
+    white = (drawn(grey(side, side), segmentation(label_map, ("a", "b"))) == 255).all(axis=2)
+    rows = np.flatnonzero(white[:, -1])
+    assert len(rows) == line
+    assert abs(rows.mean() - (side / 2 - 0.5)) <= 0.5
+    turned = (drawn(grey(side, side), segmentation(label_map.T, ("a", "b"))) == 255).all(axis=2)
+    np.testing.assert_array_equal(turned[-1], white[:, -1])
+
+
+def test_large_pictures_are_tinted_to_the_last_row() -> None:
+    """A picture that is tinted in several strips has no untinted one, and each pixel its own class's tint."""
+    label_map = np.zeros((1100, 2000), np.uint8)
+    label_map[1000:] = 1
+    overlay = drawn(grey(1100, 2000), segmentation(label_map, ("a", "b")))
+    for index, rows in ((0, slice(300, 990)), (1, slice(1010, None))):
+        tint = 120 * 140 / 255 + np.array(colour_of(index)) * 115 / 255
+        assert np.abs(overlay[rows] - tint).max() <= 1
+
+
+def test_segments_without_masks_are_named() -> None:
+    """Where masks were not asked for the panel alone is drawn."""
+    image = grey(400, 600)
+    result = segmentation(np.ones((400, 600), np.uint8), ("a", "b"))
+    bare = dataclasses.replace(result, segments=tuple(dataclasses.replace(one, mask=None) for one in result.segments))
+    overlay = drawn(image, bare)
+    assert changed(image, overlay)[:40, :60].any()
+    assert not changed(image, overlay)[200:].any()
+
+
+def test_many_classes_are_tinted() -> None:
+    """More classes than a palette holds, with indices beyond eight bits, each have their own colour."""
+    label_map = np.arange(300, dtype=np.uint16).repeat(400).reshape(300, 400)
+    label_map = np.kron(label_map[:, :4], np.ones((9, 9), np.uint16))
+    overlay = drawn(grey(2700, 36), segmentation(label_map, [str(index) for index in range(300)]))
+    for index in (200, 254, 255, 256, 299):
+        tint = 120 * 140 / 255 + np.array(colour_of(index)) * 115 / 255
+        assert np.abs(overlay[index * 9 + 5, 30] - tint).max() <= 1, index
+
+
+def test_lines_grow_with_the_picture() -> None:
+    """An outline is as easy to see in a large picture as in a small one."""
+    widths = []
+    for side in (200, 2000):
+        image = grey(side, side)
+        box = Box(side / 4, side / 4, side / 2, side / 2)
+        row = changed(image, drawn(image, detections(side, side, detection(box))))[round(side * 0.4)]
+        widths.append(row[: round(side * 0.37)].sum())
+    assert widths[1] >= 3 * widths[0]
+
+
+def test_colours_of_neighbours_are_far_apart() -> None:
+    """The first classes, which most models have, are told apart at a glance, and no colour changes."""
+    colours = [np.array(colour_of(index)) for index in range(10)]
+    assert min(np.abs(a - b).sum() for a, b in itertools.combinations(colours, 2)) > 60
+    assert colour_of(3) == colour_of(3)
+
+
+def test_another_picture_is_refused() -> None:
+    """An answer is drawn on no picture of another size: its places would be wrong."""
+    for result in (classification(60, 80), detections(60, 80), segmentation(np.ones((60, 80), np.uint8), "ab")):
+        with pytest.raises(ValueError, match="the picture is 60 x 80, the answer is of one of 80 x 60"):
+            result.draw(grey(80, 60))

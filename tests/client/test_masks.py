@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as stn
+from pycocotools import mask as coco
+
+from convmlp_client.geometry import ImageSize
+from convmlp_client.masks import Mask, Polygons
+from model.postprocess.encode import encode_png, encode_polygons
+from model.postprocess.masks import RegionMask
+from model.types import Size
+
+# pycocotools' own, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+BoolArray = npt.NDArray[np.bool_]
+
+SHAPES = stn.array_shapes(min_dims=2, max_dims=2, max_side=40)
+SPECKLED = stn.arrays(np.bool_, SHAPES)
+# Runs of many lengths: their differences need several characters, of either sign.
+BLOCKS = SPECKLED.map(lambda mask: np.kron(mask, np.ones((23, 3), np.bool_)))
+
+
+def mask_of(pixels: BoolArray, data: str | bytes | Polygons) -> Mask:
+    return Mask(ImageSize(pixels.shape[1], pixels.shape[0]), data)
+
+
+def coco_counts(pixels: BoolArray) -> str:
+    counts: bytes = coco.encode(np.asfortranarray(pixels, np.uint8))["counts"]
+    return counts.decode()
+
+
+def served(pixels: BoolArray) -> RegionMask:
+    return RegionMask(0, 0, pixels, Size(*pixels.shape))
+
+
+def polygons_of(pixels: BoolArray) -> Polygons:
+    return tuple(tuple(polygon) for polygon in encode_polygons(served(pixels)))
+
+
+def holes_closed(pixels: BoolArray) -> BoolArray:
+    """All that cannot be reached from outside the mask without crossing it, corners being closed."""
+    outside = np.pad(pixels, 1).astype(np.uint8)
+    cv2.floodFill(outside, None, (0, 0), 2)
+    return np.asarray(outside[1:-1, 1:-1] != 2)
+
+
+@given(SPECKLED | BLOCKS)
+def test_run_lengths_are_read_as_pycocotools_writes_them(pixels: BoolArray) -> None:
+    """A mask that pycocotools encoded is decoded to the last pixel, and its area counted, without pycocotools."""
+    mask = mask_of(pixels, coco_counts(pixels))
+    assert mask.to_array().dtype == np.bool_
+    np.testing.assert_array_equal(mask.to_array(), pixels)
+    assert mask.area == pixels.sum()
+
+
+@given(SPECKLED | BLOCKS)
+def test_run_lengths_are_written_as_pycocotools_writes_them(pixels: BoolArray) -> None:
+    """An array becomes the very text that pycocotools makes of it."""
+    mask = Mask.from_array(pixels)
+    assert mask == mask_of(pixels, coco_counts(pixels))
+    assert mask.rle() == {"size": list(pixels.shape), "counts": coco_counts(pixels)}
+
+
+@given(SPECKLED)
+def test_a_png_is_the_mask(pixels: BoolArray) -> None:
+    """What the server writes as PNG is read to the last pixel, and gives the same run lengths."""
+    mask = mask_of(pixels, encode_png(served(pixels)))
+    np.testing.assert_array_equal(mask.to_array(), pixels)
+    assert mask.rle()["counts"] == coco_counts(pixels)
+    assert mask.area == pixels.sum()
+
+
+@given(SPECKLED)
+def test_polygons_are_filled_to_the_mask_they_outline(pixels: BoolArray) -> None:
+    """The server's polygons give back its mask, holes closed, not a pixel more or less."""
+    mask = mask_of(pixels, polygons_of(pixels))
+    np.testing.assert_array_equal(mask.to_array(), holes_closed(pixels))
+    assert mask.area == holes_closed(pixels).sum()
+
+
+def test_a_polygon_is_filled_by_the_centres_of_pixels() -> None:
+    """Slanted sides and fractions: a pixel is inside if its centre is, and nothing lies beyond the picture."""
+    triangle = Mask(ImageSize(6, 4), ((-2.0, -2.0, 9.0, -2.0, -2.0, 9.0),))
+    rows, columns = np.mgrid[:4, :6] + 0.5
+    np.testing.assert_array_equal(triangle.to_array(), rows + columns < 7)
+    sliver = Mask(ImageSize(6, 4), ((1.6, 0.0, 2.4, 0.0, 2.4, 4.0, 1.6, 4.0),))
+    assert sliver.area == 0
+
+
+@pytest.mark.parametrize("form", ["rle", "png", "polygons"])
+def test_a_region_is_the_mask_and_nothing_beyond(form: str) -> None:
+    """The region, put in its place, is the whole mask; for run lengths and polygons it is no larger than need be."""
+    pixels = np.zeros((30, 50), np.bool_)
+    pixels[10:20, 5:9] = True
+    forms: dict[str, str | bytes | Polygons] = {
+        "rle": coco_counts(pixels),
+        "png": encode_png(served(pixels)),
+        "polygons": polygons_of(pixels),
+    }
+    region = mask_of(pixels, forms[form]).region()
+    height, width = region.pixels.shape
+    whole = np.zeros_like(pixels)
+    whole[region.top : region.top + height, region.left : region.left + width] = region.pixels
+    np.testing.assert_array_equal(whole, pixels)
+    assert form == "png" or (region.left, width) == (5, 4)
+
+
+@pytest.mark.parametrize("data", [coco_counts(np.zeros((3, 4), np.bool_)), ()])
+def test_an_empty_mask_is_empty(data: str | Polygons) -> None:
+    """Nothing set, in the picture's shape."""
+    mask = Mask(ImageSize(4, 3), data)
+    assert mask.to_array().shape == (3, 4)
+    assert mask.area == 0
+    assert not mask.to_array().any()
+
+
+def png(mode: str, size: tuple[int, int], form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new(mode, size).save(file, form)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("", "not those of a picture"),
+        ("5", "not those of a picture"),
+        (coco_counts(np.ones((4, 4), np.bool_)), "not those of a picture"),
+        ("0" * 12, "not those of a picture"),
+        ("\x1f", "compressed form"),
+        ("p", "compressed form"),
+        ("P", "compressed form"),
+        ("P" * 30 + "1", "compressed form"),
+        ("\xe9", "compressed form"),
+        ("N1", "not those of a picture"),
+        (b"", "no whole PNG"),
+        (png("L", (4, 3))[:-30], "no whole PNG"),
+        (png("L", (4, 3), "BMP"), "no whole PNG"),
+        (png("L", (3, 4)), "the mask is 3 x 4, its picture 4 x 3"),
+        (((0.0, 0.0, 1.0, 1.0),), "three points"),
+        (((0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0),), "three points"),
+        (((0.0, 0.0, float("nan"), 1.0, 2.0, 2.0),), "malformed"),
+        (((0.0, 0.0, 1e300, 1.0, 2.0, 2.0),), "malformed"),
+    ],
+)
+def test_what_is_no_mask_is_refused(data: str | bytes | Polygons, why: str) -> None:
+    """Malformed data, or that of another picture, is a ValueError in words, whatever is asked of it."""
+    mask = Mask(ImageSize(4, 3), data)
+    with pytest.raises(ValueError, match=why):
+        mask.to_array()
+    with pytest.raises(ValueError, match=why):
+        _ = mask.area
+
+
+@given(st.text("0123456789:;<=>?@ABCDEFNOPQRSTUVWXYZ[\\]^_`abcdefghijklmno", max_size=60))
+def test_no_text_makes_a_mask_larger_than_its_picture(counts: str) -> None:
+    """Whatever run lengths say, the answer is a mask of the picture's shape or a ValueError."""
+    mask = Mask(ImageSize(9, 7), counts)
+    try:
+        pixels = mask.to_array()
+    except ValueError:
+        return
+    assert pixels.shape == (7, 9)
+
+
+def test_json_is_the_rest_apis() -> None:
+    """Run lengths, base64 and lists, with whole numbers staying whole."""
+    pixels = np.ones((2, 3), np.bool_)
+    data = encode_png(served(pixels))
+    forms: list[tuple[str | bytes | Polygons, Any]] = [
+        ("06", {"size": [2, 3], "counts": "06"}),
+        (data, base64.b64encode(data).decode()),
+        (((0, 0, 3, 0, 3, 2, 0, 2.5),), [[0, 0, 3, 0, 3, 2, 0, 2.5]]),
+    ]
+    for given_, json in forms:
+        assert mask_of(pixels, given_).to_json() == json

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import msgspec
+import numpy as np
+import pytest
+
+from convmlp.v1 import vision_pb2
+from convmlp_client.convert import (
+    classification_from_message,
+    detections_from_message,
+    result_from_json,
+    segmentation_from_message,
+)
+from convmlp_client.geometry import Box, ImageSize
+from convmlp_client.masks import Mask
+from convmlp_client.results import (
+    Classification,
+    Detection,
+    Detections,
+    Label,
+    Meta,
+    Result,
+    Segment,
+    Segmentation,
+    Task,
+)
+from model.postprocess.encode import MaskFormat
+from model.types import Box as ServedBox
+from model.types import ClassifyResult, DetectResult, SegmentResult, Size, SoftMask
+from model.types import Detection as ServedDetection
+from model.types import Label as ServedLabel
+from model.types import Result as Served
+from model.types import Segment as ServedSegment
+from service.frontend.rest.schemas import encode_result
+
+LABEL_MAP = np.array([[0, 0, 0, 2], [0, 2, 2, 2]], np.uint8)
+SOFT = SoftMask(np.full((28, 28), 5, np.float32), 0.5)
+SERVED: dict[Task, Served] = {
+    Task.CLASSIFY: ClassifyResult(Size(2, 4), (ServedLabel("cat", 7, 0.123456789), ServedLabel("dog", 0, 1.0))),
+    Task.DETECT: DetectResult(
+        Size(2, 4),
+        (
+            ServedDetection("cat", 7, 0.75, ServedBox(0.123, 0.0, 3.0, 2.0), SOFT),
+            ServedDetection("dog", 0, 0.5, ServedBox(0.0, 0.0, 1.0, 1.0), None),
+        ),
+    ),
+    Task.SEGMENT: SegmentResult(Size(2, 4), LABEL_MAP, (ServedSegment("a", 0, 4), ServedSegment("b", 2, 4))),
+}
+META = {task: Meta("model", task, "id", {"total": 1.5}) for task in Task}
+
+
+def read(task: Task, mask_format: MaskFormat = MaskFormat.RLE) -> Result:
+    return result_from_json(encode_result(SERVED[task], mask_format), META[task])
+
+
+def test_labels_are_read() -> None:
+    """A REST answer's labels, in their order."""
+    assert read(Task.CLASSIFY) == Classification(
+        ImageSize(4, 2), (Label("cat", 7, 0.123457), Label("dog", 0, 1.0)), META[Task.CLASSIFY]
+    )
+
+
+def test_detections_are_read() -> None:
+    """A REST answer's boxes and masks; None where there is no mask."""
+    result = read(Task.DETECT)
+    assert isinstance(result, Detections)
+    first, second = result.detections
+    assert (first.label, first.index, first.score, first.box) == ("cat", 7, 0.75, Box(0.12, 0, 3, 2))
+    assert first.mask is not None
+    assert first.mask.to_array().shape == (2, 4)
+    assert second == Detection("dog", 0, 0.5, Box(0, 0, 1, 1), None)
+
+
+@pytest.mark.parametrize("mask_format", [MaskFormat.RLE, MaskFormat.PNG, MaskFormat.POLYGON])
+def test_segments_are_read(mask_format: MaskFormat) -> None:
+    """In each mask format the segments give back the server's label map."""
+    result = read(Task.SEGMENT, mask_format)
+    assert isinstance(result, Segmentation)
+    assert [(one.label, one.index, one.area) for one in result.segments] == [("a", 0, 4), ("b", 2, 4)]
+    np.testing.assert_array_equal(result.label_map(), LABEL_MAP)
+    assert result.label_map().dtype == np.uint8
+
+
+@pytest.mark.parametrize("mask_format", list(MaskFormat))
+@pytest.mark.parametrize("task", list(Task))
+def test_a_dict_is_the_rest_answer(task: Task, mask_format: MaskFormat) -> None:
+    """`to_dict`, as JSON, is byte for byte what the service wrote."""
+    assert msgspec.json.encode(read(task, mask_format).to_dict()) == encode_result(SERVED[task], mask_format)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_what_a_newer_server_adds_is_passed_over(task: Task) -> None:
+    """Unknown members, at every depth, do no harm."""
+
+    def with_news(value: object) -> object:
+        if isinstance(value, dict):
+            return {"new": [1], **{name: with_news(one) for name, one in value.items()}}
+        return [with_news(one) for one in value] if isinstance(value, list) else value
+
+    answer = json.loads(encode_result(SERVED[task], MaskFormat.RLE))
+    assert result_from_json(json.dumps(with_news(answer)).encode(), META[task]) == read(task)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"[]",
+        b'{"image": {"width": 4, "height": 2}}',
+        b'{"image": {"width": 4}, "detections": []}',
+        b'{"image": {"width": 4, "height": 2}, "detections": [{"label": "a", "index": 0, "score": 1}]}',
+        b'{"image": {"width": 4, "height": 2}, "detections": [{"label": "a", "index": 0, "score": "1", "box": null}]}',
+        b'{"image": {"width": 4, "height": 2}, "detections": [{"label": "a", "index": 0, "score": 1, '
+        b'"box": {"xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}, "mask": {"size": [4, 2], "counts": "08"}}]}',
+    ],
+)
+def test_what_is_no_answer_is_refused(answer: bytes) -> None:
+    """Neither half an answer nor a mask of another picture becomes a result."""
+    with pytest.raises(msgspec.DecodeError):
+        result_from_json(answer, META[Task.DETECT])
+
+
+def as_message(mask: Mask | None) -> vision_pb2.Mask | None:
+    if mask is None:
+        return None
+    match mask.data:
+        case str(counts):
+            return vision_pb2.Mask(rle=counts.encode())
+        case bytes(png):
+            return vision_pb2.Mask(png=png)
+        case polygons:
+            parts = [vision_pb2.Polygon(coordinates=[int(one) for one in polygon]) for polygon in polygons]
+            return vision_pb2.Mask(polygons=vision_pb2.Polygons(polygons=parts))
+
+
+@pytest.mark.parametrize("mask_format", list(MaskFormat))
+def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
+    """A gRPC message with float32 becomes the very result that REST's decimals give, masks included."""
+    size = vision_pb2.ImageSize(width=4, height=2)
+    labels, found, parts = (read(task, mask_format) for task in Task)
+    assert isinstance(labels, Classification)
+    assert isinstance(found, Detections)
+    assert isinstance(parts, Segmentation)
+    rows = [vision_pb2.Label(label=one.label, index=one.index, score=one.score) for one in labels.labels]
+    message = vision_pb2.ClassifyResponse(image=size, labels=rows)
+    assert classification_from_message(message, META[Task.CLASSIFY]) == labels
+    boxed = [
+        vision_pb2.Detection(
+            label=one.label,
+            index=one.index,
+            score=one.score,
+            box=vision_pb2.Box(xmin=one.box.xmin, ymin=one.box.ymin, xmax=one.box.xmax, ymax=one.box.ymax),
+            mask=as_message(one.mask),
+        )
+        for one in found.detections
+    ]
+    assert detections_from_message(vision_pb2.DetectResponse(image=size, detections=boxed), META[Task.DETECT]) == found
+    segments = [
+        vision_pb2.Segment(label=one.label, index=one.index, area=one.area, mask=as_message(one.mask))
+        for one in parts.segments
+    ]
+    assert (
+        segmentation_from_message(vision_pb2.SegmentResponse(image=size, segments=segments), META[Task.SEGMENT])
+        == parts
+    )
+
+
+def test_a_label_map_needs_masks_and_sixteen_bits() -> None:
+    """Classes beyond 256 make it uint16; without masks, or beyond 65536 classes, there is none."""
+    mask = Mask.from_array(np.ones((2, 4), np.bool_))
+
+    def of(index: int, mask: Mask | None) -> Segmentation:
+        return Segmentation(ImageSize(4, 2), (Segment("a", index, 8, mask),), META[Task.SEGMENT])
+
+    assert (of(300, mask).label_map() == np.full((2, 4), 300, np.uint16)).all()
+    assert of(300, mask).label_map().dtype == np.uint16
+    with pytest.raises(ValueError, match="no masks; ask for them"):
+        of(0, None).label_map()
+    with pytest.raises(ValueError, match="class 70000"):
+        of(70_000, mask).label_map()
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_results_are_plain_data(task: Task) -> None:
+    """They can be compared, copied and sent to another process, and not be changed."""
+    result = read(task)
+    assert pickle.loads(pickle.dumps(result)) == copy.deepcopy(result) == result
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.meta = META[Task.DETECT]  # type: ignore[misc]

@@ -1,0 +1,68 @@
+"""What `examples/` and `docs/clients.md` show, run as it stands against the real service."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.running import RunningService
+
+ROOT = Path(__file__).parents[2]
+CAT = ROOT / "examples/cat.jpg"
+DOCS = ROOT / "docs/clients.md"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Node.js example with its packages, installed as its head says."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("Node.js is not installed")
+    folder = tmp_path_factory.mktemp("examples")
+    shutil.copytree(ROOT / "examples/node", folder / "examples/node", ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(ROOT / "proto", folder / "proto")
+    package = folder / "examples/node"
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+    installed = subprocess.run(command, cwd=package, capture_output=True, text=True, timeout=240, check=False)
+    if installed.returncode and re.search("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT", installed.stderr):
+        pytest.skip("the registry of Node.js packages cannot be reached")
+    assert installed.returncode == 0, installed.stderr
+    return package
+
+
+def test_node_calls_over_grpc(service: RunningService, node: Path, tmp_path: Path) -> None:
+    """The Node.js example gets every picture's labels in one stream, in spite of one that is no picture, and a box."""
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    paths = [str(CAT), str(broken), *[str(CAT)] * 40]
+    answered = _run(["node", "grpc.js", service.grpc_address, *paths], node)
+    lines = answered.splitlines()
+    assert sum("Abyssinian" in line for line in lines) == 41
+    assert [line.partition(": ")[2][:6] for line in lines if str(broken) in line] == ["error:"]
+    assert re.search(r"cat\.jpg: cat 0\.\d\d at \d+, \d+, \d+, \d+$", lines[-1])
+
+
+def test_node_calls_over_http(service: RunningService, node: Path) -> None:
+    """The Node.js example that needs no packages prints the labels."""
+    assert "Abyssinian" in _run(["node", "rest.js", service.url, str(CAT)], node)
+
+
+def test_the_documents_python_runs(service: RunningService, tmp_path: Path) -> None:
+    """The Python of docs/clients.md, with Triton's and Hugging Face's unmodified clients, works as it stands."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    source = "\n".join(blocks)
+    source = source.replace("localhost:8000", service.url.removeprefix("http://")).replace("examples/cat.jpg", str(CAT))
+    script = tmp_path / "clients.py"
+    script.write_text(source)
+    assert "b'cat'" in _run([sys.executable, str(script)], tmp_path)
+
+
+def _run(command: list[str], folder: Path) -> str:
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout

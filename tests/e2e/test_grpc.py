@@ -1,0 +1,207 @@
+"""gRPC inside `convmlp serve`: the same answers as REST's, described by the service itself, and what survives what."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client.parser import text_string_to_metric_families
+
+from convmlp.v1 import vision_pb2 as pb
+from convmlp.v1.vision_pb2_grpc import VisionStub
+from model.bundle import REFERENCE_PICTURE
+from service.process import EXIT_CONFIG
+from tests.e2e.running import RunningService, running_service, started_service
+from tests.service.frontend.rpc.whole import health_of, next_reply
+
+if TYPE_CHECKING:
+    from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
+
+PICTURE = REFERENCE_PICTURE.read_bytes()
+CLASSIFY_ONLY = ("--models", "convmlp_pets_breed")
+OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[RunningService]:
+    """A service with two gRPC processes, whose processes tests may kill: it comes back."""
+    with running_service(*CLASSIFY_ONLY, "--grpc-processes", "2") as running:
+        yield running
+
+
+@asynccontextmanager
+async def connected(service: RunningService) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection of its own: channels of one address share one unless told otherwise."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(service.grpc_address, options) as channel:
+        yield channel
+
+
+def vision(channel: grpc.aio.Channel) -> VisionAsyncStub:
+    stub: VisionAsyncStub = VisionStub(channel)
+    return stub
+
+
+async def test_answers_are_rests(service: RunningService) -> None:
+    """For each task the same labels, scores, boxes, areas and masks, to the last digit that REST tells."""
+    async with connected(service) as channel, httpx.AsyncClient(base_url=service.url, timeout=60) as http:
+        calls = vision(channel)
+        classified = await calls.Classify(pb.ClassifyRequest(image=PICTURE, top_k=37))
+        detected = await calls.Detect(pb.DetectRequest(image=PICTURE, score_threshold=0.05))
+        segmented = await calls.Segment(pb.SegmentRequest(image=PICTURE))
+        labels, detections, segments = [
+            (await http.post(path, content=PICTURE)).json()["results"][0]
+            for path in ("/classify?top_k=37", "/detect?score_threshold=0.05", "/segment")
+        ]
+    for answer, expected in ((classified, labels), (detected, detections), (segmented, segments)):
+        assert {"width": answer.image.width, "height": answer.image.height} == expected["image"]
+    found = [{"label": one.label, "index": one.index, "score": one.score} for one in classified.labels]
+    assert found == [{**one, "score": pytest.approx(one["score"], rel=1e-5)} for one in labels["labels"]]
+    assert len(detected.detections) == len(detections["detections"]) > 0
+    for detection, other in zip(detected.detections, detections["detections"], strict=True):
+        assert (detection.label, detection.index) == (other["label"], other["index"])
+        assert detection.score == pytest.approx(other["score"], rel=1e-5)
+        for side, value in other["box"].items():
+            assert getattr(detection.box, side) == pytest.approx(value, abs=0.006)
+    assert [(one.label, one.index, one.area, one.mask.rle.decode()) for one in segmented.segments] == [
+        (one["label"], one["index"], one["area"], one["mask"]["counts"]) for one in segments["segments"]
+    ]
+
+
+def test_a_caller_needs_nothing_but_the_address(service: RunningService) -> None:
+    """As grpcurl does it: services and messages are learnt by reflection, a message is built and the call made."""
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        described = ProtoReflectionDescriptorDatabase(channel)
+        assert set(described.get_services()) >= {"convmlp.v1.Vision", "inference.GRPCInferenceService"}
+        pool = DescriptorPool(described)
+        method = pool.FindServiceByName("convmlp.v1.Vision").methods_by_name["Classify"]
+        call = channel.unary_unary(
+            f"/{method.containing_service.full_name}/{method.name}",
+            request_serializer=GetMessageClass(method.input_type).SerializeToString,
+            response_deserializer=GetMessageClass(method.output_type).FromString,
+        )
+        answer: Any = call(GetMessageClass(method.input_type)(image=PICTURE, top_k=3), timeout=60)
+    assert answer.model == "convmlp_pets_breed"
+    assert len(answer.labels) == 3
+    assert answer.image.width == 451
+
+
+async def test_all_processes_tell_their_metrics_together(service: RunningService) -> None:
+    """REST's /metrics counts the calls that gRPC answered."""
+    async with connected(service) as channel, httpx.AsyncClient(base_url=service.url, timeout=60) as http:
+        before = await metric(http, "convmlp_requests_total", transport="grpc", outcome="ok", task="segment")
+        await vision(channel).Segment(pb.SegmentRequest(image=PICTURE))
+        assert await metric(http, "convmlp_requests_total", transport="grpc", outcome="ok", task="segment") > before
+
+
+async def metric(http: httpx.AsyncClient, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels."""
+    text = (await http.get("/metrics")).text
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
+
+
+def test_two_services_do_not_share_a_port(service: RunningService) -> None:
+    """gRPC would let the second one join unnoticed; it ends at once, and says which port is taken."""
+    port = service.grpc_address.rpartition(":")[2]
+    with started_service("--grpc-port", port) as second:
+        assert second.process.wait(PATIENCE_S) == EXIT_CONFIG
+        (line,) = [line for line in second.lines if line.get("event") == "cannot listen"]
+        assert (str(line["port"]), line["error"]) == (port, "Address already in use")
+        assert not [line for line in second.lines if line.get("event") == "started"]
+
+
+async def test_a_killed_worker_is_told_to_watchers_and_comes_back(pair: RunningService) -> None:
+    """kill -9: health says NOT_SERVING of the whole and of the model, and SERVING once another has proven itself."""
+    async with connected(pair) as channel:
+        watches = [health_of(channel).Watch(HealthCheckRequest(service=name)) for name in ("", CLASSIFY_ONLY[1])]
+        async with asyncio.timeout(PATIENCE_S):
+            assert [(await watch.read()).status for watch in watches] == [SERVING, SERVING]
+            os.kill(pair.pid_of("worker-0"), signal.SIGKILL)
+            assert [(await watch.read()).status for watch in watches] == [NOT_SERVING, NOT_SERVING]
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await vision(channel).Classify(pb.ClassifyRequest(image=PICTURE))
+            assert refused.value.code() is UNAVAILABLE
+            assert [(await watch.read()).status for watch in watches] == [SERVING, SERVING]
+        assert (await vision(channel).Classify(pb.ClassifyRequest(image=PICTURE))).labels
+        for watch in watches:
+            watch.cancel()
+
+
+async def test_a_killed_front_end_costs_only_the_calls_that_it_had(pair: RunningService) -> None:
+    """kill -9 under load: its calls fail at once, all others and REST's go on; its callers find the service again."""
+    killed = pair.pid_of("grpc-0")
+    stop, outcomes, rest_outcomes = asyncio.Event(), list[grpc.StatusCode](), set[int]()
+    async with httpx.AsyncClient(base_url=pair.url, timeout=30) as http:
+        # As many that it is next to impossible for one process to have none of them.
+        callers = [asyncio.create_task(grpc_load(pair, stop, outcomes)) for _ in range(16)]
+        callers.append(asyncio.create_task(rest_load(http, stop, rest_outcomes)))
+        async with asyncio.timeout(PATIENCE_S):
+            while len(outcomes) < 32:
+                await asyncio.sleep(0.05)
+            os.kill(killed, signal.SIGKILL)
+            while UNAVAILABLE not in outcomes or pair.pid_of("grpc-0") == killed:
+                await asyncio.sleep(0.05)
+            # Whoever was cut off connects again by itself.
+            answered = outcomes.count(OK)
+            while outcomes.count(OK) < answered + 64:
+                await asyncio.sleep(0.05)
+        stop.set()
+        await asyncio.gather(*callers)
+    assert set(outcomes) == {OK, UNAVAILABLE}
+    assert rest_outcomes == {200}
+
+
+async def grpc_load(service: RunningService, stop: asyncio.Event, outcomes: list[grpc.StatusCode]) -> None:
+    """One client that asks again and again, over one connection of its own."""
+    async with connected(service) as channel:
+        while not stop.is_set():
+            outcomes.append(await vision(channel).Classify(pb.ClassifyRequest(image=PICTURE), timeout=30).code())
+            await asyncio.sleep(0.01)
+
+
+async def rest_load(http: httpx.AsyncClient, stop: asyncio.Event, outcomes: set[int]) -> None:
+    while not stop.is_set():
+        outcomes.add((await http.post("/classify", content=PICTURE)).status_code)
+
+
+async def test_sigterm_finishes_what_is_in_hand() -> None:
+    """SIGTERM under load: every call that had arrived is answered, and every message that a stream had taken in."""
+    with running_service(*CLASSIFY_ONLY, "--max-stream-in-flight", "8") as service:
+        async with connected(service) as channel, httpx.AsyncClient(base_url=service.url, timeout=60) as http:
+            calls = [vision(channel).Classify(pb.ClassifyRequest(image=PICTURE)) for _ in range(16)]
+            stream = vision(channel).ClassifyStream()
+            for number in range(8):
+                await stream.write(pb.ClassifyRequest(id=str(number), image=PICTURE))
+
+            async with asyncio.timeout(PATIENCE_S):
+                while await arrived(http) < 24:
+                    await asyncio.sleep(0.02)
+            service.process.send_signal(signal.SIGTERM)
+            assert [await call.code() for call in calls] == [OK] * len(calls)
+            replies = [await next_reply(stream) for _ in range(8)]
+            assert {reply.id for reply in replies} == {str(number) for number in range(8)}
+            assert all(reply.labels for reply in replies)
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await stream.read()
+            assert ended.value.code() is UNAVAILABLE
+            assert "shutting down" in (ended.value.details() or "")
+        assert await asyncio.to_thread(service.process.wait, PATIENCE_S) == 0
+
+
+async def arrived(http: httpx.AsyncClient) -> float:
+    """Images that the service has in hand or has answered."""
+    return await metric(http, "convmlp_in_flight_requests") + await metric(http, "convmlp_requests_total")

@@ -1,0 +1,84 @@
+"""Hugging Face's own client against the whole service and its embedded models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import PIL.Image
+import pytest
+from huggingface_hub import AsyncInferenceClient, InferenceClient, close_session
+from huggingface_hub.errors import HfHubHTTPError
+
+from model.bundle import REFERENCE_PICTURE
+from tests.e2e.running import RunningService
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _session() -> Iterator[None]:
+    """The client keeps one session for the whole process."""
+    yield
+    close_session()
+
+
+def client_of(service: RunningService, task: str) -> InferenceClient:
+    return InferenceClient(model=f"{service.url}/compat/huggingface/{task}")
+
+
+def rest_answer(service: RunningService, path: str) -> dict[str, list[dict[str, object]]]:
+    """What the service's own REST says of the same photograph."""
+    reply = httpx.post(f"{service.url}{path}", content=REFERENCE_PICTURE.read_bytes(), timeout=60)
+    return dict(reply.json()["results"][0])
+
+
+def test_labels_are_those_of_rest(service: RunningService) -> None:
+    """A photograph of a cat gets the labels that /classify gives it, from a file as from bytes."""
+    expected = [(row["label"], row["score"]) for row in rest_answer(service, "/classify?top_k=3")["labels"]]
+    for image in (str(REFERENCE_PICTURE), Path(REFERENCE_PICTURE), REFERENCE_PICTURE.read_bytes()):
+        rows = client_of(service, "classify").image_classification(image, top_k=3)
+        assert [(row.label, row.score) for row in rows] == expected
+    assert len(client_of(service, "classify").image_classification(REFERENCE_PICTURE)) == 5
+
+
+def test_boxes_are_those_of_rest(service: RunningService) -> None:
+    """The cat's head is where /detect has it, in whole pixels; a threshold leaves the sure ones."""
+    expected = rest_answer(service, "/detect?mask_format=none")["detections"]
+    rows = client_of(service, "detect").object_detection(REFERENCE_PICTURE)
+    assert [(row.label, row.score) for row in rows] == [(one["label"], one["score"]) for one in expected]
+    for row, one in zip(rows, expected, strict=True):
+        assert isinstance(one["box"], dict)
+        assert all(abs(row.box[side] - one["box"][side]) <= 0.51 for side in ("xmin", "ymin", "xmax", "ymax"))
+    sure = client_of(service, "detect").object_detection(REFERENCE_PICTURE, threshold=0.5)
+    assert sure == [row for row in rows if row.score > 0.5]
+    assert sure[0].label == "cat"
+
+
+def test_masks_are_those_of_rest(service: RunningService) -> None:
+    """Each segment's mask has the area that /segment tells, and together they cover the picture once."""
+    expected = rest_answer(service, "/segment?masks=false")["segments"]
+    # Its class declares the mask as text, the client puts a picture there.
+    rows: list[Any] = [*client_of(service, "segment").image_segmentation(REFERENCE_PICTURE, subtask="semantic")]
+    assert [row.label for row in rows] == [one["label"] for one in expected]
+    assert all(isinstance(row.mask, PIL.Image.Image) for row in rows)
+    masks = [np.asarray(row.mask) > 0 for row in rows]
+    assert [mask.sum() for mask in masks] == [one["area"] for one in expected]
+    assert np.array_equal(np.sum(masks, axis=0), np.ones((300, 451)))
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes/text content.:DeprecationWarning")
+async def test_async_client(service: RunningService) -> None:
+    """The async client gets the same answer as the sync one."""
+    async with AsyncInferenceClient(model=f"{service.url}/compat/huggingface/classify") as client:
+        rows = await client.image_classification(str(REFERENCE_PICTURE))
+    assert rows == client_of(service, "classify").image_classification(REFERENCE_PICTURE)
+
+
+def test_errors_come_in_words(service: RunningService) -> None:
+    """What is no picture, or a parameter that cannot be, is told by the client in the service's own words."""
+    with pytest.raises(HfHubHTTPError, match="no image format"):
+        client_of(service, "classify").image_classification(b"no picture")
+    with pytest.raises(HfHubHTTPError, match="no model does the subtask 'panoptic' here"):
+        client_of(service, "segment").image_segmentation(REFERENCE_PICTURE, subtask="panoptic")

@@ -1,0 +1,170 @@
+"""tritonclient as it comes from the registry, in a process of its own: its generated code and the service's declare
+the same protobuf names, which one process cannot have twice.
+
+The four clients get one face, so that the same cases run over each. Cases are functions of it; they run in the other
+process and raise there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+KINDS = ("http", "http.aio", "grpc", "grpc.aio")
+
+
+@dataclass(frozen=True)
+class Triton:
+    """Where the service is, and the process of the clients. `run` gives a case's result."""
+
+    http: str
+    grpc: str
+    process: ProcessPoolExecutor
+
+    def run(self, case: Callable[..., Any], kind: str, *arguments: object) -> Any:  # noqa: ANN401
+        return self.process.submit(_with_face, case, kind, self.http, self.grpc, arguments).result(timeout=120)
+
+
+def _with_face(case: Callable[..., Any], kind: str, http: str, grpc: str, arguments: tuple[object, ...]) -> Any:  # noqa: ANN401
+    with Face(kind, http if kind.startswith("http") else grpc) as face:
+        return case(face, *arguments)
+
+
+class Face:
+    """One client, synchronous whichever it is. `call` is any of its methods."""
+
+    def __init__(self, kind: str, address: str) -> None:
+        self.kind = kind
+        self.over_http = kind.startswith("http")
+        self.module = importlib.import_module(f"tritonclient.{kind}")
+        self._loop = asyncio.new_event_loop() if kind.endswith("aio") else None
+        self.client: Any = self._made(address)
+
+    def _made(self, address: str) -> Any:  # noqa: ANN401
+        if self._loop is None:
+            return self.module.InferenceServerClient(address, **({"concurrency": 8} if self.over_http else {}))
+
+        async def make() -> Any:  # noqa: ANN401
+            return self.module.InferenceServerClient(address)
+
+        return self._loop.run_until_complete(make())
+
+    def __enter__(self) -> Face:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call("close")
+        if self._loop is not None:
+            self._loop.close()
+
+    def call(self, method: str, *arguments: object, **options: object) -> Any:  # noqa: ANN401
+        answer = getattr(self.client, method)(*arguments, **options)
+        return self.finish(answer) if self._loop is not None and asyncio.iscoroutine(answer) else answer
+
+    def finish(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
+        assert self._loop is not None
+        return self._loop.run_until_complete(work)
+
+    def facts(self, method: str, *arguments: object) -> Any:  # noqa: ANN401
+        """What a method tells, as plain data."""
+        return self.call(method, *arguments, **({} if self.over_http else {"as_json": True}))
+
+    def encoded(self, *images: bytes) -> Any:  # noqa: ANN401
+        """The input `image` with encoded images."""
+        elements = np.empty(len(images), object)
+        elements[:] = images
+        return self.tensor("image", elements, "BYTES")
+
+    def pixels(self, batch: Array) -> Any:  # noqa: ANN401
+        """The input `image` with pixels, uint8 (N, H, W, 3)."""
+        return self.tensor("image", batch, "UINT8")
+
+    def tensor(self, name: str, values: Array, datatype: str) -> Any:  # noqa: ANN401
+        tensor = self.module.InferInput(name, list(values.shape), datatype)
+        tensor.set_data_from_numpy(values)
+        return tensor
+
+    def wanted(self, *names: str, **options: object) -> list[Any]:
+        return [self.module.InferRequestedOutput(name, **options) for name in names]
+
+    def infer(self, model: str, tensor: Any, **options: object) -> Any:  # noqa: ANN401
+        return self.call("infer", model, [tensor], **options)
+
+    def refusal(self, method: str, *arguments: object, **options: object) -> tuple[str, str]:
+        """Status and message of the client's own exception."""
+        refused: type[Any] = importlib.import_module("tritonclient.utils").InferenceServerException
+        try:
+            self.call(method, *arguments, **options)
+        except refused as error:
+            return error.status() or "", error.message()
+        raise AssertionError(f"{method} was answered")
+
+
+def names_of(result: Any) -> list[str]:  # noqa: ANN401
+    """Of a result's outputs, over either transport."""
+    response = result.get_response()
+    outputs = response["outputs"] if isinstance(response, dict) else response.outputs
+    return [output["name"] if isinstance(output, dict) else output.name for output in outputs]
+
+
+def all_at_once(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
+    """Inferences that wait for each other nowhere, by each client's own means; results in the tensors' order."""
+    if face.kind == "http":
+        waiting = [face.client.async_infer(model, [tensor]) for tensor in tensors]
+        return [one.get_result() for one in waiting]
+    if face.kind == "grpc":
+        return _by_callbacks(face, model, tensors)
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(face.client.infer(model, [tensor]) for tensor in tensors))
+
+    results: list[Any] = face.finish(together())
+    return results
+
+
+def _by_callbacks(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
+    results: list[Any] = [None] * len(tensors)
+    left = threading.Semaphore(0)
+
+    def take(at: int) -> Callable[..., None]:
+        def taken(result: object, error: object) -> None:
+            results[at] = error or result
+            left.release()
+
+        return taken
+
+    for at, tensor in enumerate(tensors):
+        face.client.async_infer(model, [tensor], take(at))
+    for _ in tensors:
+        assert left.acquire(timeout=60)
+    return results
+
+
+def streamed(face: Face, asks: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """Results and errors of one stream, in the order in which they came."""
+    if face.kind == "grpc.aio":
+
+        async def converse() -> list[tuple[Any, Any]]:
+            async def each() -> Any:  # noqa: ANN401
+                for ask in asks:
+                    yield ask
+
+            return [reply async for reply in face.client.stream_infer(each())]
+
+        replies: list[tuple[Any, Any]] = face.finish(converse())
+        return replies
+    came: list[tuple[Any, Any]] = []
+    face.client.start_stream(lambda result, error: came.append((result, error)))
+    for ask in asks:
+        face.client.async_stream_infer(**ask)
+    face.client.stop_stream()
+    return came

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.service.cli.command import convmlp
+from tests.service.frontend.rest.running import Rest, open_rest, picture
+from tests.service.frontend.rpc.running import open_rpc_at
+
+KEY = "a-key-that-is-long-enough"
+
+
+@pytest.fixture
+async def rest() -> AsyncIterator[Rest]:
+    async with open_rest() as running:
+        yield running
+
+
+@pytest.fixture
+async def grpc_url(rest: Rest) -> AsyncIterator[str]:
+    """A gRPC front-end beside the REST one, of the same worker."""
+    async with open_rpc_at(rest.worker.address, rest.settings) as rpc:
+        yield f"grpc://127.0.0.1:{rpc.port}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "grey.png"
+    path.write_bytes(picture(101))
+    return str(path)
+
+
+def url(rest: Rest) -> str:
+    return str(rest.http.base_url)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "classify --top-k 2 --model fake_classify",
+        "detect --score-threshold 0.7",
+        "detect --max-detections 1 --mask-format polygon",
+        "segment --mask-format png",
+        "segment --no-masks",
+    ],
+)
+async def test_grpc_answers_as_rest_does(rest: Rest, grpc_url: str, file: str, arguments: str) -> None:
+    """`--json` prints the same bytes, whichever of its front-ends the service is asked at."""
+    over_rest = await convmlp(*arguments.split(), file, "--json", "--url", url(rest))
+    over_grpc = await convmlp(*arguments.split(), file, "--json", "--url", grpc_url)
+    assert (over_grpc.status, over_grpc.err) == (0, "")
+    assert over_grpc.out == over_rest.out
+
+
+@pytest.mark.parametrize("task", ["classify", "detect", "segment"])
+async def test_grpc_answers_are_drawn_as_rest_draws_them(
+    rest: Rest, grpc_url: str, file: str, tmp_path: Path, task: str
+) -> None:
+    """`--save` gives the picture that the REST API gives, though gRPC itself gives none."""
+    ran = await convmlp(task, file, "--save", str(tmp_path / "drawn.png"), "--url", grpc_url)
+    assert (ran.status, ran.err) == (0, "")
+    response = await rest.http.post(f"/{task}", content=picture(101), headers={"Accept": "image/png"})
+    assert (tmp_path / "drawn.png").read_bytes() == response.content
+
+
+async def test_grpc_errors_are_told_as_rests(rest: Rest, grpc_url: str, tmp_path: Path) -> None:
+    """A bad picture and an unknown model meet the same words and exit status."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture at all")
+    for arguments in (["classify", str(broken)], ["classify", str(broken), "--model", "nobody"]):
+        over_rest = await convmlp(*arguments, "--url", url(rest))
+        over_grpc = await convmlp(*arguments, "--url", grpc_url)
+        assert over_rest.status == 1
+        assert (over_grpc.status, over_grpc.err) == (over_rest.status, over_rest.err)
+
+
+async def test_nobody_at_a_grpc_address_is_told_in_words(file: str) -> None:
+    """Where nothing listens one line says so, as for REST."""
+    ran = await convmlp("classify", file, file, "--url", "grpc://127.0.0.1:1")
+    assert (ran.status, ran.out, len(ran.err.splitlines())) == (1, b"", 1)
+    assert "grpc://127.0.0.1:1" in ran.err
+    assert "start `convmlp serve`" in ran.err
+
+
+@pytest.mark.parametrize("form", ["flag", "variable"])
+async def test_a_key_opens_the_service(file: str, tmp_path: Path, form: str) -> None:
+    """`--api-key`, or CONVMLP_API_KEY, is what a service that asks for a key is shown, over REST and gRPC."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"tester {KEY}\n")
+    given = ["--api-key", KEY] if form == "flag" else []
+    environment = {"CONVMLP_API_KEY": KEY} if form == "variable" else None
+    async with open_rest(api_keys_file=keys) as rest, open_rpc_at(rest.worker.address, rest.settings) as rpc:
+        for address in (url(rest), f"grpc://127.0.0.1:{rpc.port}"):
+            ran = await convmlp("classify", file, "--url", address, *given, environment=environment)
+            assert (ran.status, ran.err) == (0, "")
+
+
+async def test_a_missing_key_is_told_once(file: str, tmp_path: Path) -> None:
+    """Without the key, or with a wrong one, the service's words are told once for all pictures; the key never is."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY}\n")
+    async with open_rest(api_keys_file=keys) as rest:
+        for given in ([], ["--api-key", "another-key-that-is-wrong"]):
+            ran = await convmlp("classify", file, file, file, "--url", url(rest), *given)
+            assert (ran.status, ran.out, len(ran.err.splitlines())) == (1, b"", 1)
+            assert "key" in ran.err
+            assert "another-key" not in ran.err
+
+
+async def test_a_key_that_cannot_be_sent_is_refused(file: str) -> None:
+    """A key with a line break or letters beyond ASCII is wrong usage, and is not quoted."""
+    for key in ("sécret", "secret\nsecret"):
+        ran = await convmlp("classify", file, "--api-key", key)
+        assert (ran.status, ran.out) == (2, b"")
+        assert "printable ASCII" in ran.err
+        assert "cret" not in ran.err.replace("--api-key", "")

@@ -1,0 +1,81 @@
+"""Ports that are held for processes which open them themselves."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from service.process import address_of, hold_port, open_listener
+
+LOOPBACK = "127.0.0.1"
+
+
+def listen_beside(port: int) -> socket.socket:
+    """As gRPC's server does it."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((LOOPBACK, port))
+    listener.listen()
+    return listener
+
+
+def refused(take: Callable[[str, int], socket.socket], port: int) -> bool:
+    try:
+        take(LOOPBACK, port).close()
+    except OSError:
+        return True
+    return False
+
+
+def test_a_held_port_is_for_its_own_listeners_alone() -> None:
+    """Several may listen there and get all connections; nobody else holds it or listens, before, during or after."""
+    with hold_port(LOOPBACK, 0) as held:
+        port = held.getsockname()[1]
+        assert (refused(hold_port, port), refused(open_listener, port)) == (True, True)
+        with listen_beside(port) as first, listen_beside(port) as second:
+            assert (refused(hold_port, port), refused(open_listener, port)) == (True, True)
+            for listener in (first, second):
+                listener.setblocking(False)
+            for _ in range(32):
+                with socket.create_connection((LOOPBACK, port), timeout=20):
+                    assert any(_accepts(listener) for listener in (first, second))
+        assert (refused(hold_port, port), refused(open_listener, port)) == (True, True)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((LOOPBACK, port), timeout=20)
+
+
+def _accepts(listener: socket.socket) -> bool:
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+def test_a_port_is_free_again_at_once() -> None:
+    """Also where connections of before still linger: a service can be started again right away."""
+    with hold_port(LOOPBACK, 0) as held:
+        port = held.getsockname()[1]
+        with listen_beside(port) as listener, socket.create_connection((LOOPBACK, port), timeout=20) as caller:
+            listener.accept()[0].close()  # whoever closes first keeps the lingering end
+            assert caller.recv(1) == b""
+    hold_port(LOOPBACK, port).close()
+
+
+@pytest.mark.parametrize("take", [open_listener, listen_beside])
+def test_a_port_in_use_is_not_held(take: Callable[..., socket.socket]) -> None:
+    """Neither a plain program's, nor that of one which would let others of its user join."""
+    with open_listener(LOOPBACK, 0) if take is open_listener else listen_beside(0) as other:
+        assert refused(hold_port, other.getsockname()[1])
+
+
+def test_addresses_are_written_as_in_a_url() -> None:
+    """IPv6's in brackets."""
+    with hold_port(LOOPBACK, 0) as four:
+        assert address_of(four) == f"127.0.0.1:{four.getsockname()[1]}"
+    if socket.has_dualstack_ipv6():
+        with hold_port("::1", 0) as six:
+            assert address_of(six) == f"[::1]:{six.getsockname()[1]}"

@@ -1,0 +1,84 @@
+"""What a front-end makes of the worker's States."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.types import Task
+from service.wire.catalogue import MAX_CONFIGS, Catalogue
+from service.wire.messages import MalformedMessage, ModelState, Phase, State
+from tests.fakes import fake_bundle
+
+CONFIG = fake_bundle(Task.CLASSIFY).config
+OTHER = fake_bundle(Task.DETECT).config
+
+
+def state(*versions: str, **configs: str) -> State:
+    models = tuple(ModelState(f"model-{version}", version, True, "cpu", "fp32") for version in versions)
+    return State("one", Phase.READY, "ready", 0.0, models, configs)
+
+
+def test_a_config_is_heard_once() -> None:
+    """What was sent once is known from then on, also while its model is not served; the worker's order counts."""
+    catalogue = Catalogue()
+    assert catalogue.models(Phase.READY) is None
+    catalogue.learn(state("v1", "v2", v1=CONFIG.model_dump_json(), v2=OTHER.model_dump_json()))
+    assert set(catalogue.knows) == {"v1", "v2"}
+    catalogue.learn(state("v2"))
+    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [OTHER]
+    catalogue.learn(state("v2", "v1"))
+    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [OTHER, CONFIG]
+    catalogue.learn(state())
+    assert catalogue.models(Phase.READY) == ()
+
+
+def test_a_config_that_was_not_sent_is_left_out_until_it_is() -> None:
+    """A model whose config got lost is not listed, and the next heartbeat asks for it."""
+    catalogue = Catalogue()
+    catalogue.learn(state("v1", "v2", v1=CONFIG.model_dump_json()))
+    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [CONFIG]
+    assert catalogue.knows == ("v1",)
+    catalogue.learn(state("v1", "v2", v2=OTHER.model_dump_json()))
+    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [CONFIG, OTHER]
+
+
+def test_models_are_ready_only_while_the_worker_is() -> None:
+    """A lost, starting or draining worker's models are still known, and none of them is ready."""
+    catalogue = Catalogue()
+    catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
+    for phase in (None, Phase.STARTING, Phase.DRAINING):
+        (status,) = catalogue.models(phase) or ()
+        assert (status.config, status.ready) == (CONFIG, False)
+    (status,) = catalogue.models(Phase.READY) or ()
+    assert (status.ready, status.device) == (True, "cpu")
+
+
+def test_a_version_is_found_by_the_very_config() -> None:
+    """Two versions with equal configs are told apart by whose object it is, though the config is sent again."""
+    catalogue = Catalogue()
+    catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
+    (first,) = catalogue.models(Phase.READY) or ()
+    catalogue.learn(state("v2", v2=CONFIG.model_dump_json(), v1=CONFIG.model_dump_json()))
+    (second,) = catalogue.models(Phase.READY) or ()
+    assert catalogue.version_of(first.config) == "v1"
+    assert catalogue.version_of(second.config) == "v2"
+    assert catalogue.version_of(CONFIG) is None
+
+
+def test_configs_are_bounded() -> None:
+    """Of models that are served no more only so many are kept, the latest."""
+    catalogue = Catalogue()
+    for number in range(MAX_CONFIGS + 10):
+        catalogue.learn(state(f"v{number}", **{f"v{number}": CONFIG.model_dump_json()}))
+    assert len(catalogue.knows) == MAX_CONFIGS + 1
+    assert f"v{MAX_CONFIGS + 9}" in catalogue.knows
+    assert "v0" not in catalogue.knows
+
+
+def test_what_is_no_config_is_a_malformed_message() -> None:
+    """A worker of another kind is refused as a message, and what was known stays."""
+    catalogue = Catalogue()
+    catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
+    with pytest.raises(MalformedMessage):
+        catalogue.learn(state("v2", v2='{"name": 3}'))
+    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [CONFIG]

@@ -1,0 +1,55 @@
+"""A front-end's end of the wire, as the worker's tests use it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from model.bundle import BundleConfig
+from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size
+from service.wire.channel import WorkerChannel
+
+LEVEL = 9
+PIXELS = np.full((32, 32, 3), LEVEL, np.uint8)
+
+
+@asynccontextmanager
+async def channel_to(address: str) -> AsyncIterator[WorkerChannel]:
+    async with WorkerChannel(address, 0.02, 30.0, lambda up: None) as channel:  # noqa: ARG005
+        yield channel
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def served(channel: WorkerChannel) -> list[str]:
+    """The models that a front-end knows to be served, in their order."""
+    return [status.config.name for status in channel.models() or ()]
+
+
+def config_of(channel: WorkerChannel, model: str) -> BundleConfig:
+    return next(status.config for status in channel.models() or () if status.config.name == model)
+
+
+async def ask(channel: WorkerChannel, model: str = "fake_classify") -> int:
+    """The class that a model gives a grey picture: LEVEL, where all is well."""
+    return await ask_for(channel, config_of(channel, model))
+
+
+async def ask_for(channel: WorkerChannel, config: BundleConfig) -> int:
+    model_input = ModelInput(PIXELS, Geometry(Size(32, 32), Size(36, 36)))
+    answer = await channel.predict("r", config, model_input, QueryParams(), time.monotonic() + 20)
+    assert isinstance(answer.output, ClassifyOutput)
+    return int(answer.output.indices[0])
+
+
+def soon() -> float:
+    """A deadline that is met unless something hangs."""
+    return time.monotonic() + 20

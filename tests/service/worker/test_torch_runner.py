@@ -1,0 +1,85 @@
+"""Models that come into the real runner's memory and leave it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from model.bundle import Bundle
+from model.errors import BundleInvalid
+from model.reference import REFERENCE_PARAMS
+from model.reference_picture import reference_input
+from model.types import Batch, ClassifyOutput
+from service.settings import Settings
+from service.worker.torch_runner import TorchRunner
+from tests.model.net.tiny import tiny_bundle
+
+SETTINGS = Settings(device="cpu", compute_threads=1)
+
+
+def batch_for(bundle: Bundle) -> Batch:
+    one = reference_input(bundle.config)
+    return Batch(np.stack([one.pixels]), (one.geometry,), (REFERENCE_PARAMS,))
+
+
+def scores(runner: TorchRunner, slot: str, bundle: Bundle) -> list[float]:
+    (output,) = runner.run(slot, batch_for(bundle))
+    assert isinstance(output, ClassifyOutput)
+    return [float(score) for score in output.scores]
+
+
+def test_a_model_prepared_in_another_thread_answers_as_one_from_the_start(tmp_path: Path) -> None:
+    """Where the weights are read changes no answer; two slots of one bundle stand beside each other."""
+    bundle = tiny_bundle(tmp_path, "classifier")
+    runner = TorchRunner([bundle], SETTINGS)
+    puts: list[object] = []
+    reader = threading.Thread(target=lambda: puts.append(runner.prepare("another", bundle)))
+    reader.start()
+    reader.join()
+    (put,) = puts
+    assert callable(put)
+    put()
+    assert scores(runner, "another", bundle) == scores(runner, bundle.config.name, bundle)
+
+
+def test_a_model_that_leaves_gives_its_memory_back(tmp_path: Path) -> None:
+    """Once its slot is empty nothing holds the weights: they are free at once, without a collection of garbage."""
+    bundle = tiny_bundle(tmp_path, "classifier")
+    runner = TorchRunner((), SETTINGS)
+    gc.collect()
+    before = tensors()
+    runner.prepare("slot", bundle)()
+    scores(runner, "slot", bundle)
+    weights = [weakref.ref(tensor) for tensor in tensors() if not any(tensor is one for one in before)]
+    assert weights
+    gc.disable()
+    try:
+        runner.remove("slot")
+        assert [one for one in weights if one() is not None] == []
+    finally:
+        gc.enable()
+    runner.remove("slot")  # an empty slot is no error
+    with pytest.raises(KeyError):
+        runner.run("slot", batch_for(bundle))
+
+
+def tensors() -> list[torch.Tensor]:
+    return [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+
+
+def test_weights_that_do_not_fit_are_refused_before_the_device_hears_of_them(tmp_path: Path) -> None:
+    """A damaged bundle fails while it is read; its slot stays empty."""
+    bundle = tiny_bundle(tmp_path, "classifier")
+    safetensors.torch.save_file({"stranger": torch.zeros(1)}, bundle.weights_path)
+    runner = TorchRunner((), SETTINGS)
+    with pytest.raises(BundleInvalid, match="is missing"):
+        runner.prepare("slot", bundle)
+    with pytest.raises(KeyError):
+        runner.run("slot", batch_for(bundle))

@@ -1,0 +1,170 @@
+"""The real worker process with its real networks: killed at any instant it comes back with what it served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model.bundle import CONFIG_FILE, EMBEDDED_DIR, WEIGHTS_FILE
+from model.postprocess.finish import finish
+from model.reference import REFERENCE_PARAMS, disagreement
+from model.reference_picture import reference_input
+from model.types import Task
+from service.errors import Unavailable
+from service.wire.channel import WorkerChannel
+from tests.fakes import fake_bundle
+from tests.service.worker.asking import config_of, served
+
+BREED, HEADS, OUTLINE = "convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline"
+START_TIMEOUT_S = 120.0
+
+
+@contextmanager
+def worker_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`convmlp worker` on BREED and OUTLINE, whose socket, store, log and metrics are in `folder`."""
+    settings = {
+        "models": f"{BREED},{OUTLINE}",
+        "models_dir": str(folder / "store"),
+        "model_control": "true",
+        "served_models_file": str(folder / "served.json"),
+        "worker_address": f"ipc://{folder}/worker",
+        "worker_metrics_port": "0",
+        "heartbeat_interval_ms": "50",
+        "log_format": "json",
+        "compute_threads": "1",
+    }
+    environment = {f"CONVMLP_{name.upper()}": value for name, value in settings.items()}
+    for name in ("store", "metrics"):
+        (folder / name).mkdir(exist_ok=True)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "worker"],
+            env={**os.environ, **environment, "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics")},
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+
+
+@asynccontextmanager
+async def front_end(folder: Path) -> AsyncIterator[WorkerChannel]:
+    """A channel that only a broken connection tells of a lost worker, not silence."""
+    async with WorkerChannel(f"ipc://{folder}/worker", 0.05, 10_000.0, lambda up: None) as channel:  # noqa: ARG005
+        yield channel
+
+
+async def until_ready(channel: WorkerChannel, process: subprocess.Popen[bytes], folder: Path) -> None:
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while not channel.readiness().ready:
+            assert process.poll() is None, (folder / "log").read_text()
+            await asyncio.sleep(0.02)
+
+
+async def agrees(channel: WorkerChannel, model: str) -> bool:
+    """Whether a model gives its committed answer to whoever asks."""
+    config = config_of(channel, model)
+    one = reference_input(config)
+    answer = await channel.predict("r", config, one, REFERENCE_PARAMS, time.monotonic() + START_TIMEOUT_S)
+    return disagreement(finish(answer.output, config, one.geometry.original), config.reference) is None
+
+
+def scrape(folder: Path) -> str:
+    """What Prometheus would read."""
+    lines = map(json.loads, (folder / "log").read_text().splitlines())
+    port = next(line["metrics_port"] for line in lines if line["event"] == "loading")
+    return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+
+
+async def test_a_killed_worker_comes_back_with_what_it_served(tmp_path: Path) -> None:
+    """After loads and an unload, kill -9: the next process serves the changed set, but for what left the disk."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    async with front_end(tmp_path) as channel:
+        with worker_process(tmp_path) as process:
+            await until_ready(channel, process, tmp_path)
+            assert served(channel) == [BREED, OUTLINE]
+            add_guest(tmp_path)
+            await channel.load("guest", deadline_s)
+            await channel.load(HEADS, deadline_s)
+            assert served(channel) == [BREED, OUTLINE, "guest", HEADS]
+            assert await agrees(channel, HEADS)
+            await channel.unload(BREED, deadline_s)
+            assert served(channel) == [OUTLINE, "guest", HEADS]
+            told = await asyncio.to_thread(scrape, tmp_path)
+            assert f'convmlp_model_ready{{model="{HEADS}"}} 1.0' in told
+            assert f'convmlp_model_ready{{model="{BREED}"}}' not in told
+            assert f'convmlp_queue_depth{{model="{BREED}"}}' not in told
+            assert f'convmlp_images_total{{model="{BREED}"}}' in told
+            await kill(process, channel)
+
+        with worker_process(tmp_path) as process:
+            await until_ready(channel, process, tmp_path)
+            assert served(channel) == [OUTLINE, "guest", HEADS]
+            assert await agrees(channel, HEADS)
+            await kill(process, channel)
+
+        shutil.rmtree(tmp_path / "store" / "guest")
+        with worker_process(tmp_path) as process:
+            await until_ready(channel, process, tmp_path)
+            assert served(channel) == [OUTLINE, HEADS]
+            assert "cannot be read any more" in (tmp_path / "log").read_text()
+            await kill(process, channel)
+
+        (tmp_path / "served.json").write_text("{half")
+        with worker_process(tmp_path) as process:
+            await until_ready(channel, process, tmp_path)
+            assert served(channel) == [BREED, OUTLINE]
+            assert "serving what is configured" in (tmp_path / "log").read_text()
+
+
+def add_guest(folder: Path) -> None:
+    """OUTLINE under another name, in the store."""
+    guest = folder / "store" / "guest"
+    guest.mkdir()
+    shutil.copy(EMBEDDED_DIR / OUTLINE / WEIGHTS_FILE, guest)
+    config = json.loads((EMBEDDED_DIR / OUTLINE / CONFIG_FILE).read_text())
+    (guest / CONFIG_FILE).write_text(json.dumps({**config, "name": "guest"}))
+
+
+async def kill(process: subprocess.Popen[bytes], channel: WorkerChannel) -> None:
+    """kill -9, and wait until the channel knows."""
+    process.kill()
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while channel.readiness().ready:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_worker_killed_in_the_middle_of_a_load_fails_it_at_once(tmp_path: Path) -> None:
+    """kill -9 while a model is being read: the caller hears it long before the deadline."""
+    async with front_end(tmp_path) as channel:
+        with worker_process(tmp_path) as process:
+            await until_ready(channel, process, tmp_path)
+            stuck = tmp_path / "store" / "stuck"
+            stuck.mkdir()
+            (stuck / CONFIG_FILE).write_text(fake_bundle(Task.CLASSIFY, "stuck").config.model_dump_json())
+            os.mkfifo(stuck / WEIGHTS_FILE)  # a read of it waits for a writer who never comes
+            loading = asyncio.create_task(channel.load("stuck", time.monotonic() + 10_000))
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while not any(
+                    one.reason == "it is being loaded" for one in await channel.repository(time.monotonic() + 60)
+                ):
+                    await asyncio.sleep(0.02)
+            assert await agrees(channel, BREED)
+            process.kill()
+            async with asyncio.timeout(START_TIMEOUT_S):
+                with pytest.raises(Unavailable):
+                    await loading
