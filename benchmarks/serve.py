@@ -26,6 +26,7 @@ TASKS = ("classify", "detect", "segment")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--pictures", type=Path, help="folder of JPEG files (default: the reference picture)")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="comma separated")
     parser.add_argument("--concurrency", default="1,8,32", help="comma separated")
     parser.add_argument("--transports", default="rest,grpc", help="comma separated")
     parser.add_argument("--rounds", type=int, default=3)
@@ -40,7 +41,7 @@ def main() -> None:
     with running_service(*flags) as service:
         print(f"ready after {time.monotonic() - started_s:.1f} s; {len(pictures)} pictures")
         for _ in range(arguments.rounds):
-            for task, level, transport in itertools.product(TASKS, levels, transports):
+            for task, level, transport in itertools.product(arguments.tasks.split(","), levels, transports):
                 client = rest(service.url, task) if transport == "rest" else grpc_unary(service.grpc_address, task)
                 once = asyncio.run(_measure(client, pictures, level, arguments.seconds))
                 measured[task, level, transport].append(once)
