@@ -187,10 +187,13 @@ class AsyncClient:
 
         concurrency = min(flow.concurrency, self._core.max_concurrency)
         outcomes = each_awaited(images, put, concurrency, ordered=flow.ordered)
-        async with aclosing(session), aclosing(outcomes):
-            with progress_bar(flow.progress, images) as advance:
-                async for outcome in outcomes:
-                    advance()
-                    if flow.raise_errors and outcome.error is not None:
-                        raise outcome.error
-                    yield outcome
+        try:
+            async with aclosing(outcomes):
+                with progress_bar(flow.progress, images) as advance:
+                    async for outcome in outcomes:
+                        advance()
+                        if flow.raise_errors and outcome.error is not None:
+                            raise outcome.error
+                        yield outcome
+        finally:
+            await self._core.end(session)

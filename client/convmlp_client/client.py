@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -167,5 +167,7 @@ class Client:
                         raise outcome.error
                     yield outcome
         finally:
-            if self._thread.running:  # else the client was closed, and the session with it
-                self._thread.call(session.aclose)
+            # Not waited for, since this may run wherever an abandoned generator is collected, in the loop's own thread
+            # as well; closing the client waits. If it is closed, so is the session.
+            with suppress(RuntimeError):
+                self._thread.start(self._core.end, session)

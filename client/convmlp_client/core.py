@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,6 +26,8 @@ T = TypeVar("T")
 GRACE_S = 0.5
 """What an answer may take on its way beyond the time that the service was given: its own words are better than ours."""
 READY_POLL_S = 0.25
+CLOSING_S = 1.0
+"""For requests and sessions to end, before their connections are closed under them."""
 API_KEY_VARIABLE: Final = "CONVMLP_API_KEY"
 USER_AGENT: Final = "convmlp-client"
 
@@ -50,8 +54,7 @@ def make_core(
         ImportError, OSError: as `open_transport`.
     """
     parts = parse_url(url)
-    if timeout_s is not None and not timeout_s > 0:
-        raise ValueError(f"timeout_s is {timeout_s}, expected more than 0, or None")
+    _check_timeout(timeout_s)
     if max_concurrency < 1:
         raise ValueError(f"max_concurrency is {max_concurrency}, expected 1 or more")
     if isinstance(retries, int):
@@ -69,6 +72,11 @@ def make_core(
     return Core(setup, timeout_s, retries, clock or SystemClock())
 
 
+def _check_timeout(timeout_s: float | None) -> None:
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise ValueError(f"timeout_s is {timeout_s}, expected a number of seconds above 0, or None")
+
+
 class Core:
     """A transport, and the rules by which it is asked. It belongs to the event loop in which it is first asked."""
 
@@ -81,6 +89,9 @@ class Core:
         self._retries = retries
         self._clock = clock
         self._slots = asyncio.Semaphore(setup.max_concurrency)
+        self._in_hand: set[asyncio.Timeout] = set()
+        self._ending = 0
+        self._left = asyncio.Event()
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._closed = False
 
@@ -94,9 +105,18 @@ class Core:
         return await self.put(partial(self._transport.predict, question), image, timeout_s)
 
     async def session(self, question: Question[R]) -> Session[R]:
-        """For many images with one question: `put` them to its `predict`, and close it."""
+        """For many images with one question: `put` them to its `predict`, and `end` it."""
         self._check_usable()
         return self._transport.session(question)
+
+    async def end(self, session: Session[Result]) -> None:
+        """Close a session, which `aclose` waits for."""
+        self._ending += 1
+        try:
+            await session.aclose()
+        finally:
+            self._ending -= 1
+            self._left.set()
 
     async def put(self, predict: Predict[R], image: ImageInput, timeout_s: float | None) -> R:
         """The answer that `predict` gives for one image. Raises as `predict` above."""
@@ -123,9 +143,18 @@ class Core:
 
     async def aclose(self) -> None:
         """Close all connections. Requests in hand end with ClientClosed."""
-        if not self._closed:
-            self._closed = True
-            await self._transport.aclose()
+        if self._closed:
+            return
+        self._closed = True
+        for timer in self._in_hand:
+            timer.reschedule(0.0)  # their time is over
+        # First they, then the connections: one that is being made meanwhile would be forgotten.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_S):
+                while self._in_hand or self._ending:
+                    self._left.clear()
+                    await self._left.wait()
+        await self._transport.aclose()
 
     async def _attempts(self, attempt: Callable[[Call], Awaitable[T]], deadline: Deadline) -> T:
         request_id = uuid.uuid4().hex
@@ -140,20 +169,24 @@ class Core:
     async def _request(self, timeout_s: float | None) -> AsyncIterator[Deadline]:
         """A place among the requests in hand, until the deadline."""
         self._check_usable()
+        _check_timeout(timeout_s)
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = Deadline.after(timeout_s, self._clock)
         try:
-            async with asyncio.timeout(None if timeout_s is None else timeout_s + GRACE_S) as timer, self._slots:
-                yield deadline
+            async with asyncio.timeout(None if timeout_s is None else timeout_s + GRACE_S) as timer:
+                self._in_hand.add(timer)
+                try:
+                    async with self._slots:
+                        yield deadline
+                finally:
+                    self._in_hand.discard(timer)
+                    self._left.set()
         except TimeoutError:
             if not timer.expired():
                 raise
-            raise DeadlineExceeded(f"no answer from {self.address} within {timeout_s:g} s") from None
-        except (asyncio.CancelledError, ConnectionFailed):
-            task = asyncio.current_task()
-            if self._closed and task is not None and not task.cancelling():  # what closing does to those in hand
+            if self._closed:
                 raise ClientClosed("the client was closed before the answer came") from None
-            raise
+            raise DeadlineExceeded(f"no answer from {self.address} within {timeout_s:g} s") from None
 
     async def _why_not_ready(self, timeout_s: float | None) -> str | None:
         try:

@@ -24,6 +24,7 @@ ImageInput = (
 stands, a PIL image, or pixels: uint8 (H, W, 3) in RGB order or (H, W) grey, upright."""
 
 MAX_FILE_BYTES: Final = 256 * 2**20
+CHUNK_BYTES: Final = 2**20
 """More than any service takes: the bound is for what has no end, such as a pipe."""
 
 EXPECTED: Final = (
@@ -133,13 +134,23 @@ def _read_path(path: str | os.PathLike[str]) -> bytes:
             f"{path[:80]!r} is a URL, and pictures are not fetched from the web; download it, then give its bytes"
         )
     with Path(path).open("rb") as file:
-        return _bounded(file, str(path))
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise _too_long(str(path))
+        return file.read()
 
 
 def _bounded(file: IO[bytes], name: str) -> bytes:
-    data = file.read(MAX_FILE_BYTES + 1)
-    if not isinstance(data, bytes):
-        raise TypeError(f"{name} gives {type(data).__name__}, expected bytes; open it with mode 'rb'")
-    if len(data) > MAX_FILE_BYTES:
-        raise ValueError(f"{name} has more than {MAX_FILE_BYTES:,} bytes; send a smaller one")
-    return data
+    parts = []
+    total = 0
+    while data := file.read(CHUNK_BYTES):  # a whole read would make room for the bound, however short the file
+        if not isinstance(data, bytes):
+            raise TypeError(f"{name} gives {type(data).__name__}, expected bytes; open it with mode 'rb'")
+        parts.append(data)
+        total += len(data)
+        if total > MAX_FILE_BYTES:
+            raise _too_long(name)
+    return b"".join(parts)
+
+
+def _too_long(name: str) -> ValueError:
+    return ValueError(f"{name} has more than {MAX_FILE_BYTES:,} bytes; send a smaller one")

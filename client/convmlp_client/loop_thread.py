@@ -21,15 +21,11 @@ class LoopThread:
     """It starts with the first call, and is a daemon: a process may end without closing it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a generator that is collected while it is held ends its session
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = 0
         self._closed = False
-
-    @property
-    def running(self) -> bool:
-        return self._loop is not None and self._process == os.getpid()
 
     def call(self, function: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]], *args: *Ts) -> T:
         """What the function gives, there. Raises as `start`, or what the function raises."""

@@ -79,8 +79,6 @@ async def each_awaited(
     async def outcome_of(index: int, image: I) -> Outcome[I, R]:
         try:
             return Outcome(index, image, await put(image))
-        except ClientClosed:
-            raise
         except Exception as error:
             return Outcome(index, image, None, error)
 
@@ -114,7 +112,7 @@ async def each_awaited(
             task = await line.get()
             if task is not None:
                 taken += 1
-                yield await task
+                yield _unless_closed(await task)
                 in_hand.release()
         reading.result()
     finally:
@@ -149,7 +147,7 @@ def each_waited(
             elif due() is None:
                 concurrent.futures.wait(at_work, return_when=concurrent.futures.FIRST_COMPLETED)
             if (future := due()) is not None:
-                yield _outcome(future, *in_hand.pop(future))
+                yield _unless_closed(_outcome(future, *in_hand.pop(future)))
     finally:
         for future in in_hand:
             future.cancel()
@@ -158,10 +156,15 @@ def each_waited(
 def _outcome(future: Future[R], index: int, image: I) -> Outcome[I, R]:
     try:
         return Outcome(index, image, result_of(future))
-    except ClientClosed:
-        raise
     except Exception as error:
         return Outcome(index, image, None, error)
+
+
+def _unless_closed(outcome: Outcome[I, R]) -> Outcome[I, R]:
+    """Raises ClientClosed: that is no matter of one image, and a source may be endless."""
+    if isinstance(outcome.error, ClientClosed):
+        raise outcome.error
+    return outcome
 
 
 async def _asynchronous(images: Iterable[I] | AsyncIterable[I]) -> AsyncGenerator[I, None]:

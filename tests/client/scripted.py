@@ -88,7 +88,7 @@ Behaviour = Callable[[AsyncIterator[bytes], "grpc.aio.ServicerContext[bytes, byt
 
 
 @asynccontextmanager
-async def scripted_grpc(behaviour: Behaviour, **options: int) -> AsyncIterator[str]:
+async def scripted_grpc(behaviour: Behaviour, port: int = 0, **options: int) -> AsyncIterator[str]:
     """A gRPC server that does the same for every call: reads messages and writes replies; its URL."""
 
     class Handler(grpc.GenericRpcHandler):
@@ -97,7 +97,7 @@ async def scripted_grpc(behaviour: Behaviour, **options: int) -> AsyncIterator[s
 
     server = grpc.aio.server(options=[(f"grpc.{name}", value) for name, value in options.items()])
     server.add_generic_rpc_handlers((Handler(),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
         yield f"grpc://127.0.0.1:{port}"

@@ -129,6 +129,8 @@ async def test_mistakes_are_told_before_anything_is_sent(service: Service, way: 
             await ask("classify", 3)
         with pytest.raises(BadImage, match="empty"):
             await ask("classify", b"")
+        with pytest.raises(ValueError, match="timeout_s is -1"):
+            await ask("classify", picture(), timeout_s=-1)
         with pytest.raises(ValueError, match="concurrency is 0"):
             await ask.many("classify_many", [], concurrency=0)
     assert service.answered("ok") == before
@@ -311,6 +313,7 @@ def test_an_async_client_belongs_to_one_event_loop(service: Service, transport: 
         ({"url": "grpc://host/path"}, "names more than a service"),
         ({"url": "http://xn--\xff"}, "is not a URL"),
         ({"url": "http://host", "timeout_s": 0}, "timeout_s is 0"),
+        ({"url": "http://host", "timeout_s": float("inf")}, "timeout_s is inf"),
         ({"url": "http://host", "retries": -1}, "retries is -1"),
         ({"url": "http://host", "max_concurrency": 0}, "max_concurrency is 0"),
         ({"url": "http://host", "api_key": "kéy"}, "printable ASCII"),

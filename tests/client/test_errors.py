@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-import httpx
+import httpx2
 import pytest
 
 from convmlp_client.errors import SERVICE_ERRORS, ClientError, Internal, Overloaded, RetryLater
@@ -19,7 +19,7 @@ from service.frontend.rpc.errors import status_of
 
 def over_rest(error: ConvMLPError) -> ClientError:
     response = error_response(error, "/classify#an-id")
-    headers = httpx.Headers([*response.headers.items(), ("x-request-id", "an-id")])
+    headers = httpx2.Headers([*response.headers.items(), ("x-request-id", "an-id")])
     return error_of_http(Received(response.status_code, headers, bytes(response.body)), "http://host", "")
 
 

@@ -107,7 +107,7 @@ async def test_nothing_is_left_behind(service: Service, image: str, transport: s
     """After `close` there is no thread and no socket of the client's, and Python has nothing to warn of."""
     ran = await run(
         """
-import asyncio, gc, os, threading
+import asyncio, gc, os, threading, time
 from pathlib import Path
 from convmlp_client import AsyncClient, Client
 
@@ -142,13 +142,17 @@ for _ in range(3):
     asyncio.run(asynchronous(*sys.argv[1:]))
 gc.collect()
 print([thread.name for thread in threading.enumerate() if thread is not threading.main_thread()])
-print(len(sockets()) - before)
+for _ in range(100):  # gRPC closes connections in a thread of its own
+    if len(sockets()) <= before:
+        break
+    time.sleep(0.05)
+print(len(sockets()) <= before)
 """,
         *(service.url(transport), image),
         options=("-W", "error"),
     )
     assert (ran.status, ran.err) == (0, "")
-    assert ran.out.splitlines()[-2:] == ["[]", "0"]
+    assert ran.out.splitlines()[-2:] == ["[]", "True"]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -212,9 +216,8 @@ url, image = sys.argv[1:]
 client = Client(url)
 for _ in range(2):
     if not os.fork():
-        print(client.classify(image).labels[0].index)
+        os.write(1, f"{client.classify(image).labels[0].index}\\n".encode())
         client.close()
-        sys.stdout.flush()
         os._exit(0)
 for _ in range(2):
     assert os.wait()[1] == 0

@@ -30,6 +30,8 @@ from convmlp_client import (
     Unavailable,
 )
 from convmlp_client.transport import MAX_ANSWER_BYTES
+from convmlp_client.transport.rpc import KEEP_ALIVE_MS
+from service.frontend.rpc.server import KeepAlive
 from service.settings import Settings
 from tests.client.scripted import abort, rich_status, scripted_grpc
 from tests.client.serving import Service
@@ -347,6 +349,22 @@ async def test_large_messages_pass(service: Service) -> None:
             await client.classify(largest + b"\0")
         (outcome,) = [one async for one in client.classify_many([largest + b"\0"])]
         assert isinstance(outcome.error, TooLarge)
+
+
+async def test_a_service_that_is_back_is_found_soon() -> None:
+    """A channel that lost its server does not wait for minutes before it looks again."""
+    async with scripted_grpc(echo) as url:
+        client = AsyncClient(url, retries=Retries(attempts=40, first_wait_s=0.05, backoff_limit_s=0.05))
+        await client.classify(b"picture")
+    with pytest.raises(ConnectionFailed):
+        await client.classify(b"picture", timeout_s=0.3)
+    async with scripted_grpc(echo, port=int(url.rpartition(":")[2])), client:
+        assert (await client.classify(b"picture")).labels[0].label == "picture"
+
+
+def test_the_service_bears_this_clients_pings() -> None:
+    """A server ends connections whose callers ping more often than it allows."""
+    assert KeepAlive().callers_interval_ms <= KEEP_ALIVE_MS
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])

@@ -6,7 +6,7 @@ import http
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 import msgspec
 
 from convmlp_client.errors import (
@@ -46,7 +46,7 @@ class Received:
     """An HTTP answer that came whole, its body decoded."""
 
     status: int
-    headers: httpx.Headers
+    headers: httpx2.Headers
     body: bytes
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import urlencode
 
-import httpx
+import httpx2
 import msgspec
 
 from convmlp_client.convert import result_from_json
@@ -42,23 +42,23 @@ class RestTransport:
         """Raises ValueError where the host's name cannot be one, OSError where a certificate cannot be read."""
         self._address = setup.address
         try:
-            base_url = httpx.URL(setup.url.geturl())
-        except httpx.InvalidURL as error:
+            base_url = httpx2.URL(setup.url.geturl())
+        except httpx2.InvalidURL as error:
             raise ValueError(f"{self._address!r} is not a URL: {error}") from None
         headers = {"User-Agent": setup.user_agent, "Accept": "application/json"}
         if setup.api_key is not None:
             headers["Authorization"] = f"Bearer {setup.api_key}"
-        connections = httpx.Limits(
+        connections = httpx2.Limits(
             max_connections=setup.max_concurrency,
             max_keepalive_connections=setup.max_concurrency,
             keepalive_expiry=KEPT_S,
         )
-        self._http = httpx.AsyncClient(
+        self._http = httpx2.AsyncClient(
             base_url=base_url,
             headers=headers,
             limits=connections,
             # The deadline of a whole request is kept by whoever asks.
-            timeout=httpx.Timeout(None, connect=CONNECT_S),
+            timeout=httpx2.Timeout(None, connect=CONNECT_S),
             verify=_tls(setup),
         )
 
@@ -112,12 +112,12 @@ class RestTransport:
         try:
             async with self._http.stream(method, path, content=content, headers=headers) as response:
                 received = await self._read(response)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             reason = str(error) or f"none within {CONNECT_S:g} s"
             raise ConnectionFailed(f"no connection to {self._address}: {reason}", request_id=call.request_id) from error
-        except httpx.DecodingError as error:
+        except httpx2.DecodingError as error:
             raise self._other_form(error) from error
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             reason = str(error) or type(error).__name__
             raise ConnectionFailed(
                 f"{self._address} broke off before its answer: {reason}", request_id=call.request_id
@@ -126,7 +126,7 @@ class RestTransport:
             return received
         raise error_of(received, self._address, call.request_id)
 
-    async def _read(self, response: httpx.Response) -> Received:
+    async def _read(self, response: httpx2.Response) -> Received:
         body = bytearray()
         async for chunk in response.aiter_bytes():
             body += chunk
@@ -161,7 +161,7 @@ class RestSession(Generic[R]):
 def _tls(setup: Setup) -> ssl.SSLContext | bool:
     if setup.ca_file is None and setup.client_certificate is None:
         return True
-    context = httpx.create_ssl_context() if setup.ca_file is None else ssl.create_default_context(cafile=setup.ca_file)
+    context = httpx2.create_ssl_context() if setup.ca_file is None else ssl.create_default_context(cafile=setup.ca_file)
     if setup.client_certificate is not None:
         context.load_cert_chain(*setup.client_certificate)
     return context

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -21,6 +22,9 @@ from convmlp_client.transport.rpc_errors import error_of_call
 from convmlp_client.transport.rpc_messages import TASKS, model_of, request_of, result_of
 from convmlp_client.transport.rpc_stream import Metadata, Stream
 
+if TYPE_CHECKING:
+    from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
+
 R = TypeVar("R", bound=Result)
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443}
@@ -31,6 +35,9 @@ KEEP_ALIVE_TIMEOUT_MS = 10_000
 RECONNECT_MS = (200, 2_000)
 """The first pause before another connection is tried, and the longest. gRPC's own go up to two minutes, for which a
 service that is back would go unseen."""
+SETTLE_S = 0.05
+"""gRPC's last events of calls that were withdrawn. Where the event loop is closed before they come, and another one
+of the process uses gRPC as well, that one logs errors about them."""
 COMPRESSION = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -45,38 +52,29 @@ class RpcTransport:
         self._setup = setup
         self._credentials = _credentials(setup) if setup.secure else None
         self._metadata: Metadata = () if setup.api_key is None else (("authorization", f"Bearer {setup.api_key}"),)
-        self._channel: grpc.aio.Channel | None = None
+        self._opened: _Methods | None = None
 
     async def predict(self, question: Question[R], image: bytes, call: Call) -> R:
-        stub = vision_pb2_grpc.VisionStub(self._open_channel())
-        method = {Task.CLASSIFY: stub.Classify, Task.DETECT: stub.Detect, Task.SEGMENT: stub.Segment}[question.task]
-        response = await self._ask(method, request_of(question, image, call.request_id), call)
-        result = result_of(response)
+        request = request_of(question, image, call.request_id)
+        result = result_of(await self._ask(self._methods().unary[question.task], request, call))
         assert isinstance(result, question.answer)
         return result
 
     def session(self, question: Question[R]) -> RpcSession[R]:
-        stub = vision_pb2_grpc.VisionStub(self._open_channel())
-        method = {
-            Task.CLASSIFY: stub.ClassifyStream,
-            Task.DETECT: stub.DetectStream,
-            Task.SEGMENT: stub.SegmentStream,
-        }[question.task]
-        return RpcSession(self, question, Stream(method, self._metadata, self._address))
+        return RpcSession(self, question, Stream(self._methods().streams[question.task], self._metadata, self._address))
 
     async def models(self, call: Call) -> tuple[Model, ...]:
-        stub = vision_pb2_grpc.VisionStub(self._open_channel())
-        listed = await self._ask(stub.ListModels, pb.ListModelsRequest(), call)
+        listed = await self._ask(self._methods().list_models, pb.ListModelsRequest(), call)
         return tuple(model_of(model) for model in listed.models if model.task in TASKS)
 
     async def ready(self, call: Call) -> bool:
-        check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open_channel().unary_unary(HEALTH)
-        status: bytes = await self._ask(check, b"", call)
+        status: bytes = await self._ask(self._methods().health, b"", call)
         return status == SERVING
 
     async def aclose(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
+        if self._opened is not None:
+            await self._opened.channel.close()
+            await asyncio.sleep(SETTLE_S)
 
     async def _ask(self, method: Any, request: Any, call: Call) -> Any:  # noqa: ANN401  (each has its own messages)
         metadata = (*self._metadata, ("x-request-id", call.request_id))
@@ -88,19 +86,41 @@ class RpcTransport:
             raise ProtocolError(f"{self._address} answered something else than this service does")
         return response
 
-    def _open_channel(self) -> grpc.aio.Channel:
-        if self._channel is None:  # not earlier: a channel belongs to the running event loop
-            url = self._setup.url
-            host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-            target = f"{host}:{url.port or DEFAULT_PORTS[url.scheme]}"
-            options = _options(self._setup)
-            compression = COMPRESSION[self._setup.compression] if self._setup.compression is not None else None
-            self._channel = (
-                grpc.aio.insecure_channel(target, options, compression)
-                if self._credentials is None
-                else grpc.aio.secure_channel(target, self._credentials, options, compression)
-            )
-        return self._channel
+    def _methods(self) -> _Methods:
+        if self._opened is None:  # not earlier: a channel belongs to the running event loop
+            self._opened = _methods(_open_channel(self._setup, self._credentials))
+        return self._opened
+
+
+@dataclass(frozen=True, slots=True)
+class _Methods:
+    """The service's methods on a channel."""
+
+    channel: grpc.aio.Channel
+    unary: Mapping[Task, Any]
+    streams: Mapping[Task, Any]
+    list_models: Any
+    health: Any
+
+
+def _methods(channel: grpc.aio.Channel) -> _Methods:
+    stub: VisionAsyncStub = vision_pb2_grpc.VisionStub(channel)
+    return _Methods(
+        channel,
+        {Task.CLASSIFY: stub.Classify, Task.DETECT: stub.Detect, Task.SEGMENT: stub.Segment},
+        {Task.CLASSIFY: stub.ClassifyStream, Task.DETECT: stub.DetectStream, Task.SEGMENT: stub.SegmentStream},
+        stub.ListModels,
+        channel.unary_unary(HEALTH),
+    )
+
+
+def _open_channel(setup: Setup, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    host = f"[{setup.url.hostname}]" if ":" in (setup.url.hostname or "") else setup.url.hostname
+    target = f"{host}:{setup.url.port or DEFAULT_PORTS[setup.url.scheme]}"
+    compression = COMPRESSION[setup.compression] if setup.compression is not None else None
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, _options(setup), compression)
+    return grpc.aio.secure_channel(target, credentials, _options(setup), compression)
 
 
 @dataclass(frozen=True, slots=True)
