@@ -15,26 +15,27 @@ from model.spec import Normalisation
 from model.types import UInt8Array
 
 
-def to_tensor(pixels: UInt8Array) -> Tensor:
-    """uint8 (N, H, W, 3) → float32 (N, 3, H, W), channels last in memory."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+def to_tensor(pixels: UInt8Array, device: torch.device) -> Tensor:
+    """uint8 (N, H, W, 3) → float32 (N, 3, H, W) on `device`, channels last in memory."""
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
 
 
 def normalise(x: Tensor) -> Tensor:
     """Grey levels (N, 3, H, W) → what the networks take, channels last in memory."""
     constants = Normalisation()
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (constants.mean, constants.std))
+    mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (constants.mean, constants.std))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def jitter_colours(rng: np.random.Generator, x: Tensor, strength: float, grey_share: float) -> Tensor:
     """Brightness, contrast and saturation of float (N, 3, H, W) grey levels, each within 1 ± `strength`."""
-    factors = torch.from_numpy(rng.uniform(1 - strength, 1 + strength, (3, len(x), 1, 1, 1)).astype(np.float32))
-    grey_rows = torch.from_numpy(rng.random((len(x), 1, 1, 1)) < grey_share)
-    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    drawn = rng.uniform(1 - strength, 1 + strength, (3, len(x), 1, 1, 1)).astype(np.float32)
+    factors = torch.from_numpy(drawn).to(x.device)
+    grey_rows = torch.from_numpy(rng.random((len(x), 1, 1, 1)) < grey_share).to(x.device)
+    weights = x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     x = x * factors[0]
     grey = (x * weights).sum(dim=1, keepdim=True)
-    saturation = torch.where(grey_rows, torch.zeros(()), factors[1])
+    saturation = factors[1].masked_fill(grey_rows, 0)
     x = grey + saturation * (x - grey)
     mean = grey.mean(dim=(2, 3), keepdim=True)
     return (mean + factors[2] * (x - mean)).clamp(0, 255)

@@ -1,12 +1,11 @@
-"""Breed training: the ConvMLP classifier with a second, training-only output that finds the heads.
+"""Breed training: the ConvMLP classifier with a second, training-only output that finds heads and bodies.
 
-The head map gives the backbone a reason to look at the animal, which few labels alone do not, and prepares it
-for the detector that starts from these weights.
+The maps give the backbone a reason to look at the animal, which few labels alone do not, and prepare it for the
+detector and the outline model that start from these weights: all labels of the data set teach one backbone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,22 +17,22 @@ from model.net.backbone import ConvMLP
 from model.net.classifier import ConvMLPClassifier
 from model.spec import BackboneSpec
 from model.training.augment import erase, jitter_colours, mix, normalise, to_tensor
-from model.training.data import SPECIES, Photographs
-from model.training.windows import central_square, random_resized_crop
-from model.types import Box, Float32Array, IntArray, Size
+from model.training.data import IGNORE, SPECIES, Photographs, load_label_maps
+from model.training.windows import Window, central_square, random_resized_crop, side_at
+from model.types import Box, Float32Array, IntArray, Size, UInt8Array
 
 CELL = 16
-"""Stride of the head map: that of the backbone's third level."""
+"""Stride of the maps: that of the backbone's third level."""
 TEST_SHARE = 0.875
 """Of the shorter side, shown while training is watched."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifyRecipe:
-    """`sizes`: (share of the training from which it applies, side of the square input in pixels)."""
+    """`sizes`: (share of the training from which it applies, side of the square input in pixels, of whole cells)."""
 
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.7, 160))
-    test_size: int = 160
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 96), (0.7, 128), (0.87, 160), (0.96, 192))
+    test_size: int = 192
     crop_scale: tuple[float, float] = (0.25, 1.0)
     least_visible: float = 0.5
     colour_jitter: float = 0.4
@@ -41,23 +40,23 @@ class ClassifyRecipe:
     mix_probability: float = 0.5
     erase_probability: float = 0.2
     label_smoothing: float = 0.1
-    head_map_weight: float = 1.0
+    map_weight: float = 1.0
 
 
 class BreedNet(nn.Module):
-    """The classifier plus a 1x1 convolution for head maps, which is not exported."""
+    """The classifier plus a 1x1 convolution for maps of heads and bodies by species, which is not exported."""
 
     def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
         super().__init__()
         self.classifier = ConvMLPClassifier(spec, num_classes)
-        self.head_map = nn.Conv2d(spec.stage_channels[1], len(SPECIES), 1)
+        self.maps = nn.Conv2d(spec.stage_channels[1], 2 * len(SPECIES), 1)
         initialise(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float (N, 3, H, W) → breed logits (N, classes), head map logits (N, 2, H/16, W/16)."""
+        """Normalised float (N, 3, H, W) → breed logits (N, classes), map logits (N, 4, H/16, W/16)."""
         levels = ConvMLP.forward(self.classifier, x)
         features = self.classifier.norm(levels[3].permute(0, 2, 3, 1)).mean(dim=(1, 2))
-        return self.classifier.head(features), self.head_map(levels[2])
+        return self.classifier.head(features), self.maps(levels[2])
 
 
 def initialise(module: nn.Module) -> None:
@@ -81,6 +80,8 @@ class BreedTraining:
     def __init__(self, recipe: ClassifyRecipe, module: BreedNet, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
         self.records, self.pictures = learn.records, learn.pictures
+        self.label_maps = load_label_maps(learn.records)
+        self.device = next(module.parameters()).device
         self.examples = len(learn.records)
         self.num_classes = module.classifier.head.out_features
         self.held_out_breeds = torch.tensor([one.breed for one in held_out.records])
@@ -88,43 +89,61 @@ class BreedTraining:
         self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out.pictures, strict=True)])
 
     def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
-        side = [size for start, size in self.recipe.sizes if start <= progress][-1]
-        pixels, boxes = [], []
+        side = side_at(self.recipe.sizes, progress)
+        pixels, map_rows = [], []
         for index in indices:
             record = self.records[index]
             window = random_resized_crop(
                 rng, record.size, Size(side, side), self.recipe.crop_scale, record.head, self.recipe.least_visible
             )
             pixels.append(window.apply(self.pictures[index]))
-            boxes.append(window.move(record.head) if record.head is not None else None)
-        x = to_tensor(np.stack(pixels))
+            map_rows.append(self._maps(index, window))
+        x = to_tensor(np.stack(pixels), self.device)
         x = normalise(jitter_colours(rng, x, self.recipe.colour_jitter, self.recipe.grey_share))
-        species = [self.records[index].species for index in indices]
-        maps = torch.from_numpy(head_maps(boxes, species, -(-side // CELL)))
-        targets = F.one_hot(torch.tensor([self.records[index].breed for index in indices]), self.num_classes).float()
+        maps = torch.from_numpy(np.stack(map_rows)).to(self.device)
+        breeds = torch.tensor([self.records[index].breed for index in indices], device=self.device)
+        targets = F.one_hot(breeds, self.num_classes).float()
         if rng.random() < self.recipe.mix_probability:
             x, targets, maps = mix(rng, x, targets, maps, CELL)
         logits, map_logits = self.module(erase(rng, x, self.recipe.erase_probability))
         breed_loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
-        map_loss = F.binary_cross_entropy_with_logits(map_logits.float(), maps)
-        return breed_loss + self.recipe.head_map_weight * map_loss
+        known = ~maps.isnan()
+        map_loss = F.binary_cross_entropy_with_logits(map_logits.float()[known], maps[known])
+        return breed_loss + self.recipe.map_weight * map_loss
+
+    def _maps(self, index: int, window: Window) -> Float32Array:
+        """Heads and bodies of cats and dogs in the window: float32 (4, cells, cells), NaN where nothing is known."""
+        record, cells = self.records[index], window.out.height // CELL
+        maps = np.full((2, len(SPECIES), cells, cells), np.nan, np.float32)
+        if record.head is not None:
+            maps[0] = head_map(window.move(record.head), record.species, cells)
+        if index in self.label_maps:
+            maps[1] = body_map(window.apply_to_mask(self.label_maps[index], IGNORE), cells)
+        return maps.reshape(-1, cells, cells)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """Top-1 and top-5 on the held-out pictures, by a quick pipeline that is near the real one."""
         ranks = []
+        breeds = self.held_out_breeds.to(self.device)
         for start in range(0, len(self.held_out_pixels), 64):
-            logits = module(normalise(to_tensor(self.held_out_pixels[start : start + 64])))[0].float()
-            true = logits.gather(1, self.held_out_breeds[start : start + 64, None])
+            logits = module(normalise(to_tensor(self.held_out_pixels[start : start + 64], self.device)))[0].float()
+            true = logits.gather(1, breeds[start : start + 64, None])
             ranks.append((logits > true).sum(dim=1))
         rank = torch.cat(ranks)
         return {"top1": float((rank < 1).float().mean()), "top5": float((rank < 5).float().mean())}
 
 
-def head_maps(boxes: Sequence[Box | None], species: Sequence[int], cells: int) -> Float32Array:
-    """1 in the cells whose centre lies in the head's box, by species: float32 (N, 2, cells, cells)."""
-    maps = np.zeros((len(boxes), len(SPECIES), cells, cells), np.float32)
-    for row, (box, kind) in enumerate(zip(boxes, species, strict=True)):
-        if box is not None:
-            top, bottom, left, right = (round(side / CELL) for side in (box.ymin, box.ymax, box.xmin, box.xmax))
-            maps[row, kind, top:bottom, left:right] = 1
-    return maps
+def head_map(box: Box, species: int, cells: int) -> Float32Array:
+    """1 in the cells whose centre lies in the head's box, by species: float32 (2, cells, cells)."""
+    found = np.zeros((len(SPECIES), cells, cells), np.float32)
+    top, bottom, left, right = (round(side / CELL) for side in (box.ymin, box.ymax, box.xmin, box.xmax))
+    found[species, top:bottom, left:right] = 1
+    return found
+
+
+def body_map(labels: UInt8Array, cells: int) -> Float32Array:
+    """The share of each cell that a cat, a dog covers, of what is known of it: float32 (2, cells, cells), or NaN."""
+    blocks = labels.reshape(cells, CELL, cells, CELL)
+    known = (blocks != IGNORE).sum(axis=(1, 3))
+    shares = [(blocks == kind + 1).sum(axis=(1, 3)) / np.maximum(known, 1) for kind in range(len(SPECIES))]
+    return np.where(known > 0, shares, np.nan).astype(np.float32)

@@ -14,6 +14,8 @@ from model.types import Box, Size, UInt8Array
 
 SPECIES = ("cat", "dog")
 HELD_OUT_FOLD = 0
+IGNORE = 255
+"""What a label map says where nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,20 @@ def load_photographs(records: Sequence[Record]) -> Photographs:
     return Photographs(records, pictures)
 
 
-def load_masks(records: Sequence[Record]) -> list[UInt8Array]:
-    """Decode the masks of records that have one: uint8 (H, W); 1 animal, 2 background, 3 unknown."""
-    return [_read(one.mask, cv2.IMREAD_GRAYSCALE) for one in records if one.mask is not None]
+def load_label_maps(records: Sequence[Record]) -> dict[int, UInt8Array]:
+    """The masks of the records that have one, by position: uint8 (H, W), see `label_map`."""
+    return {
+        index: label_map(_read(one.mask, cv2.IMREAD_GRAYSCALE), one.species)
+        for index, one in enumerate(records)
+        if one.mask is not None
+    }
+
+
+def label_map(mask: UInt8Array, species: int) -> UInt8Array:
+    """A mask (1 animal, 2 background, 3 unknown) → class indices (H, W): background 0, cat 1, dog 2, else IGNORE."""
+    lookup = np.full(256, IGNORE, np.uint8)
+    lookup[1], lookup[2] = species + 1, 0
+    return lookup[mask]
 
 
 def _read(path: Path, mode: int) -> UInt8Array:

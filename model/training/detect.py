@@ -15,15 +15,18 @@ from model.net.boxes import decode_deltas, encode_deltas, iou_matrix
 from model.net.retinanet import RetinaNet
 from model.training.augment import jitter_colours, normalise, to_tensor
 from model.training.data import Photographs, Record
-from model.training.windows import Window, random_frame, visible_share, whole_picture
+from model.training.windows import Window, random_frame, side_at, visible_share, whole_picture
 from model.types import IntArray, Size
 
 
 @dataclass(frozen=True, slots=True)
 class DetectRecipe:
-    """`side` is that of the square training windows; `zoom` their size over the picture's shorter side."""
+    """How examples are made and judged. `zoom` is the size of the square windows over the picture's shorter side.
 
-    side: int = 192
+    `sizes`: (share of the training from which it applies, side of the windows as shown to the network, pixels).
+    """
+
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.5, 160), (0.85, 224))
     zoom: tuple[float, float] = (0.6, 1.25)
     test_side: int = 224
     least_visible: float = 0.4
@@ -95,6 +98,7 @@ class HeadTraining:
     def __init__(self, recipe: DetectRecipe, module: RetinaNet, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
         self.records, self.pictures = learn.records, learn.pictures
+        self.device = next(module.parameters()).device
         self.examples = len(learn.records)
         windows = [whole_picture(one.size, recipe.test_side) for one in held_out.records]
         self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out.pictures, strict=True)])
@@ -107,16 +111,17 @@ class HeadTraining:
                 moved = window.move(record.head)
                 boxes[row] = moved.xmin, moved.ymin, moved.xmax, moved.ymax
                 labels[row] = record.species
-        return torch.from_numpy(boxes), torch.from_numpy(labels)
+        return torch.from_numpy(boxes).to(self.device), torch.from_numpy(labels).to(self.device)
 
-    def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:  # noqa: ARG002
+    def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
         recipe = self.recipe
         records = [self.records[index] for index in indices]
-        out = Size(recipe.side, recipe.side)
+        side = side_at(recipe.sizes, progress)
+        out = Size(side, side)
         windows = [random_frame(rng, one.size, out, recipe.zoom, one.head) for one in records]
         pixels = np.stack([w.apply(self.pictures[index]) for w, index in zip(windows, indices, strict=True)])
         boxes, labels = self._objects(records, windows)
-        x = jitter_colours(rng, to_tensor(pixels), recipe.colour_jitter, recipe.grey_share)
+        x = jitter_colours(rng, to_tensor(pixels, self.device), recipe.colour_jitter, recipe.grey_share)
         logit_maps, delta_maps = self.module(normalise(x))
         target = assign(all_anchors(logit_maps), boxes, labels, recipe.positive_iou, recipe.negative_iou)
         positive = target.classes >= 0
@@ -131,7 +136,7 @@ class HeadTraining:
         hits, ious = [], []
         for start in range(0, len(self.held_out_pixels), 32):
             rows = slice(start, start + 32)
-            logit_maps, delta_maps = module(normalise(to_tensor(self.held_out_pixels[rows])))
+            logit_maps, delta_maps = module(normalise(to_tensor(self.held_out_pixels[rows], self.device)))
             anchors = all_anchors(logit_maps)
             scores, classes = flatten_heads(logit_maps, 2).max(dim=2)
             best = scores.argmax(dim=1, keepdim=True)

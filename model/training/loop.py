@@ -1,4 +1,4 @@
-"""The training loop of all tasks: AdamW, warm-up and cosine decay, EMA, checkpoints, one log line an epoch.
+"""The training loop of all tasks: warm-up, plateau and decay, EMA, checkpoints, one log line an epoch.
 
 Everything random in a step is drawn from a generator seeded by the recipe's seed and the step's number. A run
 that was killed therefore goes on from its last checkpoint to the very weights that it would have reached.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.training.optimise import optimisers
 from model.types import IntArray
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.jsonl"
@@ -26,9 +30,14 @@ LOG_FILE = "log.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast to learn. `bf16` trades exact repeatability across machines for speed."""
+    """How long and how fast to learn. `bf16` trades exact repeatability across machines for speed.
+
+    The rate stays at its peak until the last `decay_epochs`: a checkpoint from before them serves a training of
+    any length, so that a long one can be cut short, or a short one prolonged, without starting over.
+    """
 
     epochs: int
+    decay_epochs: float
     batch_size: int
     learning_rate: float
     weight_decay: float
@@ -50,6 +59,9 @@ class Training(Protocol):
     @property
     def examples(self) -> int: ...
 
+    @property
+    def device(self) -> torch.device: ...
+
     def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
         """The scalar loss of these examples; `progress` is the share of the training done, 0 to 1."""
         ...
@@ -61,7 +73,7 @@ class Training(Protocol):
 class _State:
     module: nn.Module
     averaged: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimisers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
 
     def save(self, path: Path) -> None:
@@ -69,7 +81,7 @@ class _State:
         parts = {
             "module": self.module.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [one.state_dict() for one in self.optimisers],
             "step": self.step,
         }
         partial = path.with_suffix(".partial")
@@ -77,10 +89,11 @@ class _State:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        parts = torch.load(path, weights_only=True)
+        parts = torch.load(path, weights_only=True, map_location="cpu")
         self.module.load_state_dict(parts["module"])
         self.averaged.load_state_dict(parts["averaged"])
-        self.optimiser.load_state_dict(parts["optimiser"])
+        for optimiser, saved in zip(self.optimisers, parts["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.step = parts["step"]
 
 
@@ -88,15 +101,24 @@ def run(training: Training, schedule: Schedule, out_dir: Path, stop_after: int |
     """Train to the end, from the checkpoint in `out_dir` where there is one, and return the averaged module.
 
     `stop_after` ends the run early after that many steps in all, with a checkpoint.
+
+    Raises:
+        OSError: checkpoint or log cannot be written.
+        ValueError: there are fewer examples than a batch has.
+        FloatingPointError: the loss is no longer finite.
     """
+    if training.examples < schedule.batch_size:
+        raise ValueError(f"there are {training.examples} examples, fewer than a batch of {schedule.batch_size}")
     out_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir / CHECKPOINT_FILE
     module = training.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = _State(module, copy.deepcopy(module).eval().requires_grad_(False), _optimiser(module, schedule))
+    averaged = copy.deepcopy(module).eval().requires_grad_(False)
+    state = _State(module, averaged, optimisers(module, schedule.learning_rate, schedule.weight_decay))
     if checkpoint.exists():
         state.load(checkpoint)
     steps_an_epoch = training.examples // schedule.batch_size
     total = steps_an_epoch * schedule.epochs
+    logger.info("%s: from step %d of %d, on %s", out_dir.name, state.step, total, training.device)
     end = total if stop_after is None else min(stop_after, total)
     saved = epoch_began = time.monotonic()
     losses: list[float] = []
@@ -114,13 +136,14 @@ def run(training: Training, schedule: Schedule, out_dir: Path, stop_after: int |
                 line |= evaluate(training, state.averaged, schedule.bf16)
             with (out_dir / LOG_FILE).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
+            logger.info("%s: epoch %d of %d: %s", out_dir.name, epoch, schedule.epochs, line)
             losses, epoch_began = [], time.monotonic()
     state.save(checkpoint)
     return state.averaged
 
 
 def evaluate(training: Training, module: nn.Module, bf16: bool) -> dict[str, float]:
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.inference_mode(), torch.autocast(training.device.type, torch.bfloat16, enabled=bf16):
         return training.evaluate(module)
 
 
@@ -128,15 +151,16 @@ def _step(training: Training, schedule: Schedule, state: _State, steps_an_epoch:
     epoch, position = divmod(state.step, steps_an_epoch)
     order = np.random.default_rng((schedule.seed, 0, epoch)).permutation(training.examples)
     indices = order[position * schedule.batch_size : (position + 1) * schedule.batch_size]
-    for group in state.optimiser.param_groups:
+    for group in (group for one in state.optimisers for group in one.param_groups):
         group["lr"] = learning_rate(schedule, state.step / steps_an_epoch)
-    with torch.autocast("cpu", torch.bfloat16, enabled=schedule.bf16):
+    with torch.autocast(training.device.type, torch.bfloat16, enabled=schedule.bf16):
         rng = np.random.default_rng((schedule.seed, 1, state.step))
         loss = training.loss(indices, rng, state.step / total)
-    state.optimiser.zero_grad(set_to_none=True)
+    state.module.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(state.module.parameters(), schedule.clip_norm)
-    state.optimiser.step()
+    for optimiser in state.optimisers:
+        optimiser.step()
     state.step += 1
     _average(state, schedule.ema_decay)
     value = loss.item()
@@ -146,21 +170,10 @@ def _step(training: Training, schedule: Schedule, state: _State, steps_an_epoch:
 
 
 def learning_rate(schedule: Schedule, epoch: float) -> float:
-    """Linear warm-up, then half a cosine down to a hundredth of the peak."""
-    if epoch < schedule.warmup_epochs:
-        return schedule.learning_rate * (epoch + 0.05) / (schedule.warmup_epochs + 0.05)
-    done = (epoch - schedule.warmup_epochs) / (schedule.epochs - schedule.warmup_epochs)
-    return schedule.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def _optimiser(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW; biases and normalisation parameters do not decay."""
-    parameters = [one for one in module.parameters() if one.requires_grad]
-    groups = [
-        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": schedule.weight_decay},
-        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=schedule.learning_rate)
+    """Linear warm-up, the peak, and a linear fall to a hundredth of it over the last `decay_epochs`."""
+    rise = (epoch + 0.05) / (schedule.warmup_epochs + 0.05)
+    fall = max((schedule.epochs - epoch) / schedule.decay_epochs, 0.01)
+    return schedule.learning_rate * min(1.0, rise, fall)
 
 
 @torch.no_grad()

@@ -54,24 +54,23 @@ BACKBONE = BackboneSpec(
 )
 """A fifth of ConvMLP-S: three thousand photographs teach no more, and a CPU answers quickly."""
 
-DENSE_INPUT = KeepRatioSpec(long_side=320, short_side=224, pad_multiple=32)
-
 RECIPES = {
     Course.BREED: Recipe(
         name="convmlp_pets_breed",
         architecture=ClassifierSpec(backbone=BACKBONE),
         examples=ClassifyRecipe(),
         schedule=Schedule(
-            epochs=66,
+            epochs=58,
+            decay_epochs=23,
             batch_size=48,
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             weight_decay=0.05,
             warmup_epochs=3,
-            ema_decay=0.998,
+            ema_decay=0.995,
             clip_norm=2.0,
             evaluate_every=2,
         ),
-        preprocessing=CenterCropSpec(resize_shorter=184, crop=160),
+        preprocessing=CenterCropSpec(resize_shorter=216, crop=192),
         postprocessing=ClassifyPostSpec(),
     ),
     Course.HEADS: Recipe(
@@ -79,7 +78,8 @@ RECIPES = {
         architecture=RetinaNetSpec(backbone=BACKBONE, fpn_channels=64, head_convs=2),
         examples=DetectRecipe(),
         schedule=Schedule(
-            epochs=12,
+            epochs=8,
+            decay_epochs=6,
             batch_size=24,
             learning_rate=1e-3,
             weight_decay=0.05,
@@ -88,7 +88,7 @@ RECIPES = {
             clip_norm=5.0,
             evaluate_every=1,
         ),
-        preprocessing=DENSE_INPUT,
+        preprocessing=KeepRatioSpec(long_side=320, short_side=224, pad_multiple=32),
         postprocessing=DetectPostSpec(score_threshold=0.5, nms_iou=0.4),
     ),
     Course.OUTLINE: Recipe(
@@ -97,6 +97,7 @@ RECIPES = {
         examples=SegmentRecipe(),
         schedule=Schedule(
             epochs=40,
+            decay_epochs=26,
             batch_size=24,
             learning_rate=1e-3,
             weight_decay=0.05,
@@ -105,7 +106,7 @@ RECIPES = {
             clip_norm=5.0,
             evaluate_every=2,
         ),
-        preprocessing=DENSE_INPUT,
+        preprocessing=KeepRatioSpec(long_side=256, short_side=192, pad_multiple=32),
         postprocessing=SegmentPostSpec(),
     ),
 }

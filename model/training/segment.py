@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,35 +12,29 @@ from torch import Tensor, nn
 
 from model.net.semantic_fpn import SemanticFPN
 from model.training.augment import jitter_colours, normalise, to_tensor
-from model.training.data import SPECIES, Photographs, Record, load_masks
-from model.training.windows import random_frame, whole_picture
+from model.training.data import IGNORE, SPECIES, Photographs, Record, load_label_maps
+from model.training.windows import random_frame, side_at, whole_picture
 from model.types import IntArray, Size, UInt8Array
 
-IGNORE = 255
 OUTLINE_LABELS = ("background", *SPECIES)
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentRecipe:
-    """`side` is that of the square training windows; `zoom` their size over the picture's shorter side.
+    """How examples are made. `zoom` is the size of the square windows over the picture's shorter side.
+
+    `sizes`: (share of the training from which it applies, side of the windows as shown to the network, pixels).
 
     `hint_share` is the chance that a picture without a mask takes the place of one that has it: the masks come
     from few breeds, and the middle of a head is known to be cat or dog in all of them.
     """
 
-    side: int = 192
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.5, 160), (0.85, 224))
     zoom: tuple[float, float] = (0.5, 1.3)
     test_side: int = 224
     hint_share: float = 0.4
     colour_jitter: float = 0.4
     grey_share: float = 0.05
-
-
-def label_map(mask: UInt8Array, species: int) -> UInt8Array:
-    """A data set's mask → class indices (H, W): background 0, cat 1, dog 2, unknown 255."""
-    lookup = np.full(256, IGNORE, np.uint8)
-    lookup[1], lookup[2] = species + 1, 0
-    return lookup[mask]
 
 
 def head_hint(record: Record) -> UInt8Array:
@@ -61,21 +54,20 @@ class OutlineTraining:
     def __init__(self, recipe: SegmentRecipe, module: SemanticFPN, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
         self.records, self.pictures = learn.records, learn.pictures
-        self.masked = [index for index, one in enumerate(learn.records) if one.mask is not None]
+        self.device = next(module.parameters()).device
+        self.maps = load_label_maps(learn.records)
+        self.masked = list(self.maps)
         self.hinted = [index for index, one in enumerate(learn.records) if one.mask is None and one.head is not None]
         self.examples = len(self.masked)
-        self.maps = dict(zip(self.masked, _label_maps(learn.records), strict=True))
-        chosen = [index for index, one in enumerate(held_out.records) if one.mask is not None]
-        windows = [whole_picture(held_out.records[index].size, recipe.test_side) for index in chosen]
-        self.held_out_pixels = np.stack(
-            [window.apply(held_out.pictures[index]) for window, index in zip(windows, chosen, strict=True)]
-        )
-        self.held_out_maps = np.stack(
-            [w.apply_to_mask(one, IGNORE) for w, one in zip(windows, _label_maps(held_out.records), strict=True)]
-        )
+        maps = load_label_maps(held_out.records)
+        windows = {index: whole_picture(held_out.records[index].size, recipe.test_side) for index in maps}
+        self.held_out_pixels = np.stack([one.apply(held_out.pictures[index]) for index, one in windows.items()])
+        self.held_out_maps = np.stack([one.apply_to_mask(maps[index], IGNORE) for index, one in windows.items()])
 
-    def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:  # noqa: ARG002
-        recipe, out = self.recipe, Size(self.recipe.side, self.recipe.side)
+    def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
+        recipe = self.recipe
+        side = side_at(recipe.sizes, progress)
+        out = Size(side, side)
         pixels, maps = [], []
         for position in indices:
             index = self.masked[position]
@@ -86,24 +78,19 @@ class OutlineTraining:
             pixels.append(window.apply(self.pictures[index]))
             full = self.maps[index] if index in self.maps else head_hint(record)
             maps.append(window.apply_to_mask(full, IGNORE))
-        x = jitter_colours(rng, to_tensor(np.stack(pixels)), recipe.colour_jitter, recipe.grey_share)
+        x = jitter_colours(rng, to_tensor(np.stack(pixels), self.device), recipe.colour_jitter, recipe.grey_share)
         logits = self.module(normalise(x)).float()
         logits = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(logits, torch.from_numpy(np.stack(maps)).long(), ignore_index=IGNORE)
+        return F.cross_entropy(logits, torch.from_numpy(np.stack(maps)).long().to(self.device), ignore_index=IGNORE)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """Mean IoU on the held-out pictures at a quarter of the input's size."""
         confusion = np.zeros((len(OUTLINE_LABELS), len(OUTLINE_LABELS)), np.int64)
         for start in range(0, len(self.held_out_pixels), 32):
-            logits = module(normalise(to_tensor(self.held_out_pixels[start : start + 32])))
+            logits = module(normalise(to_tensor(self.held_out_pixels[start : start + 32], self.device)))
             true = self.held_out_maps[start : start + 32, 2::4, 2::4]
             known = true != IGNORE
-            np.add.at(confusion, (true[known], logits.argmax(dim=1).numpy()[known]), 1)
+            np.add.at(confusion, (true[known], logits.argmax(dim=1).cpu().numpy()[known]), 1)
         shared = np.diag(confusion)
         iou = shared / (confusion.sum(axis=0) + confusion.sum(axis=1) - shared)
         return {"miou": float(iou.mean()), "pixel_accuracy": float(shared.sum() / confusion.sum())}
-
-
-def _label_maps(records: Sequence[Record]) -> list[UInt8Array]:
-    masked = [one for one in records if one.mask is not None]
-    return [label_map(mask, one.species) for mask, one in zip(load_masks(masked), masked, strict=True)]

@@ -58,13 +58,14 @@ def train(
     training = _training(recipe, index, len(labels), backbone_from)
     averaged = run(training, recipe.schedule, out_dir / course.value, stop_after)
     network: nn.Module = averaged.classifier if isinstance(averaged, BreedNet) else averaged
-    return export(recipe, network, labels, index.held_out(), out_dir / "bundles", command)
+    return export(recipe, network.cpu(), labels, index.held_out(), out_dir / "bundles", command)
 
 
 def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: Path | None) -> Training:
     data = (load_photographs(index.training()), load_photographs(index.held_out()))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(recipe.examples, ClassifyRecipe):
-        return BreedTraining(recipe.examples, BreedNet(recipe.architecture.backbone, num_classes), *data)
+        return BreedTraining(recipe.examples, BreedNet(recipe.architecture.backbone, num_classes).to(device), *data)
     network = build_network(recipe.architecture, num_classes)
     assert isinstance(network, RetinaNet | SemanticFPN)
     if backbone_from is None:
@@ -73,9 +74,9 @@ def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: 
         copy_backbone(read_bundle(backbone_from), network.backbone)
     if isinstance(recipe.examples, DetectRecipe):
         assert isinstance(network, RetinaNet)
-        return HeadTraining(recipe.examples, network, *data)
+        return HeadTraining(recipe.examples, network.to(device), *data)
     assert isinstance(network, SemanticFPN)
-    return OutlineTraining(recipe.examples, network, *data)
+    return OutlineTraining(recipe.examples, network.to(device), *data)
 
 
 def copy_backbone(bundle: Bundle, backbone: ConvMLP) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -67,6 +68,11 @@ class Window:
         xs = sorted(min(max(scale_x * x + shift_x, 0.0), self.out.width) for x in (box.xmin, box.xmax))
         ys = sorted(min(max(scale_y * y + shift_y, 0.0), self.out.height) for y in (box.ymin, box.ymax))
         return Box(xs[0], ys[0], xs[1], ys[1])
+
+
+def side_at(sizes: Sequence[tuple[float, int]], progress: float) -> int:
+    """The last of (share of the training from which it applies, side) that applies: small and cheap comes first."""
+    return [side for start, side in sizes if start <= progress][-1]
 
 
 def area(box: Box) -> float:

@@ -17,6 +17,7 @@ TINY = BackboneSpec(
 )
 SCHEDULE = Schedule(
     epochs=3,
+    decay_epochs=2,
     batch_size=4,
     learning_rate=1e-2,
     weight_decay=0.05,

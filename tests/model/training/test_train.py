@@ -23,11 +23,11 @@ PARTS: dict[Course, tuple[Architecture, ClassifyRecipe | DetectRecipe | SegmentR
     Course.BREED: (ClassifierSpec(backbone=TINY), ClassifyRecipe(sizes=((0.0, 32),), test_size=32)),
     Course.HEADS: (
         RetinaNetSpec(backbone=TINY, fpn_channels=8, head_convs=1),
-        DetectRecipe(side=64, test_side=64),
+        DetectRecipe(sizes=((0.0, 64),), test_side=64),
     ),
     Course.OUTLINE: (
         SemanticFPNSpec(backbone=TINY, fpn_channels=8, head_channels=8),
-        SegmentRecipe(side=64, test_side=64),
+        SegmentRecipe(sizes=((0.0, 64),), test_side=64),
     ),
 }
 METRICS = {Course.BREED: "top1", Course.HEADS: "ap50", Course.OUTLINE: "miou"}
@@ -37,7 +37,9 @@ def small(course: Course) -> Recipe:
     """The course's recipe with a tiny network and a single step's schedule."""
     architecture, examples = PARTS[course]
     recipe = RECIPES[course]
-    schedule = dataclasses.replace(recipe.schedule, epochs=1, warmup_epochs=0.5, batch_size=4, bf16=False)
+    schedule = dataclasses.replace(
+        recipe.schedule, epochs=1, decay_epochs=0.5, warmup_epochs=0.5, batch_size=4, bf16=False
+    )
     dense = KeepRatioSpec(long_side=64, short_side=64, pad_multiple=32)
     preprocessing = recipe.preprocessing if course is Course.BREED else dense
     return dataclasses.replace(

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from model.net.build import build_network
+from model.net.classifier import ConvMLPClassifier
+from model.net.retinanet import RetinaNet
+from model.spec import BackboneSpec, ClassifierSpec, RetinaNetSpec, SemanticFPNSpec
+from model.training.calibrate import Correction, fold, platt, temperature
+from model.training.figures import calibration_error
+
+TINY = BackboneSpec(
+    tokenizer_channels=4, conv_blocks=1, stage_channels=(8, 8, 8), stage_depths=(1, 1, 1), mlp_ratios=(1, 1, 1)
+)
+
+
+def test_a_known_temperature_is_found() -> None:
+    """Classes drawn from softmax(z) but announced as softmax(3 z) are brought back by a scale of a third."""
+    rng = np.random.default_rng(0)
+    honest = torch.from_numpy(rng.normal(size=(4000, 5))).log_softmax(dim=1)
+    truth = np.array([rng.choice(5, p=row) for row in honest.exp().numpy()])
+    boastful = (3 * honest).softmax(dim=1).numpy()
+    assert temperature(boastful, truth).scale == pytest.approx(1 / 3, rel=0.1)
+
+
+def test_boastful_detections_become_calibrated() -> None:
+    """Detections that are right half as often as they say have, once corrected, no calibration error to speak of."""
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0.05, 0.95, 5000)
+    right = rng.random(5000) < scores / 2
+    found = platt(scores, right)
+    logits = found.scale * np.log(scores / (1 - scores)) + found.shift
+    assert calibration_error(scores, right) > 0.2
+    assert calibration_error(1 / (1 + np.exp(-logits)), right) < 0.03
+
+
+def test_without_detections_nothing_is_corrected() -> None:
+    """A detector that finds nothing stays as it is."""
+    assert platt(np.zeros(0), np.zeros(0, np.bool_)) == Correction(1.0, 0.0)
+
+
+def test_a_folded_correction_acts_on_the_logits() -> None:
+    """The network itself answers scale times its logits plus shift, at every level of a detector."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 64, 64)
+    classifier = build_network(ClassifierSpec(backbone=TINY), 4).eval()
+    detector = build_network(RetinaNetSpec(backbone=TINY, fpn_channels=8, head_convs=1), 2).eval()
+    assert isinstance(classifier, ConvMLPClassifier)
+    assert isinstance(detector, RetinaNet)
+    with torch.inference_mode():
+        before = [classifier(x), *detector(x)[0]]
+        for network in (classifier, detector):
+            fold(network, Correction(0.5, -1.0))
+        after = [classifier(x), *detector(x)[0]]
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(other, 0.5 * one - 1.0)
+
+
+def test_a_correction_that_turns_the_order_round_is_refused() -> None:
+    """Scores that fall as answers get better are no confidence, however scaled."""
+    network = build_network(ClassifierSpec(backbone=TINY), 4)
+    with pytest.raises(ValueError, match="train longer"):
+        fold(network, Correction(-0.1, 0.0))
+
+
+def test_a_network_without_scores_is_refused() -> None:
+    """Outlines have no scores to correct."""
+    with pytest.raises(TypeError, match="SemanticFPN has no scores"):
+        fold(build_network(SemanticFPNSpec(backbone=TINY, fpn_channels=8, head_channels=8), 3), Correction(1.0, 0.0))

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli.train import train_app
+from tests.model.training.photographs import write_photographs
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    return write_photographs(tmp_path / "pets")
+
+
+def train(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(train_app, [str(one) for one in arguments], env={"NO_COLOR": "1"})
+
+
+def test_the_embedded_bundles_are_measured_by_one_command(pets: Path) -> None:
+    """A line for each figure of each of the three."""
+    ran = train("evaluate", "--data", pets)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    lines = [line.split()[:2] for line in ran.stdout.splitlines()]
+    for line in (["convmlp_pets_breed", "top1"], ["convmlp_pets_heads", "ap50"], ["convmlp_pets_outline", "miou"]):
+        assert line in lines
+
+
+@pytest.mark.parametrize("course", ["heads", "outline"])
+def test_without_a_breed_model_the_others_say_what_to_do(course: str, pets: Path, tmp_path: Path) -> None:
+    """Nothing is trained from a random backbone by oversight."""
+    ran = train(course, "--data", pets, "--out", tmp_path / "out")
+    assert ran.exit_code == 2
+    assert "run `convmlp train breed` first, or name one by --backbone-from" in ran.stderr
+
+
+def test_too_few_photographs_are_a_line_and_not_a_trace(pets: Path, tmp_path: Path) -> None:
+    """Data that no batch can be made of is refused in words, with status 1."""
+    ran = train("breed", "--data", pets, "--out", tmp_path / "out", "--threads", "1")
+    assert ran.exit_code == 1
+    assert ran.stderr.splitlines()[-1] == "convmlp: there are 8 examples, fewer than a batch of 48"
+
+
+def test_a_folder_without_bundles_is_a_line_and_not_a_trace(pets: Path, tmp_path: Path) -> None:
+    """The wrong folder is named, with status 1."""
+    ran = train("evaluate", "--data", pets, "--bundles", tmp_path)
+    assert ran.exit_code == 1
+    assert str(tmp_path) in ran.stderr
