@@ -233,7 +233,9 @@ async def test_an_interrupt_ends_the_wait(image: str, transport: str) -> None:
     with open_service() as service, service.held():
         process = await start(
             """
+import signal
 from convmlp_client import Client
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and so the tests, may ignore it
 with Client(sys.argv[1]) as client:
     try:
         client.classify(sys.argv[2])
