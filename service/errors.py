@@ -16,6 +16,8 @@ ConvMLPError
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 
 
@@ -72,8 +74,33 @@ class RetryLater(ConvMLPError):
         self.retry_after_s = retry_after_s
 
 
+class Refusal(StrEnum):
+    """Why a prediction is refused though nothing is wrong with its images; a label of `convmlp_rejected_total`."""
+
+    CREDENTIALS = "credentials"
+    """No API key came, or a wrong one."""
+    RATE = "rate"
+    """Its caller is over its own rate."""
+    BODIES = "bodies"
+    """The front-end holds as many bytes of requests as it may."""
+    IN_FLIGHT = "in_flight"
+    """The front-end has as many images in hand as it may."""
+    QUEUE = "queue"
+    """The worker's queue is full, or takes longer than the deadline allows, or the device has no memory left."""
+    DEADLINE = "deadline"
+    """The deadline passed."""
+    UNAVAILABLE = "unavailable"
+    """Starting, draining, worker lost, model not ready."""
+
+
 class Overloaded(RetryLater):
+    """`reason` says what was full, for the metrics; it does not cross processes, for only the worker's own does."""
+
     code = "overloaded"
+
+    def __init__(self, detail: str, retry_after_s: float = 1.0, reason: Refusal = Refusal.QUEUE) -> None:
+        super().__init__(detail, retry_after_s)
+        self.reason = reason
 
 
 class RateLimited(RetryLater):

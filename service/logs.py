@@ -1,4 +1,9 @@
-"""Structured logs on stderr: for people (console) or for machines (JSON). No image content is ever logged."""
+"""Structured logs on stderr: for people (console) or for machines (JSON, one object a line, times in UTC).
+
+What libraries log goes the same way. Lines of a request's context carry its `request_id` and, where its trace is
+recorded, `trace_id` and `span_id`. No image content and no credentials are ever logged, and nothing that a caller
+sends can make a line of its own: whatever is not printable is escaped.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,36 @@ import logging
 import sys
 
 import structlog
+from structlog.typing import EventDict, Processor
+
+from service.spans import current_span
+
+LIBRARIES_LEVEL = logging.INFO
+"""Libraries never tell more, whatever the level: at DEBUG some tell what is in a picture."""
+CHATTY = ("httpx", "uvicorn")
+"""Libraries that tell of every request."""
 
 
 def configure_logs(level: str, style: str, role: str) -> None:
     """`style` is `console` or `json`; `role` names the process in every line."""
-    shared: list[structlog.typing.Processor] = [
+
+    def add_context(_: object, __: str, event: EventDict) -> EventDict:
+        event.update(current_span().ids)
+        event["role"] = role
+        return event
+
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_context,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
     ]
-    last: structlog.typing.Processor
+    last: Processor
     if style == "json":
-        shared.append(structlog.processors.format_exc_info)
-        last = structlog.processors.JSONRenderer()
+        last = structlog.processors.JSONRenderer()  # it escapes
     else:
+        shared.append(escape)
         last = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
         )
@@ -29,10 +50,29 @@ def configure_logs(level: str, style: str, role: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(role=role)
-    # What libraries log through the standard module goes the same way.
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=last, foreign_pre_chain=shared))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("httpx", "uvicorn"):
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processor=last, foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared]
+        )
+    )
+    logging.basicConfig(level=max(LIBRARIES_LEVEL, logging.getLevelName(level.upper())), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def escape(_: object, __: str, event: EventDict) -> EventDict:
+    """Make each value one line of printable characters; a traceback keeps its lines, which are set in."""
+    traceback = event.pop("exception", None)
+    for name, value in event.items():
+        # What is no string is shown by its repr, which escapes.
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = _printable(value)
+    if traceback is not None:
+        event["exception"] = "\n".join(f"    {_printable(line)}" for line in str(traceback).split("\n"))
+    return event
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

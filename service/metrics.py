@@ -1,75 +1,31 @@
-"""Every metric, by the contract's names. Prometheus conventions: base units, `_total` counters.
+"""Every metric that is counted, by the contract's names. Prometheus conventions: base units, `_total` counters.
 
-Under `convmlp serve` all processes write to files in PROMETHEUS_MULTIPROC_DIR, under the name of their role, and
-any of them can tell the sum. A restarted process goes on with its predecessor's files: counters never fall back.
+What a scrape tells of them, and what it adds, is in `scrape.py`; what each means to its reader in docs/monitoring.md.
+No label's value is a caller's own: models are those that are served, everything else is a closed set.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from model.errors import ConvMLPError
+from service.errors import DeadlineExceeded, Overloaded, Refusal, Unavailable
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable: the folder where the processes of one service share their figures, as prometheus_client
+has it."""
 
-_QUEUE_DEPTH, _MODEL_READY = "convmlp_queue_depth", "convmlp_model_ready"
-_GONE = math.inf
+QUEUE_DEPTH, MODEL_READY, GPU_INFO = "convmlp_queue_depth", "convmlp_model_ready", "convmlp_gpu_info"
+GONE = math.inf
 """Readiness of a model that was unloaded: a shared file cannot forget it, so whoever reads the files leaves it out."""
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-
-
-def join_metrics(role: str) -> None:
-    """Write this process's metrics under `role`, where a shared folder is set; call before making any metric."""
-    if MULTIPROC_DIR in os.environ:
-        values.ValueClass = values.MultiProcessValue(lambda: role)
-
-
-def forget_gauges(role: str, folder: Path) -> None:
-    """Remove what a dead process last said of the present; its counters stay."""
-    for path in folder.glob(f"gauge_live*_{role}.db"):
-        path.unlink(missing_ok=True)
-
-
-def shared_registry(own: CollectorRegistry) -> CollectorRegistry:
-    """What a scrape of this process tells: all processes together where they share a folder, else its own."""
-    if MULTIPROC_DIR not in os.environ:
-        return own
-    registry = CollectorRegistry()
-    registry.register(_AllProcesses())
-    return registry
-
-
-class _AllProcesses(Collector):
-    """The sum of all processes' files, without the gauges of models that no worker serves any more."""
-
-    def collect(self) -> Iterator[Metric]:
-        families = list(multiprocess.MultiProcessCollector(None).collect())
-        gone = {
-            sample.labels["model"]
-            for family in families
-            if family.name == _MODEL_READY
-            for sample in family.samples
-            if sample.value == _GONE
-        }
-        for family in families:
-            if family.name in (_MODEL_READY, _QUEUE_DEPTH):
-                family.samples = [sample for sample in family.samples if sample.labels["model"] not in gone]
-            if family.samples:
-                yield family
-
-
-def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """The text for Prometheus and its media type."""
-    return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 class FrontEndMetrics:
@@ -78,13 +34,13 @@ class FrontEndMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "convmlp_requests",
-            "Requests answered",
+            "Requests for predictions that ended, by how: ok, cancelled, or the code of an error",
             ["transport", "task", "model", "outcome"],
             registry=registry,
         )
         self._duration = Histogram(
             "convmlp_request_duration_seconds",
-            "From the request's first byte to its answer",
+            "From a request's first byte to its end, whatever its outcome",
             ["transport", "task"],
             registry=registry,
             buckets=_REQUEST_BUCKETS,
@@ -96,14 +52,43 @@ class FrontEndMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._rejected = Counter("convmlp_rejected", "Images refused", ["reason"], registry=registry)
+        self._in_flight_limit = Gauge(
+            "convmlp_in_flight_limit",
+            "Images that may be in hand; beyond it they are refused",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._rejected = Counter(
+            "convmlp_rejected",
+            "Predictions that were refused though nothing is wrong with their images",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in Refusal:
+            self._rejected.labels(reason)  # told from the start: a first refusal is a rise from 0
         self._worker_up = Gauge(
             "convmlp_worker_up",
-            "1 while the worker answers",
+            "1 while every worker answers",
             registry=registry,
             multiprocess_mode="livemin",
         )
         self._worker_up.set(0)
+        self._workers_up = Gauge(
+            "convmlp_workers_up",
+            "Workers that answer",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._resent = Counter(
+            "convmlp_resent",
+            "Images sent to a second worker, by the error that they met at the first",
+            ["reason"],
+            registry=registry,
+        )
+        for error in (Overloaded, Unavailable):
+            self._resent.labels(error.code)
+        # Under a supervisor it is the one who counts, and all are summed.
+        self._restarts = None if MULTIPROC_DIR in os.environ else restart_counter(registry)
 
     def request(self, transport: str, task: str, model: str, outcome: str, seconds: float) -> None:
         self._requests.labels(transport, task, model, outcome).inc()
@@ -115,11 +100,35 @@ class FrontEndMetrics:
     def in_flight(self, change: int) -> None:
         self._in_flight.inc(change)
 
-    def rejected(self, reason: str) -> None:
+    def in_flight_limit(self, images: int) -> None:
+        self._in_flight_limit.set(images)
+
+    def rejected(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
 
-    def worker_up(self, up: bool) -> None:
-        self._worker_up.set(up)
+    def told(self, error: ConvMLPError) -> None:
+        """A request, or one of its images, was answered with this error. The gate counts its own refusals."""
+        match error:
+            case Overloaded():
+                self.rejected(error.reason)
+            case DeadlineExceeded():
+                self.rejected(Refusal.DEADLINE)
+            case Unavailable():
+                self.rejected(Refusal.UNAVAILABLE)
+            case _:
+                """Its own fault, or ours."""
+
+    def workers_up(self, up: int, of: int) -> None:
+        self._worker_up.set(up == of)
+        self._workers_up.set(up)
+
+    def resent(self, reason: str) -> None:
+        self._resent.labels(reason).inc()
+
+    def worker_replaced(self) -> None:
+        """Another worker answers than before."""
+        if self._restarts is not None:
+            self._restarts.inc()
 
 
 class WorkerMetrics:
@@ -135,20 +144,37 @@ class WorkerMetrics:
             registry=registry,
             buckets=_BATCH_BUCKETS,
         )
-        self._images = Counter("convmlp_images", "Images that went through the network", ["model"], registry=registry)
-        self._depth = Gauge(
-            _QUEUE_DEPTH,
-            "Images that wait for the device",
+        self._images = Counter(
+            "convmlp_images",
+            "Images that went through the network, the worker's own checks among them",
             ["model"],
             registry=registry,
-            multiprocess_mode="livesum",
+        )
+        self._busy = Counter(
+            "convmlp_device_busy_seconds",
+            "Time in which the device ran a batch of the model",
+            ["model"],
+            registry=registry,
+        )
+        self._depth = _sum(registry, QUEUE_DEPTH, "Images that wait for the device", ["model"])
+        self._limit = _sum(registry, "convmlp_queue_limit", "Images that may wait; beyond it they are refused")
+        self._pixels = _sum(registry, "convmlp_queue_pixels", "Pixels of network input that wait for the device")
+        self._pixels_limit = _sum(
+            registry, "convmlp_queue_pixels_limit", "Pixels of network input that may wait; beyond it they are refused"
         )
         self._ready = Gauge(
-            _MODEL_READY,
+            MODEL_READY,
             "1 while the model gives its committed answer on the reference picture",
             ["model"],
             registry=registry,
             multiprocess_mode="livemin",
+        )
+        self._gpu = Gauge(
+            GPU_INFO,
+            "A GPU that a worker computes on: its UUID, its name, and the worker's name for it",
+            ["gpu", "name", "device"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         for model, task in tasks.items():
             self.serves(model, task)
@@ -163,15 +189,22 @@ class WorkerMetrics:
         """What is told of the present ends for a model; what was counted stays."""
         if MULTIPROC_DIR in os.environ:
             self._depth.labels(model).set(0)
-            self._ready.labels(model).set(_GONE)
+            self._ready.labels(model).set(GONE)
         else:
             self._depth.remove(model)
             self._ready.remove(model)
 
+    def uses_gpu(self, uuid: str, name: str, device: str) -> None:
+        """`uuid` as NVML has it; `device` as torch does: `cuda:0` is the first that the process may see."""
+        self._gpu.labels(uuid, name, device).set(1)
+
     def batch(self, model: str, images: int, seconds: float) -> None:
         self._batch_size.labels(model).observe(images)
         self._images.labels(model).inc(images)
-        self._stage.labels("infer", self._tasks[model]).observe(seconds)
+        self._busy.labels(model).inc(seconds)
+        infer = self._stage.labels("infer", self._tasks[model])
+        for _ in range(images):  # each of them waited for all
+            infer.observe(seconds)
 
     def waited(self, model: str, seconds: float) -> None:
         self._stage.labels("queue", self._tasks[model]).observe(seconds)
@@ -179,19 +212,31 @@ class WorkerMetrics:
     def queue_depth(self, model: str, images: int) -> None:
         self._depth.labels(model).set(images)
 
+    def queue_pixels(self, pixels: int) -> None:
+        self._pixels.set(pixels)
+
+    def queue_limits(self, images: int, pixels: int) -> None:
+        self._limit.set(images)
+        self._pixels_limit.set(pixels)
+
     def model_ready(self, model: str, *, ready: bool) -> None:
         self._ready.labels(model).set(ready)
 
 
 def restart_counter(registry: CollectorRegistry) -> Counter:
-    """Counted by whoever restarts workers."""
-    return Counter("convmlp_worker_restarts", "Workers started after one was lost", registry=registry)
+    """Counted by whoever restarts workers, or else by each front-end that meets another worker than before."""
+    return Counter("convmlp_worker_restarts", "Workers that took a lost one's place", registry=registry)
+
+
+def _sum(registry: CollectorRegistry, name: str, words: str, labels: tuple[str, ...] | list[str] = ()) -> Gauge:
+    """A gauge that is summed over processes."""
+    return Gauge(name, words, labels, registry=registry, multiprocess_mode="livesum")
 
 
 def _stage_histogram(registry: CollectorRegistry) -> Histogram:
     return Histogram(
         "convmlp_stage_duration_seconds",
-        "Time in one stage: decode, queue, infer or post",
+        "Time of an image in one stage: decode, queue, infer or post",
         ["stage", "task"],
         registry=registry,
         buckets=_STAGE_BUCKETS,

@@ -17,7 +17,7 @@ import structlog
 import uvloop
 
 from service.logs import configure_logs
-from service.metrics import join_metrics
+from service.scrape import join_metrics
 from service.settings import Settings
 
 LIFELINE_FD = "CONVMLP_LIFELINE_FD"

@@ -24,6 +24,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 """0 asks the system for a free one."""
 
 
+Address = Annotated[str, StringConstraints(pattern=r"^(ipc|tcp)://.+$")]
+
+
 def _split_names(value: Any) -> Any:  # noqa: ANN401  (whatever a source holds)
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
@@ -51,7 +54,9 @@ class Settings(BaseSettings):
     grpc_metrics_port: Port = 8003
     """Where a gRPC front-end alone tells its metrics (under `serve` REST's /metrics tells them); 0: a free one."""
     worker_metrics_port: Port = 8002
-    """Where the worker itself tells its metrics; 0: a free one."""
+    """Where a worker tells its metrics; 0: a free one. Of several under `serve` the next ones have the next ports."""
+    workers: NonNegativeInt = 0
+    """Worker processes of `serve`; 0: one for each GPU, where the device is not a certain one, or else one."""
     rest_processes: PositiveInt = 1
     """REST front-end processes that share the port."""
     grpc_processes: PositiveInt = 1
@@ -105,11 +110,12 @@ class Settings(BaseSettings):
     served_models_file: Path | None = None
     """Where a worker writes down what it serves once callers changed that, to serve the same when it is restarted."""
 
-    # How front-ends reach the worker
-    worker_address: str = ""
-    """`ipc://PATH` or `tcp://HOST:PORT`; `serve` makes one of its own where it is empty."""
+    # How front-ends reach the workers
+    worker_address: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """`ipc://PATH` or `tcp://HOST:PORT`: of a worker its own, of a front-end those of all its workers, with commas
+    between. `serve` makes some of its own where there is none."""
     heartbeat_interval_ms: PositiveInt = 500
-    """How often front-ends ask the worker how it is."""
+    """How often front-ends ask a worker how it is."""
     worker_timeout_ms: PositiveInt = 5_000
     """A worker that was silent for this long is taken for dead."""
     batch_timeout_ms: PositiveInt = 120_000
@@ -150,6 +156,14 @@ class Settings(BaseSettings):
     # Words
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+    access_log: bool = True
+    """One line, at level info, for each request; none for probes of health and metrics."""
+
+    # Traces
+    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^(https?://[^/\s]+.*)?$")] = ""
+    """URL of an OpenTelemetry collector that takes OTLP over HTTP, as in http://collector:4318; empty: no traces."""
+    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The share of requests that are traced; of those whose caller traces already, the caller's word decides."""
 
     @classmethod
     def settings_customise_sources(

@@ -48,12 +48,18 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model that the worker serves: its bundle's config, and whether it has proven itself."""
+    """A model that is served: its bundle's config, and whether it has proven itself on a worker. `devices` has one for
+    each worker that answers for it."""
 
     config: BundleConfig
     ready: bool
-    device: str
+    devices: tuple[str, ...]
     precision: str
+
+    @property
+    def device(self) -> str:
+        """In words: `cpu`, or `cuda:0, cuda:1`."""
+        return ", ".join(dict.fromkeys(self.devices))
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ from model.types import (
 )
 from service.metrics import WorkerMetrics
 from service.settings import Settings
+from service.spans import NO_TRACING, Tracing
 from service.wire.door import Door
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.worker import Worker
@@ -181,6 +182,10 @@ class FakeRunner:
     """What is in memory."""
     device: str = "cpu"
     precision: str = "fp32"
+    lost: bool = False
+    """The device fails when it is asked for a sign of life."""
+    pings: int = 0
+    """How often it gave one."""
     _read_now: int = 0
 
     def __post_init__(self) -> None:
@@ -221,6 +226,11 @@ class FakeRunner:
             fake_answer(config.task, pixels + np.uint8(shift), geometry, params) for pixels, geometry, params in rows
         )
 
+    def ping(self) -> None:
+        if self.lost:
+            raise RuntimeError("the device fell off the bus")
+        self.pings += 1
+
     def close(self) -> None:
         pass
 
@@ -238,7 +248,11 @@ class FakeWorker:
 
 @asynccontextmanager
 async def fake_worker(
-    settings: Settings, address: str = "", tasks: Sequence[Task] = tuple(Task), more: Sequence[Bundle] = ()
+    settings: Settings,
+    address: str = "",
+    tasks: Sequence[Task] = tuple(Task),
+    more: Sequence[Bundle] = (),
+    tracing: Tracing = NO_TRACING,
 ) -> AsyncIterator[FakeWorker]:
     """Serve fake bundles at `address`, by default an ipc address of its own, until the context ends.
 
@@ -254,7 +268,7 @@ async def fake_worker(
         bundles = [store_bundle(store, bundle) for bundle in (*map(fake_bundle, tasks), *more)]
         metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
         async with Door(address or f"ipc://{folder}/worker") as door:
-            worker = Worker(bundles, lambda _: runner, settings, metrics)
+            worker = Worker(bundles, lambda _: runner, settings, metrics, tracing)
             serving = asyncio.create_task(worker.run(door, stop))
             try:
                 yield FakeWorker(door.address, runner, registry, stop, store)

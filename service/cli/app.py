@@ -26,7 +26,7 @@ PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_n
 
 @app.command(context_settings=PART)
 def serve(context: typer.Context) -> None:
-    """Everything on this machine: worker and front-ends, supervised. `--help` lists all settings."""
+    """Everything on this machine: workers and front-ends, supervised. `--help` lists all settings."""
     from service.supervisor import run_supervisor
 
     sys.exit(run_supervisor(_settings(context)))
@@ -37,7 +37,11 @@ def worker(context: typer.Context) -> None:
     """The worker alone: owns the device and answers front-ends at `--worker-address`."""
     from service.worker.main import run_worker
 
-    sys.exit(run_worker(_settings(context, needs_worker_address=True)))
+    settings = _settings(context, needs_worker_address=True)
+    if len(settings.worker_address) > 1:
+        complain("--worker-address of a worker is its own alone; several are for front-ends")
+        raise typer.Exit(2)
+    sys.exit(run_worker(settings))
 
 
 @app.command(context_settings=PART)
@@ -56,6 +60,14 @@ def grpc(context: typer.Context) -> None:
     from service.frontend.rpc.main import run_grpc
 
     sys.exit(run_grpc(_settings(context, needs_worker_address=True)))
+
+
+@app.command(context_settings=PART)
+def health(context: typer.Context) -> None:
+    """Whether a part works, as `health worker --worker-address …`; alone: the part that this container runs."""
+    from service.cli.health import run_health
+
+    sys.exit(run_health(context.args))
 
 
 def main() -> None:

@@ -11,24 +11,23 @@ from typing import TypeVar
 from model.bundle import BundleConfig
 from model.postprocess.finish import finish
 from model.types import Result, Task
-from service.errors import BadParameter, DeadlineExceeded, Forbidden, ModelNotFound, Overloaded, Unavailable
+from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.prepare import Workshop
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
+from service.spans import step
 from service.types import ModelStatus, PredictRequest, Readiness, Reply, StoredModel, Timings
-from service.wire.channel import WorkerChannel
 from service.wire.messages import MODEL_CONTROL_OFF
+from service.wire.pool import WorkerPool
 
 T = TypeVar("T")
 
 
 class Engine:
-    """Answers requests with the help of one worker. Front-ends see nothing below it."""
+    """Answers requests with the help of the workers. Front-ends see nothing below it."""
 
-    def __init__(
-        self, channel: WorkerChannel, workshop: Workshop, settings: Settings, metrics: FrontEndMetrics
-    ) -> None:
-        self._channel = channel
+    def __init__(self, workers: WorkerPool, workshop: Workshop, settings: Settings, metrics: FrontEndMetrics) -> None:
+        self._workers = workers
         self._workshop = workshop
         self._settings = settings
         self._metrics = metrics
@@ -42,15 +41,18 @@ class Engine:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
         """
         config = self.resolve(request.task, request.model)
-        with self._admitted(config.name):
+        about = {"convmlp.request_id": request.id, "convmlp.model": config.name}
+        with self._admitted(config.name), step("predict", about) as span:
             model_input = await self._workshop.prepare(request.image, config.preprocessing, request.deadline_s)
             self._metrics.stage("decode", request.task, model_input.seconds)
-            answer = await self._channel.predict(
+            span.record("decode", model_input.started_s, model_input.ended_s)
+            answer = await self._workers.predict(
                 request.id, config, model_input.value, request.params, request.deadline_s
             )
             size = model_input.value.geometry.original
             payload = await self._workshop.run(lambda: encode(finish(answer.output, config, size)), request.deadline_s)
             self._metrics.stage("post", request.task, payload.seconds)
+            span.record("post", payload.started_s, payload.ended_s)
         return Reply(
             id=request.id,
             model=config.name,
@@ -100,7 +102,7 @@ class Engine:
         Raises:
             Unavailable: no worker has said yet what it serves.
         """
-        models = self._channel.models()
+        models = self._workers.models()
         if models is None:
             raise Unavailable(self.readiness().reason, self.readiness().retry_after_s)
         return models
@@ -114,14 +116,15 @@ class Engine:
             Overloaded: too many such requests wait already.
             Unavailable: there is no worker, it is starting or draining, or it was lost meanwhile.
         """
-        return await self._channel.repository(self._control_deadline(deadline_s))
+        return await self._workers.repository(self._control_deadline(deadline_s))
 
     async def load(self, name: str, deadline_s: float | None = None) -> None:
         """Serve a model of the store. When this returns it is ready, and the last of its task.
 
         One that is served already is read again from disk: where its weights or its config changed, or where it
         is not ready, it is loaded anew and takes the old one's place, which answers until then; else nothing is
-        done. A call that is cancelled, fails or is late leaves everything as it was.
+        done. A call that is cancelled, fails or is late leaves everything as it was; only where one of several
+        workers could not take a changed model do the others keep the change.
 
         Raises:
             Forbidden: the service is configured not to let callers do this.
@@ -131,7 +134,7 @@ class Engine:
             DeadlineExceeded, Unavailable: as `repository`.
         """
         self._check_model_control()
-        await self._channel.load(name, self._control_deadline(deadline_s))
+        await self._workers.load(name, self._control_deadline(deadline_s))
 
     async def unload(self, name: str, deadline_s: float | None = None) -> None:
         """Serve a model no more. What the worker has in hand for it is answered first, then its memory is free.
@@ -146,14 +149,14 @@ class Engine:
             DeadlineExceeded, Unavailable: as `repository`.
         """
         self._check_model_control()
-        await self._channel.unload(name, self._control_deadline(deadline_s))
+        await self._workers.unload(name, self._control_deadline(deadline_s))
 
     def readiness(self) -> Readiness:
-        return self._channel.readiness()
+        return self._workers.readiness()
 
     def next_change(self) -> asyncio.Event:
         """What is set as soon as `models` or `readiness` say something else than now."""
-        return self._channel.next_change()
+        return self._workers.next_change()
 
     def deadline(self, timeout_ms: int | None) -> float:
         """The deadline of a request that came now, on the clock of `time.monotonic`."""
@@ -180,11 +183,11 @@ class Engine:
         def take(count: int) -> None:
             nonlocal held
             if self._bytes + count > self._settings.max_in_flight_bytes:
-                self._metrics.rejected("bodies")
                 raise Overloaded(
                     f"the requests in hand hold {self._bytes} bytes, {self._settings.max_in_flight_bytes} is the "
                     f"most; try again later",
-                    self._channel.retry_after_s(),
+                    self._workers.retry_after_s(),
+                    Refusal.BODIES,
                 )
             held += count
             self._bytes += count
@@ -198,24 +201,17 @@ class Engine:
     def _admitted(self, model: str) -> Iterator[None]:
         if not self.model(model).ready:
             readiness = self.readiness()
-            self._metrics.rejected("unavailable")
             raise Unavailable(readiness.reason, readiness.retry_after_s)
         if self._images >= self._settings.max_in_flight:
-            self._metrics.rejected("in_flight")
             raise Overloaded(
                 f"{self._images} images are in hand already, which is the most; try again later",
-                self._channel.retry_after_s(),
+                self._workers.retry_after_s(),
+                Refusal.IN_FLIGHT,
             )
         self._images += 1
         self._metrics.in_flight(1)
         try:
             yield
-        except DeadlineExceeded:
-            self._metrics.rejected("deadline")
-            raise
-        except Overloaded:
-            self._metrics.rejected("queue")
-            raise
         finally:
             self._images -= 1
             self._metrics.in_flight(-1)

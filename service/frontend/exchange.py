@@ -1,4 +1,4 @@
-"""One request and its answer, over any transport: its id, its clock, and where its time went."""
+"""One request and its answer, over any transport: its id, its clock, where its time went, and what became of it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,27 @@ STAGES = ("decode", "queue", "infer", "post")
 
 @dataclass(slots=True)
 class Exchange:
-    """`started_s` is on the clock of `time.monotonic`. `timings` is set by whoever predicts."""
+    """`started_s` is on the clock of `time.monotonic`. All else is filled in by whoever comes to know it.
+
+    `method` is HTTP's, or gRPC's `package.Service/Method`; `path` and the `route` that it goes are HTTP's; `status` is
+    what the transport says;
+    `outcome` is `ok`, `cancelled` or a domain error's code; `failed`: it is the service that is to blame.
+    """
 
     request_id: str
     started_s: float
     timings: Timings | None = None
+    method: str = ""
+    path: str = ""
+    route: str = ""
+    caller: str = ""
+    task: str = ""
+    model: str = ""
+    outcome: str = ""
+    status: int | str | None = None
+    failed: bool = False
+    request_bytes: int = 0
+    reply_bytes: int = 0
 
     @classmethod
     def begin(cls, given_id: str) -> Self:

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import NewType
 from urllib.parse import unquote
 
-from service.errors import RateLimited, Unauthenticated
+from service.errors import RateLimited, Refusal, Unauthenticated
 from service.frontend.keys import ApiKeys
 from service.frontend.rate import RateLimit
 from service.metrics import FrontEndMetrics
@@ -55,11 +55,11 @@ class Gate:
         scheme, _, key = (authorization or "").strip().partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
-            self._metrics.rejected("credentials")
+            self._metrics.rejected(Refusal.CREDENTIALS)
             raise Unauthenticated(f"this service asks for an API key and none came; {ASK_FOR_KEY}")
         name = self._keys.name_of(key)
         if name is None:
-            self._metrics.rejected("credentials")
+            self._metrics.rejected(Refusal.CREDENTIALS)
             raise Unauthenticated(f"the API key is not one that this service knows; {ASK_FOR_KEY}")
         return Caller(name)
 
@@ -73,7 +73,7 @@ class Gate:
             return
         wait_s = self._limit.take(caller)
         if wait_s > 0:
-            self._metrics.rejected("rate")
+            self._metrics.rejected(Refusal.RATE)
             raise RateLimited(
                 f"more than {self._limit.per_s:g} images a second came from this caller; try again in {wait_s:.3g} s",
                 wait_s,

@@ -12,8 +12,9 @@ import structlog
 
 from model.errors import ConvMLPError
 from model.types import Result
-from service.errors import INTERNAL_DETAIL, Internal
+from service.errors import INTERNAL_DETAIL, Internal, Unavailable
 from service.frontend.engine import Engine
+from service.frontend.exchange import Exchange
 from service.metrics import FrontEndMetrics
 from service.types import PredictRequest, Reply
 
@@ -42,12 +43,12 @@ async def reply_or_error(
 
 @contextmanager
 def counted(
-    metrics: FrontEndMetrics, transport: str, task: str, started_s: float, left: type[BaseException] | None = None
+    metrics: FrontEndMetrics, transport: str, task: str, exchange: Exchange, left: type[BaseException] | None = None
 ) -> Iterator[Callable[[str], None]]:
     """Count the request that is answered within; an error is its outcome.
 
-    Call the given function with the model's name once it is known to exist: names are labels. `started_s` is on
-    the clock of `time.monotonic`; `left` is what the transport raises where the caller went away.
+    Call the given function with the model's name once it is known to exist: names are labels. `exchange` gets to know
+    all that is counted; `left` is what the transport raises where the caller went away.
     """
     model, outcome = "", "ok"
 
@@ -59,10 +60,15 @@ def counted(
         yield count_for
     except ConvMLPError as error:
         outcome = error.code
+        metrics.told(error)
+        raise
+    except asyncio.CancelledError:
+        # Where callers leave by `left` only a server cancels, whose time to drain is over; its edge says so.
+        outcome = "cancelled" if left is None else Unavailable.code
         raise
     except BaseException as error:
-        gone = isinstance(error, asyncio.CancelledError) or (left is not None and isinstance(error, left))
-        outcome = "cancelled" if gone else Internal.code
+        outcome = "cancelled" if left is not None and isinstance(error, left) else Internal.code
         raise
     finally:
-        metrics.request(transport, task, model, outcome, time.monotonic() - started_s)
+        exchange.task, exchange.model, exchange.outcome = task, model, outcome
+        metrics.request(transport, task, model, outcome, time.monotonic() - exchange.started_s)

@@ -26,8 +26,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Timed(Generic[T]):
+    """`started_s` is on the clock of `time.monotonic`."""
+
     value: T
+    started_s: float
     seconds: float
+
+    @property
+    def ended_s(self) -> float:
+        return self.started_s + self.seconds
 
 
 class Workshop:
@@ -56,7 +63,7 @@ class Workshop:
             if started >= deadline_s:
                 raise DeadlineExceeded("the request's deadline passed before a thread was free for it")
             value = work()
-            return Timed(value, time.monotonic() - started)
+            return Timed(value, started, time.monotonic() - started)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
 

@@ -1,4 +1,4 @@
-"""What every front-end process is made of: channel, workshop, engine, gate, metrics."""
+"""What every front-end process is made of: workers, workshop, engine, gate, metrics."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry
 from service.frontend.engine import Engine
 from service.frontend.gate import Gate, open_gate
 from service.frontend.prepare import Workshop
-from service.metrics import FrontEndMetrics, shared_registry
+from service.metrics import FrontEndMetrics
+from service.scrape import registry_of_all
 from service.settings import Settings, usable_cores
-from service.wire.channel import WorkerChannel
+from service.wire.pool import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,9 @@ class FrontEnd:
 
 @asynccontextmanager
 async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
-    """An engine that talks to the worker at `settings.worker_address`.
+    """An engine that talks to the workers at `settings.worker_address`.
 
-    A worker that is there is heard first, so that no early request is refused for want of it; one that is not
+    Workers that are there are heard first, so that no early request is refused for want of them; one that is not
     may come later.
 
     Raises:
@@ -39,18 +40,19 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     """
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
+    metrics.in_flight_limit(settings.max_in_flight)
     workshop = Workshop(settings.prepare_threads or usable_cores(), settings.decode_limits)
-    channel = WorkerChannel(
+    workers = WorkerPool(
         settings.worker_address,
         heartbeat_s=settings.heartbeat_interval_ms / 1000,
         timeout_s=settings.worker_timeout_ms / 1000,
-        on_up=metrics.worker_up,
+        listener=metrics,
     )
-    async with open_gate(settings, metrics) as gate, channel:
+    async with open_gate(settings, metrics) as gate, workers:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
-                await channel.introduced()
+                await workers.introduced()
         try:
-            yield FrontEnd(Engine(channel, workshop, settings, metrics), gate, metrics, shared_registry(registry))
+            yield FrontEnd(Engine(workers, workshop, settings, metrics), gate, metrics, registry_of_all(registry))
         finally:
             workshop.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from model.bundle import BundleConfig
-from service.types import ModelStatus
 from service.wire.messages import MalformedMessage, ModelState, Phase, State
+from service.wire.view import Offer
 
 MAX_CONFIGS = 64
 """Configs that are kept besides the served ones: of models that were served before, and may be again."""
@@ -41,12 +41,13 @@ class Catalogue:
         }
         self._served = state.models
 
-    def models(self, phase: Phase | None) -> tuple[ModelStatus, ...] | None:
+    def offers(self, phase: Phase | None) -> tuple[Offer, ...] | None:
         """What is served, in the worker's order, or was before the worker was lost (`phase` None); None: not known."""
         if self._served is None:
             return None
         return tuple(
-            ModelStatus(
+            Offer(
+                version=model.version,
                 config=self._configs[model.version],
                 ready=phase is Phase.READY and model.ready,
                 device="" if phase is None else model.device,

@@ -1,7 +1,7 @@
-"""A front-end's end of the wire: sends jobs to one worker, hands back its answers, and knows how it is.
+"""A front-end's end of the wire to one worker: sends it jobs, hands back its answers, and knows how it is.
 
 The worker is taken for lost as soon as its connection breaks, or when it was silent for `timeout_s`; then all
-jobs in hand fail at once. Nothing is sent twice: whether to try again is the caller's decision.
+jobs in hand fail at once. Nothing is sent twice: whether to try again is for `pool.py` to say.
 """
 
 from __future__ import annotations
@@ -12,24 +12,20 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
-import zmq
-import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
 
 from model.bundle import BundleConfig
-from model.errors import ConvMLPError
 from model.types import ModelInput, QueryParams, RawOutput
-from service.errors import DeadlineExceeded, Unavailable, error_from_code
-from service.types import ModelStatus, Readiness, StoredModel
+from service.errors import Unavailable, error_from_code
+from service.spans import current_span
+from service.types import StoredModel
 from service.wire.catalogue import Catalogue
 from service.wire.frames import output_from_frames
+from service.wire.line import Line, NobodyThere
 from service.wire.messages import (
     PROTOCOL,
     Answer,
-    Cancel,
     Failure,
     Hello,
     ListStore,
@@ -39,19 +35,12 @@ from service.wire.messages import (
     Predict,
     State,
     Store,
-    ToWorker,
     Unload,
     decode_to_front_end,
     encode,
 )
-
-T = TypeVar("T")
-
-HIGH_WATER_MARK = 4096
-"""Messages that may wait in a socket; above every bound on jobs in hand, so it is never met in good health."""
-
-NO_WORKER = "there is no worker at the moment; one is being started"
-NO_WORKER_RETRY_S = 2.0
+from service.wire.questions import Questions
+from service.wire.view import NO_WORKER, NO_WORKER_RETRY_S, WorkerView
 
 log = structlog.get_logger(__name__)
 
@@ -66,39 +55,36 @@ class WorkerAnswer:
 
 
 class WorkerChannel:
-    """Use as an async context manager. `on_up` hears of every change between up and lost."""
+    """Use as an async context manager. `on_change` hears of everything that changes in `view`, but for the times;
+    `on_replaced` of each worker that took another one's place."""
 
     def __init__(
         self,
         address: str,
         heartbeat_s: float,
         timeout_s: float,
-        on_up: Callable[[bool], None],
+        on_change: Callable[[], None],
+        on_replaced: Callable[[], None],
     ) -> None:
         self._address = address
+        self._line = Line(address)
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
-        self._on_up = on_up
-        self._context = zmq.asyncio.Context()
-        self._numbers = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[WorkerAnswer]] = {}
-        self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
+        self._on_change = on_change
+        self._on_replaced = on_replaced
+        numbers = itertools.count(1)
+        self._answers: Questions[WorkerAnswer] = Questions(self._line, numbers)
+        self._stores: Questions[tuple[StoredModel, ...]] = Questions(self._line, numbers)
         self._state: State | None = None
+        self._instance = ""
         self._introduced = asyncio.Event()
-        self._change = asyncio.Event()
         self._heard_s = 0.0
+        self._pixels = 0
         self._catalogue = Catalogue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> WorkerChannel:
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # without a connection a send fails instead of waiting in line
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
-        self._socket.set_hwm(HIGH_WATER_MARK)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._socket.connect(self._address)
+        await self._line.__aenter__()
         self._tasks = [
             asyncio.create_task(self._receive(), name="channel-receive"),
             asyncio.create_task(self._watch_connection(), name="channel-watch"),
@@ -111,149 +97,117 @@ class WorkerChannel:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail_pending("this process is shutting down")
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self._socket.close(linger=0)
-        self._context.term()
+        await self._line.__aexit__()
 
     async def predict(
-        self, request_id: str, config: BundleConfig, model_input: ModelInput, params: QueryParams, deadline_s: float
+        self,
+        request_id: str,
+        model: str,
+        version: str,
+        model_input: ModelInput,
+        params: QueryParams,
+        deadline_s: float,
     ) -> WorkerAnswer:
         """Have one input answered. Cancelling the call, or its deadline, withdraws the job from the worker.
-
-        `config` is the model's, from `models`: what the input was prepared by.
 
         Raises:
             DeadlineExceeded: there was no answer in time.
             Unavailable: there is no worker, or it was lost meanwhile, or the model was replaced.
             ModelNotFound, Overloaded, Internal, ...: what the worker answered.
         """
-        version = self._catalogue.version_of(config)
-        if version is None:
-            raise Unavailable(f"model {config.name!r} was replaced while this request was on its way; send it again")
         height, width, _ = model_input.pixels.shape
 
         def header(job: int, budget_s: float) -> Predict:
             geometry = model_input.geometry
-            return Predict(job, request_id, config.name, version, height, width, geometry, params, budget_s)
+            trace = current_span().context
+            return Predict(
+                job,
+                request_id,
+                model,
+                version,
+                height,
+                width,
+                geometry,
+                params,
+                budget_s,
+                trace.traceparent,
+                trace.tracestate,
+            )
 
-        return await self._ask(self._answers, deadline_s, header, model_input.pixels.data)
+        self._pixels += height * width
+        try:
+            return await self._answers.ask(deadline_s, header, model_input.pixels.data)
+        finally:
+            self._pixels -= height * width
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
         """What the worker has on disk or serves. Raises as `load`."""
-        return await self._ask(self._stores, deadline_s, ListStore)
+        return await self._stores.ask(deadline_s, ListStore)
 
     async def load(self, model: str, deadline_s: float) -> None:
-        """Have a model served; `models` knows it when this returns. A call that is cancelled leaves no trace.
+        """Have a model served; `view` has it when this returns. A call that is cancelled leaves no trace.
 
         Raises:
             DeadlineExceeded: it was not done in time.
             Unavailable: there is no worker, or it was lost meanwhile.
             ModelNotFound, Forbidden, Overloaded, Internal: what the worker answered.
         """
-        await self._ask(self._stores, deadline_s, lambda job, budget_s: Load(job, budget_s, model))
+        await self._stores.ask(deadline_s, lambda job, budget_s: Load(job, budget_s, model))
 
     async def unload(self, model: str, deadline_s: float) -> None:
         """Have a model served no more; what has begun is done to its end. Raises as `load`."""
-        await self._ask(self._stores, deadline_s, lambda job, budget_s: Unload(job, budget_s, model))
+        await self._stores.ask(deadline_s, lambda job, budget_s: Unload(job, budget_s, model))
 
     async def introduced(self) -> None:
         """Wait until a worker has said for the first time how it is."""
         await self._introduced.wait()
 
-    def next_change(self) -> asyncio.Event:
-        """What is set as soon as `models` or `readiness` say something else than now."""
-        return self._change
+    @property
+    def phase(self) -> Phase | None:
+        """None while there is no worker."""
+        return self._state.phase if self._state else None
 
-    def models(self) -> tuple[ModelStatus, ...] | None:
-        """What the worker serves, or served before it was lost; None while that is not known."""
-        return self._catalogue.models(self._state.phase if self._state else None)
-
-    def readiness(self) -> Readiness:
-        """Whether every model that the worker serves has proven itself."""
+    def view(self) -> WorkerView:
         state = self._state
         if state is None:
-            return Readiness(False, NO_WORKER, NO_WORKER_RETRY_S)
-        if state.phase is not Phase.READY:
-            return Readiness(False, state.reason, state.retry_after_s)
-        if not state.models:
-            return Readiness(False, "no model is served; the last one was unloaded", state.retry_after_s)
-        unproven = ", ".join(model.name for model in state.models if not model.ready)
-        if unproven:
-            return Readiness(False, f"not ready: {unproven}", state.retry_after_s)
-        return Readiness(True, "ready", state.retry_after_s)
+            return WorkerView(None, NO_WORKER, NO_WORKER_RETRY_S, self._catalogue.offers(None))
+        return WorkerView(state.phase, state.reason, state.retry_after_s, self._catalogue.offers(state.phase))
 
-    def retry_after_s(self) -> float:
-        """Seconds until the worker will have answered what it has in line."""
-        return self._state.retry_after_s if self._state else 1.0
+    def version_of(self, config: BundleConfig) -> str | None:
+        """The version whose config this is, this very object; None where it is another channel's, or too long ago."""
+        return self._catalogue.version_of(config)
 
-    async def _ask(
-        self,
-        waiting: dict[int, asyncio.Future[T]],
-        deadline_s: float,
-        header: Callable[[int, float], ToWorker],
-        *frames: memoryview,
-    ) -> T:
-        """Send what `header` makes of a job's number and the seconds left, and wait among `waiting` for its answer."""
-        budget_s = deadline_s - time.monotonic()
-        if budget_s <= 0:
-            raise DeadlineExceeded("the request's deadline passed before it could be sent to the worker")
-        job = next(self._numbers)
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiting[job] = future
-        try:
-            await self._send(header(job, budget_s), *frames)
-            async with asyncio.timeout(budget_s):
-                return await future
-        except TimeoutError:
-            await self._withdraw(job)
-            raise DeadlineExceeded(
-                f"there was no answer within the {budget_s:.3f} s that were left of the request's deadline"
-            ) from None
-        except asyncio.CancelledError:
-            await self._withdraw(job)
-            raise
-        finally:
-            waiting.pop(job, None)
-
-    async def _send(self, header: ToWorker, *frames: memoryview) -> None:
-        try:
-            # Without copying: libzmq reads the array's own memory, which the frame keeps alive.
-            await self._socket.send_multipart([encode(header), *frames], flags=zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            raise Unavailable(NO_WORKER, NO_WORKER_RETRY_S) from None
-
-    async def _withdraw(self, job: int) -> None:
-        with contextlib.suppress(Unavailable):  # a lost worker has lost the job as well
-            await self._send(Cancel(job))
+    def outstanding(self) -> tuple[int, float]:
+        """What a new job would find before it: pixels of network input in hand here, then the seconds of work, whoever
+        asked for it, that the worker told of last."""
+        return self._pixels, self._state.retry_after_s if self._state else 0.0
 
     async def _greet(self) -> None:
-        with contextlib.suppress(Unavailable):  # there is nobody yet
-            await self._send(Hello(PROTOCOL, self._catalogue.knows))
+        with contextlib.suppress(NobodyThere):
+            await self._line.send(encode(Hello(PROTOCOL, self._catalogue.knows)))
 
     async def _beat(self) -> None:
         while True:
             await self._greet()
             # While the worker is not ready its answer to this changes soon.
-            await asyncio.sleep(self._heartbeat_s if self.readiness().ready else self._heartbeat_s / 5)
+            await asyncio.sleep(self._heartbeat_s if self._settled() else self._heartbeat_s / 5)
             if self._state is not None and time.monotonic() - self._heard_s > self._timeout_s:
                 self._lose(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     async def _watch_connection(self) -> None:
         while True:
-            event = await recv_monitor_message(self._monitor)
-            if event["event"] == zmq.EVENT_DISCONNECTED:
-                self._lose("the worker was lost; another is being started")
-            else:
+            if await self._line.connected():
                 await self._greet()
+            else:
+                self._lose("the worker was lost; another is being started")
 
     async def _receive(self) -> None:
         while True:
-            header, *frames = await self._socket.recv_multipart(copy=False)
+            header, frames = await self._line.receive()
             try:
-                self._handle(header.bytes, [frame.buffer for frame in frames])
+                self._handle(header, frames)
             except MalformedMessage as error:
-                log.error("malformed message from the worker", error=str(error))
+                log.error("malformed message from a worker", address=self._address, error=str(error))
 
     def _handle(self, header: bytes, frames: list[memoryview]) -> None:
         self._heard_s = time.monotonic()
@@ -262,50 +216,41 @@ class WorkerChannel:
                 self._learn(state)
             case Answer() as answer:
                 output = output_from_frames(answer, frames)
-                _settle(self._answers, answer.job, WorkerAnswer(output, answer.queue_s, answer.infer_s))
+                self._answers.settle(answer.job, WorkerAnswer(output, answer.queue_s, answer.infer_s))
             case Store() as store:
-                _settle(self._stores, store.job, store.models)
+                self._stores.settle(store.job, store.models)
             case Failure() as failure:
-                self._fail(failure.job, error_from_code(failure.code, failure.detail, failure.retry_after_s))
+                error = error_from_code(failure.code, failure.detail, failure.retry_after_s)
+                self._answers.settle(failure.job, error)
+                self._stores.settle(failure.job, error)
 
     def _learn(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
             self._lose("the worker was restarted")
         self._catalogue.learn(state)
-        if self._state is None:
-            self._on_up(True)
+        if self._instance not in ("", state.instance):
+            self._on_replaced()
+        self._instance = state.instance
         before, self._state = self._state, state
         if before is None or state.configs or (before.phase, before.models) != (state.phase, state.models):
-            self._changed()
+            self._on_change()
         self._introduced.set()
+
+    def _settled(self) -> bool:
+        state = self._state
+        return state is not None and state.phase is Phase.READY and all(model.ready for model in state.models)
 
     def _lose(self, reason: str) -> None:
         if self._state is not None:
-            log.warning("worker lost", reason=reason, jobs=len(self._answers) + len(self._stores))
-            self._on_up(False)
+            jobs = len(self._answers) + len(self._stores)
+            log.warning("worker lost", address=self._address, reason=reason, jobs=jobs)
             self._state = None
-            self._changed()
+            self._on_change()
         self._fail_pending(reason)
 
-    def _changed(self) -> None:
-        self._change.set()
-        self._change = asyncio.Event()
-
     def _fail_pending(self, reason: str) -> None:
-        for job in (*self._answers, *self._stores):
-            self._fail(job, Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S))
+        def error() -> Unavailable:
+            return Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S)
 
-    def _fail(self, job: int, error: ConvMLPError) -> None:
-        _settle(self._answers, job, error)
-        _settle(self._stores, job, error)
-
-
-def _settle(waiting: dict[int, asyncio.Future[T]], job: int, answer: T | ConvMLPError) -> None:
-    """Answer whoever still waits for a job."""
-    future = waiting.get(job)
-    if future is None or future.done():
-        return
-    if isinstance(answer, ConvMLPError):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)
+        self._answers.fail_all(error)
+        self._stores.fail_all(error)

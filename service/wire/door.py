@@ -12,8 +12,8 @@ from model.errors import ConvMLPError
 from model.types import RawOutput
 from service.errors import RetryLater
 from service.types import StoredModel
-from service.wire.channel import HIGH_WATER_MARK
 from service.wire.frames import describe, frames_of
+from service.wire.line import HIGH_WATER_MARK
 from service.wire.messages import (
     Answer,
     Failure,

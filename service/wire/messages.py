@@ -4,8 +4,8 @@
     worker → front-end   State · Answer + [one frame an array] · Store · Failure
 
 A job's number is its front-end's own count, over all that can be answered or cancelled; the worker tells
-front-ends apart by their socket identity. A model's version is the worker's name for one state of its config,
-weights included: front-ends hear each config once, and what they send was made for the version that they say.
+front-ends apart by their socket identity. A model's version names one state of its config, weights included, the same
+on every worker: front-ends hear each config once, and what they send was made for the version that they say.
 Durations, never points in time, cross: the two ends may be on hosts with different clocks.
 """
 
@@ -19,7 +19,7 @@ import msgspec
 from model.types import Geometry, QueryParams
 from service.types import StoredModel
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Both ends of a channel must speak the same; raised with every change to this file's messages."""
 
 MODEL_CONTROL_OFF = (
@@ -56,6 +56,9 @@ class Predict(Message, frozen=True, tag="predict"):
     params: QueryParams
     budget_s: float
     """What is left until the caller's deadline."""
+    traceparent: str = ""
+    """Of the request's span, where its trace is recorded (W3C Trace Context); so is `tracestate`."""
+    tracestate: str = ""
 
 
 class ListStore(Message, frozen=True, tag="list-store"):
@@ -97,7 +100,7 @@ class State(Message, frozen=True, tag="state"):
     """What the worker is doing: in answer to Hello, and by itself whenever something changed.
 
     `models` are those that are served, in order; `configs` has, by version, the configs as JSON that the front-end
-    does not have.
+    does not have. `silent_s` is for how long the device has not answered: seconds, or the time of the batch that runs.
     """
 
     instance: str
@@ -106,6 +109,7 @@ class State(Message, frozen=True, tag="state"):
     retry_after_s: float
     models: tuple[ModelState, ...]
     configs: dict[str, str]
+    silent_s: float = 0.0
 
 
 class ArraySpec(Message, frozen=True):

@@ -10,11 +10,14 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.errors import BundleInvalid
-from service.metrics import WorkerMetrics, shared_registry
+from service.metrics import WorkerMetrics
 from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
+from service.scrape import registry_of_one
 from service.settings import Settings
+from service.spans import Tracing
+from service.tracing import TracingUnavailable, open_tracing
 from service.wire.door import Door
-from service.worker.runner import DeviceMissing
+from service.worker.runner import DeviceLost, DeviceMissing
 from service.worker.served_file import ServedFile
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
@@ -30,28 +33,37 @@ def run_worker(settings: Settings) -> int:
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     status = 0
     try:
-        async with Door(settings.worker_address) as door:
-            await _serve_at(door, settings, stop)
-    except* (BundleInvalid, DeviceMissing) as errors:
+        (address,) = settings.worker_address
+        with open_tracing(settings, "worker", follows=True) as tracing:
+            async with Door(address) as door:
+                await _serve_at(door, settings, stop, tracing)
+    except* (BundleInvalid, DeviceMissing, TracingUnavailable) as errors:
         log.error("cannot serve", error=str(_first(errors)))
         status = EXIT_CONFIG
-    except* WorkerWedged as errors:
+    except* (WorkerWedged, DeviceLost) as errors:
         log.critical("wedged", error=str(_first(errors)))
         # The device thread hangs in foreign code and would keep a normal exit waiting for ever.
         os._exit(EXIT_WEDGED)
     return status
 
 
-async def _serve_at(door: Door, settings: Settings, stop: asyncio.Event) -> None:
+async def _serve_at(door: Door, settings: Settings, stop: asyncio.Event, tracing: Tracing) -> None:
     bundles = await asyncio.to_thread(_bundles, settings)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {one.config.name: one.config.task.value for one in bundles})
-    exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, shared_registry(registry))
+    exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, registry_of_one(registry))
     log.info(
         "loading", models=[one.config.name for one in bundles], address=door.address, metrics_port=exporter.server_port
     )
+
+    def make_runner(settings: Settings) -> TorchRunner:
+        runner = TorchRunner((), settings)
+        if gpu := runner.gpu():
+            metrics.uses_gpu(*gpu, runner.device)
+        return runner
+
     try:
-        await Worker(bundles, lambda settings: TorchRunner((), settings), settings, metrics).run(door, stop)
+        await Worker(bundles, make_runner, settings, metrics, tracing).run(door, stop)
     finally:
         exporter.shutdown()
         exporter.server_close()

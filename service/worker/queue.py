@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from model.errors import ConvMLPError
 from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import Overloaded
+from service.spans import NO_SPAN, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class Job:
     enqueued_s: float
     deadline_s: float
     reply: Callable[[Done], None] = field(repr=False)
+    request_id: str = ""
+    """The front-end's; a self-check has none."""
+    span: Span = NO_SPAN
+    """The front-end's, of which the job's own are children."""
 
 
 class JobQueue:
@@ -66,6 +71,11 @@ class JobQueue:
     def waiting(self) -> tuple[Job, ...]:
         """All jobs, oldest first."""
         return tuple(self._jobs.values())
+
+    @property
+    def pixels(self) -> int:
+        """Of all inputs that wait."""
+        return self._pixels
 
     def depth(self, model: str) -> int:
         return sum(job.shape.model == model for job in self._jobs.values())

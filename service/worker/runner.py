@@ -17,6 +17,10 @@ class OutOfDeviceMemory(Exception):
     """The batch did not fit, and a smaller one may; or a model did not."""
 
 
+class DeviceLost(Exception):
+    """The device does not work any more; only a new process helps."""
+
+
 class Runner(Protocol):
     """Owns the device. Every call but `prepare` is made from one thread, never two at a time.
 
@@ -56,6 +60,10 @@ class Runner(Protocol):
         Raises:
             OutOfDeviceMemory: the batch did not fit; the runner is as good as before.
         """
+        ...
+
+    def ping(self) -> None:
+        """Have the device do a trifle, without a need for memory, and wait until it is done. Raises what went wrong."""
         ...
 
     def close(self) -> None:

@@ -38,9 +38,17 @@ class TorchRunner:
         # fp32 on the CPU is the exact mode; whoever chose anything else wants to be fast.
         exact = self._device.type == "cpu" and settings.precision == "fp32"
         self._optimisations = Optimisations(channels_last=not exact)
+        self._pulse = torch.zeros(1, device=self._device)
         self._predictors: dict[str, Predictor] = {}
         for bundle in bundles:
             self.prepare(bundle.config.name, bundle)()
+
+    def gpu(self) -> tuple[str, str] | None:
+        """The GPU's UUID, as NVML has it, and its name; None on a CPU."""
+        if self._device.type != "cuda":
+            return None
+        found = torch.cuda.get_device_properties(self._device)
+        return f"GPU-{found.uuid}", found.name
 
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         with self._memory_errors():
@@ -61,6 +69,9 @@ class TorchRunner:
     def run(self, slot: str, batch: Batch) -> tuple[RawOutput, ...]:
         with self._memory_errors():
             return self._predictors[slot].predict(batch)
+
+    def ping(self) -> None:
+        self._pulse.logical_not_().item()  # what is copied back was computed there
 
     def close(self) -> None:
         self._predictors.clear()

@@ -17,6 +17,7 @@ from model.errors import ConvMLPError
 from service.errors import Internal, Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
+from service.spans import NO_TRACING, TraceContext, Tracing
 from service.wire.door import Door, Letter
 from service.wire.frames import input_from_frames
 from service.wire.messages import (
@@ -58,11 +59,13 @@ class Worker:
         make_runner: Callable[[Settings], Runner],
         settings: Settings,
         metrics: WorkerMetrics,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._shelf = Shelf(map(shelved, bundles))
         self._make_runner = make_runner
         self._settings = settings
         self._metrics = metrics
+        self._tracing = tracing
         self._instance = uuid.uuid4().hex
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
@@ -78,7 +81,7 @@ class Worker:
 
         Raises:
             BundleInvalid: a configured bundle's weights do not fit.
-            WorkerWedged: see there.
+            WorkerWedged, DeviceLost: see there.
         """
         self._door = door
         async with asyncio.TaskGroup() as parts:
@@ -116,12 +119,14 @@ class Worker:
 
     def _make_dispatcher(self, runner: Runner) -> Dispatcher:
         settings = self._settings
+        self._metrics.queue_limits(settings.max_queue_images, settings.max_queue_mpx * 10**6)
         return Dispatcher(
             runner,
             self._device_thread,
             JobQueue(settings.max_queue_images, settings.max_queue_mpx * 10**6),
             BatchLimits(settings.max_batch_images, settings.max_batch_mpx * 10**6),
             self._metrics,
+            tracing=self._tracing,
         )
 
     async def _receive(self) -> None:
@@ -155,7 +160,7 @@ class Worker:
             reply(Done(error, 0.0, 0.0))
             return
         except MalformedMessage as error:
-            log.error("malformed message from a front-end", error=str(error))
+            log.error("malformed message from a front-end", error=str(error), request_id=message.request_id)
             reply(Done(Internal("the worker did not understand the front-end"), 0.0, 0.0))
             return
         dispatcher.submit(
@@ -167,6 +172,8 @@ class Worker:
                 enqueued_s=now_s,
                 deadline_s=now_s + message.budget_s,
                 reply=reply,
+                request_id=message.request_id,
+                span=self._tracing.remote(TraceContext(message.traceparent, message.tracestate)),
             )
         )
 
@@ -211,6 +218,7 @@ class Worker:
             retry_after_s=backlog_s if self._phase is Phase.READY else STARTING_RETRY_S,
             models=tuple(ModelState(one.name, one.version, one.objection is None, device, precision) for one in served),
             configs={one.version: one.config.model_dump_json() for one in served if one.version not in knows},
+            silent_s=self._dispatcher.silent_s() if self._dispatcher else 0.0,
         )
         self._audience.told(front_end, state.configs)
         await self._door.tell(front_end, state)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,13 +73,13 @@ def started_service(*flags: str) -> Iterator[RunningService]:
 
 
 @contextmanager
-def started(command: str, *flags: str) -> Iterator[RunningService]:
-    """`convmlp COMMAND` with these flags; told to stop at the end, if it still runs."""
+def started(command: str, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+    """`convmlp COMMAND` with these flags and these more variables; told to stop at the end, if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "service.cli", command, "--log-format", "json", *flags],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
     )
     service = RunningService(process)
     reader = threading.Thread(target=service.read, daemon=True)

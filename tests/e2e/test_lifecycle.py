@@ -77,6 +77,40 @@ async def _seen(outcomes: list[tuple[float, int, str]], status: int) -> bool:
     return any(one[1] == status for one in outcomes)
 
 
+async def test_one_of_two_workers_is_lost_and_nobody_notices() -> None:
+    """Killed, or hung, under load: the other one answers everything, the service stays ready, the lost one returns."""
+    flags = ("--workers", "2", "--device", "cpu", "--worker-timeout-ms", "3000")
+    with running_service(*CLASSIFY_ONLY, *flags) as service:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+
+            async def whole() -> bool:
+                return bool((await client.get("/readyz")).json().get("reason") == "ready")
+
+            await eventually(whole)
+            stop, outcomes, probes = asyncio.Event(), list[tuple[float, int, str]](), list[int]()
+
+            async def probe() -> None:
+                while not stop.is_set():
+                    probes.append((await client.get("/readyz")).status_code)
+                    await asyncio.sleep(0.05)
+
+            async def not_whole() -> bool:
+                return not await whole()
+
+            asking = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(8)]
+            asking.append(asyncio.create_task(probe()))
+            await eventually(lambda: _seen(outcomes, 200))
+            for part, how in (("worker-1", signal.SIGKILL), ("worker-0", signal.SIGSTOP)):
+                os.kill(service.pid_of(part), how)
+                await eventually(not_whole)
+                await eventually(whole)
+            stop.set()
+            await asyncio.gather(*asking)
+        assert {status for _, status, _ in outcomes} == {200}
+        assert set(probes) == {200}
+        assert [_starts(service, part) for part in ("worker-0", "worker-1")] == [2, 2]
+
+
 async def test_sigterm_finishes_what_is_in_hand() -> None:
     """SIGTERM under load: every request that was sent before it is answered, and all processes end with status 0."""
     with running_service(*CLASSIFY_ONLY) as service:
@@ -145,6 +179,13 @@ async def test_nothing_outlives_a_killed_supervisor() -> None:
             return not any(is_alive(pid) for pid in pids)
 
         await eventually(gone, 30)
+
+
+def test_workers_and_addresses_that_contradict_each_other_end_the_service() -> None:
+    """Two workers at one address are not started: the service says what is wrong and ends."""
+    with started_service("--workers", "2", "--worker-address", "ipc:///tmp/convmlp-test-unused") as service:
+        assert "leave one of the two out" in service.wait_for("cannot serve", role="supervisor")["error"]
+        assert service.process.wait(timeout=60) == 78
 
 
 def test_an_unknown_model_ends_the_service_with_a_clear_word() -> None:

@@ -50,6 +50,14 @@ def test_names_of_models_come_as_a_list_with_commas(tmp_path: Path) -> None:
     assert settings_of(tmp_path, CONVMLP_MODELS="a, b")["models"] == ["a", "b"]
 
 
+def test_addresses_of_workers_come_as_a_list_with_commas(tmp_path: Path) -> None:
+    """`--worker-address a,b` and CONVMLP_WORKER_ADDRESS=a,b mean two workers; none is none."""
+    two = ["tcp://gpu-1:5555", "ipc:///run/convmlp/worker"]
+    assert settings_of(tmp_path, "--worker-address", ", ".join(two))["worker_address"] == two
+    assert settings_of(tmp_path, CONVMLP_WORKER_ADDRESS=",".join(two))["worker_address"] == two
+    assert settings_of(tmp_path, CONVMLP_WORKER_ADDRESS="")["worker_address"] == []
+
+
 def test_another_process_reads_the_same_settings(tmp_path: Path) -> None:
     """What `as_environment` says is understood by a child exactly as it was meant."""
     settings = Settings(models=("x", "y"), http_port=0, models_dir=tmp_path, worker_address="ipc://z")
@@ -57,7 +65,16 @@ def test_another_process_reads_the_same_settings(tmp_path: Path) -> None:
     assert found == json.loads(settings.model_dump_json())
 
 
-@pytest.mark.parametrize("wrong", [{"http_port": 70000}, {"models": ""}, {"device": "gpu"}, {"no_such_setting": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"http_port": 70000},
+        {"models": ""},
+        {"device": "gpu"},
+        {"worker_address": "gpu-host:5555"},
+        {"no_such_setting": 1},
+    ],
+)
 def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
     """A value out of range, or a name that is none, is an error and not a default."""
     with pytest.raises(ValidationError):

@@ -5,6 +5,7 @@ Everything here is plain data with the names of the protocol's messages, so both
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -57,10 +58,6 @@ def model_metadata(config: BundleConfig) -> dict[str, Any]:
 def model_config(status: ModelStatus, settings: Settings) -> dict[str, Any]:
     """Triton's model configuration, as far as it means something here; `dims` are without the batch's."""
     config = status.config
-    gpu = status.device.startswith("cuda")
-    instance: dict[str, Any] = {"name": f"{config.name}_0", "kind": "KIND_GPU" if gpu else "KIND_CPU", "count": 1}
-    if gpu:
-        instance["gpus"] = [int(status.device.partition(":")[2] or 0)]
     facts = {
         "task": config.task.value,
         "image": IMAGE_FORMS,
@@ -87,10 +84,18 @@ def model_config(status: ModelStatus, settings: Settings) -> dict[str, Any]:
                 "allow_timeout_override": True,
             },
         },
-        "instance_group": [instance] if status.device else [],
+        "instance_group": _instances(config.name, status.devices),
         "parameters": {name: {"string_value": text} for name, text in facts.items()},
         "model_transaction_policy": {"decoupled": False},
     }
+
+
+def _instances(name: str, devices: Sequence[str]) -> list[dict[str, Any]]:
+    """The workers that answer for a model: on CPUs their number, on GPUs that of each GPU, and which these are."""
+    gpus = sorted({int(device.partition(":")[2] or 0) for device in devices if device.startswith("cuda")})
+    if gpus:
+        return [{"name": f"{name}_0", "kind": "KIND_GPU", "count": len(devices) // len(gpus), "gpus": gpus}]
+    return [{"name": f"{name}_0", "kind": "KIND_CPU", "count": len(devices)}] if devices else []
 
 
 def model_statistics(name: str, counts: ModelCounts) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Never
 
@@ -48,6 +49,14 @@ def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics,
     """All routes of the protocol."""
     server = HttpServer(engine, settings, metrics, gate)
     router = APIRouter()
+
+    def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
+        async def endpoint(request: Request) -> Response:
+            exchange_of(request).route = path  # which FastAPI tells of its own routes alone
+            return await answer(request)
+
+        router.add_route(path, endpoint, methods)
+
     for path, answer in {
         "": server.metadata,
         "/": server.metadata,
@@ -57,20 +66,20 @@ def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics,
         "/systemsharedmemory/status": server.no_regions,
         "/cudasharedmemory/status": server.no_regions,
     }.items():
-        router.add_route(f"/v2{path}", answer, ["GET"])
+        add(f"/v2{path}", answer, "GET")
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        router.add_route(model, server.model_metadata, ["GET"])
-        router.add_route(f"{model}/ready", server.model_ready, ["GET"])
-        router.add_route(f"{model}/config", server.model_config, ["GET"])
-        router.add_route(f"{model}/stats", server.statistics, ["GET"])
-        router.add_route(f"{model}/infer", server.infer, ["POST"])
-    router.add_route("/v2/repository/index", server.index, ["POST"])
-    router.add_route("/v2/repository/models/{name}/load", server.load, ["POST"])
-    router.add_route("/v2/repository/models/{name}/unload", server.unload, ["POST"])
+        add(model, server.model_metadata, "GET")
+        add(f"{model}/ready", server.model_ready, "GET")
+        add(f"{model}/config", server.model_config, "GET")
+        add(f"{model}/stats", server.statistics, "GET")
+        add(f"{model}/infer", server.infer, "POST")
+    add("/v2/repository/index", server.index, "POST")
+    add("/v2/repository/models/{name}/load", server.load, "POST")
+    add("/v2/repository/models/{name}/unload", server.unload, "POST")
     for memory in ("/v2/systemsharedmemory", "/v2/cudasharedmemory"):
-        router.add_route(f"{memory}/{{rest:path}}", server.no_shared_memory, ["GET", "POST"])
+        add(f"{memory}/{{rest:path}}", server.no_shared_memory, "GET", "POST")
     for path in ("/v2/logging", "/v2/trace/setting", "/v2/models/{name}/trace/setting"):
-        router.add_route(path, server.no_settings, ["GET", "POST"])
+        add(path, server.no_settings, "GET", "POST")
     return router
 
 
@@ -89,7 +98,7 @@ class HttpServer:
         name, version = _model(request)
         exchange = exchange_of(request)
         task = self._catalogue.task_of(name)
-        with counted(self._metrics, TRANSPORT, task, exchange.started_s, ClientDisconnect) as count_for:
+        with counted(self._metrics, TRANSPORT, task, exchange, ClientDisconnect) as count_for:
             # Before the body is read: a wrong model's name should not cost an upload.
             config = self._catalogue.status(name, version).config
             count_for(config.name)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from model.bundle import BundleConfig
 from model.errors import ConvMLPError
-from service.errors import RetryLater, error_from_code
+from service.errors import Overloaded, RetryLater, error_from_code
 from service.frontend.engine import Engine
 from service.frontend.exchange import STAGES, Exchange
 from service.frontend.oip.choice import Choice, choose
@@ -138,5 +138,8 @@ class _Held:
 
 def _named(error: ConvMLPError, at: int) -> ConvMLPError:
     """The error, with the position of its image."""
+    detail = f"element {at} of input {INPUT!r}: {error.detail}"
+    if isinstance(error, Overloaded):
+        return Overloaded(detail, error.retry_after_s, error.reason)
     retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
-    return error_from_code(error.code, f"element {at} of input {INPUT!r}: {error.detail}", retry_after_s)
+    return error_from_code(error.code, detail, retry_after_s)

@@ -20,6 +20,7 @@ from service.errors import BadRequest, DeadlineExceeded
 from service.frontend.engine import Engine
 from service.frontend.exchange import Exchange
 from service.frontend.gate import Caller, Gate
+from service.frontend.journal import Journal
 from service.frontend.oip.catalogue import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue
 from service.frontend.oip.generated import grpc_predict_v2_pb2 as pb
 from service.frontend.oip.grpc_catalogue import Teller, tellers
@@ -28,7 +29,8 @@ from service.frontend.oip.in_order import answer_in_order
 from service.frontend.oip.inference import Call, Inference
 from service.frontend.oip.request import InferResponse
 from service.frontend.outcome import counted, value_or_error
-from service.frontend.rpc.errors import Context, abort, status_of
+from service.frontend.rpc.errors import Context, abort, note, status_of
+from service.frontend.rpc.telling import told
 from service.frontend.rpc.turn import caller_of, given_id_of, timeout_ms_of
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -40,18 +42,23 @@ M = TypeVar("M", bound=Message)
 
 
 def add_open_inference(
-    server: grpc.aio.Server, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate
+    server: grpc.aio.Server,
+    engine: Engine,
+    settings: Settings,
+    metrics: FrontEndMetrics,
+    gate: Gate,
+    journal: Journal,
 ) -> None:
     """Have a server answer the calls of `SERVICE`."""
     inference = Inference(engine, settings)
     catalogue = Catalogue(engine, settings, inference.statistics)
-    service = GrpcServer(engine, settings, metrics, gate, inference, catalogue)
+    service = GrpcServer(engine, settings, metrics, gate, inference, catalogue, journal)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(service.infer),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(service.converse),
     }
     for name, teller in tellers(engine, catalogue).items():
-        handlers[name] = grpc.unary_unary_rpc_method_handler(partial(service.tell, teller))
+        handlers[name] = grpc.unary_unary_rpc_method_handler(partial(service.tell, name, teller))
     for name, why in UNSUPPORTED.items():
         handlers[name] = grpc.unary_unary_rpc_method_handler(partial(service.refuse, why))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -85,6 +92,7 @@ class GrpcServer:
         gate: Gate,
         inference: Inference,
         catalogue: Catalogue,
+        journal: Journal,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -92,52 +100,65 @@ class GrpcServer:
         self._gate = gate
         self._inference = inference
         self._catalogue = catalogue
+        self._journal = journal
 
     async def infer(self, data: bytes, context: Context) -> bytes:
         """ModelInfer. Its trailing metadata are `x-request-id` and `server-timing`, as over HTTP."""
         turn = _Turn.begin(given_id_of(context))
-        answered = self._answer(turn, data, context, partial(caller_of, context, self._gate), response_message)
-        outcome = await value_or_error(answered, request_id=turn.request_id)
-        if isinstance(outcome, ConvMLPError):
-            await abort(context, outcome, turn.request_id)
-        context.set_trailing_metadata((("x-request-id", turn.request_id), ("server-timing", turn.server_timing())))
-        return outcome
+        with told(self._journal, turn, f"{SERVICE}/ModelInfer", context):
+            answered = self._answer(turn, data, context, partial(caller_of, context, self._gate), response_message)
+            outcome = await value_or_error(answered, request_id=turn.request_id)
+            if isinstance(outcome, ConvMLPError):
+                await abort(context, outcome, turn)
+            context.set_trailing_metadata((("x-request-id", turn.request_id), ("server-timing", turn.server_timing())))
+            turn.reply_bytes = len(outcome)
+            return outcome
 
     async def converse(self, messages: AsyncIterator[bytes], context: Context) -> None:
         """ModelStreamInfer. Wrong credentials end it at once; all other errors are those of single requests."""
         call = Exchange.begin(given_id_of(context))
+        with told(self._journal, call, f"{SERVICE}/ModelStreamInfer", context):
+            await self._converse(call, messages, context)
+
+    async def _converse(self, call: Exchange, messages: AsyncIterator[bytes], context: Context) -> None:
         try:
-            caller = caller_of(context, self._gate)
+            call.caller = caller = caller_of(context, self._gate)
         except ConvMLPError as error:
             self._count(call, error)
-            await abort(context, error, call.request_id)
+            await abort(context, error, call)
         await context.send_initial_metadata((("x-request-id", call.request_id),))
 
         async def answer(at: int, data: bytes) -> bytes:
-            turn = _Turn(f"{call.request_id}-{at}", time.monotonic())
-            answered = self._answer(turn, data, context, lambda: caller, stream_message)
-            outcome = await value_or_error(answered, request_id=turn.request_id)
-            if isinstance(outcome, ConvMLPError):
-                return stream_error(status_of(outcome, turn.request_id).message, turn.given_id)
-            return outcome
+            turn = _Turn(f"{call.request_id}-{at}", time.monotonic(), method=call.method, status="OK")
+            with self._journal.message(turn):
+                answered = self._answer(turn, data, context, lambda: caller, stream_message)
+                reply = await value_or_error(answered, request_id=turn.request_id)
+                if isinstance(reply, ConvMLPError):
+                    note(reply, turn)
+                    reply = stream_error(status_of(reply, turn.request_id).message, turn.given_id)
+                turn.reply_bytes = len(reply)
+            call.request_bytes += len(data)
+            call.reply_bytes += len(reply)
+            return reply
 
         await answer_in_order(messages, answer, context.write, self._settings.max_stream_in_flight)
 
-    async def tell(self, teller: Teller, data: bytes, context: Context) -> bytes:
+    async def tell(self, name: str, teller: Teller, data: bytes, context: Context) -> bytes:
         """A method that asks about the service or a model."""
         call = Exchange.begin(given_id_of(context))
 
-        async def told() -> bytes:
+        async def answered() -> bytes:
             if not teller.open_to_all:
-                caller_of(context, self._gate)
+                call.caller = caller_of(context, self._gate)
             reply = await teller.tell(_parse(teller.request, data), _deadline_s(context))
             return reply.SerializeToString()
 
-        outcome = await value_or_error(told(), request_id=call.request_id)
-        if isinstance(outcome, ConvMLPError):
-            await abort(context, outcome, call.request_id)
-        context.set_trailing_metadata((("x-request-id", call.request_id),))
-        return outcome
+        with told(self._journal, call, f"{SERVICE}/{name}", context, probe=teller.open_to_all):
+            outcome = await value_or_error(answered(), request_id=call.request_id)
+            if isinstance(outcome, ConvMLPError):
+                await abort(context, outcome, call)
+            context.set_trailing_metadata((("x-request-id", call.request_id),))
+            return outcome
 
     async def refuse(self, why: str, _: bytes, context: Context) -> Never:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, why)
@@ -153,7 +174,8 @@ class GrpcServer:
         deadline_s = self._engine.deadline(timeout_ms_of(context))
         with self._engine.body_budget() as take:
             try:
-                whose = caller()
+                turn.request_bytes = len(data)
+                turn.caller = whose = caller()
                 self._gate.admit(whose)
                 take(len(data))
                 message = _parse(pb.ModelInferRequest, data)
@@ -162,7 +184,7 @@ class GrpcServer:
                 raise
             turn.given_id = message.id
             task = self._catalogue.task_of(message.model_name)
-            with counted(self._metrics, TRANSPORT, task, turn.started_s) as count_for:
+            with counted(self._metrics, TRANSPORT, task, turn) as count_for:
                 config = self._catalogue.status(message.model_name, message.model_version).config
                 count_for(config.name)
                 asked = await asyncio.to_thread(read_request, message)
@@ -177,6 +199,7 @@ class GrpcServer:
 
     def _count(self, exchange: Exchange, error: ConvMLPError) -> None:
         """A request whose model is not known."""
+        self._metrics.told(error)
         self._metrics.request(TRANSPORT, "", "", error.code, time.monotonic() - exchange.started_s)
 
 

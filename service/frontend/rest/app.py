@@ -11,9 +11,10 @@ from model.errors import ConvMLPError
 from model.types import Task
 from service.frontend.engine import Engine
 from service.frontend.gate import Gate
+from service.frontend.journal import Journal
 from service.frontend.oip.http import open_inference
 from service.frontend.rest.catalogue import MetricsText, catalogue
-from service.frontend.rest.edge import Edge, instance_uri
+from service.frontend.rest.edge import Edge, exchange_of, instance_uri
 from service.frontend.rest.errors import error_response, problem, problem_response
 from service.frontend.rest.guard import Guard, add_security
 from service.frontend.rest.huggingface import huggingface
@@ -22,6 +23,7 @@ from service.frontend.rest.pages import pages
 from service.frontend.rest.predict import Predictions
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
+from service.spans import NO_TRACING, Tracing
 
 API_VERSION = "1.0"
 """Of the contract with callers, not of the package."""
@@ -33,7 +35,12 @@ Coordinates are pixels of the upright picture (EXIF orientation applied), origin
 
 
 def create_app(
-    engine: Engine, gate: Gate, settings: Settings, metrics: FrontEndMetrics, metrics_text: MetricsText
+    engine: Engine,
+    gate: Gate,
+    settings: Settings,
+    metrics: FrontEndMetrics,
+    metrics_text: MetricsText,
+    tracing: Tracing = NO_TRACING,
 ) -> FastAPI:
     """The application. `metrics_text` gives the body and the media type of `/metrics`."""
     app = FastAPI(
@@ -46,7 +53,8 @@ def create_app(
         exception_handlers={ConvMLPError: _domain_error, HTTPException: _http_error},
     )
     app.add_middleware(Guard, gate=gate, metrics=metrics)
-    app.add_middleware(Edge)  # the last one added is the outermost
+    journal = Journal("rest", tracing, access_log=settings.access_log)
+    app.add_middleware(Edge, journal=journal)  # the last one added is the outermost
     predictions = Predictions(engine, gate, settings, metrics)
     for task in Task:
         app.add_api_route(
@@ -77,6 +85,7 @@ def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awa
 
 async def _domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ConvMLPError)
+    exchange_of(request).outcome = error.code
     return error_response(error, instance_uri(request))
 
 
@@ -88,5 +97,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: ("not-found", "There is nothing at this path", f"there is nothing at {path!r}; see /docs"),
         405: ("method-not-allowed", "The path does not take this method", f"{path!r} takes other methods; see /docs"),
     }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
+    exchange_of(request).outcome = code
     answer = problem(code, error.status_code, title, detail, instance_uri(request))
     return problem_response(answer, dict(error.headers or {}))

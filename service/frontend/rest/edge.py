@@ -10,7 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import INTERNAL_DETAIL, Internal, Unavailable
 from service.frontend.exchange import Exchange
+from service.frontend.journal import Journal
 from service.frontend.rest.errors import error_response, instance_of
+from service.frontend.rest.telling import told
+from service.spans import CANCELLED
 
 LINGER_S = 5.0
 LINGER_BYTES = 256 * 2**20
@@ -33,8 +36,9 @@ def instance_uri(request: Request) -> str:
 class Edge:
     """ASGI middleware around everything else."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, journal: Journal) -> None:
         self._app = app
+        self._journal = journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,19 +47,25 @@ class Edge:
         request = Request(scope)
         exchange = Exchange.begin(request.headers.get("x-request-id", ""))
         scope[_SCOPE_KEY] = exchange
-        pipe = _Pipe(request, exchange, receive, send)
+        with told(self._journal, exchange, request):
+            await self._answer(request, exchange, _Pipe(request, exchange, receive, send))
+
+    async def _answer(self, request: Request, exchange: Exchange, pipe: _Pipe) -> None:
+        scope = request.scope
         try:
             await self._app(scope, pipe.receive, pipe.send)
         except ClientDisconnect:
-            return  # nobody is left to answer
+            exchange.outcome = CANCELLED  # nobody is left to answer
         except asyncio.CancelledError:
             # Only a server whose time to drain ran out cancels a request.
             if pipe.started:
                 raise
             late = Unavailable("this process is shutting down and had no time left for the request; send it again")
+            exchange.outcome = late.code
             await error_response(late, instance_uri(request))(scope, pipe.receive, pipe.send)
         except Exception:
-            log.exception("unexpected error", request_id=exchange.request_id, path=request.url.path)
+            log.exception("unexpected error", request_id=exchange.request_id, path=exchange.path)
+            exchange.outcome = Internal.code
             if pipe.started:
                 raise
             await error_response(Internal(INTERNAL_DETAIL), instance_uri(request))(scope, pipe.receive, pipe.send)
@@ -78,6 +88,7 @@ class _Pipe:
 
     async def receive(self) -> Message:
         message = await self._receive()
+        self._exchange.request_bytes += len(message.get("body", b""))
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._unread = False
         return message
@@ -85,6 +96,7 @@ class _Pipe:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self._exchange.status = message["status"]
             headers = [
                 *message.get("headers", []),
                 (b"x-request-id", self._exchange.request_id.encode("ascii")),
@@ -93,10 +105,12 @@ class _Pipe:
             if self._unread:
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
-        elif self._unread and not message.get("more_body", False):
-            await self._send({**message, "more_body": True})
-            await self._drop_rest()
-            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        else:
+            self._exchange.reply_bytes += len(message.get("body", b""))
+            if self._unread and not message.get("more_body", False):
+                await self._send({**message, "more_body": True})
+                await self._drop_rest()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
     async def _drop_rest(self) -> None:

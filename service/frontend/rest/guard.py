@@ -57,14 +57,17 @@ class Guard:
     def _let_in(self, request: Request) -> Caller:
         host = request.client.host if request.client is not None else "local"
         caller = self._gate.identify(request.headers.get("authorization"), host)
+        exchange_of(request).caller = caller
         if _predicts(request):
             self._gate.admit(caller)
         return caller
 
     def _count(self, request: Request, error: ConvMLPError) -> None:
+        exchange = exchange_of(request)
+        exchange.outcome = error.code
         if _predicts(request):
-            task = next((part for part in request.scope["path"].split("/") if part in _TASKS), "")
-            self._metrics.request("rest", task, "", error.code, time.monotonic() - exchange_of(request).started_s)
+            exchange.task = next((part for part in request.scope["path"].split("/") if part in _TASKS), "")
+            self._metrics.request("rest", exchange.task, "", error.code, time.monotonic() - exchange.started_s)
 
 
 _TASKS = frozenset(task.value for task in Task)

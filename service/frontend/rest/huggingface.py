@@ -59,7 +59,7 @@ class HuggingFace:
             ClientDisconnect: the caller left; the work was withdrawn.
         """
         exchange = exchange_of(request)
-        with counted(self._metrics, "rest", task.value, exchange.started_s, ClientDisconnect) as count_for:
+        with counted(self._metrics, "rest", task.value, exchange, ClientDisconnect) as count_for:
             deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
             # Before the body is read: a wrong model's name should not cost an upload.
             able = self._able(task, _model_name(request))

@@ -68,8 +68,7 @@ class Predictions:
             ConvMLPError: the request's own error; one image's among several is told in its place.
             ClientDisconnect: the caller left; the work was withdrawn.
         """
-        started_s = exchange_of(request).started_s
-        with counted(self._metrics, "rest", task.value, started_s, ClientDisconnect) as count_for:
+        with counted(self._metrics, "rest", task.value, exchange_of(request), ClientDisconnect) as count_for:
             query = read_query(task, request.scope["query_string"])
             deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
             medium = Medium.PNG if query.view else negotiate(request.headers.get("accept"))
@@ -85,6 +84,12 @@ class Predictions:
                         f"or accept {Medium.JSON}"
                     )
                 outcomes = await unless_gone(request, self._predict_all(request, ask, uploads))
+            own_error = _own_error(outcomes)
+            for outcome in outcomes:
+                if isinstance(outcome, ConvMLPError) and outcome is not own_error:
+                    self._metrics.told(outcome)
+            if own_error is not None:
+                raise own_error
             return _response(request, ask, outcomes)
 
     async def _predict_all(self, request: Request, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
@@ -110,14 +115,17 @@ class Predictions:
         return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[ask.medium])
 
 
-def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Response:
-    """Raises the error of a single image, or the service's own where it could answer none of several."""
-    replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
+def _own_error(outcomes: Sequence[Outcome]) -> ConvMLPError | None:
+    """The error of a single image, or the service's own where it could answer none of several."""
     errors = [outcome for outcome in outcomes if isinstance(outcome, ConvMLPError)]
-    if not replies:
-        failures = [error for error in errors if not isinstance(error, FAULTS_OF_AN_IMAGE)]
-        if failures or len(errors) == 1:
-            raise (failures or errors)[0]
+    if len(errors) < len(outcomes):
+        return None
+    failures = [error for error in errors if not isinstance(error, FAULTS_OF_AN_IMAGE)]
+    return (failures or errors)[0] if failures or len(errors) == 1 else None
+
+
+def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Response:
+    replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
     exchange = exchange_of(request)
     slowest = (max((getattr(reply.timings, stage) for reply in replies), default=0.0) for stage in STAGES)
     exchange.timings = Timings(*slowest)

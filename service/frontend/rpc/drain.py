@@ -144,7 +144,7 @@ class _Messages:
 
 
 async def _refuse(context: Context, words: str) -> Never:
-    await abort(context, Unavailable(words), Exchange.begin(given_id_of(context)).request_id)
+    await abort(context, Unavailable(words), Exchange.begin(given_id_of(context)))
 
 
 async def _run(behaviour: Behaviour, request: object, context: Context) -> Any:  # noqa: ANN401

@@ -32,12 +32,24 @@ from service.errors import (
     Unauthenticated,
     Unavailable,
 )
+from service.frontend.exchange import Exchange
 
 DOMAIN = "convmlp.v1"
 """Of ErrorInfo: within it a reason names one kind of error, for good."""
 MAX_MESSAGE = 1000
 """Characters. A status travels in headers, three times over, and clients take no more than 8 KiB of them."""
 MIN_RETRY_S = 0.1
+FAILURES = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+"""Those for which a server is to blame, by the semantic conventions of OpenTelemetry."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -91,14 +103,21 @@ def status_of(error: ConvMLPError, request_id: str) -> Status:
     return status
 
 
-async def abort(context: Context, error: ConvMLPError, request_id: str) -> Never:
+async def abort(context: Context, error: ConvMLPError, exchange: Exchange) -> Never:
     """End a call with an error. Raises what ends the handler."""
-    status = rpc_status.to_status(status_of(error, request_id))
-    metadata = [*status.trailing_metadata, ("x-request-id", request_id)]
+    note(error, exchange)
+    status = rpc_status.to_status(status_of(error, exchange.request_id))
+    metadata = [*status.trailing_metadata, ("x-request-id", exchange.request_id)]
     if isinstance(error, RetryLater):
         # What gRPC's own retries, where a client has them configured, wait for (gRFC A6).
         metadata.append(("grpc-retry-pushback-ms", str(_retry_ms(error))))
     await context.abort(status.code, status.details, tuple(metadata))
+
+
+def note(error: ConvMLPError, exchange: Exchange) -> None:
+    """Have an exchange end with an error."""
+    code = _row_of(error).code
+    exchange.outcome, exchange.status, exchange.failed = error.code, code.name, code in FAILURES
 
 
 def _row_of(error: ConvMLPError) -> Row:

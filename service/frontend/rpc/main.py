@@ -18,6 +18,8 @@ from service.frontend.rpc.server import listen_at, serve_until
 from service.frontend.rpc.tls import CertificatesUnusable, certificate_files, server_credentials
 from service.process import EXIT_CONFIG, hold_port, inherited_socket, run_process
 from service.settings import Settings
+from service.spans import Tracing
+from service.tracing import TracingUnavailable, open_tracing
 
 log = structlog.get_logger(__name__)
 
@@ -43,17 +45,20 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
             held = supervised or hold_port(settings.host, settings.grpc_port)
         files = certificate_files(settings)
         credentials = server_credentials(files) if files else None
-        async with open_front_end(settings) as front_end:
-            # Under a supervisor all processes tell their metrics together, at REST's /metrics.
-            telling = contextlib.nullcontext() if supervised else _telling_metrics(front_end.registry, settings)
-            with telling:
-                await _serve_at(held, front_end, credentials, settings, stop)
+        with open_tracing(settings, "grpc") as tracing:
+            async with open_front_end(settings) as front_end:
+                # Under a supervisor all processes tell their metrics together, at REST's /metrics.
+                telling = contextlib.nullcontext() if supervised else _telling_metrics(front_end.registry, settings)
+                with telling:
+                    await _serve_at(held, front_end, credentials, settings, stop, tracing)
     except CannotListen as error:
         log.error("cannot listen", host=settings.host, port=error.port, error=error.reason)
     except CertificatesUnusable as error:
         log.error("cannot use the TLS certificates", error=str(error))
     except KeysUnusable as error:
         log.error("cannot read the API keys", error=str(error))
+    except TracingUnavailable as error:
+        log.error("cannot trace", error=str(error))
     else:
         return 0
     return EXIT_CONFIG
@@ -65,8 +70,9 @@ async def _serve_at(
     credentials: grpc.ServerCredentials | None,
     settings: Settings,
     stop: asyncio.Event,
+    tracing: Tracing,
 ) -> None:
-    rpc = create_rpc(front_end.engine, front_end.gate, settings, front_end.metrics)
+    rpc = create_rpc(front_end.engine, front_end.gate, settings, front_end.metrics, tracing=tracing)
     with _opening(held.getsockname()[1]):
         address = listen_at(rpc.server, held, credentials)
     await rpc.server.start()

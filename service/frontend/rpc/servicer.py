@@ -19,11 +19,13 @@ from model.types import Result
 from service.errors import DeadlineExceeded
 from service.frontend.engine import Engine
 from service.frontend.gate import Caller, Gate
+from service.frontend.journal import Journal
 from service.frontend.outcome import counted, value_or_error
 from service.frontend.rpc.catalogue import list_models
-from service.frontend.rpc.convert import METHODS, Method, Response, asked_of, encoder_of, parse
-from service.frontend.rpc.errors import Context, abort, status_of
+from service.frontend.rpc.convert import METHODS, Method, Request, Response, asked_of, encoder_of, parse
+from service.frontend.rpc.errors import Context, abort, note, status_of
 from service.frontend.rpc.stream import answer_each
+from service.frontend.rpc.telling import told
 from service.frontend.rpc.turn import Turn, caller_of, given_id_of, timeout_ms_of
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -34,10 +36,15 @@ TRANSPORT = "grpc"
 
 
 def add_vision(
-    server: grpc.aio.Server, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate
+    server: grpc.aio.Server,
+    engine: Engine,
+    settings: Settings,
+    metrics: FrontEndMetrics,
+    gate: Gate,
+    journal: Journal,
 ) -> None:
     """Have a server answer the calls of `SERVICE`."""
-    vision = Vision(engine, settings, metrics, gate)
+    vision = Vision(engine, settings, metrics, gate, journal)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ListModels": grpc.unary_unary_rpc_method_handler(vision.list_models)
     }
@@ -50,37 +57,54 @@ def add_vision(
 class Vision:
     """The service's methods, from bytes to bytes."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate, journal: Journal
+    ) -> None:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
         self._gate = gate
+        self._journal = journal
 
     async def answer(self, method: Method, data: bytes, context: Context) -> bytes:
         """A unary call. Its trailing metadata are `x-request-id` and `server-timing`, as REST's headers."""
         turn = Turn.begin(given_id_of(context))
-        outcome = await self._outcome(method, turn, data, context, partial(caller_of, context, self._gate))
-        if isinstance(outcome, ConvMLPError):
-            await abort(context, outcome, turn.request_id)
-        context.set_trailing_metadata((("x-request-id", turn.request_id), ("server-timing", turn.server_timing())))
-        return outcome.SerializeToString()
+        with told(self._journal, turn, f"{SERVICE}/{method.name}", context):
+            outcome = await self._outcome(method, turn, data, context, partial(caller_of, context, self._gate))
+            if isinstance(outcome, ConvMLPError):
+                await abort(context, outcome, turn)
+            context.set_trailing_metadata((("x-request-id", turn.request_id), ("server-timing", turn.server_timing())))
+            reply = outcome.SerializeToString()
+            turn.reply_bytes = len(reply)
+            return reply
 
     async def converse(self, method: Method, messages: AsyncIterator[bytes], context: Context) -> None:
         """A stream. Wrong credentials end it at once; all other errors are those of single messages."""
         call = Turn.begin(given_id_of(context))
+        with told(self._journal, call, f"{SERVICE}/{method.name}Stream", context):
+            await self._converse(method, call, messages, context)
+
+    async def _converse(self, method: Method, call: Turn, messages: AsyncIterator[bytes], context: Context) -> None:
+        call.task = method.task.value
         try:
-            caller = caller_of(context, self._gate)
+            call.caller = caller = caller_of(context, self._gate)
         except ConvMLPError as error:
             self._metrics.request(TRANSPORT, method.task.value, "", error.code, time.monotonic() - call.started_s)
-            await abort(context, error, call.request_id)
+            await abort(context, error, call)
         await context.send_initial_metadata((("x-request-id", call.request_id),))
 
         async def answer(at: int, data: bytes) -> bytes:
-            turn = Turn(f"{call.request_id}-{at}", time.monotonic())
-            outcome = await self._outcome(method, turn, data, context, lambda: caller)
-            if isinstance(outcome, ConvMLPError):
-                outcome = method.response(id=turn.reply_id, error=status_of(outcome, turn.request_id))
-            return outcome.SerializeToString()
+            turn = Turn(f"{call.request_id}-{at}", time.monotonic(), method=call.method, status="OK")
+            with self._journal.message(turn):
+                outcome = await self._outcome(method, turn, data, context, lambda: caller)
+                if isinstance(outcome, ConvMLPError):
+                    note(outcome, turn)
+                    outcome = method.response(id=turn.reply_id, error=status_of(outcome, turn.request_id))
+                reply = outcome.SerializeToString()
+                turn.reply_bytes = len(reply)
+            call.request_bytes += len(data)
+            call.reply_bytes += len(reply)
+            return reply
 
         await answer_each(messages, answer, context.write, self._settings.max_stream_in_flight)
 
@@ -88,14 +112,15 @@ class Vision:
         call = Turn.begin(given_id_of(context))
 
         async def listed() -> pb.ListModelsResponse:
-            caller_of(context, self._gate)
+            call.caller = caller_of(context, self._gate)
             return list_models(self._engine)
 
-        outcome = await value_or_error(listed(), request_id=call.request_id)
-        if isinstance(outcome, ConvMLPError):
-            await abort(context, outcome, call.request_id)
-        context.set_trailing_metadata((("x-request-id", call.request_id),))
-        return outcome.SerializeToString()
+        with told(self._journal, call, f"{SERVICE}/ListModels", context):
+            outcome = await value_or_error(listed(), request_id=call.request_id)
+            if isinstance(outcome, ConvMLPError):
+                await abort(context, outcome, call)
+            context.set_trailing_metadata((("x-request-id", call.request_id),))
+            return outcome.SerializeToString()
 
     async def _outcome(
         self, method: Method, turn: Turn, data: bytes, context: Context, caller: Callable[[], Caller]
@@ -108,12 +133,17 @@ class Vision:
     ) -> Response:
         deadline_s = self._engine.deadline(timeout_ms)
         with (
-            counted(self._metrics, TRANSPORT, method.task.value, turn.started_s) as count_for,
+            counted(self._metrics, TRANSPORT, method.task.value, turn) as count_for,
             self._engine.body_budget() as take,
         ):
-            self._gate.admit(caller())
+            turn.request_bytes = len(data)
+            turn.caller = whose = caller()
+            message = parse(method.request, data)
+            turn.name(message.id)  # first of all: who is refused must know which of his messages was
+            self._gate.admit(whose)
             take(len(data))
-            request, encode = self._read(method, turn, data, deadline_s, count_for)
+            request, encode = self._read(method, turn, message, deadline_s, count_for)
+            del data, message  # two more copies of the image
             reply = await self._predict(request, encode)
         turn.timings = reply.timings
         response = reply.payload
@@ -122,11 +152,9 @@ class Vision:
         return response
 
     def _read(
-        self, method: Method, turn: Turn, data: bytes, deadline_s: float, count_for: Callable[[str], None]
+        self, method: Method, turn: Turn, message: Request, deadline_s: float, count_for: Callable[[str], None]
     ) -> tuple[PredictRequest, Callable[[Result], Response]]:
-        """What to predict, and how to tell it; the message itself, another copy of the image, is let go."""
-        message = parse(method.request, data)
-        turn.name(message.id)
+        """What to predict, and how to tell it."""
         asked = asked_of(message)
         model = self._engine.resolve(method.task, asked.model).name
         count_for(model)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from structlog.contextvars import bind_contextvars
+
 from convmlp.v1 import vision_pb2 as pb
 from service.errors import BadParameter
 from service.frontend.exchange import SANE_ID, Exchange
 from service.frontend.gate import Caller, Gate, host_of
 from service.frontend.rpc.errors import Context
+from service.spans import TraceContext, received_context
 
 MAX_ID = 128
 
@@ -30,6 +33,7 @@ class Turn(Exchange):
             raise BadParameter(f"parameter 'id' has {len(given_id)} characters; expected at most {MAX_ID}", "id")
         if SANE_ID.fullmatch(given_id):
             self.request_id = given_id
+            bind_contextvars(request_id=given_id)
 
     @property
     def reply_id(self) -> str:
@@ -41,6 +45,11 @@ class Turn(Exchange):
 
 def given_id_of(context: Context) -> str:
     return _metadata(context, "x-request-id") or ""
+
+
+def context_of(context: Context) -> TraceContext:
+    """That of the caller's trace."""
+    return received_context(_all_metadata(context, "traceparent"), _all_metadata(context, "tracestate"))
 
 
 def timeout_ms_of(context: Context) -> int | None:
@@ -55,7 +64,8 @@ def caller_of(context: Context, gate: Gate) -> Caller:
 
 
 def _metadata(context: Context, key: str) -> str | None:
-    for name, value in context.invocation_metadata() or ():
-        if name == key and isinstance(value, str):
-            return value
-    return None
+    return next(iter(_all_metadata(context, key)), None)
+
+
+def _all_metadata(context: Context, key: str) -> list[str]:
+    return [value for name, value in context.invocation_metadata() or () if name == key and isinstance(value, str)]

@@ -15,7 +15,7 @@ import httpx
 from service.frontend.process import FrontEnd, open_front_end
 from service.frontend.rest.app import create_app
 from service.frontend.rest.server import serve
-from service.metrics import exposition
+from service.scrape import exposition
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.frontend.rpc.running import Rpc, open_rpc_at, until

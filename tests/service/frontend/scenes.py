@@ -15,7 +15,7 @@ from service.wire.messages import Predict
 from tests.service.frontend.pair import Pair, PairAtWork, open_pair, open_pair_at
 from tests.service.frontend.rest.running import picture
 from tests.service.frontend.rpc.running import until
-from tests.service.wire.test_channel import introduce
+from tests.service.wire.peers import introduce
 
 KEY = "0123456789abcdef"
 """What callers need where it is asked for."""

@@ -21,25 +21,25 @@ def state(*versions: str, **configs: str) -> State:
 def test_a_config_is_heard_once() -> None:
     """What was sent once is known from then on, also while its model is not served; the worker's order counts."""
     catalogue = Catalogue()
-    assert catalogue.models(Phase.READY) is None
+    assert catalogue.offers(Phase.READY) is None
     catalogue.learn(state("v1", "v2", v1=CONFIG.model_dump_json(), v2=OTHER.model_dump_json()))
     assert set(catalogue.knows) == {"v1", "v2"}
     catalogue.learn(state("v2"))
-    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [OTHER]
+    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [OTHER]
     catalogue.learn(state("v2", "v1"))
-    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [OTHER, CONFIG]
+    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [OTHER, CONFIG]
     catalogue.learn(state())
-    assert catalogue.models(Phase.READY) == ()
+    assert catalogue.offers(Phase.READY) == ()
 
 
 def test_a_config_that_was_not_sent_is_left_out_until_it_is() -> None:
     """A model whose config got lost is not listed, and the next heartbeat asks for it."""
     catalogue = Catalogue()
     catalogue.learn(state("v1", "v2", v1=CONFIG.model_dump_json()))
-    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [CONFIG]
+    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [CONFIG]
     assert catalogue.knows == ("v1",)
     catalogue.learn(state("v1", "v2", v2=OTHER.model_dump_json()))
-    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [CONFIG, OTHER]
+    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [CONFIG, OTHER]
 
 
 def test_models_are_ready_only_while_the_worker_is() -> None:
@@ -47,9 +47,9 @@ def test_models_are_ready_only_while_the_worker_is() -> None:
     catalogue = Catalogue()
     catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
     for phase in (None, Phase.STARTING, Phase.DRAINING):
-        (status,) = catalogue.models(phase) or ()
+        (status,) = catalogue.offers(phase) or ()
         assert (status.config, status.ready) == (CONFIG, False)
-    (status,) = catalogue.models(Phase.READY) or ()
+    (status,) = catalogue.offers(Phase.READY) or ()
     assert (status.ready, status.device) == (True, "cpu")
 
 
@@ -57,9 +57,9 @@ def test_a_version_is_found_by_the_very_config() -> None:
     """Two versions with equal configs are told apart by whose object it is, though the config is sent again."""
     catalogue = Catalogue()
     catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
-    (first,) = catalogue.models(Phase.READY) or ()
+    (first,) = catalogue.offers(Phase.READY) or ()
     catalogue.learn(state("v2", v2=CONFIG.model_dump_json(), v1=CONFIG.model_dump_json()))
-    (second,) = catalogue.models(Phase.READY) or ()
+    (second,) = catalogue.offers(Phase.READY) or ()
     assert catalogue.version_of(first.config) == "v1"
     assert catalogue.version_of(second.config) == "v2"
     assert catalogue.version_of(CONFIG) is None
@@ -81,4 +81,4 @@ def test_what_is_no_config_is_a_malformed_message() -> None:
     catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
     with pytest.raises(MalformedMessage):
         catalogue.learn(state("v2", v2='{"name": 3}'))
-    assert [one.config for one in catalogue.models(Phase.READY) or ()] == [CONFIG]
+    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [CONFIG]

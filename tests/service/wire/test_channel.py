@@ -13,54 +13,50 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from model.bundle import BundleConfig
 from model.types import (
     ClassifyOutput,
     DetectOutput,
     Geometry,
-    ModelInput,
     QueryParams,
     RawOutput,
     SegmentOutput,
-    Size,
     Task,
 )
 from service.errors import DeadlineExceeded, Unavailable
 from service.settings import Settings
-from service.wire.channel import NO_WORKER, WorkerAnswer, WorkerChannel
+from service.wire.channel import WorkerAnswer, WorkerChannel
 from service.wire.door import Door
-from service.wire.messages import PROTOCOL, Hello, ModelState, Phase, Predict, State, encode
+from service.wire.messages import PROTOCOL, Hello, Phase, Predict, encode
+from service.wire.view import NO_WORKER
 from service.worker.shelf import shelved
 from tests.fakes import fake_answer, fake_bundle, fake_worker
+from tests.service.wire.peers import SIZE, introduce, next_job, picture, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
-SIZE = Size(40, 60)
-
-
-def picture(level: int) -> ModelInput:
-    return ModelInput(np.full((32, 64, 3), level, np.uint8), Geometry(SIZE, Size(32, 48)))
 
 
 @asynccontextmanager
-async def channel_to(address: str, timeout_s: float = 30.0) -> AsyncIterator[WorkerChannel]:
-    async with WorkerChannel(address, 0.05, timeout_s, lambda up: None) as channel:  # noqa: ARG005
+async def channel_to(
+    address: str, timeout_s: float = 30.0, on_replaced: Callable[[], None] = lambda: None
+) -> AsyncIterator[WorkerChannel]:
+    async with WorkerChannel(address, 0.05, timeout_s, lambda: None, on_replaced) as channel:
         yield channel
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def ask(channel: WorkerChannel, model: str, level: int = 1, seconds: float = 20.0) -> WorkerAnswer:
     return await channel.predict(
-        "r", config_of(channel, model), picture(level), QueryParams(), time.monotonic() + seconds
+        "r", model, version_of(channel, model), picture(level), QueryParams(), time.monotonic() + seconds
     )
 
 
-def config_of(channel: WorkerChannel, model: str) -> BundleConfig:
-    return next(status.config for status in channel.models() or () if status.config.name == model)
+def version_of(channel: WorkerChannel, model: str) -> str:
+    return next(offer.version for offer in channel.view().offers or () if offer.config.name == model)
+
+
+def ready(channel: WorkerChannel) -> bool:
+    """Whether a worker is there, and all of its models are proven."""
+    view = channel.view()
+    return view.phase is Phase.READY and all(offer.ready for offer in view.offers or ())
 
 
 def assert_equal(found: RawOutput, expected: RawOutput) -> None:
@@ -82,7 +78,7 @@ def assert_equal(found: RawOutput, expected: RawOutput) -> None:
 async def test_each_kind_of_answer_arrives_as_it_was() -> None:
     """Arrays of every task cross the wire unchanged, to the caller who asked, many at once."""
     async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
-        await until(lambda: channel.readiness().ready)
+        await until(lambda: ready(channel))
         asked = [(task, level) for task in Task for level in range(10)]
         answers = await asyncio.gather(*(ask(channel, f"fake_{task.value}", level) for task, level in asked))
         for (task, level), answer in zip(asked, answers, strict=True):
@@ -93,10 +89,10 @@ async def test_each_kind_of_answer_arrives_as_it_was() -> None:
 async def test_empty_detections_arrive() -> None:
     """An answer with no detections is an answer: arrays of length 0 cross the wire."""
     async with fake_worker(SETTINGS, tasks=[Task.DETECT]) as worker, channel_to(worker.address) as channel:
-        await until(lambda: channel.readiness().ready)
+        await until(lambda: ready(channel))
         params = QueryParams(score_threshold=1.0)
-        config = config_of(channel, "fake_detect")
-        answer = await channel.predict("r", config, picture(3), params, time.monotonic() + 20)
+        version = version_of(channel, "fake_detect")
+        answer = await channel.predict("r", "fake_detect", version, picture(3), params, time.monotonic() + 20)
         assert isinstance(answer.output, DetectOutput)
         assert answer.output.boxes.shape == (0, 4)
 
@@ -104,11 +100,11 @@ async def test_empty_detections_arrive() -> None:
 async def test_the_front_end_learns_what_is_served() -> None:
     """The worker's bundles' configs reach the front-end complete, in the worker's order."""
     async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
-        await until(lambda: channel.readiness().ready)
-        models = channel.models()
-        assert models is not None
-        assert [status.config for status in models] == [fake_bundle(task).config for task in Task]
-        assert {status.ready for status in models} == {True}
+        await until(lambda: ready(channel))
+        offers = channel.view().offers
+        assert offers is not None
+        assert [offer.config for offer in offers] == [fake_bundle(task).config for task in Task]
+        assert {offer.ready for offer in offers} == {True}
 
 
 async def test_without_a_worker_a_request_fails_at_once(tmp_path: Path) -> None:
@@ -116,8 +112,8 @@ async def test_without_a_worker_a_request_fails_at_once(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/w"
     async with channel_to(address) as channel:
         async with fake_worker(SETTINGS, address):
-            await until(lambda: channel.readiness().ready)
-        await until(lambda: channel.readiness().reason == NO_WORKER)
+            await until(lambda: ready(channel))
+        await until(lambda: channel.view().reason == NO_WORKER)
         with pytest.raises(Unavailable, match=NO_WORKER):
             await ask(channel, "fake_classify")
         with pytest.raises(Unavailable, match=NO_WORKER):
@@ -127,7 +123,7 @@ async def test_without_a_worker_a_request_fails_at_once(tmp_path: Path) -> None:
 async def test_a_deadline_ends_the_wait_and_withdraws_the_job() -> None:
     """The caller is told in time, and the worker does not run what nobody waits for any more."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
-        await until(lambda: channel.readiness().ready)
+        await until(lambda: ready(channel))
         before = len(worker.runner.batches)
         worker.runner.gate.clear()
         first = asyncio.create_task(ask(channel, "fake_classify"))
@@ -143,7 +139,7 @@ async def test_a_deadline_ends_the_wait_and_withdraws_the_job() -> None:
 async def test_a_caller_that_leaves_withdraws_its_job() -> None:
     """Cancelling a call takes its job out of the worker's queue."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
-        await until(lambda: channel.readiness().ready)
+        await until(lambda: ready(channel))
 
         def depth() -> float | None:
             return worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"})
@@ -167,14 +163,40 @@ async def test_a_worker_that_disappears_fails_its_jobs_at_once(tmp_path: Path) -
     async with channel_to(address) as channel:
         async with Door(address) as door:
             await introduce(door, "one")
-            await until(lambda: channel.readiness().ready)
+            await until(lambda: ready(channel))
             asked = asyncio.create_task(ask(channel, "fake_classify", seconds=1000))
-            while not isinstance((await door.receive()).message, Predict):
-                pass
+            await next_job(door)
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable, match="send the request again"):
                 await asked
-        assert not channel.readiness().ready
+        assert channel.phase is None
+
+
+async def test_what_waits_at_a_worker_is_told_in_pixels_and_in_its_own_seconds(tmp_path: Path) -> None:
+    """Work in hand counts from its sending to its end, however it ends; the worker's own word is the last one heard."""
+    async with channel_to(f"ipc://{tmp_path}/w") as channel, Door(f"ipc://{tmp_path}/w") as door:
+        await introduce(door, "one", backlog_s=7.5)
+        await until(lambda: ready(channel))
+        assert channel.outstanding() == (0, 7.5)
+        asked = [asyncio.create_task(ask(channel, "fake_classify", seconds=20)) for _ in range(2)]
+        await until(lambda: channel.outstanding() == (2 * 32 * 64, 7.5))
+        asked.pop().cancel()
+        await until(lambda: channel.outstanding() == (32 * 64, 7.5))
+        asked.pop().cancel()
+        await until(lambda: channel.outstanding() == (0, 7.5))
+
+
+async def test_a_worker_that_took_another_one_s_place_is_told_once(tmp_path: Path) -> None:
+    """A worker that comes back after its connection broke is the same one; only another instance is another worker."""
+    replaced: list[str] = []
+    address = f"ipc://{tmp_path}/w"
+    async with channel_to(address, on_replaced=lambda: replaced.append("once")) as channel:
+        for instance, known in (("one", 0), ("one", 0), ("two", 1), ("two", 1)):
+            async with Door(address) as door:
+                await introduce(door, instance)
+                await until(lambda: ready(channel))
+                assert len(replaced) == known
+            await until(lambda: channel.phase is None)
 
 
 async def test_a_silent_worker_is_taken_for_lost(tmp_path: Path) -> None:
@@ -182,7 +204,7 @@ async def test_a_silent_worker_is_taken_for_lost(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/w"
     async with channel_to(address, timeout_s=0.3) as channel, Door(address) as door:
         await introduce(door, "one")
-        await until(lambda: channel.readiness().ready)
+        await until(lambda: ready(channel))
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable, match="silent"):
                 await ask(channel, "fake_classify", seconds=1000)
@@ -191,7 +213,7 @@ async def test_a_silent_worker_is_taken_for_lost(tmp_path: Path) -> None:
 async def test_garbage_does_not_end_a_worker() -> None:
     """Bytes that are no message, another protocol, and frames unlike their header cost nobody else anything."""
     async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
-        await until(lambda: channel.readiness().ready)
+        await until(lambda: ready(channel))
         context = zmq.asyncio.Context()
         with context.socket(zmq.DEALER) as stranger:
             stranger.setsockopt(zmq.LINGER, 0)
@@ -210,13 +232,3 @@ async def test_garbage_does_not_end_a_worker() -> None:
 def lying_predict() -> bytes:
     model = shelved(fake_bundle(Task.CLASSIFY))
     return encode(Predict(1, "r", model.name, model.version, 32, 32, Geometry(SIZE, SIZE), QueryParams(), 10.0))
-
-
-async def introduce(door: Door, instance: str) -> None:
-    """Answer the first Hello as a worker that is ready."""
-    letter = await door.receive()
-    assert isinstance(letter.message, Hello)
-    config = fake_bundle(Task.CLASSIFY).config
-    models = (ModelState(config.name, "v1", True, "cpu", "fp32"),)
-    state = State(instance, Phase.READY, "ready", 0.0, models, {"v1": config.model_dump_json()})
-    await door.tell(letter.sender, state)

@@ -8,18 +8,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 
 from model.bundle import BundleConfig
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size
-from service.wire.channel import WorkerChannel
+from service.metrics import FrontEndMetrics
+from service.wire.pool import WorkerPool
 
 LEVEL = 9
 PIXELS = np.full((32, 32, 3), LEVEL, np.uint8)
 
 
 @asynccontextmanager
-async def channel_to(address: str) -> AsyncIterator[WorkerChannel]:
-    async with WorkerChannel(address, 0.02, 30.0, lambda up: None) as channel:  # noqa: ARG005
+async def channel_to(address: str, heartbeat_s: float = 0.02, timeout_s: float = 30.0) -> AsyncIterator[WorkerPool]:
+    async with WorkerPool([address], heartbeat_s, timeout_s, FrontEndMetrics(CollectorRegistry())) as channel:
         yield channel
 
 
@@ -29,21 +31,21 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def served(channel: WorkerChannel) -> list[str]:
+def served(channel: WorkerPool) -> list[str]:
     """The models that a front-end knows to be served, in their order."""
     return [status.config.name for status in channel.models() or ()]
 
 
-def config_of(channel: WorkerChannel, model: str) -> BundleConfig:
+def config_of(channel: WorkerPool, model: str) -> BundleConfig:
     return next(status.config for status in channel.models() or () if status.config.name == model)
 
 
-async def ask(channel: WorkerChannel, model: str = "fake_classify") -> int:
+async def ask(channel: WorkerPool, model: str = "fake_classify") -> int:
     """The class that a model gives a grey picture: LEVEL, where all is well."""
     return await ask_for(channel, config_of(channel, model))
 
 
-async def ask_for(channel: WorkerChannel, config: BundleConfig) -> int:
+async def ask_for(channel: WorkerPool, config: BundleConfig) -> int:
     model_input = ModelInput(PIXELS, Geometry(Size(32, 32), Size(36, 36)))
     answer = await channel.predict("r", config, model_input, QueryParams(), time.monotonic() + 20)
     assert isinstance(answer.output, ClassifyOutput)

@@ -17,8 +17,8 @@ from model.types import Task
 from service.errors import DeadlineExceeded, Forbidden, Internal, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
 from service.types import StoredModel
-from service.wire.channel import WorkerChannel
 from service.wire.messages import PROTOCOL, Hello, State, decode_to_front_end, encode
+from service.wire.pool import WorkerPool
 from service.worker.control_desk import MAX_REQUESTS
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
 from tests.service.worker.asking import LEVEL, ask, ask_for, channel_to, config_of, served, soon, until
@@ -28,7 +28,7 @@ FIRST = "fake_classify"
 
 
 @asynccontextmanager
-async def at_work(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWorker, WorkerChannel]]:
+async def at_work(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWorker, WorkerPool]]:
     """A worker that serves FIRST, and has `second` and `third` in its store."""
     async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
         for name in ("second", "third"):
@@ -50,11 +50,11 @@ def depth(worker: FakeWorker) -> float | None:
     return gauge(worker, "convmlp_queue_depth", FIRST)
 
 
-async def stored(channel: WorkerChannel, name: str) -> StoredModel:
+async def stored(channel: WorkerPool, name: str) -> StoredModel:
     return next(one for one in await channel.repository(soon()) if one.name == name)
 
 
-async def until_being_loaded(channel: WorkerChannel, name: str) -> None:
+async def until_being_loaded(channel: WorkerPool, name: str) -> None:
     async with asyncio.timeout(20):
         while (await stored(channel, name)).reason != "it is being loaded":
             await asyncio.sleep(0.005)
@@ -80,7 +80,7 @@ async def test_front_ends_hear_of_a_change_before_they_ask() -> None:
     settings = SETTINGS.with_changes(heartbeat_interval_ms=20, worker_timeout_ms=100_000)
     async with (
         at_work(settings) as (worker, channel),
-        WorkerChannel(worker.address, 1000.0, 5000.0, lambda up: None) as rare,  # noqa: ARG005
+        channel_to(worker.address, heartbeat_s=1000.0, timeout_s=5000.0) as rare,
     ):
         await rare.introduced()
         await channel.load("second", soon())
@@ -295,6 +295,7 @@ async def test_a_model_is_loaded_while_batches_run() -> None:
 async def test_two_loads_at_once_take_their_turns() -> None:
     """Two front-ends that load the same model and another one all succeed, with one copy of each in memory."""
     async with at_work() as (worker, channel), channel_to(worker.address) as other:
+        await other.introduced()
         worker.runner.reading.clear()
         loads = [
             asyncio.create_task(one.load(name, soon()))

@@ -19,6 +19,7 @@ from service.metrics import WorkerMetrics
 from service.worker.batching import BatchLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import Done, Job, JobQueue, Shape
+from service.worker.runner import DeviceLost
 from tests.fakes import FakeRunner, fake_bundle
 
 SIDE = 32
@@ -78,7 +79,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(max_images: int = 64, batch: int = 8) -> AsyncIterator[Bench]:
+async def bench(max_images: int = 64, batch: int = 8, idle_s: float = 60.0) -> AsyncIterator[Bench]:
     runner, clock = FakeRunner([fake_bundle(Task.CLASSIFY)]), Clock()
     with ThreadPoolExecutor(1) as thread:
         dispatcher = Dispatcher(
@@ -88,6 +89,7 @@ async def bench(max_images: int = 64, batch: int = 8) -> AsyncIterator[Bench]:
             BatchLimits(batch, batch * SIDE * SIDE),
             WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
             clock,
+            idle_s=idle_s,
         )
         serving = asyncio.create_task(dispatcher.run())
         try:
@@ -245,3 +247,35 @@ async def test_one_can_wait_for_the_jobs_of_one_slot() -> None:
         it.runner.gate.set()
         await asyncio.wait_for(waiting, 10)
         assert sorted(it.answers) == [0, 1]
+
+
+async def test_an_idle_device_is_asked_for_a_sign_of_life() -> None:
+    """What the device answered last is never long ago while it works, whether there are jobs or not."""
+    async with bench(idle_s=0.01) as it:
+        it.clock.now_s += 9.0
+        assert it.dispatcher.silent_s() == 9.0
+        await it.until(lambda: it.runner.pings >= 2)
+        assert it.dispatcher.silent_s() == 0.0
+        it.runner.gate.clear()
+        it.submit(0)
+        await it.until(lambda: len(it.runner.batches) == 1)
+        it.clock.now_s += 3.0
+        assert it.dispatcher.silent_s() == it.dispatcher.busy_s() == 3.0
+        it.runner.gate.set()
+        await it.until(lambda: len(it.answers) == 1)
+        assert it.dispatcher.silent_s() == 0.0
+
+
+async def test_a_device_that_fails_without_work_is_lost() -> None:
+    """The dispatcher ends with the reason, so that the worker does and another one is started."""
+    with ThreadPoolExecutor(1) as thread:
+        dispatcher = Dispatcher(
+            FakeRunner([fake_bundle(Task.CLASSIFY)], lost=True),
+            thread,
+            JobQueue(1, SIDE * SIDE),
+            BatchLimits(1, SIDE * SIDE),
+            WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
+            idle_s=0.01,
+        )
+        with pytest.raises(DeviceLost, match="fell off the bus"):
+            await dispatcher.run()

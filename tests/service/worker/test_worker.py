@@ -15,8 +15,8 @@ from model.types import Task
 from service.errors import Unavailable
 from service.metrics import WorkerMetrics
 from service.settings import Settings
-from service.wire.channel import WorkerChannel
 from service.wire.door import Door
+from service.wire.pool import WorkerPool
 from service.worker.worker import Worker, WorkerWedged
 from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
 from tests.service.worker.asking import LEVEL, ask, channel_to, served, soon, until
@@ -25,7 +25,7 @@ SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_inter
 
 
 @asynccontextmanager
-async def worker_and_channel(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWorker, WorkerChannel]]:
+async def worker_and_channel(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWorker, WorkerPool]]:
     async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
         yield worker, channel
 

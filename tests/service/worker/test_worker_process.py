@@ -22,9 +22,9 @@ from model.reference import REFERENCE_PARAMS, disagreement
 from model.reference_picture import reference_input
 from model.types import Task
 from service.errors import Unavailable
-from service.wire.channel import WorkerChannel
+from service.wire.pool import WorkerPool
 from tests.fakes import fake_bundle
-from tests.service.worker.asking import config_of, served
+from tests.service.worker.asking import channel_to, config_of, served
 
 BREED, HEADS, OUTLINE = "convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline"
 START_TIMEOUT_S = 120.0
@@ -62,20 +62,20 @@ def worker_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @asynccontextmanager
-async def front_end(folder: Path) -> AsyncIterator[WorkerChannel]:
+async def front_end(folder: Path) -> AsyncIterator[WorkerPool]:
     """A channel that only a broken connection tells of a lost worker, not silence."""
-    async with WorkerChannel(f"ipc://{folder}/worker", 0.05, 10_000.0, lambda up: None) as channel:  # noqa: ARG005
+    async with channel_to(f"ipc://{folder}/worker", 0.05, 10_000.0) as channel:
         yield channel
 
 
-async def until_ready(channel: WorkerChannel, process: subprocess.Popen[bytes], folder: Path) -> None:
+async def until_ready(channel: WorkerPool, process: subprocess.Popen[bytes], folder: Path) -> None:
     async with asyncio.timeout(START_TIMEOUT_S):
         while not channel.readiness().ready:
             assert process.poll() is None, (folder / "log").read_text()
             await asyncio.sleep(0.02)
 
 
-async def agrees(channel: WorkerChannel, model: str) -> bool:
+async def agrees(channel: WorkerPool, model: str) -> bool:
     """Whether a model gives its committed answer to whoever asks."""
     config = config_of(channel, model)
     one = reference_input(config)
@@ -140,7 +140,7 @@ def add_guest(folder: Path) -> None:
     (guest / CONFIG_FILE).write_text(json.dumps({**config, "name": "guest"}))
 
 
-async def kill(process: subprocess.Popen[bytes], channel: WorkerChannel) -> None:
+async def kill(process: subprocess.Popen[bytes], channel: WorkerPool) -> None:
     """kill -9, and wait until the channel knows."""
     process.kill()
     async with asyncio.timeout(START_TIMEOUT_S):

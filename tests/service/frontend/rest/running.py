@@ -25,7 +25,7 @@ from service.frontend.process import open_front_end
 from service.frontend.rest.app import create_app
 from service.frontend.rest.catalogue import MetricsText
 from service.frontend.rest.server import serve
-from service.metrics import exposition
+from service.scrape import exposition
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
 

@@ -24,7 +24,7 @@ from tests.service.frontend.rpc.running import (
     until,
 )
 from tests.service.frontend.rpc.streams import next_of, request, rest_of, send, status_of
-from tests.service.wire.test_channel import introduce
+from tests.service.wire.peers import introduce
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -26,7 +26,7 @@ from tests.service.frontend.rpc.running import (
     stub_of,
     until,
 )
-from tests.service.wire.test_channel import introduce
+from tests.service.wire.peers import introduce
 
 Call = grpc.aio.UnaryUnaryCall[pb.ClassifyRequest, pb.ClassifyResponse]
 

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Says what this host lacks for `docker compose up`, and what to do about it; silent where nothing is missing.
+# `make up` runs it after the build. COMPOSE_FILE, in the environment or .env, says which files are meant.
+set -u
+cd "$(dirname "$0")/.."
+
+die() {
+    printf '%s\n' "$@" >&2
+    exit 1
+}
+
+docker version >/dev/null 2>&1 || die \
+    "There is no Docker engine that this user can reach." \
+    "Install Docker Engine 25 or newer and start it, or join the group docker: https://docs.docker.com/engine/install/"
+docker compose version >/dev/null 2>&1 || die \
+    "There is no docker compose (version 2.24 or newer): https://docs.docker.com/compose/install/"
+config=$(docker compose config 2>&1) || die "$config" "The settings above, from .env or the environment, are not right."
+
+# Whether a GPU is to be had is known for certain only by using it, as the worker will.
+case $config in
+*"driver: nvidia"*) ;;
+*) exit 0 ;;
+esac
+told=$(docker compose run --rm --no-deps --quiet-pull --entrypoint python worker -c '
+import torch
+print(torch.cuda.get_device_name(0))' 2>&1) && exit 0
+case $told in
+*"could not select device driver"*)
+    die "Docker has no access to NVIDIA GPUs on this host: the NVIDIA Container Toolkit is missing." \
+        "  Install it: https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/install-guide.html" \
+        "  then: sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker" \
+        "Or serve without a GPU: COMPOSE_FILE=docker-compose.yml:docker-compose.cpu.yml in .env, then make up."
+    ;;
+*"unknown device"* | *"device not found"* | *"no NVIDIA"* | *"no CUDA"*)
+    die "$told" "There is no GPU ${CONVMLP_GPU:-0} (CONVMLP_GPU in .env); nvidia-smi -L lists those of this host."
+    ;;
+*)
+    die "$told" "The worker cannot use the GPU. See nvidia-smi on the host; the driver must be new enough for CUDA 13 (580)."
+    ;;
+esac

@@ -1,0 +1,69 @@
+"""Tests of the images and the compose files need a Docker engine, and minutes: `make test-compose` runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.compose.stack import FRONTEND, ON_CPU, ROOT, SERVICES, WORKER, Stack, inspect, run, running
+
+ASKED_FOR = "CONVMLP_TEST_COMPOSE"
+BUILD_TIMEOUT_S = 1800.0
+HERE = Path(__file__).parent
+FIGURES = pytest.StashKey[list[str]]()
+"""Sizes and times, told at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(BUILD_TIMEOUT_S + 600))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for figure in config.stash.get(FIGURES, []):
+        terminalreporter.write_line(figure)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine() -> None:
+    """Skip where nobody asked for these tests, or there is no Docker engine to run them on."""
+    if ASKED_FOR not in os.environ:
+        pytest.skip("needs a Docker engine and minutes; `make test-compose` runs these")
+    try:
+        told = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("there is no docker here")
+    if told.returncode != 0:
+        pytest.skip(f"there is no Docker engine: {told.stderr.strip()}")
+
+
+@pytest.fixture(scope="session")
+def images(engine: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:  # noqa: ARG001
+    """The images for the CPU, built without network from the wheels of the locks."""
+    wheels = Path(os.environ.get("CONVMLP_TEST_WHEELS") or tmp_path_factory.mktemp("wheels"))
+    started_s = time.monotonic()
+    run(sys.executable, str(ROOT / "docker" / "fetch.py"), "cpu", str(wheels), timeout_s=BUILD_TIMEOUT_S)
+    fetched_s = time.monotonic()
+    offline = {"CONVMLP_WHEELS": str(wheels), "PIP_NO_INDEX": "1"}
+    build = Stack("convmlp-build", (*ON_CPU, "tests/compose/offline.yml"), offline)
+    build.compose("build", timeout_s=BUILD_TIMEOUT_S)
+    sizes = ", ".join(f"{name} {inspect(name)['Size'] / 1e6:.0f} MB" for name in (FRONTEND, WORKER))
+    times = f"wheels fetched in {fetched_s - started_s:.0f} s, images built in {time.monotonic() - fetched_s:.0f} s"
+    request.config.stash.setdefault(FIGURES, []).append(f"{times}: {sizes}")
+
+
+@pytest.fixture(scope="session")
+def stack(images: None, request: pytest.FixtureRequest) -> Iterator[Stack]:  # noqa: ARG001
+    """The service on the CPU, for tests that leave it running."""
+    started_s = time.monotonic()
+    with running(Stack("convmlp-test"), *SERVICES) as up:
+        figure = f"up and healthy in {time.monotonic() - started_s:.0f} s"
+        request.config.stash.setdefault(FIGURES, []).append(figure)
+        yield up

@@ -1,0 +1,134 @@
+"""The images: what is in them, what is not, and what they tell of themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.compose.stack import FRONTEND, ROOT, VERSION, WORKER, eventually, inspect, run, send_signal
+
+pytestmark = pytest.mark.usefixtures("images")
+
+IMAGES = (FRONTEND, WORKER)
+CONFINED = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges:true")
+SOCKETS = "--tmpfs=/run/convmlp:uid=10001,gid=10001,mode=0755"
+LISTING = """
+import importlib.metadata, json
+print(json.dumps({one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}))
+"""
+TOOLS = """
+import pathlib
+folders = ("/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin")
+print(*sorted(one.name for folder in folders for one in pathlib.Path(folder).glob("*")))
+"""
+
+
+def python(image: str, code: str) -> str:
+    return run("docker", "run", "--rm", *CONFINED, "--network=none", "--entrypoint=python", image, "-c", code).out
+
+
+@contextmanager
+def container(*words: str) -> Iterator[str]:
+    """A container in the background: its id; removed at the end."""
+    name = run("docker", "run", "--detach", *CONFINED, *words).out.strip()
+    try:
+        yield name
+    finally:
+        run("docker", "rm", "--force", name)
+
+
+def locked(*names: str) -> set[str]:
+    """Packages of lock files, as NAME==VERSION in the index's spelling."""
+    text = "".join((ROOT / "docker" / "locks" / f"{name}.txt").read_text() for name in names)
+    return set(re.findall(r"^([a-z0-9.-]+==[^ ;]+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("image", "locks"), [(FRONTEND, ["frontend"]), (WORKER, ["frontend", "worker-cpu"])])
+def test_an_image_holds_what_is_locked_and_nothing_else(image: str, locks: list[str]) -> None:
+    """Of packages an image has those of its locks, in their versions, and the project's own two; no pip, no torch
+    where it is not needed."""
+    found: dict[str, str] = json.loads(python(image, LISTING))
+    spelt = {f"{re.sub('[-_.]+', '-', name).lower()}=={version}" for name, version in found.items()}
+    assert {one for one in spelt if not one.startswith("convmlp-")} == locked(*locks)
+    assert {"convmlp-client", "convmlp-serving"} <= found.keys()
+    assert ("torch" in found) == (image == WORKER)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_there_is_no_shell_and_no_compiler(image: str) -> None:
+    """The only programs are Python and those of its packages."""
+    tools = set(python(image, TOOLS).split())
+    assert {"python", "convmlp"} <= tools
+    assert not tools & {"sh", "bash", "dash", "busybox", "apt", "dpkg", "pip", "pip3", "gcc", "cc", "ld"}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_says_what_it_is(image: str) -> None:
+    """Labels, a user without rights, and a check of health that needs no shell."""
+    config = inspect(image)["Config"]
+    labels = config["Labels"]
+    assert labels["org.opencontainers.image.title"].startswith("ConvMLP Serving")
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert labels["org.opencontainers.image.version"] == VERSION
+    assert "org.opencontainers.image.revision" in labels
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["convmlp"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "convmlp", "health"]
+
+
+def test_the_images_share_their_layers() -> None:
+    """The worker lies on the front-end's system and packages, so a host that has both keeps those once."""
+    frontend, worker = (inspect(image)["RootFS"]["Layers"] for image in IMAGES)
+    shared = [one for one, other in zip(frontend, worker, strict=False) if one == other]
+    assert len(shared) >= 2
+    assert inspect(FRONTEND)["Size"] < inspect(WORKER)["Size"] / 2
+
+
+def test_the_front_end_carries_no_weights() -> None:
+    """Models are the worker's; the sample picture of the playground is the front-end's."""
+    code = "from model.bundle import EMBEDDED_DIR; print(*sorted(one.name for one in EMBEDDED_DIR.iterdir()))"
+    assert python(FRONTEND, code).split() == ["reference.jpg"]
+    assert "convmlp_pets_breed" in python(WORKER, code).split()
+
+
+@pytest.mark.parametrize("part", ["rest", "grpc"])
+def test_a_front_end_without_a_worker_is_not_healthy(part: str) -> None:
+    """It listens and answers, but no prediction, and its health says so, with the reason."""
+    with container(SOCKETS, FRONTEND, part) as name:
+        eventually(lambda: "listening" in run("docker", "logs", name).err, 60)
+        told = run("docker", "exec", name, "convmlp", "health", check=False)
+    assert told.status == 1
+    assert f"{part} is not healthy" in told.err
+
+
+def test_a_worker_is_healthy_from_its_proof_on_and_while_it_answers() -> None:
+    """The worker is healthy once its models proved themselves, and not while it hangs."""
+    with container(SOCKETS, WORKER) as name:
+        assert run("docker", "exec", name, "convmlp", "health", check=False).status == 1
+        eventually(lambda: run("docker", "exec", name, "convmlp", "health", check=False).status == 0)
+        send_signal(name, signal.SIGSTOP)
+        hung = run("docker", "exec", name, "convmlp", "health", check=False)
+        assert hung.status == 1
+        assert "no answer" in hung.err
+        send_signal(name, signal.SIGCONT)
+        eventually(lambda: run("docker", "exec", name, "convmlp", "health", check=False).status == 0)
+
+
+def test_a_stop_while_it_starts_ends_it_at_once() -> None:
+    """The first process of a container gets no signal that it has no handler for; it has one before it loads."""
+    maps = "print('libtorch' in open('/proc/1/maps').read())"
+    with container(SOCKETS, WORKER) as name:
+        eventually(lambda: "True" in run("docker", "exec", name, "python", "-c", maps).out)
+        run("docker", "stop", "--time", "30", name)
+        assert inspect(name)["State"]["ExitCode"] != 128 + signal.SIGKILL
+
+
+def test_one_container_serves_everything() -> None:
+    """`serve` in the worker's image is the whole service in one container, and healthy by the same command."""
+    with container(SOCKETS, WORKER, "serve", "--models", "convmlp_pets_breed") as name:
+        eventually(lambda: run("docker", "exec", name, "convmlp", "health", check=False).status == 0)

@@ -1,0 +1,196 @@
+"""The dashboard and the rules, asked of a real Prometheus that scrapes the real service."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.gpu import WORDS
+from service.metrics import GPU_INFO
+from tests.deploy.scraping import CONFIGURATION, Prometheus, Series, running_prometheus
+from tests.deploy.topologies import KEY, ask, in_one, in_parts
+
+GRAFANA = Path(__file__).parents[2] / "docker/grafana"
+DASHBOARD = GRAFANA / "dashboards/convmlp.json"
+TASKS = ("classify", "detect", "segment")
+ROUNDS = 3
+SHOWN_S = 60.0
+"""The time shown, and over which rates are taken."""
+
+TOPOLOGIES = {"in one": in_one, "in parts": in_parts}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A service that was asked, and a Prometheus that saw it. `outcomes`: of how many requests."""
+
+    prometheus: Prometheus
+    outcomes: dict[str, int]
+
+
+@pytest.fixture(scope="module", params=TOPOLOGIES)
+def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    if shutil.which("prometheus") is None:
+        pytest.skip("there is no prometheus (Debian's package of that name)")
+    folder = tmp_path_factory.mktemp("deployed")
+    keys = folder / "keys"
+    keys.write_text(f"tester {KEY}\n", encoding="ascii")
+    with (
+        TOPOLOGIES[request.param](keys) as deployed,
+        running_prometheus(folder / "prometheus", deployed.targets) as prometheus,
+    ):
+        for targets in deployed.targets.values():
+            for target in targets:
+                prometheus.until(f'up{{instance="{target}"}} == 1')
+        outcomes: dict[str, int] = {}
+        for _ in range(ROUNDS):
+            for outcome, count in ask(deployed).items():
+                outcomes[outcome] = outcomes.get(outcome, 0) + count
+            # A rate needs the figures before and after.
+            prometheus.until(f"sum(convmlp_requests_total) == {sum(outcomes.values())}")
+        prometheus.until("count(convmlp:request_duration_seconds:p99_5m > 0) == 3")
+        yield Asked(prometheus, outcomes)
+
+
+def panels() -> list[dict[str, Any]]:
+    """All that have queries."""
+    return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if "targets" in panel]
+
+
+def queries(panel: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """What Grafana would ask for a panel, its variables replaced; and whether of this moment only."""
+    for target in panel["targets"]:
+        query = target["expr"].replace("$__rate_interval", f"{SHOWN_S:g}s").replace("$__range", f"{SHOWN_S:g}s")
+        for task in TASKS if "repeat" in panel else ("|".join(TASKS),):
+            replaced = query.replace("$task", task)
+            assert "$" not in replaced, replaced
+            yield replaced, target["instant"]
+
+
+def answers(prometheus: Prometheus, panel: dict[str, Any]) -> dict[str, list[Series]]:
+    return {
+        query: prometheus.instant(query) if instant else prometheus.range(query, SHOWN_S)
+        for query, instant in queries(panel)
+    }
+
+
+def numbers(series: Series) -> list[float]:
+    points = series["values"] if "values" in series else [series["value"]]
+    return [float(value) for _, value in points if not math.isnan(float(value))]
+
+
+def test_panels_have_their_places() -> None:
+    """No two panels share an id or a place, all fit in the 24 columns, and each with queries says what it shows."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        taken |= cells
+        assert panel["type"] == "row" or panel["description"]
+
+
+def test_it_asks_the_provisioned_data_source() -> None:
+    """Every query goes to the data source that is chosen in the dashboard, which by default is the provisioned one."""
+    provisioned = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    assert [(one["type"], one["isDefault"]) for one in provisioned] == [("prometheus", True)]
+    (variable,) = (
+        one for one in json.loads(DASHBOARD.read_text())["templating"]["list"] if one["type"] == "datasource"
+    )
+    assert variable["query"] == "prometheus"
+    chosen = {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
+    for panel in panels():
+        assert [target["datasource"] for target in panel["targets"]] == [chosen] * len(panel["targets"])
+
+
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: str(panel["title"]))
+def test_every_query_is_answered(asked: Asked, panel: dict[str, Any]) -> None:
+    """Each one is understood and finds figures; those about a GPU are understood, and empty without one."""
+    for query, found in answers(asked.prometheus, panel).items():
+        names = set(re.findall(r"convmlp_\w+", query))
+        about_a_gpu = bool(names) and names <= {*WORDS, GPU_INFO}
+        assert found or about_a_gpu, f"no data: {query}"
+        assert all(numbers(series) for series in found), f"no number: {query}"
+
+
+def test_nothing_is_counted_twice_or_not_at_all(asked: Asked) -> None:
+    """What all scrapes together tell of requests and refusals is what was sent, however the service is deployed."""
+    prometheus, outcomes = asked.prometheus, asked.outcomes
+    counted = {
+        series["metric"]["outcome"]: float(series["value"][1])
+        for series in prometheus.instant("sum by (outcome) (convmlp_requests_total)")
+    }
+    late = counted.pop("deadline-exceeded", 0) + counted.pop("overloaded", 0)
+    assert counted | {"late": late} == outcomes
+    refused = prometheus.value('sum(convmlp_rejected_total{reason=~"deadline|queue"})')
+    assert refused == late
+    assert prometheus.value('sum(convmlp_rejected_total{reason="credentials"})') == outcomes["unauthenticated"]
+    by_transport = 'sum(convmlp_requests_total{{outcome="ok", transport="{}"}})'
+    assert prometheus.value(by_transport.format("rest")) == prometheus.value(by_transport.format("grpc"))
+    assert prometheus.value("sum(convmlp_request_duration_seconds_count)") == sum(outcomes.values())
+
+
+def test_it_is_told_healthy(asked: Asked) -> None:
+    """All models ready, the worker heard by every front-end, none restarted, one version, no alert."""
+    told = {panel["title"]: list(answers(asked.prometheus, panel).values()) for panel in panels()}
+
+    def value(title: str, at: int = 0) -> float:
+        (series,) = told[title][at]
+        return float(series["value"][1])
+
+    assert (value("Ready models", 0), value("Ready models", 1)) == (3, 3)
+    assert value("Workers that answer") == 1
+    assert value("Worker restarts") == 0
+    assert value("Parts that do not answer") == 0
+    assert value("Failed") == 0
+    assert value("Refused") > 0
+    assert len(told["Version"][0]) == 1
+    firing = asked.prometheus.instant('ALERTS{alertstate="firing", severity="critical"}')
+    assert firing == []
+
+
+def test_rules_are_about_metrics_that_exist(asked: Asked) -> None:
+    """Every rule is evaluated without an error, and each metric that one names was scraped or recorded."""
+    known = asked.prometheus.metrics()
+    groups = asked.prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    written = [
+        rule
+        for path in (CONFIGURATION / "rules").glob("*.yml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    assert len(rules) == len(written) > 0
+    for rule in rules:
+        assert rule["health"] == "ok", rule
+        for name in re.findall(r"\b(?:convmlp[a-z0-9_:]+|up)\b(?!\()", rule["query"]):
+            assert name in known, f"{rule['name']}: {name}"
+
+
+def test_labels_are_never_a_callers(asked: Asked) -> None:
+    """All values of labels are of the closed sets or names of served models."""
+    allowed = {
+        "transport": {"rest", "grpc"},
+        "task": {"", *TASKS},
+        "model": {"", "convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline"},
+        "stage": {"decode", "queue", "infer", "post"},
+    }
+    for label, values in allowed.items():
+        found = set(asked.prometheus.http.get(f"/api/v1/label/{label}/values").json()["data"])
+        assert found <= values, label

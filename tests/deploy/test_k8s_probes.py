@@ -1,0 +1,129 @@
+"""The probes of deploy/k8s put to the real parts, as a kubelet puts them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import httpx
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from tests.deploy.k8s import FRONT_ENDS, deployed, port_of
+from tests.deploy.kustomize import Object
+from tests.e2e.running import RunningService, started
+
+FOLDER = "overlays/cpu"
+MODEL = ("--models", "convmlp_pets_breed")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A part that runs here: where each port of its container really is, and its environment's worker address."""
+
+    part: str
+    ports: dict[int, int]
+    worker_address: str
+
+    async def passes(self, name: str) -> bool:
+        """Whether the part's probe of that name succeeds."""
+        container = deployed(FOLDER).container(self.part)
+        probe = container[name]
+        (how,) = probe.keys() & {"httpGet", "grpc", "tcpSocket", "exec"}
+        if how == "exec":
+            return await self._runs(probe[how]["command"])
+        port = self.ports[port_of(container, probe[how]["port"])]
+        return await PUT[how](probe[how], port)
+
+    async def _runs(self, command: list[str]) -> bool:
+        convmlp, *words = command
+        assert convmlp == "convmlp"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service.cli", *words),
+            env={**os.environ, "CONVMLP_WORKER_ADDRESS": self.worker_address},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        return await process.wait() == 0
+
+
+async def _get(probe: Object, port: int) -> bool:
+    async with httpx.AsyncClient() as http:
+        return (await http.get(f"http://127.0.0.1:{port}{probe['path']}")).status_code < 400
+
+
+async def _check(probe: Object, port: int) -> bool:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        health: Any = HealthStub(channel)
+        answer = await health.Check(HealthCheckRequest(service=probe.get("service", "")), timeout=10)
+        return bool(answer.status == HealthCheckResponse.SERVING)
+
+
+async def _connect(probe: Object, port: int) -> bool:
+    assert probe.keys() == {"port"}
+    with socket.create_connection(("127.0.0.1", port), timeout=10):
+        return True
+
+
+PUT = {"httpGet": _get, "grpc": _check, "tcpSocket": _connect}
+
+
+async def test_probes_say_what_they_are_there_to_say(tmp_path: Path) -> None:
+    """Front-ends are ready while there is a worker, and alive without one; a worker is up once it has proven itself."""
+    address = f"ipc://{tmp_path}/worker"
+    with ExitStack() as parts:
+
+        def start(*words: str) -> RunningService:
+            return parts.enter_context(started(*words, "--worker-address", address))
+
+        rest = start("rest", "--http-port", "0")
+        rpc = start("grpc", "--grpc-port", "0", "--grpc-metrics-port", "0")
+        front_ends = [
+            Running("rest", {8000: _port(rest.wait_for("listening")["url"])}, address),
+            Running(
+                "grpc",
+                {
+                    8003: _port(rpc.wait_for("telling metrics")["url"]),
+                    8001: _port(f"//{rpc.wait_for('listening')['address']}"),
+                },
+                address,
+            ),
+        ]
+        assert [one.part for one in front_ends] == list(FRONT_ENDS)
+        for one in front_ends:
+            assert await one.passes("startupProbe")
+            assert await one.passes("livenessProbe")
+            assert not await one.passes("readinessProbe")
+
+        with started("worker", *MODEL, "--worker-address", address, "--worker-metrics-port", "0") as service:
+            worker = Running("worker", {8002: service.wait_for("loading")["metrics_port"]}, address)
+            assert await worker.passes("livenessProbe")
+            await asyncio.to_thread(service.wait_for, "ready")
+            for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert await worker.passes(name)
+            for one in front_ends:
+                await _until(one, ready=True)
+        assert not await worker.passes("readinessProbe")
+        for one in front_ends:
+            await _until(one, ready=False)
+            assert await one.passes("livenessProbe")
+
+
+async def _until(one: Running, *, ready: bool) -> None:
+    async with asyncio.timeout(60):
+        while await one.passes("readinessProbe") != ready:
+            await asyncio.sleep(0.1)
+
+
+def _port(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port

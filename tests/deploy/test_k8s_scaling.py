@@ -1,0 +1,113 @@
+"""How deploy/k8s scales and survives: who scales what, who reaches which worker, what may be evicted."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from service.metrics import WorkerMetrics
+from service.settings import Settings
+from tests.deploy.k8s import COMPLETE, FRONT_ENDS, K8S, PARTS, ROOT, SERVICES, deployed, is_target, selects
+
+
+@pytest.mark.parametrize("folder", SERVICES)
+def test_front_ends_know_every_worker_that_there_may_be(folder: str) -> None:
+    """Their addresses are the names of the StatefulSet's pods, and a worker listens where they call."""
+    there = deployed(folder)
+    _, most = there.fewest_and_most("worker")
+    service = there.workload("worker")["spec"]["serviceName"]
+    known = [f"tcp://convmlp-worker-{number}.{service}:5555" for number in range(most)]
+    for part in FRONT_ENDS:
+        assert there.environment(part)["CONVMLP_WORKER_ADDRESS"].split(",") == known
+    assert there.environment("worker")["CONVMLP_WORKER_ADDRESS"] == "tcp://0.0.0.0:5555"
+
+
+@pytest.mark.parametrize("folder", SERVICES)
+def test_a_worker_has_a_name_before_it_is_ready(folder: str) -> None:
+    """The Service that gives the names is headless, and does not wait for readiness: workers tell of theirs."""
+    there = deployed(folder)
+    service = there.one("Service", there.workload("worker")["spec"]["serviceName"])
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+
+
+@pytest.mark.parametrize("folder", SERVICES)
+def test_each_autoscaler_has_one_workload_to_itself(folder: str) -> None:
+    """It exists, no other scales it, and applying the manifests again does not undo what was scaled."""
+    there = deployed(folder)
+    for scaler in there.all("HorizontalPodAutoscaler"):
+        (workload,) = (one for part in PARTS if is_target(one := there.workload(part), scaler))
+        assert "replicas" not in workload["spec"]
+        assert scaler["spec"]["minReplicas"] < scaler["spec"]["maxReplicas"]
+    scaled = [one["spec"]["scaleTargetRef"]["name"] for one in there.all("HorizontalPodAutoscaler")]
+    assert len(scaled) == len(set(scaled))
+    assert {f"convmlp-{part}" for part in FRONT_ENDS} <= set(scaled)
+
+
+@pytest.mark.parametrize("folder", SERVICES)
+@pytest.mark.parametrize("part", FRONT_ENDS)
+def test_front_ends_are_scaled_by_the_cpu_that_they_ask_for(folder: str, part: str) -> None:
+    """Utilization is a share of the request, so there is one, and the limit leaves room above the target."""
+    there = deployed(folder)
+    (metric,) = there.one("HorizontalPodAutoscaler", f"convmlp-{part}")["spec"]["metrics"]
+    resources = there.container(part)["resources"]
+    target = metric["resource"]["target"]["averageUtilization"] / 100 * float(resources["requests"]["cpu"])
+    assert metric["resource"]["name"] == "cpu"
+    assert target < float(resources["limits"]["cpu"])
+
+
+def test_workers_are_scaled_by_a_metric_that_they_tell() -> None:
+    """The autoscaler asks for what the adapter's rule gives, and that is a gauge of each worker, within its bounds."""
+    scaler = deployed(COMPLETE).one("HorizontalPodAutoscaler", "convmlp-worker")
+    (metric,) = scaler["spec"]["metrics"]
+    name = metric["pods"]["metric"]["name"]
+    adapter = yaml.safe_load((K8S / "components/worker-autoscaling/prometheus-adapter.yaml").read_text())
+    (rule,) = adapter["rules"]["custom"]
+    registry = CollectorRegistry()
+    WorkerMetrics(registry, {"a": "classify"})
+    assert name in {family.name for family in registry.collect() if family.type == "gauge"}
+    assert rule["seriesQuery"].partition("{")[0] == name
+    assert "name" not in rule  # the series' own
+    assert set(rule["resources"]["overrides"]) == {"namespace", "pod"}
+    assert 0 < int(metric["pods"]["target"]["averageValue"]) < Settings().max_queue_images
+
+
+@pytest.mark.parametrize("folder", SERVICES)
+@pytest.mark.parametrize("part", PARTS)
+def test_a_node_can_be_drained_without_an_outage(folder: str, part: str) -> None:
+    """A budget always lets a pod go, and where there are several it leaves some; unready ones hold up nothing."""
+    there = deployed(folder)
+    budget = there.one("PodDisruptionBudget", f"convmlp-{part}")["spec"]
+    fewest, _ = there.fewest_and_most(part)
+    assert 1 <= budget["maxUnavailable"] <= math.ceil(fewest / 2)
+    assert fewest - budget["maxUnavailable"] >= (part in FRONT_ENDS)
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+@pytest.mark.parametrize("folder", SERVICES)
+def test_a_rollout_of_front_ends_costs_no_capacity(folder: str) -> None:
+    """A new pod is ready before an old one goes; of workers, one at a time, for a GPU has no room for two."""
+    there = deployed(folder)
+    for part in FRONT_ENDS:
+        rolling = there.workload(part)["spec"]["strategy"]["rollingUpdate"]
+        assert rolling["maxUnavailable"] == 0
+        assert rolling["maxSurge"] >= 1
+    assert "updateStrategy" not in there.workload("worker")["spec"]
+    assert there.workload("worker")["spec"]["minReadySeconds"] >= 30
+
+
+def test_each_pod_is_scraped_once_and_under_the_name_that_the_rules_know() -> None:
+    """One endpoint of the PodMonitor fits each pod, and the jobs are those of compose's Prometheus."""
+    there = deployed(COMPLETE)
+    (monitor,) = there.all("PodMonitor")
+    ports = [one["port"] for one in monitor["spec"]["podMetricsEndpoints"]]
+    jobs = set()
+    for part in PARTS:
+        assert selects(monitor["spec"]["selector"], there.labels(part))
+        assert len([one for one in there.container(part)["ports"] if one["name"] in ports]) == 1
+        jobs.add(there.labels(part)[monitor["spec"]["jobLabel"]])
+    compose = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    assert jobs == {one["job_name"] for one in compose["scrape_configs"]} - {"prometheus"}

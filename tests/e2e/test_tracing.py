@@ -1,0 +1,30 @@
+"""The whole service, with its real worker, tells a collector one trace for each request."""
+
+from __future__ import annotations
+
+import httpx
+
+from model.bundle import REFERENCE_PICTURE
+from tests.e2e.running import running_service
+from tests.service.collector import collecting
+from tests.service.traced import IMAGE, caller_trace
+
+
+async def test_the_whole_service_is_traced() -> None:
+    """`convmlp serve --otlp-endpoint URL` is all it takes, for the front-end and for the worker."""
+    caller = caller_trace()
+    with collecting() as collector:
+        with running_service("--otlp-endpoint", collector.url, "--models", "convmlp_pets_breed") as service:
+            headers = {**caller.headers, "x-request-id": "whole"}
+            async with httpx.AsyncClient(base_url=service.url, timeout=60) as http:
+                answer = await http.post("/classify", content=REFERENCE_PICTURE.read_bytes(), headers=headers)
+            assert answer.status_code == 200
+        tree = await collector.named(caller.trace, "POST /classify", *IMAGE)
+        batch = await tree.batch_of(tree["infer"])
+    assert tree["predict"].parent == tree["POST /classify"].id
+    assert {span.service for span in tree.spans} == {"convmlp-rest", "convmlp-worker"}
+    assert batch.links == {(caller.trace, tree["predict"].id)}
+    assert batch.attributes["convmlp.batch.size"] == 1
+    (line,) = [line for line in service.lines if line.get("request_id") == "whole"]
+    assert line["trace_id"] == caller.trace
+    assert [line for line in service.lines if line.get("level") in ("warning", "error")] == []

@@ -1,0 +1,139 @@
+"""`convmlp health`: true about each part, at its own front door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+
+from model.types import Task
+from service.frontend.rpc.tls import CertificateFiles, server_credentials
+from service.settings import Settings
+from service.wire.door import Door
+from service.wire.messages import ModelState, Phase, State
+from tests.fakes import fake_worker
+from tests.service.cli.command import Ran, convmlp
+from tests.service.frontend.pair import open_pair, open_pair_at
+from tests.service.frontend.rpc.whole import open_whole
+
+NOBODY = "ipc:///tmp/convmlp-there-is-nobody"
+READY = State("one", Phase.READY, "ready", 0.0, (ModelState("cats", "1", True, "cpu", "fp32"),), {})
+
+
+async def health(*words: str) -> Ran:
+    return await convmlp("health", *words)
+
+
+async def test_parts_that_answer_are_healthy() -> None:
+    """Front-ends with a worker that has proven itself, and that worker."""
+    async with open_pair() as pair:
+        port = str(pair.http.base_url.port)
+        assert (await health("rest", "--http-port", port)).status == 0
+        assert (await health("serve", "--http-port", port, "--host", "0.0.0.0")).status == 0
+        assert (await health("grpc", "--grpc-port", str(pair.rpc.port))).status == 0
+        told = await health("worker", "--worker-address", pair.worker.address)
+        assert (told.status, told.lines) == (0, ["worker is healthy"])
+
+
+async def test_front_ends_without_a_worker_are_not() -> None:
+    """They listen and answer, but no prediction; the reason is told."""
+    async with open_pair_at(NOBODY, Settings(heartbeat_interval_ms=50)) as pair:
+        rest = await health("rest", "--http-port", str(pair.http.base_url.port))
+        rpc = await health("grpc", "--grpc-port", str(pair.rpc.port))
+    assert (rest.status, rpc.status) == (1, 1)
+    assert "there is no worker at the moment" in rest.err
+    assert "NOT_SERVING" in rpc.err
+
+
+async def test_where_nobody_is_nothing_is_healthy() -> None:
+    """Each part's absence is an answer, in a line, and never a trace."""
+    for words in (("rest", "--http-port", "1"), ("grpc", "--grpc-port", "1"), ("worker", "--worker-address", NOBODY)):
+        told = await health(*words)
+        assert told.status == 1
+        assert told.err.startswith(f"convmlp: {words[0]} is not healthy: ")
+        assert len(told.err.splitlines()) == 1
+
+
+@asynccontextmanager
+async def worker_that_says(state: State, folder: Path) -> AsyncIterator[str]:
+    """The address of a worker by hand, that greets whoever comes with this."""
+    async with Door(f"ipc://{folder}/worker") as door:
+
+        async def answer() -> None:
+            while True:
+                letter = await door.receive()
+                await door.tell(letter.sender, state)
+
+        answering = asyncio.create_task(answer())
+        try:
+            yield door.address
+        finally:
+            answering.cancel()
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (State("one", Phase.STARTING, "the worker is loading its models", 2.0, (), {}), "is loading its models"),
+        (State("one", Phase.DRAINING, "the worker is shutting down", 2.0, READY.models, {}), "is shutting down"),
+        (State("one", Phase.READY, "", 0.0, (ModelState("cats", "1", False, "cpu", "fp32"),), {}), "answers: cats"),
+        (State("one", Phase.READY, "", 0.0, READY.models, {}, 31.0), "the device has not answered for 31 s"),
+    ],
+    ids=["loading", "draining", "unproven", "silent"],
+)
+async def test_a_worker_is_as_healthy_as_it_says(state: State, reason: str, tmp_path: Path) -> None:
+    """Loading, draining, with a model that answers wrongly, or with a device that is silent, it is not healthy."""
+    async with worker_that_says(READY, tmp_path) as address:
+        assert (await health("worker", "--worker-address", address)).status == 0
+    async with worker_that_says(state, tmp_path) as address:
+        told = await health("worker", "--worker-address", address)
+    assert told.status == 1
+    assert reason in told.err
+
+
+async def test_a_worker_that_listens_everywhere_is_found_here() -> None:
+    """`tcp://0.0.0.0:PORT` is an address to listen at, not one to ask."""
+    async with fake_worker(Settings(), "tcp://127.0.0.1:0", [Task.CLASSIFY]) as worker:
+        port = worker.address.rpartition(":")[2]
+        for host in ("0.0.0.0", "*"):
+            assert (await health("worker", "--worker-address", f"tcp://{host}:{port}")).status == 0
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mtls"])
+async def test_with_tls_the_front_end_is_known_by_its_certificate(mutual: bool, tmp_path: Path) -> None:
+    """Its own certificate is trusted whatever name it is for; where callers must show one, that one is shown. What
+    has another certificate at that port is not the front-end."""
+    files, others = (_certificates(tmp_path / name, mutual=mutual) for name in ("ours", "others"))
+    async with open_whole(credentials=server_credentials(files)) as rpc:
+        ours = await health("grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(files))
+        theirs = await health("grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(others))
+    assert ours.status == 0, ours.err
+    assert theirs.status == 1
+    assert "certificate verify failed" in theirs.err
+
+
+def _certificates(folder: Path, *, mutual: bool) -> CertificateFiles:
+    folder.mkdir()
+    authority = trustme.CA()
+    issued = authority.issue_cert("*.vision.example.org")
+    files = CertificateFiles(folder / "server.pem", folder / "server.key", folder / "ca.pem" if mutual else None)
+    files.certificate.write_bytes(b"".join(one.bytes() for one in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(files.key)
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    return files
+
+
+def _flags(files: CertificateFiles) -> list[str]:
+    flags = ["--grpc-tls-certificate", str(files.certificate), "--grpc-tls-key", str(files.key)]
+    return flags if files.client_ca is None else [*flags, "--grpc-tls-client-ca", str(files.client_ca)]
+
+
+async def test_it_needs_to_know_which_part() -> None:
+    """Where neither the words nor this machine's first process name a part, it says what to say."""
+    told = await health()
+    assert told.status == 2
+    assert "convmlp health serve|rest|grpc|worker" in told.err

@@ -1,0 +1,117 @@
+"""What several workers say, put together."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.types import Task
+from service.types import Readiness, StoredModel
+from service.wire.merge import merge_models, merge_readiness, merge_stores
+from service.wire.messages import Phase
+from service.wire.view import Offer, WorkerView
+from tests.fakes import fake_bundle
+
+A, B, C = (fake_bundle(Task.CLASSIFY, name).config for name in "abc")
+NEW_A = fake_bundle(Task.CLASSIFY, "a", weights=b"new").config
+CONFIGS = {"a": A, "b": B, "c": C, "a2": NEW_A}
+
+
+def offer(version: str, *, ready: bool = True, device: str = "cuda:0", precision: str = "fp32") -> Offer:
+    return Offer(version, CONFIGS[version], ready, device, precision)
+
+
+def view(
+    *offers: Offer, phase: Phase | None = Phase.READY, reason: str = "ready", retry_after_s: float = 1.0
+) -> WorkerView:
+    return WorkerView(phase, reason, retry_after_s, offers)
+
+
+def lost(*versions: str) -> WorkerView:
+    offers = tuple(offer(version, ready=False, device="", precision="") for version in versions)
+    return WorkerView(None, "gone", 2.0, offers)
+
+
+UNHEARD = WorkerView(None, "gone", 2.0, None)
+
+
+def test_each_model_is_told_once_with_all_its_devices() -> None:
+    """One entry a model, ready where it is on any worker; devices are those that answer, in the workers' order."""
+    views = [
+        view(offer("a"), offer("b", ready=False)),
+        view(offer("a", device="cuda:1", precision="bf16"), offer("b", ready=False, device="cuda:1")),
+        view(offer("a", device="cuda:2", ready=False), offer("b", ready=False, device="cuda:2")),
+    ]
+    a, b = merge_models(views) or ()
+    assert (a.config, a.ready, a.devices, a.device, a.precision) == (
+        A,
+        True,
+        ("cuda:0", "cuda:1"),
+        "cuda:0, cuda:1",
+        "fp32, bf16",
+    )
+    assert (b.ready, b.device, b.precision) == (False, "cuda:0, cuda:1, cuda:2", "fp32")
+
+
+def test_workers_on_one_device_are_one_word_and_several_devices() -> None:
+    """Two workers on the CPU: the word for callers is `cpu`, the number of workers is not lost."""
+    (status,) = merge_models([view(offer("a", device="cpu")), view(offer("a", device="cpu"))]) or ()
+    assert (status.device, status.devices) == ("cpu", ("cpu", "cpu"))
+
+
+def test_the_order_is_of_a_worker_that_is_there() -> None:
+    """The first of a task is its default: what a lost worker served before says nothing of that."""
+    names = [status.config.name for status in merge_models([lost("c", "b", "a"), view(offer("a"), offer("b"))]) or ()]
+    assert names == ["a", "b", "c"]
+
+
+def test_a_lost_worker_s_models_are_known_and_not_ready() -> None:
+    """A model that only a lost worker served is not forgotten: it is to come back."""
+    (status,) = merge_models([lost("a"), UNHEARD]) or ()
+    assert (status.config, status.ready, status.device, status.precision) == (A, False, "", "")
+    assert merge_models([UNHEARD, UNHEARD]) is None
+    assert merge_models([UNHEARD, view()]) == ()
+
+
+def test_of_two_versions_the_more_ready_one_is_the_model() -> None:
+    """While a model is replaced one worker after the other, callers get the version that most workers answer for."""
+    old, new = offer("a"), offer("a2")
+    for offers, config in (((old, new, old), A), ((old, new, new), NEW_A), ((old, new), A), ((new, old), NEW_A)):
+        (status,) = merge_models([view(one) for one in offers]) or ()
+        assert status.config is config
+        assert len(status.devices) == sum(CONFIGS[one.version] is config for one in offers)
+    (status,) = merge_models([view(offer("a", ready=False)), view(offer("a2"))]) or ()
+    assert (status.config, status.ready) == (NEW_A, True)
+
+
+STARTING = view(offer("a", ready=False), phase=Phase.STARTING, reason="it is loading", retry_after_s=3.0)
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        ([UNHEARD, UNHEARD], Readiness(False, "gone", 2.0)),
+        ([UNHEARD, STARTING], Readiness(False, "it is loading", 3.0)),
+        ([lost("a"), view(offer("a"), retry_after_s=0.5)], Readiness(True, "ready, with 1 of 2 workers", 0.5)),
+        ([STARTING, view(offer("a"))], Readiness(True, "ready, with 1 of 2 workers", 1.0)),
+        ([view(offer("a"), retry_after_s=4.0), view(offer("a"), retry_after_s=2.0)], Readiness(True, "ready", 2.0)),
+        ([lost("b"), view(offer("a"))], Readiness(False, "not ready: b", 1.0)),
+        ([view(offer("a", ready=False)), view(offer("a", ready=False))], Readiness(False, "not ready: a", 1.0)),
+        ([view(offer("a", ready=False)), view(offer("a"))], Readiness(True, "ready", 1.0)),
+        ([view(), view()], Readiness(False, "no model is served; the last one was unloaded", 1.0)),
+        ([view(offer("a"), retry_after_s=0.25)], Readiness(True, "ready", 0.25)),
+    ],
+)
+def test_ready_means_that_each_model_is_ready_somewhere(views: list[WorkerView], expected: Readiness) -> None:
+    """Not more is needed, and not less; what is missing is named, and the time is that of the first who is free."""
+    assert merge_readiness(views) == expected
+
+
+def test_a_model_is_stored_as_the_worker_says_that_comes_closest() -> None:
+    """Ready before served, served before not; each name once, sorted."""
+    on_disk = StoredModel("b", False, False, "it is not loaded")
+    broken = StoredModel("b", True, False, "it does not give its committed answer")
+    fit = StoredModel("b", True, True, "")
+    other = StoredModel("a", False, False, "it is not loaded")
+    assert merge_stores([[on_disk, other], [broken]]) == (other, broken)
+    assert merge_stores([[broken], [fit], [on_disk]]) == (fit,)
+    assert merge_stores([[], []]) == ()
