@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-ON_CPU = ("docker-compose.yml", "docker-compose.cpu.yml")
+BASE = "docker-compose.yml"
+ON_CPU = (BASE, "docker-compose.cpu.yml")
 VERSION = "compose-test"
 FRONTEND, WORKER = f"convmlp-serving/frontend:{VERSION}", f"convmlp-serving/worker:{VERSION}-cpu"
 SERVICES = ("worker", "rest", "grpc")
@@ -88,7 +89,8 @@ class Stack:
             **self.settings,
         }
         return run(
-            *("docker", "compose", "--env-file", os.devnull, "-p", self.project, *files, *words),
+            *("docker", "compose", "--project-directory", str(ROOT), "--env-file", os.devnull),
+            *("-p", self.project, *files, *words),
             environment=environment,
             check=check,
             timeout_s=timeout_s,

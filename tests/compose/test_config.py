@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from service.settings import Settings
-from tests.compose.stack import ON_CPU, ROOT, Stack, run
+from tests.compose.stack import BASE, ON_CPU, ROOT, Stack, run
 
-BASE = "docker-compose.yml"
 VARIANTS = {
     "gpu": (BASE,),
     "cpu": ON_CPU,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.compose.stack import FRONTEND, ROOT, VERSION, WORKER, eventually, inspect, run, send_signal
+from tests.compose.stack import BASE, FRONTEND, ON_CPU, ROOT, VERSION, WORKER, eventually, inspect, run, send_signal
 
 pytestmark = pytest.mark.usefixtures("images")
 
@@ -132,3 +132,27 @@ def test_one_container_serves_everything() -> None:
     """`serve` in the worker's image is the whole service in one container, and healthy by the same command."""
     with container(SOCKETS, WORKER, "serve", "--models", "convmlp_pets_breed") as name:
         eventually(lambda: run("docker", "exec", name, "convmlp", "health", check=False).status == 0)
+
+
+def test_a_host_without_the_nvidia_toolkit_is_told_so() -> None:
+    """Where Docker cannot hand out GPUs, the preflight says what is missing and what to do instead of it."""
+    asked = run("docker", "run", "--rm", "--gpus=all", "--entrypoint=python", WORKER, "-c", "", check=False)
+    if "could not select device driver" not in asked.err:
+        pytest.skip("Docker hands out GPUs on this host")
+    as_cuda = f"convmlp-serving/worker:{VERSION}-cuda"
+    project = {"CONVMLP_VERSION": VERSION, "COMPOSE_PROJECT_NAME": "convmlp-test-preflight", "COMPOSE_FILE": BASE}
+    run("docker", "tag", WORKER, as_cuda)  # it does not come so far as to look inside
+    try:
+        told = run("docker/preflight.sh", environment=project, check=False)
+    finally:
+        run("docker", "compose", "down", "--volumes", environment=project)
+        run("docker", "rmi", as_cuda)
+    assert told.status == 1
+    assert "NVIDIA Container Toolkit" in told.err
+    assert "docker-compose.cpu.yml" in told.err
+
+
+def test_a_host_that_needs_no_gpu_passes_the_preflight() -> None:
+    """Without a reservation of a GPU there is nothing to miss, and nothing is said."""
+    told = run("docker/preflight.sh", environment={"COMPOSE_FILE": ":".join(ON_CPU)})
+    assert (told.out, told.err) == ("", "")
