@@ -21,8 +21,8 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev ## start the service, load it, print throughput and latencies
-	$(BIN)/python -m benchmarks.serve $(ARGS)
+bench: $(VENV)/.bench ## this service beside its peers and the limit: docs/performance.md; ARGS=--quick for minutes
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answers from plain fp32
 	$(BIN)/python -m benchmarks.parity $(ARGS)
@@ -61,7 +61,7 @@ test-compose: $(VENV)/.dev ## build the images and test the containers: needs a 
 	CONVMLP_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -73,6 +73,10 @@ INPUTS := pyproject.toml setup.py client/pyproject.toml client/setup.py proto/ge
 
 $(VENV)/.serve: $(INPUTS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker,dev,bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve

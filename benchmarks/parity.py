@@ -32,7 +32,9 @@ from model.spec import DetectPostSpec
 from model.types import Batch, Image, QueryParams, RawOutput
 from tests import goldens
 
-VARIANTS = "channels-last,folded,bf16,fp16,bf16+channels-last+folded,compiled"
+OPTIMISATIONS = ("channels-last", "folded", "onednn", "compiled")
+"""As they come in `Optimisations`."""
+VARIANTS = "channels-last,folded,channels-last+folded+onednn,bf16,fp16,bf16+channels-last+folded+onednn,compiled"
 TIMED_PICTURES = 6
 COLUMNS = {
     "top1": ("top-1", ".4f"),
@@ -59,11 +61,11 @@ class Variant:
     def parse(cls, name: str) -> Variant:
         """Raises ValueError where a part is unknown."""
         parts = name.split("+")
-        unknown = [part for part in parts if part not in {*DTYPES, "channels-last", "folded", "compiled"}]
+        unknown = [part for part in parts if part not in {*DTYPES, *OPTIMISATIONS}]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is none of {', '.join(DTYPES)}, channels-last, folded, compiled")
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(DTYPES)}, {', '.join(OPTIMISATIONS)}")
         precision: Precision = next((one for one in DTYPES if one in parts), "fp32")
-        optimisations = Optimisations("channels-last" in parts, "folded" in parts, "compiled" in parts)
+        optimisations = Optimisations(*(name in parts for name in OPTIMISATIONS))
         return cls(name, precision, optimisations)
 
 

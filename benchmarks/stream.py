@@ -10,14 +10,17 @@ import asyncio
 import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from benchmarks.load import vision
+import grpc.aio
+
 from convmlp.v1 import vision_pb2, vision_pb2_grpc
 from model.bundle import REFERENCE_PICTURE
 from tests.e2e.running import running_service
 
 IMAGES = 64
+MAX_MESSAGE_BYTES = 64 * 2**20
 
 
 def main() -> None:
@@ -33,6 +36,17 @@ def main() -> None:
         print(f"{name:8}{statistics.median(column):6.1f} images/s [{min(column):.1f}-{max(column):.1f}]")
     ratios = [stream / unary for unary, stream in rates]
     print(f"stream / unary: {statistics.median(ratios):.3f} [{min(ratios):.3f}-{max(ratios):.3f}]")
+
+
+@asynccontextmanager
+async def vision(address: str) -> AsyncIterator[vision_pb2_grpc.VisionAsyncStub]:
+    """The gRPC service, over one connection."""
+    sizes = [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ]
+    async with grpc.aio.insecure_channel(address, options=sizes) as channel:
+        yield vision_pb2_grpc.VisionStub(channel)
 
 
 async def _measure(address: str, pictures: Sequence[bytes], rounds: int) -> list[tuple[float, float]]:

@@ -24,6 +24,7 @@ esac
 told=$(docker compose run --rm --no-deps --quiet-pull --entrypoint python worker -c '
 import torch
 print(torch.cuda.get_device_name(0))' 2>&1) && exit 0
+last=$(printf '%s\n' "$told" | tail -n 1)
 case $told in
 *"could not select device driver"*)
     die "Docker has no access to NVIDIA GPUs on this host: the NVIDIA Container Toolkit is missing." \
@@ -31,10 +32,10 @@ case $told in
         "  then: sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker" \
         "Or serve without a GPU: COMPOSE_FILE=docker-compose.yml:docker-compose.cpu.yml in .env, then make up."
     ;;
-*"unknown device"* | *"device not found"* | *"no NVIDIA"* | *"no CUDA"*)
-    die "$told" "There is no GPU ${CONVMLP_GPU:-0} (CONVMLP_GPU in .env); nvidia-smi -L lists those of this host."
+*"unknown device"* | *"device not found"* | *"No CUDA GPUs"*)
+    die "$last" "There is no GPU ${CONVMLP_GPU:-0} (CONVMLP_GPU in .env); nvidia-smi -L lists those of this host."
     ;;
 *)
-    die "$told" "The worker cannot use the GPU. See nvidia-smi on the host; the driver must be new enough for CUDA 13 (580)."
+    die "$last" "The worker cannot use the GPU. See nvidia-smi on the host; the driver must be new enough for CUDA 13 (580)."
     ;;
 esac

@@ -30,6 +30,8 @@ from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, Unsuppor
 from model.types import Image, Size
 
 PNG_STILL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
+SMALLEST_SCAN = 10
+"""Bytes of a JPEG's scan: a header for one component, and nothing in it."""
 MAX_SCANNED_PIXELS = 5_000_000_000
 """Scans of a JPEG times its pixels. Each scan is a pass over the whole picture and may be a few bytes long, so
 neither the file's size nor the picture's bounds the work. A progressive file has about ten scans."""
@@ -44,6 +46,8 @@ UPRIGHT = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""Orientations that exchange width and height."""
 
 
 class ImageFormat(StrEnum):
@@ -73,6 +77,15 @@ class Header:
     size: Size
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture as Pillow holds it: RGB, upright. `original` is the size that it has in its file, upright;
+    one that was decoded smaller (see `decode_picture`) has fewer pixels."""
+
+    rgb: PIL.Image.Image
+    original: Size
+
+
 def probe(data: bytes, limits: DecodeLimits) -> Header:
     """Read the header alone and hold it against the limits; no pixel is decoded.
 
@@ -93,17 +106,45 @@ def decode(data: bytes, limits: DecodeLimits) -> Image:
         UnsupportedFormat: not JPEG, PNG, WebP, GIF or (not run-length encoded) BMP.
         ImageTooLarge: more bytes or pixels than `limits` allow, found before any pixel is decoded.
     """
+    return Image(np.ascontiguousarray(decode_picture(data, limits).rgb))
+
+
+def decode_picture(data: bytes, limits: DecodeLimits, needed: Callable[[Size], Size] | None = None) -> Picture:
+    """The same before its pixels are an array, for whoever resizes it by Pillow.
+
+    `needed` says of a picture's upright size in which one it will be used. With it a JPEG is decoded at a half, a
+    quarter or an eighth of its size where that is still as large: its DCT blocks are made smaller (libjpeg's scaling),
+    for a part of the time. The pixels are then not those of the whole picture, resized, but much like them.
+
+    Raises:
+        ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`.
+    """
     image_format, file = _open(data, limits)
     with _parser_errors_translated(image_format, limits):
+        stored = None if needed is None or image_format is not ImageFormat.JPEG else _scale(file, needed)
         file.load()
         # Once more, for a header that lied.
         check_pixels(Size(file.height, file.width), limits)
         # A PNG may carry its EXIF behind the pixels, so it is looked at only now.
         orientation = _orientation(file.info.get("exif", b""))
-        picture = _rgb(file)
+        rgb = _rgb(file)
         if orientation in UPRIGHT:
-            picture = picture.transpose(UPRIGHT[orientation])
-        return Image(np.ascontiguousarray(picture))
+            rgb = rgb.transpose(UPRIGHT[orientation])
+        return Picture(rgb, _upright(stored or file.size, orientation))
+
+
+def _scale(file: ImageFile, needed: Callable[[Size], Size]) -> tuple[int, int]:
+    """Have a JPEG decoded no larger than needed; its own width and height."""
+    width, height = file.size
+    orientation = _orientation(file.info.get("exif", b""))
+    wanted = needed(_upright((width, height), orientation))
+    file.draft(file.mode, (wanted.height, wanted.width) if orientation in SIDEWAYS else (wanted.width, wanted.height))
+    return width, height
+
+
+def _upright(size: tuple[int, int], orientation: int) -> Size:
+    """`size` as Pillow has it: width, height."""
+    return Size(*size) if orientation in SIDEWAYS else Size(*reversed(size))
 
 
 def _open(data: bytes, limits: DecodeLimits) -> tuple[ImageFormat, ImageFile]:
@@ -165,6 +206,9 @@ def _parser_errors_translated(image_format: ImageFormat, limits: DecodeLimits) -
 
 
 def _check_scans(data: bytes, file: ImageFile) -> None:
+    # A short file is spared the count: it has no room for so many.
+    if len(data) // SMALLEST_SCAN * file.width * file.height <= MAX_SCANNED_PIXELS:
+        return
     # Entropy-coded data never holds these two bytes; the few that chance adds in metadata do no harm.
     scans = data.count(b"\xff\xda")
     if scans * file.width * file.height > MAX_SCANNED_PIXELS:

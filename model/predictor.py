@@ -16,6 +16,7 @@ from model.net.classifier import ConvMLPClassifier, best_classes
 from model.net.fold import fold_batch_norm
 from model.net.mask_rcnn import MaskRCNN
 from model.net.normalise import Normalise
+from model.net.onednn import use_onednn
 from model.net.retinanet import RetinaNet
 from model.net.segmentation import label_maps
 from model.net.semantic_fpn import SemanticFPN
@@ -47,17 +48,23 @@ class Optimisations:
     Without any of it, fp32 on the CPU gives the authors' own answers but for a stray pixel.
 
     `channels_last`: weights and activations as (N, H, W, C) in memory. `folded`: batch norm folded into the
-    convolutions. `compiled`: by torch.compile, which takes a minute or so at the first input, once more at the
-    first of another shape, and needs a C++ compiler on the CPU.
+    convolutions. `onednn`: layers by oneDNN's own operators, on the CPU, which wants both of the former.
+    `compiled`: by torch.compile, which takes a minute or so at the first input, once more at the first of another
+    shape, and needs a C++ compiler on the CPU.
     """
 
     channels_last: bool = False
     folded: bool = False
+    onednn: bool = False
     compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.onednn and not (self.folded and self.channels_last):
+            raise ValueError("oneDNN's operators want batch norm folded and channels last")
 
 
 class Predictor:
-    """A model, loaded and ready to answer. One thread at a time may call it."""
+    """A model, loaded and ready to answer, from any number of threads at a time."""
 
     def __init__(
         self,
@@ -92,6 +99,8 @@ class Predictor:
         self._memory_format = torch.channels_last if optimisations.channels_last else torch.contiguous_format
         # torch's annotations do not know this argument.
         self._network: Network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        if optimisations.onednn:
+            use_onednn(self._network)
         if optimisations.compiled:
             _compile(self._network)
         self._normalise = Normalise(config.preprocessing).to(device)
@@ -106,7 +115,10 @@ class Predictor:
             torch.OutOfMemoryError: the batch is too large for the device; a smaller one may pass.
         """
         # torch cannot promise to leave shared memory alone, so that what is read-only is copied first.
-        pixels = torch.from_numpy(np.require(batch.pixels, requirements="W")).to(self.device, non_blocking=True)
+        host = torch.from_numpy(np.require(batch.pixels, requirements="W"))
+        if self.device.type == "cuda":
+            host = host.pin_memory()  # or the copy would wait for what the device does now
+        pixels = host.to(self.device, non_blocking=True)
         contents = [geometry.content for geometry in batch.geometries] if self._padded else None
         x = self._normalise(pixels, contents).to(self._dtype, memory_format=self._memory_format)
         return tuple(answer(self._network, x, batch, self._postprocessing))

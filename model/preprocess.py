@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from model.decode import Picture
 from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
 from model.types import Geometry, Image, ModelInput, Size, UInt8Array
 
@@ -28,42 +29,57 @@ def prepare(image: Image, spec: Preprocessing) -> ModelInput:
     """
     match spec:
         case CenterCropSpec():
-            return _center_crop(image, spec)
+            return _center_crop(PIL.Image.fromarray(image.pixels), image.size, spec)
         case KeepRatioSpec():
-            return _keep_ratio(image, spec)
+            return _keep_ratio(image.pixels, image.size, spec)
 
 
-def _keep_ratio(image: Image, spec: KeepRatioSpec) -> ModelInput:
-    height, width = image.size.height, image.size.width
-    scale = min(spec.long_side / max(height, width), spec.short_side / min(height, width))
-    # A side that would vanish keeps one pixel.
-    content = Size(max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1))
-    resized = cv2.resize(image.pixels, (content.width, content.height), interpolation=cv2.INTER_LINEAR)
+def prepare_picture(picture: Picture, spec: Preprocessing) -> ModelInput:
+    """The same of what is not an array yet, and the same to the last bit: each library gets the pixels as it holds
+    them. A picture that was decoded smaller is resized from there; the geometry speaks of the original."""
+    match spec:
+        case CenterCropSpec():
+            return _center_crop(picture.rgb, picture.original, spec)
+        case KeepRatioSpec():
+            return _keep_ratio(np.asarray(picture.rgb), picture.original, spec)
+
+
+def content_size(original: Size, spec: Preprocessing) -> Size:
+    """What a picture is resized to, before anything is cropped or padded."""
+    height, width = original.height, original.width
+    match spec:
+        case CenterCropSpec(resize_shorter=shorter):
+            longer = int(shorter * max(height, width) / min(height, width))
+            return Size(shorter, longer) if height <= width else Size(longer, shorter)
+        case KeepRatioSpec():
+            scale = min(spec.long_side / max(height, width), spec.short_side / min(height, width))
+            # A side that would vanish keeps one pixel.
+            return Size(max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1))
+
+
+def _keep_ratio(pixels: UInt8Array, original: Size, spec: KeepRatioSpec) -> ModelInput:
+    content = content_size(original, spec)
+    resized = cv2.resize(pixels, (content.width, content.height), interpolation=cv2.INTER_LINEAR)
     padded = np.zeros(
         (_round_up(content.height, spec.pad_multiple), _round_up(content.width, spec.pad_multiple), 3), np.uint8
     )
     padded[: content.height, : content.width] = resized
-    return ModelInput(padded, Geometry(image.size, content))
+    return ModelInput(padded, Geometry(original, content))
 
 
-def _center_crop(image: Image, spec: CenterCropSpec) -> ModelInput:
-    height, width = image.size.height, image.size.width
-    shorter, longer = min(height, width), max(height, width)
-    target = (spec.resize_shorter, int(spec.resize_shorter * longer / shorter))
-    content = Size(*target) if height <= width else Size(*reversed(target))
+def _center_crop(rgb: PIL.Image.Image, original: Size, spec: CenterCropSpec) -> ModelInput:
+    content = content_size(original, spec)
     top, left = _centered(content.height, spec.crop), _centered(content.width, spec.crop)
-    if longer < ELONGATED * shorter:
-        resized = PIL.Image.fromarray(image.pixels).resize(
-            (content.width, content.height), PIL.Image.Resampling.BICUBIC
-        )
+    if max(original.height, original.width) < ELONGATED * min(original.height, original.width):
+        resized = rgb.resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
     else:
         rows = range(max(top, 0), min(top + spec.crop, content.height))
         columns = range(max(left, 0), min(left + spec.crop, content.width))
-        resized = _resized_window(image.pixels, content, rows, columns)
+        resized = _resized_window(np.asarray(rgb), content, rows, columns)
         top, left = top - rows.start, left - columns.start
     # Where the crop reaches beyond the picture Pillow fills in zeros, as torchvision pads.
     cropped = resized.crop((left, top, left + spec.crop, top + spec.crop))
-    return ModelInput(np.ascontiguousarray(cropped), Geometry(image.size, content))
+    return ModelInput(np.ascontiguousarray(cropped), Geometry(original, content))
 
 
 def _resized_window(pixels: UInt8Array, content: Size, rows: range, columns: range) -> PIL.Image.Image:

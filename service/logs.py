@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextvars import ContextVar
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -21,16 +22,21 @@ CHATTY = ("httpx", "uvicorn")
 """Libraries that tell of every request."""
 
 
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""That of the request in whose context a line is said."""
+
+
 def configure_logs(level: str, style: str, role: str) -> None:
     """`style` is `console` or `json`; `role` names the process in every line."""
 
     def add_context(_: object, __: str, event: EventDict) -> EventDict:
+        if told := request_id.get():
+            event["request_id"] = told
         event.update(current_span().ids)
         event["role"] = role
         return event
 
     shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         add_context,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

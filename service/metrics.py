@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -20,6 +21,7 @@ MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 has it."""
 
 QUEUE_DEPTH, MODEL_READY, GPU_INFO = "convmlp_queue_depth", "convmlp_model_ready", "convmlp_gpu_info"
+BEST_BATCH = "convmlp_best_batch_size"
 GONE = math.inf
 """Readiness of a model that was unloaded: a shared file cannot forget it, so whoever reads the files leaves it out."""
 
@@ -32,6 +34,9 @@ class FrontEndMetrics:
     """What a front-end process counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        # To find a counter by its labels each time takes longer than to count; of labels there are few.
+        self._of_requests: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
+        self._of_stages: dict[tuple[str, str], Histogram] = {}
         self._requests = Counter(
             "convmlp_requests",
             "Requests for predictions that ended, by how: ok, cancelled, or the code of an error",
@@ -91,11 +96,20 @@ class FrontEndMetrics:
         self._restarts = None if MULTIPROC_DIR in os.environ else restart_counter(registry)
 
     def request(self, transport: str, task: str, model: str, outcome: str, seconds: float) -> None:
-        self._requests.labels(transport, task, model, outcome).inc()
-        self._duration.labels(transport, task).observe(seconds)
+        labels = transport, task, model, outcome
+        known = self._of_requests.get(labels)
+        if known is None:
+            known = self._requests.labels(*labels), self._duration.labels(transport, task)
+            self._of_requests[labels] = known
+        count, duration = known
+        count.inc()
+        duration.observe(seconds)
 
     def stage(self, stage: str, task: str, seconds: float) -> None:
-        self._stage.labels(stage, task).observe(seconds)
+        known = self._of_stages.get((stage, task))
+        if known is None:
+            known = self._of_stages[stage, task] = self._stage.labels(stage, task)
+        known.observe(seconds)
 
     def in_flight(self, change: int) -> None:
         self._in_flight.inc(change)
@@ -131,11 +145,23 @@ class FrontEndMetrics:
             self._restarts.inc()
 
 
+@dataclass(frozen=True, slots=True)
+class _OfModel:
+    """A model's own counters: to find them by their labels each time takes longer than to count."""
+
+    queue: Histogram
+    infer: Histogram
+    batch_size: Histogram
+    images: Counter
+    busy: Counter
+    depth: Gauge
+
+
 class WorkerMetrics:
     """What a worker process counts. `tasks` says which task each model is for; see `serves` for more of them."""
 
     def __init__(self, registry: CollectorRegistry, tasks: Mapping[str, str]) -> None:
-        self._tasks: dict[str, str] = {}
+        self._models: dict[str, _OfModel] = {}
         self._stage = _stage_histogram(registry)
         self._batch_size = Histogram(
             "convmlp_batch_size",
@@ -152,9 +178,16 @@ class WorkerMetrics:
         )
         self._busy = Counter(
             "convmlp_device_busy_seconds",
-            "Time in which the device ran a batch of the model",
+            "Time in which the device ran batches of the model; one that has a part of it counts by that part",
             ["model"],
             registry=registry,
+        )
+        self._best_batch = Gauge(
+            BEST_BATCH,
+            "Images in a batch of the model when there are enough of them, as measured when it was loaded",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livemax",
         )
         self._depth = _sum(registry, QUEUE_DEPTH, "Images that wait for the device", ["model"])
         self._limit = _sum(registry, "convmlp_queue_limit", "Images that may wait; beyond it they are refused")
@@ -181,7 +214,14 @@ class WorkerMetrics:
 
     def serves(self, model: str, task: str) -> None:
         """A model is served from now on; it is not ready yet."""
-        self._tasks[model] = task
+        self._models[model] = _OfModel(
+            queue=self._stage.labels("queue", task),
+            infer=self._stage.labels("infer", task),
+            batch_size=self._batch_size.labels(model),
+            images=self._images.labels(model),
+            busy=self._busy.labels(model),
+            depth=self._depth.labels(model),
+        )
         self.queue_depth(model, 0)
         self.model_ready(model, ready=False)
 
@@ -191,26 +231,30 @@ class WorkerMetrics:
             self._depth.labels(model).set(0)
             self._ready.labels(model).set(GONE)
         else:
-            self._depth.remove(model)
-            self._ready.remove(model)
+            for gauge in (self._depth, self._ready, self._best_batch):
+                gauge.remove(model)
 
     def uses_gpu(self, uuid: str, name: str, device: str) -> None:
         """`uuid` as NVML has it; `device` as torch does: `cuda:0` is the first that the process may see."""
         self._gpu.labels(uuid, name, device).set(1)
 
-    def batch(self, model: str, images: int, seconds: float) -> None:
-        self._batch_size.labels(model).observe(images)
-        self._images.labels(model).inc(images)
-        self._busy.labels(model).inc(seconds)
-        infer = self._stage.labels("infer", self._tasks[model])
+    def batch(self, model: str, images: int, seconds: float, part: float = 1.0) -> None:
+        """Images ran for so long on a part of the device."""
+        of = self._models[model]
+        of.batch_size.observe(images)
+        of.images.inc(images)
+        of.busy.inc(seconds * part)
         for _ in range(images):  # each of them waited for all
-            infer.observe(seconds)
+            of.infer.observe(seconds)
 
     def waited(self, model: str, seconds: float) -> None:
-        self._stage.labels("queue", self._tasks[model]).observe(seconds)
+        self._models[model].queue.observe(seconds)
 
     def queue_depth(self, model: str, images: int) -> None:
-        self._depth.labels(model).set(images)
+        self._models[model].depth.set(images)
+
+    def best_batch(self, model: str, images: int) -> None:
+        self._best_batch.labels(model).set(images)
 
     def queue_pixels(self, pixels: int) -> None:
         self._pixels.set(pixels)

@@ -1,6 +1,7 @@
 """What every process of the service does alike: its name, logs, signals, and the lifeline to its supervisor.
 
-Signals are owned here and nowhere else. SIGTERM or SIGINT asks for a graceful end; a second one ends at once.
+Signals are owned here and nowhere else, from `run_process` on; before that there is nothing to end gracefully.
+SIGTERM or SIGINT asks for a graceful end; a second one ends at once.
 A supervised process also ends when its supervisor is gone, however that came about: the kernel closes the
 supervisor's end of a pipe, the lifeline.
 """
@@ -8,6 +9,7 @@ supervisor's end of a pipe, the lifeline.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -17,6 +19,7 @@ import structlog
 import uvloop
 
 from service.logs import configure_logs
+from service.memory import keep_freed_memory
 from service.scrape import join_metrics
 from service.settings import Settings
 
@@ -29,15 +32,22 @@ EXIT_CONFIG = 78
 EXIT_WEDGED = 75
 """The process is beyond help but another may do (BSD's EX_TEMPFAIL)."""
 
+COLLECT_AFTER = 10_000
+"""New objects until the collector looks for cycles; Python's own 700 are some twenty requests'."""
+
 log = structlog.get_logger(__name__)
 
 
 def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
     """Run `main` until it returns its exit status; it should do so soon after the given event is set."""
+    keep_freed_memory()
     role = os.environ.pop(ROLE, kind)
     lifeline = os.environ.pop(LIFELINE_FD, None)
     configure_logs(settings.log_level, settings.log_format, role)
     join_metrics(role)
+    # What was imported stays: the collector need not look at it again and again, nor so often at what requests make.
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_main(main, int(lifeline) if lifeline is not None else None))
 

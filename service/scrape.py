@@ -22,7 +22,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from service.gpu import GpuFigures
-from service.metrics import GONE, GPU_INFO, MODEL_READY, MULTIPROC_DIR, QUEUE_DEPTH
+from service.metrics import BEST_BATCH, GONE, GPU_INFO, MODEL_READY, MULTIPROC_DIR, QUEUE_DEPTH
 
 _role = ContextVar("role", default="convmlp")
 
@@ -101,7 +101,7 @@ def _counted_in(folder: Path, role: str) -> list[Metric]:
     # A process that starts makes its files empty, and grows them at once.
     files = [str(path) for path in folder.glob(f"*_{role}.db") if _size(path)]
     families = list(multiprocess.MultiProcessCollector.merge(files))
-    of_models = [family for family in families if family.name in (MODEL_READY, QUEUE_DEPTH)]
+    of_models = [family for family in families if family.name in (MODEL_READY, QUEUE_DEPTH, BEST_BATCH)]
     gone = {sample.labels["model"] for family in of_models for sample in family.samples if sample.value == GONE}
     for family in of_models:
         family.samples = [sample for sample in family.samples if sample.labels["model"] not in gone]

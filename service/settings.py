@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 from pydantic.functional_validators import BeforeValidator
 from pydantic_settings import (
     BaseSettings,
@@ -25,6 +25,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 Address = Annotated[str, StringConstraints(pattern=r"^(ipc|tcp)://.+$")]
+
+
+ModelWeight = Annotated[str, StringConstraints(pattern=r"^[^=\s]+=(\d+\.?\d*|\.\d+)$")]
 
 
 def _split_names(value: Any) -> Any:  # noqa: ANN401  (whatever a source holds)
@@ -93,14 +96,21 @@ class Settings(BaseSettings):
     """Folder of model bundles, beside the embedded ones."""
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = EMBEDDED_MODELS
     """Names with commas between; the first of a task is the task's default."""
+    model_weights: Annotated[tuple[ModelWeight, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """`NAME=NUMBER` with commas between: the shares of the device's time that models have while several are asked for
+    more than it can do; 1 for all others."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """What the networks compute in."""
+    precision: Literal["auto", "exact", "fp32", "fp16", "bf16"] = "auto"
+    """What the networks compute in. auto: for each model the fastest that answers as fp32 does on the reference
+    picture, by measurement at its start; exact: fp32 in the authors' own order of operations; fp32: in the fastest."""
     compute_threads: NonNegativeInt = 0
     """Threads of the network on a CPU; 0: as many as the process may use."""
     prepare_threads: NonNegativeInt = 0
     """Threads of a front-end that decode, encode and draw; 0: as many as the process may use."""
+    fast_decode: bool = False
+    """Decode large JPEGs at a half, a quarter or an eighth of their size where the model needs no more: several times
+    faster for a photograph of a phone, and answers a little different from those of the whole picture."""
 
     # Loading and unloading models at run time
     model_control: bool = False
@@ -175,6 +185,24 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _weights_are_of_models(self) -> Settings:
+        for name, weight in self.weights.items():
+            if weight <= 0:
+                raise ValueError(f"model_weights: the weight of {name!r} is {weight:g}; it must be above 0")
+            # Callers who may load models can bring any other.
+            if name not in self.models and not self.model_control:
+                raise ValueError(
+                    f"model_weights: {name!r} is not served; models says what is: {', '.join(self.models)}"
+                )
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """`model_weights` by name."""
+        pairs = (one.rsplit("=", 1) for one in self.model_weights)
+        return {name: float(weight) for name, weight in pairs}
 
     @property
     def decode_limits(self) -> DecodeLimits:

@@ -36,7 +36,8 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[T]):
-    """The answer for one image. `payload` is what the caller's `encode` made of the result."""
+    """The answer for one image. `payload` is what the caller's `encode` made of the result; `batch_images` ran with it,
+    itself among them."""
 
     id: str
     model: str
@@ -44,6 +45,7 @@ class Reply(Generic[T]):
     size: Size
     payload: T
     timings: Timings
+    batch_images: int = 1
 
 
 @dataclass(frozen=True, slots=True)

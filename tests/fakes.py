@@ -178,15 +178,23 @@ class FakeRunner:
     """The most models that were being read from disk at one time."""
     batches: list[tuple[str, int]] = field(default_factory=list)
     """Each batch that ran: its model, its images."""
+    shares: list[int] = field(default_factory=list)
+    """The lanes of each batch that ran."""
+    taken_at_once: list[int] = field(default_factory=list)
+    """The lanes that were taken when each of them began."""
+    takes: Callable[[str, int, int], None] | None = None
+    """Told of each batch's model, images and lanes while it runs: may move a test's clock, or raise."""
     slots: dict[str, Bundle] = field(default_factory=dict)
     """What is in memory."""
     device: str = "cpu"
-    precision: str = "fp32"
+    lanes: int = 1
     lost: bool = False
     """The device fails when it is asked for a sign of life."""
     pings: int = 0
     """How often it gave one."""
     _read_now: int = 0
+    _lanes_taken: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -211,10 +219,27 @@ class FakeRunner:
     def remove(self, slot: str) -> None:
         self.slots.pop(slot, None)
 
-    def run(self, slot: str, batch: Batch) -> tuple[RawOutput, ...]:
+    def precision(self, slot: str) -> str:
+        assert slot in self.slots
+        return "fp32"
+
+    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+        with self._lock:
+            self._lanes_taken += lanes
+            self.taken_at_once.append(self._lanes_taken)
+            self.batches.append((self.slots[slot].config.name, len(batch)))
+            self.shares.append(lanes)
+        try:
+            return self._answer(slot, batch, lanes)
+        finally:
+            with self._lock:
+                self._lanes_taken -= lanes
+
+    def _answer(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
         config = self.slots[slot].config
-        self.batches.append((config.name, len(batch)))
         assert self.gate.wait(timeout=60), "a test left its gate closed"
+        if self.takes is not None:
+            self.takes(config.name, len(batch), lanes)
         if self.memory_images is not None and len(batch) > self.memory_images:
             raise OutOfDeviceMemory(f"{len(batch)} images")
         if self.poison is not None and any(int(row.mean()) == self.poison for row in batch.pixels):

@@ -124,4 +124,4 @@ def region_features(levels: Sequence[Tensor], regions: Tensor, size: int) -> Ten
 
 
 def _dtype(heads: RoIHead) -> torch.dtype:
-    return heads.bbox_head.fc_cls.weight.dtype
+    return heads.mask_head.upsample.weight.dtype

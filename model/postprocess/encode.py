@@ -10,7 +10,7 @@ import numpy as np
 
 from model.postprocess.masks import RegionMask, paste
 from model.postprocess.rle import RLE, encode_rle, encode_segments_rle
-from model.types import Detection, IntArray, SegmentResult, Size
+from model.types import BoolArray, Detection, IntArray, SegmentResult, Size
 
 Polygons = list[list[int]]
 
@@ -53,15 +53,21 @@ def encode_segments(result: SegmentResult, mask_format: MaskFormat) -> Iterator[
             yield from encode_segments_rle(result)
         case MaskFormat.NONE:
             yield from [None] * len(result.segments)
-        case MaskFormat.PNG | MaskFormat.POLYGON:
+        case MaskFormat.PNG:
             for segment in result.segments:
-                mask = RegionMask(0, 0, result.label_map == segment.index, result.size)
-                yield encode_mask(mask, mask_format)
+                yield _png(result.label_map == segment.index)
+        case MaskFormat.POLYGON:
+            for segment in result.segments:
+                yield encode_polygons(RegionMask(0, 0, result.label_map == segment.index, result.size))
 
 
 def encode_png(mask: RegionMask) -> bytes:
     """An 8-bit grey PNG of the whole picture: 255 where the mask is set, else 0."""
-    _, png = cv2.imencode(".png", mask.in_picture().view(np.uint8) * np.uint8(255))
+    return _png(mask.in_picture())
+
+
+def _png(mask: BoolArray) -> bytes:
+    _, png = cv2.imencode(".png", mask.view(np.uint8) * np.uint8(255))
     return png.tobytes()
 
 
@@ -78,7 +84,7 @@ def encode_polygons(mask: RegionMask) -> Polygons:
     pixels = mask.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     # OpenCV's contours join the centres of border pixels. At twice the size the border pixels of an original
     # pixel's left and right halves are told apart, and their edges found by rounding.
-    doubled = pixels.repeat(2, axis=0).repeat(2, axis=1).view(np.uint8)
+    doubled = cv2.resize(pixels.view(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     origin = np.array((mask.left + columns[0], mask.top + rows[0]))
     return [_corners((contour[:, 0] + 1) // 2 + origin) for contour in contours]
@@ -87,4 +93,5 @@ def encode_polygons(mask: RegionMask) -> Polygons:
 def _corners(outline: IntArray) -> list[int]:
     """The outline's points, int (n, 2), each once where it comes several times in a row."""
     new = (outline != np.roll(outline, 1, axis=0)).any(axis=1)
-    return [int(value) for value in outline[new].ravel()]
+    corners: list[int] = outline[new].ravel().tolist()
+    return corners

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
 
+from service.cli.bench import bench
 from service.cli.models import models_app
 from service.cli.predict import add_predict_commands
 from service.cli.train import train_app
@@ -17,6 +19,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train", help="Train and measure the embedded models.")
 add_predict_commands(app)
+app.command()(bench)
 
 # The flags of the service's parts are the settings themselves: pydantic-settings reads them and prints the help.
 PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -64,13 +67,19 @@ def grpc(context: typer.Context) -> None:
 
 @app.command(context_settings=PART)
 def health(context: typer.Context) -> None:
-    """Whether a part works, as `health worker --worker-address …`; alone: the part that this container runs."""
+    """Whether a part works, as `health worker --worker-address …`; alone: the part that this container runs.
+
+    With --live: whether it can work at all, or only a new process would; one that loads or drains can.
+    """
     from service.cli.health import run_health
 
     sys.exit(run_health(context.args))
 
 
 def main() -> None:
+    if os.getpid() == 1:
+        # The first process of a container gets no signal that it has no handler for, and imports take seconds.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     app(prog_name="convmlp")
 
 

@@ -40,7 +40,9 @@ class Local:
         self._query = query
         self._limits = settings.decode_limits
         try:
-            self._runner = TorchRunner([bundle], settings)
+            # Measuring what is fastest takes longer than a few answers.
+            exact = settings.precision == "auto"
+            self._runner = TorchRunner([bundle], settings.with_changes(precision="exact") if exact else settings)
         except DeviceMissing as error:
             raise NoAnswer(str(error)) from error
 
@@ -55,7 +57,7 @@ class Local:
         model_input = prepare(picture, self._config.preprocessing)
         batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (self._query.params,))
         try:
-            (output,) = self._runner.run(self._config.name, batch)
+            (output,) = self._runner.run(self._config.name, batch, self._runner.lanes)
         except OutOfDeviceMemory as error:
             raise Overloaded(
                 "the device has no memory left for this image; send a smaller one, or set CONVMLP_DEVICE=cpu"

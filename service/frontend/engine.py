@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from model.bundle import BundleConfig
 from model.postprocess.finish import finish
-from model.types import Result, Task
+from model.types import ClassifyOutput, DetectOutput, RawOutput, Result, Task
 from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.prepare import Workshop
 from service.metrics import FrontEndMetrics
@@ -21,6 +21,10 @@ from service.wire.messages import MODEL_CONTROL_OFF
 from service.wire.pool import WorkerPool
 
 T = TypeVar("T")
+
+
+SHORT = 20
+"""Rows of an answer that are written faster than a thread is reached."""
 
 
 class Engine:
@@ -34,8 +38,9 @@ class Engine:
         self._images = 0
         self._bytes = 0
 
-    async def predict(self, request: PredictRequest, encode: Callable[[Result], T]) -> Reply[T]:
-        """Answer for one image. `encode` turns the result into what the transport sends, in a thread.
+    async def predict(self, request: PredictRequest, encode: Callable[[Result], T], *, draws: bool = False) -> Reply[T]:
+        """Answer for one image. `encode` turns the result into what the transport sends, in a thread, or here where
+        it has only a few names and numbers to write; `draws`: it does more than to write.
 
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
@@ -50,7 +55,15 @@ class Engine:
                 request.id, config, model_input.value, request.params, request.deadline_s
             )
             size = model_input.value.geometry.original
-            payload = await self._workshop.run(lambda: encode(finish(answer.output, config, size)), request.deadline_s)
+            output = answer.output
+
+            def encoded() -> T:
+                return encode(finish(output, config, size))
+
+            if _is_short(output) and not draws:
+                payload = self._workshop.run_here(encoded)
+            else:
+                payload = await self._workshop.run(encoded, request.deadline_s)
             self._metrics.stage("post", request.task, payload.seconds)
             span.record("post", payload.started_s, payload.ended_s)
         return Reply(
@@ -60,6 +73,7 @@ class Engine:
             size=size,
             payload=payload.value,
             timings=Timings(model_input.seconds, answer.queue_s, answer.infer_s, payload.seconds),
+            batch_images=answer.batch_images,
         )
 
     def resolve(self, task: Task, model: str | None) -> BundleConfig:
@@ -215,3 +229,13 @@ class Engine:
         finally:
             self._images -= 1
             self._metrics.in_flight(-1)
+
+
+def _is_short(output: RawOutput) -> bool:
+    match output:
+        case ClassifyOutput():
+            return len(output.scores) <= SHORT
+        case DetectOutput(mask_logits=None):
+            return len(output.scores) <= SHORT
+        case _:
+            return False

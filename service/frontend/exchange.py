@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-import uuid
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,14 +42,14 @@ class Exchange:
     @classmethod
     def begin(cls, given_id: str) -> Self:
         """A request that came now, by its caller's id if that is sane, else by a new one."""
-        return cls(given_id if SANE_ID.fullmatch(given_id) else uuid.uuid4().hex, time.monotonic())
+        return cls(given_id if given_id and SANE_ID.fullmatch(given_id) else os.urandom(16).hex(), time.monotonic())
 
     def durations_ms(self) -> dict[str, float]:
         """By stage, in ms, and their `total` until now; with several images each stage is its slowest image's."""
-        seconds = {} if self.timings is None else {stage: getattr(self.timings, stage) for stage in STAGES}
-        seconds["total"] = time.monotonic() - self.started_s
-        return {stage: value * 1000 for stage, value in seconds.items()}
+        durations = {} if self.timings is None else {stage: getattr(self.timings, stage) * 1000 for stage in STAGES}
+        durations["total"] = (time.monotonic() - self.started_s) * 1000
+        return durations
 
     def server_timing(self) -> str:
         """The value of the header Server-Timing (W3C), durations in ms."""
-        return ", ".join(f"{stage};dur={value:.2f}" for stage, value in self.durations_ms().items())
+        return ", ".join([f"{stage};dur={value:.2f}" for stage, value in self.durations_ms().items()])

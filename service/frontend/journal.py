@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
-from structlog.contextvars import bound_contextvars
 
 from service.frontend.exchange import Exchange
+from service.logs import request_id
 from service.spans import NO_SPAN, Attributes, Span, TraceContext, Tracing, code_of, current_span, within
 
 log = structlog.get_logger("access")
@@ -46,7 +46,8 @@ class Journal:
     @contextmanager
     def _told(self, exchange: Exchange, span: Span, event: str) -> Iterator[None]:
         # A span of none is set as well: what else the context has is an earlier request's of the same connection.
-        with within(span), bound_contextvars(request_id=exchange.request_id):
+        before = request_id.set(exchange.request_id)
+        with within(span):
             try:
                 yield
             except BaseException as error:
@@ -58,6 +59,7 @@ class Journal:
                     _finish(span, exchange)
                 if event and self._access_log:
                     log.info(event, **_line(self._transport, exchange))
+                request_id.reset(before)
 
 
 def _finish(span: Span, exchange: Exchange) -> None:

@@ -35,10 +35,12 @@ async def value_or_error(work: Awaitable[T], **about: str | None) -> T | ConvMLP
 
 
 async def reply_or_error(
-    engine: Engine, request: PredictRequest, encode: Callable[[Result], T]
+    engine: Engine, request: PredictRequest, encode: Callable[[Result], T], *, draws: bool = False
 ) -> Reply[T] | ConvMLPError:
     """One image's answer; its errors are returned, so that they cost its neighbours nothing."""
-    return await value_or_error(engine.predict(request, encode), request_id=request.id, model=request.model)
+    return await value_or_error(
+        engine.predict(request, encode, draws=draws), request_id=request.id, model=request.model
+    )
 
 
 @contextmanager

@@ -41,7 +41,8 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
     metrics.in_flight_limit(settings.max_in_flight)
-    workshop = Workshop(settings.prepare_threads or usable_cores(), settings.decode_limits)
+    threads = settings.prepare_threads or usable_cores()
+    workshop = Workshop(threads, settings.decode_limits, fast=settings.fast_decode)
     workers = WorkerPool(
         settings.worker_address,
         heartbeat_s=settings.heartbeat_interval_ms / 1000,

@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
 
 from model.bundle import BundleConfig
 from model.types import ModelInput, QueryParams, RawOutput
-from service.errors import Unavailable, error_from_code
+from service.errors import Internal, Unavailable, error_from_code
 from service.spans import current_span
 from service.types import StoredModel
 from service.wire.catalogue import Catalogue
@@ -26,6 +26,7 @@ from service.wire.line import Line, NobodyThere
 from service.wire.messages import (
     PROTOCOL,
     Answer,
+    Answers,
     Failure,
     Hello,
     ListStore,
@@ -47,11 +48,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerAnswer:
-    """One output and the seconds that its job waited and ran."""
+    """One output, the seconds that its job waited and ran, and how many images, itself among them, ran at once."""
 
     output: RawOutput
     queue_s: float
     infer_s: float
+    batch_images: int
 
 
 class WorkerChannel:
@@ -182,13 +184,13 @@ class WorkerChannel:
         asked for it, that the worker told of last."""
         return self._pixels, self._state.retry_after_s if self._state else 0.0
 
-    async def _greet(self) -> None:
+    def _greet(self) -> None:
         with contextlib.suppress(NobodyThere):
-            await self._line.send(encode(Hello(PROTOCOL, self._catalogue.knows)))
+            self._line.send(encode(Hello(PROTOCOL, self._catalogue.knows)))
 
     async def _beat(self) -> None:
         while True:
-            await self._greet()
+            self._greet()
             # While the worker is not ready its answer to this changes soon.
             await asyncio.sleep(self._heartbeat_s if self._settled() else self._heartbeat_s / 5)
             if self._state is not None and time.monotonic() - self._heard_s > self._timeout_s:
@@ -197,7 +199,7 @@ class WorkerChannel:
     async def _watch_connection(self) -> None:
         while True:
             if await self._line.connected():
-                await self._greet()
+                self._greet()
             else:
                 self._lose("the worker was lost; another is being started")
 
@@ -209,20 +211,29 @@ class WorkerChannel:
             except MalformedMessage as error:
                 log.error("malformed message from a worker", address=self._address, error=str(error))
 
-    def _handle(self, header: bytes, frames: list[memoryview]) -> None:
+    def _handle(self, header: memoryview, frames: list[memoryview]) -> None:
         self._heard_s = time.monotonic()
         match decode_to_front_end(header):
             case State() as state:
                 self._learn(state)
-            case Answer() as answer:
-                output = output_from_frames(answer, frames)
-                self._answers.settle(answer.job, WorkerAnswer(output, answer.queue_s, answer.infer_s))
+            case Answers(answers=answers):
+                rest = iter(frames)
+                for answer in answers:
+                    self._answers.settle(answer.job, self._read(answer, rest))
             case Store() as store:
                 self._stores.settle(store.job, store.models)
             case Failure() as failure:
                 error = error_from_code(failure.code, failure.detail, failure.retry_after_s)
                 self._answers.settle(failure.job, error)
                 self._stores.settle(failure.job, error)
+
+    def _read(self, answer: Answer, frames: Iterator[memoryview]) -> WorkerAnswer | Internal:
+        try:
+            output = output_from_frames(answer, frames)
+        except MalformedMessage as error:  # the others of its message are none the worse for it
+            log.error("malformed answer from a worker", address=self._address, error=str(error))
+            return Internal("the front-end did not understand the worker")
+        return WorkerAnswer(output, answer.queue_s, answer.infer_s, answer.batch_images)
 
     def _learn(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 import structlog
 import zmq
-import zmq.asyncio
 
 from model.errors import ConvMLPError
 from model.types import RawOutput
 from service.errors import RetryLater
 from service.types import StoredModel
-from service.wire.frames import describe, frames_of
+from service.wire.frames import answer_of
 from service.wire.line import HIGH_WATER_MARK
+from service.wire.mailbox import Mailbox
 from service.wire.messages import (
     Answer,
+    Answers,
     Failure,
     MalformedMessage,
     State,
@@ -43,48 +45,64 @@ class Door:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
+        self._outbox: dict[bytes, list[tuple[Answer, list[memoryview]]]] = {}
 
     async def __aenter__(self) -> Door:
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 1000)  # the last answers of a drain still leave
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tell us when a front-end is gone
-        self._socket.set_hwm(HIGH_WATER_MARK)
-        self._socket.bind(self.address)
-        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, 1000)  # the last answers of a drain still leave
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tell us when a front-end is gone
+        socket.set_hwm(HIGH_WATER_MARK)
+        socket.bind(self.address)
+        self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._mailbox = Mailbox(socket)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._socket.close()
+        self._send_answers()
+        self._mailbox.close()
         self._context.term()
 
     async def receive(self) -> Letter:
         """The next well-formed message; others are logged and dropped, for their sender cannot be helped."""
         while True:
-            sender, header, *frames = await self._socket.recv_multipart(copy=False)
+            sender, header, *frames = await self._mailbox.receive()
             try:
-                return Letter(sender.bytes, decode_to_worker(header.bytes), [frame.buffer for frame in frames])
+                return Letter(sender.bytes, decode_to_worker(header.buffer), [frame.buffer for frame in frames])
             except MalformedMessage as error:
                 log.error("malformed message from a front-end", error=str(error))
 
-    async def answer(self, receiver: bytes, job: int, output: RawOutput, queue_s: float, infer_s: float) -> None:
-        kind, arrays = frames_of(output)
-        header = Answer(job, kind, describe(arrays), queue_s, infer_s)
-        await self._send(receiver, header, [array.data for array in arrays])
+    def answer(
+        self, receiver: bytes, job: int, output: RawOutput, queue_s: float, infer_s: float, batch_images: int
+    ) -> None:
+        """Sent as soon as the caller is through, together with what else it answers to the same front-end.
 
-    async def fail(self, receiver: bytes, job: int, error: ConvMLPError) -> None:
+        `batch_images` shared the job's batch, itself among them.
+        """
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._send_answers)
+        answer = answer_of(job, output, queue_s, infer_s, batch_images)
+        self._outbox.setdefault(receiver, []).append(answer)
+
+    def fail(self, receiver: bytes, job: int, error: ConvMLPError) -> None:
         retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
-        await self._send(receiver, Failure(job, error.code, error.detail, retry_after_s), [])
+        self._send(receiver, Failure(job, error.code, error.detail, retry_after_s))
 
-    async def tell_store(self, receiver: bytes, job: int, models: tuple[StoredModel, ...]) -> None:
-        await self._send(receiver, Store(job, models), [])
+    def tell_store(self, receiver: bytes, job: int, models: tuple[StoredModel, ...]) -> None:
+        self._send(receiver, Store(job, models))
 
-    async def tell(self, receiver: bytes, state: State) -> None:
-        await self._send(receiver, state, [])
+    def tell(self, receiver: bytes, state: State) -> None:
+        self._send(receiver, state)
 
-    async def _send(self, receiver: bytes, header: ToFrontEnd, frames: list[memoryview]) -> None:
+    def _send_answers(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for receiver, answers in outbox.items():
+            header = Answers(tuple([answer for answer, _ in answers]))
+            self._send(receiver, header, *(frame for _, frames in answers for frame in frames))
+
+    def _send(self, receiver: bytes, header: ToFrontEnd, *frames: memoryview) -> None:
         try:
-            await self._socket.send_multipart([receiver, encode(header), *frames], flags=zmq.NOBLOCK, copy=False)
-        except (zmq.Again, zmq.ZMQError) as error:
+            self._mailbox.send(receiver, encode(header), *frames)
+        except zmq.ZMQError as error:
             # The front-end is gone or does not read any more: there is nobody left to tell.
             log.info("message to a front-end dropped", error=str(error), message=type(header).__name__)

@@ -1,7 +1,9 @@
-"""Arrays as frames: what follows the header of a Predict or of an Answer."""
+"""Arrays on the wire: the input of a Predict, the output of an Answer."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,9 @@ import numpy.typing as npt
 
 from model.types import ClassifyOutput, DetectOutput, ModelInput, RawOutput, SegmentOutput
 from service.wire.messages import Answer, ArraySpec, MalformedMessage, Predict
+
+INLINE_BYTES = 4096
+"""An output of no more than this travels in the header itself."""
 
 
 def input_from_frames(message: Predict, frames: list[memoryview]) -> ModelInput:
@@ -24,7 +29,7 @@ def input_from_frames(message: Predict, frames: list[memoryview]) -> ModelInput:
     return ModelInput(np.frombuffer(frames[0], np.uint8).reshape(shape), message.geometry)
 
 
-def frames_of(output: RawOutput) -> tuple[str, list[npt.NDArray[Any]]]:
+def _arrays_of(output: RawOutput) -> tuple[str, list[npt.NDArray[Any]]]:
     """An output as its kind and its arrays."""
     match output:
         case ClassifyOutput():
@@ -36,20 +41,30 @@ def frames_of(output: RawOutput) -> tuple[str, list[npt.NDArray[Any]]]:
             return "segment", [output.label_map]
 
 
-def describe(arrays: list[npt.NDArray[Any]]) -> tuple[ArraySpec, ...]:
-    return tuple(ArraySpec(array.dtype.str, array.shape) for array in arrays)
+def answer_of(
+    job: int, output: RawOutput, queue_s: float, infer_s: float, batch_images: int
+) -> tuple[Answer, list[memoryview]]:
+    """The message that answers a job, and the frames that go with it: none where the output is small, for each of them
+    costs about as much as the message itself."""
+    kind, arrays = _arrays_of(output)
+    specs = tuple([ArraySpec(array.dtype.str, array.shape) for array in arrays])
+    small = sum([array.nbytes for array in arrays]) <= INLINE_BYTES
+    inline = tuple([array.tobytes() for array in arrays]) if small else ()
+    answer = Answer(job, kind, specs, inline, queue_s, infer_s, batch_images)
+    return answer, [] if small else [array.data for array in arrays]
 
 
-def output_from_frames(answer: Answer, frames: list[memoryview]) -> RawOutput:
-    """The output that an Answer carries; its arrays are views on the frames.
+def output_from_frames(answer: Answer, frames: Iterator[memoryview]) -> RawOutput:
+    """The output that an Answer carries, taking from `frames` those that are its own; its arrays are views on them.
 
     Raises:
         MalformedMessage: frames and header do not fit each other.
     """
+    parts: Iterable[bytes | memoryview] = answer.inline or itertools.islice(frames, len(answer.arrays))
     try:
         arrays: list[npt.NDArray[Any]] = [
-            np.frombuffer(frame, np.dtype(spec.dtype)).reshape(spec.shape)
-            for spec, frame in zip(answer.arrays, frames, strict=True)
+            np.frombuffer(part, np.dtype(spec.dtype)).reshape(spec.shape)
+            for spec, part in zip(answer.arrays, parts, strict=True)
         ]
         match answer.kind:
             case "classify":

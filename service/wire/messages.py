@@ -1,7 +1,7 @@
-"""Every message between a front-end and a worker: a typed header (MessagePack), then raw array bytes as frames.
+"""Every message between a front-end and a worker: a typed header (MessagePack), then large arrays' bytes as frames.
 
     front-end → worker   Hello · Predict + [uint8 (h, w, 3)] · ListStore · Load · Unload · Cancel
-    worker → front-end   State · Answer + [one frame an array] · Store · Failure
+    worker → front-end   State · Answers [+ one frame an array] · Store · Failure
 
 A job's number is its front-end's own count, over all that can be answered or cancelled; the worker tells
 front-ends apart by their socket identity. A model's version names one state of its config, weights included, the same
@@ -19,7 +19,7 @@ import msgspec
 from model.types import Geometry, QueryParams
 from service.types import StoredModel
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Both ends of a channel must speak the same; raised with every change to this file's messages."""
 
 MODEL_CONTROL_OFF = (
@@ -117,14 +117,25 @@ class ArraySpec(Message, frozen=True):
     shape: tuple[int, ...]
 
 
-class Answer(Message, frozen=True, tag="answer"):
-    """One row of a batch; `kind` names the output type, `arrays` describe the frames that follow."""
+class Answer(Message, frozen=True):
+    """One row of a batch of `batch_images`; `kind` names the output type, `arrays` describe what it is made of.
+
+    Their bytes are `inline` where they are few, else in the frames that follow.
+    """
 
     job: int
     kind: str
     arrays: tuple[ArraySpec, ...]
+    inline: tuple[bytes, ...]
     queue_s: float
     infer_s: float
+    batch_images: int
+
+
+class Answers(Message, frozen=True, tag="answers"):
+    """What a batch brought to one front-end: one message, for each costs far more than an answer in it."""
+
+    answers: tuple[Answer, ...]
 
 
 class Store(Message, frozen=True, tag="store"):
@@ -143,7 +154,7 @@ class Failure(Message, frozen=True, tag="failure"):
 
 ControlRequest = ListStore | Load | Unload
 ToWorker = Hello | Predict | ControlRequest | Cancel
-ToFrontEnd = State | Answer | Store | Failure
+ToFrontEnd = State | Answers | Store | Failure
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
@@ -158,7 +169,7 @@ def encode(message: ToWorker | ToFrontEnd) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_to_worker(header: bytes) -> ToWorker:
+def decode_to_worker(header: bytes | memoryview) -> ToWorker:
     """Raises MalformedMessage."""
     message: ToWorker = _decode(_to_worker, header)
     if isinstance(message, Hello) and message.protocol != PROTOCOL:
@@ -166,13 +177,13 @@ def decode_to_worker(header: bytes) -> ToWorker:
     return message
 
 
-def decode_to_front_end(header: bytes) -> ToFrontEnd:
+def decode_to_front_end(header: bytes | memoryview) -> ToFrontEnd:
     """Raises MalformedMessage."""
     message: ToFrontEnd = _decode(_to_front_end, header)
     return message
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[Any], header: bytes) -> Any:  # noqa: ANN401  (typed by its callers)
+def _decode(decoder: msgspec.msgpack.Decoder[Any], header: bytes | memoryview) -> Any:  # noqa: ANN401  (typed by its callers)
     try:
         return decoder.decode(header)
     except msgspec.DecodeError as error:

@@ -42,23 +42,21 @@ class Questions(Generic[T]):
         if budget_s <= 0:
             raise DeadlineExceeded("the request's deadline passed before it could be sent to the worker")
         job = next(self._numbers)
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
         self._waiting[job] = answer
+        # One timer a job: `asyncio.timeout` costs several times that, and takes part in every cancellation.
+        too_late = loop.call_later(budget_s, self._expire, job, budget_s)
         try:
-            await self._line.send(encode(header(job, budget_s)), *frames)
-            async with asyncio.timeout(budget_s):
-                return await answer
+            self._line.send(encode(header(job, budget_s)), *frames)
+            return await answer
         except NobodyThere:
             raise Unavailable(NO_WORKER, NO_WORKER_RETRY_S) from None
-        except TimeoutError:
-            await self._withdraw(job)
-            raise DeadlineExceeded(
-                f"there was no answer within the {budget_s:.3f} s that were left of the request's deadline"
-            ) from None
         except asyncio.CancelledError:
-            await self._withdraw(job)
+            self._withdraw(job)
             raise
         finally:
+            too_late.cancel()
             del self._waiting[job]
 
     def settle(self, job: int, answer: T | ConvMLPError) -> None:
@@ -76,6 +74,13 @@ class Questions(Generic[T]):
         for job in self._waiting:
             self.settle(job, error())
 
-    async def _withdraw(self, job: int) -> None:
+    def _expire(self, job: int, budget_s: float) -> None:
+        if self._waiting[job].done():
+            return  # answered in time; its caller has not had its turn yet
+        self._withdraw(job)
+        late = f"there was no answer within the {budget_s:.3f} s that were left of the request's deadline"
+        self.settle(job, DeadlineExceeded(late))
+
+    def _withdraw(self, job: int) -> None:
         with contextlib.suppress(NobodyThere):  # a lost worker has lost the job as well
-            await self._line.send(encode(Cancel(job)))
+            self._line.send(encode(Cancel(job)))

@@ -91,17 +91,17 @@ class ControlDesk:
             error = refused
         except asyncio.CancelledError:
             if self._closing:
-                await self._door.fail(sender, request.job, Unavailable("the worker is shutting down"))
+                self._door.fail(sender, request.job, Unavailable("the worker is shutting down"))
             raise
         except Exception:  # the boundary to disk and network: whatever it met, the caller must be answered
             log.exception("request about models failed", request=request)
             error = Internal("the worker could not do this; its log says why")
         else:
-            await self._door.tell_store(sender, request.job, store)
+            self._door.tell_store(sender, request.job, store)
             return
         finally:
             self._begun.discard(key)
-        await self._door.fail(sender, request.job, error)
+        self._door.fail(sender, request.job, error)
 
     async def _carry_out(self, request: ControlRequest, begun: Callable[[], None]) -> None:
         match request:

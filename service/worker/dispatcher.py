@@ -1,40 +1,50 @@
-"""The loop between queue and device: jobs → Batch → Runner → replies."""
+"""Between queue and device: jobs → Batch → Runner → replies."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import TypeVar, TypeVarTuple
+from dataclasses import dataclass
 
-import numpy as np
-import structlog
-
-from model.errors import ConvMLPError
-from model.types import Batch, RawOutput
-from service.errors import DeadlineExceeded, Internal, Overloaded
+from model.types import RawOutput
+from service.errors import Internal, Overloaded
 from service.metrics import WorkerMetrics
 from service.spans import NO_SPAN, NO_TRACING, Span, Tracing, within
-from service.worker.batching import BatchLimits, expired, next_batch
+from service.worker.admission import Admission
+from service.worker.batching import BatchLimits, as_batch, share
+from service.worker.lanes import Ended, Lanes
 from service.worker.pace import Pace
 from service.worker.queue import Done, Job, JobQueue, Shape
+from service.worker.retries import Retries
 from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
+from service.worker.sizes import BatchSizes
 from service.worker.traces import OUT_OF_MEMORY, tell_batch, tell_job
 
-MAX_CAPS = 256
-"""Shapes whose limit is remembered."""
 IDLE_S = 5.0
 """A device without work is asked for a sign of life this often."""
 
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
-log = structlog.get_logger(__name__)
+@dataclass(frozen=True, slots=True, eq=False)
+class _InHand:
+    """A batch that runs on the device."""
+
+    jobs: tuple[Job, ...]
+    lanes: int
+    expected_s: float
+    """Seconds of one lane."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trial:
+    jobs: tuple[Job, ...]
+    ended: asyncio.Future[float]
 
 
 class Dispatcher:
-    """Takes jobs in, runs them in batches on the one device thread, and sees that each is answered once."""
+    """Takes jobs in, runs them in batches on the device's lanes, and sees that each is answered once."""
 
     def __init__(
         self,
@@ -48,38 +58,33 @@ class Dispatcher:
         idle_s: float = IDLE_S,
     ) -> None:
         self._runner = runner
-        self._device_thread = device_thread
+        self._lanes = Lanes(runner.lanes, device_thread, clock)
         self._queue = queue
-        self._limits = limits
         self._metrics = metrics
         self._clock = clock
         self._tracing = tracing
         self._idle_s = idle_s
         self._pace = Pace()
-        self._caps: dict[Shape, int] = {}
-        self._arrived = asyncio.Event()
-        self._left = asyncio.Event()
-        self._running: tuple[Job, ...] = ()
-        self._running_since_s: float | None = None
+        self._sizes = BatchSizes(limits)
+        self._admission = Admission(queue, self._pace, self._sizes, runner.lanes, self._running_s, clock)
+        self._retries = Retries(self._sizes)
+        self._in_hand: list[_InHand] = []
+        self._trials: deque[_Trial] = deque()
+        self._left: asyncio.Event | None = None
         self._answered_s = clock()
+        self._over: asyncio.Future[None] | None = None
+        self._look_due = False
 
     def submit(self, job: Job) -> None:
         """Let a job in, or answer it at once with why not."""
-        ahead_s = self.backlog_s()
-        if self._clock() + ahead_s > job.deadline_s:
-            error: ConvMLPError = Overloaded(
-                f"the images ahead take {ahead_s:.1f} s, longer than the request's deadline allows", ahead_s
-            )
-        else:
-            try:
-                self._queue.put(job, ahead_s)
-            except Overloaded as full:
-                error = full
-            else:
-                self._arrived.set()
-                self._tell_depth(job.shape.model)
-                return
-        job.reply(Done(error, 0.0, 0.0))
+        try:
+            self._admission.let_in(job)
+        except Overloaded as refusal:
+            job.reply(Done(refusal, 0.0, 0.0))
+            return
+        self._tell_depth(job.shape.model)
+        if self._lanes.free:
+            self._look_soon()
 
     def cancel(self, key: tuple[bytes, int]) -> None:
         """Forget a job that still waits; one that runs is left to finish, unread."""
@@ -89,129 +94,223 @@ class Dispatcher:
             self._tell_left()
 
     def backlog_s(self) -> float:
-        """Seconds until the device will be through with everything that waits now."""
-        return self._pace.seconds_for(self._running) + self._pace.seconds_for(self._queue.waiting)
+        """Seconds until the device will be through with everything that runs and waits now."""
+        return self._admission.backlog_s()
 
     def busy_s(self) -> float:
-        """For how long the batch that runs now has been running; 0 where none runs."""
-        return 0.0 if self._running_since_s is None else self._clock() - self._running_since_s
+        """For how long the batch that has been running for longest has been; 0 where none runs."""
+        return self._lanes.busy_s()
 
     def silent_s(self) -> float:
-        """Since when the device has not answered; it is asked every few seconds where there is nothing else to do."""
-        return self._clock() - self._answered_s
+        """Since when the device, or a lane that is busy, has not answered.
+
+        The device is asked every few seconds where there is nothing else to do.
+        """
+        return max(self.busy_s(), self._clock() - self._answered_s)
+
+    def set_best_batch(self, shape: Shape, images: int) -> None:
+        """Have batches of a slot's model be as large as so many images of this shape, and of another shape as many as
+        have about as many pixels."""
+        self._sizes.set_best(shape, images)
+
+    def forget(self, slot: str) -> None:
+        """A slot is empty from now on."""
+        self._sizes.forget(slot)
+
+    async def time(self, job: Job, images: int) -> float:
+        """The seconds that one lane takes for a batch of a job, so many times; nobody is answered.
+
+        It has its turn between other batches.
+
+        Raises:
+            OutOfDeviceMemory: so many did not fit.
+            Exception: whatever else the network met.
+        """
+        trial = _Trial((job,) * images, asyncio.get_running_loop().create_future())
+        self._trials.append(trial)
+        self._look_soon()
+        return await trial.ended
 
     async def finished(self, slot: str | None = None) -> None:
         """Wait until nothing waits and nothing runs, of one slot or at all."""
-        while any(slot in (None, job.shape.slot) for job in (*self._running, *self._queue.waiting)):
+        while self._has(slot):
+            self._left = self._left or asyncio.Event()
             await self._left.wait()
 
     async def run(self) -> None:
-        """Serve for ever: whenever the device is free, whatever waits goes to it.
+        """Serve for ever: whenever a lane is free, something that waits goes to it.
 
         Raises:
             DeviceLost: the device failed where it had nothing else to do.
         """
-        while True:
-            for job in expired(self._queue.waiting, self._clock()):
-                self._take((job,))
-                late = DeadlineExceeded("the request's deadline passed while it waited for the device")
-                self._reply(job, Done(late, self._clock() - job.enqueued_s, 0.0))
-                self._tell_left()
-            jobs = next_batch(self._queue.waiting, self._limits, self._caps)
-            if not jobs:
-                await self._pause()
-                continue
-            self._take(jobs)
-            self._running = jobs
-            await self._answer(jobs)
-            self._running = ()
-            self._tell_left()
-
-    async def _pause(self) -> None:
-        """Until a job arrives, or for a while; then see that the device is there still."""
-        self._arrived.clear()
+        loop = asyncio.get_running_loop()
+        self._over = loop.create_future()
+        alive = loop.create_task(self._keep_alive())
+        self._look_soon()
         try:
-            async with asyncio.timeout(self._idle_s):
-                await self._arrived.wait()
-        except TimeoutError:
-            try:
-                await self._on_device(self._runner.ping)
-            except Exception as error:
-                raise DeviceLost(f"the device does not work any more: {error}") from error
+            over, _ = await asyncio.wait((self._over, alive), return_when=asyncio.FIRST_COMPLETED)
+            for one in over:
+                one.result()
+        finally:
+            self._over = None
+            alive.cancel()
 
-    def _take(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self._queue.remove(job.key)
-        self._tell_depth(jobs[0].shape.model)
+    def close(self) -> None:
+        """Let the threads go; what runs still is nobody's any more."""
+        self._lanes.close()
+
+    def _look_soon(self) -> None:
+        """After all that has arrived already, so that a burst is seen as one."""
+        if not self._look_due and self._over is not None:
+            self._look_due = True
+            asyncio.get_running_loop().call_soon(self._guard, self._look)
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """A step of `run`: after it nothing is done any more, and what goes wrong ends it."""
+        if self._over is None or self._over.done():
+            return
+        try:
+            step()
+        except Exception as error:  # raised by `run`
+            self._over.set_exception(error)
+
+    def _look(self) -> None:
+        """Start what can be started."""
+        self._look_due = False
+        for job, done in self._admission.late():
+            self._tell_depth(job.shape.model)
+            self._reply(job, done)
+            self._tell_left()
+        while self._lanes.free and self._start_next():
+            pass
+
+    def _start_next(self) -> bool:
+        """Start one batch; whether there was one to start."""
+        free, queue, retries = self._lanes.free, self._queue, self._retries
+        if retries.alone:
+            if free == self._lanes.count:
+                self._serve(retries.alone.popleft(), free)
+            return False
+        if self._trials:
+            self._try(self._trials.popleft())
+        elif retries.parts:
+            jobs = retries.parts.popleft()
+            self._serve(jobs, share(free, 1, len(retries.parts) + len(queue), 1).lanes)
+        elif queue:
+            shape = queue.next().shape
+            mine = queue.depth_of(shape)
+            part = share(free, mine, len(queue) - mine, self._sizes.most(shape))
+            jobs = queue.take(shape, part.images)
+            self._tell_depth(shape.model)
+            self._serve(jobs, part.lanes)
+        else:
+            return False
+        return True
+
+    def _serve(self, jobs: tuple[Job, ...], lanes: int) -> None:
+        batch = self._start(jobs, lanes, self._settle)
+        self._queue.shares.charge(jobs[0].shape.model, batch.expected_s)
+
+    def _try(self, trial: _Trial) -> None:
+        def settle(batch: _InHand, end: Ended[tuple[RawOutput, ...]]) -> None:
+            if not isinstance(end.result, Exception):
+                self._pace.tried(batch.jobs[0].shape, len(batch.jobs), end.seconds)
+            if not trial.ended.done():  # whoever asked may have left
+                if isinstance(end.result, Exception):
+                    trial.ended.set_exception(end.result)
+                else:
+                    trial.ended.set_result(end.seconds)
+
+        self._start(trial.jobs, 1, settle)
+
+    def _start(
+        self, jobs: tuple[Job, ...], lanes: int, settle: Callable[[_InHand, Ended[tuple[RawOutput, ...]]], None]
+    ) -> _InHand:
+        """Run jobs as one batch; `settle` is called with what became of it."""
+        shape, run = jobs[0].shape, self._runner.run
+        batch = _InHand(jobs, lanes, len(jobs) * self._pace.seconds(shape))
+        self._in_hand.append(batch)
+        inputs, params = [job.input for job in jobs], [job.params for job in jobs]
+
+        def ended(end: Ended[tuple[RawOutput, ...]]) -> None:
+            self._in_hand.remove(batch)
+            self._answered_s = end.ended_s
+            settle(batch, end)
+            self._tell_left()
+            self._look()
+
+        self._lanes.run(
+            lanes,
+            # The batch is put together in the lane's thread: the copy holds up nobody here.
+            lambda: run(shape.slot, as_batch(inputs, params), lanes),
+            lambda end: self._guard(lambda: ended(end)),
+        )
+        return batch
+
+    def _settle(self, batch: _InHand, end: Ended[tuple[RawOutput, ...]]) -> None:
+        """Reply to each job of a batch; what could not run together runs again in smaller parts."""
+        jobs, model, seconds = batch.jobs, batch.jobs[0].shape.model, end.seconds * batch.lanes
+        self._queue.shares.charge(model, seconds - batch.expected_s)
+        match end.result:
+            case Exception() as error:
+                memory = isinstance(error, OutOfDeviceMemory)
+                span = self._tell_batch(jobs, end, OUT_OF_MEMORY if memory else Internal.code)
+                with within(span):
+                    answer = self._retries.after(error, jobs, batch.lanes == self._lanes.count)
+                if answer is not None:
+                    self._reply(jobs[0], Done(answer, end.started_s - jobs[0].enqueued_s, end.seconds), span)
+            case outputs:
+                self._pace.ran(jobs[0].shape, len(jobs), seconds)
+                self._metrics.batch(model, len(jobs), end.seconds, batch.lanes / self._lanes.count)
+                span = self._tell_batch(jobs, end)
+                for job, output in zip(jobs, outputs, strict=True):
+                    self._reply(job, Done(output, end.started_s - job.enqueued_s, end.seconds, len(jobs)), span)
+
+    async def _keep_alive(self) -> None:
+        """See every now and then that a device without work is there still.
+
+        Raises:
+            DeviceLost: it is not.
+        """
+        while True:
+            await asyncio.sleep(self._idle_s)
+            if self._lanes.free < self._lanes.count or self._queue:
+                continue
+            end = await self._ping()
+            if isinstance(end.result, Exception):
+                raise DeviceLost(f"the device does not work any more: {end.result}") from end.result
+            self._answered_s = end.ended_s
+            self._look_soon()
+
+    async def _ping(self) -> Ended[None]:
+        ended: asyncio.Future[Ended[None]] = asyncio.get_running_loop().create_future()
+        self._lanes.run_first(self._runner.ping, lambda end: None if ended.done() else ended.set_result(end))
+        return await ended
+
+    def _running_s(self) -> float:
+        """Seconds of one lane that what runs was expected to take."""
+        return sum(batch.expected_s for batch in self._in_hand)
+
+    def _has(self, slot: str | None) -> bool:
+        """Whether anything of a slot, or at all, waits or runs."""
+        batches = (
+            *(batch.jobs for batch in self._in_hand),
+            *self._retries.batches,
+            *(trial.jobs for trial in self._trials),
+        )
+        if slot is None:
+            return bool(self._queue or batches)
+        return self._queue.has_slot(slot) or any(jobs[0].shape.slot == slot for jobs in batches)
 
     def _tell_left(self) -> None:
         """Wake whoever waits for jobs to leave."""
-        self._left.set()
-        self._left = asyncio.Event()
+        if self._left is not None:
+            self._left.set()
+            self._left = None
 
     def _tell_depth(self, model: str) -> None:
         self._metrics.queue_depth(model, self._queue.depth(model))
         self._metrics.queue_pixels(self._queue.pixels)
-
-    async def _answer(self, jobs: Sequence[Job]) -> None:
-        """Run jobs of one shape and reply to each; what cannot run together runs in smaller parts."""
-        shape = jobs[0].shape
-        started = self._clock()
-        try:
-            outputs = await self._run(jobs)
-        except OutOfDeviceMemory:
-            batch = self._tell_batch(jobs, started, OUT_OF_MEMORY)
-            if len(jobs) > 1:
-                half = len(jobs) // 2
-                if len(self._caps) >= MAX_CAPS:
-                    self._caps.clear()  # learnt again where it still matters
-                self._caps[shape] = min(half, self._caps.get(shape, half))
-                with within(batch):
-                    log.warning("out of device memory", model=shape.model, images=len(jobs), next_limit=half)
-                await self._answer(jobs[:half])
-                await self._answer(jobs[half:])
-                return
-            full = Overloaded("the device has no memory left for this image; try again later or send a smaller one")
-            self._reply(jobs[0], Done(full, started - jobs[0].enqueued_s, self._clock() - started), batch)
-        except Exception:  # the boundary to the network: whatever it met, each job must be answered
-            ids = [job.request_id for job in jobs]
-            batch = self._tell_batch(jobs, started, Internal.code)
-            with within(batch):
-                log.exception("batch failed", model=shape.model, images=len(jobs), request_ids=ids)
-            if len(jobs) > 1:  # one bad input must not cost its neighbours their answers
-                for job in jobs:
-                    await self._answer((job,))
-                return
-            broken = Internal("the model could not answer this image; the worker's log says why")
-            self._reply(jobs[0], Done(broken, started - jobs[0].enqueued_s, self._clock() - started), batch)
-        else:
-            seconds = self._clock() - started
-            self._pace.ran(shape, len(jobs), seconds)
-            self._metrics.batch(shape.model, len(jobs), seconds)
-            batch = self._tell_batch(jobs, started)
-            for job, output in zip(jobs, outputs, strict=True):
-                self._reply(job, Done(output, started - job.enqueued_s, seconds), batch)
-
-    async def _run(self, jobs: Sequence[Job]) -> tuple[RawOutput, ...]:
-        batch = Batch(
-            # One copy, into the contiguous array that goes to the device.
-            pixels=np.stack([job.input.pixels for job in jobs]),
-            geometries=tuple(job.input.geometry for job in jobs),
-            params=tuple(job.params for job in jobs),
-        )
-        return await self._on_device(self._runner.run, jobs[0].shape.slot, batch)
-
-    async def _on_device(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        def run() -> T:
-            self._running_since_s = self._clock()  # not before: the thread may have a model to load first
-            return function(*arguments)
-
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(self._device_thread, run)
-        finally:
-            self._running_since_s = None
-        self._answered_s = self._clock()
-        return result
 
     def _reply(self, job: Job, done: Done, batch: Span = NO_SPAN) -> None:
         self._metrics.waited(job.shape.model, done.queue_s)
@@ -219,7 +318,7 @@ class Dispatcher:
             tell_job(job, done, batch)
         job.reply(done)
 
-    def _tell_batch(self, jobs: Sequence[Job], started_s: float, error: str = "") -> Span:
+    def _tell_batch(self, jobs: Sequence[Job], end: Ended[tuple[RawOutput, ...]], error: str = "") -> Span:
         if not any(job.span.recording for job in jobs):
             return NO_SPAN
-        return tell_batch(self._tracing, self._runner, jobs, started_s, self._clock(), error)
+        return tell_batch(self._tracing, self._runner, jobs, end.started_s, end.ended_s, error)

@@ -22,6 +22,7 @@ from service.worker.runner import OutOfDeviceMemory, Runner
 from service.worker.self_check import SelfCheck
 from service.worker.served_file import ServedFile
 from service.worker.shelf import LoadedModel, Shelf, shelved
+from service.worker.tuning import Tuner
 
 PROOF_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Between tries to ask a new model about the reference picture while the worker is too busy for it."""
@@ -44,6 +45,7 @@ class Keeper:
         runner: Runner,
         device_thread: Executor,
         dispatcher: Dispatcher,
+        tuner: Tuner,
         settings: Settings,
         metrics: WorkerMetrics,
         announce: Callable[[], Awaitable[None]],
@@ -53,12 +55,14 @@ class Keeper:
         self._device_thread = device_thread
         self._dispatcher = dispatcher
         self._check = SelfCheck(dispatcher)
+        self._tuner = tuner
         self._settings = settings
         self._metrics = metrics
         self._announce = announce
         self._file = ServedFile(settings.served_models_file, settings.models)
         self._reading_thread = ThreadPoolExecutor(1, thread_name_prefix="read-models")
         self._in_hand: dict[str, str] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Load what is on the shelf.
@@ -95,6 +99,8 @@ class Keeper:
                 self._metrics.model_ready(model.name, ready=model.objection is None)
                 if model.objection != before:
                     await self._announce()
+                if model.objection is None:
+                    await self._tune(model)
         return all(model.objection is None for model in self._shelf.served)
 
     async def store(self) -> tuple[StoredModel, ...]:
@@ -154,6 +160,8 @@ class Keeper:
         log.info("model unloaded", model=name)
 
     def close(self) -> None:
+        for leaving in self._leaving:
+            leaving.cancel()
         self._reading_thread.shutdown(wait=False)
 
     def _read(self, name: str) -> LoadedModel:
@@ -170,9 +178,12 @@ class Keeper:
         try:
             await self._put_on_device(model)
             await self._prove(model)
+            await self._tune(model)
         except BaseException:
             # Comes after whatever the device still does for it; not waited for, since the device may hang.
-            self._device_thread.submit(self._runner.remove, model.slot)
+            leaving = asyncio.create_task(self._leave(model))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
             if new:
                 self._metrics.serves_no_more(model.name)
             raise
@@ -180,6 +191,7 @@ class Keeper:
     async def _put_on_device(self, model: LoadedModel) -> None:
         put = await self._run_in(self._reading_thread, self._runner.prepare, model.slot, model.bundle)
         await self._run_in(self._device_thread, put)
+        model.precision = self._runner.precision(model.slot)
 
     async def _prove(self, model: LoadedModel) -> None:
         for pause_s in (*PROOF_PAUSES_S, None):
@@ -198,10 +210,18 @@ class Keeper:
                 f"picture: {model.objection}"
             )
 
+    async def _tune(self, model: LoadedModel) -> None:
+        """Measure the best batch of a model that has proven itself, once."""
+        if not model.best_batch:
+            model.best_batch = await self._tuner.tune(model)
+            self._metrics.best_batch(model.name, model.best_batch)
+
     async def _leave(self, model: LoadedModel) -> None:
         """Empty the slot of a model that is found no more, once what it has in hand is answered."""
+        model.gone = True
         await self._dispatcher.finished(model.slot)
         await self._run_in(self._device_thread, self._runner.remove, model.slot)
+        self._dispatcher.forget(model.slot)
 
     async def _changed(self) -> None:
         try:

@@ -22,9 +22,10 @@ class DeviceLost(Exception):
 
 
 class Runner(Protocol):
-    """Owns the device. Every call but `prepare` is made from one thread, never two at a time.
+    """Owns the device. A model lies in a slot, whose name is the caller's choice.
 
-    A model lies in a slot, whose name is the caller's choice.
+    `prepare` is called from any thread, `run` from several at once; every other call is made from one thread, which
+    is one of those that call `run`.
     """
 
     @property
@@ -33,8 +34,12 @@ class Runner(Protocol):
         ...
 
     @property
-    def precision(self) -> str:
-        """What it computes in: `fp32`, `fp16` or `bf16`."""
+    def lanes(self) -> int:
+        """Batches that it runs at once, each by itself: the threads of a CPU that compute, two streams of a GPU."""
+        ...
+
+    def precision(self, slot: str) -> str:
+        """What the model in a slot computes in: `fp32`, `fp16` or `bf16`."""
         ...
 
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
@@ -51,11 +56,13 @@ class Runner(Protocol):
         ...
 
     def remove(self, slot: str) -> None:
-        """Empty a slot and give its memory back; nothing happens where it is empty."""
+        """Empty a slot, of which nothing runs, and give its memory back; nothing happens where it is empty."""
         ...
 
-    def run(self, slot: str, batch: Batch) -> tuple[RawOutput, ...]:
-        """Answer a batch: row i of the output is for row i of the input.
+    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+        """Answer a batch on some of the lanes: row i of the output is for row i of the input.
+
+        All batches that run at once have no more lanes together than there are.
 
         Raises:
             OutOfDeviceMemory: the batch did not fit; the runner is as good as before.

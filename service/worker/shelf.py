@@ -20,7 +20,8 @@ class LoadedModel:
     """A bundle that has a slot in the runner. One that is loaded again has another slot.
 
     `objection` says why it is not fit to serve; None where it has proven itself on `reference`, its input of the
-    reference picture.
+    reference picture. `precision` is what it computes in, once it is on the device; `best_batch` how many images of
+    the reference picture's size are best run at once, 0 until it is measured. `gone`: its slot is being emptied.
     """
 
     bundle: Bundle
@@ -28,6 +29,9 @@ class LoadedModel:
     version: str
     reference: ModelInput
     objection: str | None = "not proven yet"
+    precision: str = ""
+    best_batch: int = 0
+    gone: bool = False
 
     @property
     def config(self) -> BundleConfig:

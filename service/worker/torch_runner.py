@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import structlog
 import torch
 
 from model.bundle import Bundle
-from model.net.weights import Precision
-from model.predictor import Optimisations, Predictor, default_device, load_network
+from model.mode import Mode, fastest, make_predictor
+from model.predictor import Predictor, default_device, load_network
 from model.types import Batch, RawOutput
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
+CUDA_LANES = 2
+"""One batch is copied and answered while the other is computed."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    predictor: Predictor
+    mode: Mode
+
 
 class TorchRunner:
     """Loads the given bundles on construction, each into the slot of its name.
+
+    A lane is a core on the CPU, and on a GPU a stream.
 
     Raises:
         BundleInvalid: weights do not fit their architecture.
@@ -25,7 +42,6 @@ class TorchRunner:
     """
 
     def __init__(self, bundles: Sequence[Bundle], settings: Settings) -> None:
-        torch.set_num_threads(settings.compute_threads or usable_cores())
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
         self._device = default_device() if settings.device == "auto" else torch.device(settings.device)
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
@@ -34,12 +50,12 @@ class TorchRunner:
                 f"say --device cpu or auto"
             )
         self.device = str(self._device)
-        self.precision: Precision = settings.precision
-        # fp32 on the CPU is the exact mode; whoever chose anything else wants to be fast.
-        exact = self._device.type == "cpu" and settings.precision == "fp32"
-        self._optimisations = Optimisations(channels_last=not exact)
+        self._cores = settings.compute_threads or usable_cores()
+        self.lanes = self._cores if self._device.type == "cpu" else CUDA_LANES
+        self._mode = None if settings.precision == "auto" else Mode(settings.precision)
+        self._streams = threading.local()
         self._pulse = torch.zeros(1, device=self._device)
-        self._predictors: dict[str, Predictor] = {}
+        self._served: dict[str, _Served] = {}
         for bundle in bundles:
             self.prepare(bundle.config.name, bundle)()
 
@@ -50,31 +66,66 @@ class TorchRunner:
         found = torch.cuda.get_device_properties(self._device)
         return f"GPU-{found.uuid}", found.name
 
+    def precision(self, slot: str) -> str:
+        served = self._served.get(slot)
+        return served.mode.value if served else ""
+
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
-        with self._memory_errors():
-            network = load_network(bundle)
+        # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed on several cores, and
+        # once they are more than the cores, all of them go to sleep after each layer.
+        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as thread:
+            served = thread.submit(self._make, bundle).result()
 
         def put() -> None:
-            with self._memory_errors():
-                predictor = Predictor(bundle, self._device, self.precision, self._optimisations, network)
-            self._predictors[slot] = predictor
+            self._served[slot] = served
 
         return put
 
     def remove(self, slot: str) -> None:
-        self._predictors.pop(slot, None)
+        self._served.pop(slot, None)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def run(self, slot: str, batch: Batch) -> tuple[RawOutput, ...]:
-        with self._memory_errors():
-            return self._predictors[slot].predict(batch)
+    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+        with self._memory_errors(), self._lane(lanes):
+            return self._served[slot].predictor.predict(batch)
 
     def ping(self) -> None:
         self._pulse.logical_not_().item()  # what is copied back was computed there
 
     def close(self) -> None:
-        self._predictors.clear()
+        self._served.clear()
+
+    def _make(self, bundle: Bundle) -> _Served:
+        with self._memory_errors(), self._lane(self._cores):
+            return self._choose(bundle)
+
+    def _choose(self, bundle: Bundle) -> _Served:
+        network = load_network(bundle)
+        if self._mode is not None:
+            return _Served(make_predictor(bundle, self._device, self._mode, network), self._mode)
+        choice = fastest(bundle, self._device, network)
+        log.info(
+            "precision",
+            model=bundle.config.name,
+            chosen=choice.mode.value,
+            tried={one.mode.value: one.objection or f"{one.seconds * 1000:.1f} ms" for one in choice.trials},
+        )
+        return _Served(choice.predictor, choice.mode)
+
+    @contextmanager
+    def _lane(self, cores: int) -> Iterator[None]:
+        """What this thread computes with: so many threads of a CPU, a stream of its own of a GPU."""
+        if self._device.type == "cpu":
+            torch.set_num_threads(cores)  # OpenMP keeps the number for each thread that asks
+            yield
+            return
+        if not hasattr(self._streams, "mine"):
+            self._streams.mine = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(self._streams.mine):
+            yield
+            # What was made here is used by other streams, or is gone when it is not.
+            self._streams.mine.synchronize()
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:

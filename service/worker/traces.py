@@ -32,7 +32,7 @@ def tell_batch(
             "convmlp.input.height": shape.height,
             "convmlp.input.width": shape.width,
             "convmlp.device": runner.device,
-            "convmlp.precision": runner.precision,
+            "convmlp.precision": runner.precision(shape.slot),
         },
         error,
     )

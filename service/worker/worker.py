@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import structlog
 
@@ -38,6 +37,7 @@ from service.worker.keeper import Keeper
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.runner import Runner
 from service.worker.shelf import LoadedModel, Shelf, shelved
+from service.worker.tuning import Tuner
 
 STARTING_RETRY_S = 2.0
 FIRST_RECHECK_S = 0.5
@@ -74,7 +74,6 @@ class Worker:
         self._runner: Runner | None = None
         self._dispatcher: Dispatcher | None = None
         self._control: ControlDesk | None = None
-        self._letters: set[asyncio.Task[None]] = set()
 
     async def run(self, door: Door, stop: asyncio.Event) -> None:
         """Serve until `stop`, then finish what is in hand.
@@ -95,6 +94,7 @@ class Worker:
                 self._runner,
                 self._device_thread,
                 self._dispatcher,
+                Tuner(self._dispatcher, self._limits()),
                 self._settings,
                 self._metrics,
                 self._announce,
@@ -115,6 +115,7 @@ class Worker:
                 task.cancel()
         # The threads are left to end by themselves: a batch that still runs is nobody's any more.
         keeper.close()
+        self._dispatcher.close()
         self._device_thread.shutdown(wait=False)
 
     def _make_dispatcher(self, runner: Runner) -> Dispatcher:
@@ -123,11 +124,14 @@ class Worker:
         return Dispatcher(
             runner,
             self._device_thread,
-            JobQueue(settings.max_queue_images, settings.max_queue_mpx * 10**6),
-            BatchLimits(settings.max_batch_images, settings.max_batch_mpx * 10**6),
+            JobQueue(settings.max_queue_images, settings.max_queue_mpx * 10**6, settings.weights),
+            self._limits(),
             self._metrics,
             tracing=self._tracing,
         )
+
+    def _limits(self) -> BatchLimits:
+        return BatchLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
 
     async def _receive(self) -> None:
         while True:
@@ -135,7 +139,7 @@ class Worker:
             match letter.message:
                 case Hello(knows=knows):
                     self._audience.heard(letter.sender, knows)
-                    self._post(self._tell(letter.sender))
+                    self._tell(letter.sender)
                 case Cancel(job=job):
                     key = (letter.sender, job)
                     if self._dispatcher is not None:
@@ -151,7 +155,7 @@ class Worker:
         now_s = time.monotonic()
 
         def reply(done: Done) -> None:
-            self._post(self._answer(letter.sender, message.job, done))
+            self._answer(letter.sender, message.job, done)
 
         try:
             model, dispatcher = self._model_for(message)
@@ -192,36 +196,38 @@ class Worker:
                 raise Unavailable(self._reason, STARTING_RETRY_S)
             self._control.take_in(sender, request)
         except ConvMLPError as error:
-            self._post(self._door.fail(sender, request.job, error))
+            self._door.fail(sender, request.job, error)
 
-    async def _answer(self, receiver: bytes, job: int, done: Done) -> None:
+    def _answer(self, receiver: bytes, job: int, done: Done) -> None:
         match done.result:
             case ConvMLPError() as error:
-                await self._door.fail(receiver, job, error)
+                self._door.fail(receiver, job, error)
             case output:
-                await self._door.answer(receiver, job, output, done.queue_s, done.infer_s)
+                self._door.answer(receiver, job, output, done.queue_s, done.infer_s, done.batch_images)
 
     async def _announce(self) -> None:
         """Tell every front-end what changed, before it asks."""
         for front_end in self._audience.present():
-            await self._tell(front_end)
+            self._tell(front_end)
 
-    async def _tell(self, front_end: bytes) -> None:
+    def _tell(self, front_end: bytes) -> None:
         served = self._shelf.served
         knows = self._audience.knows(front_end)
         backlog_s = self._dispatcher.backlog_s() if self._dispatcher else STARTING_RETRY_S
-        device, precision = (self._runner.device, self._runner.precision) if self._runner else ("", "")
+        device = self._runner.device if self._runner else ""
         state = State(
             instance=self._instance,
             phase=self._phase,
             reason=self._reason,
             retry_after_s=backlog_s if self._phase is Phase.READY else STARTING_RETRY_S,
-            models=tuple(ModelState(one.name, one.version, one.objection is None, device, precision) for one in served),
+            models=tuple(
+                ModelState(one.name, one.version, one.objection is None, device, one.precision) for one in served
+            ),
             configs={one.version: one.config.model_dump_json() for one in served if one.version not in knows},
             silent_s=self._dispatcher.silent_s() if self._dispatcher else 0.0,
         )
         self._audience.told(front_end, state.configs)
-        await self._door.tell(front_end, state)
+        self._door.tell(front_end, state)
 
     async def _keep_checking(self, keeper: Keeper) -> None:
         interval_s = self._settings.self_check_interval_ms / 1000
@@ -254,11 +260,3 @@ class Worker:
                 await asyncio.sleep(2 * self._settings.heartbeat_interval_ms / 1000)
                 if self._dispatcher is not None:
                     await self._dispatcher.finished()
-                while self._letters:
-                    await asyncio.wait(self._letters)
-
-    def _post(self, sending: Coroutine[Any, Any, None]) -> None:
-        """Send without waiting; as many at once as there are jobs in hand, which the queue bounds."""
-        task = asyncio.create_task(sending)
-        self._letters.add(task)
-        task.add_done_callback(self._letters.discard)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.parity import Variant
+from benchmarks.parity import VARIANTS, Variant
 from benchmarks.parity_agreement import agreement, match
 from benchmarks.parity_models import FAMILIES, calibrate
 from benchmarks.parity_pictures import read_pictures, varied_reference
@@ -196,7 +196,7 @@ def test_the_command_prints_a_row_for_each_variant(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     rows = {row["variant"]: row for row in answer["rows"]}
-    names = ["fp32", "channels-last", "folded", "bf16", "fp16", "bf16+channels-last+folded", "compiled"]
+    names = ["fp32", *VARIANTS.split(",")]
     assert list(rows) == names
     assert answer["pictures"] == 1
     assert "compiler" in rows["compiled"]["not_supported"]

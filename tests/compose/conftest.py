@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,13 @@ def engine() -> None:
 
 
 @pytest.fixture(scope="session")
-def images(engine: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:  # noqa: ARG001
+def figures(request: pytest.FixtureRequest) -> list[str]:
+    """What is told at the end."""
+    return request.config.stash.setdefault(FIGURES, [])
+
+
+@pytest.fixture(scope="session")
+def images(engine: None, figures: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:  # noqa: ARG001
     """The images for the CPU, built without network from the wheels of the locks."""
     wheels = Path(os.environ.get("CONVMLP_TEST_WHEELS") or tmp_path_factory.mktemp("wheels"))
     started_s = time.monotonic()
@@ -56,14 +63,20 @@ def images(engine: None, request: pytest.FixtureRequest, tmp_path_factory: pytes
     build.compose("build", timeout_s=BUILD_TIMEOUT_S)
     sizes = ", ".join(f"{name} {inspect(name)['Size'] / 1e6:.0f} MB" for name in (FRONTEND, WORKER))
     times = f"wheels fetched in {fetched_s - started_s:.0f} s, images built in {time.monotonic() - fetched_s:.0f} s"
-    request.config.stash.setdefault(FIGURES, []).append(f"{times}: {sizes}")
+    figures.append(f"{times}: {sizes}")
 
 
 @pytest.fixture(scope="session")
-def stack(images: None, request: pytest.FixtureRequest) -> Iterator[Stack]:  # noqa: ARG001
+def as_started() -> dict[str, dict[str, Any]]:
+    """State of each service's container when the stack was up for the first time: tests restart some."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def stack(images: None, figures: list[str], as_started: dict[str, dict[str, Any]]) -> Iterator[Stack]:  # noqa: ARG001
     """The service on the CPU, for tests that leave it running."""
     started_s = time.monotonic()
     with running(Stack("convmlp-test"), *SERVICES) as up:
-        figure = f"up and healthy in {time.monotonic() - started_s:.0f} s"
-        request.config.stash.setdefault(FIGURES, []).append(figure)
+        figures.append(f"up and healthy in {time.monotonic() - started_s:.0f} s")
+        as_started.update({service: up.container(service)["State"] for service in SERVICES})
         yield up

@@ -111,9 +111,12 @@ def test_a_worker_is_healthy_from_its_proof_on_and_while_it_answers() -> None:
     with container(SOCKETS, WORKER) as name:
         assert run("docker", "exec", name, "convmlp", "health", check=False).status == 1
         eventually(lambda: run("docker", "exec", name, "convmlp", "health", check=False).status == 0)
+        assert run("docker", "exec", name, "convmlp", "health", "--live").out == "worker is alive\n"
         send_signal(name, signal.SIGSTOP)
-        hung = run("docker", "exec", name, "convmlp", "health", check=False)
-        assert hung.status == 1
+        hung, dead = (
+            run("docker", "exec", name, "convmlp", "health", *more, check=False) for more in ((), ("--live",))
+        )
+        assert (hung.status, dead.status) == (1, 1)
         assert "no answer" in hung.err
         send_signal(name, signal.SIGCONT)
         eventually(lambda: run("docker", "exec", name, "convmlp", "health", check=False).status == 0)

@@ -17,7 +17,7 @@ PICTURE = REFERENCE_PICTURE.read_bytes()
 ASKED = 24
 
 
-async def test_stop_loses_no_request(stack: Stack) -> None:
+async def test_stop_loses_no_request(stack: Stack, figures: list[str]) -> None:
     """`docker compose stop` under load: whatever a front-end had in hand is answered, and every part ends by itself."""
     async with httpx.AsyncClient(base_url=f"http://{stack.address('rest', 8000)}", timeout=60) as client:
         assert (await client.post("/detect", content=PICTURE)).status_code == 200
@@ -28,7 +28,9 @@ async def test_stop_loses_no_request(stack: Stack) -> None:
 
         await _until(all_arrived)
         unanswered = sum(not one.done() for one in asked)
+        stopped_s = time.monotonic()
         await asyncio.to_thread(stack.compose, "stop")
+        figures.append(f"stopped with {unanswered} requests in hand in {time.monotonic() - stopped_s:.1f} s")
         replies = await asyncio.gather(*asked)
     assert unanswered > 0  # else this showed nothing
     assert {reply.status_code for reply in replies} == {200}

@@ -66,13 +66,12 @@ def test_the_playground_is_there(stack: Stack) -> None:
     assert httpx.get(f"{url(stack)}/web/sample.jpg", timeout=30).status_code == 200
 
 
-def test_front_ends_start_when_the_worker_is_healthy(stack: Stack) -> None:
+@pytest.mark.usefixtures("stack")
+def test_front_ends_start_when_the_worker_is_healthy(as_started: dict[str, dict[str, Any]]) -> None:
     """No front-end ran before the worker's models had proven themselves."""
-    worker = stack.container("worker")["State"]
-    proven = next(one["End"] for one in worker["Health"]["Log"] if one["ExitCode"] == 0)
+    proven = next(one["End"] for one in as_started["worker"]["Health"]["Log"] if one["ExitCode"] == 0)
     for service in ("rest", "grpc"):
-        started = stack.container(service)["State"]["StartedAt"]
-        assert _time(started) >= _time(proven), service
+        assert _time(as_started[service]["StartedAt"]) >= _time(proven), service
 
 
 def _time(text: str) -> datetime:

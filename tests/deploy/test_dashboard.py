@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,16 +14,11 @@ import yaml
 
 from service.gpu import WORDS
 from service.metrics import GPU_INFO
-from tests.deploy.scraping import CONFIGURATION, Prometheus, Series, running_prometheus
+from tests.deploy.dashboard import DASHBOARD, GRAFANA, TASKS, answers, numbers, panels
+from tests.deploy.scraping import CONFIGURATION, Prometheus, running_prometheus
 from tests.deploy.topologies import KEY, ask, in_one, in_parts
 
-GRAFANA = Path(__file__).parents[2] / "docker/grafana"
-DASHBOARD = GRAFANA / "dashboards/convmlp.json"
-TASKS = ("classify", "detect", "segment")
 ROUNDS = 3
-SHOWN_S = 60.0
-"""The time shown, and over which rates are taken."""
-
 TOPOLOGIES = {"in one": in_one, "in parts": in_parts}
 
 
@@ -59,33 +52,6 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             prometheus.until(f"sum(convmlp_requests_total) == {sum(outcomes.values())}")
         prometheus.until("count(convmlp:request_duration_seconds:p99_5m > 0) == 3")
         yield Asked(prometheus, outcomes)
-
-
-def panels() -> list[dict[str, Any]]:
-    """All that have queries."""
-    return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if "targets" in panel]
-
-
-def queries(panel: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    """What Grafana would ask for a panel, its variables replaced; and whether of this moment only."""
-    for target in panel["targets"]:
-        query = target["expr"].replace("$__rate_interval", f"{SHOWN_S:g}s").replace("$__range", f"{SHOWN_S:g}s")
-        for task in TASKS if "repeat" in panel else ("|".join(TASKS),):
-            replaced = query.replace("$task", task)
-            assert "$" not in replaced, replaced
-            yield replaced, target["instant"]
-
-
-def answers(prometheus: Prometheus, panel: dict[str, Any]) -> dict[str, list[Series]]:
-    return {
-        query: prometheus.instant(query) if instant else prometheus.range(query, SHOWN_S)
-        for query, instant in queries(panel)
-    }
-
-
-def numbers(series: Series) -> list[float]:
-    points = series["values"] if "values" in series else [series["value"]]
-    return [float(value) for _, value in points if not math.isnan(float(value))]
 
 
 def test_panels_have_their_places() -> None:

@@ -11,7 +11,7 @@ import typer.main
 
 from model.zoo.catalogue import entry
 from service.cli.app import app
-from service.cli.health import Part
+from service.cli.health import LIVE, Part
 from service.frontend.rest.server import CANCELLED_ANSWERS_S
 from service.frontend.rpc.health import LAST_WORD_S
 from service.frontend.rpc.server import GIVEN_UP_ANSWERS_S
@@ -109,12 +109,14 @@ def test_what_runs_is_a_command_and_is_asked_about_itself(folder: str, part: str
     container = deployed(folder).container(part)
     assert container["args"] == [part]
     assert part in commands
-    asked = [
-        probe["exec"]["command"] for name, probe in container.items() if name.endswith("Probe") and "exec" in probe
-    ]
-    assert asked or part != "worker"
-    for command in asked:
-        assert command == ["convmlp", "health", part]
+    asked = {
+        name: probe["exec"]["command"]
+        for name, probe in container.items()
+        if name.endswith("Probe") and "exec" in probe
+    }
+    assert asked or part == "rest"
+    for name, command in asked.items():
+        assert command == ["convmlp", "health", *([LIVE] if name == "livenessProbe" else []), part]
         assert "health" in commands
         assert part in list(Part)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +30,12 @@ MODEL = ("--models", "convmlp_pets_breed")
 
 @dataclass(frozen=True)
 class Running:
-    """A part that runs here: where each port of its container really is, and its environment's worker address."""
+    """A part that runs here: where each port of its container really is, and the settings that its container has
+    otherwise."""
 
     part: str
     ports: dict[int, int]
-    worker_address: str
+    settings: dict[str, str]
 
     async def passes(self, name: str) -> bool:
         """Whether the part's probe of that name succeeds."""
@@ -48,7 +52,7 @@ class Running:
         assert convmlp == "convmlp"
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "service.cli", *words),
-            env={**os.environ, "CONVMLP_WORKER_ADDRESS": self.worker_address},
+            env={**os.environ, **self.settings},
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
@@ -77,25 +81,21 @@ PUT = {"httpGet": _get, "grpc": _check, "tcpSocket": _connect}
 
 
 async def test_probes_say_what_they_are_there_to_say(tmp_path: Path) -> None:
-    """Front-ends are ready while there is a worker, and alive without one; a worker is up once it has proven itself."""
+    """Front-ends are ready while there is a worker, and alive without one; a worker is up once it has proven itself;
+    none is alive while it hangs."""
     address = f"ipc://{tmp_path}/worker"
     with ExitStack() as parts:
 
         def start(*words: str) -> RunningService:
             return parts.enter_context(started(*words, "--worker-address", address))
 
+        at_worker = {"CONVMLP_WORKER_ADDRESS": address}
         rest = start("rest", "--http-port", "0")
         rpc = start("grpc", "--grpc-port", "0", "--grpc-metrics-port", "0")
+        rpc_port = _port(f"//{rpc.wait_for('listening')['address']}")
         front_ends = [
-            Running("rest", {8000: _port(rest.wait_for("listening")["url"])}, address),
-            Running(
-                "grpc",
-                {
-                    8003: _port(rpc.wait_for("telling metrics")["url"]),
-                    8001: _port(f"//{rpc.wait_for('listening')['address']}"),
-                },
-                address,
-            ),
+            Running("rest", {8000: _port(rest.wait_for("listening")["url"])}, at_worker),
+            Running("grpc", {8001: rpc_port}, {**at_worker, "CONVMLP_GRPC_PORT": str(rpc_port)}),
         ]
         assert [one.part for one in front_ends] == list(FRONT_ENDS)
         for one in front_ends:
@@ -104,17 +104,29 @@ async def test_probes_say_what_they_are_there_to_say(tmp_path: Path) -> None:
             assert not await one.passes("readinessProbe")
 
         with started("worker", *MODEL, "--worker-address", address, "--worker-metrics-port", "0") as service:
-            worker = Running("worker", {8002: service.wait_for("loading")["metrics_port"]}, address)
-            assert await worker.passes("livenessProbe")
+            worker = Running("worker", {}, at_worker)
             await asyncio.to_thread(service.wait_for, "ready")
             for name in ("startupProbe", "readinessProbe", "livenessProbe"):
                 assert await worker.passes(name)
             for one in front_ends:
                 await _until(one, ready=True)
+            for process, part in ((service.process, worker), (rpc.process, front_ends[1])):
+                with _hanging(process):
+                    assert not await part.passes("livenessProbe")
+                assert await part.passes("livenessProbe")
         assert not await worker.passes("readinessProbe")
         for one in front_ends:
             await _until(one, ready=False)
             assert await one.passes("livenessProbe")
+
+
+@contextmanager
+def _hanging(process: subprocess.Popen[str]) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 async def _until(one: Running, *, ready: bool) -> None:

@@ -94,3 +94,24 @@ def test_every_image_of_a_batch_is_inferred_for_as_long_as_the_batch() -> None:
     assert registry.get_sample_value("convmlp_device_busy_seconds_total", {"model": "m"}) == 0.25
     assert registry.get_sample_value("convmlp_batch_size_bucket", {"model": "m", "le": "4.0"}) == 1
     assert registry.get_sample_value("convmlp_batch_size_bucket", {"model": "m", "le": "3.0"}) == 0
+
+
+def test_a_batch_on_a_part_of_the_device_keeps_that_part_busy() -> None:
+    """Two batches next to each other for a second, each on half of the device, are one second of it."""
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry, {"m": "detect"})
+    for _ in range(2):
+        metrics.batch("m", 4, 1.0, 0.5)
+    assert registry.get_sample_value("convmlp_device_busy_seconds_total", {"model": "m"}) == 1.0
+    assert registry.get_sample_value("convmlp_stage_duration_seconds_sum", {"stage": "infer", "task": "detect"}) == 8.0
+
+
+def test_the_best_batch_is_told_while_a_model_is_served() -> None:
+    """Its size is there once it was measured, and goes with the model."""
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry, {"m": "detect"})
+    assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) is None
+    metrics.best_batch("m", 4)
+    assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) == 4
+    metrics.serves_no_more("m")
+    assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) is None

@@ -137,10 +137,11 @@ async def test_a_refusal_is_counted_once(
                 await ask(pair, None)  # the one that its burst allows
             if reason in HELD:
                 worker.runner.gate.clear()
+                before = len(worker.runner.batches)
                 for number in range(1, HELD[reason] + 1):
                     held.create_task(ask(pair, None))
                     # One at a time: the first gets to the device, the next waits in the queue.
-                    await until(partial(_there, worker, number))
+                    await until(partial(_there, worker, before + number))
             await ask(pair, 0.2 if reason is Refusal.DEADLINE else None)
             await settled(registry, reason)
             worker.runner.gate.set()
@@ -151,9 +152,9 @@ HELD = {Refusal.DEADLINE: 1, Refusal.IN_FLIGHT: 1, Refusal.QUEUE: 2}
 
 
 def _there(worker: FakeWorker, images: int) -> bool:
-    """At the device, where one more has been before, the self-check's; or in the queue."""
+    """So many came to the device, since it was started, or wait in the queue."""
     waiting = worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"}) or 0
-    return len(worker.runner.batches) - 1 + waiting >= images
+    return len(worker.runner.batches) + waiting >= images
 
 
 def _in_hand(registry: CollectorRegistry) -> float:

@@ -56,17 +56,17 @@ class Inference:
         """
         counts = self.statistics.of(config.name)
         try:
-            encoded, images = await self._answer(config, request, call, encode)
+            encoded, batches = await self._answer(config, request, call, encode)
         except ConvMLPError:
             counts.failed(time.monotonic() - call.exchange.started_s)
             raise
         assert call.exchange.timings is not None
-        counts.succeeded(images, time.monotonic() - call.exchange.started_s, call.exchange.timings)
+        counts.succeeded(batches, time.monotonic() - call.exchange.started_s, call.exchange.timings)
         return encoded
 
     async def _answer(
         self, config: BundleConfig, request: InferRequest, call: Call, encode: Callable[[InferResponse], T]
-    ) -> tuple[T, int]:
+    ) -> tuple[T, list[int]]:
         options = read_options(config.task, request.parameters)
         choice = choose(config, request.outputs, options.asked, binary=request.binary)
         pictures = pictures_of(request.inputs, self._settings.max_images)
@@ -87,7 +87,7 @@ class Inference:
             )
             return encode(InferResponse(config.name, request.id, outputs))
 
-        return await asyncio.to_thread(respond), len(pictures)
+        return await asyncio.to_thread(respond), [answer.batch_images for answer in answers]
 
     async def _predict_all(
         self, config: BundleConfig, choice: Choice, pictures: Sequence[Picture], request_id: str, deadline_s: float

@@ -1,12 +1,14 @@
 """What Triton's statistics extension tells, counted over the requests of this protocol and this front-end alone.
 
-How many times the network ran is the worker's knowledge (`convmlp_batch_size` of its metrics): a batch holds images
-of many requests and front-ends. So `execution_count` stays 0 and there are no `batch_stats`.
+A batch may hold images of other requests, protocols and front-ends: of how often the network ran each image counts its
+part, one over the images that ran with it. `convmlp_batch_size` of the worker's metrics has the whole truth, so there
+are no `batch_stats`.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +35,7 @@ class ModelCounts:
     """One model's. A request counts once whatever its number of images; each stage is its slowest image's."""
 
     images: int = 0
+    executions: float = 0.0
     last_ms: int = 0
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
@@ -41,8 +44,10 @@ class ModelCounts:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
 
-    def succeeded(self, images: int, seconds: float, timings: Timings) -> None:
-        self.images += images
+    def succeeded(self, batches: Sequence[int], seconds: float, timings: Timings) -> None:
+        """`batches`: of each image the number of those that ran with it, itself among them."""
+        self.images += len(batches)
+        self.executions += sum(1 / images for images in batches)
         self.last_ms = round(time.time() * 1000)
         self.success.add(seconds)
         self.queue.add(timings.queue)
@@ -60,7 +65,7 @@ class ModelCounts:
         return {
             "last_inference": self.last_ms,
             "inference_count": self.images,
-            "execution_count": 0,
+            "execution_count": round(self.executions),
             "inference_stats": {
                 "success": self.success.told(),
                 "fail": self.fail.told(),

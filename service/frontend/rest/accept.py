@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 
 from service.errors import BadParameter
+
+MAX_KEPT = 256
+"""Characters of a header that is remembered: a client library sends the same with each request."""
 
 
 class Medium(StrEnum):
@@ -24,7 +28,13 @@ def negotiate(accept: str | None) -> Medium:
     Raises:
         BadParameter: the header takes none of them.
     """
-    if accept is None or not accept.strip():
+    if accept is None:
+        return Medium.JSON
+    return _kept(accept) if len(accept) <= MAX_KEPT else _negotiate(accept)
+
+
+def _negotiate(accept: str) -> Medium:
+    if not accept.strip():
         return Medium.JSON
     ranges = [parsed for part in accept.split(",") if (parsed := _media_range(part)) is not None]
     ranked = []
@@ -37,6 +47,9 @@ def negotiate(accept: str | None) -> Medium:
     if not ranked:
         raise BadParameter(f"the header Accept takes none of {', '.join(Medium)}; name one, or leave it out")
     return max(ranked)[-1]
+
+
+_kept = lru_cache(maxsize=256)(_negotiate)  # of errors none is kept
 
 
 def _media_range(part: str) -> tuple[str, float] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.errors import ConvMLPError
 from model.types import Task
@@ -14,8 +15,8 @@ from service.frontend.gate import Gate
 from service.frontend.journal import Journal
 from service.frontend.oip.http import open_inference
 from service.frontend.rest.catalogue import MetricsText, catalogue
-from service.frontend.rest.edge import Edge, exchange_of, instance_uri
-from service.frontend.rest.errors import error_response, problem, problem_response
+from service.frontend.rest.edge import Edge, exchange_of, instance_uri, refusal
+from service.frontend.rest.errors import problem, problem_response
 from service.frontend.rest.guard import Guard, add_security
 from service.frontend.rest.huggingface import huggingface
 from service.frontend.rest.openapi import SUMMARY, add_components, prediction_operation
@@ -41,7 +42,7 @@ def create_app(
     metrics: FrontEndMetrics,
     metrics_text: MetricsText,
     tracing: Tracing = NO_TRACING,
-) -> FastAPI:
+) -> ASGIApp:
     """The application. `metrics_text` gives the body and the media type of `/metrics`."""
     app = FastAPI(
         title="ConvMLP Serving",
@@ -56,9 +57,12 @@ def create_app(
     journal = Journal("rest", tracing, access_log=settings.access_log)
     app.add_middleware(Edge, journal=journal)  # the last one added is the outermost
     predictions = Predictions(engine, gate, settings, metrics)
+    direct: dict[str, ASGIApp] = {}
     for task in Task:
+        path = f"/{task.value}"
+        direct[path] = Edge(Guard(predictions.endpoint(task, path), gate, metrics), journal)
         app.add_api_route(
-            f"/{task.value}",
+            path,
             _prediction(predictions, task),
             methods=["POST"],
             tags=["predictions"],
@@ -73,7 +77,25 @@ def create_app(
     app.openapi = add_components(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
     if gate.needs_key:
         app.openapi = add_security(app)  # type: ignore[method-assign]
-    return app
+    return Crossing(app, direct)
+
+
+class Crossing:
+    """ASGI application: POSTs to the paths of `direct` go there, everything else to the framework.
+
+    The framework's way to an endpoint (some forty routes, dependencies, exit stacks) costs more than all that the
+    endpoint itself does for a prediction.
+    """
+
+    def __init__(self, framework: ASGIApp, direct: Mapping[str, ASGIApp]) -> None:
+        self._framework = framework
+        self._direct = direct
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._framework
+        if scope["type"] == "http" and scope["method"] == "POST":
+            app = self._direct.get(scope["path"], app)
+        await app(scope, receive, send)
 
 
 def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awaitable[Response]]:
@@ -85,8 +107,7 @@ def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awa
 
 async def _domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ConvMLPError)
-    exchange_of(request).outcome = error.code
-    return error_response(error, instance_uri(request))
+    return refusal(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import msgspec
 from python_multipart.multipart import parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from model.errors import ImageTooLarge
 from service.errors import BadRequest
+from service.frontend.rest.edge import header_of
 from service.frontend.rest.multipart import FormImages, too_many_images
 from service.settings import Settings
 
@@ -45,11 +46,10 @@ async def read_uploads(request: Request, settings: Settings, take: Callable[[int
         Overloaded: `take` found no room.
         ClientDisconnect: the client left before the end.
     """
-    media_type, options = parse_options_header(request.headers.get("content-type"))
+    media_type, options = parse_options_header(header_of(request.scope, b"content-type"))
     if media_type == b"multipart/form-data":
         form = FormImages(options.get(b"boundary", b""), settings.max_images)
-        async for chunk in _chunks(request, settings, take):
-            form.feed(chunk)
+        await _read(request, settings, take, form.feed)
         return [*form.finish()]
     body = await read_body(request, settings, take)
     if not body:
@@ -70,21 +70,31 @@ async def read_body(request: Request, settings: Settings, take: Callable[[int], 
         Overloaded: `take` found no room.
         ClientDisconnect: the client left before the end.
     """
-    parts = [chunk async for chunk in _chunks(request, settings, take)]
-    return b"".join(parts)
+    parts: list[bytes] = []
+    await _read(request, settings, take, parts.append)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _chunks(request: Request, settings: Settings, take: Callable[[int], None]) -> AsyncIterator[bytes]:
-    length = request.headers.get("content-length", "")
+async def _read(
+    request: Request, settings: Settings, take: Callable[[int], None], use: Callable[[bytes], object]
+) -> None:
+    """Each chunk is given to `use`."""
+    length = header_of(request.scope, b"content-length") or ""
     if length.isdigit() and int(length) > settings.max_request_bytes:
         raise _too_long(settings)
     total = 0
-    async for chunk in request.stream():
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message["body"]
         total += len(chunk)
         if total > settings.max_request_bytes:
             raise _too_long(settings)
         take(len(chunk))
-        yield chunk
+        use(chunk)
+        more = message["more_body"]
 
 
 def _too_long(settings: Settings) -> ImageTooLarge:

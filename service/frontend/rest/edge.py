@@ -6,8 +6,10 @@ import asyncio
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from model.errors import ConvMLPError
 from service.errors import INTERNAL_DETAIL, Internal, Unavailable
 from service.frontend.exchange import Exchange
 from service.frontend.journal import Journal
@@ -24,13 +26,28 @@ _SCOPE_KEY = "convmlp.exchange"
 log = structlog.get_logger(__name__)
 
 
+def header_of(scope: Scope, name: bytes) -> str | None:
+    """The first header of that name, in lower case; without the objects that Starlette makes of all of them."""
+    for key, value in scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None
+
+
 def exchange_of(request: Request) -> Exchange:
     exchange: Exchange = request.scope[_SCOPE_KEY]
     return exchange
 
 
 def instance_uri(request: Request) -> str:
-    return instance_of(request.url.path, exchange_of(request).request_id)
+    return instance_of(request.scope["path"], exchange_of(request).request_id)
+
+
+def refusal(request: Request, error: ConvMLPError) -> Response:
+    """The answer to a request that ended with a domain error."""
+    exchange_of(request).outcome = error.code
+    return error_response(error, instance_uri(request))
 
 
 class Edge:
@@ -45,7 +62,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        exchange = Exchange.begin(request.headers.get("x-request-id", ""))
+        exchange = Exchange.begin(header_of(scope, b"x-request-id") or "")
         scope[_SCOPE_KEY] = exchange
         with told(self._journal, exchange, request):
             await self._answer(request, exchange, _Pipe(request, exchange, receive, send))
@@ -83,14 +100,16 @@ class _Pipe:
         self._exchange = exchange
         self._receive = receive
         self._send = send
-        length = request.headers.get("content-length", "0")
-        self._unread = length != "0" or "transfer-encoding" in request.headers
+        length = header_of(request.scope, b"content-length") or "0"
+        self._unread = length != "0" or header_of(request.scope, b"transfer-encoding") is not None
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._exchange.request_bytes += len(message.get("body", b""))
-        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+        if message["type"] == "http.disconnect":
             self._unread = False
+        else:
+            self._exchange.request_bytes += len(message["body"])
+            self._unread = message["more_body"]
         return message
 
     async def send(self, message: Message) -> None:

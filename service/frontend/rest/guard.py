@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model.errors import ConvMLPError
 from model.types import Task
 from service.frontend.gate import Caller, Gate
-from service.frontend.rest.edge import exchange_of, instance_uri
-from service.frontend.rest.errors import error_response
+from service.frontend.rest.edge import exchange_of, header_of, refusal
 from service.frontend.rest.pages import FILES
 from service.metrics import FrontEndMetrics
 
@@ -50,13 +49,14 @@ class Guard:
                 scope[_SCOPE_KEY] = self._let_in(request)
             except ConvMLPError as error:
                 self._count(request, error)
-                await error_response(error, instance_uri(request))(scope, receive, send)
+                await refusal(request, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _let_in(self, request: Request) -> Caller:
-        host = request.client.host if request.client is not None else "local"
-        caller = self._gate.identify(request.headers.get("authorization"), host)
+        client = request.scope["client"]
+        host = client[0] if client is not None else "local"
+        caller = self._gate.identify(header_of(request.scope, b"authorization"), host)
         exchange_of(request).caller = caller
         if _predicts(request):
             self._gate.admit(caller)
@@ -64,7 +64,6 @@ class Guard:
 
     def _count(self, request: Request, error: ConvMLPError) -> None:
         exchange = exchange_of(request)
-        exchange.outcome = error.code
         if _predicts(request):
             exchange.task = next((part for part in request.scope["path"].split("/") if part in _TASKS), "")
             self._metrics.request("rest", exchange.task, "", error.code, time.monotonic() - exchange.started_s)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.bundle import BundleConfig
 from model.decode import decode
@@ -21,9 +22,10 @@ from service.frontend.outcome import counted, reply_or_error
 from service.frontend.render import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.rest.accept import Medium, negotiate
 from service.frontend.rest.body import Upload, read_uploads
-from service.frontend.rest.edge import exchange_of, instance_uri
+from service.frontend.rest.edge import exchange_of, header_of, instance_uri, refusal
 from service.frontend.rest.errors import problem_of
 from service.frontend.rest.guard import caller_of
+from service.frontend.rest.plain import Plain
 from service.frontend.rest.query import Query, View, read_query, read_timeout_ms
 from service.frontend.rest.schemas import encode_answer, encode_error, encode_result
 from service.frontend.rest.waiting import in_time, unless_gone
@@ -32,6 +34,7 @@ from service.settings import Settings
 from service.types import PredictRequest, Reply, Timings
 
 Outcome = Reply[bytes] | ConvMLPError
+VARY = ((b"vary", b"Accept"),)
 
 FAULTS_OF_AN_IMAGE = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest)
 """Errors that another try cannot mend; of all others one says that the service failed."""
@@ -61,6 +64,20 @@ class Predictions:
         self._metrics = metrics
         self._limits = settings.decode_limits
 
+    def endpoint(self, task: Task, path: str) -> ASGIApp:
+        """The ASGI application behind the route `path`."""
+
+        async def predict(scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request(scope, receive, send)
+            exchange_of(request).route = path
+            try:
+                response = await self.answer(task, request)
+            except ConvMLPError as error:
+                response = refusal(request, error)
+            await response(scope, receive, send)
+
+        return predict
+
     async def answer(self, task: Task, request: Request) -> Response:
         """The whole way of one request.
 
@@ -70,8 +87,8 @@ class Predictions:
         """
         with counted(self._metrics, "rest", task.value, exchange_of(request), ClientDisconnect) as count_for:
             query = read_query(task, request.scope["query_string"])
-            deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
-            medium = Medium.PNG if query.view else negotiate(request.headers.get("accept"))
+            deadline_s = self._engine.deadline(read_timeout_ms(header_of(request.scope, b"x-request-timeout-ms")))
+            medium = Medium.PNG if query.view else negotiate(header_of(request.scope, b"accept"))
             # Before the body is read: a wrong model's name should not cost an upload.
             ask = Ask(self._engine.resolve(task, query.model), query, medium, deadline_s)
             count_for(ask.config.name)
@@ -94,7 +111,9 @@ class Predictions:
 
     async def _predict_all(self, request: Request, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
         request_id = exchange_of(request).request_id
-        ids = [request_id] if len(uploads) == 1 else [f"{request_id}-{at}" for at in range(len(uploads))]
+        if len(uploads) == 1:
+            return [await self._predict(request_id, ask, uploads[0])]
+        ids = [f"{request_id}-{at}" for at in range(len(uploads))]
         return await asyncio.gather(
             *(self._predict(image_id, ask, upload) for image_id, upload in zip(ids, uploads, strict=True))
         )
@@ -104,7 +123,10 @@ class Predictions:
             return upload
         config, query = ask.config, ask.query
         request = PredictRequest(image_id, config.task, config.name, upload, query.params, ask.deadline_s)
-        return await reply_or_error(self._engine, request, lambda result: self._encode(ask, upload, result))
+        draws = ask.medium is not Medium.JSON
+        return await reply_or_error(
+            self._engine, request, lambda result: self._encode(ask, upload, result), draws=draws
+        )
 
     def _encode(self, ask: Ask, image: bytes, result: Result) -> bytes:
         if ask.query.view is View.LABEL_MAP and isinstance(result, SegmentResult):
@@ -127,14 +149,18 @@ def _own_error(outcomes: Sequence[Outcome]) -> ConvMLPError | None:
 def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Response:
     replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
     exchange = exchange_of(request)
-    slowest = (max((getattr(reply.timings, stage) for reply in replies), default=0.0) for stage in STAGES)
-    exchange.timings = Timings(*slowest)
-    headers = {"Vary": "Accept"}
+    exchange.timings = replies[0].timings if len(replies) == 1 else _slowest(replies)
     if ask.medium is not Medium.JSON:
-        return Response(replies[0].payload, headers=headers, media_type=ask.medium)
-    instance = instance_uri(request)
+        return Plain(replies[0].payload, ask.medium, VARY)
     results = [
-        outcome.payload if isinstance(outcome, Reply) else encode_error(problem_of(outcome, f"{instance}-{at}"))
+        outcome.payload
+        if isinstance(outcome, Reply)
+        else encode_error(problem_of(outcome, f"{instance_uri(request)}-{at}"))
         for at, outcome in enumerate(outcomes)
     ]
-    return Response(encode_answer(ask.config, results), headers=headers, media_type=ask.medium)
+    return Plain(encode_answer(ask.config, results), ask.medium, VARY)
+
+
+def _slowest(replies: Sequence[Reply[bytes]]) -> Timings:
+    """Each stage's longest."""
+    return Timings(*(max((getattr(reply.timings, stage) for reply in replies), default=0.0) for stage in STAGES))

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -24,6 +25,8 @@ from service.frontend.parameters import (
 )
 
 MAX_FIELDS = 32
+MAX_KEPT = 256
+"""Bytes of a query string that is remembered: callers ask the same again and again."""
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
 
 
@@ -57,10 +60,17 @@ def read_query(task: Task, query_string: bytes) -> Query:
     Raises:
         BadParameter: a parameter is unknown, not of this task, given twice, unparsable or out of its range.
     """
+    return _kept(task, query_string) if len(query_string) <= MAX_KEPT else _read(task, query_string)
+
+
+def _read(task: Task, query_string: bytes) -> Query:
     values = {name: _parsed(name, text) for name, text in _fields(task, query_string).items()}
     view = values.pop("view", None)
     meant = asked(**values)
     return Query(meant.model, meant.params, meant.mask_format, view)
+
+
+_kept = lru_cache(maxsize=1024)(_read)  # of errors none is kept
 
 
 def read_timeout_ms(header: str | None) -> int | None:

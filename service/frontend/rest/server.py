@@ -7,11 +7,13 @@ import contextlib
 import math
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.frontend.rest.waiting import Hangup
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers together."""
@@ -62,8 +64,44 @@ class Server(uvicorn.Server):
         yield
 
 
+class OneWrite(asyncio.Transport):
+    """A transport on which an answer's head waits for the first of its body: one call to the system instead of two,
+    and one that wakes the caller."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.writelines((head, data))
+        elif isinstance(data, bytes) and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that has no body."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401  (asyncio's own)
+        return self._transport.get_extra_info(name, default)
+
+
 class BoundedHttp(HttpToolsProtocol):
-    """Refuses a request's head that is too long or too slow; neither parser nor uvicorn would."""
+    """Refuses a request's head that is too long or too slow; neither parser nor uvicorn would. Requests get to know
+    of their connection's end by a `Hangup`."""
 
     head_timeout_s: ClassVar[float] = 20.0
     """From the head's first byte, or from the connection's beginning, to its end."""
@@ -73,20 +111,30 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._hangup = Hangup()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # An answer's head and body are two writes. asyncio sees to this for listeners that it made itself.
+        self.transport = self._writing = OneWrite(transport)
+        # A long answer is several writes. asyncio sees to this for listeners that it made itself.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._await_head()
+        self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+        self._hangup()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._await_head()
+        self._hangup.put_into(cast(dict[str, Any], self.scope))
+        self._stop_timer()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_response_complete(self) -> None:
+        self._writing.flush()
+        super().on_response_complete()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -99,11 +147,10 @@ class BoundedHttp(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head(b"431 Request Header Fields Too Large")
+            elif self._head_timer is None:  # most heads come in one piece and need none
+                self._start_timer()
 
-    def _await_head(self) -> None:
-        self._stop_timer()
-        self._in_head = True
-        self._head_bytes = 0
+    def _start_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._refuse_head, b"408 Request Timeout")
 
     def _stop_timer(self) -> None:

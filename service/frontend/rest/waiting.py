@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -12,6 +12,38 @@ from starlette.requests import ClientDisconnect, Request
 from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
+
+_SCOPE_KEY = "convmlp.hangup"
+
+
+class Hangup:
+    """The end of one connection. It tells who watches, at once: waiting for ASGI's own message takes a task for each
+    request."""
+
+    __slots__ = ("_came", "_watchers")
+
+    def __init__(self) -> None:
+        self._came = False
+        self._watchers: set[Callable[[], object]] = set()
+
+    def came(self) -> bool:
+        return self._came
+
+    def __call__(self) -> None:
+        """The connection is gone."""
+        self._came = True
+        for watcher in tuple(self._watchers):
+            watcher()
+
+    def watch(self, watcher: Callable[[], object]) -> None:
+        self._watchers.add(watcher)
+
+    def unwatch(self, watcher: Callable[[], object]) -> None:
+        self._watchers.discard(watcher)
+
+    def put_into(self, scope: MutableMapping[str, Any]) -> None:
+        """Let the application know it by a request's scope."""
+        scope[_SCOPE_KEY] = self
 
 
 async def in_time(reading: Awaitable[T], deadline_s: float) -> T:
@@ -28,25 +60,29 @@ async def in_time(reading: Awaitable[T], deadline_s: float) -> T:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result; the body must have been read. If the caller leaves first the work is cancelled, which
-    withdraws its jobs.
+    """The work's result. If the caller leaves first the work is cancelled, which withdraws its jobs.
 
     Raises:
         ClientDisconnect: the caller left.
     """
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_left(request))
+    hangup: Hangup = request.scope[_SCOPE_KEY]
+    task = asyncio.current_task()
+    assert task is not None
+    if hangup.came():
+        work.close()
+        raise ClientDisconnect
+    others = task.cancelling()  # cancellations that are not ours, as `asyncio.timeout` tells them apart
+    left = task.cancel
+    hangup.watch(left)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        result = await work
+    except asyncio.CancelledError:
+        if hangup.came() and task.uncancel() <= others:
+            raise ClientDisconnect from None
+        raise
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        hangup.unwatch(left)
+    if hangup.came():  # the work was done all the same
+        task.uncancel()
+        raise ClientDisconnect
+    return result

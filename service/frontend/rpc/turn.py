@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from structlog.contextvars import bind_contextvars
-
 from convmlp.v1 import vision_pb2 as pb
 from service.errors import BadParameter
 from service.frontend.exchange import SANE_ID, Exchange
 from service.frontend.gate import Caller, Gate, host_of
 from service.frontend.rpc.errors import Context
+from service.logs import request_id
 from service.spans import TraceContext, received_context
 
 MAX_ID = 128
@@ -33,7 +32,7 @@ class Turn(Exchange):
             raise BadParameter(f"parameter 'id' has {len(given_id)} characters; expected at most {MAX_ID}", "id")
         if SANE_ID.fullmatch(given_id):
             self.request_id = given_id
-            bind_contextvars(request_id=given_id)
+            request_id.set(given_id)
 
     @property
     def reply_id(self) -> str:

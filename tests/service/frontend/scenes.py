@@ -59,12 +59,13 @@ async def full(_: Path) -> AsyncIterator[Pair]:
 
 @asynccontextmanager
 async def slow(_: Path) -> AsyncIterator[Pair]:
-    """An image was seen to take the device 0.3 s, and ten are in line."""
+    """An image was seen to take the device a second, one runs, and ten that are due later are in line."""
     async with open_pair(max_batch_images=1) as pair:
+        before = len(pair.worker.runner.batches)
         pair.worker.runner.gate.clear()
         first = pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
-        await until(lambda: len(pair.worker.runner.batches) > len(Settings().models))
-        await asyncio.sleep(0.3)
+        await until(lambda: len(pair.worker.runner.batches) > before)
+        await asyncio.sleep(1.0)
         pair.worker.runner.gate.set()
         await first
         async with held(pair, 10):

@@ -157,7 +157,7 @@ CASES = (
         grpc.StatusCode.UNAUTHENTICATED,
     ),
     Case("full queue", full, Question(), Overloaded, 503, EXHAUSTED, retry=True),
-    Case("deadline out of reach", slow, Question(timeout_s=2.0), Overloaded, 503, EXHAUSTED, retry=True),
+    Case("deadline out of reach", slow, Question(timeout_s=1.5), Overloaded, 503, EXHAUSTED, retry=True),
     Case("over the rate", rationed, Question(), RateLimited, 429, EXHAUSTED, retry=True),
     Case("starting", starting, Question(), Unavailable, 503, UNAVAILABLE, retry=True),
     Case("draining", draining, Question(), Unavailable, 503, UNAVAILABLE, retry=True),
@@ -192,8 +192,8 @@ def test_every_error_is_provoked() -> None:
 
 @pytest.mark.parametrize("transport", [over_rest, over_grpc], ids=["rest", "grpc"])
 async def test_wait_follows_the_drain_rate(transport: Transport, tmp_path: Path) -> None:
-    """The time to come back is what the device needs for those in line: ten images and one that runs, 0.3 s each."""
+    """The time to come back is what the device needs for those in line: ten images and one that runs, 1 s each."""
     async with slow(tmp_path) as pair:
-        told = await transport(pair, Question(timeout_s=2.0))
+        told = await transport(pair, Question(timeout_s=1.5))
     assert told.retry_after_s is not None
-    assert told.retry_after_s >= 11 * 0.3
+    assert told.retry_after_s >= 11 * 1.0

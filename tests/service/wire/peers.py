@@ -87,7 +87,7 @@ async def introduce(
     shelf = [shelved(fake_bundle(Task.CLASSIFY, name)) for name in models]
     states = tuple(ModelState(one.name, one.version, True, "cpu", "fp32") for one in shelf)
     configs = {one.version: one.config.model_dump_json() for one in shelf}
-    await door.tell(letter.sender, State(instance, Phase.READY, "ready", backlog_s, states, configs))
+    door.tell(letter.sender, State(instance, Phase.READY, "ready", backlog_s, states, configs))
 
 
 async def next_job(door: Door) -> tuple[Letter, int]:

@@ -22,11 +22,11 @@ from model.types import (
     SegmentOutput,
     Task,
 )
-from service.errors import DeadlineExceeded, Unavailable
+from service.errors import DeadlineExceeded, Internal, Unavailable
 from service.settings import Settings
 from service.wire.channel import WorkerAnswer, WorkerChannel
 from service.wire.door import Door
-from service.wire.messages import PROTOCOL, Hello, Phase, Predict, encode
+from service.wire.messages import PROTOCOL, Answers, Hello, Phase, Predict, decode_to_front_end, encode
 from service.wire.view import NO_WORKER
 from service.worker.shelf import shelved
 from tests.fakes import fake_answer, fake_bundle, fake_worker
@@ -95,6 +95,69 @@ async def test_empty_detections_arrive() -> None:
         answer = await channel.predict("r", "fake_detect", version, picture(3), params, time.monotonic() + 20)
         assert isinstance(answer.output, DetectOutput)
         assert answer.output.boxes.shape == (0, 4)
+
+
+async def test_answers_that_leave_together_come_apart_rightly(tmp_path: Path) -> None:
+    """Small outputs and large ones, answered at once, each reach their own caller, with the size of their batch."""
+    outputs: list[RawOutput] = [
+        SegmentOutput(np.full((300, 400), 7, np.uint8)),
+        ClassifyOutput(np.arange(5), np.ones(5, np.float32)),
+        DetectOutput(
+            np.ones((90, 4), np.float32), np.ones(90, np.float32), np.arange(90), np.ones((90, 28, 28), np.float32)
+        ),
+        SegmentOutput(np.full((3, 4), 9, np.uint16)),
+    ]
+    async with channel_to(f"ipc://{tmp_path}/w") as channel, Door(f"ipc://{tmp_path}/w") as door:
+        await introduce(door)
+        await until(lambda: ready(channel))
+        asked = [asyncio.create_task(ask(channel, "fake_classify")) for _ in outputs]
+        jobs = [await next_job(door) for _ in outputs]
+        for (letter, job), output in zip(jobs, outputs, strict=True):
+            door.answer(letter.sender, job, output, 0.25, 0.5, len(outputs))
+        for answer, output in zip(await asyncio.gather(*asked), outputs, strict=True):
+            assert_equal(answer.output, output)
+            assert (answer.queue_s, answer.infer_s, answer.batch_images) == (0.25, 0.5, 4)
+
+
+async def test_a_malformed_answer_costs_its_own_job_only(tmp_path: Path) -> None:
+    """An answer that cannot be read is told its caller as an error at once; those beside it arrive."""
+    good = ClassifyOutput(np.arange(5), np.ones(5, np.float32))
+    bad = ClassifyOutput(np.array([None]), np.ones(1, np.float32))
+    async with channel_to(f"ipc://{tmp_path}/w") as channel, Door(f"ipc://{tmp_path}/w") as door:
+        await introduce(door)
+        await until(lambda: ready(channel))
+        asked = [asyncio.create_task(ask(channel, "fake_classify")) for _ in range(3)]
+        for output in (good, bad, good):
+            letter, job = await next_job(door)
+            door.answer(letter.sender, job, output, 0.0, 0.0, 3)
+        first, broken, last = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(broken, Internal)
+        for answer in (first, last):
+            assert isinstance(answer, WorkerAnswer)
+            assert_equal(answer.output, good)
+
+
+async def test_a_batch_is_answered_in_one_message() -> None:
+    """What one batch brought to one front-end costs one message."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
+        await until(lambda: ready(channel))
+        context = zmq.asyncio.Context()
+        with context.socket(zmq.DEALER) as front_end:
+            front_end.setsockopt(zmq.LINGER, 0)
+            front_end.connect(worker.address)
+            before = len(worker.runner.batches)
+            worker.runner.gate.clear()
+            await send_predict(front_end, 1)
+            await until(lambda: len(worker.runner.batches) == before + 1)
+            for job in range(2, 6):
+                await send_predict(front_end, job)
+            depth = "convmlp_queue_depth"
+            await until(lambda: worker.registry.get_sample_value(depth, {"model": "fake_classify"}) == 4)
+            worker.runner.gate.set()
+            messages = [decode_to_front_end((await front_end.recv_multipart())[0]) for _ in range(2)]
+        context.term()
+        answered = [[one.job for one in message.answers] for message in messages if isinstance(message, Answers)]
+        assert answered == [[1], [2, 3, 4, 5]]
 
 
 async def test_the_front_end_learns_what_is_served() -> None:
@@ -221,14 +284,18 @@ async def test_garbage_does_not_end_a_worker() -> None:
             await stranger.send_multipart([b"\xff\xfe garbage"])
             await stranger.send_multipart([b""])
             await stranger.send_multipart([encode(Hello(PROTOCOL + 1, ()))])
-            await stranger.send_multipart([lying_predict(), b"too short"])
-            await stranger.send_multipart([lying_predict()])
+            await stranger.send_multipart([predict_32x32(), b"too short"])
+            await stranger.send_multipart([predict_32x32()])
             failures = [await stranger.recv_multipart() for _ in range(2)]
             assert all(b"internal" in header for (header,) in failures)
         context.term()
         await ask(channel, "fake_classify")
 
 
-def lying_predict() -> bytes:
+async def send_predict(front_end: zmq.asyncio.Socket, job: int) -> None:
+    await front_end.send_multipart([predict_32x32(job), bytes(32 * 32 * 3)])
+
+
+def predict_32x32(job: int = 1) -> bytes:
     model = shelved(fake_bundle(Task.CLASSIFY))
-    return encode(Predict(1, "r", model.name, model.version, 32, 32, Geometry(SIZE, SIZE), QueryParams(), 10.0))
+    return encode(Predict(job, "r", model.name, model.version, 32, 32, Geometry(SIZE, SIZE), QueryParams(), 10.0))

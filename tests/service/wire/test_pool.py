@@ -201,11 +201,11 @@ async def test_a_refusal_is_no_refusal_while_another_worker_has_room(tmp_path: P
     async with doors(tmp_path, 0.0, 1.0) as (pool, heard, (full, free)):
         asked = asyncio.create_task(ask(pool, 42))
         letter, job = await next_job(full)
-        await full.fail(letter.sender, job, Overloaded("the queue is full", 7.0))
+        full.fail(letter.sender, job, Overloaded("the queue is full", 7.0))
         letter, job = await next_job(free)
         one = picture(42)
         output = fake_answer(Task.CLASSIFY, one.pixels, one.geometry, QueryParams())
-        await free.answer(letter.sender, job, output, 0.0, 0.0)
+        free.answer(letter.sender, job, output, 0.0, 0.0, 1)
         assert await asked == 42
         assert heard.resent_for == ["overloaded"]
 
@@ -217,7 +217,7 @@ async def test_when_both_are_full_the_shorter_time_is_told(tmp_path: Path, first
         asked = asyncio.create_task(ask(pool))
         for door, retry_after_s in zip(both, (first_s, second_s), strict=True):
             letter, job = await next_job(door)
-            await door.fail(letter.sender, job, Overloaded(f"full for {retry_after_s} s", retry_after_s))
+            door.fail(letter.sender, job, Overloaded(f"full for {retry_after_s} s", retry_after_s))
         with pytest.raises(Overloaded, match=r"full for 3\.0 s") as caught:
             await asked
         assert caught.value.retry_after_s == 3.0
@@ -228,7 +228,7 @@ async def test_errors_that_another_worker_would_repeat_are_final(tmp_path: Path)
     async with doors(tmp_path, 0.0, 1.0) as (pool, heard, (first, _)):
         asked = asyncio.create_task(ask(pool))
         letter, job = await next_job(first)
-        await first.fail(letter.sender, job, ModelNotFound("it has just left"))
+        first.fail(letter.sender, job, ModelNotFound("it has just left"))
         with pytest.raises(ModelNotFound, match="just left"):
             await asked
         config = (pool.models() or ())[0].config

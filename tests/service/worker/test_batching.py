@@ -1,55 +1,91 @@
-"""The batching policy alone: which of what waits runs next."""
+"""The batching policy alone: how what waits is spread over the lanes that are free."""
 
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from model.types import Geometry, ModelInput, QueryParams, Size
-from service.worker.batching import BatchLimits, expired, next_batch
-from service.worker.queue import Job, Shape
+from service.worker.batching import BatchLimits, Share, as_batch, share
+from tests.service.worker.jobs import job, shape
 
-SMALL, LARGE = Shape("m", "m", 4, 4), Shape("m", "m", 8, 8)
-LIMITS = BatchLimits(max_images=4, max_pixels=64 * 3)
-
-
-def job(number: int, shape: Shape = SMALL, deadline_s: float = 100.0) -> Job:
-    size = Size(shape.height, shape.width)
-    pixels = np.zeros((shape.height, shape.width, 3), np.uint8)
-    return Job(
-        key=(b"test", number),
-        shape=shape,
-        input=ModelInput(pixels, Geometry(size, size)),
-        params=QueryParams(),
-        enqueued_s=0.0,
-        deadline_s=deadline_s,
-        reply=lambda done: None,  # noqa: ARG005
-    )
+LANES, WAITING, MOST = st.integers(1, 24), st.integers(1, 300), st.integers(1, 40)
 
 
-def test_an_idle_device_takes_what_waits() -> None:
-    """A lone job runs at once: the policy never waits for company."""
-    (only,) = next_batch([job(1)], LIMITS, {})
-    assert only.key == (b"test", 1)
-    assert next_batch([], LIMITS, {}) == ()
+def spread(free: int, waiting: list[int], most: int) -> list[Share]:
+    """The batches that are started at once; `waiting`: how many wait of each shape, in the order of their turns."""
+    started: list[Share] = []
+    waiting = waiting.copy()
+    while free and any(waiting):
+        turn = next(at for at, mine in enumerate(waiting) if mine)
+        part = share(free, waiting[turn], sum(waiting) - waiting[turn], most)
+        assert 1 <= part.images <= waiting[turn]
+        waiting[turn] -= part.images
+        free -= part.lanes
+        assert free >= 0
+        started.append(part)
+    return started
 
 
-def test_only_one_shape_shares_a_batch_and_the_oldest_decides() -> None:
-    """Jobs of another shape or model stay behind, whatever lies between."""
-    other = Shape("other", "other", 4, 4)
-    waiting = [job(1), job(2, LARGE), job(3), job(4, other), job(5)]
-    assert [one.key[1] for one in next_batch(waiting, LIMITS, {})] == [1, 3, 5]
-    assert [one.key[1] for one in next_batch(waiting[1:], LIMITS, {})] == [2]
+@given(lanes=LANES, most=MOST)
+def test_a_lone_image_has_the_whole_device(lanes: int, most: int) -> None:
+    """Whatever the device and the model, nobody shares with one that nobody else waits beside."""
+    assert share(lanes, 1, 0, most) == Share(1, lanes)
 
 
-def test_a_batch_is_bounded_by_images_by_pixels_and_by_memory() -> None:
-    """Whichever bound is met first holds; a picture larger than the pixel bound still runs alone."""
-    assert len(next_batch([job(n) for n in range(9)], LIMITS, {})) == 4
-    assert len(next_batch([job(n, LARGE) for n in range(9)], LIMITS, {})) == 3
-    assert len(next_batch([job(n) for n in range(9)], LIMITS, {SMALL: 2})) == 2
-    assert len(next_batch([job(n, Shape("m", "m", 99, 99)) for n in range(9)], LIMITS, {})) == 1
+@given(lanes=LANES, waiting=st.lists(WAITING, min_size=1, max_size=5), most=MOST)
+def test_no_lane_is_idle_while_something_waits(lanes: int, waiting: list[int], most: int) -> None:
+    """However many of however many shapes wait, all lanes are taken, and by as many batches as there can be."""
+    started = spread(lanes, waiting, most)
+    assert sum(part.lanes for part in started) == lanes
+    assert len(started) == min(lanes, sum(waiting))
+    assert all(part.images <= most for part in started)
 
 
-def test_a_passed_deadline_is_seen() -> None:
-    """A job is expired from its deadline on, not before."""
-    late, later = job(1, deadline_s=5.0), job(2, deadline_s=5.1)
-    assert expired([late, later], now_s=5.0) == (late,)
+@given(lanes=LANES, most=MOST, more=st.integers(0, 50))
+def test_a_deep_queue_gives_each_lane_a_batch_of_the_best_size(lanes: int, most: int, more: int) -> None:
+    """Where there is enough for all lanes, each runs by itself, at the size that is fastest."""
+    assert spread(lanes, [lanes * most + more], most) == [Share(most, 1)] * lanes
+
+
+@given(lanes=LANES, waiting=WAITING, most=MOST)
+def test_what_is_too_little_for_all_lanes_is_spread_evenly(lanes: int, waiting: int, most: int) -> None:
+    """No batch is more than one image larger than another that was started with it."""
+    images = [part.images for part in spread(lanes, [waiting], most)]
+    assert max(images) - min(images) <= 1
+
+
+def test_other_shapes_may_have_the_other_lanes() -> None:
+    """Jobs of one shape are not torn apart where the lane beside them has a job of another shape to do."""
+    assert spread(2, [3, 1], 8) == [Share(3, 1), Share(1, 1)]
+    assert spread(2, [3], 8) == [Share(2, 1), Share(1, 1)]
+    assert spread(4, [5, 1], 8) == [Share(2, 1), Share(2, 1), Share(1, 1), Share(1, 1)]
+    assert spread(4, [2], 8) == [Share(1, 2), Share(1, 2)]
+
+
+def test_a_batch_is_bounded_by_images_by_pixels_and_by_what_is_best() -> None:
+    """Whichever bound is met first holds; a picture larger than every bound still runs alone."""
+    limits = BatchLimits(max_images=4, max_pixels=64 * 3)
+    assert limits.images(shape(4)) == 4
+    assert limits.images(shape(8)) == 3
+    assert limits.images(shape(99)) == 1
+    assert limits.images(shape(4), best_pixels=2 * 16) == 2
+    assert limits.images(shape(8), best_pixels=2 * 64) == 2
+    assert limits.images(shape(8), best_pixels=9 * 64) == 3
+    assert limits.images(shape(4), best_pixels=1) == 1
+    assert limits.images(shape(8), best_pixels=150) == 2
+    assert limits.images(shape(8), best_pixels=170) == 3
+    assert limits.images(shape(8), best_pixels=999) == 3
+
+
+def test_a_batch_has_each_input_in_its_row() -> None:
+    """Row i is input i with its geometry and params, in one contiguous array; one that is alone is not copied."""
+    jobs = [job(number) for number in (3, 1, 2)]
+    batch = as_batch([one.input for one in jobs], [one.params for one in jobs])
+    assert batch.pixels.flags.c_contiguous
+    assert [int(row.max()) for row in batch.pixels] == [3, 1, 2]
+    assert [one.top_k for one in batch.params] == [4, 2, 3]
+    assert len(batch) == 3
+    alone = as_batch([jobs[0].input], [jobs[0].params])
+    assert alone.pixels.shape == (1, 4, 4, 3)
+    assert np.shares_memory(alone.pixels, jobs[0].input.pixels)

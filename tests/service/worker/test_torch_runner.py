@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from service.settings import Settings
 from service.worker.torch_runner import TorchRunner
 from tests.model.net.tiny import tiny_bundle
 
-SETTINGS = Settings(device="cpu", compute_threads=1)
+SETTINGS = Settings(device="cpu", compute_threads=1, precision="exact")
 
 
 def batch_for(bundle: Bundle) -> Batch:
@@ -30,7 +31,7 @@ def batch_for(bundle: Bundle) -> Batch:
 
 
 def scores(runner: TorchRunner, slot: str, bundle: Bundle) -> list[float]:
-    (output,) = runner.run(slot, batch_for(bundle))
+    (output,) = runner.run(slot, batch_for(bundle), 1)
     assert isinstance(output, ClassifyOutput)
     return [float(score) for score in output.scores]
 
@@ -67,7 +68,7 @@ def test_a_model_that_leaves_gives_its_memory_back(tmp_path: Path) -> None:
         gc.enable()
     runner.remove("slot")  # an empty slot is no error
     with pytest.raises(KeyError):
-        runner.run("slot", batch_for(bundle))
+        runner.run("slot", batch_for(bundle), 1)
 
 
 def tensors() -> list[torch.Tensor]:
@@ -82,4 +83,23 @@ def test_weights_that_do_not_fit_are_refused_before_the_device_hears_of_them(tmp
     with pytest.raises(BundleInvalid, match="is missing"):
         runner.prepare("slot", bundle)
     with pytest.raises(KeyError):
-        runner.run("slot", batch_for(bundle))
+        runner.run("slot", batch_for(bundle), 1)
+
+
+def test_what_a_model_computes_in_is_told_for_each(tmp_path: Path) -> None:
+    """By default each model has what was measured for it; what the settings name holds for all."""
+    bundle = tiny_bundle(tmp_path, "classifier")
+    assert TorchRunner([bundle], SETTINGS).precision(bundle.config.name) == "exact"
+    assert TorchRunner([bundle], Settings(device="cpu")).precision(bundle.config.name) in {"fp32", "bf16"}
+    assert TorchRunner((), SETTINGS).precision("slot") == ""
+
+
+def test_batches_run_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
+    """Two lanes compute in the same weights at the same time, and neither disturbs the other."""
+    bundle = tiny_bundle(tmp_path, "classifier")
+    runner = TorchRunner([bundle], Settings(device="cpu", compute_threads=2, precision="fp32"))
+    expected = scores(runner, bundle.config.name, bundle)
+    with ThreadPoolExecutor(runner.lanes) as lanes:
+        found = list(lanes.map(lambda _: scores(runner, bundle.config.name, bundle), range(16)))
+    for one in found:
+        assert one == pytest.approx(expected, abs=1e-6)

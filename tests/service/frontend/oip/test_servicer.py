@@ -264,6 +264,11 @@ async def test_statistics() -> None:
         (stats,) = (await spoken.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake_detect"))).model_stats
         assert (stats.inference_count, stats.inference_stats.success.count) == (2, 1)
         assert stats.inference_stats.compute_infer.ns > 0
+        assert 1 <= stats.execution_count <= 2  # together or one after the other
+        for _ in range(2):
+            await spoken.rpc.infer(ask_encoded("fake_detect", IMAGE))
+        (later,) = (await spoken.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake_detect"))).model_stats
+        assert (later.inference_count, later.execution_count) == (4, stats.execution_count + 2)
         every = (await spoken.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest())).model_stats
         assert len(every) == 4
 

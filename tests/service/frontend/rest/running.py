@@ -53,6 +53,13 @@ class Rest:
             while await self.count(metric) != value:
                 await asyncio.sleep(0.01)
 
+    async def until_waiting(self, images: int) -> None:
+        """Wait until so many images wait for the device, by the worker's own count."""
+        labels = {"model": "fake_classify"}
+        async with asyncio.timeout(20):
+            while self.worker.registry.get_sample_value("convmlp_queue_depth", labels) != images:
+                await asyncio.sleep(0.01)
+
 
 @asynccontextmanager
 async def open_rest(

@@ -161,10 +161,11 @@ async def test_caller_who_leaves_withdraws_its_job() -> None:
         writer.write(
             b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CLASSIFY.encode(), len(body)) + body
         )
-        await rest.until("convmlp_in_flight_requests", 2)
+        await rest.until_waiting(1)
         writer.close()
         labels = 'model="fake_classify",outcome="cancelled",task="classify",transport="rest"'
         await rest.until(f"convmlp_requests_total{{{labels}}}", 1)
+        await rest.until_waiting(0)  # the word of it has come to the worker, who may go on now
         rest.worker.runner.gate.set()
         assert (await held).status_code == 200
         assert batches[before:] == [("fake_classify", 1)]

@@ -221,10 +221,11 @@ async def test_caller_who_leaves_withdraws_its_job() -> None:
         body = picture(2)
         _, writer = await asyncio.open_connection("127.0.0.1", rest.port)
         writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        await rest.until("convmlp_in_flight_requests", 2)
+        await rest.until_waiting(1)
         writer.close()
         cancelled = 'convmlp_requests_total{model="fake_classify",outcome="cancelled",task="classify",transport="rest"}'
         await rest.until(cancelled, 1)
+        await rest.until_waiting(0)  # the word of it has come to the worker, who may go on now
         last = asyncio.create_task(rest.http.post("/classify", content=picture(3)))
         await rest.until("convmlp_in_flight_requests", 2)
         rest.worker.runner.gate.set()

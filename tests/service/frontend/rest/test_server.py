@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.frontend.rest.server import MAX_HEAD_BYTES, BoundedHttp, Server
 from tests.service.frontend.rest.running import Rest, open_rest, picture, problem_of
@@ -18,15 +19,17 @@ from tests.service.frontend.rest.running import Rest, open_rest, picture, proble
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+async def never(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+    raise AssertionError("no request was complete")
+
+
 @asynccontextmanager
-async def connection_server(protocol: type[BoundedHttp]) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
-    """A server without an application, for what happens before a request is complete; and its address."""
-
-    async def never(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
-        raise AssertionError("no request was complete")
-
+async def connection_server(
+    protocol: type[BoundedHttp], app: ASGIApp = never
+) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
+    """A server, by default for what happens before a request is complete; and its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server(uvicorn.Config(never, http=protocol, lifespan="off", ws="none", log_config=None))
+    server = Server(uvicorn.Config(app, http=protocol, lifespan="off", ws="none", log_config=None))
     serving = asyncio.create_task(server.serve([listener]))
     try:
         yield server, listener.getsockname()
@@ -131,7 +134,7 @@ async def test_head_that_is_too_slow_is_refused() -> None:
 
 
 async def test_answers_do_not_wait_for_acknowledgements() -> None:
-    """Nagle's algorithm is off: an answer's head and body are two writes, and the second would wait for 40 ms."""
+    """Nagle's algorithm is off: a long answer is several writes, and the second would wait for 40 ms."""
 
     async with connection_server(BoundedHttp) as (server, address):
         _, writer = await asyncio.open_connection(*address)
@@ -142,6 +145,36 @@ async def test_answers_do_not_wait_for_acknowledgements() -> None:
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         writer.close()
+
+
+async def test_head_and_body_leave_together() -> None:
+    """An answer is one write, which wakes its caller once; a head without a body is not held back for one."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(b"body")(scope, receive, send)
+
+    async with connection_server(BoundedHttp, app) as (_, address):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await reader.read(65536)
+        assert (answer[:15], answer[-8:]) == (b"HTTP/1.1 200 OK", b"\r\n\r\nbody")
+        writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\nbody")
+        writer.close()
+
+
+async def test_a_caller_that_expects_a_word_gets_it_at_once(rest: Rest) -> None:
+    """`100 Continue` is no head of an answer, and is not held back."""
+    body = picture(9)
+    reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+    writer.write(head)
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.close()
 
 
 async def test_garbage_is_refused(rest: Rest) -> None:

@@ -1,0 +1,89 @@
+"""Medians, spreads and ratios over the rounds of a run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.network import Kind
+from benchmarks.results import Load, Run, Visit
+from benchmarks.servers import OURS
+
+MAIN_LEVEL = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Of one figure, over the rounds: median, least and most."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def text(self, digits: int = 1) -> str:
+        if not self.values:
+            return "-"
+        if len(self.values) == 1:
+            return f"{self.values[0]:.{digits}f}"
+        least, most = min(self.values), max(self.values)
+        return f"{self.median:.{digits}f} [{least:.{digits}f} to {most:.{digits}f}]"
+
+
+def spread(
+    visits: Sequence[Visit], task: str, loop: str, level: float, value: Callable[[Load], float | None]
+) -> Spread:
+    """Of one figure of one kind of load."""
+    loads = [one.load(task, loop, level) for one in visits]
+    values = [value(load) for load in loads if load is not None]
+    return Spread(tuple(one for one in values if one is not None))
+
+
+def rate(run: Run, server: str, network: str, level: float = MAIN_LEVEL, processes: int = 1) -> Spread:
+    """Answers a second in a closed loop."""
+    return spread(run.of(server, network, processes), "classify", "closed", level, lambda load: load.answers)
+
+
+def best_peer(run: Run, network: str) -> str | None:
+    """The peer that answers most with a network, by its median."""
+    names = {one.server for one in run.visits if one.server != OURS and one.network == network}
+    rates = {name: rate(run, name, network) for name in names}
+    measured = {name: one.median for name, one in rates.items() if one.values}
+    return max(sorted(measured), key=lambda name: measured[name], default=None)
+
+
+Who = tuple[str, str, int]
+"""Server, network, front-end processes."""
+
+
+def ratio(run: Run, ours: Who, theirs: Who, level: float = MAIN_LEVEL) -> Spread:
+    """Of two servers' rates, round by round."""
+    pairs = []
+    for number in range(run.plan.rounds):
+        loads = [_load_of(run, one, number, level) for one in (ours, theirs)]
+        if loads[0] is not None and loads[1] is not None and loads[1].answers > 0:
+            pairs.append(loads[0].answers / loads[1].answers)
+    return Spread(tuple(pairs))
+
+
+def share_of_limit(run: Run, server: str, network: str, level: float = MAIN_LEVEL) -> Spread:
+    """A server's rate over what the network and decoding alone allow, round by round."""
+    shares = []
+    for number, limit in enumerate(run.limits):
+        load = _load_of(run, (server, network, 1), number, level)
+        if load is not None:
+            shares.append(load.answers / limit.per_second(BENCH_MODEL, network))
+    return Spread(tuple(shares))
+
+
+BENCH_MODEL = "convmlp_bench_s"
+NETWORKS = (Kind.FASTEST, Kind.EAGER, Kind.FP32)
+
+
+def _load_of(run: Run, who: Who, number: int, level: float) -> Load | None:
+    for one in run.of(*who):
+        if one.round == number:
+            return one.load("classify", "closed", level)
+    return None

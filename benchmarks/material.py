@@ -1,0 +1,195 @@
+"""What all servers are given: pictures, one ConvMLP-S of 1000 classes, and the right answers.
+
+    FOLDER/pictures/*.jpg                the pictures
+    FOLDER/models/convmlp_bench_s/       the bundle
+    FOLDER/answers.json                  each picture's class
+    FOLDER/mode                          the fastest mode that the model has on this machine
+
+The weights are random, which speed does not depend on; but batch norm's statistics are those of the pictures, and the
+head is fitted so that each picture is of a class of its own, far from the others. So a wrong answer, or another
+caller's, is found out, in any precision. So are the pictures by which a precision is chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor, nn
+
+from model.bundle import REFERENCE_PICTURE, Bundle, Source, read_bundle
+from model.decode import DecodeLimits, decode_picture
+from model.mode import Mode, fastest
+from model.net.classifier import ConvMLPClassifier
+from model.net.normalise import Normalise
+from model.net.weights import BundleDraft, write_bundle
+from model.predictor import load_network
+from model.preprocess import prepare_picture
+from model.prove import reference_answer
+from model.spec import BACKBONES, CenterCropSpec, ClassifierSpec, ClassifyPostSpec, Preprocessing
+from model.types import ModelInput, UInt8Array
+from service.settings import usable_cores
+
+MODEL = "convmlp_bench_s"
+CLASSES = 1000
+MARGIN = 20.0
+"""Between a picture's own logit and all others, before rounding to a precision."""
+PREPROCESSING = CenterCropSpec(resize_shorter=248, crop=224)
+LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
+MAX_PICTURES = 64
+TRIALS = 5
+MADE_PICTURES = 16
+MADE_SIZE = (500, 375)
+"""What photographs of common data sets have, width first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    folder: Path
+
+    @property
+    def models_dir(self) -> Path:
+        return self.folder / "models"
+
+    @property
+    def bundle(self) -> Bundle:
+        return read_bundle(self.models_dir / MODEL)
+
+    def pictures(self) -> list[bytes]:
+        """In the order of their names, as the answers are."""
+        return [path.read_bytes() for path in sorted((self.folder / "pictures").iterdir())]
+
+    def fastest_mode(self) -> Mode:
+        return Mode((self.folder / "mode").read_text(encoding="ascii"))
+
+    def classes(self) -> list[int]:
+        return msgspec.json.decode((self.folder / "answers.json").read_bytes(), type=list[int])
+
+
+def make_material(folder: Path, given: Path | None) -> Material:
+    """Make it once; `given` is a folder of JPEG files to be used instead of pieces of the project's own photograph.
+
+    Raises:
+        SystemExit: there is no picture in `given`.
+    """
+    origin = f"{given.resolve() if given else 'made'}, torch {torch.__version__}"
+    material, stamp = Material(folder), folder / "origin"
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == origin:
+        return material
+    pictures = list(_given(given) if given else _made())
+    if not pictures:
+        raise SystemExit(f"there is no JPEG file in {given}")
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "pictures").iterdir():
+        old.unlink()
+    for at, data in enumerate(pictures):
+        (folder / "pictures" / f"{at:02}.jpg").write_bytes(data)
+    classes = [at * (CLASSES // MAX_PICTURES) for at in range(len(pictures))]
+    inputs = [network_input(data, PREPROCESSING).pixels for data in pictures]
+    draft = BundleDraft(
+        name=MODEL,
+        architecture=ClassifierSpec(backbone=BACKBONES["s"]),
+        labels=tuple(f"class {at}" for at in range(CLASSES)),
+        preprocessing=PREPROCESSING,
+        postprocessing=ClassifyPostSpec(),
+        precision="fp32",
+        source=Source(description="random weights for benchmarks", url="", licence="none", attribution=""),
+        accuracy=None,
+    )
+    proofs = _proofs()
+    more = range(CLASSES - len(proofs), CLASSES)
+    network = fitted_network([*inputs, *proofs], [*classes, *more])
+    bundle = write_bundle(material.models_dir, draft, network, reference_answer)
+    (folder / "mode").write_text(_fastest_mode(bundle), encoding="ascii")
+    (folder / "answers.json").write_bytes(msgspec.json.encode(classes))
+    stamp.write_text(origin, encoding="utf-8")
+    return material
+
+
+def _fastest_mode(bundle: Bundle) -> Mode:
+    """What the service would choose, tried more often than it does: the whole comparison hangs on it."""
+    torch.set_num_threads(usable_cores())
+    cpu = torch.device("cpu")
+    trials = [trial for _ in range(TRIALS) for trial in fastest(bundle, cpu, load_network(bundle)).trials]
+    barred = {trial.mode for trial in trials if trial.objection is not None}
+    allowed = [trial for trial in trials if trial.mode not in barred]
+    return min(allowed, key=lambda trial: trial.seconds).mode if allowed else Mode.EXACT
+
+
+def network_input(data: bytes, spec: Preprocessing) -> ModelInput:
+    """An encoded picture to what a network takes, the way that this service does it."""
+    return prepare_picture(decode_picture(data, LIMITS), spec)
+
+
+@torch.no_grad()
+def fitted_network(inputs: Sequence[UInt8Array], classes: Sequence[int]) -> ConvMLPClassifier:
+    """A seeded random ConvMLP-S that gives each input, uint8 (h, w, 3), its class."""
+    torch.manual_seed(0)
+    network = ConvMLPClassifier(BACKBONES["s"], CLASSES).eval()
+    x = Normalise(PREPROCESSING)(torch.from_numpy(np.stack(inputs)), None)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain mean over all batches
+            module.train()
+    for part in x.split(16):
+        network(part)
+    network.eval()
+    means: list[Tensor] = []
+    hook = network.norm.register_forward_hook(lambda _module, _inputs, out: means.append(out.mean(dim=(1, 2))))
+    for part in x.split(16):
+        network(part)
+    hook.remove()
+    # Ridge regression in its dual form: there are fewer pictures than features.
+    features = torch.cat(means).double()
+    centre = features.mean(dim=0)
+    centred = features - centre
+    gram = centred @ centred.T
+    ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
+    targets = torch.zeros(len(gram), CLASSES, dtype=torch.double)
+    targets[torch.arange(len(gram)), torch.tensor(classes)] = MARGIN
+    weights = (centred.T @ torch.linalg.solve(gram + ridge, targets)).T
+    network.head.weight.copy_(weights)
+    network.head.bias.copy_(-weights @ centre)
+    return network
+
+
+def _proofs() -> list[UInt8Array]:
+    """What the reference picture becomes where a precision is tried on it: plain, mirrored, half as bright."""
+    plain = network_input(REFERENCE_PICTURE.read_bytes(), PREPROCESSING).pixels
+    return [plain, plain[:, ::-1].copy(), plain // 2]
+
+
+def _given(folder: Path) -> Iterator[bytes]:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+    return (path.read_bytes() for path in files[:MAX_PICTURES])
+
+
+def _made() -> Iterator[bytes]:
+    """Pieces of one photograph, each another, enlarged to a common size."""
+    photograph = PIL.Image.open(REFERENCE_PICTURE).convert("RGB")
+    width, height = photograph.size
+    shares = np.random.default_rng(0)
+    for at in range(MADE_PICTURES):
+        part = float(shares.uniform(0.6, 0.95))
+        left, top = float(shares.uniform(0, 1 - part)) * width, float(shares.uniform(0, 1 - part)) * height
+        box = (left, top, left + part * width, top + part * height)
+        piece = photograph.resize(MADE_SIZE, PIL.Image.Resampling.BICUBIC, box=box)
+        file = BytesIO()
+        (PIL.ImageOps.mirror(piece) if at % 2 else piece).save(file, "JPEG", quality=95)
+        yield file.getvalue()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.material", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=Path)
+    arguments = parser.parse_args()
+    make_material(arguments.folder, arguments.pictures)

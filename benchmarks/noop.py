@@ -1,0 +1,134 @@
+"""The whole service but for what it serves: real front-end processes, real wire, a real worker process; no decoding,
+and a device that answers at once. What is left is what the service itself costs.
+
+The body of a request goes to the worker as it came, as if it were the network's input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from model.bundle import Bundle
+from model.reference import REFERENCE_PARAMS
+from model.reference_picture import reference_input
+from model.spec import Preprocessing
+from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
+from service.frontend.engine import Engine
+from service.frontend.gate import open_gate
+from service.frontend.prepare import Timed, Workshop
+from service.frontend.rest.app import create_app
+from service.frontend.rest.server import serve
+from service.metrics import MULTIPROC_DIR, FrontEndMetrics, WorkerMetrics
+from service.process import LIFELINE_FD, LISTEN_FD, ROLE, inherited_socket, open_listener, run_process
+from service.scrape import exposition, registry_of_all
+from service.settings import Settings, usable_cores
+from service.wire.door import Door
+from service.wire.pool import WorkerPool
+from service.worker.worker import Worker
+from tests.fakes import FakeRunner, fake_answer, fake_bundle
+
+SIDE = 180
+"""An input of 180 x 180 pixels has 97,200 bytes: what a body of 100 KB has at least."""
+SIZE = Size(SIDE, SIDE)
+
+
+@dataclass
+class NoRunner(FakeRunner):
+    """Gives the reference answer to whatever comes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bundle = fake_bundle(Task.CLASSIFY)
+        ready = reference_input(bundle.config)
+        self.answer = fake_answer(Task.CLASSIFY, ready.pixels, ready.geometry, REFERENCE_PARAMS)
+
+    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:  # noqa: ARG002  (the protocol's)
+        return (self.answer,) * len(batch)
+
+
+class NoDecoding(Workshop):
+    """Takes the body for the decoded picture, in a thread all the same."""
+
+    async def prepare(self, image: bytes | Image, spec: Preprocessing, deadline_s: float) -> Timed[ModelInput]:  # noqa: ARG002
+        assert isinstance(image, bytes)
+        return await self.run(lambda: taken_as_input(image), deadline_s)
+
+
+def taken_as_input(body: bytes) -> ModelInput:
+    pixels = np.frombuffer(body, np.uint8, SIDE * SIDE * 3).reshape(SIDE, SIDE, 3)
+    return ModelInput(pixels, Geometry(SIZE, SIZE))
+
+
+async def _rest(settings: Settings, stop: asyncio.Event) -> int:
+    listener = inherited_socket()
+    assert listener is not None
+    metrics = FrontEndMetrics(CollectorRegistry())
+    workshop = NoDecoding(usable_cores(), settings.decode_limits)
+    heartbeat_s, timeout_s = settings.heartbeat_interval_ms / 1000, settings.worker_timeout_ms / 1000
+    workers = WorkerPool(settings.worker_address, heartbeat_s=heartbeat_s, timeout_s=timeout_s, listener=metrics)
+    async with open_gate(settings, metrics) as gate, workers:
+        engine = Engine(workers, workshop, settings, metrics)
+        registry = registry_of_all(CollectorRegistry())
+        app = create_app(engine, gate, settings, metrics, lambda: exposition(registry))
+        await serve(app, [listener], stop, 1.0)
+    workshop.close()
+    return 0
+
+
+async def _worker(settings: Settings, stop: asyncio.Event) -> int:
+    bundle: Bundle = fake_bundle(Task.CLASSIFY)
+    metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: bundle.config.task.value})
+    async with Door(settings.worker_address[0]) as door:
+        await Worker([bundle], lambda _: NoRunner(), settings, metrics).run(door, stop)
+    return 0
+
+
+def _all(port: int, rest_processes: int) -> None:
+    """Start the parts, wait for a signal, end them: closing the pipe tells them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    with tempfile.TemporaryDirectory(prefix="bench-noop-") as folder, open_listener("127.0.0.1", port) as listener:
+        lifeline, ours = os.pipe()
+        settings = Settings(worker_address=(f"ipc://{folder}/worker",), access_log=False)
+        environment = {**os.environ, **settings.as_environment(), MULTIPROC_DIR: folder, LIFELINE_FD: str(lifeline)}
+        parts = [("worker", "worker-0"), *(("rest", f"rest-{at}") for at in range(rest_processes))]
+        children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.noop", "--part", part],
+                env={**environment, ROLE: role, LISTEN_FD: str(listener.fileno())},
+                pass_fds=(lifeline, listener.fileno()),
+            )
+            for part, role in parts
+        ]
+        os.close(lifeline)
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+        os.close(ours)
+        for child in children:
+            child.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.noop", description=__doc__)
+    parser.add_argument("--http-port", type=int, default=0)
+    parser.add_argument("--rest-processes", type=int, default=1)
+    parser.add_argument("--part", choices=("rest", "worker"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part is None:
+        _all(arguments.http_port, arguments.rest_processes)
+        return
+    settings = Settings()
+    part = _rest if arguments.part == "rest" else _worker
+    sys.exit(run_process(arguments.part, settings, lambda stop: part(settings, stop)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What a run measured, as it is kept in JSON: tables and plots are made of this alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.limit import Limit
+
+
+class Load(msgspec.Struct):
+    """One measurement. Rates are per second, latencies in ms, costs in CPU ms per answer."""
+
+    task: str
+    loop: str
+    """`closed`, whose `level` is the number of clients; or `open`, whose `level` is the share of the capacity."""
+    level: float
+    offered: float | None
+    """Requests a second of an open loop."""
+    seconds: float
+    answers: float
+    good: float
+    """Answers within the deadline of the benchmark."""
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    requests: int
+    refused: dict[str, int]
+    failed: dict[str, int]
+    unsent: int
+    server_cpu: float
+    client_cpu: float
+    resident_mib: float
+    """Of all the server's processes, at the end."""
+    foreign_cores: float
+    """CPU that others used meanwhile, in cores: the figures are worth little where this is not about 0."""
+    stages: dict[str, float] = {}
+    """Of this service, the mean of each stage as it tells it in Server-Timing, ms."""
+    parts_cpu: dict[str, float] = {}
+    """Of this service, CPU of each of its processes."""
+
+
+class Visit(msgspec.Struct):
+    """One server, started, measured and stopped, in one round."""
+
+    round: int
+    server: str
+    network: str
+    processes: int
+    ready_s: float
+    loads: list[Load]
+    resident_mib: float
+    """Of all its processes, before the first measurement."""
+    trouble: str = ""
+    """Why there are fewer measurements than there should be."""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return (self.server, self.network, self.processes)
+
+    def load(self, task: str, loop: str, level: float) -> Load | None:
+        return next((one for one in self.loads if (one.task, one.loop, one.level) == (task, loop, level)), None)
+
+
+class Plan(msgspec.Struct):
+    """What a run is asked to do; one that was interrupted goes on where the plan is the same."""
+
+    rounds: int
+    seconds: float
+    peers: list[str]
+    networks: list[str]
+    levels: list[int]
+    shares: list[float]
+    subjects: list[str]
+    pictures: str
+
+
+class Machine(msgspec.Struct):
+    processor: str
+    cores: int
+    memory_gib: float
+    system: str
+    python: str
+    torch: str
+
+
+class Run(msgspec.Struct):
+    plan: Plan
+    machine: Machine
+    started: str
+    picture_bytes: int
+    deadline_ms: float
+    """In open loops."""
+    visits: list[Visit] = []
+    limits: list[Limit] = []
+    """By round."""
+    unavailable: dict[str, str] = {}
+    """Peers that could not be installed, and why."""
+    versions: dict[str, str] = {}
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".new")
+        scratch.write_bytes(msgspec.json.encode(_rounded(msgspec.to_builtins(self))) + b"\n")
+        scratch.replace(path)
+
+    def of(self, server: str, network: str, processes: int = 1) -> list[Visit]:
+        """The visits of one server, by round."""
+        return [one for one in self.visits if one.key == (server, network, processes)]
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401  (whatever JSON holds)
+    """Figures have four digits: noise beyond them would be most of the file."""
+    match value:
+        case float():
+            return float(f"{value:.4g}")
+        case dict():
+            return {name: _rounded(one) for name, one in value.items()}
+        case list():
+            return [_rounded(one) for one in value]
+        case _:
+            return value
+
+
+def read_run(path: Path) -> Run:
+    return msgspec.json.decode(path.read_bytes(), type=Run)

@@ -1,0 +1,227 @@
+"""`make bench`: this service and its peers, side by side, on one machine.
+
+In each round each server is started, measured and stopped, in an order that is another one each round, so that a
+disturbance of the machine hits all alike. The first round is for all of them; the later ones are for this service and
+the best peers of the first. What was measured is written down at once: run it again after an interruption, and it
+goes on. docs/performance.md tells the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from benchmarks.environments import REQUIREMENTS, CannotInstall, python_of
+from benchmarks.figures import MAIN_LEVEL
+from benchmarks.limit import Limit
+from benchmarks.material import Material, make_material
+from benchmarks.network import Kind
+from benchmarks.processes import ServerProcess, adopt_orphans
+from benchmarks.report import write_report
+from benchmarks.results import Machine, Plan, Run, Visit, read_run
+from benchmarks.schedule import LEVELS, NOOP_PEERS, SHARES, SUBJECTS, servers_of, steps_of
+from benchmarks.servers import PEERS, REPOSITORY
+from benchmarks.visit import DEADLINE_S, visit
+from service.settings import usable_cores
+
+QUICK_PEERS = ("fastapi", "litserve", "mosec")
+LIMIT_S = 600
+MAX_ROUNDS = 20
+MAX_SECONDS = 60.0
+MAX_MINUTES = 600
+
+
+def main() -> None:
+    arguments = _arguments()
+    folder: Path = arguments.folder.resolve()
+    plan = _plan(arguments)
+    out: Path = arguments.out or (folder / "quick" if arguments.quick else REPOSITORY / "docs")
+    # Either way of ending it ends the server as well; a background job would ignore SIGINT.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
+    adopt_orphans()
+    if arguments.fresh:
+        shutil.rmtree(folder / "material", ignore_errors=True)
+    material = make_material(folder / "material", arguments.pictures)
+    print(f"the fastest mode here: {material.fastest_mode()}")
+    state = folder / ("quick.json" if arguments.quick else "run.json")
+    run = _resumed(state, plan, fresh=arguments.fresh) or _begun(plan, material)
+    _install(run, folder)
+    try:
+        _rounds(run, material, folder, state, arguments.minutes * 60)
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on")
+        sys.exit(130)
+    results = out / "performance.json"
+    run.write(results)
+    state.unlink()
+    print(write_report(run, out))
+    print(f"written to {out}")
+
+
+def _rounds(run: Run, material: Material, folder: Path, state: Path, longest_s: float) -> None:
+    """All of them; but none is begun that would not end in time, if it takes as long as the one before."""
+    began_s = round_began_s = time.monotonic()
+    for number in range(run.plan.rounds):
+        now_s = time.monotonic()
+        if number and (now_s - began_s) + (now_s - round_began_s) > longest_s:
+            print(f"no time for more than {number} rounds")
+            return
+        round_began_s = now_s
+        _round(run, number, material, folder, state)
+
+
+def _round(run: Run, number: int, material: Material, folder: Path, state: Path) -> None:
+    """What is not done yet of one round."""
+    done = {one.key for one in run.visits if one.round == number}
+    if len(run.limits) <= number:
+        print(f"round {number + 1}: the networks and decoding alone", flush=True)
+        run.limits.append(_limit(material, folder))
+        run.write(state)
+    servers = list(servers_of(run, number))
+    turn = number % max(1, len(servers))
+    for at, server in enumerate(servers[turn:] + servers[:turn]):
+        if (server.name, server.network, server.processes) in done or server.name in run.unavailable:
+            continue
+        steps = list(steps_of(run, server, number))
+        print(f"round {number + 1}, {at + 1} of {len(servers)}: {server.key}", end=" ", flush=True)
+        one = visit(server, steps, number, material, folder)
+        print(_told(one), flush=True)
+        run.visits.append(one)
+        run.write(state)
+
+
+def _limit(material: Material, folder: Path) -> Limit:
+    """In a process of its own, as servers are."""
+    command = [sys.executable, "-m", "benchmarks.limit", str(material.folder.resolve())]
+    log = folder / "logs" / "limit.log"
+    process = ServerProcess(command, {"PYTHONPATH": str(REPOSITORY)}, log, REPOSITORY)
+    try:
+        process.wait(LIMIT_S)
+    finally:
+        process.stop()
+    try:
+        return msgspec.json.decode(log.read_bytes().splitlines()[-1], type=Limit)
+    except (IndexError, msgspec.DecodeError):
+        raise SystemExit(f"the networks alone could not be measured; see {log}") from None
+
+
+def _install(run: Run, folder: Path) -> None:
+    for name in dict.fromkeys((*run.plan.peers, *(NOOP_PEERS if "noop" in run.plan.subjects else ()))):
+        if name in run.unavailable:
+            continue
+        try:
+            python_of(name, folder)
+        except CannotInstall as error:
+            run.unavailable[name] = str(error)
+            print(error)
+
+
+def _told(one: Visit) -> str:
+    rates = [f"{load.task} {load.loop} {load.level:g}: {load.answers:.1f}/s" for load in one.loads]
+    troubles = [one.trouble] if one.trouble else []
+    troubles += [f"{times} x {kind}" for load in one.loads for kind, times in load.failed.items()]
+    busy = max((load.foreign_cores for load in one.loads), default=0.0)
+    disturbed = [f"others used {busy:.1f} cores"] * (busy > 0.15)
+    return "; ".join([f"ready after {one.ready_s:.0f} s", *rates, *troubles, *disturbed])
+
+
+def _begun(plan: Plan, material: Material) -> Run:
+    sizes = [len(data) for data in material.pictures()]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    pins = {name: _pin(name) for name in plan.peers}
+    mean = round(sum(sizes) / len(sizes))
+    return Run(plan, _machine(), now, mean, DEADLINE_S * 1000, versions=pins)
+
+
+def _pin(name: str) -> str:
+    path = REQUIREMENTS / f"{name}.txt"
+    if not path.exists():
+        return f"{name} {version(name)}"
+    return path.read_text(encoding="utf-8").splitlines()[0].replace("==", " ")
+
+
+def _resumed(state: Path, plan: Plan, *, fresh: bool) -> Run | None:
+    if fresh or not state.exists():
+        return None
+    run = read_run(state)
+    if run.plan != plan:
+        print("another run was interrupted; beginning anew")
+        return None
+    print(f"going on with the run of {run.started}: {len(run.visits)} visits are done")
+    return run
+
+
+def _machine() -> Machine:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    processor = next(
+        (line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), ""
+    )
+    return Machine(
+        processor=processor or platform.machine(),
+        cores=usable_cores(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        torch=version("torch"),
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    quick = arguments.quick
+    peers = arguments.peers.split(",") if arguments.peers else list(QUICK_PEERS if quick else PEERS)
+    subjects = arguments.only.split(",") if arguments.only else list(SUBJECTS)
+    for given, known in ((peers, PEERS), (subjects, SUBJECTS)):
+        if unknown := set(given) - set(known):
+            raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    return Plan(
+        rounds=arguments.rounds or (1 if quick else 3),
+        seconds=arguments.seconds or (2.0 if quick else 3.0),
+        peers=peers,
+        networks=[Kind.FASTEST, Kind.EAGER] if quick else [Kind.FASTEST, Kind.EAGER, Kind.FP32],
+        levels=[1, MAIN_LEVEL] if quick else list(LEVELS),
+        shares=[0.8, 1.2] if quick else list(SHARES),
+        subjects=subjects,
+        pictures=str(arguments.pictures.resolve()) if arguments.pictures else "",
+    )
+
+
+def _within(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if not least <= (value := kind(text)) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")
+        return value
+
+    return number
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="some minutes; docs/performance.md stays as it is")
+    parser.add_argument("--only", help=f"of {','.join(SUBJECTS)}")
+    parser.add_argument("--peers", help=f"of {','.join(PEERS)}")
+    parser.add_argument("--rounds", type=_within(int, 1, MAX_ROUNDS))
+    parser.add_argument("--minutes", type=_within(float, 0, MAX_MINUTES), default=25, help="for all rounds together")
+    parser.add_argument("--seconds", type=_within(float, 0.5, MAX_SECONDS), help="of each measurement")
+    parser.add_argument("--pictures", type=Path, help="folder of JPEG files (default: made from the project's own)")
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin anew: pictures, model, choice of precision, results"
+    )
+    parser.add_argument("--out", type=Path, help="folder for tables, plots and results (default: docs)")
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / ".bench", help="of environments, logs, material")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

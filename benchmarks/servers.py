@@ -1,0 +1,177 @@
+"""All servers that can be compared: how each is started, asked, and understood."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.environments import python_of
+from benchmarks.material import MODEL, Material
+from benchmarks.network import Kind, mode_of
+from benchmarks.peers.classifier import NOOP
+from service.cli.load.http import request_bytes
+from service.settings import usable_cores
+
+OURS = "convmlp"
+REPOSITORY = Path(__file__).parent.parent
+
+Requests = Callable[[str, bytes, str], bytes]
+"""Host, encoded picture and path to a whole request."""
+Read = Callable[[bytes], int]
+"""A body's best class. Raises ValueError, LookupError or msgspec.DecodeError where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What can be started with a network: `network` is a `Kind`, or `noop`."""
+
+    name: str
+    network: str
+    path: str
+    request: Requests
+    read: Read
+    processes: int = 1
+    """Front-end processes; only this service's no-op and the bare FastAPI have more than one."""
+
+    @property
+    def key(self) -> str:
+        more = f" x{self.processes}" if self.processes > 1 else ""
+        return f"{self.name}/{self.network}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+
+class _Peers(msgspec.Struct):
+    indices: list[int]
+
+
+class _Label(msgspec.Struct):
+    index: int
+
+
+class _Labels(msgspec.Struct):
+    labels: list[_Label]
+
+
+class _Ours(msgspec.Struct):
+    results: list[_Labels]
+
+
+class _Tensor(msgspec.Struct):
+    data: list[int]
+
+
+class _Inference(msgspec.Struct):
+    outputs: list[_Tensor]
+
+
+def _raw(host: str, picture: bytes, path: str) -> bytes:
+    return request_bytes("POST", host, path, {"Content-Type": "image/jpeg"}, picture)
+
+
+def _in_json(host: str, picture: bytes, path: str) -> bytes:
+    """V2 JSON, the picture as base64 (MLServer)."""
+    data = [base64.b64encode(picture).decode("ascii")]
+    tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"content_type": "base64"}}
+    body = json.dumps({"inputs": [{**tensor, "data": data}]}).encode("ascii")
+    return request_bytes("POST", host, path, {"Content-Type": "application/json"}, body)
+
+
+def _in_binary(host: str, picture: bytes, path: str) -> bytes:
+    """V2 with the binary tensor extension in both directions, but the answer as JSON (Triton)."""
+    tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES"}
+    parameters = {"parameters": {"binary_data_size": len(picture) + 4}}
+    head = json.dumps({"inputs": [{**tensor, **parameters}]}).encode("ascii")
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return request_bytes("POST", host, path, headers, head + len(picture).to_bytes(4, "little") + picture)
+
+
+def _read_ours(body: bytes) -> int:
+    return msgspec.json.decode(body, type=_Ours).results[0].labels[0].index
+
+
+def _read_peer(body: bytes) -> int:
+    return msgspec.json.decode(body, type=_Peers).indices[0]
+
+
+def _read_tensor(body: bytes) -> int:
+    return msgspec.json.decode(body, type=_Inference).outputs[0].data[0]
+
+
+V2 = "/v2/models/convmlp/infer"
+PEERS: Mapping[str, tuple[str, str, Requests, Read]] = {
+    "fastapi": ("fastapi_pool", "/predict", _raw, _read_peer),
+    "litserve": ("litserve_api", "/predict", _raw, _read_peer),
+    "mosec": ("mosec_worker", "/inference", _raw, _read_peer),
+    "bentoml": ("bento_service", "/predict", _raw, _read_peer),
+    "rayserve": ("ray_deployment", "/predict", _raw, _read_peer),
+    "mlserver": ("mlserver_runtime", V2, _in_json, _read_tensor),
+    "triton": ("triton_callable", V2, _in_binary, _read_tensor),
+    "torchserve": ("torchserve_handler", "/predictions/convmlp", _raw, _read_peer),
+}
+"""By name: the module, the path, and the forms of request and answer."""
+
+
+def peer(name: str, network: str, processes: int = 1) -> Server:
+    _, path, request, read = PEERS[name]
+    return Server(name, network, path, request, read, processes)
+
+
+def ours(network: str, processes: int = 1) -> Server:
+    return Server(OURS, network, "/classify", _raw, _read_ours, processes)
+
+
+def start_of(server: Server, port: int, material: Material, folder: Path) -> Start:
+    """How to start it at `port`; peers may use the two ports behind it as well.
+
+    Raises:
+        CannotInstall: the peer cannot be had here.
+    """
+    if server.name == OURS:
+        return _start_ours(server, port, material)
+    module = PEERS[server.name][0]
+    cores = usable_cores()
+    environment = {
+        "PYTHONPATH": str(REPOSITORY),
+        "BENCH_PORT": str(port),
+        "BENCH_NETWORK": server.network,
+        "BENCH_MATERIAL": str(material.folder.resolve()),
+        # The best found: a copy of the network a core, each on one thread, and batches that fit the caches.
+        "BENCH_WORKERS": str(cores),
+        "BENCH_THREADS": "1",
+        "BENCH_BATCH": "4",
+        "BENCH_WAIT_MS": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    python = str(python_of(server.name, folder))
+    command = [python, "-m", f"benchmarks.peers.{module}"]
+    if server.processes > 1:
+        command = [python, "-m", "uvicorn", f"benchmarks.peers.{module}:app", "--port", str(port), "--no-access-log"]
+        command += ["--workers", str(server.processes), "--log-level", "warning"]
+    return Start(command, environment)
+
+
+def _start_ours(server: Server, port: int, material: Material) -> Start:
+    flags = ["--http-port", str(port), "--grpc-port", "0", "--worker-metrics-port", "0", "--no-access-log"]
+    if server.network == NOOP:
+        command = [sys.executable, "-m", "benchmarks.noop", "--http-port", str(port)]
+        return Start([*command, "--rest-processes", str(server.processes)], {})
+    models = ",".join((MODEL, *OTHER_MODELS))
+    flags += ["--models-dir", str(material.models_dir.resolve()), "--models", models]
+    flags += ["--precision", mode_of(Kind(server.network), material.fastest_mode()), "--device", "cpu"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CONVMLP_")}
+    return Start([sys.executable, "-m", "service.cli", "serve", *flags], environment)
+
+
+OTHER_MODELS = ("convmlp_pets_heads", "convmlp_pets_outline")

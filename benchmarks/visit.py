@@ -1,0 +1,203 @@
+"""One server in one round: start it, wait until it answers rightly, measure, stop it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import psutil
+import uvloop
+
+from benchmarks.answers import Check, task_requests
+from benchmarks.material import Material
+from benchmarks.processes import ServerProcess, free_ports
+from benchmarks.results import Load, Visit
+from benchmarks.servers import OURS, REPOSITORY, Server, start_of
+from service.cli.load.http import ConnectionBroken, Connections, Response
+from service.cli.load.loops import closed_loop, open_loop
+from service.cli.load.outcome import ANSWERED, Ask, Ending, Outcome, Tally
+from service.cli.load.service import outcome_of
+
+DEADLINE_S = 0.5
+"""In an open loop an answer that comes later is of no use to its caller. This service can be told so, and is."""
+PATIENCE_S = 20.0
+START_S = 150.0
+WARM_UP_S = 1.0
+OVERLOAD_WARM_UP_S = 3.0
+"""Until queues are as full as they will be."""
+SETTLE_S = {True: 180.0, False: 15.0}
+"""How long this service, and others, may still work by themselves once they answer."""
+WRONG = Outcome(Ending.FAILED, "wrong answer")
+LATE = Outcome(Ending.FAILED, f"no answer within {PATIENCE_S:g} s")
+
+
+class NotReady(Exception):
+    """Why a server cannot be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`level`: clients of a closed loop, or the share of the capacity, in an open loop."""
+
+    task: str
+    loop: str
+    level: float
+    seconds: float
+
+
+@dataclass
+class Target:
+    """A running server and what it is asked."""
+
+    server: Server
+    port: int
+    material: Material
+    timings: list[bytes] = field(default_factory=list)
+    """What it said of its stages since they were cleared."""
+
+    @asynccontextmanager
+    async def ask(self, task: str, deadline_s: float | None = None) -> AsyncIterator[Ask]:
+        requests, check = task_requests(self.server, task, f"127.0.0.1:{self.port}", self.material, deadline_s)
+        async with Connections("127.0.0.1", self.port) as connections:
+
+            async def ask(number: int) -> Outcome:
+                at = number % len(requests)
+                try:
+                    response = await connections.ask(requests[at], PATIENCE_S)
+                except TimeoutError:
+                    return LATE
+                except ConnectionBroken as error:
+                    return Outcome(Ending.FAILED, str(error))
+                return self._outcome(response, at, check)
+
+            yield ask
+
+    def _outcome(self, response: Response, at: int, check: Check) -> Outcome:
+        if response.status != 200:
+            return outcome_of(response)
+        if self.server.name == OURS:
+            self.timings.append(response.headers.get(b"server-timing", b""))
+        try:
+            return ANSWERED if check(at, response.body) else WRONG
+        except (ValueError, LookupError, msgspec.MsgspecError):
+            return Outcome(Ending.FAILED, "an answer of another form")
+
+
+def visit(server: Server, steps: Sequence[Step], number: int, material: Material, folder: Path) -> Visit:
+    """Open loops need a closed one before them, whose best rate is taken for the capacity.
+
+    Raises:
+        CannotInstall: the server cannot be had here.
+    """
+    done = Visit(number, server.name, server.network, server.processes, 0.0, [], 0.0)
+    port = free_ports(6)
+    start = start_of(server, port, material, folder)
+    log = folder / "logs" / f"{server.key.replace('/', '-').replace(' ', '-')}.log"
+    process = ServerProcess(start.command, start.environment, log, REPOSITORY)
+    try:
+        target = Target(server, port, material)
+        done.ready_s = _await_ready(process, target)
+        process.settle(SETTLE_S[server.name == OURS])
+        done.resident_mib = process.usage().resident_bytes / 2**20
+        capacity = 0.0
+        for step in steps:
+            if step.loop == "open" and not capacity:
+                raise NotReady("it answered nothing in time")
+            done.loads.append(_measure(process, target, step, capacity))
+            if step.loop == "closed" and step.task == "classify":
+                capacity = max(capacity, done.loads[-1].answers)
+    except NotReady as error:
+        done.trouble = str(error)
+    finally:
+        process.stop()
+    return done
+
+
+def _await_ready(process: ServerProcess, target: Target) -> float:
+    """Seconds until it gave two right answers to different pictures."""
+    began_s = time.monotonic()
+    last = ""
+    while time.monotonic() < began_s + START_S:
+        if process.ended:
+            raise NotReady(f"it ended; see {process.log.name}")
+        outcome = uvloop.run(_try(target))
+        if outcome.ending is Ending.ANSWERED:
+            return time.monotonic() - began_s
+        last = outcome.kind
+        time.sleep(0.2)
+    raise NotReady(f"no right answer within {START_S:g} s: {last}")
+
+
+async def _try(target: Target) -> Outcome:
+    async with target.ask("classify") as ask:
+        first = await ask(0)
+        return await ask(1) if first.ending is Ending.ANSWERED else first
+
+
+def _measure(process: ServerProcess, target: Target, step: Step, capacity: float) -> Load:
+    target.timings.clear()
+    before, parts, own_s, all_s = process.usage(), process.cpu_by_part(), time.process_time(), _busy_s()
+    began_s = time.monotonic()
+    offered = step.level * capacity if step.loop == "open" else None
+    tally = uvloop.run(_load(target, step, offered))
+    wall_s = time.monotonic() - began_s
+    after = process.usage()
+    server_s = after.cpu_s - before.cpu_s
+    client_s = time.process_time() - own_s
+    foreign = max(0.0, _busy_s() - all_s - server_s - client_s) / wall_s
+    # CPU was counted over the warm-up and the wait at the end as well, and answers over the window.
+    per_answer_ms = 1000 * (step.seconds / wall_s) / max(1, tally.in_window)
+    p50, p95, p99 = tally.percentiles_ms(50, 95, 99) if tally.latencies_s else (None, None, None)
+    parts_s = {name: value - parts.get(name, 0.0) for name, value in process.cpu_by_part().items()}
+    return Load(
+        task=step.task,
+        loop=step.loop,
+        level=step.level,
+        offered=offered,
+        seconds=step.seconds,
+        answers=tally.per_second,
+        good=sum(latency_s <= DEADLINE_S for latency_s in tally.latencies_s) / step.seconds,
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        requests=tally.requests,
+        refused=dict(tally.refused),
+        failed=dict(tally.failed),
+        unsent=tally.unsent,
+        server_cpu=server_s * per_answer_ms,
+        client_cpu=client_s * per_answer_ms,
+        resident_mib=after.resident_bytes / 2**20,
+        foreign_cores=foreign,
+        stages=_mean_stages(target.timings),
+        parts_cpu={name: value * per_answer_ms for name, value in parts_s.items()}
+        if target.server.name == OURS
+        else {},
+    )
+
+
+async def _load(target: Target, step: Step, offered: float | None) -> Tally:
+    async with target.ask(step.task, None if offered is None else DEADLINE_S) as ask:
+        if offered is None:
+            return await closed_loop(ask, int(step.level), step.seconds, WARM_UP_S)
+        return await open_loop(ask, offered, step.seconds, OVERLOAD_WARM_UP_S if step.level > 1 else WARM_UP_S)
+
+
+def _mean_stages(timings: Sequence[bytes]) -> dict[str, float]:
+    """Of Server-Timing headers, as in `decode;dur=1.3, queue;dur=0.2`."""
+    sums: defaultdict[str, float] = defaultdict(float)
+    for line in timings:
+        for part in filter(None, line.split(b",")):
+            name, _, value = part.strip().partition(b";dur=")
+            sums[name.decode("ascii")] += float(value)
+    return {name: total / len(timings) for name, total in sums.items()}
+
+
+def _busy_s() -> float:
+    """CPU seconds that the machine has worked."""
+    times = psutil.cpu_times()
+    return float(sum(times[:8]) - times.idle - times.iowait)

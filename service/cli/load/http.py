@@ -1,0 +1,162 @@
+"""Requests over HTTP/1.1 for as little CPU as Python allows.
+
+A load client shares its machine's cores with what it measures, or needs more machines than that to keep it busy. So
+requests are bytes that were put together beforehand, connections are kept, and httptools reads the answers:
+`python -m benchmarks.client_cost` measures what that saves against a general HTTP client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, cast
+
+import httptools
+
+MAX_BODY_BYTES = 256 * 2**20
+CONNECT_S = 10.0
+
+
+class ConnectionBroken(Exception):
+    """No connection, or it ended before the answer did, or what came is not HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """`headers` by their names in lower case."""
+
+    status: int
+    headers: Mapping[bytes, bytes]
+    body: bytes
+
+
+def request_bytes(method: str, host: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+    """A whole request, fit to be sent any number of times."""
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
+    head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
+    return head.encode("ascii") + body
+
+
+class Connections:
+    """Kept connections to one server, as many as there are requests at a time."""
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._host, self._port, self._tls = host, port, tls
+        self._idle: list[_Connection] = []
+        self._open: set[_Connection] = set()
+
+    async def ask(self, request: bytes, timeout_s: float) -> Response:
+        """Send a request and wait for its answer.
+
+        Raises:
+            ConnectionBroken: there is no answer and will be none.
+            TimeoutError: there was none in time.
+        """
+        connection = await self._connection()
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await connection.ask(request)
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            if connection.usable:
+                self._idle.append(connection)
+            else:
+                self._open.discard(connection)
+        return response
+
+    async def _connection(self) -> _Connection:
+        while self._idle:
+            if (idle := self._idle.pop()).usable:
+                return idle
+            self._open.discard(idle)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                _, connection = await loop.create_connection(_Connection, self._host, self._port, ssl=self._tls)
+        except OSError as error:  # TimeoutError is one as well
+            raise ConnectionBroken(f"no connection: {error.strerror or type(error).__name__}") from error
+        self._open.add(connection)
+        return connection
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for connection in self._open:
+            connection.close()
+        await asyncio.gather(*(connection.closed.wait() for connection in self._open))
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    def __init__(self) -> None:
+        self.usable = False
+        self.closed = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[Response] | None = None
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+
+    async def ask(self, request: bytes) -> Response:
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        self.usable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's have no common class
+        self.usable = True
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._break("what came is not HTTP/1.1")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._break("the connection was reset" if error is not None else "the connection was closed")
+        self.closed.set()
+
+    def _break(self, why: str) -> None:
+        self.close()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionBroken(why))
+
+    # httptools' calls
+
+    def on_message_begin(self) -> None:
+        self._headers, self._body, self._body_bytes = {}, [], 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > MAX_BODY_BYTES:
+            self._break("the answer is too large")
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._parser.should_keep_alive():
+            self.close()
+        if self._answer is not None and not self._answer.done():
+            response = Response(self._parser.get_status_code(), self._headers, b"".join(self._body))
+            self._answer.set_result(response)

@@ -1,0 +1,103 @@
+"""A ZeroMQ socket on the event loop: what is sent leaves at once or not at all, what comes is taken out as it is asked
+for.
+
+`zmq.asyncio` spends several futures and callbacks on each message, and a thread of its own on each array that it sends
+without copying it; here a message costs the calls of libzmq and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import zmq
+
+BORROWED_FROM = 1 << 19
+"""Bytes of an array from which on copying it costs more than lending its memory to libzmq."""
+IN_A_ROW = 64
+"""Messages that are taken out before the rest of the process has its turn."""
+
+# As plain numbers: arithmetic on pyzmq's flags costs more than the calls that they are for.
+_NOW = int(zmq.NOBLOCK)
+_NOW_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+class Mailbox:
+    """Owns the socket from now on. All calls belong to the thread of the event loop that it was made in; only one at a
+    time may wait in `receive`."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._loop = asyncio.get_running_loop()
+        self._arrival: asyncio.Future[None] | None = None
+        self._look_soon: asyncio.Handle | None = None
+        self._in_a_row = 0
+        self._descriptor = int(socket.FD)
+        self._loop.add_reader(self._descriptor, self._hear)
+
+    def close(self, linger_ms: int | None = None) -> None:
+        """Close the socket, too. What was sent still leaves within `linger_ms`, or the socket's own time."""
+        self._loop.remove_reader(self._descriptor)
+        if self._look_soon is not None:
+            self._look_soon.cancel()
+        self._socket.close(linger_ms)
+        self._wake()
+
+    def send(self, *parts: bytes | memoryview) -> None:
+        """Send one message. Large parts are not copied: their memory is read later, and kept alive until then.
+
+        Raises:
+            zmq.ZMQError: it was not sent; zmq.Again: there is no room, or no one connected.
+        """
+        last = len(parts) - 1
+        try:
+            for number, part in enumerate(parts):
+                lent = isinstance(part, memoryview) and part.nbytes >= BORROWED_FROM
+                self._socket.send(part, _NOW if number == last else _NOW_MORE, copy=not lent)
+        finally:
+            # The descriptor tells of an arrival once, and it may be sending that took the word in.
+            if self._arrival is not None and self._look_soon is None:
+                self._look_soon = self._loop.call_soon(self._look)
+
+    async def receive(self) -> Sequence[zmq.Frame]:
+        """The next message, its parts as they came: their memory is libzmq's, for as long as the part is kept.
+
+        Raises:
+            zmq.ZMQError: the socket was closed.
+        """
+        self._in_a_row += 1
+        if self._in_a_row > IN_A_ROW:
+            self._in_a_row = 0
+            await asyncio.sleep(0)
+        while True:
+            try:
+                part = self._socket.recv(_NOW, copy=False)
+            except zmq.Again:
+                self._in_a_row = 0
+                self._arrival = self._loop.create_future()
+                try:
+                    await self._arrival
+                finally:
+                    self._arrival = None
+                continue
+            parts = [part]
+            while part.more:
+                part = self._socket.recv(_NOW, copy=False)
+                parts.append(part)
+            return parts
+
+    def _hear(self) -> None:
+        if self._arrival is not None:
+            self._wake()
+        else:
+            # Nobody waits, whoever comes will find it: only quiet the descriptor, or it wakes the loop again and again.
+            self._socket.get(zmq.EVENTS)
+
+    def _look(self) -> None:
+        self._look_soon = None
+        if int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from service.cli.load.http import ConnectionBroken, Connections, request_bytes
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+GET = request_bytes("GET", "here", "/", {})
+
+
+@asynccontextmanager
+async def server(serve: Serve) -> AsyncIterator[Connections]:
+    """Connections to a raw TCP server on a free port."""
+    handling: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        handling.add(task)
+        try:
+            await serve(reader, writer)
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            handling.discard(task)
+            writer.close()
+
+    running = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with running:
+        async with Connections("127.0.0.1", running.sockets[0].getsockname()[1]) as connections:
+            yield connections
+        if handling:
+            await asyncio.wait(handling, timeout=5)
+
+
+def answering(*answers: bytes) -> Serve:
+    """Serves one answer a request, on any number of connections."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+        await reader.read()
+
+    return serve
+
+
+def test_a_request_is_as_it_should_be_on_the_wire() -> None:
+    """Request line, host, headers, length, body."""
+    made = request_bytes("POST", "here:80", "/x?y=1", {"A": "b"}, b"\x00body")
+    assert made == b"POST /x?y=1 HTTP/1.1\r\nHost: here:80\r\nA: b\r\nContent-Length: 5\r\n\r\n\x00body"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 503 No\r\nRetry-After: 1\r\nContent-Length: 4\r\n\r\nbody",
+        b"HTTP/1.1 503 No\r\nretry-after: 1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nb\r\n3\r\nody\r\n0\r\n\r\n",
+    ],
+)
+async def test_an_answer_is_read_whole(answer: bytes) -> None:
+    """With a length or in chunks; header names in lower case."""
+    async with server(answering(answer)) as connections:
+        response = await connections.ask(GET, 5)
+    assert (response.status, response.headers[b"retry-after"], response.body) == (503, b"1", b"body")
+
+
+async def test_a_connection_is_kept_and_used_again() -> None:
+    """Requests one after the other share a connection; two at once need two."""
+    opened = 0
+    both = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        if opened == 2:
+            both.set()
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            if b"wait" in await reader.readexactly(4):
+                await both.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    quick, wait = (request_bytes("POST", "here", "/", {}, body) for body in (b"ask.", b"wait"))
+    async with server(serve) as connections:
+        for _ in range(3):
+            await connections.ask(quick, 5)
+        assert opened == 1
+        await asyncio.gather(*(connections.ask(wait, 5) for _ in range(2)))
+    assert opened == 2
+
+
+async def test_a_server_that_closes_is_connected_to_again() -> None:
+    """`Connection: close` is honoured: the next request has a connection of its own."""
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    async with server(answering(answer)) as connections:
+        assert [(await connections.ask(GET, 5)).status for _ in range(3)] == [200, 200, 200]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", "closed"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "not HTTP"),
+    ],
+)
+async def test_what_is_no_answer_is_an_error(answer: bytes, words: str) -> None:
+    """An answer cut off, or something else than HTTP, raises, and the next request has a new connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+
+    async with server(serve) as connections:
+        for _ in range(2):
+            with pytest.raises(ConnectionBroken, match=words):
+                await connections.ask(GET, 5)
+
+
+async def test_an_answer_that_does_not_come_is_given_up() -> None:
+    """TimeoutError after the given time; what comes too late is not taken for the next request's answer."""
+    late = asyncio.Event()
+    asked = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await reader.readuntil(b"\r\n\r\n")
+        asked += 1
+        if asked == 1:
+            await late.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % asked)
+        await reader.read()
+
+    async with server(serve) as connections:
+        with pytest.raises(TimeoutError):
+            await connections.ask(GET, 0.05)
+        late.set()
+        assert (await connections.ask(GET, 5)).body == b"2"
+
+
+async def test_no_server_is_an_error() -> None:
+    """Nobody listens: the error says that there is no connection."""
+    closed = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    port = closed.sockets[0].getsockname()[1]
+    closed.close()
+    await closed.wait_closed()
+    async with Connections("127.0.0.1", port) as connections:
+        with pytest.raises(ConnectionBroken, match="no connection"):
+            await connections.ask(GET, 5)

@@ -1,0 +1,36 @@
+"""The setting that shares the device out between models."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+def test_weights_are_named_numbers() -> None:
+    """`a=2,b=.5` is 2 for a and a half for b, and survives the way to another process."""
+    settings = Settings.model_validate({"models": "a,b,c", "model_weights": "a=2, b=.5"})
+    assert settings.weights == {"a": 2.0, "b": 0.5}
+    assert settings.as_environment()["CONVMLP_MODEL_WEIGHTS"] == "a=2,b=.5"
+    assert Settings().weights == {}
+
+
+@pytest.mark.parametrize("text", ["a", "a=", "a=two", "a=-1", "=2", "a=1=2=", "a=nan", "a=inf"])
+def test_anything_else_is_refused(text: str) -> None:
+    """What is not a name and a number is an error, not a guess."""
+    with pytest.raises(ValidationError):
+        Settings(models=("a",), model_weights=(text,))
+
+
+def test_a_weight_must_be_positive() -> None:
+    """A model of weight 0 would never have its turn."""
+    with pytest.raises(ValidationError, match="the weight of 'a' is 0; it must be above 0"):
+        Settings(models=("a",), model_weights=("a=0",))
+
+
+def test_a_weight_is_of_a_model_that_is_served() -> None:
+    """A wrong name is told with the right ones; where callers may load models it may be one of theirs."""
+    with pytest.raises(ValidationError, match="'c' is not served; models says what is: a, b"):
+        Settings(models=("a", "b"), model_weights=("c=2",))
+    assert Settings(models=("a",), model_weights=("c=2",), model_control=True).weights == {"c": 2.0}

@@ -1,0 +1,132 @@
+"""Who is told at once that there is no time, and who once there is none left."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.types import ClassifyOutput
+from service.errors import DeadlineExceeded, Overloaded
+from tests.service.worker.holding import FIRST, Gates, bench
+
+
+async def test_the_queue_is_bounded() -> None:
+    """Beyond the bound a job is refused at once with a time to come back; those inside are answered."""
+    async with bench(max_images=3) as it:
+        it.runner.gate.clear()
+        it.submit(0)
+        await it.until(lambda: len(it.runner.batches) == 1)
+        for number in range(1, 5):
+            it.submit(number)
+        assert isinstance(it.error(4), Overloaded)
+        it.runner.gate.set()
+        await it.until(lambda: len(it.answers) == 5)
+        assert [it.label(number) for number in range(4)] == [0, 0, 0, 0]
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
+    """Once the pace is known, a job whose deadline lies before its turn is not let in; the first batch says nothing."""
+    async with bench() as it:
+        for number, batch_s in enumerate((100.0, 4.0)):
+            it.runner.gate.clear()
+            it.submit(number, budget_s=1000.0)
+            await it.until(lambda: len(it.runner.batches) == len(it.answers) + 1)
+            it.clock.now_s += batch_s
+            it.runner.gate.set()
+            await it.until(lambda: len(it.runner.batches) == len(it.answers))
+        it.runner.gate.clear()
+        it.submit(2)
+        await it.until(lambda: len(it.runner.batches) == 3)
+        it.submit(3, budget_s=3.0)
+        error = it.error(3)
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s == pytest.approx(4.0)
+
+
+async def test_an_urgent_job_is_let_in_though_much_waits_that_is_not() -> None:
+    """What is due later does not count against a job that goes before it; what is due sooner does."""
+    async with bench(batch=1) as it:
+        await it.learn(1.0)
+        it.runner.gate.clear()
+        for number in range(10):
+            it.submit(number, budget_s=1000.0)
+        await it.until(lambda: len(it.runner.batches) == 1)
+        it.submit(10, budget_s=4.0)
+        it.submit(11, budget_s=4.0)
+        it.submit(12, budget_s=2.2)
+        it.submit(13, budget_s=5.0)
+        assert isinstance(it.error(13), Overloaded)
+        it.each_takes(1.0)
+        it.runner.gate.set()
+        await it.until(lambda: len(it.answers) == 14 + 2)
+        assert [number for number in it.answers if number < 10**6][:5] == [13, 0, 12, 10, 11]
+        assert all(it.label(number) == 0 for number in range(13))
+
+
+async def test_an_idle_device_tries_whatever_comes() -> None:
+    """An estimate that was too high is found out: one whose deadline is shorter runs where nothing waits before it."""
+    async with bench() as it:
+        await it.learn(10.0)
+        it.submit(0, budget_s=1.0)
+        await it.until(lambda: len(it.answers) == 3)
+        assert it.label(0) == 0
+
+
+async def test_a_deadline_that_passes_in_the_queue_costs_the_device_nothing() -> None:
+    """An expired job is told so and never reaches the device; its neighbours do."""
+    async with bench() as it:
+        it.runner.gate.clear()
+        it.submit(0)
+        await it.until(lambda: len(it.runner.batches) == 1)
+        it.submit(1, budget_s=1.0)
+        it.submit(2, budget_s=9.0)
+        it.clock.now_s += 2.0
+        it.runner.gate.set()
+        await it.until(lambda: len(it.answers) == 3)
+        assert isinstance(it.error(1), DeadlineExceeded)
+        assert [images for _, images in it.runner.batches] == [1, 1]
+
+
+async def test_what_has_become_hopeless_is_not_run() -> None:
+    """Jobs that the device cannot answer in time any more are told so when a lane is free, and cost it nothing."""
+    async with bench(batch=1) as it:
+        await it.learn(1.0)
+        it.runner.gate.clear()
+        it.submit(0)
+        await it.until(lambda: len(it.runner.batches) == 1)
+        for number, budget_s in ((1, 4.0), (2, 6.0), (3, 20.0)):
+            it.submit(number, budget_s=budget_s)
+        it.clock.now_s += 5.5  # the device took much longer than ever
+        it.runner.gate.set()
+        await it.until(lambda: len(it.answers) == 4 + 2)
+        assert isinstance(it.error(1), DeadlineExceeded)
+        assert isinstance(it.error(2), Overloaded)
+        assert (it.label(0), it.label(3)) == (0, 0)
+        assert it.runner.batches == [(FIRST, 1)] * 2
+
+
+async def test_under_overload_what_runs_is_answered_in_time() -> None:
+    """Twice what the device can do, each due in 5 s: nothing runs in vain, and whoever is refused hears at once."""
+    async with bench(batch=4, max_images=500) as it:
+        await it.learn(0.1)
+        gates = Gates(it)
+        for turn in range(60):
+            for number in range(8):
+                it.submit(8 * turn + number, budget_s=5.0)
+            await it.until(lambda: len(gates) == turn + 1)  # noqa: B023
+            it.clock.now_s += 0.1 * it.runner.batches[-1][1]
+            gates.open(turn)
+            await it.until(lambda: len(gates) == turn + 2)  # noqa: B023
+        while len(it.answers) < 8 * 60 + 2:
+            it.clock.now_s += 0.1 * it.runner.batches[-1][1]
+            gates.open(len(gates) - 1)
+            ran = len(gates)
+            await it.until(lambda: len(gates) > ran or len(it.answers) == 8 * 60 + 2)  # noqa: B023
+        told = [it.answers[number] for number in range(8 * 60)]
+        answered = [done for done in told if isinstance(done.result, ClassifyOutput)]
+        refused = [done for done in told if isinstance(done.result, Overloaded)]
+        assert all(done.queue_s + done.infer_s <= 5.0 for done in answered)
+        assert all(not done.queue_s for done in refused)
+        assert len(answered) + len(refused) == len(told)
+        assert len(answered) == sum(images for _, images in it.runner.batches)  # nothing ran in vain
+        assert len(answered) >= 4 * 60  # and the device was never idle
+        assert len(refused) >= 0.4 * len(told)

@@ -1,0 +1,163 @@
+"""The best size of batches, measured on devices whose curves are known."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from model.types import Task
+from service.worker.batching import BatchLimits
+from service.worker.shelf import LoadedModel, shelved
+from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, goes_on
+from tests.fakes import fake_bundle
+from tests.service.worker.holding import FIRST, SIDE, Bench, Gates, bench
+
+
+def loaded(it: Bench) -> LoadedModel:
+    """The model of the bench, in a slot of the same name; its reference picture is as large as the bench's jobs."""
+    model = shelved(fake_bundle(Task.CLASSIFY))
+    model.slot = FIRST
+    assert model.reference.pixels.shape == (SIDE, SIDE, 3)
+    assert FIRST in it.runner.slots
+    return model
+
+
+def has_curve(it: Bench, each_ms: Callable[[int], float]) -> None:
+    """From now on a batch takes so many milliseconds for each of its images."""
+
+    def takes(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
+        it.clock.now_s += images * each_ms(images) / 1000
+
+    it.runner.takes = takes
+
+
+def tuner(it: Bench, most: int = 32, budget_s: float = 1000.0) -> Tuner:
+    return Tuner(it.dispatcher, BatchLimits(most, 10**9), it.clock, budget_s)
+
+
+def sizes(it: Bench) -> list[int]:
+    """The sizes that were timed, in their order."""
+    return list(dict.fromkeys(images for _, images in it.runner.batches))
+
+
+def a_cpu(images: int) -> float:
+    """Falls a little, and rises where a batch leaves the caches."""
+    return {1: 14.5, 2: 14.0, 4: 13.4, 8: 14.2}.get(images, 25.0)
+
+
+@pytest.mark.parametrize(
+    ("each_ms", "best", "tried"),
+    [
+        (a_cpu, 4, [1, 2, 4, 8, 16]),
+        (lambda images: 1 + 100 / images, 32, [1, 2, 4, 8, 16, 32]),  # a GPU: the more the better
+        (lambda images: 10.0, 1, [1, 2, 4]),  # noqa: ARG005  (nothing is gained)
+        (lambda images: 10.0 * images, 1, [1, 2]),
+        (lambda images: 10.0 - 0.01 * images, 1, [1, 2, 4]),  # not worth the wait
+        (lambda images: {1: 10.0, 2: 10.2}.get(images, 8.0), 4, [1, 2, 4, 8, 16]),  # a bump
+    ],
+)
+async def test_the_smallest_batch_that_is_about_as_fast_as_the_fastest(
+    each_ms: Callable[[int], float], best: int, tried: list[int]
+) -> None:
+    """The choice follows the device's curve, which is followed as long as there may be something to gain."""
+    async with bench() as it:
+        has_curve(it, each_ms)
+        assert await tuner(it).tune(loaded(it)) == best
+        assert sizes(it) == tried
+        assert set(it.runner.shares) == {1}
+
+
+def test_a_curve_ends_where_nothing_is_gained_twice_or_much_is_lost() -> None:
+    """One size without a gain is not the end; two are, and so is one that is much slower."""
+    assert goes_on({})
+    assert goes_on({1: 10.0})
+    assert goes_on({1: 10.0, 2: 10.5})
+    assert goes_on({1: 10.0, 2: 10.5, 4: 9.0})
+    assert not goes_on({1: 10.0, 2: 10.5, 4: 9.9})
+    assert not goes_on({1: 10.0, 2: 12.0})
+    assert best_of({1: 10.0, 2: 9.8, 4: 9.75}) == 1
+    assert best_of({1: 10.0, 2: 9.0, 4: 8.9}) == 2
+
+
+async def test_it_keeps_to_its_budget() -> None:
+    """A model that is slow is timed as far as there is time for, and at least once."""
+    for each_s, tried in ((0.05, [1, 2, 4]), (0.4, [1]), (3.0, [1])):
+        async with bench() as it:
+            has_curve(it, lambda images: 1000 * each_s * (0.9 + 0.1 / images))  # noqa: B023
+            start_s = it.clock()
+            await tuner(it, budget_s=1.0).tune(loaded(it))
+            assert sizes(it) == tried
+            assert it.clock() - start_s <= max(1.0, each_s)
+
+
+async def test_the_fastest_of_some_runs_counts_and_never_the_first() -> None:
+    """What finds memory, or is disturbed by a neighbour, says nothing of the model."""
+    async with bench() as it:
+        seen: list[int] = []
+
+        def each_ms(images: int) -> float:
+            seen.append(images)
+            undisturbed = {1: 10.0, 2: 8.0}.get(images, 20.0)
+            return 0.1 if seen.count(images) == 1 else undisturbed * (5.0 if draw.random() < 0.5 else 1.0)
+
+        draw = random.Random(1)
+        has_curve(it, each_ms)
+        assert await tuner(it).tune(loaded(it)) == 2
+        assert seen.count(1) == seen.count(2) == 1 + RUNS + ROUNDS
+
+
+async def test_batches_are_as_large_as_is_best_and_by_pixels_for_other_shapes() -> None:
+    """Four images of the reference's size are best: of four times the pixels one, of a quarter of them sixteen."""
+    async with bench(batch=32, max_images=200) as it:
+        has_curve(it, a_cpu)
+        await tuner(it).tune(loaded(it))
+        it.runner.batches.clear()
+        gates = Gates(it)
+        for side, images in ((SIDE, 4), (2 * SIDE, 1), (SIDE // 2, 16)):
+            ran, answered = len(gates), len(it.answers)
+            for number in range(20):
+                it.submit(1000 * side + number, side=side)
+            await it.until(lambda: len(gates) == ran + 1)  # noqa: B023
+            assert it.runner.batches[-1] == (FIRST, images)
+            while len(it.answers) < answered + 20:
+                gates.open_all()
+                await asyncio.sleep(0.001)
+
+
+async def test_what_does_not_fit_ends_the_curve() -> None:
+    """A device without memory for the next size has the best of those that fit, and goes on to serve."""
+    async with bench() as it:
+        it.runner.memory_images = 4
+        has_curve(it, lambda images: 100 / images)
+        with capture_logs() as logs:
+            assert await tuner(it).tune(loaded(it)) == 4
+        assert [line["event"] for line in logs] == ["a batch does not fit", "best batch"]
+        it.submit(0, level=7)
+        await it.until(lambda: 0 in it.answers)
+        assert it.label(0) == 7
+
+
+async def test_others_have_their_turn_between_trials() -> None:
+    """A job that comes while a model is measured waits for one trial alone; so does who waits for the slot."""
+    async with bench() as it:
+        gates = Gates(it)
+        model = loaded(it)
+        tuning = asyncio.create_task(tuner(it).tune(model))
+        await it.until(lambda: len(gates) == 1)
+        finished = asyncio.create_task(it.dispatcher.finished(FIRST))
+        it.submit(0)
+        gates.open(0)
+        await it.until(lambda: len(gates) == 2)
+        assert not finished.done()
+        gates.open(1)
+        await it.until(lambda: len(it.answers) == 1)
+        model.gone = True  # its slot is wanted: no more trials
+        while not tuning.done():
+            gates.open_all()
+            await asyncio.sleep(0.001)
+        await asyncio.wait_for(finished, 10)
+        assert len(gates) < 2 + 2 * (1 + RUNS)
