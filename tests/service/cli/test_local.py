@@ -36,9 +36,9 @@ def local(*arguments: str, store: Path | None = None, stdin: bytes | None = None
 
 
 async def test_local_answers_are_the_services(store: Path) -> None:
-    """For every task `--local --json` and `--local --save` give what `convmlp serve` gives, byte for byte."""
+    """For every task `--local --json` and `--local --save` give what `convmlp serve` gives in fp32, byte for byte."""
     options = ["--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0", "--log-format", "json"]
-    options += ["--device", "cpu", "--models-dir", str(store), "--models", ",".join(FAMILIES)]
+    options += ["--device", "cpu", "--precision", "exact", "--models-dir", str(store), "--models", ",".join(FAMILIES)]
     async with started("serve", *options) as process, httpx.AsyncClient(timeout=60) as http:
         assert process.stderr is not None
         log = (json.loads(line) async for line in process.stderr)
