@@ -15,7 +15,7 @@ from benchmarks.servers import OURS, Server
 from model.bundle import find_bundle, read_bundle
 from model.predictor import Predictor
 from model.prove import answer
-from model.types import DetectResult, QueryParams, SegmentResult
+from model.types import Box, DetectResult, QueryParams, SegmentResult
 from service.cli.load.http import request_bytes
 
 Check = Callable[[int, bytes], bool]
@@ -26,9 +26,9 @@ BODY_BYTES = 100_000
 DETECTOR, SEGMENTER = "convmlp_pets_heads", "convmlp_pets_outline"
 MODEL_OF = {"detect": DETECTOR, "segment": SEGMENTER}
 SCORE_TOLERANCE = 0.1
-BOX_TOLERANCE_PX = 12.0
+BOX_IOU = 0.8
 AREA_TOLERANCE = 0.03
-"""Shares of the picture. These three are what bf16 may do to a detection or a segment."""
+"""Share of the picture. These three are what bf16 may do to a detection or a segment."""
 
 
 class _Box(msgspec.Struct):
@@ -108,9 +108,14 @@ def _agrees(expected: DetectResult | SegmentResult, body: bytes) -> bool:
     return any(
         one.index == best.index
         and abs(one.score - best.score) <= SCORE_TOLERANCE
-        and abs(one.box.xmin - best.box.xmin) <= BOX_TOLERANCE_PX
-        and abs(one.box.ymin - best.box.ymin) <= BOX_TOLERANCE_PX
-        and abs(one.box.xmax - best.box.xmax) <= BOX_TOLERANCE_PX
-        and abs(one.box.ymax - best.box.ymax) <= BOX_TOLERANCE_PX
+        and _iou(one.box, best.box) >= BOX_IOU
         for one in detected.detections
     )
+
+
+def _iou(box: _Box, other: Box) -> float:
+    width = min(box.xmax, other.xmax) - max(box.xmin, other.xmin)
+    height = min(box.ymax, other.ymax) - max(box.ymin, other.ymin)
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = (box.xmax - box.xmin) * (box.ymax - box.ymin) + (other.xmax - other.xmin) * (other.ymax - other.ymin)
+    return shared / max(areas - shared, 1e-9)

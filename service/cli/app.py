@@ -38,6 +38,9 @@ def serve(context: typer.Context) -> None:
 @app.command(context_settings=PART)
 def worker(context: typer.Context) -> None:
     """The worker alone: owns the device and answers front-ends at `--worker-address`."""
+    from service.worker.openmp import spin_briefly
+
+    spin_briefly()
     from service.worker.main import run_worker
 
     settings = _settings(context, needs_worker_address=True)

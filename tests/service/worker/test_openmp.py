@@ -1,0 +1,26 @@
+"""What the worker tells OpenMP, as OpenMP itself tells it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHOWS = "from service.worker.openmp import SPINS, spin_briefly; spin_briefly(); print(SPINS); import torch"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is that of torch's wheels for Linux")
+@pytest.mark.parametrize(("given", "heard"), [({}, None), ({"GOMP_SPINCOUNT": "1234"}, "1234")])
+def test_openmp_hears_of_it_before_it_is_loaded(given: dict[str, str], heard: str | None) -> None:
+    """libgomp's own report has the worker's number, or the operator's where there is one."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    ran = subprocess.run(
+        [sys.executable, "-c", SHOWS],
+        env={**clean, "OMP_DISPLAY_ENV": "VERBOSE", **given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{heard or ran.stdout.strip()}'" in ran.stderr
