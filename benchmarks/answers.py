@@ -15,6 +15,7 @@ from benchmarks.servers import OURS, Server
 from model.bundle import find_bundle, read_bundle
 from model.predictor import Predictor
 from model.prove import answer
+from model.reference import BOX_IOU, iou
 from model.types import Box, DetectResult, QueryParams, SegmentResult
 from service.cli.load.http import request_bytes
 
@@ -26,22 +27,14 @@ BODY_BYTES = 100_000
 DETECTOR, SEGMENTER = "convmlp_pets_heads", "convmlp_pets_outline"
 MODEL_OF = {"detect": DETECTOR, "segment": SEGMENTER}
 SCORE_TOLERANCE = 0.1
-BOX_IOU = 0.8
 AREA_TOLERANCE = 0.03
-"""Share of the picture. These three are what bf16 may do to a detection or a segment."""
-
-
-class _Box(msgspec.Struct):
-    xmin: float
-    ymin: float
-    xmax: float
-    ymax: float
+"""Share of the picture. With `BOX_IOU` these are what bf16 may do to a detection or a segment."""
 
 
 class _Detection(msgspec.Struct):
     index: int
     score: float
-    box: _Box
+    box: Box
 
 
 class _Detections(msgspec.Struct):
@@ -106,16 +99,6 @@ def _agrees(expected: DetectResult | SegmentResult, body: bytes) -> bool:
         return not detected.detections or detected.detections[0].score <= SCORE_TOLERANCE
     best = expected.detections[0]
     return any(
-        one.index == best.index
-        and abs(one.score - best.score) <= SCORE_TOLERANCE
-        and _iou(one.box, best.box) >= BOX_IOU
+        one.index == best.index and abs(one.score - best.score) <= SCORE_TOLERANCE and iou(one.box, best.box) >= BOX_IOU
         for one in detected.detections
     )
-
-
-def _iou(box: _Box, other: Box) -> float:
-    width = min(box.xmax, other.xmax) - max(box.xmin, other.xmin)
-    height = min(box.ymax, other.ymax) - max(box.ymin, other.ymin)
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = (box.xmax - box.xmin) * (box.ymax - box.ymin) + (other.xmax - other.xmin) * (other.ymax - other.ymin)
-    return shared / max(areas - shared, 1e-9)

@@ -14,7 +14,7 @@ import torch
 
 from model.bundle import Bundle, BundleConfig
 from model.net.build import Network
-from model.net.onednn import onednn_available, onednn_is_quick_at
+from model.net.onednn import onednn_is_quick_at
 from model.net.weights import DTYPES, Precision
 from model.postprocess.finish import finish
 from model.predictor import Optimisations, Predictor
@@ -64,7 +64,7 @@ def make_predictor(bundle: Bundle, device: torch.device, mode: Mode, network: Ne
     if mode is Mode.EXACT:
         optimisations = Optimisations()
     else:
-        onednn = device.type == "cpu" and onednn_available() and onednn_is_quick_at(DTYPES[precision])
+        onednn = device.type == "cpu" and onednn_is_quick_at(DTYPES[precision])
         optimisations = Optimisations(channels_last=True, folded=True, onednn=onednn)
     return Predictor(bundle, device, precision, optimisations, network)
 
@@ -100,8 +100,7 @@ def _modes(device: torch.device) -> tuple[Mode, ...]:
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return (Mode.FP32, Mode.FP16, *([Mode.BF16] if bf16 else []))
-    quick = onednn_available() and onednn_is_quick_at(torch.bfloat16)
-    return (Mode.FP32, *([Mode.BF16] if quick else []))
+    return (Mode.FP32, *([Mode.BF16] if onednn_is_quick_at(torch.bfloat16) else []))
 
 
 def _pictures(config: BundleConfig) -> Sequence[ModelInput]:

@@ -121,18 +121,19 @@ def _detections_disagree(result: DetectResult, reference: DetectReference) -> st
             for one in result.detections
             if one.index == expected.index
             and abs(one.score - expected.score) <= SCORE_TOLERANCE
-            and _iou(one.box, expected.box) >= BOX_IOU
+            and iou(one.box, Box(*expected.box)) >= BOX_IOU
         )
         if next(near, None) is None:
             return f"no detection like the reference's class {expected.index}, score {expected.score:.3f}"
     return None
 
 
-def _iou(box: Box, other: tuple[float, float, float, float]) -> float:
-    width = min(box.xmax, other[2]) - max(box.xmin, other[0])
-    height = min(box.ymax, other[3]) - max(box.ymin, other[1])
+def iou(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes' areas."""
+    width = min(first.xmax, second.xmax) - max(first.xmin, second.xmin)
+    height = min(first.ymax, second.ymax) - max(first.ymin, second.ymin)
     shared = max(width, 0.0) * max(height, 0.0)
-    areas = (box.xmax - box.xmin) * (box.ymax - box.ymin) + (other[2] - other[0]) * (other[3] - other[1])
+    areas = sum((one.xmax - one.xmin) * (one.ymax - one.ymin) for one in (first, second))
     return shared / max(areas - shared, 1e-9)
 
 

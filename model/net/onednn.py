@@ -30,7 +30,9 @@ def onednn_available() -> bool:
 
 
 def onednn_is_quick_at(dtype: torch.dtype) -> bool:
-    """Whether this processor computes in a dtype by instructions of its own."""
+    """Whether the operators are there, and this processor computes in a dtype by instructions of its own."""
+    if not onednn_available():
+        return False
     match dtype:
         case torch.float32:
             return True

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from model.reference import iou
 from model.training.data import Record
-from model.types import BoolArray, Box, Detection, IntArray
+from model.types import BoolArray, Detection, IntArray
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -94,11 +95,3 @@ def intersection_over_union(confusion: IntArray, labels: Sequence[str]) -> dict[
         "pixel_accuracy": float(shared.sum() / confusion.sum()),
         **{f"iou_{label}": float(value) for label, value in zip(labels, ious, strict=True)},
     }
-
-
-def iou(first: Box, second: Box) -> float:
-    width = min(first.xmax, second.xmax) - max(first.xmin, second.xmin)
-    height = min(first.ymax, second.ymax) - max(first.ymin, second.ymin)
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = sum((one.xmax - one.xmin) * (one.ymax - one.ymin) for one in (first, second))
-    return shared / max(areas - shared, 1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,6 +14,12 @@ from service.types import Timings
 SANE_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """A caller's id that may stand in logs and headers."""
 STAGES = ("decode", "queue", "infer", "post")
+
+
+def slowest(timings: Iterable[Timings]) -> Timings:
+    """Each stage's longest; 0 where there is none."""
+    every = tuple(timings)
+    return Timings(*(max((getattr(one, stage) for one in every), default=0.0) for stage in STAGES))
 
 
 @dataclass(slots=True)

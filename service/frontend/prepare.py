@@ -67,11 +67,9 @@ class Workshop:
         """Run `work` in a thread; the seconds are those of the work, without its wait for a thread."""
 
         def timed() -> Timed[T]:
-            started = time.monotonic()
-            if started >= deadline_s:
+            if time.monotonic() >= deadline_s:
                 raise DeadlineExceeded("the request's deadline passed before a thread was free for it")
-            value = work()
-            return Timed(value, started, time.monotonic() - started)
+            return self.run_here(work)
 
         return await self._crew.run(timed)
 

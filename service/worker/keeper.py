@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
@@ -48,7 +48,7 @@ class Keeper:
         tuner: Tuner,
         settings: Settings,
         metrics: WorkerMetrics,
-        announce: Callable[[], Awaitable[None]],
+        announce: Callable[[], None],
     ) -> None:
         self._shelf = shelf
         self._runner = runner
@@ -98,7 +98,7 @@ class Keeper:
             if self._shelf.get(model.name) is model:
                 self._metrics.model_ready(model.name, ready=model.objection is None)
                 if model.objection != before:
-                    await self._announce()
+                    self._announce()
                 if model.objection is None:
                     await self._tune(model)
         return all(model.objection is None for model in self._shelf.served)
@@ -228,7 +228,7 @@ class Keeper:
             await asyncio.to_thread(self._file.write, [model.name for model in self._shelf.served])
         except OSError as error:
             log.error("what is served cannot be written down, so that a restart will not know it", error=str(error))
-        await self._announce()
+        self._announce()
 
     def _stored(self, name: str) -> StoredModel:
         model = self._shelf.get(name)

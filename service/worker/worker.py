@@ -205,7 +205,7 @@ class Worker:
             case output:
                 self._door.answer(receiver, job, output, done.queue_s, done.infer_s, done.batch_images)
 
-    async def _announce(self) -> None:
+    def _announce(self) -> None:
         """Tell every front-end what changed, before it asks."""
         for front_end in self._audience.present():
             self._tell(front_end)
@@ -237,7 +237,7 @@ class Worker:
             if self._phase is Phase.STARTING:
                 self._phase, self._reason = Phase.READY, "ready"
                 log.info("ready", models=[one.name for one in self._shelf.served if one.objection is None])
-                await self._announce()
+                self._announce()
             await asyncio.sleep(interval_s if proven else min(pause_s, interval_s))
             pause_s = FIRST_RECHECK_S if proven else min(2 * pause_s, interval_s)
 
@@ -252,7 +252,7 @@ class Worker:
     async def _drain(self) -> None:
         """Front-ends hear of it at once; what they sent before that is still answered."""
         self._phase, self._reason = Phase.DRAINING, "the worker is shutting down"
-        await self._announce()
+        self._announce()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_ms / 1000):
                 if self._control is not None:

@@ -13,7 +13,7 @@ from torch import nn
 from model.bundle import Bundle
 from model.mode import Mode, fastest, make_predictor
 from model.net.classifier import ConvMLPClassifier
-from model.net.onednn import onednn_available, onednn_is_quick_at
+from model.net.onednn import onednn_is_quick_at
 from model.predictor import load_network
 from model.reference import REFERENCE_PARAMS
 from model.reference_picture import reference_input
@@ -43,9 +43,7 @@ def test_the_fastest_of_what_agrees_is_chosen(tmp_path: Path, family: str) -> No
     assert tried[choice.mode].seconds == min(one.seconds for one in choice.trials if one.objection is None)
 
 
-@pytest.mark.skipif(
-    not (onednn_available() and onednn_is_quick_at(torch.bfloat16)), reason="this processor has no bfloat16 of its own"
-)
+@pytest.mark.skipif(not onednn_is_quick_at(torch.bfloat16), reason="this processor has no bfloat16 of its own")
 def test_a_precision_that_names_another_class_first_is_not_served(tmp_path: Path) -> None:
     """Classes that bfloat16 cannot tell apart keep a model in float32, however much faster it would be."""
     bundle = tiny_bundle(tmp_path, "classifier")

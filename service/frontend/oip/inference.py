@@ -12,7 +12,7 @@ from model.bundle import BundleConfig
 from model.errors import ConvMLPError
 from service.errors import Overloaded, RetryLater, error_from_code
 from service.frontend.engine import Engine
-from service.frontend.exchange import STAGES, Exchange
+from service.frontend.exchange import Exchange, slowest
 from service.frontend.oip.choice import Choice, choose
 from service.frontend.oip.options import read_options
 from service.frontend.oip.outputs import Row
@@ -22,7 +22,7 @@ from service.frontend.oip.stacking import answer_too_large, row_bytes, stack
 from service.frontend.oip.statistics import Statistics
 from service.frontend.outcome import reply_or_error
 from service.settings import Settings
-from service.types import PredictRequest, Reply, Timings
+from service.types import PredictRequest, Reply
 
 T = TypeVar("T")
 Answer = Reply[tuple[Row, ...]]
@@ -75,8 +75,7 @@ class Inference:
         if options.timeout_s is not None:
             deadline_s = min(deadline_s, call.exchange.started_s + options.timeout_s)
         answers = await self._predict_all(config, choice, pictures, call.exchange.request_id, deadline_s)
-        slowest = (max(getattr(answer.timings, stage) for answer in answers) for stage in STAGES)
-        call.exchange.timings = Timings(*slowest)
+        call.exchange.timings = slowest(answer.timings for answer in answers)
 
         def respond() -> T:
             outputs = tuple(

@@ -16,7 +16,7 @@ from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, Unsuppor
 from model.types import Result, SegmentResult, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.engine import Engine
-from service.frontend.exchange import STAGES
+from service.frontend.exchange import slowest
 from service.frontend.gate import Gate
 from service.frontend.outcome import counted, reply_or_error
 from service.frontend.render import PictureFormat, encode_label_map, encode_picture, render
@@ -31,7 +31,7 @@ from service.frontend.rest.schemas import encode_answer, encode_error, encode_re
 from service.frontend.rest.waiting import in_time, unless_gone
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
-from service.types import PredictRequest, Reply, Timings
+from service.types import PredictRequest, Reply
 
 Outcome = Reply[bytes] | ConvMLPError
 VARY = ((b"vary", b"Accept"),)
@@ -149,7 +149,7 @@ def _own_error(outcomes: Sequence[Outcome]) -> ConvMLPError | None:
 def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Response:
     replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
     exchange = exchange_of(request)
-    exchange.timings = replies[0].timings if len(replies) == 1 else _slowest(replies)
+    exchange.timings = replies[0].timings if len(replies) == 1 else slowest(reply.timings for reply in replies)
     if ask.medium is not Medium.JSON:
         return Plain(replies[0].payload, ask.medium, VARY)
     results = [
@@ -159,8 +159,3 @@ def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Respon
         for at, outcome in enumerate(outcomes)
     ]
     return Plain(encode_answer(ask.config, results), ask.medium, VARY)
-
-
-def _slowest(replies: Sequence[Reply[bytes]]) -> Timings:
-    """Each stage's longest."""
-    return Timings(*(max((getattr(reply.timings, stage) for reply in replies), default=0.0) for stage in STAGES))
