@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -35,6 +37,20 @@ def test_every_line_of_json_is_an_object_with_its_time_in_utc() -> None:
     assert lines[0]["value"] == lines[0]["values"][0] == lines[0]["event"].removeprefix("event ")
     assert "ValueError" in lines[1]["exception"]
     assert lines[1]["request_id"] == "r-1"
+
+
+def test_processes_that_share_a_log_do_not_break_each_other_s_lines() -> None:
+    """Four processes write to one pipe at a time, unbuffered as in the images: each line comes out whole."""
+    program = "from service.logs import configure_logs as c; import structlog; c('info', 'json', 'many')\n"
+    program += "for number in range(2000): structlog.get_logger().info('one', number=number)"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    receive, send = os.pipe()
+    writers = [subprocess.Popen([sys.executable, "-c", program], stderr=send, env=environment) for _ in range(4)]
+    os.close(send)
+    with os.fdopen(receive) as log:
+        numbers = Counter(json.loads(line)["number"] for line in log)
+    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    assert numbers == dict.fromkeys(range(2000), 4)
 
 
 def test_libraries_and_warnings_go_the_same_way() -> None:
