@@ -64,7 +64,7 @@ class ConvStage(nn.Module):
 
 
 class ChannelMLP(nn.Module):
-    """Two linear layers with exact GELU, over the last axis."""
+    """Two linear layers with exact GELU, over the last axis, and the sum with the residual."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class ChannelMLP(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = residual + self.fc2(self.act(self.fc1(x)))
         return out
 
 
@@ -93,10 +93,10 @@ class ConvMLPBlock(nn.Module):
         self.channel_mlp2 = ChannelMLP(channels, channels * mlp_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.channel_mlp1(self.norm1(x))
+        x = self.channel_mlp1(self.norm1(x), x)
         x = self.connect(self.connect_norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = x + self.channel_mlp2(self.norm2(x))
-        return x
+        out: Tensor = self.channel_mlp2(self.norm2(x), x)
+        return out
 
 
 class ConvDownsample(nn.Module):

@@ -80,11 +80,16 @@ def _by_anchor(x: Tensor, values: int) -> Tensor:
 
 
 def _rank(scores: Tensor, limit: int) -> Tensor:
-    """Positions of the best along axis 1: (N, n) → int64 (N, min(limit, n)).
+    """Positions of the best along axis 1, by falling score: (N, n) → int64 (N, min(limit, n)).
 
-    A stable sort, since topk breaks ties as it likes, and differently for another batch size.
+    Of equal scores the first position wins. topk breaks ties as it likes, and differently for another batch size, so
+    that it gets keys of which no two are equal: the score's bits as an integer of the same order, then the position.
     """
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :limit]
+    bits = (scores.float() + 0.0).view(torch.int32)  # the sum turns -0.0 into 0.0, which is equal to it
+    ordered = bits ^ ((bits >> 31) & 0x7FFF_FFFF)
+    positions = torch.arange(scores.shape[1], device=scores.device)
+    keys = (ordered.long() << 32) | (0xFFFF_FFFF - positions)
+    return keys.topk(min(limit, scores.shape[1]), dim=1).indices
 
 
 def detect_outputs(

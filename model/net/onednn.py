@@ -1,4 +1,4 @@
-"""Networks for the CPU: convolutions and linear layers by oneDNN, weights laid out once, activations fused in.
+"""Networks for the CPU: convolutions and linear layers by oneDNN, weights laid out once, activations and sums fused in.
 
 These are the operators that torch.compile would choose, called directly: there is nothing to compile, and a
 linear layer no longer goes to MKL, which is slow on processors that are not Intel's. On two AVX-512 cores a
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from model.net.backbone import ChannelMLP
 from model.net.conv import ConvModule
+from model.net.onednn_conv import Conv
+from model.net.winograd import WinogradConv, winograd_pays
 
 _OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
-PACKING_SIZE = 56
-"""Height and width of the input that convolution weights are laid out for; another size may run a little slower."""
 
 
 def onednn_available() -> bool:
@@ -50,16 +50,16 @@ def use_onednn(network: nn.Module) -> None:
     Neither state dict nor device nor dtype can change after this.
     """
     for parent in list(network.modules()):
-        if isinstance(parent, ChannelMLP):
-            parent.fc1, parent.act, parent.fc2 = _Linear(parent.fc1, gelu=True), nn.Identity(), _Linear(parent.fc2)  # type: ignore[assignment]
-        elif isinstance(parent, nn.Sequential | ConvModule):
+        if isinstance(parent, nn.Sequential | ConvModule):
             _replace_in_order(parent)
-        else:
+        elif not isinstance(parent, ChannelMLP):  # it is replaced as a whole
             for key, child in list(parent.named_children()):
                 if isinstance(child, nn.Conv2d):
-                    setattr(parent, key, _Conv(child))
+                    setattr(parent, key, _conv(child))
                 elif isinstance(child, nn.Linear):
                     setattr(parent, key, _Linear(child))
+                elif isinstance(child, ChannelMLP):
+                    setattr(parent, key, _ChannelMLP(child))
 
 
 def _replace_in_order(parent: nn.Sequential | ConvModule) -> None:
@@ -70,11 +70,11 @@ def _replace_in_order(parent: nn.Sequential | ConvModule) -> None:
         match child:
             case nn.Conv2d():
                 before = (key, child)
-                setattr(parent, key, _Conv(child))
+                setattr(parent, key, _conv(child))
                 rectified = False
             case nn.ReLU() if before is not None:
                 name, conv = before
-                setattr(parent, name, _Conv(conv, relu=True))
+                setattr(parent, name, _conv(conv, relu=True))
                 setattr(parent, key, nn.Identity())
                 before, rectified = None, True
             case nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if rectified:
@@ -85,51 +85,52 @@ def _replace_in_order(parent: nn.Sequential | ConvModule) -> None:
                 before, rectified = None, False
 
 
-class _Conv(nn.Module):
-    """A convolution, with a ReLU after it where wanted: (N, C, H, W) → (N, D, H', W'), channels last in memory."""
-
-    def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
-        super().__init__()
-        assert isinstance(conv.padding, tuple)
-        self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self._bias = None if conv.bias is None else conv.bias.detach()
-        self._activation = "relu" if relu else "none"
-        self._out_channels = conv.out_channels
-        self._weight: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-            conv.weight.detach(), *self._geometry, [1, conv.in_channels, PACKING_SIZE, PACKING_SIZE]
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight, self._bias, *self._geometry, self._activation, [], ""
-        )
-        return out
+def _conv(conv: nn.Conv2d, *, relu: bool = False) -> nn.Module:
+    return WinogradConv(conv, relu=relu) if winograd_pays(conv) else Conv(conv, relu=relu)
 
 
 class _Linear(nn.Module):
-    """A linear layer over the last axis, with the exact GELU after it where wanted."""
+    """A linear layer over the last axis."""
 
-    def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
-        self._bias = None if linear.bias is None else linear.bias.detach()
-        # The algorithm `none` is the error function itself, not its approximation by tanh.
-        self._activation: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        self._weight, self._bias = _laid_out(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, *self._activation)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out
+
+
+class _ChannelMLP(nn.Module):
+    """Both linear layers, the exact GELU in the first and the sum in the second."""
+
+    def __init__(self, mlp: ChannelMLP) -> None:
+        super().__init__()
+        self._first, self._second = _laid_out(mlp.fc1), _laid_out(mlp.fc2)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        # The algorithm `none` is the error function itself, not its approximation by tanh.
+        hidden = torch.ops.mkldnn._linear_pointwise(x, *self._first, "gelu", [], "none")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, *self._second, "add")
+        return out
+
+
+def _laid_out(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
+    return weight, None if linear.bias is None else linear.bias.detach()
 
 
 class _MaxPool(nn.Module):
     """3x3 max-pooling of stride 2 and padding 1 of what is not negative, along one axis after the other.
 
     Four maxima of whole vectors of channels in place of eight, and no indices. As nothing is negative, what lies
-    outside the map never wins and can be left out.
+    outside the map never wins and can be left out, and floats come in the order of their bits read as an integer,
+    which half precision has no other quick maximum for.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _halve(_halve(x, 3), 2)
+        bits = x.view(torch.int16 if x.element_size() == 2 else torch.int32)
+        return _halve(_halve(bits, 2), 3).view(x.dtype)
 
 
 def _halve(x: Tensor, axis: int) -> Tensor:

@@ -18,6 +18,7 @@ def test_the_best_pairs_are_those_of_a_sort_over_all_pairs() -> None:
     """Picking anchors first loses no pair, also where scores tie; ties come by position, anchor, class."""
     random = torch.Generator().manual_seed(2)
     logits = torch.randint(-3, 3, (2, 2 * CLASSES, 5, 7), generator=random).float()
+    logits[:, ::2] *= -1  # and -0.0 ties with 0.0
     deltas = torch.randn(2, 2 * 4, 5, 7, generator=random) * 0.1
     best = level_candidates(logits, deltas, ANCHORS, 0, frames(2), limit=40)
     for row in range(2):

@@ -36,12 +36,13 @@ def test_each_family_answers_as_before(family: str, size: tuple[int, int]) -> No
 
 
 @pytest.mark.parametrize("size", [(112, 112), (5, 7), (6, 9), (2, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_pooling_after_relu_is_the_same_to_the_last_bit(size: tuple[int, int]) -> None:
+def test_pooling_after_relu_is_the_same_to_the_last_bit(size: tuple[int, int], dtype: torch.dtype) -> None:
     """Pooling one axis after the other is a maximum over the same windows, also where they reach over the border."""
-    x = torch.randn(2, 16, *size).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 16, *size).to(dtype, memory_format=torch.channels_last)
     network = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)).eval()
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rectified = network[1](network[0](x))
     expected = network[2](rectified)
     use_onednn(network)

@@ -26,6 +26,19 @@ def test_chunks_of_classes_give_the_argmax_over_all(chunk_bytes: int) -> None:
     np.testing.assert_array_equal(output.label_map, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fitting", [1, 7, 16, 40, 100])
+def test_channels_last_in_memory_gives_the_same_labels(dtype: torch.dtype, fitting: int) -> None:
+    """How logits lie in memory changes how they are resized, not what comes out, padding and chunks included."""
+    logits = torch.randn(2, 70, 6, 10, generator=torch.Generator().manual_seed(2)).to(dtype)
+    geometries = [Geometry(Size(51, 33), Size(20, 31)), Geometry(Size(9, 14), INPUT)]
+    chunk_bytes = fitting * 4 * (24 * 40 + 51 * 33)
+    expected = label_maps(logits, INPUT, geometries)
+    found = label_maps(logits.to(memory_format=torch.channels_last), INPUT, geometries, chunk_bytes)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.label_map, other.label_map)
+
+
 def test_equal_logits_go_to_the_lowest_class() -> None:
     """As argmax does, across chunks as well as within one."""
     (output,) = label_maps(torch.zeros(1, 3, 6, 10), INPUT, [Geometry(Size(5, 5), INPUT)], chunk_bytes=0)
