@@ -62,11 +62,11 @@ def task_requests(
     server: Server, task: str, host: str, material: Material, deadline_s: float | None
 ) -> tuple[Sequence[bytes], Check]:
     """The requests, sent in turn, and how to check the answers. This service is told the deadline, if there is one."""
-    if server.network == NOOP:
+    if server.who.network == NOOP:
         return [server.request(host, bytes(BODY_BYTES), server.path)], lambda _, body: server.read(body) >= 0
     pictures = material.pictures()
     headers = {} if deadline_s is None else {"X-Request-Timeout-Ms": str(round(deadline_s * 1000))}
-    if server.name == OURS:
+    if server.who.server == OURS:
         requests = [request_bytes("POST", host, f"/{task}", headers, picture) for picture in pictures]
     else:
         requests = [server.request(host, picture, server.path) for picture in pictures]

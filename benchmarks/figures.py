@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.network import Kind
 from benchmarks.results import Load, Run, Visit
-from benchmarks.servers import OURS
+from benchmarks.servers import OURS, Arrangement, Who
 
 MAIN_LEVEL = 32
 
@@ -41,21 +41,17 @@ def spread(
     return Spread(tuple(one for one in values if one is not None))
 
 
-def rate(run: Run, server: str, network: str, level: float = MAIN_LEVEL, processes: int = 1) -> Spread:
+def rate(run: Run, who: Who, level: float = MAIN_LEVEL) -> Spread:
     """Answers a second in a closed loop."""
-    return spread(run.of(server, network, processes), "classify", "closed", level, lambda load: load.answers)
+    return spread(run.of(who), "classify", "closed", level, lambda load: load.answers)
 
 
-def best_peer(run: Run, network: str) -> str | None:
-    """The peer that answers most with a network, by its median."""
-    names = {one.server for one in run.visits if one.server != OURS and one.network == network}
-    rates = {name: rate(run, name, network) for name in names}
-    measured = {name: one.median for name, one in rates.items() if one.values}
-    return max(sorted(measured), key=lambda name: measured[name], default=None)
-
-
-Who = tuple[str, str, int]
-"""Server, network, front-end processes."""
+def best_peer(run: Run, network: str, arrangements: Iterable[Arrangement] = tuple(Arrangement)) -> Who | None:
+    """The peer that answers most with a network in any of the arrangements, by its median."""
+    peers = {one.who for one in run.visits if one.server != OURS and one.network == network}
+    rates = {who: rate(run, who) for who in peers if who.arrangement in arrangements}
+    measured = {who: one.median for who, one in rates.items() if one.values}
+    return max(sorted(measured), key=lambda who: measured[who], default=None)
 
 
 def ratio(run: Run, ours: Who, theirs: Who, level: float = MAIN_LEVEL) -> Spread:
@@ -68,13 +64,13 @@ def ratio(run: Run, ours: Who, theirs: Who, level: float = MAIN_LEVEL) -> Spread
     return Spread(tuple(pairs))
 
 
-def share_of_limit(run: Run, server: str, network: str, level: float = MAIN_LEVEL) -> Spread:
+def share_of_limit(run: Run, who: Who, level: float = MAIN_LEVEL) -> Spread:
     """A server's rate over what the network and decoding alone allow, round by round."""
     shares = []
     for number, limit in enumerate(run.limits):
-        load = _load_of(run, (server, network, 1), number, level)
+        load = _load_of(run, who, number, level)
         if load is not None:
-            shares.append(load.answers / limit.per_second(BENCH_MODEL, network))
+            shares.append(load.answers / limit.per_second(BENCH_MODEL, who.network))
     return Spread(tuple(shares))
 
 
@@ -83,7 +79,7 @@ NETWORKS = (Kind.FASTEST, Kind.EAGER, Kind.FP32)
 
 
 def _load_of(run: Run, who: Who, number: int, level: float) -> Load | None:
-    for one in run.of(*who):
+    for one in run.of(who):
         if one.round == number:
             return one.load("classify", "closed", level)
     return None

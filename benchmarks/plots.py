@@ -1,4 +1,4 @@
-"""The two plots of docs/performance.md, as SVG."""
+"""The two plots of docs/performance.md, as SVG: this service and its tuned peers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import ScalarFormatter
 from benchmarks.figures import BENCH_MODEL, MAIN_LEVEL, Spread, rate, spread
 from benchmarks.network import Kind
 from benchmarks.results import Run
-from benchmarks.servers import OURS
+from benchmarks.servers import OURS, Who
 
 COLOURS = {Kind.FASTEST: "#0b6e4f", Kind.FP32: "#3a7ca5", Kind.EAGER: "#8a8a8a"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
@@ -34,7 +34,7 @@ def _throughput(run: Run, axes: Axes) -> None:
     lines = [(OURS, Kind.FASTEST), (OURS, Kind.FP32)]
     lines += [(name, Kind.EAGER) for name in run.plan.peers]
     for at, (server, network) in enumerate(lines):
-        known = [(level, rate(run, server, network, level)) for level in run.plan.levels]
+        known = [(level, rate(run, Who(server, network), level)) for level in run.plan.levels]
         points = [(level, one.median) for level, one in known if one.values]
         if not points:
             continue
@@ -60,7 +60,7 @@ def _latency(run: Run, axes: Axes) -> None:
     lines = [(OURS, Kind.FASTEST), (OURS, Kind.FP32), *((name, Kind.EAGER) for name in run.plan.peers)]
     rows = []
     for server, network in lines:
-        visits = run.of(server, network)
+        visits = run.of(Who(server, network))
         found = [
             spread(visits, "classify", "closed", MAIN_LEVEL, lambda load, name=name: getattr(load, name))  # type: ignore[misc]
             for name in ("p50", "p95", "p99")

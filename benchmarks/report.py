@@ -21,7 +21,7 @@ from benchmarks.goals import LATE, comparisons
 from benchmarks.network import Kind
 from benchmarks.peers.classifier import NOOP
 from benchmarks.results import Run, Visit, read_run
-from benchmarks.servers import OURS, REPOSITORY
+from benchmarks.servers import OURS, REPOSITORY, Who
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -61,11 +61,11 @@ def report(run: Run) -> str:
 
 
 def _machine(run: Run) -> str:
-    machine, plan = run.machine, run.plan
+    machine, plan, rounds = run.machine, run.plan, len({one.round for one in run.visits})
     foreign = max((load.foreign_cores for one in run.visits for load in one.loads), default=0.0)
     lines = [
         f"Measured {run.started[:10]} on {machine.cores} cores of {machine.processor}, {machine.memory_gib:g} GiB, "
-        f"{machine.system}, Python {machine.python}, torch {machine.torch}; {len(run.limits)} interleaved rounds, "
+        f"{machine.system}, Python {machine.python}, torch {machine.torch}; {rounds} interleaved rounds, "
         f"{plan.seconds:g} s a measurement; pictures of {run.picture_bytes / 1000:.0f} KB on average. Client and "
         f"server share the cores. Each figure is the median over the rounds, with the least and the most in brackets; "
         f"one without brackets was measured once.",
@@ -75,11 +75,11 @@ def _machine(run: Run) -> str:
     for name, reason in run.unavailable.items():
         lines.append(f"{name} is missing: {reason}")
     for one in run.visits:
-        who = f"{one.server} with the network {one.network}, round {one.round + 1}"
+        where = f"{one.who}, round {one.round + 1}"
         if one.trouble:
-            lines.append(f"{who}: {one.trouble}")
+            lines.append(f"{where}: {one.trouble}")
         if failures := _failures(one):
-            lines.append(f"{who}, failures: {', '.join(f'{times} x {kind}' for kind, times in failures.items())}")
+            lines.append(f"{where}, failures: {', '.join(f'{times} x {kind}' for kind, times in failures.items())}")
     return "\n\n".join(lines)
 
 
@@ -96,10 +96,10 @@ def _failures(visit: Visit) -> Counter[str]:
 
 def _table(run: Run) -> str:
     levels = run.plan.levels
-    rows = [list(_row(run, server, network)) for server, network in _ranked(run)]
+    rows = [list(_row(run, who)) for who in _ranked(run)]
     if not rows:
         return ""
-    heads = ["server", "network", *(f"{level} clients" for level in levels)]
+    heads = ["server", "network", "arrangement", *(f"{level} clients" for level in levels)]
     heads += ["p50 ms", "p95 ms", "p99 ms", "of the limit", "CPU ms", "MiB"]
     text = (
         "Answers a second by the number of clients of a closed loop; latencies, share of the limit (network alone plus "
@@ -110,22 +110,23 @@ def _table(run: Run) -> str:
     return f"### Classification, ConvMLP-S at 224\n\n{text}\n\n{_grid(heads, rows)}\n\n{plots}"
 
 
-def _ranked(run: Run) -> list[tuple[str, str]]:
-    """Each server with each network, by the network and then the rate."""
-    pairs = {(one.server, one.network) for one in run.visits if one.network in tuple(NETWORKS)}
-    measured = [pair for pair in pairs if rate(run, *pair).values]
-    return sorted(measured, key=lambda pair: (NETWORKS.index(Kind(pair[1])), -rate(run, *pair).median))
+def _ranked(run: Run) -> list[Who]:
+    """Each server with each network in each arrangement, by the network and then the rate."""
+    known = {one.who for one in run.visits if one.network in tuple(NETWORKS)}
+    measured = [who for who in known if rate(run, who).values]
+    return sorted(measured, key=lambda who: (NETWORKS.index(Kind(who.network)), -rate(run, who).median))
 
 
-def _row(run: Run, server: str, network: str) -> Iterator[str]:
-    visits = run.of(server, network)
-    yield f"**{server}**" if server == OURS else run.versions.get(server, server)
-    yield network
+def _row(run: Run, who: Who) -> Iterator[str]:
+    visits = run.of(who)
+    yield f"**{who.server}**" if who.server == OURS else run.versions.get(who.server, who.server)
+    yield who.network
+    yield "its own" if who.server == OURS else who.arrangement
     for level in run.plan.levels:
-        yield rate(run, server, network, level).text()
+        yield rate(run, who, level).text()
     for name in ("p50", "p95", "p99"):
         yield spread(visits, "classify", "closed", MAIN_LEVEL, lambda load, name=name: getattr(load, name)).text(0)  # type: ignore[misc]
-    yield share_of_limit(run, server, network).text(2)
+    yield share_of_limit(run, who).text(2)
     yield spread(visits, "classify", "closed", MAIN_LEVEL, lambda load: load.server_cpu).text()
     yield f"{visits[-1].loads[-1].resident_mib:.0f}"
 
@@ -136,7 +137,7 @@ def _goals(run: Run) -> str:
 
 
 def _stages(run: Run) -> str:
-    visits = run.of(OURS, Kind.FASTEST)
+    visits = run.of(Who(OURS, Kind.FASTEST))
     loads = [(level, [one.load("classify", "closed", level) for one in visits]) for level in run.plan.levels]
     known = [(level, [load for load in some if load and load.stages]) for level, some in loads]
     known = [(level, some) for level, some in known if some]
@@ -155,15 +156,14 @@ def _stages(run: Run) -> str:
 
 
 def _noop(run: Run) -> str:
-    keys = dict.fromkeys((one.server, one.processes) for one in run.visits if one.network == NOOP)
     levels = (8, MAIN_LEVEL)
     rows = []
-    for server, processes in keys:
-        rates = [rate(run, server, NOOP, level, processes) for level in levels]
+    for who in dict.fromkeys(one.who for one in run.visits if one.network == NOOP):
+        rates = [rate(run, who, level) for level in levels]
         if not all(one.values for one in rates):
             continue
-        cost = spread(run.of(server, NOOP, processes), "classify", "closed", 8, lambda load: load.server_cpu)
-        rows.append([server, str(processes), *(one.text(0) for one in rates), cost.text(2)])
+        cost = spread(run.of(who), "classify", "closed", 8, lambda load: load.server_cpu)
+        rows.append([who.server, str(who.processes), *(one.text(0) for one in rates), cost.text(2)])
     if not rows:
         return ""
     text = (

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.limit import Limit
+from benchmarks.servers import Arrangement, Who
 
 
 class Load(msgspec.Struct):
@@ -49,6 +50,7 @@ class Visit(msgspec.Struct):
     server: str
     network: str
     processes: int
+    arrangement: Arrangement
     ready_s: float
     loads: list[Load]
     resident_mib: float
@@ -57,8 +59,8 @@ class Visit(msgspec.Struct):
     """Why there are fewer measurements than there should be."""
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        return (self.server, self.network, self.processes)
+    def who(self) -> Who:
+        return Who(self.server, self.network, self.processes, self.arrangement)
 
     def load(self, task: str, loop: str, level: float) -> Load | None:
         return next((one for one in self.loads if (one.task, one.loop, one.level) == (task, loop, level)), None)
@@ -71,6 +73,7 @@ class Plan(msgspec.Struct):
     seconds: float
     peers: list[str]
     networks: list[str]
+    arrangements: list[Arrangement]
     levels: list[int]
     shares: list[float]
     subjects: list[str]
@@ -95,7 +98,7 @@ class Run(msgspec.Struct):
     """In open loops."""
     visits: list[Visit] = []
     limits: list[Limit] = []
-    """By round."""
+    """By round: each the mean of what was measured right before and after this service with its fastest network."""
     unavailable: dict[str, str] = {}
     """Peers that could not be installed, and why."""
     versions: dict[str, str] = {}
@@ -106,9 +109,9 @@ class Run(msgspec.Struct):
         scratch.write_bytes(msgspec.json.encode(_rounded(msgspec.to_builtins(self))) + b"\n")
         scratch.replace(path)
 
-    def of(self, server: str, network: str, processes: int = 1) -> list[Visit]:
+    def of(self, who: Who) -> list[Visit]:
         """The visits of one server, by round."""
-        return [one for one in self.visits if one.key == (server, network, processes)]
+        return [one for one in self.visits if one.who == who]
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401  (whatever JSON holds)

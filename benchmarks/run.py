@@ -24,14 +24,14 @@ import psutil
 
 from benchmarks.environments import REQUIREMENTS, CannotInstall, python_of
 from benchmarks.figures import MAIN_LEVEL
-from benchmarks.limit import Limit
+from benchmarks.limit import Limit, mean_limit
 from benchmarks.material import Material, make_material
 from benchmarks.network import Kind
 from benchmarks.processes import ServerProcess, adopt_orphans
 from benchmarks.report import write_report
 from benchmarks.results import Machine, Plan, Run, Visit, read_run
-from benchmarks.schedule import LEVELS, NOOP_PEERS, SHARES, SUBJECTS, servers_of, steps_of
-from benchmarks.servers import PEERS, REPOSITORY
+from benchmarks.schedule import LEVELS, MAIN, NOOP_PEERS, SHARES, SUBJECTS, servers_of, steps_of
+from benchmarks.servers import PEERS, REPOSITORY, Arrangement
 from benchmarks.visit import DEADLINE_S, visit
 from service.settings import usable_cores
 
@@ -84,26 +84,25 @@ def _rounds(run: Run, material: Material, folder: Path, state: Path, longest_s: 
 
 def _round(run: Run, number: int, material: Material, folder: Path, state: Path) -> None:
     """What is not done yet of one round."""
-    done = {one.key for one in run.visits if one.round == number}
-    if len(run.limits) <= number:
-        print(f"round {number + 1}: the networks and decoding alone", flush=True)
-        run.limits.append(_limit(material, folder))
-        run.write(state)
+    done = {one.who for one in run.visits if one.round == number}
     servers = list(servers_of(run, number))
     turn = number % max(1, len(servers))
     for at, server in enumerate(servers[turn:] + servers[:turn]):
-        if (server.name, server.network, server.processes) in done or server.name in run.unavailable:
+        if server.who in done or server.who.server in run.unavailable:
             continue
-        steps = list(steps_of(run, server, number))
-        print(f"round {number + 1}, {at + 1} of {len(servers)}: {server.key}", end=" ", flush=True)
-        one = visit(server, steps, number, material, folder)
+        print(f"round {number + 1}, {at + 1} of {len(servers)}: {server.who}", end=" ", flush=True)
+        # A machine's speed changes within minutes: the limit is worth little but right beside what is held against it.
+        before = _limit(material, folder) if server.who == MAIN else None
+        one = visit(server, list(steps_of(run, server, number)), number, material, folder)
+        if before:
+            run.limits.append(mean_limit(before, _limit(material, folder)))
         print(_told(one), flush=True)
         run.visits.append(one)
         run.write(state)
 
 
 def _limit(material: Material, folder: Path) -> Limit:
-    """In a process of its own, as servers are."""
+    """Of the networks and decoding alone, in a process of its own, as servers are."""
     command = [sys.executable, "-m", "benchmarks.limit", str(material.folder.resolve())]
     log = folder / "logs" / "limit.log"
     process = ServerProcess(command, {"PYTHONPATH": str(REPOSITORY)}, log, REPOSITORY)
@@ -190,6 +189,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         seconds=arguments.seconds or (2.0 if quick else 3.0),
         peers=peers,
         networks=[Kind.FASTEST, Kind.EAGER] if quick else [Kind.FASTEST, Kind.EAGER, Kind.FP32],
+        arrangements=[Arrangement.TUNED] if quick else list(Arrangement),
         levels=[1, MAIN_LEVEL] if quick else list(LEVELS),
         shares=[0.8, 1.2] if quick else list(SHARES),
         subjects=subjects,

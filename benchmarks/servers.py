@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -28,22 +30,37 @@ Read = Callable[[bytes], int]
 """A body's best class. Raises ValueError, LookupError or msgspec.DecodeError where it has none."""
 
 
+class Arrangement(StrEnum):
+    """How a peer divides the cores, and how it batches. This service divides and batches as it sees fit."""
+
+    TUNED = "tuned"
+    """The best found on few cores: a copy of the network a core, one thread each, and batches that fit the caches."""
+    AS_ADVISED = "as-advised"
+    """As the servers' documents show it: one copy of the network on all cores, and large batches."""
+
+
+class Who(NamedTuple):
+    """What is measured: `network` is a `Kind`, or `noop`."""
+
+    server: str
+    network: str
+    processes: int = 1
+    """Front-end processes; only this service's no-op and the bare FastAPI have more than one."""
+    arrangement: Arrangement = Arrangement.TUNED
+
+    def __str__(self) -> str:
+        more = f" x{self.processes}" if self.processes > 1 else ""
+        return f"{self.server}/{self.network}{more}" + f" {self.arrangement}" * (self.arrangement != Arrangement.TUNED)
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What can be started with a network: `network` is a `Kind`, or `noop`."""
+    """What can be started, and how it is asked."""
 
-    name: str
-    network: str
+    who: Who
     path: str
     request: Requests
     read: Read
-    processes: int = 1
-    """Front-end processes; only this service's no-op and the bare FastAPI have more than one."""
-
-    @property
-    def key(self) -> str:
-        more = f" x{self.processes}" if self.processes > 1 else ""
-        return f"{self.name}/{self.network}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +140,13 @@ PEERS: Mapping[str, tuple[str, str, Requests, Read]] = {
 """By name: the module, the path, and the forms of request and answer."""
 
 
-def peer(name: str, network: str, processes: int = 1) -> Server:
-    _, path, request, read = PEERS[name]
-    return Server(name, network, path, request, read, processes)
+def peer(who: Who) -> Server:
+    _, path, request, read = PEERS[who.server]
+    return Server(who, path, request, read)
 
 
 def ours(network: str, processes: int = 1) -> Server:
-    return Server(OURS, network, "/classify", _raw, _read_ours, processes)
+    return Server(Who(OURS, network, processes), "/classify", _raw, _read_ours)
 
 
 def start_of(server: Server, port: int, material: Material, folder: Path) -> Start:
@@ -138,38 +155,44 @@ def start_of(server: Server, port: int, material: Material, folder: Path) -> Sta
     Raises:
         CannotInstall: the peer cannot be had here.
     """
-    if server.name == OURS:
-        return _start_ours(server, port, material)
-    module = PEERS[server.name][0]
-    cores = usable_cores()
+    who = server.who
+    if who.server == OURS:
+        return _start_ours(who, port, material)
+    module = PEERS[who.server][0]
     environment = {
         "PYTHONPATH": str(REPOSITORY),
         "BENCH_PORT": str(port),
-        "BENCH_NETWORK": server.network,
+        "BENCH_NETWORK": who.network,
         "BENCH_MATERIAL": str(material.folder.resolve()),
-        # The best found: a copy of the network a core, each on one thread, and batches that fit the caches.
-        "BENCH_WORKERS": str(cores),
-        "BENCH_THREADS": "1",
-        "BENCH_BATCH": "4",
-        "BENCH_WAIT_MS": "2",
-        "OMP_NUM_THREADS": "1",
+        **_arranged(who.arrangement, usable_cores()),
     }
-    python = str(python_of(server.name, folder))
+    python = str(python_of(who.server, folder))
     command = [python, "-m", f"benchmarks.peers.{module}"]
-    if server.processes > 1:
+    if who.processes > 1:
         command = [python, "-m", "uvicorn", f"benchmarks.peers.{module}:app", "--port", str(port), "--no-access-log"]
-        command += ["--workers", str(server.processes), "--log-level", "warning"]
+        command += ["--workers", str(who.processes), "--log-level", "warning"]
     return Start(command, environment)
 
 
-def _start_ours(server: Server, port: int, material: Material) -> Start:
+def _arranged(arrangement: Arrangement, cores: int) -> Mapping[str, str]:
+    workers, threads, batch, wait_ms = (cores, 1, 4, 2) if arrangement is Arrangement.TUNED else (1, cores, 32, 5)
+    return {
+        "BENCH_WORKERS": str(workers),
+        "BENCH_THREADS": str(threads),
+        "BENCH_BATCH": str(batch),
+        "BENCH_WAIT_MS": str(wait_ms),
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def _start_ours(who: Who, port: int, material: Material) -> Start:
     flags = ["--http-port", str(port), "--grpc-port", "0", "--worker-metrics-port", "0", "--no-access-log"]
-    if server.network == NOOP:
+    if who.network == NOOP:
         command = [sys.executable, "-m", "benchmarks.noop", "--http-port", str(port)]
-        return Start([*command, "--rest-processes", str(server.processes)], {})
+        return Start([*command, "--rest-processes", str(who.processes)], {})
     models = ",".join((MODEL, *OTHER_MODELS))
     flags += ["--models-dir", str(material.models_dir.resolve()), "--models", models]
-    flags += ["--precision", mode_of(Kind(server.network), material.fastest_mode()), "--device", "cpu"]
+    flags += ["--precision", mode_of(Kind(who.network), material.fastest_mode()), "--device", "cpu"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CONVMLP_")}
     return Start([sys.executable, "-m", "service.cli", "serve", *flags], environment)
 

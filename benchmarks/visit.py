@@ -80,7 +80,7 @@ class Target:
     def _outcome(self, response: Response, at: int, check: Check) -> Outcome:
         if response.status != 200:
             return outcome_of(response)
-        if self.server.name == OURS:
+        if self.server.who.server == OURS:
             self.timings.append(response.headers.get(b"server-timing", b""))
         try:
             return ANSWERED if check(at, response.body) else WRONG
@@ -94,15 +94,15 @@ def visit(server: Server, steps: Sequence[Step], number: int, material: Material
     Raises:
         CannotInstall: the server cannot be had here.
     """
-    done = Visit(number, server.name, server.network, server.processes, 0.0, [], 0.0)
+    done = Visit(number, *server.who, ready_s=0.0, loads=[], resident_mib=0.0)
     port = free_ports(6)
     start = start_of(server, port, material, folder)
-    log = folder / "logs" / f"{server.key.replace('/', '-').replace(' ', '-')}.log"
+    log = folder / "logs" / f"{str(server.who).replace('/', '-').replace(' ', '-')}.log"
     process = ServerProcess(start.command, start.environment, log, REPOSITORY)
     try:
         target = Target(server, port, material)
         done.ready_s = _await_ready(process, target)
-        process.settle(SETTLE_S[server.name == OURS])
+        process.settle(SETTLE_S[server.who.server == OURS])
         done.resident_mib = process.usage().resident_bytes / 2**20
         capacity = 0.0
         for step in steps:
@@ -175,7 +175,7 @@ def _measure(process: ServerProcess, target: Target, step: Step, capacity: float
         foreign_cores=foreign,
         stages=_mean_stages(target.timings),
         parts_cpu={name: value * per_answer_ms for name, value in parts_s.items()}
-        if target.server.name == OURS
+        if target.server.who.server == OURS
         else {},
     )
 

@@ -1,4 +1,4 @@
-"""BentoML: a service that decodes, and one that runs batches, a worker a core."""
+"""BentoML: a service that decodes, and one that runs batches, a worker for each copy of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LitServe: a batched LitAPI, an inference process a core, decoding in the API process.
+"""LitServe: a batched LitAPI, an inference process for each copy of the network, which decodes as well.
 
 Annotations are evaluated here, because LitServe hands them to FastAPI as they are.
 """

@@ -1,4 +1,4 @@
-"""MLServer: a custom runtime with adaptive batching, a process a core; pictures as base64 in its V2 JSON."""
+"""MLServer: a custom runtime, adaptive batching, a process for each copy of the network; base64 pictures in JSON."""
 
 from __future__ import annotations
 

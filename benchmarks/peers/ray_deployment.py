@@ -1,4 +1,4 @@
-"""Ray Serve: a batching deployment with a replica a core, which computes in a thread beside its event loop."""
+"""Ray Serve: a batching deployment, a replica for each copy of the network, computing in a thread beside its loop."""
 
 from __future__ import annotations
 

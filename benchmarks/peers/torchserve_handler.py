@@ -1,4 +1,4 @@
-"""TorchServe: a handler that decodes and runs what its front batched, a worker process a core."""
+"""TorchServe: a handler that decodes and runs what its front batched, a worker process for each copy of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NVIDIA's Triton by way of PyTriton: its dynamic batcher in front of a Python process a core."""
+"""NVIDIA's Triton by way of PyTriton: its dynamic batcher in front of a Python process for each copy of the network."""
 
 from __future__ import annotations
 

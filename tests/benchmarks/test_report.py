@@ -1,65 +1,23 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from benchmarks.figures import best_peer, ratio, share_of_limit
-from benchmarks.limit import DecodingAlone, Limit, NetworkAlone
+from benchmarks.goals import comparisons
+from benchmarks.limit import DecodingAlone, Limit, NetworkAlone, mean_limit
 from benchmarks.network import Kind
 from benchmarks.report import BEGIN, END, merged, report
-from benchmarks.results import Load, Machine, Plan, Run, Visit, read_run
-from benchmarks.servers import OTHER_MODELS
-
-MODEL = "convmlp_bench_s"
-
-
-def load(answers: float, level: float = 32, loop: str = "closed", **more: object) -> Load:
-    given = {
-        "task": "classify",
-        "loop": loop,
-        "level": level,
-        "offered": None,
-        "seconds": 4.0,
-        "answers": answers,
-        "good": answers,
-        "p50": 10.0,
-        "p95": 20.0,
-        "p99": 30.0,
-        "requests": 100,
-        "refused": {},
-        "failed": {},
-        "unsent": 0,
-        "server_cpu": 12.0,
-        "client_cpu": 0.1,
-        "resident_mib": 500.0,
-        "foreign_cores": 0.0,
-    }
-    return Load(**{**given, **more})  # type: ignore[arg-type]
-
-
-def limit(network: float, decoding: float) -> Limit:
-    models = (MODEL, *OTHER_MODELS)
-    networks = [
-        NetworkAlone(model, kind, {"1 x 1": network / 2, "2 x 4": network}, 8.0) for model in models for kind in Kind
-    ]
-    return Limit(networks, [DecodingAlone(model, decoding, 2.0) for model in models])
-
-
-@dataclass
-class Measured:
-    """A run of so many rounds, to which visits are added."""
-
-    run: Run
-
-    def add(self, number: int, server: str, network: str, *loads: Load) -> None:
-        self.run.visits.append(Visit(number, server, network, 1, 3.0, list(loads), 480.0))
+from benchmarks.results import Machine, Plan, Run, Visit, read_run
+from benchmarks.servers import Arrangement, Who
+from tests.benchmarks.runs import MODEL, Measured, limit, load
 
 
 @pytest.fixture
 def measured() -> Measured:
-    plan = Plan(2, 4.0, ["mosec", "fastapi"], list(Kind), [1, 32, 128], [0.8, 1.2], ["classify"], "")
+    peers, arrangements = ["mosec", "fastapi"], list(Arrangement)
+    plan = Plan(2, 4.0, peers, list(Kind), arrangements, [1, 32, 128], [0.8, 1.2], ["classify"], "")
     machine = Machine("a processor", 2, 8.0, "Linux", "3.11", "2.13")
     run = Run(plan, machine, "2026-01-01T00:00", 100_000, 500.0, limits=[limit(200, 300), limit(100, 300)])
     return Measured(run)
@@ -71,14 +29,14 @@ def test_ratios_are_taken_round_by_round(measured: Measured) -> None:
     measured.add(0, "mosec", Kind.EAGER, load(30))
     measured.add(1, "mosec", Kind.EAGER, load(3))
     measured.add(1, "convmlp", Kind.FASTEST, load(9))
-    assert ratio(measured.run, ("convmlp", Kind.FASTEST, 1), ("mosec", Kind.EAGER, 1)).values == (3, 3)
+    assert ratio(measured.run, Who("convmlp", Kind.FASTEST), Who("mosec", Kind.EAGER)).values == (3, 3)
 
 
 def test_the_limit_is_of_the_network_and_decoding_one_after_the_other(measured: Measured) -> None:
     """1 / (1/200 + 1/300) = 120 pictures a second in the first round, 75 in the second."""
     for number in (0, 1):
         measured.add(number, "convmlp", Kind.FASTEST, load(60))
-    assert share_of_limit(measured.run, "convmlp", Kind.FASTEST).values == pytest.approx((0.5, 0.8))
+    assert share_of_limit(measured.run, Who("convmlp", Kind.FASTEST)).values == pytest.approx((0.5, 0.8))
 
 
 def test_the_best_peer_is_of_one_network_and_never_this_service(measured: Measured) -> None:
@@ -87,8 +45,36 @@ def test_the_best_peer_is_of_one_network_and_never_this_service(measured: Measur
     measured.add(0, "fastapi", Kind.EAGER, load(20))
     measured.add(0, "mosec", Kind.EAGER, load(30))
     measured.add(0, "litserve", Kind.FASTEST, load(90))
-    assert best_peer(measured.run, Kind.EAGER) == "mosec"
+    assert best_peer(measured.run, Kind.EAGER) == Who("mosec", Kind.EAGER)
     assert best_peer(measured.run, Kind.FP32) is None
+
+
+def test_goals_are_held_against_the_better_arrangement(measured: Measured) -> None:
+    """A peer that does better as advised than tuned is the one to beat; as-advised peers have rows of their own."""
+    measured.add(0, "convmlp", Kind.FASTEST, load(90))
+    measured.add(0, "mosec", Kind.EAGER, load(30))
+    measured.add(0, "fastapi", Kind.EAGER, load(45), arrangement=Arrangement.AS_ADVISED)
+    measured.add(0, "mosec", Kind.FASTEST, load(60))
+    measured.add(0, "mosec", Kind.FASTEST, load(50), arrangement=Arrangement.AS_ADVISED)
+    rows = {name: (value.values, goal) for name, value, goal in comparisons(measured.run)}
+    assert rows["fastest, over the best peer with eager (fastapi, as-advised)"] == ((2.0,), "≥ 3")
+    assert rows["fastest, over the best peer with fastest (mosec, tuned)"] == ((1.5,), "≥ 1.3")
+    assert rows["fastest, over the best as-advised peer with eager (fastapi)"] == ((2.0,), "")
+    assert rows["fastest, over the best as-advised peer with fastest (mosec)"] == ((1.8,), "")
+
+
+def test_the_best_of_the_mean_limit_was_tried_both_times() -> None:
+    """One measurement may stop past its best; the mean is of the arrangements that both have."""
+    alone = [
+        NetworkAlone(MODEL, Kind.FASTEST, per_second, 8.0)
+        for per_second in ({"2 x 1": 80.0, "2 x 2": 100.0, "2 x 4": 130.0}, {"2 x 1": 60.0, "2 x 2": 80.0})
+    ]
+    first, second = (
+        Limit([one], [DecodingAlone(MODEL, rate, 2.0)]) for one, rate in zip(alone, (300.0, 420.0), strict=True)
+    )
+    mean = mean_limit(first, second)
+    assert mean.networks == [NetworkAlone(MODEL, Kind.FASTEST, {"2 x 1": 70.0, "2 x 2": 90.0}, 8.0)]
+    assert mean.per_second(MODEL, Kind.FASTEST) == pytest.approx(1 / (1 / 90 + 1 / 360))
 
 
 def test_the_report_tells_medians_and_what_is_missing(measured: Measured) -> None:
@@ -97,15 +83,17 @@ def test_the_report_tells_medians_and_what_is_missing(measured: Measured) -> Non
     for number, answers in enumerate((60.0, 70.0)):
         measured.add(number, "convmlp", Kind.FASTEST, load(answers), load(40, 1), load(50, 0.8, "open"))
     measured.add(0, "mosec", Kind.EAGER, load(30, failed={"wrong answer": 2}))
-    run.visits.append(Visit(0, "fastapi", Kind.EAGER, 1, 0.0, [], 0.0, trouble="it ended"))
+    measured.add(0, "mosec", Kind.EAGER, load(20), arrangement=Arrangement.AS_ADVISED)
+    run.visits.append(Visit(0, "fastapi", Kind.EAGER, 1, Arrangement.TUNED, 0.0, [], 0.0, trouble="it ended"))
     run.unavailable["triton"] = "triton: no such package"
     text = report(run)
-    assert "| **convmlp** | fastest | 40.0 [40.0 to 40.0] | 65.0 [60.0 to 70.0] | - |" in text
-    assert "| mosec | eager | - | 30.0 | - |" in text
+    assert "| **convmlp** | fastest | its own | 40.0 [40.0 to 40.0] | 65.0 [60.0 to 70.0] | - |" in text
+    assert "| mosec | eager | tuned | - | 30.0 | - |" in text
+    assert "| mosec | eager | as-advised | - | 20.0 | - |" in text
     assert "triton is missing: triton: no such package" in text
-    assert "fastapi with the network eager, round 1: it ended" in text
-    assert "mosec with the network eager, round 1, failures: 2 x wrong answer" in text
-    assert "| fastest, over the best peer with eager (mosec) | 2.00 | ≥ 3 |" in text
+    assert "fastapi/eager, round 1: it ended" in text
+    assert "mosec/eager, round 1, failures: 2 x wrong answer" in text
+    assert "| fastest, over the best peer with eager (mosec, tuned) | 2.00 | ≥ 3 |" in text
 
 
 def test_results_survive_the_file(measured: Measured, tmp_path: Path) -> None:

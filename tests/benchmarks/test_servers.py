@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.material import CLASSES, PREPROCESSING, Material, fitted_network
 from benchmarks.peers.classifier import NOOP
-from benchmarks.servers import OURS, Server, ours, peer
+from benchmarks.servers import OURS, Server, Who, ours, peer
 from benchmarks.visit import Step, visit
 from model.net.normalise import Normalise
 
 
-@pytest.mark.parametrize("server", [ours(NOOP, 2), peer("fastapi", NOOP)], ids=lambda server: server.name)
+@pytest.mark.parametrize("server", [ours(NOOP, 2), peer(Who("fastapi", NOOP))], ids=lambda server: server.who.server)
 def test_a_server_without_a_model_is_measured(server: Server, tmp_path: Path) -> None:
     """The no-op service, whole but for decoding and device, and the bare FastAPI: they answer, cost CPU, and end."""
     steps = [Step("classify", "closed", 4, 0.5), Step("classify", "open", 0.5, 0.5)]
@@ -26,7 +26,7 @@ def test_a_server_without_a_model_is_measured(server: Server, tmp_path: Path) ->
     assert closed.server_cpu > 0
     assert closed.resident_mib > 20
     assert done.resident_mib > 20
-    if server.name == OURS:
+    if server.who.server == OURS:
         assert {"decode", "queue", "infer", "post", "total"} == set(closed.stages)
 
 
@@ -35,7 +35,7 @@ def test_a_server_that_ends_is_told(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "one.jpg").touch()
     (tmp_path / "answers.json").write_text("[0]")
-    server = peer("fastapi", "no such network")
+    server = peer(Who("fastapi", "no such network"))
     done = visit(server, [Step("classify", "closed", 1, 0.5)], 0, Material(tmp_path), tmp_path)
     assert done.loads == []
     assert done.trouble == "it ended; see fastapi-no-such-network.log"
