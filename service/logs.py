@@ -18,7 +18,7 @@ from service.spans import current_span
 
 LIBRARIES_LEVEL = logging.INFO
 """Libraries never tell more, whatever the level: at DEBUG some tell what is in a picture."""
-CHATTY = ("httpx", "uvicorn")
+CHATTY = ("httpx2", "uvicorn")
 """Libraries that tell of every request."""
 
 

@@ -54,8 +54,7 @@ def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], A
 
 def open_listener(host: str, port: int) -> socket.socket:
     """A listening TCP socket. Raises OSError where the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)
+    return socket.create_server((host, port), family=_family(host), backlog=1024)
 
 
 def hold_port(host: str, port: int) -> socket.socket:
@@ -67,7 +66,7 @@ def hold_port(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address cannot be had.
     """
-    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    held = socket.socket(_family(host))
     try:
         # Connections of a predecessor that linger (TIME_WAIT) are no obstacle; everything else is.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -78,6 +77,10 @@ def hold_port(host: str, port: int) -> socket.socket:
         held.close()
         raise
     return held
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def address_of(bound: socket.socket) -> str:

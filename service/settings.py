@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
 from pydantic.functional_validators import BeforeValidator
@@ -16,7 +16,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from model.decode import DecodeLimits
+if TYPE_CHECKING:
+    from model.decode import DecodeLimits
 
 EMBEDDED_MODELS = ("convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline")
 
@@ -206,6 +207,8 @@ class Settings(BaseSettings):
 
     @property
     def decode_limits(self) -> DecodeLimits:
+        from model.decode import DecodeLimits  # with Pillow and NumPy, which not all that reads settings needs
+
         return DecodeLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_mpx * 10**6)
 
     def with_changes(self, **changes: Any) -> Settings:  # noqa: ANN401  (any field's own type)

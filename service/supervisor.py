@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -114,7 +114,7 @@ async def _watch(settings: Settings, workers: Sequence[Child], http: str, grpc: 
     async with contextlib.AsyncExitStack() as open_while_watching:
         for address, worker in zip(settings.worker_address, workers, strict=True):
             await open_while_watching.enter_async_context(_channel_to(worker, address, settings))
-        client = await open_while_watching.enter_async_context(httpx.AsyncClient())
+        client = await open_while_watching.enter_async_context(httpx2.AsyncClient())
         ready = False
         while True:
             ready, before = await _answers_ready(client, url) and (ready or await _listens(grpc)), ready
@@ -138,11 +138,11 @@ def _channel_to(worker: Child, address: str, settings: Settings) -> WorkerChanne
     return channel
 
 
-async def _answers_ready(client: httpx.AsyncClient, url: str) -> bool:
+async def _answers_ready(client: httpx2.AsyncClient, url: str) -> bool:
     """What a caller would hear."""
     try:
         return (await client.get(f"{url}/readyz", timeout=5)).is_success
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         return False
 
 

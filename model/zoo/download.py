@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import httpx
+import httpx2
 
 from model.bundle import file_sha256
 from model.errors import ConvMLPError
@@ -117,10 +117,10 @@ def public_url(url: str) -> str:
     return str(_address(url).copy_with(userinfo=b"", fragment=None))
 
 
-def _address(url: str) -> httpx.URL:
+def _address(url: str) -> httpx2.URL:
     try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
         raise DownloadFailed(f"{url!r} is not a URL: {error}") from None
     if address.scheme not in ("http", "https") or not address.host:
         raise DownloadFailed(
@@ -129,10 +129,10 @@ def _address(url: str) -> httpx.URL:
     return address
 
 
-def _client(patience: Patience) -> httpx.Client:
+def _client(patience: Patience) -> httpx2.Client:
     try:
-        return httpx.Client(timeout=httpx.Timeout(patience.silence_s, connect=patience.connect_s))
-    except (OSError, ValueError, ImportError) as error:
+        return httpx2.Client(timeout=httpx2.Timeout(patience.silence_s, connect=patience.connect_s))
+    except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
         raise DownloadFailed(
             f"the environment's proxy or certificates (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE) cannot be used: {error}"
         ) from error

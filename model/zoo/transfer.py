@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from model.zoo.part import PartFile, Version, seconds_between
 
@@ -31,8 +31,8 @@ class Refused(Exception):
 class Transfer:
     """What the attempts at one file have in common."""
 
-    client: httpx.Client
-    address: httpx.URL
+    client: httpx2.Client
+    address: httpx2.URL
     part: PartFile
     max_bytes: int
     progress: Callable[[int, int | None], None]
@@ -47,22 +47,22 @@ class Transfer:
             with self._answer() as answer:
                 self._check(answer)
                 self._take(answer)
-        except httpx.TimeoutException as error:
+        except httpx2.TimeoutException as error:
             raise Interrupted(f"{self.address.host} fell silent") from error
-        except httpx.ConnectError as error:
+        except httpx2.ConnectError as error:
             if isinstance(_root(error), ssl.SSLCertVerificationError):
                 raise Refused(
                     f"the certificate is not trusted ({error}); SSL_CERT_FILE can name another root"
                 ) from error
             raise Interrupted(f"nothing answers at {self.address.host} ({error})") from error
-        except httpx.UnsupportedProtocol as error:
+        except httpx2.UnsupportedProtocol as error:
             raise Refused(f"it redirects to what is no web address ({error})") from error
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise Interrupted(f"{self.address.host} broke off ({error})") from error
 
     @contextmanager
-    def _answer(self) -> Iterator[httpx.Response]:
-        """Redirects are followed here, not by httpx, which would read a redirect's body whatever its size."""
+    def _answer(self) -> Iterator[httpx2.Response]:
+        """Redirects are followed here, not by httpx2, which would read a redirect's body whatever its size."""
         headers = {"Accept-Encoding": "identity", **self.part.range_headers()}
         request = self.client.build_request("GET", self.address, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
@@ -78,7 +78,7 @@ class Transfer:
             request = response.next_request
         raise Refused(f"it redirects more than {MAX_REDIRECTS} times")
 
-    def _check(self, answer: httpx.Response) -> None:
+    def _check(self, answer: httpx2.Response) -> None:
         """That the answer holds the file or a part of it."""
         status = f"{answer.status_code} {answer.reason_phrase}".strip()
         if answer.status_code == 416:
@@ -97,7 +97,7 @@ class Transfer:
         if not self.hash_known and not {"content-length", "transfer-encoding"} & set(answer.headers):
             raise Refused("the server does not tell where the file ends; give its hash with --sha256")
 
-    def _take(self, answer: httpx.Response) -> None:
+    def _take(self, answer: httpx2.Response) -> None:
         """Write the answer to the part, up to its end."""
         if answer.status_code == 200:
             version = Version.of(self.part.url, answer.headers)
@@ -127,7 +127,7 @@ class Transfer:
             raise Refused(f"it has {size} bytes or more, the bound is {self.max_bytes}; is it the right file?")
 
 
-def _retry_after_s(headers: httpx.Headers) -> float:
+def _retry_after_s(headers: httpx2.Headers) -> float:
     """Seconds; 0 where the server names no time. A date is set against the server's own clock."""
     text = headers.get("retry-after", "")
     if text.isdecimal():

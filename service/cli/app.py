@@ -8,18 +8,11 @@ import sys
 
 import typer
 
-from service.cli.bench import bench
-from service.cli.models import models_app
-from service.cli.predict import add_predict_commands
-from service.cli.train import train_app
+from service.cli.later import Commands
 from service.cli.words import complain, settings_or_exit
 from service.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(models_app, name="models")
-app.add_typer(train_app, name="train", help="Train and measure the embedded models.")
-add_predict_commands(app)
-app.command()(bench)
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 # The flags of the service's parts are the settings themselves: pydantic-settings reads them and prints the help.
 PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -72,11 +72,6 @@ class Form:
     save: str | None
 
 
-def add_predict_commands(app: typer.Typer) -> None:
-    for command in (classify, detect, segment):
-        app.command()(command)
-
-
 def classify(
     images: Images,
     model: Model = None,

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-import httpx
+import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.bundle import REFERENCE_PICTURE
@@ -19,7 +19,7 @@ ASKED = 24
 
 async def test_stop_loses_no_request(stack: Stack, figures: list[str]) -> None:
     """`docker compose stop` under load: whatever a front-end had in hand is answered, and every part ends by itself."""
-    async with httpx.AsyncClient(base_url=f"http://{stack.address('rest', 8000)}", timeout=60) as client:
+    async with httpx2.AsyncClient(base_url=f"http://{stack.address('rest', 8000)}", timeout=60) as client:
         assert (await client.post("/detect", content=PICTURE)).status_code == 200
         asked = [asyncio.create_task(client.post("/detect", content=PICTURE)) for _ in range(ASKED)]
 
@@ -44,8 +44,8 @@ async def test_a_killed_worker_fails_clearly_and_comes_back(stack: Stack) -> Non
     and later requests are answered by front-ends that went on all the while."""
     before = stack.container("worker")["State"]["Pid"]
     front_end = stack.container("rest")["State"]["StartedAt"]
-    async with httpx.AsyncClient(base_url=f"http://{stack.address('rest', 8000)}", timeout=60) as client:
-        stop, replies = asyncio.Event(), list[httpx.Response]()
+    async with httpx2.AsyncClient(base_url=f"http://{stack.address('rest', 8000)}", timeout=60) as client:
+        stop, replies = asyncio.Event(), list[httpx2.Response]()
         clients = [asyncio.create_task(_ask(client, stop, replies)) for _ in range(8)]
         await _until(lambda: _heard(replies, 200))
         await asyncio.to_thread(send_signal, stack.container("worker")["Id"], signal.SIGKILL)
@@ -69,7 +69,7 @@ async def test_a_killed_worker_fails_clearly_and_comes_back(stack: Stack) -> Non
     eventually(lambda: all(stack.health(service) == "healthy" for service in SERVICES))
 
 
-async def _ask(client: httpx.AsyncClient, stop: asyncio.Event, replies: list[httpx.Response]) -> None:
+async def _ask(client: httpx2.AsyncClient, stop: asyncio.Event, replies: list[httpx2.Response]) -> None:
     """Ask again and again, a little later where that was refused."""
     while not stop.is_set():
         reply = await client.post("/classify", content=PICTURE)
@@ -78,11 +78,11 @@ async def _ask(client: httpx.AsyncClient, stop: asyncio.Event, replies: list[htt
             await asyncio.sleep(0.2)
 
 
-async def _heard(replies: list[httpx.Response], status: int) -> bool:
+async def _heard(replies: list[httpx2.Response], status: int) -> bool:
     return any(reply.status_code == status for reply in replies)
 
 
-async def _in_flight(client: httpx.AsyncClient) -> float:
+async def _in_flight(client: httpx2.AsyncClient) -> float:
     """Images that the front-end has in hand."""
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_in_flight_requests"]

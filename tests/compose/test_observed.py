@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 
 import grpc
-import httpx
+import httpx2
 import pytest
 
 from convmlp.v1 import vision_pb2 as pb
@@ -48,8 +48,8 @@ def observed(images: None) -> Iterator[Stack]:  # noqa: ARG001
 def prometheus(observed: Stack) -> Iterator[Prometheus]:
     """The stack's, after it saw requests for each task, good ones and bad ones."""
     with (
-        httpx.Client(base_url=f"http://{observed.address('prometheus', 9090)}", timeout=30) as http,
-        httpx.Client(base_url=f"http://{observed.address('rest', 8000)}", timeout=60) as rest,
+        httpx2.Client(base_url=f"http://{observed.address('prometheus', 9090)}", timeout=30) as http,
+        httpx2.Client(base_url=f"http://{observed.address('rest', 8000)}", timeout=60) as rest,
     ):
         seen = Prometheus(http)
         seen.until('count(up{job=~"rest|grpc|worker"} == 1) == 3')
@@ -95,7 +95,7 @@ def test_traces_reach_a_collector(observed: Stack) -> None:
     rest, rpc = secrets.token_hex(16), secrets.token_hex(16)
     header = {trace: f"00-{trace}-{secrets.token_hex(8)}-01" for trace in (rest, rpc)}
     url = f"http://{observed.address('rest', 8000)}/classify"
-    assert httpx.post(url, content=PICTURE, headers={"traceparent": header[rest]}, timeout=60).status_code == 200
+    assert httpx2.post(url, content=PICTURE, headers={"traceparent": header[rest]}, timeout=60).status_code == 200
     with grpc.insecure_channel(observed.address("grpc", 8001)) as channel:
         metadata = (("traceparent", header[rpc]),)
         assert VisionStub(channel).Classify(pb.ClassifyRequest(image=PICTURE), timeout=60, metadata=metadata).labels

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 
 import grpc
-import httpx
+import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -48,7 +48,7 @@ def requests_of(container: str, port: int) -> float:
 
 def test_all_replicas_answer_behind_one_port(scaled: Stack) -> None:
     """REST requests and gRPC calls, also on one connection, are shared by all replicas; each tells its own."""
-    with httpx.Client(base_url=f"http://{scaled.address('balancer', 8000)}", timeout=60) as client:
+    with httpx2.Client(base_url=f"http://{scaled.address('balancer', 8000)}", timeout=60) as client:
         for _ in range(REQUESTS):
             assert client.post("/classify", content=PICTURE).status_code == 200
     with grpc.insecure_channel(scaled.address("balancer", 8001)) as channel:
@@ -64,7 +64,7 @@ def test_all_replicas_answer_behind_one_port(scaled: Stack) -> None:
 def test_a_replica_that_stops_costs_nobody_his_answer(scaled: Stack) -> None:
     """While one of the front-ends is stopped, every request is answered."""
     first, *_ = scaled.containers("rest")
-    with httpx.Client(base_url=f"http://{scaled.address('balancer', 8000)}", timeout=60) as client:
+    with httpx2.Client(base_url=f"http://{scaled.address('balancer', 8000)}", timeout=60) as client:
         stopping = subprocess.Popen(["docker", "stop", first], stdout=subprocess.DEVNULL)
         statuses = list[int]()
         while stopping.poll() is None or len(statuses) < 20:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc
-import httpx
+import httpx2
 import pytest
 import trustme
 
@@ -64,8 +64,8 @@ def guarded(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_callers_must_send_a_key(guarded: Guarded) -> None:
     """Without a key REST refuses, with one of the secret it answers; and it was healthy without any."""
     url = f"http://{guarded.stack.address('rest', 8000)}/classify"
-    assert httpx.post(url, content=PICTURE, timeout=60).status_code == 401
-    answer = httpx.post(url, content=PICTURE, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
+    assert httpx2.post(url, content=PICTURE, timeout=60).status_code == 401
+    answer = httpx2.post(url, content=PICTURE, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
     assert answer.status_code == 200
 
 

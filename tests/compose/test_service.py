@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import grpc
-import httpx
+import httpx2
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -44,7 +44,7 @@ def url(stack: Stack) -> str:
 )
 def test_photographs_are_answered(stack: Stack, task: str, answers: str) -> None:
     """A photograph that is posted to the published port is answered, by each task's model."""
-    reply = httpx.post(f"{url(stack)}/{task}", content=PICTURE, timeout=60)
+    reply = httpx2.post(f"{url(stack)}/{task}", content=PICTURE, timeout=60)
     assert reply.status_code == 200, reply.text
     assert reply.json()["results"][0][answers]
 
@@ -56,14 +56,14 @@ def test_grpc_is_answered_and_tells_its_health(stack: Stack) -> None:
         status = health.Check(HealthCheckRequest(), timeout=30).status
         reply = VisionStub(channel).Classify(pb.ClassifyRequest(image=PICTURE), timeout=60)
     assert status == HealthCheckResponse.SERVING
-    rest = httpx.post(f"{url(stack)}/classify", content=PICTURE, timeout=60).json()
+    rest = httpx2.post(f"{url(stack)}/classify", content=PICTURE, timeout=60).json()
     assert [one.label for one in reply.labels] == [one["label"] for one in rest["results"][0]["labels"]]
 
 
 def test_the_playground_is_there(stack: Stack) -> None:
     """The front-end's image has the pages for people."""
-    assert "<html" in httpx.get(url(stack), timeout=30).text
-    assert httpx.get(f"{url(stack)}/web/sample.jpg", timeout=30).status_code == 200
+    assert "<html" in httpx2.get(url(stack), timeout=30).text
+    assert httpx2.get(f"{url(stack)}/web/sample.jpg", timeout=30).status_code == 200
 
 
 @pytest.mark.usefixtures("stack")
@@ -103,7 +103,7 @@ def test_a_container_has_no_rights(stack: Stack, service: str) -> None:
 
 def test_every_container_tells_its_metrics(stack: Stack) -> None:
     """Each is reached by its service's name, as Prometheus does it, and tells what only it can know."""
-    httpx.post(f"{url(stack)}/classify", content=PICTURE, timeout=60)
+    httpx2.post(f"{url(stack)}/classify", content=PICTURE, timeout=60)
     for address, metric in (
         ("rest:8000", "convmlp_requests"),
         ("grpc:8003", "convmlp_in_flight_requests"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import yaml
 
 CONFIGURATION = Path(__file__).parents[2] / "docker/prometheus"
@@ -28,7 +28,7 @@ Series = dict[str, Any]
 class Prometheus:
     """A client for a running one."""
 
-    http: httpx.Client
+    http: httpx2.Client
 
     def ask(self, path: str, **parameters: str | float) -> Any:  # noqa: ANN401  (whatever the API answers)
         """Raises AssertionError where Prometheus finds fault with the query."""
@@ -89,7 +89,7 @@ def running_prometheus(folder: Path, targets: Mapping[str, Sequence[str]]) -> It
             stderr=log,
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
             _wait_until_ready(http, process, folder / "log")
             yield Prometheus(http)
     finally:
@@ -100,7 +100,7 @@ def running_prometheus(folder: Path, targets: Mapping[str, Sequence[str]]) -> It
             process.kill()
 
 
-def _wait_until_ready(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(http: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     until_s = time.monotonic() + START_TIMEOUT_S
     while True:
         assert process.poll() is None, log.read_text()
@@ -108,7 +108,7 @@ def _wait_until_ready(http: httpx.Client, process: subprocess.Popen[bytes], log:
         try:
             if http.get("/-/ready").is_success:
                 return
-        except httpx.TransportError:
+        except httpx2.TransportError:
             time.sleep(0.1)
 
 

@@ -116,7 +116,7 @@ def test_what_runs_is_a_command_and_is_asked_about_itself(folder: str, part: str
     }
     assert asked or part == "rest"
     for name, command in asked.items():
-        assert command == ["convmlp", "health", *([LIVE] if name == "livenessProbe" else []), part]
+        assert command == ["convmlp", "health", *([] if name == "readinessProbe" else [LIVE]), part]
         assert "health" in commands
         assert part in list(Part)
 
@@ -160,6 +160,12 @@ def test_no_container_may_do_more_than_it_needs(workload: Object) -> None:
 def test_no_variable_comes_from_the_cluster(workload: Object) -> None:
     """Kubernetes would tell of a Service convmlp-grpc as CONVMLP_GRPC_PORT=tcp://…, which is the name of a setting."""
     assert pod_of(workload)["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=lambda one: one["metadata"]["name"])
+def test_the_cluster_says_why_a_container_ended(workload: Object) -> None:
+    """What a part says last, such as which bundle cannot be read, is in the pod's status."""
+    assert container_of(workload)["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
 @pytest.mark.parametrize("workload", workloads(), ids=lambda one: one["metadata"]["name"])
@@ -218,7 +224,7 @@ def test_the_job_pulls_a_published_model_into_the_store() -> None:
     (job,) = deployed(PULL_MODEL).all("Job")
     container = container_of(job)
     *command, name = container["args"]
-    models = typer.main.get_command(app).commands["models"]  # type: ignore[attr-defined]
+    models = typer.main.get_command(app).get_command(None, "models")  # type: ignore[attr-defined]
     assert command == ["models", "pull"]
     assert "pull" in models.commands
     assert entry(name).name == name

@@ -16,13 +16,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-import httpx
+import httpx2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from model.types import Task
+from service.settings import Settings
 from tests.deploy.k8s import FRONT_ENDS, deployed, port_of
 from tests.deploy.kustomize import Object
 from tests.e2e.running import RunningService, started
+from tests.fakes import fake_worker, lying_bundle
 
 FOLDER = "overlays/cpu"
 MODEL = ("--models", "convmlp_pets_breed")
@@ -60,7 +63,7 @@ class Running:
 
 
 async def _get(probe: Object, port: int) -> bool:
-    async with httpx.AsyncClient() as http:
+    async with httpx2.AsyncClient() as http:
         return (await http.get(f"http://127.0.0.1:{port}{probe['path']}")).status_code < 400
 
 
@@ -81,8 +84,8 @@ PUT = {"httpGet": _get, "grpc": _check, "tcpSocket": _connect}
 
 
 async def test_probes_say_what_they_are_there_to_say(tmp_path: Path) -> None:
-    """Front-ends are ready while there is a worker, and alive without one; a worker is up once it has proven itself;
-    none is alive while it hangs."""
+    """Front-ends are ready while there is a worker, and alive without one; a worker is ready once it has proven
+    itself; none is alive while it hangs."""
     address = f"ipc://{tmp_path}/worker"
     with ExitStack() as parts:
 
@@ -118,6 +121,17 @@ async def test_probes_say_what_they_are_there_to_say(tmp_path: Path) -> None:
         for one in front_ends:
             await _until(one, ready=False)
             assert await one.passes("livenessProbe")
+
+
+async def test_a_worker_with_a_bad_model_is_not_restarted(tmp_path: Path) -> None:
+    """It is through with its start and alive, for its other models are served and a new process would be no better;
+    but it is not ready, and says which model it is."""
+    address = f"ipc://{tmp_path}/worker"
+    async with fake_worker(Settings(), address, [Task.CLASSIFY], more=[lying_bundle("liar")]):
+        worker = Running("worker", {}, {"CONVMLP_WORKER_ADDRESS": address})
+        assert await worker.passes("startupProbe")
+        assert await worker.passes("livenessProbe")
+        assert not await worker.passes("readinessProbe")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
-import httpx
+import httpx2
 import pytest
 
 from convmlp.v1 import vision_pb2 as pb
@@ -60,7 +60,7 @@ def in_parts(keys: Path) -> Iterator[Deployed]:
 
 def ask(deployed: Deployed) -> dict[str, int]:
     """Good requests, bad ones and refused ones, over both transports; how many of each outcome there should be."""
-    with httpx.Client(base_url=deployed.url, timeout=60) as http:
+    with httpx2.Client(base_url=deployed.url, timeout=60) as http:
         assert http.post("/classify", content=PICTURE).status_code == 401
         http.headers["Authorization"] = f"Bearer {KEY}"
         for task in ("classify", "detect", "segment"):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.e2e.running import RunningService
@@ -66,7 +66,7 @@ def test_the_documents_python_runs(service: RunningService, tmp_path: Path) -> N
 
 def _asked(service: RunningService, top_k: int) -> list[str]:
     """The names that the service itself gives the cat, the best first."""
-    answered = httpx.post(f"{service.url}/classify", params={"top_k": top_k}, content=CAT.read_bytes(), timeout=60)
+    answered = httpx2.post(f"{service.url}/classify", params={"top_k": top_k}, content=CAT.read_bytes(), timeout=60)
     names = [one["label"] for one in answered.json()["results"][0]["labels"]]
     assert len(names) == top_k
     return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
-import httpx
+import httpx2
 
 from convmlp.v1 import vision_pb2, vision_pb2_grpc
 from model.bundle import REFERENCE_PICTURE
@@ -22,7 +22,7 @@ def test_keys_and_rates_hold_at_both_doors(tmp_path: Path) -> None:
     path.write_text(f"partner {KEY}\n", encoding="ascii")
     flags = ("--models", "convmlp_pets_breed", "--api-keys-file", str(path))
     with running_service(*flags, "--rate-limit-per-s", "0.001", "--rate-limit-burst", "1") as service:
-        with httpx.Client(base_url=service.url, timeout=60) as http:
+        with httpx2.Client(base_url=service.url, timeout=60) as http:
             assert http.post("/classify", content=PICTURE).status_code == 401
             http.headers["Authorization"] = f"Bearer {KEY}"
             assert [http.post("/classify", content=PICTURE).status_code for _ in range(2)] == [200, 429]

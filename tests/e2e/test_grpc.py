@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import httpx
+import httpx2
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
@@ -57,7 +57,7 @@ def vision(channel: grpc.aio.Channel) -> VisionAsyncStub:
 
 async def test_answers_are_rests(service: RunningService) -> None:
     """For each task the same labels, scores, boxes, areas and masks, to the last digit that REST tells."""
-    async with connected(service) as channel, httpx.AsyncClient(base_url=service.url, timeout=60) as http:
+    async with connected(service) as channel, httpx2.AsyncClient(base_url=service.url, timeout=60) as http:
         calls = vision(channel)
         classified = await calls.Classify(pb.ClassifyRequest(image=PICTURE, top_k=37))
         detected = await calls.Detect(pb.DetectRequest(image=PICTURE, score_threshold=0.05))
@@ -101,13 +101,13 @@ def test_a_caller_needs_nothing_but_the_address(service: RunningService) -> None
 
 async def test_all_processes_tell_their_metrics_together(service: RunningService) -> None:
     """REST's /metrics counts the calls that gRPC answered."""
-    async with connected(service) as channel, httpx.AsyncClient(base_url=service.url, timeout=60) as http:
+    async with connected(service) as channel, httpx2.AsyncClient(base_url=service.url, timeout=60) as http:
         before = await metric(http, "convmlp_requests_total", transport="grpc", outcome="ok", task="segment")
         await vision(channel).Segment(pb.SegmentRequest(image=PICTURE))
         assert await metric(http, "convmlp_requests_total", transport="grpc", outcome="ok", task="segment") > before
 
 
-async def metric(http: httpx.AsyncClient, name: str, **labels: str) -> float:
+async def metric(http: httpx2.AsyncClient, name: str, **labels: str) -> float:
     """The sum of a metric's samples that have these labels."""
     text = (await http.get("/metrics")).text
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
@@ -145,7 +145,7 @@ async def test_a_killed_front_end_costs_only_the_calls_that_it_had(pair: Running
     """kill -9 under load: its calls fail at once, all others and REST's go on; its callers find the service again."""
     killed = pair.pid_of("grpc-0")
     stop, outcomes, rest_outcomes = asyncio.Event(), list[grpc.StatusCode](), set[int]()
-    async with httpx.AsyncClient(base_url=pair.url, timeout=30) as http:
+    async with httpx2.AsyncClient(base_url=pair.url, timeout=30) as http:
         # As many that it is next to impossible for one process to have none of them.
         callers = [asyncio.create_task(grpc_load(pair, stop, outcomes)) for _ in range(16)]
         callers.append(asyncio.create_task(rest_load(http, stop, rest_outcomes)))
@@ -173,7 +173,7 @@ async def grpc_load(service: RunningService, stop: asyncio.Event, outcomes: list
             await asyncio.sleep(0.01)
 
 
-async def rest_load(http: httpx.AsyncClient, stop: asyncio.Event, outcomes: set[int]) -> None:
+async def rest_load(http: httpx2.AsyncClient, stop: asyncio.Event, outcomes: set[int]) -> None:
     while not stop.is_set():
         outcomes.add((await http.post("/classify", content=PICTURE)).status_code)
 
@@ -181,7 +181,7 @@ async def rest_load(http: httpx.AsyncClient, stop: asyncio.Event, outcomes: set[
 async def test_sigterm_finishes_what_is_in_hand() -> None:
     """SIGTERM under load: every call that had arrived is answered, and every message that a stream had taken in."""
     with running_service(*CLASSIFY_ONLY, "--max-stream-in-flight", "8") as service:
-        async with connected(service) as channel, httpx.AsyncClient(base_url=service.url, timeout=60) as http:
+        async with connected(service) as channel, httpx2.AsyncClient(base_url=service.url, timeout=60) as http:
             calls = [vision(channel).Classify(pb.ClassifyRequest(image=PICTURE)) for _ in range(16)]
             stream = vision(channel).ClassifyStream()
             for number in range(8):
@@ -202,6 +202,6 @@ async def test_sigterm_finishes_what_is_in_hand() -> None:
         assert await asyncio.to_thread(service.process.wait, PATIENCE_S) == 0
 
 
-async def arrived(http: httpx.AsyncClient) -> float:
+async def arrived(http: httpx2.AsyncClient) -> float:
     """Images that the service has in hand or has answered."""
     return await metric(http, "convmlp_in_flight_requests") + await metric(http, "convmlp_requests_total")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import PIL.Image
 import pytest
@@ -30,7 +30,7 @@ def client_of(service: RunningService, task: str) -> InferenceClient:
 
 def rest_answer(service: RunningService, path: str) -> dict[str, list[dict[str, object]]]:
     """What the service's own REST says of the same photograph."""
-    reply = httpx.post(f"{service.url}{path}", content=REFERENCE_PICTURE.read_bytes(), timeout=60)
+    reply = httpx2.post(f"{service.url}{path}", content=REFERENCE_PICTURE.read_bytes(), timeout=60)
     return dict(reply.json()["results"][0])
 
 

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-import httpx
+import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.bundle import REFERENCE_PICTURE
@@ -25,13 +25,13 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 
             await asyncio.sleep(0.05)
 
 
-async def under_load(client: httpx.AsyncClient, stop: asyncio.Event, outcomes: list[tuple[float, int, str]]) -> None:
+async def under_load(client: httpx2.AsyncClient, stop: asyncio.Event, outcomes: list[tuple[float, int, str]]) -> None:
     """One client that asks again and again; notes when each answer came, its status and its words."""
     while not stop.is_set():
         try:
             reply = await client.post("/classify", content=PICTURE)
             outcomes.append((time.monotonic(), reply.status_code, reply.text))
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             outcomes.append((time.monotonic(), 0, repr(error)))
         await asyncio.sleep(0)
 
@@ -39,7 +39,7 @@ async def under_load(client: httpx.AsyncClient, stop: asyncio.Event, outcomes: l
 async def test_a_killed_worker_fails_clearly_and_comes_back() -> None:
     """kill -9 under load: what was in flight fails clearly and at once, readiness says so, later requests succeed."""
     with running_service(*CLASSIFY_ONLY) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
             stop, outcomes = asyncio.Event(), list[tuple[float, int, str]]()
             clients = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(8)]
             await asyncio.sleep(1.0)
@@ -81,7 +81,7 @@ async def test_one_of_two_workers_is_lost_and_nobody_notices() -> None:
     """Killed, or hung, under load: the other one answers everything, the service stays ready, the lost one returns."""
     flags = ("--workers", "2", "--device", "cpu", "--worker-timeout-ms", "3000")
     with running_service(*CLASSIFY_ONLY, *flags) as service:
-        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
 
             async def whole() -> bool:
                 return bool((await client.get("/readyz")).json().get("reason") == "ready")
@@ -115,7 +115,7 @@ async def test_sigterm_finishes_what_is_in_hand() -> None:
     """SIGTERM under load: every request that was sent before it is answered, and all processes end with status 0."""
     with running_service(*CLASSIFY_ONLY) as service:
         pids = [service.pid_of(part) for part in ("worker-0", "rest-0", "grpc-0")]
-        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
             assert (await client.post("/classify", content=PICTURE)).status_code == 200
             asked = [asyncio.create_task(client.post("/classify", content=PICTURE)) for _ in range(24)]
 
@@ -130,7 +130,7 @@ async def test_sigterm_finishes_what_is_in_hand() -> None:
         assert not any(is_alive(pid) for pid in pids)
 
 
-async def _in_flight(client: httpx.AsyncClient) -> float:
+async def _in_flight(client: httpx2.AsyncClient) -> float:
     """Images that the front-end has in hand."""
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_in_flight_requests"]
@@ -143,9 +143,9 @@ async def test_front_ends_share_a_port_and_their_figures() -> None:
         killed = service.pid_of("rest-1")
         # A connection each, so that the kernel spreads them.
         for _ in range(20):
-            async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
                 assert (await client.post("/classify", content=PICTURE)).status_code == 200
-        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
             assert await _requests(client) == 20
             os.kill(killed, signal.SIGKILL)
 
@@ -154,13 +154,13 @@ async def test_front_ends_share_a_port_and_their_figures() -> None:
 
         await eventually(replaced)
         for _ in range(5):
-            async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
                 assert (await client.post("/classify", content=PICTURE)).status_code == 200
-        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
             assert await _requests(client) == 25
 
 
-async def _requests(client: httpx.AsyncClient) -> float:
+async def _requests(client: httpx2.AsyncClient) -> float:
     """Requests that the service says it answered well."""
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_requests"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import PIL.Image
 import pytest
@@ -42,7 +42,7 @@ def at(service: RunningService, clients: ProcessPoolExecutor) -> Triton:
 
 def rest(service: RunningService, path: str, image: bytes = PICTURE) -> dict[str, Any]:
     """What the service's own REST says of one image."""
-    reply = httpx.post(f"{service.url}{path}", content=image, timeout=60)
+    reply = httpx2.post(f"{service.url}{path}", content=image, timeout=60)
     return dict(reply.json()["results"][0])
 
 
@@ -141,7 +141,7 @@ def case_segments(face: Face, image: bytes) -> tuple[Array, Array, bytes]:
 def test_label_map_is_that_of_rest(service: RunningService, triton: Triton, kind: str) -> None:
     """The outline's label map, as an array and as PNG, is the picture that /segment draws of it."""
     label_map, areas, png = triton.run(case_segments, kind, PICTURE)
-    reply = httpx.post(f"{service.url}/segment?view=labelmap", content=PICTURE, timeout=60)
+    reply = httpx2.post(f"{service.url}/segment?view=labelmap", content=PICTURE, timeout=60)
     with PIL.Image.open(io.BytesIO(reply.content)) as theirs, PIL.Image.open(io.BytesIO(png)) as ours:
         np.testing.assert_array_equal(label_map[0], np.asarray(theirs))
         np.testing.assert_array_equal(label_map[0], np.asarray(ours))
@@ -422,7 +422,7 @@ def test_json_alone_from_anything_that_speaks_http(service: RunningService) -> N
     """Without any client library: JSON in, JSON out."""
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, *photograph(32).shape]}
     request = {"id": "1", "inputs": [{**tensor, "data": photograph(32).ravel().tolist()}]}
-    reply = httpx.post(f"{service.url}/v2/models/{BREED}/infer", json=request, timeout=60)
+    reply = httpx2.post(f"{service.url}/v2/models/{BREED}/infer", json=request, timeout=60)
     document = json.loads(reply.content)
     assert (document["model_name"], document["id"]) == (BREED, "1")
     assert [output["name"] for output in document["outputs"]] == ["scores", "indices", "labels", "image_size"]

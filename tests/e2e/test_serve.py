@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import PIL.Image
 import pytest
@@ -32,7 +32,7 @@ def jpeg_of(shade: int, size: tuple[int, int] = (300, 260)) -> bytes:
 
 def test_the_three_tasks_answer_a_photograph(service: RunningService) -> None:
     """A photograph of a cat gets labels, a cat's head and a cat's outline, in its own pixels."""
-    with httpx.Client(base_url=service.url, timeout=60) as client:
+    with httpx2.Client(base_url=service.url, timeout=60) as client:
         labels = client.post("/classify", content=PICTURE).json()["results"][0]
         heads = client.post("/detect", content=PICTURE).json()["results"][0]
         outline = client.post("/segment", content=PICTURE).json()["results"][0]
@@ -51,7 +51,7 @@ def test_the_three_tasks_answer_a_photograph(service: RunningService) -> None:
 async def test_an_answer_is_the_same_alone_and_in_company(service: RunningService) -> None:
     """Batches above 1 form, /metrics says so, and no answer depends on who shared its batch."""
     pictures = [jpeg_of(shade) for shade in range(32)]
-    async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
+    async with httpx2.AsyncClient(base_url=service.url, timeout=120) as client:
         for path in ("/classify?top_k=37", "/detect", "/segment"):
             alone = [(await client.post(path, content=one)).json()["results"][0] for one in pictures]
             before = await batches_above_one(client)
@@ -61,7 +61,7 @@ async def test_an_answer_is_the_same_alone_and_in_company(service: RunningServic
                 assert_same(reply.json()["results"][0], expected)
 
 
-async def batches_above_one(client: httpx.AsyncClient) -> float:
+async def batches_above_one(client: httpx2.AsyncClient) -> float:
     """How many batches of two or more images ran so far, by the service's own account."""
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_batch_size"]
@@ -102,7 +102,7 @@ def assert_same(found: object, expected: object) -> None:
 def test_every_orientation_gives_the_same_answer(service: RunningService, path: str) -> None:
     """A photograph stored in any of EXIF's eight orientations is answered as the upright one, in upright pixels."""
     upright = PIL.Image.open(REFERENCE_PICTURE)
-    with httpx.Client(base_url=service.url, timeout=60) as client:
+    with httpx2.Client(base_url=service.url, timeout=60) as client:
         bodies = [oriented(upright, tag) for tag in range(1, 9)]
         answers = [client.post(path, content=body).json()["results"] for body in bodies]
     assert answers[0][0]["image"] == {"width": 451, "height": 300}
@@ -142,7 +142,7 @@ def test_a_front_end_never_carries_torch(service: RunningService, part: str, mod
 def test_bad_input_costs_nobody_else_anything(service: RunningService) -> None:
     """Between bad requests of every kind good ones are answered, and the processes are the same ones."""
     pids = [service.pid_of(part) for part in ("worker-0", "rest-0")]
-    with httpx.Client(base_url=service.url, timeout=60) as client:
+    with httpx2.Client(base_url=service.url, timeout=60) as client:
         for body, status in ((b"", 400), (PICTURE[:5000], 400), (b"no image", 415), (b"\xff\xd8\xff" * 99, 400)):
             refused = client.post("/classify", content=body)
             assert refused.status_code == status

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import httpx
+import httpx2
 
 from model.bundle import REFERENCE_PICTURE
 from tests.e2e.running import running_service
@@ -16,7 +16,7 @@ async def test_the_whole_service_is_traced() -> None:
     with collecting() as collector:
         with running_service("--otlp-endpoint", collector.url, "--models", "convmlp_pets_breed") as service:
             headers = {**caller.headers, "x-request-id": "whole"}
-            async with httpx.AsyncClient(base_url=service.url, timeout=60) as http:
+            async with httpx2.AsyncClient(base_url=service.url, timeout=60) as http:
                 answer = await http.post("/classify", content=REFERENCE_PICTURE.read_bytes(), headers=headers)
             assert answer.status_code == 200
         tree = await collector.named(caller.trace, "POST /classify", *IMAGE)

@@ -5,7 +5,6 @@ Credentials and rates are looked at before, by the application's guard; errors a
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -19,10 +18,11 @@ from starlette.requests import ClientDisconnect
 from service.errors import BadRequest, Unavailable
 from service.frontend.engine import Engine
 from service.frontend.gate import Gate
+from service.frontend.oip import brief
 from service.frontend.oip.catalogue import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue
 from service.frontend.oip.describe import server_metadata
 from service.frontend.oip.http_body import read_decompressed
-from service.frontend.oip.http_request import HEADER_LENGTH, read_request
+from service.frontend.oip.http_request import HEADER_LENGTH, json_length, read_request
 from service.frontend.oip.http_response import encode_response, negotiate_coding
 from service.frontend.oip.inference import Call, Inference
 from service.frontend.outcome import counted
@@ -106,7 +106,8 @@ class HttpServer:
             coding = negotiate_coding(request.headers.get("accept-encoding"))
             with self._engine.body_budget() as take:
                 body = await in_time(read_decompressed(request, self._settings, take), deadline_s)
-                asked = await asyncio.to_thread(read_request, body, request.headers.get(HEADER_LENGTH))
+                length = json_length(request.headers.get(HEADER_LENGTH), len(body))
+                asked = await brief.run(partial(read_request, body, length), len(body) if length is None else length)
                 call = Call(exchange, deadline_s, partial(self._gate.charge, caller_of(request)))
                 answering = self._inference.answer(config, asked, call, partial(encode_response, coding=coding))
                 encoded = await unless_gone(request, answering)

@@ -52,35 +52,41 @@ class _Body(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Body)
 
 
-def read_request(body: bytes, header_length: str | None) -> InferRequest:
-    """Parse a whole body, decompressed. Inputs that are raw bytes are views on it.
+def json_length(header: str | None, body_bytes: int) -> int | None:
+    """The bytes of JSON that a body begins with, by the header `Inference-Header-Content-Length`; None: all of them.
+
+    Raises:
+        BadRequest: it is no number, or there are not so many.
+    """
+    if header is None:
+        return None
+    text = header.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= body_bytes):
+        raise BadRequest(
+            f"the header {HEADER_LENGTH} is {text[:20]!r}; expected the JSON's length in bytes, at most the body's "
+            f"{body_bytes:,}"
+        )
+    return int(text)
+
+
+def read_request(body: bytes, length: int | None) -> InferRequest:
+    """Parse a whole body, decompressed, of `json_length` bytes of JSON. Inputs that are raw bytes are views on it.
 
     Raises:
         BadRequest: JSON, lengths or the form of an input's data are wrong.
     """
-    length = len(body) if header_length is None else _length(header_length, len(body))
-    if header_length is not None and length == 0:
+    if length == 0:
         return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
     document = _parsed(body[:length])
     parameters = dict(document.parameters)
     binary = _truth("binary_data_output", parameters.pop("binary_data_output", False))
     return InferRequest(
         document.id,
-        _inputs(document.inputs, memoryview(body)[length:]),
+        _inputs(document.inputs, memoryview(body)[len(body) if length is None else length :]),
         tuple(_output(output, binary) for output in document.outputs),
         parameters,
         binary,
     )
-
-
-def _length(header: str, body_length: int) -> int:
-    text = header.strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= body_length):
-        raise BadRequest(
-            f"the header {HEADER_LENGTH} is {text[:20]!r}; expected the JSON's length in bytes, at most the body's "
-            f"{body_length:,}"
-        )
-    return int(text)
 
 
 def _parsed(text: bytes) -> _Body:

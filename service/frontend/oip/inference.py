@@ -13,6 +13,7 @@ from model.errors import ConvMLPError
 from service.errors import Overloaded, RetryLater, error_from_code
 from service.frontend.engine import Engine
 from service.frontend.exchange import Exchange, slowest
+from service.frontend.oip import brief
 from service.frontend.oip.choice import Choice, choose
 from service.frontend.oip.options import read_options
 from service.frontend.oip.outputs import Row
@@ -49,7 +50,7 @@ class Inference:
     async def answer(
         self, config: BundleConfig, request: InferRequest, call: Call, encode: Callable[[InferResponse], T]
     ) -> T:
-        """What `encode`, in a thread, makes of the response.
+        """What `encode` makes of the response, in a thread where it is long.
 
         Raises:
             ConvMLPError: what is wrong with the request, or with one of its images.
@@ -86,7 +87,8 @@ class Inference:
             )
             return encode(InferResponse(config.name, request.id, outputs))
 
-        return await asyncio.to_thread(respond), [answer.batch_images for answer in answers]
+        nbytes = sum(row_bytes(row) for answer in answers for row in answer.payload)
+        return await brief.run(respond, nbytes), [answer.batch_images for answer in answers]
 
     async def _predict_all(
         self, config: BundleConfig, choice: Choice, pictures: Sequence[Picture], request_id: str, deadline_s: float

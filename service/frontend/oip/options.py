@@ -28,7 +28,7 @@ WITHOUT_EFFECT = frozenset(
         "binary_data_output",
     }
 )
-"""Triton's, taken and not heeded: all requests wait in one line, no answer depends on an earlier one, each request
+"""Triton's, taken and not heeded: the earliest deadline is next, no answer depends on an earlier one, each request
 has one response, and over gRPC data are always raw."""
 
 _WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS}

@@ -14,6 +14,7 @@ from service.frontend.engine import Engine
 from service.frontend.gate import Gate
 from service.frontend.journal import Journal
 from service.frontend.oip.http import open_inference
+from service.frontend.oip.openapi import open_inference_document
 from service.frontend.rest.catalogue import MetricsText, catalogue
 from service.frontend.rest.edge import Edge, exchange_of, instance_uri, refusal
 from service.frontend.rest.errors import problem, problem_response
@@ -74,7 +75,8 @@ def create_app(
     app.include_router(open_inference(engine, settings, metrics, gate))
     app.include_router(catalogue(engine, metrics_text))
     app.include_router(pages())
-    app.openapi = add_components(app)  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    # FastAPI's own way to extend it.
+    app.openapi = add_components(app, open_inference_document(settings))  # type: ignore[method-assign]
     if gate.needs_key:
         app.openapi = add_security(app)  # type: ignore[method-assign]
     return Crossing(app, direct)

@@ -5,7 +5,7 @@ FastAPI writes the rest; here the bodies are streamed and the answers encoded by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -50,14 +50,17 @@ def prediction_operation(task: Task, settings: Settings) -> dict[str, Any]:
     }
 
 
-def add_components(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """The app's OpenAPI text with the schemas that `prediction_operation` refers to."""
+def add_components(app: FastAPI, more: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+    """The app's OpenAPI text with the schemas that `prediction_operation` refers to, and with the paths and schemas of
+    `more`, for routes that FastAPI knows nothing of."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = plain()
-            document.setdefault("components", {}).setdefault("schemas", {}).update(_components())
+            document["paths"].update(more["paths"])
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update({**_components(), **more["components"]["schemas"]})
         return app.openapi_schema or document
 
     return openapi

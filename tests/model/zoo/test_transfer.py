@@ -117,6 +117,34 @@ def test_a_redirect_to_no_web_address(client: Client, server: Server) -> None:
     assert "redirects to what is no web address" in client.fails(server.url)
 
 
+def test_a_proxy_of_the_environment(client: Client, server: Server) -> None:
+    """The environment's proxy is asked in a host's place, but for the hosts that NO_PROXY names."""
+    proxy = server.url.removesuffix("/weights.pth")
+    assert _in_child(client, "http://weights.invalid/weights.pth", {"HTTP_PROXY": proxy}) == ""
+    assert server.requests[0]["Host"] == "weights.invalid"
+    assert_whole(client)
+    assert _in_child(client, server.url, {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.1"}) == ""
+    assert server.requests[1]["Host"] == proxy.removeprefix("http://")
+
+
+@pytest.mark.parametrize("value", ["ftp://127.0.0.1:1", "http://127.0.0.1:no-number"])
+def test_a_proxy_that_cannot_be(client: Client, server: Server, value: str) -> None:
+    """A proxy that is none is a failure with its reason, not a trace, and the host is not asked past it."""
+    assert _in_child(client, server.url, {"HTTP_PROXY": value}).startswith("the environment's proxy or certificates ")
+    assert server.requests == []
+
+
+def test_certificates_that_are_not_there(client: Client, server: Server, tmp_path: Path) -> None:
+    """A file of trusted certificates that cannot be read is a failure that names its variable."""
+    assert "SSL_CERT_FILE) cannot be used" in _in_child(client, server.url, {"SSL_CERT_FILE": f"{tmp_path}/none.pem"})
+
+
+def _in_child(client: Client, url: str, env: dict[str, str]) -> str:
+    """The same download in a process with this environment alone; what it says as it fails."""
+    command = [sys.executable, "-c", CHILD, url, str(client.target)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env).stderr
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1 that nobody trusts, and its key."""
@@ -142,10 +170,8 @@ def test_a_certificate_that_nobody_trusts(client: Client, certificate: Path) -> 
 def test_https_is_not_left_for_http(client: Client, server: Server, certificate: Path) -> None:
     """Over https the file comes; a redirect from there to http is refused, and http is not asked."""
     with serving(CONTENT, Act(status=302, headers={"Location": server.url}), certificate=certificate) as secure:
-        command = [sys.executable, "-c", CHILD, secure.url, str(client.target)]
         env = {"SSL_CERT_FILE": str(certificate)}
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
-        assert "it redirects from https to http (to 127.0.0.1)" in refused.stderr
+        assert "it redirects from https to http (to 127.0.0.1)" in _in_child(client, secure.url, env)
         assert server.requests == []
-        subprocess.run(command, capture_output=True, timeout=60, check=True, env=env)
+        assert _in_child(client, secure.url, env) == ""
     assert_whole(client)

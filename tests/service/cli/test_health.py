@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,13 +12,17 @@ import grpc
 import pytest
 import trustme
 from grpc_health.v1.health_pb2 import HealthCheckRequest
+from prometheus_client import CollectorRegistry
 
 from model.types import Task
+from service.cli.health_worker import state_of_worker
 from service.frontend.rpc.tls import CertificateFiles, server_credentials
+from service.metrics import WorkerMetrics
 from service.settings import Settings
 from service.wire.door import Door
 from service.wire.messages import ModelState, Phase, State
-from tests.fakes import fake_worker
+from service.worker.worker import Worker
+from tests.fakes import FakeRunner, fake_bundle, fake_worker, store_bundle
 from tests.service.cli.command import Ran, convmlp
 from tests.service.frontend.pair import open_pair, open_pair_at
 from tests.service.frontend.rpc.whole import health_of, open_whole
@@ -123,6 +128,29 @@ async def test_a_worker_whose_device_hangs_is_not_alive(state: State, lives: boo
         told = await health("--live", "worker", "--worker-address", address, "--batch-timeout-ms", "10000")
     assert (told.status == 0) == lives
     assert lives or "the device has not answered for" in told.err
+
+
+async def test_a_device_that_hangs_as_it_is_opened_is_silent(tmp_path: Path) -> None:
+    """A worker that waits for its device from its start on is silent for as long, and so not alive at last."""
+    settings = Settings(worker_address=(f"ipc://{tmp_path}/worker",))
+    opened, stop = threading.Event(), asyncio.Event()
+
+    def open_device(_: Settings) -> FakeRunner:
+        assert opened.wait(60)
+        return FakeRunner()
+
+    bundle = store_bundle(tmp_path, fake_bundle(Task.CLASSIFY))
+    metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: "classify"})
+    async with Door(settings.worker_address[0]) as door:
+        serving = asyncio.create_task(Worker([bundle], open_device, settings, metrics).run(door, stop))
+        try:
+            states = [await asyncio.to_thread(state_of_worker, settings) for _ in range(2)]
+        finally:
+            opened.set()
+            stop.set()
+            await serving
+    assert [state.phase for state in states] == [Phase.STARTING, Phase.STARTING]
+    assert 0 < states[0].silent_s < states[1].silent_s
 
 
 async def test_a_front_end_that_is_full_is_alive() -> None:

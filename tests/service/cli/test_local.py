@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -39,7 +39,7 @@ async def test_local_answers_are_the_services(store: Path) -> None:
     """For every task `--local --json` and `--local --save` give what `convmlp serve` gives in fp32, byte for byte."""
     options = ["--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0", "--log-format", "json"]
     options += ["--device", "cpu", "--precision", "exact", "--models-dir", str(store), "--models", ",".join(FAMILIES)]
-    async with started("serve", *options) as process, httpx.AsyncClient(timeout=60) as http:
+    async with started("serve", *options) as process, httpx2.AsyncClient(timeout=60) as http:
         assert process.stderr is not None
         log = (json.loads(line) async for line in process.stderr)
         url = await anext(line["url"] async for line in log if line["event"] == "ready" and "url" in line)

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli.app import app
+from service.cli.later import LATER
 
 
 @pytest.mark.parametrize(
@@ -43,5 +44,31 @@ def test_a_wrong_setting_is_named() -> None:
 
 def test_the_command_line_itself_is_light() -> None:
     """What every process of the service imports, the worker's too, has neither HTTP's libraries nor torch in it."""
-    script = "import sys, service.cli.app; print({'torch', 'fastapi', 'httpx', 'cv2', 'uvicorn'} & sys.modules.keys())"
+    heavy = {"torch", "fastapi", "httpx2", "cv2", "uvicorn", "numpy", "PIL"}
+    script = f"import sys, service.cli.app; print({heavy} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"set()\n"
+
+
+def test_a_health_check_imports_no_other_command() -> None:
+    """Containers run it every few seconds: of the command line it imports only itself, and a front-end's no NumPy."""
+    command = [sys.executable, "-X", "importtime", "-m", "service.cli", "health", "rest", "--http-port", "1"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    imported = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
+    assert "service.cli.health" in imported
+    assert not imported & {"numpy", "zmq", *(place.partition(":")[0] for place in LATER.values())}
+
+
+def test_help_tells_of_every_command() -> None:
+    """All that there is, in one list; each with help of its own."""
+    names = ["serve", "worker", "rest", "grpc", "health", *LATER]
+    listed = CliRunner().invoke(app, ["--help"], env={"TERMINAL_WIDTH": "100"}).stdout
+    assert [line.split()[1] for line in listed.splitlines() if line.startswith("│ ") and line[2].islower()] == names
+    for name in LATER:
+        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+
+
+def test_the_nearest_command_is_named() -> None:
+    """Of a word that is none, the framework names the command that is most like it."""
+    ran = CliRunner().invoke(app, ["clasify"])
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert "Did you mean 'classify'?" in ran.stderr

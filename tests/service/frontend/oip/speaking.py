@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
-import httpx
+import httpx2
 import numpy as np
 import numpy.typing as npt
 
@@ -112,7 +112,7 @@ def http_body(ask: Ask, **document: Any) -> tuple[bytes, dict[str, str]]:  # noq
     return text + ask.data, {JSON_LENGTH: str(len(text))}
 
 
-def http_answer(response: httpx.Response) -> Answer:
+def http_answer(response: httpx2.Response) -> Answer:
     """Raises Refused."""
     if response.status_code != 200:
         problem = response.json()
@@ -169,7 +169,7 @@ def grpc_answer(response: pb.ModelInferResponse) -> Answer:
 
 
 class HttpSpeaker:
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
 
     async def infer(self, ask: Ask) -> Answer:

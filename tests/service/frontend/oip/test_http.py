@@ -9,7 +9,7 @@ import json
 import zlib
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -35,7 +35,7 @@ GOOD = ask_encoded("fake_classify", IMAGE)
 
 
 @pytest.fixture
-def http(spoken: Spoken) -> httpx.AsyncClient:
+def http(spoken: Spoken) -> httpx2.AsyncClient:
     return spoken.http.http
 
 
@@ -44,13 +44,13 @@ def listed(data: object, datatype: str = "UINT8", shape: tuple[int, ...] = (1, 2
     return {"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "data": data}]}
 
 
-async def refused(response: httpx.Response) -> Refused:
+async def refused(response: httpx2.Response) -> Refused:
     with pytest.raises(Refused) as error:
         http_answer(response)
     return error.value
 
 
-async def test_server_and_model_say_what_they_are(http: httpx.AsyncClient) -> None:
+async def test_server_and_model_say_what_they_are(http: httpx2.AsyncClient) -> None:
     """Server metadata and a model's, with and without its version, have the members of the protocol."""
     server = (await http.get("/v2")).json()
     assert server.keys() == {"name", "version", "extensions"}
@@ -93,7 +93,7 @@ async def test_config(spoken: Spoken) -> None:
     assert config["dynamic_batching"]["default_queue_policy"]["default_timeout_microseconds"] == 30_000_000
 
 
-async def test_health(http: httpx.AsyncClient) -> None:
+async def test_health(http: httpx2.AsyncClient) -> None:
     """A live, ready server and model answer 200; what is not there 404."""
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/fake_detect/ready"):
         assert (await http.get(path)).status_code == 200
@@ -133,7 +133,7 @@ async def test_statistics_count_requests_images_and_time() -> None:
         assert [model["inference_count"] for model in every] == [4, 0, 0, 0]
 
 
-async def test_repository(http: httpx.AsyncClient) -> None:
+async def test_repository(http: httpx2.AsyncClient) -> None:
     """The index lists what is served, and loading is refused where the operator has not allowed it."""
     index = (await http.post("/v2/repository/index", content=b"")).json()
     assert {"name": "fake_detect", "version": "1", "state": "READY", "reason": ""} in index
@@ -161,7 +161,7 @@ async def test_load_and_unload() -> None:
         assert (await http.post("/v2/repository/models/nothing/load", json={})).status_code == 404
 
 
-async def test_what_is_not_offered(http: httpx.AsyncClient) -> None:
+async def test_what_is_not_offered(http: httpx2.AsyncClient) -> None:
     """Shared memory, tracing and logging are refused in words; that no region is registered is the truth."""
     assert (await http.get("/v2/systemsharedmemory/status")).json() == []
     assert (await http.get("/v2/cudasharedmemory/status")).json() == []
@@ -178,16 +178,17 @@ async def test_what_is_not_offered(http: httpx.AsyncClient) -> None:
         assert response.json()["error"].split()[0] in ("this", "callers")
 
 
+@pytest.mark.parametrize("side", [2, 64])
 @pytest.mark.parametrize("nested", [True, False])
-async def test_pixels_in_json(http: httpx.AsyncClient, nested: bool) -> None:
-    """Numbers may be nested as the shape is, or in one row."""
-    pixels = np.full((1, 2, 2, 3), 77, np.uint8)
+async def test_pixels_in_json(http: httpx2.AsyncClient, nested: bool, side: int) -> None:
+    """Numbers may be nested as the shape is, or in one row; few, or many."""
+    pixels = np.full((1, side, side, 3), 77, np.uint8)
     data = pixels.tolist() if nested else pixels.ravel().tolist()
-    answer = http_answer(await http.post(INFER, json=listed(data)))
+    answer = http_answer(await http.post(INFER, json=listed(data, shape=pixels.shape)))
     assert answer["indices"][0, 0] == 77
 
 
-async def test_encoded_images_in_json(http: httpx.AsyncClient) -> None:
+async def test_encoded_images_in_json(http: httpx2.AsyncClient) -> None:
     """JSON carries an encoded image as base64, for its bytes are no text."""
     text = base64.b64encode(IMAGE).decode()
     for data, shape in ((([text, text]), (2,)), ([[text], [text]], (2, 1))):
@@ -195,7 +196,7 @@ async def test_encoded_images_in_json(http: httpx.AsyncClient) -> None:
         assert answer["indices"][:, 0].tolist() == [33, 33]
 
 
-async def test_one_image_as_the_whole_body(http: httpx.AsyncClient) -> None:
+async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
     """With a JSON of no length the body is the image, as Triton's raw binary request has it."""
     answer = http_answer(await http.post(INFER, content=IMAGE, headers={JSON_LENGTH: "0"}))
     assert answer["indices"][0, 0] == 33
@@ -225,7 +226,7 @@ async def test_one_image_as_the_whole_body(http: httpx.AsyncClient) -> None:
     ],
 )
 async def test_bad_data_in_json(
-    http: httpx.AsyncClient, data: object, datatype: str, shape: tuple[int, ...], words: str
+    http: httpx2.AsyncClient, data: object, datatype: str, shape: tuple[int, ...], words: str
 ) -> None:
     """Whatever stands in `data`, it is the caller who is told, and in which way it is wrong."""
     error = await refused(await http.post(INFER, json=listed(data, datatype, shape)))
@@ -258,7 +259,7 @@ async def test_bad_data_in_json(
         ),
     ],
 )
-async def test_bad_json(http: httpx.AsyncClient, body: bytes, words: str) -> None:
+async def test_bad_json(http: httpx2.AsyncClient, body: bytes, words: str) -> None:
     """A body that is no inference request is told where it stops being one."""
     error = await refused(await http.post(INFER, content=body))
     assert error.status == 400
@@ -266,7 +267,7 @@ async def test_bad_json(http: httpx.AsyncClient, body: bytes, words: str) -> Non
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "", "seven", "99999999999999999999", "100000", "٣"])
-async def test_header_length_that_cannot_be(http: httpx.AsyncClient, length: str) -> None:
+async def test_header_length_that_cannot_be(http: httpx2.AsyncClient, length: str) -> None:
     """The JSON's length is a number within the body."""
     body, _ = http_body(GOOD)
     headers = {JSON_LENGTH.encode(): length.encode()}
@@ -275,7 +276,7 @@ async def test_header_length_that_cannot_be(http: httpx.AsyncClient, length: str
     assert "expected the JSON's length in bytes" in error.message
 
 
-async def test_header_length_that_lies(http: httpx.AsyncClient) -> None:
+async def test_header_length_that_lies(http: httpx2.AsyncClient) -> None:
     """A length that cuts the JSON, or takes tensor bytes for JSON, is found out."""
     body, headers = http_body(GOOD)
     for length in (int(headers[JSON_LENGTH]) - 1, int(headers[JSON_LENGTH]) + 1):
@@ -287,7 +288,7 @@ async def test_header_length_that_lies(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("size", [-1, 10**12, "12", True, 1.5])
-async def test_binary_sizes_that_cannot_be(http: httpx.AsyncClient, size: object) -> None:
+async def test_binary_sizes_that_cannot_be(http: httpx2.AsyncClient, size: object) -> None:
     """An input's size in bytes is held against what is there."""
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
     text = json.dumps({"inputs": [tensor]}).encode()
@@ -296,7 +297,7 @@ async def test_binary_sizes_that_cannot_be(http: httpx.AsyncClient, size: object
     assert "binary_data_size is" in error.message
 
 
-async def test_bytes_behind_the_last_input(http: httpx.AsyncClient) -> None:
+async def test_bytes_behind_the_last_input(http: httpx2.AsyncClient) -> None:
     """Bytes that belong to no input are a mistake in the sizes, and told."""
     body, headers = http_body(GOOD)
     error = await refused(await http.post(INFER, content=body + b"more", headers=headers))
@@ -304,7 +305,7 @@ async def test_bytes_behind_the_last_input(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-async def test_form_of_single_outputs(http: httpx.AsyncClient, binary: bool) -> None:
+async def test_form_of_single_outputs(http: httpx2.AsyncClient, binary: bool) -> None:
     """`binary_data` of one output goes before the request's `binary_data_output`."""
     body, headers = http_body(
         GOOD, outputs=[{"name": "indices", "parameters": {"binary_data": binary}}, {"name": "labels"}], id="7"
@@ -317,7 +318,7 @@ async def test_form_of_single_outputs(http: httpx.AsyncClient, binary: bool) -> 
     assert http_answer(response)["indices"].tolist() == [[33, 34, 35, 36, 37]]
 
 
-async def test_json_alone(http: httpx.AsyncClient) -> None:
+async def test_json_alone(http: httpx2.AsyncClient) -> None:
     """Who asks for no raw bytes gets JSON and nothing else; what is no text is base64 in it."""
     body, headers = http_body(ask_encoded("fake_segment", IMAGE, outputs=["label_map_png", "labels"]), parameters={})
     response = await http.post("/v2/models/fake_segment/infer", content=body, headers=headers)
@@ -346,7 +347,7 @@ async def test_classification() -> None:
 @pytest.mark.parametrize(
     ("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)]
 )
-async def test_compressed_request(http: httpx.AsyncClient, coding: str, compress: Any) -> None:  # noqa: ANN401
+async def test_compressed_request(http: httpx2.AsyncClient, coding: str, compress: Any) -> None:  # noqa: ANN401
     """A compressed body is read as what it was; the JSON's length is that before compression."""
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=compress(body), headers={**headers, "Content-Encoding": coding})
@@ -379,7 +380,7 @@ async def test_large_compressed_request(spoken: Spoken, coding: str, compress: A
         (b"{}", "br", "Content-Encoding is 'br'; send gzip, deflate, or no coding"),
     ],
 )
-async def test_bad_compression(http: httpx.AsyncClient, body: bytes, coding: str, words: str) -> None:
+async def test_bad_compression(http: httpx2.AsyncClient, body: bytes, coding: str, words: str) -> None:
     """What is not of the coding that the header names is refused, and so is a coding that is not known."""
     error = await refused(await http.post(INFER, content=body, headers={"Content-Encoding": coding}))
     assert error.status == 400
@@ -413,7 +414,7 @@ async def test_compressed_to_almost_nothing() -> None:
         ("gzip;q=none", None),
     ],
 )
-async def test_compressed_response(http: httpx.AsyncClient, accepted: str, coding: str | None) -> None:
+async def test_compressed_response(http: httpx2.AsyncClient, accepted: str, coding: str | None) -> None:
     """The response is compressed as its caller likes best; the JSON's length is that before compression."""
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=body, headers={**headers, "Accept-Encoding": accepted})
@@ -421,7 +422,7 @@ async def test_compressed_response(http: httpx.AsyncClient, accepted: str, codin
     assert http_answer(response)["indices"][0, 0] == 33
 
 
-async def test_too_many_numbers_for_json(spoken: Spoken, http: httpx.AsyncClient) -> None:
+async def test_too_many_numbers_for_json(spoken: Spoken, http: httpx2.AsyncClient) -> None:
     """A large label map is not written out as JSON, and a large picture not read from it: raw bytes can be had."""
     big = picture(width=2100, height=2000)
     body, headers = http_body(ask_encoded("fake_segment", big, outputs=["label_map"]), parameters={})
@@ -462,7 +463,7 @@ async def test_metrics_count_by_task_and_model() -> None:
         assert lost in text
 
 
-async def test_server_timing(http: httpx.AsyncClient) -> None:
+async def test_server_timing(http: httpx2.AsyncClient) -> None:
     """The answer says where its time went, as every other prediction's does."""
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=body, headers=headers)
