@@ -201,6 +201,10 @@ class FakeRunner:
         self.reading.set()
         self.slots.update({bundle.config.name: bundle for bundle in self.bundles})
 
+    @property
+    def widest(self) -> int:
+        return self.lanes
+
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         self._read_now += 1
         self.most_read_at_once = max(self.most_read_at_once, self._read_now)

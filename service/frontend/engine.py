@@ -48,7 +48,8 @@ class Engine:
         config = self.resolve(request.task, request.model)
         about = {"convmlp.request_id": request.id, "convmlp.model": config.name}
         with self._admitted(config.name), step("predict", about) as span:
-            model_input = await self._workshop.prepare(request.image, config.preprocessing, request.deadline_s)
+            with self._workers.preparing(config, request.deadline_s):
+                model_input = await self._workshop.prepare(request.image, config.preprocessing, request.deadline_s)
             self._metrics.stage("decode", request.task, model_input.seconds)
             span.record("decode", model_input.started_s, model_input.ended_s)
             answer = await self._workers.predict(

@@ -21,6 +21,7 @@ from service.errors import Internal, Unavailable, error_from_code
 from service.spans import current_span
 from service.types import StoredModel
 from service.wire.catalogue import Catalogue
+from service.wire.forecast import Forecast, Kind
 from service.wire.frames import output_from_frames
 from service.wire.line import Line, NobodyThere
 from service.wire.messages import (
@@ -32,6 +33,7 @@ from service.wire.messages import (
     ListStore,
     Load,
     MalformedMessage,
+    Outlook,
     Phase,
     Predict,
     State,
@@ -48,12 +50,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerAnswer:
-    """One output, the seconds that its job waited and ran, and how many images, itself among them, ran at once."""
+    """One output, the seconds that its job waited and ran, how many images, itself among them, ran at once, and what
+    the next one can expect."""
 
     output: RawOutput
     queue_s: float
     infer_s: float
     batch_images: int
+    outlook: Outlook
 
 
 class WorkerChannel:
@@ -83,6 +87,7 @@ class WorkerChannel:
         self._heard_s = 0.0
         self._pixels = 0
         self._catalogue = Catalogue()
+        self._forecast = Forecast()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> WorkerChannel:
@@ -136,11 +141,16 @@ class WorkerChannel:
                 trace.tracestate,
             )
 
+        kind = self.kind(version, deadline_s)
         self._pixels += height * width
+        kind.send()
         try:
-            return await self._answers.ask(deadline_s, header, model_input.pixels.data)
+            answer = await self._answers.ask(deadline_s, header, model_input.pixels.data)
         finally:
+            kind.done()
             self._pixels -= height * width
+        kind.learn(answer.outlook)
+        return answer
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
         """What the worker has on disk or serves. Raises as `load`."""
@@ -178,6 +188,11 @@ class WorkerChannel:
     def version_of(self, config: BundleConfig) -> str | None:
         """The version whose config this is, this very object; None where it is another channel's, or too long ago."""
         return self._catalogue.version_of(config)
+
+    def kind(self, version: str, deadline_s: float) -> Kind:
+        """What is known of jobs like one for a version that is due at `deadline_s`, on the clock of
+        `time.monotonic`."""
+        return self._forecast.kind(version, deadline_s - time.monotonic())
 
     def outstanding(self) -> tuple[int, float]:
         """What a new job would find before it: pixels of network input in hand here, then the seconds of work, whoever
@@ -233,7 +248,7 @@ class WorkerChannel:
         except MalformedMessage as error:  # the others of its message are none the worse for it
             log.error("malformed answer from a worker", address=self._address, error=str(error))
             return Internal("the front-end did not understand the worker")
-        return WorkerAnswer(output, answer.queue_s, answer.infer_s, answer.batch_images)
+        return WorkerAnswer(output, answer.queue_s, answer.infer_s, answer.batch_images, answer.outlook)
 
     def _learn(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
@@ -256,6 +271,7 @@ class WorkerChannel:
             jobs = len(self._answers) + len(self._stores)
             log.warning("worker lost", address=self._address, reason=reason, jobs=jobs)
             self._state = None
+            self._forecast.forget()
             self._on_change()
         self._fail_pending(reason)
 

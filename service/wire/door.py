@@ -20,6 +20,7 @@ from service.wire.messages import (
     Answers,
     Failure,
     MalformedMessage,
+    Outlook,
     State,
     Store,
     ToFrontEnd,
@@ -73,7 +74,14 @@ class Door:
                 log.error("malformed message from a front-end", error=str(error))
 
     def answer(
-        self, receiver: bytes, job: int, output: RawOutput, queue_s: float, infer_s: float, batch_images: int
+        self,
+        receiver: bytes,
+        job: int,
+        output: RawOutput,
+        queue_s: float,
+        infer_s: float,
+        batch_images: int,
+        outlook: Outlook,
     ) -> None:
         """Sent as soon as the caller is through, together with what else it answers to the same front-end.
 
@@ -81,7 +89,7 @@ class Door:
         """
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._send_answers)
-        answer = answer_of(job, output, queue_s, infer_s, batch_images)
+        answer = answer_of(job, output, queue_s, infer_s, batch_images, outlook)
         self._outbox.setdefault(receiver, []).append(answer)
 
     def fail(self, receiver: bytes, job: int, error: ConvMLPError) -> None:

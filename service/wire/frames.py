@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.types import ClassifyOutput, DetectOutput, ModelInput, RawOutput, SegmentOutput
-from service.wire.messages import Answer, ArraySpec, MalformedMessage, Predict
+from service.wire.messages import Answer, ArraySpec, MalformedMessage, Outlook, Predict
 
 INLINE_BYTES = 4096
 """An output of no more than this travels in the header itself."""
@@ -42,7 +42,7 @@ def _arrays_of(output: RawOutput) -> tuple[str, list[npt.NDArray[Any]]]:
 
 
 def answer_of(
-    job: int, output: RawOutput, queue_s: float, infer_s: float, batch_images: int
+    job: int, output: RawOutput, queue_s: float, infer_s: float, batch_images: int, outlook: Outlook
 ) -> tuple[Answer, list[memoryview]]:
     """The message that answers a job, and the frames that go with it: none where the output is small, for each of them
     costs about as much as the message itself."""
@@ -50,7 +50,7 @@ def answer_of(
     specs = tuple([ArraySpec(array.dtype.str, array.shape) for array in arrays])
     small = sum([array.nbytes for array in arrays]) <= INLINE_BYTES
     inline = tuple([array.tobytes() for array in arrays]) if small else ()
-    answer = Answer(job, kind, specs, inline, queue_s, infer_s, batch_images)
+    answer = Answer(job, kind, specs, inline, queue_s, infer_s, batch_images, outlook)
     return answer, [] if small else [array.data for array in arrays]
 
 

@@ -19,7 +19,7 @@ import msgspec
 from model.types import Geometry, QueryParams
 from service.types import StoredModel
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Both ends of a channel must speak the same; raised with every change to this file's messages."""
 
 MODEL_CONTROL_OFF = (
@@ -117,6 +117,15 @@ class ArraySpec(Message, frozen=True):
     shape: tuple[int, ...]
 
 
+class Outlook(Message, frozen=True):
+    """What one more job like an answered one, due in as many seconds as that one was, would find if it came now."""
+
+    answered_s: float
+    """Seconds until it would be answered."""
+    image_s: float
+    """By how much it would delay the next one."""
+
+
 class Answer(Message, frozen=True):
     """One row of a batch of `batch_images`; `kind` names the output type, `arrays` describe what it is made of.
 
@@ -130,6 +139,7 @@ class Answer(Message, frozen=True):
     queue_s: float
     infer_s: float
     batch_images: int
+    outlook: Outlook
 
 
 class Answers(Message, frozen=True, tag="answers"):

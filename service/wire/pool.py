@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from model.bundle import BundleConfig
 from model.types import ModelInput, QueryParams
-from service.errors import RetryLater, Unavailable
+from service.errors import Overloaded, RetryLater, Unavailable
 from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.channel import WorkerAnswer, WorkerChannel
 from service.wire.everywhere import list_everywhere, load_everywhere, unload_everywhere
+from service.wire.forecast import Kind
 from service.wire.merge import merge_models, merge_readiness
 
 
@@ -54,6 +56,32 @@ class WorkerPool:
     async def __aexit__(self, *_: object) -> None:
         self._closing = True
         await self._open.aclose()
+
+    @contextlib.contextmanager
+    def preparing(self, config: BundleConfig, deadline_s: float) -> Iterator[None]:
+        """Prepare a job within, which `predict` is to be called for.
+
+        Raises:
+            Overloaded: by what is known here no worker would answer it before its deadline: there is no use in
+                preparing it.
+        """
+        version = self._version_of(config)
+        left_s = deadline_s - time.monotonic()
+        able = self._able_to(version) if version is not None and left_s > 0 else ()
+        if version is None or not able:  # `predict` says what is wrong
+            yield
+            return
+        kind = min([channel.kind(version, deadline_s) for channel in able], key=Kind.expected_s)
+        expected_s = kind.expected_s()
+        if expected_s > left_s:
+            raise Overloaded(
+                f"an answer would take {expected_s:.1f} s now, longer than the request's deadline allows", expected_s
+            )
+        kind.prepare()
+        try:
+            yield
+        finally:
+            kind.prepared()
 
     async def predict(
         self, request_id: str, config: BundleConfig, model_input: ModelInput, params: QueryParams, deadline_s: float

@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator
 
 from model.errors import ConvMLPError
 from service.errors import DeadlineExceeded, Overloaded
+from service.wire.messages import Outlook
 from service.worker.batching import share
 from service.worker.pace import Pace
-from service.worker.queue import Done, Job, JobQueue
+from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.sizes import BatchSizes
 
-MARGIN = 1.1
+MARGIN = 1.2
 """What waits may take so much longer than expected; a promise that is just about kept is often broken."""
 
 
 class Admission:
     """Expects by the pace when a job would be answered.
 
-    `running_s`: the seconds of one lane that what runs now was expected to take. It counts whole, for when it ends is
-    not known.
+    `running_s`: the seconds of one lane that what runs now is expected to take still.
     """
 
     def __init__(
@@ -70,14 +70,17 @@ class Admission:
                 queue.remove(job.key)
                 yield job, Done(late, now_s - job.enqueued_s, 0.0)
 
-    def _promise(self, job: Job, seconds: float, backlog_s: float) -> None:
-        """See that a job would be answered before its deadline, in its turn; it counts when its own batch ends.
+    def outlook(self, shape: Shape, budget_s: float) -> Outlook:
+        """What one more job of a shape, due in so many seconds, would find now."""
+        seconds = self._pace.seconds(shape)
+        answered_s = self._answered_s(shape, seconds, self._clock() + budget_s)
+        return Outlook(answered_s, MARGIN * seconds / self._lanes)
 
-        Where all that waits would be done in time it is let in: that breaks no promise, in whatever order they go.
-        If not, what has its turn before counts: later deadlines of its model, and what other models have beyond
-        their share, do not hold up a job that is more urgent. (Under a load that cannot be served, some of them are
-        then `late`.) Where nothing is before it, it is let in whatever is expected: a refusal would spare nobody
-        anything, and an estimate that is too high would never be found out.
+    def _promise(self, job: Job, seconds: float, backlog_s: float) -> None:
+        """See that a job would be answered before its deadline.
+
+        Where nothing is before it, it is let in whatever is expected: a refusal would spare nobody anything, and an
+        estimate that is too high would never be found out.
 
         Raises:
             Overloaded: it would not.
@@ -87,15 +90,19 @@ class Admission:
             return
         if MARGIN * backlog_s + seconds * self._sizes.limits.max_images <= left_s:  # far from it, as most are
             return
-        shape = job.shape
+        answered_s = self._answered_s(job.shape, seconds, job.deadline_s)
+        if answered_s > left_s:
+            raise Overloaded(
+                f"an answer would take {answered_s:.1f} s now, longer than the request's deadline allows", backlog_s
+            )
+
+    def _answered_s(self, shape: Shape, seconds: float, deadline_s: float) -> float:
+        """Seconds until a job would be answered that came now: in its turn, and when its own batch ends.
+
+        What has its turn before counts: later deadlines of its model, and what other models have beyond their share, do
+        not hold up a job that is more urgent. (Under a load that cannot be served, some of them are then `late`.)
+        """
+        ahead_s = (self._running_s() + self._queue.seconds_before(shape.model, deadline_s)) / self._lanes
         mine = self._queue.depth_of(shape) + 1
         part = share(self._lanes, mine, len(self._queue) + 1 - mine, self._sizes.most(shape))
-        own_s = part.images * seconds / part.lanes
-        if MARGIN * backlog_s + own_s <= left_s:
-            return
-        before = self._queue.seconds_before(shape.model, job.deadline_s)
-        ahead_s = (self._running_s() + before) / self._lanes
-        if MARGIN * ahead_s + own_s > left_s:
-            raise Overloaded(
-                f"the images ahead take {ahead_s:.1f} s, longer than the request's deadline allows", backlog_s
-            )
+        return MARGIN * ahead_s + part.images * seconds / part.lanes

@@ -3,13 +3,15 @@
 A lane is a part of the device that can run a batch by itself: a core of a CPU, a stream of a GPU. Nothing ever waits
 for company, and no lane is idle while something waits; what waits is spread over the lanes that are free.
 
-- A lone request has all lanes: nobody else has a use for them, and it is answered soonest.
+- A lone request on a quiet device has all lanes that are of use to it, and is answered soonest. Where lanes were found
+  taken lately (`occupancy.py`) it has fewer, for others will come while it runs: two lanes do not make a network twice
+  as fast, so what it gains costs them more.
 - Where more waits, each batch has fewer lanes, in the end one. Several small batches next to each other are faster
   than a large one on all cores: no core waits for the others after each layer, a core that somebody else takes for a
   moment holds up one batch only, and what a small batch computes stays in the caches. (ConvMLP-S at 224 pixels on two
   cores: two batches of 4 with one thread each give 1.28 times the images a second of one batch with two threads.)
 - A batch has the size at which the model is fastest, as measured (`tuning.py`), and less where other lanes would have
-  nothing to do.
+  nothing to do, now or as soon as they are through with what they do: all of them should have done at one time.
 
 While all lanes are busy the next batches grow by themselves. Only inputs of one shape share a batch: an answer must not
 depend on who shares it.
@@ -17,6 +19,7 @@ depend on who shares it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,13 +50,13 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What the next batch gets: so many of the images that wait, on so many lanes."""
+    """What the next batch gets: so many of the images that wait, on at most so many lanes."""
 
     images: int
     lanes: int
 
 
-def share(free: int, mine: int, others: int, most: int) -> Share:
+def share(free: int, mine: int, others: int, most: int, soon: Sequence[float] = ()) -> Share:
     """The next batch, where at least one lane is free and something waits.
 
     Args:
@@ -61,10 +64,25 @@ def share(free: int, mine: int, others: int, most: int) -> Share:
         mine: images of the shape that is next, at least one.
         others: images of all other shapes.
         most: images in a batch of this shape.
+        soon: for each lane that is taken, when it is expected to be free: in the time that so many images of this shape
+            take.
     """
     batches = min(free, mine + others)
     of_mine = batches - min(others, batches - 1)  # lanes for which the others have nothing
-    return Share(min(most, -(-mine // of_mine)), free // batches)
+    images = -(-mine // of_mine) if others else _level(mine, of_mine, soon)
+    return Share(min(most, images), free // batches)
+
+
+def _level(images: int, lanes: int, soon: Sequence[float]) -> int:
+    """The images of the largest batch where all lanes are through at one time, those that are free only later too."""
+    total, all_lanes = float(images), lanes
+    for wait in sorted(soon):
+        if wait * all_lanes >= total:  # the others are through before it is free
+            break
+        total += wait
+        all_lanes += 1
+    # Rounded down at the half where a lane comes later: what is left over is taken by whoever is free first.
+    return max(1, math.ceil(total / all_lanes - (0.5 if all_lanes > lanes else 0.0)))
 
 
 def as_batch(inputs: Sequence[ModelInput], params: Sequence[QueryParams]) -> Batch:

@@ -13,9 +13,11 @@ from model.types import RawOutput
 from service.errors import Internal, Overloaded
 from service.metrics import WorkerMetrics
 from service.spans import NO_SPAN, NO_TRACING, Span, Tracing, within
+from service.wire.messages import Outlook
 from service.worker.admission import Admission
-from service.worker.batching import BatchLimits, as_batch, share
+from service.worker.batching import as_batch, share
 from service.worker.lanes import Ended, Lanes
+from service.worker.occupancy import Occupancy
 from service.worker.pace import Pace
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.retries import Retries
@@ -35,6 +37,11 @@ class _InHand:
     lanes: int
     expected_s: float
     """Seconds of one lane."""
+    begun_s: float
+
+    def left_s(self, now_s: float) -> float:
+        """Seconds of one lane that it is expected to take from now on."""
+        return max(0.0, self.expected_s - (now_s - self.begun_s) * self.lanes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +58,7 @@ class Dispatcher:
         runner: Runner,
         device_thread: Executor,
         queue: JobQueue,
-        limits: BatchLimits,
+        sizes: BatchSizes,
         metrics: WorkerMetrics,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing = NO_TRACING,
@@ -65,9 +72,10 @@ class Dispatcher:
         self._tracing = tracing
         self._idle_s = idle_s
         self._pace = Pace()
-        self._sizes = BatchSizes(limits)
-        self._admission = Admission(queue, self._pace, self._sizes, runner.lanes, self._running_s, clock)
-        self._retries = Retries(self._sizes)
+        self._sizes = sizes
+        self._occupancy = Occupancy()
+        self._admission = Admission(queue, self._pace, sizes, runner.lanes, self._running_s, clock)
+        self._retries = Retries(sizes)
         self._in_hand: list[_InHand] = []
         self._trials: deque[_Trial] = deque()
         self._left: asyncio.Event | None = None
@@ -83,6 +91,7 @@ class Dispatcher:
             job.reply(Done(refusal, 0.0, 0.0))
             return
         self._tell_depth(job.shape.model)
+        self._occupancy.found(1 - self._lanes.free / self._lanes.count, self._clock())
         if self._lanes.free:
             self._look_soon()
 
@@ -97,6 +106,10 @@ class Dispatcher:
         """Seconds until the device will be through with everything that runs and waits now."""
         return self._admission.backlog_s()
 
+    def outlook(self, shape: Shape, budget_s: float) -> Outlook:
+        """What one more job that is due in so many seconds would find now."""
+        return self._admission.outlook(shape, budget_s)
+
     def busy_s(self) -> float:
         """For how long the batch that has been running for longest has been; 0 where none runs."""
         return self._lanes.busy_s()
@@ -107,15 +120,6 @@ class Dispatcher:
         The device is asked every few seconds where there is nothing else to do.
         """
         return max(self.busy_s(), self._clock() - self._answered_s)
-
-    def set_best_batch(self, shape: Shape, images: int) -> None:
-        """Have batches of a slot's model be as large as so many images of this shape, and of another shape as many as
-        have about as many pixels."""
-        self._sizes.set_best(shape, images)
-
-    def forget(self, slot: str) -> None:
-        """A slot is empty from now on."""
-        self._sizes.forget(slot)
 
     async def time(self, job: Job, images: int) -> float:
         """The seconds that one lane takes for a batch of a job, so many times; nobody is answered.
@@ -195,14 +199,14 @@ class Dispatcher:
             self._try(self._trials.popleft())
         elif retries.parts:
             jobs = retries.parts.popleft()
-            self._serve(jobs, share(free, 1, len(retries.parts) + len(queue), 1).lanes)
+            self._serve(jobs, min(share(free, 1, len(retries.parts) + len(queue), 1).lanes, self._widest()))
         elif queue:
             shape = queue.next().shape
             mine = queue.depth_of(shape)
-            part = share(free, mine, len(queue) - mine, self._sizes.most(shape))
+            part = share(free, mine, len(queue) - mine, self._sizes.most(shape), self._soon(shape))
             jobs = queue.take(shape, part.images)
             self._tell_depth(shape.model)
-            self._serve(jobs, part.lanes)
+            self._serve(jobs, min(part.lanes, self._widest()))
         else:
             return False
         return True
@@ -228,7 +232,7 @@ class Dispatcher:
     ) -> _InHand:
         """Run jobs as one batch; `settle` is called with what became of it."""
         shape, run = jobs[0].shape, self._runner.run
-        batch = _InHand(jobs, lanes, len(jobs) * self._pace.seconds(shape))
+        batch = _InHand(jobs, lanes, len(jobs) * self._pace.seconds(shape), self._clock())
         self._in_hand.append(batch)
         inputs, params = [job.input for job in jobs], [job.params for job in jobs]
 
@@ -260,7 +264,8 @@ class Dispatcher:
                 if answer is not None:
                     self._reply(jobs[0], Done(answer, end.started_s - jobs[0].enqueued_s, end.seconds), span)
             case outputs:
-                self._pace.ran(jobs[0].shape, len(jobs), seconds)
+                if batch.lanes == 1:
+                    self._pace.ran(jobs[0].shape, len(jobs), end.seconds)
                 self._metrics.batch(model, len(jobs), end.seconds, batch.lanes / self._lanes.count)
                 span = self._tell_batch(jobs, end)
                 for job, output in zip(jobs, outputs, strict=True):
@@ -288,8 +293,20 @@ class Dispatcher:
         return await ended
 
     def _running_s(self) -> float:
-        """Seconds of one lane that what runs was expected to take."""
-        return sum(batch.expected_s for batch in self._in_hand)
+        """Seconds of one lane that what runs is expected to take from now on."""
+        now_s = self._clock()
+        return sum(one.left_s(now_s) for one in self._in_hand)
+
+    def _soon(self, shape: Shape) -> list[float]:
+        """When each lane that is taken is expected to be free: in the time of so many images of a shape."""
+        each_s, now_s = self._pace.seconds(shape), self._clock()
+        if not each_s:
+            return []
+        return [one.left_s(now_s) / one.lanes / each_s for one in self._in_hand for _ in range(one.lanes)]
+
+    def _widest(self) -> int:
+        """The most lanes that one batch should have now."""
+        return max(1, round(self._runner.widest * (1 - self._occupancy.lately)))
 
     def _has(self, slot: str | None) -> bool:
         """Whether anything of a slot, or at all, waits or runs."""

@@ -221,7 +221,7 @@ class Keeper:
         model.gone = True
         await self._dispatcher.finished(model.slot)
         await self._run_in(self._device_thread, self._runner.remove, model.slot)
-        self._dispatcher.forget(model.slot)
+        self._tuner.forget(model.slot)
 
     async def _changed(self) -> None:
         try:

@@ -11,9 +11,10 @@ MAX_KNOWN = 256
 class Pace:
     """Seconds of one lane that an image takes, per shape: an exponential mean over the batches that ran.
 
-    A batch's time counts as often as it had lanes. A shape's first batch does not count: kernels are chosen and memory
-    is found in it, which says nothing of the ones to come, and a promise broken for it would be a refusal without a
-    reason. Until then a shape is as fast, for its pixels, as others of its model, or as the model was in a trial.
+    Of batches that had one lane: what more lanes take together is longer, and a batch has them only while there is
+    little to do. A shape's first batch does not count: kernels are chosen and memory is found in it, which says nothing
+    of the ones to come, and a promise broken for it would be a refusal without a reason. Until then a shape is as fast,
+    for its pixels, as others of its model, or as the model was in a trial.
     """
 
     def __init__(self) -> None:

@@ -38,6 +38,11 @@ class Runner(Protocol):
         """Batches that it runs at once, each by itself: the threads of a CPU that compute, two streams of a GPU."""
         ...
 
+    @property
+    def widest(self) -> int:
+        """The most lanes that make a single batch faster: all cores of a CPU; one stream of a GPU has all of it."""
+        ...
+
     def precision(self, slot: str) -> str:
         """What the model in a slot computes in: `fp32`, `fp16` or `bf16`."""
         ...

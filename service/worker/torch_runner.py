@@ -51,7 +51,7 @@ class TorchRunner:
             )
         self.device = str(self._device)
         self._cores = settings.compute_threads or usable_cores()
-        self.lanes = self._cores if self._device.type == "cpu" else CUDA_LANES
+        self.lanes, self.widest = (self._cores, self._cores) if self._device.type == "cpu" else (CUDA_LANES, 1)
         self._mode = None if settings.precision == "auto" else Mode(settings.precision)
         self._streams = threading.local()
         self._pulse = torch.zeros(1, device=self._device)

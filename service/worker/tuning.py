@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from model.reference import REFERENCE_PARAMS
-from service.worker.batching import BatchLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import Done, Job, Shape
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.shelf import LoadedModel
+from service.worker.sizes import BatchSizes
 
 BUDGET_S = 1.0
 """For one model's curve."""
@@ -50,12 +50,12 @@ class Tuner:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        limits: BatchLimits,
+        sizes: BatchSizes,
         clock: Callable[[], float] = time.monotonic,
         budget_s: float = BUDGET_S,
     ) -> None:
         self._dispatcher = dispatcher
-        self._limits = limits
+        self._sizes = sizes
         self._clock = clock
         self._budget_s = budget_s
 
@@ -67,7 +67,7 @@ class Tuner:
         until_s = self._clock() + self._budget_s
         height, width, _ = model.reference.pixels.shape
         shape = Shape(model.name, model.slot, height, width)
-        most = self._limits.images(shape)
+        most = self._sizes.limits.images(shape)
         job = Job(
             key=(b"tuning", 0),
             shape=shape,
@@ -95,10 +95,14 @@ class Tuner:
         best = best_of(curve) if curve else 1
         if model.gone:
             return best
-        self._dispatcher.set_best_batch(shape, best)
+        self._sizes.set_best(shape, best)
         told = {images: round(each_s * 1000, 3) for images, each_s in curve.items()}
         log.info("best batch", model=model.name, images=best, pixels=best * shape.pixels, ms_an_image=told)
         return best
+
+    def forget(self, slot: str) -> None:
+        """A slot is empty from now on: what was found out about its model is of no use to the next."""
+        self._sizes.forget(slot)
 
     async def _time(self, job: Job, images: int, until_s: float) -> float:
         """The seconds of a batch, by as many runs as there is time for."""

@@ -37,6 +37,7 @@ from service.worker.keeper import Keeper
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.runner import Runner
 from service.worker.shelf import LoadedModel, Shelf, shelved
+from service.worker.sizes import BatchSizes
 from service.worker.tuning import Tuner
 
 STARTING_RETRY_S = 2.0
@@ -67,6 +68,7 @@ class Worker:
         self._metrics = metrics
         self._tracing = tracing
         self._instance = uuid.uuid4().hex
+        self._begun_s = time.monotonic()
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
         self._audience = Audience(settings.worker_timeout_ms / 1000)
@@ -86,15 +88,15 @@ class Worker:
         async with asyncio.TaskGroup() as parts:
             receiving = parts.create_task(self._receive(), name="receive")
             loop = asyncio.get_running_loop()
-            started_s = time.monotonic()
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
-            self._dispatcher = self._make_dispatcher(self._runner)
+            sizes = BatchSizes(BatchLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6))
+            self._dispatcher = self._make_dispatcher(self._runner, sizes)
             keeper = Keeper(
                 self._shelf,
                 self._runner,
                 self._device_thread,
                 self._dispatcher,
-                Tuner(self._dispatcher, self._limits()),
+                Tuner(self._dispatcher, sizes),
                 self._settings,
                 self._metrics,
                 self._announce,
@@ -108,7 +110,7 @@ class Worker:
                 parts.create_task(self._keep_checking(keeper), name="self-check"),
             ]
             await stop.wait()
-            log.info("draining", seconds=round(time.monotonic() - started_s))
+            log.info("draining", seconds=round(time.monotonic() - self._begun_s))
             await self._drain()
             self._control.abandon()
             for task in serving:
@@ -118,20 +120,17 @@ class Worker:
         self._dispatcher.close()
         self._device_thread.shutdown(wait=False)
 
-    def _make_dispatcher(self, runner: Runner) -> Dispatcher:
+    def _make_dispatcher(self, runner: Runner, sizes: BatchSizes) -> Dispatcher:
         settings = self._settings
         self._metrics.queue_limits(settings.max_queue_images, settings.max_queue_mpx * 10**6)
         return Dispatcher(
             runner,
             self._device_thread,
             JobQueue(settings.max_queue_images, settings.max_queue_mpx * 10**6, settings.weights),
-            self._limits(),
+            sizes,
             self._metrics,
             tracing=self._tracing,
         )
-
-    def _limits(self) -> BatchLimits:
-        return BatchLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
 
     async def _receive(self) -> None:
         while True:
@@ -153,24 +152,31 @@ class Worker:
 
     def _take_in(self, letter: Letter, message: Predict) -> None:
         now_s = time.monotonic()
-
-        def reply(done: Done) -> None:
-            self._answer(letter.sender, message.job, done)
-
         try:
             model, dispatcher = self._model_for(message)
             model_input = input_from_frames(message, letter.frames)
         except ConvMLPError as error:
-            reply(Done(error, 0.0, 0.0))
+            self._door.fail(letter.sender, message.job, error)
             return
         except MalformedMessage as error:
             log.error("malformed message from a front-end", error=str(error), request_id=message.request_id)
-            reply(Done(Internal("the worker did not understand the front-end"), 0.0, 0.0))
+            self._door.fail(letter.sender, message.job, Internal("the worker did not understand the front-end"))
             return
+        shape = Shape(model.name, model.slot, message.height, message.width)
+
+        def reply(done: Done) -> None:
+            if isinstance(done.result, ConvMLPError):
+                self._door.fail(letter.sender, message.job, done.result)
+                return
+            outlook = dispatcher.outlook(shape, message.budget_s)
+            self._door.answer(
+                letter.sender, message.job, done.result, done.queue_s, done.infer_s, done.batch_images, outlook
+            )
+
         dispatcher.submit(
             Job(
                 key=(letter.sender, message.job),
-                shape=Shape(model.name, model.slot, message.height, message.width),
+                shape=shape,
                 input=model_input,
                 params=message.params,
                 enqueued_s=now_s,
@@ -198,13 +204,6 @@ class Worker:
         except ConvMLPError as error:
             self._door.fail(sender, request.job, error)
 
-    def _answer(self, receiver: bytes, job: int, done: Done) -> None:
-        match done.result:
-            case ConvMLPError() as error:
-                self._door.fail(receiver, job, error)
-            case output:
-                self._door.answer(receiver, job, output, done.queue_s, done.infer_s, done.batch_images)
-
     def _announce(self) -> None:
         """Tell every front-end what changed, before it asks."""
         for front_end in self._audience.present():
@@ -224,10 +223,16 @@ class Worker:
                 ModelState(one.name, one.version, one.objection is None, device, one.precision) for one in served
             ),
             configs={one.version: one.config.model_dump_json() for one in served if one.version not in knows},
-            silent_s=self._dispatcher.silent_s() if self._dispatcher else 0.0,
+            silent_s=self._silent_s(),
         )
         self._audience.told(front_end, state.configs)
         self._door.tell(front_end, state)
+
+    def _silent_s(self) -> float:
+        """See State. At its start a worker opens a device that may hang, and has answered nothing yet."""
+        if self._phase is Phase.STARTING or self._dispatcher is None:
+            return time.monotonic() - self._begun_s
+        return self._dispatcher.silent_s()
 
     async def _keep_checking(self, keeper: Keeper) -> None:
         interval_s = self._settings.self_check_interval_ms / 1000

@@ -7,18 +7,23 @@ import io
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 
 from model.errors import ImageUndecodable
-from model.types import ClassifyResult, QueryParams, Result, Task
-from service.errors import BadParameter, DeadlineExceeded, ModelNotFound, Overloaded, Unavailable
+from model.types import ClassifyOutput, ClassifyResult, QueryParams, Result, Task
+from service.errors import BadParameter, DeadlineExceeded, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.engine import Engine
 from service.frontend.process import open_front_end
 from service.settings import Settings
 from service.types import PredictRequest
+from service.wire.door import Door
+from service.wire.messages import Outlook
 from tests.fakes import FakeWorker, fake_worker
+from tests.service.wire.peers import NOTHING_AHEAD, introduce, next_job, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50, max_in_flight=2, max_in_flight_bytes=1000)
 
@@ -120,3 +125,35 @@ async def test_without_a_worker_the_engine_says_so() -> None:
             front_end.engine.models()
         with pytest.raises(Unavailable):
             await front_end.engine.predict(asked(png_of(1)), first_label)
+
+
+async def test_what_would_be_too_late_is_refused_undecoded(tmp_path: Path) -> None:
+    """A worker told that an answer takes longer than the deadline: the picture is not looked at, its caller hears at
+    once when to come back; the worker's next answer may say better."""
+    settings = SETTINGS.with_changes(worker_address=f"ipc://{tmp_path}/w")
+    no_picture = asked(png_of(1)[:40])
+    async with open_front_end(settings) as front_end, Door(f"ipc://{tmp_path}/w") as door:
+        await introduce(door)
+        await until(lambda: front_end.engine.readiness().ready)
+
+        async def answered(outlook: Outlook) -> None:
+            asking = asyncio.create_task(front_end.engine.predict(asked(png_of(1)), first_label))
+            letter, job = await next_job(door)
+            if outlook is NOTHING_AHEAD:
+                with pytest.raises(Overloaded) as caught:
+                    await front_end.engine.predict(no_picture, first_label)
+                assert caught.value.reason is Refusal.QUEUE
+                assert caught.value.retry_after_s > 90
+            output = ClassifyOutput(np.arange(1), np.ones(1, np.float32))
+            door.answer(letter.sender, job, output, 0.0, 0.0, 1, outlook)
+            await asking
+
+        await answered(Outlook(100.0, 1.0))
+        with pytest.raises(ImageUndecodable):  # nothing else is in hand: it is tried, whatever is expected
+            await front_end.engine.predict(no_picture, first_label)
+        await answered(NOTHING_AHEAD)
+        asking = asyncio.create_task(front_end.engine.predict(asked(png_of(1)), first_label))
+        await next_job(door)
+        with pytest.raises(ImageUndecodable):
+            await front_end.engine.predict(no_picture, first_label)
+        asking.cancel()

@@ -12,13 +12,14 @@ import numpy as np
 
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
 from service.wire.door import Door, Letter
-from service.wire.messages import Hello, ModelState, Phase, Predict, State
+from service.wire.messages import Hello, ModelState, Outlook, Phase, Predict, State
 from service.wire.pool import WorkerPool
 from service.worker.shelf import shelved
 from tests.fakes import fake_bundle
 
 CLASSIFY = "fake_classify"
 SIZE = Size(40, 60)
+NOTHING_AHEAD = Outlook(0.0, 0.0)
 
 
 def picture(level: int = 1, height: int = 32, width: int = 64) -> ModelInput:

@@ -30,7 +30,7 @@ from service.wire.messages import PROTOCOL, Answers, Hello, Phase, Predict, deco
 from service.wire.view import NO_WORKER
 from service.worker.shelf import shelved
 from tests.fakes import fake_answer, fake_bundle, fake_worker
-from tests.service.wire.peers import SIZE, introduce, next_job, picture, until
+from tests.service.wire.peers import NOTHING_AHEAD, SIZE, introduce, next_job, picture, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
 
@@ -113,7 +113,7 @@ async def test_answers_that_leave_together_come_apart_rightly(tmp_path: Path) ->
         asked = [asyncio.create_task(ask(channel, "fake_classify")) for _ in outputs]
         jobs = [await next_job(door) for _ in outputs]
         for (letter, job), output in zip(jobs, outputs, strict=True):
-            door.answer(letter.sender, job, output, 0.25, 0.5, len(outputs))
+            door.answer(letter.sender, job, output, 0.25, 0.5, len(outputs), NOTHING_AHEAD)
         for answer, output in zip(await asyncio.gather(*asked), outputs, strict=True):
             assert_equal(answer.output, output)
             assert (answer.queue_s, answer.infer_s, answer.batch_images) == (0.25, 0.5, 4)
@@ -129,7 +129,7 @@ async def test_a_malformed_answer_costs_its_own_job_only(tmp_path: Path) -> None
         asked = [asyncio.create_task(ask(channel, "fake_classify")) for _ in range(3)]
         for output in (good, bad, good):
             letter, job = await next_job(door)
-            door.answer(letter.sender, job, output, 0.0, 0.0, 3)
+            door.answer(letter.sender, job, output, 0.0, 0.0, 3, NOTHING_AHEAD)
         first, broken, last = await asyncio.gather(*asked, return_exceptions=True)
         assert isinstance(broken, Internal)
         for answer in (first, last):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from model.bundle import BundleConfig
 from model.types import QueryParams, Task
 from service.errors import DeadlineExceeded, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
-from service.wire.door import Door
+from service.wire.door import Door, Letter
+from service.wire.messages import Outlook
 from service.wire.pool import WorkerPool
 from service.wire.view import NO_WORKER
 from tests.fakes import FakeWorker, fake_answer, fake_worker
 from tests.service.wire.peers import (
     CLASSIFY,
+    NOTHING_AHEAD,
     Heard,
     all_there,
     ask,
@@ -27,6 +31,7 @@ from tests.service.wire.peers import (
     picture,
     pool_of,
     served,
+    soon,
     until,
 )
 
@@ -55,6 +60,34 @@ async def doors(folder: Path, *backlogs_s: float) -> AsyncIterator[tuple[WorkerP
             await introduce(door, backlog_s=backlog_s)
         await all_there(pool)
         yield pool, heard, opened
+
+
+def within(pool: WorkerPool, config: BundleConfig) -> AbstractContextManager[None]:
+    """A job is being prepared that is due as soon as those of `ask` are."""
+    return pool.preparing(config, soon())
+
+
+def tell(door: Door, letter: Letter, job: int, outlook: Outlook) -> None:
+    """Answer a job, and say what the next one would find."""
+    one = picture()
+    output = fake_answer(Task.CLASSIFY, one.pixels, one.geometry, QueryParams())
+    door.answer(letter.sender, job, output, 0.0, 0.0, 1, outlook)
+
+
+async def told(pool: WorkerPool, door: Door, outlook: Outlook) -> None:
+    """Have a job answered by a worker, with what the next one would find."""
+    asked = asyncio.create_task(ask(pool))
+    tell(door, *await next_job(door), outlook)
+    await asked
+
+
+LEAST_S = 0.01
+"""What an image takes, at least, in `one_more`."""
+
+
+def one_more(permits: threading.Semaphore) -> None:
+    assert permits.acquire(timeout=60), "a test left a batch at the device"
+    time.sleep(LEAST_S)
 
 
 def images(worker: FakeWorker) -> int:
@@ -152,6 +185,88 @@ async def test_a_lost_worker_s_jobs_go_to_another(tmp_path: Path) -> None:
         assert pool.readiness().reason == "ready, with 1 of 2 workers"
 
 
+async def test_what_would_be_answered_too_late_is_refused_before_it_is_prepared(tmp_path: Path) -> None:
+    """A worker told with an answer how long the next one takes: until it tells something else, longer than a deadline
+    allows is too long."""
+    async with doors(tmp_path, 0.0) as (pool, _, (door,)):
+        config = (pool.models() or ())[0].config
+        await told(pool, door, Outlook(100.0, 1.0))
+        held = asyncio.create_task(ask(pool))
+        letter, job = await next_job(door)
+        with pytest.raises(Overloaded, match="longer than the request's deadline") as caught, within(pool, config):
+            pytest.fail("it was prepared")
+        assert caught.value.retry_after_s > 90
+        tell(door, letter, job, Outlook(0.0, 1.0))
+        await held
+        held = asyncio.create_task(ask(pool))
+        letter, job = await next_job(door)
+        with within(pool, config):
+            """It may be prepared."""
+        tell(door, letter, job, NOTHING_AHEAD)
+        await held
+
+
+async def test_an_estimate_alone_refuses_nobody(tmp_path: Path) -> None:
+    """Where a front-end has nothing in hand, one is tried, whatever was told last; so is one whose deadline passed
+    already, for it is told that."""
+    async with doors(tmp_path, 0.0) as (pool, _, (door,)):
+        config = (pool.models() or ())[0].config
+        await told(pool, door, Outlook(100.0, 1.0))
+        with within(pool, config):
+            with pytest.raises(Overloaded), within(pool, config):
+                pytest.fail("the first is in hand")
+            with pool.preparing(config, time.monotonic() - 1.0):
+                """`predict` tells it."""
+
+
+async def test_the_worker_that_answers_soonest_counts(tmp_path: Path) -> None:
+    """While one worker has time, nobody is refused because another has not."""
+    async with doors(tmp_path, 0.0, 1.0) as (pool, _, (busy, idle)):
+        config = (pool.models() or ())[0].config
+        await told(pool, busy, Outlook(100.0, 1.0))
+        first = asyncio.create_task(ask(pool))
+        letter, job = await next_job(busy)
+        with within(pool, config):
+            """The other worker has nothing in hand."""
+        second = asyncio.create_task(ask(pool))
+        other, other_job = await next_job(idle)
+        with within(pool, config):
+            """And has told nothing."""
+        tell(idle, other, other_job, Outlook(100.0, 1.0))
+        await second
+        second = asyncio.create_task(ask(pool))
+        other, other_job = await next_job(idle)
+        with pytest.raises(Overloaded), within(pool, config):
+            pytest.fail("neither has time")
+        tell(busy, letter, job, NOTHING_AHEAD)
+        tell(idle, other, other_job, NOTHING_AHEAD)
+        await asyncio.gather(first, second)
+
+
+async def test_front_ends_of_one_worker_hear_of_each_other_s_work() -> None:
+    """With its own answer a front-end is told of all that waits at the worker, whoever sent it."""
+    settings = SETTINGS.with_changes(max_batch_images=1)
+    async with at_work(1, settings) as (one, _, (worker,)), pool_of(worker.address) as (other, _):
+        await all_there(other)
+        permits = threading.Semaphore(2)
+        worker.runner.takes = lambda *_: one_more(permits)
+        for _ in range(2):  # the worker goes by the second
+            await ask(one)
+        config = (other.models() or ())[0].config
+        running = asyncio.create_task(ask(one))
+        ran = len(worker.runner.batches)
+        await until(lambda: len(worker.runner.batches) == ran + 1)
+        asked = asyncio.create_task(other.predict("r", config, picture(), QueryParams(), soon()))
+        await until(lambda: waiting(worker) == 1)
+        more = [asyncio.create_task(ask(one)) for _ in range(10)]
+        await until(lambda: waiting(worker) == 11)
+        permits.release(2)
+        outlook = (await asked).outlook
+        permits.release(len(more))
+        await asyncio.gather(running, *more)
+        assert outlook.answered_s > len(more) * LEAST_S
+
+
 async def test_a_job_is_sent_twice_at_most(tmp_path: Path) -> None:
     """A picture that kills each worker that sees it does not go on to a third."""
     addresses = [f"ipc://{tmp_path}/{n}" for n in range(3)]
@@ -205,7 +320,7 @@ async def test_a_refusal_is_no_refusal_while_another_worker_has_room(tmp_path: P
         letter, job = await next_job(free)
         one = picture(42)
         output = fake_answer(Task.CLASSIFY, one.pixels, one.geometry, QueryParams())
-        free.answer(letter.sender, job, output, 0.0, 0.0, 1)
+        free.answer(letter.sender, job, output, 0.0, 0.0, 1, NOTHING_AHEAD)
         assert await asked == 42
         assert heard.resent_for == ["overloaded"]
 

@@ -18,6 +18,7 @@ from service.metrics import WorkerMetrics
 from service.worker.batching import BatchLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import Done, Job, JobQueue, Shape
+from service.worker.sizes import BatchSizes
 from tests.fakes import FakeRunner, fake_bundle
 
 SIDE = 32
@@ -42,22 +43,24 @@ class Bench:
     runner: FakeRunner
     clock: Clock
     registry: CollectorRegistry
+    sizes: BatchSizes
     answers: dict[int, Done] = field(default_factory=dict)
 
     def submit(
         self, number: int, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST, side: int = SIDE
     ) -> None:
+        self.dispatcher.submit(self._job(number, level, budget_s, model, side))
+
+    def _job(self, number: int, level: int, budget_s: float, model: str, side: int) -> Job:
         size = Size(side, side)
-        self.dispatcher.submit(
-            Job(
-                key=(b"test", number),
-                shape=Shape(model, model, side, side),
-                input=ModelInput(np.full((side, side, 3), level, np.uint8), Geometry(size, size)),
-                params=QueryParams(top_k=1),
-                enqueued_s=self.clock(),
-                deadline_s=self.clock() + budget_s,
-                reply=lambda done: self.tell(number, done),
-            )
+        return Job(
+            key=(b"test", number),
+            shape=Shape(model, model, side, side),
+            input=ModelInput(np.full((side, side, 3), level, np.uint8), Geometry(size, size)),
+            params=QueryParams(top_k=1),
+            enqueued_s=self.clock(),
+            deadline_s=self.clock() + budget_s,
+            reply=lambda done: self.tell(number, done),
         )
 
     def tell(self, number: int, done: Done) -> None:
@@ -79,16 +82,28 @@ class Bench:
             while not condition():
                 await asyncio.sleep(0.001)
 
+    async def hold(self, number: int = 0, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST) -> None:
+        """Have one job at the device, which is done once the gate is opened; what is submitted meanwhile waits."""
+        ran = len(self.runner.batches)
+        self.runner.gate.clear()
+        self.submit(number, level=level, budget_s=budget_s, model=model)
+        await self.until(lambda: len(self.runner.batches) == ran + 1)
+
     async def learn(self, seconds: float, model: str = FIRST) -> None:
         """Two lone jobs that teach the dispatcher how long an image takes; numbers from 10^6 on."""
         for _ in range(2):
-            ran, number = len(self.runner.batches), 10**6 + len(self.answers)
-            self.runner.gate.clear()
-            self.submit(number, budget_s=10**6, model=model)
-            await self.until(lambda: len(self.runner.batches) == ran + 1)  # noqa: B023
+            number = 10**6 + len(self.answers)
+            await self.hold(number, budget_s=10**6, model=model)
             self.clock.now_s += seconds
             self.runner.gate.set()
             await self.until(lambda: number in self.answers)  # noqa: B023
+        self.runner.batches.clear()
+        self.runner.shares.clear()
+
+    async def try_out(self, seconds: float) -> None:
+        """A trial, which teaches the dispatcher how long an image takes of one lane, however many there are."""
+        self.each_takes(seconds)
+        await self.dispatcher.time(self._job(0, 0, 30.0, FIRST, SIDE), 1)
         self.runner.batches.clear()
         self.runner.shares.clear()
 
@@ -137,19 +152,20 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     runner, clock = FakeRunner([fake_bundle(Task.CLASSIFY, model) for model in models], lanes=lanes), Clock()
     registry = CollectorRegistry()
+    sizes = BatchSizes(BatchLimits(batch, batch * SIDE * SIDE))
     with ThreadPoolExecutor(1) as thread:
         dispatcher = Dispatcher(
             runner,
             thread,
             JobQueue(max_images, max_images * SIDE * SIDE, weights),
-            BatchLimits(batch, batch * SIDE * SIDE),
+            sizes,
             WorkerMetrics(registry, dict.fromkeys(models, "classify")),
             clock,
             idle_s=idle_s,
         )
         serving = asyncio.create_task(dispatcher.run())
         try:
-            yield Bench(dispatcher, runner, clock, registry)
+            yield Bench(dispatcher, runner, clock, registry, sizes)
         finally:
             runner.gate.set()
             serving.cancel()

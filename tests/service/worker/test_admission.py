@@ -6,7 +6,10 @@ import pytest
 
 from model.types import ClassifyOutput
 from service.errors import DeadlineExceeded, Overloaded
-from tests.service.worker.holding import FIRST, Gates, bench
+from service.wire.messages import Outlook
+from service.worker.admission import MARGIN
+from service.worker.queue import Shape
+from tests.service.worker.holding import FIRST, SIDE, Gates, bench
 
 
 async def test_the_queue_is_bounded() -> None:
@@ -130,3 +133,34 @@ async def test_under_overload_what_runs_is_answered_in_time() -> None:
         assert len(answered) == sum(images for _, images in it.runner.batches)  # nothing ran in vain
         assert len(answered) >= 4 * 60  # and the device was never idle
         assert len(refused) >= 0.4 * len(told)
+
+
+async def test_the_outlook_is_what_the_next_one_is_judged_by() -> None:
+    """What is told of one more job is what it is let in or refused by: what runs still, and what is due before it;
+    each that is let in delays the next as was told."""
+    shape = Shape(FIRST, FIRST, SIDE, SIDE)
+    async with bench(batch=1) as it:
+        await it.learn(1.0)
+        assert it.dispatcher.outlook(shape, 6.0) == Outlook(1.0, MARGIN)
+        await it.hold(0)
+        for number in range(1, 4):
+            it.submit(number, budget_s=5.0)
+        assert it.dispatcher.outlook(shape, 3.0).answered_s == pytest.approx(MARGIN + 1.0)
+        assert it.dispatcher.outlook(shape, 6.0).answered_s == pytest.approx(4 * MARGIN + 1.0)
+        it.clock.now_s += 0.5
+        told_s = it.dispatcher.outlook(shape, 6.0).answered_s
+        assert told_s == pytest.approx(3.5 * MARGIN + 1.0)
+        it.submit(4, budget_s=told_s - 0.01)
+        assert isinstance(it.error(4), Overloaded)
+        it.submit(5, budget_s=told_s + 0.01)
+        assert 5 not in it.answers
+        assert it.dispatcher.outlook(shape, 6.0).answered_s == pytest.approx(told_s + MARGIN)
+        it.runner.gate.set()
+
+
+async def test_a_lone_job_s_time_on_all_lanes_promises_nothing() -> None:
+    """What several lanes take together for one image is not what it takes of one, where all have something to do."""
+    shape = Shape(FIRST, FIRST, SIDE, SIDE)
+    async with bench(lanes=2) as it:
+        await it.learn(5.0)
+        assert it.dispatcher.outlook(shape, 6.0) == Outlook(0.0, 0.0)

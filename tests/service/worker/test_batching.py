@@ -89,3 +89,26 @@ def test_a_batch_has_each_input_in_its_row() -> None:
     alone = as_batch([jobs[0].input], [jobs[0].params])
     assert alone.pixels.shape == (1, 4, 4, 3)
     assert np.shares_memory(alone.pixels, jobs[0].input.pixels)
+
+
+def test_lanes_that_are_free_soon_count() -> None:
+    """What waits is divided so that all lanes are through at one time; what is left over waits for the other lane."""
+    assert share(1, 4, 0, 8, soon=[2.0]) == Share(3, 1)
+    assert share(1, 3, 0, 8, soon=[0.1]) == Share(2, 1)
+    assert share(1, 2, 0, 8, soon=[0.1]) == Share(1, 1)
+    assert share(1, 4, 0, 8, soon=[9.0]) == Share(4, 1)
+    assert share(2, 6, 0, 8, soon=[0.0, 0.0]) == Share(1, 1)
+    assert share(1, 20, 0, 8, soon=[1.0]) == Share(8, 1)
+
+
+def test_lanes_that_are_free_soon_are_left_to_other_shapes() -> None:
+    """Where others wait as well, they will have them."""
+    assert share(1, 4, 1, 8, soon=[0.5]) == Share(4, 1)
+
+
+@given(free=LANES, mine=WAITING, most=MOST, soon=st.lists(st.floats(0, 100), max_size=5))
+def test_what_is_free_soon_never_makes_a_batch_larger_or_empty(
+    free: int, mine: int, most: int, soon: list[float]
+) -> None:
+    """A batch has an image at least, and no more than it would have without the lanes that come later."""
+    assert 1 <= share(free, mine, 0, most, soon).images <= share(free, mine, 0, most).images

@@ -14,6 +14,7 @@ from service.worker.batching import BatchLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost
+from service.worker.sizes import BatchSizes
 from tests.fakes import FakeRunner, fake_bundle
 from tests.service.worker.holding import SIDE, bench
 
@@ -92,7 +93,7 @@ async def test_a_device_that_fails_without_work_is_lost() -> None:
             FakeRunner([fake_bundle(Task.CLASSIFY)], lost=True),
             thread,
             JobQueue(1, SIDE * SIDE),
-            BatchLimits(1, SIDE * SIDE),
+            BatchSizes(BatchLimits(1, SIDE * SIDE)),
             WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
             idle_s=0.01,
         )

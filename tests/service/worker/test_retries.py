@@ -13,18 +13,14 @@ async def test_out_of_memory_halves_the_batch_and_remembers() -> None:
     """No job is lost when a batch does not fit; later batches of that shape are small enough from the start."""
     async with bench() as it:
         it.runner.memory_images = 2
-        it.runner.gate.clear()
-        it.submit(0)
-        await it.until(lambda: len(it.runner.batches) == 1)
+        await it.hold()
         for number in range(1, 9):
             it.submit(number, level=number)
         it.runner.gate.set()
         await it.until(lambda: len(it.answers) == 9)
         assert [it.label(number) for number in range(9)] == list(range(9))
         it.runner.batches.clear()
-        it.runner.gate.clear()
-        it.submit(10)
-        await it.until(lambda: len(it.runner.batches) == 1)
+        await it.hold(10)
         for number in range(11, 15):
             it.submit(number)
         it.runner.gate.set()
@@ -82,9 +78,7 @@ async def test_a_poisoned_input_costs_only_itself() -> None:
     """When the network fails on a batch, each job is tried alone: one Internal error, the others' answers."""
     async with bench() as it:
         it.runner.poison = 13
-        it.runner.gate.clear()
-        it.submit(0)
-        await it.until(lambda: len(it.runner.batches) == 1)
+        await it.hold()
         for number, level in ((1, 11), (2, 13), (3, 15)):
             it.submit(number, level=level)
         it.runner.gate.set()

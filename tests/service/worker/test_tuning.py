@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from model.types import Task
 from service.worker.batching import BatchLimits
 from service.worker.shelf import LoadedModel, shelved
+from service.worker.sizes import BatchSizes
 from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, goes_on
 from tests.fakes import fake_bundle
 from tests.service.worker.holding import FIRST, SIDE, Bench, Gates, bench
@@ -36,7 +37,7 @@ def has_curve(it: Bench, each_ms: Callable[[int], float]) -> None:
 
 
 def tuner(it: Bench, most: int = 32, budget_s: float = 1000.0) -> Tuner:
-    return Tuner(it.dispatcher, BatchLimits(most, 10**9), it.clock, budget_s)
+    return Tuner(it.dispatcher, BatchSizes(BatchLimits(most, 10**9)), it.clock, budget_s)
 
 
 def sizes(it: Bench) -> list[int]:
@@ -114,7 +115,7 @@ async def test_batches_are_as_large_as_is_best_and_by_pixels_for_other_shapes() 
     """Four images of the reference's size are best: of four times the pixels one, of a quarter of them sixteen."""
     async with bench(batch=32, max_images=200) as it:
         has_curve(it, a_cpu)
-        await tuner(it).tune(loaded(it))
+        await Tuner(it.dispatcher, it.sizes, it.clock, budget_s=1000.0).tune(loaded(it))
         it.runner.batches.clear()
         gates = Gates(it)
         for side, images in ((SIDE, 4), (2 * SIDE, 1), (SIDE // 2, 16)):

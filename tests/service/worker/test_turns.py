@@ -10,9 +10,7 @@ from tests.service.worker.holding import bench
 async def test_the_earliest_deadline_is_answered_first() -> None:
     """Jobs of one model leave by deadline, not by arrival."""
     async with bench(batch=1) as it:
-        it.runner.gate.clear()
-        it.submit(0)
-        await it.until(lambda: len(it.runner.batches) == 1)
+        await it.hold()
         for number, budget_s in ((1, 30.0), (2, 10.0), (3, 20.0)):
             it.submit(number, budget_s=budget_s)
         it.runner.gate.set()

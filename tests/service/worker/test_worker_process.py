@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from model.bundle import CONFIG_FILE, EMBEDDED_DIR, WEIGHTS_FILE
@@ -87,7 +87,7 @@ def scrape(folder: Path) -> str:
     """What Prometheus would read."""
     lines = map(json.loads, (folder / "log").read_text().splitlines())
     port = next(line["metrics_port"] for line in lines if line["event"] == "loading")
-    return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+    return httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
 
 
 async def test_a_killed_worker_comes_back_with_what_it_served(tmp_path: Path) -> None:
