@@ -1,7 +1,8 @@
 """The whole service but for what it serves: real front-end processes, real wire, a real worker process; no decoding,
 and a device that answers at once. What is left is what the service itself costs.
 
-The body of a request goes to the worker as it came, as if it were the network's input.
+The body of a request goes to the worker as it came, as if it were the network's input. Pictures go to threads to be
+decoded; without decoding there is nothing to do there, and they are left out as well, but for `--threads`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from tests.fakes import FakeRunner, fake_answer, fake_bundle
 SIDE = 180
 """An input of 180 x 180 pixels has 97,200 bytes: what a body of 100 KB has at least."""
 SIZE = Size(SIDE, SIDE)
+THREADS = "BENCH_NOOP_THREADS"
+"""Environment variable of the front-end processes: it is set where they use their threads."""
 
 
 @dataclass
@@ -57,11 +60,13 @@ class NoRunner(FakeRunner):
 
 
 class NoDecoding(Workshop):
-    """Takes the body for the decoded picture, in a thread all the same."""
+    """Takes the body for the decoded picture."""
 
     async def prepare(self, image: bytes | Image, spec: Preprocessing, deadline_s: float) -> Timed[ModelInput]:  # noqa: ARG002
         assert isinstance(image, bytes)
-        return await self.run(lambda: taken_as_input(image), deadline_s)
+        if THREADS in os.environ:
+            return await self.run(lambda: taken_as_input(image), deadline_s)
+        return self.run_here(lambda: taken_as_input(image))
 
 
 def taken_as_input(body: bytes) -> ModelInput:
@@ -93,13 +98,15 @@ async def _worker(settings: Settings, stop: asyncio.Event) -> int:
     return 0
 
 
-def _all(port: int, rest_processes: int) -> None:
+def _all(port: int, rest_processes: int, *, threads: bool) -> None:
     """Start the parts, wait for a signal, end them: closing the pipe tells them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     with tempfile.TemporaryDirectory(prefix="bench-noop-") as folder, open_listener("127.0.0.1", port) as listener:
         lifeline, ours = os.pipe()
         settings = Settings(worker_address=(f"ipc://{folder}/worker",), access_log=False)
         environment = {**os.environ, **settings.as_environment(), MULTIPROC_DIR: folder, LIFELINE_FD: str(lifeline)}
+        if threads:
+            environment[THREADS] = "1"
         parts = [("worker", "worker-0"), *(("rest", f"rest-{at}") for at in range(rest_processes))]
         children = [
             subprocess.Popen(
@@ -120,10 +127,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.noop", description=__doc__)
     parser.add_argument("--http-port", type=int, default=0)
     parser.add_argument("--rest-processes", type=int, default=1)
+    parser.add_argument("--threads", action="store_true", help="hand each body over to a thread")
     parser.add_argument("--part", choices=("rest", "worker"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part is None:
-        _all(arguments.http_port, arguments.rest_processes)
+        _all(arguments.http_port, arguments.rest_processes, threads=arguments.threads)
         return
     settings = Settings()
     part = _rest if arguments.part == "rest" else _worker

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import Token
+from types import TracebackType
 
 import structlog
 
@@ -22,7 +24,6 @@ class Journal:
         self._tracing = tracing
         self._access_log = access_log
 
-    @contextmanager
     def request(
         self,
         exchange: Exchange,
@@ -31,35 +32,56 @@ class Journal:
         attributes: Attributes,
         *,
         probe: bool = False,
-    ) -> Iterator[Span]:
+    ) -> AbstractContextManager[Span]:
         """Whatever is done for a request is done within. Nothing is told of a probe."""
         span = self._tracing.request(name, caller_context(), attributes) if self._tracing.on and not probe else NO_SPAN
-        with self._told(exchange, span, "" if probe else "request"):
-            yield span
+        return _Told(exchange, span, self._transport, "request" if self._access_log and not probe else "")
 
-    @contextmanager
-    def message(self, exchange: Exchange) -> Iterator[None]:
+    def message(self, exchange: Exchange) -> AbstractContextManager[Span]:
         """The same for one message of a stream, within its call's request."""
-        with self._told(exchange, current_span().begin("message"), "message"):
-            yield
+        return _Told(exchange, current_span().begin("message"), self._transport, "message" if self._access_log else "")
 
-    @contextmanager
-    def _told(self, exchange: Exchange, span: Span, event: str) -> Iterator[None]:
-        # A span of none is set as well: what else the context has is an earlier request's of the same connection.
-        before = request_id.set(exchange.request_id)
-        with within(span):
-            try:
-                yield
-            except BaseException as error:
-                exchange.outcome = exchange.outcome or code_of(error)
-                raise
-            finally:
-                exchange.outcome = exchange.outcome or "ok"
-                if span.recording:
-                    _finish(span, exchange)
-                if event and self._access_log:
-                    log.info(event, **_line(self._transport, exchange))
-                request_id.reset(before)
+
+class _Told:
+    """Within it a request is done; `event` is the log line's, empty where there is none.
+
+    No generator, which costs as much as all else here for a request that is neither traced nor logged.
+    """
+
+    __slots__ = ("_before", "_event", "_exchange", "_span", "_transport", "_within")
+
+    def __init__(self, exchange: Exchange, span: Span, transport: str, event: str) -> None:
+        self._exchange = exchange
+        self._span = span
+        self._transport = transport
+        self._event = event
+        self._before: Token[str] | None = None
+        self._within: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> Span:
+        self._before = request_id.set(self._exchange.request_id)
+        # A span of none is set as well: what else the context may have is an earlier request's of the same connection.
+        if current_span() is not self._span:
+            self._within = within(self._span)
+            self._within.__enter__()
+        return self._span
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        exchange = self._exchange
+        try:
+            if not exchange.outcome:
+                exchange.outcome = "ok" if error is None else code_of(error)
+            if self._span.recording:
+                _finish(self._span, exchange)
+            if self._event:
+                log.info(self._event, **_line(self._transport, exchange))
+        finally:
+            if self._before is not None:
+                request_id.reset(self._before)
+            if self._within is not None:
+                self._within.__exit__(kind, error, trace)
 
 
 def _finish(span: Span, exchange: Exchange) -> None:

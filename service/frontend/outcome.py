@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import TypeVar
 
 import structlog
@@ -43,34 +44,57 @@ async def reply_or_error(
     )
 
 
-@contextmanager
 def counted(
     metrics: FrontEndMetrics, transport: str, task: str, exchange: Exchange, left: type[BaseException] | None = None
-) -> Iterator[Callable[[str], None]]:
+) -> AbstractContextManager[Callable[[str], None]]:
     """Count the request that is answered within; an error is its outcome.
 
     Call the given function with the model's name once it is known to exist: names are labels. `exchange` gets to know
     all that is counted; `left` is what the transport raises where the caller went away.
     """
-    model, outcome = "", "ok"
+    return _Counted(metrics, transport, task, exchange, left)
 
-    def count_for(name: str) -> None:
-        nonlocal model
-        model = name
 
-    try:
-        yield count_for
-    except ConvMLPError as error:
-        outcome = error.code
-        metrics.told(error)
-        raise
-    except asyncio.CancelledError:
-        # Where callers leave by `left` only a server cancels, whose time to drain is over; its edge says so.
-        outcome = "cancelled" if left is None else Unavailable.code
-        raise
-    except BaseException as error:
-        outcome = "cancelled" if left is not None and isinstance(error, left) else Internal.code
-        raise
-    finally:
-        exchange.task, exchange.model, exchange.outcome = task, model, outcome
-        metrics.request(transport, task, model, outcome, time.monotonic() - exchange.started_s)
+class _Counted:
+    __slots__ = ("_exchange", "_left", "_metrics", "_model", "_task", "_transport")
+
+    def __init__(
+        self,
+        metrics: FrontEndMetrics,
+        transport: str,
+        task: str,
+        exchange: Exchange,
+        left: type[BaseException] | None,
+    ) -> None:
+        self._metrics = metrics
+        self._transport = transport
+        self._task = task
+        self._exchange = exchange
+        self._left = left
+        self._model = ""
+
+    def __enter__(self) -> Callable[[str], None]:
+        return self._count_for
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        outcome = "ok" if error is None else self._outcome_of(error)
+        exchange = self._exchange
+        exchange.task, exchange.model, exchange.outcome = self._task, self._model, outcome
+        seconds = time.monotonic() - exchange.started_s
+        self._metrics.request(self._transport, self._task, self._model, outcome, seconds)
+
+    def _count_for(self, name: str) -> None:
+        self._model = name
+
+    def _outcome_of(self, error: BaseException) -> str:
+        match error:
+            case ConvMLPError():
+                self._metrics.told(error)
+                return error.code
+            case asyncio.CancelledError():
+                # Where callers leave by `left` only a server cancels, whose time to drain is over; its edge says so.
+                return "cancelled" if self._left is None else Unavailable.code
+            case _:
+                return "cancelled" if self._left is not None and isinstance(error, self._left) else Internal.code

@@ -8,7 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import pytest_asyncio
 from grpc_health.v1.health_pb2 import HealthCheckRequest
@@ -170,7 +170,7 @@ async def test_without_an_access_log_requests_are_no_lines() -> None:
     async with (
         fake_worker(Settings()) as worker,
         front_end("rest", worker.address, "", "--no-access-log") as rest,
-        httpx.AsyncClient(base_url=rest.url) as http,
+        httpx2.AsyncClient(base_url=rest.url) as http,
     ):
         assert (await http.post("/classify", content=picture(9))).status_code == 200
         await stopped(rest)

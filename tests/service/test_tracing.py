@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -293,7 +293,7 @@ async def test_a_caller_that_leaves_is_no_failure_of_the_service(service: Traced
     service.worker.runner.gate.clear()
     caller = caller_trace()
     try:
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             await service.http.post("/classify", content=picture(9), headers=caller.headers, timeout=0.3)
         await service.collector.until(lambda spans: _has(spans, caller, "POST /classify"))
     finally:

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 import grpc
-import httpx
+import httpx2
 import PIL.Image
 import PIL.PngImagePlugin
 import pytest
@@ -66,7 +66,7 @@ async def test_without_opentelemetry_all_else_works(without_extra: dict[str, str
     async with (
         fake_worker(Settings()) as worker,
         front_end("rest", worker.address, "", environment=without_extra) as rest,
-        httpx.AsyncClient(base_url=rest.url) as http,
+        httpx2.AsyncClient(base_url=rest.url) as http,
     ):
         answer = await http.post("/classify", content=picture(9), headers=caller_trace().headers)
         assert answer.status_code == 200
@@ -83,7 +83,7 @@ async def test_what_is_not_sent_yet_is_sent_at_the_end() -> None:
         async with (
             fake_worker(Settings()) as worker,
             front_end("rest", worker.address, collector.url, environment=environment) as rest,
-            httpx.AsyncClient(base_url=rest.url) as http,
+            httpx2.AsyncClient(base_url=rest.url) as http,
         ):
             await http.post("/classify", content=picture(9))
             assert collector.spans == []
@@ -102,7 +102,7 @@ async def test_a_collector_that_refuses_costs_a_line_in_the_log() -> None:
         async with (
             fake_worker(Settings()) as worker,
             front_end("rest", worker.address, collector.url) as rest,
-            httpx.AsyncClient(base_url=rest.url) as http,
+            httpx2.AsyncClient(base_url=rest.url) as http,
         ):
             while collector.refused < 4:
                 assert (await http.post("/classify", content=picture(9))).status_code == 200
@@ -127,7 +127,7 @@ async def test_a_dead_collector_costs_a_line_in_the_log() -> None:
     async with (
         fake_worker(Settings()) as worker,
         front_end("rest", worker.address, f"http://name:secret@127.0.0.1:{port}", environment=environment) as rest,
-        httpx.AsyncClient(base_url=rest.url) as http,
+        httpx2.AsyncClient(base_url=rest.url) as http,
     ):
         await http.post("/classify", content=picture(9))
         await asyncio.to_thread(rest.wait_for, "traces cannot be delivered; they are dropped until they can")
@@ -149,7 +149,7 @@ async def test_an_address_that_answers_no_more_does_not_hold_up_the_end() -> Non
             fake_worker(Settings()) as worker,
             front_end("rest", worker.address, endpoint, environment=slow) as rest,
         ):
-            async with httpx.AsyncClient(base_url=rest.url) as http:
+            async with httpx2.AsyncClient(base_url=rest.url) as http:
                 assert (await http.post("/classify", content=picture(9))).status_code == 200
             await stopped(rest)  # within a minute, where the exporter alone would take more
     assert rest.lines[-1]["event"] == "the last traces were not delivered in time; they are lost"

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
-import httpx
+import httpx2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from service.settings import Settings
@@ -33,7 +33,7 @@ class Traced:
     """`rest` and `rpc` are processes, `http` and `channel` clients of theirs."""
 
     collector: Collector
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     channel: grpc.aio.Channel
     rest: RunningService
     rpc: RunningService
@@ -71,7 +71,7 @@ async def traced_service(*flags: str) -> AsyncIterator[Traced]:
                 fake_worker(settings, tracing=tracing) as worker,
                 front_end("rest", worker.address, collector.url, *flags) as rest,
                 front_end("grpc", worker.address, collector.url, *flags) as rpc,
-                httpx.AsyncClient(base_url=rest.url, timeout=60) as http,
+                httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
                 grpc.aio.insecure_channel(rpc.grpc_address) as channel,
             ):
                 yield Traced(collector, http, channel, rest, rpc, worker)
@@ -104,7 +104,7 @@ async def stopped(process: RunningService) -> None:
 async def _ready(process: RunningService) -> None:
     """Wait until it has heard of its worker."""
     if process.url:
-        async with httpx.AsyncClient(base_url=process.url) as http:
+        async with httpx2.AsyncClient(base_url=process.url) as http:
             while not (await http.get("/readyz")).is_success:
                 await asyncio.sleep(0.01)
         return

@@ -22,22 +22,27 @@ LINGER_BYTES = 256 * 2**20
 """How long, and for how much, the rest of a refused body is read and dropped, so that its sender sees the answer."""
 
 _SCOPE_KEY = "convmlp.exchange"
+_HEADERS_KEY = "convmlp.headers"
 
 log = structlog.get_logger(__name__)
 
 
 def header_of(scope: Scope, name: bytes) -> str | None:
     """The first header of that name, in lower case; without the objects that Starlette makes of all of them."""
-    for key, value in scope["headers"]:
-        if key == name:
-            text: str = value.decode("latin-1")
-            return text
-    return None
+    headers: dict[bytes, bytes] | None = scope.get(_HEADERS_KEY)
+    if headers is None:
+        headers = scope[_HEADERS_KEY] = dict(reversed(scope["headers"]))
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+def exchange_in(scope: Scope) -> Exchange:
+    exchange: Exchange = scope[_SCOPE_KEY]
+    return exchange
 
 
 def exchange_of(request: Request) -> Exchange:
-    exchange: Exchange = request.scope[_SCOPE_KEY]
-    return exchange
+    return exchange_in(request.scope)
 
 
 def instance_uri(request: Request) -> str:
@@ -61,14 +66,12 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
         exchange = Exchange.begin(header_of(scope, b"x-request-id") or "")
         scope[_SCOPE_KEY] = exchange
-        with told(self._journal, exchange, request):
-            await self._answer(request, exchange, _Pipe(request, exchange, receive, send))
+        with told(self._journal, exchange, scope):
+            await self._answer(scope, exchange, _Pipe(scope, exchange, receive, send))
 
-    async def _answer(self, request: Request, exchange: Exchange, pipe: _Pipe) -> None:
-        scope = request.scope
+    async def _answer(self, scope: Scope, exchange: Exchange, pipe: _Pipe) -> None:
         try:
             await self._app(scope, pipe.receive, pipe.send)
         except ClientDisconnect:
@@ -79,13 +82,15 @@ class Edge:
                 raise
             late = Unavailable("this process is shutting down and had no time left for the request; send it again")
             exchange.outcome = late.code
-            await error_response(late, instance_uri(request))(scope, pipe.receive, pipe.send)
+            await error_response(late, instance_uri(Request(scope)))(scope, pipe.receive, pipe.send)
         except Exception:
             log.exception("unexpected error", request_id=exchange.request_id, path=exchange.path)
             exchange.outcome = Internal.code
             if pipe.started:
                 raise
-            await error_response(Internal(INTERNAL_DETAIL), instance_uri(request))(scope, pipe.receive, pipe.send)
+            await error_response(Internal(INTERNAL_DETAIL), instance_uri(Request(scope)))(
+                scope, pipe.receive, pipe.send
+            )
 
 
 class _Pipe:
@@ -95,13 +100,15 @@ class _Pipe:
     is sent, then what still comes is dropped for a while, and only then the connection is closed.
     """
 
-    def __init__(self, request: Request, exchange: Exchange, receive: Receive, send: Send) -> None:
+    __slots__ = ("_exchange", "_receive", "_send", "_unread", "started")
+
+    def __init__(self, scope: Scope, exchange: Exchange, receive: Receive, send: Send) -> None:
         self.started = False
         self._exchange = exchange
         self._receive = receive
         self._send = send
-        length = header_of(request.scope, b"content-length") or "0"
-        self._unread = length != "0" or header_of(request.scope, b"transfer-encoding") is not None
+        length = header_of(scope, b"content-length") or "0"
+        self._unread = length != "0" or header_of(scope, b"transfer-encoding") is not None
 
     async def receive(self) -> Message:
         message = await self._receive()

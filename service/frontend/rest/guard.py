@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model.errors import ConvMLPError
 from model.types import Task
 from service.frontend.gate import Caller, Gate
-from service.frontend.rest.edge import exchange_of, header_of, refusal
+from service.frontend.rest.edge import exchange_in, header_of, refusal
 from service.frontend.rest.pages import FILES
 from service.metrics import FrontEndMetrics
 
@@ -44,36 +44,35 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN:
-            request = Request(scope)
             try:
-                scope[_SCOPE_KEY] = self._let_in(request)
+                scope[_SCOPE_KEY] = self._let_in(scope)
             except ConvMLPError as error:
-                self._count(request, error)
-                await refusal(request, error)(scope, receive, send)
+                self._count(scope, error)
+                await refusal(Request(scope), error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _let_in(self, request: Request) -> Caller:
-        client = request.scope["client"]
+    def _let_in(self, scope: Scope) -> Caller:
+        client = scope["client"]
         host = client[0] if client is not None else "local"
-        caller = self._gate.identify(header_of(request.scope, b"authorization"), host)
-        exchange_of(request).caller = caller
-        if _predicts(request):
+        caller = self._gate.identify(header_of(scope, b"authorization"), host)
+        exchange_in(scope).caller = caller
+        if _predicts(scope):
             self._gate.admit(caller)
         return caller
 
-    def _count(self, request: Request, error: ConvMLPError) -> None:
-        exchange = exchange_of(request)
-        if _predicts(request):
-            exchange.task = next((part for part in request.scope["path"].split("/") if part in _TASKS), "")
+    def _count(self, scope: Scope, error: ConvMLPError) -> None:
+        exchange = exchange_in(scope)
+        if _predicts(scope):
+            exchange.task = next((part for part in scope["path"].split("/") if part in _TASKS), "")
             self._metrics.request("rest", exchange.task, "", error.code, time.monotonic() - exchange.started_s)
 
 
 _TASKS = frozenset(task.value for task in Task)
 
 
-def _predicts(request: Request) -> bool:
-    return request.method == "POST" and not request.scope["path"].startswith(NO_PREDICTIONS)
+def _predicts(scope: Scope) -> bool:
+    return scope["method"] == "POST" and not scope["path"].startswith(NO_PREDICTIONS)
 
 
 def add_security(app: FastAPI) -> Callable[[], dict[str, Any]]:

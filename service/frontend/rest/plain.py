@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 
 class Plain(Response):
@@ -19,3 +20,7 @@ class Plain(Response):
             (b"content-length", b"%d" % len(body)),
             (b"content-type", media_type.encode("latin-1")),
         ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's)
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})

@@ -18,7 +18,7 @@ from service.errors import BadParameter, BadRequest
 from service.frontend.engine import Engine
 from service.frontend.exchange import slowest
 from service.frontend.gate import Gate
-from service.frontend.outcome import counted, reply_or_error
+from service.frontend.outcome import counted, value_or_error
 from service.frontend.render import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.rest.accept import Medium, negotiate
 from service.frontend.rest.body import Upload, read_uploads
@@ -28,7 +28,7 @@ from service.frontend.rest.guard import caller_of
 from service.frontend.rest.plain import Plain
 from service.frontend.rest.query import Query, View, read_query, read_timeout_ms
 from service.frontend.rest.schemas import encode_answer, encode_error, encode_result
-from service.frontend.rest.waiting import in_time, unless_gone
+from service.frontend.rest.waiting import in_time, is_whole, unless_gone
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
 from service.types import PredictRequest, Reply
@@ -85,48 +85,54 @@ class Predictions:
             ConvMLPError: the request's own error; one image's among several is told in its place.
             ClientDisconnect: the caller left; the work was withdrawn.
         """
-        with counted(self._metrics, "rest", task.value, exchange_of(request), ClientDisconnect) as count_for:
-            query = read_query(task, request.scope["query_string"])
-            deadline_s = self._engine.deadline(read_timeout_ms(header_of(request.scope, b"x-request-timeout-ms")))
-            medium = Medium.PNG if query.view else negotiate(header_of(request.scope, b"accept"))
+        scope, exchange = request.scope, exchange_of(request)
+        with counted(self._metrics, "rest", task.value, exchange, ClientDisconnect) as count_for:
+            query = read_query(task, scope["query_string"])
+            deadline_s = self._engine.deadline(read_timeout_ms(header_of(scope, b"x-request-timeout-ms")))
+            medium = Medium.PNG if query.view else negotiate(header_of(scope, b"accept"))
             # Before the body is read: a wrong model's name should not cost an upload.
             ask = Ask(self._engine.resolve(task, query.model), query, medium, deadline_s)
             count_for(ask.config.name)
             with self._engine.body_budget() as take:
-                uploads = await in_time(read_uploads(request, self._settings, take), deadline_s)
+                reading = read_uploads(request, self._settings, take)
+                uploads = await (reading if is_whole(request) else in_time(reading, deadline_s))
+                if len(uploads) == 1:
+                    reply = await unless_gone(request, self._predict(exchange.request_id, ask, uploads[0]))
+                    exchange.timings = reply.timings
+                    return _response(ask, reply.payload)
                 self._gate.charge(caller_of(request), len(uploads) - 1)
-                if medium is not Medium.JSON and len(uploads) > 1:
+                if medium is not Medium.JSON:
                     raise BadParameter(
                         f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
                         f"or accept {Medium.JSON}"
                     )
-                outcomes = await unless_gone(request, self._predict_all(request, ask, uploads))
+                outcomes = await unless_gone(request, self._predict_all(exchange.request_id, ask, uploads))
             own_error = _own_error(outcomes)
             for outcome in outcomes:
                 if isinstance(outcome, ConvMLPError) and outcome is not own_error:
                     self._metrics.told(outcome)
             if own_error is not None:
                 raise own_error
-            return _response(request, ask, outcomes)
+            exchange.timings = slowest(outcome.timings for outcome in outcomes if isinstance(outcome, Reply))
+            return _response(ask, *_places(request, outcomes))
 
-    async def _predict_all(self, request: Request, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
-        request_id = exchange_of(request).request_id
-        if len(uploads) == 1:
-            return [await self._predict(request_id, ask, uploads[0])]
+    async def _predict_all(self, request_id: str, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
+        """Each image's answer or error: none costs its neighbours theirs."""
         ids = [f"{request_id}-{at}" for at in range(len(uploads))]
         return await asyncio.gather(
-            *(self._predict(image_id, ask, upload) for image_id, upload in zip(ids, uploads, strict=True))
+            *(
+                value_or_error(self._predict(image_id, ask, upload), request_id=image_id, model=ask.config.name)
+                for image_id, upload in zip(ids, uploads, strict=True)
+            )
         )
 
-    async def _predict(self, image_id: str, ask: Ask, upload: Upload) -> Outcome:
+    async def _predict(self, image_id: str, ask: Ask, upload: Upload) -> Reply[bytes]:
         if isinstance(upload, BadRequest):
-            return upload
+            raise upload
         config, query = ask.config, ask.query
         request = PredictRequest(image_id, config.task, config.name, upload, query.params, ask.deadline_s)
         draws = ask.medium is not Medium.JSON
-        return await reply_or_error(
-            self._engine, request, lambda result: self._encode(ask, upload, result), draws=draws
-        )
+        return await self._engine.predict(request, lambda result: self._encode(ask, upload, result), draws=draws)
 
     def _encode(self, ask: Ask, image: bytes, result: Result) -> bytes:
         if ask.query.view is View.LABEL_MAP and isinstance(result, SegmentResult):
@@ -138,24 +144,25 @@ class Predictions:
 
 
 def _own_error(outcomes: Sequence[Outcome]) -> ConvMLPError | None:
-    """The error of a single image, or the service's own where it could answer none of several."""
+    """The service's own error where it could answer none of several images."""
     errors = [outcome for outcome in outcomes if isinstance(outcome, ConvMLPError)]
     if len(errors) < len(outcomes):
         return None
-    failures = [error for error in errors if not isinstance(error, FAULTS_OF_AN_IMAGE)]
-    return (failures or errors)[0] if failures or len(errors) == 1 else None
+    return next((error for error in errors if not isinstance(error, FAULTS_OF_AN_IMAGE)), None)
 
 
-def _response(request: Request, ask: Ask, outcomes: Sequence[Outcome]) -> Response:
-    replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
-    exchange = exchange_of(request)
-    exchange.timings = replies[0].timings if len(replies) == 1 else slowest(reply.timings for reply in replies)
-    if ask.medium is not Medium.JSON:
-        return Plain(replies[0].payload, ask.medium, VARY)
-    results = [
+def _places(request: Request, outcomes: Sequence[Outcome]) -> list[bytes]:
+    """What stands in each image's place."""
+    return [
         outcome.payload
         if isinstance(outcome, Reply)
         else encode_error(problem_of(outcome, f"{instance_uri(request)}-{at}"))
         for at, outcome in enumerate(outcomes)
     ]
+
+
+def _response(ask: Ask, *results: bytes) -> Response:
+    """A picture, or all results in one answer."""
+    if ask.medium is not Medium.JSON:
+        return Plain(results[0], ask.medium, VARY)
     return Plain(encode_answer(ask.config, results), ask.medium, VARY)

@@ -13,13 +13,15 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.frontend.rest.waiting import Hangup
+from service.frontend.rest.waiting import Hangup, mark_whole
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers together."""
 KEEP_ALIVE_S = 75
 """Longer than the idle time-out of common load balancers, so that it is they who close."""
 CANCELLED_ANSWERS_S = 2.0
+READ_AHEAD_BYTES = 256 * 2**10
+"""Of a body are kept until its request takes them: what one call to the system brings."""
 
 
 async def serve(
@@ -131,6 +133,19 @@ class BoundedHttp(HttpToolsProtocol):
         self._stop_timer()
         self._in_head = True
         self._head_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """uvicorn copies a body twice and stops reading the socket after 64 KB of it; most come in one piece."""
+        cycle = self.cycle
+        if cycle.body or cycle.response_complete or len(body) > READ_AHEAD_BYTES:
+            super().on_body(body)
+            return
+        cycle.body = body  # type: ignore[assignment]  # it is only added to, and `bytes` of it is itself
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        mark_whole(cast(dict[str, Any], self.scope))
 
     def on_response_complete(self) -> None:
         self._writing.flush()

@@ -5,15 +5,16 @@ Paths and query strings are no attributes: the route says what was asked for, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
+from types import TracebackType
 
 from starlette.requests import Request
+from starlette.types import Scope
 
 from service.frontend.exchange import Exchange
 from service.frontend.journal import Journal
-from service.spans import Attributes, TraceContext, received_context
+from service.spans import Attributes, Span, TraceContext, received_context
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
@@ -21,32 +22,53 @@ MAX_PATH = 200
 """Characters of a path that are logged."""
 
 
-@contextmanager
-def told(journal: Journal, exchange: Exchange, request: Request) -> Iterator[None]:
+def told(journal: Journal, exchange: Exchange, scope: Scope) -> AbstractContextManager[None]:
     """Whatever is done for a request is done within."""
-    path = request.scope["path"]
+    path, method = scope["path"], scope["method"]
     exchange.path = path[:MAX_PATH]
-    exchange.method = request.method if request.method in METHODS else "_OTHER"
+    exchange.method = method if method in METHODS else "_OTHER"
     about: Attributes = {
         "http.request.method": exchange.method,
-        "network.protocol.version": request.scope["http_version"],
-        "url.scheme": request.scope["scheme"],
+        "network.protocol.version": scope["http_version"],
+        "url.scheme": scope["scheme"],
     }
-    name = request.method if request.method in METHODS else "HTTP"
-    with journal.request(exchange, name, partial(_context_of, request), about, probe=path in PROBES) as span:
-        try:
-            yield
-        finally:
-            # What was not answered has no status, and what was answered late is not the caller's fault.
+    name = method if method in METHODS else "HTTP"
+    request = journal.request(exchange, name, partial(_context_in, scope), about, probe=path in PROBES)
+    return _Told(request, exchange, scope, name)
+
+
+class _Told:
+    """Adds to `within` what is known of a request at its end; `name` is its span's, without the route."""
+
+    __slots__ = ("_exchange", "_name", "_scope", "_span", "_within")
+
+    def __init__(self, within: AbstractContextManager[Span], exchange: Exchange, scope: Scope, name: str) -> None:
+        self._within = within
+        self._exchange = exchange
+        self._scope = scope
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._span = self._within.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        span, exchange = self._span, self._exchange
+        # What was not answered has no status, and what was answered late is not the caller's fault.
+        if isinstance(exchange.status, int):
+            exchange.failed = exchange.status >= 500
+        if span.recording:
             if isinstance(exchange.status, int):
-                exchange.failed = exchange.status >= 500
                 span.set({"http.response.status_code": exchange.status})
             # Known by now, if there is one.
-            route = exchange.route or getattr(request.scope.get("route"), "path", "")
+            route = exchange.route or getattr(self._scope.get("route"), "path", "")
             if route:
-                span.rename(f"{name} {route}")
+                span.rename(f"{self._name} {route}")
                 span.set({"http.route": route})
+        self._within.__exit__(kind, error, trace)
 
 
-def _context_of(request: Request) -> TraceContext:
-    return received_context(request.headers.getlist("traceparent"), request.headers.getlist("tracestate"))
+def _context_in(scope: Scope) -> TraceContext:
+    headers = Request(scope).headers
+    return received_context(headers.getlist("traceparent"), headers.getlist("tracestate"))

@@ -14,6 +14,7 @@ from service.errors import DeadlineExceeded
 T = TypeVar("T")
 
 _SCOPE_KEY = "convmlp.hangup"
+_WHOLE_KEY = "convmlp.whole"
 
 
 class Hangup:
@@ -44,6 +45,16 @@ class Hangup:
     def put_into(self, scope: MutableMapping[str, Any]) -> None:
         """Let the application know it by a request's scope."""
         scope[_SCOPE_KEY] = self
+
+
+def mark_whole(scope: MutableMapping[str, Any]) -> None:
+    """The request's body has come to its end, read by the application or not."""
+    scope[_WHOLE_KEY] = True
+
+
+def is_whole(request: Request) -> bool:
+    """Whether reading the request's body takes no time any more."""
+    return _WHOLE_KEY in request.scope
 
 
 async def in_time(reading: Awaitable[T], deadline_s: float) -> T:

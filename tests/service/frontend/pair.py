@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 
 from service.frontend.process import FrontEnd, open_front_end
 from service.frontend.rest.app import create_app
@@ -25,7 +25,7 @@ from tests.service.frontend.rpc.running import Rpc, open_rpc_at, until
 class Pair:
     """Two running front-ends, and a client for each."""
 
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     rest: FrontEnd
     rpc: Rpc
 
@@ -58,7 +58,7 @@ async def open_pair_at(worker_address: str, settings: Settings) -> AsyncIterator
     async with (
         open_front_end(settings) as rest,
         serving_http(rest, settings) as url,
-        httpx.AsyncClient(base_url=url, timeout=60) as http,
+        httpx2.AsyncClient(base_url=url, timeout=60) as http,
         open_rpc_at(worker_address, settings) as rpc,
     ):
         yield Pair(http, rest, rpc)

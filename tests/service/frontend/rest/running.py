@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import PIL.Image
 
@@ -34,7 +34,7 @@ from tests.fakes import FakeWorker, fake_worker
 class Rest:
     """A running front-end, a client for it, and the worker behind it."""
 
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     engine: Engine
     worker: FakeWorker
     settings: Settings
@@ -92,7 +92,7 @@ async def open_rest(
             )
             serving = asyncio.create_task(serve(app, [listener], stop, drain_timeout_s))
             try:
-                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+                async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
                     while with_worker and not front_end.engine.readiness().ready:
                         await asyncio.sleep(0.01)
                     yield Rest(http, front_end.engine, worker, settings, port, stop, serving)

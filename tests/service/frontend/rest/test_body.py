@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.service.frontend.rest.running import Rest, open_rest, picture
@@ -32,13 +32,13 @@ def part(data: bytes, name: str = "image", extra: str = "") -> bytes:
 END = f"--{BOUNDARY}--\r\n".encode()
 
 
-def greys(response: httpx.Response) -> list[int]:
+def greys(response: httpx2.Response) -> list[int]:
     """The class of each result, which is the picture's grey level."""
     assert response.status_code == 200, response.text
     return [result["labels"][0]["index"] for result in response.json()["results"]]
 
 
-def refusal(response: httpx.Response) -> tuple[int, str]:
+def refusal(response: httpx2.Response) -> tuple[int, str]:
     problem = response.json()
     assert response.headers["content-type"] == "application/problem+json"
     return response.status_code, problem["detail"]

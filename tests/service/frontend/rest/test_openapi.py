@@ -39,7 +39,29 @@ async def test_every_path_is_described(rest: Rest) -> None:
         "/livez",
         "/readyz",
         "/metrics",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/stats",
+        "/v2/repository/index",
+        *(f"/v2/repository/models/{{name}}/{verb}" for verb in ("load", "unload")),
+        *(
+            f"/v2/models/{{name}}{version}{what}"
+            for version in ("", "/versions/{version}")
+            for what in ("", "/ready", "/config", "/stats", "/infer")
+        ),
     }
+
+
+async def test_every_operation_has_a_name_of_its_own(rest: Rest) -> None:
+    """Generated clients name their functions by it; and each part of a path is one of its parameters."""
+    named: list[str] = []
+    for path, operations in (await document_of(rest))["paths"].items():
+        for operation in operations.values():
+            named.append(operation["operationId"])
+            parts = {row["name"] for row in operation.get("parameters", []) if row["in"] == "path"}
+            assert parts == {piece.partition("}")[0] for piece in path.split("{")[1:]}
+    assert len(named) == len(set(named))
 
 
 @pytest.mark.parametrize("task", Task)

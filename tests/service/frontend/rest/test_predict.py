@@ -8,7 +8,7 @@ import io
 from typing import Any
 
 import cv2
-import httpx
+import httpx2
 import numpy as np
 import PIL.Image
 import pytest
@@ -33,7 +33,7 @@ async def only_result(rest: Rest, path: str, body: bytes) -> dict[str, Any]:
     return dict(result)
 
 
-def opened(response: httpx.Response) -> PIL.Image.Image:
+def opened(response: httpx2.Response) -> PIL.Image.Image:
     assert response.status_code == 200, response.text
     return PIL.Image.open(io.BytesIO(response.content))
 
@@ -195,7 +195,7 @@ async def test_request_id_of_the_caller_is_kept(rest: Rest, given: str) -> None:
 @pytest.mark.parametrize("given", [None, "", "x" * 129, "caf\xe9"])
 async def test_request_id_is_made(rest: Rest, given: str | None) -> None:
     """Without a sane X-Request-Id each request gets a new one."""
-    headers = httpx.Headers([] if given is None else [(b"X-Request-Id", given.encode("latin-1"))])
+    headers = httpx2.Headers([] if given is None else [(b"X-Request-Id", given.encode("latin-1"))])
     responses = [await rest.http.post("/classify", content=picture(), headers=headers) for _ in range(2)]
     ids = {response.headers["x-request-id"] for response in responses}
     assert len(ids) == 2

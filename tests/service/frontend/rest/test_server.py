@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 from starlette.responses import Response
@@ -71,7 +71,7 @@ async def test_drain_ends_in_time() -> None:
 
 async def test_a_connection_serves_many_requests(rest: Rest) -> None:
     """Connections are kept alive, also after an error of the body's content."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{rest.port}") as http:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{rest.port}") as http:
         for body in (picture(), b"%PDF", picture()):
             response = await http.post("/classify", content=body)
             assert "connection" not in response.headers

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
-import httpx
+import httpx2
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
@@ -56,7 +56,7 @@ async def test_it_answers_and_tells_its_own_metrics() -> None:
         await serving(channel)
         answer = await stub_of(channel).Classify(pb.ClassifyRequest(image=picture(9)))
         assert answer.labels[0].index == 9
-        async with httpx.AsyncClient() as http:
+        async with httpx2.AsyncClient() as http:
             text = (await http.get(process.url)).text
         wanted = 'convmlp_requests_total{model="fake_classify",outcome="ok",task="classify",transport="grpc"} 1.0'
         assert wanted in text.splitlines()
