@@ -103,6 +103,13 @@ class Overloaded(RetryLater):
         self.reason = reason
 
 
+def too_late(expected_s: float, retry_after_s: float) -> Overloaded:
+    """An answer is expected only in `expected_s`, after the request's deadline."""
+    return Overloaded(
+        f"an answer would take {expected_s:.1f} s now, longer than the request's deadline allows", retry_after_s
+    )
+
+
 class RateLimited(RetryLater):
     code = "rate-limited"
 

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Self
 
 from service.types import Timings
@@ -17,8 +16,6 @@ SANE_ID = re.compile(r"[\x20-\x7e]{1,128}")
 STAGES = ("decode", "queue", "infer", "post")
 
 _ids = random.Random()  # an id has to be another one, not a secret: the system's random numbers cost a call to it
-_seconds_of = attrgetter(*STAGES)
-_SERVER_TIMING = ", ".join(f"{stage};dur=%.2f" for stage in (*STAGES, "total"))
 
 
 def slowest(timings: Iterable[Timings]) -> Timings:
@@ -59,15 +56,10 @@ class Exchange:
 
     def durations_ms(self) -> dict[str, float]:
         """By stage, in ms, and their `total` until now; with several images each stage is its slowest image's."""
-        seconds = _seconds_of(self.timings) if self.timings is not None else ()
-        durations = {stage: value * 1000 for stage, value in zip(STAGES, seconds, strict=False)}
+        durations = {} if self.timings is None else {stage: getattr(self.timings, stage) * 1000 for stage in STAGES}
         durations["total"] = (time.monotonic() - self.started_s) * 1000
         return durations
 
     def server_timing(self) -> str:
         """The value of the header Server-Timing (W3C), durations in ms."""
-        total_ms = (time.monotonic() - self.started_s) * 1000
-        if self.timings is None:
-            return f"total;dur={total_ms:.2f}"
-        decode, queue, infer, post = _seconds_of(self.timings)
-        return _SERVER_TIMING % (decode * 1000, queue * 1000, infer * 1000, post * 1000, total_ms)
+        return ", ".join([f"{stage};dur={value:.2f}" for stage, value in self.durations_ms().items()])

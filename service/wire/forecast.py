@@ -48,7 +48,7 @@ class Kind:
     def prepared(self) -> None:
         """It is ready, or came to nothing."""
         self._preparing -= 1
-        self.in_hand -= 1
+        self.done()
         self._answered_s -= self._image_s
 
     def send(self) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from model.bundle import BundleConfig
 from model.types import ModelInput, QueryParams
-from service.errors import Overloaded, RetryLater, Unavailable
+from service.errors import RetryLater, Unavailable, too_late
 from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.channel import WorkerAnswer, WorkerChannel
 from service.wire.everywhere import list_everywhere, load_everywhere, unload_everywhere
@@ -74,9 +74,7 @@ class WorkerPool:
         kind = min([channel.kind(version, deadline_s) for channel in able], key=Kind.expected_s)
         expected_s = kind.expected_s()
         if expected_s > left_s:
-            raise Overloaded(
-                f"an answer would take {expected_s:.1f} s now, longer than the request's deadline allows", expected_s
-            )
+            raise too_late(expected_s, expected_s)
         kind.prepare()
         try:
             yield

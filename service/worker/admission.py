@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from model.errors import ConvMLPError
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import DeadlineExceeded, Overloaded, too_late
 from service.wire.messages import Outlook
 from service.worker.batching import share
 from service.worker.pace import Pace
@@ -92,9 +92,7 @@ class Admission:
             return
         answered_s = self._answered_s(job.shape, seconds, job.deadline_s)
         if answered_s > left_s:
-            raise Overloaded(
-                f"an answer would take {answered_s:.1f} s now, longer than the request's deadline allows", backlog_s
-            )
+            raise too_late(answered_s, backlog_s)
 
     def _answered_s(self, shape: Shape, seconds: float, deadline_s: float) -> float:
         """Seconds until a job would be answered that came now: in its turn, and when its own batch ends.
