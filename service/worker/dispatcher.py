@@ -16,32 +16,16 @@ from service.spans import NO_SPAN, NO_TRACING, Span, Tracing, within
 from service.wire.messages import Outlook
 from service.worker.admission import Admission
 from service.worker.batching import as_batch, share
+from service.worker.in_hand import InHand, Running
 from service.worker.lanes import Ended, Lanes
 from service.worker.occupancy import Occupancy
 from service.worker.pace import Pace
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.retries import Retries
-from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
+from service.worker.runner import OutOfDeviceMemory, Runner
+from service.worker.sign_of_life import IDLE_S, SignOfLife
 from service.worker.sizes import BatchSizes
 from service.worker.traces import OUT_OF_MEMORY, tell_batch, tell_job
-
-IDLE_S = 5.0
-"""A device without work is asked for a sign of life this often."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _InHand:
-    """A batch that runs on the device."""
-
-    jobs: tuple[Job, ...]
-    lanes: int
-    expected_s: float
-    """Seconds of one lane."""
-    begun_s: float
-
-    def left_s(self, now_s: float) -> float:
-        """Seconds of one lane that it is expected to take from now on."""
-        return max(0.0, self.expected_s - (now_s - self.begun_s) * self.lanes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,16 +54,15 @@ class Dispatcher:
         self._metrics = metrics
         self._clock = clock
         self._tracing = tracing
-        self._idle_s = idle_s
         self._pace = Pace()
         self._sizes = sizes
         self._occupancy = Occupancy()
-        self._admission = Admission(queue, self._pace, sizes, runner.lanes, self._running_s, clock)
+        self._in_hand = InHand(clock)
+        self._admission = Admission(queue, self._pace, sizes, runner.lanes, self._in_hand.left_s, clock)
         self._retries = Retries(sizes)
-        self._in_hand: list[_InHand] = []
         self._trials: deque[_Trial] = deque()
         self._left: asyncio.Event | None = None
-        self._answered_s = clock()
+        self._alive = SignOfLife(runner, self._lanes, self._idle, clock, idle_s)
         self._over: asyncio.Future[None] | None = None
         self._look_due = False
 
@@ -119,7 +102,7 @@ class Dispatcher:
 
         The device is asked every few seconds where there is nothing else to do.
         """
-        return max(self.busy_s(), self._clock() - self._answered_s)
+        return self._alive.silent_s()
 
     async def time(self, job: Job, images: int) -> float:
         """The seconds that one lane takes for a batch of a job, so many times; nobody is answered.
@@ -149,7 +132,7 @@ class Dispatcher:
         """
         loop = asyncio.get_running_loop()
         self._over = loop.create_future()
-        alive = loop.create_task(self._keep_alive())
+        alive = loop.create_task(self._alive.keep_asking(self._look_soon))
         self._look_soon()
         try:
             over, _ = await asyncio.wait((self._over, alive), return_when=asyncio.FIRST_COMPLETED)
@@ -203,7 +186,8 @@ class Dispatcher:
         elif queue:
             shape = queue.next().shape
             mine = queue.depth_of(shape)
-            part = share(free, mine, len(queue) - mine, self._sizes.most(shape), self._soon(shape))
+            soon = self._in_hand.soon(self._pace.seconds(shape))
+            part = share(free, mine, len(queue) - mine, self._sizes.most(shape), soon)
             jobs = queue.take(shape, part.images)
             self._tell_depth(shape.model)
             self._serve(jobs, min(part.lanes, self._widest()))
@@ -216,7 +200,7 @@ class Dispatcher:
         self._queue.shares.charge(jobs[0].shape.model, batch.expected_s)
 
     def _try(self, trial: _Trial) -> None:
-        def settle(batch: _InHand, end: Ended[tuple[RawOutput, ...]]) -> None:
+        def settle(batch: Running, end: Ended[tuple[RawOutput, ...]]) -> None:
             if not isinstance(end.result, Exception):
                 self._pace.tried(batch.jobs[0].shape, len(batch.jobs), end.seconds)
             if not trial.ended.done():  # whoever asked may have left
@@ -228,17 +212,16 @@ class Dispatcher:
         self._start(trial.jobs, 1, settle)
 
     def _start(
-        self, jobs: tuple[Job, ...], lanes: int, settle: Callable[[_InHand, Ended[tuple[RawOutput, ...]]], None]
-    ) -> _InHand:
+        self, jobs: tuple[Job, ...], lanes: int, settle: Callable[[Running, Ended[tuple[RawOutput, ...]]], None]
+    ) -> Running:
         """Run jobs as one batch; `settle` is called with what became of it."""
         shape, run = jobs[0].shape, self._runner.run
-        batch = _InHand(jobs, lanes, len(jobs) * self._pace.seconds(shape), self._clock())
-        self._in_hand.append(batch)
+        batch = self._in_hand.begin(jobs, lanes, len(jobs) * self._pace.seconds(shape))
         inputs, params = [job.input for job in jobs], [job.params for job in jobs]
 
         def ended(end: Ended[tuple[RawOutput, ...]]) -> None:
-            self._in_hand.remove(batch)
-            self._answered_s = end.ended_s
+            self._in_hand.end(batch)
+            self._alive.answered(end.ended_s)
             settle(batch, end)
             self._tell_left()
             self._look()
@@ -251,7 +234,7 @@ class Dispatcher:
         )
         return batch
 
-    def _settle(self, batch: _InHand, end: Ended[tuple[RawOutput, ...]]) -> None:
+    def _settle(self, batch: Running, end: Ended[tuple[RawOutput, ...]]) -> None:
         """Reply to each job of a batch; what could not run together runs again in smaller parts."""
         jobs, model, seconds = batch.jobs, batch.jobs[0].shape.model, end.seconds * batch.lanes
         self._queue.shares.charge(model, seconds - batch.expected_s)
@@ -271,38 +254,8 @@ class Dispatcher:
                 for job, output in zip(jobs, outputs, strict=True):
                     self._reply(job, Done(output, end.started_s - job.enqueued_s, end.seconds, len(jobs)), span)
 
-    async def _keep_alive(self) -> None:
-        """See every now and then that a device without work is there still.
-
-        Raises:
-            DeviceLost: it is not.
-        """
-        while True:
-            await asyncio.sleep(self._idle_s)
-            if self._lanes.free < self._lanes.count or self._queue:
-                continue
-            end = await self._ping()
-            if isinstance(end.result, Exception):
-                raise DeviceLost(f"the device does not work any more: {end.result}") from end.result
-            self._answered_s = end.ended_s
-            self._look_soon()
-
-    async def _ping(self) -> Ended[None]:
-        ended: asyncio.Future[Ended[None]] = asyncio.get_running_loop().create_future()
-        self._lanes.run_first(self._runner.ping, lambda end: None if ended.done() else ended.set_result(end))
-        return await ended
-
-    def _running_s(self) -> float:
-        """Seconds of one lane that what runs is expected to take from now on."""
-        now_s = self._clock()
-        return sum(one.left_s(now_s) for one in self._in_hand)
-
-    def _soon(self, shape: Shape) -> list[float]:
-        """When each lane that is taken is expected to be free: in the time of so many images of a shape."""
-        each_s, now_s = self._pace.seconds(shape), self._clock()
-        if not each_s:
-            return []
-        return [one.left_s(now_s) / one.lanes / each_s for one in self._in_hand for _ in range(one.lanes)]
+    def _idle(self) -> bool:
+        return self._lanes.free == self._lanes.count and not self._queue
 
     def _widest(self) -> int:
         """The most lanes that one batch should have now."""
