@@ -20,6 +20,8 @@ from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
 CUDA_LANES = 2
 """One batch is copied and answered while the other is computed."""
+_NO_ROOM = ("can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+"""torch on the CPU, cuDNN and cuBLAS raise a plain RuntimeError, which only its words tell from others."""
 
 log = structlog.get_logger(__name__)
 
@@ -132,13 +134,13 @@ class TorchRunner:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             raise OutOfDeviceMemory(str(error)) from error
 
 
-def _out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    # On the CPU torch raises a plain RuntimeError, which only its words tell from others.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error of torch's says that a device, or the host, has no room."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in _NO_ROOM)

@@ -19,7 +19,7 @@ from model.reference import REFERENCE_PARAMS
 from model.reference_picture import reference_input
 from model.types import Batch, ClassifyOutput
 from service.settings import Settings
-from service.worker.torch_runner import TorchRunner
+from service.worker.torch_runner import TorchRunner, is_out_of_memory
 from tests.model.net.tiny import tiny_bundle
 
 SETTINGS = Settings(device="cpu", compute_threads=1, precision="exact")
@@ -103,3 +103,22 @@ def test_batches_run_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
         found = list(lanes.map(lambda _: scores(runner, bundle.config.name, bundle), range(16)))
     for one in found:
         assert one == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_room_on_the_host_is_told_from_other_errors() -> None:
+    """What torch raises where the host has no room for a tensor is known by its words; another error is not taken for
+    that."""
+    with pytest.raises(RuntimeError) as no_room:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(no_room.value)
+    with pytest.raises(RuntimeError) as another:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_out_of_memory(another.value)
+
+
+@pytest.mark.parametrize(
+    "library", ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"]
+)
+def test_no_room_for_a_library_of_cuda_s_is_no_room(library: str) -> None:
+    """cuDNN and cuBLAS, which take workspaces beside torch's own memory, say so in words of their own."""
+    assert is_out_of_memory(RuntimeError(f"{library} when calling `create(handle)`"))
