@@ -1,0 +1,62 @@
+"""What a GPU answers, held against the CPU's answers."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.bundle import REFERENCE_PICTURE, bundle_names, find_bundle, read_bundle
+from model.mode import Mode, fastest, make_predictor
+from model.predictor import Predictor, load_network
+from model.prove import answer
+from model.reference import REFERENCE_PARAMS, disagreement
+from model.types import Batch
+from tests.model.batches import GEOMETRIES, PARAMS, assert_same, pictures
+from tests.model.net.tiny import ARCHITECTURES, tiny_bundle
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_exact_answers_are_those_of_the_cpu(tmp_path: Path, family: str) -> None:
+    """In float32 the device decides nothing: labels are equal, scores and boxes up to rounding."""
+    bundle = tiny_bundle(tmp_path, family)
+    batch = Batch(pictures(), GEOMETRIES, PARAMS)
+    ours, theirs = (Predictor(bundle, device).predict(batch) for device in (GPU, CPU))
+    for one, other in zip(ours, theirs, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_an_answer_does_not_depend_on_who_shares_its_batch(tmp_path: Path, family: str) -> None:
+    """Each row of a batch is answered as it is alone."""
+    predictor = Predictor(tiny_bundle(tmp_path, family), GPU)
+    pixels = pictures()
+    together = predictor.predict(Batch(pixels, GEOMETRIES, PARAMS))
+    for row, output in enumerate(together):
+        one = slice(row, row + 1)
+        (alone,) = predictor.predict(Batch(pixels[one], GEOMETRIES[one], PARAMS[one]))
+        assert_same(output, alone)
+
+
+@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.FP32, Mode.FP16])
+@pytest.mark.parametrize("name", bundle_names(None))
+def test_embedded_models_prove_themselves_in_each_precision(name: str, mode: Mode) -> None:
+    """The reference picture is answered on a GPU as the bundle says, within its tolerance."""
+    bundle = read_bundle(find_bundle(name, None))
+    predictor = make_predictor(bundle, GPU, mode, load_network(bundle))
+    result = answer(predictor, bundle.config, REFERENCE_PICTURE.read_bytes(), REFERENCE_PARAMS)
+    assert disagreement(result, bundle.config.reference) is None
+
+
+@pytest.mark.parametrize("name", bundle_names(None))
+def test_a_precision_is_chosen_that_answers_as_float32_does(name: str) -> None:
+    """Half precision is tried on a GPU, and whatever is chosen was found without objection."""
+    bundle = read_bundle(find_bundle(name, None))
+    choice = fastest(bundle, GPU, copy.deepcopy(load_network(bundle)))
+    tried = {trial.mode: trial for trial in choice.trials}
+    assert Mode.FP16 in tried
+    assert tried[choice.mode].objection is None

@@ -1,0 +1,85 @@
+"""The real runner on a real GPU: streams, memory, signs of life."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.types import Batch
+from service.settings import Settings
+from service.worker.runner import DeviceMissing, OutOfDeviceMemory
+from service.worker.torch_runner import TorchRunner
+from tests.model.batches import GEOMETRIES, PARAMS, assert_same, pictures
+from tests.model.net.tiny import ARCHITECTURES, tiny_bundle
+
+ON_GPU = Settings(device="cuda", precision="exact")
+TIMES = 25
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """torch takes no more than a hundredth of the GPU's memory."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_lanes_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Batches that run on two streams at once, of all families, are answered as each is alone."""
+    bundles = {family: tiny_bundle(tmp_path / family, family) for family in ARCHITECTURES}
+    runner = TorchRunner((), ON_GPU)
+    for family, bundle in bundles.items():
+        runner.prepare(family, bundle)()
+    batches = [Batch(pictures(seed), GEOMETRIES, PARAMS) for seed in range(4)]
+    expected = {(family, at): runner.run(family, batch, 1) for family in bundles for at, batch in enumerate(batches)}
+    with ThreadPoolExecutor(runner.lanes) as lanes:
+        asked = [(key, lanes.submit(runner.run, key[0], batches[key[1]], 1)) for _ in range(TIMES) for key in expected]
+        for key, given in asked:
+            for one, other in zip(given.result(), expected[key], strict=True):
+                assert_same(one, other)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_a_batch_without_room_is_told_and_harms_nobody(tmp_path: Path) -> None:
+    """A batch that does not fit raises OutOfDeviceMemory; the next one that does is answered as before."""
+    runner = TorchRunner((), ON_GPU)
+    runner.prepare("slot", tiny_bundle(tmp_path, "classifier"))()
+    small = Batch(pictures(), GEOMETRIES, PARAMS)
+    before = runner.run("slot", small, 1)
+    pixels = torch.zeros(4096, 512, 512, 3, dtype=torch.uint8).numpy()
+    with pytest.raises(OutOfDeviceMemory):
+        runner.run("slot", Batch(pixels, GEOMETRIES[:1] * len(pixels), PARAMS[:1] * len(pixels)), 1)
+    for one, other in zip(runner.run("slot", small, 1), before, strict=True):
+        assert_same(one, other)
+
+
+def test_a_model_that_leaves_gives_its_memory_back(tmp_path: Path) -> None:
+    """Once its slot is empty the GPU has as much memory left as before it came."""
+    runner = TorchRunner((), ON_GPU)
+    before = torch.cuda.memory_allocated()
+    runner.prepare("slot", tiny_bundle(tmp_path, "classifier"))()
+    assert torch.cuda.memory_allocated() > before
+    runner.remove("slot")
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_the_device_answers_and_names_itself() -> None:
+    """A ping is computed on the device; its UUID has the form that NVML's has."""
+    runner = TorchRunner((), ON_GPU)
+    for _ in range(3):
+        runner.ping()
+    gpu = runner.gpu()
+    assert gpu is not None
+    assert gpu[0].startswith("GPU-")
+
+
+def test_a_device_that_is_not_there_is_missed_at_once() -> None:
+    """A number beyond the last GPU is an error that says how many there are."""
+    count = torch.cuda.device_count()
+    with pytest.raises(DeviceMissing, match=str(count)):
+        TorchRunner((), Settings(device=f"cuda:{count}"))

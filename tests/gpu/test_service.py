@@ -1,0 +1,23 @@
+"""The whole service with a worker on a GPU."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+
+from model.bundle import REFERENCE_PICTURE
+from tests.e2e.running import running_service
+
+
+def test_a_gpu_worker_answers_all_three_tasks_and_tells_of_its_gpu() -> None:
+    """`convmlp serve` finds the GPU by itself: models say so, answers come, and its memory is among the metrics."""
+    with running_service() as service:
+        for task in ("classify", "detect", "segment"):
+            request = urllib.request.Request(f"{service.url}/{task}", REFERENCE_PICTURE.read_bytes())
+            with urllib.request.urlopen(request) as response:
+                (result,) = json.load(response)["results"]
+            assert "error" not in result
+        with urllib.request.urlopen(f"{service.url}/models") as response:
+            assert all(one["device"].startswith("cuda") for one in json.load(response)["models"])
+        with urllib.request.urlopen(f"{service.url}/metrics") as response:
+            assert "convmlp_gpu_memory_total_bytes{" in response.read().decode()

@@ -1,0 +1,62 @@
+"""A batch of pictures of one shape, and how far two answers to it may differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.types import (
+    ClassifyOutput,
+    DetectOutput,
+    Geometry,
+    QueryParams,
+    RawOutput,
+    SegmentOutput,
+    Size,
+    UInt8Array,
+)
+
+HEIGHT, WIDTH = 96, 128
+GEOMETRIES: tuple[Geometry, ...] = (
+    Geometry(Size(200, 270), Size(95, 128)),
+    Geometry(Size(64, 80), Size(96, 120)),
+    Geometry(Size(300, 400), Size(96, 128)),
+    Geometry(Size(70, 100), Size(90, 128)),
+)
+PARAMS: tuple[QueryParams, ...] = (
+    QueryParams(top_k=2, max_detections=7),
+    QueryParams(score_threshold=0.0, max_detections=40),
+    QueryParams(top_k=1, score_threshold=0.7, masks=False),
+    QueryParams(top_k=50),
+)
+
+
+def pictures(seed: int = 1) -> UInt8Array:
+    """Smooth random pictures, black where a row is padded."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (len(GEOMETRIES), HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    pixels = np.ascontiguousarray(coarse.repeat(8, axis=1).repeat(8, axis=2))
+    for row, geometry in enumerate(GEOMETRIES):
+        pixels[row, geometry.content.height :] = 0
+        pixels[row, :, geometry.content.width :] = 0
+    return pixels
+
+
+def assert_same(one: RawOutput, other: RawOutput) -> None:
+    """Equal but for float32's rounding, which may differ with the batch's size."""
+    match one, other:
+        case ClassifyOutput(), ClassifyOutput():
+            np.testing.assert_array_equal(one.indices, other.indices)
+            np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        case DetectOutput(), DetectOutput():
+            np.testing.assert_array_equal(one.classes, other.classes)
+            np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+            np.testing.assert_allclose(one.boxes, other.boxes, atol=0.05)
+            assert (one.mask_logits is None) == (other.mask_logits is None)
+            if one.mask_logits is not None and other.mask_logits is not None:
+                assert one.mask_logits.shape == (len(one.boxes), 28, 28)
+                np.testing.assert_allclose(one.mask_logits, other.mask_logits, atol=0.02)
+        case SegmentOutput(), SegmentOutput():
+            assert (one.label_map != other.label_map).sum() <= 2
+        case _:
+            pytest.fail(f"{one} is no {type(other).__name__}")
