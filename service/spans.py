@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import ClassVar
@@ -135,14 +135,14 @@ def within(span: Span) -> Iterator[None]:
         _current.reset(token)
 
 
-@contextmanager
-def step(name: str, attributes: Attributes = NOTHING) -> Iterator[Span]:
+def step(name: str, attributes: Attributes = NOTHING) -> AbstractContextManager[Span]:
     """A child of the current span, current itself within; it ends with the code of the error that leaves, if one."""
     parent = _current.get()
-    if not parent.recording:
-        yield parent
-        return
-    span = parent.begin(name, attributes)
+    return _step(parent.begin(name, attributes)) if parent.recording else nullcontext(parent)
+
+
+@contextmanager
+def _step(span: Span) -> Iterator[Span]:
     with within(span):
         try:
             yield span

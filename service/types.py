@@ -50,10 +50,11 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model that is served: its bundle's config, and whether it has proven itself on a worker. `devices` has one for
-    each worker that answers for it."""
+    """A model that is served: its bundle's config, and whether it has proven itself on a worker. `version` names this
+    state of it, weights included, on every worker; `devices` has one for each worker that answers for it."""
 
     config: BundleConfig
+    version: str
     ready: bool
     devices: tuple[str, ...]
     precision: str

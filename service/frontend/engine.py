@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from model.bundle import BundleConfig
 from model.postprocess.finish import finish
 from model.types import ClassifyOutput, DetectOutput, RawOutput, Result, Task
 from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
+from service.frontend.budget import Budget, Share
 from service.frontend.prepare import Workshop
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -36,7 +37,7 @@ class Engine:
         self._settings = settings
         self._metrics = metrics
         self._images = 0
-        self._bytes = 0
+        self._bodies = Budget(settings.max_in_flight_bytes, workers.retry_after_s)
 
     async def predict(self, request: PredictRequest, encode: Callable[[Result], T], *, draws: bool = False) -> Reply[T]:
         """Answer for one image. `encode` turns the result into what the transport sends, in a thread, or here where
@@ -45,28 +46,33 @@ class Engine:
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
         """
-        config = self.resolve(request.task, request.model)
-        about = {"convmlp.request_id": request.id, "convmlp.model": config.name}
-        with self._admitted(config.name), step("predict", about) as span:
-            with self._workers.preparing(config, request.deadline_s):
-                model_input = await self._workshop.prepare(request.image, config.preprocessing, request.deadline_s)
-            self._metrics.stage("decode", request.task, model_input.seconds)
-            span.record("decode", model_input.started_s, model_input.ended_s)
-            answer = await self._workers.predict(
-                request.id, config, model_input.value, request.params, request.deadline_s
-            )
-            size = model_input.value.geometry.original
-            output = answer.output
+        model = self._meant(request.task, request.model)
+        config, task, deadline_s = model.config, request.task, request.deadline_s
+        self._admit(model)
+        try:
+            with step("predict", {"convmlp.request_id": request.id, "convmlp.model": config.name}) as span:
+                kind = self._workers.prepare(model, deadline_s)
+                try:
+                    model_input = await self._workshop.prepare(request.image, config.preprocessing, deadline_s)
+                finally:
+                    kind.prepared()
+                self._metrics.stage("decode", task, model_input.seconds)
+                span.record("decode", model_input.started_s, model_input.ended_s)
+                answer = await self._workers.predict(request.id, model, model_input.value, request.params, deadline_s)
+                size = model_input.value.geometry.original
+                output = answer.output
 
-            def encoded() -> T:
-                return encode(finish(output, config, size))
+                def encoded() -> T:
+                    return encode(finish(output, config, size))
 
-            if _is_short(output) and not draws:
-                payload = self._workshop.run_here(encoded)
-            else:
-                payload = await self._workshop.run(encoded, request.deadline_s)
-            self._metrics.stage("post", request.task, payload.seconds)
-            span.record("post", payload.started_s, payload.ended_s)
+                if _is_short(output) and not draws:
+                    payload = self._workshop.run_here(encoded)
+                else:
+                    payload = await self._workshop.run(encoded, deadline_s)
+                self._metrics.stage("post", task, payload.seconds)
+                span.record("post", payload.started_s, payload.ended_s)
+        finally:
+            self._leave()
         return Reply(
             id=request.id,
             model=config.name,
@@ -85,19 +91,7 @@ class Engine:
             BadParameter: the model does another task.
             Unavailable: it is not known yet what the worker serves.
         """
-        if model is None:
-            served = [status.config for status in self.models() if status.config.task == task]
-            if not served:
-                raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
-            return served[0]
-        config = self.model(model).config
-        if config.task != task:
-            raise BadParameter(
-                f"model {model!r} is for {config.task.value!r}, not for {task.value!r}; "
-                f"leave `model` out or name one for {task.value!r} (see /models)",
-                "model",
-            )
-        return config
+        return self._meant(task, model).config
 
     def model(self, name: str) -> ModelStatus:
         """One served model.
@@ -186,35 +180,32 @@ class Engine:
         latest_s = time.monotonic() + self._settings.model_control_timeout_ms / 1000
         return latest_s if deadline_s is None else min(deadline_s, latest_s)
 
-    @contextmanager
-    def body_budget(self) -> Iterator[Callable[[int], None]]:
+    def body_budget(self) -> AbstractContextManager[Callable[[int], None]]:
         """Room for a request's body: call the given function with the bytes of each chunk that came.
 
         Raises:
             Overloaded: all bodies together would be over `max_in_flight_bytes`.
         """
-        held = 0
+        return Share(self._bodies)
 
-        def take(count: int) -> None:
-            nonlocal held
-            if self._bytes + count > self._settings.max_in_flight_bytes:
-                raise Overloaded(
-                    f"the requests in hand hold {self._bytes} bytes, {self._settings.max_in_flight_bytes} is the "
-                    f"most; try again later",
-                    self._workers.retry_after_s(),
-                    Refusal.BODIES,
-                )
-            held += count
-            self._bytes += count
+    def _meant(self, task: Task, name: str | None) -> ModelStatus:
+        """See `resolve`."""
+        if name is None:
+            for model in self.models():
+                if model.config.task == task:
+                    return model
+            raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
+        model = self.model(name)
+        if model.config.task != task:
+            raise BadParameter(
+                f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
+                f"leave `model` out or name one for {task.value!r} (see /models)",
+                "model",
+            )
+        return model
 
-        try:
-            yield take
-        finally:
-            self._bytes -= held
-
-    @contextmanager
-    def _admitted(self, model: str) -> Iterator[None]:
-        if not self.model(model).ready:
+    def _admit(self, model: ModelStatus) -> None:
+        if not model.ready:
             readiness = self.readiness()
             raise Unavailable(readiness.reason, readiness.retry_after_s)
         if self._images >= self._settings.max_in_flight:
@@ -225,11 +216,10 @@ class Engine:
             )
         self._images += 1
         self._metrics.in_flight(1)
-        try:
-            yield
-        finally:
-            self._images -= 1
-            self._metrics.in_flight(-1)
+
+    def _leave(self) -> None:
+        self._images -= 1
+        self._metrics.in_flight(-1)
 
 
 def _is_short(output: RawOutput) -> bool:

@@ -20,6 +20,7 @@ class Journal:
     """One for each transport of a front-end process. `access_log`: requests are told in the log at all."""
 
     def __init__(self, transport: str, tracing: Tracing, *, access_log: bool) -> None:
+        self.traces = tracing.on
         self._transport = transport
         self._tracing = tracing
         self._access_log = access_log
@@ -34,7 +35,7 @@ class Journal:
         probe: bool = False,
     ) -> AbstractContextManager[Span]:
         """Whatever is done for a request is done within. Nothing is told of a probe."""
-        span = self._tracing.request(name, caller_context(), attributes) if self._tracing.on and not probe else NO_SPAN
+        span = self._tracing.request(name, caller_context(), attributes) if self.traces and not probe else NO_SPAN
         return _Told(exchange, span, self._transport, "request" if self._access_log and not probe else "")
 
     def message(self, exchange: Exchange) -> AbstractContextManager[Span]:

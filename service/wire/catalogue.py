@@ -33,7 +33,6 @@ class Catalogue:
         served = {model.version for model in state.models}
         before = {version: one for version, one in self._configs.items() if version not in served}
         kept = dict(list(before.items())[-MAX_CONFIGS:])
-        # A config that is known stays the same object: `version_of` goes by it.
         self._configs = kept | {
             version: self._configs.get(version) or sent[version]
             for version in (model.version for model in state.models)
@@ -57,6 +56,6 @@ class Catalogue:
             if model.version in self._configs
         )
 
-    def version_of(self, config: BundleConfig) -> str | None:
-        """The version whose config this is, this very object; None where it is too long ago."""
-        return next((version for version, known in self._configs.items() if known is config), None)
+    def __contains__(self, version: str) -> bool:
+        """Whether the worker serves a version, or did not long ago."""
+        return version in self._configs

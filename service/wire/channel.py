@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from model.bundle import BundleConfig
 from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import Internal, Unavailable, error_from_code
 from service.spans import current_span
@@ -123,10 +122,10 @@ class WorkerChannel:
             ModelNotFound, Overloaded, Internal, ...: what the worker answered.
         """
         height, width, _ = model_input.pixels.shape
+        geometry = model_input.geometry
+        trace = current_span().context
 
         def header(job: int, budget_s: float) -> Predict:
-            geometry = model_input.geometry
-            trace = current_span().context
             return Predict(
                 job,
                 request_id,
@@ -141,7 +140,7 @@ class WorkerChannel:
                 trace.tracestate,
             )
 
-        kind = self.kind(version, deadline_s)
+        kind = self.kind(version, deadline_s - time.monotonic())
         self._pixels += height * width
         kind.send()
         try:
@@ -185,14 +184,13 @@ class WorkerChannel:
             return WorkerView(None, NO_WORKER, NO_WORKER_RETRY_S, self._catalogue.offers(None))
         return WorkerView(state.phase, state.reason, state.retry_after_s, self._catalogue.offers(state.phase))
 
-    def version_of(self, config: BundleConfig) -> str | None:
-        """The version whose config this is, this very object; None where it is another channel's, or too long ago."""
-        return self._catalogue.version_of(config)
+    def knows(self, version: str) -> bool:
+        """Whether the worker serves a version, or did not long ago."""
+        return version in self._catalogue
 
-    def kind(self, version: str, deadline_s: float) -> Kind:
-        """What is known of jobs like one for a version that is due at `deadline_s`, on the clock of
-        `time.monotonic`."""
-        return self._forecast.kind(version, deadline_s - time.monotonic())
+    def kind(self, version: str, left_s: float) -> Kind:
+        """What is known of jobs like one for a version that is due in so many seconds."""
+        return self._forecast.kind(version, left_s)
 
     def outstanding(self) -> tuple[int, float]:
         """What a new job would find before it: pixels of network input in hand here, then the seconds of work, whoever

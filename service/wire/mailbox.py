@@ -20,6 +20,7 @@ IN_A_ROW = 64
 # As plain numbers: arithmetic on pyzmq's flags costs more than the calls that they are for.
 _NOW = int(zmq.NOBLOCK)
 _NOW_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_TO_RECEIVE = int(zmq.POLLIN)
 
 
 class Mailbox:
@@ -30,7 +31,6 @@ class Mailbox:
         self._socket = socket
         self._loop = asyncio.get_running_loop()
         self._arrival: asyncio.Future[None] | None = None
-        self._look_soon: asyncio.Handle | None = None
         self._in_a_row = 0
         self._descriptor = int(socket.FD)
         self._loop.add_reader(self._descriptor, self._hear)
@@ -38,8 +38,6 @@ class Mailbox:
     def close(self, linger_ms: int | None = None) -> None:
         """Close the socket, too. What was sent still leaves within `linger_ms`, or the socket's own time."""
         self._loop.remove_reader(self._descriptor)
-        if self._look_soon is not None:
-            self._look_soon.cancel()
         self._socket.close(linger_ms)
         self._wake()
 
@@ -56,8 +54,8 @@ class Mailbox:
                 self._socket.send(part, _NOW if number == last else _NOW_MORE, copy=not lent)
         finally:
             # The descriptor tells of an arrival once, and it may be sending that took the word in.
-            if self._arrival is not None and self._look_soon is None:
-                self._look_soon = self._loop.call_soon(self._look)
+            if self._arrival is not None:
+                self._hear()
 
     async def receive(self) -> Sequence[zmq.Frame]:
         """The next message, its parts as they came: their memory is libzmq's, for as long as the part is kept.
@@ -69,33 +67,27 @@ class Mailbox:
         if self._in_a_row > IN_A_ROW:
             self._in_a_row = 0
             await asyncio.sleep(0)
-        while True:
+        # To ask first costs less than half of being refused by an exception.
+        if not self._has_come():
+            self._in_a_row = 0
+            self._arrival = self._loop.create_future()
             try:
-                part = self._socket.recv(_NOW, copy=False)
-            except zmq.Again:
-                self._in_a_row = 0
-                self._arrival = self._loop.create_future()
-                try:
-                    await self._arrival
-                finally:
-                    self._arrival = None
-                continue
-            parts = [part]
-            while part.more:
-                part = self._socket.recv(_NOW, copy=False)
-                parts.append(part)
-            return parts
+                await self._arrival
+            finally:
+                self._arrival = None
+        part = self._socket.recv(_NOW, copy=False)
+        parts = [part]
+        while part.more:
+            part = self._socket.recv(_NOW, copy=False)
+            parts.append(part)
+        return parts
+
+    def _has_come(self) -> bool:
+        """Whether a message is there; it also quiets the descriptor, which would wake the loop again and again."""
+        return bool(int(self._socket.get(zmq.EVENTS)) & _TO_RECEIVE)
 
     def _hear(self) -> None:
-        if self._arrival is not None:
-            self._wake()
-        else:
-            # Nobody waits, whoever comes will find it: only quiet the descriptor, or it wakes the loop again and again.
-            self._socket.get(zmq.EVENTS)
-
-    def _look(self) -> None:
-        self._look_soon = None
-        if int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        if self._has_come():
             self._wake()
 
     def _wake(self) -> None:

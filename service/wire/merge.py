@@ -33,6 +33,7 @@ def _merge_offers(offers: Sequence[Offer]) -> ModelStatus:
     able = [offer for offer in same if offer.ready] or same
     return ModelStatus(
         config=same[0].config,
+        version=version,
         ready=able[0].ready,
         devices=tuple(offer.device for offer in able if offer.device),
         precision=", ".join(dict.fromkeys(offer.precision for offer in able if offer.precision)),

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from model.bundle import BundleConfig
 from model.types import ModelInput, QueryParams
 from service.errors import RetryLater, Unavailable, too_late
 from service.types import ModelStatus, Readiness, StoredModel
@@ -57,37 +56,32 @@ class WorkerPool:
         self._closing = True
         await self._open.aclose()
 
-    @contextlib.contextmanager
-    def preparing(self, config: BundleConfig, deadline_s: float) -> Iterator[None]:
-        """Prepare a job within, which `predict` is to be called for.
+    def prepare(self, model: ModelStatus, deadline_s: float) -> Kind:
+        """A job is being prepared from now on, until `prepared` of what this gives.
 
         Raises:
             Overloaded: by what is known here no worker would answer it before its deadline: there is no use in
                 preparing it.
         """
-        version = self._version_of(config)
         left_s = deadline_s - time.monotonic()
-        able = self._able_to(version) if version is not None and left_s > 0 else ()
-        if version is None or not able:  # `predict` says what is wrong
-            yield
-            return
-        kind = min([channel.kind(version, deadline_s) for channel in able], key=Kind.expected_s)
-        expected_s = kind.expected_s()
-        if expected_s > left_s:
-            raise too_late(expected_s, expected_s)
+        able = self._able_to(model.version) if left_s > 0 else ()
+        if not able:  # `predict` says what is wrong
+            kind = Kind(time.monotonic)
+        else:
+            kind = min([channel.kind(model.version, left_s) for channel in able], key=Kind.expected_s)
+            expected_s = kind.expected_s()
+            if expected_s > left_s:
+                raise too_late(expected_s, expected_s)
         kind.prepare()
-        try:
-            yield
-        finally:
-            kind.prepared()
+        return kind
 
     async def predict(
-        self, request_id: str, config: BundleConfig, model_input: ModelInput, params: QueryParams, deadline_s: float
+        self, request_id: str, model: ModelStatus, model_input: ModelInput, params: QueryParams, deadline_s: float
     ) -> WorkerAnswer:
         """Have one input answered. Cancelling the call, or its deadline, withdraws the job from its worker.
 
-        `config` is the model's, from `models`: what the input was prepared by. A worker that is lost with the job, or
-        refuses it for the time being, costs nothing where another one is ready: it gets the job, once.
+        `model` is one of `models`: what the input was prepared for. A worker that is lost with the job, or refuses it
+        for the time being, costs nothing where another one is ready: it gets the job, once.
 
         Raises:
             DeadlineExceeded: there was no answer in time.
@@ -95,12 +89,13 @@ class WorkerPool:
             Overloaded: two workers refused the job, or the only one; with the shorter time to come back.
             ModelNotFound, Internal, ...: what the worker answered.
         """
-        version = self._version_of(config)
-        if version is None:
-            raise Unavailable(f"model {config.name!r} was replaced while this request was on its way; send it again")
-        job = (request_id, config.name, version, model_input, params, deadline_s)
+        name, version = model.config.name, model.version
         # Where no worker is ready for it, one that knows the model says why.
-        first = _least_busy(self._able_to(version) or self._those_that_know(config))
+        able = self._able_to(version) or [channel for channel in self._channels if channel.knows(version)]
+        if not able:
+            raise Unavailable(f"model {name!r} was replaced while this request was on its way; send it again")
+        job = (request_id, name, version, model_input, params, deadline_s)
+        first = _least_busy(able)
         try:
             return await first.predict(*job)
         except RetryLater as refusal:
@@ -169,12 +164,6 @@ class WorkerPool:
             able = tuple(channel for channel in self._channels if channel.view().has_ready(version))
             self._able[version] = able
         return able
-
-    def _those_that_know(self, config: BundleConfig) -> list[WorkerChannel]:
-        return [channel for channel in self._channels if channel.version_of(config) is not None]
-
-    def _version_of(self, config: BundleConfig) -> str | None:
-        return next((known for one in self._channels if (known := one.version_of(config)) is not None), None)
 
 
 def _least_busy(channels: Sequence[WorkerChannel]) -> WorkerChannel:

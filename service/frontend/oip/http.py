@@ -109,8 +109,9 @@ class HttpServer:
                 length = json_length(request.headers.get(HEADER_LENGTH), len(body))
                 asked = await brief.run(partial(read_request, body, length), len(body) if length is None else length)
                 call = Call(exchange, deadline_s, partial(self._gate.charge, caller_of(request)))
-                answering = self._inference.answer(config, asked, call, partial(encode_response, coding=coding))
-                encoded = await unless_gone(request, answering)
+                encode = partial(encode_response, coding=coding)
+                with unless_gone(request):
+                    encoded = await self._inference.answer(config, asked, call, encode)
         return Response(encoded.body, headers=encoded.headers)
 
     async def metadata(self, _: Request) -> Response:
@@ -143,19 +144,22 @@ class HttpServer:
 
     async def index(self, request: Request) -> Response:
         body = await self._control_body(request)
-        listing = self._catalogue.index(only_ready=body.ready, deadline_s=_control_deadline_s(request))
-        return _json(await unless_gone(request, listing))
+        with unless_gone(request):
+            listing = await self._catalogue.index(only_ready=body.ready, deadline_s=_control_deadline_s(request))
+        return _json(listing)
 
     async def load(self, request: Request) -> Response:
         name, _ = _model(request)
         parameters = (await self._control_body(request)).parameters
-        await unless_gone(request, self._catalogue.load(name, parameters, _control_deadline_s(request)))
+        with unless_gone(request):
+            await self._catalogue.load(name, parameters, _control_deadline_s(request))
         return Response()
 
     async def unload(self, request: Request) -> Response:
         name, _ = _model(request)
         await self._control_body(request)
-        await unless_gone(request, self._catalogue.unload(name, _control_deadline_s(request)))
+        with unless_gone(request):
+            await self._catalogue.unload(name, _control_deadline_s(request))
         return Response()
 
     async def no_regions(self, _: Request) -> Response:

@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.errors import ConvMLPError
 from model.types import Task
 from service.frontend.engine import Engine
 from service.frontend.gate import Gate
@@ -16,7 +15,7 @@ from service.frontend.journal import Journal
 from service.frontend.oip.http import open_inference
 from service.frontend.oip.openapi import open_inference_document
 from service.frontend.rest.catalogue import MetricsText, catalogue
-from service.frontend.rest.edge import Edge, exchange_of, instance_uri, refusal
+from service.frontend.rest.edge import Edge, exchange_of, instance_uri
 from service.frontend.rest.errors import problem, problem_response
 from service.frontend.rest.guard import Guard, add_security
 from service.frontend.rest.huggingface import huggingface
@@ -52,16 +51,16 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        exception_handlers={ConvMLPError: _domain_error, HTTPException: _http_error},
+        exception_handlers={HTTPException: _http_error},
     )
-    app.add_middleware(Guard, gate=gate, metrics=metrics)
     journal = Journal("rest", tracing, access_log=settings.access_log)
-    app.add_middleware(Edge, journal=journal)  # the last one added is the outermost
+    let_in = Guard(gate, metrics).let_in
+    app.add_middleware(Edge, journal=journal, let_in=let_in)
     predictions = Predictions(engine, gate, settings, metrics)
     direct: dict[str, ASGIApp] = {}
     for task in Task:
         path = f"/{task.value}"
-        direct[path] = Edge(Guard(predictions.endpoint(task, path), gate, metrics), journal)
+        direct[path] = Edge(predictions.endpoint(task, path), journal, let_in)
         app.add_api_route(
             path,
             _prediction(predictions, task),
@@ -93,11 +92,11 @@ class Crossing:
         self._framework = framework
         self._direct = direct
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         app = self._framework
         if scope["type"] == "http" and scope["method"] == "POST":
             app = self._direct.get(scope["path"], app)
-        await app(scope, receive, send)
+        return app(scope, receive, send)
 
 
 def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awaitable[Response]]:
@@ -105,11 +104,6 @@ def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awa
         return await predictions.answer(task, request)
 
     return predict
-
-
-async def _domain_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ConvMLPError)
-    return refusal(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

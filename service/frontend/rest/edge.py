@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
@@ -56,11 +57,12 @@ def refusal(request: Request, error: ConvMLPError) -> Response:
 
 
 class Edge:
-    """ASGI middleware around everything else."""
+    """ASGI middleware around everything else. `let_in` raises domain errors for whom it does not let in."""
 
-    def __init__(self, app: ASGIApp, journal: Journal) -> None:
+    def __init__(self, app: ASGIApp, journal: Journal, let_in: Callable[[Scope], None]) -> None:
         self._app = app
         self._journal = journal
+        self._let_in = let_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,29 +70,31 @@ class Edge:
             return
         exchange = Exchange.begin(header_of(scope, b"x-request-id") or "")
         scope[_SCOPE_KEY] = exchange
+        pipe = _Pipe(scope, exchange, receive, send)
         with told(self._journal, exchange, scope):
-            await self._answer(scope, exchange, _Pipe(scope, exchange, receive, send))
+            try:
+                self._let_in(scope)
+                await self._app(scope, pipe.receive, pipe.send)
+            except ClientDisconnect:
+                exchange.outcome = CANCELLED  # nobody is left to answer
+            except asyncio.CancelledError:
+                # Only a server whose time to drain ran out cancels a request.
+                if pipe.started:
+                    raise
+                late = "this process is shutting down and had no time left for the request; send it again"
+                await _refuse(scope, pipe, Unavailable(late))
+            except ConvMLPError as error:
+                await _refuse(scope, pipe, error)
+            except Exception:
+                log.exception("unexpected error", request_id=exchange.request_id, path=exchange.path)
+                exchange.outcome = Internal.code
+                if pipe.started:
+                    raise
+                await _refuse(scope, pipe, Internal(INTERNAL_DETAIL))
 
-    async def _answer(self, scope: Scope, exchange: Exchange, pipe: _Pipe) -> None:
-        try:
-            await self._app(scope, pipe.receive, pipe.send)
-        except ClientDisconnect:
-            exchange.outcome = CANCELLED  # nobody is left to answer
-        except asyncio.CancelledError:
-            # Only a server whose time to drain ran out cancels a request.
-            if pipe.started:
-                raise
-            late = Unavailable("this process is shutting down and had no time left for the request; send it again")
-            exchange.outcome = late.code
-            await error_response(late, instance_uri(Request(scope)))(scope, pipe.receive, pipe.send)
-        except Exception:
-            log.exception("unexpected error", request_id=exchange.request_id, path=exchange.path)
-            exchange.outcome = Internal.code
-            if pipe.started:
-                raise
-            await error_response(Internal(INTERNAL_DETAIL), instance_uri(Request(scope)))(
-                scope, pipe.receive, pipe.send
-            )
+
+async def _refuse(scope: Scope, pipe: _Pipe, error: ConvMLPError) -> None:
+    await refusal(Request(scope), error)(scope, pipe.receive, pipe.send)
 
 
 class _Pipe:
@@ -119,7 +123,7 @@ class _Pipe:
             self._unread = message["more_body"]
         return message
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             self.started = True
             self._exchange.status = message["status"]
@@ -134,10 +138,14 @@ class _Pipe:
         else:
             self._exchange.reply_bytes += len(message.get("body", b""))
             if self._unread and not message.get("more_body", False):
-                await self._send({**message, "more_body": True})
-                await self._drop_rest()
-                message = {"type": "http.response.body", "body": b"", "more_body": False}
-        await self._send(message)
+                return self._send_last(message)
+        return self._send(message)
+
+    async def _send_last(self, message: Message) -> None:
+        """The end of an answer to a body that was not read to its own."""
+        await self._send({**message, "more_body": True})
+        await self._drop_rest()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _drop_rest(self) -> None:
         dropped = 0

@@ -11,12 +11,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from model.errors import ConvMLPError
 from model.types import Task
 from service.frontend.gate import Caller, Gate
-from service.frontend.rest.edge import exchange_in, header_of, refusal
+from service.frontend.rest.edge import exchange_in, header_of
 from service.frontend.rest.pages import FILES
 from service.metrics import FrontEndMetrics
 
@@ -35,44 +35,37 @@ def caller_of(request: Request) -> Caller:
 
 
 class Guard:
-    """ASGI middleware inside of `Edge`. Every prediction is admitted as one image; further ones are charged later."""
+    """Who may do what. Every prediction is admitted as one image; further ones are charged later."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, metrics: FrontEndMetrics) -> None:
-        self._app = app
+    def __init__(self, gate: Gate, metrics: FrontEndMetrics) -> None:
         self._gate = gate
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
-            try:
-                scope[_SCOPE_KEY] = self._let_in(scope)
-            except ConvMLPError as error:
-                self._count(scope, error)
-                await refusal(Request(scope), error)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    def let_in(self, scope: Scope) -> None:
+        """Look at a request that came.
 
-    def _let_in(self, scope: Scope) -> Caller:
-        client = scope["client"]
-        host = client[0] if client is not None else "local"
-        caller = self._gate.identify(header_of(scope, b"authorization"), host)
-        exchange_in(scope).caller = caller
-        if _predicts(scope):
-            self._gate.admit(caller)
-        return caller
-
-    def _count(self, scope: Scope, error: ConvMLPError) -> None:
-        exchange = exchange_in(scope)
-        if _predicts(scope):
-            exchange.task = next((part for part in scope["path"].split("/") if part in _TASKS), "")
-            self._metrics.request("rest", exchange.task, "", error.code, time.monotonic() - exchange.started_s)
+        Raises:
+            Unauthenticated, RateLimited: as `Gate.identify` and `Gate.admit`.
+        """
+        path = scope["path"]
+        if path in OPEN:
+            return
+        predicts = scope["method"] == "POST" and not path.startswith(NO_PREDICTIONS)
+        exchange, client = exchange_in(scope), scope["client"]
+        try:
+            host = client[0] if client is not None else "local"
+            caller = self._gate.identify(header_of(scope, b"authorization"), host)
+            scope[_SCOPE_KEY] = exchange.caller = caller
+            if predicts:
+                self._gate.admit(caller)
+        except ConvMLPError as error:
+            if predicts:
+                exchange.task = next((part for part in path.split("/") if part in _TASKS), "")
+                self._metrics.request("rest", exchange.task, "", error.code, time.monotonic() - exchange.started_s)
+            raise
 
 
 _TASKS = frozenset(task.value for task in Task)
-
-
-def _predicts(scope: Scope) -> bool:
-    return scope["method"] == "POST" and not scope["path"].startswith(NO_PREDICTIONS)
 
 
 def add_security(app: FastAPI) -> Callable[[], dict[str, Any]]:

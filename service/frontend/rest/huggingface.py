@@ -70,9 +70,10 @@ class HuggingFace:
                 prediction = PredictRequest(
                     exchange.request_id, config.task, config.name, ask.image, ask.params, deadline_s
                 )
-                reply = await unless_gone(
-                    request, self._engine.predict(prediction, lambda result: encode_elements(ask.parameters, result))
-                )
+                with unless_gone(request):
+                    reply = await self._engine.predict(
+                        prediction, lambda result: encode_elements(ask.parameters, result)
+                    )
         exchange.timings = reply.timings
         return Response(reply.payload, media_type="application/json")
 

@@ -22,7 +22,7 @@ from service.frontend.outcome import counted, value_or_error
 from service.frontend.render import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.rest.accept import Medium, negotiate
 from service.frontend.rest.body import Upload, read_uploads
-from service.frontend.rest.edge import exchange_of, header_of, instance_uri, refusal
+from service.frontend.rest.edge import exchange_of, header_of, instance_uri
 from service.frontend.rest.errors import problem_of
 from service.frontend.rest.guard import caller_of
 from service.frontend.rest.plain import Plain
@@ -70,10 +70,7 @@ class Predictions:
         async def predict(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope, receive, send)
             exchange_of(request).route = path
-            try:
-                response = await self.answer(task, request)
-            except ConvMLPError as error:
-                response = refusal(request, error)
+            response = await self.answer(task, request)
             await response(scope, receive, send)
 
         return predict
@@ -97,7 +94,8 @@ class Predictions:
                 reading = read_uploads(request, self._settings, take)
                 uploads = await (reading if is_whole(request) else in_time(reading, deadline_s))
                 if len(uploads) == 1:
-                    reply = await unless_gone(request, self._predict(exchange.request_id, ask, uploads[0]))
+                    with unless_gone(request):
+                        reply = await self._predict(exchange.request_id, ask, uploads[0])
                     exchange.timings = reply.timings
                     return _response(ask, reply.payload)
                 self._gate.charge(caller_of(request), len(uploads) - 1)
@@ -106,7 +104,8 @@ class Predictions:
                         f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
                         f"or accept {Medium.JSON}"
                     )
-                outcomes = await unless_gone(request, self._predict_all(exchange.request_id, ask, uploads))
+                with unless_gone(request):
+                    outcomes = await self._predict_all(exchange.request_id, ask, uploads)
             own_error = _own_error(outcomes)
             for outcome in outcomes:
                 if isinstance(outcome, ConvMLPError) and outcome is not own_error:

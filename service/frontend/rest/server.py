@@ -34,6 +34,7 @@ async def serve(
     """
     config = uvicorn.Config(
         app,
+        interface="asgi3",
         http=BoundedHttp,
         ws="none",
         lifespan="off",

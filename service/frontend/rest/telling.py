@@ -22,18 +22,21 @@ MAX_PATH = 200
 """Characters of a path that are logged."""
 
 
-def told(journal: Journal, exchange: Exchange, scope: Scope) -> AbstractContextManager[None]:
+def told(journal: Journal, exchange: Exchange, scope: Scope) -> AbstractContextManager[object]:
     """Whatever is done for a request is done within."""
     path, method = scope["path"], scope["method"]
     exchange.path = path[:MAX_PATH]
     exchange.method = method if method in METHODS else "_OTHER"
+    probe = path in PROBES
+    if not journal.traces:
+        return journal.request(exchange, method, TraceContext, {}, probe=probe)
     about: Attributes = {
         "http.request.method": exchange.method,
         "network.protocol.version": scope["http_version"],
         "url.scheme": scope["scheme"],
     }
     name = method if method in METHODS else "HTTP"
-    request = journal.request(exchange, name, partial(_context_in, scope), about, probe=path in PROBES)
+    request = journal.request(exchange, name, partial(_context_in, scope), about, probe=probe)
     return _Told(request, exchange, scope, name)
 
 

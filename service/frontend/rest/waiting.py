@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,18 +23,15 @@ class Hangup:
     """The end of one connection. It tells who watches, at once: waiting for ASGI's own message takes a task for each
     request."""
 
-    __slots__ = ("_came", "_watchers")
+    __slots__ = ("_watchers", "came")
 
     def __init__(self) -> None:
-        self._came = False
+        self.came = False
         self._watchers: set[Callable[[], object]] = set()
-
-    def came(self) -> bool:
-        return self._came
 
     def __call__(self) -> None:
         """The connection is gone."""
-        self._came = True
+        self.came = True
         for watcher in tuple(self._watchers):
             watcher()
 
@@ -70,30 +69,37 @@ async def in_time(reading: Awaitable[T], deadline_s: float) -> T:
         raise DeadlineExceeded("the request's deadline passed before its body had come") from None
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. If the caller leaves first the work is cancelled, which withdraws its jobs.
+def unless_gone(request: Request) -> AbstractContextManager[None]:
+    """What is awaited within is cancelled if the caller leaves first, which withdraws its jobs.
 
     Raises:
         ClientDisconnect: the caller left.
     """
-    hangup: Hangup = request.scope[_SCOPE_KEY]
-    task = asyncio.current_task()
-    assert task is not None
-    if hangup.came():
-        work.close()
-        raise ClientDisconnect
-    others = task.cancelling()  # cancellations that are not ours, as `asyncio.timeout` tells them apart
-    left = task.cancel
-    hangup.watch(left)
-    try:
-        result = await work
-    except asyncio.CancelledError:
-        if hangup.came() and task.uncancel() <= others:
+    return _UnlessGone(request.scope[_SCOPE_KEY])
+
+
+class _UnlessGone:
+    __slots__ = ("_hangup", "_leave", "_others", "_task")
+
+    def __init__(self, hangup: Hangup) -> None:
+        self._hangup = hangup
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if self._hangup.came:
+            raise ClientDisconnect
+        self._task = task
+        self._others = task.cancelling()  # cancellations that are not ours, as `asyncio.timeout` tells them apart
+        self._leave = task.cancel
+        self._hangup.watch(self._leave)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._hangup.unwatch(self._leave)
+        if not self._hangup.came:
+            return
+        if kind is None:  # the work was done all the same
+            self._task.uncancel()
+            raise ClientDisconnect
+        if isinstance(error, asyncio.CancelledError) and self._task.uncancel() <= self._others:
             raise ClientDisconnect from None
-        raise
-    finally:
-        hangup.unwatch(left)
-    if hangup.came():  # the work was done all the same
-        task.uncancel()
-        raise ClientDisconnect
-    return result

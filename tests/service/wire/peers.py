@@ -69,8 +69,8 @@ async def all_there(pool: WorkerPool) -> None:
 
 async def ask(pool: WorkerPool, level: int = 1, model: str = CLASSIFY, of: ModelInput | None = None) -> int:
     """The class that a model gives a picture: its grey level, where all is well."""
-    config = next(status.config for status in pool.models() or () if status.config.name == model)
-    answer = await pool.predict("r", config, of or picture(level), QueryParams(), soon())
+    status = next(status for status in pool.models() or () if status.config.name == model)
+    answer = await pool.predict("r", status, of or picture(level), QueryParams(), soon())
     assert isinstance(answer.output, ClassifyOutput)
     return int(answer.output.indices[0])
 

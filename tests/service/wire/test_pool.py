@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from model.bundle import BundleConfig
 from model.types import QueryParams, Task
 from service.errors import DeadlineExceeded, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
+from service.types import ModelStatus
 from service.wire.door import Door, Letter
 from service.wire.messages import Outlook
 from service.wire.pool import WorkerPool
@@ -62,9 +62,12 @@ async def doors(folder: Path, *backlogs_s: float) -> AsyncIterator[tuple[WorkerP
         yield pool, heard, opened
 
 
-def within(pool: WorkerPool, config: BundleConfig) -> AbstractContextManager[None]:
+@contextmanager
+def within(pool: WorkerPool, model: ModelStatus, left_s: float = 20.0) -> Iterator[None]:
     """A job is being prepared that is due as soon as those of `ask` are."""
-    return pool.preparing(config, soon())
+    kind = pool.prepare(model, time.monotonic() + left_s)
+    yield
+    kind.prepared()
 
 
 def tell(door: Door, letter: Letter, job: int, outlook: Outlook) -> None:
@@ -189,18 +192,18 @@ async def test_what_would_be_answered_too_late_is_refused_before_it_is_prepared(
     """A worker told with an answer how long the next one takes: until it tells something else, longer than a deadline
     allows is too long."""
     async with doors(tmp_path, 0.0) as (pool, _, (door,)):
-        config = (pool.models() or ())[0].config
+        (model,) = pool.models() or ()
         await told(pool, door, Outlook(100.0, 1.0))
         held = asyncio.create_task(ask(pool))
         letter, job = await next_job(door)
-        with pytest.raises(Overloaded, match="longer than the request's deadline") as caught, within(pool, config):
+        with pytest.raises(Overloaded, match="longer than the request's deadline") as caught, within(pool, model):
             pytest.fail("it was prepared")
         assert caught.value.retry_after_s > 90
         tell(door, letter, job, Outlook(0.0, 1.0))
         await held
         held = asyncio.create_task(ask(pool))
         letter, job = await next_job(door)
-        with within(pool, config):
+        with within(pool, model):
             """It may be prepared."""
         tell(door, letter, job, NOTHING_AHEAD)
         await held
@@ -210,33 +213,33 @@ async def test_an_estimate_alone_refuses_nobody(tmp_path: Path) -> None:
     """Where a front-end has nothing in hand, one is tried, whatever was told last; so is one whose deadline passed
     already, for it is told that."""
     async with doors(tmp_path, 0.0) as (pool, _, (door,)):
-        config = (pool.models() or ())[0].config
+        (model,) = pool.models() or ()
         await told(pool, door, Outlook(100.0, 1.0))
-        with within(pool, config):
-            with pytest.raises(Overloaded), within(pool, config):
+        with within(pool, model):
+            with pytest.raises(Overloaded), within(pool, model):
                 pytest.fail("the first is in hand")
-            with pool.preparing(config, time.monotonic() - 1.0):
+            with within(pool, model, left_s=-1.0):
                 """`predict` tells it."""
 
 
 async def test_the_worker_that_answers_soonest_counts(tmp_path: Path) -> None:
     """While one worker has time, nobody is refused because another has not."""
     async with doors(tmp_path, 0.0, 1.0) as (pool, _, (busy, idle)):
-        config = (pool.models() or ())[0].config
+        (model,) = pool.models() or ()
         await told(pool, busy, Outlook(100.0, 1.0))
         first = asyncio.create_task(ask(pool))
         letter, job = await next_job(busy)
-        with within(pool, config):
+        with within(pool, model):
             """The other worker has nothing in hand."""
         second = asyncio.create_task(ask(pool))
         other, other_job = await next_job(idle)
-        with within(pool, config):
+        with within(pool, model):
             """And has told nothing."""
         tell(idle, other, other_job, Outlook(100.0, 1.0))
         await second
         second = asyncio.create_task(ask(pool))
         other, other_job = await next_job(idle)
-        with pytest.raises(Overloaded), within(pool, config):
+        with pytest.raises(Overloaded), within(pool, model):
             pytest.fail("neither has time")
         tell(busy, letter, job, NOTHING_AHEAD)
         tell(idle, other, other_job, NOTHING_AHEAD)
@@ -252,11 +255,11 @@ async def test_front_ends_of_one_worker_hear_of_each_other_s_work() -> None:
         worker.runner.takes = lambda *_: one_more(permits)
         for _ in range(2):  # the worker goes by the second
             await ask(one)
-        config = (other.models() or ())[0].config
+        (model,) = other.models() or ()
         running = asyncio.create_task(ask(one))
         ran = len(worker.runner.batches)
         await until(lambda: len(worker.runner.batches) == ran + 1)
-        asked = asyncio.create_task(other.predict("r", config, picture(), QueryParams(), soon()))
+        asked = asyncio.create_task(other.predict("r", model, picture(), QueryParams(), soon()))
         await until(lambda: waiting(worker) == 1)
         more = [asyncio.create_task(ask(one)) for _ in range(10)]
         await until(lambda: waiting(worker) == 11)
@@ -346,9 +349,9 @@ async def test_errors_that_another_worker_would_repeat_are_final(tmp_path: Path)
         first.fail(letter.sender, job, ModelNotFound("it has just left"))
         with pytest.raises(ModelNotFound, match="just left"):
             await asked
-        config = (pool.models() or ())[0].config
+        (model,) = pool.models() or ()
         with pytest.raises(DeadlineExceeded):
-            await pool.predict("r", config, picture(), QueryParams(), time.monotonic() + 0.1)
+            await pool.predict("r", model, picture(), QueryParams(), time.monotonic() + 0.1)
         assert heard.resent_for == []
 
 

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from model.bundle import BundleConfig
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size
 from service.metrics import FrontEndMetrics
+from service.types import ModelStatus
 from service.wire.pool import WorkerPool
 
 LEVEL = 9
@@ -36,18 +37,22 @@ def served(channel: WorkerPool) -> list[str]:
     return [status.config.name for status in channel.models() or ()]
 
 
+def status_of(channel: WorkerPool, model: str) -> ModelStatus:
+    return next(status for status in channel.models() or () if status.config.name == model)
+
+
 def config_of(channel: WorkerPool, model: str) -> BundleConfig:
-    return next(status.config for status in channel.models() or () if status.config.name == model)
+    return status_of(channel, model).config
 
 
 async def ask(channel: WorkerPool, model: str = "fake_classify") -> int:
     """The class that a model gives a grey picture: LEVEL, where all is well."""
-    return await ask_for(channel, config_of(channel, model))
+    return await ask_for(channel, status_of(channel, model))
 
 
-async def ask_for(channel: WorkerPool, config: BundleConfig) -> int:
+async def ask_for(channel: WorkerPool, model: ModelStatus) -> int:
     model_input = ModelInput(PIXELS, Geometry(Size(32, 32), Size(36, 36)))
-    answer = await channel.predict("r", config, model_input, QueryParams(), time.monotonic() + 20)
+    answer = await channel.predict("r", model, model_input, QueryParams(), time.monotonic() + 20)
     assert isinstance(answer.output, ClassifyOutput)
     return int(answer.output.indices[0])
 

@@ -21,7 +21,7 @@ from service.wire.messages import PROTOCOL, Hello, State, decode_to_front_end, e
 from service.wire.pool import WorkerPool
 from service.worker.control_desk import MAX_REQUESTS
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.worker.asking import LEVEL, ask, ask_for, channel_to, config_of, served, soon, until
+from tests.service.worker.asking import LEVEL, ask, ask_for, channel_to, config_of, served, soon, status_of, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, model_control=True)
 FIRST = "fake_classify"
@@ -186,7 +186,7 @@ async def test_a_replaced_model_answers_what_was_made_for_it() -> None:
     """Inputs that were prepared for the old version are run by the old one for a while, then told to come again."""
     settings = SETTINGS.with_changes(heartbeat_interval_ms=300)
     async with at_work(settings) as (worker, channel):
-        old = config_of(channel, FIRST)
+        old = status_of(channel, FIRST)
         old_slot = next(iter(worker.runner.slots))
         new = fake_bundle(Task.CLASSIFY, FIRST, weights=b"new")
         store_bundle(worker.store, new, weights=b"new")
@@ -206,7 +206,7 @@ async def test_unloading_answers_what_is_in_hand_first() -> None:
     """Requests in the queue of a model that goes get their answers; those that come meanwhile get ModelNotFound."""
     async with at_work() as (worker, channel):
         await channel.load("second", soon())
-        config = config_of(channel, FIRST)
+        model = status_of(channel, FIRST)
         ran = len(worker.runner.batches)
         worker.runner.gate.clear()
         asked = [asyncio.create_task(ask(channel))]
@@ -216,7 +216,7 @@ async def test_unloading_answers_what_is_in_hand_first() -> None:
         unloading = asyncio.create_task(channel.unload(FIRST, soon()))
         await until(lambda: served(channel) == ["second"])
         with pytest.raises(ModelNotFound, match=FIRST):
-            await ask_for(channel, config)
+            await ask_for(channel, model)
         assert (await stored(channel, FIRST)).reason == "it is being unloaded"
         assert in_memory(worker) == [FIRST, "second"]
         assert not unloading.done()

@@ -24,7 +24,7 @@ from model.types import Task
 from service.errors import Unavailable
 from service.wire.pool import WorkerPool
 from tests.fakes import fake_bundle
-from tests.service.worker.asking import channel_to, config_of, served
+from tests.service.worker.asking import channel_to, served, status_of
 
 BREED, HEADS, OUTLINE = "convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline"
 START_TIMEOUT_S = 120.0
@@ -77,9 +77,10 @@ async def until_ready(channel: WorkerPool, process: subprocess.Popen[bytes], fol
 
 async def agrees(channel: WorkerPool, model: str) -> bool:
     """Whether a model gives its committed answer to whoever asks."""
-    config = config_of(channel, model)
+    status = status_of(channel, model)
+    config = status.config
     one = reference_input(config)
-    answer = await channel.predict("r", config, one, REFERENCE_PARAMS, time.monotonic() + START_TIMEOUT_S)
+    answer = await channel.predict("r", status, one, REFERENCE_PARAMS, time.monotonic() + START_TIMEOUT_S)
     return disagreement(finish(answer.output, config, one.geometry.original), config.reference) is None
 
 
