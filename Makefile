@@ -68,8 +68,8 @@ $(BIN)/python:
 	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# The builds make the gRPC code as well, so a changed contract is a reason to install again.
-INPUTS := pyproject.toml setup.py client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
+# The builds make the gRPC code and compile the C as well, so a change there is a reason to install again.
+INPUTS := pyproject.toml setup.py model/resample.c client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
 
 $(VENV)/.serve: $(INPUTS) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker]'

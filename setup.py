@@ -1,11 +1,24 @@
-"""Adds to the build what pyproject.toml cannot say: the gRPC code is made of the contract, before it is packed."""
+"""Adds to the build what pyproject.toml cannot say: the gRPC code is made of the contract, before it is packed, and the
+C is compiled, where there is a compiler."""
 
 from __future__ import annotations
 
 import runpy
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 runpy.run_path(str(Path(__file__).resolve().parent / "proto" / "generate.py"))["generate"]("service")
-setup()
+setup(
+    ext_modules=[
+        Extension(
+            "model._resample",
+            ["model/resample.c"],
+            # Contraction would round once where Pillow rounds twice; debugging information would name this folder.
+            extra_compile_args=["-O3", "-ffp-contract=off", "-g0"],
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

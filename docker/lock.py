@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "docker" / "locks"
 PLATFORM = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28")
 TORCH_CPU = "https://download.pytorch.org/whl/cpu/torch/"
+C_COMPILER = "ziglang>=0.17"
+"""The base image has none. This one is a wheel, so that builds without network have it too."""
 OWN = "convmlp-"
 """What begins like this is built from this source tree."""
 
@@ -36,7 +38,7 @@ def main() -> None:
         *extras["tracing"],
     ]
     more = ("--upgrade",) if given.upgrade else ()
-    _lock("build", [*service["build-system"]["requires"], *client["build-system"]["requires"]], *more)
+    _lock("build", [*service["build-system"]["requires"], *client["build-system"]["requires"], C_COMPILER], *more)
     _lock("frontend", serving, *more)
     _lock("sbom", ["cyclonedx-bom>=7"], *more)
     # The worker's image lies on the front-end's packages: these locks name only what it has beyond them.

@@ -16,6 +16,14 @@ from model.decode import Picture
 from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
 from model.types import Geometry, Image, ModelInput, Size, UInt8Array
 
+try:
+    from model import _resample
+
+    COMPILED = True
+except ImportError:
+    COMPILED = False
+"""Whether crops are resized by resample.c. Where that could not be built Pillow does it: the same pixels, slower."""
+
 ELONGATED = 32
 """From this ratio of sides on only the part of the picture that the crop sees is resized."""
 BICUBIC_REACH = 2
@@ -70,30 +78,51 @@ def _keep_ratio(pixels: UInt8Array, original: Size, spec: KeepRatioSpec) -> Mode
 def _center_crop(rgb: PIL.Image.Image, original: Size, spec: CenterCropSpec) -> ModelInput:
     content = content_size(original, spec)
     top, left = _centered(content.height, spec.crop), _centered(content.width, spec.crop)
-    if max(original.height, original.width) < ELONGATED * min(original.height, original.width):
-        resized = rgb.resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
+    rows = range(max(top, 0), min(top + spec.crop, content.height))
+    columns = range(max(left, 0), min(left + spec.crop, content.width))
+    if max(original.height, original.width) >= ELONGATED * min(original.height, original.width):
+        pixels = _resized_window(rgb, content, rows, columns)
+    elif COMPILED:
+        pixels = _computed_window(rgb, content, rows, columns)
     else:
-        rows = range(max(top, 0), min(top + spec.crop, content.height))
-        columns = range(max(left, 0), min(left + spec.crop, content.width))
-        resized = _resized_window(np.asarray(rgb), content, rows, columns)
-        top, left = top - rows.start, left - columns.start
-    # Where the crop reaches beyond the picture Pillow fills in zeros, as torchvision pads.
-    cropped = resized.crop((left, top, left + spec.crop, top + spec.crop))
-    return ModelInput(np.ascontiguousarray(cropped), Geometry(original, content))
+        resized = rgb.resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
+        pixels = np.asarray(resized.crop((columns.start, rows.start, columns.stop, rows.stop)))
+    if pixels.shape != (spec.crop, spec.crop, 3):
+        # The crop reaches beyond the picture: zeros, as torchvision pads.
+        before, beside = rows.start - top, columns.start - left
+        content_pixels, pixels = pixels, np.zeros((spec.crop, spec.crop, 3), np.uint8)
+        pixels[before : before + len(rows), beside : beside + len(columns)] = content_pixels
+    return ModelInput(pixels, Geometry(original, content))
 
 
-def _resized_window(pixels: UInt8Array, content: Size, rows: range, columns: range) -> PIL.Image.Image:
-    """The given rows and columns of the picture as resized to `content`, without making the rest of it.
+def _computed_window(rgb: PIL.Image.Image, content: Size, rows: range, columns: range) -> UInt8Array:
+    """The given rows and columns of the picture as Pillow resizes it to `content`, to the last bit."""
+    picture: tuple[object, object] | bytes
+    try:
+        picture = rgb.__arrow_c_array__()
+    except ValueError:
+        # Pillow keeps a large picture in several pieces.
+        picture = rgb.tobytes("raw", "RGBX")
+    pixels = np.empty((len(rows), len(columns), 3), np.uint8)
+    size = (rgb.height, rgb.width)
+    corner, window = (rows.start, columns.start), (len(rows), len(columns))
+    _resample.window(picture, size, (content.height, content.width), corner, window, pixels)
+    return pixels
+
+
+def _resized_window(rgb: PIL.Image.Image, content: Size, rows: range, columns: range) -> UInt8Array:
+    """The same without making the rest of it, by Pillow itself.
 
     Equal to that part of the whole resized picture up to rounding: Pillow takes the window in float32 and
     chooses the order of its two passes by the sizes.
     """
+    pixels = np.asarray(rgb)
     height, width = pixels.shape[:2]
     top, bottom, first_row, last_row = _source_span(rows, height / content.height, height)
     left, right, first_column, last_column = _source_span(columns, width / content.width, width)
     source = PIL.Image.fromarray(np.ascontiguousarray(pixels[first_row:last_row, first_column:last_column]))
     box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
-    return source.resize((len(columns), len(rows)), PIL.Image.Resampling.BICUBIC, box=box)
+    return np.asarray(source.resize((len(columns), len(rows)), PIL.Image.Resampling.BICUBIC, box=box))
 
 
 def _source_span(target: range, scale: float, length: int) -> tuple[float, float, int, int]:

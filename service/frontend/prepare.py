@@ -4,8 +4,8 @@ What runs here releases the GIL for most of its time (Pillow, OpenCV, NumPy).
 
 A photograph's bytes are copied four times before they are here (the kernel's to uvloop's, to the parser's, to uvicorn's
 buffer, to the message; once more where they came in several): 100 KB, some 5 µs each, and all but the last are the
-server's own. Pillow reads them in place. Its pixels are written by the decoder and the resizer; the crop of them is
-copied twice (cut out, made an array), and the wire says what becomes of that.
+server's own. Pillow reads them in place. Its pixels are written by the decoder, and the crop of them by the resizer,
+straight into the array that leaves; the wire says what becomes of that.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import structlog
 from prometheus_client import CollectorRegistry
 
+from model.preprocess import COMPILED
 from service.frontend.engine import Engine
 from service.frontend.gate import Gate, open_gate
 from service.frontend.prepare import Workshop
@@ -17,6 +19,8 @@ from service.metrics import FrontEndMetrics
 from service.scrape import registry_of_all
 from service.settings import Settings, usable_cores
 from service.wire.pool import WorkerPool
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     Raises:
         KeysUnusable: the file of API keys cannot be used.
     """
+    if not COMPILED:
+        log.warning("pictures are resized by Pillow alone, which takes longer: model/resample.c was not compiled")
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
     metrics.in_flight_limit(settings.max_in_flight)

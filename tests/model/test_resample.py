@@ -1,0 +1,194 @@
+"""The compiled resize, against Pillow's: not one bit differs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from model.decode import Picture
+from model.preprocess import COMPILED, prepare, prepare_picture
+from model.spec import CenterCropSpec
+from model.types import Image, ModelInput, Size, UInt8Array
+
+if COMPILED:
+    from model import _resample
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = CenterCropSpec()
+
+pytestmark = pytest.mark.skipif(not COMPILED, reason="model/resample.c is not compiled: install with a C compiler")
+
+
+def window(
+    picture: PIL.Image.Image, resized: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
+) -> UInt8Array:
+    out = np.full((*size, 3), 99, np.uint8)
+    source = (picture.height, picture.width)
+    _resample.window(picture.__arrow_c_array__(), source, resized, corner, size, out)
+    return out
+
+
+def whole(picture: PIL.Image.Image, height: int, width: int) -> UInt8Array:
+    return np.asarray(picture.resize((width, height), PIL.Image.Resampling.BICUBIC))
+
+
+def cropped_by_pillow(picture: PIL.Image.Image) -> UInt8Array:
+    """The crop of a picture that is wider than high."""
+    resized = whole(picture, 248, int(248 * picture.width / picture.height))
+    left = round((resized.shape[1] - 224) / 2)
+    return resized[12 : 12 + 224, left : left + 224]
+
+
+def noise(height: int, width: int, seed: int, *, extreme: bool = False) -> PIL.Image.Image:
+    values = np.random.default_rng(seed).integers(0, 2 if extreme else 256, (height, width, 3), np.uint8)
+    return PIL.Image.fromarray(values * 255 if extreme else values)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_any_window_of_any_resize_equals_pillows(seed: int) -> None:
+    """Larger, smaller, of one pixel, either pass first; black and white pixels make sums beyond 8 bits."""
+    rng = np.random.default_rng(seed)
+    height, width, new_height, new_width = (int(rng.integers(1, rng.choice([2, 9, 90, 400]))) for _ in range(4))
+    picture = noise(height, width, seed, extreme=seed % 2 == 0)
+    expected = whole(picture, new_height, new_width)
+    np.testing.assert_array_equal(window(picture, (new_height, new_width), (0, 0), (new_height, new_width)), expected)
+    for _ in range(4):
+        top, left = int(rng.integers(new_height)), int(rng.integers(new_width))
+        rows, columns = int(rng.integers(1, new_height - top + 1)), int(rng.integers(1, new_width - left + 1))
+        part = window(picture, (new_height, new_width), (top, left), (rows, columns))
+        np.testing.assert_array_equal(part, expected[top : top + rows, left : left + columns])
+
+
+@pytest.mark.parametrize("columns", range(1, 20))
+@pytest.mark.parametrize("left", range(20))
+def test_every_position_of_a_crop_equals_pillows(left: int, columns: int) -> None:
+    """Wherever a window begins and ends, at the borders too."""
+    picture = noise(33, 47, 5)
+    size = (min(columns, 24 - left // 2), min(columns, 31 - left))
+    part = window(picture, (24, 31), (left // 2, left), size)
+    np.testing.assert_array_equal(part, whole(picture, 24, 31)[left // 2 :, left:][: size[0], : size[1]])
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((3, 90_000), (2, 300)),
+        ((90_000, 3), (300, 2)),
+        ((1, 1 << 20), (1, 7)),
+        ((1 << 20, 1), (1, 1)),
+        ((2, 1), (1, 9000)),
+    ],
+)
+def test_very_elongated_pictures_equal_pillows(size: tuple[int, int], resized: tuple[int, int]) -> None:
+    """Sides up to the longest that is taken, made thousands of times shorter or longer."""
+    picture = noise(*size, 3)
+    np.testing.assert_array_equal(window(picture, resized, (0, 0), resized), whole(picture, *resized))
+
+
+@pytest.mark.parametrize("extreme", [1, 2, 3, 5, 1000, 100_000, 1 << 20])
+def test_no_sum_overflows(extreme: int) -> None:
+    """The weights of a pixel add up to one, however many they are: white stays white."""
+    white = PIL.Image.new("RGB", (extreme, 1), (255, 255, 255))
+    for width in (1, 2, 3, 7):
+        np.testing.assert_array_equal(window(white, (1, width), (0, 0), (1, width)), whole(white, 1, width))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (640, 480), (401, 250), (300, 249), (2600, 1700)])
+def test_the_crop_of_a_photograph_equals_pillows(size: tuple[int, int]) -> None:
+    """The network's input is Pillow's resized picture, cut out; one that Pillow holds in several pieces too."""
+    with PIL.Image.open(ROOT / "examples" / "cat.jpg") as file:
+        picture = file.convert("RGB").resize(size)
+    np.testing.assert_array_equal(prepare(Image(np.asarray(picture)), SPEC).pixels, cropped_by_pillow(picture))
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """Without the GIL several pictures are resized at once, each into its own input."""
+    pictures = [noise(300 + 7 * seed, 400, seed) for seed in range(5)]
+    expected = [cropped_by_pillow(picture) for picture in pictures]
+
+    def prepared(index: int) -> ModelInput:
+        picture = pictures[index]
+        return prepare_picture(Picture(picture, Size(picture.height, picture.width)), SPEC)
+
+    with ThreadPoolExecutor(4) as threads:
+        for index, answer in enumerate(threads.map(prepared, [*range(5)] * 20)):
+            np.testing.assert_array_equal(answer.pixels, expected[index % 5])
+
+
+GOOD: dict[str, Any] = {
+    "picture": bytes(4 * 5 * 4),
+    "size": (4, 5),
+    "resized": (6, 7),
+    "corner": (1, 2),
+    "window": (3, 4),
+    "out": bytearray(3 * 4 * 3),
+}
+BIG = 1 << 31
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"picture": bytes(4 * 5 * 3)},
+        {"picture": b"", "size": (0, 5)},
+        {"picture": PIL.Image.new("L", (5, 4)).__arrow_c_array__()},
+        {"picture": PIL.Image.new("RGB", (4, 4)).__arrow_c_array__()},
+        {"picture": (1, 2)},
+        {"picture": PIL.Image.new("RGB", (5, 4)).__arrow_c_array__()[::-1]},
+        {"picture": ()},
+        {"picture": 5},
+        {"size": (-4, -5)},
+        {"size": ((1 << 20) + 1, 1)},
+        {"size": (BIG, 5)},
+        {"size": (4,)},
+        {"resized": (0, 7)},
+        {"resized": (6, (1 << 20) + 1)},
+        {"resized": (6, -7)},
+        {"corner": (-1, 2)},
+        {"corner": (4, 2)},
+        {"corner": (1, 4)},
+        {"corner": (BIG - 1, 2)},
+        {"window": (0, 4), "out": bytearray()},
+        {"window": (-3, -4)},
+        {"window": (6, 4), "out": bytearray(6 * 4 * 3)},
+        {"window": (3, BIG - 1)},
+        {"out": bytes(3 * 4 * 3)},
+        {"out": bytearray(3 * 4 * 3 - 1)},
+        {"out": bytearray(3 * 4 * 3 + 1)},
+        {"out": np.zeros((3, 4, 6), np.uint8)[..., ::2]},
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    """Nothing is read or written beyond a buffer: what does not fit together raises before it begins."""
+    _resample.window(*GOOD.values())
+    with pytest.raises((TypeError, ValueError, OverflowError, BufferError)):
+        _resample.window(*(GOOD | wrong).values())
+
+
+NO_ROOM = """
+import resource
+from model import _resample
+
+side = 3000
+picture, out = bytes(4 * side * side), bytearray(3 * side * (side - 1))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), -1))
+try:
+    _resample.window(picture, (side, side), (side, side - 1), (0, 0), (side, side - 1), out)
+except MemoryError:
+    out.append(0)
+    print("refused")
+"""
+
+
+def test_a_lack_of_memory_is_an_exception() -> None:
+    """A process that may have no more memory goes on, and the buffers are its own again."""
+    told = subprocess.run([sys.executable, "-c", NO_ROOM], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert told.stdout == "refused\n"
