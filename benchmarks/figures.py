@@ -11,6 +11,8 @@ from benchmarks.results import Load, Run, Visit
 from benchmarks.servers import OURS, Arrangement, Who
 
 MAIN_LEVEL = 32
+LARGE_LEVEL = 8
+"""Clients where an image takes a core a good part of a second: each waits long enough as it is."""
 
 
 @dataclass(frozen=True, slots=True)

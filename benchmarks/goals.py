@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
-from benchmarks.answers import MODEL_OF
-from benchmarks.figures import BENCH_MODEL, MAIN_LEVEL, Spread, best_peer, ratio, share_of_limit
+from benchmarks.figures import BENCH_MODEL, LARGE_LEVEL, MAIN_LEVEL, Spread, best_peer, ratio, share_of_limit
 from benchmarks.network import Kind
 from benchmarks.peers.classifier import NOOP
 from benchmarks.results import Load, Run
-from benchmarks.servers import OURS, Arrangement, Who
+from benchmarks.servers import EMBEDDED_MODELS, LARGE, LARGE_MODELS, OURS, Arrangement, Who
 
 LATE = "deadline-exceeded"
 NOOP_LEVEL = 8
@@ -54,17 +53,24 @@ def comparisons(run: Run) -> Iterator[tuple[str, Spread, str]]:
     yield f"rate at 128 clients, over that at {MAIN_LEVEL}", Spread(tuple(kept)), "≥ 0.97"
     memory = [a.resident_mib / b.resident_mib for a, b in crowd if a and b]
     yield f"memory after 128 clients, over that after {MAIN_LEVEL}", Spread(tuple(memory)), "about 1"
-    for task, model in MODEL_OF.items():
-        tasks = [(one.load(task, "closed", MAIN_LEVEL), run.limits[one.round]) for one in ours]
-        shares = [load.answers / limit.network(model, fastest).best_per_second for load, limit in tasks if load]
-        yield f"{task}, over the rate of its network alone", Spread(tuple(shares)), "≥ 0.90"
-        shares = [load.answers / limit.per_second(model, fastest) for load, limit in tasks if load]
-        yield f"{task}, share of the limit (network and decoding on the same cores)", Spread(tuple(shares)), ""
+    yield from _tasks(run, Who(OURS, LARGE), LARGE_MODELS, LARGE_LEVEL, "≥ 0.90")
+    yield from _tasks(run, main, EMBEDDED_MODELS, MAIN_LEVEL, "")
     for name, goal in (("fastapi", "≥ 0.80"), ("litserve", "≥ 4")):
         over_it = ratio(run, Who(OURS, NOOP), Who(name, NOOP), NOOP_LEVEL)
         yield f"no-op at {NOOP_LEVEL} clients, over {name}", over_it, goal
     more = ratio(run, Who(OURS, NOOP, 2), Who(OURS, NOOP), NOOP_LEVEL)
     yield f"no-op at {NOOP_LEVEL} clients, two front-end processes over one", more, "> 1"
+
+
+def _tasks(run: Run, who: Who, models: Mapping[str, str], level: float, goal: str) -> Iterator[tuple[str, Spread, str]]:
+    """Detection and segmentation, with their networks alone and with decoding as well."""
+    for task, model in models.items():
+        pairs = [(one.load(task, "closed", level), run.limits[one.round]) for one in run.of(who)]
+        name = f"{task} ({model})"
+        shares = [load.answers / limit.network(model, Kind.FASTEST).best_per_second for load, limit in pairs if load]
+        yield f"{name}, over the rate of its network alone", Spread(tuple(shares)), goal
+        shares = [load.answers / limit.per_second(model, Kind.FASTEST) for load, limit in pairs if load]
+        yield f"{name}, share of the limit (network and decoding on the same cores)", Spread(tuple(shares)), ""
 
 
 def _capacity(loads: Iterable[Load]) -> float:

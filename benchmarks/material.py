@@ -4,6 +4,7 @@
     FOLDER/models/convmlp_bench_s/       the bundle
     FOLDER/answers.json                  each picture's class
     FOLDER/mode                          the fastest mode that the model has on this machine
+    FOLDER/expected/*.json               what detectors and segmenters should answer (`answers.py`)
 
 The weights are random, which speed does not depend on; but batch norm's statistics are those of the pictures, and the
 head is fitted so that each picture is of a class of its own, far from the others. So a wrong answer, or another
@@ -13,6 +14,7 @@ caller's, is found out, in any precision. So are the pictures by which a precisi
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -63,6 +65,10 @@ class Material:
     def bundle(self) -> Bundle:
         return read_bundle(self.models_dir / MODEL)
 
+    @property
+    def expected_dir(self) -> Path:
+        return self.folder / "expected"
+
     def pictures(self) -> list[bytes]:
         """In the order of their names, as the answers are."""
         return [path.read_bytes() for path in sorted((self.folder / "pictures").iterdir())]
@@ -87,9 +93,9 @@ def make_material(folder: Path, given: Path | None) -> Material:
     pictures = list(_given(given) if given else _made())
     if not pictures:
         raise SystemExit(f"there is no JPEG file in {given}")
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for old in (folder / "pictures").iterdir():
-        old.unlink()
+    for old in (folder / "pictures", material.models_dir, material.expected_dir):
+        shutil.rmtree(old, ignore_errors=True)
+    (folder / "pictures").mkdir(parents=True)
     for at, data in enumerate(pictures):
         (folder / "pictures" / f"{at:02}.jpg").write_bytes(data)
     classes = [at * (CLASSES // MAX_PICTURES) for at in range(len(pictures))]

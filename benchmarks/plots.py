@@ -43,7 +43,7 @@ def _throughput(run: Run, axes: Axes) -> None:
         clients, rates = zip(*points, strict=True)
         axes.plot(clients, rates, MARKERS[at % len(MARKERS)] + "-", color=COLOURS[network], lw=wide, ms=5, label=label)
     for network in (Kind.FASTEST, Kind.FP32, Kind.EAGER):
-        limits = Spread(tuple(one.per_second(BENCH_MODEL, network) for one in run.limits))
+        limits = Spread(tuple(one.per_second(BENCH_MODEL, network) for one in run.limits_of(BENCH_MODEL)))
         if limits.values:
             axes.axhline(limits.median, ls="--", lw=0.9, color=COLOURS[network])
             axes.annotate(f"limit, {network}", (1, limits.median), va="bottom", fontsize=8, color=COLOURS[network])
@@ -52,7 +52,8 @@ def _throughput(run: Run, axes: Axes) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("clients")
     axes.set_ylabel("answers a second")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axes.get_lines():
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _latency(run: Run, axes: Axes) -> None:

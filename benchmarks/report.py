@@ -9,19 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.figures import (
-    MAIN_LEVEL,
-    NETWORKS,
-    Spread,
-    rate,
-    share_of_limit,
-    spread,
-)
+from benchmarks.figures import LARGE_LEVEL, MAIN_LEVEL, NETWORKS, Spread, rate, share_of_limit, spread
 from benchmarks.goals import LATE, comparisons
 from benchmarks.network import Kind
 from benchmarks.peers.classifier import NOOP
 from benchmarks.results import Run, Visit, read_run
-from benchmarks.servers import OURS, REPOSITORY, Who
+from benchmarks.servers import EMBEDDED_MODELS, LARGE, LARGE_MODELS, OURS, REPOSITORY, Who
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -56,7 +49,7 @@ def merged(page: str, part: str) -> str:
 
 
 def report(run: Run) -> str:
-    sections = [_machine(run), _table(run), _goals(run), _stages(run), _noop(run), _networks(run)]
+    sections = [_machine(run), _table(run), _goals(run), _tasks(run), _stages(run), _noop(run), _networks(run)]
     return "\n\n".join(filter(None, sections))
 
 
@@ -134,6 +127,35 @@ def _row(run: Run, who: Who) -> Iterator[str]:
 def _goals(run: Run) -> str:
     rows = [[name, value.text(2), goal] for name, value, goal in comparisons(run) if value.values]
     return f"### Against the peers, the limit and itself\n\n{_grid(['what', 'measured', 'goal'], rows)}" if rows else ""
+
+
+def _tasks(run: Run) -> str:
+    rows = []
+    for who, level, models in (
+        (Who(OURS, LARGE), LARGE_LEVEL, LARGE_MODELS),
+        (Who(OURS, Kind.FASTEST), MAIN_LEVEL, EMBEDDED_MODELS),
+    ):
+        for task, model in models.items():
+            loads = [load for one in run.of(who) if (load := one.load(task, "closed", level))]
+            if loads:
+                cells = [Spread(tuple(load.answers for load in loads)).text()]
+                cells.append(Spread(tuple(load.p50 for load in loads if load.p50)).text(0))
+                cells.append(Spread(tuple(load.server_cpu for load in loads)).text())
+                for stage in TOLD_STAGES:
+                    cells.append(Spread(tuple(load.stages.get(stage, 0.0) for load in loads)).text())
+                rows.append([model, task, str(level), *cells])
+    if not rows:
+        return ""
+    text = (
+        "RetinaNet on ConvMLP-S for pictures of up to 1333 x 800 and 80 classes, and Semantic FPN on ConvMLP-S for a "
+        "shorter side of 512 and 150 classes, both of random weights; and the embedded models. Stages in ms, as "
+        "`Server-Timing` tells them."
+    )
+    heads = ["model", "task", "clients", "answers/s", "p50 ms", "CPU ms", *TOLD_STAGES]
+    return f"### Detection and segmentation\n\n{text}\n\n{_grid(heads, rows)}"
+
+
+TOLD_STAGES = ("decode", "queue", "infer", "post")
 
 
 def _stages(run: Run) -> str:

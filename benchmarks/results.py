@@ -98,7 +98,7 @@ class Run(msgspec.Struct):
     """In open loops."""
     visits: list[Visit] = []
     limits: list[Limit] = []
-    """By round: each the mean of what was measured right before and after this service with its fastest network."""
+    """By round: each the mean of what was measured right before and after this service served the same networks."""
     unavailable: dict[str, str] = {}
     """Peers that could not be installed, and why."""
     versions: dict[str, str] = {}
@@ -108,6 +108,17 @@ class Run(msgspec.Struct):
         scratch = path.with_suffix(".new")
         scratch.write_bytes(msgspec.json.encode(_rounded(msgspec.to_builtins(self))) + b"\n")
         scratch.replace(path)
+
+    def add_limit(self, number: int, limit: Limit) -> None:
+        """Of networks that were not measured before in this round."""
+        while len(self.limits) <= number:
+            self.limits.append(Limit([], []))
+        before = self.limits[number]
+        self.limits[number] = Limit([*before.networks, *limit.networks], [*before.decoding, *limit.decoding])
+
+    def limits_of(self, model: str) -> list[Limit]:
+        """By round, as far as the model alone was measured."""
+        return [limit for limit in self.limits if any(one.model == model for one in limit.networks)]
 
     def of(self, who: Who) -> list[Visit]:
         """The visits of one server, by round."""

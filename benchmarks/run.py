@@ -15,27 +15,30 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import psutil
 
+from benchmarks.answers import expected_answers
 from benchmarks.environments import REQUIREMENTS, CannotInstall, python_of
 from benchmarks.figures import MAIN_LEVEL
+from benchmarks.large import make_large
 from benchmarks.limit import Limit, mean_limit
 from benchmarks.material import Material, make_material
 from benchmarks.network import Kind
 from benchmarks.processes import ServerProcess, adopt_orphans
 from benchmarks.report import write_report
 from benchmarks.results import Machine, Plan, Run, Visit, read_run
-from benchmarks.schedule import LEVELS, MAIN, NOOP_PEERS, SHARES, SUBJECTS, servers_of, steps_of
-from benchmarks.servers import PEERS, REPOSITORY, Arrangement
+from benchmarks.schedule import LARGE_MAIN, LEVELS, MAIN, NOOP_PEERS, SHARES, SUBJECTS, servers_of, steps_of
+from benchmarks.servers import PEERS, REPOSITORY, Arrangement, models_of
 from benchmarks.visit import DEADLINE_S, visit
 from service.settings import usable_cores
 
 QUICK_PEERS = ("fastapi", "litserve", "mosec")
+QUICK_SUBJECTS = ("classify", "tasks", "noop")
 LIMIT_S = 600
 MAX_ROUNDS = 20
 MAX_SECONDS = 60.0
@@ -57,6 +60,7 @@ def main() -> None:
     print(f"the fastest mode here: {material.fastest_mode()}")
     state = folder / ("quick.json" if arguments.quick else "run.json")
     run = _resumed(state, plan, fresh=arguments.fresh) or _begun(plan, material)
+    _prepare(run, material)
     _install(run, folder)
     try:
         _rounds(run, material, folder, state, arguments.minutes * 60)
@@ -92,18 +96,19 @@ def _round(run: Run, number: int, material: Material, folder: Path, state: Path)
             continue
         print(f"round {number + 1}, {at + 1} of {len(servers)}: {server.who}", end=" ", flush=True)
         # A machine's speed changes within minutes: the limit is worth little but right beside what is held against it.
-        before = _limit(material, folder) if server.who == MAIN else None
+        limited = {MAIN: [], LARGE_MAIN: ["--large"]}.get(server.who)
+        before = None if limited is None else _limit(material, folder, limited)
         one = visit(server, list(steps_of(run, server, number)), number, material, folder)
-        if before:
-            run.limits.append(mean_limit(before, _limit(material, folder)))
+        if before and limited is not None:
+            run.add_limit(number, mean_limit(before, _limit(material, folder, limited)))
         print(_told(one), flush=True)
         run.visits.append(one)
         run.write(state)
 
 
-def _limit(material: Material, folder: Path) -> Limit:
+def _limit(material: Material, folder: Path, flags: Sequence[str]) -> Limit:
     """Of the networks and decoding alone, in a process of its own, as servers are."""
-    command = [sys.executable, "-m", "benchmarks.limit", str(material.folder.resolve())]
+    command = [sys.executable, "-m", "benchmarks.limit", str(material.folder.resolve()), *flags]
     log = folder / "logs" / "limit.log"
     process = ServerProcess(command, {"PYTHONPATH": str(REPOSITORY)}, log, REPOSITORY)
     try:
@@ -114,6 +119,17 @@ def _limit(material: Material, folder: Path) -> Limit:
         return msgspec.json.decode(log.read_bytes().splitlines()[-1], type=Limit)
     except (IndexError, msgspec.DecodeError):
         raise SystemExit(f"the networks alone could not be measured; see {log}") from None
+
+
+def _prepare(run: Run, material: Material) -> None:
+    """Whatever takes long, and only once."""
+    if "large" in run.plan.subjects:
+        make_large(material)
+    for server in servers_of(run, 0):
+        if server.who in (MAIN, LARGE_MAIN):
+            for task, model in models_of(server.who).items():
+                if task != "classify":
+                    expected_answers(model, material)
 
 
 def _install(run: Run, folder: Path) -> None:
@@ -180,7 +196,7 @@ def _machine() -> Machine:
 def _plan(arguments: argparse.Namespace) -> Plan:
     quick = arguments.quick
     peers = arguments.peers.split(",") if arguments.peers else list(QUICK_PEERS if quick else PEERS)
-    subjects = arguments.only.split(",") if arguments.only else list(SUBJECTS)
+    subjects = arguments.only.split(",") if arguments.only else list(QUICK_SUBJECTS if quick else SUBJECTS)
     for given, known in ((peers, PEERS), (subjects, SUBJECTS)):
         if unknown := set(given) - set(known):
             raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")

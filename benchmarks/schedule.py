@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.figures import MAIN_LEVEL
+from benchmarks.figures import LARGE_LEVEL, MAIN_LEVEL
 from benchmarks.network import Kind
 from benchmarks.peers.classifier import NOOP
 from benchmarks.results import Run
-from benchmarks.servers import OURS, Arrangement, Server, Who, ours, peer
+from benchmarks.servers import EMBEDDED_MODELS, LARGE, LARGE_MODELS, OURS, Arrangement, Server, Who, ours, peer
 from benchmarks.visit import Step
 
-SUBJECTS = ("classify", "tasks", "noop")
+SUBJECTS = ("classify", "tasks", "large", "noop")
 LEVELS = (1, 8, 32, 128)
 SHARES = (0.5, 0.8, 1.2)
 FINALISTS = 2
@@ -19,6 +19,9 @@ FINALISTS = 2
 ADVISED_NETWORKS = (Kind.FASTEST, Kind.EAGER)
 """With which peers are measured as advised, too."""
 MAIN = Who(OURS, Kind.FASTEST)
+LARGE_MAIN = Who(OURS, LARGE)
+LARGE_S = {"detect": 9.0, "segment": 6.0}
+"""Some tens of answers on two cores."""
 LONGER = 2.0
 """Times a plan's seconds: percentiles of a lone client and of open loops need many requests, the tasks many batches."""
 NOOP_PEERS = ("fastapi", "litserve", "mosec")
@@ -38,6 +41,8 @@ def servers_of(run: Run, number: int) -> Iterator[Server]:
                         yield peer(Who(name, network, arrangement=arrangement))
     elif "tasks" in plan.subjects:
         yield ours(Kind.FASTEST)
+    if "large" in plan.subjects:
+        yield ours(LARGE)
     if "noop" in plan.subjects:
         for processes in NOOP_PROCESSES:
             yield ours(NOOP, processes)
@@ -63,6 +68,10 @@ def steps_of(run: Run, server: Server, number: int) -> Iterator[Step]:
         for clients in (8, MAIN_LEVEL):
             yield Step("classify", "closed", clients, min(plan.seconds, 2.5))
         return
+    if who == LARGE_MAIN:
+        for task in LARGE_MODELS:
+            yield Step(task, "closed", LARGE_LEVEL, LARGE_S[task])
+        return
     main, tuned = who == MAIN, who.arrangement is Arrangement.TUNED
     if "classify" in plan.subjects:
         whole = who.server == OURS or (who.network == Kind.EAGER and tuned)
@@ -74,5 +83,5 @@ def steps_of(run: Run, server: Server, number: int) -> Iterator[Step]:
             for share in plan.shares:
                 yield Step("classify", "open", share, LONGER * plan.seconds)
     if main and "tasks" in plan.subjects:
-        for task in ("detect", "segment"):
+        for task in EMBEDDED_MODELS:
             yield Step(task, "closed", MAIN_LEVEL, LONGER * plan.seconds)

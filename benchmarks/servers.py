@@ -22,6 +22,7 @@ from service.cli.load.http import request_bytes
 from service.settings import usable_cores
 
 OURS = "convmlp"
+LARGE = "large"
 REPOSITORY = Path(__file__).parent.parent
 
 Requests = Callable[[str, bytes, str], bytes]
@@ -40,7 +41,7 @@ class Arrangement(StrEnum):
 
 
 class Who(NamedTuple):
-    """What is measured: `network` is a `Kind`, or `noop`."""
+    """What is measured: `network` is a `Kind`; or, of this service, `noop`, or `large` for the paper's own sizes."""
 
     server: str
     network: str
@@ -190,11 +191,18 @@ def _start_ours(who: Who, port: int, material: Material) -> Start:
     if who.network == NOOP:
         command = [sys.executable, "-m", "benchmarks.noop", "--http-port", str(port)]
         return Start([*command, "--rest-processes", str(who.processes)], {})
-    models = ",".join((MODEL, *OTHER_MODELS))
-    flags += ["--models-dir", str(material.models_dir.resolve()), "--models", models]
-    flags += ["--precision", mode_of(Kind(who.network), material.fastest_mode()), "--device", "cpu"]
+    names = ",".join(models_of(who).values())
+    mode = mode_of(Kind.FASTEST if who.network == LARGE else Kind(who.network), material.fastest_mode())
+    flags += ["--models-dir", str(material.models_dir.resolve()), "--models", names]
+    flags += ["--precision", mode, "--device", "cpu"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CONVMLP_")}
     return Start([sys.executable, "-m", "service.cli", "serve", *flags], environment)
 
 
-OTHER_MODELS = ("convmlp_pets_heads", "convmlp_pets_outline")
+EMBEDDED_MODELS = {"detect": "convmlp_pets_heads", "segment": "convmlp_pets_outline"}
+LARGE_MODELS = {"detect": "retinanet_bench_s", "segment": "sem_fpn_bench_s"}
+
+
+def models_of(who: Who) -> Mapping[str, str]:
+    """The models that are served, by task."""
+    return LARGE_MODELS if who.network == LARGE else {"classify": MODEL, **EMBEDDED_MODELS}

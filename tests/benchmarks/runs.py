@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from benchmarks.limit import DecodingAlone, Limit, NetworkAlone
 from benchmarks.network import Kind
 from benchmarks.results import Load, Run, Visit
-from benchmarks.servers import OTHER_MODELS, Arrangement
+from benchmarks.servers import EMBEDDED_MODELS, LARGE_MODELS, Arrangement
 
 MODEL = "convmlp_bench_s"
 
@@ -37,7 +37,7 @@ def load(answers: float, level: float = 32, loop: str = "closed", **more: object
 
 
 def limit(network: float, decoding: float) -> Limit:
-    models = (MODEL, *OTHER_MODELS)
+    models = (MODEL, *EMBEDDED_MODELS.values(), *LARGE_MODELS.values())
     networks = [
         NetworkAlone(model, kind, {"1 x 1": network / 2, "2 x 4": network}, 8.0) for model in models for kind in Kind
     ]

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.material import Material
 from benchmarks.network import Kind
 from benchmarks.results import Machine, Plan, Run
-from benchmarks.schedule import MAIN, servers_of, steps_of
-from benchmarks.servers import Arrangement, Who, peer, start_of
+from benchmarks.schedule import LARGE_MAIN, MAIN, servers_of, steps_of
+from benchmarks.servers import LARGE, Arrangement, Who, ours, peer, start_of
 from benchmarks.visit import Step
 from service.settings import usable_cores
 from tests.benchmarks.runs import Measured, load
@@ -56,6 +56,17 @@ def test_as_advised_is_measured_at_the_main_level_alone(begun: Measured) -> None
     assert list(steps_of(begun.run, peer(Who("mosec", Kind.EAGER, 1, ADVISED)), 1)) == [main_level]
     tuned = list(steps_of(begun.run, peer(Who("mosec", Kind.EAGER)), 1))
     assert tuned == [Step("classify", "closed", 1, 3.0), main_level, Step("classify", "open", 0.8, 6.0)]
+
+
+def test_the_papers_sizes_have_a_visit_of_their_own(begun: Measured, tmp_path: Path) -> None:
+    """They are not loaded beside what is compared with peers, whose memory and time they would change."""
+    begun.run.plan.subjects = ["classify", "large"]
+    assert [one.who for one in servers_of(begun.run, 1) if one.who.network == LARGE] == [LARGE_MAIN]
+    steps = list(steps_of(begun.run, ours(LARGE), 1))
+    assert [(step.task, step.loop, step.level) for step in steps] == [("detect", "closed", 8), ("segment", "closed", 8)]
+    (tmp_path / "mode").write_text("bf16")
+    start = start_of(ours(LARGE), 1234, Material(tmp_path), tmp_path)
+    assert "retinanet_bench_s,sem_fpn_bench_s" in start.command
 
 
 @pytest.mark.parametrize("arrangement", list(Arrangement))

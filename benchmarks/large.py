@@ -1,0 +1,143 @@
+"""Detection and segmentation at the size of the paper's: RetinaNet and Semantic FPN on ConvMLP-S, as the authors' are.
+
+    FOLDER/models/retinanet_bench_s/     pictures of up to 1333 x 800, 80 classes
+    FOLDER/models/sem_fpn_bench_s/       a shorter side of 512, 150 classes
+
+The weights are random, but what costs time beside the network is as it would be: the detector finds some tens of
+objects in a picture, and the segmenter's label map has some classes whose pixels lie together. Both answer in bf16
+about what they answer in fp32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.material import Material, network_input
+from benchmarks.servers import LARGE_MODELS
+from model.bundle import Source
+from model.net.build import build_network
+from model.net.normalise import Normalise
+from model.net.retinanet import RetinaNet
+from model.net.semantic_fpn import SemanticFPN
+from model.net.weights import write_bundle
+from model.prove import reference_answer
+from model.spec import DetectPostSpec
+from model.zoo.catalogue import CatalogueEntry, entry
+from model.zoo.draft import published_draft
+
+PUBLISHED = {"detect": "retinanet_convmlp_s_coco", "segment": "sem_fpn_convmlp_s_ade20k"}
+"""Whose architecture, classes and pipelines they have."""
+FITTED_TO = 4
+"""Pictures."""
+CANDIDATES = 100
+"""Anchors with a class of a picture, on average, that score above the threshold; about half of them outlive NMS."""
+LOGITS, DELTAS = 0.5, 0.2
+"""Standard deviations: of a class's logit from place to place, and of what boxes are off their anchors."""
+SEGMENTS = 8
+"""Classes that a label map has."""
+ROUNDS = 4
+"""Of k-means."""
+BRANCHES = (0.05, 0.2, 1.0, 1.0)
+"""What the head's branches weigh, the finest first: with less of the fine ones the classes' pixels lie together."""
+
+
+def make_large(material: Material) -> None:
+    """Make the two bundles once."""
+    pictures = material.pictures()[:FITTED_TO]
+    for task, name in LARGE_MODELS.items():
+        if (material.models_dir / name).exists():
+            continue
+        like = entry(PUBLISHED[task])
+        torch.manual_seed(0)
+        network = build_network(like.architecture, len(like.labels)).eval()
+        x = _inputs(like, pictures)
+        if isinstance(network, RetinaNet):
+            fit_detector(network, x)
+        elif isinstance(network, SemanticFPN):
+            fit_segmenter(network, x)
+        source = Source(description="random weights for benchmarks", url="", licence="none", attribution="")
+        draft = dataclasses.replace(published_draft(like), name=name, source=source, accuracy=None)
+        write_bundle(material.models_dir, draft, network, reference_answer)
+
+
+@torch.no_grad()
+def fit_detector(network: RetinaNet, x: Tensor) -> None:
+    """About `CANDIDATES` class scores of a picture (N, 3, H, W) above the threshold, and boxes near anchors."""
+    head = network.bbox_head
+    for module in itertools.chain(head.cls_convs.modules(), head.reg_convs.modules()):
+        if isinstance(module, nn.Conv2d):
+            # What differs between positions would fade away in the towers as they are initialised.
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(head.retina_cls.bias)  # type: ignore[arg-type]
+    with _own_statistics(network):
+        network(x)
+    logits, deltas = network(x)
+    by_channel = torch.cat([level.transpose(0, 1).flatten(1) for level in logits], dim=1)
+    std, mean = torch.std_mean(by_channel, dim=1, keepdim=True)
+    standing_out = by_channel.sub_(mean).div_(std).flatten()
+    least = standing_out.topk(CANDIDATES * len(x)).values[-1]
+    threshold = DetectPostSpec().score_threshold
+    head.retina_cls.weight.mul_(LOGITS / std[:, :, None, None])
+    bias = math.log(threshold / (1 - threshold)) - LOGITS * (least + (mean / std).flatten())
+    head.retina_cls.bias.copy_(bias)  # type: ignore[union-attr]
+    head.retina_reg.weight.mul_(DELTAS / torch.cat([level.flatten() for level in deltas]).std())
+
+
+@torch.no_grad()
+def fit_segmenter(network: SemanticFPN, x: Tensor) -> None:
+    """Each position has the class of the nearest of `SEGMENTS` kinds of features that pictures (N, 3, H, W) have."""
+    head = network.decode_head
+    for branch, weight in zip(head.scale_heads, BRANCHES, strict=True):
+        for module in branch.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.weight, weight)
+    with _own_statistics(network):
+        network(x)
+    found: list[Tensor] = []
+    hook = head.conv_seg.register_forward_hook(lambda _module, inputs, _out: found.append(inputs[0]))
+    network(x)
+    hook.remove()
+    features = found[0].permute(0, 2, 3, 1).flatten(0, 2)
+    kinds = features[torch.randperm(len(features))[:SEGMENTS]]
+    for _ in range(ROUNDS):
+        nearest = (features @ kinds.T - kinds.square().sum(dim=1) / 2).argmax(dim=1)
+        kinds = torch.stack([features[nearest == at].mean(dim=0) for at in range(SEGMENTS)])
+    classes = torch.arange(SEGMENTS) * (len(head.conv_seg.weight) // SEGMENTS)
+    nn.init.zeros_(head.conv_seg.weight)
+    nn.init.constant_(head.conv_seg.bias, -NEVER)  # type: ignore[arg-type]
+    # The nearest kind k is the one of the greatest f·k - |k|²/2.
+    head.conv_seg.weight[classes] = kinds[:, :, None, None]
+    head.conv_seg.bias[classes] = -kinds.square().sum(dim=1) / 2  # type: ignore[index]
+
+
+NEVER = 1e4
+"""No logit is so far below the others."""
+
+
+@contextmanager
+def _own_statistics(network: nn.Module) -> Iterator[None]:
+    """Within it, batch norm learns its statistics from what it is given."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    yield
+    network.eval()
+
+
+def _inputs(like: CatalogueEntry, pictures: Sequence[bytes]) -> Tensor:
+    """Those pictures that have the shape of the first, normalised: float32 (N, 3, H, W)."""
+    inputs = [network_input(data, like.preprocessing) for data in pictures]
+    inputs = [one for one in inputs if one.pixels.shape == inputs[0].pixels.shape]
+    pixels = torch.from_numpy(np.stack([one.pixels for one in inputs]))
+    x: Tensor = Normalise(like.preprocessing)(pixels, [one.geometry.content for one in inputs])
+    return x
