@@ -13,16 +13,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.material import Material, network_input
+from benchmarks.material import SOURCE, Material, network_input, own_statistics
 from benchmarks.servers import LARGE_MODELS
-from model.bundle import Source
 from model.net.build import build_network
 from model.net.normalise import Normalise
 from model.net.retinanet import RetinaNet
@@ -47,6 +45,8 @@ ROUNDS = 4
 """Of k-means."""
 BRANCHES = (0.05, 0.2, 1.0, 1.0)
 """What the head's branches weigh, the finest first: with less of the fine ones the classes' pixels lie together."""
+NEVER = 1e4
+"""No logit is so far below the others."""
 
 
 def make_large(material: Material) -> None:
@@ -63,8 +63,7 @@ def make_large(material: Material) -> None:
             fit_detector(network, x)
         elif isinstance(network, SemanticFPN):
             fit_segmenter(network, x)
-        source = Source(description="random weights for benchmarks", url="", licence="none", attribution="")
-        draft = dataclasses.replace(published_draft(like), name=name, source=source, accuracy=None)
+        draft = dataclasses.replace(published_draft(like), name=name, source=SOURCE, accuracy=None)
         write_bundle(material.models_dir, draft, network, reference_answer)
 
 
@@ -78,7 +77,7 @@ def fit_detector(network: RetinaNet, x: Tensor) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     nn.init.zeros_(head.retina_cls.bias)  # type: ignore[arg-type]
-    with _own_statistics(network):
+    with own_statistics(network):
         network(x)
     logits, deltas = network(x)
     by_channel = torch.cat([level.transpose(0, 1).flatten(1) for level in logits], dim=1)
@@ -100,7 +99,7 @@ def fit_segmenter(network: SemanticFPN, x: Tensor) -> None:
         for module in branch.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.constant_(module.weight, weight)
-    with _own_statistics(network):
+    with own_statistics(network):
         network(x)
     found: list[Tensor] = []
     hook = head.conv_seg.register_forward_hook(lambda _module, inputs, _out: found.append(inputs[0]))
@@ -117,21 +116,6 @@ def fit_segmenter(network: SemanticFPN, x: Tensor) -> None:
     # The nearest kind k is the one of the greatest f·k - |k|²/2.
     head.conv_seg.weight[classes] = kinds[:, :, None, None]
     head.conv_seg.bias[classes] = -kinds.square().sum(dim=1) / 2  # type: ignore[index]
-
-
-NEVER = 1e4
-"""No logit is so far below the others."""
-
-
-@contextmanager
-def _own_statistics(network: nn.Module) -> Iterator[None]:
-    """Within it, batch norm learns its statistics from what it is given."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # the plain mean over all batches
-        norm.train()
-    yield
-    network.eval()
 
 
 def _inputs(like: CatalogueEntry, pictures: Sequence[bytes]) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -48,6 +49,7 @@ PREPROCESSING = CenterCropSpec(resize_shorter=248, crop=224)
 LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 MAX_PICTURES = 64
 TRIALS = 5
+SOURCE = Source(description="random weights for benchmarks", url="", licence="none", attribution="")
 MADE_PICTURES = 16
 MADE_SIZE = (500, 375)
 """What photographs of common data sets have, width first."""
@@ -107,7 +109,7 @@ def make_material(folder: Path, given: Path | None) -> Material:
         preprocessing=PREPROCESSING,
         postprocessing=ClassifyPostSpec(),
         precision="fp32",
-        source=Source(description="random weights for benchmarks", url="", licence="none", attribution=""),
+        source=SOURCE,
         accuracy=None,
     )
     proofs = _proofs()
@@ -141,13 +143,9 @@ def fitted_network(inputs: Sequence[UInt8Array], classes: Sequence[int]) -> Conv
     torch.manual_seed(0)
     network = ConvMLPClassifier(BACKBONES["s"], CLASSES).eval()
     x = Normalise(PREPROCESSING)(torch.from_numpy(np.stack(inputs)), None)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the plain mean over all batches
-            module.train()
-    for part in x.split(16):
-        network(part)
-    network.eval()
+    with own_statistics(network):
+        for part in x.split(16):
+            network(part)
     means: list[Tensor] = []
     hook = network.norm.register_forward_hook(lambda _module, _inputs, out: means.append(out.mean(dim=(1, 2))))
     for part in x.split(16):
@@ -165,6 +163,17 @@ def fitted_network(inputs: Sequence[UInt8Array], classes: Sequence[int]) -> Conv
     network.head.weight.copy_(weights)
     network.head.bias.copy_(-weights @ centre)
     return network
+
+
+@contextmanager
+def own_statistics(network: nn.Module) -> Iterator[None]:
+    """Within it, batch norm learns its statistics from what the network is given."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain mean over all batches
+            module.train()
+    yield
+    network.eval()
 
 
 def _proofs() -> list[UInt8Array]:

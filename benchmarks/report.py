@@ -15,6 +15,7 @@ from benchmarks.network import Kind
 from benchmarks.peers.classifier import NOOP
 from benchmarks.results import Run, Visit, read_run
 from benchmarks.servers import EMBEDDED_MODELS, LARGE, LARGE_MODELS, OURS, REPOSITORY, Who
+from service.frontend.exchange import STAGES
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -141,7 +142,7 @@ def _tasks(run: Run) -> str:
                 cells = [Spread(tuple(load.answers for load in loads)).text()]
                 cells.append(Spread(tuple(load.p50 for load in loads if load.p50)).text(0))
                 cells.append(Spread(tuple(load.server_cpu for load in loads)).text())
-                for stage in TOLD_STAGES:
+                for stage in STAGES:
                     cells.append(Spread(tuple(load.stages.get(stage, 0.0) for load in loads)).text())
                 rows.append([model, task, str(level), *cells])
     if not rows:
@@ -151,11 +152,8 @@ def _tasks(run: Run) -> str:
         "shorter side of 512 and 150 classes, both of random weights; and the embedded models. Stages in ms, as "
         "`Server-Timing` tells them."
     )
-    heads = ["model", "task", "clients", "answers/s", "p50 ms", "CPU ms", *TOLD_STAGES]
+    heads = ["model", "task", "clients", "answers/s", "p50 ms", "CPU ms", *STAGES]
     return f"### Detection and segmentation\n\n{text}\n\n{_grid(heads, rows)}"
-
-
-TOLD_STAGES = ("decode", "queue", "infer", "post")
 
 
 def _stages(run: Run) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from model.bundle import BundleConfig
 from model.postprocess.finish import finish
 from model.types import ClassifyOutput, DetectOutput, RawOutput, Result, Task
 from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
@@ -46,7 +45,7 @@ class Engine:
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
         """
-        model = self._meant(request.task, request.model)
+        model = self.resolve(request.task, request.model)
         config, task, deadline_s = model.config, request.task, request.deadline_s
         self._admit(model)
         try:
@@ -83,7 +82,7 @@ class Engine:
             batch_images=answer.batch_images,
         )
 
-    def resolve(self, task: Task, model: str | None) -> BundleConfig:
+    def resolve(self, task: Task, name: str | None) -> ModelStatus:
         """The model that a request means: the named one, or the first of its task.
 
         Raises:
@@ -91,7 +90,19 @@ class Engine:
             BadParameter: the model does another task.
             Unavailable: it is not known yet what the worker serves.
         """
-        return self._meant(task, model).config
+        if name is None:
+            for model in self.models():
+                if model.config.task == task:
+                    return model
+            raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
+        model = self.model(name)
+        if model.config.task != task:
+            raise BadParameter(
+                f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
+                f"leave `model` out or name one for {task.value!r} (see /models)",
+                "model",
+            )
+        return model
 
     def model(self, name: str) -> ModelStatus:
         """One served model.
@@ -187,22 +198,6 @@ class Engine:
             Overloaded: all bodies together would be over `max_in_flight_bytes`.
         """
         return Share(self._bodies)
-
-    def _meant(self, task: Task, name: str | None) -> ModelStatus:
-        """See `resolve`."""
-        if name is None:
-            for model in self.models():
-                if model.config.task == task:
-                    return model
-            raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
-        model = self.model(name)
-        if model.config.task != task:
-            raise BadParameter(
-                f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
-                f"leave `model` out or name one for {task.value!r} (see /models)",
-                "model",
-            )
-        return model
 
     def _admit(self, model: ModelStatus) -> None:
         if not model.ready:

@@ -20,10 +20,14 @@ class Journal:
     """One for each transport of a front-end process. `access_log`: requests are told in the log at all."""
 
     def __init__(self, transport: str, tracing: Tracing, *, access_log: bool) -> None:
-        self.traces = tracing.on
         self._transport = transport
         self._tracing = tracing
         self._access_log = access_log
+
+    @property
+    def traces(self) -> bool:
+        """Whether requests are traced at all."""
+        return self._tracing.on
 
     def request(
         self,

@@ -23,9 +23,12 @@ from service.worker.pace import Pace
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.retries import Retries
 from service.worker.runner import OutOfDeviceMemory, Runner
-from service.worker.sign_of_life import IDLE_S, SignOfLife
+from service.worker.sign_of_life import SignOfLife
 from service.worker.sizes import BatchSizes
 from service.worker.traces import OUT_OF_MEMORY, tell_batch, tell_job
+
+IDLE_S = 5.0
+"""A device without work is asked for a sign of life this often."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

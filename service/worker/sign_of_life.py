@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from service.worker.lanes import Ended, Lanes
 from service.worker.runner import DeviceLost, Runner
 
-IDLE_S = 5.0
-"""A device without work is asked for a sign of life this often."""
-
 
 class SignOfLife:
-    """Its batches are one; where there are none it is asked. `idle` says whether there is nothing to do."""
+    """Its batches are one; where `idle` says that there is nothing to do it is asked, every `idle_s` seconds."""
 
     def __init__(
         self,
         runner: Runner,
         lanes: Lanes,
         idle: Callable[[], bool],
-        clock: Callable[[], float] = time.monotonic,
-        idle_s: float = IDLE_S,
+        clock: Callable[[], float],
+        idle_s: float,
     ) -> None:
         self._runner = runner
         self._lanes = lanes

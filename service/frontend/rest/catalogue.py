@@ -97,7 +97,7 @@ def _card(engine: Engine, status: ModelStatus) -> ModelCard:
     return ModelCard(
         name=config.name,
         task=config.task,
-        default=engine.resolve(config.task, None).name == config.name,
+        default=engine.resolve(config.task, None).config.name == config.name,
         ready=status.ready,
         device=status.device,
         precision=status.precision,

@@ -83,10 +83,10 @@ class HuggingFace:
     def _able(self, task: Task, name: str | None) -> Sequence[BundleConfig]:
         """The models that may answer, the preferred first; never none."""
         if task is not Task.SEGMENT:
-            return [self._engine.resolve(task, name)]
+            return [self._engine.resolve(task, name).config]
         if name is not None:
             config = self._engine.model(name).config
-            return [config if _does_instances(config) else self._engine.resolve(task, name)]
+            return [config if _does_instances(config) else self._engine.resolve(task, name).config]
         served = [status.config for status in self._engine.models()]
         semantic = [config for config in served if config.task is Task.SEGMENT]
         able = [*semantic, *(config for config in served if _does_instances(config))]

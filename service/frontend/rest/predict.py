@@ -88,7 +88,7 @@ class Predictions:
             deadline_s = self._engine.deadline(read_timeout_ms(header_of(scope, b"x-request-timeout-ms")))
             medium = Medium.PNG if query.view else negotiate(header_of(scope, b"accept"))
             # Before the body is read: a wrong model's name should not cost an upload.
-            ask = Ask(self._engine.resolve(task, query.model), query, medium, deadline_s)
+            ask = Ask(self._engine.resolve(task, query.model).config, query, medium, deadline_s)
             count_for(ask.config.name)
             with self._engine.body_budget() as take:
                 reading = read_uploads(request, self._settings, take)

@@ -34,7 +34,7 @@ def _model(engine: Engine, status: ModelStatus) -> pb.Model:
         ready=status.ready,
         labels=config.labels,
         weights_sha256=config.weights_sha256,
-        is_default=engine.resolve(config.task, None).name == config.name,
+        is_default=engine.resolve(config.task, None).config.name == config.name,
         device=status.device,
         precision=status.precision,
         family=config.architecture.family,

@@ -156,7 +156,7 @@ class Vision:
     ) -> tuple[PredictRequest, Callable[[Result], Response]]:
         """What to predict, and how to tell it."""
         asked = asked_of(message)
-        model = self._engine.resolve(method.task, asked.model).name
+        model = self._engine.resolve(method.task, asked.model).config.name
         count_for(model)
         request = PredictRequest(turn.request_id, method.task, model, message.image, asked.params, deadline_s)
         return request, encoder_of(message, asked.mask_format)
