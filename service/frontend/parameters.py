@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 from model.postprocess.encode import MaskFormat
-from model.types import QueryParams
+from model.types import QueryParams, Task
 from service.errors import BadParameter
 
 MAX_MODEL_NAME = 64
@@ -75,3 +79,116 @@ def asked(
 def _hold(name: str, value: float | None, allowed: Range) -> None:
     if value is not None and value not in allowed:
         raise BadParameter(f"parameter {name!r} is {value:.10g}; expected {allowed}", name)
+
+
+class View(StrEnum):
+    LABEL_MAP = "labelmap"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """`parse` raises ValueError with the words for what was expected; `schema` is JSON Schema."""
+
+    description: str
+    schema: Mapping[str, Any]
+    parse: Callable[[str], Any]
+    tasks: frozenset[Task]
+
+
+def shown(text: str) -> str:
+    """A caller's text, quoted and cut, for an error."""
+    return ascii(text if len(text) <= 80 else f"{text[:80]}…")
+
+
+def digits(text: str) -> int | None:
+    """The whole number that a text of at most ten ASCII digits is, else None."""
+    # `int` alone would take "1_0", " 7 " and digits of other scripts.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+
+
+def _whole_number(allowed: Range) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = digits(text)
+        if value is None:
+            raise ValueError(str(allowed))
+        return value
+
+    return parse
+
+
+def _number(allowed: Range) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if text.isascii() and "_" not in text:
+            with contextlib.suppress(ValueError):
+                return float(text)
+        raise ValueError(str(allowed))
+
+    return parse
+
+
+def _truth(text: str) -> bool:
+    try:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    except KeyError:
+        raise ValueError("true or false") from None
+
+
+def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
+    def parse(text: str) -> StrEnum:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"one of {', '.join(kind)}" if len(kind) > 1 else f"{next(iter(kind))}") from None
+
+    return parse
+
+
+PARAMETERS: dict[str, Parameter] = {
+    "model": Parameter(
+        "Which model answers; the task's default model if left out.",
+        {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
+        str,
+        frozenset(Task),
+    ),
+    "top_k": Parameter(
+        "How many labels, the best first.",
+        {"type": "integer", "minimum": TOP_K.low, "maximum": TOP_K.high, "default": DEFAULTS.top_k},
+        _whole_number(TOP_K),
+        frozenset({Task.CLASSIFY}),
+    ),
+    "score_threshold": Parameter(
+        "Detections with a score above it are told; the model's own threshold if left out.",
+        {"type": "number", "minimum": SCORE_THRESHOLD.low, "maximum": SCORE_THRESHOLD.high},
+        _number(SCORE_THRESHOLD),
+        frozenset({Task.DETECT}),
+    ),
+    "max_detections": Parameter(
+        "At most so many detections, the best first.",
+        {
+            "type": "integer",
+            "minimum": MAX_DETECTIONS.low,
+            "maximum": MAX_DETECTIONS.high,
+            "default": DEFAULTS.max_detections,
+        },
+        _whole_number(MAX_DETECTIONS),
+        frozenset({Task.DETECT}),
+    ),
+    "masks": Parameter(
+        "Whether masks are told, by models that have them.",
+        {"type": "boolean", "default": True},
+        _truth,
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "mask_format": Parameter(
+        "How a mask is written: COCO's compressed RLE, a base64 PNG of 0 and 255, or polygons.",
+        {"type": "string", "enum": list(MaskFormat), "default": DEFAULT_MASK_FORMAT},
+        _one_of(MaskFormat),
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "view": Parameter(
+        "`labelmap`: the answer is a PNG with the class index of each pixel (16 bit beyond 256 classes).",
+        {"type": "string", "enum": list(View)},
+        _one_of(View),
+        frozenset({Task.SEGMENT}),
+    ),
+}

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from service.errors import BadRequest, Unavailable
 from service.frontend.engine import Engine
 from service.frontend.gate import Gate
-from service.frontend.oip import brief
+from service.frontend.oip.brief import offload
 from service.frontend.oip.catalogue import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue
 from service.frontend.oip.describe import server_metadata
 from service.frontend.oip.http_body import read_decompressed
@@ -27,9 +27,8 @@ from service.frontend.oip.http_response import encode_response, negotiate_coding
 from service.frontend.oip.inference import Call, Inference
 from service.frontend.outcome import counted
 from service.frontend.rest.body import read_body
-from service.frontend.rest.edge import exchange_of
+from service.frontend.rest.edge import exchange_of, read_timeout_ms
 from service.frontend.rest.guard import caller_of
-from service.frontend.rest.query import read_timeout_ms
 from service.frontend.rest.waiting import in_time, unless_gone
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -107,7 +106,7 @@ class HttpServer:
             with self._engine.body_budget() as take:
                 body = await in_time(read_decompressed(request, self._settings, take), deadline_s)
                 length = json_length(request.headers.get(HEADER_LENGTH), len(body))
-                asked = await brief.run(partial(read_request, body, length), len(body) if length is None else length)
+                asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
                 call = Call(exchange, deadline_s, partial(self._gate.charge, caller_of(request)))
                 encode = partial(encode_response, coding=coding)
                 with unless_gone(request):

@@ -13,7 +13,7 @@ from model.errors import ConvMLPError
 from service.errors import Overloaded, RetryLater, error_from_code
 from service.frontend.engine import Engine
 from service.frontend.exchange import Exchange, slowest
-from service.frontend.oip import brief
+from service.frontend.oip.brief import offload
 from service.frontend.oip.choice import Choice, choose
 from service.frontend.oip.options import read_options
 from service.frontend.oip.outputs import Row
@@ -88,7 +88,7 @@ class Inference:
             return encode(InferResponse(config.name, request.id, outputs))
 
         nbytes = sum(row_bytes(row) for answer in answers for row in answer.payload)
-        return await brief.run(respond, nbytes), [answer.batch_images for answer in answers]
+        return await offload(respond, nbytes), [answer.batch_images for answer in answers]
 
     async def _predict_all(
         self, config: BundleConfig, choice: Choice, pictures: Sequence[Picture], request_id: str, deadline_s: float

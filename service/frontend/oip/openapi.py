@@ -7,8 +7,13 @@ from typing import Any
 from service.frontend.oip.http_request import HEADER_LENGTH
 from service.frontend.oip.openapi_schemas import COUNT, TEXT, TRUTH, ref, schemas
 from service.frontend.oip.request import VERSION
-from service.frontend.rest.catalogue import problem_content
-from service.frontend.rest.openapi import BINARY, RESPONSE_HEADERS, error_answers, header_parameters
+from service.frontend.rest.openapi_parts import (
+    BINARY,
+    RESPONSE_HEADERS,
+    error_answers,
+    header_parameters,
+    problem_content,
+)
 from service.settings import Settings
 
 TAG = "open inference protocol"

@@ -8,8 +8,8 @@ from service.frontend.oip.http_request import HEADER_LENGTH
 from service.frontend.oip.options import OF_TASK, TIMEOUT, WITHOUT_EFFECT
 from service.frontend.oip.pictures import INPUT
 from service.frontend.oip.tensors import Datatype
-from service.frontend.rest.openapi import REF
-from service.frontend.rest.query import PARAMETERS
+from service.frontend.parameters import PARAMETERS
+from service.frontend.rest.openapi_parts import REF
 
 Schema = dict[str, Any]
 

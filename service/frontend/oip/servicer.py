@@ -21,7 +21,7 @@ from service.frontend.engine import Engine
 from service.frontend.exchange import Exchange
 from service.frontend.gate import Caller, Gate
 from service.frontend.journal import Journal
-from service.frontend.oip import brief
+from service.frontend.oip.brief import offload
 from service.frontend.oip.catalogue import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue
 from service.frontend.oip.generated import grpc_predict_v2_pb2 as pb
 from service.frontend.oip.grpc_catalogue import Teller, tellers
@@ -190,7 +190,7 @@ class GrpcServer:
                 count_for(config.name)
                 # Raw tensors are only copied.
                 nbytes = len(data) // 256 if message.raw_input_contents else len(data)
-                asked = await brief.run(partial(read_request, message), nbytes)
+                asked = await offload(partial(read_request, message), nbytes)
                 del message  # it holds a copy of the tensors
                 call = Call(turn, deadline_s, partial(self._gate.charge, whose))
                 try:

@@ -17,17 +17,23 @@ from service.frontend.oip.openapi import open_inference_document
 from service.frontend.rest.catalogue import MetricsText, catalogue
 from service.frontend.rest.edge import Edge, exchange_of, instance_uri
 from service.frontend.rest.errors import problem, problem_response
-from service.frontend.rest.guard import Guard, add_security
+from service.frontend.rest.guard import Guard
 from service.frontend.rest.huggingface import huggingface
-from service.frontend.rest.openapi import SUMMARY, add_components, prediction_operation
-from service.frontend.rest.pages import pages
+from service.frontend.rest.huggingface_openapi import components as huggingface_components
+from service.frontend.rest.openapi import SUMMARY, prediction_components, prediction_operation
+from service.frontend.rest.openapi_parts import add_components, add_security
+from service.frontend.rest.pages import FILES, pages
 from service.frontend.rest.predict import Predictions
+from service.frontend.rest.telling import PROBES
 from service.metrics import FrontEndMetrics
 from service.settings import Settings
 from service.spans import NO_TRACING, Tracing
 
 API_VERSION = "1.0"
 """Of the contract with callers, not of the package."""
+
+OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
+"""Need no key."""
 
 DESCRIPTION = """Send a photograph, get labels, boxes and masks.
 
@@ -54,7 +60,7 @@ def create_app(
         exception_handlers={HTTPException: _http_error},
     )
     journal = Journal("rest", tracing, access_log=settings.access_log)
-    let_in = Guard(gate, metrics).let_in
+    let_in = Guard(gate, metrics, OPEN_PATHS).let_in
     app.add_middleware(Edge, journal=journal, let_in=let_in)
     predictions = Predictions(engine, gate, settings, metrics)
     direct: dict[str, ASGIApp] = {}
@@ -75,9 +81,13 @@ def create_app(
     app.include_router(catalogue(engine, metrics_text))
     app.include_router(pages())
     # FastAPI's own way to extend it.
-    app.openapi = add_components(app, open_inference_document(settings))  # type: ignore[method-assign]
+    documents = [
+        {"components": {"schemas": {**prediction_components(), **huggingface_components()}}},
+        open_inference_document(settings),
+    ]
+    app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if gate.needs_key:
-        app.openapi = add_security(app)  # type: ignore[method-assign]
+        app.openapi = add_security(app, OPEN_PATHS)  # type: ignore[method-assign]
     return Crossing(app, direct)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
@@ -13,7 +12,7 @@ from model.spec import Architecture, Postprocessing, Preprocessing
 from model.types import Task
 from service.errors import Unavailable
 from service.frontend.engine import Engine
-from service.frontend.rest.errors import PROBLEM_MEDIA_TYPE
+from service.frontend.rest.openapi_parts import problem_content
 from service.types import ModelStatus
 
 MetricsText = Callable[[], tuple[bytes, str]]
@@ -85,11 +84,6 @@ def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
         return Response(text, media_type=media_type)
 
     return router
-
-
-def problem_content(description: str) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": description, "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}}}
 
 
 def _card(engine: Engine, status: ModelStatus) -> ModelCard:

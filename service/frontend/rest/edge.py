@@ -11,9 +11,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import ConvMLPError
-from service.errors import INTERNAL_DETAIL, Internal, Unavailable
+from service.errors import INTERNAL_DETAIL, BadParameter, Internal, Unavailable
 from service.frontend.exchange import Exchange
 from service.frontend.journal import Journal
+from service.frontend.parameters import Range, digits, shown
 from service.frontend.rest.errors import error_response, instance_of
 from service.frontend.rest.telling import told
 from service.spans import CANCELLED
@@ -21,6 +22,8 @@ from service.spans import CANCELLED
 LINGER_S = 5.0
 LINGER_BYTES = 256 * 2**20
 """How long, and for how much, the rest of a refused body is read and dropped, so that its sender sees the answer."""
+
+TIMEOUT_MS = Range("a whole number", 1, 10**9)
 
 _SCOPE_KEY = "convmlp.exchange"
 _HEADERS_KEY = "convmlp.headers"
@@ -35,6 +38,20 @@ def header_of(scope: Scope, name: bytes) -> str | None:
         headers = scope[_HEADERS_KEY] = dict(reversed(scope["headers"]))
     value = headers.get(name)
     return None if value is None else value.decode("latin-1")
+
+
+def read_timeout_ms(header: str | None) -> int | None:
+    """The value of X-Request-Timeout-Ms.
+
+    Raises:
+        BadParameter: not a whole number of milliseconds from 1 on.
+    """
+    if header is None:
+        return None
+    milliseconds = digits(header.strip())
+    if milliseconds is None or milliseconds not in TIMEOUT_MS:
+        raise BadParameter(f"the header X-Request-Timeout-Ms is {shown(header)}; expected {TIMEOUT_MS}")
+    return milliseconds
 
 
 def exchange_in(scope: Scope) -> Exchange:

@@ -6,10 +6,8 @@ Whatever is not named open here needs a key where keys are set, so a new route i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Collection
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.types import Scope
 
@@ -17,15 +15,12 @@ from model.errors import ConvMLPError
 from model.types import Task
 from service.frontend.gate import Caller, Gate
 from service.frontend.rest.edge import exchange_in, header_of
-from service.frontend.rest.pages import FILES
 from service.metrics import FrontEndMetrics
 
-OPEN = frozenset({*FILES, "/openapi.json", "/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 NO_PREDICTIONS = "/v2/repository/"
 """POSTs below it ask for no image's answer, so no rate counts them."""
 
 _SCOPE_KEY = "convmlp.caller"
-_SCHEME = "apiKey"
 
 
 def caller_of(request: Request) -> Caller:
@@ -35,9 +30,13 @@ def caller_of(request: Request) -> Caller:
 
 
 class Guard:
-    """Who may do what. Every prediction is admitted as one image; further ones are charged later."""
+    """Who may do what. Every prediction is admitted as one image; further ones are charged later.
 
-    def __init__(self, gate: Gate, metrics: FrontEndMetrics) -> None:
+    `open_paths` need no key.
+    """
+
+    def __init__(self, gate: Gate, metrics: FrontEndMetrics, open_paths: Collection[str]) -> None:
+        self._open_paths = open_paths
         self._gate = gate
         self._metrics = metrics
 
@@ -48,7 +47,7 @@ class Guard:
             Unauthenticated, RateLimited: as `Gate.identify` and `Gate.admit`.
         """
         path = scope["path"]
-        if path in OPEN:
+        if path in self._open_paths:
             return
         predicts = scope["method"] == "POST" and not path.startswith(NO_PREDICTIONS)
         exchange, client = exchange_in(scope), scope["client"]
@@ -66,21 +65,3 @@ class Guard:
 
 
 _TASKS = frozenset(task.value for task in Task)
-
-
-def add_security(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """The app's OpenAPI text, which says that a key is needed and where."""
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = plain()
-        document["components"]["securitySchemes"] = {
-            _SCHEME: {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
-        }
-        for path, operations in document["paths"].items():
-            if path not in OPEN:
-                for operation in operations.values():
-                    operation["security"] = [{_SCHEME: []}]
-        return document
-
-    return openapi

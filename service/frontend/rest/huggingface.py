@@ -19,11 +19,10 @@ from service.frontend.engine import Engine
 from service.frontend.outcome import counted
 from service.frontend.parameters import asked
 from service.frontend.rest.body import read_body
-from service.frontend.rest.edge import exchange_of
+from service.frontend.rest.edge import exchange_of, read_timeout_ms
 from service.frontend.rest.huggingface_ask import Ask, read_ask
 from service.frontend.rest.huggingface_openapi import SUMMARY, operation
 from service.frontend.rest.huggingface_schemas import Parameters, SegmentParameters, Subtask, encode_elements
-from service.frontend.rest.query import read_timeout_ms
 from service.frontend.rest.waiting import in_time, unless_gone
 from service.metrics import FrontEndMetrics
 from service.settings import Settings

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from model.types import Task
+from service.frontend.parameters import PARAMETERS
 from service.frontend.rest.huggingface_schemas import ELEMENT_OF_TASK, PARAMETERS_OF_TASK
-from service.frontend.rest.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
-from service.frontend.rest.query import PARAMETERS
+from service.frontend.rest.openapi_parts import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.settings import Settings
 
 SUMMARY = {
@@ -54,3 +56,10 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
             **error_answers(),
         },
     }
+
+
+def components() -> dict[str, Any]:
+    """The schemas that `operation` refers to, by name."""
+    structs = [*PARAMETERS_OF_TASK.values(), *ELEMENT_OF_TASK.values()]
+    _, schemas = msgspec.json.schema_components(structs, ref_template=REF)
+    return schemas

@@ -5,38 +5,21 @@ FastAPI writes the rest; here the bodies are streamed and the answers encoded by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
 
 from model.types import Task
-from service.errors import Forbidden
+from service.frontend.parameters import PARAMETERS
 from service.frontend.rest.accept import Medium
-from service.frontend.rest.catalogue import problem_content
-from service.frontend.rest.errors import ERROR_TABLE
-from service.frontend.rest.huggingface_schemas import ELEMENT_OF_TASK, PARAMETERS_OF_TASK
-from service.frontend.rest.query import PARAMETERS
+from service.frontend.rest.openapi_parts import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.frontend.rest.schemas import RESULT_OF_TASK, ImageError
 from service.settings import Settings
-
-REF = "#/components/schemas/{name}"
-BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
-BASE64 = {"type": "string", "contentEncoding": "base64", "description": "Base64, or a data: URL."}
 
 SUMMARY = {
     Task.CLASSIFY: "What is in a picture: labels with scores",
     Task.DETECT: "Where it is: boxes with labels and scores, and masks where the model has them",
     Task.SEGMENT: "Which pixel belongs to which class",
-}
-RESPONSE_HEADERS = {
-    "X-Request-Id": {"description": "The request's own, or a new one.", "schema": {"type": "string"}},
-    "Server-Timing": {
-        "description": "`decode`, `queue`, `infer`, `post` and `total` in ms; with several images each stage's "
-        "slowest.",
-        "schema": {"type": "string"},
-    },
 }
 
 
@@ -50,46 +33,11 @@ def prediction_operation(task: Task, settings: Settings) -> dict[str, Any]:
     }
 
 
-def add_components(app: FastAPI, more: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
-    """The app's OpenAPI text with the schemas that `prediction_operation` refers to, and with the paths and schemas of
-    `more`, for routes that FastAPI knows nothing of."""
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = plain()
-            document["paths"].update(more["paths"])
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas.update({**_components(), **more["components"]["schemas"]})
-        return app.openapi_schema or document
-
-    return openapi
-
-
 def _query_parameters(task: Task) -> list[dict[str, Any]]:
     return [
         {"name": name, "in": "query", "description": parameter.description, "schema": dict(parameter.schema)}
         for name, parameter in PARAMETERS.items()
         if task in parameter.tasks
-    ]
-
-
-def header_parameters(settings: Settings) -> list[dict[str, Any]]:
-    """The request headers that every prediction reads."""
-    most = settings.request_timeout_ms
-    return [
-        {
-            "name": "X-Request-Timeout-Ms",
-            "in": "header",
-            "description": f"The caller's deadline, from the request's arrival on; at most {most} counts.",
-            "schema": {"type": "integer", "minimum": 1, "default": most},
-        },
-        {
-            "name": "X-Request-Id",
-            "in": "header",
-            "description": "Comes back in the answer and is written to the logs.",
-            "schema": {"type": "string", "maxLength": 128, "pattern": "^[ -~]+$"},
-        },
     ]
 
 
@@ -137,20 +85,9 @@ def _answer(task: Task) -> dict[str, Any]:
     }
 
 
-def error_answers() -> dict[str, Any]:
-    """A prediction's `responses` for each status of the error table."""
-    titles: dict[int, list[str]] = {}
-    for kind, row in ERROR_TABLE.items():
-        if kind is Forbidden:  # no prediction is forbidden, only changing what is served
-            continue
-        known = titles.setdefault(row.status, [])
-        if row.title not in known:
-            known.append(row.title)
-    return {str(status): problem_content("; ".join(titles[status])) for status in sorted(titles)}
-
-
-def _components() -> dict[str, Any]:
-    structs = [ImageError, *RESULT_OF_TASK.values(), *PARAMETERS_OF_TASK.values(), *ELEMENT_OF_TASK.values()]
+def prediction_components() -> dict[str, Any]:
+    """The schemas that `prediction_operation` refers to, by name."""
+    structs = [ImageError, *RESULT_OF_TASK.values()]
     _, components = msgspec.json.schema_components(structs, ref_template=REF)
     for task, result in RESULT_OF_TASK.items():
         items = [{"$ref": REF.format(name=name)} for name in (result.__name__, "ImageError")]

@@ -19,14 +19,15 @@ from service.frontend.engine import Engine
 from service.frontend.exchange import slowest
 from service.frontend.gate import Gate
 from service.frontend.outcome import counted, value_or_error
+from service.frontend.parameters import View
 from service.frontend.render import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.rest.accept import Medium, negotiate
 from service.frontend.rest.body import Upload, read_uploads
-from service.frontend.rest.edge import exchange_of, header_of, instance_uri
+from service.frontend.rest.edge import exchange_of, header_of, instance_uri, read_timeout_ms
 from service.frontend.rest.errors import problem_of
 from service.frontend.rest.guard import caller_of
 from service.frontend.rest.plain import Plain
-from service.frontend.rest.query import Query, View, read_query, read_timeout_ms
+from service.frontend.rest.query import Query, read_query
 from service.frontend.rest.schemas import encode_answer, encode_error, encode_result
 from service.frontend.rest.waiting import in_time, is_whole, unless_gone
 from service.metrics import FrontEndMetrics

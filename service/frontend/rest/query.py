@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -13,25 +10,11 @@ from urllib.parse import parse_qsl
 from model.postprocess.encode import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
-from service.frontend.parameters import (
-    DEFAULT_MASK_FORMAT,
-    DEFAULTS,
-    MAX_DETECTIONS,
-    MAX_MODEL_NAME,
-    SCORE_THRESHOLD,
-    TOP_K,
-    Range,
-    asked,
-)
+from service.frontend.parameters import PARAMETERS, View, asked, shown
 
 MAX_FIELDS = 32
 MAX_KEPT = 256
 """Bytes of a query string that is remembered: callers ask the same again and again."""
-TIMEOUT_MS = Range("a whole number", 1, 10**9)
-
-
-class View(StrEnum):
-    LABEL_MAP = "labelmap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +25,6 @@ class Query:
     params: QueryParams
     mask_format: MaskFormat
     view: View | None
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """`parse` raises ValueError with the words for what was expected; `schema` is JSON Schema."""
-
-    description: str
-    schema: Mapping[str, Any]
-    parse: Callable[[str], Any]
-    tasks: frozenset[Task]
 
 
 def read_query(task: Task, query_string: bytes) -> Query:
@@ -73,20 +46,6 @@ def _read(task: Task, query_string: bytes) -> Query:
 _kept = lru_cache(maxsize=1024)(_read)  # of errors none is kept
 
 
-def read_timeout_ms(header: str | None) -> int | None:
-    """The value of X-Request-Timeout-Ms.
-
-    Raises:
-        BadParameter: not a whole number of milliseconds from 1 on.
-    """
-    if header is None:
-        return None
-    milliseconds = _digits(header.strip())
-    if milliseconds is None or milliseconds not in TIMEOUT_MS:
-        raise BadParameter(f"the header X-Request-Timeout-Ms is {_shown(header)}; expected {TIMEOUT_MS}")
-    return milliseconds
-
-
 def _fields(task: Task, query_string: bytes) -> dict[str, str]:
     known = [name for name, parameter in PARAMETERS.items() if task in parameter.tasks]
     try:
@@ -101,7 +60,7 @@ def _fields(task: Task, query_string: bytes) -> dict[str, str]:
     for name, text in pairs:
         if name not in known:
             why = "does not belong to" if name in PARAMETERS else "is unknown to"
-            raise BadParameter(f"parameter {_shown(name)} {why} /{task}; it takes {', '.join(known)}")
+            raise BadParameter(f"parameter {shown(name)} {why} /{task}; it takes {', '.join(known)}")
         if name in fields:
             raise BadParameter(f"parameter {name!r} is given twice; give it once", name)
         fields[name] = text
@@ -112,101 +71,4 @@ def _parsed(name: str, text: str) -> Any:  # noqa: ANN401  (each parameter has a
     try:
         return PARAMETERS[name].parse(text)
     except ValueError as error:
-        raise BadParameter(f"parameter {name!r} is {_shown(text)}; expected {error}", name) from None
-
-
-def _shown(text: str) -> str:
-    return ascii(text if len(text) <= 80 else f"{text[:80]}…")
-
-
-def _digits(text: str) -> int | None:
-    # `int` alone would take "1_0", " 7 " and digits of other scripts.
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
-
-
-def _whole_number(allowed: Range) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = _digits(text)
-        if value is None:
-            raise ValueError(str(allowed))
-        return value
-
-    return parse
-
-
-def _number(allowed: Range) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if text.isascii() and "_" not in text:
-            with contextlib.suppress(ValueError):
-                return float(text)
-        raise ValueError(str(allowed))
-
-    return parse
-
-
-def _truth(text: str) -> bool:
-    try:
-        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-    except KeyError:
-        raise ValueError("true or false") from None
-
-
-def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
-    def parse(text: str) -> StrEnum:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"one of {', '.join(kind)}" if len(kind) > 1 else f"{next(iter(kind))}") from None
-
-    return parse
-
-
-PARAMETERS: dict[str, Parameter] = {
-    "model": Parameter(
-        "Which model answers; the task's default model if left out.",
-        {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
-        str,
-        frozenset(Task),
-    ),
-    "top_k": Parameter(
-        "How many labels, the best first.",
-        {"type": "integer", "minimum": TOP_K.low, "maximum": TOP_K.high, "default": DEFAULTS.top_k},
-        _whole_number(TOP_K),
-        frozenset({Task.CLASSIFY}),
-    ),
-    "score_threshold": Parameter(
-        "Detections with a score above it are told; the model's own threshold if left out.",
-        {"type": "number", "minimum": SCORE_THRESHOLD.low, "maximum": SCORE_THRESHOLD.high},
-        _number(SCORE_THRESHOLD),
-        frozenset({Task.DETECT}),
-    ),
-    "max_detections": Parameter(
-        "At most so many detections, the best first.",
-        {
-            "type": "integer",
-            "minimum": MAX_DETECTIONS.low,
-            "maximum": MAX_DETECTIONS.high,
-            "default": DEFAULTS.max_detections,
-        },
-        _whole_number(MAX_DETECTIONS),
-        frozenset({Task.DETECT}),
-    ),
-    "masks": Parameter(
-        "Whether masks are told, by models that have them.",
-        {"type": "boolean", "default": True},
-        _truth,
-        frozenset({Task.DETECT, Task.SEGMENT}),
-    ),
-    "mask_format": Parameter(
-        "How a mask is written: COCO's compressed RLE, a base64 PNG of 0 and 255, or polygons.",
-        {"type": "string", "enum": list(MaskFormat), "default": DEFAULT_MASK_FORMAT},
-        _one_of(MaskFormat),
-        frozenset({Task.DETECT, Task.SEGMENT}),
-    ),
-    "view": Parameter(
-        "`labelmap`: the answer is a PNG with the class index of each pixel (16 bit beyond 256 classes).",
-        {"type": "string", "enum": list(View)},
-        _one_of(View),
-        frozenset({Task.SEGMENT}),
-    ),
-}
+        raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None

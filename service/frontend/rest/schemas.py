@@ -12,7 +12,7 @@ from typing import assert_never
 import msgspec
 
 from model.bundle import BundleConfig
-from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments
+from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
 from model.postprocess.rle import RLE
 from model.types import Box, ClassifyResult, DetectResult, Result, SegmentResult, Task
 from service.frontend.rest.errors import Problem
@@ -157,11 +157,6 @@ def _item(result: Result, mask_format: MaskFormat) -> Classification | Detection
             )
         case _:
             assert_never(result)
-
-
-def rounded_score(score: float) -> float:
-    """Six significant digits of it."""
-    return float(f"{score:.6g}")
 
 
 def _box(box: Box) -> BoxItem:

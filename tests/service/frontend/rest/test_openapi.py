@@ -8,7 +8,7 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 
 from model.types import Task
-from service.frontend.rest.query import PARAMETERS
+from service.frontend.parameters import PARAMETERS
 from service.frontend.rest.schemas import RESULT_OF_TASK
 from tests.service.frontend.rest.running import Rest, picture
 

@@ -5,7 +5,9 @@ import pytest
 from model.postprocess.encode import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
-from service.frontend.rest.query import PARAMETERS, Query, View, read_query, read_timeout_ms
+from service.frontend.parameters import PARAMETERS, View
+from service.frontend.rest.edge import read_timeout_ms
+from service.frontend.rest.query import Query, read_query
 
 
 @pytest.mark.parametrize("task", Task)
