@@ -24,17 +24,17 @@ from model.reference import REFERENCE_PARAMS
 from model.reference_picture import reference_input
 from model.spec import Preprocessing
 from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
-from service.frontend.engine import Engine
-from service.frontend.gate import open_gate
-from service.frontend.prepare import Timed, Workshop
-from service.frontend.rest.app import create_app
-from service.frontend.rest.server import serve
-from service.metrics import MULTIPROC_DIR, FrontEndMetrics, WorkerMetrics
+from service.frontend.core.auth import open_gate
+from service.frontend.core.engine import Engine
+from service.frontend.core.executor import Timed, Workshop
+from service.frontend.http.server import serve
+from service.frontend.http_main import create_app
+from service.observability.exposition import exposition, registry_of_all
+from service.observability.metrics import MULTIPROC_DIR, FrontEndMetrics, WorkerMetrics
 from service.process import LIFELINE_FD, LISTEN_FD, ROLE, inherited_socket, open_listener, run_process
-from service.scrape import exposition, registry_of_all
 from service.settings import Settings, usable_cores
-from service.wire.door import Door
 from service.wire.pool import WorkerPool
+from service.wire.worker_endpoint import Door
 from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_answer, fake_bundle
 

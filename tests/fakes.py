@@ -52,10 +52,10 @@ from model.types import (
     Task,
     UInt8Array,
 )
-from service.metrics import WorkerMetrics
+from service.observability.metrics import WorkerMetrics
+from service.observability.tracing import NO_TRACING, Tracing
 from service.settings import Settings
-from service.spans import NO_TRACING, Tracing
-from service.wire.door import Door
+from service.wire.worker_endpoint import Door
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.worker import Worker
 

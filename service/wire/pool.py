@@ -12,10 +12,10 @@ from typing import Protocol
 from model.types import ModelInput, QueryParams
 from service.errors import RetryLater, Unavailable, too_late
 from service.types import ModelStatus, Readiness, StoredModel
-from service.wire.channel import WorkerAnswer, WorkerChannel
-from service.wire.everywhere import list_everywhere, load_everywhere, unload_everywhere
+from service.wire.broadcast import list_everywhere, load_everywhere, unload_everywhere
 from service.wire.forecast import Kind
-from service.wire.merge import merge_models, merge_readiness
+from service.wire.worker_client import WorkerAnswer, WorkerChannel
+from service.wire.worker_view import merge_models, merge_readiness
 
 
 class Listener(Protocol):

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from model.errors import ConvMLPError
 from service.errors import DeadlineExceeded, Overloaded, too_late
 from service.wire.messages import Outlook
-from service.worker.batching import share
-from service.worker.pace import Pace
+from service.worker.batching import BatchSizes, share
+from service.worker.estimates import Pace
 from service.worker.queue import Done, Job, JobQueue, Shape
-from service.worker.sizes import BatchSizes
 
 MARGIN = 1.2
 """What waits may take so much longer than expected; a promise that is just about kept is often broken."""

@@ -10,15 +10,14 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.errors import BundleInvalid
-from service.metrics import WorkerMetrics
+from service.observability.exposition import registry_of_one
+from service.observability.metrics import WorkerMetrics
+from service.observability.tracing import Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
-from service.scrape import registry_of_one
 from service.settings import Settings
-from service.spans import Tracing
-from service.tracing import TracingUnavailable, open_tracing
-from service.wire.door import Door
+from service.wire.worker_endpoint import Door
+from service.worker.model_registry import ServedFile
 from service.worker.runner import DeviceLost, DeviceMissing
-from service.worker.served_file import ServedFile
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
 

@@ -11,8 +11,8 @@ from model.postprocess.finish import finish
 from model.reference import REFERENCE_PARAMS, disagreement
 from service.errors import Overloaded
 from service.worker.dispatcher import Dispatcher
+from service.worker.model_registry import LoadedModel
 from service.worker.queue import Done, Job, Shape
-from service.worker.shelf import LoadedModel
 
 CHECK_TIMEOUT_S = 60.0
 

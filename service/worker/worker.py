@@ -1,4 +1,7 @@
-"""The worker: one device, its models, and everyone who asks them."""
+"""The front-ends that hear of every change.
+
+The worker: one device, its models, and everyone who asks them.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,18 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import structlog
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
 from service.errors import Internal, Unavailable
-from service.metrics import WorkerMetrics
+from service.observability.metrics import WorkerMetrics
+from service.observability.tracing import NO_TRACING, TraceContext, Tracing
 from service.settings import Settings
-from service.spans import NO_TRACING, TraceContext, Tracing
-from service.wire.door import Door, Letter
-from service.wire.frames import input_from_frames
 from service.wire.messages import (
     Cancel,
     ControlRequest,
@@ -28,17 +30,58 @@ from service.wire.messages import (
     Phase,
     Predict,
     State,
+    input_from_frames,
 )
-from service.worker.audience import Audience
-from service.worker.batching import BatchLimits
-from service.worker.control_desk import ControlDesk
+from service.wire.worker_endpoint import Door, Letter
+from service.worker.batching import BatchLimits, BatchSizes
 from service.worker.dispatcher import Dispatcher
-from service.worker.keeper import Keeper
+from service.worker.model_control import ControlDesk
+from service.worker.model_loader import Keeper
+from service.worker.model_registry import LoadedModel, Shelf, shelved
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.runner import Runner
-from service.worker.shelf import LoadedModel, Shelf, shelved
-from service.worker.sizes import BatchSizes
 from service.worker.tuning import Tuner
+
+MAX_FRONT_ENDS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _FrontEnd:
+    heard_s: float
+    knows: frozenset[str]
+
+
+class Audience:
+    """Front-ends that were heard of lately, by their address, and the versions whose configs each of them has."""
+
+    def __init__(self, forget_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._forget_after_s = forget_after_s
+        self._clock = clock
+        self._front_ends: dict[bytes, _FrontEnd] = {}
+
+    def heard(self, front_end: bytes, knows: Iterable[str]) -> None:
+        """A front-end said what it has."""
+        self._front_ends.pop(front_end, None)
+        self._front_ends[front_end] = _FrontEnd(self._clock(), frozenset(knows))
+        if len(self._front_ends) > MAX_FRONT_ENDS:
+            del self._front_ends[next(iter(self._front_ends))]  # the one that was silent for longest
+
+    def told(self, front_end: bytes, versions: Iterable[str]) -> None:
+        """A front-end was sent these."""
+        known = self._front_ends.get(front_end)
+        if known is not None:
+            self._front_ends[front_end] = _FrontEnd(known.heard_s, known.knows.union(versions))
+
+    def knows(self, front_end: bytes) -> frozenset[str]:
+        known = self._front_ends.get(front_end)
+        return known.knows if known is not None else frozenset()
+
+    def present(self) -> tuple[bytes, ...]:
+        """Who is there still."""
+        oldest_s = self._clock() - self._forget_after_s
+        self._front_ends = {key: one for key, one in self._front_ends.items() if one.heard_s >= oldest_s}
+        return tuple(self._front_ends)
+
 
 STARTING_RETRY_S = 2.0
 FIRST_RECHECK_S = 0.5

@@ -13,12 +13,12 @@ from typing import Any
 from anyio.from_thread import start_blocking_portal
 
 from convmlp_client import AsyncClient, Client, Outcome
-from service.frontend.process import FrontEnd, open_front_end
-from service.frontend.rest.app import create_app
-from service.frontend.rest.server import serve
+from service.frontend.core.frontend import FrontEnd, open_front_end
+from service.frontend.http.server import serve
+from service.frontend.http_main import create_app
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
-from tests.service.frontend.rpc.running import serving
+from tests.service.frontend.grpc_server import serving
 
 TRANSPORTS = ("rest", "grpc")
 

@@ -29,7 +29,7 @@ from convmlp_client import (
     UnsupportedFormat,
 )
 from tests.client.serving import WAYS, Service, Way, open_service, until
-from tests.service.frontend.rest.running import oversized_png, picture
+from tests.service.frontend.rest_server import oversized_png, picture
 
 
 @pytest.mark.parametrize(

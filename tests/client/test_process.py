@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.serving import TRANSPORTS, Service, open_service, until
-from tests.service.frontend.rest.running import picture
+from tests.service.frontend.rest_server import picture
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from model.types import Detection as ServedDetection
 from model.types import Label as ServedLabel
 from model.types import Result as Served
 from model.types import Segment as ServedSegment
-from service.frontend.rest.schemas import encode_result
+from service.frontend.api.rest.schemas import encode_result
 
 LABEL_MAP = np.array([[0, 0, 0, 2], [0, 2, 2, 2]], np.uint8)
 SOFT = SoftMask(np.full((28, 28), 5, np.float32), 0.5)

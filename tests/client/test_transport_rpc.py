@@ -31,11 +31,11 @@ from convmlp_client import (
 )
 from convmlp_client.transport import MAX_ANSWER_BYTES
 from convmlp_client.transport.rpc import KEEP_ALIVE_MS
-from service.frontend.rpc.server import KeepAlive
+from service.frontend.grpc.server import KeepAlive
 from service.settings import Settings
 from tests.client.scripted import abort, rich_status, scripted_grpc
 from tests.client.serving import Service
-from tests.service.frontend.rest.running import picture
+from tests.service.frontend.rest_server import picture
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Code = grpc.StatusCode

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.gpu import WORDS
-from service.metrics import GPU_INFO
+from service.observability.gpu import WORDS
+from service.observability.metrics import GPU_INFO
 from tests.deploy.dashboard import DASHBOARD, GRAFANA, TASKS, answers, numbers, panels
 from tests.deploy.scraping import CONFIGURATION, Prometheus, running_prometheus
 from tests.deploy.topologies import KEY, ask, in_one, in_parts

@@ -16,16 +16,16 @@ from prometheus_client import CollectorRegistry
 
 from model.types import Task
 from service.cli.health_worker import state_of_worker
-from service.frontend.rpc.tls import CertificateFiles, server_credentials
-from service.metrics import WorkerMetrics
+from service.frontend.grpc.tls import CertificateFiles, server_credentials
+from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
-from service.wire.door import Door
 from service.wire.messages import ModelState, Phase, State
+from service.wire.worker_endpoint import Door
 from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_bundle, fake_worker, store_bundle
 from tests.service.cli.command import Ran, convmlp
-from tests.service.frontend.pair import open_pair, open_pair_at
-from tests.service.frontend.rpc.whole import health_of, open_whole
+from tests.service.frontend.both_transports import open_pair, open_pair_at
+from tests.service.frontend.grpc_application import health_of, open_whole
 
 NOBODY = "ipc:///tmp/convmlp-there-is-nobody"
 READY = State("one", Phase.READY, "ready", 0.0, (ModelState("cats", "1", True, "cpu", "fp32"),), {})

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
-from service.wire.door import Door, Letter
 from service.wire.messages import Hello, ModelState, Outlook, Phase, Predict, State
 from service.wire.pool import WorkerPool
-from service.worker.shelf import shelved
+from service.wire.worker_endpoint import Door, Letter
+from service.worker.model_registry import shelved
 from tests.fakes import fake_bundle
 
 CLASSIFY = "fake_classify"

@@ -6,7 +6,7 @@ import pytest
 
 from service.wire.forecast import MAX_KINDS, Forecast, Kind
 from service.wire.messages import Outlook
-from tests.service.worker.holding import Clock
+from tests.service.worker.dispatcher_bench import Clock
 
 
 def at_work(clock: Clock) -> Kind:

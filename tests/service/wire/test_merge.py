@@ -6,9 +6,8 @@ import pytest
 
 from model.types import Task
 from service.types import Readiness, StoredModel
-from service.wire.merge import merge_models, merge_readiness, merge_stores
 from service.wire.messages import Phase
-from service.wire.view import Offer, WorkerView
+from service.wire.worker_view import Offer, WorkerView, merge_models, merge_readiness, merge_stores
 from tests.fakes import fake_bundle
 
 A, B, C = (fake_bundle(Task.CLASSIFY, name).config for name in "abc")

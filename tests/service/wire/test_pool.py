@@ -15,10 +15,10 @@ from model.types import QueryParams, Task
 from service.errors import DeadlineExceeded, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
 from service.types import ModelStatus
-from service.wire.door import Door, Letter
 from service.wire.messages import Outlook
 from service.wire.pool import WorkerPool
-from service.wire.view import NO_WORKER
+from service.wire.worker_endpoint import Door, Letter
+from service.wire.worker_view import NO_WORKER
 from tests.fakes import FakeWorker, fake_answer, fake_worker
 from tests.service.wire.peers import (
     CLASSIFY,

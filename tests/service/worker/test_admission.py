@@ -9,7 +9,7 @@ from service.errors import DeadlineExceeded, Overloaded
 from service.wire.messages import Outlook
 from service.worker.admission import MARGIN
 from service.worker.queue import Shape
-from tests.service.worker.holding import FIRST, SIDE, Gates, bench
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, Gates, bench
 
 
 async def test_the_queue_is_bounded() -> None:

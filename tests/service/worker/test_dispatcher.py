@@ -9,14 +9,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from model.types import Task
-from service.metrics import WorkerMetrics
-from service.worker.batching import BatchLimits
+from service.observability.metrics import WorkerMetrics
+from service.worker.batching import BatchLimits, BatchSizes
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost
-from service.worker.sizes import BatchSizes
 from tests.fakes import FakeRunner, fake_bundle
-from tests.service.worker.holding import SIDE, bench
+from tests.service.worker.dispatcher_bench import SIDE, bench
 
 
 async def test_while_the_device_is_busy_the_next_batch_grows() -> None:

@@ -10,12 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from model.types import Task
-from service.worker.batching import BatchLimits
-from service.worker.shelf import LoadedModel, shelved
-from service.worker.sizes import BatchSizes
+from service.worker.batching import BatchLimits, BatchSizes
+from service.worker.model_registry import LoadedModel, shelved
 from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, goes_on
 from tests.fakes import fake_bundle
-from tests.service.worker.holding import FIRST, SIDE, Bench, Gates, bench
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, Bench, Gates, bench
 
 
 def loaded(it: Bench) -> LoadedModel:

@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry
 from model.errors import BundleInvalid
 from model.types import Task
 from service.errors import Unavailable
-from service.metrics import WorkerMetrics
+from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
-from service.wire.door import Door
 from service.wire.pool import WorkerPool
+from service.wire.worker_endpoint import Door
 from service.worker.worker import Worker, WorkerWedged
 from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.worker.asking import LEVEL, ask, channel_to, served, soon, until
+from tests.service.worker.worker_client import LEVEL, ask, channel_to, served, soon, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=50)
 
