@@ -20,14 +20,14 @@ from service.frontend.api.oip.grpc import SERVICE as OPEN_INFERENCE
 from service.frontend.api.oip.grpc import add_open_inference
 from service.frontend.api.vision.servicer import SERVICE as VISION
 from service.frontend.api.vision.servicer import add_vision
-from service.frontend.core.auth import Gate, KeysUnusable
+from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import FrontEnd, open_front_end
-from service.frontend.core.request_log import Journal
+from service.frontend.core.request_log import RequestLog
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import HEALTH, Health, add_health
 from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
-from service.frontend.grpc.tls import CertificatesUnusable, certificate_files, server_credentials
+from service.frontend.grpc.tls import InvalidCertificates, certificate_files, server_credentials
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, hold_port, inherited_socket, run_process
@@ -47,7 +47,7 @@ class Rpc:
 
 def create_rpc(
     engine: Engine,
-    gate: Gate,
+    gate: Auth,
     settings: Settings,
     metrics: FrontEndMetrics,
     keep_alive: KeepAlive | None = None,
@@ -56,9 +56,9 @@ def create_rpc(
     """The server with all its services."""
     drain = Drain()
     server = create_server(settings, drain, keep_alive)
-    journal = Journal("grpc", tracing, access_log=settings.access_log)
-    add_vision(server, engine, settings, metrics, gate, journal)
-    add_open_inference(server, engine, settings, metrics, gate, journal)
+    request_log = RequestLog("grpc", tracing, access_log=settings.access_log)
+    add_vision(server, engine, settings, metrics, gate, request_log)
+    add_open_inference(server, engine, settings, metrics, gate, request_log)
     health = add_health(server, engine, SERVICES)
     reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
     return Rpc(server, health, drain)
@@ -96,9 +96,9 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                     await _serve_at(held, front_end, credentials, settings, stop, tracing)
     except CannotListen as error:
         log.error("cannot listen", host=settings.host, port=error.port, error=error.reason)
-    except CertificatesUnusable as error:
+    except InvalidCertificates as error:
         log.error("cannot use the TLS certificates", error=str(error))
-    except KeysUnusable as error:
+    except InvalidKeysFile as error:
         log.error("cannot read the API keys", error=str(error))
     except TracingUnavailable as error:
         log.error("cannot trace", error=str(error))

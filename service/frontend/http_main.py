@@ -21,11 +21,11 @@ from service.frontend.api.oip.openapi import open_inference_document
 from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
 from service.frontend.api.rest.predict import Predictions
 from service.frontend.api.rest.routes import FILES, MetricsText, catalogue, pages
-from service.frontend.core.auth import Gate, KeysUnusable
+from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
-from service.frontend.core.request_log import Journal
-from service.frontend.http.middleware import PROBES, Edge, Guard, exchange_of, instance_uri
+from service.frontend.core.request_log import RequestLog
+from service.frontend.http.middleware import PROBES, AuthMiddleware, RequestMiddleware, instance_uri, record_of
 from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
 from service.frontend.http.server import serve
@@ -49,7 +49,7 @@ Coordinates are pixels of the upright picture (EXIF orientation applied), origin
 
 def create_app(
     engine: Engine,
-    gate: Gate,
+    gate: Auth,
     settings: Settings,
     metrics: FrontEndMetrics,
     metrics_text: MetricsText,
@@ -65,14 +65,14 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={HTTPException: _http_error},
     )
-    journal = Journal("rest", tracing, access_log=settings.access_log)
-    let_in = Guard(gate, metrics, OPEN_PATHS).let_in
-    app.add_middleware(Edge, journal=journal, let_in=let_in)
+    request_log = RequestLog("rest", tracing, access_log=settings.access_log)
+    let_in = AuthMiddleware(gate, metrics, OPEN_PATHS).let_in
+    app.add_middleware(RequestMiddleware, request_log=request_log, let_in=let_in)
     predictions = Predictions(engine, gate, settings, metrics)
     direct: dict[str, ASGIApp] = {}
     for task in Task:
         path = f"/{task.value}"
-        direct[path] = Edge(predictions.endpoint(task, path), journal, let_in)
+        direct[path] = RequestMiddleware(predictions.endpoint(task, path), request_log, let_in)
         app.add_api_route(
             path,
             _prediction(predictions, task),
@@ -94,10 +94,10 @@ def create_app(
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if gate.needs_key:
         app.openapi = add_security(app, OPEN_PATHS)  # type: ignore[method-assign]
-    return Crossing(app, direct)
+    return FastPath(app, direct)
 
 
-class Crossing:
+class FastPath:
     """ASGI application: POSTs to the paths of `direct` go there, everything else to the framework.
 
     The framework's way to an endpoint (some forty routes, dependencies, exit stacks) costs more than all that the
@@ -130,7 +130,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: ("not-found", "There is nothing at this path", f"there is nothing at {path!r}; see /docs"),
         405: ("method-not-allowed", "The path does not take this method", f"{path!r} takes other methods; see /docs"),
     }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
-    exchange_of(request).outcome = code
+    record_of(request).outcome = code
     answer = problem(code, error.status_code, title, detail, instance_uri(request))
     return problem_response(answer, dict(error.headers or {}))
 
@@ -163,7 +163,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                 host, port = listener.getsockname()[:2]
                 log.info("listening", url=f"http://{host}:{port}")
                 await serve(app, [listener], stop, settings.drain_timeout_ms / 1000)
-    except KeysUnusable as error:
+    except InvalidKeysFile as error:
         log.error("cannot read the API keys", error=str(error))
         return EXIT_CONFIG
     except TracingUnavailable as error:

@@ -143,7 +143,7 @@ class OtlpTracing(Tracing):
         span = trace.get_current_span(_extracted(context))
         return OtlpSpan(self._tracer, span, _wall_ns()) if span.get_span_context().trace_flags.sampled else NO_SPAN
 
-    def joint(
+    def batch_span(
         self,
         name: str,
         requests: Sequence[Span],

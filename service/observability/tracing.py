@@ -107,7 +107,7 @@ class Tracing:
         """Another process's span, to have children here. It is not ended here."""
         return NO_SPAN
 
-    def joint(
+    def batch_span(
         self,
         name: str,  # noqa: ARG002
         requests: Sequence[Span],  # noqa: ARG002

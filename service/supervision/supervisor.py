@@ -26,7 +26,7 @@ from service.process import EXIT_CONFIG, address_of, hold_port, open_listener, r
 from service.settings import Settings
 from service.supervision.child import Child, Part
 from service.supervision.placement import Unplaceable, count_cuda_devices, place_workers
-from service.wire.worker_client import WorkerChannel
+from service.wire.worker_client import WorkerClient
 
 KILL_GRACE_S = 5.0
 """What a child gets beyond the drain time before it is killed."""
@@ -124,7 +124,7 @@ async def _watch(settings: Settings, workers: Sequence[Child], http: str, grpc: 
             await asyncio.sleep(heartbeat_s)
 
 
-def _channel_to(worker: Child, address: str, settings: Settings) -> WorkerChannel:
+def _channel_to(worker: Child, address: str, settings: Settings) -> WorkerClient:
     """What hears of a worker's silence."""
     timeout_s = settings.worker_timeout_ms / 1000
 
@@ -133,7 +133,7 @@ def _channel_to(worker: Child, address: str, settings: Settings) -> WorkerChanne
         if channel.phase is None and worker.age_s() > timeout_s:
             worker.signal(signal.SIGKILL)
 
-    channel = WorkerChannel(address, settings.heartbeat_interval_ms / 1000, timeout_s, on_change, lambda: None)
+    channel = WorkerClient(address, settings.heartbeat_interval_ms / 1000, timeout_s, on_change, lambda: None)
     return channel
 
 

@@ -16,7 +16,7 @@ from model.errors import ConvMLPError
 from service.errors import ModelNotFound, RetryLater, Unavailable, error_from_code
 from service.types import StoredModel
 from service.wire.messages import Phase
-from service.wire.worker_client import WorkerChannel
+from service.wire.worker_client import WorkerClient
 from service.wire.worker_view import merge_stores
 
 LET_GO_TIMEOUT_S = 30.0
@@ -27,8 +27,8 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-async def list_everywhere(channels: Sequence[WorkerChannel], deadline_s: float) -> tuple[StoredModel, ...]:
-    """What the workers that are there have on disk or serve. Raises as `load_everywhere` where none of them answers."""
+async def broadcast_list(channels: Sequence[WorkerClient], deadline_s: float) -> tuple[StoredModel, ...]:
+    """What the workers that are there have on disk or serve. Raises as `broadcast_load` where none of them answers."""
     there = [channel for channel in channels if channel.phase is not None] or channels
     stores, failed = await _each(there, lambda channel: channel.repository(deadline_s))
     if not stores:
@@ -36,7 +36,7 @@ async def list_everywhere(channels: Sequence[WorkerChannel], deadline_s: float) 
     return merge_stores(stores.values())
 
 
-async def load_everywhere(channels: Sequence[WorkerChannel], model: str, deadline_s: float) -> None:
+async def broadcast_load(channels: Sequence[WorkerClient], model: str, deadline_s: float) -> None:
     """Have a model served by every worker. Where one of them cannot, or the caller leaves, those that did not have it
     before let it go again; those that had another version keep the new one.
 
@@ -63,8 +63,8 @@ async def load_everywhere(channels: Sequence[WorkerChannel], model: str, deadlin
     raise _of_some(failed, channels, outcome)
 
 
-async def unload_everywhere(channels: Sequence[WorkerChannel], model: str, deadline_s: float) -> None:
-    """Have a model served by no worker any more. Raises as `load_everywhere`; ModelNotFound: none served it."""
+async def broadcast_unload(channels: Sequence[WorkerClient], model: str, deadline_s: float) -> None:
+    """Have a model served by no worker any more. Raises as `broadcast_load`; ModelNotFound: none served it."""
     _check_all_at_work(channels)
     try:
         done, failed = await _each(channels, lambda channel: channel.unload(model, deadline_s))
@@ -79,7 +79,7 @@ async def unload_everywhere(channels: Sequence[WorkerChannel], model: str, deadl
         raise _of_some(remain, channels, "the others let it go; unload it again")
 
 
-def _check_all_at_work(channels: Sequence[WorkerChannel]) -> None:
+def _check_all_at_work(channels: Sequence[WorkerClient]) -> None:
     """Raises Unavailable: of several a worker that is not there would come back with other models than the rest."""
     missing = [view for view in (channel.view() for channel in channels) if view.phase is not Phase.READY]
     if missing and len(channels) > 1:  # one alone says itself how it is
@@ -90,11 +90,11 @@ def _check_all_at_work(channels: Sequence[WorkerChannel]) -> None:
         )
 
 
-def _serves(channel: WorkerChannel, model: str) -> bool:
+def _serves(channel: WorkerClient, model: str) -> bool:
     return any(offer.config.name == model for offer in channel.view().offers or ())
 
 
-async def _let_go(channels: Sequence[WorkerChannel], model: str) -> None:
+async def _let_go(channels: Sequence[WorkerClient], model: str) -> None:
     deadline_s = time.monotonic() + LET_GO_TIMEOUT_S
     _, failed = await _each(channels, lambda channel: channel.unload(model, deadline_s))
     for error in failed.values():
@@ -103,12 +103,12 @@ async def _let_go(channels: Sequence[WorkerChannel], model: str) -> None:
 
 
 async def _each(
-    channels: Sequence[WorkerChannel], ask: Callable[[WorkerChannel], Awaitable[T]]
-) -> tuple[dict[WorkerChannel, T], dict[WorkerChannel, ConvMLPError]]:
+    channels: Sequence[WorkerClient], ask: Callable[[WorkerClient], Awaitable[T]]
+) -> tuple[dict[WorkerClient, T], dict[WorkerClient, ConvMLPError]]:
     """Ask all of them at once, and wait for all: the answers, and the errors."""
     results = await asyncio.gather(*map(ask, channels), return_exceptions=True)
-    answers: dict[WorkerChannel, T] = {}
-    failed: dict[WorkerChannel, ConvMLPError] = {}
+    answers: dict[WorkerClient, T] = {}
+    failed: dict[WorkerClient, ConvMLPError] = {}
     for channel, result in zip(channels, results, strict=True):
         if isinstance(result, ConvMLPError):
             failed[channel] = result
@@ -120,7 +120,7 @@ async def _each(
 
 
 def _of_some(
-    failed: Mapping[WorkerChannel, ConvMLPError], channels: Sequence[WorkerChannel], outcome: str
+    failed: Mapping[WorkerClient, ConvMLPError], channels: Sequence[WorkerClient], outcome: str
 ) -> ConvMLPError:
     """The first of the errors, with what became of the rest."""
     error = next(iter(failed.values()))

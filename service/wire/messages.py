@@ -123,7 +123,7 @@ class ArraySpec(Message, frozen=True):
     shape: tuple[int, ...]
 
 
-class Outlook(Message, frozen=True):
+class WaitEstimate(Message, frozen=True):
     """What one more job like an answered one, due in as many seconds as that one was, would find if it came now."""
 
     answered_s: float
@@ -145,7 +145,7 @@ class Answer(Message, frozen=True):
     queue_s: float
     infer_s: float
     batch_images: int
-    outlook: Outlook
+    outlook: WaitEstimate
 
 
 class Answers(Message, frozen=True, tag="answers"):
@@ -236,7 +236,7 @@ def _arrays_of(output: RawOutput) -> tuple[str, list[npt.NDArray[Any]]]:
 
 
 def answer_of(
-    job: int, output: RawOutput, queue_s: float, infer_s: float, batch_images: int, outlook: Outlook
+    job: int, output: RawOutput, queue_s: float, infer_s: float, batch_images: int, outlook: WaitEstimate
 ) -> tuple[Answer, list[memoryview]]:
     """The message that answers a job, and the frames that go with it: none where the output is small, for each of them
     costs about as much as the message itself."""

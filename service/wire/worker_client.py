@@ -34,27 +34,27 @@ from service.wire.messages import (
     ListStore,
     Load,
     MalformedMessage,
-    Outlook,
     Phase,
     Predict,
     State,
     Store,
     ToWorker,
     Unload,
+    WaitEstimate,
     decode_to_front_end,
     encode,
     output_from_frames,
 )
 from service.wire.worker_view import NO_WORKER, NO_WORKER_RETRY_S, Catalogue, WorkerView
-from service.wire.zmq_socket import Line, NobodyThere
+from service.wire.zmq_socket import NotConnected, WorkerConnection
 
 T = TypeVar("T")
 
 
-class Questions(Generic[T]):
+class PendingRequests(Generic[T]):
     """Those that are answered by a `T`. `numbers` are the line's own, none of them used twice."""
 
-    def __init__(self, line: Line, numbers: Iterator[int]) -> None:
+    def __init__(self, line: WorkerConnection, numbers: Iterator[int]) -> None:
         self._line = line
         self._numbers = numbers
         self._waiting: dict[int, asyncio.Future[T]] = {}
@@ -84,7 +84,7 @@ class Questions(Generic[T]):
         try:
             self._line.send(encode(header(job, budget_s)), *frames)
             return await answer
-        except NobodyThere:
+        except NotConnected:
             raise Unavailable(NO_WORKER, NO_WORKER_RETRY_S) from None
         except asyncio.CancelledError:
             self._withdraw(job)
@@ -116,7 +116,7 @@ class Questions(Generic[T]):
         self.settle(job, DeadlineExceeded(late))
 
     def _withdraw(self, job: int) -> None:
-        with contextlib.suppress(NobodyThere):  # a lost worker has lost the job as well
+        with contextlib.suppress(NotConnected):  # a lost worker has lost the job as well
             self._line.send(encode(Cancel(job)))
 
 
@@ -132,10 +132,10 @@ class WorkerAnswer:
     queue_s: float
     infer_s: float
     batch_images: int
-    outlook: Outlook
+    outlook: WaitEstimate
 
 
-class WorkerChannel:
+class WorkerClient:
     """Use as an async context manager. `on_change` hears of everything that changes in `view`, but for the times;
     `on_replaced` of each worker that took another one's place."""
 
@@ -148,14 +148,14 @@ class WorkerChannel:
         on_replaced: Callable[[], None],
     ) -> None:
         self._address = address
-        self._line = Line(address)
+        self._line = WorkerConnection(address)
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._on_change = on_change
         self._on_replaced = on_replaced
         numbers = itertools.count(1)
-        self._answers: Questions[WorkerAnswer] = Questions(self._line, numbers)
-        self._stores: Questions[tuple[StoredModel, ...]] = Questions(self._line, numbers)
+        self._answers: PendingRequests[WorkerAnswer] = PendingRequests(self._line, numbers)
+        self._stores: PendingRequests[tuple[StoredModel, ...]] = PendingRequests(self._line, numbers)
         self._state: State | None = None
         self._instance = ""
         self._introduced = asyncio.Event()
@@ -165,7 +165,7 @@ class WorkerChannel:
         self._forecast = Forecast()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> WorkerChannel:
+    async def __aenter__(self) -> WorkerClient:
         await self._line.__aenter__()
         self._tasks = [
             asyncio.create_task(self._receive(), name="channel-receive"),
@@ -274,7 +274,7 @@ class WorkerChannel:
         return self._pixels, self._state.retry_after_s if self._state else 0.0
 
     def _greet(self) -> None:
-        with contextlib.suppress(NobodyThere):
+        with contextlib.suppress(NotConnected):
             self._line.send(encode(Hello(PROTOCOL, self._catalogue.knows)))
 
     async def _beat(self) -> None:

@@ -17,22 +17,22 @@ from service.wire.messages import (
     Answers,
     Failure,
     MalformedMessage,
-    Outlook,
     State,
     Store,
     ToFrontEnd,
     ToWorker,
+    WaitEstimate,
     answer_of,
     decode_to_worker,
     encode,
 )
-from service.wire.zmq_socket import HIGH_WATER_MARK, Mailbox
+from service.wire.zmq_socket import HIGH_WATER_MARK, ZmqSocket
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class Envelope:
     """One message, who sent it, and its array frames."""
 
     sender: bytes
@@ -40,7 +40,7 @@ class Letter:
     frames: list[memoryview]
 
 
-class Door:
+class WorkerEndpoint:
     """Use as an async context manager; binds `address` on entry. `address` then is the real one (for port 0)."""
 
     def __init__(self, address: str) -> None:
@@ -48,14 +48,14 @@ class Door:
         self._context = zmq.Context()
         self._outbox: dict[bytes, list[tuple[Answer, list[memoryview]]]] = {}
 
-    async def __aenter__(self) -> Door:
+    async def __aenter__(self) -> WorkerEndpoint:
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 1000)  # the last answers of a drain still leave
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tell us when a front-end is gone
         socket.set_hwm(HIGH_WATER_MARK)
         socket.bind(self.address)
         self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._mailbox = Mailbox(socket)
+        self._mailbox = ZmqSocket(socket)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -63,12 +63,12 @@ class Door:
         self._mailbox.close()
         self._context.term()
 
-    async def receive(self) -> Letter:
+    async def receive(self) -> Envelope:
         """The next well-formed message; others are logged and dropped, for their sender cannot be helped."""
         while True:
             sender, header, *frames = await self._mailbox.receive()
             try:
-                return Letter(sender.bytes, decode_to_worker(header.buffer), [frame.buffer for frame in frames])
+                return Envelope(sender.bytes, decode_to_worker(header.buffer), [frame.buffer for frame in frames])
             except MalformedMessage as error:
                 log.error("malformed message from a front-end", error=str(error))
 
@@ -80,7 +80,7 @@ class Door:
         queue_s: float,
         infer_s: float,
         batch_images: int,
-        outlook: Outlook,
+        outlook: WaitEstimate,
     ) -> None:
         """Sent as soon as the caller is through, together with what else it answers to the same front-end.
 

@@ -22,7 +22,7 @@ NO_WORKER_RETRY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ServedModel:
     """A model of one worker. `version` is the same on every worker that has the same config and weights."""
 
     version: str
@@ -40,7 +40,7 @@ class WorkerView:
     phase: Phase | None
     reason: str
     retry_after_s: float
-    offers: tuple[Offer, ...] | None
+    offers: tuple[ServedModel, ...] | None
 
     def has_ready(self, version: str) -> bool:
         return any(offer.version == version and offer.ready for offer in self.offers or ())
@@ -78,12 +78,12 @@ class Catalogue:
         }
         self._served = state.models
 
-    def offers(self, phase: Phase | None) -> tuple[Offer, ...] | None:
+    def offers(self, phase: Phase | None) -> tuple[ServedModel, ...] | None:
         """What is served, in the worker's order, or was before the worker was lost (`phase` None); None: not known."""
         if self._served is None:
             return None
         return tuple(
-            Offer(
+            ServedModel(
                 version=model.version,
                 config=self._configs[model.version],
                 ready=phase is Phase.READY and model.ready,
@@ -107,14 +107,14 @@ def merge_models(views: Sequence[WorkerView]) -> tuple[ModelStatus, ...] | None:
     heard = [view for view in views if view.offers is not None]
     if not heard:
         return None
-    of_name: dict[str, list[Offer]] = {}
+    of_name: dict[str, list[ServedModel]] = {}
     for view in sorted(heard, key=lambda view: view.phase is None):
         for offer in view.offers or ():
             of_name.setdefault(offer.config.name, []).append(offer)
     return tuple(map(_merge_offers, of_name.values()))
 
 
-def _merge_offers(offers: Sequence[Offer]) -> ModelStatus:
+def _merge_offers(offers: Sequence[ServedModel]) -> ModelStatus:
     # While a model is being replaced there are two versions: the one that most workers are ready for is the model.
     ready = Counter(offer.version for offer in offers if offer.ready)
     version = max(offers, key=lambda offer: ready[offer.version]).version

@@ -26,7 +26,7 @@ _NOW_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _TO_RECEIVE = int(zmq.POLLIN)
 
 
-class Mailbox:
+class ZmqSocket:
     """Owns the socket from now on. All calls belong to the thread of the event loop that it was made in; only one at a
     time may wait in `receive`."""
 
@@ -102,18 +102,18 @@ HIGH_WATER_MARK = 4096
 """Messages that may wait in a socket; above every bound on jobs in hand, so it is never met in good health."""
 
 
-class NobodyThere(Exception):
+class NotConnected(Exception):
     """There is no connection at the moment."""
 
 
-class Line:
+class WorkerConnection:
     """Use as an async context manager. It connects to `address`, again and again for as long as it is open."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._context = zmq.Context()
 
-    async def __aenter__(self) -> Line:
+    async def __aenter__(self) -> WorkerConnection:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # without a connection a send fails instead of waiting in line
@@ -124,8 +124,8 @@ class Line:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
         socket.set_hwm(HIGH_WATER_MARK)
         self._socket = socket
-        self._monitor = Mailbox(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED))
-        self._mailbox = Mailbox(socket)
+        self._monitor = ZmqSocket(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED))
+        self._mailbox = ZmqSocket(socket)
         socket.connect(self._address)
         return self
 
@@ -144,7 +144,7 @@ class Line:
         try:
             self._mailbox.send(header, *frames)
         except zmq.Again:
-            raise NobodyThere from None
+            raise NotConnected from None
 
     async def receive(self) -> tuple[memoryview, list[memoryview]]:
         """The next message: its header, and its array frames."""

@@ -98,7 +98,7 @@ MAX_CAPS = 256
 """Shapes whose limit is remembered."""
 
 
-class BatchSizes:
+class BatchSizeLimits:
     """The limits of any batch, and what was found out: which size is best, and which has room on the device."""
 
     def __init__(self, limits: BatchLimits) -> None:

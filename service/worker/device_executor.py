@@ -37,7 +37,7 @@ class _Call:
     """None until its thread takes it: the first may have a model to load before."""
 
 
-class Lanes:
+class DeviceExecutor:
     """Runs calls on the device, each on some of its lanes and in a thread of its own, several at once.
 
     `first` is the thread in which models are put on the device; the other threads are made here.
@@ -101,13 +101,13 @@ class Lanes:
         self._threads[thread].submit(work)
 
 
-class SignOfLife:
+class DeviceHeartbeat:
     """Its batches are one; where `idle` says that there is nothing to do it is asked, every `idle_s` seconds."""
 
     def __init__(
         self,
         runner: Runner,
-        lanes: Lanes,
+        lanes: DeviceExecutor,
         idle: Callable[[], bool],
         clock: Callable[[], float],
         idle_s: float,

@@ -24,11 +24,11 @@ from model.types import RawOutput
 from service.errors import Internal, Overloaded
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, within
-from service.wire.messages import Outlook
+from service.wire.messages import WaitEstimate
 from service.worker.admission import Admission
-from service.worker.batching import BatchSizes, as_batch, share
-from service.worker.device_executor import Ended, Lanes, SignOfLife
-from service.worker.estimates import InHand, Occupancy, Pace, Running
+from service.worker.batching import BatchSizeLimits, as_batch, share
+from service.worker.device_executor import DeviceExecutor, DeviceHeartbeat, Ended
+from service.worker.estimates import ArrivalUtilisation, LatencyEstimator, Running, RunningBatches
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.runner import OutOfDeviceMemory, Runner
 
@@ -39,7 +39,7 @@ class Retries:
     """Parts of batches that failed, which run again before what waits in the queue. A job has its error only after it
     ran by itself."""
 
-    def __init__(self, sizes: BatchSizes) -> None:
+    def __init__(self, sizes: BatchSizeLimits) -> None:
         self._sizes = sizes
         self.parts: deque[tuple[Job, ...]] = deque()
         self.alone: deque[tuple[Job, ...]] = deque()
@@ -77,12 +77,12 @@ class Retries:
 OUT_OF_MEMORY = "out-of-device-memory"
 
 
-def tell_batch(
+def trace_batch(
     tracing: Tracing, runner: Runner, jobs: Sequence[Job], started_s: float, ended_s: float, error: str
 ) -> Span:
     """The span of jobs that ran together; `error`: what became of them where they have no output."""
     shape = jobs[0].shape
-    return tracing.joint(
+    return tracing.batch_span(
         "batch",
         [job.span for job in jobs],
         started_s,
@@ -99,7 +99,7 @@ def tell_batch(
     )
 
 
-def tell_job(job: Job, done: Done, batch: Span) -> None:
+def trace_job(job: Job, done: Done, batch: Span) -> None:
     """The spans of a job's stages, in its request's trace; `batch`: the one that it ran in, if it ran."""
     error = done.result.code if isinstance(done.result, ConvMLPError) else ""
     taken_s = job.enqueued_s + done.queue_s
@@ -127,27 +127,27 @@ class Dispatcher:
         runner: Runner,
         device_thread: Executor,
         queue: JobQueue,
-        sizes: BatchSizes,
+        sizes: BatchSizeLimits,
         metrics: WorkerMetrics,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing = NO_TRACING,
         idle_s: float = IDLE_S,
     ) -> None:
         self._runner = runner
-        self._lanes = Lanes(runner.lanes, device_thread, clock)
+        self._lanes = DeviceExecutor(runner.lanes, device_thread, clock)
         self._queue = queue
         self._metrics = metrics
         self._clock = clock
         self._tracing = tracing
-        self._pace = Pace()
+        self._pace = LatencyEstimator()
         self._sizes = sizes
-        self._occupancy = Occupancy()
-        self._in_hand = InHand(clock)
+        self._occupancy = ArrivalUtilisation()
+        self._in_hand = RunningBatches(clock)
         self._admission = Admission(queue, self._pace, sizes, runner.lanes, self._in_hand.left_s, clock)
         self._retries = Retries(sizes)
         self._trials: deque[_Trial] = deque()
         self._left: asyncio.Event | None = None
-        self._alive = SignOfLife(runner, self._lanes, self._idle, clock, idle_s)
+        self._alive = DeviceHeartbeat(runner, self._lanes, self._idle, clock, idle_s)
         self._over: asyncio.Future[None] | None = None
         self._look_due = False
 
@@ -174,7 +174,7 @@ class Dispatcher:
         """Seconds until the device will be through with everything that runs and waits now."""
         return self._admission.backlog_s()
 
-    def outlook(self, shape: Shape, budget_s: float) -> Outlook:
+    def outlook(self, shape: Shape, budget_s: float) -> WaitEstimate:
         """What one more job that is due in so many seconds would find now."""
         return self._admission.outlook(shape, budget_s)
 
@@ -344,7 +344,7 @@ class Dispatcher:
 
     def _widest(self) -> int:
         """The most lanes that one batch should have now."""
-        return max(1, round(self._runner.widest * (1 - self._occupancy.lately)))
+        return max(1, round(self._runner.max_lanes_per_batch * (1 - self._occupancy.lately)))
 
     def _has(self, slot: str | None) -> bool:
         """Whether anything of a slot, or at all, waits or runs."""
@@ -370,10 +370,10 @@ class Dispatcher:
     def _reply(self, job: Job, done: Done, batch: Span = NO_SPAN) -> None:
         self._metrics.waited(job.shape.model, done.queue_s)
         if job.span.recording:
-            tell_job(job, done, batch)
+            trace_job(job, done, batch)
         job.reply(done)
 
     def _tell_batch(self, jobs: Sequence[Job], end: Ended[tuple[RawOutput, ...]], error: str = "") -> Span:
         if not any(job.span.recording for job in jobs):
             return NO_SPAN
-        return tell_batch(self._tracing, self._runner, jobs, end.started_s, end.ended_s, error)
+        return trace_batch(self._tracing, self._runner, jobs, end.started_s, end.ended_s, error)

@@ -17,7 +17,7 @@ SMOOTHING = 0.2
 MAX_KNOWN = 256
 
 
-class Pace:
+class LatencyEstimator:
     """Seconds of one lane that an image takes, per shape: an exponential mean over the batches that ran.
 
     Of batches that had one lane: what more lanes take together is longer, and a batch has them only while there is
@@ -74,7 +74,7 @@ class Running:
         return max(0.0, self.expected_s - (now_s - self.begun_s) * self.lanes)
 
 
-class InHand:
+class RunningBatches:
     """At most one for each lane."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -110,7 +110,7 @@ REMEMBERED_S = 1.0
 """What was found so long ago counts e times less."""
 
 
-class Occupancy:
+class ArrivalUtilisation:
     """The share of the lanes that is taken, as jobs have found it lately: 0 to 1.
 
     A mean over arrivals, not over time. A client that waits for each answer before it asks again never finds a lane

@@ -11,8 +11,8 @@ import structlog
 from model.errors import ConvMLPError
 from service.errors import DeadlineExceeded, Forbidden, Internal, Overloaded, Unavailable
 from service.wire.messages import MODEL_CONTROL_OFF, ControlRequest, ListStore, Load, Unload
-from service.wire.worker_endpoint import Door
-from service.worker.model_loader import Keeper
+from service.wire.worker_endpoint import WorkerEndpoint
+from service.worker.model_loader import ModelLoader
 
 MAX_REQUESTS = 16
 """Requests in hand: the one that is carried out, those that wait for it, and lists that are made."""
@@ -20,13 +20,13 @@ MAX_REQUESTS = 16
 log = structlog.get_logger(__name__)
 
 
-class ControlDesk:
+class ModelControl:
     """Carries requests out and answers them. `spawn` makes the task of each."""
 
     def __init__(
         self,
-        door: Door,
-        keeper: Keeper,
+        door: WorkerEndpoint,
+        keeper: ModelLoader,
         *,
         allowed: bool,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],

@@ -18,7 +18,7 @@ from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from service.types import StoredModel
 from service.worker.dispatcher import Dispatcher
-from service.worker.model_registry import LoadedModel, ServedFile, Shelf, shelved
+from service.worker.model_registry import LoadedModel, ModelRegistry, StateFile, new_model
 from service.worker.runner import OutOfDeviceMemory, Runner
 from service.worker.self_check import SelfCheck
 from service.worker.tuning import Tuner
@@ -32,7 +32,7 @@ Ts = TypeVarTuple("Ts")
 log = structlog.get_logger(__name__)
 
 
-class Keeper:
+class ModelLoader:
     """Owns what is on the shelf and in the runner's slots. `load` and `unload` are for one caller at a time.
 
     Weights are read in a thread of their own; only putting them on the device takes the device's time.
@@ -40,7 +40,7 @@ class Keeper:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: ModelRegistry,
         runner: Runner,
         device_thread: Executor,
         dispatcher: Dispatcher,
@@ -58,7 +58,7 @@ class Keeper:
         self._settings = settings
         self._metrics = metrics
         self._announce = announce
-        self._file = ServedFile(settings.served_models_file, settings.models)
+        self._file = StateFile(settings.served_models_file, settings.models)
         self._reading_thread = ThreadPoolExecutor(1, thread_name_prefix="read-models")
         self._in_hand: dict[str, str] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -86,21 +86,21 @@ class Keeper:
         for model in self._shelf.served:
             if self._shelf.get(model.name) is not model:
                 continue  # it left meanwhile
-            before = model.objection
+            before = model.unready_reason
             try:
-                model.objection = await self._check.objection(model)
+                model.unready_reason = await self._check.unready_reason(model)
             except Overloaded as busy:
                 log.warning("self-check put off", model=model.name, reason=busy.detail)
                 continue
-            if model.objection is not None:
-                log.error("self-check failed", model=model.name, objection=model.objection)
+            if model.unready_reason is not None:
+                log.error("self-check failed", model=model.name, unready_reason=model.unready_reason)
             if self._shelf.get(model.name) is model:
-                self._metrics.model_ready(model.name, ready=model.objection is None)
-                if model.objection != before:
+                self._metrics.model_ready(model.name, ready=model.unready_reason is None)
+                if model.unready_reason != before:
                     self._announce()
-                if model.objection is None:
+                if model.unready_reason is None:
                     await self._tune(model)
-        return all(model.objection is None for model in self._shelf.served)
+        return all(model.unready_reason is None for model in self._shelf.served)
 
     async def store(self) -> tuple[StoredModel, ...]:
         """Everything on disk, and everything that is served, by name."""
@@ -122,7 +122,7 @@ class Keeper:
             try:
                 model = await self._run_in(self._reading_thread, self._read, name)
                 served = self._shelf.get(name)
-                if served is not None and (served.version, served.objection) == (model.version, None):
+                if served is not None and (served.version, served.unready_reason) == (model.version, None):
                     return
                 await self._enter(model)
             except BundleInvalid as error:  # its words name folders, which are nothing for a caller
@@ -167,7 +167,7 @@ class Keeper:
         # Names come from callers: only one that a listing has is made into a path.
         if name not in bundle_names(self._settings.models_dir):
             raise ModelNotFound(f"there is no model {name!r} in the store")
-        return shelved(read_bundle(find_bundle(name, self._settings.models_dir)))
+        return new_model(read_bundle(find_bundle(name, self._settings.models_dir)))
 
     async def _enter(self, model: LoadedModel) -> None:
         """Load a model and have it prove itself; where it fails nothing stays of it."""
@@ -195,18 +195,18 @@ class Keeper:
     async def _prove(self, model: LoadedModel) -> None:
         for pause_s in (*PROOF_PAUSES_S, None):
             try:
-                model.objection = await self._check.objection(model)
+                model.unready_reason = await self._check.unready_reason(model)
             except Overloaded:
                 if pause_s is None:
                     raise
                 await asyncio.sleep(pause_s)
             else:
                 break
-        if model.objection is not None:
-            log.error("model did not prove itself", model=model.name, objection=model.objection)
+        if model.unready_reason is not None:
+            log.error("model did not prove itself", model=model.name, unready_reason=model.unready_reason)
             raise Internal(
                 f"model {model.name!r} is not served: it does not give its committed answer on the reference "
-                f"picture: {model.objection}"
+                f"picture: {model.unready_reason}"
             )
 
     async def _tune(self, model: LoadedModel) -> None:
@@ -233,7 +233,7 @@ class Keeper:
         model = self._shelf.get(name)
         if model is None:
             return StoredModel(name, served=False, ready=False, reason=self._in_hand.get(name, "it is not loaded"))
-        return StoredModel(name, served=True, ready=model.objection is None, reason=model.objection or "")
+        return StoredModel(name, served=True, ready=model.unready_reason is None, reason=model.unready_reason or "")
 
     @contextmanager
     def _said(self, name: str, words: str) -> Iterator[None]:

@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 class LoadedModel:
     """A bundle that has a slot in the runner. One that is loaded again has another slot.
 
-    `objection` says why it is not fit to serve; None where it has proven itself on `reference`, its input of the
+    `unready_reason` says why it is not fit to serve; None where it has proven itself on `reference`, its input of the
     reference picture. `precision` is what it computes in, once it is on the device; `best_batch` how many images of
     the reference picture's size are best run at once, 0 until it is measured. `gone`: its slot is being emptied.
     """
@@ -37,7 +37,7 @@ class LoadedModel:
     slot: str
     version: str
     reference: ModelInput
-    objection: str | None = "not proven yet"
+    unready_reason: str | None = "not proven yet"
     precision: str = ""
     best_batch: int = 0
     gone: bool = False
@@ -51,14 +51,14 @@ class LoadedModel:
         return self.bundle.config.name
 
 
-def shelved(bundle: Bundle) -> LoadedModel:
+def new_model(bundle: Bundle) -> LoadedModel:
     """A model with a slot of its own, not loaded yet."""
     config = bundle.config
     version = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
     return LoadedModel(bundle, f"{config.name}#{next(_numbers)}", version, reference_input(config))
 
 
-class Shelf:
+class ModelRegistry:
     """Models by name, in the order of their being served: the first of a task is its default."""
 
     def __init__(self, models: Iterable[LoadedModel]) -> None:
@@ -124,7 +124,7 @@ class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     served: tuple[str, ...]
 
 
-class ServedFile:
+class StateFile:
     """Names of models, in the order of their being served; without a `path` nothing is ever kept."""
 
     def __init__(self, path: Path | None, configured: tuple[str, ...]) -> None:

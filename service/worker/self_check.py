@@ -24,7 +24,7 @@ class SelfCheck:
         self._dispatcher = dispatcher
         self._numbers = itertools.count(1)
 
-    async def objection(self, model: LoadedModel) -> str | None:
+    async def unready_reason(self, model: LoadedModel) -> str | None:
         """Why the model is not fit to serve; None where it has proven itself.
 
         Raises:

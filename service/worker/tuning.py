@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from model.reference import REFERENCE_PARAMS
-from service.worker.batching import BatchSizes
+from service.worker.batching import BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel
 from service.worker.queue import Done, Job, Shape
@@ -50,7 +50,7 @@ class Tuner:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        sizes: BatchSizes,
+        sizes: BatchSizeLimits,
         clock: Callable[[], float] = time.monotonic,
         budget_s: float = BUDGET_S,
     ) -> None:

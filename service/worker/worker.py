@@ -32,12 +32,12 @@ from service.wire.messages import (
     State,
     input_from_frames,
 )
-from service.wire.worker_endpoint import Door, Letter
-from service.worker.batching import BatchLimits, BatchSizes
+from service.wire.worker_endpoint import Envelope, WorkerEndpoint
+from service.worker.batching import BatchLimits, BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
-from service.worker.model_control import ControlDesk
-from service.worker.model_loader import Keeper
-from service.worker.model_registry import LoadedModel, Shelf, shelved
+from service.worker.model_control import ModelControl
+from service.worker.model_loader import ModelLoader
+from service.worker.model_registry import LoadedModel, ModelRegistry, new_model
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.runner import Runner
 from service.worker.tuning import Tuner
@@ -51,7 +51,7 @@ class _FrontEnd:
     knows: frozenset[str]
 
 
-class Audience:
+class Subscribers:
     """Front-ends that were heard of lately, by their address, and the versions whose configs each of them has."""
 
     def __init__(self, forget_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -105,7 +105,7 @@ class Worker:
         metrics: WorkerMetrics,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        self._shelf = Shelf(map(shelved, bundles))
+        self._shelf = ModelRegistry(map(new_model, bundles))
         self._make_runner = make_runner
         self._settings = settings
         self._metrics = metrics
@@ -114,13 +114,13 @@ class Worker:
         self._begun_s = time.monotonic()
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
-        self._audience = Audience(settings.worker_timeout_ms / 1000)
+        self._audience = Subscribers(settings.worker_timeout_ms / 1000)
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._runner: Runner | None = None
         self._dispatcher: Dispatcher | None = None
-        self._control: ControlDesk | None = None
+        self._control: ModelControl | None = None
 
-    async def run(self, door: Door, stop: asyncio.Event) -> None:
+    async def run(self, door: WorkerEndpoint, stop: asyncio.Event) -> None:
         """Serve until `stop`, then finish what is in hand.
 
         Raises:
@@ -132,9 +132,9 @@ class Worker:
             receiving = parts.create_task(self._receive(), name="receive")
             loop = asyncio.get_running_loop()
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
-            sizes = BatchSizes(BatchLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6))
+            sizes = BatchSizeLimits(BatchLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6))
             self._dispatcher = self._make_dispatcher(self._runner, sizes)
-            keeper = Keeper(
+            keeper = ModelLoader(
                 self._shelf,
                 self._runner,
                 self._device_thread,
@@ -145,7 +145,7 @@ class Worker:
                 self._announce,
             )
             await keeper.start()
-            self._control = ControlDesk(door, keeper, allowed=self._settings.model_control, spawn=parts.create_task)
+            self._control = ModelControl(door, keeper, allowed=self._settings.model_control, spawn=parts.create_task)
             serving = [
                 receiving,
                 parts.create_task(self._dispatcher.run(), name="dispatch"),
@@ -163,7 +163,7 @@ class Worker:
         self._dispatcher.close()
         self._device_thread.shutdown(wait=False)
 
-    def _make_dispatcher(self, runner: Runner, sizes: BatchSizes) -> Dispatcher:
+    def _make_dispatcher(self, runner: Runner, sizes: BatchSizeLimits) -> Dispatcher:
         settings = self._settings
         self._metrics.queue_limits(settings.max_queue_images, settings.max_queue_mpx * 10**6)
         return Dispatcher(
@@ -193,7 +193,7 @@ class Worker:
                 case request:
                     self._control_models(letter.sender, request)
 
-    def _take_in(self, letter: Letter, message: Predict) -> None:
+    def _take_in(self, letter: Envelope, message: Predict) -> None:
         now_s = time.monotonic()
         try:
             model, dispatcher = self._model_for(message)
@@ -234,8 +234,8 @@ class Worker:
         model = self._shelf.find(message.model, message.version)
         if self._phase is Phase.STARTING or self._dispatcher is None:
             raise Unavailable(self._reason, STARTING_RETRY_S)
-        if model.objection is not None:
-            raise Unavailable(f"model {model.name!r} is not ready: {model.objection}", STARTING_RETRY_S)
+        if model.unready_reason is not None:
+            raise Unavailable(f"model {model.name!r} is not ready: {model.unready_reason}", STARTING_RETRY_S)
         return model, self._dispatcher
 
     def _control_models(self, sender: bytes, request: ControlRequest) -> None:
@@ -263,7 +263,7 @@ class Worker:
             reason=self._reason,
             retry_after_s=backlog_s if self._phase is Phase.READY else STARTING_RETRY_S,
             models=tuple(
-                ModelState(one.name, one.version, one.objection is None, device, one.precision) for one in served
+                ModelState(one.name, one.version, one.unready_reason is None, device, one.precision) for one in served
             ),
             configs={one.version: one.config.model_dump_json() for one in served if one.version not in knows},
             silent_s=self._silent_s(),
@@ -277,14 +277,14 @@ class Worker:
             return time.monotonic() - self._begun_s
         return self._dispatcher.silent_s()
 
-    async def _keep_checking(self, keeper: Keeper) -> None:
+    async def _keep_checking(self, keeper: ModelLoader) -> None:
         interval_s = self._settings.self_check_interval_ms / 1000
         pause_s = FIRST_RECHECK_S
         while True:
             proven = await keeper.check()
             if self._phase is Phase.STARTING:
                 self._phase, self._reason = Phase.READY, "ready"
-                log.info("ready", models=[one.name for one in self._shelf.served if one.objection is None])
+                log.info("ready", models=[one.name for one in self._shelf.served if one.unready_reason is None])
                 self._announce()
             await asyncio.sleep(interval_s if proven else min(pause_s, interval_s))
             pause_s = FIRST_RECHECK_S if proven else min(2 * pause_s, interval_s)

@@ -35,11 +35,11 @@ from service.frontend.api.huggingface_schemas import (
     encode_elements,
 )
 from service.frontend.core.engine import Engine
-from service.frontend.core.parameters import PARAMETERS, asked
+from service.frontend.core.parameters import PARAMETERS, parse_params
 from service.frontend.core.request_log import counted
 from service.frontend.http.body import from_base64, read_body
-from service.frontend.http.disconnect import in_time, unless_gone
-from service.frontend.http.middleware import exchange_of, read_timeout_ms
+from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
+from service.frontend.http.middleware import read_timeout_ms, record_of
 from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -68,11 +68,11 @@ class Ask:
         """The worker's part of the parameters."""
         match self.parameters:
             case ClassifyParameters(top_k=top_k):
-                return asked(top_k=top_k).params
+                return parse_params(top_k=top_k).params
             case DetectParameters(threshold=threshold):
-                return asked(score_threshold=threshold, masks=False).params
+                return parse_params(score_threshold=threshold, masks=False).params
             case SegmentParameters(threshold=threshold):
-                return asked(score_threshold=threshold).params
+                return parse_params(score_threshold=threshold).params
 
 
 async def read_ask(task: Task, body: bytes) -> Ask:
@@ -202,23 +202,23 @@ class HuggingFace:
             ConvMLPError: what is wrong.
             ClientDisconnect: the caller left; the work was withdrawn.
         """
-        exchange = exchange_of(request)
-        with counted(self._metrics, "rest", task.value, exchange, ClientDisconnect) as count_for:
+        record = record_of(request)
+        with counted(self._metrics, "rest", task.value, record, ClientDisconnect) as count_for:
             deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
             # Before the body is read: a wrong model's name should not cost an upload.
             able = self._able(task, _model_name(request))
             with self._engine.body_budget() as take:
-                ask = await in_time(self._read(task, request, take), deadline_s)
+                ask = await within_deadline(self._read(task, request, take), deadline_s)
                 config = _chosen(able, ask.parameters)
                 count_for(config.name)
                 prediction = PredictRequest(
-                    exchange.request_id, config.task, config.name, ask.image, ask.params, deadline_s
+                    record.request_id, config.task, config.name, ask.image, ask.params, deadline_s
                 )
-                with unless_gone(request):
+                with cancel_on_disconnect(request):
                     reply = await self._engine.predict(
                         prediction, lambda result: encode_elements(ask.parameters, result)
                     )
-        exchange.timings = reply.timings
+        record.timings = reply.timings
         return Response(reply.payload, media_type="application/json")
 
     async def _read(self, task: Task, request: Request, take: Callable[[int], None]) -> Ask:
@@ -250,7 +250,7 @@ def _model_name(request: Request) -> str | None:
     given = request.query_params.multi_items()
     if len(given) > 1 or any(name != "model" for name, _ in given):
         raise BadParameter("the query string takes `model`, once; all else belongs into the JSON body's `parameters`")
-    return asked(model=given[0][1] if given else None).model
+    return parse_params(model=given[0][1] if given else None).model
 
 
 def _does_instances(config: BundleConfig) -> bool:

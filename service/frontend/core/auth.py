@@ -38,10 +38,10 @@ from service.frontend.core.rate_limit import RateLimit
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 
-Stamp = tuple[int, ...] | None
+FileVersion = tuple[int, ...] | None
 
 
-def stamp(path: Path) -> Stamp:
+def file_version(path: Path) -> FileVersion:
     """What changes when the file does, also where a link is turned to another file; None where it is missing."""
     try:
         status = path.stat()
@@ -62,7 +62,7 @@ _KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
 log = structlog.get_logger(__name__)
 
 
-class KeysUnusable(Exception):
+class InvalidKeysFile(Exception):
     """The file of API keys is missing, unreadable, empty or malformed. The message quotes no key."""
 
 
@@ -76,7 +76,7 @@ class ApiKeys:
         """Raises KeysUnusable."""
         self._path = path
         self._secret = secrets.token_bytes(32)
-        self._stamp = stamp(path)
+        self._stamp = file_version(path)
         self._names = self._read()
 
     def name_of(self, key: str) -> str | None:
@@ -90,13 +90,13 @@ class ApiKeys:
             await asyncio.to_thread(self._refresh)
 
     def _refresh(self) -> None:
-        now = stamp(self._path)
+        now = file_version(self._path)
         if now == self._stamp:
             return
         self._stamp = now
         try:
             self._names = self._read()
-        except KeysUnusable as error:
+        except InvalidKeysFile as error:
             log.error("the API keys stay as they were", error=str(error))
         else:
             log.info("the API keys were read again", keys=len(self._names))
@@ -106,30 +106,30 @@ class ApiKeys:
             with self._path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
-            raise KeysUnusable(f"{self._path}: {error.strerror}; expected a file with an API key a line") from None
+            raise InvalidKeysFile(f"{self._path}: {error.strerror}; expected a file with an API key a line") from None
         if len(data) > MAX_FILE_BYTES:
-            raise KeysUnusable(f"{self._path}: more than {MAX_FILE_BYTES:,} bytes; expected a file of API keys")
+            raise InvalidKeysFile(f"{self._path}: more than {MAX_FILE_BYTES:,} bytes; expected a file of API keys")
         names: dict[bytes, str] = {}
         for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
             words = line.partition("#")[0].split()
             if not words:
                 continue
             if len(words) > 2:
-                raise KeysUnusable(
+                raise InvalidKeysFile(
                     f"{self._path}, line {number}: expected `KEY` or `NAME KEY`, found {len(words)} words"
                 )
             key = words[-1]
             if len(key) < MIN_KEY_LENGTH or not _KEY.fullmatch(key):
-                raise KeysUnusable(
+                raise InvalidKeysFile(
                     f"{self._path}, line {number}: a key has at least {MIN_KEY_LENGTH} characters of A-Z a-z 0-9 "
                     "and ._~+/=-; `openssl rand -hex 32` makes one"
                 )
             digest = self._hash(key)
             if digest in names:
-                raise KeysUnusable(f"{self._path}, line {number}: the key stands on an earlier line as well")
+                raise InvalidKeysFile(f"{self._path}, line {number}: the key stands on an earlier line as well")
             names[digest] = words[0] if len(words) == 2 else f"key of line {number}"
         if not names:
-            raise KeysUnusable(f"{self._path}: no API key in it; expected one a line")
+            raise InvalidKeysFile(f"{self._path}: no API key in it; expected one a line")
         return names
 
     def _hash(self, key: str) -> bytes:
@@ -142,7 +142,7 @@ Caller = NewType("Caller", str)
 ASK_FOR_KEY = "send the header `Authorization: Bearer KEY` (in gRPC: the metadata `authorization`)"
 
 
-class Gate:
+class Auth:
     """One for a front-end process, shared by its transports; rates are this process's own.
 
     `keys`: None lets everyone in. `limit`: None takes as much as comes.
@@ -199,7 +199,7 @@ class Gate:
 
 
 @asynccontextmanager
-async def open_gate(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterator[Gate]:
+async def open_auth(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterator[Auth]:
     """The gate that the settings describe; the file of keys is read again whenever it changes.
 
     Raises:
@@ -207,12 +207,12 @@ async def open_gate(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterat
     """
     limit = RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst) if settings.rate_limit_per_s else None
     if settings.api_keys_file is None:
-        yield Gate(None, limit, metrics)
+        yield Auth(None, limit, metrics)
         return
     keys = ApiKeys(settings.api_keys_file)
     following = asyncio.create_task(keys.follow())
     try:
-        yield Gate(keys, limit, metrics)
+        yield Auth(keys, limit, metrics)
     finally:
         following.cancel()
 

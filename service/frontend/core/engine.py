@@ -14,7 +14,7 @@ from typing import TypeVar
 from model.postprocess.finish import finish
 from model.types import ClassifyOutput, DetectOutput, RawOutput, Result, Task
 from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
-from service.frontend.core.executor import Workshop
+from service.frontend.core.executor import PreparePool
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import step
 from service.settings import Settings
@@ -23,7 +23,7 @@ from service.wire.messages import MODEL_CONTROL_OFF
 from service.wire.pool import WorkerPool
 
 
-class Budget:
+class ByteBudget:
     """`limit` bytes. `retry_after_s` tells in how many seconds there may be room again."""
 
     def __init__(self, limit: int, retry_after_s: Callable[[], float]) -> None:
@@ -50,7 +50,7 @@ class Share:
 
     __slots__ = ("_budget", "_held")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self._held = 0
 
@@ -76,13 +76,15 @@ SHORT = 20
 class Engine:
     """Answers requests with the help of the workers. Front-ends see nothing below it."""
 
-    def __init__(self, workers: WorkerPool, workshop: Workshop, settings: Settings, metrics: FrontEndMetrics) -> None:
+    def __init__(
+        self, workers: WorkerPool, workshop: PreparePool, settings: Settings, metrics: FrontEndMetrics
+    ) -> None:
         self._workers = workers
         self._workshop = workshop
         self._settings = settings
         self._metrics = metrics
         self._images = 0
-        self._bodies = Budget(settings.max_in_flight_bytes, workers.retry_after_s)
+        self._bodies = ByteBudget(settings.max_in_flight_bytes, workers.retry_after_s)
 
     async def predict(self, request: PredictRequest, encode: Callable[[Result], T], *, draws: bool = False) -> Reply[T]:
         """Answer for one image. `encode` turns the result into what the transport sends, in a thread, or here where

@@ -38,7 +38,7 @@ T = TypeVar("T")
 Work = Callable[[], Any]
 
 
-class Crew:
+class ThreadPool:
     """So many threads, which run one piece of work after another. The queue is bounded by who gives the work: the
     engine has a bound on images in hand."""
 
@@ -124,7 +124,7 @@ class Timed(Generic[T]):
         return self.started_s + self.seconds
 
 
-class Workshop:
+class PreparePool:
     """The threads. `limits` says which images are decoded at all; `fast`: large JPEGs are decoded smaller."""
 
     def __init__(self, threads: int, limits: DecodeLimits, *, fast: bool = False) -> None:
@@ -132,7 +132,7 @@ class Workshop:
         # took seven times as much of the CPU with OpenBLAS's.)
         cv2.setNumThreads(1)
         threadpool_limits(1, "blas")
-        self._crew = Crew(threads, "prepare")
+        self._crew = ThreadPool(threads, "prepare")
         self._limits = limits
         self._fast = fast
 

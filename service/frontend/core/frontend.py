@@ -12,9 +12,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from model.preprocess import COMPILED
-from service.frontend.core.auth import Gate, open_gate
+from service.frontend.core.auth import Auth, open_auth
 from service.frontend.core.engine import Engine
-from service.frontend.core.executor import Workshop
+from service.frontend.core.executor import PreparePool
 from service.observability.exposition import registry_of_all
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings, usable_cores
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class FrontEnd:
     engine: Engine
-    gate: Gate
+    gate: Auth
     metrics: FrontEndMetrics
     registry: CollectorRegistry
     """What a scrape of this process tells."""
@@ -48,14 +48,14 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     metrics = FrontEndMetrics(registry)
     metrics.in_flight_limit(settings.max_in_flight)
     threads = settings.prepare_threads or usable_cores()
-    workshop = Workshop(threads, settings.decode_limits, fast=settings.fast_decode)
+    workshop = PreparePool(threads, settings.decode_limits, fast=settings.fast_decode)
     workers = WorkerPool(
         settings.worker_address,
         heartbeat_s=settings.heartbeat_interval_ms / 1000,
         timeout_s=settings.worker_timeout_ms / 1000,
         listener=metrics,
     )
-    async with open_gate(settings, metrics) as gate, workers:
+    async with open_auth(settings, metrics) as gate, workers:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
                 await workers.introduced()

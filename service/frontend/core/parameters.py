@@ -39,7 +39,7 @@ MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /mo
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PredictParams:
     """What is asked of an image. `params` is the worker's part of it, `mask_format` the encoder's."""
 
     model: str | None
@@ -47,7 +47,7 @@ class Asked:
     mask_format: MaskFormat
 
 
-def asked(
+def parse_params(
     *,
     model: str | None = None,
     top_k: int | None = None,
@@ -55,7 +55,7 @@ def asked(
     max_detections: int | None = None,
     masks: bool = True,
     mask_format: MaskFormat | None = None,
-) -> Asked:
+) -> PredictParams:
     """Hold what a caller named to its range; what it did not name gets its default.
 
     Raises:
@@ -73,7 +73,7 @@ def asked(
         max_detections=DEFAULTS.max_detections if max_detections is None else max_detections,
         masks=masks and mask_format is not MaskFormat.NONE,
     )
-    return Asked(model, params, mask_format if params.masks else MaskFormat.NONE)
+    return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE)
 
 
 def _hold(name: str, value: float | None, allowed: Range) -> None:

@@ -52,7 +52,7 @@ def slowest(timings: Iterable[Timings]) -> Timings:
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestRecord:
     """`started_s` is on the clock of `time.monotonic`. All else is filled in by whoever comes to know it.
 
     `method` is HTTP's, or gRPC's `package.Service/Method`; `path` and the `route` that it goes are HTTP's; `status` is
@@ -95,7 +95,7 @@ class Exchange:
 access_logger = structlog.get_logger("access")
 
 
-class Journal:
+class RequestLog:
     """One for each transport of a front-end process. `access_log`: requests are told in the log at all."""
 
     def __init__(self, transport: str, tracing: Tracing, *, access_log: bool) -> None:
@@ -110,7 +110,7 @@ class Journal:
 
     def request(
         self,
-        exchange: Exchange,
+        record: RequestRecord,
         name: str,
         caller_context: Callable[[], TraceContext],
         attributes: Attributes,
@@ -119,14 +119,16 @@ class Journal:
     ) -> AbstractContextManager[Span]:
         """Whatever is done for a request is done within. Nothing is told of a probe."""
         span = self._tracing.request(name, caller_context(), attributes) if self.traces and not probe else NO_SPAN
-        return _Told(exchange, span, self._transport, "request" if self._access_log and not probe else "")
+        return _RequestSpan(record, span, self._transport, "request" if self._access_log and not probe else "")
 
-    def message(self, exchange: Exchange) -> AbstractContextManager[Span]:
+    def message(self, record: RequestRecord) -> AbstractContextManager[Span]:
         """The same for one message of a stream, within its call's request."""
-        return _Told(exchange, current_span().begin("message"), self._transport, "message" if self._access_log else "")
+        return _RequestSpan(
+            record, current_span().begin("message"), self._transport, "message" if self._access_log else ""
+        )
 
 
-class _Told:
+class _RequestSpan:
     """Within it a request is done; `event` is the log line's, empty where there is none.
 
     No generator, which costs as much as all else here for a request that is neither traced nor logged.
@@ -134,8 +136,8 @@ class _Told:
 
     __slots__ = ("_before", "_event", "_exchange", "_span", "_transport", "_within")
 
-    def __init__(self, exchange: Exchange, span: Span, transport: str, event: str) -> None:
-        self._exchange = exchange
+    def __init__(self, record: RequestRecord, span: Span, transport: str, event: str) -> None:
+        self._exchange = record
         self._span = span
         self._transport = transport
         self._event = event
@@ -153,14 +155,14 @@ class _Told:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        exchange = self._exchange
+        record = self._exchange
         try:
-            if not exchange.outcome:
-                exchange.outcome = "ok" if error is None else code_of(error)
+            if not record.outcome:
+                record.outcome = "ok" if error is None else code_of(error)
             if self._span.recording:
-                _finish(self._span, exchange)
+                _finish(self._span, record)
             if self._event:
-                access_logger.info(self._event, **_line(self._transport, exchange))
+                access_logger.info(self._event, **_line(self._transport, record))
         finally:
             if self._before is not None:
                 request_id.reset(self._before)
@@ -168,32 +170,32 @@ class _Told:
                 self._within.__exit__(kind, error, trace)
 
 
-def _finish(span: Span, exchange: Exchange) -> None:
+def _finish(span: Span, record: RequestRecord) -> None:
     about = {
-        "convmlp.request_id": exchange.request_id,
-        "convmlp.task": exchange.task,
-        "convmlp.model": exchange.model,
-        "convmlp.outcome": exchange.outcome,
-        "error.type": "" if exchange.outcome == "ok" else exchange.outcome,
+        "convmlp.request_id": record.request_id,
+        "convmlp.task": record.task,
+        "convmlp.model": record.model,
+        "convmlp.outcome": record.outcome,
+        "error.type": "" if record.outcome == "ok" else record.outcome,
     }
     span.set({name: value for name, value in about.items() if value})
     # What the caller did wrong is no failure of the service.
-    span.end(exchange.outcome if exchange.failed else "")
+    span.end(record.outcome if record.failed else "")
 
 
-def _line(transport: str, exchange: Exchange) -> dict[str, object]:
-    durations = {f"{stage}_ms": round(value, 2) for stage, value in exchange.durations_ms().items()}
+def _line(transport: str, record: RequestRecord) -> dict[str, object]:
+    durations = {f"{stage}_ms": round(value, 2) for stage, value in record.durations_ms().items()}
     line = {
         "transport": transport,
-        "method": exchange.method,
-        "path": exchange.path,
-        "caller": exchange.caller,
-        "task": exchange.task,
-        "model": exchange.model,
-        "outcome": exchange.outcome,
-        "status": exchange.status,
-        "request_bytes": exchange.request_bytes,
-        "reply_bytes": exchange.reply_bytes,
+        "method": record.method,
+        "path": record.path,
+        "caller": record.caller,
+        "task": record.task,
+        "model": record.model,
+        "outcome": record.outcome,
+        "status": record.status,
+        "request_bytes": record.request_bytes,
+        "reply_bytes": record.reply_bytes,
     }
     return {**{name: value for name, value in line.items() if value not in ("", None)}, **durations}
 
@@ -224,14 +226,14 @@ async def reply_or_error(
 
 
 def counted(
-    metrics: FrontEndMetrics, transport: str, task: str, exchange: Exchange, left: type[BaseException] | None = None
+    metrics: FrontEndMetrics, transport: str, task: str, record: RequestRecord, left: type[BaseException] | None = None
 ) -> AbstractContextManager[Callable[[str], None]]:
     """Count the request that is answered within; an error is its outcome.
 
-    Call the given function with the model's name once it is known to exist: names are labels. `exchange` gets to know
+    Call the given function with the model's name once it is known to exist: names are labels. `record` gets to know
     all that is counted; `left` is what the transport raises where the caller went away.
     """
-    return _Counted(metrics, transport, task, exchange, left)
+    return _Counted(metrics, transport, task, record, left)
 
 
 class _Counted:
@@ -242,13 +244,13 @@ class _Counted:
         metrics: FrontEndMetrics,
         transport: str,
         task: str,
-        exchange: Exchange,
+        record: RequestRecord,
         left: type[BaseException] | None,
     ) -> None:
         self._metrics = metrics
         self._transport = transport
         self._task = task
-        self._exchange = exchange
+        self._exchange = record
         self._left = left
         self._model = ""
 
@@ -259,9 +261,9 @@ class _Counted:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         outcome = "ok" if error is None else self._outcome_of(error)
-        exchange = self._exchange
-        exchange.task, exchange.model, exchange.outcome = self._task, self._model, outcome
-        seconds = time.monotonic() - exchange.started_s
+        record = self._exchange
+        record.task, record.model, record.outcome = self._task, self._model, outcome
+        seconds = time.monotonic() - record.started_s
         self._metrics.request(self._transport, self._task, self._model, outcome, seconds)
 
     def _count_for(self, name: str) -> None:

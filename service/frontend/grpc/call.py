@@ -20,8 +20,8 @@ import grpc
 
 from convmlp.v1 import vision_pb2 as pb
 from service.errors import BadParameter
-from service.frontend.core.auth import Caller, Gate, host_of
-from service.frontend.core.request_log import SANE_ID, Exchange, Journal
+from service.frontend.core.auth import Auth, Caller, host_of
+from service.frontend.core.request_log import SANE_ID, RequestLog, RequestRecord
 from service.frontend.grpc.status import Context
 from service.observability.logs import request_id
 from service.observability.tracing import TraceContext, received_context
@@ -30,7 +30,7 @@ MAX_ID = 128
 
 
 @dataclass(slots=True)
-class Turn(Exchange):
+class CallRecord(RequestRecord):
     """`given_id` is that of the request's message; the logs know the turn by it if it is fit for them."""
 
     given_id: str = ""
@@ -71,7 +71,7 @@ def timeout_ms_of(context: Context) -> int | None:
     return None if seconds is None else int(seconds * 1000)
 
 
-def caller_of(context: Context, gate: Gate) -> Caller:
+def caller_of(context: Context, gate: Auth) -> Caller:
     """Raises Unauthenticated."""
     return gate.identify(_metadata(context, "authorization"), host_of(context.peer()))
 
@@ -86,21 +86,21 @@ def _all_metadata(context: Context, key: str) -> list[str]:
 
 @contextmanager
 def rpc_span(
-    journal: Journal, exchange: Exchange, method: str, context: Context, *, probe: bool = False
+    request_log: RequestLog, record: RequestRecord, method: str, context: Context, *, probe: bool = False
 ) -> Iterator[None]:
     """Whatever is done for a call is done within. `method`: `package.Service/Method`."""
-    exchange.method = method
+    record.method = method
     about = {"rpc.system.name": "grpc", "rpc.method": method}
-    with journal.request(exchange, method, partial(context_of, context), about, probe=probe) as span:
+    with request_log.request(record, method, partial(context_of, context), about, probe=probe) as span:
         try:
             yield
-            exchange.status = "OK"
+            record.status = "OK"
         except asyncio.CancelledError:
-            exchange.status = "CANCELLED"
+            record.status = "CANCELLED"
             raise
         finally:
             # Where it was aborted that has said with what.
-            span.set({"rpc.response.status_code": str(exchange.status or "UNKNOWN")})
+            span.set({"rpc.response.status_code": str(record.status or "UNKNOWN")})
 
 
 async def answer_each(

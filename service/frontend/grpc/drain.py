@@ -15,7 +15,7 @@ from typing import Any, Never, TypeAlias
 import grpc
 
 from service.errors import Unavailable
-from service.frontend.core.request_log import Exchange
+from service.frontend.core.request_log import RequestRecord
 from service.frontend.grpc.call import given_id_of
 from service.frontend.grpc.status import Context, abort
 
@@ -144,7 +144,7 @@ class _Messages:
 
 
 async def _refuse(context: Context, words: str) -> Never:
-    await abort(context, Unavailable(words), Exchange.begin(given_id_of(context)))
+    await abort(context, Unavailable(words), RequestRecord.begin(given_id_of(context)))
 
 
 async def _run(behaviour: Behaviour, request: object, context: Context) -> Any:  # noqa: ANN401

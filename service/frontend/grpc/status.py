@@ -32,7 +32,7 @@ from service.errors import (
     Unauthenticated,
     Unavailable,
 )
-from service.frontend.core.request_log import Exchange
+from service.frontend.core.request_log import RequestRecord
 
 DOMAIN = "convmlp.v1"
 """Of ErrorInfo: within it a reason names one kind of error, for good."""
@@ -103,21 +103,21 @@ def status_of(error: ConvMLPError, request_id: str) -> Status:
     return status
 
 
-async def abort(context: Context, error: ConvMLPError, exchange: Exchange) -> Never:
+async def abort(context: Context, error: ConvMLPError, record: RequestRecord) -> Never:
     """End a call with an error. Raises what ends the handler."""
-    note(error, exchange)
-    status = rpc_status.to_status(status_of(error, exchange.request_id))
-    metadata = [*status.trailing_metadata, ("x-request-id", exchange.request_id)]
+    note(error, record)
+    status = rpc_status.to_status(status_of(error, record.request_id))
+    metadata = [*status.trailing_metadata, ("x-request-id", record.request_id)]
     if isinstance(error, RetryLater):
         # What gRPC's own retries, where a client has them configured, wait for (gRFC A6).
         metadata.append(("grpc-retry-pushback-ms", str(_retry_ms(error))))
     await context.abort(status.code, status.details, tuple(metadata))
 
 
-def note(error: ConvMLPError, exchange: Exchange) -> None:
+def note(error: ConvMLPError, record: RequestRecord) -> None:
     """Have an exchange end with an error."""
     code = _row_of(error).code
-    exchange.outcome, exchange.status, exchange.failed = error.code, code.name, code in FAILURES
+    record.outcome, record.status, record.failed = error.code, code.name, code in FAILURES
 
 
 def _row_of(error: ConvMLPError) -> Row:

@@ -10,13 +10,13 @@ from pathlib import Path
 import grpc
 import structlog
 
-from service.frontend.core.auth import Stamp, stamp
+from service.frontend.core.auth import FileVersion, file_version
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 
-class CertificatesUnusable(Exception):
+class InvalidCertificates(Exception):
     """A file of a certificate or key is missing, unreadable, or not what it should be."""
 
 
@@ -42,10 +42,10 @@ def certificate_files(settings: Settings) -> CertificateFiles | None:
     certificate, key = settings.grpc_tls_certificate, settings.grpc_tls_key
     if certificate is None and key is None:
         if settings.grpc_tls_client_ca is not None:
-            raise CertificatesUnusable("grpc_tls_client_ca needs grpc_tls_certificate and grpc_tls_key as well")
+            raise InvalidCertificates("grpc_tls_client_ca needs grpc_tls_certificate and grpc_tls_key as well")
         return None
     if certificate is None or key is None:
-        raise CertificatesUnusable("grpc_tls_certificate and grpc_tls_key need each other; one of them is not set")
+        raise InvalidCertificates("grpc_tls_certificate and grpc_tls_key need each other; one of them is not set")
     return CertificateFiles(certificate, key, settings.grpc_tls_client_ca)
 
 
@@ -67,7 +67,7 @@ def server_credentials(files: CertificateFiles) -> grpc.ServerCredentials:
 class _Certificates:
     def __init__(self, files: CertificateFiles) -> None:
         self._files = files
-        self._stamps: list[Stamp] = []
+        self._stamps: list[FileVersion] = []
         self._lock = threading.Lock()  # handshakes happen in gRPC's own threads
 
     def read(self) -> grpc.ServerCertificateConfiguration:
@@ -84,21 +84,21 @@ class _Certificates:
                 return None
             try:
                 configuration = self.read()
-            except CertificatesUnusable as error:
+            except InvalidCertificates as error:
                 log.error("the TLS certificates stay as they were", error=str(error))
                 return None
             log.info("the TLS certificates were read again")
             return configuration
 
-    def _stamps_now(self) -> list[Stamp]:
-        return [stamp(path) for path in self._files.paths]
+    def _stamps_now(self) -> list[FileVersion]:
+        return [file_version(path) for path in self._files.paths]
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CertificatesUnusable(f"{path}: {error.strerror}; expected a PEM file") from None
+        raise InvalidCertificates(f"{path}: {error.strerror}; expected a PEM file") from None
 
 
 def _check(files: CertificateFiles) -> None:
@@ -108,7 +108,7 @@ def _check(files: CertificateFiles) -> None:
         # Without a password given here OpenSSL would ask for one on the terminal.
         context.load_cert_chain(files.certificate, files.key, password="")
     except (ssl.SSLError, ValueError) as error:
-        raise CertificatesUnusable(
+        raise InvalidCertificates(
             f"{files.certificate}, {files.key}: {_reason(error)}; expected a PEM certificate chain and its PEM key "
             "without a password"
         ) from None
@@ -116,7 +116,7 @@ def _check(files: CertificateFiles) -> None:
         try:
             context.load_verify_locations(files.client_ca)
         except ssl.SSLError as error:
-            raise CertificatesUnusable(
+            raise InvalidCertificates(
                 f"{files.client_ca}: {_reason(error)}; expected the PEM certificates of authorities"
             ) from None
 

@@ -19,7 +19,7 @@ _SCOPE_KEY = "convmlp.hangup"
 _WHOLE_KEY = "convmlp.whole"
 
 
-class Hangup:
+class Disconnect:
     """The end of one connection. It tells who watches, at once: waiting for ASGI's own message takes a task for each
     request."""
 
@@ -46,17 +46,17 @@ class Hangup:
         scope[_SCOPE_KEY] = self
 
 
-def mark_whole(scope: MutableMapping[str, Any]) -> None:
+def mark_body_received(scope: MutableMapping[str, Any]) -> None:
     """The request's body has come to its end, read by the application or not."""
     scope[_WHOLE_KEY] = True
 
 
-def is_whole(request: Request) -> bool:
+def body_received(request: Request) -> bool:
     """Whether reading the request's body takes no time any more."""
     return _WHOLE_KEY in request.scope
 
 
-async def in_time(reading: Awaitable[T], deadline_s: float) -> T:
+async def within_deadline(reading: Awaitable[T], deadline_s: float) -> T:
     """What was read of the request's body. `deadline_s` is on the clock of `time.monotonic`.
 
     Raises:
@@ -69,19 +69,19 @@ async def in_time(reading: Awaitable[T], deadline_s: float) -> T:
         raise DeadlineExceeded("the request's deadline passed before its body had come") from None
 
 
-def unless_gone(request: Request) -> AbstractContextManager[None]:
+def cancel_on_disconnect(request: Request) -> AbstractContextManager[None]:
     """What is awaited within is cancelled if the caller leaves first, which withdraws its jobs.
 
     Raises:
         ClientDisconnect: the caller left.
     """
-    return _UnlessGone(request.scope[_SCOPE_KEY])
+    return _CancelOnDisconnect(request.scope[_SCOPE_KEY])
 
 
-class _UnlessGone:
+class _CancelOnDisconnect:
     __slots__ = ("_hangup", "_leave", "_others", "_task")
 
-    def __init__(self, hangup: Hangup) -> None:
+    def __init__(self, hangup: Disconnect) -> None:
         self._hangup = hangup
 
     def __enter__(self) -> None:

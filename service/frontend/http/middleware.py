@@ -26,9 +26,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.errors import ConvMLPError
 from model.types import Task
 from service.errors import INTERNAL_DETAIL, BadParameter, Internal, Unavailable
-from service.frontend.core.auth import Caller, Gate
+from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.parameters import Range, digits, shown
-from service.frontend.core.request_log import Exchange, Journal
+from service.frontend.core.request_log import RequestLog, RequestRecord
 from service.frontend.http.problems import error_response, instance_of
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import CANCELLED, Attributes, Span, TraceContext, received_context
@@ -39,22 +39,22 @@ MAX_PATH = 200
 """Characters of a path that are logged."""
 
 
-def http_span(journal: Journal, exchange: Exchange, scope: Scope) -> AbstractContextManager[object]:
+def http_span(request_log: RequestLog, record: RequestRecord, scope: Scope) -> AbstractContextManager[object]:
     """Whatever is done for a request is done within."""
     path, method = scope["path"], scope["method"]
-    exchange.path = path[:MAX_PATH]
-    exchange.method = method if method in METHODS else "_OTHER"
+    record.path = path[:MAX_PATH]
+    record.method = method if method in METHODS else "_OTHER"
     probe = path in PROBES
-    if not journal.traces:
-        return journal.request(exchange, method, TraceContext, {}, probe=probe)
+    if not request_log.traces:
+        return request_log.request(record, method, TraceContext, {}, probe=probe)
     about: Attributes = {
-        "http.request.method": exchange.method,
+        "http.request.method": record.method,
         "network.protocol.version": scope["http_version"],
         "url.scheme": scope["scheme"],
     }
     name = method if method in METHODS else "HTTP"
-    request = journal.request(exchange, name, partial(_context_in, scope), about, probe=probe)
-    return _HttpSpan(request, exchange, scope, name)
+    request = request_log.request(record, name, partial(_context_in, scope), about, probe=probe)
+    return _HttpSpan(request, record, scope, name)
 
 
 class _HttpSpan:
@@ -62,9 +62,9 @@ class _HttpSpan:
 
     __slots__ = ("_exchange", "_name", "_scope", "_span", "_within")
 
-    def __init__(self, within: AbstractContextManager[Span], exchange: Exchange, scope: Scope, name: str) -> None:
+    def __init__(self, within: AbstractContextManager[Span], record: RequestRecord, scope: Scope, name: str) -> None:
         self._within = within
-        self._exchange = exchange
+        self._exchange = record
         self._scope = scope
         self._name = name
 
@@ -74,15 +74,15 @@ class _HttpSpan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        span, exchange = self._span, self._exchange
+        span, record = self._span, self._exchange
         # What was not answered has no status, and what was answered late is not the caller's fault.
-        if isinstance(exchange.status, int):
-            exchange.failed = exchange.status >= 500
+        if isinstance(record.status, int):
+            record.failed = record.status >= 500
         if span.recording:
-            if isinstance(exchange.status, int):
-                span.set({"http.response.status_code": exchange.status})
+            if isinstance(record.status, int):
+                span.set({"http.response.status_code": record.status})
             # Known by now, if there is one.
-            route = exchange.route or getattr(self._scope.get("route"), "path", "")
+            route = record.route or getattr(self._scope.get("route"), "path", "")
             if route:
                 span.rename(f"{self._name} {route}")
                 span.set({"http.route": route})
@@ -129,46 +129,46 @@ def read_timeout_ms(header: str | None) -> int | None:
     return milliseconds
 
 
-def exchange_in(scope: Scope) -> Exchange:
-    exchange: Exchange = scope[_SCOPE_KEY]
-    return exchange
+def record_in(scope: Scope) -> RequestRecord:
+    record: RequestRecord = scope[_SCOPE_KEY]
+    return record
 
 
-def exchange_of(request: Request) -> Exchange:
-    return exchange_in(request.scope)
+def record_of(request: Request) -> RequestRecord:
+    return record_in(request.scope)
 
 
 def instance_uri(request: Request) -> str:
-    return instance_of(request.scope["path"], exchange_of(request).request_id)
+    return instance_of(request.scope["path"], record_of(request).request_id)
 
 
 def refusal(request: Request, error: ConvMLPError) -> Response:
     """The answer to a request that ended with a domain error."""
-    exchange_of(request).outcome = error.code
+    record_of(request).outcome = error.code
     return error_response(error, instance_uri(request))
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware around everything else. `let_in` raises domain errors for whom it does not let in."""
 
-    def __init__(self, app: ASGIApp, journal: Journal, let_in: Callable[[Scope], None]) -> None:
+    def __init__(self, app: ASGIApp, request_log: RequestLog, let_in: Callable[[Scope], None]) -> None:
         self._app = app
-        self._journal = journal
+        self._journal = request_log
         self._let_in = let_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange.begin(header_of(scope, b"x-request-id") or "")
-        scope[_SCOPE_KEY] = exchange
-        pipe = _Pipe(scope, exchange, receive, send)
-        with http_span(self._journal, exchange, scope):
+        record = RequestRecord.begin(header_of(scope, b"x-request-id") or "")
+        scope[_SCOPE_KEY] = record
+        pipe = _Pipe(scope, record, receive, send)
+        with http_span(self._journal, record, scope):
             try:
                 self._let_in(scope)
                 await self._app(scope, pipe.receive, pipe.send)
             except ClientDisconnect:
-                exchange.outcome = CANCELLED  # nobody is left to answer
+                record.outcome = CANCELLED  # nobody is left to answer
             except asyncio.CancelledError:
                 # Only a server whose time to drain ran out cancels a request.
                 if pipe.started:
@@ -178,8 +178,8 @@ class Edge:
             except ConvMLPError as error:
                 await _refuse(scope, pipe, error)
             except Exception:
-                log.exception("unexpected error", request_id=exchange.request_id, path=exchange.path)
-                exchange.outcome = Internal.code
+                log.exception("unexpected error", request_id=record.request_id, path=record.path)
+                record.outcome = Internal.code
                 if pipe.started:
                     raise
                 await _refuse(scope, pipe, Internal(INTERNAL_DETAIL))
@@ -198,9 +198,9 @@ class _Pipe:
 
     __slots__ = ("_exchange", "_receive", "_send", "_unread", "started")
 
-    def __init__(self, scope: Scope, exchange: Exchange, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, record: RequestRecord, receive: Receive, send: Send) -> None:
         self.started = False
-        self._exchange = exchange
+        self._exchange = record
         self._receive = receive
         self._send = send
         length = header_of(scope, b"content-length") or "0"
@@ -261,13 +261,13 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-class Guard:
+class AuthMiddleware:
     """Who may do what. Every prediction is admitted as one image; further ones are charged later.
 
     `open_paths` need no key.
     """
 
-    def __init__(self, gate: Gate, metrics: FrontEndMetrics, open_paths: Collection[str]) -> None:
+    def __init__(self, gate: Auth, metrics: FrontEndMetrics, open_paths: Collection[str]) -> None:
         self._open_paths = open_paths
         self._gate = gate
         self._metrics = metrics
@@ -276,23 +276,23 @@ class Guard:
         """Look at a request that came.
 
         Raises:
-            Unauthenticated, RateLimited: as `Gate.identify` and `Gate.admit`.
+            Unauthenticated, RateLimited: as `Auth.identify` and `Auth.admit`.
         """
         path = scope["path"]
         if path in self._open_paths:
             return
         predicts = scope["method"] == "POST" and not path.startswith(NO_PREDICTIONS)
-        exchange, client = exchange_in(scope), scope["client"]
+        record, client = record_in(scope), scope["client"]
         try:
             host = client[0] if client is not None else "local"
             caller = self._gate.identify(header_of(scope, b"authorization"), host)
-            scope[_CALLER_KEY] = exchange.caller = caller
+            scope[_CALLER_KEY] = record.caller = caller
             if predicts:
                 self._gate.admit(caller)
         except ConvMLPError as error:
             if predicts:
-                exchange.task = next((part for part in path.split("/") if part in _TASKS), "")
-                self._metrics.request("rest", exchange.task, "", error.code, time.monotonic() - exchange.started_s)
+                record.task = next((part for part in path.split("/") if part in _TASKS), "")
+                self._metrics.request("rest", record.task, "", error.code, time.monotonic() - record.started_s)
             raise
 
 

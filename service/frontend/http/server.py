@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.frontend.http.disconnect import Hangup, mark_whole
+from service.frontend.http.disconnect import Disconnect, mark_body_received
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers together."""
@@ -104,7 +104,7 @@ class OneWrite(asyncio.Transport):
 
 class BoundedHttp(HttpToolsProtocol):
     """Refuses a request's head that is too long or too slow; neither parser nor uvicorn would. Requests get to know
-    of their connection's end by a `Hangup`."""
+    of their connection's end by a `Disconnect`."""
 
     head_timeout_s: ClassVar[float] = 20.0
     """From the head's first byte, or from the connection's beginning, to its end."""
@@ -114,7 +114,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._hangup = Hangup()
+        self._hangup = Disconnect()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -146,7 +146,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        mark_whole(cast(dict[str, Any], self.scope))
+        mark_body_received(cast(dict[str, Any], self.scope))
 
     def on_response_complete(self) -> None:
         self._writing.flush()

@@ -11,7 +11,7 @@ from typing import Any
 from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
 from service.wire.messages import Predict
-from service.wire.worker_endpoint import Door
+from service.wire.worker_endpoint import WorkerEndpoint
 from tests.service.frontend.both_transports import Pair, PairAtWork, open_pair, open_pair_at
 from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
@@ -102,7 +102,7 @@ async def losing(folder: Path) -> AsyncIterator[Pair]:
     address = f"ipc://{folder}/w"
     settings = Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)
     async with open_pair_at(address, settings) as pair, AsyncExitStack() as life:
-        door = await life.enter_async_context(Door(address))
+        door = await life.enter_async_context(WorkerEndpoint(address))
         while not pair.ready:
             await introduce(door, "one")
 

@@ -15,7 +15,7 @@ from service.errors import DeadlineExceeded, Internal, ModelNotFound, Overloaded
 from service.settings import Settings
 from service.types import StoredModel
 from service.wire.pool import WorkerPool
-from service.wire.worker_endpoint import Door
+from service.wire.worker_endpoint import WorkerEndpoint
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, store_bundle
 from tests.service.wire.peers import CLASSIFY, all_there, ask, introduce, pool_of, served, soon, until
 
@@ -164,7 +164,7 @@ async def test_what_is_stored_is_told_without_those_who_are_silent(tmp_path: Pat
     """A worker that was not heard of yet keeps nobody waiting for what the others have."""
     async with (
         fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as there,
-        Door(f"ipc://{tmp_path}/w") as silent,
+        WorkerEndpoint(f"ipc://{tmp_path}/w") as silent,
         pool_of(silent.address, there.address) as (pool, _),
     ):
         await silent.receive()
@@ -210,7 +210,7 @@ async def test_a_worker_lost_in_a_load_fails_it(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/w"
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as other, pool_of(address, other.address) as (pool, _):
         store_bundle(other.store, fake_bundle(Task.CLASSIFY, "second"))
-        async with Door(address) as door:
+        async with WorkerEndpoint(address) as door:
             await introduce(door)
             await all_there(pool)
             loading = asyncio.create_task(pool.load("second", soon()))

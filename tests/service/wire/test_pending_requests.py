@@ -11,27 +11,27 @@ import pytest
 
 from service.errors import DeadlineExceeded, ModelNotFound, Unavailable
 from service.wire.messages import Cancel, ListStore
-from service.wire.worker_client import Questions
-from service.wire.worker_endpoint import Door
-from service.wire.zmq_socket import Line
+from service.wire.worker_client import PendingRequests
+from service.wire.worker_endpoint import WorkerEndpoint
+from service.wire.zmq_socket import WorkerConnection
 from tests.service.wire.peers import soon
 
 
 async def test_nothing_is_kept_of_a_question_that_ended(tmp_path: Path) -> None:
     """Answered, failed, late, left alone, or never sent: nobody waits any more, and what comes later is ignored."""
     address = f"ipc://{tmp_path}/w"
-    async with Line(address) as line:
+    async with WorkerConnection(address) as line:
         numbers = itertools.count(1)
-        words: Questions[str] = Questions(line, numbers)
-        others: Questions[str] = Questions(line, numbers)
+        words: PendingRequests[str] = PendingRequests(line, numbers)
+        others: PendingRequests[str] = PendingRequests(line, numbers)
         with pytest.raises(Unavailable):
             await words.ask(soon(), ListStore)
         with pytest.raises(DeadlineExceeded):
             await words.ask(time.monotonic() - 1, ListStore)
-        async with Door(address) as door:
+        async with WorkerEndpoint(address) as door:
             assert await line.connected()
 
-            async def asked(of: Questions[str], seconds: float = 20.0) -> tuple[asyncio.Task[str], int]:
+            async def asked(of: PendingRequests[str], seconds: float = 20.0) -> tuple[asyncio.Task[str], int]:
                 asking = asyncio.create_task(of.ask(time.monotonic() + seconds, ListStore))
                 message = (await door.receive()).message
                 assert isinstance(message, ListStore)

@@ -25,10 +25,10 @@ from model.types import (
 from service.errors import DeadlineExceeded, Internal, Unavailable
 from service.settings import Settings
 from service.wire.messages import PROTOCOL, Answers, Hello, Phase, Predict, decode_to_front_end, encode
-from service.wire.worker_client import WorkerAnswer, WorkerChannel
-from service.wire.worker_endpoint import Door
+from service.wire.worker_client import WorkerAnswer, WorkerClient
+from service.wire.worker_endpoint import WorkerEndpoint
 from service.wire.worker_view import NO_WORKER
-from service.worker.model_registry import shelved
+from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
 from tests.service.wire.peers import NOTHING_AHEAD, SIZE, introduce, next_job, picture, until
 
@@ -38,22 +38,22 @@ SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
 @asynccontextmanager
 async def channel_to(
     address: str, timeout_s: float = 30.0, on_replaced: Callable[[], None] = lambda: None
-) -> AsyncIterator[WorkerChannel]:
-    async with WorkerChannel(address, 0.05, timeout_s, lambda: None, on_replaced) as channel:
+) -> AsyncIterator[WorkerClient]:
+    async with WorkerClient(address, 0.05, timeout_s, lambda: None, on_replaced) as channel:
         yield channel
 
 
-async def ask(channel: WorkerChannel, model: str, level: int = 1, seconds: float = 20.0) -> WorkerAnswer:
+async def ask(channel: WorkerClient, model: str, level: int = 1, seconds: float = 20.0) -> WorkerAnswer:
     return await channel.predict(
         "r", model, version_of(channel, model), picture(level), QueryParams(), time.monotonic() + seconds
     )
 
 
-def version_of(channel: WorkerChannel, model: str) -> str:
+def version_of(channel: WorkerClient, model: str) -> str:
     return next(offer.version for offer in channel.view().offers or () if offer.config.name == model)
 
 
-def ready(channel: WorkerChannel) -> bool:
+def ready(channel: WorkerClient) -> bool:
     """Whether a worker is there, and all of its models are proven."""
     view = channel.view()
     return view.phase is Phase.READY and all(offer.ready for offer in view.offers or ())
@@ -107,7 +107,7 @@ async def test_answers_that_leave_together_come_apart_rightly(tmp_path: Path) ->
         ),
         SegmentOutput(np.full((3, 4), 9, np.uint16)),
     ]
-    async with channel_to(f"ipc://{tmp_path}/w") as channel, Door(f"ipc://{tmp_path}/w") as door:
+    async with channel_to(f"ipc://{tmp_path}/w") as channel, WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
         await introduce(door)
         await until(lambda: ready(channel))
         asked = [asyncio.create_task(ask(channel, "fake_classify")) for _ in outputs]
@@ -123,7 +123,7 @@ async def test_a_malformed_answer_costs_its_own_job_only(tmp_path: Path) -> None
     """An answer that cannot be read is told its caller as an error at once; those beside it arrive."""
     good = ClassifyOutput(np.arange(5), np.ones(5, np.float32))
     bad = ClassifyOutput(np.array([None]), np.ones(1, np.float32))
-    async with channel_to(f"ipc://{tmp_path}/w") as channel, Door(f"ipc://{tmp_path}/w") as door:
+    async with channel_to(f"ipc://{tmp_path}/w") as channel, WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
         await introduce(door)
         await until(lambda: ready(channel))
         asked = [asyncio.create_task(ask(channel, "fake_classify")) for _ in range(3)]
@@ -229,7 +229,7 @@ async def test_a_worker_that_disappears_fails_its_jobs_at_once(tmp_path: Path) -
     """When the connection breaks, jobs in hand fail with Unavailable long before their deadline."""
     address = f"ipc://{tmp_path}/w"
     async with channel_to(address) as channel:
-        async with Door(address) as door:
+        async with WorkerEndpoint(address) as door:
             await introduce(door, "one")
             await until(lambda: ready(channel))
             asked = asyncio.create_task(ask(channel, "fake_classify", seconds=1000))
@@ -242,7 +242,7 @@ async def test_a_worker_that_disappears_fails_its_jobs_at_once(tmp_path: Path) -
 
 async def test_what_waits_at_a_worker_is_told_in_pixels_and_in_its_own_seconds(tmp_path: Path) -> None:
     """Work in hand counts from its sending to its end, however it ends; the worker's own word is the last one heard."""
-    async with channel_to(f"ipc://{tmp_path}/w") as channel, Door(f"ipc://{tmp_path}/w") as door:
+    async with channel_to(f"ipc://{tmp_path}/w") as channel, WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
         await introduce(door, "one", backlog_s=7.5)
         await until(lambda: ready(channel))
         assert channel.outstanding() == (0, 7.5)
@@ -260,7 +260,7 @@ async def test_a_worker_that_took_another_one_s_place_is_told_once(tmp_path: Pat
     address = f"ipc://{tmp_path}/w"
     async with channel_to(address, on_replaced=lambda: replaced.append("once")) as channel:
         for instance, known in (("one", 0), ("one", 0), ("two", 1), ("two", 1)):
-            async with Door(address) as door:
+            async with WorkerEndpoint(address) as door:
                 await introduce(door, instance)
                 await until(lambda: ready(channel))
                 assert len(replaced) == known
@@ -270,7 +270,7 @@ async def test_a_worker_that_took_another_one_s_place_is_told_once(tmp_path: Pat
 async def test_a_silent_worker_is_taken_for_lost(tmp_path: Path) -> None:
     """A worker whose connection stands but who says nothing is lost after the timeout; its jobs fail then."""
     address = f"ipc://{tmp_path}/w"
-    async with channel_to(address, timeout_s=0.3) as channel, Door(address) as door:
+    async with channel_to(address, timeout_s=0.3) as channel, WorkerEndpoint(address) as door:
         await introduce(door, "one")
         await until(lambda: ready(channel))
         async with asyncio.timeout(10):
@@ -302,5 +302,5 @@ async def send_predict(front_end: zmq.asyncio.Socket, job: int) -> None:
 
 
 def predict_32x32(job: int = 1) -> bytes:
-    model = shelved(fake_bundle(Task.CLASSIFY))
+    model = new_model(fake_bundle(Task.CLASSIFY))
     return encode(Predict(job, "r", model.name, model.version, 32, 32, Geometry(SIZE, SIZE), QueryParams(), 10.0))

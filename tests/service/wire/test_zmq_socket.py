@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import zmq
 
-from service.wire.zmq_socket import BORROWED_FROM, IN_A_ROW, Mailbox
+from service.wire.zmq_socket import BORROWED_FROM, IN_A_ROW, ZmqSocket
 
 
 class Pair(NamedTuple):
-    one: Mailbox
-    other: Mailbox
+    one: ZmqSocket
+    other: ZmqSocket
     other_socket: zmq.Socket[bytes]
 
 
@@ -30,13 +30,13 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
         first.bind(f"ipc://{tmp_path}/pair")
         second.connect(f"ipc://{tmp_path}/pair")
         assert all(socket.poll(20_000, zmq.POLLOUT) for socket in (first, second)), "they did not connect"
-        one, other = Mailbox(first), Mailbox(second)
+        one, other = ZmqSocket(first), ZmqSocket(second)
         yield Pair(one, other, second)
         one.close(0)
         other.close(0)
 
 
-async def receive(mailbox: Mailbox) -> list[bytes]:
+async def receive(mailbox: ZmqSocket) -> list[bytes]:
     async with asyncio.timeout(20):
         return [part.bytes for part in await mailbox.receive()]
 

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from model.errors import ConvMLPError
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
 from service.observability.metrics import WorkerMetrics
-from service.worker.batching import BatchLimits, BatchSizes
+from service.worker.batching import BatchLimits, BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import Done, Job, JobQueue, Shape
 from tests.fakes import FakeRunner, fake_bundle
@@ -42,7 +42,7 @@ class Bench:
     runner: FakeRunner
     clock: Clock
     registry: CollectorRegistry
-    sizes: BatchSizes
+    sizes: BatchSizeLimits
     answers: dict[int, Done] = field(default_factory=dict)
 
     def submit(
@@ -151,7 +151,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     runner, clock = FakeRunner([fake_bundle(Task.CLASSIFY, model) for model in models], lanes=lanes), Clock()
     registry = CollectorRegistry()
-    sizes = BatchSizes(BatchLimits(batch, batch * SIDE * SIDE))
+    sizes = BatchSizeLimits(BatchLimits(batch, batch * SIDE * SIDE))
     with ThreadPoolExecutor(1) as thread:
         dispatcher = Dispatcher(
             runner,

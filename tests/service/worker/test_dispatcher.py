@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from model.types import Task
 from service.observability.metrics import WorkerMetrics
-from service.worker.batching import BatchLimits, BatchSizes
+from service.worker.batching import BatchLimits, BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost
@@ -92,7 +92,7 @@ async def test_a_device_that_fails_without_work_is_lost() -> None:
             FakeRunner([fake_bundle(Task.CLASSIFY)], lost=True),
             thread,
             JobQueue(1, SIDE * SIDE),
-            BatchSizes(BatchLimits(1, SIDE * SIDE)),
+            BatchSizeLimits(BatchLimits(1, SIDE * SIDE)),
             WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
             idle_s=0.01,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.worker.worker import MAX_FRONT_ENDS, Audience
+from service.worker.worker import MAX_FRONT_ENDS, Subscribers
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
 
 def test_what_a_front_end_has_is_what_it_said_and_was_sent() -> None:
     """A front-end has what it said last, and what it was sent since; of a stranger nothing is known."""
-    audience = Audience(5.0, Clock())
+    audience = Subscribers(5.0, Clock())
     audience.heard(b"a", ["v1", "v2"])
     audience.told(b"a", ["v3"])
     assert audience.knows(b"a") == {"v1", "v2", "v3"}
@@ -29,7 +29,7 @@ def test_what_a_front_end_has_is_what_it_said_and_was_sent() -> None:
 def test_the_silent_are_forgotten() -> None:
     """A front-end that was not heard for long enough is gone; one that was is not."""
     clock = Clock()
-    audience = Audience(5.0, clock)
+    audience = Subscribers(5.0, clock)
     audience.heard(b"a", [])
     clock.now_s = 4.0
     audience.heard(b"b", [])
@@ -40,7 +40,7 @@ def test_the_silent_are_forgotten() -> None:
 
 def test_front_ends_are_bounded() -> None:
     """Beyond the bound the one that was silent for longest is forgotten."""
-    audience = Audience(5.0, Clock())
+    audience = Subscribers(5.0, Clock())
     for number in range(MAX_FRONT_ENDS):
         audience.heard(str(number).encode(), [])
     audience.heard(b"0", [])

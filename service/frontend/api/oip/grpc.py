@@ -25,9 +25,9 @@ from service.frontend.api.oip.grpc_codec import read_request, response_message, 
 from service.frontend.api.oip.inference import Call, Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue, server_metadata
 from service.frontend.api.oip.protocol import InferResponse
-from service.frontend.core.auth import Caller, Gate
+from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import Exchange, Journal, counted, value_or_error
+from service.frontend.core.request_log import RequestLog, RequestRecord, counted, value_or_error
 from service.frontend.grpc.call import answer_in_order, caller_of, given_id_of, rpc_span, timeout_ms_of
 from service.frontend.grpc.status import Context, abort, note, status_of
 from service.observability.metrics import FrontEndMetrics
@@ -38,7 +38,7 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Teller:
+class UnaryMethod:
     """One method. `facts` takes its message and the call's deadline, on the clock of `time.monotonic`.
 
     `open_to_all`: no key is asked for.
@@ -54,7 +54,7 @@ class Teller:
         return ParseDict(await self.facts(message, deadline_s), self.reply())
 
 
-def tellers(engine: Engine, catalogue: Catalogue) -> dict[str, Teller]:
+def unary_methods(engine: Engine, catalogue: Catalogue) -> dict[str, UnaryMethod]:
     """By the method's name."""
 
     async def live(_: pb.ServerLiveRequest, __: float | None) -> Facts:
@@ -96,20 +96,20 @@ def tellers(engine: Engine, catalogue: Catalogue) -> dict[str, Teller]:
         return {}
 
     return {
-        "ServerLive": Teller(pb.ServerLiveRequest, pb.ServerLiveResponse, live, open_to_all=True),
-        "ServerReady": Teller(pb.ServerReadyRequest, pb.ServerReadyResponse, ready, open_to_all=True),
-        "ServerMetadata": Teller(pb.ServerMetadataRequest, pb.ServerMetadataResponse, metadata),
-        "ModelReady": Teller(pb.ModelReadyRequest, pb.ModelReadyResponse, model_ready),
-        "ModelMetadata": Teller(pb.ModelMetadataRequest, pb.ModelMetadataResponse, model_metadata),
-        "ModelConfig": Teller(pb.ModelConfigRequest, pb.ModelConfigResponse, model_config),
-        "ModelStatistics": Teller(pb.ModelStatisticsRequest, pb.ModelStatisticsResponse, statistics),
-        "RepositoryIndex": Teller(pb.RepositoryIndexRequest, pb.RepositoryIndexResponse, index),
-        "RepositoryModelLoad": Teller(pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, load),
-        "RepositoryModelUnload": Teller(pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, unload),
-        "SystemSharedMemoryStatus": Teller(
+        "ServerLive": UnaryMethod(pb.ServerLiveRequest, pb.ServerLiveResponse, live, open_to_all=True),
+        "ServerReady": UnaryMethod(pb.ServerReadyRequest, pb.ServerReadyResponse, ready, open_to_all=True),
+        "ServerMetadata": UnaryMethod(pb.ServerMetadataRequest, pb.ServerMetadataResponse, metadata),
+        "ModelReady": UnaryMethod(pb.ModelReadyRequest, pb.ModelReadyResponse, model_ready),
+        "ModelMetadata": UnaryMethod(pb.ModelMetadataRequest, pb.ModelMetadataResponse, model_metadata),
+        "ModelConfig": UnaryMethod(pb.ModelConfigRequest, pb.ModelConfigResponse, model_config),
+        "ModelStatistics": UnaryMethod(pb.ModelStatisticsRequest, pb.ModelStatisticsResponse, statistics),
+        "RepositoryIndex": UnaryMethod(pb.RepositoryIndexRequest, pb.RepositoryIndexResponse, index),
+        "RepositoryModelLoad": UnaryMethod(pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, load),
+        "RepositoryModelUnload": UnaryMethod(pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, unload),
+        "SystemSharedMemoryStatus": UnaryMethod(
             pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse, no_regions
         ),
-        "CudaSharedMemoryStatus": Teller(
+        "CudaSharedMemoryStatus": UnaryMethod(
             pb.CudaSharedMemoryStatusRequest, pb.CudaSharedMemoryStatusResponse, no_regions
         ),
     }
@@ -126,18 +126,18 @@ def add_open_inference(
     engine: Engine,
     settings: Settings,
     metrics: FrontEndMetrics,
-    gate: Gate,
-    journal: Journal,
+    gate: Auth,
+    request_log: RequestLog,
 ) -> None:
     """Have a server answer the calls of `SERVICE`."""
     inference = Inference(engine, settings)
     catalogue = Catalogue(engine, settings, inference.statistics)
-    service = GrpcServer(engine, settings, metrics, gate, inference, catalogue, journal)
+    service = GrpcServer(engine, settings, metrics, gate, inference, catalogue, request_log)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(service.infer),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(service.converse),
     }
-    for name, teller in tellers(engine, catalogue).items():
+    for name, teller in unary_methods(engine, catalogue).items():
         handlers[name] = grpc.unary_unary_rpc_method_handler(partial(service.tell, name, teller))
     for name, why in UNSUPPORTED.items():
         handlers[name] = grpc.unary_unary_rpc_method_handler(partial(service.refuse, why))
@@ -155,7 +155,7 @@ UNSUPPORTED = {
 
 
 @dataclass(slots=True)
-class _Turn(Exchange):
+class _Turn(RequestRecord):
     """One request, of a call or of a stream. `given_id`: what its message says."""
 
     given_id: str = ""
@@ -169,10 +169,10 @@ class GrpcServer:
         engine: Engine,
         settings: Settings,
         metrics: FrontEndMetrics,
-        gate: Gate,
+        gate: Auth,
         inference: Inference,
         catalogue: Catalogue,
-        journal: Journal,
+        request_log: RequestLog,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -180,7 +180,7 @@ class GrpcServer:
         self._gate = gate
         self._inference = inference
         self._catalogue = catalogue
-        self._journal = journal
+        self._journal = request_log
 
     async def infer(self, data: bytes, context: Context) -> bytes:
         """ModelInfer. Its trailing metadata are `x-request-id` and `server-timing`, as over HTTP."""
@@ -196,11 +196,11 @@ class GrpcServer:
 
     async def converse(self, messages: AsyncIterator[bytes], context: Context) -> None:
         """ModelStreamInfer. Wrong credentials end it at once; all other errors are those of single requests."""
-        call = Exchange.begin(given_id_of(context))
+        call = RequestRecord.begin(given_id_of(context))
         with rpc_span(self._journal, call, f"{SERVICE}/ModelStreamInfer", context):
             await self._converse(call, messages, context)
 
-    async def _converse(self, call: Exchange, messages: AsyncIterator[bytes], context: Context) -> None:
+    async def _converse(self, call: RequestRecord, messages: AsyncIterator[bytes], context: Context) -> None:
         try:
             call.caller = caller = caller_of(context, self._gate)
         except ConvMLPError as error:
@@ -223,9 +223,9 @@ class GrpcServer:
 
         await answer_in_order(messages, answer, context.write, self._settings.max_stream_in_flight)
 
-    async def tell(self, name: str, teller: Teller, data: bytes, context: Context) -> bytes:
+    async def tell(self, name: str, teller: UnaryMethod, data: bytes, context: Context) -> bytes:
         """A method that asks about the service or a model."""
-        call = Exchange.begin(given_id_of(context))
+        call = RequestRecord.begin(given_id_of(context))
 
         async def answered() -> bytes:
             if not teller.open_to_all:
@@ -279,10 +279,10 @@ class GrpcServer:
                         raise  # the caller left
                     raise DeadlineExceeded("the call's deadline passed before its answer was ready") from None
 
-    def _count(self, exchange: Exchange, error: ConvMLPError) -> None:
+    def _count(self, record: RequestRecord, error: ConvMLPError) -> None:
         """A request whose model is not known."""
         self._metrics.told(error)
-        self._metrics.request(TRANSPORT, "", "", error.code, time.monotonic() - exchange.started_s)
+        self._metrics.request(TRANSPORT, "", "", error.code, time.monotonic() - record.started_s)
 
 
 def _parse(kind: type[M], data: bytes) -> M:

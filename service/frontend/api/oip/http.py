@@ -26,12 +26,12 @@ from service.frontend.api.oip.http_codec import (
 )
 from service.frontend.api.oip.inference import Call, Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue, server_metadata
-from service.frontend.core.auth import Gate
+from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.request_log import counted
 from service.frontend.http.body import read_body
-from service.frontend.http.disconnect import in_time, unless_gone
-from service.frontend.http.middleware import caller_of, exchange_of, read_timeout_ms
+from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
+from service.frontend.http.middleware import caller_of, read_timeout_ms, record_of
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 
@@ -46,14 +46,14 @@ class _ControlBody(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate) -> APIRouter:
+def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> APIRouter:
     """All routes of the protocol."""
     server = HttpServer(engine, settings, metrics, gate)
     router = APIRouter()
 
     def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
         async def endpoint(request: Request) -> Response:
-            exchange_of(request).route = path  # which FastAPI tells of its own routes alone
+            record_of(request).route = path  # which FastAPI tells of its own routes alone
             return await answer(request)
 
         router.add_route(path, endpoint, methods)
@@ -87,7 +87,7 @@ def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics,
 class HttpServer:
     """What the routes do. All raise domain errors, and ClientDisconnect where the caller left."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate) -> None:
+    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> None:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
@@ -97,21 +97,21 @@ class HttpServer:
 
     async def infer(self, request: Request) -> Response:
         name, version = _model(request)
-        exchange = exchange_of(request)
+        record = record_of(request)
         task = self._catalogue.task_of(name)
-        with counted(self._metrics, TRANSPORT, task, exchange, ClientDisconnect) as count_for:
+        with counted(self._metrics, TRANSPORT, task, record, ClientDisconnect) as count_for:
             # Before the body is read: a wrong model's name should not cost an upload.
             config = self._catalogue.status(name, version).config
             count_for(config.name)
             deadline_s = self._engine.deadline(_timeout_ms(request))
             coding = negotiate_coding(request.headers.get("accept-encoding"))
             with self._engine.body_budget() as take:
-                body = await in_time(read_decompressed(request, self._settings, take), deadline_s)
+                body = await within_deadline(read_decompressed(request, self._settings, take), deadline_s)
                 length = json_length(request.headers.get(HEADER_LENGTH), len(body))
                 asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
-                call = Call(exchange, deadline_s, partial(self._gate.charge, caller_of(request)))
+                call = Call(record, deadline_s, partial(self._gate.charge, caller_of(request)))
                 encode = partial(encode_response, coding=coding)
-                with unless_gone(request):
+                with cancel_on_disconnect(request):
                     encoded = await self._inference.answer(config, asked, call, encode)
         return Response(encoded.body, headers=encoded.headers)
 
@@ -145,21 +145,21 @@ class HttpServer:
 
     async def index(self, request: Request) -> Response:
         body = await self._control_body(request)
-        with unless_gone(request):
+        with cancel_on_disconnect(request):
             listing = await self._catalogue.index(only_ready=body.ready, deadline_s=_control_deadline_s(request))
         return _json(listing)
 
     async def load(self, request: Request) -> Response:
         name, _ = _model(request)
         parameters = (await self._control_body(request)).parameters
-        with unless_gone(request):
+        with cancel_on_disconnect(request):
             await self._catalogue.load(name, parameters, _control_deadline_s(request))
         return Response()
 
     async def unload(self, request: Request) -> Response:
         name, _ = _model(request)
         await self._control_body(request)
-        with unless_gone(request):
+        with cancel_on_disconnect(request):
             await self._catalogue.unload(name, _control_deadline_s(request))
         return Response()
 
@@ -175,7 +175,7 @@ class HttpServer:
     async def _control_body(self, request: Request) -> _ControlBody:
         deadline_s = self._engine.deadline(_timeout_ms(request))
         with self._engine.body_budget() as take:
-            body = await in_time(read_body(request, self._settings, take), deadline_s)
+            body = await within_deadline(read_body(request, self._settings, take), deadline_s)
             try:
                 return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -19,19 +19,19 @@ from service.frontend.api.oip.options import read_options
 from service.frontend.api.oip.outputs import Choice, Row, answer_too_large, choose, row_bytes, stack
 from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Picture, pictures_of
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import Exchange, reply_or_error, slowest
+from service.frontend.core.request_log import RequestRecord, reply_or_error, slowest
 from service.settings import Settings
 from service.types import PredictRequest, Reply
 
 T = TypeVar("T")
 
-BRIEF_BYTES = 2**12
+OFFLOAD_FROM_BYTES = 2**12
 """Of JSON, or of an answer's values: read or written in less time than a thread is reached, some 0.1 ms."""
 
 
 async def offload(work: Callable[[], T], nbytes: int) -> T:
     """What comes of `work` on so many bytes."""
-    return work() if nbytes <= BRIEF_BYTES else await asyncio.to_thread(work)
+    return work() if nbytes <= OFFLOAD_FROM_BYTES else await asyncio.to_thread(work)
 
 
 Answer = Reply[tuple[Row, ...]]
@@ -42,7 +42,7 @@ Answer = Reply[tuple[Row, ...]]
 class Call:
     """What the transport knows of a request. `charge` is told of the images beyond the first."""
 
-    exchange: Exchange
+    record: RequestRecord
     deadline_s: float
     charge: Callable[[int], None]
 
@@ -67,10 +67,10 @@ class Inference:
         try:
             encoded, batches = await self._answer(config, request, call, encode)
         except ConvMLPError:
-            counts.failed(time.monotonic() - call.exchange.started_s)
+            counts.failed(time.monotonic() - call.record.started_s)
             raise
-        assert call.exchange.timings is not None
-        counts.succeeded(batches, time.monotonic() - call.exchange.started_s, call.exchange.timings)
+        assert call.record.timings is not None
+        counts.succeeded(batches, time.monotonic() - call.record.started_s, call.record.timings)
         return encoded
 
     async def _answer(
@@ -82,9 +82,9 @@ class Inference:
         call.charge(len(pictures) - 1)
         deadline_s = call.deadline_s
         if options.timeout_s is not None:
-            deadline_s = min(deadline_s, call.exchange.started_s + options.timeout_s)
-        answers = await self._predict_all(config, choice, pictures, call.exchange.request_id, deadline_s)
-        call.exchange.timings = slowest(answer.timings for answer in answers)
+            deadline_s = min(deadline_s, call.record.started_s + options.timeout_s)
+        answers = await self._predict_all(config, choice, pictures, call.record.request_id, deadline_s)
+        call.record.timings = slowest(answer.timings for answer in answers)
 
         def respond() -> T:
             outputs = tuple(

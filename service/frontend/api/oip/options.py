@@ -10,7 +10,7 @@ from model.postprocess.encode import MaskFormat
 from model.types import Task
 from service.errors import BadParameter
 from service.frontend.api.oip.protocol import Parameter
-from service.frontend.core.parameters import MAX_DETECTIONS, SCORE_THRESHOLD, TOP_K, Asked, asked
+from service.frontend.core.parameters import MAX_DETECTIONS, SCORE_THRESHOLD, TOP_K, PredictParams, parse_params
 
 OF_TASK: dict[Task, tuple[str, ...]] = {
     Task.CLASSIFY: ("top_k",),
@@ -38,7 +38,7 @@ _WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS}
 class Options:
     """`timeout_s`: what the request itself allows, from its arrival on."""
 
-    asked: Asked
+    asked: PredictParams
     timeout_s: float | None
 
 
@@ -57,7 +57,7 @@ def read_options(task: Task, parameters: Mapping[str, Parameter]) -> Options:
                 name[:80],
             )
     values = {name: _value(name, parameters[name]) for name in known if name in parameters}
-    return Options(asked(**values), _timeout_s(parameters))
+    return Options(parse_params(**values), _timeout_s(parameters))
 
 
 def _value(name: str, value: Parameter) -> Any:  # noqa: ANN401  (each parameter has a type of its own)

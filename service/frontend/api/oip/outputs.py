@@ -39,7 +39,7 @@ from model.types import (
 from service.errors import BadParameter, BadRequest
 from service.frontend.api.oip.protocol import DTYPES, Datatype, Numbers, RequestedOutput, Tensor
 from service.frontend.core.overlay import encode_label_map
-from service.frontend.core.parameters import TOP_K, Asked
+from service.frontend.core.parameters import TOP_K, PredictParams
 
 Row = Numbers | list[bytes]
 """One image's part of an output."""
@@ -177,7 +177,9 @@ class Choice:
     form: Form
 
 
-def choose(config: BundleConfig, requested: tuple[RequestedOutput, ...], asked: Asked, *, binary: bool) -> Choice:
+def choose(
+    config: BundleConfig, requested: tuple[RequestedOutput, ...], asked: PredictParams, *, binary: bool
+) -> Choice:
     """The requested outputs, or where none is named the usual ones, in the form that `binary` says.
 
     Raises:

@@ -21,21 +21,21 @@ from model.types import Result, SegmentResult, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.api.rest.query import Medium, Query, negotiate, read_query
 from service.frontend.api.rest.schemas import encode_answer, encode_error, encode_result
-from service.frontend.core.auth import Gate
+from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
 from service.frontend.core.request_log import counted, slowest, value_or_error
 from service.frontend.http.body import Upload, read_uploads
-from service.frontend.http.disconnect import in_time, is_whole, unless_gone
-from service.frontend.http.middleware import caller_of, exchange_of, header_of, instance_uri, read_timeout_ms
+from service.frontend.http.disconnect import body_received, cancel_on_disconnect, within_deadline
+from service.frontend.http.middleware import caller_of, header_of, instance_uri, read_timeout_ms, record_of
 from service.frontend.http.problems import problem_of
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 from service.types import PredictRequest, Reply
 
 
-class Plain(Response):
+class BytesResponse(Response):
     """200 with a body of one media type, which needs no charset; `headers` are more of them, names in lower case."""
 
     def __init__(self, body: bytes, media_type: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
@@ -77,7 +77,7 @@ class Ask:
 
 
 class Predictions:
-    def __init__(self, engine: Engine, gate: Gate, settings: Settings, metrics: FrontEndMetrics) -> None:
+    def __init__(self, engine: Engine, gate: Auth, settings: Settings, metrics: FrontEndMetrics) -> None:
         self._engine = engine
         self._gate = gate
         self._settings = settings
@@ -89,7 +89,7 @@ class Predictions:
 
         async def predict(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope, receive, send)
-            exchange_of(request).route = path
+            record_of(request).route = path
             response = await self.answer(task, request)
             await response(scope, receive, send)
 
@@ -102,8 +102,8 @@ class Predictions:
             ConvMLPError: the request's own error; one image's among several is told in its place.
             ClientDisconnect: the caller left; the work was withdrawn.
         """
-        scope, exchange = request.scope, exchange_of(request)
-        with counted(self._metrics, "rest", task.value, exchange, ClientDisconnect) as count_for:
+        scope, record = request.scope, record_of(request)
+        with counted(self._metrics, "rest", task.value, record, ClientDisconnect) as count_for:
             query = read_query(task, scope["query_string"])
             deadline_s = self._engine.deadline(read_timeout_ms(header_of(scope, b"x-request-timeout-ms")))
             medium = Medium.PNG if query.view else negotiate(header_of(scope, b"accept"))
@@ -112,11 +112,11 @@ class Predictions:
             count_for(ask.config.name)
             with self._engine.body_budget() as take:
                 reading = read_uploads(request, self._settings, take)
-                uploads = await (reading if is_whole(request) else in_time(reading, deadline_s))
+                uploads = await (reading if body_received(request) else within_deadline(reading, deadline_s))
                 if len(uploads) == 1:
-                    with unless_gone(request):
-                        reply = await self._predict(exchange.request_id, ask, uploads[0])
-                    exchange.timings = reply.timings
+                    with cancel_on_disconnect(request):
+                        reply = await self._predict(record.request_id, ask, uploads[0])
+                    record.timings = reply.timings
                     return _response(ask, reply.payload)
                 self._gate.charge(caller_of(request), len(uploads) - 1)
                 if medium is not Medium.JSON:
@@ -124,15 +124,15 @@ class Predictions:
                         f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
                         f"or accept {Medium.JSON}"
                     )
-                with unless_gone(request):
-                    outcomes = await self._predict_all(exchange.request_id, ask, uploads)
+                with cancel_on_disconnect(request):
+                    outcomes = await self._predict_all(record.request_id, ask, uploads)
             own_error = _own_error(outcomes)
             for outcome in outcomes:
                 if isinstance(outcome, ConvMLPError) and outcome is not own_error:
                     self._metrics.told(outcome)
             if own_error is not None:
                 raise own_error
-            exchange.timings = slowest(outcome.timings for outcome in outcomes if isinstance(outcome, Reply))
+            record.timings = slowest(outcome.timings for outcome in outcomes if isinstance(outcome, Reply))
             return _response(ask, *_places(request, outcomes))
 
     async def _predict_all(self, request_id: str, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
@@ -183,5 +183,5 @@ def _places(request: Request, outcomes: Sequence[Outcome]) -> list[bytes]:
 def _response(ask: Ask, *results: bytes) -> Response:
     """A picture, or all results in one answer."""
     if ask.medium is not Medium.JSON:
-        return Plain(results[0], ask.medium, VARY)
-    return Plain(encode_answer(ask.config, results), ask.medium, VARY)
+        return BytesResponse(results[0], ask.medium, VARY)
+    return BytesResponse(encode_answer(ask.config, results), ask.medium, VARY)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from model.postprocess.encode import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
-from service.frontend.core.parameters import PARAMETERS, View, asked, shown
+from service.frontend.core.parameters import PARAMETERS, View, parse_params, shown
 
 MAX_FIELDS = 32
 MAX_KEPT = 256
@@ -43,7 +43,7 @@ def read_query(task: Task, query_string: bytes) -> Query:
 def _read(task: Task, query_string: bytes) -> Query:
     values = {name: _parsed(name, text) for name, text in _fields(task, query_string).items()}
     view = values.pop("view", None)
-    meant = asked(**values)
+    meant = parse_params(**values)
     return Query(meant.model, meant.params, meant.mask_format, view)
 
 

@@ -13,7 +13,7 @@ from model.postprocess.rle import RLE
 from model.types import ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.core.overlay import encode_label_map
-from service.frontend.core.parameters import Asked, asked
+from service.frontend.core.parameters import PredictParams, parse_params
 
 Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest
 Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse
@@ -54,7 +54,7 @@ def parse(kind: type[Request], data: bytes) -> Request:
         ) from None
 
 
-def asked_of(request: Request) -> Asked:
+def asked_of(request: Request) -> PredictParams:
     """What a request asks of its image.
 
     Raises:
@@ -63,16 +63,16 @@ def asked_of(request: Request) -> Asked:
     model = request.model or None
     match request:
         case pb.ClassifyRequest():
-            return asked(model=model, top_k=request.top_k if request.HasField("top_k") else None)
+            return parse_params(model=model, top_k=request.top_k if request.HasField("top_k") else None)
         case pb.DetectRequest():
-            return asked(
+            return parse_params(
                 model=model,
                 score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
                 max_detections=request.max_detections if request.HasField("max_detections") else None,
                 mask_format=_mask_format(request.mask_format),
             )
         case pb.SegmentRequest():
-            return asked(model=model, mask_format=_mask_format(request.mask_format))
+            return parse_params(model=model, mask_format=_mask_format(request.mask_format))
 
 
 def encoder_of(request: Request, mask_format: MaskFormat) -> Callable[[Result], Response]:

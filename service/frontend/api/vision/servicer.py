@@ -22,10 +22,10 @@ from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocess
 from model.types import Result, Task
 from service.errors import DeadlineExceeded
 from service.frontend.api.vision.convert import METHODS, Method, Request, Response, asked_of, encoder_of, parse
-from service.frontend.core.auth import Caller, Gate
+from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import Journal, counted, value_or_error
-from service.frontend.grpc.call import Turn, answer_each, caller_of, given_id_of, rpc_span, timeout_ms_of
+from service.frontend.core.request_log import RequestLog, counted, value_or_error
+from service.frontend.grpc.call import CallRecord, answer_each, caller_of, given_id_of, rpc_span, timeout_ms_of
 from service.frontend.grpc.status import Context, abort, note, status_of
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -92,11 +92,11 @@ def add_vision(
     engine: Engine,
     settings: Settings,
     metrics: FrontEndMetrics,
-    gate: Gate,
-    journal: Journal,
+    gate: Auth,
+    request_log: RequestLog,
 ) -> None:
     """Have a server answer the calls of `SERVICE`."""
-    vision = Vision(engine, settings, metrics, gate, journal)
+    vision = Vision(engine, settings, metrics, gate, request_log)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ListModels": grpc.unary_unary_rpc_method_handler(vision.list_models)
     }
@@ -110,17 +110,17 @@ class Vision:
     """The service's methods, from bytes to bytes."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Gate, journal: Journal
+        self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth, request_log: RequestLog
     ) -> None:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
         self._gate = gate
-        self._journal = journal
+        self._journal = request_log
 
     async def answer(self, method: Method, data: bytes, context: Context) -> bytes:
         """A unary call. Its trailing metadata are `x-request-id` and `server-timing`, as REST's headers."""
-        turn = Turn.begin(given_id_of(context))
+        turn = CallRecord.begin(given_id_of(context))
         with rpc_span(self._journal, turn, f"{SERVICE}/{method.name}", context):
             outcome = await self._outcome(method, turn, data, context, partial(caller_of, context, self._gate))
             if isinstance(outcome, ConvMLPError):
@@ -132,11 +132,13 @@ class Vision:
 
     async def converse(self, method: Method, messages: AsyncIterator[bytes], context: Context) -> None:
         """A stream. Wrong credentials end it at once; all other errors are those of single messages."""
-        call = Turn.begin(given_id_of(context))
+        call = CallRecord.begin(given_id_of(context))
         with rpc_span(self._journal, call, f"{SERVICE}/{method.name}Stream", context):
             await self._converse(method, call, messages, context)
 
-    async def _converse(self, method: Method, call: Turn, messages: AsyncIterator[bytes], context: Context) -> None:
+    async def _converse(
+        self, method: Method, call: CallRecord, messages: AsyncIterator[bytes], context: Context
+    ) -> None:
         call.task = method.task.value
         try:
             call.caller = caller = caller_of(context, self._gate)
@@ -146,7 +148,7 @@ class Vision:
         await context.send_initial_metadata((("x-request-id", call.request_id),))
 
         async def answer(at: int, data: bytes) -> bytes:
-            turn = Turn(f"{call.request_id}-{at}", time.monotonic(), method=call.method, status="OK")
+            turn = CallRecord(f"{call.request_id}-{at}", time.monotonic(), method=call.method, status="OK")
             with self._journal.message(turn):
                 outcome = await self._outcome(method, turn, data, context, lambda: caller)
                 if isinstance(outcome, ConvMLPError):
@@ -161,7 +163,7 @@ class Vision:
         await answer_each(messages, answer, context.write, self._settings.max_stream_in_flight)
 
     async def list_models(self, _: bytes, context: Context) -> bytes:
-        call = Turn.begin(given_id_of(context))
+        call = CallRecord.begin(given_id_of(context))
 
         async def listed() -> pb.ListModelsResponse:
             call.caller = caller_of(context, self._gate)
@@ -175,13 +177,13 @@ class Vision:
             return outcome.SerializeToString()
 
     async def _outcome(
-        self, method: Method, turn: Turn, data: bytes, context: Context, caller: Callable[[], Caller]
+        self, method: Method, turn: CallRecord, data: bytes, context: Context, caller: Callable[[], Caller]
     ) -> Response | ConvMLPError:
         answered = self._response(method, turn, data, timeout_ms_of(context), caller)
         return await value_or_error(answered, request_id=turn.request_id)
 
     async def _response(
-        self, method: Method, turn: Turn, data: bytes, timeout_ms: int | None, caller: Callable[[], Caller]
+        self, method: Method, turn: CallRecord, data: bytes, timeout_ms: int | None, caller: Callable[[], Caller]
     ) -> Response:
         deadline_s = self._engine.deadline(timeout_ms)
         with (
@@ -204,7 +206,7 @@ class Vision:
         return response
 
     def _read(
-        self, method: Method, turn: Turn, message: Request, deadline_s: float, count_for: Callable[[str], None]
+        self, method: Method, turn: CallRecord, message: Request, deadline_s: float, count_for: Callable[[str], None]
     ) -> tuple[PredictRequest, Callable[[Result], Response]]:
         """What to predict, and how to tell it."""
         asked = asked_of(message)

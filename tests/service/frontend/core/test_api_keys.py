@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from service.frontend.core.auth import MAX_FILE_BYTES, ApiKeys, KeysUnusable
+from service.frontend.core.auth import MAX_FILE_BYTES, ApiKeys, InvalidKeysFile
 
 KEY = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -57,7 +57,7 @@ def test_two_keys_of_one_name(tmp_path: Path) -> None:
 )
 def test_malformed_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
     """The error says what is wrong and where, and quotes no key."""
-    with pytest.raises(KeysUnusable, match=words) as refused:
+    with pytest.raises(InvalidKeysFile, match=words) as refused:
         keys_of(tmp_path, text)
     assert str(tmp_path / "keys") in str(refused.value)
     assert KEY[:8] not in str(refused.value)
@@ -65,9 +65,9 @@ def test_malformed_files_are_refused(tmp_path: Path, text: str, words: str) -> N
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     """A path that leads nowhere, or to a folder, is told as that."""
-    with pytest.raises(KeysUnusable, match="No such file"):
+    with pytest.raises(InvalidKeysFile, match="No such file"):
         ApiKeys(tmp_path / "keys")
-    with pytest.raises(KeysUnusable, match="directory"):
+    with pytest.raises(InvalidKeysFile, match="directory"):
         ApiKeys(tmp_path)
 
 

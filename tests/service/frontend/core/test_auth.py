@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.errors import RateLimited, Unauthenticated
-from service.frontend.core.auth import ApiKeys, Caller, Gate, KeysUnusable, host_of, open_gate
+from service.frontend.core.auth import ApiKeys, Auth, Caller, InvalidKeysFile, host_of, open_auth
 from service.frontend.core.rate_limit import RateLimit
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -39,7 +39,7 @@ def rejected(registry: CollectorRegistry, reason: str) -> float:
 @pytest.mark.parametrize("authorization", [None, "", "nonsense", f"Bearer {KEY}"])
 def test_without_keys_everyone_is_let_in(registry: CollectorRegistry, authorization: str | None) -> None:
     """An open service takes whatever credentials come, and a caller is its host."""
-    gate = Gate(None, None, FrontEndMetrics(registry))
+    gate = Auth(None, None, FrontEndMetrics(registry))
     assert gate.identify(authorization, "192.0.2.7") == "192.0.2.7"
     assert not gate.needs_key
 
@@ -47,7 +47,7 @@ def test_without_keys_everyone_is_let_in(registry: CollectorRegistry, authorizat
 @pytest.mark.parametrize("authorization", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER   {KEY} "])
 def test_a_key_names_its_caller(registry: CollectorRegistry, keys: ApiKeys, authorization: str) -> None:
     """With a good key the caller is the key's name, wherever it comes from; the scheme's case is free."""
-    gate = Gate(keys, None, FrontEndMetrics(registry))
+    gate = Auth(keys, None, FrontEndMetrics(registry))
     assert gate.identify(authorization, "192.0.2.7") == gate.identify(authorization, "192.0.2.8") == "partner"
     assert rejected(registry, "credentials") == 0
 
@@ -71,7 +71,7 @@ def test_no_key_or_a_wrong_one(
     registry: CollectorRegistry, keys: ApiKeys, authorization: str | None, words: str
 ) -> None:
     """Anything but a known key is refused in words that do not repeat it, and counted."""
-    gate = Gate(keys, None, FrontEndMetrics(registry))
+    gate = Auth(keys, None, FrontEndMetrics(registry))
     with pytest.raises(Unauthenticated, match=words) as refused:
         gate.identify(authorization, "192.0.2.7")
     assert "0123456789abcdef" not in str(refused.value)
@@ -81,7 +81,7 @@ def test_no_key_or_a_wrong_one(
 
 def test_over_the_rate(registry: CollectorRegistry) -> None:
     """A caller over its rate is told when its next image is let in, is counted, and costs others nothing."""
-    gate = Gate(None, one_a_minute(), FrontEndMetrics(registry))
+    gate = Auth(None, one_a_minute(), FrontEndMetrics(registry))
     first, second = gate.identify(None, "192.0.2.7"), gate.identify(None, "192.0.2.8")
     gate.admit(first)
     with pytest.raises(RateLimited) as refused:
@@ -93,7 +93,7 @@ def test_over_the_rate(registry: CollectorRegistry) -> None:
 
 def test_further_images_are_charged(registry: CollectorRegistry) -> None:
     """A request of several images is let in as one, and its caller waits for all of them."""
-    gate = Gate(None, one_a_minute(), FrontEndMetrics(registry))
+    gate = Auth(None, one_a_minute(), FrontEndMetrics(registry))
     caller = gate.identify(None, "192.0.2.7")
     gate.admit(caller)
     gate.charge(caller, 3)
@@ -104,7 +104,7 @@ def test_further_images_are_charged(registry: CollectorRegistry) -> None:
 
 def test_without_a_rate_nothing_is_limited(registry: CollectorRegistry) -> None:
     """No limit means none, whatever was charged."""
-    gate = Gate(None, None, FrontEndMetrics(registry))
+    gate = Auth(None, None, FrontEndMetrics(registry))
     for _ in range(1000):
         gate.admit(Caller("a"))
         gate.charge(Caller("a"), 1000)
@@ -123,7 +123,7 @@ def test_without_a_rate_nothing_is_limited(registry: CollectorRegistry) -> None:
 )
 def test_hosts_whose_rate_is_one(registry: CollectorRegistry, host: str, caller: str) -> None:
     """An IPv6 caller is its /64, since it has all of its addresses; a mapped IPv4 address is that address."""
-    assert Gate(None, one_a_minute(), FrontEndMetrics(registry)).identify(None, host) == caller
+    assert Auth(None, one_a_minute(), FrontEndMetrics(registry)).identify(None, host) == caller
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_host_of_a_grpc_peer(peer: str, host: str) -> None:
 async def test_settings_make_the_gate(registry: CollectorRegistry, keys: ApiKeys, tmp_path: Path) -> None:
     """The file and the rate of the settings are those that the gate holds callers to."""
     settings = Settings(api_keys_file=tmp_path / "keys", rate_limit_per_s=0.001, rate_limit_burst=2)
-    async with open_gate(settings, FrontEndMetrics(registry)) as gate:
+    async with open_auth(settings, FrontEndMetrics(registry)) as gate:
         assert gate.needs_key
         caller = gate.identify(f"Bearer {KEY}", "")
         assert caller == keys.name_of(KEY)
@@ -156,6 +156,6 @@ async def test_settings_make_the_gate(registry: CollectorRegistry, keys: ApiKeys
 
 async def test_a_file_that_cannot_be_used_opens_no_gate(registry: CollectorRegistry, tmp_path: Path) -> None:
     """A service that was meant to have keys never opens without them."""
-    with pytest.raises(KeysUnusable):
-        async with open_gate(Settings(api_keys_file=tmp_path / "none"), FrontEndMetrics(registry)):
+    with pytest.raises(InvalidKeysFile):
+        async with open_auth(Settings(api_keys_file=tmp_path / "none"), FrontEndMetrics(registry)):
             pass

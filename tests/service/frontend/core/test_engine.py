@@ -20,8 +20,8 @@ from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.settings import Settings
 from service.types import PredictRequest
-from service.wire.messages import Outlook
-from service.wire.worker_endpoint import Door
+from service.wire.messages import WaitEstimate
+from service.wire.worker_endpoint import WorkerEndpoint
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.wire.peers import NOTHING_AHEAD, introduce, next_job, until
 
@@ -132,11 +132,11 @@ async def test_what_would_be_too_late_is_refused_undecoded(tmp_path: Path) -> No
     once when to come back; the worker's next answer may say better."""
     settings = SETTINGS.with_changes(worker_address=f"ipc://{tmp_path}/w")
     no_picture = asked(png_of(1)[:40])
-    async with open_front_end(settings) as front_end, Door(f"ipc://{tmp_path}/w") as door:
+    async with open_front_end(settings) as front_end, WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
         await introduce(door)
         await until(lambda: front_end.engine.readiness().ready)
 
-        async def answered(outlook: Outlook) -> None:
+        async def answered(outlook: WaitEstimate) -> None:
             asking = asyncio.create_task(front_end.engine.predict(asked(png_of(1)), first_label))
             letter, job = await next_job(door)
             if outlook is NOTHING_AHEAD:
@@ -148,7 +148,7 @@ async def test_what_would_be_too_late_is_refused_undecoded(tmp_path: Path) -> No
             door.answer(letter.sender, job, output, 0.0, 0.0, 1, outlook)
             await asking
 
-        await answered(Outlook(100.0, 1.0))
+        await answered(WaitEstimate(100.0, 1.0))
         with pytest.raises(ImageUndecodable):  # nothing else is in hand: it is tried, whatever is expected
             await front_end.engine.predict(no_picture, first_label)
         await answered(NOTHING_AHEAD)

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from service.frontend.core.executor import Crew
+from service.frontend.core.executor import ThreadPool
 
 
 @contextmanager
-def crew_of(threads: int) -> Iterator[Crew]:
-    crew = Crew(threads, "test")
+def crew_of(threads: int) -> Iterator[ThreadPool]:
+    crew = ThreadPool(threads, "test")
     try:
         yield crew
     finally:
@@ -77,7 +77,7 @@ async def test_closing_waits_for_what_runs_and_drops_the_rest() -> None:
         time.sleep(0.05)
         ended.set()
 
-    crew = Crew(1, "test-closing")
+    crew = ThreadPool(1, "test-closing")
     first, second = crew.run(slow), crew.run(lambda: None)
     await asyncio.to_thread(running.wait, 20)
     crew.close()

@@ -12,7 +12,7 @@ import numpy as np
 from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
 from service.wire.messages import Predict
-from service.wire.worker_endpoint import Door
+from service.wire.worker_endpoint import WorkerEndpoint
 from tests.service.frontend.grpc_server import (
     RpcAtWork,
     field,
@@ -155,7 +155,7 @@ async def test_a_lost_worker_fails_its_calls_at_once(tmp_path: Path) -> None:
     """When the worker is gone its calls are UNAVAILABLE long before their deadline, and so are the next ones."""
     address = f"ipc://{tmp_path}/w"
     async with open_rpc_at(address, Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)) as rpc:
-        async with Door(address) as door:
+        async with WorkerEndpoint(address) as door:
             await introduce(door, "one")
             await until(lambda: rpc.front_end.engine.readiness().ready)
             call = rpc.stub.Classify(pb.ClassifyRequest(image=picture()))

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
-from service.frontend.grpc.tls import CertificateFiles, CertificatesUnusable, certificate_files, server_credentials
+from service.frontend.grpc.tls import CertificateFiles, InvalidCertificates, certificate_files, server_credentials
 from service.settings import Settings
 from tests.e2e.running import started
 from tests.service.frontend.grpc_application import health_of, open_whole
@@ -184,7 +184,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(authority: Authority
         (CertificateFiles(certificate, key, broken), broken),
         (CertificateFiles(certificate, key, missing), missing),
     ]:
-        with pytest.raises(CertificatesUnusable, match=f"{culprit}.*: .*; expected") as refused:
+        with pytest.raises(InvalidCertificates, match=f"{culprit}.*: .*; expected") as refused:
             server_credentials(files)
         assert "PEM" in str(refused.value)
     server_credentials(CertificateFiles(certificate, key, client_ca))
@@ -202,5 +202,5 @@ def test_certificate_and_key_come_together() -> None:
         Settings(grpc_tls_key=some),
         Settings(grpc_tls_client_ca=some),
     ):
-        with pytest.raises(CertificatesUnusable, match="grpc_tls_key"):
+        with pytest.raises(InvalidCertificates, match="grpc_tls_key"):
             certificate_files(incomplete)

@@ -11,7 +11,7 @@ import pytest
 from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
 from service.wire.messages import Predict
-from service.wire.worker_endpoint import Door
+from service.wire.worker_endpoint import WorkerEndpoint
 from tests.service.frontend.api.vision.classify_stream import next_of, request, rest_of, send, status_of
 from tests.service.frontend.grpc_server import (
     RpcAtWork,
@@ -132,7 +132,7 @@ async def test_a_lost_worker_fails_the_messages_and_not_the_stream(tmp_path: Pat
     address = f"ipc://{tmp_path}/w"
     async with open_rpc_at(address, Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)) as rpc:
         stream = rpc.stub.ClassifyStream()
-        async with Door(address) as door:
+        async with WorkerEndpoint(address) as door:
             await introduce(door, "one")
             await until(lambda: rpc.front_end.engine.readiness().ready)
             await send(stream, [request("in hand")], close=False)
