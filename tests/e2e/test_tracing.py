@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx2
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import running_service
 from tests.service.collector import collecting
 from tests.service.traced import IMAGE, caller_trace

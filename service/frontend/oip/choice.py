@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from model.bundle import BundleConfig
-from model.postprocess.encode import MaskFormat
+from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.oip.outputs import DETECTION_MASKS, SCORES, Form, Output, classification, outputs_of

@@ -14,8 +14,7 @@ import msgspec
 import numpy as np
 
 from model.bundle import BundleConfig
-from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.postprocess.rle import RLE
+from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.spec import MaskRCNNSpec
 from model.types import ClassifyResult, Detection, DetectResult, Label, Result, Segment, SegmentResult, Task
 from service.frontend.oip.tensors import Datatype, Numbers

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments
+from model.postprocess.masks import EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.types import Box, ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
 from service.frontend.parameters import SCORE_THRESHOLD, TOP_K
 from service.frontend.rest.schemas import rounded_score

@@ -12,8 +12,7 @@ from typing import assert_never
 import msgspec
 
 from model.bundle import BundleConfig
-from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.postprocess.rle import RLE
+from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.types import Box, ClassifyResult, DetectResult, Result, SegmentResult, Task
 from service.frontend.rest.errors import Problem
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.postprocess.encode import MaskFormat
+from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 from service.frontend.rest.query import PARAMETERS, Query, View, read_query, read_timeout_ms
