@@ -25,7 +25,7 @@ from benchmarks.material import Material, network_input
 from benchmarks.network import Kind, load, mode_of
 from benchmarks.servers import EMBEDDED_MODELS, LARGE_MODELS
 from model.bundle import Bundle, find_bundle, read_bundle
-from model.mode import Mode
+from model.precision import Mode
 from model.predictor import Predictor
 from model.types import Batch, ModelInput, QueryParams
 from service.process import keep_freed_memory

@@ -28,15 +28,15 @@ import PIL.ImageOps
 import torch
 from torch import Tensor, nn
 
-from model.bundle import REFERENCE_PICTURE, Bundle, Source, read_bundle
+from model.bundle import Bundle, Source, read_bundle
 from model.decode import DecodeLimits, decode_picture
-from model.mode import Mode, fastest
-from model.net.classifier import ConvMLPClassifier
+from model.net.convmlp import ConvMLPClassifier
 from model.net.normalise import Normalise
 from model.net.weights import BundleDraft, write_bundle
-from model.predictor import load_network
+from model.precision import Mode, fastest
+from model.predictor import load_network, reference_answer
 from model.preprocess import prepare_picture
-from model.prove import reference_answer
+from model.reference import REFERENCE_PICTURE
 from model.spec import BACKBONES, CenterCropSpec, ClassifierSpec, ClassifyPostSpec, Preprocessing
 from model.types import ModelInput, UInt8Array
 from service.settings import usable_cores

@@ -20,8 +20,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from model.bundle import Bundle
-from model.reference import REFERENCE_PARAMS
-from model.reference_picture import reference_input
+from model.reference import REFERENCE_PARAMS, reference_input
 from model.spec import Preprocessing
 from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
 from service.frontend.core.auth import open_auth
@@ -52,7 +51,7 @@ class NoRunner(FakeRunner):
     def __post_init__(self) -> None:
         super().__post_init__()
         bundle = fake_bundle(Task.CLASSIFY)
-        ready = reference_input(bundle.config)
+        ready = reference_input(bundle.config.preprocessing)
         self.answer = fake_answer(Task.CLASSIFY, ready.pixels, ready.geometry, REFERENCE_PARAMS)
 
     def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:  # noqa: ARG002  (the protocol's)

@@ -1,4 +1,4 @@
-"""The domain errors. Each edge maps them once: `frontend/http/problems.py`, `frontend/grpc/status.py`.
+"""The domain errors. Each edge maps them once: `frontend/rest/errors.py`, `frontend/rpc/errors.py`.
 
     ConvMLPError
     ├── ImageUndecodable      empty, truncated or corrupt

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, BundleConfig, Source
 from model.errors import BundleInvalid
-from model.postprocess.finish import finish
+from model.postprocess.results import finish
 from model.reference import (
     REFERENCE_PARAMS,
     ClassifyReference,
@@ -24,9 +24,9 @@ from model.reference import (
     ReferenceAnswer,
     ScoredIndex,
     SegmentReference,
+    reference_input,
     summarise,
 )
-from model.reference_picture import reference_input
 from model.spec import (
     Architecture,
     BackboneSpec,
@@ -124,7 +124,7 @@ def fake_bundle(task: Task, name: str | None = None, weights: bytes = b"") -> Bu
         reference=no_answer,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
-    ready = reference_input(config)
+    ready = reference_input(config.preprocessing)
     answer = fake_answer(task, ready.pixels, ready.geometry, REFERENCE_PARAMS)
     reference = summarise(finish(answer, config, ready.geometry.original))
     return Bundle(Path(config.name), config.model_copy(update={"reference": reference}))

@@ -9,7 +9,7 @@ from convmlp_client.results import Meta, Result
 from convmlp_client.results import Task as AnswerTask
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
-from model.postprocess.finish import finish
+from model.postprocess.results import finish
 from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.answerer import NoAnswer

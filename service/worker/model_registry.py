@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from model.bundle import Bundle, BundleConfig
-from model.reference_picture import reference_input
+from model.reference import reference_input
 from model.types import ModelInput
 from service.errors import ModelNotFound, Unavailable
 
@@ -55,7 +55,7 @@ def new_model(bundle: Bundle) -> LoadedModel:
     """A model with a slot of its own, not loaded yet."""
     config = bundle.config
     version = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
-    return LoadedModel(bundle, f"{config.name}#{next(_numbers)}", version, reference_input(config))
+    return LoadedModel(bundle, f"{config.name}#{next(_numbers)}", version, reference_input(config.preprocessing))
 
 
 class ModelRegistry:

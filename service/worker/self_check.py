@@ -7,7 +7,7 @@ import itertools
 import time
 
 from model.errors import ConvMLPError
-from model.postprocess.finish import finish
+from model.postprocess.results import finish
 from model.reference import REFERENCE_PARAMS, disagreement
 from service.errors import Overloaded
 from service.worker.dispatcher import Dispatcher

@@ -12,7 +12,7 @@ import structlog
 import torch
 
 from model.bundle import Bundle
-from model.mode import Mode, fastest, make_predictor
+from model.precision import Mode, fastest, make_predictor
 from model.predictor import Predictor, default_device, load_network
 from model.types import Batch, RawOutput
 from service.settings import Settings, usable_cores

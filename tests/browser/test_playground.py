@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.browser.chromium import CHROMIUM, Page, open_page
 from tests.service.frontend.rest_server import Rest, open_rest
 

@@ -29,7 +29,7 @@ from convmlp_client.results import (
     Segmentation,
     Task,
 )
-from model.postprocess.encode import MaskFormat
+from model.postprocess.masks import MaskFormat
 from model.types import Box as ServedBox
 from model.types import ClassifyResult, DetectResult, SegmentResult, Size, SoftMask
 from model.types import Detection as ServedDetection

@@ -12,7 +12,7 @@ import pytest
 
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from service.observability.gpu import WORDS
 from service.observability.metrics import GPU_INFO
 from tests.compose.stack import ON_CPU, SERVICES, Stack, build, eventually, run, running

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx2
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import running_service
 from tests.service.observability.collector import collecting
 from tests.service.observability.span_capture import IMAGE, caller_trace

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
+from model.postprocess.masks import EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
 from model.types import Box, ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
 from service.frontend.core.parameters import SCORE_THRESHOLD, TOP_K
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from model.postprocess.finish import finish
+from model.postprocess.results import finish
 from model.types import ClassifyOutput, DetectOutput, RawOutput, Result, Task
 from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.core.executor import PreparePool

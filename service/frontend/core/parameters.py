@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from model.postprocess.encode import MaskFormat
+from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 

@@ -22,8 +22,7 @@ import numpy as np
 
 from model.bundle import BundleConfig
 from model.errors import ImageTooLarge
-from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.postprocess.rle import RLE
+from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.spec import MaskRCNNSpec
 from model.types import (
     ClassifyResult,

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
-from model.postprocess.encode import MaskFormat
+from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 from service.frontend.core.parameters import PARAMETERS, View, parse_params, shown

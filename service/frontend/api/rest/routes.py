@@ -12,7 +12,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from model.bundle import REFERENCE_PICTURE, Accuracy, BundleConfig, Source
+from model.bundle import Accuracy, BundleConfig, Source
+from model.reference import REFERENCE_PICTURE
 from model.spec import Architecture, Postprocessing, Preprocessing
 from model.types import Task
 from service.errors import Unavailable

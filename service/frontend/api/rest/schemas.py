@@ -12,8 +12,7 @@ from typing import assert_never
 import msgspec
 
 from model.bundle import BundleConfig
-from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
-from model.postprocess.rle import RLE
+from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
 from model.types import Box, ClassifyResult, DetectResult, Result, SegmentResult, Task
 from service.frontend.http.problems import Problem
 

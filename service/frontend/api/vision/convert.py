@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from convmlp.v1 import vision_pb2 as pb
-from model.postprocess.encode import EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.postprocess.rle import RLE
+from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.types import ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.core.overlay import encode_label_map

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.service.frontend.rest_server import Rest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 from pycocotools import mask as coco
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from model.types import BoolArray, Task
 from tests.service.frontend.rest_server import Rest, open_rest, picture
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.postprocess.encode import MaskFormat
+from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 from service.frontend.api.rest.query import Query, read_query

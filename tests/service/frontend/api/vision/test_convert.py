@@ -10,7 +10,7 @@ import pytest
 
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy
-from model.postprocess.encode import MaskFormat
+from model.postprocess.masks import MaskFormat
 from model.types import Segment, SegmentResult, Size, Task
 from service.frontend.api.vision.convert import MASK_FORMATS, METHODS, asked_of, response_of
 from service.frontend.api.vision.servicer import TASKS, accuracy_of

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.net.segmentation import label_maps
+from model.net.semantic_fpn import label_maps
 from model.types import Geometry, Size
 
 INPUT = Size(24, 40)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.bundle import BundleConfig, Source
-from model.postprocess.finish import finish
+from model.postprocess.results import finish
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
 from model.spec import (
     BACKBONES,

@@ -12,10 +12,9 @@ import platform
 import torch
 from torch import Tensor, nn
 
-from model.net.backbone import ChannelMLP
-from model.net.conv import ConvModule
-from model.net.onednn_conv import Conv
-from model.net.winograd import WinogradConv, winograd_pays
+from model.net.convmlp import ChannelMLP
+from model.net.cpu.conv import Conv, WinogradConv, winograd_pays
+from model.net.fpn import ConvModule
 
 _OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
 

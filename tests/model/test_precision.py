@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle
-from model.mode import Mode, fastest, make_predictor
-from model.net.classifier import ConvMLPClassifier
-from model.net.onednn import onednn_is_quick_at
+from model.net.convmlp import ConvMLPClassifier
+from model.net.cpu.onednn import onednn_is_quick_at
+from model.precision import Mode, fastest, make_predictor
 from model.predictor import load_network
-from model.reference import REFERENCE_PARAMS
-from model.reference_picture import reference_input
+from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
 from tests.model.net.tiny import tiny_bundle
 
@@ -25,7 +24,7 @@ CPU = torch.device("cpu")
 
 def first_class(bundle: Bundle, mode: Mode, network: nn.Module) -> int:
     assert isinstance(network, ConvMLPClassifier)
-    one = reference_input(bundle.config)
+    one = reference_input(bundle.config.preprocessing)
     batch = Batch(np.stack([one.pixels]), (one.geometry,), (REFERENCE_PARAMS,))
     (output,) = make_predictor(bundle, CPU, mode, copy.deepcopy(network)).predict(batch)
     assert isinstance(output, ClassifyOutput)

@@ -14,12 +14,11 @@ import torch
 
 from model.bundle import Bundle, BundleConfig
 from model.net.build import Network
-from model.net.onednn import onednn_is_quick_at
+from model.net.cpu.onednn import onednn_is_quick_at
 from model.net.weights import DTYPES, Precision
-from model.postprocess.finish import finish
+from model.postprocess.results import finish
 from model.predictor import Optimisations, Predictor
-from model.reference import REFERENCE_PARAMS, disagreement, summarise
-from model.reference_picture import reference_input
+from model.reference import REFERENCE_PARAMS, disagreement, reference_input, summarise
 from model.types import Batch, ClassifyResult, ModelInput, Result
 
 TIMED_ROUNDS = 10
@@ -104,7 +103,7 @@ def _modes(device: torch.device) -> tuple[Mode, ...]:
 
 
 def _pictures(config: BundleConfig) -> Sequence[ModelInput]:
-    plain = reference_input(config)
+    plain = reference_input(config.preprocessing)
     height, width = plain.geometry.content.height, plain.geometry.content.width
     mirrored = plain.pixels.copy()
     # What is padding stays where it is.

@@ -1,4 +1,4 @@
-"""The ConvMLP backbone (arXiv 2109.04454, section 3): conv tokenizer, conv stage, conv-MLP stages.
+"""ConvMLP, backbone and classifier (arXiv 2109.04454, section 3): conv tokenizer, conv stage, conv-MLP stages.
 
 Parameter names are those of the authors' published checkpoints. Convolutions work on (N, C, H, W); the MLP
 stages work on (N, H, W, C), where a channel MLP is one matrix product and LayerNorm needs no transposition.
@@ -6,9 +6,12 @@ stages work on (N, H, W, C), where a channel MLP is one matrix product and Layer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from model.spec import BackboneSpec
+from model.types import ClassifyOutput, QueryParams
 
 
 class ConvTokenizer(nn.Module):
@@ -151,3 +154,37 @@ class ConvMLP(nn.Module):
         level16 = self.stages[0](level8.permute(0, 2, 3, 1))
         level32 = self.stages[2](self.stages[1](level16))
         return level4, level8, level16.permute(0, 3, 1, 2), level32.permute(0, 3, 1, 2)
+
+
+class ConvMLPClassifier(ConvMLP):
+    """Backbone, LayerNorm, mean over positions, linear: normalised float (N, 3, H, W) RGB → logits (N, classes).
+
+    It extends the backbone instead of holding one, because the authors' classifier checkpoints name the
+    backbone's parameters without a prefix.
+    """
+
+    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+        super().__init__(spec)
+        channels = spec.stage_channels[-1]
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        level32 = super().forward(x)[-1].permute(0, 2, 3, 1)
+        out: Tensor = self.head(self.norm(level32).mean(dim=(1, 2)))
+        return out
+
+
+def best_classes(logits: Tensor, params: Sequence[QueryParams]) -> list[ClassifyOutput]:
+    """Logits (N, classes) → each row's `top_k` classes, or all where there are fewer, by softmax probability.
+
+    Equal probabilities come in the order of the classes.
+    """
+    probabilities = logits.float().softmax(dim=1)
+    ordered, indices = probabilities.sort(dim=1, descending=True, stable=True)
+    most = max(one.top_k for one in params)
+    scores, classes = ordered[:, :most].cpu().numpy(), indices[:, :most].cpu().numpy()
+    return [
+        ClassifyOutput(indices=classes[row, : one.top_k], scores=scores[row, : one.top_k])
+        for row, one in enumerate(params)
+    ]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.net.cpu.onednn import onednn_available, use_onednn
 from model.net.fold import fold_batch_norm
-from model.net.onednn import onednn_available, use_onednn
 from tests.model.net.tiny import tiny_network
 
 pytestmark = pytest.mark.skipif(not onednn_available(), reason="this build of torch has no oneDNN operators")
