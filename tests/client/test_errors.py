@@ -8,9 +8,9 @@ import httpx2
 import pytest
 
 from convmlp_client.errors import SERVICE_ERRORS, ClientError, Internal, Overloaded, RetryLater
-from convmlp_client.transport.problems import Received
-from convmlp_client.transport.problems import error_of as error_of_http
-from convmlp_client.transport.rpc_errors import error_of_status
+from convmlp_client.transport.grpc_errors import error_of_status
+from convmlp_client.transport.rest import Received
+from convmlp_client.transport.rest import error_of as error_of_http
 from model.errors import BundleInvalid, ConvMLPError
 from service import errors as domain
 from service.frontend.grpc.status import status_of

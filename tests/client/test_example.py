@@ -10,7 +10,7 @@ import PIL.Image
 import PIL.ImageChops
 import pytest
 
-from tests.client.serving import TRANSPORTS, Service
+from tests.client.local_service import TRANSPORTS, Service
 from tests.service.frontend.rest_server import picture
 
 EXAMPLE = Path(__file__).parents[2] / "examples/python/draw_folder.py"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from convmlp_client import AsyncClient, Client, ClientClosed, ConnectionFailed, DeadlineExceeded, UnsupportedFormat
-from tests.client.serving import Service, Way, open_service, until, wait_until
+from tests.client.local_service import Service, Way, open_service, until, wait_until
 from tests.service.frontend.rest_server import picture
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.serving import TRANSPORTS, Service, open_service, until
+from tests.client.local_service import TRANSPORTS, Service, open_service, until
 from tests.service.frontend.rest_server import picture
 
 

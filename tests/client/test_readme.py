@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.serving import TRANSPORTS, Service
+from tests.client.local_service import TRANSPORTS, Service
 from tests.service.frontend.rest_server import picture
 
 README = Path(__file__).parents[2] / "client/README.md"

@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from convmlp.v1 import vision_pb2
-from convmlp_client.convert import (
-    classification_from_message,
-    detections_from_message,
-    result_from_json,
-    segmentation_from_message,
-)
+from convmlp_client.convert import result_from_json
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
 from convmlp_client.results import (
@@ -28,6 +23,11 @@ from convmlp_client.results import (
     Segment,
     Segmentation,
     Task,
+)
+from convmlp_client.transport.grpc_messages import (
+    classification_from_message,
+    detections_from_message,
+    segmentation_from_message,
 )
 from model.postprocess.masks import MaskFormat
 from model.types import Box as ServedBox

@@ -51,16 +51,16 @@ class Question(Generic[R]):
     parameters: Mapping[str, Any]
 
 
-def classify(parameters: ClassifyParameters) -> Question[Classification]:
+def classify_params(parameters: ClassifyParameters) -> Question[Classification]:
     """Raises TypeError where a parameter is not of this task. So do the others."""
     return Question(Task.CLASSIFY, Classification, _given(parameters, ClassifyParameters))
 
 
-def detect(parameters: DetectParameters) -> Question[Detections]:
+def detect_params(parameters: DetectParameters) -> Question[Detections]:
     return Question(Task.DETECT, Detections, _given(parameters, DetectParameters))
 
 
-def segment(parameters: SegmentParameters) -> Question[Segmentation]:
+def segment_params(parameters: SegmentParameters) -> Question[Segmentation]:
     return Question(Task.SEGMENT, Segmentation, _given(parameters, SegmentParameters))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Future
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
@@ -174,3 +174,27 @@ async def _asynchronous(images: Iterable[I] | AsyncIterable[I]) -> AsyncGenerato
     else:
         for image in images:
             yield image
+
+
+@contextmanager
+def progress_bar(shown: bool, images: object) -> Iterator[Callable[[], None]]:
+    """A bar on stderr, of as many steps as there are images, where that is known. Call what it gives once a step.
+
+    Raises:
+        ImportError: rich is not installed.
+    """
+    if not shown:
+        yield lambda: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"progress=True needs {error.name}, which is not installed: pip install 'convmlp-client[progress]'"
+        ) from error
+    total = len(images) if isinstance(images, Sized) else None
+    columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("images", total=total)
+        yield lambda: progress.advance(task)

@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from convmlp.v1 import vision_pb2 as pb
-from convmlp_client.convert import classification_from_message, detections_from_message, segmentation_from_message
 from convmlp_client.errors import BadParameter
-from convmlp_client.models import Model
-from convmlp_client.questions import Question
-from convmlp_client.results import Meta, Result, Task
+from convmlp_client.geometry import Box, ImageSize
+from convmlp_client.masks import Mask
+from convmlp_client.parameters import Question
+from convmlp_client.results import (
+    Classification,
+    Detection,
+    Detections,
+    Label,
+    Meta,
+    Model,
+    Result,
+    Segment,
+    Segmentation,
+    Task,
+)
 
 Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest
 Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse
@@ -66,6 +77,58 @@ def result_of(response: Response) -> Result:
             return detections_from_message(response, Meta(response.model, Task.DETECT, response.id, told))
         case pb.SegmentResponse():
             return segmentation_from_message(response, Meta(response.model, Task.SEGMENT, response.id, told))
+
+
+def classification_from_message(message: pb.ClassifyResponse, meta: Meta) -> Classification:
+    """A gRPC answer's labels."""
+    labels = (Label(row.label, row.index, _score(row.score)) for row in message.labels)
+    return Classification(_size(message.image), tuple(labels), meta)
+
+
+def detections_from_message(message: pb.DetectResponse, meta: Meta) -> Detections:
+    """A gRPC answer's detections."""
+    size = _size(message.image)
+    detections = (
+        Detection(row.label, row.index, _score(row.score), _box(row.box), _mask_from_message(row.mask, size))
+        for row in message.detections
+    )
+    return Detections(size, tuple(detections), meta)
+
+
+def segmentation_from_message(message: pb.SegmentResponse, meta: Meta) -> Segmentation:
+    """A gRPC answer's segments."""
+    size = _size(message.image)
+    segments = (Segment(row.label, row.index, row.area, _mask_from_message(row.mask, size)) for row in message.segments)
+    return Segmentation(size, tuple(segments), meta)
+
+
+def _mask_from_message(mask: pb.Mask, size: ImageSize) -> Mask | None:
+    match mask.WhichOneof("encoding"):
+        case "rle":
+            # Latin-1 takes any byte: what is not COCO's text is told when the mask is decoded.
+            return Mask(size, mask.rle.decode("latin-1"))
+        case "png":
+            return Mask(size, mask.png)
+        case "polygons":
+            return Mask(size, tuple(tuple(polygon.coordinates) for polygon in mask.polygons.polygons))
+        case _:
+            return None
+
+
+def _size(size: pb.ImageSize) -> ImageSize:
+    return ImageSize(size.width, size.height)
+
+
+# REST writes scores with six significant digits and coordinates with two decimals; gRPC sends them as float32, whose
+# further digits say nothing. So both transports give equal results.
+
+
+def _score(score: float) -> float:
+    return float(f"{score:.6g}")
+
+
+def _box(box: pb.Box) -> Box:
+    return Box(*(round(side, 2) for side in (box.xmin, box.ymin, box.xmax, box.ymax)))
 
 
 def model_of(message: pb.Model) -> Model:

@@ -14,9 +14,8 @@ from typing import Final, TypeVar
 
 from convmlp_client.errors import BadImage, ClientClosed, ConnectionFailed, DeadlineExceeded, RetryLater
 from convmlp_client.images import ImageInput, encoded_image
-from convmlp_client.models import Model
-from convmlp_client.questions import Question
-from convmlp_client.results import Result
+from convmlp_client.parameters import Question
+from convmlp_client.results import Model, Result
 from convmlp_client.retry import Clock, Deadline, Retries, SystemClock
 from convmlp_client.transport import Call, Compression, Session, Setup, StrPath, open_transport, parse_url
 

@@ -3,14 +3,19 @@
 Runs go down the columns and alternate between unset and set, unset first. From the third on a run is written as the
 difference to the last one of its kind; numbers are little-endian groups of five bits, each a printable character.
 (pycocotools' maskApi.c is the format's reference.)
+
+Polygons → pixels: a pixel is set where its centre is inside, so outlines along pixel edges are filled exactly.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
 from convmlp_client.geometry import BoolArray, ImageSize, Region
 
@@ -104,3 +109,70 @@ def _text(numbers: IntArray) -> str:
     goes_on = place < np.repeat(lengths, lengths) - 1
     characters: npt.NDArray[np.uint8] = (FIRST_CHARACTER + bits + CONTINUED * goes_on).astype(np.uint8)
     return characters.tobytes().decode("ascii")
+
+
+FloatArray = npt.NDArray[np.float64]
+
+MAX_COORDINATE: Final = 2.0**31
+
+
+def fill_polygons(polygons: Sequence[Sequence[float]], size: ImageSize) -> Region:
+    """All that is inside of any of them, each by the even-odd rule, as far as it lies in the picture.
+
+    Raises:
+        ValueError: one has an odd number of coordinates, fewer than three points, or a coordinate of no picture.
+    """
+    outlines = [_points(polygon) for polygon in polygons]
+    if not outlines:
+        return Region(0, 0, np.zeros((0, 0), np.bool_))
+    left, top, right, bottom = _bounds(np.concatenate(outlines), size)
+    pixels = np.zeros((bottom - top, right - left), np.bool_)
+    for outline in outlines:
+        xmin, ymin, xmax, ymax = _bounds(outline, size)
+        part = pixels[ymin - top : ymax - top, xmin - left : xmax - left]
+        part |= _inside(outline - (xmin, ymin), *part.shape)
+    return Region(top, left, pixels)
+
+
+def _points(polygon: Sequence[float]) -> FloatArray:
+    values = np.asarray(polygon, np.float64)
+    # NaN fails the comparison as well.
+    if len(values) % 2 or len(values) < 6 or not (np.abs(values) < MAX_COORDINATE).all():
+        raise ValueError("a polygon of the mask is malformed; expected x and y of three points or more")
+    return values.reshape(-1, 2)
+
+
+def _bounds(points: FloatArray, size: ImageSize) -> tuple[int, int, int, int]:
+    """The pixels of the picture that the points, float (n, 2), enclose: left, top, right, bottom."""
+    limits = (size.width, size.height)
+    left, top = (int(value) for value in np.clip(np.floor(points.min(axis=0)), 0, limits))
+    right, bottom = (int(value) for value in np.clip(np.ceil(points.max(axis=0)), (left, top), limits))
+    return left, top, right, bottom
+
+
+def _inside(outline: FloatArray, height: int, width: int) -> BoolArray:
+    """bool (height, width): where an odd number of the outline's sides lies to the left of a pixel's centre."""
+    x0, y0 = outline.T
+    x1, y1 = np.roll(outline, -1, axis=0).T
+    # The rows whose centres a side crosses, half open, so that a corner counts once.
+    first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, height).astype(np.int64)
+    stop = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, height).astype(np.int64)
+    crossed = stop - first
+    side = np.repeat(np.arange(len(outline)), crossed)
+    rows = np.arange(len(side)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + first[side]
+    x = x0[side] + (rows + 0.5 - y0[side]) * (x1[side] - x0[side]) / (y1[side] - y0[side])
+    columns = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
+    odd = np.zeros((height, width + 1), np.bool_)
+    np.logical_xor.at(odd, (rows, columns), True)
+    inside: BoolArray = np.logical_xor.accumulate(odd, axis=1)[:, :width]
+    return inside
+
+
+def decode_png(data: bytes, size: ImageSize) -> BoolArray:
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as png:
+            if png.size != (size.width, size.height):  # looked at before any pixel is decoded
+                raise ValueError(f"the mask is {png.width} x {png.height}, its picture {size.width} x {size.height}")
+            return np.asarray(png.convert("L")) > 127
+    except (OSError, SyntaxError) as error:
+        raise ValueError("the mask is no whole PNG") from error

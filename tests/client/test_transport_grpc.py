@@ -30,11 +30,11 @@ from convmlp_client import (
     Unavailable,
 )
 from convmlp_client.transport import MAX_ANSWER_BYTES
-from convmlp_client.transport.rpc import KEEP_ALIVE_MS
+from convmlp_client.transport.grpc import KEEP_ALIVE_MS
 from service.frontend.grpc.server import KeepAlive
 from service.settings import Settings
-from tests.client.scripted import abort, rich_status, scripted_grpc
-from tests.client.serving import Service
+from tests.client.fault_servers import abort, rich_status, scripted_grpc
+from tests.client.local_service import Service
 from tests.service.frontend.rest_server import picture
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
