@@ -25,7 +25,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 def test_a_weight_must_be_positive() -> None:
     """A model of weight 0 would never have its turn."""
-    with pytest.raises(ValidationError, match="the weight of 'a' is 0; it must be above 0"):
+    with pytest.raises(ValidationError, match="the weight of 'a' is 0; expected a number above 0"):
         Settings(models=("a",), model_weights=("a=0",))
 
 
