@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import http.client
 import json
 from collections.abc import Mapping
@@ -17,10 +18,11 @@ from google.rpc import error_details_pb2, status_pb2  # noqa: F401  (known to th
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.recorded.answers import Http, Rpc
-from tests.recorded.plain import member_names, settled, text_of
+from tests.recorded.plain import hash_of, joined, member_names, settled, text_of
 
 REQUEST_ID = "recorded"
 TIMEOUT_S = 60.0
+PAGES = ("text/html", "text/css", "text/javascript")
 STATUS = "grpc-status-details-bin"
 
 
@@ -40,10 +42,13 @@ def ask_http(request: Http, port: int) -> str:
     if (made := sent.get("x-request-id", REQUEST_ID)) != REQUEST_ID:
         sent["x-request-id"] = "<made>"
         body = body.replace(made.encode(), b"<made>")
-    statistics = "/stats" in request.line
-    plain = settled(body)
-    shown = _member_names(plain) if statistics else _body(plain, sent)
-    if statistics or plain != body:
+    plain = settled(gzip.decompress(body) if sent.get("content-encoding") == "gzip" else body)
+    if "/stats" in request.line:
+        plain = "\n".join(dict.fromkeys(member_names(json.loads(body)))).encode()
+    elif sent.get("content-type", "").startswith(PAGES):  # their text is a file of the repository
+        plain = hash_of(body).encode()
+    shown = _body(plain, sent)
+    if plain != body:
         sent["content-length"] = "<length>"
     lines = [f"{response.status} {response.reason}", *(f"{name}: {sent[name]}" for name in sorted(sent))]
     return "\n".join([*lines, "", shown]).rstrip()
@@ -54,10 +59,6 @@ def _body(data: bytes, headers: Mapping[str, str]) -> str:
     length = int(headers.get("inference-header-content-length", 0))
     parts = (data[:length], data[length:]) if length else (data,)
     return "\n".join(text_of(part) for part in parts)
-
-
-def _member_names(data: bytes) -> str:
-    return "\n".join(dict.fromkeys(member_names(json.loads(data))))
 
 
 class Grpc:
@@ -139,7 +140,7 @@ def _readable(message: Message, data: bytes) -> str:
         document = json_format.MessageToDict(message, always_print_fields_with_no_presence=True)
         return "\n".join(dict.fromkeys(member_names(document)))
     _settle(message)
-    return text_format.MessageToString(message, as_utf8=True, descriptor_pool=descriptor_pool.Default())
+    return joined(text_format.MessageToString(message, as_utf8=True, descriptor_pool=descriptor_pool.Default()))
 
 
 def _settle(message: Message) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ WIDTH = 110
 MAX_SHOWN = 600
 """Bytes that are no text are shown up to this length, beyond it as their hash."""
 
-_PNG = re.compile(rb"\x89PNG\r\n\x1a\n.*?IEND\xaeB`\x82", re.DOTALL)
+_PNG = re.compile(rb"(..\0\0)?(\x89PNG\r\n\x1a\n.*?IEND\xaeB`\x82)", re.DOTALL)
 _PNG_BASE64 = re.compile(rb"iVBORw0KGgo[A-Za-z0-9+/]+=*")
 _LOSSY = (b"\xff\xd8\xff", b"RIFF")
 _VOLATILE = (
@@ -41,9 +42,15 @@ def without_volatile(text: str) -> str:
 
 def settled(data: bytes) -> bytes:
     """Without what an encoder's version decides: a hash of the pixels in place of each picture."""
-    data = _PNG.sub(lambda found: picture_of(found[0]), data)
+    data = _PNG.sub(_png_of, data)
     data = _PNG_BASE64.sub(lambda found: picture_of(base64.b64decode(found[0])), data)
     return picture_of(data) if data.startswith(_LOSSY) else data
+
+
+def _png_of(found: re.Match[bytes]) -> bytes:
+    """A PNG, also with its length before it, as an element of a tensor."""
+    before, png = found[1] or b"", found[2]
+    return (b"<length>" if before == len(png).to_bytes(4, "little") else before) + picture_of(png)
 
 
 def picture_of(data: bytes) -> bytes:
@@ -61,10 +68,14 @@ def text_of(data: bytes) -> str:
         text = ""
     if text and (document := _compact_json(text)) is not None:
         return document
-    if text and len(text) <= 20 * MAX_SHOWN and text.replace("\n", "").isprintable():
+    if text and text.replace("\n", "").isprintable():
         return text
     if len(data) <= MAX_SHOWN:
         return repr(data)[2:-1] if data else ""
+    return hash_of(data)
+
+
+def hash_of(data: bytes) -> str:
     return f"<{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()[:16]}>"
 
 
@@ -97,6 +108,24 @@ def pretty(document: Any, indent: str = "") -> str:  # noqa: ANN401
         rows = [f"{json.dumps(name, ensure_ascii=False)}: {pretty(one, within)}" for name, one in document.items()]
         return "{\n" + ",\n".join(f"{within}{row}" for row in rows) + f"\n{indent}}}"
     return "[\n" + ",\n".join(f"{within}{pretty(one, within)}" for one in document) + f"\n{indent}]"
+
+
+def joined(text: str) -> str:
+    """Protobuf's text format, with consecutive lines of one field as one list."""
+    lines: list[str] = []
+    for (indent, name), group in itertools.groupby(text.splitlines(), _field_of):
+        rows = list(group)
+        if not name or len(rows) == 1:
+            lines += rows
+        else:
+            values = [row.partition(": ")[2] for row in rows]
+            lines += (f"{indent}{name}: [", *_filled(values, f"{indent}  "), f"{indent}]")
+    return "\n".join(lines)
+
+
+def _field_of(line: str) -> tuple[str, str]:
+    match = re.match(r"( *)(\w+): ", line)
+    return (match[1], match[2]) if match else ("", "")
 
 
 def _filled(items: Sequence[str], indent: str) -> Iterator[str]:

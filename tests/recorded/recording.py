@@ -23,21 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.recorded.answers import (
-    COMMANDS,
-    COMMON,
-    HUGGING_FACE,
-    KEYS,
-    NO_PICTURE,
-    OIP_GRPC,
-    OIP_HTTP,
-    PICTURE,
-    REST,
-    SERVICES,
-    VISION,
-    Http,
-    Rpc,
-)
+from tests.recorded.answers import COMMANDS, COMMON, KEYS, NO_PICTURE, PICTURE, SERVICES, Http, Rpc
+from tests.recorded.answers_grpc import OIP_GRPC, VISION
+from tests.recorded.answers_http import HUGGING_FACE, OIP_HTTP, REST
 from tests.recorded.asking import Grpc, ask_http
 from tests.recorded.commands import CommandLine
 from tests.recorded.plain import metric_families, pretty, without_volatile
@@ -81,6 +69,7 @@ def _record(folder: Path, workers: Mapping[str, Worker | None]) -> dict[str, Ent
             service.wait()
         recorded: dict[str, Entries] = {
             "openapi.json": {"": _openapi(services["open"])},
+            "openapi_strict.txt": {"": _openapi_changes(services)},
             **_answers(services),
             "help.txt": helps.result(),
             "commands.txt": _commands(command_line, services["open"]),
@@ -238,6 +227,13 @@ def _entries(requests: Any, ask: Callable[[Any], str]) -> Entries:  # noqa: ANN4
 
 def _openapi(service: Service) -> str:
     return pretty(json.loads(get(service.http_port, "/openapi.json")[1]))
+
+
+def _openapi_changes(services: Mapping[str, Service]) -> str:
+    """What API keys and smaller bounds change in the document: lines after the lines that they replace."""
+    plain, strict = (_openapi(services[name]).splitlines() for name in ("open", "strict"))
+    lines = list(difflib.unified_diff(plain, strict, n=0, lineterm=""))[2:]
+    return "\n".join(line for line in lines if not line.startswith("@@"))
 
 
 def _metrics(services: Mapping[str, Service]) -> Entries:
