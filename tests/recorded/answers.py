@@ -129,10 +129,10 @@ NO_PICTURE = b"%PDF-1.7 not a picture"
 COMMANDS = (
     "nothing",
     "rest",
-    "rest --http-port x",
-    "rest --nothing",
+    "serve --http-port x",
+    "serve --nothing",
     "serve --models nothing --model-weights other=1",
-    "worker --worker-address nowhere",
+    "serve --worker-address nowhere",
     "health",
     "health nothing",
     "models list",

@@ -59,7 +59,7 @@ def _record(folder: Path, workers: Mapping[str, Worker | None]) -> dict[str, Ent
     services = {name: Service(name, folder, worker) for name, worker in workers.items()}
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor())
-        command_line = stack.enter_context(CommandLine(environment(), folder))
+        command_line = stack.enter_context(CommandLine(COMMAND_LINE, environment(), folder))
         for service in services.values():
             stack.callback(service.stop)
         for service in services.values():
@@ -254,8 +254,8 @@ def _logs(services: Mapping[str, Service]) -> Entries:
     for part in ("rest", "grpc"):
         kinds = set()
         for service in services.values():
-            for text in service.log(part).read_text().splitlines():
-                line = json.loads(text)
+            # What libraries in C write there is no JSON, and is not the service's.
+            for line in map(json.loads, re.findall(r"^\{.*$", service.log(part).read_text(), re.MULTILINE)):
                 level, event = line.pop("level"), re.sub(r"\d+", "<n>", str(line.pop("event")))
                 kinds.add(f"{level}: {event} ({', '.join(sorted(line))})")
         entries[part] = "\n".join(sorted(kinds))
