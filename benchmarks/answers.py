@@ -12,8 +12,7 @@ from benchmarks.material import Material
 from benchmarks.peers.classifier import NOOP
 from benchmarks.servers import OURS, Server, models_of
 from model.bundle import Bundle, find_bundle, read_bundle
-from model.predictor import Predictor
-from model.prove import answer
+from model.predictor import Predictor, predict_image
 from model.reference import BOX_IOU, iou
 from model.types import Box, DetectResult, QueryParams, SegmentResult
 from service.cli.load.http import request_bytes
@@ -98,7 +97,7 @@ def _computed(bundle: Bundle, material: Material) -> Iterator[Expected]:
     torch.set_num_threads(usable_cores())
     predictor = Predictor(bundle, torch.device("cpu"))
     for data in material.pictures():
-        match answer(predictor, bundle.config, data, QueryParams()):
+        match predict_image(predictor, bundle.config, data, QueryParams()):
             case DetectResult(detections=detections):
                 yield Detections([Detection(one.index, one.score, one.box) for one in detections])
             case SegmentResult(segments=segments):

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import uvloop
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from service.cli.load.http import Connections, request_bytes
 
 CLIENTS = 8

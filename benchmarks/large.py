@@ -26,10 +26,10 @@ from model.net.normalise import Normalise
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN
 from model.net.weights import write_bundle
-from model.prove import reference_answer
+from model.predictor import reference_answer
 from model.spec import DetectPostSpec
 from model.zoo.catalogue import CatalogueEntry, entry
-from model.zoo.draft import published_draft
+from model.zoo.importer import published_draft
 
 PUBLISHED = {"detect": "retinanet_convmlp_s_coco", "segment": "sem_fpn_convmlp_s_ade20k"}
 """Whose architecture, classes and pipelines they have."""

@@ -25,10 +25,10 @@ from benchmarks.material import Material, network_input
 from benchmarks.network import Kind, load, mode_of
 from benchmarks.servers import EMBEDDED_MODELS, LARGE_MODELS
 from model.bundle import Bundle, find_bundle, read_bundle
-from model.mode import Mode
+from model.precision import Mode
 from model.predictor import Predictor
 from model.types import Batch, ModelInput, QueryParams
-from service.memory import keep_freed_memory
+from service.process import keep_freed_memory
 from service.settings import usable_cores
 
 BATCHES = {Kind.EAGER: (1, 2, 4), Kind.FP32: (1, 2, 4, 8, 16), Kind.FASTEST: (1, 2, 4, 8, 16, 32)}

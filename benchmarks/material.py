@@ -28,15 +28,15 @@ import PIL.ImageOps
 import torch
 from torch import Tensor, nn
 
-from model.bundle import REFERENCE_PICTURE, Bundle, Source, read_bundle
+from model.bundle import Bundle, Source, read_bundle
 from model.decode import DecodeLimits, decode_picture
-from model.mode import Mode, fastest
-from model.net.classifier import ConvMLPClassifier
+from model.net.convmlp import ConvMLPClassifier
 from model.net.normalise import Normalise
 from model.net.weights import BundleDraft, write_bundle
-from model.predictor import load_network
+from model.precision import Mode, fastest
+from model.predictor import load_network, reference_answer
 from model.preprocess import prepare_picture
-from model.prove import reference_answer
+from model.reference import REFERENCE_PICTURE
 from model.spec import BACKBONES, CenterCropSpec, ClassifierSpec, ClassifyPostSpec, Preprocessing
 from model.types import ModelInput, UInt8Array
 from service.settings import usable_cores
@@ -89,8 +89,8 @@ def make_material(folder: Path, given: Path | None) -> Material:
         SystemExit: there is no picture in `given`.
     """
     origin = f"{given.resolve() if given else 'made'}, torch {torch.__version__}"
-    material, stamp = Material(folder), folder / "origin"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == origin:
+    material, file_version = Material(folder), folder / "origin"
+    if file_version.exists() and file_version.read_text(encoding="utf-8") == origin:
         return material
     pictures = list(_given(given) if given else _made())
     if not pictures:
@@ -118,7 +118,7 @@ def make_material(folder: Path, given: Path | None) -> Material:
     bundle = write_bundle(material.models_dir, draft, network, reference_answer)
     (folder / "mode").write_text(_fastest_mode(bundle), encoding="ascii")
     (folder / "answers.json").write_bytes(msgspec.json.encode(classes))
-    stamp.write_text(origin, encoding="utf-8")
+    file_version.write_text(origin, encoding="utf-8")
     return material
 
 

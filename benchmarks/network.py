@@ -7,7 +7,7 @@ from enum import StrEnum
 import torch
 
 from model.bundle import Bundle
-from model.mode import Mode, make_predictor
+from model.precision import Mode, make_predictor
 from model.predictor import Predictor, load_network
 
 

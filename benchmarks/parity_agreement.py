@@ -14,8 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.net.boxes import iou_matrix
-from model.postprocess.masks import paste
-from model.postprocess.rle import encode_rle
+from model.postprocess.masks import encode_rle, paste
 from model.types import Box, ClassifyOutput, DetectOutput, Float32Array, RawOutput, SegmentOutput, Size, SoftMask
 
 MATCHED_IOU = 0.5

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from model.bundle import REFERENCE_PICTURE
 from model.decode import DecodeLimits, decode
+from model.reference import REFERENCE_PICTURE
 from model.types import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})

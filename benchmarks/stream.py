@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc.aio
 
 from convmlp.v1 import vision_pb2, vision_pb2_grpc
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import running_service
 
 IMAGES = 64

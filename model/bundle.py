@@ -21,8 +21,6 @@ from model.types import Task
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 EMBEDDED_DIR = Path(__file__).parent / "bundles"
-REFERENCE_PICTURE = EMBEDDED_DIR / "reference.jpg"
-"""A photograph of a cat, Chelsea, by Stefan van der Walt (CC0): every model proves itself on it."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -1,7 +1,8 @@
-"""Batch → RawOutputs: a bundle's network on a device."""
+"""Batch → RawOutputs: a bundle's network on a device; and one picture through the whole path, without a service."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,20 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.bundle import Bundle
-from model.net import mask_rcnn_detect, retinanet_detect
+from model.bundle import Bundle, BundleConfig
+from model.decode import DecodeLimits, decode
+from model.errors import BundleInvalid
 from model.net.build import Network, build_network
-from model.net.classifier import ConvMLPClassifier, best_classes
+from model.net.convmlp import ConvMLPClassifier, best_classes
+from model.net.cpu.onednn import use_onednn
 from model.net.fold import fold_batch_norm
-from model.net.mask_rcnn import MaskRCNN
+from model.net.mask_rcnn import MaskRCNN, mask_rcnn_detections
 from model.net.normalise import Normalise
-from model.net.onednn import use_onednn
-from model.net.retinanet import RetinaNet
-from model.net.segmentation import label_maps
-from model.net.semantic_fpn import SemanticFPN
+from model.net.retinanet import RetinaNet, retinanet_detections
+from model.net.semantic_fpn import SemanticFPN, label_maps
 from model.net.weights import DTYPES, Precision, load_weights
+from model.postprocess.results import finish
+from model.preprocess import prepare
+from model.reference import REFERENCE_PARAMS, ReferenceAnswer, reference_input, summarise
 from model.spec import DetectPostSpec, KeepRatioSpec, Postprocessing
-from model.types import Batch, RawOutput, Size
+from model.types import Batch, ClassifyResult, ModelInput, QueryParams, RawOutput, Result, Size
+
+LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 
 
 def default_device() -> torch.device:
@@ -143,10 +149,37 @@ def answer(network: Network, x: Tensor, batch: Batch, postprocessing: Postproces
         case RetinaNet():
             assert isinstance(postprocessing, DetectPostSpec)
             logits, deltas = network(x)
-            return retinanet_detect.detections(logits, deltas, batch.geometries, batch.params, postprocessing)
+            return retinanet_detections(logits, deltas, batch.geometries, batch.params, postprocessing)
         case MaskRCNN():
             assert isinstance(postprocessing, DetectPostSpec)
             pyramid, logits, deltas = network(x)
-            return mask_rcnn_detect.detections(
+            return mask_rcnn_detections(
                 network.roi_head, pyramid, logits, deltas, batch.geometries, batch.params, postprocessing
             )
+
+
+def predict_image(predictor: Predictor, config: BundleConfig, data: bytes, params: QueryParams) -> Result:
+    """One encoded picture through decoding, preprocessing, network and postprocessing."""
+    return _finished(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
+
+
+def reference_answer(bundle: Bundle) -> ReferenceAnswer:
+    """The bundle's answer on the reference picture, on the CPU in fp32.
+
+    Raises:
+        BundleInvalid: the weights do not fit, or answer something that is no number.
+    """
+    config = bundle.config
+    predictor = Predictor(bundle, torch.device("cpu"))
+    result = _finished(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
+    if isinstance(result, ClassifyResult) and not all(math.isfinite(one.score) for one in result.labels):
+        raise BundleInvalid(
+            f"model {config.name} answers scores that are no numbers: its weights are damaged, or too large for "
+            f"{config.precision}"
+        )
+    return summarise(result)
+
+
+def _finished(predictor: Predictor, config: BundleConfig, one: ModelInput, params: QueryParams) -> Result:
+    (raw,) = predictor.predict(Batch(np.stack((one.pixels,)), (one.geometry,), (params,)))
+    return finish(raw, config, one.geometry.original)

@@ -6,13 +6,19 @@ other kernels pass and stop a wrong colour order, a lost normalisation or damage
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from model.spec import Spec
-from model.types import Box, ClassifyResult, DetectResult, LabelMapArray, QueryParams, Result, SegmentResult
+from model.decode import DecodeLimits, decode
+from model.preprocess import prepare
+from model.spec import Preprocessing, Spec
+from model.types import Box, ClassifyResult, DetectResult, LabelMapArray, ModelInput, QueryParams, Result, SegmentResult
+
+REFERENCE_PICTURE = Path(__file__).parent / "bundles" / "reference.jpg"
+"""A photograph of a cat, Chelsea, by Stefan van der Walt (CC0): every model is checked with it."""
 
 SCORE_TOLERANCE = 0.05
 BOX_IOU = 0.8
@@ -20,6 +26,7 @@ GRID_AGREEMENT = 0.97
 GRID = 32
 """The label map is compared at the centres of a GRID x GRID raster."""
 
+LIMITS = DecodeLimits(max_bytes=1 << 20, max_pixels=1_000_000)
 REFERENCE_PARAMS = QueryParams(top_k=5, max_detections=5, masks=False)
 
 
@@ -143,3 +150,8 @@ def _grid(label_map: LabelMapArray) -> LabelMapArray:
     columns = ((np.arange(GRID) + 0.5) * width / GRID).astype(int)
     grid: LabelMapArray = label_map[np.ix_(rows, columns)]
     return grid
+
+
+def reference_input(preprocessing: Preprocessing) -> ModelInput:
+    """The reference picture, through decoding and a model's own preprocessing."""
+    return prepare(decode(REFERENCE_PICTURE.read_bytes(), LIMITS), preprocessing)

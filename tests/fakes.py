@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, BundleConfig, Source
 from model.errors import BundleInvalid
-from model.postprocess.finish import finish
+from model.postprocess.results import finish
 from model.reference import (
     REFERENCE_PARAMS,
     ClassifyReference,
@@ -24,9 +24,9 @@ from model.reference import (
     ReferenceAnswer,
     ScoredIndex,
     SegmentReference,
+    reference_input,
     summarise,
 )
-from model.reference_picture import reference_input
 from model.spec import (
     Architecture,
     BackboneSpec,
@@ -52,10 +52,10 @@ from model.types import (
     Task,
     UInt8Array,
 )
-from service.metrics import WorkerMetrics
+from service.observability.metrics import WorkerMetrics
+from service.observability.tracing import NO_TRACING, Tracing
 from service.settings import Settings
-from service.spans import NO_TRACING, Tracing
-from service.wire.door import Door
+from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.worker import Worker
 
@@ -124,7 +124,7 @@ def fake_bundle(task: Task, name: str | None = None, weights: bytes = b"") -> Bu
         reference=no_answer,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
-    ready = reference_input(config)
+    ready = reference_input(config.preprocessing)
     answer = fake_answer(task, ready.pixels, ready.geometry, REFERENCE_PARAMS)
     reference = summarise(finish(answer, config, ready.geometry.original))
     return Bundle(Path(config.name), config.model_copy(update={"reference": reference}))
@@ -202,7 +202,7 @@ class FakeRunner:
         self.slots.update({bundle.config.name: bundle for bundle in self.bundles})
 
     @property
-    def widest(self) -> int:
+    def max_lanes_per_batch(self) -> int:
         return self.lanes
 
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
@@ -296,7 +296,7 @@ async def fake_worker(
         settings = settings.with_changes(models_dir=store)
         bundles = [store_bundle(store, bundle) for bundle in (*map(fake_bundle, tasks), *more)]
         metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
-        async with Door(address or f"ipc://{folder}/worker") as door:
+        async with WorkerEndpoint(address or f"ipc://{folder}/worker") as door:
             worker = Worker(bundles, lambda _: runner, settings, metrics, tracing)
             serving = asyncio.create_task(worker.run(door, stop))
             try:

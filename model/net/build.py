@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.net.classifier import ConvMLPClassifier
+from model.net.convmlp import ConvMLPClassifier
 from model.net.mask_rcnn import MaskRCNN
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN

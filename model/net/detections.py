@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.net.anchors import AnchorSpec
-from model.net.boxes import clip_boxes, decode_deltas
+from model.net.boxes import AnchorSpec, clip_boxes, decode_deltas
 from model.types import DetectOutput, Geometry, QueryParams
 
 

@@ -1,13 +1,21 @@
-"""SoftMask → RegionMask: an instance mask pasted into the picture, in the part of it that its box can touch."""
+"""Masks: pasted into the picture, and encoded in the formats that a caller may ask for, one at a time.
+
+COCO's compressed run lengths are text that pycocotools decodes, made without a loop over pixels or runs. Runs go down
+the columns and alternate between unset and set, unset first. From the third on a run is written as the difference to
+the last one of its kind; numbers are little-endian groups of five bits, as printable text.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
+import cv2
 import numpy as np
 
-from model.types import BoolArray, Box, Float32Array, Size, SoftMask
+from model.types import BoolArray, Box, Detection, Float32Array, IntArray, SegmentResult, Size, SoftMask
 
 STRIP_PIXELS = 1 << 18
 """Probabilities are held for so many pixels at a time: few enough for a core's cache."""
@@ -75,3 +83,159 @@ def _bilinear_weights(start: int, stop: int, lower: float, upper: float, cells: 
     distance = np.abs(position[:, None] - np.arange(cells))
     weights: Float32Array = np.maximum(1.0 - distance, 0.0).astype(np.float32)
     return weights
+
+
+GROUP_BITS = 5
+GROUP_LIMITS = 1 << np.arange(GROUP_BITS - 1, 64, GROUP_BITS)
+CONTINUED = 1 << GROUP_BITS
+FIRST_CHARACTER = 48
+
+
+@dataclass(frozen=True, slots=True)
+class RLE:
+    """A mask of a picture of `size`; `counts` is COCO's text."""
+
+    size: Size
+    counts: str
+
+
+def encode_rle(mask: RegionMask) -> RLE:
+    """Straight from the region, whose columns become runs of the whole picture."""
+    height, width = mask.pixels.shape
+    # An unset row above and below makes every run begin and end within its column, at a change of value.
+    columns = np.zeros((width, height + 2), np.bool_)
+    columns[:, 1:-1] = mask.pixels.T
+    column, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), height + 1)
+    edges = (mask.left + column) * mask.size.height + mask.top + row
+    # Where a run ends at the picture's bottom and the next begins at its top they are one.
+    joined = np.flatnonzero(edges[1:] == edges[:-1])
+    return _from_edges(np.delete(edges, np.concatenate((joined, joined + 1))), mask.size)
+
+
+def encode_segments_rle(result: SegmentResult) -> Iterator[RLE]:
+    """One per segment, in their order, from a single pass over the label map."""
+    columns = cv2.transpose(result.label_map).ravel()
+    changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+    starts = np.concatenate(([0], changes))
+    stops = np.concatenate((changes, [columns.size]))
+    labels = columns[starts]
+    by_label = np.argsort(labels, kind="stable")
+    sorted_labels = labels[by_label]
+    for segment in result.segments:
+        first, last = np.searchsorted(sorted_labels, (segment.index, segment.index + 1))
+        runs = by_label[first:last]
+        yield _from_edges(np.stack((starts[runs], stops[runs]), axis=1).ravel(), result.size)
+
+
+def _from_edges(edges: IntArray, size: Size) -> RLE:
+    """`edges`: where runs of set pixels begin and end, in turn, as rising indices down the columns."""
+    total = size.height * size.width
+    ends = edges if len(edges) and edges[-1] == total else np.append(edges, total)
+    runs = np.diff(ends, prepend=0)
+    numbers = runs.copy()
+    numbers[3:] -= runs[1:-2]
+    return RLE(size, _text(numbers))
+
+
+def _text(numbers: IntArray) -> str:
+    # k groups hold numbers from -2**(5k - 1) to 2**(5k - 1) - 1; of a negative one the complement is compared.
+    magnitudes = numbers ^ (numbers >> 63)
+    lengths = np.searchsorted(GROUP_LIMITS, magnitudes, side="right") + 1
+    positions = np.cumsum(lengths) - lengths
+    text = np.empty(lengths.sum(), np.uint8)
+    for group in range(lengths.max()):
+        written = np.flatnonzero(lengths > group)
+        bits = (numbers[written] >> (GROUP_BITS * group)) & (CONTINUED - 1)
+        goes_on = lengths[written] > group + 1
+        text[positions[written] + group] = FIRST_CHARACTER + bits + CONTINUED * goes_on
+    return text.tobytes().decode("ascii")
+
+
+Polygons = list[list[int]]
+
+
+class MaskFormat(StrEnum):
+    """`rle`: COCO's compressed run lengths; `png`: 8-bit grey, 0 or 255; `polygon`: outlines; `none`: no mask."""
+
+    RLE = "rle"
+    PNG = "png"
+    POLYGON = "polygon"
+    NONE = "none"
+
+
+EncodedMask = RLE | bytes | Polygons | None
+
+
+def encode_mask(mask: RegionMask, mask_format: MaskFormat) -> EncodedMask:
+    match mask_format:
+        case MaskFormat.RLE:
+            return encode_rle(mask)
+        case MaskFormat.PNG:
+            return encode_png(mask)
+        case MaskFormat.POLYGON:
+            return encode_polygons(mask)
+        case MaskFormat.NONE:
+            return None
+
+
+def encode_detection(detection: Detection, size: Size, mask_format: MaskFormat) -> EncodedMask:
+    """A detection's mask in a picture of `size`; None where it has none or none is asked for."""
+    if detection.mask is None or mask_format is MaskFormat.NONE:
+        return None
+    return encode_mask(paste(detection.mask, detection.box, size), mask_format)
+
+
+def encode_segments(result: SegmentResult, mask_format: MaskFormat) -> Iterator[EncodedMask]:
+    """The segments' masks, in their order."""
+    match mask_format:
+        case MaskFormat.RLE:
+            yield from encode_segments_rle(result)
+        case MaskFormat.NONE:
+            yield from [None] * len(result.segments)
+        case MaskFormat.PNG:
+            for segment in result.segments:
+                yield _png(result.label_map == segment.index)
+        case MaskFormat.POLYGON:
+            for segment in result.segments:
+                yield encode_polygons(RegionMask(0, 0, result.label_map == segment.index, result.size))
+
+
+def encode_png(mask: RegionMask) -> bytes:
+    """An 8-bit grey PNG of the whole picture: 255 where the mask is set, else 0."""
+    return _png(mask.in_picture())
+
+
+def _png(mask: BoolArray) -> bytes:
+    _, png = cv2.imencode(".png", mask.view(np.uint8) * np.uint8(255))
+    return png.tobytes()
+
+
+def encode_polygons(mask: RegionMask) -> Polygons:
+    """The outlines of the mask's connected parts, each [x0, y0, x1, y1, ...], in pixels of the picture.
+
+    An outline runs along the edges of the outermost pixels, in the frame of the boxes: pixel (column, row) spans
+    column to column + 1. So even a single pixel is a square, and filling the polygons gives back the mask with
+    its holes closed; holes are not told.
+    """
+    rows, columns = np.flatnonzero(mask.pixels.any(axis=1)), np.flatnonzero(mask.pixels.any(axis=0))
+    if not len(rows):
+        return []
+    pixels = mask.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    # OpenCV's contours join the centres of border pixels. At twice the size the border pixels of an original
+    # pixel's left and right halves are told apart, and their edges found by rounding.
+    doubled = cv2.resize(pixels.view(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    origin = np.array((mask.left + columns[0], mask.top + rows[0]))
+    return [_corners((contour[:, 0] + 1) // 2 + origin) for contour in contours]
+
+
+def _corners(outline: IntArray) -> list[int]:
+    """The outline's points, int (n, 2), each once where it comes several times in a row."""
+    new = (outline != np.roll(outline, 1, axis=0)).any(axis=1)
+    corners: list[int] = outline[new].ravel().tolist()
+    return corners
+
+
+def rounded_score(score: float) -> float:
+    """A score with six significant digits, as JSON carries it."""
+    return float(f"{score:.6g}")

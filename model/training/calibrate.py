@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from model.bundle import BundleConfig
-from model.net.classifier import ConvMLPClassifier
+from model.net.convmlp import ConvMLPClassifier
 from model.net.retinanet import RetinaNet
 from model.predictor import Predictor
 from model.training.data import Record
-from model.training.evaluate import class_probabilities, detections, judged
-from model.training.figures import Float64Array
+from model.training.evaluate import Float64Array, class_probabilities, detections, judged
 from model.types import BoolArray, IntArray, Task
 
 SMALLEST = 1e-12

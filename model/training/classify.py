@@ -13,12 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.net.backbone import ConvMLP
-from model.net.classifier import ConvMLPClassifier
+from model.net.convmlp import ConvMLP, ConvMLPClassifier
 from model.spec import BackboneSpec
-from model.training.augment import erase, jitter_colours, mix, normalise, to_tensor
+from model.training.augment import (
+    Window,
+    central_square,
+    erase,
+    jitter_colours,
+    mix,
+    normalise,
+    random_resized_crop,
+    side_at,
+    to_tensor,
+)
 from model.training.data import IGNORE, SPECIES, Photographs, load_label_maps
-from model.training.windows import Window, central_square, random_resized_crop, side_at
 from model.types import Box, Float32Array, IntArray, Size, UInt8Array
 
 CELL = 16

@@ -10,12 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.net.anchors import RETINANET_ANCHORS
-from model.net.boxes import decode_deltas, encode_deltas, iou_matrix
+from model.net.boxes import RETINANET_ANCHORS, decode_deltas, encode_deltas, iou_matrix
 from model.net.retinanet import RetinaNet
-from model.training.augment import jitter_colours, normalise, to_tensor
+from model.training.augment import (
+    Window,
+    jitter_colours,
+    normalise,
+    random_frame,
+    side_at,
+    to_tensor,
+    visible_share,
+    whole_picture,
+)
 from model.training.data import Photographs, Record
-from model.training.windows import Window, random_frame, side_at, visible_share, whole_picture
 from model.types import IntArray, Size
 
 

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.net.semantic_fpn import SemanticFPN
-from model.training.augment import jitter_colours, normalise, to_tensor
+from model.training.augment import jitter_colours, normalise, random_frame, side_at, to_tensor, whole_picture
 from model.training.data import IGNORE, SPECIES, Photographs, Record, load_label_maps
-from model.training.windows import random_frame, side_at, whole_picture
 from model.types import IntArray, Size, UInt8Array
 
 OUTLINE_LABELS = ("background", *SPECIES)

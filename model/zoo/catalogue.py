@@ -3,11 +3,17 @@
 Torch-free. Figures are those of the README of https://github.com/SHI-Labs/Convolutional-MLPs, which has the paper's
 (arXiv 2109.04454) and more; preprocessing is that of its training configurations. Nothing here was measured by this
 project.
+
+`labels/*.txt` have the data sets' class names, one a line: line i + 1 is class index i of the checkpoint's last layer.
+`docs/decisions/0003-catalogue.md` says how each order was established.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
 
 from model.bundle import Accuracy, Source
 from model.errors import BundleInvalid
@@ -29,7 +35,24 @@ from model.spec import (
     SemanticFPNSpec,
 )
 from model.types import Task
-from model.zoo.labels import LabelSet, read_labels
+
+_FOLDER = Path(__file__).parent / "labels"
+
+
+class LabelSet(StrEnum):
+    IMAGENET = "imagenet"
+    CIFAR10 = "cifar10"
+    CIFAR100 = "cifar100"
+    FLOWERS102 = "flowers102"
+    COCO = "coco"
+    ADE20K = "ade20k"
+
+
+@cache
+def read_labels(label_set: LabelSet) -> tuple[str, ...]:
+    """The names by class index. Spelled as in the data set's own files; ImageNet's are torchvision's short ones."""
+    return tuple((_FOLDER / f"{label_set}.txt").read_text(encoding="utf-8").splitlines())
+
 
 CHECKPOINTS_URL = "https://shi-labs.com/projects/convmlp/checkpoints/"
 PAPER = (

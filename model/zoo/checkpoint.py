@@ -1,4 +1,4 @@
-"""A `.pth` → its tensors by name, and the class names that a toolbox left beside them.
+"""A `.pth` → its tensors by name, and the class names that a toolbox left beside them; and a bundle → a `.pth`.
 
 Such files are pickles. Only what torch's weights-only reader takes is read: tensors, containers and plain values.
 A file that wants anything else is refused, whoever it is from, for a pickle can run any program.
@@ -6,18 +6,26 @@ A file that wants anything else is refused, whoever it is from, for a pickle can
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
+from model.bundle import Bundle
 from model.errors import BundleInvalid
+from model.net.build import build_network
+from model.net.weights import load_weights
+from model.spec import ClassifierSpec
 
 MAX_BYTES = 2 * 2**30
 """Of the file, and of its tensors. The largest published network has 62 M parameters; its optimizer's state may be
@@ -141,3 +149,41 @@ def _labels(document: object) -> tuple[str, ...] | None:
     if not all(isinstance(name, str) and name.strip() for name in names):
         return None
     return tuple(names)
+
+
+def export_checkpoint(bundle: Bundle, file: Path) -> None:
+    """Write the bundle's tensors, bit for bit, whole or not at all; a file of that name is replaced.
+
+    A classifier's state dict is written bare; a detector's or segmenter's as mmcv does, with the class names in
+    `meta`.
+
+    Args:
+        bundle: as read by `read_bundle`.
+        file: the `.pth`; its folder must be there.
+
+    Raises:
+        BundleInvalid: the weights do not fit the architecture.
+        OSError: the file cannot be written.
+    """
+    config = bundle.config
+    network = build_network(config.architecture, len(config.labels))
+    load_weights(network, bundle)
+    # The network's own tensors would be float32 whatever the file holds; it only gives the order of names.
+    found = safetensors.torch.load_file(bundle.weights_path)
+    tensors = {name: found[name] for name in network.state_dict()}
+    if isinstance(config.architecture, ClassifierSpec):
+        document: dict[str, object] = dict(tensors)
+    else:
+        document = {"meta": {"CLASSES": config.labels}, "state_dict": tensors}
+    content = io.BytesIO()  # torch would hide what the system says of a file that cannot be written
+    torch.save(document, content)
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as scratch:
+        try:
+            scratch.write(content.getbuffer())
+            scratch.flush()
+            os.fsync(scratch.fileno())
+            os.fchmod(scratch.fileno(), 0o644)  # whoever reads it need not be who wrote it
+            Path(scratch.name).replace(file)
+        except BaseException:
+            Path(scratch.name).unlink(missing_ok=True)
+            raise

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from model.bundle import Bundle, ModelName, Source, file_sha256
 from model.errors import BundleInvalid
 from model.net.weights import DTYPES, BundleDraft, Precision, write_bundle
-from model.prove import reference_answer
+from model.predictor import reference_answer
 from model.spec import (
     TASK_OF_FAMILY,
     Architecture,
@@ -28,7 +28,6 @@ from model.spec import (
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
 from model.zoo.checkpoint import Checkpoint, read_checkpoint
-from model.zoo.draft import published_draft
 from model.zoo.infer import infer, meta_network
 
 PIPELINES: dict[Task, tuple[Preprocessing, Postprocessing]] = {
@@ -158,3 +157,17 @@ def _check_numbers(checkpoint: Checkpoint, precision: Precision) -> None:
                 f"{checkpoint.path}: {name} has values that are no numbers in {precision}; either the training "
                 "diverged, or they are too large for it, and fp32 or bf16 has room for them"
             )
+
+
+def published_draft(entry: CatalogueEntry) -> BundleDraft:
+    """The config of a published checkpoint, its weights kept in the float32 that they come in."""
+    return BundleDraft(
+        name=entry.name,
+        architecture=entry.architecture,
+        labels=entry.labels,
+        preprocessing=entry.preprocessing,
+        postprocessing=entry.postprocessing,
+        precision="fp32",
+        source=entry.source,
+        accuracy=entry.accuracy,
+    )

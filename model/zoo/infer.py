@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from model.errors import BundleInvalid
-from model.net.anchors import RETINANET_ANCHORS
+from model.net.boxes import RETINANET_ANCHORS
 from model.net.build import Network, build_network
 from model.net.weights import misfits
 from model.spec import (

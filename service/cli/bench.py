@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from model.bundle import REFERENCE_PICTURE
 from model.errors import ConvMLPError
+from model.reference import REFERENCE_PICTURE
 from model.types import Task
 from service.cli.predict import DEFAULT_URL, ApiKey, Model, Url
 from service.cli.words import complain

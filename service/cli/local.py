@@ -9,13 +9,13 @@ from convmlp_client.results import Meta, Result
 from convmlp_client.results import Task as AnswerTask
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
-from model.postprocess.finish import finish
+from model.postprocess.results import finish
 from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.answerer import NoAnswer
 from service.errors import BadParameter, ModelNotFound, Overloaded
-from service.frontend.rest.query import Query
-from service.frontend.rest.schemas import encode_result
+from service.frontend.api.rest.query import Query
+from service.frontend.api.rest.schemas import encode_result
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 from service.worker.torch_runner import TorchRunner

@@ -105,7 +105,7 @@ def export_model(
         bundle = read_bundle(find_bundle(name, store))
         if file.exists() and not force:
             raise BundleInvalid(f"{file} is there already; --force replaces it")
-        from model.zoo.exporter import export_checkpoint
+        from model.zoo.checkpoint import export_checkpoint
 
         export_checkpoint(bundle, file)
         typer.echo(plain(f"{name} -> {file}"))
@@ -113,8 +113,7 @@ def export_model(
 
 def _pulled(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
     from model.zoo.checkpoint import MAX_BYTES
-    from model.zoo.download import KnownHash, download
-    from model.zoo.hashes import HashBook
+    from model.zoo.download import HashBook, KnownHash, download
     from model.zoo.importer import import_checkpoint
     from service.cli.transfer import told_transfer
 

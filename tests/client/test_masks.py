@@ -16,8 +16,7 @@ from pycocotools import mask as coco
 
 from convmlp_client.geometry import ImageSize
 from convmlp_client.masks import Mask, Polygons
-from model.postprocess.encode import encode_png, encode_polygons
-from model.postprocess.masks import RegionMask
+from model.postprocess.masks import RegionMask, encode_png, encode_polygons
 from model.types import Size
 
 # pycocotools' own, with NumPy 2.

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.compose.stack import SERVICES, Stack, eventually, send_signal
 
 PICTURE = REFERENCE_PICTURE.read_bytes()

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.compose.stack import ON_CPU, SERVICES, Stack, build, run, running
 
 PICTURE = REFERENCE_PICTURE.read_bytes()

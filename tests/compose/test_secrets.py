@@ -13,7 +13,7 @@ import trustme
 
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.compose.stack import BASE, ON_CPU, ROOT, SERVICES, Stack, running
 
 PICTURE = REFERENCE_PICTURE.read_bytes()

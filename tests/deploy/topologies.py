@@ -14,7 +14,7 @@ import pytest
 
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import running_service, started
 
 KEY = "0123456789abcdef"

@@ -8,7 +8,7 @@ import grpc
 import httpx2
 
 from convmlp.v1 import vision_pb2, vision_pb2_grpc
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from service.process import EXIT_CONFIG
 from tests.e2e.running import running_service, started_service
 

@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from service.process import EXIT_CONFIG
 from tests.e2e.running import RunningService, running_service, started_service
-from tests.service.frontend.rpc.whole import health_of, next_reply
+from tests.service.frontend.grpc_application import health_of, next_reply
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient, close_session
 from huggingface_hub.errors import HfHubHTTPError
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import RunningService
 
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import RunningService, is_alive, running_service, started_service
 
 PICTURE = REFERENCE_PICTURE.read_bytes()

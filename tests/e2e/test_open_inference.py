@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import RunningService, running_service
 from tests.e2e.triton import KINDS, Array, Face, Triton, all_at_once, names_of, streamed
 

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import RunningService
 
 PICTURE = REFERENCE_PICTURE.read_bytes()

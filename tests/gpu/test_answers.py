@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.bundle import REFERENCE_PICTURE, bundle_names, find_bundle, read_bundle
-from model.mode import Mode, fastest, make_predictor
-from model.predictor import Predictor, load_network
-from model.prove import answer
-from model.reference import REFERENCE_PARAMS, disagreement
+from model.bundle import bundle_names, find_bundle, read_bundle
+from model.precision import Mode, fastest, make_predictor
+from model.predictor import Predictor, load_network, predict_image
+from model.reference import REFERENCE_PARAMS, REFERENCE_PICTURE, disagreement
 from model.types import Batch
 from tests.model.batches import GEOMETRIES, PARAMS, assert_same, pictures
 from tests.model.net.tiny import ARCHITECTURES, tiny_bundle
@@ -48,7 +47,7 @@ def test_embedded_models_prove_themselves_in_each_precision(name: str, mode: Mod
     """The reference picture is answered on a GPU as the bundle says, within its tolerance."""
     bundle = read_bundle(find_bundle(name, None))
     predictor = make_predictor(bundle, GPU, mode, load_network(bundle))
-    result = answer(predictor, bundle.config, REFERENCE_PICTURE.read_bytes(), REFERENCE_PARAMS)
+    result = predict_image(predictor, bundle.config, REFERENCE_PICTURE.read_bytes(), REFERENCE_PARAMS)
     assert disagreement(result, bundle.config.reference) is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import running_service
 
 

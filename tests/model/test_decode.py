@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.bundle import REFERENCE_PICTURE
 from model.decode import DecodeLimits, Header, ImageFormat, decode, probe
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
+from model.reference import REFERENCE_PICTURE
 from model.types import Size, UInt8Array
 
 LIMITS = DecodeLimits(max_bytes=1_000_000, max_pixels=4_000_000)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from model.net.anchors import AnchorSpec
+from model.net.boxes import AnchorSpec
 from model.net.detections import Frames, level_candidates
 from model.types import Geometry, Size
 

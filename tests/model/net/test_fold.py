@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from model.net.build import Network
-from model.net.conv import ConvModule
 from model.net.fold import fold_batch_norm
+from model.net.fpn import ConvModule
 from model.net.mask_rcnn import MaskRCNN
 from tests.model.net.tiny import ARCHITECTURES, tiny_network
 

@@ -13,14 +13,12 @@ import pycocotools.mask
 import pytest
 import torch
 
-from model.net import mask_rcnn_detect, retinanet_detect
 from model.net.build import build_network
-from model.net.classifier import ConvMLPClassifier, best_classes
+from model.net.convmlp import ConvMLPClassifier, best_classes
 from model.net.detections import Frames
-from model.net.mask_rcnn import MaskRCNN
-from model.net.retinanet import RetinaNet
-from model.net.segmentation import label_maps
-from model.net.semantic_fpn import SemanticFPN
+from model.net.mask_rcnn import MaskRCNN, mask_rcnn_detections, propose
+from model.net.retinanet import RetinaNet, retinanet_detections
+from model.net.semantic_fpn import SemanticFPN, label_maps
 from model.postprocess.masks import paste
 from model.spec import BACKBONES, ClassifierSpec, DetectPostSpec, MaskRCNNSpec, RetinaNetSpec, SemanticFPNSpec
 from model.types import Box, DetectOutput, Geometry, QueryParams, Size, SoftMask
@@ -85,7 +83,7 @@ def test_retinanet(picture: str, retinanet: RetinaNet) -> None:
     geometry = goldens.detection_geometry(picture)
     for settings, expected in [("", golden), *golden["variants"].items()]:
         params, spec = parsed(settings)
-        (output,) = retinanet_detect.detections(logits, deltas, [geometry], [params], spec)
+        (output,) = retinanet_detections(logits, deltas, [geometry], [params], spec)
         matched(output, expected)
 
 
@@ -97,16 +95,14 @@ def test_mask_rcnn(picture: str, mask_rcnn: MaskRCNN) -> None:
     golden = goldens.load(f"final/maskrcnn_s_{picture}.json")
     pyramid, logits, deltas = mask_rcnn(goldens.network_input("det", picture))
     geometry = goldens.detection_geometry(picture)
-    proposals, filled = mask_rcnn_detect.propose(
-        logits, deltas, Frames.of([geometry], torch.device("cpu")), DetectPostSpec()
-    )
+    proposals, filled = propose(logits, deltas, Frames.of([geometry], torch.device("cpu")), DetectPostSpec())
     expected_proposals = np.load(goldens.GOLDENS / "proposals" / f"maskrcnn_s_{picture}.npz")["proposals"]
     assert int(filled.sum()) == len(expected_proposals)
     distances = torch.cdist(proposals[0], torch.from_numpy(expected_proposals[:, :4]), p=torch.inf)
     assert (distances.amin(dim=0) > 0.1).sum() <= 2
     for settings, expected in [("", golden), *golden["variants"].items()]:
         params, spec = parsed(settings)
-        (output,) = mask_rcnn_detect.detections(mask_rcnn.roi_head, pyramid, logits, deltas, [geometry], [params], spec)
+        (output,) = mask_rcnn_detections(mask_rcnn.roi_head, pyramid, logits, deltas, [geometry], [params], spec)
         partners = matched(output, expected)
         if output.mask_logits is None:
             continue

@@ -1,12 +1,33 @@
 from __future__ import annotations
 
+import json
+from io import BytesIO
+from typing import Literal
+
+import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as stn
+from pycocotools import mask as coco
 
-from model.postprocess.masks import STRIP_PIXELS, RegionMask, paste
-from model.types import BoolArray, Box, Float32Array, Size, SoftMask
+from model.postprocess.masks import (
+    RLE,
+    STRIP_PIXELS,
+    MaskFormat,
+    RegionMask,
+    encode_detection,
+    encode_mask,
+    encode_polygons,
+    encode_rle,
+    encode_segments,
+    encode_segments_rle,
+    paste,
+)
+from model.types import BoolArray, Box, Detection, Float32Array, Segment, SegmentResult, Size, SoftMask
+from tests.goldens import GOLDENS, requires_goldens
 
 
 def sampled(logits: Float32Array, box: Box, threshold: float, size: Size) -> BoolArray:
@@ -115,3 +136,204 @@ def test_a_region_lies_where_it_says() -> None:
     """In the whole picture a region's pixels are at its rows and columns and the rest is unset."""
     whole = RegionMask(1, 2, np.array([[True, False], [True, True]]), Size(4, 5)).in_picture()
     assert np.argwhere(whole).tolist() == [[1, 2], [2, 2], [2, 3]]
+
+
+# pycocotools' own, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def decoded(rle: RLE) -> BoolArray:
+    pixels: BoolArray = coco.decode({"size": [rle.size.height, rle.size.width], "counts": rle.counts}).astype(np.bool_)
+    return pixels
+
+
+def coco_text(whole: BoolArray) -> str:
+    counts: bytes = coco.encode(np.asfortranarray(whole, dtype=np.uint8))["counts"]
+    return counts.decode("ascii")
+
+
+def whole_picture(pixels: BoolArray) -> RegionMask:
+    return RegionMask(0, 0, pixels, Size(*pixels.shape))
+
+
+@st.composite
+def regions(draw: st.DrawFn) -> RegionMask:
+    """A rectangle, empty or not, anywhere in a picture up to its edges."""
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    top, left = draw(st.integers(0, height)), draw(st.integers(0, width))
+    shape = (draw(st.integers(0, height - top)), draw(st.integers(0, width - left)))
+    return RegionMask(top, left, draw(stn.arrays(np.bool_, shape)), Size(height, width))
+
+
+@given(mask=regions())
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_a_region_is_encoded_as_coco_encodes_the_whole(mask: RegionMask) -> None:
+    """A region's text is the one that COCO's own encoder gives for the whole picture, and decodes to it."""
+    rle = encode_rle(mask)
+    assert rle.size == mask.size
+    assert rle.counts == coco_text(mask.in_picture())
+    np.testing.assert_array_equal(decoded(rle), mask.in_picture())
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((5, 7), np.bool_),
+        np.ones((5, 7), np.bool_),
+        np.eye(6, dtype=np.bool_),
+        np.tile([[True], [False]], (3, 4)),
+        np.tile([True, False], (3, 4)),
+        np.ones((1, 1), np.bool_),
+        np.zeros((1, 1), np.bool_),
+    ],
+)
+def test_plain_shapes_survive_the_round_trip(pixels: BoolArray, order: Literal["C", "F"]) -> None:
+    """Empty, full, diagonal, striped and single-pixel masks decode to themselves in either memory order."""
+    mask = whole_picture(np.asarray(pixels, order=order))
+    assert encode_rle(mask).counts == coco_text(pixels)
+
+
+def test_long_runs_take_as_many_characters_as_they_need() -> None:
+    """Runs on both sides of each length that adds a character, up to millions of pixels, are COCO's text."""
+    for length in (15, 16, 17, 511, 512, 513, 16_383, 16_384, 524_287, 524_288, 3_000_000):
+        pixels = np.zeros((length + 3, 2), np.bool_)
+        pixels[length, 0] = True
+        pixels[:length, 1] = True
+        assert encode_rle(whole_picture(pixels)).counts == coco_text(pixels)
+
+
+@given(
+    label_map=stn.arrays(
+        st.sampled_from([np.uint8, np.uint16]),
+        stn.array_shapes(min_dims=2, max_dims=2, max_side=30),
+        elements=st.sampled_from([0, 1, 7, 255]),
+    )
+)
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_segments_are_encoded_class_by_class(label_map: np.ndarray) -> None:
+    """Each segment's text is that of the pixels of its class, in the order of the segments."""
+    size = Size(*label_map.shape)
+    present = np.unique(label_map)[::-1].tolist()
+    segments = tuple(Segment(str(index), index, int((label_map == index).sum())) for index in present)
+    encoded = list(encode_segments_rle(SegmentResult(size, label_map, segments)))
+    assert encoded == [RLE(size, coco_text(label_map == index)) for index in present]
+
+
+@requires_goldens
+@pytest.mark.parametrize("picture", ["a", "b", "d"])
+def test_real_masks_are_encoded_as_the_authors_are(picture: str) -> None:
+    """The masks of the authors' own answers, decoded and encoded again, are the same text."""
+    answer = json.loads((GOLDENS / "final" / f"maskrcnn_s_{picture}.json").read_text(encoding="utf-8"))
+    assert answer["masks"]
+    for mask in answer["masks"]:
+        pixels = coco.decode(mask).astype(np.bool_)
+        assert encode_rle(whole_picture(pixels)).counts == mask["counts"]
+
+
+# pycocotools' own, with NumPy 2.
+
+MASK = RegionMask(2, 3, np.array([[True, True, False], [False, True, True]]), Size(9, 11))
+SOFT = SoftMask(np.full((28, 28), 5, np.float32), 0.5)
+DETECTION = Detection("cat", 0, 0.9, Box(2.0, 3.0, 8.0, 7.0), SOFT)
+
+
+def read_png(data: object) -> np.ndarray:
+    assert isinstance(data, bytes)
+    with PIL.Image.open(BytesIO(data)) as image:
+        assert (image.format, image.mode) == ("PNG", "L")
+        return np.asarray(image)
+
+
+def holes_closed(pixels: BoolArray) -> BoolArray:
+    """All that cannot be reached from outside the mask without crossing it, corners being closed."""
+    outside = np.pad(pixels, 1).astype(np.uint8)
+    cv2.floodFill(outside, None, (0, 0), 2)
+    closed: BoolArray = outside[1:-1, 1:-1] != 2
+    return closed
+
+
+def area(polygon: list[int]) -> float:
+    """Shoelace formula."""
+    x, y = np.array(polygon[::2]), np.array(polygon[1::2])
+    return abs(float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())) / 2
+
+
+def test_each_format_gives_its_type() -> None:
+    """Run lengths, PNG bytes, polygons or nothing, as asked."""
+    assert encode_mask(MASK, MaskFormat.RLE) == encode_rle(MASK)
+    assert isinstance(encode_mask(MASK, MaskFormat.PNG), bytes)
+    assert encode_mask(MASK, MaskFormat.POLYGON) == encode_polygons(MASK)
+    assert encode_mask(MASK, MaskFormat.NONE) is None
+
+
+def test_a_png_is_the_whole_pictures_mask() -> None:
+    """The PNG is 8-bit grey, of the picture's size, 255 where the mask is set and 0 elsewhere."""
+    np.testing.assert_array_equal(read_png(encode_mask(MASK, MaskFormat.PNG)), MASK.in_picture() * 255)
+
+
+@given(
+    pixels=stn.arrays(np.bool_, stn.array_shapes(min_dims=2, max_dims=2, max_side=12)),
+    top=st.integers(0, 5),
+    left=st.integers(0, 5),
+)
+@settings(max_examples=300, derandomize=True, deadline=None)
+def test_polygons_fill_to_the_mask_with_its_holes_closed(pixels: BoolArray, top: int, left: int) -> None:
+    """Filled, the polygons cover exactly the mask's pixels and its holes, by area and as pycocotools draws them."""
+    height, width = pixels.shape
+    mask = RegionMask(top, left, pixels, Size(top + height + 2, left + width + 2))
+    polygons = encode_polygons(mask)
+    expected = holes_closed(mask.in_picture())
+    assert sum(area(polygon) for polygon in polygons) == expected.sum()
+    if polygons:
+        drawn = coco.decode(coco.merge(coco.frPyObjects(polygons, mask.size.height, mask.size.width)))
+        np.testing.assert_array_equal(drawn.astype(np.bool_), expected)
+
+
+def test_a_single_pixel_is_a_square() -> None:
+    """A polygon runs along pixel edges, in the frame of the boxes: the smallest one has four corners."""
+    (polygon,) = encode_polygons(RegionMask(2, 3, np.ones((1, 1), np.bool_), Size(9, 9)))
+    corners = set(zip(polygon[::2], polygon[1::2], strict=True))
+    assert len(polygon) == 8
+    assert corners == {(3, 2), (4, 2), (4, 3), (3, 3)}
+
+
+def test_a_mask_of_the_whole_picture_has_the_pictures_edges() -> None:
+    """A full mask's outline is the picture's own, up to its width and height."""
+    (polygon,) = encode_polygons(RegionMask(0, 0, np.ones((4, 6), np.bool_), Size(4, 6)))
+    assert (min(polygon), max(polygon[::2]), max(polygon[1::2])) == (0, 6, 4)
+    assert area(polygon) == 24
+
+
+def test_an_empty_mask_has_no_polygons() -> None:
+    """Where nothing is set there is nothing to outline, and the other formats say so too."""
+    empty = RegionMask(3, 3, np.zeros((0, 0), np.bool_), Size(9, 9))
+    assert encode_polygons(empty) == []
+    assert encode_mask(empty, MaskFormat.RLE) == RLE(Size(9, 9), encode_rle(empty).counts)
+    assert not read_png(encode_mask(empty, MaskFormat.PNG)).any()
+
+
+@pytest.mark.parametrize("mask_format", MaskFormat)
+def test_a_detections_mask_is_pasted_where_its_box_is(mask_format: MaskFormat) -> None:
+    """A detection is encoded as its pasted mask is."""
+    size = Size(20, 30)
+    expected = encode_mask(paste(SOFT, DETECTION.box, size), mask_format)
+    assert encode_detection(DETECTION, size, mask_format) == expected
+
+
+@pytest.mark.parametrize("mask_format", MaskFormat)
+def test_a_detection_without_a_mask_encodes_to_none(mask_format: MaskFormat) -> None:
+    """A box alone has no mask in any format."""
+    assert encode_detection(Detection("cat", 0, 0.9, DETECTION.box, None), Size(20, 30), mask_format) is None
+
+
+@pytest.mark.parametrize("mask_format", MaskFormat)
+def test_segments_are_encoded_in_their_order(mask_format: MaskFormat) -> None:
+    """Each segment is encoded as the pixels of its class, one answer a segment, in the order of the result."""
+    label_map = np.array([[2, 2, 2, 0], [2, 1, 1, 1]], np.uint8)
+    segments = (Segment("c", 2, 4), Segment("b", 1, 3), Segment("a", 0, 1))
+    result = SegmentResult(Size(2, 4), label_map, segments)
+    expected = [
+        encode_mask(RegionMask(0, 0, label_map == segment.index, result.size), mask_format) for segment in segments
+    ]
+    assert list(encode_segments(result, mask_format)) == expected

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from model.net.build import build_network
-from model.net.classifier import ConvMLPClassifier
+from model.net.convmlp import ConvMLPClassifier
 from model.net.retinanet import RetinaNet
 from model.spec import BackboneSpec, ClassifierSpec, RetinaNetSpec, SemanticFPNSpec
 from model.training.calibrate import Correction, fold, platt, temperature
-from model.training.figures import calibration_error
+from model.training.evaluate import calibration_error
 
 TINY = BackboneSpec(
     tokenizer_channels=4, conv_blocks=1, stage_channels=(8, 8, 8), stage_depths=(1, 1, 1), mlp_ratios=(1, 1, 1)

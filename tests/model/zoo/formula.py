@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from model.net.build import build_network
-from model.postprocess.encode import MaskFormat, encode_detection, encode_segments
-from model.postprocess.finish import finish
-from model.postprocess.rle import RLE
+from model.postprocess.masks import RLE, MaskFormat, encode_detection, encode_segments
+from model.postprocess.results import finish
 from model.predictor import Predictor
 from model.preprocess import prepare
 from model.types import Batch, ClassifyResult, DetectResult, Image, QueryParams, Result

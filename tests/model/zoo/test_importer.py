@@ -11,7 +11,7 @@ from model.bundle import Bundle, read_bundle
 from model.errors import BundleInvalid
 from model.net.build import build_network
 from model.net.weights import DTYPES, Precision
-from model.prove import reference_answer
+from model.predictor import reference_answer
 from model.spec import TASK_OF_FAMILY
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE

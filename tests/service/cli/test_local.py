@@ -9,9 +9,9 @@ import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
-from model.bundle import REFERENCE_PICTURE
 from model.net.weights import write_bundle
-from model.prove import reference_answer
+from model.predictor import reference_answer
+from model.reference import REFERENCE_PICTURE
 from service.cli.app import app
 from service.settings import EMBEDDED_MODELS
 from tests.model.net.tiny import draft, tiny_network

@@ -15,8 +15,7 @@ import torch
 
 from model.bundle import Bundle
 from model.errors import BundleInvalid
-from model.reference import REFERENCE_PARAMS
-from model.reference_picture import reference_input
+from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
 from service.settings import Settings
 from service.worker.torch_runner import TorchRunner, is_out_of_memory
@@ -26,7 +25,7 @@ SETTINGS = Settings(device="cpu", compute_threads=1, precision="exact")
 
 
 def batch_for(bundle: Bundle) -> Batch:
-    one = reference_input(bundle.config)
+    one = reference_input(bundle.config.preprocessing)
     return Batch(np.stack([one.pixels]), (one.geometry,), (REFERENCE_PARAMS,))
 
 

@@ -17,14 +17,13 @@ import httpx2
 import pytest
 
 from model.bundle import CONFIG_FILE, EMBEDDED_DIR, WEIGHTS_FILE
-from model.postprocess.finish import finish
-from model.reference import REFERENCE_PARAMS, disagreement
-from model.reference_picture import reference_input
+from model.postprocess.results import finish
+from model.reference import REFERENCE_PARAMS, disagreement, reference_input
 from model.types import Task
 from service.errors import Unavailable
 from service.wire.pool import WorkerPool
 from tests.fakes import fake_bundle
-from tests.service.worker.asking import channel_to, served, status_of
+from tests.service.worker.worker_client import channel_to, served, status_of
 
 BREED, HEADS, OUTLINE = "convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline"
 START_TIMEOUT_S = 120.0
@@ -79,7 +78,7 @@ async def agrees(channel: WorkerPool, model: str) -> bool:
     """Whether a model gives its committed answer to whoever asks."""
     status = status_of(channel, model)
     config = status.config
-    one = reference_input(config)
+    one = reference_input(config.preprocessing)
     answer = await channel.predict("r", status, one, REFERENCE_PARAMS, time.monotonic() + START_TIMEOUT_S)
     return disagreement(finish(answer.output, config, one.geometry.original), config.reference) is None
 

@@ -1,0 +1,181 @@
+"""Convolutions for the CPU: by oneDNN's own operator, and 3x3 ones by Winograd's algorithm on top of it.
+
+oneDNN: the activation is fused in, the weight laid out once for each size of input.
+
+Winograd's F(4, 3) (arXiv 1509.09308, section 4.1): a 3x3 convolution with half the multiplications, for float32.
+
+Down each column, four outputs take eighteen multiplications by the definition and six here: a tile of six inputs is
+transformed, each of the six values meets a weight of its own, and their products are transformed back. Along the
+rows and over the channels it stays a convolution, so that nearly all the time goes into six 1x3 convolutions. Both
+transforms cost little beside them where there are many channels.
+
+In exact arithmetic the answer is the same. Rounding is about three times that of the plain convolution: of no account
+in float32, too much in half precision.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KEPT_SIZES = 256
+"""So many sizes of input are remembered a layer; a detector's pictures have many."""
+
+_Size = tuple[torch.Size, int]
+
+
+class Conv(nn.Module):
+    """A convolution, with a ReLU after it where wanted: (N, C, H, W) → (N, D, H', W'), channels last in memory.
+
+    Which layout of the weight is the fastest depends on the input's size and on the number of threads. In another one
+    than that, oneDNN lays the weight out anew at each call, which can take a hundred times as long as the convolution.
+    """
+
+    def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
+        super().__init__()
+        assert isinstance(conv.padding, tuple)
+        self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self._plain = conv.weight.detach()
+        self._bias = None if conv.bias is None else conv.bias.detach()
+        self._relu = relu
+        self._layouts: list[Tensor] = []
+        self._layout_of: dict[_Size, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        activation = "relu" if self._relu else "none"
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._weight(x), self._bias, *self._geometry, activation, [], ""
+        )
+        return out
+
+    def plus(self, x: Tensor, addend: Tensor) -> Tensor:
+        """The sum of the convolution and another tensor of its shape, then the ReLU."""
+        activation = "relu" if self._relu else None
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, addend, self._weight(x), self._bias, *self._geometry, "add", 1.0, activation, [], ""
+        )
+        return out
+
+    def _weight(self, x: Tensor) -> Tensor:
+        size = (x.shape, torch.get_num_threads())
+        found = self._layout_of.get(size)
+        return self._lay_out(size) if found is None else found
+
+    def _lay_out(self, size: _Size) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self._plain, *self._geometry, list(size[0]))
+        content = _content(made)
+        weight = next((one for one in self._layouts if _content(one) == content), made)
+        if weight is made:
+            self._layouts.append(made)
+        if len(self._layout_of) >= KEPT_SIZES:
+            self._layout_of.clear()
+        self._layout_of[size] = weight
+        return weight
+
+
+def _content(weight: Tensor) -> bytes:
+    """What a weight is in memory: the same in two layouts only where they are one and the same."""
+    return ctypes.string_at(torch.ops.mkldnn.data_ptr(weight), torch.ops.mkldnn._nbytes(weight))
+
+
+OUTPUTS, INPUTS = 4, 6
+"""Rows of a tile; tiles overlap by two."""
+FEWEST_CHANNELS = 128
+FEWEST_POSITIONS = 1024
+"""With fewer of either the transforms, and two dozen calls in place of one, take longer than what is saved."""
+
+_OF_INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+_OF_WEIGHT = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+"""The transforms at the points 0, 1, -1, 2, -2 and infinity; that of the output is written out below."""
+
+
+def winograd_pays(conv: nn.Conv2d) -> bool:
+    """Whether a convolution can be computed so, exactly enough, and sooner."""
+    return (
+        conv.weight.dtype == torch.float32
+        and conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
+    )
+
+
+class WinogradConv(nn.Module):
+    """A convolution of which `winograd_pays`, with a ReLU where wanted: (N, C, H, W) → (N, D, H, W), channels last."""
+
+    def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
+        super().__init__()
+        self._plain = Conv(conv, relu=relu)
+        self._relu = relu
+        self._out_channels = conv.out_channels
+        self._transforms = nn.ModuleList(_transform(row, conv.in_channels) for row in _OF_INPUT)
+        weights = torch.einsum("tr,oirc->toic", torch.tensor(_OF_WEIGHT).double(), conv.weight.detach().double())
+        self._products = nn.ModuleList(
+            # The second product is in each output, once: so is the bias.
+            _row_conv(weight, conv.bias if at == 1 else None, relu=relu and at in (0, INPUTS - 1))
+            for at, weight in enumerate(weights)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        if batch * height * width < FEWEST_POSITIONS:
+            small: Tensor = self._plain(x)
+            return small
+        if height % OUTPUTS:
+            x = F.pad(x, (0, 0, 0, -height % OUTPUTS))
+        first, *inner, last = zip(self._products, self._transforms, strict=True)
+        a, b, c, d = (product(transform(x)) for product, transform in inner)
+        even, odd = a + b, a.sub_(b)
+        wide_even, wide_odd = c + d, c.sub_(d)
+        out = x.new_empty(batch, height, width, self._out_channels).permute(0, 3, 1, 2)
+        rows = [out[:, :, at::OUTPUTS] for at in range(OUTPUTS)]
+        counts = [row.shape[2] for row in rows]
+        rows[0].copy_(_plus(first, x, even + wide_even)[:, :, : counts[0]])
+        torch.add(odd[:, :, : counts[1]], wide_odd[:, :, : counts[1]], alpha=2, out=rows[1])
+        torch.add(even[:, :, : counts[2]], wide_even[:, :, : counts[2]], alpha=4, out=rows[2])
+        rows[3].copy_(_plus(last, x, odd.add_(wide_odd, alpha=8))[:, :, : counts[3]])
+        if self._relu:
+            rows[1].relu_()
+            rows[2].relu_()
+        return out
+
+
+def _plus(pair: tuple[nn.Module, nn.Module], x: Tensor, addend: Tensor) -> Tensor:
+    product, transform = pair
+    assert isinstance(product, Conv)
+    return product.plus(transform(x), addend)
+
+
+def _transform(row: tuple[int, ...], channels: int) -> Conv:
+    """One value of each tile, of each channel by itself: (N, C, H, W) → (N, C, H / 4, W)."""
+    conv = nn.Conv2d(channels, channels, (INPUTS, 1), (OUTPUTS, 1), (1, 0), groups=channels, bias=False)
+    weight = torch.tensor(row, dtype=torch.float32)[:, None].expand(channels, 1, INPUTS, 1)
+    conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
+    return Conv(conv)
+
+
+def _row_conv(weight: Tensor, bias: Tensor | None, *, relu: bool) -> Conv:
+    """A 1x3 convolution along the rows, by a weight (D, C, 3)."""
+    out_channels, in_channels, taps = weight.shape
+    conv = nn.Conv2d(in_channels, out_channels, (1, taps), padding=(0, taps // 2), bias=False)
+    laid_out = weight[:, :, None].float().contiguous(memory_format=torch.channels_last)
+    conv.weight = nn.Parameter(laid_out, requires_grad=False)
+    conv.bias = bias
+    return Conv(conv, relu=relu)

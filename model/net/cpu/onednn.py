@@ -1,0 +1,154 @@
+"""Networks for the CPU: convolutions and linear layers by oneDNN, weights laid out once, activations and sums fused in.
+
+These are the operators that torch.compile would choose, called directly: there is nothing to compile, and a
+linear layer no longer goes to MKL, which is slow on processors that are not Intel's. On two AVX-512 cores a
+ConvMLP-S in float32 answers 1.45 times as many images a second as with channels-last memory alone.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor, nn
+
+from model.net.convmlp import ChannelMLP
+from model.net.cpu.conv import Conv, WinogradConv, winograd_pays
+from model.net.fpn import ConvModule
+
+_OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
+
+
+def onednn_available() -> bool:
+    """Whether this build of torch has the operators."""
+    return (
+        platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+    )
+
+
+def onednn_is_quick_at(dtype: torch.dtype) -> bool:
+    """Whether the operators are there, and this processor computes in a dtype by instructions of its own."""
+    if not onednn_available():
+        return False
+    match dtype:
+        case torch.float32:
+            return True
+        case torch.bfloat16:
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        case torch.float16:
+            return torch.cpu._is_amx_fp16_supported()
+        case _:
+            return False
+
+
+def use_onednn(network: nn.Module) -> None:
+    """Replace layers in place: batch norms must be folded, weights in channels-last memory and of their last dtype.
+
+    Neither state dict nor device nor dtype can change after this.
+    """
+    for parent in list(network.modules()):
+        if isinstance(parent, nn.Sequential | ConvModule):
+            _replace_in_order(parent)
+        elif not isinstance(parent, ChannelMLP):  # it is replaced as a whole
+            for key, child in list(parent.named_children()):
+                if isinstance(child, nn.Conv2d):
+                    setattr(parent, key, _conv(child))
+                elif isinstance(child, nn.Linear):
+                    setattr(parent, key, _Linear(child))
+                elif isinstance(child, ChannelMLP):
+                    setattr(parent, key, _ChannelMLP(child))
+
+
+def _replace_in_order(parent: nn.Sequential | ConvModule) -> None:
+    """Children are computed in the order in which they are held, so that a ReLU belongs to the layer before it."""
+    before: tuple[str, nn.Conv2d] | None = None
+    rectified = False
+    for key, child in list(parent.named_children()):
+        match child:
+            case nn.Conv2d():
+                before = (key, child)
+                setattr(parent, key, _conv(child))
+                rectified = False
+            case nn.ReLU() if before is not None:
+                name, conv = before
+                setattr(parent, name, _conv(conv, relu=True))
+                setattr(parent, key, nn.Identity())
+                before, rectified = None, True
+            case nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if rectified:
+                setattr(parent, key, _MaxPool())
+            case nn.Identity():
+                pass
+            case _:
+                before, rectified = None, False
+
+
+def _conv(conv: nn.Conv2d, *, relu: bool = False) -> nn.Module:
+    return WinogradConv(conv, relu=relu) if winograd_pays(conv) else Conv(conv, relu=relu)
+
+
+class _Linear(nn.Module):
+    """A linear layer over the last axis."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self._weight, self._bias = _laid_out(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return out
+
+
+class _ChannelMLP(nn.Module):
+    """Both linear layers, the exact GELU in the first and the sum in the second."""
+
+    def __init__(self, mlp: ChannelMLP) -> None:
+        super().__init__()
+        self._first, self._second = _laid_out(mlp.fc1), _laid_out(mlp.fc2)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        # The algorithm `none` is the error function itself, not its approximation by tanh.
+        hidden = torch.ops.mkldnn._linear_pointwise(x, *self._first, "gelu", [], "none")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, *self._second, "add")
+        return out
+
+
+def _laid_out(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
+    return weight, None if linear.bias is None else linear.bias.detach()
+
+
+class _MaxPool(nn.Module):
+    """3x3 max-pooling of stride 2 and padding 1 of what is not negative, along one axis after the other.
+
+    Four maxima of whole vectors of channels in place of eight, and no indices. As nothing is negative, what lies
+    outside the map never wins and can be left out, and floats come in the order of their bits read as an integer,
+    which half precision has no other quick maximum for.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = x.view(torch.int16 if x.element_size() == 2 else torch.int32)
+        return _halve(_halve(bits, 2), 3).view(x.dtype)
+
+
+def _halve(x: Tensor, axis: int) -> Tensor:
+    """Windows of three around every second position of an axis."""
+    even, odd = (_every_second(x, axis, first) for first in (0, 1))
+    pairs = odd.shape[axis]
+    # Where the axis is odd the last window has nothing to its right.
+    out = even.clone() if even.shape[axis] > pairs else torch.maximum(even, odd)
+    if even.shape[axis] > pairs:
+        _raise_to(out, axis, 0, odd)
+    _raise_to(out, axis, 1, odd.narrow(axis, 0, out.shape[axis] - 1))
+    return out
+
+
+def _every_second(x: Tensor, axis: int, first: int) -> Tensor:
+    return x[:, :, first::2] if axis == 2 else x[..., first::2]
+
+
+def _raise_to(x: Tensor, axis: int, start: int, floor: Tensor) -> None:
+    """x = max(x, floor), in place, over as many positions from `start` on as `floor` has."""
+    part = x.narrow(axis, start, floor.shape[axis])
+    torch.maximum(part, floor, out=part)

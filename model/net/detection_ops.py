@@ -1,0 +1,219 @@
+"""The detectors' operators: non-maximum suppression of a batch, and RoIAlign (arXiv 1703.06870, section 3).
+
+torchvision's operators are used where it is installed. It is no dependency: plain torch gives the same results.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from model.net.boxes import iou_matrix
+
+
+def torchvision_operator(name: str) -> Callable[..., Tensor] | None:
+    """`torchvision.ops.<name>`, or None where torchvision cannot be imported.
+
+    A torchvision that was built for another torch raises RuntimeError while it is imported.
+    """
+    try:
+        operator: Callable[..., Tensor] = getattr(importlib.import_module("torchvision.ops"), name)
+    except (ImportError, RuntimeError):
+        return None
+    return operator
+
+
+BLOCK = 256
+"""Boxes that are decided together. Bounds memory: N · BLOCK · (limit + BLOCK) overlaps at a time."""
+TORCHVISION_MAX_BOXES = 16_384
+"""torchvision compares all pairs before it keeps one; beyond this the blocks below need far less."""
+
+_torchvision_nms = torchvision_operator("nms")
+
+
+def grouped_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, limit: int
+) -> tuple[Tensor, Tensor]:
+    """Greedy NMS within each group (class or level) of each picture.
+
+    A box goes where a better one of its group overlaps it by more than `iou_threshold`. Groups are kept apart
+    by shifting the boxes of group g by g · (largest coordinate + 1) in float32, as the toolboxes do: its
+    rounding is part of their answers.
+
+    Args:
+        boxes: float32 (N, n, 4), coordinates not negative.
+        scores: float32 (N, n).
+        groups: int64 (N, n), not negative.
+        valid: bool (N, n); the others take no part.
+        iou_threshold: suppression is strictly above it.
+        limit: how many of the best to keep a picture.
+
+    Returns:
+        int64 (N, k), k = min(limit, n): positions along n by falling score; bool (N, k): which of them are
+        filled. The filled come first. A picture's row depends on nothing in the others.
+    """
+    limit = min(limit, boxes.shape[1])
+    if limit == 0:
+        empty = torch.zeros(len(boxes), 0, dtype=torch.int64, device=boxes.device)
+        return empty, empty.bool()
+    largest = boxes.masked_fill(~valid[..., None], 0).amax(dim=(1, 2))
+    shifted = boxes + (groups * (largest[:, None] + 1))[..., None]
+    ranked = scores.masked_fill(~valid, -torch.inf)
+    order = ranked.sort(dim=1, descending=True, stable=True).indices
+    ordered = shifted.gather(1, order[..., None].expand(-1, -1, 4))
+    alive = valid.gather(1, order)
+    if _torchvision_nms is not None and boxes.shape[1] <= TORCHVISION_MAX_BOXES:
+        slots, filled = _nms_torchvision(ordered, alive, iou_threshold, limit)
+    else:
+        slots, filled = nms_ordered(ordered, alive, iou_threshold, limit)
+    return order.gather(1, slots), filled
+
+
+def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
+    """Greedy NMS over boxes that come by falling score, in plain torch.
+
+    Blocks of boxes are decided one after the other: first against what was kept before, then among themselves.
+
+    Args:
+        boxes: float32 (N, n, 4).
+        valid: bool (N, n).
+        iou_threshold: suppression is strictly above it.
+        limit: how many to keep a picture, 1 to n.
+
+    Returns:
+        int64 (N, limit) positions along n, rising; bool (N, limit): which are filled.
+    """
+    pictures, n, _ = boxes.shape
+    # One more slot than asked for takes what comes after the limit; an empty slot's box overlaps nothing.
+    kept = boxes.new_zeros(pictures, limit + 1, 4)
+    slots = torch.zeros(pictures, limit + 1, dtype=torch.int64, device=boxes.device)
+    count = torch.zeros(pictures, 1, dtype=torch.int64, device=boxes.device)
+    for start in range(0, n, BLOCK):
+        block = boxes[:, start : start + BLOCK]
+        alive = valid[:, start : start + BLOCK]
+        alive = alive & ~(iou_matrix(kept[:, :limit], block) > iou_threshold).any(dim=1)
+        keep = _undominated((iou_matrix(block, block) > iou_threshold).triu_(diagonal=1), alive)
+        slot = torch.where(keep, (count + keep.cumsum(dim=1) - 1).clamp_(max=limit), limit)
+        position = torch.arange(start, start + block.shape[1], device=boxes.device).expand_as(slot)
+        slots.scatter_(1, slot, position)
+        kept.scatter_(1, slot[..., None].expand(-1, -1, 4), block)
+        count += keep.sum(dim=1, keepdim=True)
+        rest = valid[:, start + BLOCK :].any(dim=1)
+        if not bool(((count[:, 0] < limit) & rest).any()):
+            break
+    filled = torch.arange(limit, device=boxes.device) < count
+    return slots[:, :limit].masked_fill(~filled, 0), filled
+
+
+def _undominated(overlaps: Tensor, alive: Tensor) -> Tensor:
+    """Which boxes of each block survive, given that row j of `overlaps` (N, b, b) suppresses later column i.
+
+    Greedy suppression is the one fixed point of: alive, and overlapped by no survivor. The first i boxes are
+    right after i rounds, so that it takes at most b; in pictures it takes a handful.
+    """
+    keep = alive
+    for _ in range(alive.shape[1]):
+        survivors = alive & ~(overlaps & keep[..., None]).any(dim=1)
+        if torch.equal(survivors, keep):
+            break
+        keep = survivors
+    return keep
+
+
+def _nms_torchvision(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
+    """The same as `nms_ordered` by torchvision's operator, which knows one picture at a time."""
+    assert _torchvision_nms is not None
+    slots = torch.zeros(len(boxes), limit, dtype=torch.int64, device=boxes.device)
+    filled = torch.zeros(len(boxes), limit, dtype=torch.bool, device=boxes.device)
+    # On the CPU it compares in float64, on CUDA in float32, as plain torch does.
+    threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
+    for row in range(len(boxes)):
+        present = valid[row].nonzero()[:, 0]
+        falling = torch.arange(len(present), 0, -1, device=boxes.device, dtype=torch.float32)
+        kept = _torchvision_nms(boxes[row, present], falling, threshold)[:limit]
+        slots[row, : len(kept)] = present[kept]
+        filled[row, : len(kept)] = True
+    return slots, filled
+
+
+WINDOW_STEP = 16
+"""Regions are grouped by the size of the window that holds them: this many cells, or a power of two times it."""
+CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Bounds memory: at most this many numbers are cut out of a map at a time (or one region's, if that is more).
+
+A CPU is fastest while they fit its cache, a GPU when few kernels do much.
+"""
+
+_torchvision_roi_align = torchvision_operator("roi_align")
+
+
+def roi_align(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+    """Averages of bilinear samples over a size x size grid of each region.
+
+    A grid cell of h x w feature cells takes ceil(h) x ceil(w) samples, evenly spread. Feature cell i has its
+    centre at i + 0.5 (the "aligned" variant). A sample farther than one cell outside the map is zero; one nearer
+    takes the border's value.
+
+    Args:
+        features: float32 (C, H, W).
+        rois: float32 (R, 4) as xmin, ymin, xmax, ymax in input pixels.
+        size: cells a side of the answer.
+        scale: feature cells an input pixel.
+
+    Returns:
+        float32 (R, C, size, size).
+    """
+    if _torchvision_roi_align is not None:
+        return _torchvision_roi_align(features[None], [rois], size, spatial_scale=scale, sampling_ratio=0, aligned=True)
+    return roi_align_windows(features, rois, size, scale)
+
+
+def roi_align_windows(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
+    """`roi_align` in plain torch.
+
+    Bilinear sampling and averaging are both separable: a region's answer is W_y · window · W_xᵀ, where W_y and
+    W_x hold each row's and column's share in each grid cell. Regions of like size are computed together.
+    """
+    channels, height, width = features.shape
+    edges = rois * scale - 0.5
+    start_x, start_y = edges[:, 0], edges[:, 1]
+    extent_x, extent_y = edges[:, 2] - start_x, edges[:, 3] - start_y
+    pooled = features.new_zeros(len(rois), size, size, channels)
+    cells = features.permute(1, 2, 0).contiguous()
+    chunk = CHUNK_ELEMENTS[features.device.type]
+    kinds, kind_of = torch.stack((_window_kinds(extent_y), _window_kinds(extent_x)), dim=1).unique(
+        dim=0, return_inverse=True
+    )
+    for number, (kind_y, kind_x) in enumerate(kinds.tolist()):
+        rows, columns = min(WINDOW_STEP << kind_y, height), min(WINDOW_STEP << kind_x, width)
+        members = (kind_of == number).nonzero()[:, 0]
+        for chosen in members.split(max(1, chunk // (rows * columns * channels))):
+            y, weights_y = _axis_weights(start_y[chosen], extent_y[chosen], size, height, rows)
+            x, weights_x = _axis_weights(start_x[chosen], extent_x[chosen], size, width, columns)
+            window = cells[y[:, :, None], x[:, None, :]]
+            by_row = torch.bmm(weights_y, window.flatten(2)).unflatten(2, (columns, channels))
+            pooled[chosen] = weights_x[:, None] @ by_row
+    return pooled.permute(0, 3, 1, 2)
+
+
+def _window_kinds(extents: Tensor) -> Tensor:
+    """Which power of two times WINDOW_STEP holds a region of `extents` cells and its bilinear neighbours."""
+    cells = extents.clamp(min=0).ceil() + 2
+    return (cells / WINDOW_STEP).log2().ceil().clamp(min=0).to(torch.int64)
+
+
+def _axis_weights(start: Tensor, extent: Tensor, size: int, length: int, window: int) -> tuple[Tensor, Tensor]:
+    """Along one axis: the window's cells int64 (R, window), their shares in each grid cell (R, size, window)."""
+    samples = (extent / size).ceil().clamp(min=0)
+    step = torch.arange(int(samples.max()), device=start.device)
+    bins = torch.arange(size, device=start.device)[:, None] * (extent / size)[:, None, None]
+    at = start[:, None, None] + bins + (step + 0.5) * (extent / size / samples.clamp(min=1))[:, None, None]
+    counted = (step < samples[:, None, None]) & (at >= -1) & (at <= length)
+    first = start.floor().clamp(0, length - window).to(torch.int64)
+    cells = first[:, None] + torch.arange(window, device=start.device)
+    distance = at.clamp(0, length - 1)[..., None] - cells[:, None, None, :]
+    share = (1 - distance.abs()).clamp_(min=0) * counted[..., None]
+    return cells, share.sum(dim=2) / samples.clamp(min=1)[:, None, None]

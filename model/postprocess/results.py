@@ -1,0 +1,77 @@
+"""RawOutput → Result: indices get their names, numbers their place in the upright picture."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from model.bundle import BundleConfig
+from model.spec import ClassifyPostSpec, DetectPostSpec, SegmentPostSpec
+from model.types import (
+    Box,
+    ClassifyOutput,
+    ClassifyResult,
+    Detection,
+    DetectOutput,
+    DetectResult,
+    Label,
+    RawOutput,
+    Result,
+    Segment,
+    SegmentOutput,
+    SegmentResult,
+    Size,
+    SoftMask,
+)
+
+
+def finish(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
+    """What the network answered for one picture of upright `size`, in the words of its bundle.
+
+    Raises:
+        TypeError: the output is not of the bundle's task.
+    """
+    match raw, config.postprocessing:
+        case ClassifyOutput(), ClassifyPostSpec():
+            return name_labels(raw, config.labels, size)
+        case DetectOutput(), DetectPostSpec() as post:
+            return name_detections(raw, config.labels, post.mask_threshold, size)
+        case SegmentOutput(), SegmentPostSpec():
+            return name_segments(raw, config.labels, size)
+        case _:
+            raise TypeError(f"model {config.name} is for {config.task}, its output is a {type(raw).__name__}")
+
+
+def name_labels(raw: ClassifyOutput, labels: tuple[str, ...], size: Size) -> ClassifyResult:
+    """The best classes with their names, by falling score as they come."""
+    scored = zip(raw.indices.tolist(), raw.scores.tolist(), strict=True)
+    return ClassifyResult(size, tuple(Label(labels[index], index, score) for index, score in scored))
+
+
+def name_detections(raw: DetectOutput, labels: tuple[str, ...], mask_threshold: float, size: Size) -> DetectResult:
+    """The detections with their classes' names, by falling score as they come; masks stay unpasted."""
+    masks = (
+        [None] * len(raw.classes)
+        if raw.mask_logits is None
+        else [SoftMask(logits, mask_threshold) for logits in raw.mask_logits]
+    )
+    rows = zip(raw.classes.tolist(), raw.scores.tolist(), raw.boxes.tolist(), masks, strict=True)
+    return DetectResult(
+        size, tuple(Detection(labels[index], index, score, Box(*box), mask) for index, score, box, mask in rows)
+    )
+
+
+STRIP_PIXELS = 1 << 24
+"""OpenCV counts in float32, which is exact up to here."""
+
+
+def name_segments(raw: SegmentOutput, labels: tuple[str, ...], size: Size) -> SegmentResult:
+    """One segment for each class that has a pixel, by falling area; equal areas by rising class index."""
+    areas = np.zeros(len(labels), np.int64)
+    strip = max(STRIP_PIXELS // size.width, 1)
+    for row in range(0, size.height, strip):
+        counts = cv2.calcHist([raw.label_map[row : row + strip]], [0], None, [len(labels)], [0, len(labels)])
+        areas += counts.ravel().astype(np.int64)
+    order = [index for index in np.argsort(-areas, kind="stable").tolist() if areas[index]]
+    segments = tuple(Segment(labels[index], index, int(areas[index])) for index in order)
+    return SegmentResult(size, raw.label_map, segments)

@@ -1,0 +1,62 @@
+"""How a network is run is chosen by what it answers, then by how fast."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from model.bundle import Bundle
+from model.net.convmlp import ConvMLPClassifier
+from model.net.cpu.onednn import onednn_is_quick_at
+from model.precision import Mode, fastest, make_predictor
+from model.predictor import load_network
+from model.reference import REFERENCE_PARAMS, reference_input
+from model.types import Batch, ClassifyOutput
+from tests.model.net.tiny import tiny_bundle
+
+CPU = torch.device("cpu")
+
+
+def first_class(bundle: Bundle, mode: Mode, network: nn.Module) -> int:
+    assert isinstance(network, ConvMLPClassifier)
+    one = reference_input(bundle.config.preprocessing)
+    batch = Batch(np.stack([one.pixels]), (one.geometry,), (REFERENCE_PARAMS,))
+    (output,) = make_predictor(bundle, CPU, mode, copy.deepcopy(network)).predict(batch)
+    assert isinstance(output, ClassifyOutput)
+    return int(output.indices[0])
+
+
+@pytest.mark.parametrize("family", ["classifier", "retinanet", "mask_rcnn", "semantic_fpn"])
+def test_the_fastest_of_what_agrees_is_chosen(tmp_path: Path, family: str) -> None:
+    """Of the modes without an objection none was measured faster; float32 is always among those tried."""
+    bundle = tiny_bundle(tmp_path, family)
+    choice = fastest(bundle, CPU, load_network(bundle))
+    tried = {one.mode: one for one in choice.trials}
+    assert Mode.FP32 in tried
+    assert tried[choice.mode].objection is None
+    assert tried[choice.mode].seconds == min(one.seconds for one in choice.trials if one.objection is None)
+
+
+@pytest.mark.skipif(not onednn_is_quick_at(torch.bfloat16), reason="this processor has no bfloat16 of its own")
+def test_a_precision_that_names_another_class_first_is_not_served(tmp_path: Path) -> None:
+    """Classes that bfloat16 cannot tell apart keep a model in float32, however much faster it would be."""
+    bundle = tiny_bundle(tmp_path, "classifier")
+    network = load_network(bundle)
+    assert isinstance(network, ConvMLPClassifier)
+    classes = network.head.out_features
+    with torch.no_grad():
+        # Each class is the same but for less than bfloat16 resolves: there all tie, and the first one wins.
+        network.head.weight.copy_(network.head.weight[:1].expand(classes, -1))
+        network.head.bias.copy_(1 + torch.arange(classes) * 1e-4)
+    assert first_class(bundle, Mode.FP32, network) == classes - 1
+    assert first_class(bundle, Mode.BF16, network) == 0
+    choice = fastest(bundle, CPU, network)
+    assert choice.mode is Mode.FP32
+    (objection,) = (one.objection for one in choice.trials if one.mode is Mode.BF16)
+    assert objection is not None
+    assert "class 0 comes first" in objection
