@@ -35,16 +35,16 @@ SLOW = (
     "service/cli/test_*.py",
     "*/test_logs.py",
     "*/test_openmp.py",
-    "*/test_scrape.py",
+    "*/test_exposition.py",
     "*/test_server_process.py",
     "*/test_settings.py",
     # Large pictures, and thousands of made-up inputs.
-    "*/test_nms.py",
-    "*/test_render.py",
+    "*/test_detection_ops.py",
+    "*/test_overlay.py",
     # Both transports, a fresh service for each test.
-    "*/test_error_rows.py",
+    "*/test_error_tables.py",
     "*/test_metrics_refusals.py",
-    "service/test_tracing.py",
+    "*/test_tracing.py",
 )
 
 
