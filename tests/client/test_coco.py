@@ -84,7 +84,7 @@ def test_a_class_without_a_category_is_told(category_ids: Any) -> None:  # noqa:
 
 def test_segments_without_masks_are_told() -> None:
     """There is no row of COCO's for a segment without its pixels."""
-    with pytest.raises(ValueError, match="the answer has no masks; ask for them"):
+    with pytest.raises(ValueError, match="the result has no masks; request them"):
         segmentation(None).to_coco(1)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import PIL.Image
 import pytest
 
-from convmlp_client.drawing import BACKGROUND, colour_of
+from convmlp_client.drawing import BACKGROUND, class_colour
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
 from convmlp_client.results import (
@@ -103,7 +103,7 @@ def test_box_is_drawn_where_it_is() -> None:
     image = grey(400, 600)
     overlay = drawn(image, detections(400, 600, detection(Box(100, 150, 300, 350), index=1)))
     for y, x in ((250, 100), (250, 299), (349, 200), (151, 290)):
-        assert tuple(overlay[y, x]) == colour_of(1), (y, x)
+        assert tuple(overlay[y, x]) == class_colour(1), (y, x)
     assert not changed(image, overlay)[170:330, 120:280].any()
     assert not changed(image, overlay)[360:].any()
     assert not changed(image, overlay)[:, 310:].any()
@@ -123,7 +123,7 @@ def test_mask_tints_its_pixels_only() -> None:
     mask[100:300, 100:300] = True
     image = grey(400, 600)
     overlay = drawn(image, detections(400, 600, detection(Box(100, 100, 500, 300), mask=mask)))
-    tint = 120 * 140 / 255 + np.array(colour_of(1)) * 115 / 255
+    tint = 120 * 140 / 255 + np.array(class_colour(1)) * 115 / 255
     assert np.abs(overlay[130:290, 110:290] - tint).max() <= 1
     assert not changed(image, overlay)[130:270, 310:490].any()
 
@@ -132,7 +132,7 @@ def test_the_best_detection_lies_on_top() -> None:
     """Where boxes cover each other the outline of the better one is seen."""
     box = Box(100, 100, 200, 200)
     overlay = drawn(grey(400, 600), detections(400, 600, detection(box, index=3), detection(box, index=4)))
-    assert tuple(overlay[150, 100]) == colour_of(3)
+    assert tuple(overlay[150, 100]) == class_colour(3)
 
 
 def test_segments_are_tinted_and_background_is_not() -> None:
@@ -143,7 +143,7 @@ def test_segments_are_tinted_and_background_is_not() -> None:
     overlay = drawn(grey(400, 600), segmentation(label_map, (BACKGROUND, "cat", "dog")))
     assert (overlay[300:, :190] == 120).all()
     for index, columns in ((1, slice(210, 390)), (2, slice(410, None))):
-        tint = 120 * 140 / 255 + np.array(colour_of(index)) * 115 / 255
+        tint = 120 * 140 / 255 + np.array(class_colour(index)) * 115 / 255
         assert np.abs(overlay[300:, columns] - tint).max() <= 1
 
 
@@ -166,7 +166,7 @@ def test_large_pictures_are_tinted_to_the_last_row() -> None:
     label_map[1000:] = 1
     overlay = drawn(grey(1100, 2000), segmentation(label_map, ("a", "b")))
     for index, rows in ((0, slice(300, 990)), (1, slice(1010, None))):
-        tint = 120 * 140 / 255 + np.array(colour_of(index)) * 115 / 255
+        tint = 120 * 140 / 255 + np.array(class_colour(index)) * 115 / 255
         assert np.abs(overlay[rows] - tint).max() <= 1
 
 
@@ -186,7 +186,7 @@ def test_many_classes_are_tinted() -> None:
     label_map = np.kron(label_map[:, :4], np.ones((9, 9), np.uint16))
     overlay = drawn(grey(2700, 36), segmentation(label_map, [str(index) for index in range(300)]))
     for index in (200, 254, 255, 256, 299):
-        tint = 120 * 140 / 255 + np.array(colour_of(index)) * 115 / 255
+        tint = 120 * 140 / 255 + np.array(class_colour(index)) * 115 / 255
         assert np.abs(overlay[index * 9 + 5, 30] - tint).max() <= 1, index
 
 
@@ -203,13 +203,13 @@ def test_lines_grow_with_the_picture() -> None:
 
 def test_colours_of_neighbours_are_far_apart() -> None:
     """The first classes, which most models have, are told apart at a glance, and no colour changes."""
-    colours = [np.array(colour_of(index)) for index in range(10)]
+    colours = [np.array(class_colour(index)) for index in range(10)]
     assert min(np.abs(a - b).sum() for a, b in itertools.combinations(colours, 2)) > 60
-    assert colour_of(3) == colour_of(3)
+    assert class_colour(3) == class_colour(3)
 
 
 def test_another_picture_is_refused() -> None:
     """An answer is drawn on no picture of another size: its places would be wrong."""
     for result in (classification(60, 80), detections(60, 80), segmentation(np.ones((60, 80), np.uint8), "ab")):
-        with pytest.raises(ValueError, match="the picture is 60 x 80, the answer is of one of 80 x 60"):
+        with pytest.raises(ValueError, match="the image is 60 x 80, expected 80 x 60"):
             result.draw(grey(80, 60))

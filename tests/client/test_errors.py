@@ -8,9 +8,9 @@ import httpx2
 import pytest
 
 from convmlp_client.errors import SERVICE_ERRORS, ClientError, Internal, Overloaded, RetryLater
-from convmlp_client.transport.grpc_errors import error_of_status
-from convmlp_client.transport.rest import Received
-from convmlp_client.transport.rest import error_of as error_of_http
+from convmlp_client.transport.grpc_errors import error_from_status
+from convmlp_client.transport.rest import HttpResponse
+from convmlp_client.transport.rest import error_from_response as error_of_http
 from model.errors import BundleInvalid, ConvMLPError
 from service import errors as domain
 from service.frontend.grpc.status import status_of
@@ -20,11 +20,11 @@ from service.frontend.http.problems import error_response
 def over_rest(error: ConvMLPError) -> ClientError:
     response = error_response(error, "/classify#an-id")
     headers = httpx2.Headers([*response.headers.items(), ("x-request-id", "an-id")])
-    return error_of_http(Received(response.status_code, headers, bytes(response.body)), "http://host", "")
+    return error_of_http(HttpResponse(response.status_code, headers, bytes(response.body)), "http://host", "")
 
 
 def over_grpc(error: ConvMLPError) -> ClientError:
-    return error_of_status(status_of(error, "an-id"), "grpc://host", "")
+    return error_from_status(status_of(error, "an-id"), "grpc://host", "")
 
 
 @pytest.mark.parametrize("kind", domain.DOMAIN_ERRORS)

@@ -24,11 +24,7 @@ from convmlp_client.results import (
     Segmentation,
     Task,
 )
-from convmlp_client.transport.grpc_messages import (
-    classification_from_message,
-    detections_from_message,
-    segmentation_from_message,
-)
+from convmlp_client.transport.grpc_messages import Response, result_from_message
 from model.postprocess.masks import MaskFormat
 from model.types import Box as ServedBox
 from model.types import ClassifyResult, DetectResult, SegmentResult, Size, SoftMask
@@ -138,6 +134,12 @@ def as_message(mask: Mask | None) -> vision_pb2.Mask | None:
             return vision_pb2.Mask(polygons=vision_pb2.Polygons(polygons=parts))
 
 
+def from_message(message: Response) -> Result:
+    message.model, message.id = "model", "id"
+    result = result_from_message(message)
+    return dataclasses.replace(result, meta=dataclasses.replace(result.meta, timings_ms={"total": 1.5}))
+
+
 @pytest.mark.parametrize("mask_format", list(MaskFormat))
 def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
     """A gRPC message with float32 becomes the very result that REST's decimals give, masks included."""
@@ -147,8 +149,7 @@ def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
     assert isinstance(found, Detections)
     assert isinstance(parts, Segmentation)
     rows = [vision_pb2.Label(label=one.label, index=one.index, score=one.score) for one in labels.labels]
-    message = vision_pb2.ClassifyResponse(image=size, labels=rows)
-    assert classification_from_message(message, META[Task.CLASSIFY]) == labels
+    assert from_message(vision_pb2.ClassifyResponse(image=size, labels=rows)) == labels
     boxed = [
         vision_pb2.Detection(
             label=one.label,
@@ -159,15 +160,12 @@ def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
         )
         for one in found.detections
     ]
-    assert detections_from_message(vision_pb2.DetectResponse(image=size, detections=boxed), META[Task.DETECT]) == found
+    assert from_message(vision_pb2.DetectResponse(image=size, detections=boxed)) == found
     segments = [
         vision_pb2.Segment(label=one.label, index=one.index, area=one.area, mask=as_message(one.mask))
         for one in parts.segments
     ]
-    assert (
-        segmentation_from_message(vision_pb2.SegmentResponse(image=size, segments=segments), META[Task.SEGMENT])
-        == parts
-    )
+    assert from_message(vision_pb2.SegmentResponse(image=size, segments=segments)) == parts
 
 
 def test_a_label_map_needs_masks_and_sixteen_bits() -> None:
@@ -179,9 +177,9 @@ def test_a_label_map_needs_masks_and_sixteen_bits() -> None:
 
     assert (of(300, mask).label_map() == np.full((2, 4), 300, np.uint16)).all()
     assert of(300, mask).label_map().dtype == np.uint16
-    with pytest.raises(ValueError, match="no masks; ask for them"):
+    with pytest.raises(ValueError, match="no masks; request them"):
         of(0, None).label_map()
-    with pytest.raises(ValueError, match="class 70000"):
+    with pytest.raises(ValueError, match="class index 70000"):
         of(70_000, mask).label_map()
 
 

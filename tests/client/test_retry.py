@@ -150,14 +150,14 @@ async def test_another_attempt_is_told_in_the_log(clock: FakeClock, caplog: pyte
 def test_what_is_left_of_a_deadline(clock: FakeClock) -> None:
     """It shrinks as time passes, and is an error once it is nothing."""
     deadline = Deadline.after(2.0, clock)
-    assert deadline.left_s() == 2.0
+    assert deadline.remaining_s() == 2.0
     clock.now += 1.5
-    assert deadline.left_s() == 0.5
-    assert not deadline.is_passed_in(0.4)
-    assert deadline.is_passed_in(0.5)
+    assert deadline.remaining_s() == 0.5
+    assert not deadline.passes_within(0.4)
+    assert deadline.passes_within(0.5)
     clock.now += 0.5
     with pytest.raises(DeadlineExceeded):
-        deadline.left_s()
+        deadline.remaining_s()
     never = Deadline.after(None, clock)
-    assert never.left_s() is None
-    assert not never.is_passed_in(1e9)
+    assert never.remaining_s() is None
+    assert not never.passes_within(1e9)

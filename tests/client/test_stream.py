@@ -13,7 +13,7 @@ import pytest
 
 from convmlp_client.errors import BadImage, ClientClosed
 from convmlp_client.geometry import ImageSize
-from convmlp_client.many import AHEAD, Outcome, each_awaited, each_waited
+from convmlp_client.many import READ_AHEAD, Outcome, map_async, map_futures
 from convmlp_client.results import Classification, Meta, Task
 
 Outcomes = Generator[Outcome[bytes, Classification], None, None]
@@ -88,7 +88,7 @@ async def settled() -> None:
 async def test_each_image_has_its_outcome(ordered: bool) -> None:
     """As many outcomes as images, each with its place and its image, and never more at work than were allowed."""
     service = Service()
-    outcomes = [one async for one in each_awaited(images(50), service.put, CONCURRENCY, ordered=ordered)]
+    outcomes = [one async for one in map_async(images(50), service.put, CONCURRENCY, ordered=ordered)]
     assert sorted(one.index for one in outcomes) == [*range(50)]
     assert all(one.result.meta.model == one.image.decode() == str(one.index) for one in outcomes)
     assert service.most_at_work == CONCURRENCY
@@ -97,13 +97,13 @@ async def test_each_image_has_its_outcome(ordered: bool) -> None:
 async def test_no_images_no_outcomes() -> None:
     """An empty source is no special case."""
     nothing: list[bytes] = []
-    assert [one async for one in each_awaited(nothing, Service().put, CONCURRENCY, ordered=True)] == []
+    assert [one async for one in map_async(nothing, Service().put, CONCURRENCY, ordered=True)] == []
 
 
 async def test_outcomes_come_in_the_order_of_their_images() -> None:
     """Though the answers come in another."""
     service = Service(at_once=False)
-    async with aclosing(each_awaited(images(4), service.put, CONCURRENCY, ordered=True)) as outcomes:
+    async with aclosing(map_async(images(4), service.put, CONCURRENCY, ordered=True)) as outcomes:
         first = asyncio.ensure_future(anext(outcomes))
         await settled()
         service.finish(3, 2, 1)
@@ -116,7 +116,7 @@ async def test_outcomes_come_in_the_order_of_their_images() -> None:
 async def test_outcomes_come_as_they_are_there() -> None:
     """Where no order is asked for a slow image holds up nobody."""
     service = Service(at_once=False)
-    async with aclosing(each_awaited(images(4), service.put, CONCURRENCY, ordered=False)) as outcomes:
+    async with aclosing(map_async(images(4), service.put, CONCURRENCY, ordered=False)) as outcomes:
         first = asyncio.ensure_future(anext(outcomes))
         await settled()
         service.finish(3)
@@ -131,24 +131,24 @@ async def test_outcomes_come_as_they_are_there() -> None:
 async def test_the_source_is_read_only_as_fast_as_outcomes_are_taken(ordered: bool) -> None:
     """An endless source is read a bounded number of images ahead, whatever the service could do."""
     source = Source()
-    async with aclosing(each_awaited(source, Service().put, CONCURRENCY, ordered=ordered)) as outcomes:
+    async with aclosing(map_async(source, Service().put, CONCURRENCY, ordered=ordered)) as outcomes:
         for taken in range(1, 20):
             await anext(outcomes)
             await settled()
-            assert source.read <= taken + AHEAD * CONCURRENCY
+            assert source.read <= taken + READ_AHEAD * CONCURRENCY
 
 
 async def test_a_slow_image_does_not_stop_the_others() -> None:
     """While the first is slow the next are asked about and wait for their turn, up to a bound."""
     service, source = Service(at_once=False), Source()
-    async with aclosing(each_awaited(source, service.put, CONCURRENCY, ordered=True)) as outcomes:
+    async with aclosing(map_async(source, service.put, CONCURRENCY, ordered=True)) as outcomes:
         first = asyncio.ensure_future(anext(outcomes))
         await settled()
         assert source.read == CONCURRENCY
-        for number in range(1, AHEAD * CONCURRENCY):
+        for number in range(1, READ_AHEAD * CONCURRENCY):
             service.finish(number)
             await settled()
-        assert source.read == AHEAD * CONCURRENCY
+        assert source.read == READ_AHEAD * CONCURRENCY
         assert service.at_work == {"0"}
         service.finish(0)
         await first
@@ -156,7 +156,7 @@ async def test_a_slow_image_does_not_stop_the_others() -> None:
 
 async def test_a_bad_image_is_an_outcome() -> None:
     """The stream goes on after it."""
-    outcomes = [one async for one in each_awaited([b"a", b"bad", b"c"], Service().put, CONCURRENCY, ordered=True)]
+    outcomes = [one async for one in map_async([b"a", b"bad", b"c"], Service().put, CONCURRENCY, ordered=True)]
     assert [type(one.error) for one in outcomes] == [type(None), BadImage, type(None)]
     assert outcomes[1].answer is None
     with pytest.raises(BadImage, match="bad is bad"):
@@ -166,7 +166,7 @@ async def test_a_bad_image_is_an_outcome() -> None:
 async def test_stopping_early_cancels_what_is_in_hand() -> None:
     """Nothing that was begun goes on."""
     service, source = Service(at_once=False), Source()
-    outcomes = each_awaited(source, service.put, CONCURRENCY, ordered=True)
+    outcomes = map_async(source, service.put, CONCURRENCY, ordered=True)
     first = asyncio.ensure_future(anext(outcomes))
     await settled()
     service.finish(0)
@@ -186,7 +186,7 @@ async def test_leaving_the_loop_is_enough() -> None:
     """Without `aclosing` too, what is in hand is cancelled soon after a `break`."""
     service = Service(at_once=False)
     asyncio.get_running_loop().call_later(0.05, lambda: service.finish(0))
-    async for _ in each_awaited(Source(), service.put, CONCURRENCY, ordered=True):
+    async for _ in map_async(Source(), service.put, CONCURRENCY, ordered=True):
         break
     await settled()
     assert service.at_work == set()
@@ -200,7 +200,7 @@ async def test_what_the_source_raises_comes_after_its_images() -> None:
         yield from images(3)
         raise LookupError("no more")
 
-    outcomes = each_awaited(source(), Service().put, CONCURRENCY, ordered=False)
+    outcomes = map_async(source(), Service().put, CONCURRENCY, ordered=False)
     assert sorted(told([await anext(outcomes) for _ in range(3)])) == ["0", "1", "2"]
     with pytest.raises(LookupError, match="no more"):
         await anext(outcomes)
@@ -217,7 +217,7 @@ async def test_an_asynchronous_source_holds_nothing_up() -> None:
         finally:
             ended.set()
 
-    async with aclosing(each_awaited(source(), Service().put, CONCURRENCY, ordered=True)) as outcomes:
+    async with aclosing(map_async(source(), Service().put, CONCURRENCY, ordered=True)) as outcomes:
         assert told([await anext(outcomes)]) == ["0"]
         assert not ended.is_set()
     assert ended.is_set()
@@ -231,14 +231,14 @@ async def test_a_closed_client_ends_the_stream() -> None:
             raise ClientClosed("closed")
         return answer(image)
 
-    outcomes = each_awaited(Source(), put, CONCURRENCY, ordered=True)
+    outcomes = map_async(Source(), put, CONCURRENCY, ordered=True)
     assert told([await anext(outcomes), await anext(outcomes)]) == ["0", "1"]
     with pytest.raises(ClientClosed):
         await anext(outcomes)
 
 
 class Loop:
-    """An event loop's side of `each_waited`: futures that the test completes."""
+    """An event loop's side of `map_futures`: futures that the test completes."""
 
     def __init__(self) -> None:
         self.started: dict[str, Future[Classification]] = {}
@@ -266,7 +266,7 @@ class Loop:
 def waited(
     images: Iterable[bytes], loop: Loop, *, ordered: bool
 ) -> Generator[Outcome[bytes, Classification], None, None]:
-    return each_waited(images, loop.start, CONCURRENCY, ordered=ordered)
+    return map_futures(images, loop.start, CONCURRENCY, ordered=ordered)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -278,7 +278,7 @@ def test_each_image_has_its_outcome_in_a_thread_as_well(ordered: bool) -> None:
         future.set_result(answer(image))
         return future
 
-    outcomes = list(each_waited(images(50), at_once, CONCURRENCY, ordered=ordered))
+    outcomes = list(map_futures(images(50), at_once, CONCURRENCY, ordered=ordered))
     assert sorted(one.index for one in outcomes) == [*range(50)]
     assert all(one.result.meta.model == one.image.decode() == str(one.index) for one in outcomes)
 
@@ -316,7 +316,7 @@ def test_a_slow_image_does_not_stop_the_others_in_a_thread() -> None:
     """While the first is slow the next are asked about and wait for their turn, up to a bound."""
     loop, source = Loop(), Source()
     with closing(waited(source, loop, ordered=True)) as outcomes:
-        bound = AHEAD * CONCURRENCY
+        bound = READ_AHEAD * CONCURRENCY
         for number in range(1, bound):
             loop.finish_later(number)
 
@@ -358,14 +358,14 @@ def failing(error: BaseException | None) -> Callable[[bytes], Future[Classificat
 
 def test_a_bad_image_is_an_outcome_in_a_thread() -> None:
     """The stream goes on after it."""
-    outcomes = list(each_waited(images(3), failing(BadImage("bad")), CONCURRENCY, ordered=True))
+    outcomes = list(map_futures(images(3), failing(BadImage("bad")), CONCURRENCY, ordered=True))
     assert [type(one.error) for one in outcomes] == [type(None), BadImage, type(None)]
 
 
 @pytest.mark.parametrize("error", [ClientClosed("closed"), None])
 def test_a_closed_client_ends_the_stream_in_a_thread(error: ClientClosed | None) -> None:
     """It is no matter of one image, whether it was told in words or by cancelling what was in hand."""
-    outcomes = each_waited(images(3), failing(error), CONCURRENCY, ordered=True)
+    outcomes = map_futures(images(3), failing(error), CONCURRENCY, ordered=True)
     assert next(outcomes).index == 0
     with pytest.raises(ClientClosed):
         next(outcomes)

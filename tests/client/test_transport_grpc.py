@@ -29,8 +29,8 @@ from convmlp_client import (
     Unauthenticated,
     Unavailable,
 )
-from convmlp_client.transport import MAX_ANSWER_BYTES
-from convmlp_client.transport.grpc import KEEP_ALIVE_MS
+from convmlp_client.transport import MAX_RESPONSE_BYTES
+from convmlp_client.transport.grpc import KEEPALIVE_MS
 from service.frontend.grpc.server import KeepAlive
 from service.settings import Settings
 from tests.client.fault_servers import abort, rich_status, scripted_grpc
@@ -322,7 +322,7 @@ async def test_what_is_no_answer_is_told() -> None:
             await context.write(b"\xff\xff")
 
     async with scripted_grpc(nonsense) as url, AsyncClient(url) as client:
-        with pytest.raises(ProtocolError, match="something else than this service does"):
+        with pytest.raises(ProtocolError, match="is not one of this service"):
             await client.classify(b"picture")
         outcomes = [one async for one in client.classify_many([b"a", b"b"])]
     assert [type(one.error) for one in outcomes] == [ProtocolError] * 2
@@ -342,7 +342,7 @@ async def test_large_messages_pass(service: Service) -> None:
     """An image of the longest that the service takes reaches it: its own words say what is wrong with it."""
     largest = picture() + bytes(Settings().max_image_bytes - len(picture()))
     assert largest[-1:] == b"\0"
-    assert Settings().max_image_bytes < MAX_ANSWER_BYTES
+    assert Settings().max_image_bytes < MAX_RESPONSE_BYTES
     async with AsyncClient(service.url("grpc")) as client:
         assert await client.classify(largest)
         with pytest.raises(TooLarge, match="bytes"):
@@ -364,7 +364,7 @@ async def test_a_service_that_is_back_is_found_soon() -> None:
 
 def test_the_service_bears_this_clients_pings() -> None:
     """A server ends connections whose callers ping more often than it allows."""
-    assert KeepAlive().callers_interval_ms <= KEEP_ALIVE_MS
+    assert KeepAlive().callers_interval_ms <= KEEPALIVE_MS
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])

@@ -62,7 +62,7 @@ async def test_a_refusal_is_tried_again(refusal: bytes) -> None:
         (problem("418 Teapot", "something-new", "tea"), Internal, "tea"),
         (problem("429 Quota", "quota-used-up", "tomorrow"), RateLimited, "tomorrow"),
         (problem("404 Not Found", "not-found", "nothing at '/x/classify'"), ProtocolError, "nothing at '/x/classify'"),
-        (http("404 Not Found", b"", "text/html"), ProtocolError, "404 Not Found, not as this service does"),
+        (http("404 Not Found", b"", "text/html"), ProtocolError, "404 Not Found, which is not a reply of this service"),
         (http("401 Unauthorized", b"", "text/html"), Unauthenticated, "401 Unauthorized"),
         (http("403 Forbidden", b"", "text/html"), Forbidden, "403 Forbidden"),
         (http("413 Too Large", b"", "text/html"), TooLarge, "413"),
@@ -70,14 +70,14 @@ async def test_a_refusal_is_tried_again(refusal: bytes) -> None:
         (http("503 Busy", b"{}", "application/problem+json"), Unavailable, "503"),
         (http("301 Moved", b"", headers=("location: https://elsewhere/",)), ProtocolError, "(to https://elsewhere/)"),
         (http("799 What", b"", "text/html"), ProtocolError, "799"),
-        (http(body=b"<p>", media_type="text/html"), ProtocolError, "200 OK, not as this service does"),
-        (http(body=b"[]"), ProtocolError, "something else than this service does"),
-        (http(body=b"\xff"), ProtocolError, "something else than this service does"),
-        (http(body={"model": "m", "results": []}), ProtocolError, "0 results for one image"),
-        (http(body={"model": "m", "results": [{"image": {}}]}), ProtocolError, "something else than this service does"),
-        (http(headers=("content-encoding: gzip",)), ProtocolError, "something else than this service does"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", ConnectionFailed, "broke off before its answer"),
-        (None, ConnectionFailed, "broke off before its answer"),
+        (http(body=b"<p>", media_type="text/html"), ProtocolError, "200 OK, which is not a reply of this service"),
+        (http(body=b"[]"), ProtocolError, "is not one of this service"),
+        (http(body=b"\xff"), ProtocolError, "is not one of this service"),
+        (http(body={"model": "m", "results": []}), ProtocolError, "0 results, expected 1"),
+        (http(body={"model": "m", "results": [{"image": {}}]}), ProtocolError, "is not one of this service"),
+        (http(headers=("content-encoding: gzip",)), ProtocolError, "is not one of this service"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", ConnectionFailed, "broke before the reply"),
+        (None, ConnectionFailed, "broke before the reply"),
     ],
 )
 async def test_every_other_answer_is_an_error_in_words(
@@ -154,7 +154,7 @@ async def test_later_attempts_have_less_time() -> None:
 async def test_a_silent_server_is_given_up_at_the_deadline() -> None:
     """It is not asked again: there is no time left."""
     async with scripted_http(b"") as server, AsyncClient(server.url, timeout_s=0.1) as client:
-        with pytest.raises(DeadlineExceeded, match=r"no answer from http://127.0.0.1:\d+ within 0.1 s"):
+        with pytest.raises(DeadlineExceeded, match=r"no reply from http://127.0.0.1:\d+ within 0.1 s"):
             await client.classify(b"picture")
     assert server.asked == 1
 
@@ -176,7 +176,7 @@ async def test_nobody_there_is_told_in_words() -> None:
         with pytest.raises(ConnectionFailed) as caught:
             await client.classify(b"picture")
         assert await client.ready() is False
-    assert f"no connection to http://{address}: " in caught.value.detail
+    assert f"cannot connect to http://{address}: " in caught.value.detail
     assert "secret" not in caught.value.detail
 
 
