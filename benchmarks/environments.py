@@ -34,17 +34,17 @@ def python_of(name: str, folder: Path) -> Path:
     if not requirements.exists():
         return Path(sys.executable)
     home = folder / "envs" / name
-    python, stamp = home / "bin" / "python", home / "installed"
+    python, file_version = home / "bin" / "python", home / "installed"
     interpreter = _interpreter(name)
     wanted = "\n".join([requirements.read_text(encoding="utf-8"), sys.prefix, interpreter])
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+    if file_version.exists() and file_version.read_text(encoding="utf-8") == wanted:
         return python
     print(f"installing {name} ...", flush=True)
     _run(name, interpreter, "-m", "venv", "--without-pip", "--clear", str(home))
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
     (packages / "behind.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     _run(name, str(python), "-m", "pip", "install", "--quiet", "--no-warn-script-location", "-r", str(requirements))
-    stamp.write_text(wanted, encoding="utf-8")
+    file_version.write_text(wanted, encoding="utf-8")
     return python
 
 

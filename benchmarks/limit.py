@@ -28,7 +28,7 @@ from model.bundle import Bundle, find_bundle, read_bundle
 from model.precision import Precision
 from model.predictor import Predictor
 from model.types import Batch, ModelInput, QueryParams
-from service.memory import keep_freed_memory
+from service.process import keep_freed_memory
 from service.settings import usable_cores
 
 BATCHES = {Kind.EAGER: (1, 2, 4), Kind.FP32: (1, 2, 4, 8, 16), Kind.FASTEST: (1, 2, 4, 8, 16, 32)}

@@ -89,8 +89,8 @@ def make_material(folder: Path, given: Path | None) -> Material:
         SystemExit: there is no picture in `given`.
     """
     origin = f"{given.resolve() if given else 'made'}, torch {torch.__version__}"
-    material, stamp = Material(folder), folder / "origin"
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == origin:
+    material, file_version = Material(folder), folder / "origin"
+    if file_version.exists() and file_version.read_text(encoding="utf-8") == origin:
         return material
     pictures = list(_given(given) if given else _made())
     if not pictures:
@@ -118,7 +118,7 @@ def make_material(folder: Path, given: Path | None) -> Material:
     bundle = write_bundle(material.models_dir, draft, network, reference_answer)
     (folder / "mode").write_text(_fastest_precision(bundle), encoding="ascii")
     (folder / "answers.json").write_bytes(msgspec.json.encode(classes))
-    stamp.write_text(origin, encoding="utf-8")
+    file_version.write_text(origin, encoding="utf-8")
     return material
 
 

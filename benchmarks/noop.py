@@ -23,17 +23,17 @@ from model.bundle import Bundle
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.spec import Preprocessing
 from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
-from service.frontend.engine import Engine
-from service.frontend.gate import open_gate
-from service.frontend.prepare import Timed, Workshop
-from service.frontend.rest.app import create_app
-from service.frontend.rest.server import serve
-from service.metrics import MULTIPROC_DIR, FrontEndMetrics, WorkerMetrics
+from service.frontend.core.auth import open_auth
+from service.frontend.core.engine import Engine
+from service.frontend.core.executor import PreparePool, Timed
+from service.frontend.http.server import serve
+from service.frontend.http_main import create_app
+from service.observability.exposition import exposition, registry_of_all
+from service.observability.metrics import MULTIPROC_DIR, FrontEndMetrics, WorkerMetrics
 from service.process import LIFELINE_FD, LISTEN_FD, ROLE, inherited_socket, open_listener, run_process
-from service.scrape import exposition, registry_of_all
 from service.settings import Settings, usable_cores
-from service.wire.door import Door
 from service.wire.pool import WorkerPool
+from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_answer, fake_bundle
 
@@ -58,7 +58,7 @@ class NoRunner(FakeRunner):
         return (self.answer,) * len(batch)
 
 
-class NoDecoding(Workshop):
+class NoDecoding(PreparePool):
     """Takes the body for the decoded picture."""
 
     async def prepare(self, image: bytes | Image, spec: Preprocessing, deadline_s: float) -> Timed[ModelInput]:  # noqa: ARG002
@@ -80,7 +80,7 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
     workshop = NoDecoding(usable_cores(), settings.decode_limits)
     heartbeat_s, timeout_s = settings.heartbeat_interval_ms / 1000, settings.worker_timeout_ms / 1000
     workers = WorkerPool(settings.worker_address, heartbeat_s=heartbeat_s, timeout_s=timeout_s, listener=metrics)
-    async with open_gate(settings, metrics) as gate, workers:
+    async with open_auth(settings, metrics) as gate, workers:
         engine = Engine(workers, workshop, settings, metrics)
         registry = registry_of_all(CollectorRegistry())
         app = create_app(engine, gate, settings, metrics, lambda: exposition(registry))
@@ -92,7 +92,7 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
 async def _worker(settings: Settings, stop: asyncio.Event) -> int:
     bundle: Bundle = fake_bundle(Task.CLASSIFY)
     metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: bundle.config.task.value})
-    async with Door(settings.worker_address[0]) as door:
+    async with WorkerEndpoint(settings.worker_address[0]) as door:
         await Worker([bundle], lambda _: NoRunner(), settings, metrics).run(door, stop)
     return 0
 

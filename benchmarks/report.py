@@ -15,7 +15,7 @@ from benchmarks.network import Kind
 from benchmarks.peers.classifier import NOOP
 from benchmarks.results import Run, Visit, read_run
 from benchmarks.servers import EMBEDDED_MODELS, LARGE, LARGE_MODELS, OURS, REPOSITORY, Who
-from service.frontend.exchange import STAGES
+from service.frontend.core.request_log import STAGES
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 

@@ -14,7 +14,7 @@ CONTRACTS = {
     "client": (HERE / "convmlp" / "v1" / "vision.proto", str(HERE), ROOT / "client"),
     "service": (
         HERE / "open_inference" / "grpc_predict_v2.proto",
-        f"service/frontend/oip/generated={HERE / 'open_inference'}",
+        f"service/frontend/api/oip/generated={HERE / 'open_inference'}",
         ROOT,
     ),
 }

@@ -52,10 +52,10 @@ from model.types import (
     Task,
     UInt8Array,
 )
-from service.metrics import WorkerMetrics
+from service.observability.metrics import WorkerMetrics
+from service.observability.tracing import NO_TRACING, Tracing
 from service.settings import Settings
-from service.spans import NO_TRACING, Tracing
-from service.wire.door import Door
+from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.worker import Worker
 
@@ -202,7 +202,7 @@ class FakeRunner:
         self.slots.update({bundle.config.name: bundle for bundle in self.bundles})
 
     @property
-    def widest(self) -> int:
+    def max_lanes_per_batch(self) -> int:
         return self.lanes
 
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
@@ -296,7 +296,7 @@ async def fake_worker(
         settings = settings.with_changes(models_dir=store)
         bundles = [store_bundle(store, bundle) for bundle in (*map(fake_bundle, tasks), *more)]
         metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
-        async with Door(address or f"ipc://{folder}/worker") as door:
+        async with WorkerEndpoint(address or f"ipc://{folder}/worker") as door:
             worker = Worker(bundles, lambda _: runner, settings, metrics, tracing)
             serving = asyncio.create_task(worker.run(door, stop))
             try:

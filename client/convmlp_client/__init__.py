@@ -30,12 +30,21 @@ from convmlp_client.errors import (
     UnsupportedFormat,
 )
 from convmlp_client.images import ImageInput
+from convmlp_client.many import Outcome
 from convmlp_client.masks import Mask
-from convmlp_client.models import Model
-from convmlp_client.questions import MaskFormat
-from convmlp_client.results import Classification, Detection, Detections, Label, Meta, Segment, Segmentation, Task
+from convmlp_client.parameters import MaskFormat
+from convmlp_client.results import (
+    Classification,
+    Detection,
+    Detections,
+    Label,
+    Meta,
+    Model,
+    Segment,
+    Segmentation,
+    Task,
+)
 from convmlp_client.retry import Retries
-from convmlp_client.stream import Outcome
 
 __all__ = [
     "AsyncClient",

@@ -7,15 +7,20 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
-from convmlp_client import questions
-from convmlp_client.core import USER_AGENT, make_core
 from convmlp_client.images import ImageInput
-from convmlp_client.models import Model
-from convmlp_client.progress import progress_bar
-from convmlp_client.questions import ClassifyParameters, DetectParameters, Question, SegmentParameters
-from convmlp_client.results import Classification, Detections, Result, Segmentation
+from convmlp_client.many import Flow, Outcome, each_awaited, progress_bar
+from convmlp_client.parameters import (
+    ClassifyParameters,
+    DetectParameters,
+    Question,
+    SegmentParameters,
+    classify_params,
+    detect_params,
+    segment_params,
+)
+from convmlp_client.requester import USER_AGENT, make_core
+from convmlp_client.results import Classification, Detections, Model, Result, Segmentation
 from convmlp_client.retry import Retries
-from convmlp_client.stream import Flow, Outcome, each_awaited
 from convmlp_client.transport import Compression, StrPath
 
 I = TypeVar("I", bound=ImageInput)  # noqa: E741
@@ -74,19 +79,19 @@ class AsyncClient:
             ClientError: the service's error, or no answer came; see `convmlp_client.errors`.
             TypeError, ValueError, OSError: the image cannot be read; as `convmlp_client.images.encoded_image`.
         """
-        return await self._core.predict(questions.classify(parameters), image, timeout_s)
+        return await self._core.predict(classify_params(parameters), image, timeout_s)
 
     async def detect(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[DetectParameters]
     ) -> Detections:
         """The objects in a picture."""
-        return await self._core.predict(questions.detect(parameters), image, timeout_s)
+        return await self._core.predict(detect_params(parameters), image, timeout_s)
 
     async def segment(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[SegmentParameters]
     ) -> Segmentation:
         """A class for each pixel of a picture."""
-        return await self._core.predict(questions.segment(parameters), image, timeout_s)
+        return await self._core.predict(segment_params(parameters), image, timeout_s)
 
     def classify_many(
         self,
@@ -112,7 +117,7 @@ class AsyncClient:
             Exception: what `images` raises, after the outcomes before it.
         """
         flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(questions.classify(parameters), images, flow)
+        return self._many(classify_params(parameters), images, flow)
 
     def detect_many(
         self,
@@ -127,7 +132,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Outcome[I, Detections], None]:
         """The objects in each of many pictures."""
         flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(questions.detect(parameters), images, flow)
+        return self._many(detect_params(parameters), images, flow)
 
     def segment_many(
         self,
@@ -142,7 +147,7 @@ class AsyncClient:
     ) -> AsyncGenerator[Outcome[I, Segmentation], None]:
         """A class for each pixel of each of many pictures."""
         flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(questions.segment(parameters), images, flow)
+        return self._many(segment_params(parameters), images, flow)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """The models that are served. Raises ClientError."""

@@ -8,16 +8,21 @@ from contextlib import closing, suppress
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
-from convmlp_client import questions
-from convmlp_client.core import USER_AGENT, make_core
 from convmlp_client.images import ImageInput
 from convmlp_client.loop_thread import LoopThread
-from convmlp_client.models import Model
-from convmlp_client.progress import progress_bar
-from convmlp_client.questions import ClassifyParameters, DetectParameters, Question, SegmentParameters
-from convmlp_client.results import Classification, Detections, Result, Segmentation
+from convmlp_client.many import Flow, Outcome, each_waited, progress_bar
+from convmlp_client.parameters import (
+    ClassifyParameters,
+    DetectParameters,
+    Question,
+    SegmentParameters,
+    classify_params,
+    detect_params,
+    segment_params,
+)
+from convmlp_client.requester import USER_AGENT, make_core
+from convmlp_client.results import Classification, Detections, Model, Result, Segmentation
 from convmlp_client.retry import Retries
-from convmlp_client.stream import Flow, Outcome, each_waited
 from convmlp_client.transport import Compression, StrPath
 
 I = TypeVar("I", bound=ImageInput)  # noqa: E741
@@ -62,19 +67,19 @@ class Client:
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[ClassifyParameters]
     ) -> Classification:
         """What a picture shows."""
-        return self._thread.call(self._core.predict, questions.classify(parameters), image, timeout_s)
+        return self._thread.call(self._core.predict, classify_params(parameters), image, timeout_s)
 
     def detect(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[DetectParameters]
     ) -> Detections:
         """The objects in a picture."""
-        return self._thread.call(self._core.predict, questions.detect(parameters), image, timeout_s)
+        return self._thread.call(self._core.predict, detect_params(parameters), image, timeout_s)
 
     def segment(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[SegmentParameters]
     ) -> Segmentation:
         """A class for each pixel of a picture."""
-        return self._thread.call(self._core.predict, questions.segment(parameters), image, timeout_s)
+        return self._thread.call(self._core.predict, segment_params(parameters), image, timeout_s)
 
     def classify_many(
         self,
@@ -93,7 +98,7 @@ class Client:
         no outcome is given either.
         """
         flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(questions.classify(parameters), images, flow)
+        return self._many(classify_params(parameters), images, flow)
 
     def detect_many(
         self,
@@ -108,7 +113,7 @@ class Client:
     ) -> Generator[Outcome[I, Detections], None, None]:
         """The objects in each of many pictures."""
         flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(questions.detect(parameters), images, flow)
+        return self._many(detect_params(parameters), images, flow)
 
     def segment_many(
         self,
@@ -123,7 +128,7 @@ class Client:
     ) -> Generator[Outcome[I, Segmentation], None, None]:
         """A class for each pixel of each of many pictures."""
         flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(questions.segment(parameters), images, flow)
+        return self._many(segment_params(parameters), images, flow)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """The models that are served."""

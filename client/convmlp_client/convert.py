@@ -1,8 +1,6 @@
-"""What REST and gRPC answer → results. Fields that this version does not know are passed over."""
+"""What REST answers → results. Fields that this version does not know are passed over."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,9 +17,6 @@ from convmlp_client.results import (
     Segmentation,
     Task,
 )
-
-if TYPE_CHECKING:
-    from convmlp.v1 import vision_pb2
 
 
 class _RLE(msgspec.Struct):
@@ -88,29 +83,6 @@ def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
             return Segmentation(parts.image, tuple(segments), meta)
 
 
-def classification_from_message(message: vision_pb2.ClassifyResponse, meta: Meta) -> Classification:
-    """A gRPC answer's labels."""
-    labels = (Label(row.label, row.index, _score(row.score)) for row in message.labels)
-    return Classification(_size(message.image), tuple(labels), meta)
-
-
-def detections_from_message(message: vision_pb2.DetectResponse, meta: Meta) -> Detections:
-    """A gRPC answer's detections."""
-    size = _size(message.image)
-    detections = (
-        Detection(row.label, row.index, _score(row.score), _box(row.box), _mask_from_message(row.mask, size))
-        for row in message.detections
-    )
-    return Detections(size, tuple(detections), meta)
-
-
-def segmentation_from_message(message: vision_pb2.SegmentResponse, meta: Meta) -> Segmentation:
-    """A gRPC answer's segments."""
-    size = _size(message.image)
-    segments = (Segment(row.label, row.index, row.area, _mask_from_message(row.mask, size)) for row in message.segments)
-    return Segmentation(size, tuple(segments), meta)
-
-
 def _mask_from_json(mask: _MaskJSON, size: ImageSize) -> Mask | None:
     match mask:
         case None:
@@ -123,32 +95,3 @@ def _mask_from_json(mask: _MaskJSON, size: ImageSize) -> Mask | None:
             return Mask(size, mask)
         case _:
             return Mask(size, tuple(tuple(polygon) for polygon in mask))
-
-
-def _mask_from_message(mask: vision_pb2.Mask, size: ImageSize) -> Mask | None:
-    match mask.WhichOneof("encoding"):
-        case "rle":
-            # Latin-1 takes any byte: what is not COCO's text is told when the mask is decoded.
-            return Mask(size, mask.rle.decode("latin-1"))
-        case "png":
-            return Mask(size, mask.png)
-        case "polygons":
-            return Mask(size, tuple(tuple(polygon.coordinates) for polygon in mask.polygons.polygons))
-        case _:
-            return None
-
-
-def _size(size: vision_pb2.ImageSize) -> ImageSize:
-    return ImageSize(size.width, size.height)
-
-
-# REST writes scores with six significant digits and coordinates with two decimals; gRPC sends them as float32, whose
-# further digits say nothing. So both transports give equal results.
-
-
-def _score(score: float) -> float:
-    return float(f"{score:.6g}")
-
-
-def _box(box: vision_pb2.Box) -> Box:
-    return Box(*(round(side, 2) for side in (box.xmin, box.ymin, box.xmax, box.ymax)))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-import PIL.Image
 
 from convmlp_client.geometry import BoolArray, ImageSize, Region
-from convmlp_client.polygons import fill_polygons
-from convmlp_client.rle import decode_rle, encode_rle, rle_area
+from convmlp_client.mask_codecs import decode_png, decode_rle, encode_rle, fill_polygons, rle_area
 
 Polygons = tuple[tuple[float, ...], ...]
 
@@ -59,7 +56,7 @@ class Mask:
             case str():
                 return decode_rle(self.data, self.size)
             case bytes():
-                return Region(0, 0, _read_png(self.data, self.size))
+                return Region(0, 0, decode_png(self.data, self.size))
             case _:
                 return fill_polygons(self.data, self.size)
 
@@ -95,13 +92,3 @@ def needed(mask: Mask | None) -> Mask:
     if mask is None:
         raise ValueError("the answer has no masks; ask for them, with any mask format but none")
     return mask
-
-
-def _read_png(data: bytes, size: ImageSize) -> BoolArray:
-    try:
-        with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as png:
-            if png.size != (size.width, size.height):  # looked at before any pixel is decoded
-                raise ValueError(f"the mask is {png.width} x {png.height}, its picture {size.width} x {size.height}")
-            return np.asarray(png.convert("L")) > 127
-    except (OSError, SyntaxError) as error:
-        raise ValueError("the mask is no whole PNG") from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, coco_detections, coco_segments
+from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, category_id
 from convmlp_client.drawing import LabelMap, draw_detections, draw_labels, draw_segments
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.images import ImageInput, opened_image
@@ -134,7 +134,19 @@ class Detections:
         Raises:
             ValueError: `category_ids` has no id for a class, or a mask is malformed.
         """
-        return coco_detections(self.detections, image_id, category_ids)
+        rows: list[CocoDetection] = []
+        for one in self.detections:
+            box = one.box
+            row: CocoDetection = {
+                "image_id": image_id,
+                "category_id": category_id(one.index, category_ids),
+                "bbox": [box.xmin, box.ymin, box.xmax - box.xmin, box.ymax - box.ymin],
+                "score": one.score,
+            }
+            if one.mask is not None:
+                row["segmentation"] = one.mask.rle()
+            rows.append(row)
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """As the REST API writes it among `results`."""
@@ -186,7 +198,15 @@ class Segmentation:
         Raises:
             ValueError: `category_ids` has no id for a class, the answer has no masks, or one is malformed.
         """
-        return coco_segments(self.segments, image_id, category_ids)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_id(one.index, category_ids),
+                "segmentation": needed(one.mask).rle(),
+                "area": one.area,
+            }
+            for one in self.segments
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """As the REST API writes it among `results`."""
@@ -222,3 +242,20 @@ def _canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:
             "draw on the picture that was asked about, and scale it afterwards"
         )
     return picture
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model. `default`: it answers where a request of its task names none. `labels` by class index.
+
+    `ready`: it has just proven itself on a reference picture. `precision` is what the network computes in.
+    """
+
+    name: str
+    task: Task
+    default: bool
+    ready: bool
+    device: str
+    precision: str
+    labels: tuple[str, ...]
+    weights_sha256: str

@@ -234,3 +234,8 @@ def _corners(outline: IntArray) -> list[int]:
     new = (outline != np.roll(outline, 1, axis=0)).any(axis=1)
     corners: list[int] = outline[new].ravel().tolist()
     return corners
+
+
+def rounded_score(score: float) -> float:
+    """A score with six significant digits, as JSON carries it."""
+    return float(f"{score:.6g}")

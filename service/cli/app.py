@@ -23,7 +23,7 @@ PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_n
 @app.command(context_settings=PART)
 def serve(context: typer.Context) -> None:
     """Everything on this machine: workers and front-ends, supervised. `--help` lists all settings."""
-    from service.supervisor import run_supervisor
+    from service.supervision.supervisor import run_supervisor
 
     sys.exit(run_supervisor(_settings(context)))
 
@@ -46,7 +46,7 @@ def worker(context: typer.Context) -> None:
 @app.command(context_settings=PART)
 def rest(context: typer.Context) -> None:
     """A REST front-end alone: has its work done at `--worker-address`."""
-    from service.frontend.rest.main import run_rest
+    from service.frontend.http_main import run_rest
 
     sys.exit(run_rest(_settings(context, needs_worker_address=True)))
 
@@ -56,7 +56,7 @@ def grpc(context: typer.Context) -> None:
     """A gRPC front-end alone: has its work done at `--worker-address`."""
     # gRPC's library has a log of its own format, with a line for each handshake that fails; it asks when imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from service.frontend.rpc.main import run_grpc
+    from service.frontend.grpc_main import run_grpc
 
     sys.exit(run_grpc(_settings(context, needs_worker_address=True)))
 

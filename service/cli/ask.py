@@ -26,9 +26,9 @@ from service.cli.pictures import FORMATS, MAX_READ_BYTES, Picture
 from service.cli.progress import told_progress
 from service.cli.words import complain, plain
 from service.errors import BadParameter, Forbidden, ModelNotFound, Unauthenticated, Unavailable
-from service.frontend.render import PictureFormat, encode_picture, scaled_down
-from service.frontend.rest.errors import problem_of
-from service.frontend.rest.schemas import Answer, encode_error
+from service.frontend.api.rest.schemas import Answer, encode_error
+from service.frontend.core.overlay import PictureFormat, encode_picture, scaled_down
+from service.frontend.http.problems import problem_of
 
 HOPELESS = (NoAnswer, Unavailable, ModelNotFound, BadParameter, Unauthenticated, Forbidden, BundleInvalid)
 """Errors that every other picture would meet as well."""

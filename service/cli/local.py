@@ -14,8 +14,8 @@ from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.answerer import NoAnswer
 from service.errors import BadParameter, ModelNotFound, Overloaded
-from service.frontend.rest.query import Query
-from service.frontend.rest.schemas import encode_result
+from service.frontend.api.rest.query import Query
+from service.frontend.api.rest.schemas import encode_result
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 from service.worker.torch_runner import TorchRunner

@@ -11,7 +11,7 @@ import typer
 
 from model.errors import ImageTooLarge, ImageUndecodable
 from service.cli.words import plain
-from service.frontend.render import PictureFormat
+from service.frontend.core.overlay import PictureFormat
 
 MAX_READ_BYTES = 256 * 2**20
 """More than any service takes: the bound is for what has no end, such as a pipe."""

@@ -171,7 +171,7 @@ def _predict(
 
 def _answerer(task: Task, given: Mapping[str, str | float], where: Where) -> Answerer:
     from service.cli.remote import Remote
-    from service.frontend.rest.query import read_query
+    from service.frontend.api.rest.query import read_query
 
     query_string = urlencode({name: _text(value) for name, value in given.items()}, errors="replace")
     try:

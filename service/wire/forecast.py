@@ -1,6 +1,6 @@
 """When a worker would have answered another request, by what a front-end knows of it.
 
-A worker tells with each answer how long one more like it would take, were it to come then (`Outlook`). From there on
+A worker tells with each answer how long one more like it would take, were it to come then (`WaitEstimate`). From then
 time passes, and what this front-end sends or prepares itself is added; of what others send it hears with the next
 answer. It is enough to refuse at once most of what the worker would refuse anyway, before a picture is decoded for it:
 the worker has the last word on all else.
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.wire.messages import Outlook
+from service.wire.messages import WaitEstimate
 
 MAX_KINDS = 256
 
@@ -60,7 +60,7 @@ class Kind:
         """The worker is through with one, or lost it."""
         self.in_hand -= 1
 
-    def learn(self, outlook: Outlook) -> None:
+    def learn(self, outlook: WaitEstimate) -> None:
         """What the worker told with an answer."""
         self._image_s = outlook.image_s
         self._answered_s = self._clock() + outlook.answered_s + self._preparing * outlook.image_s

@@ -12,10 +12,10 @@ from typing import Protocol
 from model.types import ModelInput, QueryParams
 from service.errors import RetryLater, Unavailable, too_late
 from service.types import ModelStatus, Readiness, StoredModel
-from service.wire.channel import WorkerAnswer, WorkerChannel
-from service.wire.everywhere import list_everywhere, load_everywhere, unload_everywhere
+from service.wire.broadcast import broadcast_list, broadcast_load, broadcast_unload
 from service.wire.forecast import Kind
-from service.wire.merge import merge_models, merge_readiness
+from service.wire.worker_client import WorkerAnswer, WorkerClient
+from service.wire.worker_view import merge_models, merge_readiness
 
 
 class Listener(Protocol):
@@ -36,12 +36,12 @@ class WorkerPool:
 
     def __init__(self, addresses: Sequence[str], heartbeat_s: float, timeout_s: float, listener: Listener) -> None:
         self._channels = tuple(
-            WorkerChannel(one, heartbeat_s, timeout_s, self._changed, listener.worker_replaced) for one in addresses
+            WorkerClient(one, heartbeat_s, timeout_s, self._changed, listener.worker_replaced) for one in addresses
         )
         self._listener = listener
         self._change = asyncio.Event()
         self._models: tuple[ModelStatus, ...] | None = None
-        self._able: dict[str, tuple[WorkerChannel, ...]] = {}
+        self._able: dict[str, tuple[WorkerClient, ...]] = {}
         self._open = contextlib.AsyncExitStack()
         self._closing = False
 
@@ -110,7 +110,7 @@ class WorkerPool:
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
         """What the workers have on disk or serve. Raises as `load`."""
-        return await list_everywhere(self._channels, deadline_s)
+        return await broadcast_list(self._channels, deadline_s)
 
     async def load(self, model: str, deadline_s: float) -> None:
         """Have a model served by every worker; `models` knows it when this returns.
@@ -122,11 +122,11 @@ class WorkerPool:
             Unavailable: a worker is not there, or was lost meanwhile.
             ModelNotFound, Forbidden, Overloaded, Internal: what a worker answered.
         """
-        await load_everywhere(self._channels, model, deadline_s)
+        await broadcast_load(self._channels, model, deadline_s)
 
     async def unload(self, model: str, deadline_s: float) -> None:
         """Have a model served by no worker any more; what has begun is done to its end. Raises as `load`."""
-        await unload_everywhere(self._channels, model, deadline_s)
+        await broadcast_unload(self._channels, model, deadline_s)
 
     async def introduced(self) -> None:
         """Wait until every worker has said for the first time how it is."""
@@ -157,7 +157,7 @@ class WorkerPool:
         self._change.set()
         self._change = asyncio.Event()
 
-    def _able_to(self, version: str) -> tuple[WorkerChannel, ...]:
+    def _able_to(self, version: str) -> tuple[WorkerClient, ...]:
         """Those that are ready to answer for a version; kept until something changes."""
         able = self._able.get(version)
         if able is None:
@@ -166,7 +166,7 @@ class WorkerPool:
         return able
 
 
-def _least_busy(channels: Sequence[WorkerChannel]) -> WorkerChannel:
+def _least_busy(channels: Sequence[WorkerClient]) -> WorkerClient:
     """The one with the least outstanding work.
 
     What this front-end has in hand counts first: it is known to the moment, and a busy worker, whoever keeps it busy,

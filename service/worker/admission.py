@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 
 from model.errors import ConvMLPError
 from service.errors import DeadlineExceeded, Overloaded, too_late
-from service.wire.messages import Outlook
-from service.worker.batching import share
-from service.worker.pace import Pace
+from service.wire.messages import WaitEstimate
+from service.worker.batching import BatchSizeLimits, share
+from service.worker.estimates import LatencyEstimator
 from service.worker.queue import Done, Job, JobQueue, Shape
-from service.worker.sizes import BatchSizes
 
 MARGIN = 1.2
 """What waits may take so much longer than expected; a promise that is just about kept is often broken."""
@@ -26,8 +25,8 @@ class Admission:
     def __init__(
         self,
         queue: JobQueue,
-        pace: Pace,
-        sizes: BatchSizes,
+        pace: LatencyEstimator,
+        sizes: BatchSizeLimits,
         lanes: int,
         running_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
@@ -70,11 +69,11 @@ class Admission:
                 queue.remove(job.key)
                 yield job, Done(late, now_s - job.enqueued_s, 0.0)
 
-    def outlook(self, shape: Shape, budget_s: float) -> Outlook:
+    def outlook(self, shape: Shape, budget_s: float) -> WaitEstimate:
         """What one more job of a shape, due in so many seconds, would find now."""
         seconds = self._pace.seconds(shape)
         answered_s = self._answered_s(shape, seconds, self._clock() + budget_s)
-        return Outlook(answered_s, MARGIN * seconds / self._lanes)
+        return WaitEstimate(answered_s, MARGIN * seconds / self._lanes)
 
     def _promise(self, job: Job, seconds: float, backlog_s: float) -> None:
         """See that a job would be answered before its deadline.

@@ -15,6 +15,8 @@ for company, and no lane is idle while something waits; what waits is spread ove
 
 While all lanes are busy the next batches grow by themselves. Only inputs of one shape share a batch: an answer must not
 depend on who shares it.
+
+How many images of a shape share a batch.
 """
 
 from __future__ import annotations
@@ -90,3 +92,37 @@ def as_batch(inputs: Sequence[ModelInput], params: Sequence[QueryParams]) -> Bat
     one that is alone."""
     pixels = inputs[0].pixels[np.newaxis] if len(inputs) == 1 else np.stack([one.pixels for one in inputs])
     return Batch(np.ascontiguousarray(pixels), tuple(one.geometry for one in inputs), tuple(params))
+
+
+MAX_CAPS = 256
+"""Shapes whose limit is remembered."""
+
+
+class BatchSizeLimits:
+    """The limits of any batch, and what was found out: which size is best, and which has room on the device."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self._best_pixels: dict[str, int] = {}
+        self._caps: dict[Shape, int] = {}
+
+    def most(self, shape: Shape) -> int:
+        """The most images of a shape in its next batch."""
+        most = self.limits.images(shape, self._best_pixels.get(shape.slot))
+        return min(most, self._caps.get(shape, most))
+
+    def set_best(self, shape: Shape, images: int) -> None:
+        """So many images of this shape are the best batch of a slot's model, and of another shape as many as have
+        about as many pixels."""
+        self._best_pixels[shape.slot] = images * shape.pixels
+
+    def cap(self, shape: Shape, images: int) -> None:
+        """There is no room for more images of a shape."""
+        if len(self._caps) >= MAX_CAPS:
+            self._caps.clear()  # learnt again where it still matters
+        self._caps[shape] = min(images, self._caps.get(shape, images))
+
+    def forget(self, slot: str) -> None:
+        """A slot is empty from now on."""
+        self._best_pixels.pop(slot, None)
+        self._caps = {shape: images for shape, images in self._caps.items() if shape.slot != slot}

@@ -1,4 +1,12 @@
-"""Between queue and device: jobs → Batch → Runner → replies."""
+"""What becomes of the jobs of a batch that failed.
+
+What a worker tells of batches and jobs, where a request's trace is recorded.
+
+A batch is a trace of its own, for it belongs to several requests: it is linked to them, and their time on the device
+is linked to it.
+
+Between queue and device: jobs → Batch → Runner → replies.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +17,97 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
+import structlog
+
+from model.errors import ConvMLPError
 from model.types import RawOutput
 from service.errors import Internal, Overloaded
-from service.metrics import WorkerMetrics
-from service.spans import NO_SPAN, NO_TRACING, Span, Tracing, within
-from service.wire.messages import Outlook
+from service.observability.metrics import WorkerMetrics
+from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, within
+from service.wire.messages import WaitEstimate
 from service.worker.admission import Admission
-from service.worker.batching import as_batch, share
-from service.worker.in_hand import InHand, Running
-from service.worker.lanes import Ended, Lanes
-from service.worker.occupancy import Occupancy
-from service.worker.pace import Pace
+from service.worker.batching import BatchSizeLimits, as_batch, share
+from service.worker.device_executor import DeviceExecutor, DeviceHeartbeat, Ended
+from service.worker.estimates import ArrivalUtilisation, LatencyEstimator, Running, RunningBatches
 from service.worker.queue import Done, Job, JobQueue, Shape
-from service.worker.retries import Retries
 from service.worker.runner import OutOfDeviceMemory, Runner
-from service.worker.sign_of_life import SignOfLife
-from service.worker.sizes import BatchSizes
-from service.worker.traces import OUT_OF_MEMORY, tell_batch, tell_job
+
+log = structlog.get_logger(__name__)
+
+
+class Retries:
+    """Parts of batches that failed, which run again before what waits in the queue. A job has its error only after it
+    ran by itself."""
+
+    def __init__(self, sizes: BatchSizeLimits) -> None:
+        self._sizes = sizes
+        self.parts: deque[tuple[Job, ...]] = deque()
+        self.alone: deque[tuple[Job, ...]] = deque()
+        """Each a job for which there was no memory beside others; all others wait for it."""
+
+    @property
+    def batches(self) -> tuple[tuple[Job, ...], ...]:
+        """All that wait."""
+        return (*self.alone, *self.parts)
+
+    def after(self, error: Exception, jobs: tuple[Job, ...], had_all_lanes: bool) -> ConvMLPError | None:
+        """Have the jobs of a batch run again, or say which error the only one of them is answered with."""
+        if isinstance(error, OutOfDeviceMemory):
+            return self._did_not_fit(jobs, had_all_lanes)
+        shape, ids = jobs[0].shape, [job.request_id for job in jobs]
+        log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
+        if len(jobs) == 1:
+            return Internal("the model could not answer this image; the worker's log says why")
+        self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
+        return None
+
+    def _did_not_fit(self, jobs: tuple[Job, ...], had_all_lanes: bool) -> ConvMLPError | None:
+        shape, half = jobs[0].shape, len(jobs) // 2
+        if half:
+            self._sizes.cap(shape, half)
+            log.warning("out of device memory", model=shape.model, images=len(jobs), next_limit=half)
+            self.parts.extend((jobs[:half], jobs[half:]))
+        elif had_all_lanes:
+            return Overloaded("the device has no memory left for this image; try again later or send a smaller one")
+        else:  # others may have had the memory
+            self.alone.append(jobs)
+        return None
+
+
+OUT_OF_MEMORY = "out-of-device-memory"
+
+
+def trace_batch(
+    tracing: Tracing, runner: Runner, jobs: Sequence[Job], started_s: float, ended_s: float, error: str
+) -> Span:
+    """The span of jobs that ran together; `error`: what became of them where they have no output."""
+    shape = jobs[0].shape
+    return tracing.batch_span(
+        "batch",
+        [job.span for job in jobs],
+        started_s,
+        ended_s,
+        {
+            "convmlp.model": shape.model,
+            "convmlp.batch.size": len(jobs),
+            "convmlp.input.height": shape.height,
+            "convmlp.input.width": shape.width,
+            "convmlp.device": runner.device,
+            "convmlp.precision": runner.precision(shape.slot),
+        },
+        error,
+    )
+
+
+def trace_job(job: Job, done: Done, batch: Span) -> None:
+    """The spans of a job's stages, in its request's trace; `batch`: the one that it ran in, if it ran."""
+    error = done.result.code if isinstance(done.result, ConvMLPError) else ""
+    taken_s = job.enqueued_s + done.queue_s
+    ran = done.infer_s > 0
+    job.span.record("queue", job.enqueued_s, taken_s, error="" if ran else error)
+    if ran:
+        job.span.record("infer", taken_s, taken_s + done.infer_s, error=error, link=batch)
+
 
 IDLE_S = 5.0
 """A device without work is asked for a sign of life this often."""
@@ -45,27 +127,27 @@ class Dispatcher:
         runner: Runner,
         device_thread: Executor,
         queue: JobQueue,
-        sizes: BatchSizes,
+        sizes: BatchSizeLimits,
         metrics: WorkerMetrics,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing = NO_TRACING,
         idle_s: float = IDLE_S,
     ) -> None:
         self._runner = runner
-        self._lanes = Lanes(runner.lanes, device_thread, clock)
+        self._lanes = DeviceExecutor(runner.lanes, device_thread, clock)
         self._queue = queue
         self._metrics = metrics
         self._clock = clock
         self._tracing = tracing
-        self._pace = Pace()
+        self._pace = LatencyEstimator()
         self._sizes = sizes
-        self._occupancy = Occupancy()
-        self._in_hand = InHand(clock)
+        self._occupancy = ArrivalUtilisation()
+        self._in_hand = RunningBatches(clock)
         self._admission = Admission(queue, self._pace, sizes, runner.lanes, self._in_hand.left_s, clock)
         self._retries = Retries(sizes)
         self._trials: deque[_Trial] = deque()
         self._left: asyncio.Event | None = None
-        self._alive = SignOfLife(runner, self._lanes, self._idle, clock, idle_s)
+        self._alive = DeviceHeartbeat(runner, self._lanes, self._idle, clock, idle_s)
         self._over: asyncio.Future[None] | None = None
         self._look_due = False
 
@@ -92,7 +174,7 @@ class Dispatcher:
         """Seconds until the device will be through with everything that runs and waits now."""
         return self._admission.backlog_s()
 
-    def outlook(self, shape: Shape, budget_s: float) -> Outlook:
+    def outlook(self, shape: Shape, budget_s: float) -> WaitEstimate:
         """What one more job that is due in so many seconds would find now."""
         return self._admission.outlook(shape, budget_s)
 
@@ -262,7 +344,7 @@ class Dispatcher:
 
     def _widest(self) -> int:
         """The most lanes that one batch should have now."""
-        return max(1, round(self._runner.widest * (1 - self._occupancy.lately)))
+        return max(1, round(self._runner.max_lanes_per_batch * (1 - self._occupancy.lately)))
 
     def _has(self, slot: str | None) -> bool:
         """Whether anything of a slot, or at all, waits or runs."""
@@ -288,10 +370,10 @@ class Dispatcher:
     def _reply(self, job: Job, done: Done, batch: Span = NO_SPAN) -> None:
         self._metrics.waited(job.shape.model, done.queue_s)
         if job.span.recording:
-            tell_job(job, done, batch)
+            trace_job(job, done, batch)
         job.reply(done)
 
     def _tell_batch(self, jobs: Sequence[Job], end: Ended[tuple[RawOutput, ...]], error: str = "") -> Span:
         if not any(job.span.recording for job in jobs):
             return NO_SPAN
-        return tell_batch(self._tracing, self._runner, jobs, end.started_s, end.ended_s, error)
+        return trace_batch(self._tracing, self._runner, jobs, end.started_s, end.ended_s, error)

@@ -10,15 +10,14 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.errors import BundleInvalid
-from service.metrics import WorkerMetrics
+from service.observability.exposition import registry_of_one
+from service.observability.metrics import WorkerMetrics
+from service.observability.tracing import Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
-from service.scrape import registry_of_one
 from service.settings import Settings
-from service.spans import Tracing
-from service.tracing import TracingUnavailable, open_tracing
-from service.wire.door import Door
+from service.wire.worker_endpoint import WorkerEndpoint
+from service.worker.model_registry import StateFile
 from service.worker.runner import DeviceLost, DeviceMissing
-from service.worker.served_file import ServedFile
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
 
@@ -35,7 +34,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
         (address,) = settings.worker_address
         with open_tracing(settings, "worker", follows=True) as tracing:
-            async with Door(address) as door:
+            async with WorkerEndpoint(address) as door:
                 await _serve_at(door, settings, stop, tracing)
     except* (BundleInvalid, DeviceMissing, TracingUnavailable) as errors:
         log.error("cannot serve", error=str(_first(errors)))
@@ -47,7 +46,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     return status
 
 
-async def _serve_at(door: Door, settings: Settings, stop: asyncio.Event, tracing: Tracing) -> None:
+async def _serve_at(door: WorkerEndpoint, settings: Settings, stop: asyncio.Event, tracing: Tracing) -> None:
     bundles = await asyncio.to_thread(_bundles, settings)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {one.config.name: one.config.task.value for one in bundles})
@@ -76,7 +75,7 @@ def _bundles(settings: Settings) -> list[Bundle]:
         BundleInvalid: a configured one cannot be read.
     """
     bundles = []
-    for name in ServedFile(settings.served_models_file, settings.models).read():
+    for name in StateFile(settings.served_models_file, settings.models).read():
         try:
             bundles.append(read_bundle(find_bundle(name, settings.models_dir)))
         except BundleInvalid as error:

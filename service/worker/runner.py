@@ -39,7 +39,7 @@ class Runner(Protocol):
         ...
 
     @property
-    def widest(self) -> int:
+    def max_lanes_per_batch(self) -> int:
         """The most lanes that make a single batch faster: all cores of a CPU; one stream of a GPU has all of it."""
         ...
 

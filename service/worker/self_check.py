@@ -11,8 +11,8 @@ from model.postprocess.results import postprocess
 from model.reference import REFERENCE_PARAMS, mismatch
 from service.errors import Overloaded
 from service.worker.dispatcher import Dispatcher
+from service.worker.model_registry import LoadedModel
 from service.worker.queue import Done, Job, Shape
-from service.worker.shelf import LoadedModel
 
 CHECK_TIMEOUT_S = 60.0
 
@@ -24,7 +24,7 @@ class SelfCheck:
         self._dispatcher = dispatcher
         self._numbers = itertools.count(1)
 
-    async def objection(self, model: LoadedModel) -> str | None:
+    async def unready_reason(self, model: LoadedModel) -> str | None:
         """Why the model is not fit to serve; None where it has proven itself.
 
         Raises:

@@ -53,7 +53,9 @@ class TorchRunner:
             )
         self.device = str(self._device)
         self._cores = settings.compute_threads or usable_cores()
-        self.lanes, self.widest = (self._cores, self._cores) if self._device.type == "cpu" else (CUDA_LANES, 1)
+        self.lanes, self.max_lanes_per_batch = (
+            (self._cores, self._cores) if self._device.type == "cpu" else (CUDA_LANES, 1)
+        )
         self._precision = None if settings.precision == "auto" else Precision(settings.precision)
         self._streams = threading.local()
         self._pulse = torch.zeros(1, device=self._device)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from model.reference import REFERENCE_PARAMS
+from service.worker.batching import BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
+from service.worker.model_registry import LoadedModel
 from service.worker.queue import Done, Job, Shape
 from service.worker.runner import OutOfDeviceMemory
-from service.worker.shelf import LoadedModel
-from service.worker.sizes import BatchSizes
 
 BUDGET_S = 1.0
 """For one model's curve."""
@@ -50,7 +50,7 @@ class Tuner:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        sizes: BatchSizes,
+        sizes: BatchSizeLimits,
         clock: Callable[[], float] = time.monotonic,
         budget_s: float = BUDGET_S,
     ) -> None:

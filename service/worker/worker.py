@@ -1,4 +1,7 @@
-"""The worker: one device, its models, and everyone who asks them."""
+"""The front-ends that hear of every change.
+
+The worker: one device, its models, and everyone who asks them.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,18 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import structlog
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
 from service.errors import Internal, Unavailable
-from service.metrics import WorkerMetrics
+from service.observability.metrics import WorkerMetrics
+from service.observability.tracing import NO_TRACING, TraceContext, Tracing
 from service.settings import Settings
-from service.spans import NO_TRACING, TraceContext, Tracing
-from service.wire.door import Door, Letter
-from service.wire.frames import input_from_frames
 from service.wire.messages import (
     Cancel,
     ControlRequest,
@@ -28,17 +30,58 @@ from service.wire.messages import (
     Phase,
     Predict,
     State,
+    input_from_frames,
 )
-from service.worker.audience import Audience
-from service.worker.batching import BatchLimits
-from service.worker.control_desk import ControlDesk
+from service.wire.worker_endpoint import Envelope, WorkerEndpoint
+from service.worker.batching import BatchLimits, BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
-from service.worker.keeper import Keeper
+from service.worker.model_control import ModelControl
+from service.worker.model_loader import ModelLoader
+from service.worker.model_registry import LoadedModel, ModelRegistry, new_model
 from service.worker.queue import Done, Job, JobQueue, Shape
 from service.worker.runner import Runner
-from service.worker.shelf import LoadedModel, Shelf, shelved
-from service.worker.sizes import BatchSizes
 from service.worker.tuning import Tuner
+
+MAX_FRONT_ENDS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _FrontEnd:
+    heard_s: float
+    knows: frozenset[str]
+
+
+class Subscribers:
+    """Front-ends that were heard of lately, by their address, and the versions whose configs each of them has."""
+
+    def __init__(self, forget_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._forget_after_s = forget_after_s
+        self._clock = clock
+        self._front_ends: dict[bytes, _FrontEnd] = {}
+
+    def heard(self, front_end: bytes, knows: Iterable[str]) -> None:
+        """A front-end said what it has."""
+        self._front_ends.pop(front_end, None)
+        self._front_ends[front_end] = _FrontEnd(self._clock(), frozenset(knows))
+        if len(self._front_ends) > MAX_FRONT_ENDS:
+            del self._front_ends[next(iter(self._front_ends))]  # the one that was silent for longest
+
+    def told(self, front_end: bytes, versions: Iterable[str]) -> None:
+        """A front-end was sent these."""
+        known = self._front_ends.get(front_end)
+        if known is not None:
+            self._front_ends[front_end] = _FrontEnd(known.heard_s, known.knows.union(versions))
+
+    def knows(self, front_end: bytes) -> frozenset[str]:
+        known = self._front_ends.get(front_end)
+        return known.knows if known is not None else frozenset()
+
+    def present(self) -> tuple[bytes, ...]:
+        """Who is there still."""
+        oldest_s = self._clock() - self._forget_after_s
+        self._front_ends = {key: one for key, one in self._front_ends.items() if one.heard_s >= oldest_s}
+        return tuple(self._front_ends)
+
 
 STARTING_RETRY_S = 2.0
 FIRST_RECHECK_S = 0.5
@@ -62,7 +105,7 @@ class Worker:
         metrics: WorkerMetrics,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        self._shelf = Shelf(map(shelved, bundles))
+        self._shelf = ModelRegistry(map(new_model, bundles))
         self._make_runner = make_runner
         self._settings = settings
         self._metrics = metrics
@@ -71,13 +114,13 @@ class Worker:
         self._begun_s = time.monotonic()
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
-        self._audience = Audience(settings.worker_timeout_ms / 1000)
+        self._audience = Subscribers(settings.worker_timeout_ms / 1000)
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._runner: Runner | None = None
         self._dispatcher: Dispatcher | None = None
-        self._control: ControlDesk | None = None
+        self._control: ModelControl | None = None
 
-    async def run(self, door: Door, stop: asyncio.Event) -> None:
+    async def run(self, door: WorkerEndpoint, stop: asyncio.Event) -> None:
         """Serve until `stop`, then finish what is in hand.
 
         Raises:
@@ -89,9 +132,9 @@ class Worker:
             receiving = parts.create_task(self._receive(), name="receive")
             loop = asyncio.get_running_loop()
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
-            sizes = BatchSizes(BatchLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6))
+            sizes = BatchSizeLimits(BatchLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6))
             self._dispatcher = self._make_dispatcher(self._runner, sizes)
-            keeper = Keeper(
+            keeper = ModelLoader(
                 self._shelf,
                 self._runner,
                 self._device_thread,
@@ -102,7 +145,7 @@ class Worker:
                 self._announce,
             )
             await keeper.start()
-            self._control = ControlDesk(door, keeper, allowed=self._settings.model_control, spawn=parts.create_task)
+            self._control = ModelControl(door, keeper, allowed=self._settings.model_control, spawn=parts.create_task)
             serving = [
                 receiving,
                 parts.create_task(self._dispatcher.run(), name="dispatch"),
@@ -120,7 +163,7 @@ class Worker:
         self._dispatcher.close()
         self._device_thread.shutdown(wait=False)
 
-    def _make_dispatcher(self, runner: Runner, sizes: BatchSizes) -> Dispatcher:
+    def _make_dispatcher(self, runner: Runner, sizes: BatchSizeLimits) -> Dispatcher:
         settings = self._settings
         self._metrics.queue_limits(settings.max_queue_images, settings.max_queue_mpx * 10**6)
         return Dispatcher(
@@ -150,7 +193,7 @@ class Worker:
                 case request:
                     self._control_models(letter.sender, request)
 
-    def _take_in(self, letter: Letter, message: Predict) -> None:
+    def _take_in(self, letter: Envelope, message: Predict) -> None:
         now_s = time.monotonic()
         try:
             model, dispatcher = self._model_for(message)
@@ -191,8 +234,8 @@ class Worker:
         model = self._shelf.find(message.model, message.version)
         if self._phase is Phase.STARTING or self._dispatcher is None:
             raise Unavailable(self._reason, STARTING_RETRY_S)
-        if model.objection is not None:
-            raise Unavailable(f"model {model.name!r} is not ready: {model.objection}", STARTING_RETRY_S)
+        if model.unready_reason is not None:
+            raise Unavailable(f"model {model.name!r} is not ready: {model.unready_reason}", STARTING_RETRY_S)
         return model, self._dispatcher
 
     def _control_models(self, sender: bytes, request: ControlRequest) -> None:
@@ -220,7 +263,7 @@ class Worker:
             reason=self._reason,
             retry_after_s=backlog_s if self._phase is Phase.READY else STARTING_RETRY_S,
             models=tuple(
-                ModelState(one.name, one.version, one.objection is None, device, one.precision) for one in served
+                ModelState(one.name, one.version, one.unready_reason is None, device, one.precision) for one in served
             ),
             configs={one.version: one.config.model_dump_json() for one in served if one.version not in knows},
             silent_s=self._silent_s(),
@@ -234,14 +277,14 @@ class Worker:
             return time.monotonic() - self._begun_s
         return self._dispatcher.silent_s()
 
-    async def _keep_checking(self, keeper: Keeper) -> None:
+    async def _keep_checking(self, keeper: ModelLoader) -> None:
         interval_s = self._settings.self_check_interval_ms / 1000
         pause_s = FIRST_RECHECK_S
         while True:
             proven = await keeper.check()
             if self._phase is Phase.STARTING:
                 self._phase, self._reason = Phase.READY, "ready"
-                log.info("ready", models=[one.name for one in self._shelf.served if one.objection is None])
+                log.info("ready", models=[one.name for one in self._shelf.served if one.unready_reason is None])
                 self._announce()
             await asyncio.sleep(interval_s if proven else min(pause_s, interval_s))
             pause_s = FIRST_RECHECK_S if proven else min(2 * pause_s, interval_s)

@@ -9,7 +9,7 @@ import pytest
 
 from model.reference import REFERENCE_PICTURE
 from tests.browser.chromium import CHROMIUM, Page, open_page
-from tests.service.frontend.rest.running import Rest, open_rest
+from tests.service.frontend.rest_server import Rest, open_rest
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.client.serving import WAYS, Service, Way, open_service
+from tests.client.local_service import WAYS, Service, Way, open_service
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from convmlp_client import (
     Unauthenticated,
     UnsupportedFormat,
 )
-from tests.client.serving import WAYS, Service, Way, open_service, until
-from tests.service.frontend.rest.running import oversized_png, picture
+from tests.client.local_service import WAYS, Service, Way, open_service, until
+from tests.service.frontend.rest_server import oversized_png, picture
 
 
 @pytest.mark.parametrize(

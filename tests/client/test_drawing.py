@@ -9,9 +9,8 @@ import numpy.typing as npt
 import PIL.Image
 import pytest
 
-from convmlp_client.drawing import BACKGROUND
+from convmlp_client.drawing import BACKGROUND, colour_of
 from convmlp_client.geometry import Box, ImageSize
-from convmlp_client.lettering import colour_of
 from convmlp_client.masks import Mask
 from convmlp_client.results import (
     Classification,

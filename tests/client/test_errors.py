@@ -8,13 +8,13 @@ import httpx2
 import pytest
 
 from convmlp_client.errors import SERVICE_ERRORS, ClientError, Internal, Overloaded, RetryLater
-from convmlp_client.transport.problems import Received
-from convmlp_client.transport.problems import error_of as error_of_http
-from convmlp_client.transport.rpc_errors import error_of_status
+from convmlp_client.transport.grpc_errors import error_of_status
+from convmlp_client.transport.rest import Received
+from convmlp_client.transport.rest import error_of as error_of_http
 from model.errors import BundleInvalid, ConvMLPError
 from service import errors as domain
-from service.frontend.rest.errors import error_response
-from service.frontend.rpc.errors import status_of
+from service.frontend.grpc.status import status_of
+from service.frontend.http.problems import error_response
 
 
 def over_rest(error: ConvMLPError) -> ClientError:

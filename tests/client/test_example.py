@@ -10,8 +10,8 @@ import PIL.Image
 import PIL.ImageChops
 import pytest
 
-from tests.client.serving import TRANSPORTS, Service
-from tests.service.frontend.rest.running import picture
+from tests.client.local_service import TRANSPORTS, Service
+from tests.service.frontend.rest_server import picture
 
 EXAMPLE = Path(__file__).parents[2] / "examples/python/draw_folder.py"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from convmlp_client import AsyncClient, Client, ClientClosed, ConnectionFailed, DeadlineExceeded, UnsupportedFormat
-from tests.client.serving import Service, Way, open_service, until, wait_until
-from tests.service.frontend.rest.running import picture
+from tests.client.local_service import Service, Way, open_service, until, wait_until
+from tests.service.frontend.rest_server import picture
 
 
 def pictures(count: int) -> list[bytes]:

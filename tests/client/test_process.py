@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.serving import TRANSPORTS, Service, open_service, until
-from tests.service.frontend.rest.running import picture
+from tests.client.local_service import TRANSPORTS, Service, open_service, until
+from tests.service.frontend.rest_server import picture
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.serving import TRANSPORTS, Service
-from tests.service.frontend.rest.running import picture
+from tests.client.local_service import TRANSPORTS, Service
+from tests.service.frontend.rest_server import picture
 
 README = Path(__file__).parents[2] / "client/README.md"
 

@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from convmlp.v1 import vision_pb2
-from convmlp_client.convert import (
-    classification_from_message,
-    detections_from_message,
-    result_from_json,
-    segmentation_from_message,
-)
+from convmlp_client.convert import result_from_json
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
 from convmlp_client.results import (
@@ -29,6 +24,11 @@ from convmlp_client.results import (
     Segmentation,
     Task,
 )
+from convmlp_client.transport.grpc_messages import (
+    classification_from_message,
+    detections_from_message,
+    segmentation_from_message,
+)
 from model.postprocess.masks import MaskFormat
 from model.types import Box as ServedBox
 from model.types import ClassifyResult, DetectResult, SegmentResult, Size, SoftMask
@@ -36,7 +36,7 @@ from model.types import Detection as ServedDetection
 from model.types import Label as ServedLabel
 from model.types import Result as Served
 from model.types import Segment as ServedSegment
-from service.frontend.rest.schemas import encode_result
+from service.frontend.api.rest.schemas import encode_result
 
 LABEL_MAP = np.array([[0, 0, 0, 2], [0, 2, 2, 2]], np.uint8)
 SOFT = SoftMask(np.full((28, 28), 5, np.float32), 0.5)

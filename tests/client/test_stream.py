@@ -13,8 +13,8 @@ import pytest
 
 from convmlp_client.errors import BadImage, ClientClosed
 from convmlp_client.geometry import ImageSize
+from convmlp_client.many import AHEAD, Outcome, each_awaited, each_waited
 from convmlp_client.results import Classification, Meta, Task
-from convmlp_client.stream import AHEAD, Outcome, each_awaited, each_waited
 
 Outcomes = Generator[Outcome[bytes, Classification], None, None]
 CONCURRENCY = 4

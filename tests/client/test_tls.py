@@ -15,8 +15,8 @@ import pytest
 import trustme
 
 from convmlp_client import AsyncClient, Client, ConnectionFailed
-from tests.client.scripted import http
-from tests.client.test_transport_rpc import cat, parsed
+from tests.client.fault_servers import http
+from tests.client.test_transport_grpc import cat, parsed
 
 
 class Certificates:

@@ -22,7 +22,7 @@ from convmlp_client import (
     Unauthenticated,
     Unavailable,
 )
-from tests.client.scripted import ANSWER, http, problem, scripted_http
+from tests.client.fault_servers import ANSWER, http, problem, scripted_http
 
 QUICK = Retries(attempts=3, first_wait_s=0.001)
 AT_ONCE = ("retry-after: 0",)

@@ -13,8 +13,8 @@ import pytest
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.reference import REFERENCE_PICTURE
-from service.gpu import WORDS
-from service.metrics import GPU_INFO
+from service.observability.gpu import WORDS
+from service.observability.metrics import GPU_INFO
 from tests.compose.stack import ON_CPU, SERVICES, Stack, build, eventually, run, running
 from tests.deploy.dashboard import TASKS, answers, numbers, panels
 from tests.deploy.scraping import Prometheus

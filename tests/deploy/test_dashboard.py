@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.gpu import WORDS
-from service.metrics import GPU_INFO
+from service.observability.gpu import WORDS
+from service.observability.metrics import GPU_INFO
 from tests.deploy.dashboard import DASHBOARD, GRAFANA, TASKS, answers, numbers, panels
 from tests.deploy.scraping import CONFIGURATION, Prometheus, running_prometheus
 from tests.deploy.topologies import KEY, ask, in_one, in_parts
@@ -23,7 +23,7 @@ TOPOLOGIES = {"in one": in_one, "in parts": in_parts}
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictParams:
     """A service that was asked, and a Prometheus that saw it. `outcomes`: of how many requests."""
 
     prometheus: Prometheus
@@ -31,7 +31,7 @@ class Asked:
 
 
 @pytest.fixture(scope="module", params=TOPOLOGIES)
-def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PredictParams]:
     if shutil.which("prometheus") is None:
         pytest.skip("there is no prometheus (Debian's package of that name)")
     folder = tmp_path_factory.mktemp("deployed")
@@ -51,7 +51,7 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             # A rate needs the figures before and after.
             prometheus.until(f"sum(convmlp_requests_total) == {sum(outcomes.values())}")
         prometheus.until("count(convmlp:request_duration_seconds:p99_5m > 0) == 3")
-        yield Asked(prometheus, outcomes)
+        yield PredictParams(prometheus, outcomes)
 
 
 def test_panels_have_their_places() -> None:
@@ -86,7 +86,7 @@ def test_it_asks_the_provisioned_data_source() -> None:
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: str(panel["title"]))
-def test_every_query_is_answered(asked: Asked, panel: dict[str, Any]) -> None:
+def test_every_query_is_answered(asked: PredictParams, panel: dict[str, Any]) -> None:
     """Each one is understood and finds figures; those about a GPU are understood, and empty without one."""
     for query, found in answers(asked.prometheus, panel).items():
         names = set(re.findall(r"convmlp_\w+", query))
@@ -95,7 +95,7 @@ def test_every_query_is_answered(asked: Asked, panel: dict[str, Any]) -> None:
         assert all(numbers(series) for series in found), f"no number: {query}"
 
 
-def test_nothing_is_counted_twice_or_not_at_all(asked: Asked) -> None:
+def test_nothing_is_counted_twice_or_not_at_all(asked: PredictParams) -> None:
     """What all scrapes together tell of requests and refusals is what was sent, however the service is deployed."""
     prometheus, outcomes = asked.prometheus, asked.outcomes
     counted = {
@@ -112,7 +112,7 @@ def test_nothing_is_counted_twice_or_not_at_all(asked: Asked) -> None:
     assert prometheus.value("sum(convmlp_request_duration_seconds_count)") == sum(outcomes.values())
 
 
-def test_it_is_told_healthy(asked: Asked) -> None:
+def test_it_is_told_healthy(asked: PredictParams) -> None:
     """All models ready, the worker heard by every front-end, none restarted, one version, no alert."""
     told = {panel["title"]: list(answers(asked.prometheus, panel).values()) for panel in panels()}
 
@@ -131,7 +131,7 @@ def test_it_is_told_healthy(asked: Asked) -> None:
     assert firing == []
 
 
-def test_rules_are_about_metrics_that_exist(asked: Asked) -> None:
+def test_rules_are_about_metrics_that_exist(asked: PredictParams) -> None:
     """Every rule is evaluated without an error, and each metric that one names was scraped or recorded."""
     known = asked.prometheus.metrics()
     groups = asked.prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
@@ -149,7 +149,7 @@ def test_rules_are_about_metrics_that_exist(asked: Asked) -> None:
             assert name in known, f"{rule['name']}: {name}"
 
 
-def test_labels_are_never_a_callers(asked: Asked) -> None:
+def test_labels_are_never_a_callers(asked: PredictParams) -> None:
     """All values of labels are of the closed sets or names of served models."""
     allowed = {
         "transport": {"rest", "grpc"},

@@ -12,11 +12,11 @@ import typer.main
 from model.zoo.catalogue import entry
 from service.cli.app import app
 from service.cli.health import LIVE, Part
-from service.frontend.rest.server import CANCELLED_ANSWERS_S
-from service.frontend.rpc.health import LAST_WORD_S
-from service.frontend.rpc.server import GIVEN_UP_ANSWERS_S
+from service.frontend.grpc.health import LAST_WORD_S
+from service.frontend.grpc.server import GIVEN_UP_ANSWERS_S
+from service.frontend.http.server import CANCELLED_ANSWERS_S
+from service.observability.tracing import FLUSH_S
 from service.settings import Settings
-from service.tracing import FLUSH_S
 from tests.deploy.k8s import (
     COMPLETE,
     FRONT_ENDS,

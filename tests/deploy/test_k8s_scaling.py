@@ -8,7 +8,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from service.metrics import WorkerMetrics
+from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from tests.deploy.k8s import COMPLETE, FRONT_ENDS, K8S, PARTS, ROOT, SERVICES, deployed, is_target, selects
 

@@ -23,7 +23,7 @@ from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.reference import REFERENCE_PICTURE
 from service.process import EXIT_CONFIG
 from tests.e2e.running import RunningService, running_service, started_service
-from tests.service.frontend.rpc.whole import health_of, next_reply
+from tests.service.frontend.grpc_application import health_of, next_reply
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub

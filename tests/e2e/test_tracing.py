@@ -6,8 +6,8 @@ import httpx2
 
 from model.reference import REFERENCE_PICTURE
 from tests.e2e.running import running_service
-from tests.service.collector import collecting
-from tests.service.traced import IMAGE, caller_trace
+from tests.service.observability.collector import collecting
+from tests.service.observability.span_capture import IMAGE, caller_trace
 
 
 async def test_the_whole_service_is_traced() -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from convmlp_client.models import Model
-from convmlp_client.questions import Question
-from convmlp_client.results import Result
+from convmlp_client.parameters import Question
+from convmlp_client.results import Model, Result
 
 R = TypeVar("R", bound=Result)
 R_co = TypeVar("R_co", bound=Result, covariant=True)
@@ -93,7 +92,7 @@ def open_transport(setup: Setup) -> Transport:
 
         return RestTransport(setup)
     try:
-        from convmlp_client.transport.rpc import RpcTransport
+        from convmlp_client.transport.grpc import RpcTransport
     except ModuleNotFoundError as error:
         raise ImportError(
             f"grpc:// and grpcs:// need {error.name}, which is not installed: pip install 'convmlp-client[grpc]'"

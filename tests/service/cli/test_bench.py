@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.service.cli.command import convmlp
-from tests.service.frontend.rest.running import Rest, open_rest, picture
-from tests.service.frontend.rpc.running import open_rpc_at
+from tests.service.frontend.grpc_server import open_rpc_at
+from tests.service.frontend.rest_server import Rest, open_rest, picture
 
 SHORT = ("--seconds", "0.3", "--warm-up", "0.1")
 

@@ -16,16 +16,16 @@ from prometheus_client import CollectorRegistry
 
 from model.types import Task
 from service.cli.health_worker import state_of_worker
-from service.frontend.rpc.tls import CertificateFiles, server_credentials
-from service.metrics import WorkerMetrics
+from service.frontend.grpc.tls import CertificateFiles, server_credentials
+from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
-from service.wire.door import Door
 from service.wire.messages import ModelState, Phase, State
+from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_bundle, fake_worker, store_bundle
 from tests.service.cli.command import Ran, convmlp
-from tests.service.frontend.pair import open_pair, open_pair_at
-from tests.service.frontend.rpc.whole import health_of, open_whole
+from tests.service.frontend.both_transports import open_pair, open_pair_at
+from tests.service.frontend.grpc_application import health_of, open_whole
 
 NOBODY = "ipc:///tmp/convmlp-there-is-nobody"
 READY = State("one", Phase.READY, "ready", 0.0, (ModelState("cats", "1", True, "cpu", "fp32"),), {})
@@ -72,7 +72,7 @@ async def test_where_nobody_is_nothing_is_healthy() -> None:
 @asynccontextmanager
 async def worker_that_says(state: State, folder: Path) -> AsyncIterator[str]:
     """The address of a worker by hand, that greets whoever comes with this."""
-    async with Door(f"ipc://{folder}/worker") as door:
+    async with WorkerEndpoint(f"ipc://{folder}/worker") as door:
 
         async def answer() -> None:
             while True:
@@ -141,7 +141,7 @@ async def test_a_device_that_hangs_as_it_is_opened_is_silent(tmp_path: Path) -> 
 
     bundle = store_bundle(tmp_path, fake_bundle(Task.CLASSIFY))
     metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: "classify"})
-    async with Door(settings.worker_address[0]) as door:
+    async with WorkerEndpoint(settings.worker_address[0]) as door:
         serving = asyncio.create_task(Worker([bundle], open_device, settings, metrics).run(door, stop))
         try:
             states = [await asyncio.to_thread(state_of_worker, settings) for _ in range(2)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.cli.progress import told_progress
-from tests.service.frontend.rest.running import open_rest, picture
+from tests.service.frontend.rest_server import open_rest, picture
 
 
 async def on_a_terminal(*arguments: str, stdout_too: bool) -> tuple[bytes, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.service.cli.command import convmlp, started
-from tests.service.frontend.rest.running import Rest, open_rest, picture
+from tests.service.frontend.rest_server import Rest, open_rest, picture
 
 
 @pytest.fixture

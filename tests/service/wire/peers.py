@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
-from service.wire.door import Door, Letter
-from service.wire.messages import Hello, ModelState, Outlook, Phase, Predict, State
+from service.wire.messages import Hello, ModelState, Phase, Predict, State, WaitEstimate
 from service.wire.pool import WorkerPool
-from service.worker.shelf import shelved
+from service.wire.worker_endpoint import Envelope, WorkerEndpoint
+from service.worker.model_registry import new_model
 from tests.fakes import fake_bundle
 
 CLASSIFY = "fake_classify"
 SIZE = Size(40, 60)
-NOTHING_AHEAD = Outlook(0.0, 0.0)
+NOTHING_AHEAD = WaitEstimate(0.0, 0.0)
 
 
 def picture(level: int = 1, height: int = 32, width: int = 64) -> ModelInput:
@@ -80,18 +80,18 @@ def served(pool: WorkerPool) -> list[str]:
 
 
 async def introduce(
-    door: Door, instance: str = "one", backlog_s: float = 0.0, models: Sequence[str] = (CLASSIFY,)
+    door: WorkerEndpoint, instance: str = "one", backlog_s: float = 0.0, models: Sequence[str] = (CLASSIFY,)
 ) -> None:
     """Answer the next Hello as a worker that is ready."""
     letter = await door.receive()
     assert isinstance(letter.message, Hello)
-    shelf = [shelved(fake_bundle(Task.CLASSIFY, name)) for name in models]
+    shelf = [new_model(fake_bundle(Task.CLASSIFY, name)) for name in models]
     states = tuple(ModelState(one.name, one.version, True, "cpu", "fp32") for one in shelf)
     configs = {one.version: one.config.model_dump_json() for one in shelf}
     door.tell(letter.sender, State(instance, Phase.READY, "ready", backlog_s, states, configs))
 
 
-async def next_job(door: Door) -> tuple[Letter, int]:
+async def next_job(door: WorkerEndpoint) -> tuple[Envelope, int]:
     """The next prediction that a front-end asks for, and its number."""
     async with asyncio.timeout(20):
         while True:

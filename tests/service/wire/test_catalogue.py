@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from model.types import Task
-from service.wire.catalogue import MAX_CONFIGS, Catalogue
 from service.wire.messages import MalformedMessage, ModelState, Phase, State
+from service.wire.worker_view import MAX_CONFIGS, Catalogue
 from tests.fakes import fake_bundle
 
 CONFIG = fake_bundle(Task.CLASSIFY).config

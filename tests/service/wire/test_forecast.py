@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from service.wire.forecast import MAX_KINDS, Forecast, Kind
-from service.wire.messages import Outlook
-from tests.service.worker.holding import Clock
+from service.wire.messages import WaitEstimate
+from tests.service.worker.dispatcher_bench import Clock
 
 
 def at_work(clock: Clock) -> Kind:
     """A kind of which one is with the worker, that told of 3 s for the next one and 0.5 s for each more."""
     kind = Forecast(clock).kind("v", 10.0)
     kind.send()
-    kind.learn(Outlook(3.0, 0.5))
+    kind.learn(WaitEstimate(3.0, 0.5))
     return kind
 
 
@@ -59,14 +59,14 @@ def test_an_answer_brings_the_truth_up_to_the_moment() -> None:
         kind.send()
     kind.prepare()
     kind.done()
-    kind.learn(Outlook(1.0, 0.25))
+    kind.learn(WaitEstimate(1.0, 0.25))
     assert kind.expected_s() == 1.25
 
 
 def test_where_none_is_in_hand_one_is_tried() -> None:
     """An estimate that is too high is found out: it holds only while another one may bring a better."""
     kind = at_work(Clock())
-    kind.learn(Outlook(1000.0, 1000.0))
+    kind.learn(WaitEstimate(1000.0, 1000.0))
     assert kind.expected_s() == 1000.0
     kind.done()
     assert kind.expected_s() == 0.0
@@ -77,7 +77,7 @@ def test_what_is_due_much_later_or_sooner_is_another_kind() -> None:
     forecast = Forecast(Clock())
     patient = forecast.kind("v", 30.0)
     patient.send()
-    patient.learn(Outlook(20.0, 0.5))
+    patient.learn(WaitEstimate(20.0, 0.5))
     assert forecast.kind("v", 29.9) is patient
     for other in (forecast.kind("v", 0.5), forecast.kind("w", 30.0)):
         other.send()
@@ -89,7 +89,7 @@ def test_a_lost_worker_s_backlog_is_lost_with_it() -> None:
     forecast = Forecast(Clock())
     kind = forecast.kind("v", 10.0)
     kind.send()
-    kind.learn(Outlook(1000.0, 1000.0))
+    kind.learn(WaitEstimate(1000.0, 1000.0))
     forecast.forget()
     kind.done()
     successor = forecast.kind("v", 10.0)

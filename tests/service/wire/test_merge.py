@@ -6,9 +6,8 @@ import pytest
 
 from model.types import Task
 from service.types import Readiness, StoredModel
-from service.wire.merge import merge_models, merge_readiness, merge_stores
 from service.wire.messages import Phase
-from service.wire.view import Offer, WorkerView
+from service.wire.worker_view import ServedModel, WorkerView, merge_models, merge_readiness, merge_stores
 from tests.fakes import fake_bundle
 
 A, B, C = (fake_bundle(Task.CLASSIFY, name).config for name in "abc")
@@ -16,12 +15,12 @@ NEW_A = fake_bundle(Task.CLASSIFY, "a", weights=b"new").config
 CONFIGS = {"a": A, "b": B, "c": C, "a2": NEW_A}
 
 
-def offer(version: str, *, ready: bool = True, device: str = "cuda:0", precision: str = "fp32") -> Offer:
-    return Offer(version, CONFIGS[version], ready, device, precision)
+def offer(version: str, *, ready: bool = True, device: str = "cuda:0", precision: str = "fp32") -> ServedModel:
+    return ServedModel(version, CONFIGS[version], ready, device, precision)
 
 
 def view(
-    *offers: Offer, phase: Phase | None = Phase.READY, reason: str = "ready", retry_after_s: float = 1.0
+    *offers: ServedModel, phase: Phase | None = Phase.READY, reason: str = "ready", retry_after_s: float = 1.0
 ) -> WorkerView:
     return WorkerView(phase, reason, retry_after_s, offers)
 

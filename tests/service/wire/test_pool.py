@@ -15,10 +15,10 @@ from model.types import QueryParams, Task
 from service.errors import DeadlineExceeded, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
 from service.types import ModelStatus
-from service.wire.door import Door, Letter
-from service.wire.messages import Outlook
+from service.wire.messages import WaitEstimate
 from service.wire.pool import WorkerPool
-from service.wire.view import NO_WORKER
+from service.wire.worker_endpoint import Envelope, WorkerEndpoint
+from service.wire.worker_view import NO_WORKER
 from tests.fakes import FakeWorker, fake_answer, fake_worker
 from tests.service.wire.peers import (
     CLASSIFY,
@@ -51,10 +51,12 @@ async def at_work(
 
 
 @asynccontextmanager
-async def doors(folder: Path, *backlogs_s: float) -> AsyncIterator[tuple[WorkerPool, Heard, list[Door]]]:
+async def doors(folder: Path, *backlogs_s: float) -> AsyncIterator[tuple[WorkerPool, Heard, list[WorkerEndpoint]]]:
     """A worker by hand for each backlog, and a pool that heard of it."""
     async with AsyncExitStack() as stack:
-        opened = [await stack.enter_async_context(Door(f"ipc://{folder}/{n}")) for n in range(len(backlogs_s))]
+        opened = [
+            await stack.enter_async_context(WorkerEndpoint(f"ipc://{folder}/{n}")) for n in range(len(backlogs_s))
+        ]
         pool, heard = await stack.enter_async_context(pool_of(*(door.address for door in opened)))
         for door, backlog_s in zip(opened, backlogs_s, strict=True):
             await introduce(door, backlog_s=backlog_s)
@@ -70,14 +72,14 @@ def within(pool: WorkerPool, model: ModelStatus, left_s: float = 20.0) -> Iterat
     kind.prepared()
 
 
-def tell(door: Door, letter: Letter, job: int, outlook: Outlook) -> None:
+def tell(door: WorkerEndpoint, letter: Envelope, job: int, outlook: WaitEstimate) -> None:
     """Answer a job, and say what the next one would find."""
     one = picture()
     output = fake_answer(Task.CLASSIFY, one.pixels, one.geometry, QueryParams())
     door.answer(letter.sender, job, output, 0.0, 0.0, 1, outlook)
 
 
-async def told(pool: WorkerPool, door: Door, outlook: Outlook) -> None:
+async def told(pool: WorkerPool, door: WorkerEndpoint, outlook: WaitEstimate) -> None:
     """Have a job answered by a worker, with what the next one would find."""
     asked = asyncio.create_task(ask(pool))
     tell(door, *await next_job(door), outlook)
@@ -174,7 +176,7 @@ async def test_a_lost_worker_s_jobs_go_to_another(tmp_path: Path) -> None:
     """When a worker dies, what it had in hand is answered by another one, whoever asked hears nothing of it."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, AsyncExitStack() as stack:
         pool, heard = await stack.enter_async_context(pool_of(f"ipc://{tmp_path}/w", worker.address))
-        async with Door(f"ipc://{tmp_path}/w") as door:
+        async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
             await introduce(door)
             await all_there(pool)
             asked = [asyncio.create_task(ask(pool, level)) for level in range(8)]
@@ -193,13 +195,13 @@ async def test_what_would_be_answered_too_late_is_refused_before_it_is_prepared(
     allows is too long."""
     async with doors(tmp_path, 0.0) as (pool, _, (door,)):
         (model,) = pool.models() or ()
-        await told(pool, door, Outlook(100.0, 1.0))
+        await told(pool, door, WaitEstimate(100.0, 1.0))
         held = asyncio.create_task(ask(pool))
         letter, job = await next_job(door)
         with pytest.raises(Overloaded, match="longer than the request's deadline") as caught, within(pool, model):
             pytest.fail("it was prepared")
         assert caught.value.retry_after_s > 90
-        tell(door, letter, job, Outlook(0.0, 1.0))
+        tell(door, letter, job, WaitEstimate(0.0, 1.0))
         await held
         held = asyncio.create_task(ask(pool))
         letter, job = await next_job(door)
@@ -214,7 +216,7 @@ async def test_an_estimate_alone_refuses_nobody(tmp_path: Path) -> None:
     already, for it is told that."""
     async with doors(tmp_path, 0.0) as (pool, _, (door,)):
         (model,) = pool.models() or ()
-        await told(pool, door, Outlook(100.0, 1.0))
+        await told(pool, door, WaitEstimate(100.0, 1.0))
         with within(pool, model):
             with pytest.raises(Overloaded), within(pool, model):
                 pytest.fail("the first is in hand")
@@ -226,7 +228,7 @@ async def test_the_worker_that_answers_soonest_counts(tmp_path: Path) -> None:
     """While one worker has time, nobody is refused because another has not."""
     async with doors(tmp_path, 0.0, 1.0) as (pool, _, (busy, idle)):
         (model,) = pool.models() or ()
-        await told(pool, busy, Outlook(100.0, 1.0))
+        await told(pool, busy, WaitEstimate(100.0, 1.0))
         first = asyncio.create_task(ask(pool))
         letter, job = await next_job(busy)
         with within(pool, model):
@@ -235,7 +237,7 @@ async def test_the_worker_that_answers_soonest_counts(tmp_path: Path) -> None:
         other, other_job = await next_job(idle)
         with within(pool, model):
             """And has told nothing."""
-        tell(idle, other, other_job, Outlook(100.0, 1.0))
+        tell(idle, other, other_job, WaitEstimate(100.0, 1.0))
         await second
         second = asyncio.create_task(ask(pool))
         other, other_job = await next_job(idle)
@@ -275,7 +277,7 @@ async def test_a_job_is_sent_twice_at_most(tmp_path: Path) -> None:
     addresses = [f"ipc://{tmp_path}/{n}" for n in range(3)]
     async with AsyncExitStack() as stack:
         pool, heard = await stack.enter_async_context(pool_of(*addresses))
-        opened = {number: Door(address) for number, address in enumerate(addresses)}
+        opened = {number: WorkerEndpoint(address) for number, address in enumerate(addresses)}
         for door in opened.values():
             await door.__aenter__()
             await introduce(door)
@@ -300,7 +302,7 @@ async def test_without_another_worker_a_lost_one_s_jobs_fail_at_once(tmp_path: P
     """Where nobody else has the model the caller is told, long before the deadline."""
     async with fake_worker(SETTINGS, tasks=[Task.DETECT]) as other, AsyncExitStack() as stack:
         pool, heard = await stack.enter_async_context(pool_of(f"ipc://{tmp_path}/w", other.address))
-        async with Door(f"ipc://{tmp_path}/w") as door:
+        async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
             await introduce(door)
             await all_there(pool)
             assert served(pool) == [CLASSIFY, "fake_detect"]
@@ -408,20 +410,20 @@ async def test_before_any_worker_was_heard_of_nothing_is_known(tmp_path: Path) -
         assert pool.retry_after_s() > 0
         with pytest.raises(Unavailable, match=NO_WORKER):
             await pool.repository(time.monotonic() + 1)
-        async with Door(f"ipc://{tmp_path}/1") as door:
+        async with WorkerEndpoint(f"ipc://{tmp_path}/1") as door:
             await introduce(door)
             await until(lambda: pool.readiness().ready)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await pool.introduced()
-            async with Door(f"ipc://{tmp_path}/0") as other, asyncio.timeout(20):
+            async with WorkerEndpoint(f"ipc://{tmp_path}/0") as other, asyncio.timeout(20):
                 await introduce(other)
                 await pool.introduced()
 
 
 async def test_a_pool_that_closes_fails_what_it_has_in_hand(tmp_path: Path) -> None:
     """At its end a front-end tells whoever waits still, and sends nothing again."""
-    async with Door(f"ipc://{tmp_path}/0") as one, Door(f"ipc://{tmp_path}/1") as other:
+    async with WorkerEndpoint(f"ipc://{tmp_path}/0") as one, WorkerEndpoint(f"ipc://{tmp_path}/1") as other:
         async with pool_of(one.address, other.address) as (pool, heard):
             for door in (one, other):
                 await introduce(door)

@@ -6,10 +6,10 @@ import pytest
 
 from model.types import ClassifyOutput
 from service.errors import DeadlineExceeded, Overloaded
-from service.wire.messages import Outlook
+from service.wire.messages import WaitEstimate
 from service.worker.admission import MARGIN
 from service.worker.queue import Shape
-from tests.service.worker.holding import FIRST, SIDE, Gates, bench
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, Gates, bench
 
 
 async def test_the_queue_is_bounded() -> None:
@@ -141,7 +141,7 @@ async def test_the_outlook_is_what_the_next_one_is_judged_by() -> None:
     shape = Shape(FIRST, FIRST, SIDE, SIDE)
     async with bench(batch=1) as it:
         await it.learn(1.0)
-        assert it.dispatcher.outlook(shape, 6.0) == Outlook(1.0, MARGIN)
+        assert it.dispatcher.outlook(shape, 6.0) == WaitEstimate(1.0, MARGIN)
         await it.hold(0)
         for number in range(1, 4):
             it.submit(number, budget_s=5.0)
@@ -163,4 +163,4 @@ async def test_a_lone_job_s_time_on_all_lanes_promises_nothing() -> None:
     shape = Shape(FIRST, FIRST, SIDE, SIDE)
     async with bench(lanes=2) as it:
         await it.learn(5.0)
-        assert it.dispatcher.outlook(shape, 6.0) == Outlook(0.0, 0.0)
+        assert it.dispatcher.outlook(shape, 6.0) == WaitEstimate(0.0, 0.0)

@@ -9,14 +9,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from model.types import Task
-from service.metrics import WorkerMetrics
-from service.worker.batching import BatchLimits
+from service.observability.metrics import WorkerMetrics
+from service.worker.batching import BatchLimits, BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost
-from service.worker.sizes import BatchSizes
 from tests.fakes import FakeRunner, fake_bundle
-from tests.service.worker.holding import SIDE, bench
+from tests.service.worker.dispatcher_bench import SIDE, bench
 
 
 async def test_while_the_device_is_busy_the_next_batch_grows() -> None:
@@ -93,7 +92,7 @@ async def test_a_device_that_fails_without_work_is_lost() -> None:
             FakeRunner([fake_bundle(Task.CLASSIFY)], lost=True),
             thread,
             JobQueue(1, SIDE * SIDE),
-            BatchSizes(BatchLimits(1, SIDE * SIDE)),
+            BatchSizeLimits(BatchLimits(1, SIDE * SIDE)),
             WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
             idle_s=0.01,
         )

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.errors import Internal
-from tests.service.worker.holding import FIRST, Gates, bench
+from tests.service.worker.dispatcher_bench import FIRST, Gates, bench
 
 
 async def test_a_lone_job_has_all_lanes_and_the_next_has_what_is_free() -> None:

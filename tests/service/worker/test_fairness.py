@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.worker.fairness import MAX_MODELS, FairShares
+from service.worker.queue import MAX_MODELS, FairShares
 
 COSTS = st.floats(0.01, 5.0)
 

@@ -6,7 +6,7 @@ import asyncio
 
 from service.errors import Internal, Overloaded
 from service.worker.runner import OutOfDeviceMemory
-from tests.service.worker.holding import Gates, bench
+from tests.service.worker.dispatcher_bench import Gates, bench
 
 
 async def test_out_of_memory_halves_the_batch_and_remembers() -> None:

@@ -10,17 +10,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from model.types import Task
-from service.worker.batching import BatchLimits
-from service.worker.shelf import LoadedModel, shelved
-from service.worker.sizes import BatchSizes
+from service.worker.batching import BatchLimits, BatchSizeLimits
+from service.worker.model_registry import LoadedModel, new_model
 from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, goes_on
 from tests.fakes import fake_bundle
-from tests.service.worker.holding import FIRST, SIDE, Bench, Gates, bench
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, Bench, Gates, bench
 
 
 def loaded(it: Bench) -> LoadedModel:
     """The model of the bench, in a slot of the same name; its reference picture is as large as the bench's jobs."""
-    model = shelved(fake_bundle(Task.CLASSIFY))
+    model = new_model(fake_bundle(Task.CLASSIFY))
     model.slot = FIRST
     assert model.reference.pixels.shape == (SIDE, SIDE, 3)
     assert FIRST in it.runner.slots
@@ -37,7 +36,7 @@ def has_curve(it: Bench, each_ms: Callable[[int], float]) -> None:
 
 
 def tuner(it: Bench, most: int = 32, budget_s: float = 1000.0) -> Tuner:
-    return Tuner(it.dispatcher, BatchSizes(BatchLimits(most, 10**9)), it.clock, budget_s)
+    return Tuner(it.dispatcher, BatchSizeLimits(BatchLimits(most, 10**9)), it.clock, budget_s)
 
 
 def sizes(it: Bench) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.service.worker.holding import bench
+from tests.service.worker.dispatcher_bench import bench
 
 
 async def test_the_earliest_deadline_is_answered_first() -> None:

@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry
 from model.errors import BundleInvalid
 from model.types import Task
 from service.errors import Unavailable
-from service.metrics import WorkerMetrics
+from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
-from service.wire.door import Door
 from service.wire.pool import WorkerPool
+from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.worker import Worker, WorkerWedged
 from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.worker.asking import LEVEL, ask, channel_to, served, soon, until
+from tests.service.worker.worker_client import LEVEL, ask, channel_to, served, soon, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=50)
 
@@ -105,7 +105,7 @@ async def test_only_a_configured_model_must_load_at_the_start(tmp_path: Path) ->
             WorkerMetrics(CollectorRegistry(), {"configured": "classify", "loaded": "classify"}),
         )
 
-    async with Door(f"ipc://{tmp_path}/w") as door, channel_to(door.address) as channel, asyncio.timeout(20):
+    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door, channel_to(door.address) as channel, asyncio.timeout(20):
         stop = asyncio.Event()
         serving = asyncio.create_task(worker("loaded").run(door, stop))
         await until(lambda: channel.readiness().ready)
@@ -152,7 +152,7 @@ async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> Non
         WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
     )
     store_bundle(tmp_path, fake_bundle(Task.CLASSIFY, "second"))
-    async with Door(f"ipc://{tmp_path}/w") as door, channel_to(door.address) as channel, asyncio.timeout(20):
+    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door, channel_to(door.address) as channel, asyncio.timeout(20):
 
         async def load() -> None:
             if when == "in a load":

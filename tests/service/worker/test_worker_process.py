@@ -23,7 +23,7 @@ from model.types import Task
 from service.errors import Unavailable
 from service.wire.pool import WorkerPool
 from tests.fakes import fake_bundle
-from tests.service.worker.asking import channel_to, served, status_of
+from tests.service.worker.worker_client import channel_to, served, status_of
 
 BREED, HEADS, OUTLINE = "convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline"
 START_TIMEOUT_S = 120.0

@@ -1,0 +1,149 @@
+"""What Hugging Face's clients send and expect, by structs that are also its JSON Schema in OpenAPI.
+
+The names and meanings are those of the `image-classification`, `object-detection` and `image-segmentation` tasks
+in `@huggingface/tasks`; what each parameter does here is said beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from model.postprocess.masks import EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
+from model.types import Box, ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
+from service.frontend.core.parameters import SCORE_THRESHOLD, TOP_K
+
+Threshold = Annotated[float, msgspec.Meta(ge=SCORE_THRESHOLD.low, le=SCORE_THRESHOLD.high)]
+
+
+class Function(StrEnum):
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    NONE = "none"
+
+
+class Subtask(StrEnum):
+    SEMANTIC = "semantic"
+    INSTANCE = "instance"
+    PANOPTIC = "panoptic"
+
+
+class ClassifyParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`top_k`: how many labels, 5 if left out. `function_to_apply`: softmax, which is what the models were made for."""
+
+    top_k: Annotated[int, msgspec.Meta(ge=TOP_K.low, le=TOP_K.high)] | None = None
+    function_to_apply: Function | None = None
+
+
+class DetectParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`threshold`: detections with a score above it are told.
+
+    If left out it is the model's own, which is lower than the 0.5 of Hugging Face's pipeline.
+    """
+
+    threshold: Threshold | None = None
+
+
+class SegmentParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`subtask`: `semantic` or `instance`; if left out, whatever the model does. The others are for instances.
+
+    `threshold`: instances with a score above it are told; the model's own threshold if left out. `mask_threshold`:
+    the probability from which on a pixel belongs to an instance. Segments of a semantic model have no scores, so
+    that neither applies to them; `overlap_mask_area_threshold` is of panoptic segmentation, and applies to none.
+    """
+
+    subtask: Subtask | None = None
+    threshold: Threshold | None = None
+    mask_threshold: Threshold | None = None
+    overlap_mask_area_threshold: Threshold | None = None
+
+
+Parameters = ClassifyParameters | DetectParameters | SegmentParameters
+PARAMETERS_OF_TASK: dict[Task, type[Parameters]] = {
+    Task.CLASSIFY: ClassifyParameters,
+    Task.DETECT: DetectParameters,
+    Task.SEGMENT: SegmentParameters,
+}
+
+
+class LabelElement(msgspec.Struct, frozen=True):
+    label: str
+    score: float
+
+
+class BoxElement(msgspec.Struct, frozen=True):
+    """Whole pixels of the upright picture, origin at the top left."""
+
+    xmin: int
+    ymin: int
+    xmax: int
+    ymax: int
+
+
+class DetectionElement(msgspec.Struct, frozen=True):
+    label: str
+    score: float
+    box: BoxElement
+
+
+class SegmentElement(msgspec.Struct, frozen=True):
+    """`score` is null for a segment of a semantic model. `mask`: an 8-bit grey PNG, 255 inside."""
+
+    label: str
+    score: float | None
+    mask: bytes
+
+
+ELEMENT_OF_TASK: dict[Task, type[LabelElement | DetectionElement | SegmentElement]] = {
+    Task.CLASSIFY: LabelElement,
+    Task.DETECT: DetectionElement,
+    Task.SEGMENT: SegmentElement,
+}
+
+
+def encode_elements(parameters: Parameters, result: Result) -> bytes:
+    """The answer: labels and detections by falling score, a semantic model's segments by falling area.
+
+    Raises:
+        TypeError: the result is not of the parameters' task.
+    """
+    match parameters, result:
+        case ClassifyParameters(), ClassifyResult(labels=labels):
+            return msgspec.json.encode([LabelElement(row.label, rounded_score(row.score)) for row in labels])
+        case DetectParameters(), DetectResult(detections=detections):
+            return msgspec.json.encode(
+                [DetectionElement(row.label, rounded_score(row.score), _box(row.box)) for row in detections]
+            )
+        case SegmentParameters(mask_threshold=threshold), DetectResult(size=size, detections=detections):
+            return msgspec.json.encode(
+                [
+                    SegmentElement(row.label, rounded_score(row.score), _instance_png(row, size, threshold))
+                    for row in detections
+                ]
+            )
+        case SegmentParameters(), SegmentResult(segments=segments):
+            masks = encode_segments(result, MaskFormat.PNG)
+            return msgspec.json.encode(
+                [SegmentElement(row.label, None, _png(mask)) for row, mask in zip(segments, masks, strict=True)]
+            )
+        case _:
+            raise TypeError(f"{type(result).__name__} is no answer to {type(parameters).__name__}")
+
+
+def _instance_png(row: Detection, size: Size, mask_threshold: float | None) -> bytes:
+    if row.mask is not None and mask_threshold is not None:
+        row = replace(row, mask=replace(row.mask, threshold=mask_threshold))
+    return _png(encode_detection(row, size, MaskFormat.PNG))
+
+
+def _png(mask: EncodedMask) -> bytes:
+    if not isinstance(mask, bytes):
+        raise TypeError(f"expected a mask as PNG, found {type(mask).__name__}")
+    return mask
+
+
+def _box(box: Box) -> BoxElement:
+    return BoxElement(round(box.xmin), round(box.ymin), round(box.xmax), round(box.ymax))

@@ -1,0 +1,201 @@
+"""The protocol over HTTP: `/v2…`, routes of the REST front-end's application.
+
+Credentials and rates are looked at before, by the application's guard; errors are told by the application.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Never
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service.errors import BadRequest, Unavailable
+from service.frontend.api.oip.http_codec import (
+    HEADER_LENGTH,
+    encode_response,
+    json_length,
+    negotiate_coding,
+    read_decompressed,
+    read_request,
+)
+from service.frontend.api.oip.inference import Call, Inference, offload
+from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue, server_metadata
+from service.frontend.core.auth import Auth
+from service.frontend.core.engine import Engine
+from service.frontend.core.request_log import counted
+from service.frontend.http.body import read_body
+from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
+from service.frontend.http.middleware import caller_of, read_timeout_ms, record_of
+from service.observability.metrics import FrontEndMetrics
+from service.settings import Settings
+
+TRANSPORT = "rest"
+NOT_IMPLEMENTED = 501
+
+
+class _ControlBody(msgspec.Struct):
+    """Of the repository's routes."""
+
+    ready: bool = False
+    parameters: dict[str, Any] = {}
+
+
+def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> APIRouter:
+    """All routes of the protocol."""
+    server = HttpServer(engine, settings, metrics, gate)
+    router = APIRouter()
+
+    def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
+        async def endpoint(request: Request) -> Response:
+            record_of(request).route = path  # which FastAPI tells of its own routes alone
+            return await answer(request)
+
+        router.add_route(path, endpoint, methods)
+
+    for path, answer in {
+        "": server.metadata,
+        "/": server.metadata,
+        "/health/live": server.live,
+        "/health/ready": server.ready,
+        "/models/stats": server.statistics,
+        "/systemsharedmemory/status": server.no_regions,
+        "/cudasharedmemory/status": server.no_regions,
+    }.items():
+        add(f"/v2{path}", answer, "GET")
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        add(model, server.model_metadata, "GET")
+        add(f"{model}/ready", server.model_ready, "GET")
+        add(f"{model}/config", server.model_config, "GET")
+        add(f"{model}/stats", server.statistics, "GET")
+        add(f"{model}/infer", server.infer, "POST")
+    add("/v2/repository/index", server.index, "POST")
+    add("/v2/repository/models/{name}/load", server.load, "POST")
+    add("/v2/repository/models/{name}/unload", server.unload, "POST")
+    for memory in ("/v2/systemsharedmemory", "/v2/cudasharedmemory"):
+        add(f"{memory}/{{rest:path}}", server.no_shared_memory, "GET", "POST")
+    for path in ("/v2/logging", "/v2/trace/setting", "/v2/models/{name}/trace/setting"):
+        add(path, server.no_settings, "GET", "POST")
+    return router
+
+
+class HttpServer:
+    """What the routes do. All raise domain errors, and ClientDisconnect where the caller left."""
+
+    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._gate = gate
+        self._inference = Inference(engine, settings)
+        self._catalogue = Catalogue(engine, settings, self._inference.statistics)
+
+    async def infer(self, request: Request) -> Response:
+        name, version = _model(request)
+        record = record_of(request)
+        task = self._catalogue.task_of(name)
+        with counted(self._metrics, TRANSPORT, task, record, ClientDisconnect) as count_for:
+            # Before the body is read: a wrong model's name should not cost an upload.
+            config = self._catalogue.status(name, version).config
+            count_for(config.name)
+            deadline_s = self._engine.deadline(_timeout_ms(request))
+            coding = negotiate_coding(request.headers.get("accept-encoding"))
+            with self._engine.body_budget() as take:
+                body = await within_deadline(read_decompressed(request, self._settings, take), deadline_s)
+                length = json_length(request.headers.get(HEADER_LENGTH), len(body))
+                asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
+                call = Call(record, deadline_s, partial(self._gate.charge, caller_of(request)))
+                encode = partial(encode_response, coding=coding)
+                with cancel_on_disconnect(request):
+                    encoded = await self._inference.answer(config, asked, call, encode)
+        return Response(encoded.body, headers=encoded.headers)
+
+    async def metadata(self, _: Request) -> Response:
+        return _json(server_metadata())
+
+    async def live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(self, _: Request) -> Response:
+        readiness = self._engine.readiness()
+        if not readiness.ready:
+            raise Unavailable(readiness.reason, readiness.retry_after_s)
+        return _json({"ready": True})
+
+    async def model_ready(self, request: Request) -> Response:
+        name, version = _model(request)
+        if not self._catalogue.status(name, version).ready:
+            readiness = self._engine.readiness()
+            raise Unavailable(f"model {name!r} is not ready: {readiness.reason}", readiness.retry_after_s)
+        return _json({"name": name, "ready": True})
+
+    async def model_metadata(self, request: Request) -> Response:
+        return _json(self._catalogue.metadata(*_model(request)))
+
+    async def model_config(self, request: Request) -> Response:
+        return _json(self._catalogue.config(*_model(request)))
+
+    async def statistics(self, request: Request) -> Response:
+        return _json(self._catalogue.statistics(*_model(request)))
+
+    async def index(self, request: Request) -> Response:
+        body = await self._control_body(request)
+        with cancel_on_disconnect(request):
+            listing = await self._catalogue.index(only_ready=body.ready, deadline_s=_control_deadline_s(request))
+        return _json(listing)
+
+    async def load(self, request: Request) -> Response:
+        name, _ = _model(request)
+        parameters = (await self._control_body(request)).parameters
+        with cancel_on_disconnect(request):
+            await self._catalogue.load(name, parameters, _control_deadline_s(request))
+        return Response()
+
+    async def unload(self, request: Request) -> Response:
+        name, _ = _model(request)
+        await self._control_body(request)
+        with cancel_on_disconnect(request):
+            await self._catalogue.unload(name, _control_deadline_s(request))
+        return Response()
+
+    async def no_regions(self, _: Request) -> Response:
+        return _json([])
+
+    async def no_shared_memory(self, _: Request) -> Never:
+        raise HTTPException(NOT_IMPLEMENTED, NO_SHARED_MEMORY)
+
+    async def no_settings(self, _: Request) -> Never:
+        raise HTTPException(NOT_IMPLEMENTED, NO_SETTINGS)
+
+    async def _control_body(self, request: Request) -> _ControlBody:
+        deadline_s = self._engine.deadline(_timeout_ms(request))
+        with self._engine.body_budget() as take:
+            body = await within_deadline(read_body(request, self._settings, take), deadline_s)
+            try:
+                return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise BadRequest(f"the body is not what this path takes: {error}") from None
+
+
+def _model(request: Request) -> tuple[str, str]:
+    """Name and version of a path; empty where it has none."""
+    return request.path_params.get("name", ""), request.path_params.get("version", "")
+
+
+def _timeout_ms(request: Request) -> int | None:
+    return read_timeout_ms(request.headers.get("x-request-timeout-ms"))
+
+
+def _control_deadline_s(request: Request) -> float | None:
+    """Loading may take longer than a prediction; only a caller's own word bounds it here."""
+    timeout_ms = _timeout_ms(request)
+    return None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+
+
+def _json(document: object) -> Response:
+    return Response(msgspec.json.encode(document), media_type="application/json")

@@ -1,0 +1,314 @@
+"""The body of a request over HTTP, decompressed where it was sent so.
+
+A body of POST …/infer → InferRequest: JSON, and behind it the inputs that are sent as raw bytes.
+
+`Inference-Header-Content-Length` is the JSON's length. Without it the body is JSON alone; with 0 there is no JSON and
+the body is one encoded image (Triton's raw binary request).
+
+InferResponse → the body over HTTP: JSON, and behind it the outputs that were asked for as raw bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import gzip
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+
+from model.errors import ImageTooLarge
+from service.errors import BadRequest
+from service.frontend.api.oip.protocol import (
+    INPUT,
+    MAX_LISTED,
+    VERSION,
+    Datatype,
+    InferRequest,
+    InferResponse,
+    InputTensor,
+    Parameter,
+    RequestedOutput,
+    class_count,
+    refuse_shared_memory,
+)
+from service.frontend.http.body import read_body
+from service.settings import Settings
+
+WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+"""zlib's own word for the format: gzip, or zlib's."""
+PIECE_BYTES = 2**20
+
+
+async def read_decompressed(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
+    """The whole body. `take` is told of the bytes that came, and of those that they become.
+
+    Raises:
+        BadRequest: a coding that is not known here, or data that is not of the coding.
+        ImageTooLarge: more bytes than one request may have, as it came or decompressed.
+        Overloaded: `take` found no room.
+        ClientDisconnect: the client left before the end.
+    """
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity" and coding not in WINDOW_BITS:
+        raise BadRequest(f"the header Content-Encoding is {coding[:40]!r}; send gzip, deflate, or no coding")
+    body = await read_body(request, settings, take)
+    return body if coding == "identity" else await _decompressed(body, coding, settings.max_request_bytes, take)
+
+
+async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable[[int], None]) -> bytes:
+    """Piece by piece, for a few bytes may become very many."""
+    decompressor = zlib.decompressobj(WINDOW_BITS[coding])
+    pieces: list[bytes] = []
+    total = at = 0
+    rest = b""
+    while not decompressor.eof:
+        if not rest:
+            rest = body[at : at + PIECE_BYTES]
+            at += len(rest)
+        try:
+            piece = await asyncio.to_thread(decompressor.decompress, rest, PIECE_BYTES)
+        except zlib.error:
+            raise BadRequest(f"the body is not {coding} data, as its Content-Encoding says") from None
+        if not rest and not piece and not decompressor.eof:
+            raise BadRequest(f"the body's {coding} data ends too early; send it whole")
+        rest = decompressor.unconsumed_tail
+        total += len(piece)
+        if total > max_bytes:
+            raise ImageTooLarge(f"the request's body has more than {max_bytes:,} bytes when decompressed; send fewer")
+        take(len(piece))
+        pieces.append(piece)
+    behind = len(decompressor.unused_data) + len(body) - at
+    if behind:
+        raise BadRequest(f"{behind:,} bytes follow the end of the body's {coding} data")
+    return b"".join(pieces)
+
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class _Input(msgspec.Struct):
+    """`data` is read once the datatype is known."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Body(msgspec.Struct):
+    inputs: list[_Input]
+    id: str = ""
+    outputs: list[_Output] = []
+    parameters: dict[str, Parameter] = {}
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def json_length(header: str | None, body_bytes: int) -> int | None:
+    """The bytes of JSON that a body begins with, by the header `Inference-Header-Content-Length`; None: all of them.
+
+    Raises:
+        BadRequest: it is no number, or there are not so many.
+    """
+    if header is None:
+        return None
+    text = header.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= body_bytes):
+        raise BadRequest(
+            f"the header {HEADER_LENGTH} is {text[:20]!r}; expected the JSON's length in bytes, at most the body's "
+            f"{body_bytes:,}"
+        )
+    return int(text)
+
+
+def read_request(body: bytes, length: int | None) -> InferRequest:
+    """Parse a whole body, decompressed, of `json_length` bytes of JSON. Inputs that are raw bytes are views on it.
+
+    Raises:
+        BadRequest: JSON, lengths or the form of an input's data are wrong.
+    """
+    if length == 0:
+        return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
+    document = _parsed(body[:length])
+    parameters = dict(document.parameters)
+    binary = _truth("binary_data_output", parameters.pop("binary_data_output", False))
+    return InferRequest(
+        document.id,
+        _inputs(document.inputs, memoryview(body)[len(body) if length is None else length :]),
+        tuple(_output(output, binary) for output in document.outputs),
+        parameters,
+        binary,
+    )
+
+
+def _parsed(text: bytes) -> _Body:
+    try:
+        return _decoder.decode(text)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON is not an inference request: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(
+            f"the request is not valid JSON: {error}; where raw tensors follow it, {HEADER_LENGTH} says its length"
+        ) from None
+    except RecursionError:
+        raise BadRequest("the JSON is nested too deeply") from None
+
+
+def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[InputTensor, ...]:
+    """The tensors; those of raw bytes follow each other in `rest`."""
+    tensors = []
+    for tensor in inputs:
+        refuse_shared_memory(tensor.name, tensor.parameters)
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            data = _listed(tensor)
+        elif isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
+            raise BadRequest(
+                f"input {tensor.name[:40]!r}: binary_data_size is {size!r:.40}; expected a whole number, at most the "
+                f"{len(rest):,} bytes that follow the JSON and the inputs before"
+            )
+        else:
+            data, rest = rest[:size], rest[size:]
+        tensors.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+    if len(rest):
+        raise BadRequest(f"{len(rest):,} bytes follow the last input; the inputs' binary_data_size must add up to all")
+    return tuple(tensors)
+
+
+def _listed(tensor: _Input) -> memoryview | list[bytes]:
+    """An input's data out of the JSON: numbers, nested as the shape or in one row, or base64."""
+    name, raw = tensor.name[:40], memoryview(tensor.data)
+    if not len(raw):
+        raise BadRequest(f"input {name!r} has neither `data` nor the parameter binary_data_size")
+    if bytes(raw).count(b",") >= MAX_LISTED:
+        raise BadRequest(
+            f"input {name!r} has more than {MAX_LISTED:,} elements, the most as JSON; send it as binary data"
+        )
+    try:
+        values = msgspec.json.decode(tensor.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadRequest(f"input {name!r}: its `data` is not valid JSON, or is nested too deeply") from None
+    if tensor.datatype == Datatype.BYTES:
+        return _from_base64(name, values)
+    return _numbers(name, values)
+
+
+def _numbers(name: str, values: object) -> memoryview:
+    wrong = BadRequest(f"input {name!r}: its `data` must be a list of whole numbers from 0 to 255")
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise wrong from None
+    if not isinstance(values, list) or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+        raise wrong
+    return array.astype(np.uint8).ravel().data
+
+
+def _from_base64(name: str, values: object) -> list[bytes]:
+    if isinstance(values, list) and len(values) > 0 and all(isinstance(value, list) for value in values):
+        values = [element for row in values for element in row]
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise BadRequest(f"input {name!r}: its `data` must be a list of strings, each the base64 of an encoded image")
+    elements = []
+    for at, text in enumerate(values):
+        try:
+            elements.append(binascii.a2b_base64(text, strict_mode=True))
+        except ValueError:
+            raise BadRequest(
+                f"input {name!r}: element {at} is not valid base64 (RFC 4648, with padding); JSON cannot carry an "
+                "image's bytes as they are, binary data can"
+            ) from None
+    return elements
+
+
+def _output(output: _Output, binary: bool) -> RequestedOutput:
+    refuse_shared_memory(output.name, output.parameters)
+    wanted = _truth("binary_data", output.parameters.get("binary_data", binary))
+    return RequestedOutput(output.name, wanted, class_count(output.name[:40], output.parameters))
+
+
+def _truth(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadRequest(f"the parameter {name} is {value!r:.40}; expected true or false")
+    return value
+
+
+FASTEST = 1
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data, FASTEST, mtime=0),
+    "deflate": lambda data: zlib.compress(data, FASTEST),
+}
+"""The preferred first. `deflate` is zlib's format (RFC 9110, section 8.4.1.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A response's body and the headers that tell of its form."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+def encode_response(response: InferResponse, coding: str | None) -> Encoded:
+    """`coding`: one of CODINGS, or None.
+
+    Raises:
+        BadRequest: an output has too many numbers for JSON.
+    """
+    document: dict[str, object] = {"model_name": response.model, "model_version": VERSION}
+    if response.id:
+        document["id"] = response.id
+    outputs, parts = [], []
+    for tensor, binary in response.outputs:
+        told: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if binary:
+            raw = tensor.raw()
+            parts.append(raw)
+            told["parameters"] = {"binary_data_size": len(raw)}
+        else:
+            told["data"] = tensor.listed()
+        outputs.append(told)
+    text = msgspec.json.encode({**document, "outputs": outputs})
+    headers = {"Content-Type": "application/json", "Vary": "Accept-Encoding"}
+    if parts:
+        headers["Content-Type"] = "application/octet-stream"
+        headers[HEADER_LENGTH] = str(len(text))
+    body = b"".join((text, *parts))
+    if coding is not None:
+        headers["Content-Encoding"] = coding
+        body = CODINGS[coding](body)
+    return Encoded(body, headers)
+
+
+def negotiate_coding(accept_encoding: str | None) -> str | None:
+    """The coding that a caller likes best; None where it takes none, or likes none better than none at all."""
+    qualities = dict(map(_quality, (accept_encoding or "").split(",")))
+    others = qualities.get("*", 0.0)
+    best = max(CODINGS, key=lambda coding: qualities.get(coding, others))
+    return best if qualities.get(best, others) > qualities.get("identity", 0.0) else None
+
+
+def _quality(part: str) -> tuple[str, float]:
+    """Of `gzip;q=0.5`; one that is malformed is not wanted."""
+    name, _, parameter = part.partition(";")
+    key, _, value = parameter.partition("=")
+    if not parameter:
+        return name.strip().lower(), 1.0
+    try:
+        quality = float(value) if key.strip().lower() == "q" else 0.0
+    except ValueError:
+        quality = 0.0
+    return name.strip().lower(), quality

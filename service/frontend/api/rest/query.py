@@ -1,0 +1,142 @@
+"""The query string of a prediction: one table of parameters, from which it is read and the OpenAPI text is made.
+
+Content negotiation (RFC 9110, section 12.5.1): JSON, or a picture in one of three formats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl
+
+from model.postprocess.masks import MaskFormat
+from model.types import QueryParams, Task
+from service.errors import BadParameter
+from service.frontend.core.parameters import PARAMETERS, View, parse_params, shown
+
+MAX_FIELDS = 32
+MAX_KEPT = 256
+"""Bytes of a query string that is remembered: callers ask the same again and again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What the query asks for. `params` is the worker's part of it."""
+
+    model: str | None
+    params: QueryParams
+    mask_format: MaskFormat
+    view: View | None
+
+
+def read_query(task: Task, query_string: bytes) -> Query:
+    """Parse and check a query string.
+
+    Raises:
+        BadParameter: a parameter is unknown, not of this task, given twice, unparsable or out of its range.
+    """
+    return _kept(task, query_string) if len(query_string) <= MAX_KEPT else _read(task, query_string)
+
+
+def _read(task: Task, query_string: bytes) -> Query:
+    values = {name: _parsed(name, text) for name, text in _fields(task, query_string).items()}
+    view = values.pop("view", None)
+    meant = parse_params(**values)
+    return Query(meant.model, meant.params, meant.mask_format, view)
+
+
+_kept = lru_cache(maxsize=1024)(_read)  # of errors none is kept
+
+
+def _fields(task: Task, query_string: bytes) -> dict[str, str]:
+    known = [name for name, parameter in PARAMETERS.items() if task in parameter.tasks]
+    try:
+        pairs = parse_qsl(
+            query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except ValueError:
+        raise BadParameter(
+            f"the query string cannot be read; expected at most {MAX_FIELDS} percent-encoded UTF-8 fields"
+        ) from None
+    fields: dict[str, str] = {}
+    for name, text in pairs:
+        if name not in known:
+            why = "does not belong to" if name in PARAMETERS else "is unknown to"
+            raise BadParameter(f"parameter {shown(name)} {why} /{task}; it takes {', '.join(known)}")
+        if name in fields:
+            raise BadParameter(f"parameter {name!r} is given twice; give it once", name)
+        fields[name] = text
+    return fields
+
+
+def _parsed(name: str, text: str) -> Any:  # noqa: ANN401  (each parameter has a type of its own)
+    try:
+        return PARAMETERS[name].parse(text)
+    except ValueError as error:
+        raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
+
+
+"""Characters of a header that is remembered: a client library sends the same with each request."""
+
+
+class Medium(StrEnum):
+    """What a prediction can be answered in, the preferred first."""
+
+    JSON = "application/json"
+    PNG = "image/png"
+    JPEG = "image/jpeg"
+    WEBP = "image/webp"
+
+
+def negotiate(accept: str | None) -> Medium:
+    """The medium of highest quality; among equals the one that was named most exactly, then first.
+
+    `*/*` and no header at all mean JSON, `image/*` PNG.
+
+    Raises:
+        BadParameter: the header takes none of them.
+    """
+    if accept is None:
+        return Medium.JSON
+    return _kept_negotiation(accept) if len(accept) <= MAX_KEPT else _negotiate(accept)
+
+
+def _negotiate(accept: str) -> Medium:
+    if not accept.strip():
+        return Medium.JSON
+    ranges = [parsed for part in accept.split(",") if (parsed := _media_range(part)) is not None]
+    ranked = []
+    for preference, medium in enumerate(Medium):
+        matches = [(_exactness(pattern, medium), quality, -at) for at, (pattern, quality) in enumerate(ranges)]
+        # The most exact range that names a medium is the one that speaks of it.
+        exactness, quality, position = max(matches, default=(0, 0.0, 0))
+        if exactness and quality > 0:
+            ranked.append((quality, exactness, position, -preference, medium))
+    if not ranked:
+        raise BadParameter(f"the header Accept takes none of {', '.join(Medium)}; name one, or leave it out")
+    return max(ranked)[-1]
+
+
+_kept_negotiation = lru_cache(maxsize=256)(_negotiate)  # of errors none is kept
+
+
+def _media_range(part: str) -> tuple[str, float] | None:
+    """A range's `type/subtype` and its quality; None where it is malformed, which says nothing then."""
+    name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    quality = 1.0
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                quality = float(value)
+            except ValueError:
+                return None
+    return (name, quality) if "/" in name and 0 <= quality <= 1 else None
+
+
+def _exactness(pattern: str, medium: Medium) -> int:
+    """3 for the medium itself, 2 for `type/*`, 1 for `*/*`, 0 for anything else."""
+    kind, _, _ = medium.partition("/")
+    return {medium.value: 3, f"{kind}/*": 2, "*/*": 1}.get(pattern, 0)

@@ -1,0 +1,147 @@
+"""GET /models, /livez, /readyz, /metrics: what the service says of itself.
+
+The pages for people: the playground at `/`, the reference at `/docs`. Nothing comes from another host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+
+from model.bundle import Accuracy, BundleConfig, Source
+from model.reference import REFERENCE_PICTURE
+from model.spec import Architecture, Postprocessing, Preprocessing
+from model.types import Task
+from service.errors import Unavailable
+from service.frontend.core.engine import Engine
+from service.frontend.http.openapi import problem_content
+from service.types import ModelStatus
+
+MetricsText = Callable[[], tuple[bytes, str]]
+
+
+class ModelCard(BaseModel):
+    """A served model. `default`: it answers where a request of its task names none. Labels by class index."""
+
+    name: str
+    task: Task
+    default: bool
+    ready: bool
+    device: str
+    precision: str
+    labels: tuple[str, ...]
+    input: Preprocessing
+    postprocessing: Postprocessing
+    architecture: Architecture
+    weights_sha256: str
+    source: Source
+    accuracy: Accuracy | None
+
+
+class ModelList(BaseModel):
+    models: list[ModelCard]
+
+
+class Liveness(BaseModel):
+    live: bool
+
+
+class ReadyAnswer(BaseModel):
+    ready: bool
+    reason: str
+
+
+def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
+    router = APIRouter(responses={"default": problem_content("An error, as RFC 9457 has it")})
+
+    @router.get("/models", tags=["models"], summary="The models that are served")
+    async def models() -> ModelList:
+        return ModelList(models=[_card(engine, status) for status in engine.models()])
+
+    @router.get("/models/{name}", tags=["models"], summary="One model")
+    async def model(name: str) -> ModelCard:
+        return _card(engine, engine.model(name))
+
+    @router.get("/livez", tags=["operation"], summary="This process answers")
+    async def livez() -> Liveness:
+        return Liveness(live=True)
+
+    @router.get("/readyz", tags=["operation"], summary="Predictions are answered; 503 with the reason if not")
+    async def readyz() -> ReadyAnswer:
+        readiness = engine.readiness()
+        if not readiness.ready:
+            raise Unavailable(readiness.reason, readiness.retry_after_s)
+        return ReadyAnswer(ready=True, reason=readiness.reason)
+
+    @router.get(
+        "/metrics",
+        tags=["operation"],
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    def metrics() -> Response:
+        # In a thread: with several processes it reads their files.
+        text, media_type = metrics_text()
+        return Response(text, media_type=media_type)
+
+    return router
+
+
+def _card(engine: Engine, status: ModelStatus) -> ModelCard:
+    config: BundleConfig = status.config
+    return ModelCard(
+        name=config.name,
+        task=config.task,
+        default=engine.resolve(config.task, None).config.name == config.name,
+        ready=status.ready,
+        device=status.device,
+        precision=status.precision,
+        labels=config.labels,
+        input=config.preprocessing,
+        postprocessing=config.postprocessing,
+        architecture=config.architecture,
+        weights_sha256=config.weights_sha256,
+        source=config.source,
+        accuracy=config.accuracy,
+    )
+
+
+WEB = Path(__file__).parents[2] / "web"
+
+FILES = {
+    "/": WEB / "playground.html",
+    "/docs": WEB / "docs.html",
+    "/web/playground.js": WEB / "playground.js",
+    "/web/docs.js": WEB / "docs.js",
+    "/web/style.css": WEB / "style.css",
+    "/web/sample.jpg": REFERENCE_PICTURE,
+}
+HEADERS = {
+    # Pictures that a person picked are shown from blob: URLs, the icon from a data: URL.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def pages() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    for path, file in FILES.items():
+        router.add_api_route(path, _page(file), methods=["GET", "HEAD"])
+    return router
+
+
+def _page(file: Path) -> Callable[[], Awaitable[FileResponse]]:
+    async def page() -> FileResponse:
+        return FileResponse(file, headers=HEADERS)
+
+    return page

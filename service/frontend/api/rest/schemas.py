@@ -1,0 +1,166 @@
+"""The JSON of an answer: `Result` → bytes, by structs that are also its JSON Schema in OpenAPI.
+
+Coordinates have two decimals and scores six significant digits: more would be the networks' rounding noise. Bytes
+are written as base64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+import msgspec
+
+from model.bundle import BundleConfig
+from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
+from model.types import Box, ClassifyResult, DetectResult, Result, SegmentResult, Task
+from service.frontend.http.problems import Problem
+
+
+class ImageSize(msgspec.Struct, frozen=True):
+    """Pixels of the upright picture, EXIF orientation applied."""
+
+    width: int
+    height: int
+
+
+class LabelItem(msgspec.Struct, frozen=True):
+    label: str
+    index: int
+    score: float
+
+
+class BoxItem(msgspec.Struct, frozen=True):
+    """Pixels of the upright picture, origin at the top left."""
+
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+class RLEItem(msgspec.Struct, frozen=True):
+    """COCO's compressed run lengths; `size` is height, width. pycocotools decodes it."""
+
+    size: tuple[int, int]
+    counts: str
+
+
+MaskItem = RLEItem | bytes | list[list[int]]
+"""By `mask_format`: RLE, a PNG, or polygons, each [x0, y0, x1, y1, ...]."""
+
+
+class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Without `mask` where the model has none, or none was asked for."""
+
+    label: str
+    index: int
+    score: float
+    box: BoxItem
+    mask: MaskItem | None = None
+
+
+class SegmentItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All pixels of one class; `area` is their number. Without `mask` where none was asked for."""
+
+    label: str
+    index: int
+    area: int
+    mask: MaskItem | None = None
+
+
+class Classification(msgspec.Struct, frozen=True):
+    """Labels by falling score."""
+
+    image: ImageSize
+    labels: list[LabelItem]
+
+
+class Detections(msgspec.Struct, frozen=True):
+    """Detections by falling score."""
+
+    image: ImageSize
+    detections: list[DetectionItem]
+
+
+class Segmentation(msgspec.Struct, frozen=True):
+    """Segments by falling area; each pixel belongs to exactly one."""
+
+    image: ImageSize
+    segments: list[SegmentItem]
+
+
+RESULT_OF_TASK: dict[Task, type[Classification | Detections | Segmentation]] = {
+    Task.CLASSIFY: Classification,
+    Task.DETECT: Detections,
+    Task.SEGMENT: Segmentation,
+}
+
+
+class ImageError(msgspec.Struct, frozen=True):
+    """In the place of an image that could not be answered, among several."""
+
+    error: Problem
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Its results are JSON already: each was encoded in a thread of its own."""
+
+    model: str
+    task: Task
+    results: list[msgspec.Raw]
+
+
+def encode_result(result: Result, mask_format: MaskFormat) -> bytes:
+    """One image's place in `results`."""
+    return msgspec.json.encode(_item(result, mask_format))
+
+
+def encode_error(problem: Problem) -> bytes:
+    """The place in `results` of an image that could not be answered."""
+    return msgspec.json.encode(ImageError(problem))
+
+
+def encode_answer(config: BundleConfig, results: Sequence[bytes]) -> bytes:
+    """The whole answer, of the model of `config`, around results that are encoded already."""
+    return msgspec.json.encode(Answer(config.name, config.task, [msgspec.Raw(result) for result in results]))
+
+
+def _item(result: Result, mask_format: MaskFormat) -> Classification | Detections | Segmentation:
+    image = ImageSize(result.size.width, result.size.height)
+    match result:
+        case ClassifyResult(labels=labels):
+            return Classification(image, [LabelItem(row.label, row.index, rounded_score(row.score)) for row in labels])
+        case DetectResult(size=size, detections=detections):
+            return Detections(
+                image,
+                [
+                    DetectionItem(
+                        row.label,
+                        row.index,
+                        rounded_score(row.score),
+                        _box(row.box),
+                        _mask(encode_detection(row, size, mask_format)),
+                    )
+                    for row in detections
+                ],
+            )
+        case SegmentResult(segments=segments):
+            masks = encode_segments(result, mask_format)
+            return Segmentation(
+                image,
+                [
+                    SegmentItem(row.label, row.index, row.area, _mask(mask))
+                    for row, mask in zip(segments, masks, strict=True)
+                ],
+            )
+        case _:
+            assert_never(result)
+
+
+def _box(box: Box) -> BoxItem:
+    return BoxItem(round(box.xmin, 2), round(box.ymin, 2), round(box.xmax, 2), round(box.ymax, 2))
+
+
+def _mask(mask: EncodedMask) -> MaskItem | None:
+    return RLEItem((mask.size.height, mask.size.width), mask.counts) if isinstance(mask, RLE) else mask

@@ -1,0 +1,239 @@
+"""Whether a file changed since it was read.
+
+API keys from a file: one a line, with a name before it if one likes; `#` begins a comment.
+
+    # name    key
+    partner   5f3c0e8a1b7d4f60
+    9d1b2c3a4e5f6071
+
+Two keys may have one name, so that a caller can go from one to the other; they share its rate.
+
+Who may ask, and how much: the check that every transport makes before it reads an image.
+
+A transport calls `identify` once a request (a gRPC stream: once), `admit` once an image that it is about to take
+in, and `charge` for further images that it found in a body. Nothing here waits or reads a file.
+
+Open to everyone: health and readiness (`/livez`, `/readyz`, `/v2/health/*`, `grpc.health.v1`), `/metrics`, gRPC
+reflection, the pages and `/openapi.json`. All else needs a key where keys are set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import NewType
+from urllib.parse import unquote
+
+import structlog
+
+from service.errors import RateLimited, Refusal, Unauthenticated
+from service.frontend.core.rate_limit import RateLimit
+from service.observability.metrics import FrontEndMetrics
+from service.settings import Settings
+
+FileVersion = tuple[int, ...] | None
+
+
+def file_version(path: Path) -> FileVersion:
+    """What changes when the file does, also where a link is turned to another file; None where it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+MAX_FILE_BYTES = 2**20
+MIN_KEY_LENGTH = 16
+"""Nothing but its length keeps a key from being guessed."""
+LOOK_INTERVAL_S = 2.0
+"""How often the file is looked at for changes."""
+
+_KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
+"""What may stand behind `Bearer` (RFC 6750, section 2.1), but for where `=` may stand."""
+
+log = structlog.get_logger(__name__)
+
+
+class InvalidKeysFile(Exception):
+    """The file of API keys is missing, unreadable, empty or malformed. The message quotes no key."""
+
+
+class ApiKeys:
+    """The keys of a file. They are held as hashes under a secret of this process.
+
+    So how long a look-up takes tells nothing of a key: nobody outside can choose the hashes that are compared.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises KeysUnusable."""
+        self._path = path
+        self._secret = secrets.token_bytes(32)
+        self._stamp = file_version(path)
+        self._names = self._read()
+
+    def name_of(self, key: str) -> str | None:
+        """Whose key it is; None for a wrong one."""
+        return self._names.get(self._hash(key))
+
+    async def follow(self, interval_s: float = LOOK_INTERVAL_S) -> None:
+        """Read the file again whenever it changed. One that cannot be used is logged, and the last good keys stay."""
+        while True:
+            await asyncio.sleep(interval_s)
+            await asyncio.to_thread(self._refresh)
+
+    def _refresh(self) -> None:
+        now = file_version(self._path)
+        if now == self._stamp:
+            return
+        self._stamp = now
+        try:
+            self._names = self._read()
+        except InvalidKeysFile as error:
+            log.error("the API keys stay as they were", error=str(error))
+        else:
+            log.info("the API keys were read again", keys=len(self._names))
+
+    def _read(self) -> dict[bytes, str]:
+        try:
+            with self._path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise InvalidKeysFile(f"{self._path}: {error.strerror}; expected a file with an API key a line") from None
+        if len(data) > MAX_FILE_BYTES:
+            raise InvalidKeysFile(f"{self._path}: more than {MAX_FILE_BYTES:,} bytes; expected a file of API keys")
+        names: dict[bytes, str] = {}
+        for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), start=1):
+            words = line.partition("#")[0].split()
+            if not words:
+                continue
+            if len(words) > 2:
+                raise InvalidKeysFile(
+                    f"{self._path}, line {number}: expected `KEY` or `NAME KEY`, found {len(words)} words"
+                )
+            key = words[-1]
+            if len(key) < MIN_KEY_LENGTH or not _KEY.fullmatch(key):
+                raise InvalidKeysFile(
+                    f"{self._path}, line {number}: a key has at least {MIN_KEY_LENGTH} characters of A-Z a-z 0-9 "
+                    "and ._~+/=-; `openssl rand -hex 32` makes one"
+                )
+            digest = self._hash(key)
+            if digest in names:
+                raise InvalidKeysFile(f"{self._path}, line {number}: the key stands on an earlier line as well")
+            names[digest] = words[0] if len(words) == 2 else f"key of line {number}"
+        if not names:
+            raise InvalidKeysFile(f"{self._path}: no API key in it; expected one a line")
+        return names
+
+    def _hash(self, key: str) -> bytes:
+        return hmac.digest(self._secret, key.encode("utf-8", "replace"), "sha256")
+
+
+Caller = NewType("Caller", str)
+"""Whose rate a request counts against: a key's name, or a host. Never a key, so it may be logged."""
+
+ASK_FOR_KEY = "send the header `Authorization: Bearer KEY` (in gRPC: the metadata `authorization`)"
+
+
+class Auth:
+    """One for a front-end process, shared by its transports; rates are this process's own.
+
+    `keys`: None lets everyone in. `limit`: None takes as much as comes.
+    """
+
+    def __init__(self, keys: ApiKeys | None, limit: RateLimit | None, metrics: FrontEndMetrics) -> None:
+        self._keys = keys
+        self._limit = limit
+        self._metrics = metrics
+
+    @property
+    def needs_key(self) -> bool:
+        return self._keys is not None
+
+    def identify(self, authorization: str | None, host: str) -> Caller:
+        """Who is asking. `authorization` is the header's whole value; `host` the peer's address, without its port.
+
+        Raises:
+            Unauthenticated: keys are set, and none or a wrong one came.
+        """
+        if self._keys is None:
+            return Caller(_network_of(host) if self._limit is not None else host)
+        scheme, _, key = (authorization or "").strip().partition(" ")
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key:
+            self._metrics.rejected(Refusal.CREDENTIALS)
+            raise Unauthenticated(f"this service asks for an API key and none came; {ASK_FOR_KEY}")
+        name = self._keys.name_of(key)
+        if name is None:
+            self._metrics.rejected(Refusal.CREDENTIALS)
+            raise Unauthenticated(f"the API key is not one that this service knows; {ASK_FOR_KEY}")
+        return Caller(name)
+
+    def admit(self, caller: Caller) -> None:
+        """Let one image of the caller's in.
+
+        Raises:
+            RateLimited: the caller is over its rate; `retry_after_s` is the time until its next image is let in.
+        """
+        if self._limit is None:
+            return
+        wait_s = self._limit.take(caller)
+        if wait_s > 0:
+            self._metrics.rejected(Refusal.RATE)
+            raise RateLimited(
+                f"more than {self._limit.per_s:g} images a second came from this caller; try again in {wait_s:.3g} s",
+                wait_s,
+            )
+
+    def charge(self, caller: Caller, images: int) -> None:
+        """Count `images` more of a request that was let in as one image; the caller's next ones wait for it."""
+        if self._limit is not None:
+            self._limit.charge(caller, images)
+
+
+@asynccontextmanager
+async def open_auth(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterator[Auth]:
+    """The gate that the settings describe; the file of keys is read again whenever it changes.
+
+    Raises:
+        KeysUnusable: the file of keys cannot be used now.
+    """
+    limit = RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst) if settings.rate_limit_per_s else None
+    if settings.api_keys_file is None:
+        yield Auth(None, limit, metrics)
+        return
+    keys = ApiKeys(settings.api_keys_file)
+    following = asyncio.create_task(keys.follow())
+    try:
+        yield Auth(keys, limit, metrics)
+    finally:
+        following.cancel()
+
+
+def host_of(peer: str) -> str:
+    """The host in what gRPC calls a peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:...`."""
+    kind, _, address = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    return unquote(address).rpartition(":")[0].strip("[]")
+
+
+@lru_cache(maxsize=4096)
+def _network_of(host: str) -> str:
+    """The address itself; of IPv6 its /64, for whoever has one address there has them all."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # a Unix socket has no address
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))

@@ -1,0 +1,194 @@
+"""What a request may ask of its images: ranges and defaults, the same over every transport."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from model.postprocess.masks import MaskFormat
+from model.types import QueryParams, Task
+from service.errors import BadParameter
+
+MAX_MODEL_NAME = 64
+DEFAULTS = QueryParams()
+DEFAULT_MASK_FORMAT = MaskFormat.RLE
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers from `low` to `high`, both included; `kind` is what they are called."""
+
+    kind: str
+    low: int
+    high: int
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high  # NaN is in no range
+
+    def __str__(self) -> str:
+        return f"{self.kind} from {self.low} to {self.high}"
+
+
+TOP_K = Range("a whole number", 1, 1000)
+MAX_DETECTIONS = Range("a whole number", 1, 1000)
+SCORE_THRESHOLD = Range("a number", 0, 1)
+MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /models)"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictParams:
+    """What is asked of an image. `params` is the worker's part of it, `mask_format` the encoder's."""
+
+    model: str | None
+    params: QueryParams
+    mask_format: MaskFormat
+
+
+def parse_params(
+    *,
+    model: str | None = None,
+    top_k: int | None = None,
+    score_threshold: float | None = None,
+    max_detections: int | None = None,
+    masks: bool = True,
+    mask_format: MaskFormat | None = None,
+) -> PredictParams:
+    """Hold what a caller named to its range; what it did not name gets its default.
+
+    Raises:
+        BadParameter: a value is out of its range; `field` says which.
+    """
+    if model is not None and not 0 < len(model) <= MAX_MODEL_NAME:
+        raise BadParameter(f"parameter 'model' has {len(model)} characters; expected {MODEL_NAME}", "model")
+    _hold("top_k", top_k, TOP_K)
+    _hold("score_threshold", score_threshold, SCORE_THRESHOLD)
+    _hold("max_detections", max_detections, MAX_DETECTIONS)
+    mask_format = DEFAULT_MASK_FORMAT if mask_format is None else mask_format
+    params = QueryParams(
+        top_k=DEFAULTS.top_k if top_k is None else top_k,
+        score_threshold=score_threshold,
+        max_detections=DEFAULTS.max_detections if max_detections is None else max_detections,
+        masks=masks and mask_format is not MaskFormat.NONE,
+    )
+    return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE)
+
+
+def _hold(name: str, value: float | None, allowed: Range) -> None:
+    if value is not None and value not in allowed:
+        raise BadParameter(f"parameter {name!r} is {value:.10g}; expected {allowed}", name)
+
+
+class View(StrEnum):
+    LABEL_MAP = "labelmap"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """`parse` raises ValueError with the words for what was expected; `schema` is JSON Schema."""
+
+    description: str
+    schema: Mapping[str, Any]
+    parse: Callable[[str], Any]
+    tasks: frozenset[Task]
+
+
+def shown(text: str) -> str:
+    """A caller's text, quoted and cut, for an error."""
+    return ascii(text if len(text) <= 80 else f"{text[:80]}…")
+
+
+def digits(text: str) -> int | None:
+    """The whole number that a text of at most ten ASCII digits is, else None."""
+    # `int` alone would take "1_0", " 7 " and digits of other scripts.
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
+
+
+def _whole_number(allowed: Range) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = digits(text)
+        if value is None:
+            raise ValueError(str(allowed))
+        return value
+
+    return parse
+
+
+def _number(allowed: Range) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if text.isascii() and "_" not in text:
+            with contextlib.suppress(ValueError):
+                return float(text)
+        raise ValueError(str(allowed))
+
+    return parse
+
+
+def _truth(text: str) -> bool:
+    try:
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    except KeyError:
+        raise ValueError("true or false") from None
+
+
+def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
+    def parse(text: str) -> StrEnum:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"one of {', '.join(kind)}" if len(kind) > 1 else f"{next(iter(kind))}") from None
+
+    return parse
+
+
+PARAMETERS: dict[str, Parameter] = {
+    "model": Parameter(
+        "Which model answers; the task's default model if left out.",
+        {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
+        str,
+        frozenset(Task),
+    ),
+    "top_k": Parameter(
+        "How many labels, the best first.",
+        {"type": "integer", "minimum": TOP_K.low, "maximum": TOP_K.high, "default": DEFAULTS.top_k},
+        _whole_number(TOP_K),
+        frozenset({Task.CLASSIFY}),
+    ),
+    "score_threshold": Parameter(
+        "Detections with a score above it are told; the model's own threshold if left out.",
+        {"type": "number", "minimum": SCORE_THRESHOLD.low, "maximum": SCORE_THRESHOLD.high},
+        _number(SCORE_THRESHOLD),
+        frozenset({Task.DETECT}),
+    ),
+    "max_detections": Parameter(
+        "At most so many detections, the best first.",
+        {
+            "type": "integer",
+            "minimum": MAX_DETECTIONS.low,
+            "maximum": MAX_DETECTIONS.high,
+            "default": DEFAULTS.max_detections,
+        },
+        _whole_number(MAX_DETECTIONS),
+        frozenset({Task.DETECT}),
+    ),
+    "masks": Parameter(
+        "Whether masks are told, by models that have them.",
+        {"type": "boolean", "default": True},
+        _truth,
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "mask_format": Parameter(
+        "How a mask is written: COCO's compressed RLE, a base64 PNG of 0 and 255, or polygons.",
+        {"type": "string", "enum": list(MaskFormat), "default": DEFAULT_MASK_FORMAT},
+        _one_of(MaskFormat),
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "view": Parameter(
+        "`labelmap`: the answer is a PNG with the class index of each pixel (16 bit beyond 256 classes).",
+        {"type": "string", "enum": list(View)},
+        _one_of(View),
+        frozenset({Task.SEGMENT}),
+    ),
+}

@@ -1,0 +1,144 @@
+"""What the gRPC front-end serves. Its port, starting and stopping is done outside.
+
+The gRPC front-end process: composition root of `convmlp grpc`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+from service.frontend.api.oip.grpc import SERVICE as OPEN_INFERENCE
+from service.frontend.api.oip.grpc import add_open_inference
+from service.frontend.api.vision.servicer import SERVICE as VISION
+from service.frontend.api.vision.servicer import add_vision
+from service.frontend.core.auth import Auth, InvalidKeysFile
+from service.frontend.core.engine import Engine
+from service.frontend.core.frontend import FrontEnd, open_front_end
+from service.frontend.core.request_log import RequestLog
+from service.frontend.grpc.drain import Drain
+from service.frontend.grpc.health import HEALTH, Health, add_health
+from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
+from service.frontend.grpc.tls import InvalidCertificates, certificate_files, server_credentials
+from service.observability.metrics import FrontEndMetrics
+from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
+from service.process import EXIT_CONFIG, hold_port, inherited_socket, run_process
+from service.settings import Settings
+
+SERVICES = (VISION, OPEN_INFERENCE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """A server that was not started yet, and what is needed to stop it well."""
+
+    server: grpc.aio.Server
+    health: Health
+    drain: Drain
+
+
+def create_rpc(
+    engine: Engine,
+    gate: Auth,
+    settings: Settings,
+    metrics: FrontEndMetrics,
+    keep_alive: KeepAlive | None = None,
+    tracing: Tracing = NO_TRACING,
+) -> Rpc:
+    """The server with all its services."""
+    drain = Drain()
+    server = create_server(settings, drain, keep_alive)
+    request_log = RequestLog("grpc", tracing, access_log=settings.access_log)
+    add_vision(server, engine, settings, metrics, gate, request_log)
+    add_open_inference(server, engine, settings, metrics, gate, request_log)
+    health = add_health(server, engine, SERVICES)
+    reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+    return Rpc(server, health, drain)
+
+
+log = structlog.get_logger(__name__)
+
+
+class CannotListen(Exception):
+    """A port cannot be had."""
+
+    def __init__(self, port: int, reason: str) -> None:
+        super().__init__(f"port {port}: {reason}")
+        self.port = port
+        self.reason = reason
+
+
+def run_grpc(settings: Settings) -> int:
+    """Serve gRPC until a signal; the exit status."""
+    return run_process("grpc", settings, lambda stop: _serve(settings, stop))
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> int:
+    try:
+        supervised = inherited_socket()
+        with _opening(settings.grpc_port):
+            held = supervised or hold_port(settings.host, settings.grpc_port)
+        files = certificate_files(settings)
+        credentials = server_credentials(files) if files else None
+        with open_tracing(settings, "grpc") as tracing:
+            async with open_front_end(settings) as front_end:
+                # Under a supervisor all processes tell their metrics together, at REST's /metrics.
+                telling = contextlib.nullcontext() if supervised else _telling_metrics(front_end.registry, settings)
+                with telling:
+                    await _serve_at(held, front_end, credentials, settings, stop, tracing)
+    except CannotListen as error:
+        log.error("cannot listen", host=settings.host, port=error.port, error=error.reason)
+    except InvalidCertificates as error:
+        log.error("cannot use the TLS certificates", error=str(error))
+    except InvalidKeysFile as error:
+        log.error("cannot read the API keys", error=str(error))
+    except TracingUnavailable as error:
+        log.error("cannot trace", error=str(error))
+    else:
+        return 0
+    return EXIT_CONFIG
+
+
+async def _serve_at(
+    held: socket.socket,
+    front_end: FrontEnd,
+    credentials: grpc.ServerCredentials | None,
+    settings: Settings,
+    stop: asyncio.Event,
+    tracing: Tracing,
+) -> None:
+    rpc = create_rpc(front_end.engine, front_end.gate, settings, front_end.metrics, tracing=tracing)
+    with _opening(held.getsockname()[1]):
+        address = listen_at(rpc.server, held, credentials)
+    await rpc.server.start()
+    log.info("listening", address=address, tls=credentials is not None)
+    await serve_until(stop, rpc.server, rpc.health, rpc.drain, settings.drain_timeout_ms / 1000)
+
+
+@contextlib.contextmanager
+def _telling_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
+    with _opening(settings.grpc_metrics_port):
+        exporter, _ = start_http_server(settings.grpc_metrics_port, settings.host, registry)
+    log.info("telling metrics", url=f"http://{settings.host}:{exporter.server_port}/metrics")
+    try:
+        yield
+    finally:
+        exporter.shutdown()
+        exporter.server_close()
+
+
+@contextlib.contextmanager
+def _opening(port: int) -> Iterator[None]:
+    """An OSError within is a port that cannot be had."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotListen(port, error.strerror or str(error)) from error

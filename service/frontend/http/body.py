@@ -1,0 +1,242 @@
+"""Images out of a multipart/form-data body (RFC 7578), in memory: nothing is written to disk.
+
+A prediction's body, in any of its three forms, to the encoded images in it.
+
+The bytes are counted as they come, so a body that is too long is refused when it becomes so and not when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from collections.abc import Callable
+
+import msgspec
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from model.errors import ImageTooLarge
+from service.errors import BadRequest
+from service.frontend.http.middleware import header_of
+from service.settings import Settings
+
+IMAGE_FIELDS = (b"image", b"file")
+DISPOSITION = b"content-disposition"
+
+
+class FormImages:
+    """Feed it the body's chunks, then take its images. The parser bounds number and size of a part's headers."""
+
+    def __init__(self, boundary: bytes, max_images: int) -> None:
+        """Raises BadRequest where there is no usable boundary."""
+        if not boundary:
+            raise BadRequest(
+                "multipart/form-data needs a boundary in its Content-Type; let the client's library write the header"
+            )
+        self._max_images = max_images
+        self._images: list[bytes] = []
+        self._part = bytearray()
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._field: bytes | None = None
+        self._complete = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_header_field": self._take_header_name,
+                    "on_header_value": self._take_header_value,
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._check_field,
+                    "on_part_data": self._take_data,
+                    "on_part_end": self._end_part,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise BadRequest(f"the multipart body's boundary cannot be used: {error}") from None
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the body's next bytes.
+
+        Raises:
+            BadRequest: the body breaks the format, or has a part of another name.
+            ImageTooLarge: there are too many images.
+        """
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise BadRequest(f"the multipart body is broken: {error}") from None
+
+    def finish(self) -> list[bytes]:
+        """The images, in their order.
+
+        Raises:
+            BadRequest: the body ended too early, or had no image.
+        """
+        if not self._complete:
+            raise BadRequest("the multipart body ends before its closing boundary; send it whole")
+        if not self._images:
+            raise BadRequest("the multipart body has no part; name one or several `image`")
+        return self._images
+
+    def _begin_part(self) -> None:
+        if len(self._images) == self._max_images:
+            raise too_many_images(self._max_images)
+        self._field = None
+        self._part = bytearray()
+
+    def _take_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _take_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header_name.lower() == DISPOSITION:
+            _, options = parse_options_header(self._header_value.decode("latin-1"))
+            self._field = options.get(b"name")
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _check_field(self) -> None:
+        if self._field is None:
+            raise BadRequest("a part of the multipart body has no name; name each `image`")
+        if self._field not in IMAGE_FIELDS:
+            name = ascii(self._field[:80].decode("utf-8", "replace"))
+            raise BadRequest(
+                f"a part of the multipart body is named {name}, expected `image` or `file`; parameters go into "
+                "the query string"
+            )
+
+    def _take_data(self, data: bytes, start: int, end: int) -> None:
+        self._part += data[start:end]
+
+    def _end_part(self) -> None:
+        self._images.append(bytes(self._part))
+        self._part = bytearray()
+
+    def _end(self) -> None:
+        self._complete = True
+
+
+def too_many_images(most: int) -> ImageTooLarge:
+    return ImageTooLarge(f"the request has more than {most} images; send them in several requests")
+
+
+Upload = bytes | BadRequest
+"""One encoded image, or why there is none in its place."""
+
+HOW_TO_SEND = (
+    "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
+    '{"image": "<base64>"} or {"images": ["<base64>", …]}'
+)
+FIRST_BYTES_OF_JSON = b'{["-0123456789tfn'
+"""None of them begins an image, so a picture with a wrong Content-Type is still taken for a picture."""
+
+
+class JsonBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Base64 of one image or of several; a `data:` URL is taken as well."""
+
+    image: str | None = None
+    images: list[str] | None = None
+
+
+async def read_uploads(request: Request, settings: Settings, take: Callable[[int], None]) -> list[Upload]:
+    """Read the body; at least one upload, in their order. `take` is told of the bytes of each chunk.
+
+    Raises:
+        BadRequest: broken multipart or JSON, or no image at all.
+        ImageTooLarge: more bytes in all, or more images, than one request may have.
+        Overloaded: `take` found no room.
+        ClientDisconnect: the client left before the end.
+    """
+    media_type, options = parse_options_header(header_of(request.scope, b"content-type"))
+    if media_type == b"multipart/form-data":
+        form = FormImages(options.get(b"boundary", b""), settings.max_images)
+        await _read(request, settings, take, form.feed)
+        return [*form.finish()]
+    body = await read_body(request, settings, take)
+    if not body:
+        raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
+    if media_type == b"application/json" and body.lstrip()[:1] in _JSON_STARTS:
+        return await asyncio.to_thread(_from_json, body, settings.max_images)
+    return [body]
+
+
+_JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
+
+
+async def read_body(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
+    """The whole body as it came. `take` is told of the bytes of each chunk.
+
+    Raises:
+        ImageTooLarge: more bytes than one request may have.
+        Overloaded: `take` found no room.
+        ClientDisconnect: the client left before the end.
+    """
+    parts: list[bytes] = []
+    await _read(request, settings, take, parts.append)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _read(
+    request: Request, settings: Settings, take: Callable[[int], None], use: Callable[[bytes], object]
+) -> None:
+    """Each chunk is given to `use`."""
+    length = header_of(request.scope, b"content-length") or ""
+    if length.isdigit() and int(length) > settings.max_request_bytes:
+        raise _too_long(settings)
+    total = 0
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message["body"]
+        total += len(chunk)
+        if total > settings.max_request_bytes:
+            raise _too_long(settings)
+        take(len(chunk))
+        use(chunk)
+        more = message["more_body"]
+
+
+def _too_long(settings: Settings) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"the request's body has more than {settings.max_request_bytes:,} bytes; send a smaller image, or fewer"
+    )
+
+
+def _from_json(body: bytes, max_images: int) -> list[Upload]:
+    try:
+        document = msgspec.json.decode(body, type=JsonBody)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    if (document.image is None) == (document.images is None):
+        raise BadRequest(f"the JSON body must have either `image` or `images`; {HOW_TO_SEND}")
+    if document.images is None:
+        return [from_base64(document.image or "", "image")]
+    if not document.images:
+        raise BadRequest("the JSON body's `images` is empty; give at least one image")
+    if len(document.images) > max_images:
+        raise too_many_images(max_images)
+    return [from_base64(text, f"images[{at}]") for at, text in enumerate(document.images)]
+
+
+def from_base64(text: str, name: str) -> Upload:
+    """The bytes of base64 or of a `data:` URL; `name` says in an error where in the JSON body it stood."""
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            return BadRequest(f"the JSON body's `{name}` is a data: URL without `;base64,`; only base64 is read")
+    for candidate in (text, "".join(text.split())):  # line breaks are common and harmless
+        try:
+            return binascii.a2b_base64(candidate, strict_mode=True)
+        except ValueError:
+            continue
+    return BadRequest(f"the JSON body's `{name}` is not valid base64 (RFC 4648, with padding)")

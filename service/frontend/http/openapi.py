@@ -1,0 +1,98 @@
+"""Parts of the OpenAPI document that several APIs share.
+
+FastAPI writes the rest; here bodies are streamed and answers encoded by hand, so it cannot know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.errors import Forbidden
+from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE
+from service.settings import Settings
+
+REF = "#/components/schemas/{name}"
+BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
+BASE64 = {"type": "string", "contentEncoding": "base64", "description": "Base64, or a data: URL."}
+RESPONSE_HEADERS = {
+    "X-Request-Id": {"description": "The request's own, or a new one.", "schema": {"type": "string"}},
+    "Server-Timing": {
+        "description": "`decode`, `queue`, `infer`, `post` and `total` in ms; with several images each stage's "
+        "slowest.",
+        "schema": {"type": "string"},
+    },
+}
+_SCHEME = "apiKey"
+
+
+def add_components(app: FastAPI, documents: Sequence[Mapping[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The app's OpenAPI document with the `paths` and the schemas of `documents`, which FastAPI does not know."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for more in documents:
+                document["paths"].update(more.get("paths", {}))
+                schemas.update(more["components"]["schemas"])
+        return app.openapi_schema or document
+
+    return openapi
+
+
+def header_parameters(settings: Settings) -> list[dict[str, Any]]:
+    """The request headers that every prediction reads."""
+    most = settings.request_timeout_ms
+    return [
+        {
+            "name": "X-Request-Timeout-Ms",
+            "in": "header",
+            "description": f"The caller's deadline, from the request's arrival on; at most {most} counts.",
+            "schema": {"type": "integer", "minimum": 1, "default": most},
+        },
+        {
+            "name": "X-Request-Id",
+            "in": "header",
+            "description": "Comes back in the answer and is written to the logs.",
+            "schema": {"type": "string", "maxLength": 128, "pattern": "^[ -~]+$"},
+        },
+    ]
+
+
+def error_answers() -> dict[str, Any]:
+    """A prediction's `responses` for each status of the error table."""
+    titles: dict[int, list[str]] = {}
+    for kind, row in ERROR_TABLE.items():
+        if kind is Forbidden:  # no prediction is forbidden, only changing what is served
+            continue
+        known = titles.setdefault(row.status, [])
+        if row.title not in known:
+            known.append(row.title)
+    return {str(status): problem_content("; ".join(titles[status])) for status in sorted(titles)}
+
+
+def problem_content(description: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": description, "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}}}
+
+
+def add_security(app: FastAPI, open_paths: Collection[str]) -> Callable[[], dict[str, Any]]:
+    """The app's OpenAPI text, which says that a key is needed and where."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        document["components"]["securitySchemes"] = {
+            _SCHEME: {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
+        }
+        for path, operations in document["paths"].items():
+            if path not in open_paths:
+                for operation in operations.values():
+                    operation["security"] = [{_SCHEME: []}]
+        return document
+
+    return openapi

@@ -1,0 +1,172 @@
+"""The REST front-end's application: what is where, and what surrounds it. Starting and stopping is done outside.
+
+The REST front-end process: composition root of `convmlp rest`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from model.types import Task
+from service.frontend.api.huggingface import huggingface
+from service.frontend.api.huggingface import huggingface_components as huggingface_components
+from service.frontend.api.oip.http import open_inference
+from service.frontend.api.oip.openapi import open_inference_document
+from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
+from service.frontend.api.rest.predict import Predictions
+from service.frontend.api.rest.routes import FILES, MetricsText, catalogue, pages
+from service.frontend.core.auth import Auth, InvalidKeysFile
+from service.frontend.core.engine import Engine
+from service.frontend.core.frontend import open_front_end
+from service.frontend.core.request_log import RequestLog
+from service.frontend.http.middleware import PROBES, AuthMiddleware, RequestMiddleware, instance_uri, record_of
+from service.frontend.http.openapi import add_components, add_security
+from service.frontend.http.problems import problem, problem_response
+from service.frontend.http.server import serve
+from service.observability.exposition import exposition
+from service.observability.metrics import FrontEndMetrics
+from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
+from service.process import EXIT_CONFIG, inherited_socket, open_listener, run_process
+from service.settings import Settings
+
+API_VERSION = "1.0"
+"""Of the contract with callers, not of the package."""
+
+OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
+"""Need no key."""
+
+DESCRIPTION = """Send a photograph, get labels, boxes and masks.
+
+Coordinates are pixels of the upright picture (EXIF orientation applied), origin at the top left. Errors are
+`application/problem+json` (RFC 9457); where trying again may help, `Retry-After` says when."""
+
+
+def create_app(
+    engine: Engine,
+    gate: Auth,
+    settings: Settings,
+    metrics: FrontEndMetrics,
+    metrics_text: MetricsText,
+    tracing: Tracing = NO_TRACING,
+) -> ASGIApp:
+    """The application. `metrics_text` gives the body and the media type of `/metrics`."""
+    app = FastAPI(
+        title="ConvMLP Serving",
+        description=DESCRIPTION,
+        version=API_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={HTTPException: _http_error},
+    )
+    request_log = RequestLog("rest", tracing, access_log=settings.access_log)
+    let_in = AuthMiddleware(gate, metrics, OPEN_PATHS).let_in
+    app.add_middleware(RequestMiddleware, request_log=request_log, let_in=let_in)
+    predictions = Predictions(engine, gate, settings, metrics)
+    direct: dict[str, ASGIApp] = {}
+    for task in Task:
+        path = f"/{task.value}"
+        direct[path] = RequestMiddleware(predictions.endpoint(task, path), request_log, let_in)
+        app.add_api_route(
+            path,
+            _prediction(predictions, task),
+            methods=["POST"],
+            tags=["predictions"],
+            summary=SUMMARY[task],
+            openapi_extra=prediction_operation(task, settings),
+            response_class=Response,
+        )
+    app.include_router(huggingface(engine, settings, metrics))
+    app.include_router(open_inference(engine, settings, metrics, gate))
+    app.include_router(catalogue(engine, metrics_text))
+    app.include_router(pages())
+    # FastAPI's own way to extend it.
+    documents = [
+        {"components": {"schemas": {**prediction_components(), **huggingface_components()}}},
+        open_inference_document(settings),
+    ]
+    app.openapi = add_components(app, documents)  # type: ignore[method-assign]
+    if gate.needs_key:
+        app.openapi = add_security(app, OPEN_PATHS)  # type: ignore[method-assign]
+    return FastPath(app, direct)
+
+
+class FastPath:
+    """ASGI application: POSTs to the paths of `direct` go there, everything else to the framework.
+
+    The framework's way to an endpoint (some forty routes, dependencies, exit stacks) costs more than all that the
+    endpoint itself does for a prediction.
+    """
+
+    def __init__(self, framework: ASGIApp, direct: Mapping[str, ASGIApp]) -> None:
+        self._framework = framework
+        self._direct = direct
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self._framework
+        if scope["type"] == "http" and scope["method"] == "POST":
+            app = self._direct.get(scope["path"], app)
+        return app(scope, receive, send)
+
+
+def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awaitable[Response]]:
+    async def predict(request: Request) -> Response:
+        return await predictions.answer(task, request)
+
+    return predict
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, which the framework finds."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    code, title, detail = {
+        404: ("not-found", "There is nothing at this path", f"there is nothing at {path!r}; see /docs"),
+        405: ("method-not-allowed", "The path does not take this method", f"{path!r} takes other methods; see /docs"),
+    }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
+    record_of(request).outcome = code
+    answer = problem(code, error.status_code, title, detail, instance_uri(request))
+    return problem_response(answer, dict(error.headers or {}))
+
+
+log = structlog.get_logger(__name__)
+
+
+def run_rest(settings: Settings) -> int:
+    """Serve HTTP until a signal; the exit status."""
+    return run_process("rest", settings, lambda stop: _serve(settings, stop))
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> int:
+    try:
+        listener = inherited_socket() or open_listener(settings.host, settings.http_port)
+    except OSError as error:
+        log.error("cannot listen", host=settings.host, port=settings.http_port, error=error.strerror)
+        return EXIT_CONFIG
+    try:
+        with open_tracing(settings, "rest") as tracing:
+            async with open_front_end(settings) as front_end:
+                app = create_app(
+                    front_end.engine,
+                    front_end.gate,
+                    settings,
+                    front_end.metrics,
+                    lambda: exposition(front_end.registry),
+                    tracing,
+                )
+                host, port = listener.getsockname()[:2]
+                log.info("listening", url=f"http://{host}:{port}")
+                await serve(app, [listener], stop, settings.drain_timeout_ms / 1000)
+    except InvalidKeysFile as error:
+        log.error("cannot read the API keys", error=str(error))
+        return EXIT_CONFIG
+    except TracingUnavailable as error:
+        log.error("cannot trace", error=str(error))
+        return EXIT_CONFIG
+    return 0

@@ -1,0 +1,156 @@
+"""`convmlp serve`: starts the workers and the front-ends, watches them, drains them in order, stops them.
+
+The supervisor itself touches no request. A child that ends is started again after a back-off that doubles up to
+a bound; one that says it is misconfigured ends the whole service, for starting it again would not help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx2
+import structlog
+from prometheus_client import CollectorRegistry
+
+from service.observability.exposition import forget_process
+from service.observability.metrics import MULTIPROC_DIR, restart_counter
+from service.process import EXIT_CONFIG, address_of, hold_port, open_listener, run_process
+from service.settings import Settings
+from service.supervision.child import Child, Part
+from service.supervision.placement import Unplaceable, count_cuda_devices, place_workers
+from service.wire.worker_client import WorkerClient
+
+KILL_GRACE_S = 5.0
+"""What a child gets beyond the drain time before it is killed."""
+
+log = structlog.get_logger(__name__)
+
+
+def run_supervisor(settings: Settings) -> int:
+    """Serve on this machine until a signal; the exit status."""
+    folder = Path(tempfile.mkdtemp(prefix="convmlp-"))
+    try:
+        os.environ[MULTIPROC_DIR] = str(folder)
+        return run_process("supervisor", settings, lambda stop: _supervise(settings, folder, stop))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _supervise(settings: Settings, folder: Path, stop: asyncio.Event) -> int:
+    try:
+        workers = await asyncio.to_thread(place_workers, settings, folder, count_cuda_devices)
+    except Unplaceable as error:
+        log.error("cannot serve", error=str(error))
+        return EXIT_CONFIG
+    addresses = [one.worker_address[0] for one in workers]
+    settings = settings.with_changes(worker_address=addresses)
+    with contextlib.ExitStack() as sockets:
+        try:
+            port = settings.http_port
+            http = sockets.enter_context(open_listener(settings.host, port))
+            port = settings.grpc_port
+            grpc = sockets.enter_context(hold_port(settings.host, port))
+        except OSError as error:
+            log.error("cannot listen", host=settings.host, port=port, error=error.strerror)
+            return EXIT_CONFIG
+        return await _supervise_at(http, grpc, settings, workers, folder, stop)
+
+
+async def _supervise_at(
+    http: socket.socket,
+    grpc: socket.socket,
+    settings: Settings,
+    workers_settings: Sequence[Settings],
+    folder: Path,
+    stop: asyncio.Event,
+) -> int:
+    restarts = restart_counter(CollectorRegistry())
+
+    def child(part: Part, settings: Settings) -> Child:
+        def lost() -> None:
+            forget_process(part.role, folder)
+            if part.command == "worker":
+                restarts.inc()
+
+        # NumPy's small products in a front-end gain nothing from threads of their own.
+        return Child(part, {"OPENBLAS_NUM_THREADS": "1", **os.environ, **settings.as_environment()}, lost)
+
+    workers = [child(Part(f"worker-{n}", "worker"), one) for n, one in enumerate(workers_settings)]
+    front_ends = [
+        *(child(Part(f"rest-{n}", "rest", http.fileno()), settings) for n in range(settings.rest_processes)),
+        *(child(Part(f"grpc-{n}", "grpc", grpc.fileno()), settings) for n in range(settings.grpc_processes)),
+    ]
+    running = {one: asyncio.create_task(one.run()) for one in (*workers, *front_ends)}
+    watching = asyncio.create_task(_watch(settings, workers, address_of(http), address_of(grpc)))
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopping, *running.values()], return_when=asyncio.FIRST_COMPLETED)
+    status = 0
+    if stopping not in done:
+        status = EXIT_CONFIG
+        log.error("a part cannot work as it is configured; stopping", part=str(next(iter(done)).exception()))
+    log.info("stopping")
+    for task in (watching, stopping):
+        task.cancel()
+    # Front-ends first: the workers must outlive whoever still waits for their answers.
+    grace_s = settings.drain_timeout_ms / 1000 + KILL_GRACE_S
+    for group in (front_ends, workers):
+        await asyncio.gather(*(one.stop(running[one], grace_s) for one in group))
+    await asyncio.gather(watching, stopping, *running.values(), return_exceptions=True)
+    return status
+
+
+async def _watch(settings: Settings, workers: Sequence[Child], http: str, grpc: str) -> None:
+    """Say when the service is ready; kill a worker that went silent, so that it is started again."""
+    heartbeat_s, url = settings.heartbeat_interval_ms / 1000, f"http://{http}"
+    async with contextlib.AsyncExitStack() as open_while_watching:
+        for address, worker in zip(settings.worker_address, workers, strict=True):
+            await open_while_watching.enter_async_context(_channel_to(worker, address, settings))
+        client = await open_while_watching.enter_async_context(httpx2.AsyncClient())
+        ready = False
+        while True:
+            ready, before = await _answers_ready(client, url) and (ready or await _listens(grpc)), ready
+            if ready and not before:
+                # What one front-end has heard from the workers the others hear within a heartbeat.
+                await asyncio.sleep(heartbeat_s)
+                log.info("ready", url=url, grpc_address=grpc, models=list(settings.models), workers=len(workers))
+            await asyncio.sleep(heartbeat_s)
+
+
+def _channel_to(worker: Child, address: str, settings: Settings) -> WorkerClient:
+    """What hears of a worker's silence."""
+    timeout_s = settings.worker_timeout_ms / 1000
+
+    def on_change() -> None:
+        # A younger worker is the silent one's successor already.
+        if channel.phase is None and worker.age_s() > timeout_s:
+            worker.signal(signal.SIGKILL)
+
+    channel = WorkerClient(address, settings.heartbeat_interval_ms / 1000, timeout_s, on_change, lambda: None)
+    return channel
+
+
+async def _answers_ready(client: httpx2.AsyncClient, url: str) -> bool:
+    """What a caller would hear."""
+    try:
+        return (await client.get(f"{url}/readyz", timeout=5)).is_success
+    except httpx2.HTTPError:
+        return False
+
+
+async def _listens(address: str) -> bool:
+    """Whether a front-end is there. With TLS only its callers could ask it more."""
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,477 @@
+"""What only HTTP has: JSON tensors, the binary extension's lengths, compression, and the routes beside inference."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import json
+import zlib
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.service.frontend.api.oip.oip_client import (
+    JSON_LENGTH,
+    Refused,
+    Spoken,
+    ask_encoded,
+    ask_pixels,
+    encoded,
+    http_answer,
+    http_body,
+    open_spoken,
+)
+from tests.service.frontend.grpc_server import until
+from tests.service.frontend.rest_server import picture
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+INFER = "/v2/models/fake_classify/infer"
+IMAGE = picture(33)
+GOOD = ask_encoded("fake_classify", IMAGE)
+
+
+@pytest.fixture
+def http(spoken: Spoken) -> httpx2.AsyncClient:
+    return spoken.http.http
+
+
+def listed(data: object, datatype: str = "UINT8", shape: tuple[int, ...] = (1, 2, 2, 3)) -> dict[str, Any]:
+    """A request whose tensor is in its JSON."""
+    return {"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "data": data}]}
+
+
+async def refused(response: httpx2.Response) -> Refused:
+    with pytest.raises(Refused) as error:
+        http_answer(response)
+    return error.value
+
+
+async def test_server_and_model_say_what_they_are(http: httpx2.AsyncClient) -> None:
+    """Server metadata and a model's, with and without its version, have the members of the protocol."""
+    server = (await http.get("/v2")).json()
+    assert server.keys() == {"name", "version", "extensions"}
+    assert "binary_tensor_data" in server["extensions"]
+    model = (await http.get("/v2/models/fake_instances")).json()
+    assert model == (await http.get("/v2/models/fake_instances/versions/1")).json()
+    assert model["versions"] == ["1"]
+    assert model["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    assert {"name": "masks", "datatype": "BYTES", "shape": [-1, -1]} in model["outputs"]
+
+
+@pytest.mark.parametrize("model", ["fake_classify", "fake_detect", "fake_instances", "fake_segment"])
+async def test_metadata_are_true(spoken: Spoken, model: str) -> None:
+    """Each output that metadata and config list can be had, by that datatype and shape; and there are no others."""
+    metadata = (await spoken.http.http.get(f"/v2/models/{model}")).json()
+    config = (await spoken.http.http.get(f"/v2/models/{model}/config")).json()
+    names = [output["name"] for output in metadata["outputs"]]
+    assert [output["name"] for output in config["output"]] == names
+    assert [[-1, *output["dims"]] for output in config["output"]] == [output["shape"] for output in metadata["outputs"]]
+    pixels = np.zeros((3, 20, 30, 3), np.uint8)
+    body, headers = http_body(ask_pixels(model, pixels, outputs=names))
+    response = await spoken.http.http.post(f"/v2/models/{model}/infer", content=body, headers=headers)
+    document = json.loads(response.content[: int(response.headers[JSON_LENGTH])])
+    for told, made in zip(metadata["outputs"], document["outputs"], strict=True):
+        assert made["datatype"] == told["datatype"]
+        assert len(made["shape"]) == len(told["shape"])
+        assert made["shape"][0] == 3
+        assert all(size in (-1, real) for size, real in zip(told["shape"], made["shape"], strict=True)), told
+    usual = await spoken.http.infer(ask_pixels(model, pixels))
+    assert set(usual.outputs) <= set(names)
+
+
+async def test_config(spoken: Spoken) -> None:
+    """A model's config holds the bounds that requests are really held to."""
+    config = (await spoken.http.http.get("/v2/models/fake_segment/config")).json()
+    assert config["max_batch_size"] == 64
+    assert config["instance_group"] == [{"name": "fake_segment_0", "kind": "KIND_CPU", "count": 1}]
+    assert config["model_transaction_policy"] == {"decoupled": False}
+    assert config["output"][0] == {"name": "label_map", "data_type": "TYPE_UINT8", "dims": [-1, -1]}
+    assert config["dynamic_batching"]["default_queue_policy"]["default_timeout_microseconds"] == 30_000_000
+
+
+async def test_health(http: httpx2.AsyncClient) -> None:
+    """A live, ready server and model answer 200; what is not there 404."""
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/fake_detect/ready"):
+        assert (await http.get(path)).status_code == 200
+    for path in ("/v2/models/nothing/ready", "/v2/models/nothing", "/v2/models/fake_detect/versions/3/ready"):
+        assert (await http.get(path)).status_code == 404
+
+
+async def test_health_without_a_worker() -> None:
+    """A front-end without a worker is alive and not ready, and says when to come back."""
+    async with open_spoken() as spoken:
+        spoken.worker.stop.set()
+        async with asyncio.timeout(20):
+            while (await spoken.http.http.get("/v2/health/ready")).status_code == 200:
+                await asyncio.sleep(0.01)
+        for path in ("/v2/health/ready", "/v2/models/fake_detect/ready"):
+            response = await spoken.http.http.get(path)
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) >= 1
+        assert (await spoken.http.http.get("/v2/health/live")).json() == {"live": True}
+
+
+async def test_statistics_count_requests_images_and_time() -> None:
+    """Success, failure and images are counted by model, and stages of one request are within its whole time."""
+    async with open_spoken() as spoken:
+        await spoken.http.infer(ask_encoded("fake_classify", IMAGE, IMAGE, IMAGE))
+        await spoken.http.infer(GOOD)
+        with pytest.raises(Refused):
+            await spoken.http.infer(ask_encoded("fake_classify", b"no picture"))
+        (one,) = (await spoken.http.http.get("/v2/models/fake_classify/stats")).json()["model_stats"]
+        assert (one["name"], one["version"], one["inference_count"]) == ("fake_classify", "1", 4)
+        stats = one["inference_stats"]
+        assert (stats["success"]["count"], stats["fail"]["count"]) == (2, 1)
+        stages = [stats[stage] for stage in ("queue", "compute_input", "compute_infer", "compute_output")]
+        assert {stage["count"] for stage in stages} == {2}
+        assert 0 < sum(stage["ns"] for stage in stages) < stats["success"]["ns"]
+        every = (await spoken.http.http.get("/v2/models/stats")).json()["model_stats"]
+        assert [model["inference_count"] for model in every] == [4, 0, 0, 0]
+
+
+async def test_repository(http: httpx2.AsyncClient) -> None:
+    """The index lists what is served, and loading is refused where the operator has not allowed it."""
+    index = (await http.post("/v2/repository/index", content=b"")).json()
+    assert {"name": "fake_detect", "version": "1", "state": "READY", "reason": ""} in index
+    ready = (await http.post("/v2/repository/index", json={"ready": True})).json()
+    assert ready == [model for model in index if model["state"] == "READY"]
+    for verb in ("load", "unload"):
+        response = await http.post(f"/v2/repository/models/fake_detect/{verb}", json={})
+        assert response.status_code == 403
+        assert "model_control" in response.json()["error"]
+    given = {"parameters": {"config": "{}"}}
+    assert (await http.post("/v2/repository/models/fake_detect/load", json=given)).status_code == 400
+    assert (await http.post("/v2/repository/index", content=b"[")).status_code == 400
+
+
+async def test_load_and_unload() -> None:
+    """Where the operator allows it a model goes and comes back, and the index tells which."""
+    async with open_spoken(model_control=True) as spoken:
+        http = spoken.http.http
+        assert (await http.post("/v2/repository/models/fake_detect/unload", json={})).status_code == 200
+        assert (await http.get("/v2/models/fake_detect/ready")).status_code == 404
+        states = {model["name"]: model["state"] for model in (await http.post("/v2/repository/index")).json()}
+        assert (states["fake_detect"], states["fake_segment"]) == ("UNAVAILABLE", "READY")
+        assert (await http.post("/v2/repository/models/fake_detect/load", json={})).status_code == 200
+        assert (await http.get("/v2/models/fake_detect/ready")).status_code == 200
+        assert (await http.post("/v2/repository/models/nothing/load", json={})).status_code == 404
+
+
+async def test_what_is_not_offered(http: httpx2.AsyncClient) -> None:
+    """Shared memory, tracing and logging are refused in words; that no region is registered is the truth."""
+    assert (await http.get("/v2/systemsharedmemory/status")).json() == []
+    assert (await http.get("/v2/cudasharedmemory/status")).json() == []
+    for method, path in [
+        ("POST", "/v2/systemsharedmemory/region/one/register"),
+        ("POST", "/v2/cudasharedmemory/unregister"),
+        ("GET", "/v2/systemsharedmemory/region/one/status"),
+        ("GET", "/v2/logging"),
+        ("POST", "/v2/trace/setting"),
+        ("GET", "/v2/models/fake_detect/trace/setting"),
+    ]:
+        response = await http.request(method, path)
+        assert response.status_code == 501
+        assert response.json()["error"].split()[0] in ("this", "callers")
+
+
+@pytest.mark.parametrize("side", [2, 64])
+@pytest.mark.parametrize("nested", [True, False])
+async def test_pixels_in_json(http: httpx2.AsyncClient, nested: bool, side: int) -> None:
+    """Numbers may be nested as the shape is, or in one row; few, or many."""
+    pixels = np.full((1, side, side, 3), 77, np.uint8)
+    data = pixels.tolist() if nested else pixels.ravel().tolist()
+    answer = http_answer(await http.post(INFER, json=listed(data, shape=pixels.shape)))
+    assert answer["indices"][0, 0] == 77
+
+
+async def test_encoded_images_in_json(http: httpx2.AsyncClient) -> None:
+    """JSON carries an encoded image as base64, for its bytes are no text."""
+    text = base64.b64encode(IMAGE).decode()
+    for data, shape in ((([text, text]), (2,)), ([[text], [text]], (2, 1))):
+        answer = http_answer(await http.post(INFER, json=listed(data, "BYTES", shape)))
+        assert answer["indices"][:, 0].tolist() == [33, 33]
+
+
+async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
+    """With a JSON of no length the body is the image, as Triton's raw binary request has it."""
+    answer = http_answer(await http.post(INFER, content=IMAGE, headers={JSON_LENGTH: "0"}))
+    assert answer["indices"][0, 0] == 33
+
+
+@pytest.mark.parametrize(
+    ("data", "datatype", "shape", "words"),
+    [
+        ([1, 2, 3], "UINT8", (1, 2, 2, 3), "its data has 3 elements, its shape [1, 2, 2, 3] says 12"),
+        ([256] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
+        ([-1] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
+        ([2**80] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
+        ([0.5] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
+        ([True] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
+        (["a"] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
+        ([[1, 2], [3]], "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
+        ([], "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
+        ({"a": 1}, "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
+        (7, "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
+        (None, "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
+        (["no base64!"], "BYTES", (1,), "element 0 is not valid base64"),
+        (["é"], "BYTES", (1,), "element 0 is not valid base64"),
+        ([1], "BYTES", (1,), "list of strings"),
+        ("text", "BYTES", (1,), "list of strings"),
+        ([base64.b64encode(IMAGE).decode()], "BYTES", (2,), "its data has 1 elements, its shape says 2"),
+        ([1.0] * 4, "FP32", (4,), "whole numbers from 0 to 255"),
+    ],
+)
+async def test_bad_data_in_json(
+    http: httpx2.AsyncClient, data: object, datatype: str, shape: tuple[int, ...], words: str
+) -> None:
+    """Whatever stands in `data`, it is the caller who is told, and in which way it is wrong."""
+    error = await refused(await http.post(INFER, json=listed(data, datatype, shape)))
+    assert error.status == 400
+    assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1], "data": ' + b"[" * 100_000, "deeply"),
+        (b"[]", "not an inference request: Expected `object`"),
+        (b"{}", "missing required field `inputs`"),
+        (b'{"inputs": 1}', "Expected `array`"),
+        (b'{"inputs": []}', "the request's inputs are none; expected one"),
+        (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}]}', "neither `data` nor"),
+        (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": ["1"]}]}', "Expected `int`"),
+        (b'{"inputs": [], "id": 7}', "Expected `str`"),
+        (b'{"inputs": [], "parameters": {"top_k": [1]}}', "$.parameters"),
+        (b'{"inputs": [], "parameters": {"binary_data_output": 1}}', "binary_data_output is 1; expected true or false"),
+        (b'{"inputs": [], "outputs": [{"name": "scores", "parameters": {"binary_data": 1}}]}', "binary_data is 1"),
+        (b'{"inputs": [], "outputs": [{"name": "scores", "parameters": {"classification": -2}}]}', "is -2, expected"),
+        (
+            b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], '
+            b'"parameters": {"shared_memory_region": "one"}}]}',
+            "shares no memory",
+        ),
+    ],
+)
+async def test_bad_json(http: httpx2.AsyncClient, body: bytes, words: str) -> None:
+    """A body that is no inference request is told where it stops being one."""
+    error = await refused(await http.post(INFER, content=body))
+    assert error.status == 400
+    assert words in error.message
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "", "seven", "99999999999999999999", "100000", "٣"])
+async def test_header_length_that_cannot_be(http: httpx2.AsyncClient, length: str) -> None:
+    """The JSON's length is a number within the body."""
+    body, _ = http_body(GOOD)
+    headers = {JSON_LENGTH.encode(): length.encode()}
+    error = await refused(await http.post(INFER, content=body, headers=headers))
+    assert error.status == 400
+    assert "expected the JSON's length in bytes" in error.message
+
+
+async def test_header_length_that_lies(http: httpx2.AsyncClient) -> None:
+    """A length that cuts the JSON, or takes tensor bytes for JSON, is found out."""
+    body, headers = http_body(GOOD)
+    for length in (int(headers[JSON_LENGTH]) - 1, int(headers[JSON_LENGTH]) + 1):
+        error = await refused(await http.post(INFER, content=body, headers={JSON_LENGTH: str(length)}))
+        assert error.status == 400
+        assert "not valid JSON" in error.message
+    error = await refused(await http.post(INFER, content=body))
+    assert f"where raw tensors follow it, {JSON_LENGTH} says its length" in error.message
+
+
+@pytest.mark.parametrize("size", [-1, 10**12, "12", True, 1.5])
+async def test_binary_sizes_that_cannot_be(http: httpx2.AsyncClient, size: object) -> None:
+    """An input's size in bytes is held against what is there."""
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    error = await refused(await http.post(INFER, content=text + encoded(IMAGE), headers={JSON_LENGTH: str(len(text))}))
+    assert error.status == 400
+    assert "binary_data_size is" in error.message
+
+
+async def test_bytes_behind_the_last_input(http: httpx2.AsyncClient) -> None:
+    """Bytes that belong to no input are a mistake in the sizes, and told."""
+    body, headers = http_body(GOOD)
+    error = await refused(await http.post(INFER, content=body + b"more", headers=headers))
+    assert "4 bytes follow the last input" in error.message
+
+
+@pytest.mark.parametrize("binary", [True, False])
+async def test_form_of_single_outputs(http: httpx2.AsyncClient, binary: bool) -> None:
+    """`binary_data` of one output goes before the request's `binary_data_output`."""
+    body, headers = http_body(
+        GOOD, outputs=[{"name": "indices", "parameters": {"binary_data": binary}}, {"name": "labels"}], id="7"
+    )
+    response = await http.post(INFER, content=body, headers=headers)
+    document = json.loads(response.content[: int(response.headers[JSON_LENGTH])])
+    indices, labels = document["outputs"]
+    assert ("data" in indices, "data" in labels) == (not binary, False)
+    assert indices.get("parameters", {}).get("binary_data_size") == (40 if binary else None)
+    assert http_answer(response)["indices"].tolist() == [[33, 34, 35, 36, 37]]
+
+
+async def test_json_alone(http: httpx2.AsyncClient) -> None:
+    """Who asks for no raw bytes gets JSON and nothing else; what is no text is base64 in it."""
+    body, headers = http_body(ask_encoded("fake_segment", IMAGE, outputs=["label_map_png", "labels"]), parameters={})
+    response = await http.post("/v2/models/fake_segment/infer", content=body, headers=headers)
+    assert JSON_LENGTH not in response.headers
+    assert response.headers["content-type"] == "application/json"
+    picture_, labels = (output["data"] for output in response.json()["outputs"])
+    assert base64.b64decode(picture_[0]).startswith(b"\x89PNG")
+    assert labels == ["background", "dog"]
+
+
+async def test_classification() -> None:
+    """`classification` answers the best classes as text, as Triton does, however many the other outputs have."""
+    async with open_spoken() as spoken:
+        body, headers = http_body(
+            GOOD, outputs=[{"name": "scores", "parameters": {"classification": 7}}, {"name": "indices"}]
+        )
+        answer = http_answer(await spoken.http.http.post(INFER, content=body, headers=headers))
+        assert answer["scores"].shape == (1, 7)
+        assert answer["scores"][0, 0] == b"0.500000:33:grey 33"
+        assert answer["indices"].shape == (1, 5)
+        body, headers = http_body(GOOD, outputs=[{"name": "labels", "parameters": {"classification": 7}}])
+        error = await refused(await spoken.http.http.post(INFER, content=body, headers=headers))
+        assert (error.status, "has no classification" in error.message) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)]
+)
+async def test_compressed_request(http: httpx2.AsyncClient, coding: str, compress: Any) -> None:  # noqa: ANN401
+    """A compressed body is read as what it was; the JSON's length is that before compression."""
+    body, headers = http_body(GOOD)
+    response = await http.post(INFER, content=compress(body), headers={**headers, "Content-Encoding": coding})
+    assert http_answer(response)["indices"][0, 0] == 33
+
+
+@pytest.mark.parametrize(("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_large_compressed_request(spoken: Spoken, coding: str, compress: Any) -> None:  # noqa: ANN401
+    """Megabytes are read as they were, whether compression made them small or not."""
+    noise = np.random.default_rng(3).integers(0, 256, (1, 1100, 1000, 3), np.uint8)
+    for pixels in (noise, np.full_like(noise, 9)):
+        ask = ask_pixels("fake_classify", pixels)
+        body, headers = http_body(ask)
+        response = await spoken.http.http.post(
+            INFER, content=compress(body, 1), headers={**headers, "Content-Encoding": coding}
+        )
+        plain = await spoken.http.infer(ask)
+        assert http_answer(response)["indices"].tolist() == plain["indices"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "words"),
+    [
+        (b"plain", "gzip", "the body is not gzip data"),
+        (b"plain", "deflate", "the body is not deflate data"),
+        (gzip.compress(b"{}", mtime=0)[:-5], "gzip", "ends too early"),
+        (b"", "gzip", "ends too early"),
+        (gzip.compress(b"{}", mtime=0) + b"more", "gzip", "4 bytes follow the end"),
+        (gzip.compress(b"{}", mtime=0) + bytes(3 * 2**20), "gzip", "3,145,728 bytes follow the end"),
+        (b"{}", "br", "Content-Encoding is 'br'; send gzip, deflate, or no coding"),
+    ],
+)
+async def test_bad_compression(http: httpx2.AsyncClient, body: bytes, coding: str, words: str) -> None:
+    """What is not of the coding that the header names is refused, and so is a coding that is not known."""
+    error = await refused(await http.post(INFER, content=body, headers={"Content-Encoding": coding}))
+    assert error.status == 400
+    assert words in error.message
+
+
+async def test_compressed_to_almost_nothing() -> None:
+    """A small body that would become a large one is refused at the limit, long before its end."""
+    async with open_spoken(max_request_bytes=2**20) as spoken:
+        bomb = gzip.compress(bytes(2**25), 9)
+        assert len(bomb) < 2**16
+        error = await refused(await spoken.http.http.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"}))
+        assert (error.status, error.message) == (
+            413,
+            "the request's body has more than 1,048,576 bytes when decompressed; send fewer",
+        )
+        assert (await spoken.http.infer(GOOD)).model == "fake_classify"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("gzip, deflate, br", "gzip"),
+        ("gzip;q=0.2, deflate;q=0.9", "deflate"),
+        ("*", "gzip"),
+        ("identity, gzip", None),
+        ("gzip;q=0", None),
+        ("br", None),
+        ("gzip;q=none", None),
+    ],
+)
+async def test_compressed_response(http: httpx2.AsyncClient, accepted: str, coding: str | None) -> None:
+    """The response is compressed as its caller likes best; the JSON's length is that before compression."""
+    body, headers = http_body(GOOD)
+    response = await http.post(INFER, content=body, headers={**headers, "Accept-Encoding": accepted})
+    assert response.headers.get("content-encoding") == coding
+    assert http_answer(response)["indices"][0, 0] == 33
+
+
+async def test_too_many_numbers_for_json(spoken: Spoken, http: httpx2.AsyncClient) -> None:
+    """A large label map is not written out as JSON, and a large picture not read from it: raw bytes can be had."""
+    big = picture(width=2100, height=2000)
+    body, headers = http_body(ask_encoded("fake_segment", big, outputs=["label_map"]), parameters={})
+    error = await refused(await http.post("/v2/models/fake_segment/infer", content=body, headers=headers))
+    assert (error.status, "ask for it with the parameter binary_data" in error.message) == (400, True)
+    answer = await spoken.http.infer(ask_encoded("fake_segment", big, outputs=["label_map"]))
+    assert answer["label_map"].shape == (1, 2000, 2100)
+    numbers = b"0," * 2**22 + b"0"
+    text = b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1], "data": [' + numbers + b"]}]}"
+    error = await refused(await http.post(INFER, content=text))
+    assert (error.status, "send it as binary data" in error.message) == (400, True)
+
+
+async def test_a_caller_that_leaves_withdraws_its_images() -> None:
+    """When a connection breaks none of its request's images stays in hand, though the device holds them all up."""
+    async with open_spoken() as spoken:
+        spoken.worker.runner.gate.clear()
+        body, headers = http_body(ask_encoded("fake_detect", *[IMAGE] * 5))
+        asking = asyncio.create_task(
+            spoken.http.http.post("/v2/models/fake_detect/infer", content=body, headers=headers)
+        )
+        registry = spoken.pair.rest.registry
+        await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 5)
+        asking.cancel()
+        await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)
+
+
+async def test_metrics_count_by_task_and_model() -> None:
+    """Requests of the protocol are counted as all others, under their model once that is known."""
+    async with open_spoken() as spoken:
+        await spoken.http.infer(GOOD)
+        with pytest.raises(Refused):
+            await spoken.http.infer(ask_encoded("nothing", IMAGE))
+        text = (await spoken.http.http.get("/metrics")).text
+        ok = 'convmlp_requests_total{model="fake_classify",outcome="ok",task="classify",transport="rest"} 1.0'
+        lost = 'convmlp_requests_total{model="",outcome="model-not-found",task="",transport="rest"} 1.0'
+        assert ok in text
+        assert lost in text
+
+
+async def test_server_timing(http: httpx2.AsyncClient) -> None:
+    """The answer says where its time went, as every other prediction's does."""
+    body, headers = http_body(GOOD)
+    response = await http.post(INFER, content=body, headers=headers)
+    timing = response.headers["server-timing"]
+    assert [part.partition(";")[0].strip() for part in timing.split(",")] == [
+        "decode",
+        "queue",
+        "infer",
+        "post",
+        "total",
+    ]

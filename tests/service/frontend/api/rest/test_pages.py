@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from model.reference import REFERENCE_PICTURE
+from tests.service.frontend.rest_server import Rest
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_pages_need_nothing_from_elsewhere(rest: Rest, path: str) -> None:
+    """Everything that a page loads comes from this service, has no inline code, and the browser is told so."""
+    page = await rest.http.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    loaded = re.findall(r'(?:src|href)="([^"#]+)"', page.text)
+    assert loaded
+    for reference in loaded:
+        if not reference.startswith("data:"):
+            assert (await rest.http.get(f"/{reference.removeprefix('./')}")).status_code == 200
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=", page.text)
+
+
+async def test_scripts_name_no_other_host(rest: Rest) -> None:
+    """Neither scripts nor the style sheet speak to another host."""
+    for path in ("/web/playground.js", "/web/docs.js", "/web/style.css"):
+        response = await rest.http.get(path)
+        assert response.status_code == 200
+        assert "://" not in response.text
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_sample_is_the_reference_picture(rest: Rest) -> None:
+    """The sample that the playground offers is the picture on which models prove themselves."""
+    response = await rest.http.get("/web/sample.jpg")
+    assert response.headers["content-type"] == "image/jpeg"
+    assert response.content == REFERENCE_PICTURE.read_bytes()
+    assert (await rest.http.post("/classify", content=response.content)).status_code == 200
+
+
+async def test_no_other_file_is_served(rest: Rest) -> None:
+    """Only the known files are there, wherever a path tries to lead."""
+    for path in ("/web/", "/web/../app.py", "/web/%2e%2e/rest/app.py", "/web/style.css/"):
+        assert (await rest.http.get(path)).status_code == 404

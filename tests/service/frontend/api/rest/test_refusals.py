@@ -1,0 +1,115 @@
+"""What each kind of refusal looks like to a caller, over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from model.types import Task
+from tests.service.frontend.rest_server import Rest, open_rest, oversized_png, picture, problem_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/classify", b"", 400, "bad-request"),
+        ("/classify", picture()[:60], 400, "image-undecodable"),
+        ("/classify", picture(form="JPEG")[:400], 400, "image-undecodable"),
+        ("/classify", b"%PDF-1.7 not a picture", 415, "unsupported-format"),
+        ("/classify", oversized_png(width=20_000, height=20_000), 413, "image-too-large"),
+        ("/classify?model=nothing", picture(), 404, "model-not-found"),
+        ("/classify?model=fake_detect", picture(), 422, "bad-parameter"),
+        ("/classify?top_k=0", picture(), 422, "bad-parameter"),
+    ],
+)
+async def test_what_callers_do_wrong(rest: Rest, path: str, body: bytes, status: int, code: str) -> None:
+    """Bad input gets the contract's error over a real connection, and the service goes on answering."""
+    response = await rest.http.post(path, content=body)
+    problem = problem_of(response.content)
+    assert (response.status_code, problem["status"], problem["type"]) == (status, status, f"/problems/{code}")
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["instance"] == f"/classify#{response.headers['x-request-id']}"
+    assert (await rest.http.post("/classify", content=picture())).status_code == 200
+
+
+async def test_too_many_bytes() -> None:
+    """An image above the limit in bytes is a 413 even where the request as a whole is within its own."""
+    async with open_rest(max_image_bytes=1000, max_request_bytes=10_000) as rest:
+        response = await rest.http.post("/classify", content=picture() + bytes(1000))
+        assert response.status_code == 413
+        assert "1,000" in problem_of(response.content)["detail"]
+
+
+async def test_unknown_path_and_method(rest: Rest) -> None:
+    """What the framework refuses is told in the same form as everything else."""
+    missing = await rest.http.get("/classify/extra")
+    assert (missing.status_code, problem_of(missing.content)["type"]) == (404, "/problems/not-found")
+    wrong = await rest.http.get("/classify")
+    assert (wrong.status_code, problem_of(wrong.content)["type"]) == (405, "/problems/method-not-allowed")
+    assert wrong.headers["allow"] == "POST"
+
+
+async def test_deadline_passed() -> None:
+    """A caller's deadline ends its wait for a busy device with a 504."""
+    async with open_rest() as rest:
+        rest.worker.runner.gate.clear()
+        response = await rest.http.post("/classify", content=picture(), headers={"X-Request-Timeout-Ms": "80"})
+        assert (response.status_code, problem_of(response.content)["type"]) == (504, "/problems/deadline-exceeded")
+
+
+async def test_device_failure() -> None:
+    """A failing device is a 500 that tells nothing of its insides."""
+    async with open_rest() as rest:
+        rest.worker.runner.poison = 66
+        response = await rest.http.post("/classify", content=picture(66))
+        assert (response.status_code, problem_of(response.content)["type"]) == (500, "/problems/internal")
+        assert b"poison" not in response.content
+
+
+async def test_worker_draining() -> None:
+    """Without a worker that takes jobs predictions and /readyz are a 503 that says when to come back."""
+    async with open_rest() as rest:
+        rest.worker.runner.gate.clear()
+        held = asyncio.create_task(rest.http.post("/classify", content=picture()))
+        await rest.until("convmlp_in_flight_requests", 1)
+        rest.worker.stop.set()
+        async with asyncio.timeout(20):
+            while rest.engine.readiness().ready:
+                await asyncio.sleep(0.01)
+        for response in (await rest.http.post("/classify", content=picture()), await rest.http.get("/readyz")):
+            assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
+            assert int(response.headers["retry-after"]) >= 1
+        assert (await rest.http.get("/livez")).status_code == 200
+        rest.worker.runner.gate.set()
+        await held
+
+
+async def test_unexpected_error_tells_no_internals() -> None:
+    """An error that nobody expected is a 500 with the request's id and without its own words."""
+
+    def broken() -> tuple[bytes, str]:
+        raise ValueError("the secret of the house")
+
+    async with open_rest(metrics_text=broken) as rest:
+        response = await rest.http.get("/metrics", headers={"X-Request-Id": "abc"})
+        assert (response.status_code, problem_of(response.content)["type"]) == (500, "/problems/internal")
+        assert problem_of(response.content)["instance"] == "/metrics#abc"
+        assert b"secret" not in response.content
+        assert (await rest.http.get("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize("task", Task)
+async def test_outcomes_are_counted(task: Task) -> None:
+    """/metrics tells good answers from each kind of error, and has no label that a caller can invent."""
+    async with open_rest() as rest:
+        await rest.http.post(f"/{task}", content=picture())
+        await rest.http.post(f"/{task}", content=b"%PDF")
+        await rest.http.post(f"/{task}?model=invented", content=picture())
+        text = (await rest.http.get("/metrics")).text
+        for model, outcome in ((f"fake_{task}", "ok"), (f"fake_{task}", "unsupported-format"), ("", "model-not-found")):
+            labels = f'model="{model}",outcome="{outcome}",task="{task}",transport="rest"'
+            assert f"convmlp_requests_total{{{labels}}} 1.0" in text
+        assert "invented" not in text

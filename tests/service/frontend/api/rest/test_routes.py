@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from model.types import Task
+from tests.fakes import fake_bundle
+from tests.service.frontend.rest_server import Rest, open_rest, problem_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_models_are_listed(rest: Rest) -> None:
+    """/models tells every served model, in the worker's order, with all that the contract promises."""
+    models = (await rest.http.get("/models")).json()["models"]
+    assert [model["name"] for model in models] == [f"fake_{task}" for task in Task]
+    for model, task in zip(models, Task, strict=True):
+        config = fake_bundle(task).config
+        assert model["task"] == task
+        assert model["default"] is True
+        assert model["ready"] is True
+        assert tuple(model["labels"]) == config.labels
+        assert model["input"] == config.preprocessing.model_dump(mode="json")
+        assert model["weights_sha256"] == config.weights_sha256
+        assert model["source"] == config.source.model_dump(mode="json")
+        assert model["accuracy"] is None
+        assert (await rest.http.get(f"/models/{model['name']}")).json() == model
+
+
+async def test_unknown_model(rest: Rest) -> None:
+    """An unknown name is a 404 that lists the known ones."""
+    response = await rest.http.get("/models/other")
+    problem = problem_of(response.content)
+    assert (response.status_code, problem["type"]) == (404, "/problems/model-not-found")
+    assert "fake_detect" in problem["detail"]
+
+
+async def test_probes(rest: Rest) -> None:
+    """A live process with a ready worker says so."""
+    assert (await rest.http.get("/livez")).json() == {"live": True}
+    assert (await rest.http.get("/readyz")).json()["ready"] is True
+
+
+async def test_before_a_worker_came() -> None:
+    """Without a worker the process is alive, not ready, and knows no models; each is a clear 503."""
+    async with open_rest(with_worker=False) as rest:
+        assert (await rest.http.get("/livez")).status_code == 200
+        for path in ("/readyz", "/models", "/models/fake_detect"):
+            response = await rest.http.get(path)
+            assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
+            assert int(response.headers["retry-after"]) >= 1
+        response = await rest.http.post("/classify", content=b"x")
+        assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
+
+
+async def test_metrics(rest: Rest) -> None:
+    """/metrics is Prometheus text with its own media type."""
+    response = await rest.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert "convmlp_in_flight_requests 0.0" in response.text

@@ -1,0 +1,72 @@
+"""The code against the contract: nothing that vision.proto names is forgotten."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from convmlp.v1 import vision_pb2 as pb
+from model.bundle import Accuracy
+from model.postprocess.masks import MaskFormat
+from model.types import Segment, SegmentResult, Size, Task
+from service.frontend.api.vision.convert import MASK_FORMATS, METHODS, asked_of, response_of
+from service.frontend.api.vision.servicer import TASKS, accuracy_of
+
+
+def test_every_prediction_of_the_contract_is_answered() -> None:
+    """The table of methods and the contract's service name the same calls and messages."""
+    service = pb.DESCRIPTOR.services_by_name["Vision"]
+    expected = {}
+    for method in METHODS:
+        for name, streams in ((method.name, False), (f"{method.name}Stream", True)):
+            expected[name] = (method.request.DESCRIPTOR, method.response.DESCRIPTOR, streams, streams)
+    declared = {
+        method.name: (method.input_type, method.output_type, method.client_streaming, method.server_streaming)
+        for method in service.methods
+    }
+    assert declared.pop("ListModels")[:2] == (pb.ListModelsRequest.DESCRIPTOR, pb.ListModelsResponse.DESCRIPTOR)
+    assert declared == expected
+
+
+def test_every_enum_value_has_its_meaning() -> None:
+    """Mask formats and tasks of the contract and of the code are the same, one for one."""
+    assert set(MASK_FORMATS) == set(pb.MaskFormat.values())
+    assert set(MASK_FORMATS.values()) - {None} == set(MaskFormat)
+    for name, value in pb.MaskFormat.items():
+        assert name == f"MASK_FORMAT_{(MASK_FORMATS[value] or 'unspecified').upper()}"
+    assert {task: pb.Task.Name(value) for task, value in TASKS.items()} == {
+        task: f"TASK_{task.upper()}" for task in Task
+    }
+
+
+def test_zero_is_not_nothing() -> None:
+    """A threshold of 0 asks for everything; one that is left out is the model's own."""
+    assert asked_of(pb.DetectRequest(score_threshold=0)).params.score_threshold == 0
+    assert asked_of(pb.DetectRequest()).params.score_threshold is None
+
+
+@pytest.mark.parametrize("kind", [pb.DetectRequest, pb.SegmentRequest])
+def test_no_masks_means_none_are_made(kind: type[pb.DetectRequest | pb.SegmentRequest]) -> None:
+    """MASK_FORMAT_NONE spares the network its masks, not only the reply."""
+    asked = asked_of(kind(mask_format=pb.MASK_FORMAT_NONE))
+    assert (asked.params.masks, asked.mask_format) == (False, MaskFormat.NONE)
+    assert asked_of(kind()).params.masks
+
+
+def test_label_maps_beyond_256_classes_are_16_bit() -> None:
+    """A class index above 255 is told as it is."""
+    label_map = np.full((4, 6), 300, np.uint16)
+    result = SegmentResult(Size(4, 6), label_map, (Segment("far", 300, 24),))
+    response = response_of(result, MaskFormat.NONE, label_map=True)
+    assert isinstance(response, pb.SegmentResponse)
+    assert np.array_equal(np.asarray(PIL.Image.open(io.BytesIO(response.label_map_png))), label_map)
+
+
+def test_accuracy_is_told() -> None:
+    """Measured figures reach the caller by their names."""
+    told = accuracy_of(Accuracy(metrics={"top1": 0.5}, measured_on="held-out pets"))
+    assert told is not None
+    assert (dict(told.metrics), told.measured_on) == ({"top1": 0.5}, "held-out pets")

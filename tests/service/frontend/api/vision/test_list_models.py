@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+
+from convmlp.v1 import vision_pb2 as pb
+from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec
+from model.types import Task
+from service.frontend.api.vision.servicer import TASKS
+from service.settings import Settings
+from tests.fakes import fake_bundle
+from tests.service.frontend.grpc_server import (
+    RpcAtWork,
+    open_rpc,
+    open_rpc_at,
+    reason,
+    refusal,
+    request_id,
+    retry_s,
+    rich,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_models_are_listed(rpc: RpcAtWork) -> None:
+    """ListModels tells every served model, in the worker's order, with all that GET /models tells."""
+    call = rpc.stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "mine"),))
+    models = (await call).models
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
+    assert [model.name for model in models] == [f"fake_{task}" for task in Task]
+    for model, task in zip(models, Task, strict=True):
+        config = fake_bundle(task).config
+        assert model.task == TASKS[task]
+        assert (model.is_default, model.ready, model.device, model.precision) == (True, True, "cpu", "fp32")
+        assert tuple(model.labels) == config.labels
+        assert (model.family, model.backbone) == (config.architecture.family, "custom")
+        assert model.weights_sha256 == config.weights_sha256
+        assert model.source.description == config.source.description
+        assert model.source.licence == config.source.licence
+        assert not model.HasField("accuracy")
+        assert list(model.input.mean) == pytest.approx(config.preprocessing.normalisation.mean)
+        assert list(model.input.std) == pytest.approx(config.preprocessing.normalisation.std)
+        match config.preprocessing:
+            case CenterCropSpec(resize_shorter=shorter, crop=crop):
+                assert (model.input.center_crop.resize_shorter, model.input.center_crop.crop) == (shorter, crop)
+            case KeepRatioSpec(long_side=long_side, short_side=short_side, pad_multiple=multiple):
+                ratio = model.input.keep_ratio
+                assert (ratio.long_side, ratio.short_side, ratio.pad_multiple) == (long_side, short_side, multiple)
+        assert model.HasField("score_threshold") == isinstance(config.postprocessing, DetectPostSpec)
+
+
+async def test_before_a_worker_came() -> None:
+    """Without a worker nobody knows what is served: UNAVAILABLE, and when to ask again."""
+    async with open_rpc_at("ipc:///tmp/convmlp-test-nobody-is-here", Settings(heartbeat_interval_ms=50)) as rpc:
+        call = rpc.stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "mine"),))
+        error = await refusal(call)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert request_id(rich(error)) == "mine"
+        assert retry_s(rich(error)) is not None
+
+
+async def test_models_are_for_those_with_a_key(tmp_path: Path) -> None:
+    """Where keys are set, what is served is told to their holders only."""
+    keys = tmp_path / "keys"
+    keys.write_text("0123456789abcdef\n")
+    async with open_rpc(api_keys_file=keys) as rpc:
+        error = await refusal(rpc.stub.ListModels(pb.ListModelsRequest()))
+        assert reason(rich(error)) == "UNAUTHENTICATED"
+        metadata = (("authorization", "Bearer 0123456789abcdef"),)
+        assert len((await rpc.stub.ListModels(pb.ListModelsRequest(), metadata=metadata)).models) == 3

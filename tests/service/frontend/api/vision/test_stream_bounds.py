@@ -1,0 +1,169 @@
+"""Streams: what their callers may cost others, how they end, and what is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+
+import grpc
+import numpy as np
+import PIL.Image
+import pytest
+
+from convmlp.v1 import vision_pb2 as pb
+from tests.service.frontend.api.vision.classify_stream import next_of, request, rest_of, send, status_of
+from tests.service.frontend.grpc_server import open_rpc, reason, retry_s, stub_of, until
+
+
+async def test_half_closing_waits_for_the_replies() -> None:
+    """A caller may say that it is done long before its pictures are answered: none is lost."""
+    async with open_rpc() as rpc:
+        rpc.worker.runner.gate.clear()
+        stream = rpc.stub.ClassifyStream()
+        await send(stream, [request(str(grey), grey) for grey in range(10)])
+        await until(lambda: rpc.in_hand == 10)
+        rpc.worker.runner.gate.set()
+        assert len(await rest_of(stream)) == 10
+
+
+async def test_who_pours_is_read_no_faster_than_answered() -> None:
+    """A stream has only so many images in hand, whatever its caller sends, and keeps nobody else from being served."""
+    async with open_rpc(max_stream_in_flight=4) as rpc:
+        rpc.worker.runner.gate.clear()
+        stream = rpc.stub.ClassifyStream()
+        pouring = asyncio.create_task(send(stream, [request(str(at), at) for at in range(100)]))
+        await until(lambda: rpc.in_hand == 4)
+        other = rpc.stub.Classify(request("other", 200))
+        await until(lambda: rpc.in_hand == 5)
+        for _ in range(20):  # time enough for more to be read, if any were
+            reply = rpc.stub.Classify(pb.ClassifyRequest(image=b"%PDF"))
+            assert await reply.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert rpc.in_hand == 5
+        rpc.worker.runner.gate.set()
+        assert (await other).labels[0].index == 200
+        assert {reply.labels[0].index for reply in await rest_of(stream)} == set(range(100))
+        await pouring
+
+
+async def test_who_does_not_read_holds_back_only_itself() -> None:
+    """Replies that are not taken stop their own stream's reading: others are served, and none of them is lost."""
+    total, bound = 300, 4
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]
+    async with open_rpc(options, max_stream_in_flight=bound) as rpc:
+        stream = rpc.stub.ClassifyStream()
+        bitmap = io.BytesIO()
+        PIL.Image.fromarray(np.full((60, 80, 3), 9, np.uint8)).save(bitmap, "BMP")
+        assert len(bitmap.getvalue()) > 14_000
+        # Replies of 256 labels, 5 kB each: about a dozen fit into the connection's window.
+        requests = [pb.ClassifyRequest(id=str(at), image=bitmap.getvalue(), top_k=256) for at in range(total)]
+        sending = asyncio.create_task(send(stream, requests))
+        answered = await settled(lambda: rpc.outcomes("classify", "ok"))
+        assert bound <= answered < bound + 40
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
+            classify = stub_of(channel).Classify
+            for grey in range(10):
+                assert (await classify(request("", grey), timeout=20)).labels[0].index == grey
+        assert rpc.outcomes("classify", "ok") == answered + 10
+        assert {reply.id for reply in await rest_of(stream)} == {str(at) for at in range(total)}
+        await sending
+
+
+async def test_who_leaves_without_reading_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A caller that cancels while its replies wait to be taken costs nobody anything, not even a line in the log."""
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]
+    async with open_rpc(options, max_stream_in_flight=8) as rpc:
+        stream = rpc.stub.ClassifyStream()
+        sending = asyncio.create_task(send(stream, [request(str(at), top_k=256) for at in range(100)]))
+        await settled(lambda: rpc.outcomes("classify", "ok"))
+        stream.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        assert (await rpc.stub.Classify(request("other", 6))).labels[0].index == 6
+        assert rpc.in_hand == 0
+    assert not caplog.records
+
+
+async def settled(count: Callable[[], float]) -> float:
+    """A count once it has not changed for a while."""
+    value, unchanged = 0.0, 0
+    async with asyncio.timeout(30):
+        while unchanged < 25:
+            await asyncio.sleep(0.02)
+            before, value = value, count()
+            unchanged = unchanged + 1 if value == before > 0 else 0
+    return value
+
+
+async def test_cancelling_withdraws_every_job() -> None:
+    """A caller that cancels leaves nothing in the queue: the device goes on with what it ran already, and no more."""
+    async with open_rpc() as rpc:
+        before = len(rpc.worker.runner.batches)
+        rpc.worker.runner.gate.clear()
+        stream = rpc.stub.ClassifyStream()
+        await send(stream, [request("first")], close=False)
+        await until(lambda: len(rpc.worker.runner.batches) == before + 1)
+        await send(stream, [request(str(at)) for at in range(5)], close=False)
+        await until(lambda: rpc.waiting == 5)
+        stream.cancel()
+        await until(lambda: rpc.waiting == 0 and rpc.in_hand == 0)
+        await until(lambda: rpc.outcomes("classify", "cancelled") == 6)
+        rpc.worker.runner.gate.set()
+        await rpc.stub.Classify(request("other"))
+        assert rpc.worker.runner.batches[before:] == [("fake_classify", 1)] * 2
+
+
+async def test_the_streams_deadline_ends_it_and_its_jobs() -> None:
+    """A stream's deadline is its messages': when it passes they leave the queue."""
+    async with open_rpc() as rpc:
+        rpc.worker.runner.gate.clear()
+        stream = rpc.stub.ClassifyStream(timeout=0.5)
+        await send(stream, [request(str(at)) for at in range(3)], close=False)
+        assert await status_of(stream) is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: rpc.in_hand == 0)
+        await until(lambda: rpc.outcomes("classify", "deadline-exceeded") == 3)
+
+
+async def test_each_message_has_the_services_time_from_its_arrival() -> None:
+    """A message that takes too long is an error in its own reply; those that come later have their own time."""
+    async with open_rpc(request_timeout_ms=500) as rpc:
+        rpc.worker.runner.gate.clear()
+        stream = rpc.stub.ClassifyStream()
+        await send(stream, [request("late")], close=False)
+        late = await next_of(stream)
+        assert (late.id, reason(late.error)) == ("late", "DEADLINE_EXCEEDED")
+        rpc.worker.runner.gate.set()
+        await send(stream, [request("in time", 8)])
+        assert [(reply.id, reply.labels[0].index) for reply in await rest_of(stream)] == [("in time", 8)]
+
+
+async def test_an_overloaded_service_refuses_messages_one_by_one() -> None:
+    """What does not fit into the queue is refused in its own reply, with the time to come back; others are answered."""
+    async with open_rpc(max_queue_images=2) as rpc:
+        before = len(rpc.worker.runner.batches)
+        rpc.worker.runner.gate.clear()
+        stream = rpc.stub.ClassifyStream()
+        await send(stream, [request("first")], close=False)
+        await until(lambda: len(rpc.worker.runner.batches) == before + 1)
+        await send(stream, [request(str(at)) for at in range(5)])
+        refused = [await next_of(stream) for _ in range(3)]
+        assert {reason(reply.error) for reply in refused} == {"OVERLOADED"}
+        assert all(retry_s(reply.error) is not None for reply in refused)
+        rpc.worker.runner.gate.set()
+        answered = await rest_of(stream)
+        assert len(answered) == 3
+        assert not any(reply.HasField("error") for reply in answered)
+
+
+async def test_a_huge_message_ends_its_stream_alone() -> None:
+    """A message that gRPC itself will not take ends its stream, withdraws its jobs, and harms nobody else."""
+    async with open_rpc(max_image_bytes=1000, max_request_bytes=1000) as rpc:
+        rpc.worker.runner.gate.clear()
+        stream, neighbour = rpc.stub.ClassifyStream(), rpc.stub.ClassifyStream()
+        await send(stream, [request("held")], close=False)
+        await send(neighbour, [request("neighbour", 5)])
+        await until(lambda: rpc.in_hand == 2)
+        await stream.write(pb.ClassifyRequest(image=bytes(40 * 2**20)))
+        assert await status_of(stream) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await until(lambda: rpc.in_hand == 1)
+        rpc.worker.runner.gate.set()
+        assert [reply.labels[0].index for reply in await rest_of(neighbour)] == [5]

@@ -1,0 +1,92 @@
+"""Unary calls that are refused: what their caller did wrong, by the name of the field."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from convmlp.v1 import vision_pb2 as pb
+from tests.service.frontend.grpc_server import RpcAtWork, field, reason, refusal, rich
+from tests.service.frontend.rest_server import oversized_png, picture
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize(
+    ("request_", "name"),
+    [
+        (pb.ClassifyRequest(top_k=0), "top_k"),
+        (pb.ClassifyRequest(top_k=1001), "top_k"),
+        (pb.ClassifyRequest(top_k=2**32 - 1), "top_k"),
+        (pb.ClassifyRequest(model="x" * 65), "model"),
+        (pb.ClassifyRequest(model="fake_detect"), "model"),
+        (pb.ClassifyRequest(id="x" * 129), "id"),
+        (pb.DetectRequest(score_threshold=-0.1), "score_threshold"),
+        (pb.DetectRequest(score_threshold=1.01), "score_threshold"),
+        (pb.DetectRequest(score_threshold=float("nan")), "score_threshold"),
+        (pb.DetectRequest(score_threshold=float("inf")), "score_threshold"),
+        (pb.DetectRequest(max_detections=0), "max_detections"),
+        (pb.DetectRequest(max_detections=1001), "max_detections"),
+        (pb.DetectRequest(mask_format=99), "mask_format"),  # type: ignore[arg-type]
+        (pb.DetectRequest(mask_format=-1), "mask_format"),  # type: ignore[arg-type]
+        (pb.SegmentRequest(mask_format=99), "mask_format"),  # type: ignore[arg-type]
+        (pb.SegmentRequest(model="fake_classify"), "model"),
+    ],
+)
+async def test_bad_values_are_named(
+    rpc: RpcAtWork, request_: pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest, name: str
+) -> None:
+    """A value out of its range is refused with the name of its field, never ignored or put right."""
+    request_.image = picture()
+    match request_:
+        case pb.ClassifyRequest():
+            error = await refusal(rpc.stub.Classify(request_))
+        case pb.DetectRequest():
+            error = await refusal(rpc.stub.Detect(request_))
+        case pb.SegmentRequest():
+            error = await refusal(rpc.stub.Segment(request_))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (reason(rich(error)), field(rich(error))) == ("BAD_PARAMETER", name)
+
+
+@pytest.mark.parametrize("top_k", [1, 1000])
+async def test_ends_of_a_range_are_in_it(rpc: RpcAtWork, top_k: int) -> None:
+    """The least and the most that a parameter may be are answered; there are 256 classes."""
+    reply = await rpc.stub.Classify(pb.ClassifyRequest(image=picture(), top_k=top_k))
+    assert len(reply.labels) == min(top_k, 256)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (b"", "IMAGE_UNDECODABLE"),
+        (picture()[:60], "IMAGE_UNDECODABLE"),
+        (picture(form="JPEG")[:400], "IMAGE_UNDECODABLE"),
+        (b"%PDF-1.7 not a picture", "UNSUPPORTED_FORMAT"),
+        (oversized_png(width=20_000, height=20_000), "IMAGE_TOO_LARGE"),
+    ],
+)
+async def test_bad_images_are_refused(rpc: RpcAtWork, image: bytes, kind: str) -> None:
+    """Each kind of bad image is told from the others, names the field, and costs the service nothing."""
+    error = await refusal(rpc.stub.Detect(pb.DetectRequest(image=image)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (reason(rich(error)), field(rich(error))) == (kind, "image")
+    assert len((await rpc.stub.Detect(pb.DetectRequest(image=picture()))).detections) == 2
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff", b"garbage"])
+async def test_malformed_messages_are_refused(rpc: RpcAtWork, data: bytes) -> None:
+    """Bytes that are no protobuf message are the caller's fault, told without a word of internals."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
+        raw: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/convmlp.v1.Vision/Classify")
+        error = await refusal(raw(data))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert reason(rich(error)) == "BAD_REQUEST"
+    assert "convmlp.v1.ClassifyRequest" in str(error.details())
+
+
+async def test_unknown_model_lists_the_known(rpc: RpcAtWork) -> None:
+    """A mistyped name is NOT_FOUND, and the caller learns which there are."""
+    error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=picture(), model="nothing")))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert "fake_classify" in str(error.details())

@@ -1,0 +1,142 @@
+"""Pairs of front-ends in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from convmlp.v1 import vision_pb2 as pb
+from service.settings import Settings
+from service.wire.messages import Predict
+from service.wire.worker_endpoint import WorkerEndpoint
+from tests.service.frontend.both_transports import Pair, PairAtWork, open_pair, open_pair_at
+from tests.service.frontend.grpc_server import until
+from tests.service.frontend.rest_server import picture
+from tests.service.wire.peers import introduce
+
+KEY = "0123456789abcdef"
+"""What callers need where it is asked for."""
+
+Scene = Callable[[Path], AbstractAsyncContextManager[Pair]]
+
+
+@asynccontextmanager
+async def held(pair: PairAtWork, waiting: int) -> AsyncIterator[None]:
+    """The device holds an image, and `waiting` more are in line behind it."""
+    before = len(pair.worker.runner.batches)
+    pair.worker.runner.gate.clear()
+    calls: list[Awaitable[Any]] = [pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture(1)))]
+    await until(lambda: len(pair.worker.runner.batches) == before + 1)
+    for at in range(waiting):
+        calls.append(pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture(2 + at))))
+    await until(lambda: queued(pair) == waiting)
+    yield
+    pair.worker.runner.gate.set()
+    await asyncio.gather(*calls)
+
+
+def queued(pair: PairAtWork) -> float:
+    return pair.worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"}) or 0.0
+
+
+@asynccontextmanager
+async def busy(_: Path) -> AsyncIterator[Pair]:
+    """The device is held, by a service that gives a request a tenth of a second."""
+    async with open_pair(request_timeout_ms=100) as pair:
+        pair.worker.runner.gate.clear()
+        yield pair
+
+
+@asynccontextmanager
+async def full(_: Path) -> AsyncIterator[Pair]:
+    """The queue is as long as it may be."""
+    async with open_pair(max_queue_images=1) as pair, held(pair, 1):
+        yield pair
+
+
+@asynccontextmanager
+async def slow(_: Path) -> AsyncIterator[Pair]:
+    """An image was seen to take the device a second, one runs, and ten that are due later are in line."""
+    async with open_pair(max_batch_images=1) as pair:
+        before = len(pair.worker.runner.batches)
+        pair.worker.runner.gate.clear()
+        first = pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
+        await until(lambda: len(pair.worker.runner.batches) > before)
+        await asyncio.sleep(1.0)
+        pair.worker.runner.gate.set()
+        await first
+        async with held(pair, 10):
+            yield pair
+
+
+@asynccontextmanager
+async def frugal(_: Path) -> AsyncIterator[Pair]:
+    """An image may have no more than 1000 bytes."""
+    async with open_pair(max_image_bytes=1000) as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def starting(folder: Path) -> AsyncIterator[Pair]:
+    """There is no worker yet."""
+    async with open_pair_at(f"ipc://{folder}/w", Settings(heartbeat_interval_ms=50)) as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def draining(_: Path) -> AsyncIterator[Pair]:
+    """The worker finishes what it has, and takes nothing more."""
+    async with open_pair() as pair, held(pair, 0):
+        pair.worker.stop.set()
+        await until(lambda: not pair.rest.engine.readiness().ready)
+        await until(lambda: not pair.rpc.front_end.engine.readiness().ready)
+        yield pair
+
+
+@asynccontextmanager
+async def losing(folder: Path) -> AsyncIterator[Pair]:
+    """The worker is lost as soon as it has something to do."""
+    address = f"ipc://{folder}/w"
+    settings = Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)
+    async with open_pair_at(address, settings) as pair, AsyncExitStack() as life:
+        door = await life.enter_async_context(WorkerEndpoint(address))
+        while not pair.ready:
+            await introduce(door, "one")
+
+        async def end_with_the_first_job() -> None:
+            while not isinstance((await door.receive()).message, Predict):
+                pass
+            await life.aclose()
+
+        ending = asyncio.create_task(end_with_the_first_job())
+        yield pair
+        await ending
+
+
+@asynccontextmanager
+async def poisoned(_: Path) -> AsyncIterator[Pair]:
+    """The device fails at a certain picture."""
+    async with open_pair() as pair:
+        pair.worker.runner.poison = 66
+        yield pair
+
+
+@asynccontextmanager
+async def guarded(folder: Path) -> AsyncIterator[Pair]:
+    """Callers need a key."""
+    keys = folder / "keys"
+    keys.write_text(f"partner {KEY}\n")
+    async with open_pair(api_keys_file=keys) as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def rationed(_: Path) -> AsyncIterator[Pair]:
+    """A caller had its one image of the hour, over each transport."""
+    async with open_pair(rate_limit_per_s=1 / 3600, rate_limit_burst=1) as pair:
+        assert (await pair.http.post("/classify", content=picture())).status_code == 200
+        await pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
+        yield pair

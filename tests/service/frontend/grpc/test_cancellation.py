@@ -1,0 +1,180 @@
+"""Calls that wait: for their deadline, for a worker that is lost or full, or no longer, for their caller has left."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import cv2
+import grpc
+import numpy as np
+
+from convmlp.v1 import vision_pb2 as pb
+from service.settings import Settings
+from service.wire.messages import Predict
+from service.wire.worker_endpoint import WorkerEndpoint
+from tests.service.frontend.grpc_server import (
+    RpcAtWork,
+    field,
+    open_rpc,
+    open_rpc_at,
+    reason,
+    refusal,
+    retry_s,
+    rich,
+    stub_of,
+    until,
+)
+from tests.service.frontend.rest_server import picture
+from tests.service.wire.peers import introduce
+
+Call = grpc.aio.UnaryUnaryCall[pb.ClassifyRequest, pb.ClassifyResponse]
+
+
+def ask(rpc: RpcAtWork, grey: int = 100, timeout: float | None = None) -> Call:
+    return rpc.stub.Classify(pb.ClassifyRequest(image=picture(grey), top_k=1), timeout=timeout)
+
+
+async def held(rpc: RpcAtWork, waiting: int) -> list[Call]:
+    """A call that the device holds, and `waiting` more behind it."""
+    before = len(rpc.worker.runner.batches)
+    rpc.worker.runner.gate.clear()
+    calls = [ask(rpc, 1)]
+    await until(lambda: len(rpc.worker.runner.batches) == before + 1)
+    for at in range(waiting):
+        calls.append(ask(rpc, 2 + at))
+    await until(lambda: rpc.waiting == waiting)
+    return calls
+
+
+async def test_a_callers_deadline_reaches_the_queue() -> None:
+    """A call whose deadline passes while it waits leaves the queue and never runs."""
+    async with open_rpc() as rpc:
+        (first,) = await held(rpc, 0)
+        before = len(rpc.worker.runner.batches)
+        error = await refusal(ask(rpc, timeout=0.1))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: rpc.waiting == 0 and rpc.in_hand == 1)
+        await until(lambda: rpc.outcomes("classify", "deadline-exceeded") == 1)
+        rpc.worker.runner.gate.set()
+        assert (await first).labels[0].index == 1
+        assert len(rpc.worker.runner.batches) == before
+
+
+async def test_a_deadline_that_passes_anywhere_is_counted_as_one() -> None:
+    """Calls that gRPC cancels at their deadline, here while pictures are decoded, are not taken for ones given up."""
+    _, data = cv2.imencode(".png", np.zeros((7000, 7000), np.uint8))
+    async with open_rpc(prepare_threads=1) as rpc:
+        rpc.worker.runner.gate.clear()
+        request = pb.ClassifyRequest(image=data.tobytes())
+        errors = await asyncio.gather(*(refusal(rpc.stub.Classify(request, timeout=0.7)) for _ in range(6)))
+        assert {error.code() for error in errors} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        await until(lambda: rpc.outcomes("classify", "deadline-exceeded") == 6)
+
+
+async def test_a_deadline_in_reach_is_met() -> None:
+    """A deadline is no reason to refuse what can be answered before it."""
+    async with open_rpc() as rpc:
+        assert (await ask(rpc, 5, timeout=30)).labels[0].index == 5
+
+
+async def test_the_services_own_limit_ends_a_call_that_names_none() -> None:
+    """Without a deadline of the caller's the service's counts, and says so in words and details."""
+    async with open_rpc(request_timeout_ms=100) as rpc:
+        rpc.worker.runner.gate.clear()
+        error = await refusal(ask(rpc))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert reason(rich(error)) == "DEADLINE_EXCEEDED"
+        assert retry_s(rich(error)) is None
+
+
+async def test_a_caller_who_leaves_withdraws_its_job() -> None:
+    """Cancelling a call takes its job out of the worker's queue: the device never sees it."""
+    async with open_rpc() as rpc:
+        first, second = await held(rpc, 1)
+        before = len(rpc.worker.runner.batches)
+        second.cancel()
+        await until(lambda: rpc.waiting == 0)
+        await until(lambda: rpc.outcomes("classify", "cancelled") == 1)
+        rpc.worker.runner.gate.set()
+        assert (await first).labels[0].index == 1
+        assert (await ask(rpc, 9)).labels[0].index == 9
+        assert rpc.worker.runner.batches[before:] == [("fake_classify", 1)]
+        assert rpc.in_hand == 0
+
+
+async def test_a_channel_that_closes_withdraws_all_its_jobs() -> None:
+    """A client that disappears with calls in hand leaves nothing behind."""
+    async with open_rpc() as rpc:
+        (first,) = await held(rpc, 0)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
+            classify = stub_of(channel).Classify
+            calls = [classify(pb.ClassifyRequest(image=picture())) for _ in range(5)]
+            await until(lambda: rpc.waiting == 5)
+        assert all(call.cancelled() for call in calls)
+        await until(lambda: rpc.waiting == 0 and rpc.in_hand == 1)
+        rpc.worker.runner.gate.set()
+        await first
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    """Beyond the queue's bound a call is RESOURCE_EXHAUSTED with RetryInfo, while those in line are answered."""
+    async with open_rpc(max_queue_images=1) as rpc:
+        calls = await held(rpc, 1)
+        error = await refusal(ask(rpc))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        delay_s = retry_s(rich(error))
+        assert reason(rich(error)) == "OVERLOADED"
+        assert delay_s is not None
+        # What gRPC's own retries go by says the same.
+        assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == str(round(delay_s * 1000))
+        rpc.worker.runner.gate.set()
+        assert [(await call).labels[0].index for call in calls] == [1, 2]
+
+
+async def test_messages_in_hand_have_a_budget() -> None:
+    """All messages together may hold so many bytes; beyond it a call is refused, and the budget frees up again."""
+    async with open_rpc(max_in_flight_bytes=300) as rpc:
+        assert len(picture()) < 300 < 2 * len(picture())
+        (first,) = await held(rpc, 0)
+        assert reason(rich(await refusal(ask(rpc)))) == "OVERLOADED"
+        rpc.worker.runner.gate.set()
+        await first
+        await ask(rpc)
+
+
+async def test_an_image_over_its_limit_is_the_callers_fault() -> None:
+    """An image above the limit in bytes is refused by the service, in its own words."""
+    async with open_rpc(max_image_bytes=1000) as rpc:
+        error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=picture() + bytes(1000))))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (reason(rich(error)), field(rich(error))) == ("IMAGE_TOO_LARGE", "image")
+
+
+async def test_a_lost_worker_fails_its_calls_at_once(tmp_path: Path) -> None:
+    """When the worker is gone its calls are UNAVAILABLE long before their deadline, and so are the next ones."""
+    address = f"ipc://{tmp_path}/w"
+    async with open_rpc_at(address, Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)) as rpc:
+        async with WorkerEndpoint(address) as door:
+            await introduce(door, "one")
+            await until(lambda: rpc.front_end.engine.readiness().ready)
+            call = rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
+            while not isinstance((await door.receive()).message, Predict):
+                pass
+        for asked in (call, rpc.stub.Classify(pb.ClassifyRequest(image=picture()))):
+            async with asyncio.timeout(20):
+                error = await refusal(asked)
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert retry_s(rich(error)) is not None
+
+
+async def test_grpcs_own_retries_heed_the_pushback() -> None:
+    """A client that only configured gRPC's retries gets its answer from a service that was full at first."""
+    policy = """{"methodConfig": [{"name": [{"service": "convmlp.v1.Vision"}], "retryPolicy": {"maxAttempts": 5,
+        "initialBackoff": "100s", "maxBackoff": "100s", "backoffMultiplier": 1,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"]}}]}"""
+    async with open_rpc([("grpc.service_config", policy)], max_queue_images=1) as rpc:
+        calls = [*await held(rpc, 1), ask(rpc, 3, timeout=60)]  # the policy's own delay would be too long for it
+        await until(lambda: rpc.count("convmlp_rejected_total", reason="queue") > 0)
+        rpc.worker.runner.gate.set()
+        assert [(await call).labels[0].index for call in calls] == [1, 2, 3]

@@ -1,0 +1,224 @@
+"""The server's bounds and its connections: messages, compression, keep-alive, age."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import PIL.Image
+import pytest
+import pytest_asyncio
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_reflection.v1alpha import reflection_pb2
+
+from convmlp.v1 import vision_pb2 as pb
+from service.frontend.grpc.server import ROOM_BYTES, KeepAlive
+from tests.service.frontend.grpc.http2_frames import (
+    ACK,
+    ENHANCE_YOUR_CALM,
+    GOAWAY,
+    NO_ERROR,
+    PING,
+    error_code,
+    open_http2,
+)
+from tests.service.frontend.grpc_application import WholeRpc, open_whole, reflection_of
+from tests.service.frontend.grpc_server import refusal, stub_of, until
+from tests.service.frontend.rest_server import picture
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MIB = 2**20
+LIMIT = 2 * MIB
+"""Of an image, and of a request, in the front-end that this module's tests share."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rpc() -> AsyncIterator[WholeRpc]:
+    async with open_whole(max_image_bytes=LIMIT, max_request_bytes=LIMIT) as running:
+        yield running
+
+
+def bitmap(size: int) -> bytes:
+    """A grey picture that has nearly `size` bytes, and no more."""
+    side = int(((size - 1000) / 3) ** 0.5)
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.full((side, side, 3), 7, np.uint8)).save(file, "BMP")
+    return file.getvalue()
+
+
+async def test_an_image_as_large_as_may_be_is_answered() -> None:
+    """With the settings as they come: 20 MiB, where gRPC itself would stop at 4 MiB."""
+    async with open_whole() as rpc:
+        image = bitmap(20 * MIB)
+        assert len(image) > 19.9 * MIB
+        answer = await rpc.vision.Classify(pb.ClassifyRequest(image=image, top_k=1), timeout=60)
+    assert answer.labels[0].index == 7
+
+
+@pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + ROOM_BYTES - 1000])
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
+async def test_too_many_bytes_are_refused_in_the_tables_words(
+    rpc: WholeRpc, size: int, compression: grpc.Compression | None
+) -> None:
+    """A message over the limits is INVALID_ARGUMENT and says how much it may have."""
+    error = await refusal(rpc.vision.Classify(pb.ClassifyRequest(image=bytes(size)), compression=compression))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert f"at most {LIMIT:,} are accepted" in (error.details() or "")
+
+
+async def test_what_is_far_too_long_is_refused_by_its_announced_length(rpc: WholeRpc) -> None:
+    """gRPC's own bound: RESOURCE_EXHAUSTED, and the connection goes on to serve."""
+    error = await refusal(rpc.vision.Classify(pb.ClassifyRequest(image=bytes(LIMIT + ROOM_BYTES + 1))))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in (error.details() or "")
+    assert (await rpc.vision.Classify(pb.ClassifyRequest(image=picture(3)))).labels[0].index == 3
+
+
+@pytest.mark.parametrize(("setting", "shrinks"), [("none", False), ("gzip", True), ("deflate", True)])
+async def test_replies_are_compressed_where_the_setting_says_so(setting: str, shrinks: bool) -> None:
+    """The same reply comes in fewer bytes."""
+    async with open_whole(grpc_compression=setting) as rpc, relay(rpc.address) as (address, received):
+        async with grpc.aio.insecure_channel(address) as channel:
+            models = await stub_of(channel).ListModels(pb.ListModelsRequest())
+        assert len(models.models) == 3
+        assert (sum(received) < models.ByteSize()) == shrinks
+
+
+@asynccontextmanager
+async def relay(target: str) -> AsyncIterator[tuple[str, list[int]]]:
+    """An address that stands for another, and how many bytes came from there, piece by piece."""
+    received: list[int] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counts: list[int]) -> None:
+        while data := await reader.read(2**16):
+            counts.append(len(data))
+            writer.write(data)
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = target.rpartition(":")
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(pump(reader, far_writer, []), pump(far_reader, writer, received))
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", received
+
+
+async def test_idle_connections_are_pinged() -> None:
+    """Whatever lies between sees traffic before it forgets the connection; who answers stays connected."""
+    async with open_whole(keep_alive=KeepAlive(interval_ms=100)) as rpc, open_http2(rpc.address) as connection:
+        for _ in range(5):
+            ping = await connection.next(PING)
+            await connection.send(PING, ACK, ping.payload)
+
+
+async def test_a_peer_that_is_gone_is_noticed() -> None:
+    """Without an answer to its pings the server closes the connection."""
+    keep_alive = KeepAlive(interval_ms=100, timeout_ms=200)
+    async with open_whole(keep_alive=keep_alive) as rpc, open_http2(rpc.address) as silent:
+        await silent.next(PING)
+        assert (await silent.next(GOAWAY)).payload.endswith(b"ping_timeout")
+        with pytest.raises(asyncio.IncompleteReadError):
+            await silent.next(PING)
+
+
+async def test_callers_may_ping_often() -> None:
+    """Without a call in hand, at the allowed interval, for as long as they like; who floods is told to be calm."""
+    interval_ms = 100
+    async with open_whole(keep_alive=KeepAlive(callers_interval_ms=interval_ms)) as rpc:
+        async with open_http2(rpc.address) as polite:
+            for _ in range(8):
+                await asyncio.sleep(1.2 * interval_ms / 1000)
+                await polite.send(PING, payload=bytes(8))
+                await polite.next(PING, ACK)
+        async with open_http2(rpc.address) as flooding:
+            await flooding.send(PING, payload=bytes(8), times=8)
+            assert error_code(await flooding.next(GOAWAY)) == ENHANCE_YOUR_CALM
+
+
+async def test_keep_alive_suits_what_lies_between() -> None:
+    """Pings come well below the shortest common idle time-out, 60 s, and clients may ping every 10 s."""
+    keep_alive = KeepAlive()
+    assert keep_alive.interval_ms + keep_alive.timeout_ms < 60_000
+    assert keep_alive.callers_interval_ms < 10_000
+
+
+async def test_settings_beyond_what_grpc_takes_are_no_obstacle() -> None:
+    """Whatever the settings allow for REST, gRPC serves, within its own bounds."""
+    async with open_whole(max_request_bytes=2**40, grpc_max_connection_age_ms=2**40) as rpc:
+        assert (await rpc.vision.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
+
+
+async def test_connections_end_at_their_age_and_calls_do_not() -> None:
+    """Callers are sent elsewhere after a while; what they have in hand is finished, and they come again."""
+    async with open_whole(grpc_max_connection_age_ms=300) as rpc:
+        async with open_http2(rpc.address) as connection:
+            assert error_code(await connection.next(GOAWAY)) == NO_ERROR
+        rpc.worker.runner.gate.clear()
+        held = asyncio.ensure_future(rpc.vision.Classify(pb.ClassifyRequest(image=picture(5))))
+        await asyncio.sleep(0.5)
+        rpc.worker.runner.gate.set()
+        assert (await held).labels[0].index == 5
+        assert (await rpc.vision.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
+
+
+async def test_calls_beyond_what_may_be_in_hand_are_refused_at_once() -> None:
+    """One connection has no more calls open than the process takes; another's are told to come later."""
+    async with open_whole(max_in_flight=2) as rpc, another_channel(rpc) as other:
+        rpc.worker.runner.gate.clear()
+        held = [asyncio.ensure_future(rpc.vision.Classify(pb.ClassifyRequest(image=picture()))) for _ in range(3)]
+        await until(lambda: rpc.in_hand == 2)
+        error = await refusal(stub_of(other).Classify(pb.ClassifyRequest(image=picture())))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "2 images are in hand already" in (error.details() or "")
+        rpc.worker.runner.gate.set()
+        assert [len((await one).labels) for one in held] == [5, 5, 5]
+
+
+async def test_open_calls_are_bounded_over_all_connections() -> None:
+    """Streams that send nothing are open calls too: beyond the bound further calls are refused, until one ends."""
+    async with open_whole(max_in_flight=1) as rpc, another_channel(rpc) as second, another_channel(rpc) as third:
+        idle = [stub_of(channel).ClassifyStream() for channel in (rpc.channel, second)]
+        for stream in idle:
+            await stream.initial_metadata()  # the server has taken it up
+        error = await refusal(stub_of(third).Classify(pb.ClassifyRequest(image=picture())))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        idle[0].cancel()
+        async with asyncio.timeout(20):
+            while await _code(stub_of(third).Classify(pb.ClassifyRequest(image=picture()))) is not grpc.StatusCode.OK:
+                await asyncio.sleep(0.01)
+
+
+async def _code(call: grpc.aio.UnaryUnaryCall[Any, Any]) -> grpc.StatusCode:
+    code: grpc.StatusCode = await call.code()
+    return code
+
+
+@asynccontextmanager
+async def another_channel(rpc: WholeRpc) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection of its own: channels of the same address share one unless told otherwise."""
+    async with grpc.aio.insecure_channel(rpc.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield channel
+
+
+async def test_reflection_tells_all_services(rpc: WholeRpc) -> None:
+    """And itself; each with its whole description."""
+    asked = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="convmlp.v1.Vision"),
+    ]
+    listed, described = [answer async for answer in reflection_of(rpc.channel)(iter(asked))]
+    assert {service.name for service in listed.list_services_response.service} == {
+        "convmlp.v1.Vision",
+        "inference.GRPCInferenceService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    files = [FileDescriptorProto.FromString(one) for one in described.file_descriptor_response.file_descriptor_proto]
+    assert "Vision" in {service.name for file in files for service in file.service}

@@ -1,0 +1,120 @@
+"""`convmlp grpc` alone, as a container runs it: a process of its own, a worker elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import httpx2
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from convmlp.v1 import vision_pb2 as pb
+from service.process import EXIT_CONFIG
+from service.settings import Settings
+from tests.e2e.running import RunningService, started
+from tests.fakes import FakeWorker, fake_worker
+from tests.service.frontend.grpc_application import health_of
+from tests.service.frontend.grpc_server import refusal, stub_of
+from tests.service.frontend.rest_server import picture
+
+MIB = 2**20
+FREE_PORTS = ("--grpc-port", "0", "--grpc-metrics-port", "0", "--heartbeat-interval-ms", "50")
+
+
+@asynccontextmanager
+async def started_grpc(*flags: str) -> AsyncIterator[tuple[RunningService, FakeWorker]]:
+    """The process, which listens at its `grpc_address` and tells its metrics at its `url`, and its worker."""
+    async with fake_worker(Settings()) as worker:
+        with started("grpc", "--worker-address", worker.address, *FREE_PORTS, *flags) as process:
+            process.url = (await asyncio.to_thread(process.wait_for, "telling metrics"))["url"]
+            process.grpc_address = (await asyncio.to_thread(process.wait_for, "listening"))["address"]
+            try:
+                yield process, worker
+            finally:
+                # Here and not by `started`, for the worker lives in this event loop.
+                process.process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(process.process.wait, 60) == 0
+
+
+async def serving(channel: grpc.aio.Channel) -> None:
+    """Wait until its health is SERVING."""
+    async for response in health_of(channel).Watch(HealthCheckRequest(), timeout=60):
+        if response.status == HealthCheckResponse.SERVING:
+            return
+
+
+async def test_it_answers_and_tells_its_own_metrics() -> None:
+    """Its /metrics counts the calls."""
+    async with started_grpc() as (process, _), grpc.aio.insecure_channel(process.grpc_address) as channel:
+        await serving(channel)
+        answer = await stub_of(channel).Classify(pb.ClassifyRequest(image=picture(9)))
+        assert answer.labels[0].index == 9
+        async with httpx2.AsyncClient() as http:
+            text = (await http.get(process.url)).text
+        wanted = 'convmlp_requests_total{model="fake_classify",outcome="ok",task="classify",transport="grpc"} 1.0'
+        assert wanted in text.splitlines()
+
+
+async def test_a_message_that_swells_is_refused_before_it_has() -> None:
+    """An eighth of a MiB that would become 128 MiB is refused, and the process never had that much."""
+    bomb = pb.ClassifyRequest(image=bytes(128 * MIB))
+    async with started_grpc("--max-request-bytes", f"{MIB}", "--max-image-bytes", f"{MIB}") as (process, _):
+        async with grpc.aio.insecure_channel(process.grpc_address) as channel:
+            await serving(channel)
+            before = _peak_bytes(process.process.pid)
+            for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+                error = await refusal(stub_of(channel).Classify(bomb, compression=compression))
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                assert "larger than max" in (error.details() or "")
+            assert (await stub_of(channel).Classify(pb.ClassifyRequest(image=picture(9)))).labels[0].index == 9
+        assert _peak_bytes(process.process.pid) - before < 100 * MIB
+
+
+def _peak_bytes(pid: int) -> int:
+    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+async def test_its_port_is_its_own() -> None:
+    """A second front-end of the same user on that port ends with a clear word, though gRPC would let it join."""
+    async with started_grpc() as (process, worker):
+        port = process.grpc_address.rpartition(":")[2]
+        flags = ("--worker-address", worker.address, *FREE_PORTS, "--grpc-port", port)
+        with started("grpc", *flags) as second:
+            assert await asyncio.to_thread(second.process.wait, 60) == EXIT_CONFIG
+            (line,) = [line for line in second.lines if line["event"] == "cannot listen"]
+            assert (str(line["port"]), line["error"]) == (port, os.strerror(98))
+
+
+@pytest.mark.parametrize("setting", ["--grpc-port", "--grpc-metrics-port"])
+def test_a_port_that_another_program_has_is_a_clear_error(setting: str) -> None:
+    """It says which, and ends as misconfigured."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with started("grpc", "--worker-address", "ipc:///nobody", *FREE_PORTS, setting, str(port)) as process:
+            assert process.wait_for("cannot listen")["port"] == port
+            assert process.process.wait(60) == EXIT_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--grpc-tls-certificate", "{folder}/none.pem", "--grpc-tls-key", "{folder}/none.key"), "No such file"),
+        (("--grpc-tls-certificate", "{folder}/none.pem"), "grpc_tls_key"),
+        (("--api-keys-file", "{folder}/none"), "No such file"),
+    ],
+)
+def test_what_it_cannot_use_ends_it_with_a_clear_word(tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
+    """Certificates and keys are looked at before anything is served."""
+    given = [flag.format(folder=tmp_path) for flag in flags]
+    with started("grpc", "--worker-address", "ipc:///nobody", *FREE_PORTS, *given) as process:
+        assert process.process.wait(60) == EXIT_CONFIG
+        errors = [line for line in process.lines if line.get("level") == "error"]
+    assert [words in line["error"] for line in errors] == [True]

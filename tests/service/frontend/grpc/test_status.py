@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
+from service.errors import (
+    DOMAIN_ERRORS,
+    BadParameter,
+    BadRequest,
+    DeadlineExceeded,
+    Forbidden,
+    Internal,
+    ModelNotFound,
+    Overloaded,
+    RateLimited,
+    RetryLater,
+    Unauthenticated,
+    Unavailable,
+)
+from service.frontend.grpc.status import ERROR_TABLE, MAX_MESSAGE, status_of
+from tests.service.frontend.grpc_server import field, reason, request_id, retry_s
+
+CONTRACT: dict[type[ConvMLPError], grpc.StatusCode] = {
+    ImageUndecodable: grpc.StatusCode.INVALID_ARGUMENT,
+    UnsupportedFormat: grpc.StatusCode.INVALID_ARGUMENT,
+    ImageTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
+    BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    BadParameter: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Internal: grpc.StatusCode.INTERNAL,
+    BundleInvalid: grpc.StatusCode.INTERNAL,
+}
+
+
+def test_table_covers_every_domain_error() -> None:
+    """No error that can reach this edge is without a row of its own."""
+    assert set(ERROR_TABLE) == set(DOMAIN_ERRORS)
+
+
+@pytest.mark.parametrize("kind", DOMAIN_ERRORS)
+def test_every_error_has_the_contracts_code(kind: type[ConvMLPError]) -> None:
+    """Each domain error becomes the status that the contract gives it, and its reason names it exactly."""
+    status = status_of(kind("what was wrong"), "abc")
+    assert status.code == CONTRACT[kind].value[0]
+    assert request_id(status) == "abc"
+    if kind is BundleInvalid:
+        assert reason(status) == "INTERNAL"
+    else:
+        assert status.message == "what was wrong"
+        assert reason(status) == kind.code.upper().replace("-", "_")
+
+
+def test_reasons_tell_errors_of_one_code_apart() -> None:
+    """A client can tell any two errors from each other, though many share a gRPC code."""
+    reasons = [reason(status_of(kind(""), "")) for kind in DOMAIN_ERRORS if kind is not BundleInvalid]
+    assert len(set(reasons)) == len(reasons)
+
+
+@pytest.mark.parametrize("kind", DOMAIN_ERRORS)
+def test_only_what_may_succeed_later_says_when(kind: type[ConvMLPError]) -> None:
+    """RetryInfo comes with the errors that another try may mend, and with no other."""
+    assert (retry_s(status_of(kind(""), "")) is not None) == issubclass(kind, RetryLater)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.0, 0.1), (0.2, 0.2), (1.2345, 1.235), (30.0, 30.0)])
+def test_retry_delay_is_never_too_short(seconds: float, told: float) -> None:
+    """Who waits for as long as RetryInfo says never comes back too early, nor at once."""
+    assert retry_s(status_of(Overloaded("later", seconds), "")) == told
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ImageUndecodable("cut off"), "image"),
+        (UnsupportedFormat("a PDF"), "image"),
+        (ImageTooLarge("huge"), "image"),
+        (BadParameter("out of range", "top_k"), "top_k"),
+        (BadParameter("all of it"), None),
+        (BadRequest("all of it"), None),
+        (ModelNotFound("none"), None),
+    ],
+)
+def test_the_field_at_fault_is_named(error: ConvMLPError, expected: str | None) -> None:
+    """BadRequest names the message's field, where there is one at fault."""
+    assert field(status_of(error, "")) == expected
+
+
+def test_bundle_invalid_keeps_its_words_to_itself() -> None:
+    """The message of a broken bundle names folders of the server, so callers do not see it."""
+    status = status_of(BundleInvalid("bundle /srv/secret: config.json is not valid"), "")
+    assert b"secret" not in status.SerializeToString()
+
+
+def test_messages_are_bounded() -> None:
+    """A long message is cut, for clients drop a call whose headers are longer than a few KiB."""
+    status = status_of(BadParameter("x" * 10_000, "model"), "i" * 128)
+    assert len(status.message) == MAX_MESSAGE
+    assert status.message.endswith("x…")
+    assert len(status.SerializeToString()) < 4096

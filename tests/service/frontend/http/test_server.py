@@ -1,0 +1,195 @@
+"""Connections: draining, heads that are too long or too slow, bodies that nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx2
+import pytest
+import uvicorn
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.frontend.http.server import MAX_HEAD_BYTES, BoundedHttp, Server
+from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def never(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+    raise AssertionError("no request was complete")
+
+
+@asynccontextmanager
+async def connection_server(
+    protocol: type[BoundedHttp], app: ASGIApp = never
+) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
+    """A server, by default for what happens before a request is complete; and its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server(uvicorn.Config(app, http=protocol, lifespan="off", ws="none", log_config=None))
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        yield server, listener.getsockname()
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def test_requests_in_hand_are_finished_on_drain() -> None:
+    """After the word to exit no connection is accepted, but who waits gets the answer, and the connection's end."""
+    async with open_rest() as rest:
+        rest.worker.runner.gate.clear()
+        held = asyncio.create_task(rest.http.post("/classify", content=picture(5)))
+        await rest.until("convmlp_in_flight_requests", 1)
+        rest.stop.set()
+        async with asyncio.timeout(20):
+            while await _accepts(rest.port):
+                await asyncio.sleep(0.01)
+        rest.worker.runner.gate.set()
+        response = await held
+        assert response.status_code == 200
+        assert response.json()["results"][0]["labels"][0]["index"] == 5
+        assert response.headers["connection"] == "close"
+        await rest.serving
+
+
+async def test_drain_ends_in_time() -> None:
+    """A request that outlasts the drain is answered 503, and the server ends."""
+    async with open_rest(drain_timeout_s=1) as rest:
+        rest.worker.runner.gate.clear()
+        held = asyncio.create_task(rest.http.post("/classify", content=picture()))
+        await rest.until("convmlp_in_flight_requests", 1)
+        rest.stop.set()
+        response = await held
+        assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
+        assert "shutting down" in response.json()["detail"]
+        await rest.serving
+
+
+async def test_a_connection_serves_many_requests(rest: Rest) -> None:
+    """Connections are kept alive, also after an error of the body's content."""
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{rest.port}") as http:
+        for body in (picture(), b"%PDF", picture()):
+            response = await http.post("/classify", content=body)
+            assert "connection" not in response.headers
+
+
+async def test_unread_body_does_not_cost_the_answer(rest: Rest) -> None:
+    """A body that is refused unread is dropped after the answer, so the connection is not reset under it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
+    size = 4_000_000
+    writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 404 ")
+    writer.write(bytes(size))
+    await writer.drain()
+    assert problem_of(await reader.read())["status"] == 404
+    writer.close()
+
+
+async def test_head_that_is_too_long_is_refused(rest: Rest) -> None:
+    """A request line or headers without end are cut off, in whatever pieces they come."""
+    for begin, more in (
+        (b"GET /", b"a" * 1000),
+        (b"GET / HTTP/1.1\r\nX: ", b"b" * 1000),
+        (b"GET / HTTP/1.1\r\n", b"X: c\r\n" * 200),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
+        writer.write(begin)
+        for _ in range(MAX_HEAD_BYTES // len(more) + 1):
+            writer.write(more)
+            await asyncio.sleep(0)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+
+
+async def test_long_head_within_the_limit_is_served(rest: Rest) -> None:
+    """Large cookies and the like pass."""
+    response = await rest.http.get("/livez", headers={"X-Large": "x" * 30_000})
+    assert response.status_code == 200
+
+
+async def test_body_may_be_longer_than_a_head(rest: Rest) -> None:
+    """The bound on heads does not touch bodies, nor the next request on the same connection."""
+    for _ in range(2):
+        response = await rest.http.post("/classify", content=picture() + bytes(4 * MAX_HEAD_BYTES))
+        assert response.status_code == 200
+
+
+async def test_head_that_is_too_slow_is_refused() -> None:
+    """A connection on which no head comes to its end is closed, before the first byte or in the middle."""
+
+    class Hasty(BoundedHttp):
+        head_timeout_s = 0.05
+
+    async with connection_server(Hasty) as (_, address):
+        for begin in (b"", b"GET / HTTP/1.1\r\nHost"):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(begin)
+            assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+            writer.close()
+
+
+async def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Nagle's algorithm is off: a long answer is several writes, and the second would wait for 40 ms."""
+
+    async with connection_server(BoundedHttp) as (server, address):
+        _, writer = await asyncio.open_connection(*address)
+        async with asyncio.timeout(20):
+            while not server.server_state.connections:
+                await asyncio.sleep(0.01)
+        (connection,) = server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()
+
+
+async def test_head_and_body_leave_together() -> None:
+    """An answer is one write, which wakes its caller once; a head without a body is not held back for one."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(b"body")(scope, receive, send)
+
+    async with connection_server(BoundedHttp, app) as (_, address):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await reader.read(65536)
+        assert (answer[:15], answer[-8:]) == (b"HTTP/1.1 200 OK", b"\r\n\r\nbody")
+        writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\nbody")
+        writer.close()
+
+
+async def test_a_caller_that_expects_a_word_gets_it_at_once(rest: Rest) -> None:
+    """`100 Continue` is no head of an answer, and is not held back."""
+    body = picture(9)
+    reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+    writer.write(head)
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_garbage_is_refused(rest: Rest) -> None:
+    """What is no HTTP at all gets a 400, and the service goes on."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
+    writer.write(b"\x16\x03\x01\x02\x00\x01\x00")
+    assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    assert (await rest.http.get("/livez")).status_code == 200
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionError:
+        return False
+    writer.close()
+    return True

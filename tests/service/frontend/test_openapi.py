@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from fastapi.openapi.models import OpenAPI
+
+from model.types import Task
+from service.frontend.api.rest.schemas import RESULT_OF_TASK
+from service.frontend.core.parameters import PARAMETERS
+from tests.service.frontend.rest_server import Rest, picture
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def document_of(rest: Rest) -> dict[str, Any]:
+    return dict((await rest.http.get("/openapi.json")).json())
+
+
+async def test_document_is_valid(rest: Rest) -> None:
+    """The text follows OpenAPI's own schema, and every reference in it leads somewhere."""
+    document = await document_of(rest)
+    OpenAPI.model_validate(document)
+    text = json.dumps(document)
+    names = {piece.partition('"')[0] for piece in text.split('"$ref": "#/components/schemas/')[1:]}
+    assert names <= set(document["components"]["schemas"])
+    assert "HTTPValidationError" not in text
+
+
+async def test_every_path_is_described(rest: Rest) -> None:
+    """All of the contract's paths are there, and no page."""
+    assert set((await document_of(rest))["paths"]) == {
+        *(f"/{task}" for task in Task),
+        *(f"/compat/huggingface/{task}" for task in Task),
+        "/models",
+        "/models/{name}",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/stats",
+        "/v2/repository/index",
+        *(f"/v2/repository/models/{{name}}/{verb}" for verb in ("load", "unload")),
+        *(
+            f"/v2/models/{{name}}{version}{what}"
+            for version in ("", "/versions/{version}")
+            for what in ("", "/ready", "/config", "/stats", "/infer")
+        ),
+    }
+
+
+async def test_every_operation_has_a_name_of_its_own(rest: Rest) -> None:
+    """Generated clients name their functions by it; and each part of a path is one of its parameters."""
+    named: list[str] = []
+    for path, operations in (await document_of(rest))["paths"].items():
+        for operation in operations.values():
+            named.append(operation["operationId"])
+            parts = {row["name"] for row in operation.get("parameters", []) if row["in"] == "path"}
+            assert parts == {piece.partition("}")[0] for piece in path.split("{")[1:]}
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("task", Task)
+async def test_parameters_are_those_that_are_read(rest: Rest, task: Task) -> None:
+    """Each documented range is the real one: its ends are taken, and what lies beyond is refused."""
+    described = (await document_of(rest))["paths"][f"/{task}"]["post"]["parameters"]
+    query = {row["name"]: row["schema"] for row in described if row["in"] == "query"}
+    assert set(query) == {name for name, parameter in PARAMETERS.items() if task in parameter.tasks}
+    for name, schema in query.items():
+        if "minimum" in schema:
+            good, bad = [schema["minimum"], schema["maximum"]], [schema["minimum"] - 1, schema["maximum"] + 1]
+        elif "enum" in schema:
+            good, bad = schema["enum"], ["other"]
+        else:
+            good, bad = [], [""]
+        for values, status in ((good, 200), (bad, 422)):
+            for value in values:
+                response = await rest.http.post(f"/{task}", params={name: value}, content=picture())
+                assert response.status_code == status, (name, value, response.text)
+
+
+@pytest.mark.parametrize("task", Task)
+async def test_answers_follow_their_schema(rest: Rest, task: Task) -> None:
+    """A real answer decodes strictly into the structs that the schema was made from."""
+    for mask_format in ("rle", "png", "polygon", "none") if task is not Task.CLASSIFY else ("",):
+        params = {"mask_format": mask_format} if mask_format else {}
+        response = await rest.http.post(f"/{task}", params=params, content=picture())
+        result = response.json()["results"][0]
+        assert msgspec.to_builtins(msgspec.convert(result, RESULT_OF_TASK[task], strict=False)).keys() == result.keys()
+
+
+@pytest.mark.parametrize("task", Task)
+async def test_errors_and_media_are_described(rest: Rest, task: Task) -> None:
+    """Every status of the error table and every medium of an answer is documented."""
+    operation = (await document_of(rest))["paths"][f"/{task}"]["post"]
+    assert set(operation["responses"]) == {
+        "200",
+        "400",
+        "401",
+        "404",
+        "413",
+        "415",
+        "422",
+        "429",
+        "500",
+        "503",
+        "504",
+    }
+    assert set(operation["responses"]["200"]["content"]) == {
+        "application/json",
+        "image/png",
+        "image/jpeg",
+        "image/webp",
+    }
+    assert set(operation["requestBody"]["content"]) >= {"multipart/form-data", "application/json"}

@@ -1,0 +1,95 @@
+"""The log: one pipeline for all that is said, and lines that nobody else can write."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.service.observability.log_lines import MARKER
+
+UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+def said(style: str, level: str = "info") -> str:
+    """What the process of `logged.py` writes."""
+    command = [sys.executable, "-m", "tests.service.observability.log_lines", style, level]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b""
+    return done.stderr.decode()
+
+
+def json_lines(level: str = "info") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in said("json", level).splitlines()]
+
+
+def test_every_line_of_json_is_an_object_with_its_time_in_utc() -> None:
+    """What a caller sent, a library said or a warning quotes is a value of one line; values come back unchanged."""
+    lines = json_lines()
+    assert all(UTC.fullmatch(line["timestamp"]) and line["role"] == "a-role" for line in lines)
+    assert [line["event"].split(" ")[0] for line in lines[:2]] == ["event", "failed"]
+    assert lines[0]["value"] == lines[0]["values"][0] == lines[0]["event"].removeprefix("event ")
+    assert "ValueError" in lines[1]["exception"]
+    assert lines[1]["request_id"] == "r-1"
+
+
+def test_processes_that_share_a_log_do_not_break_each_other_s_lines() -> None:
+    """Four processes write to one pipe at a time, unbuffered as in the images: each line comes out whole."""
+    program = (
+        "from service.observability.logs import configure_logs as c; import structlog; c('info', 'json', 'many')\n"
+        "for number in range(2000): structlog.get_logger().info('one', number=number)"
+    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    receive, send = os.pipe()
+    writers = [subprocess.Popen([sys.executable, "-c", program], stderr=send, env=environment) for _ in range(4)]
+    os.close(send)
+    with os.fdopen(receive) as log:
+        numbers = Counter(json.loads(line)["number"] for line in log)
+    assert [writer.wait(timeout=60) for writer in writers] == [0] * 4
+    assert numbers == dict.fromkeys(range(2000), 4)
+
+
+def test_libraries_and_warnings_go_the_same_way() -> None:
+    """uvicorn's, gRPC's, asyncio's and Python's own words are lines like all others, under their logger's name."""
+    others = [(line["logger"], line["level"]) for line in json_lines() if "logger" in line]
+    libraries = ["uvicorn.error", "grpc._cython", "asyncio", "py.warnings"]
+    assert others[:-1] == [(name, "warning") for name in libraries]
+
+
+def test_lines_in_a_request_s_context_name_it() -> None:
+    """Ours and a library's, by the request's id and the span of its step; outside of it there is neither."""
+    lines = [line for line in json_lines() if line["event"] in ("on the way", "request", "after it")]
+    ours, library, told, after = lines
+    assert library["logger"] == "library"
+    assert {line["request_id"] for line in (ours, library, told)} == {"r-2"}
+    assert len({line["trace_id"] for line in (ours, library, told)}) == 1
+    assert ours["span_id"] == library["span_id"] == ours["step"]
+    assert told["span_id"] == ours["request"]
+    assert after.keys().isdisjoint({"request_id", "trace_id", "span_id"})
+
+
+def test_nobody_else_can_begin_a_line_for_people() -> None:
+    """Line breaks and control characters are escaped wherever they come from; a traceback's lines are set in."""
+    text = said("console")
+    assert re.search(r"[^\x20-\x7e\n]", text) is None
+    lines = text.split("\n")[:-1]
+    for line in lines:
+        assert UTC.match(line) or line.startswith("    "), line
+    assert (
+        sum("all is well" in line for line in lines if UTC.match(line)) == 5
+    )  # in their own line, but for the traceback's
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+def test_at_debug_we_say_more_and_libraries_do_not(style: str) -> None:
+    """Pillow would tell what is in a picture."""
+    text = said(style, "debug")
+    assert "for those who look closely" in text
+    assert MARKER not in text
+    assert "GET /" not in text

@@ -1,0 +1,369 @@
+"""One trace for each request, from the front-end through the worker's queue and batch to the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import httpx2
+import numpy as np
+import pytest
+import pytest_asyncio
+from structlog.testing import capture_logs
+
+from convmlp.v1 import vision_pb2 as pb
+from convmlp.v1.vision_pb2_grpc import VisionStub
+from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as oip
+from service.frontend.api.oip.generated.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
+from tests.service.frontend.grpc_server import refusal, until
+from tests.service.frontend.rest_server import picture
+from tests.service.observability.collector import INTERNAL, SERVER, Told, Tree
+from tests.service.observability.span_capture import IMAGE, CallerTrace, Traced, caller_trace, traced_service
+
+if TYPE_CHECKING:
+    from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+POISON = 66
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service() -> AsyncIterator[Traced]:
+    async with traced_service() as traced:
+        traced.worker.runner.poison = POISON
+        yield traced
+
+
+def vision_of(service: Traced) -> VisionAsyncStub:
+    stub: VisionAsyncStub = VisionStub(service.channel)
+    return stub
+
+
+def inference_of(service: Traced) -> Any:  # noqa: ANN401  (its type stubs know no asyncio)
+    return GRPCInferenceServiceStub(service.channel)
+
+
+def infer_request() -> oip.ModelInferRequest:
+    tensor = oip.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=[1, 40, 40, 3])
+    pixels = np.full((40, 40, 3), 9, np.uint8).tobytes()
+    return oip.ModelInferRequest(model_name="fake_classify", inputs=[tensor], raw_input_contents=[pixels])
+
+
+async def check_image(tree: Tree, predict: Told, model: str, size: int = 1) -> None:
+    """The stages of one image, which share a batch of `size` with none but the device's."""
+    stages = tree.children(predict)
+    assert set(stages) == {"decode", "queue", "infer", "post"}
+    assert predict.attributes["convmlp.model"] == model
+    assert {name: stages[name].service for name in stages} == {
+        "decode": predict.service,
+        "queue": "convmlp-worker",
+        "infer": "convmlp-worker",
+        "post": predict.service,
+    }
+    assert {span.kind for span in (predict, *stages.values())} == {INTERNAL}
+    assert stages["queue"].end_ns == stages["infer"].start_ns
+    batch = await tree.batch_of(stages["infer"])
+    assert (batch.name, batch.service, batch.parent) == ("batch", "convmlp-worker", "")
+    assert batch.trace != predict.trace
+    assert (predict.trace, predict.id) in batch.links
+    assert batch.attributes["convmlp.model"] == model
+    assert batch.attributes["convmlp.device"] == "cpu"
+    assert batch.attributes["convmlp.batch.size"] >= size
+
+
+async def test_a_request_over_rest_is_one_trace(service: Traced) -> None:
+    """The caller's span is the parent, down to the worker's spans, and the batch is linked with the request."""
+    caller = caller_trace()
+    headers = {**caller.headers, "tracestate": "vendor=word", "x-request-id": "rest-1"}
+    answer = await service.http.post("/classify?top_k=3", content=picture(9), headers=headers)
+    assert answer.status_code == 200
+    tree = await service.collector.named(caller.trace, "POST /classify", *IMAGE)
+    request = tree["POST /classify"]
+    assert (request.parent, request.kind, request.service) == (caller.span, SERVER, "convmlp-rest")
+    assert request.attributes == {
+        "http.request.method": "POST",
+        "http.route": "/classify",
+        "http.response.status_code": 200,
+        "network.protocol.version": "1.1",
+        "url.scheme": "http",
+        "convmlp.request_id": "rest-1",
+        "convmlp.task": "classify",
+        "convmlp.model": "fake_classify",
+        "convmlp.outcome": "ok",
+    }
+    assert set(tree.children(request)) == {"predict"}
+    await check_image(tree, tree["predict"], "fake_classify")
+    assert {span.state for span in tree.spans} == {"vendor=word"}
+    assert {span.error for span in tree.spans} == {""}
+
+
+async def test_a_call_over_grpc_is_one_trace(service: Traced) -> None:
+    """As over REST, from the metadata on."""
+    caller = caller_trace()
+    await vision_of(service).Detect(pb.DetectRequest(image=picture(9), id="rpc-1"), metadata=caller.metadata)
+    tree = await service.collector.named(caller.trace, "convmlp.v1.Vision/Detect", *IMAGE)
+    call = tree["convmlp.v1.Vision/Detect"]
+    assert (call.parent, call.kind, call.service) == (caller.span, SERVER, "convmlp-grpc")
+    assert call.attributes == {
+        "rpc.system.name": "grpc",
+        "rpc.method": "convmlp.v1.Vision/Detect",
+        "rpc.response.status_code": "OK",
+        "convmlp.request_id": "rpc-1",
+        "convmlp.task": "detect",
+        "convmlp.model": "fake_detect",
+        "convmlp.outcome": "ok",
+    }
+    assert set(tree.children(call)) == {"predict"}
+    await check_image(tree, tree["predict"], "fake_detect")
+
+
+async def test_the_open_inference_protocol_is_traced_alike(service: Traced) -> None:
+    """Over HTTP under its route, without the model's name, and over gRPC."""
+    over_http, over_grpc = caller_trace(), caller_trace()
+    body = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [9] * 12}]}
+    path = "/v2/models/fake_classify/infer"
+    assert (await service.http.post(path, json=body, headers=over_http.headers)).status_code == 200
+    await inference_of(service).ModelInfer(infer_request(), metadata=over_grpc.metadata)
+    for caller, name in (
+        (over_http, "POST /v2/models/{name}/infer"),
+        (over_grpc, "inference.GRPCInferenceService/ModelInfer"),
+    ):
+        tree = await service.collector.named(caller.trace, name, *IMAGE)
+        assert tree[name].parent == caller.span
+        await check_image(tree, tree["predict"], "fake_classify")
+
+
+async def test_hugging_face_and_questions_are_traced(service: Traced) -> None:
+    """Other routes have their spans as well; those that predict nothing have no other."""
+    predicting, asking, nowhere = caller_trace(), caller_trace(), caller_trace()
+    path = "/compat/huggingface/classify"
+    await service.http.post(path, content=picture(9), headers=predicting.headers)
+    await service.http.get("/models/fake_detect", headers=asking.headers)
+    await service.http.get("/no/such/path", headers=nowhere.headers)
+    tree = await service.collector.named(predicting.trace, f"POST {path}", *IMAGE)
+    await check_image(tree, tree["predict"], "fake_classify")
+    await service.collector.named(asking.trace, "GET /models/{name}")
+    lost = (await service.collector.named(nowhere.trace, "GET"))["GET"]
+    assert "http.route" not in lost.attributes
+    assert lost.attributes["error.type"] == "not-found"
+
+
+async def test_each_image_of_a_request_has_its_span(service: Traced) -> None:
+    """Several images are several steps of one request, under ids of their own; a bad one costs the others nothing."""
+    caller = caller_trace()
+    files = [("image", picture(9)), ("image", b"no picture"), ("image", picture(10))]
+    headers = {**caller.headers, "x-request-id": "many"}
+    assert (await service.http.post("/classify", files=files, headers=headers)).status_code == 200
+    tree = await service.collector.named(caller.trace, "POST /classify", *IMAGE, *IMAGE, "predict")
+    predicts = {span.attributes["convmlp.request_id"]: span for span in tree.all("predict")}
+    assert {span.parent for span in predicts.values()} == {tree["POST /classify"].id}
+    assert {name: span.error for name, span in predicts.items()} == {
+        "many-0": "",
+        "many-1": "unsupported-format",
+        "many-2": "",
+    }
+    assert tree.children(predicts["many-1"]) == {}
+    for name in ("many-0", "many-2"):
+        await check_image(tree, predicts[name], "fake_classify")
+
+
+async def test_a_batch_is_linked_with_all_its_requests(service: Traced) -> None:
+    """Requests of both transports that shared the device link to one batch, which links to each of them."""
+    runner = service.worker.runner
+    runner.gate.clear()
+    callers = [caller_trace() for _ in range(4)]
+    before = len(runner.batches)
+
+    async def ask(at: int, caller: CallerTrace) -> None:
+        if at < 2:
+            await service.http.post("/classify", content=picture(at), headers=caller.headers)
+        else:
+            await vision_of(service).Classify(pb.ClassifyRequest(image=picture(at)), metadata=caller.metadata)
+
+    try:
+        # The device is held in a self-check, of which there is one at a time; what comes now waits together.
+        await until(lambda: len(runner.batches) > before)
+        asking = [asyncio.create_task(ask(at, caller)) for at, caller in enumerate(callers)]
+        metric = ("convmlp_queue_depth", {"model": "fake_classify"})
+        await until(lambda: service.worker.registry.get_sample_value(*metric) == len(callers))
+    finally:
+        runner.gate.set()
+    await asyncio.gather(*asking)
+    batches = []
+    for caller, name in zip(callers, ["POST /classify"] * 2 + ["convmlp.v1.Vision/Classify"] * 2, strict=True):
+        tree = await service.collector.named(caller.trace, name, *IMAGE)
+        await check_image(tree, tree["predict"], "fake_classify", len(callers))
+        batches.append(await tree.batch_of(tree["infer"]))
+    assert len({one.id for one in batches}) == 1
+    assert {trace for trace, _ in batches[0].links} >= {caller.trace for caller in callers}
+
+
+async def test_a_stream_has_a_span_and_each_of_its_messages(service: Traced) -> None:
+    """Messages are children of their call, and images of their messages; an error is its message's alone."""
+    caller = caller_trace()
+    requests = [pb.ClassifyRequest(id=f"m{at}", image=picture(grey)) for at, grey in enumerate((9, POISON, 10))]
+    async for _ in vision_of(service).ClassifyStream(iter(requests), metadata=caller.metadata):
+        pass
+    name = "convmlp.v1.Vision/ClassifyStream"
+    tree = await service.collector.named(caller.trace, name, *IMAGE * 2, *IMAGE[:-1], *["message"] * 3)
+    call = tree[name]
+    assert (call.parent, call.error) == (caller.span, "")
+    messages = {span.attributes["convmlp.request_id"]: span for span in tree.all("message")}
+    assert {span.parent for span in messages.values()} == {call.id}
+    assert {name: span.error for name, span in messages.items()} == {"m0": "", "m1": "internal", "m2": ""}
+    for message in (messages["m0"], messages["m2"]):
+        await check_image(tree, tree.children(message)["predict"], "fake_classify")
+
+
+async def test_open_inference_streams_are_traced_alike(service: Traced) -> None:
+    """ModelStreamInfer: one span, and one for each message."""
+    caller = caller_trace()
+    async for reply in inference_of(service).ModelStreamInfer(iter([infer_request()] * 2), metadata=caller.metadata):
+        assert not reply.error_message
+    name = "inference.GRPCInferenceService/ModelStreamInfer"
+    tree = await service.collector.named(caller.trace, name, *IMAGE * 2, "message", "message")
+    assert {span.parent for span in tree.all("message")} == {tree[name].id}
+
+
+@pytest.mark.parametrize(
+    ("path", "image", "status", "code", "is_failure"),
+    [
+        ("/classify", b"no picture", 415, "unsupported-format", False),
+        ("/classify", picture(9)[:60], 400, "image-undecodable", False),
+        ("/classify?top_k=0", picture(9), 422, "bad-parameter", False),
+        ("/classify?model=nonesuch", picture(9), 404, "model-not-found", False),
+        ("/classify", picture(POISON), 500, "internal", True),
+    ],
+)
+async def test_errors_are_told_by_their_code(
+    service: Traced, path: str, image: bytes, status: int, code: str, is_failure: bool
+) -> None:
+    """Every error has its domain code; by the conventions only the service's own are failures of a server's span."""
+    caller = caller_trace()
+    answer = await service.http.post(path, content=image, headers=caller.headers)
+    assert answer.status_code == status
+    spans = await service.collector.until(lambda spans: _has(spans, caller, "POST /classify"))
+    (request,) = [span for span in spans if span.trace == caller.trace and span.name == "POST /classify"]
+    assert request.attributes["error.type"] == request.attributes["convmlp.outcome"] == code
+    assert request.attributes["http.response.status_code"] == status
+    assert request.error == (code if is_failure else "")
+
+
+async def test_what_broke_on_the_device_is_told_where_it_broke(service: Traced) -> None:
+    """The batch, the image's time on the device and the request all end with the error; the worker's log names it."""
+    caller = caller_trace()
+    request = pb.ClassifyRequest(image=picture(POISON), id="poisoned")
+    with capture_logs() as lines:
+        error = await refusal(vision_of(service).Classify(request, metadata=caller.metadata))
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert ["poisoned"] in [line["request_ids"] for line in lines if line["event"] == "batch failed"]
+    name = "convmlp.v1.Vision/Classify"
+    tree = await service.collector.named(caller.trace, name, *IMAGE[:-1])
+    errors = {span.name: span.error for span in tree.spans}
+    assert errors == {name: "internal", "predict": "internal", "decode": "", "queue": "", "infer": "internal"}
+    assert (await tree.batch_of(tree["infer"])).error == "internal"
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_told(service: Traced) -> None:
+    """The request is a failure by its deadline; it never was on the device."""
+    runner = service.worker.runner
+    runner.gate.clear()
+    before = len(runner.batches)
+    caller = caller_trace()
+    try:
+        holding = asyncio.ensure_future(service.http.post("/classify", content=picture(1)))
+        await until(lambda: len(runner.batches) > before)  # the device is taken
+        headers = {**caller.headers, "x-request-timeout-ms": "100"}
+        answer = await service.http.post("/classify", content=picture(9), headers=headers)
+    finally:
+        runner.gate.set()
+    await holding
+    assert answer.status_code == 504
+    await service.collector.until(lambda spans: _has(spans, caller, "POST /classify"))
+    errors = {span.name: span.error for span in service.collector.trace(caller.trace)}
+    assert errors["POST /classify"] == errors["predict"] == "deadline-exceeded"
+    assert "infer" not in errors
+
+
+async def test_a_caller_that_leaves_is_no_failure_of_the_service(service: Traced) -> None:
+    """Its trace ends as cancelled."""
+    service.worker.runner.gate.clear()
+    caller = caller_trace()
+    try:
+        with pytest.raises(httpx2.ReadTimeout):
+            await service.http.post("/classify", content=picture(9), headers=caller.headers, timeout=0.3)
+        await service.collector.until(lambda spans: _has(spans, caller, "POST /classify"))
+    finally:
+        service.worker.runner.gate.set()
+    (request,) = [one for one in service.collector.trace(caller.trace) if one.name == "POST /classify"]
+    assert (request.attributes["convmlp.outcome"], request.error) == ("cancelled", "")
+    assert "http.response.status_code" not in request.attributes
+
+
+async def test_what_its_caller_does_not_record_is_not_recorded(service: Traced) -> None:
+    """The flag in the caller's context decides, on every transport and in the worker."""
+    unsampled, sampled = [caller_trace(sampled=False) for _ in range(3)], caller_trace()
+    await service.http.post("/classify", content=picture(9), headers=unsampled[0].headers)
+    await vision_of(service).Classify(pb.ClassifyRequest(image=picture(9)), metadata=unsampled[1].metadata)
+    await inference_of(service).ModelInfer(infer_request(), metadata=unsampled[2].metadata)
+    await service.http.post("/classify", content=picture(9), headers=sampled.headers)
+    await vision_of(service).Classify(pb.ClassifyRequest(image=picture(9)), metadata=sampled.metadata)
+    # Spans are sent in their order: those of what came before would have come before.
+    await service.collector.named(sampled.trace, "POST /classify", "convmlp.v1.Vision/Classify", *IMAGE, *IMAGE)
+    told = {span.trace for span in service.collector.spans}
+    told |= {trace for span in service.collector.spans for trace, _ in span.links}
+    assert told.isdisjoint(caller.trace for caller in unsampled)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [("traceparent", "00-xyz")],
+        [("traceparent", f"00-{'0' * 32}-{'1' * 16}-01")],
+        [("traceparent", f"00-{'a' * 32}-{'1' * 16}-01"), ("traceparent", f"00-{'b' * 32}-{'1' * 16}-01")],
+        [("traceparent", f"00-{'a' * 32}-{'1' * 16}-01" + "0" * 600)],
+    ],
+    ids=["none", "malformed", "zero", "two", "endless"],
+)
+async def test_without_a_sound_context_a_trace_begins_here(
+    service: Traced, headers: list[tuple[str, str]], request: pytest.FixtureRequest
+) -> None:
+    """A request is traced from here on, as if its caller had said nothing."""
+    request_id = f"from-here-{request.node.callspec.id}"
+    sent = [*headers, ("x-request-id", request_id)]
+    assert (await service.http.post("/classify", content=picture(9), headers=sent)).status_code == 200
+
+    def ours(spans: list[Told]) -> list[Told]:
+        wanted = [span for span in spans if span.attributes.get("convmlp.request_id") == request_id]
+        return [span for span in wanted if span.name == "POST /classify"]
+
+    (root,) = ours(await service.collector.until(lambda spans: bool(ours(spans))))
+    assert root.parent == ""
+    assert root.trace not in ("a" * 32, "b" * 32, "0" * 32)
+
+
+async def test_probes_and_self_checks_are_not_traced(service: Traced) -> None:
+    """However often they come, nothing is told of them, neither by front-ends nor by the worker."""
+    runner = service.worker.runner
+    before = len(runner.batches)
+    await until(lambda: len(runner.batches) > before + 10)  # the worker asks itself
+    caller = caller_trace()
+    for path in ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
+        await service.http.get(path, headers=caller.headers)
+    await inference_of(service).ServerReady(oip.ServerReadyRequest(), metadata=caller.metadata)
+    after = caller_trace()
+    await service.http.post("/classify", content=picture(9), headers=after.headers)
+    await vision_of(service).Classify(pb.ClassifyRequest(image=picture(9)), metadata=after.metadata)
+    await service.collector.named(after.trace, "POST /classify", "convmlp.v1.Vision/Classify", *IMAGE, *IMAGE)
+    assert service.collector.trace(caller.trace) == []
+    batches = [span for span in service.collector.spans if span.name == "batch"]
+    assert batches
+    assert all(batch.links for batch in batches)
+
+
+def _has(spans: list[Told], caller: CallerTrace, name: str) -> bool:
+    return any(span.trace == caller.trace and span.name == name for span in spans)

@@ -1,0 +1,172 @@
+"""A dispatcher whose device and clock the test holds in its hand."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from model.errors import ConvMLPError
+from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
+from service.observability.metrics import WorkerMetrics
+from service.worker.batching import BatchLimits, BatchSizeLimits
+from service.worker.dispatcher import Dispatcher
+from service.worker.queue import Done, Job, JobQueue, Shape
+from tests.fakes import FakeRunner, fake_bundle
+
+SIDE = 32
+FIRST = "fake_classify"
+
+
+@dataclass
+class Clock:
+    """A clock that moves when the test says so."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Bench:
+    """A dispatcher at work, and what its jobs were told."""
+
+    dispatcher: Dispatcher
+    runner: FakeRunner
+    clock: Clock
+    registry: CollectorRegistry
+    sizes: BatchSizeLimits
+    answers: dict[int, Done] = field(default_factory=dict)
+
+    def submit(
+        self, number: int, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST, side: int = SIDE
+    ) -> None:
+        self.dispatcher.submit(self._job(number, level, budget_s, model, side))
+
+    def _job(self, number: int, level: int, budget_s: float, model: str, side: int) -> Job:
+        size = Size(side, side)
+        return Job(
+            key=(b"test", number),
+            shape=Shape(model, model, side, side),
+            input=ModelInput(np.full((side, side, 3), level, np.uint8), Geometry(size, size)),
+            params=QueryParams(top_k=1),
+            enqueued_s=self.clock(),
+            deadline_s=self.clock() + budget_s,
+            reply=lambda done: self.tell(number, done),
+        )
+
+    def tell(self, number: int, done: Done) -> None:
+        assert number not in self.answers, "a job is answered exactly once"
+        self.answers[number] = done
+
+    def label(self, number: int) -> int:
+        result = self.answers[number].result
+        assert isinstance(result, ClassifyOutput), result
+        return int(result.indices[0])
+
+    def error(self, number: int) -> ConvMLPError:
+        result = self.answers[number].result
+        assert isinstance(result, ConvMLPError)
+        return result
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def hold(self, number: int = 0, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST) -> None:
+        """Have one job at the device, which is done once the gate is opened; what is submitted meanwhile waits."""
+        ran = len(self.runner.batches)
+        self.runner.gate.clear()
+        self.submit(number, level=level, budget_s=budget_s, model=model)
+        await self.until(lambda: len(self.runner.batches) == ran + 1)
+
+    async def learn(self, seconds: float, model: str = FIRST) -> None:
+        """Two lone jobs that teach the dispatcher how long an image takes; numbers from 10^6 on."""
+        for _ in range(2):
+            number = 10**6 + len(self.answers)
+            await self.hold(number, budget_s=10**6, model=model)
+            self.clock.now_s += seconds
+            self.runner.gate.set()
+            await self.until(lambda: number in self.answers)  # noqa: B023
+        self.runner.batches.clear()
+        self.runner.shares.clear()
+
+    async def try_out(self, seconds: float) -> None:
+        """A trial, which teaches the dispatcher how long an image takes of one lane, however many there are."""
+        self.each_takes(seconds)
+        await self.dispatcher.time(self._job(0, 0, 30.0, FIRST, SIDE), 1)
+        self.runner.batches.clear()
+        self.runner.shares.clear()
+
+    def each_takes(self, seconds: float) -> None:
+        """From now on an image takes so long of the device."""
+
+        def takes(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
+            self.clock.now_s += seconds * images / lanes
+
+        self.runner.takes = takes
+
+
+class Gates:
+    """Holds each batch at the device by itself: `open` lets the batch of that number, from 0, go on."""
+
+    def __init__(self, it: Bench) -> None:
+        self._gates: list[threading.Event] = []
+        self._lock = threading.Lock()
+        it.runner.takes = self._wait
+
+    def _wait(self, model: str, images: int, lanes: int) -> None:  # noqa: ARG002
+        with self._lock:
+            gate = threading.Event()
+            self._gates.append(gate)
+        assert gate.wait(timeout=60), "a test left a batch at the device"
+
+    def __len__(self) -> int:
+        return len(self._gates)
+
+    def open(self, *numbers: int) -> None:
+        for number in numbers:
+            self._gates[number].set()
+
+    def open_all(self) -> None:
+        self.open(*range(len(self)))
+
+
+@asynccontextmanager
+async def bench(
+    max_images: int = 64,
+    batch: int = 8,
+    idle_s: float = 60.0,
+    lanes: int = 1,
+    models: Sequence[str] = (FIRST,),
+    weights: Mapping[str, float] | None = None,
+) -> AsyncIterator[Bench]:
+    runner, clock = FakeRunner([fake_bundle(Task.CLASSIFY, model) for model in models], lanes=lanes), Clock()
+    registry = CollectorRegistry()
+    sizes = BatchSizeLimits(BatchLimits(batch, batch * SIDE * SIDE))
+    with ThreadPoolExecutor(1) as thread:
+        dispatcher = Dispatcher(
+            runner,
+            thread,
+            JobQueue(max_images, max_images * SIDE * SIDE, weights),
+            sizes,
+            WorkerMetrics(registry, dict.fromkeys(models, "classify")),
+            clock,
+            idle_s=idle_s,
+        )
+        serving = asyncio.create_task(dispatcher.run())
+        try:
+            yield Bench(dispatcher, runner, clock, registry, sizes)
+        finally:
+            runner.gate.set()
+            serving.cancel()
+            await asyncio.wait([serving])
+            dispatcher.close()

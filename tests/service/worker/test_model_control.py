@@ -1,0 +1,464 @@
+"""Models that come and go while the worker serves: the real worker over real sockets, but for its device."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from model.bundle import WEIGHTS_FILE
+from model.types import Task
+from service.errors import DeadlineExceeded, Forbidden, Internal, ModelNotFound, Overloaded, Unavailable
+from service.settings import Settings
+from service.types import StoredModel
+from service.wire.messages import PROTOCOL, Hello, State, decode_to_front_end, encode
+from service.wire.pool import WorkerPool
+from service.worker.model_control import MAX_REQUESTS
+from tests.fakes import FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
+from tests.service.worker.worker_client import (
+    LEVEL,
+    ask,
+    ask_for,
+    channel_to,
+    config_of,
+    served,
+    soon,
+    status_of,
+    until,
+)
+
+SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, model_control=True)
+FIRST = "fake_classify"
+
+
+@asynccontextmanager
+async def at_work(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWorker, WorkerPool]]:
+    """A worker that serves FIRST, and has `second` and `third` in its store."""
+    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
+        for name in ("second", "third"):
+            store_bundle(worker.store, fake_bundle(Task.CLASSIFY, name))
+        await until(lambda: channel.readiness().ready)
+        yield worker, channel
+
+
+def in_memory(worker: FakeWorker) -> list[str]:
+    """The models on the device, in the order of their coming."""
+    return [bundle.config.name for bundle in worker.runner.slots.values()]
+
+
+def gauge(worker: FakeWorker, name: str, model: str) -> float | None:
+    return worker.registry.get_sample_value(name, {"model": model})
+
+
+def depth(worker: FakeWorker) -> float | None:
+    return gauge(worker, "convmlp_queue_depth", FIRST)
+
+
+async def stored(channel: WorkerPool, name: str) -> StoredModel:
+    return next(one for one in await channel.repository(soon()) if one.name == name)
+
+
+async def until_being_loaded(channel: WorkerPool, name: str) -> None:
+    async with asyncio.timeout(20):
+        while (await stored(channel, name)).reason != "it is being loaded":
+            await asyncio.sleep(0.005)
+
+
+async def test_a_loaded_model_answers_at_once_and_everywhere() -> None:
+    """When a load returns its model is ready, the last of all; other front-ends hear of it, and the store says it."""
+    async with at_work() as (worker, channel), channel_to(worker.address) as other:
+        assert await stored(channel, "second") == StoredModel("second", False, False, "it is not loaded")
+        await channel.load("second", soon())
+        assert served(channel) == [FIRST, "second"]
+        assert channel.readiness().ready
+        assert await ask(channel, "second") == LEVEL
+        await until(lambda: served(other) == [FIRST, "second"])
+        assert await ask(other, "second") == LEVEL
+        assert await stored(channel, "second") == StoredModel("second", True, True, "")
+        assert in_memory(worker) == [FIRST, "second"]
+        assert gauge(worker, "convmlp_model_ready", "second") == 1
+
+
+async def test_front_ends_hear_of_a_change_before_they_ask() -> None:
+    """The worker tells of a change by itself: a front-end whose next heartbeat is far away knows it as soon."""
+    settings = SETTINGS.with_changes(heartbeat_interval_ms=20, worker_timeout_ms=100_000)
+    async with (
+        at_work(settings) as (worker, channel),
+        channel_to(worker.address, heartbeat_s=1000.0, timeout_s=5000.0) as rare,
+    ):
+        await rare.introduced()
+        await channel.load("second", soon())
+        await until(lambda: served(rare) == [FIRST, "second"])
+        assert await ask(rare, "second") == LEVEL
+        await channel.unload("second", soon())
+        await until(lambda: served(rare) == [FIRST])
+
+
+async def test_without_leave_nothing_changes() -> None:
+    """Unless the setting allows it nobody loads or unloads; what the store holds may be asked."""
+    async with at_work(SETTINGS.with_changes(model_control=False)) as (worker, channel):
+        with pytest.raises(Forbidden, match="model_control"):
+            await channel.load("second", soon())
+        with pytest.raises(Forbidden, match="model_control"):
+            await channel.unload(FIRST, soon())
+        assert not (await stored(channel, "second")).served
+        assert in_memory(worker) == [FIRST]
+
+
+@pytest.mark.parametrize("name", ["nonesuch", "", "..", f"../{FIRST}", "/etc", "a\0b", "x" * 5000])
+async def test_what_is_not_in_the_store_is_not_found(name: str) -> None:
+    """Only names that the store lists are looked at: no caller's text becomes a path."""
+    async with at_work() as (worker, channel):
+        with pytest.raises(ModelNotFound):
+            await channel.load(name, soon())
+        with pytest.raises(ModelNotFound):
+            await channel.unload(name, soon())
+        assert in_memory(worker) == [FIRST]
+        assert await ask(channel) == LEVEL
+
+
+async def test_a_broken_bundle_is_told_without_naming_places() -> None:
+    """A wrong hash and weights that do not fit are clear errors in words without a path, and leave nothing behind."""
+    async with at_work() as (worker, channel):
+        (worker.store / "second" / WEIGHTS_FILE).write_bytes(b"another")
+        worker.runner.damaged = frozenset({"third"})
+        for name in ("second", "third"):
+            with pytest.raises(Internal, match=f"model '{name}' cannot be loaded: its bundle is broken") as caught:
+                await channel.load(name, soon())
+            assert str(worker.store) not in caught.value.detail
+            assert gauge(worker, "convmlp_model_ready", name) is None
+        assert served(channel) == in_memory(worker) == [FIRST]
+
+
+async def test_a_model_that_does_not_prove_itself_is_not_served() -> None:
+    """A model with another answer on the reference picture leaves memory again, and the caller hears why."""
+    async with at_work() as (worker, channel):
+        store_bundle(worker.store, lying_bundle("second"))
+        with pytest.raises(Internal, match="the reference says"):
+            await channel.load("second", soon())
+        await until(lambda: in_memory(worker) == [FIRST])
+        assert served(channel) == [FIRST]
+        assert gauge(worker, "convmlp_model_ready", "second") is None
+        assert gauge(worker, "convmlp_queue_depth", "second") is None
+
+
+async def test_without_room_on_the_device_nothing_is_loaded() -> None:
+    """A model that does not fit is refused and the others answer on; once another has left it fits."""
+    async with at_work() as (worker, channel):
+        await channel.load("second", soon())
+        worker.runner.memory_models = 2
+        with pytest.raises(Overloaded, match="unload another one"):
+            await channel.load("third", soon())
+        assert served(channel) == in_memory(worker) == [FIRST, "second"]
+        assert await ask(channel, "second") == LEVEL
+        await channel.unload(FIRST, soon())
+        await channel.load("third", soon())
+        assert served(channel) == in_memory(worker) == ["second", "third"]
+
+
+async def test_loading_what_is_served_changes_nothing_unless_the_disk_did() -> None:
+    """The same bundle stays where it is; another config under the name takes its place, in the old order."""
+    async with at_work() as (worker, channel):
+        await channel.load("second", soon())
+        before = dict(worker.runner.slots)
+        await channel.load(FIRST, soon())
+        assert worker.runner.slots == before
+        changed = fake_bundle(Task.CLASSIFY, FIRST, weights=b"trained for longer")
+        store_bundle(worker.store, changed, weights=b"trained for longer")
+        await channel.load(FIRST, soon())
+        assert served(channel) == [FIRST, "second"]
+        assert config_of(channel, FIRST) == changed.config
+        assert in_memory(worker) == ["second", FIRST]
+        assert await ask(channel) == LEVEL
+
+
+async def test_a_model_that_is_not_ready_is_loaded_anew() -> None:
+    """A load never returns without the model being ready: one that lost its proof is read again."""
+    settings = SETTINGS.with_changes(self_check_interval_ms=20)
+    async with at_work(settings) as (worker, channel):
+        (slot,) = worker.runner.slots
+        worker.runner.damaged_slots = frozenset({slot})
+        await until(lambda: not channel.readiness().ready)
+        assert (await stored(channel, FIRST)).served
+        assert "the reference says" in (await stored(channel, FIRST)).reason
+        await channel.load(FIRST, soon())
+        assert await ask(channel) == LEVEL
+        assert slot not in worker.runner.slots
+
+
+async def test_a_replaced_model_answers_what_was_made_for_it() -> None:
+    """Inputs that were prepared for the old version are run by the old one for a while, then told to come again."""
+    settings = SETTINGS.with_changes(heartbeat_interval_ms=300)
+    async with at_work(settings) as (worker, channel):
+        old = status_of(channel, FIRST)
+        old_slot = next(iter(worker.runner.slots))
+        new = fake_bundle(Task.CLASSIFY, FIRST, weights=b"new")
+        store_bundle(worker.store, new, weights=b"new")
+        loading = asyncio.create_task(channel.load(FIRST, soon()))
+        await until(lambda: config_of(channel, FIRST) == new.config)
+        assert not loading.done()  # the old one is being kept for those who come late
+        worker.runner.damaged_slots = frozenset({old_slot})
+        assert await ask_for(channel, old) != LEVEL
+        assert await ask(channel) == LEVEL
+        await loading
+        assert old_slot not in worker.runner.slots
+        with pytest.raises(Unavailable, match="was replaced"):
+            await ask_for(channel, old)
+
+
+async def test_unloading_answers_what_is_in_hand_first() -> None:
+    """Requests in the queue of a model that goes get their answers; those that come meanwhile get ModelNotFound."""
+    async with at_work() as (worker, channel):
+        await channel.load("second", soon())
+        model = status_of(channel, FIRST)
+        ran = len(worker.runner.batches)
+        worker.runner.gate.clear()
+        asked = [asyncio.create_task(ask(channel))]
+        await until(lambda: len(worker.runner.batches) > ran)
+        asked += [asyncio.create_task(ask(channel)) for _ in range(4)]
+        await until(lambda: depth(worker) == 4)
+        unloading = asyncio.create_task(channel.unload(FIRST, soon()))
+        await until(lambda: served(channel) == ["second"])
+        with pytest.raises(ModelNotFound, match=FIRST):
+            await ask_for(channel, model)
+        assert (await stored(channel, FIRST)).reason == "it is being unloaded"
+        assert in_memory(worker) == [FIRST, "second"]
+        assert not unloading.done()
+        worker.runner.gate.set()
+        assert await asyncio.gather(*asked) == [LEVEL] * 5
+        await unloading
+        assert in_memory(worker) == ["second"]
+        assert await ask(channel, "second") == LEVEL
+
+
+async def test_a_model_that_left_leaves_only_its_counts() -> None:
+    """Gauges of an unloaded model disappear, its counters stay; loaded again it goes on counting."""
+    async with at_work() as (worker, channel):
+        await ask(channel)
+        images = gauge(worker, "convmlp_images_total", FIRST)
+        assert images
+        await channel.unload(FIRST, soon())
+        assert depth(worker) is None
+        assert gauge(worker, "convmlp_model_ready", FIRST) is None
+        assert gauge(worker, "convmlp_images_total", FIRST) == images
+        await channel.load(FIRST, soon())
+        assert depth(worker) == 0
+        assert (gauge(worker, "convmlp_images_total", FIRST) or 0) > images
+
+
+async def test_the_last_model_may_go() -> None:
+    """Without any model the service is not ready and says why; a model that is loaded then makes it ready."""
+    async with at_work() as (worker, channel):
+        await channel.unload(FIRST, soon())
+        assert channel.models() == ()
+        assert not channel.readiness().ready
+        assert "no model is served" in channel.readiness().reason
+        assert in_memory(worker) == []
+        with pytest.raises(ModelNotFound):
+            await channel.unload(FIRST, soon())
+        await channel.load("second", soon())
+        assert channel.readiness().ready
+        assert await ask(channel, "second") == LEVEL
+
+
+async def test_others_are_served_while_a_model_is_read() -> None:
+    """Reading a model from disk takes nothing of the device's time."""
+    async with at_work() as (worker, channel):
+        worker.runner.reading.clear()
+        loading = asyncio.create_task(channel.load("second", soon()))
+        await until_being_loaded(channel, "second")
+        assert [await ask(channel) for _ in range(20)] == [LEVEL] * 20
+        assert served(channel) == [FIRST]
+        worker.runner.reading.set()
+        await loading
+
+
+async def test_a_model_is_loaded_while_batches_run() -> None:
+    """Under steady load a model comes and goes without a single request of another one failing."""
+    async with at_work() as (worker, channel):
+        stop = asyncio.Event()
+
+        async def keep_asking() -> list[int]:
+            answers = []
+            while not stop.is_set():
+                answers.append(await ask(channel))
+            return answers
+
+        asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
+        for _ in range(5):
+            await channel.load("second", soon())
+            assert await ask(channel, "second") == LEVEL
+            await channel.unload("second", soon())
+        stop.set()
+        answers = await asyncio.gather(*asking)
+        assert all(answers)
+        assert {level for some in answers for level in some} == {LEVEL}
+        assert in_memory(worker) == [FIRST]
+
+
+async def test_two_loads_at_once_take_their_turns() -> None:
+    """Two front-ends that load the same model and another one all succeed, with one copy of each in memory."""
+    async with at_work() as (worker, channel), channel_to(worker.address) as other:
+        await other.introduced()
+        worker.runner.reading.clear()
+        loads = [
+            asyncio.create_task(one.load(name, soon()))
+            for one, name in ((channel, "second"), (other, "second"), (other, "third"))
+        ]
+        await until_being_loaded(channel, "second")
+        worker.runner.reading.set()
+        await asyncio.gather(*loads)
+        assert sorted(in_memory(worker)) == sorted([FIRST, "second", "third"])
+        await until(lambda: served(channel) == served(other) == in_memory(worker))
+        assert worker.runner.most_read_at_once == 1
+
+
+async def test_requests_about_models_are_bounded() -> None:
+    """Beyond the bound one is refused at once; those inside are carried out."""
+    async with at_work() as (worker, channel):
+        worker.runner.reading.clear()
+        inside = [asyncio.create_task(channel.load("second", soon())) for _ in range(MAX_REQUESTS)]
+        await asyncio.sleep(0)  # they are sent in this order
+        with pytest.raises(Overloaded, match="try again later"):
+            await channel.load("third", soon())
+        worker.runner.reading.set()
+        await asyncio.gather(*inside)
+        assert served(channel) == [FIRST, "second"]
+
+
+async def test_a_load_that_is_cancelled_leaves_no_trace() -> None:
+    """Whether the model is read, waits for the device or is proven when its caller leaves, nothing of it stays."""
+    async with at_work() as (worker, channel):
+        worker.runner.reading.clear()
+        loading = asyncio.create_task(channel.load("second", soon()))
+        await until_being_loaded(channel, "second")
+        loading.cancel()
+        await until(lambda: gauge(worker, "convmlp_model_ready", "second") is None)
+        assert (await stored(channel, "second")).reason == "it is not loaded"
+        worker.runner.reading.set()
+
+        for device_is_busy in (True, False):
+            ran = len(worker.runner.batches)
+            worker.runner.gate.clear()
+            asked = [asyncio.create_task(ask(channel))] if device_is_busy else []
+            await until(lambda: len(worker.runner.batches) > ran or not asked)  # noqa: B023
+            loading = asyncio.create_task(channel.load("third", soon()))
+            if device_is_busy:
+                await until_being_loaded(channel, "third")
+            else:
+                await until(lambda: worker.runner.batches[-1][0] == "third")
+            loading.cancel()
+            await until(lambda: gauge(worker, "convmlp_queue_depth", "third") is None)
+            worker.runner.gate.set()
+            assert await asyncio.gather(*asked) == [LEVEL] * len(asked)
+            await until(lambda: in_memory(worker) == [FIRST])
+
+        await channel.load("second", soon())
+        assert served(channel) == in_memory(worker) == [FIRST, "second"]
+
+
+async def test_a_load_that_is_late_leaves_no_trace() -> None:
+    """A load whose deadline passes is told so, and its model is not served afterwards."""
+    async with at_work() as (worker, channel):
+        worker.runner.reading.clear()
+        with pytest.raises(DeadlineExceeded):
+            await channel.load("second", time.monotonic() + 0.3)
+        worker.runner.reading.set()
+        await channel.load("third", soon())
+        assert served(channel) == in_memory(worker) == [FIRST, "third"]
+
+
+@pytest.mark.parametrize("why", ["it left", "its deadline passed"])
+async def test_an_unload_goes_on_without_its_caller(why: str) -> None:
+    """Half an unload helps nobody: once begun it ends, even if nobody waits for it any more."""
+    async with at_work() as (worker, channel):
+        worker.runner.gate.clear()
+        asked = asyncio.create_task(ask(channel))
+        await until(lambda: bool(worker.runner.batches) and depth(worker) == 0)
+        deadline_s = soon() if why == "it left" else time.monotonic() + 2.0
+        unloading = asyncio.create_task(channel.unload(FIRST, deadline_s))
+        await until(lambda: served(channel) == [])
+        if why == "it left":
+            unloading.cancel()
+        with pytest.raises((asyncio.CancelledError, DeadlineExceeded)):
+            await unloading
+        assert in_memory(worker) == [FIRST]
+        worker.runner.gate.set()
+        assert await asked == LEVEL
+        await until(lambda: in_memory(worker) == [])
+
+
+async def test_a_config_is_sent_once() -> None:
+    """Of what a front-end said to know, or was sent before, the worker sends no config again."""
+    async with at_work() as (worker, channel):
+        context = zmq.asyncio.Context()
+        with context.socket(zmq.DEALER) as front_end:
+            front_end.setsockopt(zmq.LINGER, 0)
+            front_end.connect(worker.address)
+
+            async def hear() -> State:
+                message = decode_to_front_end((await front_end.recv_multipart())[0])
+                assert isinstance(message, State)
+                return message
+
+            await front_end.send_multipart([encode(Hello(PROTOCOL, ()))])
+            first = await hear()
+            assert list(first.configs) == [first.models[0].version]
+            await channel.load("second", soon())
+            second = await hear()
+            assert [model.name for model in second.models] == [FIRST, "second"]
+            assert list(second.configs) == [second.models[1].version]
+            await channel.load("third", soon())
+            third = await hear()
+            assert list(third.configs) == [third.models[2].version]
+            await front_end.send_multipart([encode(Hello(PROTOCOL, tuple(third.configs)))])
+            assert set((await hear()).configs) == {*first.configs, *second.configs}
+        context.term()
+
+
+async def test_a_front_end_that_comes_in_the_middle_sees_what_is_true() -> None:
+    """During a load a new front-end is told the old set, and the new one as soon as it is served."""
+    async with at_work() as (worker, channel):
+        worker.runner.reading.clear()
+        loading = asyncio.create_task(channel.load("second", soon()))
+        await until_being_loaded(channel, "second")
+        async with channel_to(worker.address) as late:
+            await until(lambda: late.readiness().ready)
+            assert served(late) == [FIRST]
+            worker.runner.reading.set()
+            await loading
+            await until(lambda: served(late) == [FIRST, "second"])
+            assert await ask(late, "second") == LEVEL
+
+
+async def test_a_worker_that_ends_tells_whoever_waits_for_a_load() -> None:
+    """SIGTERM in the middle of a load: its caller is told at once, and the worker ends."""
+    async with at_work() as (worker, channel):
+        worker.runner.reading.clear()
+        loading = asyncio.create_task(channel.load("second", soon()))
+        await until_being_loaded(channel, "second")
+        worker.stop.set()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await loading
+        with pytest.raises(Unavailable, match="shutting down"):
+            await channel.load("third", soon())
+
+
+async def test_what_is_served_is_written_down(tmp_path: Path) -> None:
+    """Each change is in the file when its caller hears of it; where it cannot be written, the change is made still."""
+    file = tmp_path / "served.json"
+    async with at_work(SETTINGS.with_changes(served_models_file=file)) as (_, channel):
+        assert not file.exists()
+        await channel.load("second", soon())
+        assert f'"served":["{FIRST}","second"]' in file.read_text()
+        await channel.unload(FIRST, soon())
+        assert '"served":["second"]' in file.read_text()
+    async with at_work(SETTINGS.with_changes(served_models_file=tmp_path / "missing" / "served.json")) as (_, channel):
+        await channel.load("second", soon())
+        assert served(channel) == [FIRST, "second"]

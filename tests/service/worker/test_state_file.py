@@ -1,0 +1,62 @@
+"""The file that a restarted worker reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.worker.model_registry import StateFile
+
+CONFIGURED = ("a", "b")
+
+
+def test_what_was_written_is_read_in_its_order(tmp_path: Path) -> None:
+    """Names come back as they were written, an empty set too, and nothing else is left in the folder."""
+    path = tmp_path / "served.json"
+    for served in (("b", "c"), ("c", "b", "a"), ()):
+        StateFile(path, CONFIGURED).write(served)
+        assert StateFile(path, CONFIGURED).read() == served
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_a_file_the_configured_models_are_served(tmp_path: Path) -> None:
+    """Nothing written yet, and no place to write to, both mean the settings."""
+    assert StateFile(tmp_path / "served.json", CONFIGURED).read() == CONFIGURED
+    nowhere = StateFile(None, CONFIGURED)
+    nowhere.write(("c",))
+    assert nowhere.read() == CONFIGURED
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"\xff\xfe",
+        b"[]",
+        b'{"configured": ["a", "b"]}',
+        b'{"configured": ["a", "b"], "served": [1]}',
+        b'{"configured": ["a", "b"], "served": ["c"',
+        b'{"configured": ["other"], "served": ["c"]}',
+    ],
+)
+def test_a_file_that_cannot_be_used_is_left_aside(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Damaged, half written, or of another configuration: the configured models are served, and the log says so."""
+    path = tmp_path / "served.json"
+    path.write_bytes(content)
+    assert StateFile(path, CONFIGURED).read() == CONFIGURED
+    assert "serving what is configured" in capsys.readouterr().out
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    """Where the place is taken by a folder or is not there, the error is the caller's and no scrap stays."""
+    (tmp_path / "served.json").mkdir()
+    with pytest.raises(OSError, match=r"served\.json"):
+        StateFile(tmp_path / "served.json", CONFIGURED).write(("c",))
+    assert [path.name for path in tmp_path.iterdir()] == ["served.json"]
+    with pytest.raises(FileNotFoundError):
+        StateFile(tmp_path / "missing" / "served.json", CONFIGURED).write(("c",))
+    assert StateFile(tmp_path / "served.json", CONFIGURED).read() == CONFIGURED
