@@ -18,7 +18,7 @@ from model.bundle import Bundle, Source
 from model.net.build import Network, build_network
 from model.net.mask_rcnn import BOX_GRID, MASK_GRID, MaskRCNN
 from model.net.normalise import Normalise
-from model.net.weights import BundleDraft, write_bundle
+from model.net.weights import BundleMetadata, write_bundle
 from model.preprocess import prepare
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
 from model.spec import (
@@ -98,7 +98,7 @@ def random_bundle(store: Path, name: str, fill: Callable[[nn.Module], None] | No
         calibrate(network)
     else:
         fill(network)
-    draft = BundleDraft(
+    draft = BundleMetadata(
         name=f"{name}_s_{'random' if fill is None else 'filled'}",
         architecture=family.architecture,
         labels=tuple(f"class {index}" for index in range(family.classes)),

@@ -14,15 +14,15 @@ from model.bundle import Bundle, BundleConfig
 from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid
 from model.net.build import Network, build_network
-from model.net.convmlp import ConvMLPClassifier, best_classes
-from model.net.cpu.onednn import use_onednn
+from model.net.convmlp import ConvMLPClassifier, top_k_classes
+from model.net.cpu.onednn import convert_to_onednn
 from model.net.fold import fold_batch_norm
 from model.net.mask_rcnn import MaskRCNN, mask_rcnn_detections
 from model.net.normalise import Normalise
 from model.net.retinanet import RetinaNet, retinanet_detections
 from model.net.semantic_fpn import SemanticFPN, label_maps
-from model.net.weights import DTYPES, Precision, load_weights
-from model.postprocess.results import finish
+from model.net.weights import DTYPES, DtypeName, load_weights
+from model.postprocess.results import postprocess
 from model.preprocess import prepare
 from model.reference import REFERENCE_PARAMS, ReferenceAnswer, reference_input, summarise
 from model.spec import DetectPostSpec, KeepRatioSpec, Postprocessing
@@ -76,7 +76,7 @@ class Predictor:
         self,
         bundle: Bundle,
         device: torch.device,
-        precision: Precision = "fp32",
+        precision: DtypeName = "fp32",
         optimisations: Optimisations = Optimisations(),
         network: Network | None = None,
     ) -> None:
@@ -106,7 +106,7 @@ class Predictor:
         # torch's annotations do not know this argument.
         self._network: Network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if optimisations.onednn:
-            use_onednn(self._network)
+            convert_to_onednn(self._network)
         if optimisations.compiled:
             _compile(self._network)
         self._normalise = Normalise(config.preprocessing).to(device)
@@ -143,7 +143,7 @@ def answer(network: Network, x: Tensor, batch: Batch, postprocessing: Postproces
     """Normalised float (N, 3, h, w) RGB → a row each, by the test time procedure of the network's family."""
     match network:
         case ConvMLPClassifier():
-            return best_classes(network(x), batch.params)
+            return top_k_classes(network(x), batch.params)
         case SemanticFPN():
             return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries)
         case RetinaNet():
@@ -182,4 +182,4 @@ def reference_answer(bundle: Bundle) -> ReferenceAnswer:
 
 def _finished(predictor: Predictor, config: BundleConfig, one: ModelInput, params: QueryParams) -> Result:
     (raw,) = predictor.predict(Batch(np.stack((one.pixels,)), (one.geometry,), (params,)))
-    return finish(raw, config, one.geometry.original)
+    return postprocess(raw, config, one.geometry.original)

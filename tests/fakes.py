@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, BundleConfig, Source
 from model.errors import BundleInvalid
-from model.postprocess.results import finish
+from model.postprocess.results import postprocess
 from model.reference import (
     REFERENCE_PARAMS,
     ClassifyReference,
@@ -126,7 +126,7 @@ def fake_bundle(task: Task, name: str | None = None, weights: bytes = b"") -> Bu
     )
     ready = reference_input(config.preprocessing)
     answer = fake_answer(task, ready.pixels, ready.geometry, REFERENCE_PARAMS)
-    reference = summarise(finish(answer, config, ready.geometry.original))
+    reference = summarise(postprocess(answer, config, ready.geometry.original))
     return Bundle(Path(config.name), config.model_copy(update={"reference": reference}))
 
 

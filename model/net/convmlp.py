@@ -175,7 +175,7 @@ class ConvMLPClassifier(ConvMLP):
         return out
 
 
-def best_classes(logits: Tensor, params: Sequence[QueryParams]) -> list[ClassifyOutput]:
+def top_k_classes(logits: Tensor, params: Sequence[QueryParams]) -> list[ClassifyOutput]:
     """Logits (N, classes) → each row's `top_k` classes, or all where there are fewer, by softmax probability.
 
     Equal probabilities come in the order of the classes.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.net.boxes import RETINANET_ANCHORS
 from model.net.convmlp import ConvMLP
 from model.net.detection_ops import grouped_nms
-from model.net.detections import Frames, detect_outputs, level_candidates
+from model.net.detections import BatchGeometry, detect_outputs, level_candidates
 from model.net.fpn import FPN, ConvModule
 from model.spec import DetectPostSpec, RetinaNetSpec
 from model.types import DetectOutput, Geometry, QueryParams
@@ -81,7 +81,7 @@ def retinanet_detections(
     Scores strictly above the row's threshold, the best candidates of each level, boxes clipped to the input
     without padding, brought back to the picture, NMS per class there, the row's best `max_detections`.
     """
-    frames = Frames.of(geometries, logits[0].device)
+    frames = BatchGeometry.of(geometries, logits[0].device)
     levels = [
         level_candidates(scores, moves, RETINANET_ANCHORS, level, frames, spec.candidates_per_level)
         for level, (scores, moves) in enumerate(zip(logits, deltas, strict=True))

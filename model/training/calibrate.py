@@ -15,39 +15,39 @@ from model.net.convmlp import ConvMLPClassifier
 from model.net.retinanet import RetinaNet
 from model.predictor import Predictor
 from model.training.data import Record
-from model.training.evaluate import Float64Array, class_probabilities, detections, judged
+from model.training.evaluate import Float64Array, class_probabilities, detections, scored_matches
 from model.types import BoolArray, IntArray, Task
 
-SMALLEST = 1e-12
+MIN_PROBABILITY = 1e-12
 """Probabilities below are taken for this one, so that their logarithm exists."""
 
 
 @dataclass(frozen=True, slots=True)
-class Correction:
+class Calibration:
     """Calibrated logits are `scale`·logits + `shift`."""
 
     scale: float
     shift: float
 
 
-def correction(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> Correction | None:
+def fit_calibration(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> Calibration | None:
     """What brings a bundle's scores nearest to the truth; None where its answers have no scores."""
     match config.task:
         case Task.CLASSIFY:
             breeds = np.array([one.breed for one in records])
-            return temperature(class_probabilities(predictor, config, records), breeds)
+            return temperature_scaling(class_probabilities(predictor, config, records), breeds)
         case Task.DETECT:
-            return platt(*judged(detections(predictor, config, records), records, config.labels))
+            return platt_scaling(*scored_matches(detections(predictor, config, records), records, config.labels))
         case Task.SEGMENT:
             return None
 
 
-def temperature(probabilities: Float64Array, truth: IntArray) -> Correction:
+def temperature_scaling(probabilities: Float64Array, truth: IntArray) -> Calibration:
     """Temperature scaling (arXiv 1706.04599, section 4.2): probabilities (N, C), classes (N,); `scale` is 1/T.
 
     The log-likelihood is concave in the scale, so that a search by thirds finds its maximum.
     """
-    logits = np.log(np.maximum(probabilities, SMALLEST))
+    logits = np.log(np.maximum(probabilities, MIN_PROBABILITY))
     rows = np.arange(len(truth))
 
     def likelihood(scale: float) -> float:
@@ -62,15 +62,15 @@ def temperature(probabilities: Float64Array, truth: IntArray) -> Correction:
             low += third
         else:
             high -= third
-    return Correction((low + high) / 2, 0.0)
+    return Calibration((low + high) / 2, 0.0)
 
 
-def platt(scores: Float64Array, right: BoolArray) -> Correction:
+def platt_scaling(scores: Float64Array, right: BoolArray) -> Calibration:
     """Platt scaling: the logistic regression of being right (K,) on the logits of the scores (K,).
 
     By Newton's method, with a slight pull towards 1 and 0, that is, no change, where there is little to learn from.
     """
-    clipped = np.clip(scores, SMALLEST, 1 - SMALLEST)
+    clipped = np.clip(scores, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     inputs = np.stack([np.log(clipped / (1 - clipped)), np.ones(len(scores))], axis=1)
     prior = np.array([1.0, 0.0])
     weights = prior.copy()
@@ -79,11 +79,11 @@ def platt(scores: Float64Array, right: BoolArray) -> Correction:
         slope = inputs.T @ (expected - right) + (weights - prior)
         curve = (inputs.T * (expected * (1 - expected))) @ inputs + np.eye(2)
         weights = weights - np.linalg.solve(curve, slope)
-    return Correction(float(weights[0]), float(weights[1]))
+    return Calibration(float(weights[0]), float(weights[1]))
 
 
 @torch.no_grad()
-def fold(network: nn.Module, found: Correction) -> None:
+def apply_calibration(network: nn.Module, found: Calibration) -> None:
     """Apply a correction to the layer that gives the logits, so that serving needs to know nothing of it.
 
     Raises:

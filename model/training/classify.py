@@ -42,7 +42,7 @@ class ClassifyRecipe:
     sizes: tuple[tuple[float, int], ...] = ((0.0, 96), (0.7, 128), (0.87, 160), (0.96, 192))
     test_size: int = 192
     crop_scale: tuple[float, float] = (0.25, 1.0)
-    least_visible: float = 0.5
+    min_visible: float = 0.5
     colour_jitter: float = 0.4
     grey_share: float = 0.05
     mix_probability: float = 0.5
@@ -102,7 +102,7 @@ class BreedTraining:
         for index in indices:
             record = self.records[index]
             window = random_resized_crop(
-                rng, record.size, Size(side, side), self.recipe.crop_scale, record.head, self.recipe.least_visible
+                rng, record.size, Size(side, side), self.recipe.crop_scale, record.head, self.recipe.min_visible
             )
             pixels.append(window.apply(self.pictures[index]))
             map_rows.append(self._maps(index, window))

@@ -33,7 +33,7 @@ in the file as well."""
 MAX_TENSORS = 10_000
 WRAPPERS = ("state_dict", "model")
 """Under which names toolboxes put a state dict."""
-PARALLEL = "module."
+DATA_PARALLEL_PREFIX = "module."
 """What torch's DataParallel puts before each name."""
 
 
@@ -70,8 +70,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         _check_archive(path)
     document = _load(path, mmap=zipped)
     tensors = _checked(path, _state_dict(path, document))
-    if all(name.startswith(PARALLEL) for name in tensors):
-        tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
+    if all(name.startswith(DATA_PARALLEL_PREFIX) for name in tensors):
+        tensors = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
     return Checkpoint(path, tensors, _labels(document))
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from model.errors import BundleInvalid
 from model.net.boxes import RETINANET_ANCHORS
 from model.net.build import Network, build_network
-from model.net.weights import misfits
+from model.net.weights import state_dict_mismatch
 from model.spec import (
     Architecture,
     BackboneSpec,
@@ -19,7 +19,7 @@ from model.spec import (
 )
 from model.zoo.checkpoint import Checkpoint
 
-MARKS = {
+CLASS_KEYS = {
     "retinanet": "bbox_head.retina_cls.weight",
     "mask_rcnn": "roi_head.mask_head.conv_logits.weight",
     "semantic_fpn": "decode_head.conv_seg.weight",
@@ -28,32 +28,34 @@ MARKS = {
 """A tensor that only this family has; its rows tell the number of classes."""
 
 
-def infer(checkpoint: Checkpoint) -> tuple[Architecture, int]:
+def infer_architecture(checkpoint: Checkpoint) -> tuple[Architecture, int]:
     """The architecture and its number of classes; every tensor fits it.
 
     Raises:
         BundleInvalid: no network that is known here, or one of its tensors is missing, too many or of another
             shape or kind than the rest of them says.
     """
-    names = _Names(checkpoint)
-    family = next((one for one, mark in MARKS.items() if mark in checkpoint.tensors), None)
+    names = StateDictShapes(checkpoint)
+    family = next((one for one, mark in CLASS_KEYS.items() if mark in checkpoint.tensors), None)
     if family is None:
         raise BundleInvalid(
-            f"{checkpoint.path} holds none of the networks that are known here ({', '.join(MARKS)}); expected one of "
-            f"the tensors {', '.join(MARKS.values())}"
+            f"{checkpoint.path} holds none of the networks that are known here ({', '.join(CLASS_KEYS)}); expected one "
+            f"of the tensors {', '.join(CLASS_KEYS.values())}"
         )
     if not all(tensor.numel() for tensor in checkpoint.tensors.values()):
         raise BundleInvalid(f"{checkpoint.path} has tensors without any numbers in them")
     try:
-        architecture, num_classes = _of_family(family, names)
+        architecture, num_classes = _infer_family(family, names)
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleInvalid(
             f"{checkpoint.path} looks like a {family}, but its tensors tell {first['loc'][-1]} {first['input']}"
         ) from error
     if num_classes == 0:
-        raise BundleInvalid(f"{checkpoint.path} looks like a {family}, but has rows for no class in {MARKS[family]}")
-    if problems := misfits(meta_network(architecture, num_classes), checkpoint.tensors):
+        raise BundleInvalid(
+            f"{checkpoint.path} looks like a {family}, but has rows for no class in {CLASS_KEYS[family]}"
+        )
+    if problems := state_dict_mismatch(meta_network(architecture, num_classes), checkpoint.tensors):
         raise BundleInvalid(f"{checkpoint.path} looks like a {family} of {num_classes} classes, but {problems}")
     return architecture, num_classes
 
@@ -64,8 +66,8 @@ def meta_network(architecture: Architecture, num_classes: int) -> Network:
         return build_network(architecture, num_classes)
 
 
-def _of_family(family: str, names: _Names) -> tuple[Architecture, int]:
-    last = names.rows(MARKS[family])
+def _infer_family(family: str, names: StateDictShapes) -> tuple[Architecture, int]:
+    last = names.rows(CLASS_KEYS[family])
     backbone = _backbone(names, prefix="" if family == "classifier" else "backbone.")
     if family == "classifier":
         return ClassifierSpec(backbone=backbone), last
@@ -84,7 +86,7 @@ def _of_family(family: str, names: _Names) -> tuple[Architecture, int]:
     return SemanticFPNSpec(backbone=backbone, fpn_channels=fpn_channels, head_channels=head_channels), last
 
 
-def _backbone(names: _Names, prefix: str) -> BackboneSpec:
+def _backbone(names: StateDictShapes, prefix: str) -> BackboneSpec:
     stages = [f"{prefix}stages.{index}.blocks." for index in range(3)]
     channels = [names.rows(f"{stage}0.norm1.weight") for stage in stages]
     hidden = [names.rows(f"{stage}0.channel_mlp1.fc1.weight") for stage in stages]
@@ -101,7 +103,7 @@ def _backbone(names: _Names, prefix: str) -> BackboneSpec:
     )
 
 
-class _Names:
+class StateDictShapes:
     """Questions to a checkpoint's names and shapes."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:

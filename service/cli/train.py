@@ -85,7 +85,7 @@ def _train(
 ) -> None:
     import torch
 
-    from model.training.recipes import Course
+    from model.training.recipes import PetsModel
     from model.training.train import train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -93,7 +93,9 @@ def _train(
         torch.set_num_threads(threads)
     command = f"convmlp train {course} --data DIR --out DIR"
     with _told():
-        bundle = train(Course(course), data, out, backbone_from=backbone_from, stop_after=stop_after, command=command)
+        bundle = train(
+            PetsModel(course), data, out, backbone_from=backbone_from, stop_after=stop_after, command=command
+        )
     assert bundle.config.accuracy is not None
     typer.echo(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
 

@@ -10,7 +10,7 @@ from torch import nn
 from model.bundle import Bundle, Source
 from model.net.build import Network, build_network
 from model.net.mask_rcnn import MaskRCNN
-from model.net.weights import BundleDraft, Precision, write_bundle
+from model.net.weights import BundleMetadata, DtypeName, write_bundle
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
 from model.spec import (
     TASK_OF_FAMILY,
@@ -88,9 +88,9 @@ def tiny_network(family: str) -> Network:
     return network
 
 
-def draft(family: str, name: str = "tiny", precision: Precision = "fp32") -> BundleDraft:
+def metadata(family: str, name: str = "tiny", precision: DtypeName = "fp32") -> BundleMetadata:
     task = TASK_OF_FAMILY[ARCHITECTURES[family].family]
-    return BundleDraft(
+    return BundleMetadata(
         name=name,
         architecture=ARCHITECTURES[family],
         labels=tuple(f"class {index}" for index in range(NUM_CLASSES)),
@@ -106,4 +106,4 @@ def draft(family: str, name: str = "tiny", precision: Precision = "fp32") -> Bun
 
 def tiny_bundle(store: Path, family: str) -> Bundle:
     reference = REFERENCES[TASK_OF_FAMILY[ARCHITECTURES[family].family]]
-    return write_bundle(store, draft(family), tiny_network(family), lambda _: reference)
+    return write_bundle(store, metadata(family), tiny_network(family), lambda _: reference)

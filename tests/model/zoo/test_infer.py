@@ -18,7 +18,7 @@ from model.spec import (
     SemanticFPNSpec,
 )
 from model.zoo.checkpoint import Checkpoint
-from model.zoo.infer import infer, meta_network
+from model.zoo.infer import infer_architecture, meta_network
 from tests import goldens
 from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES
 
@@ -49,7 +49,7 @@ def checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
 def test_the_numbers_are_found_again(architecture: Architecture, num_classes: int) -> None:
     """Whatever widths, depths and classes a network was built with, its tensors tell them."""
     network = meta_network(architecture, num_classes)
-    found, count = infer(
+    found, count = infer_architecture(
         checkpoint(
             {
                 name: torch.zeros(1).expand(t.shape) if t.is_floating_point() else torch.zeros(t.shape, dtype=t.dtype)
@@ -68,7 +68,7 @@ def test_the_published_names_and_shapes_are_known(model: str, size: str) -> None
     keys = goldens.load(f"keys/keys_{model}_{size}.json")["keys"]
     dtypes = {"float32": torch.float32, "int64": torch.int64}
     tensors = {name: torch.zeros((), dtype=dtypes[dtype]).expand(shape) for name, shape, dtype in keys}
-    architecture, num_classes = infer(checkpoint(tensors))
+    architecture, num_classes = infer_architecture(checkpoint(tensors))
     assert (architecture.family, architecture.backbone.size, num_classes) == (FILES[model], size, COUNTS[model])
 
 
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_named(damage: object, why: str) -> None:
     assert callable(damage)
     damage(tensors)
     with pytest.raises(BundleInvalid, match=why):
-        infer(checkpoint(tensors))
+        infer_architecture(checkpoint(tensors))
 
 
 def test_too_few_rows_for_the_anchors_are_told() -> None:
@@ -147,4 +147,4 @@ def test_too_few_rows_for_the_anchors_are_told() -> None:
     tensors = build_network(ARCHITECTURES["retinanet"], NUM_CLASSES).state_dict()
     tensors["bbox_head.retina_cls.weight"] = torch.zeros(8, 16, 3, 3)
     with pytest.raises(BundleInvalid, match=r"rows for no class in bbox_head\.retina_cls\.weight"):
-        infer(checkpoint(tensors))
+        infer_architecture(checkpoint(tensors))
