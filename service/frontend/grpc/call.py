@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
 
@@ -29,31 +26,26 @@ from service.observability.tracing import TraceContext, received_context
 MAX_ID = 128
 
 
-@dataclass(slots=True)
-class CallRecord(RequestRecord):
-    """`given_id` is that of the request's message; the logs know the turn by it if it is fit for them."""
+def take_id(record: RequestRecord, given_id: str) -> None:
+    """Take up the id in the request's message; the logs use it if it is fit for them.
 
-    given_id: str = ""
+    Raises:
+        BadParameter: it is too long.
+    """
+    record.given_id = given_id[:MAX_ID]
+    if len(given_id) > MAX_ID:
+        raise BadParameter(f"parameter 'id' has {len(given_id)} characters; expected at most {MAX_ID}", "id")
+    if SANE_ID.fullmatch(given_id):
+        record.request_id = given_id
+        request_id.set(given_id)
 
-    def name(self, given_id: str) -> None:
-        """Take up the message's own id.
 
-        Raises:
-            BadParameter: it is too long.
-        """
-        self.given_id = given_id[:MAX_ID]
-        if len(given_id) > MAX_ID:
-            raise BadParameter(f"parameter 'id' has {len(given_id)} characters; expected at most {MAX_ID}", "id")
-        if SANE_ID.fullmatch(given_id):
-            self.request_id = given_id
-            request_id.set(given_id)
+def reply_id(record: RequestRecord) -> str:
+    return record.given_id or record.request_id
 
-    @property
-    def reply_id(self) -> str:
-        return self.given_id or self.request_id
 
-    def timings_message(self) -> pb.Timings:
-        return pb.Timings(**{f"{stage}_ms": duration for stage, duration in self.durations_ms().items()})
+def timings_message(record: RequestRecord) -> pb.Timings:
+    return pb.Timings(**{f"{stage}_ms": duration for stage, duration in record.finish().items()})
 
 
 def given_id_of(context: Context) -> str:
@@ -84,23 +76,14 @@ def _all_metadata(context: Context, key: str) -> list[str]:
     return [value for name, value in context.invocation_metadata() or () if name == key and isinstance(value, str)]
 
 
-@contextmanager
-def rpc_span(
-    request_log: RequestLog, record: RequestRecord, method: str, context: Context, *, probe: bool = False
-) -> Iterator[None]:
-    """Whatever is done for a call is done within. `method`: `package.Service/Method`."""
-    record.method = method
-    about = {"rpc.system.name": "grpc", "rpc.method": method}
-    with request_log.request(record, method, partial(context_of, context), about, probe=probe) as span:
-        try:
-            yield
-            record.status = "OK"
-        except asyncio.CancelledError:
-            record.status = "CANCELLED"
-            raise
-        finally:
-            # Where it was aborted that has said with what.
-            span.set({"rpc.response.status_code": str(record.status or "UNKNOWN")})
+def begin_call(request_log: RequestLog, method: str, context: Context, *, probe: bool = False) -> RequestRecord:
+    """The record of a call that arrives now. `method`: `package.Service/Method`."""
+    record = request_log.request(given_id_of(context), method, probe=probe)
+    record.status = "OK"  # until an error says otherwise
+    if request_log.tracing.on and not probe:
+        about = {"rpc.system.name": "grpc", "rpc.method": method}
+        record.span = request_log.tracing.request(method, context_of(context), about)
+    return record
 
 
 async def answer_each(

@@ -15,9 +15,9 @@ from typing import Any, Never, TypeAlias
 import grpc
 
 from service.errors import Unavailable
-from service.frontend.core.request_log import RequestRecord
+from service.frontend.core.request_log import usable_id
 from service.frontend.grpc.call import given_id_of
-from service.frontend.grpc.status import Context, abort
+from service.frontend.grpc.status import Context, refuse
 
 LAST_LOOK_S = 0.2
 """How long a stream that is about to end waits for its caller's word that nothing more would have come."""
@@ -144,7 +144,7 @@ class _Messages:
 
 
 async def _refuse(context: Context, words: str) -> Never:
-    await abort(context, Unavailable(words), RequestRecord.begin(given_id_of(context)))
+    await refuse(context, Unavailable(words), usable_id(given_id_of(context)))
 
 
 async def _run(behaviour: Behaviour, request: object, context: Context) -> Any:  # noqa: ANN401

@@ -104,10 +104,15 @@ def status_of(error: ConvMLPError, request_id: str) -> Status:
 
 
 async def abort(context: Context, error: ConvMLPError, record: RequestRecord) -> Never:
-    """End a call with an error. Raises what ends the handler."""
+    """End a call, whose record this is, with an error. Raises what ends the handler."""
     note(error, record)
-    status = rpc_status.to_status(status_of(error, record.request_id))
-    metadata = [*status.trailing_metadata, ("x-request-id", record.request_id)]
+    await refuse(context, error, record.request_id)
+
+
+async def refuse(context: Context, error: ConvMLPError, request_id: str) -> Never:
+    """End a call with an error. Raises what ends the handler."""
+    status = rpc_status.to_status(status_of(error, request_id))
+    metadata = [*status.trailing_metadata, ("x-request-id", request_id)]
     if isinstance(error, RetryLater):
         # What gRPC's own retries, where a client has them configured, wait for (gRFC A6).
         metadata.append(("grpc-retry-pushback-ms", str(_retry_ms(error))))
@@ -115,9 +120,10 @@ async def abort(context: Context, error: ConvMLPError, record: RequestRecord) ->
 
 
 def note(error: ConvMLPError, record: RequestRecord) -> None:
-    """Have an exchange end with an error."""
+    """Have a call, or a message of a stream, end with an error."""
     code = _row_of(error).code
-    record.outcome, record.status, record.failed = error.code, code.name, code in FAILURES
+    record.status, record.failed = code.name, code in FAILURES
+    record.fail(error)
 
 
 def _row_of(error: ConvMLPError) -> Row:

@@ -27,10 +27,9 @@ from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, Cat
 from service.frontend.api.oip.protocol import InferResponse
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import RequestLog, RequestRecord, counted, value_or_error
-from service.frontend.grpc.call import answer_in_order, caller_of, given_id_of, rpc_span, timeout_ms_of
+from service.frontend.core.request_log import RequestLog, RequestRecord, value_or_error
+from service.frontend.grpc.call import answer_in_order, begin_call, caller_of, timeout_ms_of
 from service.frontend.grpc.status import Context, abort, note, status_of
-from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 
 Facts = dict[str, Any]
@@ -116,7 +115,6 @@ def unary_methods(engine: Engine, catalogue: Catalogue) -> dict[str, UnaryMethod
 
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
-TRANSPORT = "grpc"
 
 M = TypeVar("M", bound=Message)
 
@@ -125,14 +123,13 @@ def add_open_inference(
     server: grpc.aio.Server,
     engine: Engine,
     settings: Settings,
-    metrics: FrontEndMetrics,
     gate: Auth,
     request_log: RequestLog,
 ) -> None:
     """Have a server answer the calls of `SERVICE`."""
     inference = Inference(engine, settings)
     catalogue = Catalogue(engine, settings, inference.statistics)
-    service = GrpcServer(engine, settings, metrics, gate, inference, catalogue, request_log)
+    service = GrpcServer(engine, settings, gate, inference, catalogue, request_log)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(service.infer),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(service.converse),
@@ -154,13 +151,6 @@ UNSUPPORTED = {
 }
 
 
-@dataclass(slots=True)
-class _Turn(RequestRecord):
-    """One request, of a call or of a stream. `given_id`: what its message says."""
-
-    given_id: str = ""
-
-
 class GrpcServer:
     """What the methods do, from bytes to bytes."""
 
@@ -168,7 +158,6 @@ class GrpcServer:
         self,
         engine: Engine,
         settings: Settings,
-        metrics: FrontEndMetrics,
         gate: Auth,
         inference: Inference,
         catalogue: Catalogue,
@@ -176,16 +165,14 @@ class GrpcServer:
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._metrics = metrics
         self._gate = gate
         self._inference = inference
         self._catalogue = catalogue
-        self._journal = request_log
+        self._log = request_log
 
     async def infer(self, data: bytes, context: Context) -> bytes:
         """ModelInfer. Its trailing metadata are `x-request-id` and `server-timing`, as over HTTP."""
-        turn = _Turn.begin(given_id_of(context))
-        with rpc_span(self._journal, turn, f"{SERVICE}/ModelInfer", context):
+        with begin_call(self._log, f"{SERVICE}/ModelInfer", context) as turn:
             answered = self._answer(turn, data, context, partial(caller_of, context, self._gate), response_message)
             outcome = await value_or_error(answered, request_id=turn.request_id)
             if isinstance(outcome, ConvMLPError):
@@ -196,21 +183,19 @@ class GrpcServer:
 
     async def converse(self, messages: AsyncIterator[bytes], context: Context) -> None:
         """ModelStreamInfer. Wrong credentials end it at once; all other errors are those of single requests."""
-        call = RequestRecord.begin(given_id_of(context))
-        with rpc_span(self._journal, call, f"{SERVICE}/ModelStreamInfer", context):
+        with begin_call(self._log, f"{SERVICE}/ModelStreamInfer", context) as call:
             await self._converse(call, messages, context)
 
     async def _converse(self, call: RequestRecord, messages: AsyncIterator[bytes], context: Context) -> None:
         try:
             call.caller = caller = caller_of(context, self._gate)
         except ConvMLPError as error:
-            self._count(call, error)
+            call.predicts = True
             await abort(context, error, call)
         await context.send_initial_metadata((("x-request-id", call.request_id),))
 
         async def answer(at: int, data: bytes) -> bytes:
-            turn = _Turn(f"{call.request_id}-{at}", time.monotonic(), method=call.method, status="OK")
-            with self._journal.message(turn):
+            with self._log.message(call, at) as turn:
                 answered = self._answer(turn, data, context, lambda: caller, stream_message)
                 reply = await value_or_error(answered, request_id=turn.request_id)
                 if isinstance(reply, ConvMLPError):
@@ -225,7 +210,6 @@ class GrpcServer:
 
     async def tell(self, name: str, teller: UnaryMethod, data: bytes, context: Context) -> bytes:
         """A method that asks about the service or a model."""
-        call = RequestRecord.begin(given_id_of(context))
 
         async def answered() -> bytes:
             if not teller.open_to_all:
@@ -233,7 +217,7 @@ class GrpcServer:
             reply = await teller.tell(_parse(teller.request, data), _deadline_s(context))
             return reply.SerializeToString()
 
-        with rpc_span(self._journal, call, f"{SERVICE}/{name}", context, probe=teller.open_to_all):
+        with begin_call(self._log, f"{SERVICE}/{name}", context, probe=teller.open_to_all) as call:
             outcome = await value_or_error(answered(), request_id=call.request_id)
             if isinstance(outcome, ConvMLPError):
                 await abort(context, outcome, call)
@@ -245,44 +229,35 @@ class GrpcServer:
 
     async def _answer(
         self,
-        turn: _Turn,
+        turn: RequestRecord,
         data: bytes,
         context: Context,
         caller: Callable[[], Caller],
         encode: Callable[[InferResponse], bytes],
     ) -> bytes:
         deadline_s = self._engine.deadline(timeout_ms_of(context))
+        turn.predicts = True
         with self._engine.body_budget() as take:
-            try:
-                turn.request_bytes = len(data)
-                turn.caller = whose = caller()
-                self._gate.admit(whose)
-                take(len(data))
-                message = _parse(pb.ModelInferRequest, data)
-            except ConvMLPError as error:
-                self._count(turn, error)
-                raise
+            turn.request_bytes = len(data)
+            turn.caller = whose = caller()
+            self._gate.admit(whose)
+            take(len(data))
+            message = _parse(pb.ModelInferRequest, data)
             turn.given_id = message.id
-            task = self._catalogue.task_of(message.model_name)
-            with counted(self._metrics, TRANSPORT, task, turn) as count_for:
-                config = self._catalogue.status(message.model_name, message.model_version).config
-                count_for(config.name)
-                # Raw tensors are only copied.
-                nbytes = len(data) // 256 if message.raw_input_contents else len(data)
-                asked = await offload(partial(read_request, message), nbytes)
-                del message  # it holds a copy of the tensors
-                call = Call(turn, deadline_s, partial(self._gate.charge, whose))
-                try:
-                    return await self._inference.answer(config, asked, call, encode)
-                except asyncio.CancelledError:
-                    if time.monotonic() < deadline_s:
-                        raise  # the caller left
-                    raise DeadlineExceeded("the call's deadline passed before its answer was ready") from None
-
-    def _count(self, record: RequestRecord, error: ConvMLPError) -> None:
-        """A request whose model is not known."""
-        self._metrics.told(error)
-        self._metrics.request(TRANSPORT, "", "", error.code, time.monotonic() - record.started_s)
+            turn.task = self._catalogue.task_of(message.model_name)
+            config = self._catalogue.status(message.model_name, message.model_version).config
+            turn.model = config.name
+            # Raw tensors are only copied.
+            nbytes = len(data) // 256 if message.raw_input_contents else len(data)
+            asked = await offload(partial(read_request, message), nbytes)
+            del message  # it holds a copy of the tensors
+            call = Call(turn, deadline_s, partial(self._gate.charge, whose))
+            try:
+                return await self._inference.answer(config, asked, call, encode)
+            except asyncio.CancelledError:
+                if time.monotonic() < deadline_s:
+                    raise  # the caller left
+                raise DeadlineExceeded("the call's deadline passed before its answer was ready") from None
 
 
 def _parse(kind: type[M], data: bytes) -> M:

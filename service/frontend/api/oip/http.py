@@ -13,7 +13,6 @@ from typing import Any, Never
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from service.errors import BadRequest, Unavailable
 from service.frontend.api.oip.http_codec import (
@@ -28,14 +27,11 @@ from service.frontend.api.oip.inference import Call, Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue, server_metadata
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import counted
 from service.frontend.http.body import read_body
 from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
 from service.frontend.http.middleware import caller_of, read_timeout_ms, record_of
-from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 
-TRANSPORT = "rest"
 NOT_IMPLEMENTED = 501
 
 
@@ -46,9 +42,9 @@ class _ControlBody(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> APIRouter:
+def open_inference(engine: Engine, settings: Settings, gate: Auth) -> APIRouter:
     """All routes of the protocol."""
-    server = HttpServer(engine, settings, metrics, gate)
+    server = HttpServer(engine, settings, gate)
     router = APIRouter()
 
     def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
@@ -87,10 +83,9 @@ def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics,
 class HttpServer:
     """What the routes do. All raise domain errors, and ClientDisconnect where the caller left."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> None:
+    def __init__(self, engine: Engine, settings: Settings, gate: Auth) -> None:
         self._engine = engine
         self._settings = settings
-        self._metrics = metrics
         self._gate = gate
         self._inference = Inference(engine, settings)
         self._catalogue = Catalogue(engine, settings, self._inference.statistics)
@@ -99,20 +94,20 @@ class HttpServer:
         name, version = _model(request)
         record = record_of(request)
         task = self._catalogue.task_of(name)
-        with counted(self._metrics, TRANSPORT, task, record, ClientDisconnect) as count_for:
-            # Before the body is read: a wrong model's name should not cost an upload.
-            config = self._catalogue.status(name, version).config
-            count_for(config.name)
-            deadline_s = self._engine.deadline(_timeout_ms(request))
-            coding = negotiate_coding(request.headers.get("accept-encoding"))
-            with self._engine.body_budget() as take:
-                body = await within_deadline(read_decompressed(request, self._settings, take), deadline_s)
-                length = json_length(request.headers.get(HEADER_LENGTH), len(body))
-                asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
-                call = Call(record, deadline_s, partial(self._gate.charge, caller_of(request)))
-                encode = partial(encode_response, coding=coding)
-                with cancel_on_disconnect(request):
-                    encoded = await self._inference.answer(config, asked, call, encode)
+        record.predicts, record.task = True, task
+        # Before the body is read: a wrong model's name should not cost an upload.
+        config = self._catalogue.status(name, version).config
+        record.model = config.name
+        deadline_s = self._engine.deadline(_timeout_ms(request))
+        coding = negotiate_coding(request.headers.get("accept-encoding"))
+        with self._engine.body_budget() as take:
+            body = await within_deadline(read_decompressed(request, self._settings, take), deadline_s)
+            length = json_length(request.headers.get(HEADER_LENGTH), len(body))
+            asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
+            call = Call(record, deadline_s, partial(self._gate.charge, caller_of(request)))
+            encode = partial(encode_response, coding=coding)
+            with cancel_on_disconnect(request):
+                encoded = await self._inference.answer(config, asked, call, encode)
         return Response(encoded.body, headers=encoded.headers)
 
     async def metadata(self, _: Request) -> Response:

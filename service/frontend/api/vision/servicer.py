@@ -24,10 +24,17 @@ from service.errors import DeadlineExceeded
 from service.frontend.api.vision.convert import METHODS, Method, Request, Response, asked_of, encoder_of, parse
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import RequestLog, counted, value_or_error
-from service.frontend.grpc.call import CallRecord, answer_each, caller_of, given_id_of, rpc_span, timeout_ms_of
+from service.frontend.core.request_log import RequestLog, RequestRecord, value_or_error
+from service.frontend.grpc.call import (
+    answer_each,
+    begin_call,
+    caller_of,
+    reply_id,
+    take_id,
+    timeout_ms_of,
+    timings_message,
+)
 from service.frontend.grpc.status import Context, abort, note, status_of
-from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Reply
 
@@ -84,19 +91,17 @@ def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
 
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Vision"].full_name
-TRANSPORT = "grpc"
 
 
 def add_vision(
     server: grpc.aio.Server,
     engine: Engine,
     settings: Settings,
-    metrics: FrontEndMetrics,
     gate: Auth,
     request_log: RequestLog,
 ) -> None:
     """Have a server answer the calls of `SERVICE`."""
-    vision = Vision(engine, settings, metrics, gate, request_log)
+    vision = Vision(engine, settings, gate, request_log)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ListModels": grpc.unary_unary_rpc_method_handler(vision.list_models)
     }
@@ -109,19 +114,15 @@ def add_vision(
 class Vision:
     """The service's methods, from bytes to bytes."""
 
-    def __init__(
-        self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth, request_log: RequestLog
-    ) -> None:
+    def __init__(self, engine: Engine, settings: Settings, gate: Auth, request_log: RequestLog) -> None:
         self._engine = engine
         self._settings = settings
-        self._metrics = metrics
         self._gate = gate
-        self._journal = request_log
+        self._log = request_log
 
     async def answer(self, method: Method, data: bytes, context: Context) -> bytes:
         """A unary call. Its trailing metadata are `x-request-id` and `server-timing`, as REST's headers."""
-        turn = CallRecord.begin(given_id_of(context))
-        with rpc_span(self._journal, turn, f"{SERVICE}/{method.name}", context):
+        with begin_call(self._log, f"{SERVICE}/{method.name}", context) as turn:
             outcome = await self._outcome(method, turn, data, context, partial(caller_of, context, self._gate))
             if isinstance(outcome, ConvMLPError):
                 await abort(context, outcome, turn)
@@ -132,28 +133,26 @@ class Vision:
 
     async def converse(self, method: Method, messages: AsyncIterator[bytes], context: Context) -> None:
         """A stream. Wrong credentials end it at once; all other errors are those of single messages."""
-        call = CallRecord.begin(given_id_of(context))
-        with rpc_span(self._journal, call, f"{SERVICE}/{method.name}Stream", context):
+        with begin_call(self._log, f"{SERVICE}/{method.name}Stream", context) as call:
             await self._converse(method, call, messages, context)
 
     async def _converse(
-        self, method: Method, call: CallRecord, messages: AsyncIterator[bytes], context: Context
+        self, method: Method, call: RequestRecord, messages: AsyncIterator[bytes], context: Context
     ) -> None:
         call.task = method.task.value
         try:
             call.caller = caller = caller_of(context, self._gate)
         except ConvMLPError as error:
-            self._metrics.request(TRANSPORT, method.task.value, "", error.code, time.monotonic() - call.started_s)
+            call.predicts = True
             await abort(context, error, call)
         await context.send_initial_metadata((("x-request-id", call.request_id),))
 
         async def answer(at: int, data: bytes) -> bytes:
-            turn = CallRecord(f"{call.request_id}-{at}", time.monotonic(), method=call.method, status="OK")
-            with self._journal.message(turn):
+            with self._log.message(call, at) as turn:
                 outcome = await self._outcome(method, turn, data, context, lambda: caller)
                 if isinstance(outcome, ConvMLPError):
                     note(outcome, turn)
-                    outcome = method.response(id=turn.reply_id, error=status_of(outcome, turn.request_id))
+                    outcome = method.response(id=reply_id(turn), error=status_of(outcome, turn.request_id))
                 reply = outcome.SerializeToString()
                 turn.reply_bytes = len(reply)
             call.request_bytes += len(data)
@@ -163,13 +162,11 @@ class Vision:
         await answer_each(messages, answer, context.write, self._settings.max_stream_in_flight)
 
     async def list_models(self, _: bytes, context: Context) -> bytes:
-        call = CallRecord.begin(given_id_of(context))
-
         async def listed() -> pb.ListModelsResponse:
             call.caller = caller_of(context, self._gate)
             return list_models(self._engine)
 
-        with rpc_span(self._journal, call, f"{SERVICE}/ListModels", context):
+        with begin_call(self._log, f"{SERVICE}/ListModels", context) as call:
             outcome = await value_or_error(listed(), request_id=call.request_id)
             if isinstance(outcome, ConvMLPError):
                 await abort(context, outcome, call)
@@ -177,41 +174,39 @@ class Vision:
             return outcome.SerializeToString()
 
     async def _outcome(
-        self, method: Method, turn: CallRecord, data: bytes, context: Context, caller: Callable[[], Caller]
+        self, method: Method, turn: RequestRecord, data: bytes, context: Context, caller: Callable[[], Caller]
     ) -> Response | ConvMLPError:
         answered = self._response(method, turn, data, timeout_ms_of(context), caller)
         return await value_or_error(answered, request_id=turn.request_id)
 
     async def _response(
-        self, method: Method, turn: CallRecord, data: bytes, timeout_ms: int | None, caller: Callable[[], Caller]
+        self, method: Method, turn: RequestRecord, data: bytes, timeout_ms: int | None, caller: Callable[[], Caller]
     ) -> Response:
         deadline_s = self._engine.deadline(timeout_ms)
-        with (
-            counted(self._metrics, TRANSPORT, method.task.value, turn) as count_for,
-            self._engine.body_budget() as take,
-        ):
+        turn.predicts, turn.task = True, method.task.value
+        with self._engine.body_budget() as take:
             turn.request_bytes = len(data)
             turn.caller = whose = caller()
             message = parse(method.request, data)
-            turn.name(message.id)  # first of all: who is refused must know which of his messages was
+            take_id(turn, message.id)  # first of all: who is refused must know which of his messages was
             self._gate.admit(whose)
             take(len(data))
-            request, encode = self._read(method, turn, message, deadline_s, count_for)
+            request, encode = self._read(method, turn, message, deadline_s)
             del data, message  # two more copies of the image
             reply = await self._predict(request, encode)
         turn.timings = reply.timings
         response = reply.payload
-        response.id, response.model = turn.reply_id, reply.model
-        response.timings.CopyFrom(turn.timings_message())
+        response.id, response.model = reply_id(turn), reply.model
+        response.timings.CopyFrom(timings_message(turn))
         return response
 
     def _read(
-        self, method: Method, turn: CallRecord, message: Request, deadline_s: float, count_for: Callable[[str], None]
+        self, method: Method, turn: RequestRecord, message: Request, deadline_s: float
     ) -> tuple[PredictRequest, Callable[[Result], Response]]:
         """What to predict, and how to tell it."""
         asked = asked_of(message)
         model = self._engine.resolve(method.task, asked.model).config.name
-        count_for(model)
+        turn.model = model
         request = PredictRequest(turn.request_id, method.task, model, message.image, asked.params, deadline_s)
         return request, encoder_of(message, asked.mask_format)
 
