@@ -52,22 +52,23 @@ def main() -> None:
 
 
 def _lock_development(serve: list[str], dev: list[str], bench: list[str], *more: str) -> None:
-    """Each file names only what it has beyond those before it; all are of one resolution."""
+    """One resolution of everything, of which each file has what it needs beyond those before it."""
     files = [HERE / f"{name}.txt" for name in ("torch", "serve", "dev", "bench")]
-    torch, *hashed = files
+    universal = ("--universal", "--python-version", "3.11")
     with tempfile.TemporaryDirectory() as folder:
-        everything = Path(folder) / "everything.txt"
-        everything.write_text("\n".join(file.read_text(encoding="utf-8") for file in files if file.exists()))
-        universal = ("--universal", "--python-version", "3.11", "--constraint", str(everything))
-        _compile(everything, [*serve, *dev, *bench], *universal[:3], *more)
-        names = _names(everything)
-        of_torch = {name for name in names if OF_TORCH.match(name)}
-        _compile(torch, serve, *universal, *_without(names - of_torch))
-        wanted, written = list[str](), of_torch
-        for file, needs in zip(hashed, (serve, dev, bench), strict=True):
-            wanted += needs
-            _compile(file, wanted, *universal, *_without(written), "--generate-hashes")
-            written = written | _names(file)
+        everything, part = Path(folder) / "everything.txt", Path(folder) / "part.txt"
+        everything.write_text("".join(_text(file) for file in files), encoding="utf-8")
+        _compile(everything, [*serve, *dev, *bench], *universal, "--generate-hashes", *more)
+        left = dict[str, list[str]]()
+        for entry in _entries(everything):
+            left.setdefault(entry.partition("==")[0], []).append(entry)
+        of_torch = [entry.partition(" \\\n")[0] for name in left if OF_TORCH.match(name) for entry in left[name]]
+        _write(files[0], of_torch)
+        left = {name: entries for name, entries in left.items() if not OF_TORCH.match(name)}
+        for file, needs in zip(files[1:], (serve, [*serve, *dev], [*serve, *dev, *bench]), strict=True):
+            part.unlink(missing_ok=True)
+            _compile(part, needs, *universal, "--constraint", str(everything))
+            _write(file, [entry for name in sorted(_names(part) & left.keys()) for entry in left.pop(name)])
 
 
 def _lock_images(build: list[str], serving: list[str], worker: list[str], torch_cpu: str, *more: str) -> None:
@@ -88,8 +89,21 @@ def _read(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
+def _text(lock: Path) -> str:
+    return lock.read_text(encoding="utf-8") if lock.exists() else ""
+
+
+def _entries(lock: Path) -> list[str]:
+    """A package each: NAME==VERSION, perhaps a marker, and the hashes on lines of their own."""
+    return re.split(r"\n(?=\S)", _text(lock).strip())
+
+
 def _names(lock: Path) -> set[str]:
-    return {line.partition("==")[0] for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line}
+    return {entry.partition("==")[0] for entry in _entries(lock)}
+
+
+def _write(lock: Path, entries: Iterable[str]) -> None:
+    lock.write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8")
 
 
 def _without(names: Iterable[str]) -> list[str]:
