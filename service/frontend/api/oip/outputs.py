@@ -22,8 +22,8 @@ import numpy as np
 
 from model.bundle import BundleConfig
 from model.errors import ImageTooLarge
+from model.families.registry import family_of
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.spec import MaskRCNNSpec
 from model.types import (
     ClassifyResult,
     Detection,
@@ -73,7 +73,7 @@ def outputs_of(config: BundleConfig) -> tuple[Output, ...]:
         case Task.CLASSIFY:
             return (SCORES, INDICES, LABELS, IMAGE_SIZE)
         case Task.DETECT:
-            masks = (DETECTION_MASKS,) if isinstance(config.architecture, MaskRCNNSpec) else ()
+            masks = (DETECTION_MASKS,) if family_of(config.architecture).masks else ()
             return (NUM_DETECTIONS, BOXES, SCORES, INDICES, LABELS, *masks, IMAGE_SIZE)
         case Task.SEGMENT:
             datatype = Datatype.UINT8 if len(config.labels) <= 256 else Datatype.UINT16
