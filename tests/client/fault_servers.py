@@ -16,6 +16,8 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+from convmlp.v1 import vision_pb2
+
 RESULT = {"image": {"width": 4, "height": 3}, "labels": [{"label": "cat", "index": 1, "score": 0.5}]}
 
 
@@ -122,6 +124,16 @@ def status_with_details(
     for detail in details:
         status.details.add().Pack(detail)
     return status
+
+
+def cat_reply(request_id: str, label: str = "cat") -> bytes:
+    """A serialised ClassifyResponse with one label."""
+    labels = [vision_pb2.Label(label=label, index=1, score=0.5)]
+    return vision_pb2.ClassifyResponse(id=request_id, model="m", labels=labels).SerializeToString()
+
+
+def parse_request(message: bytes) -> vision_pb2.ClassifyRequest:
+    return vision_pb2.ClassifyRequest.FromString(message)
 
 
 async def abort(context: grpc.aio.ServicerContext[bytes, bytes], status: Status) -> None:

@@ -15,8 +15,7 @@ import pytest
 import trustme
 
 from convmlp_client import AsyncClient, Client, ConnectionFailed
-from tests.client.fault_servers import response
-from tests.client.test_transport_grpc import cat_reply, parse_request
+from tests.client.fault_servers import cat_reply, parse_request, response
 
 
 class Certificates:

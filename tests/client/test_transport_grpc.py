@@ -33,7 +33,7 @@ from convmlp_client.transport import MAX_RESPONSE_BYTES
 from convmlp_client.transport.grpc import KEEPALIVE_MS
 from service.frontend.rpc.server import KeepAlive
 from service.settings import Settings
-from tests.client.fault_servers import abort, grpc_server, status_with_details
+from tests.client.fault_servers import abort, cat_reply, grpc_server, parse_request, status_with_details
 from tests.client.local_service import LocalService
 from tests.service.frontend.rest.running import picture
 
@@ -41,15 +41,6 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 Code = grpc.StatusCode
 
 QUICK = Retries(attempts=3, first_wait_s=0.001)
-
-
-def cat_reply(request_id: str, label: str = "cat") -> bytes:
-    labels = [pb.Label(label=label, index=1, score=0.5)]
-    return pb.ClassifyResponse(id=request_id, model="m", labels=labels).SerializeToString()
-
-
-def parse_request(message: bytes) -> pb.ClassifyRequest:
-    return pb.ClassifyRequest.FromString(message)
 
 
 async def echo(messages: AsyncIterator[bytes], context: Context) -> None:
