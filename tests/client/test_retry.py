@@ -114,7 +114,7 @@ async def test_a_long_retry_after_is_not_awaited(clock: FakeClock) -> None:
     assert (service.attempts, clock.pauses) == (1, [])
 
 
-@pytest.mark.parametrize("kind", [BadImage, ProtocolError, *set(SERVICE_ERRORS.values())])
+@pytest.mark.parametrize("kind", [BadImage, ProtocolError, *dict.fromkeys(SERVICE_ERRORS.values())])
 async def test_only_retryable_errors_are_retried(clock: FakeClock, kind: type[ClientError]) -> None:
     """Only Overloaded, RateLimited and Unavailable are retried; other errors of the service are raised at once."""
     service = Service([kind("no")])
