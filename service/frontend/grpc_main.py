@@ -56,9 +56,9 @@ def create_rpc(
     """The server with all its services."""
     drain = Drain()
     server = create_server(settings, drain, keep_alive)
-    request_log = RequestLog("grpc", tracing, access_log=settings.access_log)
-    add_vision(server, engine, settings, metrics, gate, request_log)
-    add_open_inference(server, engine, settings, metrics, gate, request_log)
+    request_log = RequestLog("grpc", metrics, tracing, access_log=settings.access_log)
+    add_vision(server, engine, settings, gate, request_log)
+    add_open_inference(server, engine, settings, gate, request_log)
     health = add_health(server, engine, SERVICES)
     reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
     return Rpc(server, health, drain)

@@ -13,7 +13,6 @@ from typing import Any, Never
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from service.errors import BadRequest, Unavailable
 from service.frontend.api.oip.http_codec import (
@@ -28,15 +27,13 @@ from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import counted
 from service.frontend.http.body import read_body
-from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
-from service.frontend.http.middleware import caller_of, read_timeout_ms, record_of
-from service.observability.metrics import FrontEndMetrics
+from service.frontend.http.disconnect import body_received, cancel_on_disconnect, within_deadline
+from service.frontend.http.middleware import caller_of, header_of, read_timeout_ms, record_of
 from service.settings import Settings
 
-TRANSPORT = "rest"
 NOT_IMPLEMENTED = 501
+HEADER_LENGTH_KEY = HEADER_LENGTH.lower().encode()
 
 
 class _ControlBody(msgspec.Struct):
@@ -46,9 +43,9 @@ class _ControlBody(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> APIRouter:
+def open_inference(engine: Engine, settings: Settings, auth: Auth) -> APIRouter:
     """All routes of the protocol."""
-    server = HttpServer(engine, settings, metrics, gate)
+    server = OpenInferenceHttp(engine, settings, auth)
     router = APIRouter()
 
     def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
@@ -84,34 +81,31 @@ def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics,
     return router
 
 
-class HttpServer:
+class OpenInferenceHttp:
     """The routes' endpoints. All raise domain errors, and ClientDisconnect when the client leaves."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> None:
+    def __init__(self, engine: Engine, settings: Settings, auth: Auth) -> None:
         self._engine = engine
         self._settings = settings
-        self._metrics = metrics
         self._repository = ModelRepository(engine, settings)
-        self._inference = Inference(engine, gate, settings, self._repository)
+        self._inference = Inference(engine, auth, settings, self._repository)
 
     async def infer(self, request: Request) -> Response:
-        name, version = _model(request)
-        record = record_of(request)
-        task = self._repository.task_of(name)
-        with counted(self._metrics, TRANSPORT, task, record, ClientDisconnect) as count_for:
-            # Before the body is read, so that a wrong model name does not cost an upload.
-            config = self._repository.status(name, version).config
-            count_for(config.name)
-            deadline_s = self._engine.deadline(_timeout_ms(request))
-            coding = negotiate_coding(request.headers.get("accept-encoding"))
-            with self._engine.body_budget() as take:
-                body = await within_deadline(read_decompressed(request, self._settings, take), deadline_s)
-                length = json_length(request.headers.get(HEADER_LENGTH), len(body))
-                asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
-                with cancel_on_disconnect(request):
-                    body, headers = await self._inference.infer(
-                        config, record, caller_of(request), deadline_s, asked, partial(encode_response, coding=coding)
-                    )
+        scope, record = request.scope, record_of(request)
+        record.predicts = True
+        # Before the body is read, so that a wrong model name does not cost an upload.
+        config = self._inference.resolve(record, *_model(request))
+        deadline_s = self._engine.deadline(_timeout_ms(request))
+        coding = negotiate_coding(header_of(scope, b"accept-encoding"))
+        with self._engine.body_budget() as take:
+            reading = read_decompressed(request, self._settings, take)
+            body = await (reading if body_received(request) else within_deadline(reading, deadline_s))
+            length = json_length(header_of(scope, HEADER_LENGTH_KEY), len(body))
+            parsed = await offload(partial(read_request, body, length), len(body) if length is None else length)
+            with cancel_on_disconnect(request):
+                body, headers = await self._inference.infer(
+                    config, record, caller_of(request), deadline_s, parsed, partial(encode_response, coding=coding)
+                )
         return Response(body, headers=headers)
 
     async def metadata(self, _: Request) -> Response:
@@ -187,7 +181,7 @@ def _model(request: Request) -> tuple[str, str]:
 
 
 def _timeout_ms(request: Request) -> int | None:
-    return read_timeout_ms(request.headers.get("x-request-timeout-ms"))
+    return read_timeout_ms(header_of(request.scope, b"x-request-timeout-ms"))
 
 
 def _control_deadline_s(request: Request) -> float | None:
