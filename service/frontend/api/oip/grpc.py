@@ -22,8 +22,8 @@ from model.errors import ConvMLPError
 from service.errors import BadRequest, DeadlineExceeded, ModelNotFound, Unavailable
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as pb
 from service.frontend.api.oip.grpc_codec import read_request, response_message, stream_error, stream_message
-from service.frontend.api.oip.inference import Call, Inference, offload
-from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue, server_metadata
+from service.frontend.api.oip.inference import Inference, offload
+from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
 from service.frontend.api.oip.protocol import InferResponse
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
@@ -49,11 +49,11 @@ class UnaryMethod:
     open_to_all: bool = False
 
     async def tell(self, message: Message, deadline_s: float | None) -> Message:
-        """Raises the domain errors of `Catalogue`."""
+        """Raises the domain errors of `ModelRepository`."""
         return ParseDict(await self.facts(message, deadline_s), self.reply())
 
 
-def unary_methods(engine: Engine, catalogue: Catalogue) -> dict[str, UnaryMethod]:
+def unary_methods(engine: Engine, catalogue: ModelRepository) -> dict[str, UnaryMethod]:
     """By the method's name."""
 
     async def live(_: pb.ServerLiveRequest, __: float | None) -> Facts:
@@ -78,7 +78,7 @@ def unary_methods(engine: Engine, catalogue: Catalogue) -> dict[str, UnaryMethod
         return {"config": catalogue.config(message.name, message.version)}
 
     async def statistics(message: pb.ModelStatisticsRequest, _: float | None) -> Facts:
-        return catalogue.statistics(message.name, message.version)
+        return catalogue.statistics_of(message.name, message.version)
 
     async def index(message: pb.RepositoryIndexRequest, deadline_s: float | None) -> Facts:
         return {"models": await catalogue.index(only_ready=message.ready, deadline_s=deadline_s)}
@@ -127,8 +127,8 @@ def add_open_inference(
     request_log: RequestLog,
 ) -> None:
     """Have a server answer the calls of `SERVICE`."""
-    inference = Inference(engine, settings)
-    catalogue = Catalogue(engine, settings, inference.statistics)
+    catalogue = ModelRepository(engine, settings)
+    inference = Inference(engine, gate, settings, catalogue)
     service = GrpcServer(engine, settings, gate, inference, catalogue, request_log)
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(service.infer),
@@ -160,7 +160,7 @@ class GrpcServer:
         settings: Settings,
         gate: Auth,
         inference: Inference,
-        catalogue: Catalogue,
+        catalogue: ModelRepository,
         request_log: RequestLog,
     ) -> None:
         self._engine = engine
@@ -251,9 +251,8 @@ class GrpcServer:
             nbytes = len(data) // 256 if message.raw_input_contents else len(data)
             asked = await offload(partial(read_request, message), nbytes)
             del message  # it holds a copy of the tensors
-            call = Call(turn, deadline_s, partial(self._gate.charge, whose))
             try:
-                return await self._inference.answer(config, asked, call, encode)
+                return await self._inference.infer(config, turn, whose, deadline_s, asked, encode)
             except asyncio.CancelledError:
                 if time.monotonic() < deadline_s:
                     raise  # the caller left
