@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help serve test lint bench parity proto clean up down images sbom wheels locks test-compose
+.PHONY: help serve test test-fast lint bench parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,8 +12,17 @@ help: ## list the targets
 serve: $(VENV)/.serve ## run the whole service on this machine; ARGS="--http-port 9000" passes flags on
 	exec $(BIN)/convmlp serve $(ARGS)
 
+# One process of tests a core; each computes in one thread, since the cores are taken.
+SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/.dev ## every test that needs no GPU and no Docker; ARGS="-k exif" passes flags on
-	$(BIN)/python -m pytest $(ARGS)
+	@# Those that measure, kill or start whole services run after the others, one by one. 5: none was selected.
+	@$(SPREAD) $(ARGS) -m "not serial"; first=$$?; [ $$first != 2 ] || exit 2; \
+	$(BIN)/python -m pytest $(ARGS) -m serial; second=$$?; \
+	case $$first,$$second in 0,0|0,5|5,0) ;; *) echo "make test: pytest ended with $$first and $$second"; exit 1 ;; esac
+
+test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: for before a commit
+	@$(SPREAD) $(ARGS) -m "not serial and not slow"
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .

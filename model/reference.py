@@ -88,13 +88,13 @@ def summarise(result: Result) -> ReferenceAnswer:
             return SegmentReference(grid=tuple(" ".join(map(str, row)) for row in _grid(result.label_map)))
 
 
-def disagreement(result: Result, reference: ReferenceAnswer) -> str | None:
+def mismatch(result: Result, reference: ReferenceAnswer) -> str | None:
     """Why `result` is not the committed answer, in words; None where it is."""
     match result, reference:
         case ClassifyResult(), ClassifyReference():
-            return _labels_disagree(result, reference)
+            return _labels_mismatch(result, reference)
         case DetectResult(), DetectReference():
-            return _detections_disagree(result, reference)
+            return _detections_mismatch(result, reference)
         case SegmentResult(), SegmentReference():
             expected = np.array([[int(value) for value in row.split()] for row in reference.grid])
             share = float((expected == _grid(result.label_map)).mean())
@@ -105,7 +105,7 @@ def disagreement(result: Result, reference: ReferenceAnswer) -> str | None:
             return f"the answer is a {type(result).__name__}, the reference is for {reference.task}"
 
 
-def _labels_disagree(result: ClassifyResult, reference: ClassifyReference) -> str | None:
+def _labels_mismatch(result: ClassifyResult, reference: ClassifyReference) -> str | None:
     found = {one.index: one.score for one in result.labels}
     floor = min(found.values(), default=0.0)
     for expected in reference.labels:
@@ -116,7 +116,7 @@ def _labels_disagree(result: ClassifyResult, reference: ClassifyReference) -> st
     return None
 
 
-def _detections_disagree(result: DetectResult, reference: DetectReference) -> str | None:
+def _detections_mismatch(result: DetectResult, reference: DetectReference) -> str | None:
     # Detections that fell out of an answer cut to its limit score at most as much as its last one.
     cut = len(result.detections) >= REFERENCE_PARAMS.max_detections
     floor = result.detections[-1].score if cut else -SCORE_TOLERANCE

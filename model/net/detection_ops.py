@@ -95,7 +95,7 @@ def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) 
         block = boxes[:, start : start + BLOCK]
         alive = valid[:, start : start + BLOCK]
         alive = alive & ~(iou_matrix(kept[:, :limit], block) > iou_threshold).any(dim=1)
-        keep = _undominated((iou_matrix(block, block) > iou_threshold).triu_(diagonal=1), alive)
+        keep = _survivors((iou_matrix(block, block) > iou_threshold).triu_(diagonal=1), alive)
         slot = torch.where(keep, (count + keep.cumsum(dim=1) - 1).clamp_(max=limit), limit)
         position = torch.arange(start, start + block.shape[1], device=boxes.device).expand_as(slot)
         slots.scatter_(1, slot, position)
@@ -108,7 +108,7 @@ def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) 
     return slots[:, :limit].masked_fill(~filled, 0), filled
 
 
-def _undominated(overlaps: Tensor, alive: Tensor) -> Tensor:
+def _survivors(overlaps: Tensor, alive: Tensor) -> Tensor:
     """Which boxes of each block survive, given that row j of `overlaps` (N, b, b) suppresses later column i.
 
     Greedy suppression is the one fixed point of: alive, and overlapped by no survivor. The first i boxes are
@@ -139,7 +139,7 @@ def _nms_torchvision(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: 
     return slots, filled
 
 
-WINDOW_STEP = 16
+MIN_WINDOW = 16
 """Regions are grouped by the size of the window that holds them: this many cells, or a power of two times it."""
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Bounds memory: at most this many numbers are cut out of a map at a time (or one region's, if that is more).
@@ -184,11 +184,11 @@ def roi_align_windows(features: Tensor, rois: Tensor, size: int, scale: float) -
     pooled = features.new_zeros(len(rois), size, size, channels)
     cells = features.permute(1, 2, 0).contiguous()
     chunk = CHUNK_ELEMENTS[features.device.type]
-    kinds, kind_of = torch.stack((_window_kinds(extent_y), _window_kinds(extent_x)), dim=1).unique(
+    kinds, kind_of = torch.stack((_window_exponents(extent_y), _window_exponents(extent_x)), dim=1).unique(
         dim=0, return_inverse=True
     )
     for number, (kind_y, kind_x) in enumerate(kinds.tolist()):
-        rows, columns = min(WINDOW_STEP << kind_y, height), min(WINDOW_STEP << kind_x, width)
+        rows, columns = min(MIN_WINDOW << kind_y, height), min(MIN_WINDOW << kind_x, width)
         members = (kind_of == number).nonzero()[:, 0]
         for chosen in members.split(max(1, chunk // (rows * columns * channels))):
             y, weights_y = _axis_weights(start_y[chosen], extent_y[chosen], size, height, rows)
@@ -199,10 +199,10 @@ def roi_align_windows(features: Tensor, rois: Tensor, size: int, scale: float) -
     return pooled.permute(0, 3, 1, 2)
 
 
-def _window_kinds(extents: Tensor) -> Tensor:
+def _window_exponents(extents: Tensor) -> Tensor:
     """Which power of two times WINDOW_STEP holds a region of `extents` cells and its bilinear neighbours."""
     cells = extents.clamp(min=0).ceil() + 2
-    return (cells / WINDOW_STEP).log2().ceil().clamp(min=0).to(torch.int64)
+    return (cells / MIN_WINDOW).log2().ceil().clamp(min=0).to(torch.int64)
 
 
 def _axis_weights(start: Tensor, extent: Tensor, size: int, length: int, window: int) -> tuple[Tensor, Tensor]:

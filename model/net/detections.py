@@ -13,7 +13,7 @@ from model.types import DetectOutput, Geometry, QueryParams
 
 
 @dataclass(frozen=True, slots=True)
-class Frames:
+class BatchGeometry:
     """Where each input of a batch lies: both float32 (N, 1, 4) as x, y, x, y.
 
     `limits` is the size without padding in input pixels, `scales` is input pixels a picture pixel.
@@ -23,7 +23,7 @@ class Frames:
     scales: Tensor
 
     @classmethod
-    def of(cls, geometries: Sequence[Geometry], device: torch.device) -> Frames:
+    def of(cls, geometries: Sequence[Geometry], device: torch.device) -> BatchGeometry:
         limits = [[one.content.width, one.content.height] * 2 for one in geometries]
         scales = [[one.scale_x, one.scale_y] * 2 for one in geometries]
         return cls(
@@ -42,7 +42,7 @@ class Candidates:
 
 
 def level_candidates(
-    logits: Tensor, deltas: Tensor, anchors: AnchorSpec, level: int, frames: Frames, limit: int
+    logits: Tensor, deltas: Tensor, anchors: AnchorSpec, level: int, frames: BatchGeometry, limit: int
 ) -> Candidates:
     """The best `limit` pairs of anchor and class of one level, by falling score.
 
@@ -60,9 +60,9 @@ def level_candidates(
     num_classes = logits.shape[1] // anchors.per_position
     pairs = _by_anchor(logits, num_classes)
     # One of the best `limit` pairs belongs to one of the best `limit` anchors: no need to sort all pairs.
-    best = _rank(pairs.amax(dim=2), limit).sort(dim=1).values
+    best = _top_k(pairs.amax(dim=2), limit).sort(dim=1).values
     pairs = pairs.gather(1, best[..., None].expand(-1, -1, num_classes)).flatten(1)
-    chosen = _rank(pairs, limit)
+    chosen = _top_k(pairs, limit)
     anchor = best.gather(1, chosen // num_classes)
     priors = anchors.level_anchors(level, (height, width), logits.device)[anchor]
     moves = _by_anchor(deltas, 4).gather(1, anchor[..., None].expand(-1, -1, 4)).float()
@@ -78,7 +78,7 @@ def _by_anchor(x: Tensor, values: int) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)
 
 
-def _rank(scores: Tensor, limit: int) -> Tensor:
+def _top_k(scores: Tensor, limit: int) -> Tensor:
     """Positions of the best along axis 1, by falling score: (N, n) → int64 (N, min(limit, n)).
 
     Of equal scores the first position wins. topk breaks ties as it likes, and differently for another batch size, so

@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.families.mask_rcnn import MaskRCNNSpec
 from model.net.boxes import RPN_ANCHORS, box_areas, clip_boxes, decode_deltas
-from model.net.convmlp import ConvMLP
 from model.net.detection_ops import grouped_nms, roi_align
-from model.net.detections import Frames, detect_outputs, level_candidates
-from model.net.fpn import FPN, ConvModule
-from model.spec import DetectPostSpec, MaskRCNNSpec
-from model.types import DetectOutput, Float32Array, Geometry, QueryParams
+from model.net.detections import BatchGeometry, detect_outputs, level_candidates
+from model.net.fpn import FPN
+from model.net.layers import ConvModule
+from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
+from model.spec import DetectPostSpec, Postprocessing
+from model.types import Batch, DetectOutput, Float32Array, Geometry, QueryParams
 
+CLASS_KEY = "roi_head.mask_head.conv_logits.weight"
 BOX_GRID = 7
 """Cells a side of what RoIAlign gives the box head."""
 MASK_GRID = 14
@@ -89,7 +92,7 @@ class MaskRCNN(nn.Module):
     def __init__(self, spec: MaskRCNNSpec, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.backbone = ConvMLP(spec.backbone)
+        self.backbone = build_backbone(spec.backbone)
         self.neck = FPN(spec.backbone.level_channels, spec.fpn_channels)
         self.rpn_head = RPNHead(spec.fpn_channels)
         self.roi_head = RoIHead(spec, num_classes)
@@ -105,7 +108,7 @@ class MaskRCNN(nn.Module):
 
 
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
-FINEST_ROI = 56
+FINEST_ROI_SIZE = 56
 """A region of this size in input pixels, or less than twice it, is looked at on the finest level."""
 MASK_CHUNK = 128
 """Regions that go through the mask head at a time: bounds memory."""
@@ -125,8 +128,8 @@ def mask_rcnn_detections(
     Proposals are made for the batch, regions looked at a row at a time: that bounds memory, and no row's
     rounding depends on how many regions its neighbours have.
     """
-    frames = Frames.of(geometries, logits[0].device)
-    proposals, filled = propose(logits, deltas, frames, spec)
+    frames = BatchGeometry.of(geometries, logits[0].device)
+    proposals, filled = make_proposals(logits, deltas, frames, spec)
     outputs = []
     for row, one in enumerate(params):
         levels = [level[row].float() for level in pyramid]
@@ -141,8 +144,8 @@ def mask_rcnn_detections(
     return outputs
 
 
-def propose(
-    logits: Sequence[Tensor], deltas: Sequence[Tensor], frames: Frames, spec: DetectPostSpec
+def make_proposals(
+    logits: Sequence[Tensor], deltas: Sequence[Tensor], frames: BatchGeometry, spec: DetectPostSpec
 ) -> tuple[Tensor, Tensor]:
     """The RPN's proposals: (N, k, 4) input pixels by falling score, and bool (N, k), which of them are filled."""
     levels = [
@@ -167,7 +170,7 @@ def detect_regions(
     spec: DetectPostSpec,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One picture's proposals (R, 4) → boxes (1, k, 4) in picture pixels, scores (1, k), classes (1, k)."""
-    features = region_features(levels, regions, BOX_GRID)
+    features = roi_features(levels, regions, BOX_GRID)
     logits, deltas = heads.bbox_head(features.to(_dtype(heads)))
     probabilities = logits.float().softmax(dim=1)[:, :-1]
     threshold = spec.score_threshold if params.score_threshold is None else params.score_threshold
@@ -185,13 +188,13 @@ def mask_logits(heads: RoIHead, levels: Sequence[Tensor], boxes: Tensor, classes
     """Each box's mask of its own class: boxes (R, 4) in input pixels → float32 (R, 28, 28) on the host."""
     masks = boxes.new_zeros(len(boxes), 2 * MASK_GRID, 2 * MASK_GRID)
     for chosen in torch.arange(len(boxes), device=boxes.device).split(MASK_CHUNK):
-        features = region_features(levels, boxes[chosen], MASK_GRID)
+        features = roi_features(levels, boxes[chosen], MASK_GRID)
         logits = heads.mask_head(features.to(_dtype(heads)))
         masks[chosen] = logits[torch.arange(len(chosen), device=boxes.device), classes[chosen]].float()
     return masks.cpu().numpy()
 
 
-def region_features(levels: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
+def roi_features(levels: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
     """RoIAlign of each region on the level for its size (arXiv 1612.03144, equation 1, counted from 0).
 
     Args:
@@ -202,7 +205,7 @@ def region_features(levels: Sequence[Tensor], regions: Tensor, size: int) -> Ten
     Returns:
         float32 (R, C, size, size).
     """
-    level_of = (box_areas(regions).sqrt() / FINEST_ROI + 1e-6).log2().floor().clamp(0, len(levels) - 1)
+    level_of = (box_areas(regions).sqrt() / FINEST_ROI_SIZE + 1e-6).log2().floor().clamp(0, len(levels) - 1)
     pooled = levels[0].new_zeros(len(regions), levels[0].shape[0], size, size)
     for number, level in enumerate(levels):
         chosen = (level_of == number).nonzero()[:, 0]
@@ -213,3 +216,31 @@ def region_features(levels: Sequence[Tensor], regions: Tensor, size: int) -> Ten
 
 def _dtype(heads: RoIHead) -> torch.dtype:
     return heads.mask_head.upsample.weight.dtype
+
+
+def _predict(network: MaskRCNN, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> list[DetectOutput]:
+    assert isinstance(postprocessing, DetectPostSpec)
+    pyramid, logits, deltas = network(x)
+    return mask_rcnn_detections(
+        network.roi_head, pyramid, logits, deltas, batch.geometries, batch.params, postprocessing
+    )
+
+
+def _infer(shapes: StateDictShapes) -> tuple[MaskRCNNSpec, int]:
+    spec = MaskRCNNSpec(
+        backbone=infer_backbone(shapes),
+        fpn_channels=shapes.rows("neck.fpn_convs.0.conv.weight"),
+        fc_channels=shapes.rows("roi_head.bbox_head.shared_fcs.0.weight"),
+        mask_convs=shapes.count("roi_head.mask_head.convs."),
+    )
+    return spec, shapes.rows(CLASS_KEY)
+
+
+def _compile(network: MaskRCNN) -> None:
+    network.compile()
+    # As many regions as there are, another number for each picture.
+    network.roi_head.bbox_head.compile(dynamic=True)
+    network.roi_head.mask_head.compile(dynamic=True)
+
+
+NETWORK = FamilyNetwork(build=MaskRCNN, predict=_predict, class_key=CLASS_KEY, infer=_infer, compile=_compile)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, Bundle, BundleConfig, Source, file_sha256
 from model.errors import BundleInvalid
+from model.families.registry import Architecture, family_of
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
-from model.spec import TASK_OF_FAMILY, Architecture, Postprocessing, Preprocessing
+from model.spec import Postprocessing, Preprocessing
 from model.types import Task
 
-Precision = Literal["fp32", "fp16", "bf16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MAX_TOLD = 5
+DtypeName = Literal["fp32", "fp16", "bf16"]
+DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MAX_LISTED = 5
 """Tensors that an error names."""
 
 _NO_REFERENCE: dict[Task, ReferenceAnswer] = {
@@ -41,14 +42,14 @@ def load_weights(network: nn.Module, bundle: Bundle) -> None:
         found = safetensors.torch.load_file(bundle.weights_path)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleInvalid(f"bundle {bundle.folder}: cannot read {WEIGHTS_FILE}: {error}") from error
-    if problems := misfits(network, found):
+    if problems := state_dict_mismatch(network, found):
         raise BundleInvalid(
             f"bundle {bundle.folder}: {WEIGHTS_FILE} does not fit the architecture in {CONFIG_FILE}: {problems}"
         )
     network.load_state_dict(found)
 
 
-def misfits(network: nn.Module, found: Mapping[str, Tensor]) -> str:
+def state_dict_mismatch(network: nn.Module, found: Mapping[str, Tensor]) -> str:
     """Which tensors are not the network's by name, shape or kind of number, in words; empty where all fit."""
     expected: dict[str, Tensor] = network.state_dict()
     problems = [
@@ -60,12 +61,12 @@ def misfits(network: nn.Module, found: Mapping[str, Tensor]) -> str:
             if name in found and _kind(found[name]) != _kind(tensor)
         ),
     ]
-    more = f"; and {len(problems) - MAX_TOLD} more" if len(problems) > MAX_TOLD else ""
-    return "; ".join(problems[:MAX_TOLD]) + more
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return "; ".join(problems[:MAX_LISTED]) + more
 
 
 @dataclass(frozen=True, slots=True)
-class BundleDraft:
+class BundleMetadata:
     """What `config.json` says of a model before its weights' hash and its reference answer are known."""
 
     name: str
@@ -73,7 +74,7 @@ class BundleDraft:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     postprocessing: Postprocessing
-    precision: Precision
+    precision: DtypeName
     source: Source
     accuracy: Accuracy | None
 
@@ -83,7 +84,7 @@ class BundleDraft:
         Raises:
             pydantic.ValidationError: the parts do not belong together, or a value is not allowed.
         """
-        task = TASK_OF_FAMILY[self.architecture.family]
+        task = family_of(self.architecture).task
         return BundleConfig(
             name=self.name,
             task=task,
@@ -100,7 +101,7 @@ class BundleDraft:
 
 
 def write_bundle(
-    store: Path, draft: BundleDraft, network: nn.Module, answer: Callable[[Bundle], ReferenceAnswer]
+    store: Path, draft: BundleMetadata, network: nn.Module, answer: Callable[[Bundle], ReferenceAnswer]
 ) -> Bundle:
     """Write the folder `store`/`draft.name`, whole or not at all; one of that name is replaced.
 

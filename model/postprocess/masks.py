@@ -33,7 +33,7 @@ class RegionMask:
     pixels: BoolArray
     size: Size
 
-    def in_picture(self) -> BoolArray:
+    def full_mask(self) -> BoolArray:
         """The whole picture's mask, bool (H, W)."""
         height, width = self.pixels.shape
         whole = np.zeros((self.size.height, self.size.width), np.bool_)
@@ -41,15 +41,15 @@ class RegionMask:
         return whole
 
 
-def paste(mask: SoftMask, box: Box, size: Size) -> RegionMask:
+def paste_mask(mask: SoftMask, box: Box, size: Size) -> RegionMask:
     """The pixels of a picture of `size` at whose centres the mask is at least its threshold.
 
     The mask's probabilities (sigmoid of its logits) are spread evenly over the box, each at the centre of its
     cell, and read bilinearly with zeros beyond: mmdetection's pasting, `grid_sample` with corners not aligned.
     A box without an area has no pixels.
     """
-    top, bottom = _touched(box.ymin, box.ymax, size.height)
-    left, right = _touched(box.xmin, box.xmax, size.width)
+    top, bottom = _pixel_range(box.ymin, box.ymax, size.height)
+    left, right = _pixel_range(box.xmin, box.xmax, size.width)
     if not (box.xmin < box.xmax and box.ymin < box.ymax):
         bottom, right = top, left
     cells_high, cells_wide = mask.logits.shape
@@ -67,7 +67,7 @@ def paste(mask: SoftMask, box: Box, size: Size) -> RegionMask:
     return RegionMask(top, left, pixels.T, size)
 
 
-def _touched(lower: float, upper: float, length: int) -> tuple[int, int]:
+def _pixel_range(lower: float, upper: float, length: int) -> tuple[int, int]:
     """The pixels that a box covers and one more to either side, within the picture."""
     start = min(max(math.floor(lower) - 1, 0), length)
     stop = min(max(math.ceil(upper) + 1, start), length)
@@ -146,8 +146,8 @@ def _text(numbers: IntArray) -> str:
     for group in range(lengths.max()):
         written = np.flatnonzero(lengths > group)
         bits = (numbers[written] >> (GROUP_BITS * group)) & (CONTINUED - 1)
-        goes_on = lengths[written] > group + 1
-        text[positions[written] + group] = FIRST_CHARACTER + bits + CONTINUED * goes_on
+        continued = lengths[written] > group + 1
+        text[positions[written] + group] = FIRST_CHARACTER + bits + CONTINUED * continued
     return text.tobytes().decode("ascii")
 
 
@@ -182,7 +182,7 @@ def encode_detection(detection: Detection, size: Size, mask_format: MaskFormat) 
     """A detection's mask in a picture of `size`; None where it has none or none is asked for."""
     if detection.mask is None or mask_format is MaskFormat.NONE:
         return None
-    return encode_mask(paste(detection.mask, detection.box, size), mask_format)
+    return encode_mask(paste_mask(detection.mask, detection.box, size), mask_format)
 
 
 def encode_segments(result: SegmentResult, mask_format: MaskFormat) -> Iterator[EncodedMask]:
@@ -202,7 +202,7 @@ def encode_segments(result: SegmentResult, mask_format: MaskFormat) -> Iterator[
 
 def encode_png(mask: RegionMask) -> bytes:
     """An 8-bit grey PNG of the whole picture: 255 where the mask is set, else 0."""
-    return _png(mask.in_picture())
+    return _png(mask.full_mask())
 
 
 def _png(mask: BoolArray) -> bytes:

@@ -25,7 +25,7 @@ from model.types import (
 )
 
 
-def finish(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
+def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
     """What the network answered for one picture of upright `size`, in the words of its bundle.
 
     Raises:

@@ -103,12 +103,12 @@ def random_resized_crop(
     out: Size,
     scale: tuple[float, float],
     keep: Box | None,
-    least_visible: float,
+    min_visible: float,
     attempts: int = 10,
 ) -> Window:
     """A window of a random share `scale` of the picture and an aspect from 3/4 to 4/3.
 
-    A window that shows less than `least_visible` of `keep` is drawn again: a crop without the head says little
+    A window that shows less than `min_visible` of `keep` is drawn again: a crop without the head says little
     about the breed. After `attempts` draws the whole picture is taken.
     """
     flip = bool(rng.random() < 0.5)
@@ -120,12 +120,12 @@ def random_resized_crop(
             continue
         x, y = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
         box = Box(x, y, x + width, y + height)
-        if keep is None or visible_share(box, keep) >= least_visible:
+        if keep is None or visible_share(box, keep) >= min_visible:
             return Window(box, out, flip)
     return Window(Box(0, 0, picture.width, picture.height), out, flip)
 
 
-def random_frame(
+def random_window(
     rng: np.random.Generator, picture: Size, out: Size, zoom: tuple[float, float], keep: Box | None
 ) -> Window:
     """A window for dense tasks: `zoom` times as large as the picture's shorter side, anywhere it shows something.

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.families.convmlp import ConvMLPSpec
 from model.net.convmlp import ConvMLP, ConvMLPClassifier
-from model.spec import BackboneSpec
 from model.training.augment import (
     Window,
     central_square,
@@ -42,7 +42,7 @@ class ClassifyRecipe:
     sizes: tuple[tuple[float, int], ...] = ((0.0, 96), (0.7, 128), (0.87, 160), (0.96, 192))
     test_size: int = 192
     crop_scale: tuple[float, float] = (0.25, 1.0)
-    least_visible: float = 0.5
+    min_visible: float = 0.5
     colour_jitter: float = 0.4
     grey_share: float = 0.05
     mix_probability: float = 0.5
@@ -54,7 +54,7 @@ class ClassifyRecipe:
 class BreedNet(nn.Module):
     """The classifier plus a 1x1 convolution for maps of heads and bodies by species, which is not exported."""
 
-    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+    def __init__(self, spec: ConvMLPSpec, num_classes: int) -> None:
         super().__init__()
         self.classifier = ConvMLPClassifier(spec, num_classes)
         self.maps = nn.Conv2d(spec.stage_channels[1], 2 * len(SPECIES), 1)
@@ -102,7 +102,7 @@ class BreedTraining:
         for index in indices:
             record = self.records[index]
             window = random_resized_crop(
-                rng, record.size, Size(side, side), self.recipe.crop_scale, record.head, self.recipe.least_visible
+                rng, record.size, Size(side, side), self.recipe.crop_scale, record.head, self.recipe.min_visible
             )
             pixels.append(window.apply(self.pictures[index]))
             map_rows.append(self._maps(index, window))

@@ -16,7 +16,7 @@ from model.training.augment import (
     Window,
     jitter_colours,
     normalise,
-    random_frame,
+    random_window,
     side_at,
     to_tensor,
     visible_share,
@@ -36,7 +36,7 @@ class DetectRecipe:
     sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.5, 160), (0.85, 224))
     zoom: tuple[float, float] = (0.6, 1.25)
     test_side: int = 224
-    least_visible: float = 0.4
+    min_visible: float = 0.4
     colour_jitter: float = 0.4
     grey_share: float = 0.05
     positive_iou: float = 0.5
@@ -114,7 +114,7 @@ class HeadTraining:
     def _objects(self, records: Sequence[Record], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         boxes, labels = np.zeros((len(records), 4), np.float32), np.full(len(records), -1, np.int64)
         for row, (record, window) in enumerate(zip(records, windows, strict=True)):
-            if record.head is not None and visible_share(window.box, record.head) >= self.recipe.least_visible:
+            if record.head is not None and visible_share(window.box, record.head) >= self.recipe.min_visible:
                 moved = window.move(record.head)
                 boxes[row] = moved.xmin, moved.ymin, moved.xmax, moved.ymax
                 labels[row] = record.species
@@ -125,7 +125,7 @@ class HeadTraining:
         records = [self.records[index] for index in indices]
         side = side_at(recipe.sizes, progress)
         out = Size(side, side)
-        windows = [random_frame(rng, one.size, out, recipe.zoom, one.head) for one in records]
+        windows = [random_window(rng, one.size, out, recipe.zoom, one.head) for one in records]
         pixels = np.stack([w.apply(self.pictures[index]) for w, index in zip(windows, indices, strict=True)])
         boxes, labels = self._objects(records, windows)
         x = jitter_colours(rng, to_tensor(pixels, self.device), recipe.colour_jitter, recipe.grey_share)

@@ -24,9 +24,9 @@ from model.types import (
     Task,
 )
 
-CURVE_FROM = 0.01
+MIN_CURVE_SCORE = 0.01
 """The precision-recall curve is drawn from this score on: low, since calibrated scores are."""
-CONFIDENT_FROM = 0.05
+MIN_CALIBRATION_SCORE = 0.05
 """Detections below are shown to nobody, and do not count for calibration, which their number would flatter."""
 
 
@@ -54,7 +54,7 @@ def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record
             assert isinstance(config.postprocessing, DetectPostSpec)
             figures = average_precision(found, records, config.labels)
             figures |= precision_and_recall(found, records, config.labels, config.postprocessing.score_threshold)
-            figures |= {"ece": calibration_error(*judged(found, records, config.labels))}
+            figures |= {"ece": calibration_error(*scored_matches(found, records, config.labels))}
         case Task.SEGMENT:
             figures = intersection_over_union(pixel_confusion(predictor, config, records), config.labels)
     return {name: round(value, 4) for name, value in figures.items()}
@@ -72,19 +72,19 @@ def class_probabilities(predictor: Predictor, config: BundleConfig, records: Seq
 
 def detections(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> list[tuple[Detection, ...]]:
     """A detector's answers of a score above CURVE_FROM."""
-    results = _answers(predictor, config, records, QueryParams(score_threshold=CURVE_FROM))
+    results = _answers(predictor, config, records, QueryParams(score_threshold=MIN_CURVE_SCORE))
     return [result.detections for result in results if isinstance(result, DetectResult)]
 
 
-def judged(
+def scored_matches(
     found: Sequence[Sequence[Detection]], records: Sequence[Record], labels: Sequence[str]
 ) -> tuple[Float64Array, BoolArray]:
     """Detections' scores (K,), and whether each is right: class, IoU of at least 0.5, first on its head.
 
     Those below CONFIDENT_FROM are left out.
     """
-    pairs = [pair for index in range(len(labels)) for pair in judge(found, records, index, 0.5)[0]]
-    kept = [pair for pair in pairs if pair[0] >= CONFIDENT_FROM]
+    pairs = [pair for index in range(len(labels)) for pair in match_detections(found, records, index, 0.5)[0]]
+    kept = [pair for pair in pairs if pair[0] >= MIN_CALIBRATION_SCORE]
     return np.array([score for score, _ in kept]), np.array([hit for _, hit in kept], np.bool_)
 
 
@@ -132,7 +132,7 @@ def average_precision(
     """The area under each class's precision-recall curve over all recall points (VOC 2010), and their mean."""
     figures = {}
     for index, label in enumerate(labels):
-        pairs, heads = judge(found, records, index, min_iou)
+        pairs, heads = match_detections(found, records, index, min_iou)
         figures[f"ap50_{label}"] = area_under_curve(np.array([hit for _, hit in pairs], np.bool_), heads)
     return {"ap50": float(np.mean(list(figures.values()))), **figures}
 
@@ -143,13 +143,13 @@ def precision_and_recall(
     """Of the detections above a score, all classes together, at IoU 0.5: what a caller sees by default."""
     hits = answers = heads = 0
     for index in range(len(labels)):
-        pairs, heads_of_class = judge(found, records, index, 0.5)
+        pairs, heads_of_class = match_detections(found, records, index, 0.5)
         above = [hit for score, hit in pairs if score > threshold]
         hits, answers, heads = hits + sum(above), answers + len(above), heads + heads_of_class
     return {"precision_at_threshold": hits / max(answers, 1), "recall_at_threshold": hits / max(heads, 1)}
 
 
-def judge(
+def match_detections(
     found: Sequence[Sequence[Detection]], records: Sequence[Record], index: int, min_iou: float
 ) -> tuple[list[tuple[float, bool]], int]:
     """The detections of one class by falling score, each with whether it is right, and the number of heads.

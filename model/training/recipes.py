@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import ConvMLPSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.spec import (
-    Architecture,
-    BackboneSpec,
     CenterCropSpec,
-    ClassifierSpec,
     ClassifyPostSpec,
     DetectPostSpec,
     KeepRatioSpec,
     Postprocessing,
     Preprocessing,
-    RetinaNetSpec,
     SegmentPostSpec,
-    SemanticFPNSpec,
 )
 from model.training.classify import ClassifyRecipe
 from model.training.detect import DetectRecipe
@@ -25,7 +25,7 @@ from model.training.loop import Schedule
 from model.training.segment import SegmentRecipe
 
 
-class Course(StrEnum):
+class PetsModel(StrEnum):
     """What can be trained."""
 
     BREED = "breed"
@@ -45,7 +45,7 @@ class Recipe:
     postprocessing: Postprocessing
 
 
-BACKBONE = BackboneSpec(
+BACKBONE = ConvMLPSpec(
     tokenizer_channels=32,
     conv_blocks=2,
     stage_channels=(64, 128, 256),
@@ -55,7 +55,7 @@ BACKBONE = BackboneSpec(
 """A fifth of ConvMLP-S: three thousand photographs teach no more, and a CPU answers quickly."""
 
 RECIPES = {
-    Course.BREED: Recipe(
+    PetsModel.BREED: Recipe(
         name="convmlp_pets_breed",
         architecture=ClassifierSpec(backbone=BACKBONE),
         examples=ClassifyRecipe(),
@@ -73,7 +73,7 @@ RECIPES = {
         preprocessing=CenterCropSpec(resize_shorter=216, crop=192),
         postprocessing=ClassifyPostSpec(),
     ),
-    Course.HEADS: Recipe(
+    PetsModel.HEADS: Recipe(
         name="convmlp_pets_heads",
         architecture=RetinaNetSpec(backbone=BACKBONE, fpn_channels=64, head_convs=2),
         examples=DetectRecipe(),
@@ -91,7 +91,7 @@ RECIPES = {
         preprocessing=KeepRatioSpec(long_side=320, short_side=224, pad_multiple=32),
         postprocessing=DetectPostSpec(score_threshold=0.5, nms_iou=0.4),
     ),
-    Course.OUTLINE: Recipe(
+    PetsModel.OUTLINE: Recipe(
         name="convmlp_pets_outline",
         architecture=SemanticFPNSpec(backbone=BACKBONE, fpn_channels=64, head_channels=64),
         examples=SegmentRecipe(),

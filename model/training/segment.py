@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.net.semantic_fpn import SemanticFPN
-from model.training.augment import jitter_colours, normalise, random_frame, side_at, to_tensor, whole_picture
+from model.training.augment import jitter_colours, normalise, random_window, side_at, to_tensor, whole_picture
 from model.training.data import IGNORE, SPECIES, Photographs, Record, load_label_maps
 from model.types import IntArray, Size, UInt8Array
 
@@ -73,7 +73,7 @@ class OutlineTraining:
             if self.hinted and rng.random() < recipe.hint_share:
                 index = self.hinted[rng.integers(len(self.hinted))]
             record = self.records[index]
-            window = random_frame(rng, record.size, out, recipe.zoom, None if index in self.maps else record.head)
+            window = random_window(rng, record.size, out, recipe.zoom, None if index in self.maps else record.head)
             pixels.append(window.apply(self.pictures[index]))
             full = self.maps[index] if index in self.maps else head_hint(record)
             maps.append(window.apply_to_mask(full, IGNORE))

@@ -5,10 +5,10 @@ checked. A download that breaks off, by the network or by the end of the process
 
 Trust on first use: the hashes of files that were downloaded and found good, by URL, are in one small JSON file.
 
-    expected = KnownHash.given(user's) or book.known(url)
+    expected = ExpectedHash.given(user's) or trusted.get(url)
     sha256 = download(url, target, expected=expected, ...)
     ... read the file; only if it is what it should be:
-    book.trust(url, sha256)
+    trusted.record(url, sha256)
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Sha256, file_sha256
 from model.errors import ConvMLPError
-from model.zoo.transfer import Interrupted, PartFile, Refused, Transfer
+from model.zoo.transfer import PartialFile, PermanentFailure, Transfer, TransientFailure
 
-_ELSEWHERE = "name another place with --mirror or --url"
+_OTHER_SOURCE = "name another place with --mirror or --url"
 
 
 class DownloadFailed(ConvMLPError):
@@ -42,7 +42,7 @@ class DownloadFailed(ConvMLPError):
 
 
 @dataclass(frozen=True, slots=True)
-class KnownHash:
+class ExpectedHash:
     """What a file's SHA-256 must be, in lower case hex, and who says so: words that follow "was"."""
 
     sha256: str
@@ -58,26 +58,26 @@ class KnownHash:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long a server is waited for, and how often it is asked again."""
 
-    connect_s: float = 10.0
-    silence_s: float = 30.0
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 30.0
     """Between two pieces of the answer."""
-    attempts: int = 6
+    max_failures: int = 6
     """In a row without a byte that had not come before."""
-    attempts_in_all: int = 100
-    first_wait_s: float = 1.0
-    longest_wait_s: float = 60.0
+    max_attempts: int = 100
+    initial_backoff_s: float = 1.0
+    max_backoff_s: float = 60.0
     """A server that wants to be left alone for longer is not asked again."""
     sleep: Callable[[float], None] = time.sleep
 
-    def wait_s(self, failures: int) -> float:
+    def backoff_s(self, failures: int) -> float:
         """Exponential back-off after so many failures in a row, with jitter."""
-        return min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
+        return min(self.max_backoff_s, self.initial_backoff_s * 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)
 
 
-_PATIENCE = Patience()
+_RETRY_POLICY = RetryPolicy()
 
 
 def download(
@@ -86,13 +86,13 @@ def download(
     *,
     max_bytes: int,
     progress: Callable[[int, int | None], None],
-    notice: Callable[[str], None],
-    expected: KnownHash | None = None,
-    patience: Patience = _PATIENCE,
+    on_retry: Callable[[str], None],
+    expected: ExpectedHash | None = None,
+    retry: RetryPolicy = _RETRY_POLICY,
 ) -> str:
     """Fetch `url` into `target`, replacing it, and return its SHA-256 in lower case hex.
 
-    `progress` hears the bytes at hand and, where the server tells, of how many; `notice` hears why there is a pause.
+    `progress` hears the bytes at hand and, where the server tells, of how many; `on_retry` hears why there is a pause.
 
     Raises:
         DownloadFailed: it is not to be had, too large, not of the `expected` hash, or cannot be written. `target` is
@@ -100,17 +100,17 @@ def download(
     """
     address = _address(url)
     try:
-        with _alone(target), _client(patience) as client:
-            part = PartFile(target, public_url(url))
+        with _exclusive(target), _client(retry) as client:
+            part = PartialFile(target, public_url(url))
             transfer = Transfer(client, address, part, max_bytes, progress, hash_known=expected is not None)
-            _fetch(transfer, patience, notice)
+            _fetch(transfer, retry, on_retry)
             sha256 = file_sha256(part.path)
             if expected is not None and sha256 != expected.sha256:
                 part.discard()
                 raise DownloadFailed(
                     f"{part.url} has sha256 {sha256}, but {expected.sha256} was {expected.origin}. It was "
                     "damaged on its way or changed at its source, and is removed: try again, or "
-                    f"{_ELSEWHERE}. Only if its publisher says that it changed, give the new hash with --sha256"
+                    f"{_OTHER_SOURCE}. Only if its publisher says that it changed, give the new hash with --sha256"
                 )
             part.move_to_target()
     except OSError as error:
@@ -138,9 +138,9 @@ def _address(url: str) -> httpx2.URL:
     return address
 
 
-def _client(patience: Patience) -> httpx2.Client:
+def _client(retry: RetryPolicy) -> httpx2.Client:
     try:
-        return httpx2.Client(timeout=httpx2.Timeout(patience.silence_s, connect=patience.connect_s))
+        return httpx2.Client(timeout=httpx2.Timeout(retry.read_timeout_s, connect=retry.connect_timeout_s))
     except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
         raise DownloadFailed(
             f"the environment's proxy or certificates (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE) cannot be used: {error}"
@@ -148,7 +148,7 @@ def _client(patience: Patience) -> httpx2.Client:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
+def _exclusive(target: Path) -> Iterator[None]:
     """No other process downloads to `target` meanwhile. The lock ends with the process; its file stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f"{target.name}.lock").open("a") as file:
@@ -159,50 +159,50 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
-def _fetch(transfer: Transfer, patience: Patience, notice: Callable[[str], None]) -> None:
+def _fetch(transfer: Transfer, retry: RetryPolicy, on_retry: Callable[[str], None]) -> None:
     """Make the part complete, in several attempts if it must be. Raises DownloadFailed, OSError."""
     part = transfer.part
     furthest = part.size
     failures = 0
-    for attempt in range(1, patience.attempts_in_all + 1):
+    for attempt in range(1, retry.max_attempts + 1):
         try:
             return transfer.attempt()
-        except Refused as error:
+        except PermanentFailure as error:
             raise _failed(part, str(error)) from error
-        except Interrupted as error:
+        except TransientFailure as error:
             failures = 1 if part.size > furthest else failures + 1
             furthest = max(furthest, part.size)
-            wait_s = max(error.retry_after_s, patience.wait_s(failures))
-            if failures == patience.attempts or attempt == patience.attempts_in_all:
+            wait_s = max(error.retry_after_s, retry.backoff_s(failures))
+            if failures == retry.max_failures or attempt == retry.max_attempts:
                 raise _failed(part, f"{error} (attempt {attempt}, the last); try again later") from error
-            if wait_s > patience.longest_wait_s:
+            if wait_s > retry.max_backoff_s:
                 raise _failed(part, f"{error} and asks to be left alone for {wait_s:.0f} s; try again later") from error
-            notice(f"{error}; trying again in {wait_s:.1f} s")
-            patience.sleep(wait_s)
+            on_retry(f"{error}; trying again in {wait_s:.1f} s")
+            retry.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _failed(part: PartFile, reason: str) -> DownloadFailed:
+def _failed(part: PartialFile, reason: str) -> DownloadFailed:
     kept = f". The {part.size} bytes that came are kept; the next run goes on from there" if part.resumable else ""
-    return DownloadFailed(f"cannot download {part.url}: {reason}, or {_ELSEWHERE}{kept}")
+    return DownloadFailed(f"cannot download {part.url}: {reason}, or {_OTHER_SOURCE}{kept}")
 
 
 _HASHES = TypeAdapter(dict[str, Sha256])
 
 
-class HashBook:
+class TrustedHashes:
     """The hashes in the file `path`, which need not be there yet. Several processes may share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def known(self, url: str) -> KnownHash | None:
-        """What the file at `url` must be; None before its first use. Raises DownloadFailed: the book is unreadable."""
+    def get(self, url: str) -> ExpectedHash | None:
+        """What the file at `url` must be; None before its first use. Raises DownloadFailed: unreadable."""
         sha256 = self._read().get(public_url(url))
         origin = f"recorded in {self._path} at the first download"
-        return KnownHash(sha256, origin) if sha256 is not None else None
+        return ExpectedHash(sha256, origin) if sha256 is not None else None
 
-    def trust(self, url: str, sha256: str) -> None:
+    def record(self, url: str, sha256: str) -> None:
         """From now on the file at `url` must have this hash. Raises DownloadFailed: it cannot be written down."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

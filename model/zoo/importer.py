@@ -12,30 +12,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Bundle, ModelName, Source, file_sha256
 from model.errors import BundleInvalid
-from model.net.weights import DTYPES, BundleDraft, Precision, write_bundle
+from model.families.registry import Architecture, family_of
+from model.net.network import meta_network
+from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
-from model.spec import (
-    TASK_OF_FAMILY,
-    Architecture,
-    CenterCropSpec,
-    ClassifyPostSpec,
-    DetectPostSpec,
-    KeepRatioSpec,
-    Postprocessing,
-    Preprocessing,
-    SegmentPostSpec,
-)
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
 from model.zoo.checkpoint import Checkpoint, read_checkpoint
-from model.zoo.infer import infer, meta_network
-
-PIPELINES: dict[Task, tuple[Preprocessing, Postprocessing]] = {
-    Task.CLASSIFY: (CenterCropSpec(), ClassifyPostSpec()),
-    Task.DETECT: (KeepRatioSpec(long_side=1333, short_side=800, pad_multiple=32), DetectPostSpec()),
-    Task.SEGMENT: (KeepRatioSpec(long_side=2048, short_side=512), SegmentPostSpec()),
-}
-"""As the authors' own models are tested on ImageNet, COCO and ADE20K; a fine-tuned one is taken to be like them."""
+from model.zoo.infer import infer_architecture
 
 
 def import_checkpoint(
@@ -45,7 +29,7 @@ def import_checkpoint(
     *,
     task: Task | None = None,
     labels: Sequence[str] | None = None,
-    precision: Precision = "fp32",
+    precision: DtypeName = "fp32",
 ) -> Bundle:
     """Write the bundle `store`/`name`, whole or not at all; one of that name is replaced.
 
@@ -72,15 +56,15 @@ def import_checkpoint(
             f"{name} is the name of a published model, which has labels of its own; choose another name, or give none"
         )
     checkpoint = read_checkpoint(file)
-    architecture, num_classes = infer(checkpoint)
-    found = TASK_OF_FAMILY[architecture.family]
+    architecture, num_classes = infer_architecture(checkpoint)
+    found = family_of(architecture).task
     if task is not None and task != found:
         raise BundleInvalid(f"{file} holds a {architecture.family}, which is for {found.value}, not for {task.value}")
     published = None if labels is not None else _published(file, name, architecture, num_classes)
     if published is None:
-        draft = _own_draft(name, architecture, _own_labels(checkpoint, num_classes, labels), file, precision)
+        draft = _own_metadata(name, architecture, _own_labels(checkpoint, num_classes, labels), file, precision)
     else:
-        draft = replace(published_draft(published), name=name, precision=precision)
+        draft = replace(published_metadata(published), name=name, precision=precision)
     _check_numbers(checkpoint, precision)
     network = meta_network(architecture, num_classes).to_empty(device="cpu")
     network.load_state_dict(checkpoint.tensors)
@@ -109,13 +93,13 @@ def _published(file: Path, name: str, architecture: Architecture, num_classes: i
             return entry
         if is_asked_for:
             raise BundleInvalid(
-                f"{file} is not {name}: it holds a {_words(architecture, num_classes)}, the published model is a "
-                f"{_words(entry.architecture, len(entry.labels))}; choose another name for a model of your own"
+                f"{file} is not {name}: it holds a {_describe(architecture, num_classes)}, the published model is a "
+                f"{_describe(entry.architecture, len(entry.labels))}; choose another name for a model of your own"
             )
     return None
 
 
-def _words(architecture: Architecture, num_classes: int) -> str:
+def _describe(architecture: Architecture, num_classes: int) -> str:
     return f"{architecture.family} of size {architecture.backbone.size} and {num_classes} classes"
 
 
@@ -129,16 +113,16 @@ def _own_labels(checkpoint: Checkpoint, num_classes: int, given: Sequence[str] |
     return tuple(f"class {index}" for index in range(num_classes))
 
 
-def _own_draft(
-    name: str, architecture: Architecture, labels: tuple[str, ...], file: Path, precision: Precision
-) -> BundleDraft:
-    preprocessing, postprocessing = PIPELINES[TASK_OF_FAMILY[architecture.family]]
-    return BundleDraft(
+def _own_metadata(
+    name: str, architecture: Architecture, labels: tuple[str, ...], file: Path, precision: DtypeName
+) -> BundleMetadata:
+    family = family_of(architecture)
+    return BundleMetadata(
         name=name,
         architecture=architecture,
         labels=labels,
-        preprocessing=preprocessing,
-        postprocessing=postprocessing,
+        preprocessing=family.preprocessing,
+        postprocessing=family.postprocessing,
         precision=precision,
         source=Source(
             description=f"imported from {file.name} (sha256 {file_sha256(file)})",
@@ -150,7 +134,7 @@ def _own_draft(
     )
 
 
-def _check_numbers(checkpoint: Checkpoint, precision: Precision) -> None:
+def _check_numbers(checkpoint: Checkpoint, precision: DtypeName) -> None:
     for name, tensor in checkpoint.tensors.items():
         if tensor.is_floating_point() and not bool(tensor.to(DTYPES[precision]).isfinite().all()):
             raise BundleInvalid(
@@ -159,9 +143,9 @@ def _check_numbers(checkpoint: Checkpoint, precision: Precision) -> None:
             )
 
 
-def published_draft(entry: CatalogueEntry) -> BundleDraft:
+def published_metadata(entry: CatalogueEntry) -> BundleMetadata:
     """The config of a published checkpoint, its weights kept in the float32 that they come in."""
-    return BundleDraft(
+    return BundleMetadata(
         name=entry.name,
         architecture=entry.architecture,
         labels=entry.labels,

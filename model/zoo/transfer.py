@@ -26,7 +26,7 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 _STRONG_TAG = re.compile(r'"[!#-~]*"')
 
 
-class Version(Spec):
+class FileVersion(Spec):
     """One version of a file, as its server tells them apart. Only strong validators are kept."""
 
     url: str
@@ -36,7 +36,7 @@ class Version(Spec):
 
     @classmethod
     def of(cls, url: str, headers: Mapping[str, str]) -> Self:
-        """The version that a whole answer (200) with these headers, named in lower case, carries."""
+        """The version that a whole response (200) with these headers, named in lower case, carries."""
         length = _LENGTH.fullmatch(headers.get("content-length", ""))
         tag = _STRONG_TAG.fullmatch(headers.get("etag", ""))
         modified = headers.get("last-modified", "")
@@ -54,19 +54,19 @@ class Version(Spec):
     def validator(self) -> str | None:
         return self.etag or self.last_modified
 
-    def continued_total(self, headers: Mapping[str, str], size: int) -> int | None:
-        """The file's length, if a partial answer (206) is the rest of this version from byte `size` on; else None."""
+    def resumed_total(self, headers: Mapping[str, str], size: int) -> int | None:
+        """The file's length, if a partial response (206) is the rest of this version from byte `size` on; else None."""
         found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         if found is None or int(found[1]) != size or self.total not in (None, int(found[2])):
             return None
         if self.etag is not None:
             same = headers.get("etag") == self.etag
-        else:  # an answer to If-Range may leave the date out, not the tag (RFC 9110, section 15.3.7)
+        else:  # a response to If-Range may leave the date out, not the tag (RFC 9110, section 15.3.7)
             same = headers.get("last-modified", self.last_modified) == self.last_modified
         return int(found[2]) if same else None
 
 
-class PartFile:
+class PartialFile:
     """The part that belongs to `target`; of `url`, else it counts as empty. Methods raise OSError."""
 
     def __init__(self, target: Path, url: str) -> None:
@@ -95,11 +95,11 @@ class PartFile:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self.version.validator}
 
-    def continued_total(self, headers: Mapping[str, str]) -> int | None:
-        """The file's length, if a partial answer (206) goes on where the part ends; else None."""
-        return self.version.continued_total(headers, self.size) if self.version is not None else None
+    def resumed_total(self, headers: Mapping[str, str]) -> int | None:
+        """The file's length, if a partial response (206) goes on where the part ends; else None."""
+        return self.version.resumed_total(headers, self.size) if self.version is not None else None
 
-    def begin(self, version: Version) -> None:
+    def start(self, version: FileVersion) -> None:
         """Forget what there is; from now on the part is of `version`."""
         self.discard()
         # In this order: a part without a version, or one of a torn file, counts as empty.
@@ -123,9 +123,9 @@ class PartFile:
         self._version_path.unlink(missing_ok=True)
         self.version = None
 
-    def _read_version(self) -> Version | None:
+    def _read_version(self) -> FileVersion | None:
         try:
-            version = Version.model_validate_json(self._version_path.read_bytes())
+            version = FileVersion.model_validate_json(self._version_path.read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
         return version if version.url == self.url else None
@@ -143,7 +143,7 @@ MAX_REDIRECTS = 5
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
-class Interrupted(Exception):
+class TransientFailure(Exception):
     """The attempt came to nothing; another one may fare better, after `retry_after_s` if the server said so."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
@@ -151,7 +151,7 @@ class Interrupted(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Refused(Exception):
+class PermanentFailure(Exception):
     """The attempt came to nothing, and another one would not fare better."""
 
 
@@ -161,7 +161,7 @@ class Transfer:
 
     client: httpx2.Client
     address: httpx2.URL
-    part: PartFile
+    part: PartialFile
     max_bytes: int
     progress: Callable[[int, int | None], None]
     hash_known: bool
@@ -172,24 +172,24 @@ class Transfer:
         if self.part.complete:
             return
         try:
-            with self._answer() as answer:
-                self._check(answer)
-                self._take(answer)
+            with self._response() as response:
+                self._check_response(response)
+                self._write(response)
         except httpx2.TimeoutException as error:
-            raise Interrupted(f"{self.address.host} fell silent") from error
+            raise TransientFailure(f"{self.address.host} fell silent") from error
         except httpx2.ConnectError as error:
             if isinstance(_root(error), ssl.SSLCertVerificationError):
-                raise Refused(
+                raise PermanentFailure(
                     f"the certificate is not trusted ({error}); SSL_CERT_FILE can name another root"
                 ) from error
-            raise Interrupted(f"nothing answers at {self.address.host} ({error})") from error
+            raise TransientFailure(f"nothing answers at {self.address.host} ({error})") from error
         except httpx2.UnsupportedProtocol as error:
-            raise Refused(f"it redirects to what is no web address ({error})") from error
+            raise PermanentFailure(f"it redirects to what is no web address ({error})") from error
         except httpx2.TransportError as error:
-            raise Interrupted(f"{self.address.host} broke off ({error})") from error
+            raise TransientFailure(f"{self.address.host} broke off ({error})") from error
 
     @contextmanager
-    def _answer(self) -> Iterator[httpx2.Response]:
+    def _response(self) -> Iterator[httpx2.Response]:
         """Redirects are followed here, not by httpx2, which would read a redirect's body whatever its size."""
         headers = {"Accept-Encoding": "identity", **self.part.range_headers()}
         request = self.client.build_request("GET", self.address, headers=headers)
@@ -202,44 +202,46 @@ class Transfer:
             finally:
                 response.close()
             if request.url.scheme == "https" and response.next_request.url.scheme == "http":
-                raise Refused(f"it redirects from https to http (to {response.next_request.url.host})")
+                raise PermanentFailure(f"it redirects from https to http (to {response.next_request.url.host})")
             request = response.next_request
-        raise Refused(f"it redirects more than {MAX_REDIRECTS} times")
+        raise PermanentFailure(f"it redirects more than {MAX_REDIRECTS} times")
 
-    def _check(self, answer: httpx2.Response) -> None:
-        """That the answer holds the file or a part of it."""
-        status = f"{answer.status_code} {answer.reason_phrase}".strip()
-        if answer.status_code == 416:
+    def _check_response(self, response: httpx2.Response) -> None:
+        """That the response holds the file or a part of it."""
+        status = f"{response.status_code} {response.reason_phrase}".strip()
+        if response.status_code == 416:
             self.part.discard()
-            raise Interrupted(f"{answer.url.host} has no such part of the file ({status})")
-        if answer.status_code in RETRIED_STATUSES:
-            raise Interrupted(f"{answer.url.host} answered {status}", _retry_after_s(answer.headers))
-        if answer.status_code in (404, 410):
-            raise Refused(f"the file is not there ({status})")
-        if answer.status_code not in (200, 206):
-            raise Refused(f"{answer.url.host} does not give the file ({status})")
-        if answer.headers.get("content-type", "").startswith("text/html"):
-            raise Refused("a web page came, not a file")
-        if answer.headers.get("content-encoding", "identity") != "identity":
-            raise Refused(f"it came encoded as {answer.headers['content-encoding']}, which was not asked for")
-        if not self.hash_known and not {"content-length", "transfer-encoding"} & set(answer.headers):
-            raise Refused("the server does not tell where the file ends; give its hash with --sha256")
+            raise TransientFailure(f"{response.url.host} has no such part of the file ({status})")
+        if response.status_code in RETRIED_STATUSES:
+            raise TransientFailure(f"{response.url.host} answered {status}", _retry_after_s(response.headers))
+        if response.status_code in (404, 410):
+            raise PermanentFailure(f"the file is not there ({status})")
+        if response.status_code not in (200, 206):
+            raise PermanentFailure(f"{response.url.host} does not give the file ({status})")
+        if response.headers.get("content-type", "").startswith("text/html"):
+            raise PermanentFailure("a web page came, not a file")
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise PermanentFailure(
+                f"it came encoded as {response.headers['content-encoding']}, which was not asked for"
+            )
+        if not self.hash_known and not {"content-length", "transfer-encoding"} & set(response.headers):
+            raise PermanentFailure("the server does not tell where the file ends; give its hash with --sha256")
 
-    def _take(self, answer: httpx2.Response) -> None:
-        """Write the answer to the part, up to its end."""
-        if answer.status_code == 200:
-            version = Version.of(self.part.url, answer.headers)
+    def _write(self, response: httpx2.Response) -> None:
+        """Write the response to the part, up to its end."""
+        if response.status_code == 200:
+            version = FileVersion.of(self.part.url, response.headers)
             total = version.total
-            self.part.begin(version)
+            self.part.start(version)
         else:
-            total = self.part.continued_total(answer.headers)
+            total = self.part.resumed_total(response.headers)
             if total is None:
                 self.part.discard()
-                raise Interrupted("the file changed meanwhile")
+                raise TransientFailure("the file changed meanwhile")
         size = self.part.size
         self._check_size(total or size)
         with self.part.open() as file:
-            for chunk in answer.iter_raw():
+            for chunk in response.iter_raw():
                 size += len(chunk)
                 self._check_size(size)
                 file.write(chunk)
@@ -247,12 +249,12 @@ class Transfer:
         if total is not None and size != total:
             if size > total:
                 self.part.discard()
-            raise Interrupted(f"{size} bytes came of a file of {total}")
+            raise TransientFailure(f"{size} bytes came of a file of {total}")
 
     def _check_size(self, size: int) -> None:
         if size > self.max_bytes:
             self.part.discard()
-            raise Refused(f"it has {size} bytes or more, the bound is {self.max_bytes}; is it the right file?")
+            raise PermanentFailure(f"it has {size} bytes or more, the bound is {self.max_bytes}; is it the right file?")
 
 
 def _retry_after_s(headers: httpx2.Headers) -> float:

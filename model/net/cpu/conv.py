@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KEPT_SIZES = 256
+MAX_CACHED_SIZES = 256
 """So many sizes of input are remembered a layer; a detector's pictures have many."""
 
 _Size = tuple[torch.Size, int]
@@ -41,8 +41,8 @@ class Conv(nn.Module):
         self._plain = conv.weight.detach()
         self._bias = None if conv.bias is None else conv.bias.detach()
         self._relu = relu
-        self._layouts: list[Tensor] = []
-        self._layout_of: dict[_Size, Tensor] = {}
+        self._packed_weights: list[Tensor] = []
+        self._packed_for: dict[_Size, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         activation = "relu" if self._relu else "none"
@@ -61,33 +61,33 @@ class Conv(nn.Module):
 
     def _weight(self, x: Tensor) -> Tensor:
         size = (x.shape, torch.get_num_threads())
-        found = self._layout_of.get(size)
-        return self._lay_out(size) if found is None else found
+        found = self._packed_for.get(size)
+        return self._pack(size) if found is None else found
 
-    def _lay_out(self, size: _Size) -> Tensor:
+    def _pack(self, size: _Size) -> Tensor:
         made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self._plain, *self._geometry, list(size[0]))
-        content = _content(made)
-        weight = next((one for one in self._layouts if _content(one) == content), made)
+        content = _packed_bytes(made)
+        weight = next((one for one in self._packed_weights if _packed_bytes(one) == content), made)
         if weight is made:
-            self._layouts.append(made)
-        if len(self._layout_of) >= KEPT_SIZES:
-            self._layout_of.clear()
-        self._layout_of[size] = weight
+            self._packed_weights.append(made)
+        if len(self._packed_for) >= MAX_CACHED_SIZES:
+            self._packed_for.clear()
+        self._packed_for[size] = weight
         return weight
 
 
-def _content(weight: Tensor) -> bytes:
+def _packed_bytes(weight: Tensor) -> bytes:
     """What a weight is in memory: the same in two layouts only where they are one and the same."""
     return ctypes.string_at(torch.ops.mkldnn.data_ptr(weight), torch.ops.mkldnn._nbytes(weight))
 
 
 OUTPUTS, INPUTS = 4, 6
 """Rows of a tile; tiles overlap by two."""
-FEWEST_CHANNELS = 128
-FEWEST_POSITIONS = 1024
+MIN_CHANNELS = 128
+MIN_POSITIONS = 1024
 """With fewer of either the transforms, and two dozen calls in place of one, take longer than what is saved."""
 
-_OF_INPUT = (
+_INPUT_TRANSFORM = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
     (0, 4, -4, -1, 1, 0),
@@ -95,7 +95,7 @@ _OF_INPUT = (
     (0, 2, -1, -2, 1, 0),
     (0, 4, 0, -5, 0, 1),
 )
-_OF_WEIGHT = (
+_WEIGHT_TRANSFORM = (
     (1 / 4, 0, 0),
     (-1 / 6, -1 / 6, -1 / 6),
     (-1 / 6, 1 / 6, -1 / 6),
@@ -106,14 +106,14 @@ _OF_WEIGHT = (
 """The transforms at the points 0, 1, -1, 2, -2 and infinity; that of the output is written out below."""
 
 
-def winograd_pays(conv: nn.Conv2d) -> bool:
+def winograd_applies(conv: nn.Conv2d) -> bool:
     """Whether a convolution can be computed so, exactly enough, and sooner."""
     return (
         conv.weight.dtype == torch.float32
         and conv.kernel_size == (3, 3)
         and conv.stride == conv.padding == conv.dilation == (1, 1)
         and conv.groups == 1
-        and min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
+        and min(conv.in_channels, conv.out_channels) >= MIN_CHANNELS
     )
 
 
@@ -125,8 +125,8 @@ class WinogradConv(nn.Module):
         self._plain = Conv(conv, relu=relu)
         self._relu = relu
         self._out_channels = conv.out_channels
-        self._transforms = nn.ModuleList(_transform(row, conv.in_channels) for row in _OF_INPUT)
-        weights = torch.einsum("tr,oirc->toic", torch.tensor(_OF_WEIGHT).double(), conv.weight.detach().double())
+        self._transforms = nn.ModuleList(_transform(row, conv.in_channels) for row in _INPUT_TRANSFORM)
+        weights = torch.einsum("tr,oirc->toic", torch.tensor(_WEIGHT_TRANSFORM).double(), conv.weight.detach().double())
         self._products = nn.ModuleList(
             # The second product is in each output, once: so is the bias.
             _row_conv(weight, conv.bias if at == 1 else None, relu=relu and at in (0, INPUTS - 1))
@@ -135,7 +135,7 @@ class WinogradConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
-        if batch * height * width < FEWEST_POSITIONS:
+        if batch * height * width < MIN_POSITIONS:
             small: Tensor = self._plain(x)
             return small
         if height % OUTPUTS:
@@ -175,7 +175,7 @@ def _row_conv(weight: Tensor, bias: Tensor | None, *, relu: bool) -> Conv:
     """A 1x3 convolution along the rows, by a weight (D, C, 3)."""
     out_channels, in_channels, taps = weight.shape
     conv = nn.Conv2d(in_channels, out_channels, (1, taps), padding=(0, taps // 2), bias=False)
-    laid_out = weight[:, :, None].float().contiguous(memory_format=torch.channels_last)
-    conv.weight = nn.Parameter(laid_out, requires_grad=False)
+    weights = weight[:, :, None].float().contiguous(memory_format=torch.channels_last)
+    conv.weight = nn.Parameter(weights, requires_grad=False)
     conv.bias = bias
     return Conv(conv, relu=relu)

@@ -12,9 +12,8 @@ import platform
 import torch
 from torch import Tensor, nn
 
-from model.net.convmlp import ChannelMLP
-from model.net.cpu.conv import Conv, WinogradConv, winograd_pays
-from model.net.fpn import ConvModule
+from model.net.cpu.conv import Conv, WinogradConv, winograd_applies
+from model.net.layers import ChannelMLP, ConvModule
 
 _OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
 
@@ -28,7 +27,7 @@ def onednn_available() -> bool:
     )
 
 
-def onednn_is_quick_at(dtype: torch.dtype) -> bool:
+def onednn_accelerates(dtype: torch.dtype) -> bool:
     """Whether the operators are there, and this processor computes in a dtype by instructions of its own."""
     if not onednn_available():
         return False
@@ -43,7 +42,7 @@ def onednn_is_quick_at(dtype: torch.dtype) -> bool:
             return False
 
 
-def use_onednn(network: nn.Module) -> None:
+def convert_to_onednn(network: nn.Module) -> None:
     """Replace layers in place: batch norms must be folded, weights in channels-last memory and of their last dtype.
 
     Neither state dict nor device nor dtype can change after this.
@@ -85,7 +84,7 @@ def _replace_in_order(parent: nn.Sequential | ConvModule) -> None:
 
 
 def _conv(conv: nn.Conv2d, *, relu: bool = False) -> nn.Module:
-    return WinogradConv(conv, relu=relu) if winograd_pays(conv) else Conv(conv, relu=relu)
+    return WinogradConv(conv, relu=relu) if winograd_applies(conv) else Conv(conv, relu=relu)
 
 
 class _Linear(nn.Module):
@@ -93,7 +92,7 @@ class _Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self._weight, self._bias = _laid_out(linear)
+        self._weight, self._bias = _packed(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
@@ -105,7 +104,7 @@ class _ChannelMLP(nn.Module):
 
     def __init__(self, mlp: ChannelMLP) -> None:
         super().__init__()
-        self._first, self._second = _laid_out(mlp.fc1), _laid_out(mlp.fc2)
+        self._first, self._second = _packed(mlp.fc1), _packed(mlp.fc2)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         # The algorithm `none` is the error function itself, not its approximation by tanh.
@@ -114,7 +113,7 @@ class _ChannelMLP(nn.Module):
         return out
 
 
-def _laid_out(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+def _packed(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
     weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous())
     return weight, None if linear.bias is None else linear.bias.detach()
 
@@ -139,8 +138,8 @@ def _halve(x: Tensor, axis: int) -> Tensor:
     # Where the axis is odd the last window has nothing to its right.
     out = even.clone() if even.shape[axis] > pairs else torch.maximum(even, odd)
     if even.shape[axis] > pairs:
-        _raise_to(out, axis, 0, odd)
-    _raise_to(out, axis, 1, odd.narrow(axis, 0, out.shape[axis] - 1))
+        _maximum_into(out, axis, 0, odd)
+    _maximum_into(out, axis, 1, odd.narrow(axis, 0, out.shape[axis] - 1))
     return out
 
 
@@ -148,7 +147,7 @@ def _every_second(x: Tensor, axis: int, first: int) -> Tensor:
     return x[:, :, first::2] if axis == 2 else x[..., first::2]
 
 
-def _raise_to(x: Tensor, axis: int, start: int, floor: Tensor) -> None:
+def _maximum_into(x: Tensor, axis: int, start: int, floor: Tensor) -> None:
     """x = max(x, floor), in place, over as many positions from `start` on as `floor` has."""
     part = x.narrow(axis, start, floor.shape[axis])
     torch.maximum(part, floor, out=part)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from model.errors import BundleInvalid
-from model.net.weights import Precision, write_bundle
+from model.net.weights import DtypeName, write_bundle
 from model.types import Task
 from model.zoo import checkpoint
 from model.zoo.checkpoint import export_checkpoint, read_checkpoint
 from model.zoo.importer import import_checkpoint
-from tests.model.net.tiny import ARCHITECTURES, REFERENCES, draft, tiny_bundle, tiny_network
+from tests.model.net.tiny import ARCHITECTURES, REFERENCES, metadata, tiny_bundle, tiny_network
 from tests.model.zoo.checkpoints import tiny_checkpoint
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7)}
@@ -203,9 +203,9 @@ def test_the_round_trip_is_exact(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_the_dtype_is_kept(tmp_path: Path, precision: Precision) -> None:
+def test_the_dtype_is_kept(tmp_path: Path, precision: DtypeName) -> None:
     """What the bundle holds in half precision is not blown up."""
-    one = draft("classifier", precision=precision)
+    one = metadata("classifier", precision=precision)
     bundle = write_bundle(tmp_path, one, tiny_network("classifier"), lambda _: REFERENCES[Task.CLASSIFY])
     export_checkpoint(bundle, tmp_path / "out.pth")
     found = read_checkpoint(tmp_path / "out.pth").tensors

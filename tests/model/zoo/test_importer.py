@@ -9,20 +9,20 @@ from torch import Tensor
 
 from model.bundle import Bundle, read_bundle
 from model.errors import BundleInvalid
-from model.net.build import build_network
-from model.net.weights import DTYPES, Precision
+from model.families.registry import FAMILIES
+from model.net.network import build_network
+from model.net.weights import DTYPES, DtypeName
 from model.predictor import reference_answer
-from model.spec import TASK_OF_FAMILY
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE
-from model.zoo.importer import PIPELINES, import_checkpoint
+from model.zoo.importer import import_checkpoint
 from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, tiny_network
 from tests.model.zoo.checkpoints import tiny_checkpoint
 
 DEFAULT_LABELS = tuple(f"class {index}" for index in range(NUM_CLASSES))
 
 
-def import_tensors(folder: Path, tensors: dict[str, Tensor], precision: Precision = "fp32") -> Bundle:
+def import_tensors(folder: Path, tensors: dict[str, Tensor], precision: DtypeName = "fp32") -> Bundle:
     torch.save(tensors, folder / "mine.pth")
     return import_checkpoint(folder / "mine.pth", folder / "store", "mine", precision=precision)
 
@@ -42,9 +42,9 @@ def test_a_checkpoint_of_ones_own_becomes_a_whole_bundle(tmp_path: Path, family:
     bundle = read_bundle(tmp_path / "store" / "mine")
     assert bundle == written
     config = bundle.config
-    task = TASK_OF_FAMILY[ARCHITECTURES[family].family]
-    assert (config.task, config.architecture, config.labels) == (task, ARCHITECTURES[family], DEFAULT_LABELS)
-    assert (config.preprocessing, config.postprocessing) == PIPELINES[task]
+    entry = FAMILIES[family]
+    assert (config.task, config.architecture, config.labels) == (entry.task, ARCHITECTURES[family], DEFAULT_LABELS)
+    assert (config.preprocessing, config.postprocessing) == (entry.preprocessing, entry.postprocessing)
     assert "mine.pth (sha256 " in config.source.description
     assert config.accuracy is None
     assert config.reference == reference_answer(bundle)
@@ -55,7 +55,7 @@ def test_a_checkpoint_of_ones_own_becomes_a_whole_bundle(tmp_path: Path, family:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_weights_are_kept_in_the_precision_asked_for(tmp_path: Path, precision: Precision) -> None:
+def test_weights_are_kept_in_the_precision_asked_for(tmp_path: Path, precision: DtypeName) -> None:
     """Half the size; the config says so."""
     bundle = import_checkpoint(tiny_checkpoint(tmp_path, "classifier"), tmp_path, "mine", precision=precision)
     found = safetensors.torch.load_file(bundle.weights_path)
@@ -156,7 +156,7 @@ def test_a_name_that_no_model_can_have_is_refused(tmp_path: Path, name: str) -> 
         (3e38, "fp32", "answers scores that are no numbers"),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float, precision: Precision, why: str) -> None:
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float, precision: DtypeName, why: str) -> None:
     """A diverged training, or values too large for the precision or for adding up, never become a bundle."""
     tensors = tiny_network("classifier").state_dict()
     tensors["head.bias"][2] = value

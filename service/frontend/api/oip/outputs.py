@@ -18,8 +18,8 @@ import numpy as np
 
 from model.bundle import BundleConfig
 from model.errors import ImageTooLarge
+from model.families.registry import family_of
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.spec import MaskRCNNSpec
 from model.types import ClassifyResult, DetectResult, QueryParams, Result, SegmentResult, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.api.oip.protocol import DTYPES, Datatype, InferRequest, RequestedOutput, Tensor, Values
@@ -89,7 +89,7 @@ def outputs_of(config: BundleConfig) -> tuple[Output, ...]:
         case Task.CLASSIFY:
             return CLASSIFY_OUTPUTS
         case Task.DETECT:
-            return INSTANCE_OUTPUTS if isinstance(config.architecture, MaskRCNNSpec) else DETECT_OUTPUTS
+            return INSTANCE_OUTPUTS if family_of(config.architecture).masks else DETECT_OUTPUTS
         case Task.SEGMENT:
             return SEGMENT_OUTPUTS if len(config.labels) <= 256 else WIDE_SEGMENT_OUTPUTS
 
