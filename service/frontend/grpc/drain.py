@@ -75,37 +75,29 @@ class Drain(grpc.aio.ServerInterceptor):
         behaviour = getattr(handler, name)
         if inspect.isasyncgenfunction(behaviour):
             behaviour = _writes(behaviour)
-        if handler.request_streaming:
-            behaviour = self._ends_stream(behaviour)
-        return make(self._tracks(behaviour), handler.request_deserializer, handler.response_serializer)
+        behaviour = self._tracks(behaviour, streams=handler.request_streaming)
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
-    def _tracks(self, behaviour: Behaviour) -> Behaviour:
+    def _tracks(self, behaviour: Behaviour, *, streams: bool) -> Behaviour:
         async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401  (any message type)
             task = asyncio.current_task()
             assert task is not None
             self._calls.add(task)
+            messages = _Messages(context, self._begun) if streams else None
             try:
-                return await behaviour(request, context)
+                reply = await behaviour(request if messages is None else messages, context)
+                if messages is not None and await messages.cut_short():
+                    await abort(context, Unavailable(DRAINING), usable_id(request_id_of(context)))
+                return reply
             except asyncio.CancelledError:
                 if task not in self._given_up:
                     raise  # the client disconnected
                 await abort(context, Unavailable(OUT_OF_TIME), usable_id(request_id_of(context)))
             finally:
+                if messages is not None:
+                    messages.close()
                 self._calls.discard(task)
                 self._given_up.discard(task)
-
-        return answer
-
-    def _ends_stream(self, behaviour: Behaviour) -> Behaviour:
-        async def answer(_: object, context: Context) -> Any:  # noqa: ANN401
-            messages = _Messages(context, self._begun)
-            try:
-                reply = await behaviour(messages, context)
-                if await messages.cut_short():
-                    await abort(context, Unavailable(DRAINING), usable_id(request_id_of(context)))
-                return reply
-            finally:
-                messages.close()
 
         return answer
 

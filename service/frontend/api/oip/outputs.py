@@ -73,8 +73,8 @@ class OutputSelection:
             ImageTooLarge: a padded tensor would have more than `max_bytes`.
         """
         return [
-            (_stack(output, [values[at] for values in images], max_bytes), binary)
-            for at, (output, binary) in enumerate(self.outputs)
+            (_stack(output, parts, max_bytes), binary)
+            for (output, binary), parts in zip(self.outputs, zip(*images, strict=True), strict=True)
         ]
 
     def too_large(self, values: Sequence[Values], max_bytes: int) -> ImageTooLarge:
