@@ -32,7 +32,7 @@ import grpc
 from benchmarks.calls import Call, Recorder, count, listing
 from convmlp.v1.vision_pb2 import ClassifyRequest
 from convmlp.v1.vision_pb2_grpc import VisionStub
-from model.bundle import REFERENCE_PICTURE
+from model.reference import REFERENCE_PICTURE
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_FOLDERS = ("service", "model")

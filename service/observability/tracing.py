@@ -1,21 +1,22 @@
-"""What a trace is told of: spans, and how their context travels (W3C Trace Context).
+"""Traces of requests, on OpenTelemetry's API: W3C Trace Context between processes, no-op spans where nothing is traced.
 
-Everything here says nothing to nobody, and costs next to nothing. `otlp.py` has the spans that are told; code that
-does the work needs to know of neither.
-
-Traces of requests, told by OpenTelemetry (OTLP over HTTP) where the settings ask for it.
-
-OpenTelemetry is an optional part of the installation, and is imported only when it is asked for.
+Code that does the work uses `Span` and `step` alone. `otlp.py` sets up OpenTelemetry's SDK, which is an optional part
+of the installation and is imported only where `otlp_endpoint` is set.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import ClassVar
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, Link, NoOpTracer, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from model.errors import ConvMLPError
 from service.errors import Internal
@@ -23,26 +24,31 @@ from service.settings import Settings
 
 Attributes = Mapping[str, str | int | float | bool]
 
-NOTHING: Attributes = {}
+NO_ATTRIBUTES: Attributes = {}
 CANCELLED = "cancelled"
-"""The outcome where the caller left."""
+"""Outcome of a request whose caller disconnected."""
+ERROR_TYPE = "error.type"
+FLUSH_S = 2.0
+"""How long the end of a process may wait for its last spans; less than a supervisor waits beyond the drain time."""
+MAX_HEADER = 512
+"""Characters of a traceparent or tracestate header; a longer one does not follow the standard and is ignored."""
+
+_propagator = TraceContextTextMapPropagator()
 
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """The values of the two headers; empty where there is none."""
+    """The values of the headers traceparent and tracestate; empty where there is none."""
 
     traceparent: str = ""
     tracestate: str = ""
 
 
 NO_CONTEXT = TraceContext()
-MAX_HEADER = 512
-"""Characters of either header; a longer one is nobody's that follows the standard."""
 
 
 def received_context(traceparents: Sequence[str], tracestates: Sequence[str]) -> TraceContext:
-    """The context that came in a request, by all its headers of the two names."""
+    """The trace context of a request, from all its headers of the two names."""
     if len(traceparents) != 1 or len(traceparents[0]) > MAX_HEADER:
         return NO_CONTEXT
     tracestate = ",".join(tracestates)
@@ -50,83 +56,131 @@ def received_context(traceparents: Sequence[str], tracestates: Sequence[str]) ->
 
 
 class Span:
-    """A span of a trace that nobody asked for. Times are on the clock of `time.monotonic`."""
+    """A span of OpenTelemetry with times in seconds on the clock of `time.monotonic`.
 
-    __slots__ = ()
+    `wall_ns` is the wall clock at zero of `time.monotonic`. All spans of a request share it, so that their order does
+    not depend on corrections of the wall clock. `recording` is False for the no-op span.
+    """
 
-    recording: ClassVar[bool] = False
+    __slots__ = ("_span", "_tracer", "_wall_ns", "recording")
+
+    def __init__(self, tracer: trace.Tracer, span: trace.Span, wall_ns: int, *, recording: bool) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._wall_ns = wall_ns
+        self.recording = recording
 
     @property
     def ids(self) -> Mapping[str, str]:
         """`trace_id` and `span_id` in hexadecimal, for log lines; empty where nothing is recorded."""
-        return {}
+        if not self.recording:
+            return {}
+        context = self._span.get_span_context()
+        return {"trace_id": trace.format_trace_id(context.trace_id), "span_id": trace.format_span_id(context.span_id)}
 
     @property
     def context(self) -> TraceContext:
-        """What makes another process's spans its children."""
-        return NO_CONTEXT
+        """What another process needs to add children to this span."""
+        if not self.recording:
+            return NO_CONTEXT
+        headers: dict[str, str] = {}
+        _propagator.inject(headers, trace.set_span_in_context(self._span, Context()))
+        return TraceContext(headers.get("traceparent", ""), headers.get("tracestate", ""))
 
-    def begin(self, name: str, attributes: Attributes = NOTHING) -> Span:  # noqa: ARG002
-        """A child that begins now."""
-        return self
+    def begin(self, name: str, attributes: Attributes = NO_ATTRIBUTES) -> Span:
+        """Start a child now."""
+        if not self.recording:
+            return self
+        span = self._child(name, self._wall_ns + time.monotonic_ns(), attributes)
+        return Span(self._tracer, span, self._wall_ns, recording=True)
 
     def record(
         self,
         name: str,
         started_s: float,
         ended_s: float,
-        attributes: Attributes = NOTHING,
+        attributes: Attributes = NO_ATTRIBUTES,
         error: str = "",
         link: Span | None = None,
     ) -> None:
-        """A child that is over already, and what it belongs to besides. `error`: the code of what it failed with."""
+        """Add a child that has ended already. `error`: the code of its failure; `link`: a span of another trace."""
+        if self.recording:
+            links = [link.link] if link is not None and link.recording else []
+            span = self._child(name, self._wall_ns + _ns(started_s), attributes, links)
+            _end(span, self._wall_ns + _ns(ended_s), error)
+
+    @property
+    def link(self) -> Link:
+        return Link(self._span.get_span_context())
 
     def set(self, attributes: Attributes) -> None:
-        """More attributes."""
+        self._span.set_attributes(attributes)
 
     def rename(self, name: str) -> None:
-        """A better name."""
+        self._span.update_name(name)
 
     def end(self, error: str = "") -> None:
-        """It is over. `error`: the code of what it failed with."""
+        """End the span now. `error`: the code of its failure."""
+        if self.recording:
+            _end(self._span, self._wall_ns + time.monotonic_ns(), error)
 
-
-NO_SPAN = Span()
+    def _child(self, name: str, started_ns: int, attributes: Attributes, links: Sequence[Link] = ()) -> trace.Span:
+        parent = trace.set_span_in_context(self._span, Context())
+        return self._tracer.start_span(name, parent, attributes=attributes, links=links, start_time=started_ns)
 
 
 class Tracing:
-    """Where spans begin. This one begins none."""
+    """Starts the spans of one process. `on` is False where nothing is traced: all spans are no-ops then."""
 
-    on: ClassVar[bool] = False
+    def __init__(self, tracer: trace.Tracer, *, on: bool) -> None:
+        self._tracer = tracer
+        self.on = on
 
-    def request(self, name: str, context: TraceContext, attributes: Attributes = NOTHING) -> Span:  # noqa: ARG002
-        """The span of a request that came now with its caller's context."""
-        return NO_SPAN
+    def request(self, name: str, context: TraceContext, attributes: Attributes = NO_ATTRIBUTES) -> Span:
+        """Start the span of a request that arrived now with its caller's context."""
+        if not self.on:
+            return NO_SPAN
+        wall_ns = _wall_ns()
+        started_ns = wall_ns + time.monotonic_ns()
+        span = self._tracer.start_span(name, _extract(context), SpanKind.SERVER, attributes, start_time=started_ns)
+        return Span(self._tracer, span, wall_ns, recording=True) if span.is_recording() else NO_SPAN
 
-    def remote(self, context: TraceContext) -> Span:  # noqa: ARG002
-        """Another process's span, to have children here. It is not ended here."""
-        return NO_SPAN
+    def remote(self, context: TraceContext) -> Span:
+        """Another process's span, as a parent of spans here. It is not ended here."""
+        if not self.on or not context.traceparent:
+            return NO_SPAN
+        span = trace.get_current_span(_extract(context))
+        sampled = span.get_span_context().trace_flags.sampled
+        return Span(self._tracer, span, _wall_ns(), recording=True) if sampled else NO_SPAN
 
     def batch_span(
         self,
-        name: str,  # noqa: ARG002
-        requests: Sequence[Span],  # noqa: ARG002
-        started_s: float,  # noqa: ARG002
-        ended_s: float,  # noqa: ARG002
-        attributes: Attributes = NOTHING,  # noqa: ARG002
-        error: str = "",  # noqa: ARG002
+        name: str,
+        requests: Sequence[Span],
+        started_s: float,
+        ended_s: float,
+        attributes: Attributes = NO_ATTRIBUTES,
+        error: str = "",
     ) -> Span:
-        """What was done, and is over, for several requests at once: a trace of its own, linked to theirs."""
-        return NO_SPAN
+        """A span that has ended already and served several requests: a trace of its own, with a link to each."""
+        links = [request.link for request in requests if request.recording]
+        if not links:
+            return NO_SPAN
+        wall_ns = _wall_ns()
+        started_ns = wall_ns + _ns(started_s)
+        span = self._tracer.start_span(name, Context(), attributes=attributes, links=links, start_time=started_ns)
+        _end(span, wall_ns + _ns(ended_s), error)
+        return Span(self._tracer, span, wall_ns, recording=True)
 
 
-NO_TRACING = Tracing()
+NO_SPAN = Span(NoOpTracer(), INVALID_SPAN, 0, recording=False)
+NO_TRACING = Tracing(NoOpTracer(), on=False)
 
 _current: ContextVar[Span] = ContextVar("span", default=NO_SPAN)
 
 
 def current_span() -> Span:
-    """That of the request, or of its step, in whose context this is called."""
+    """The span of the request, or of its step, in whose context this is called."""
     return _current.get()
 
 
@@ -140,8 +194,8 @@ def within(span: Span) -> Iterator[None]:
         _current.reset(token)
 
 
-def step(name: str, attributes: Attributes = NOTHING) -> AbstractContextManager[Span]:
-    """A child of the current span, current itself within; it ends with the code of the error that leaves, if one."""
+def step(name: str, attributes: Attributes = NO_ATTRIBUTES) -> AbstractContextManager[Span]:
+    """A child of the current span, current inside the context. An error that leaves the context becomes its error."""
     parent = _current.get()
     return _step(parent.begin(name, attributes)) if parent.recording else nullcontext(parent)
 
@@ -158,44 +212,59 @@ def _step(span: Span) -> Iterator[Span]:
 
 
 def code_of(error: BaseException) -> str:
-    """The domain code of whatever ended a piece of work."""
+    """The domain code of an exception that ended a piece of work."""
     if isinstance(error, ConvMLPError):
         return error.code
     return CANCELLED if isinstance(error, asyncio.CancelledError) else Internal.code
 
 
-FLUSH_S = 2.0
-"""What the end of a process may take to deliver its last spans; less than a supervisor waits beyond the drain time."""
-
-
 class TracingUnavailable(Exception):
-    """Traces are asked for and cannot be made."""
+    """The settings ask for traces and OpenTelemetry's SDK is not installed."""
 
 
 @contextmanager
 def open_tracing(settings: Settings, part: str, *, follows: bool = False) -> Iterator[Tracing]:
-    """Traces for one process; its last spans are delivered on the way out, or given up.
+    """The traces of one process. On exit its last spans are delivered within `FLUSH_S`, or dropped.
 
-    `part` (rest, grpc, worker) names the service, where OTEL_SERVICE_NAME does not. A process that `follows` begins
-    no requests' traces of its own: it tells of whatever is recorded elsewhere.
+    `part` (rest, grpc, worker) is the service's name where OTEL_SERVICE_NAME gives none. A process that `follows`
+    starts no traces: it adds spans to those that other processes record.
 
     Raises:
-        TracingUnavailable: OpenTelemetry is not installed.
+        TracingUnavailable: OpenTelemetry's SDK is not installed.
     """
     if not settings.otlp_endpoint:
         yield NO_TRACING
         return
     try:
-        from service.observability.otlp import OtlpTracing
+        from service.observability.otlp import OtlpPipeline
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("opentelemetry"):
             raise
         raise TracingUnavailable(
-            "otlp_endpoint asks for traces, and OpenTelemetry is not installed: "
+            "otlp_endpoint is set, but OpenTelemetry's SDK is not installed: "
             "install convmlp-serving[tracing], or leave otlp_endpoint empty"
         ) from error
-    tracing = OtlpTracing(settings.otlp_endpoint, part, None if follows else settings.trace_sample_ratio)
+    pipeline = OtlpPipeline(settings.otlp_endpoint, part, None if follows else settings.trace_sample_ratio)
     try:
-        yield tracing
+        yield Tracing(pipeline.tracer, on=True)
     finally:
-        tracing.close(min(FLUSH_S, settings.drain_timeout_ms / 1000))
+        pipeline.close(min(FLUSH_S, settings.drain_timeout_ms / 1000))
+
+
+def _end(span: trace.Span, ended_ns: int, error: str) -> None:
+    if error:
+        span.set_attribute(ERROR_TYPE, error)
+        span.set_status(Status(StatusCode.ERROR, error))
+    span.end(ended_ns)
+
+
+def _extract(context: TraceContext) -> Context:
+    return _propagator.extract({"traceparent": context.traceparent, "tracestate": context.tracestate}, Context())
+
+
+def _wall_ns() -> int:
+    return time.time_ns() - time.monotonic_ns()
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1e9)

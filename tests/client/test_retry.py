@@ -116,7 +116,7 @@ async def test_a_service_that_asks_for_long_is_not_waited_for(clock: FakeClock) 
     assert (service.asked, clock.pauses) == (1, [])
 
 
-@pytest.mark.parametrize("kind", [BadImage, ProtocolError, *set(SERVICE_ERRORS.values())])
+@pytest.mark.parametrize("kind", [BadImage, ProtocolError, *dict.fromkeys(SERVICE_ERRORS.values())])
 async def test_only_what_may_succeed_is_tried_again(clock: FakeClock, kind: type[ClientError]) -> None:
     """Refusals and broken connections are; what is wrong with the request, or beyond repair, is not."""
     service = Service([kind("no")])

@@ -109,8 +109,8 @@ async def test_a_collector_that_refuses_costs_a_line_in_the_log() -> None:
             await http.post("/classify", content=picture(9))
             await asyncio.to_thread(rest.wait_for, "traces are delivered again")
     (said,) = [line for line in rest.lines if line["level"] != "info"]
-    assert said["event"] == "traces cannot be delivered; they are dropped until they can"
-    assert said["to"] == collector.url
+    assert said["event"] == "traces cannot be delivered and are dropped until the collector answers"
+    assert said["collector"] == collector.url
     assert "400" in said["reason"]
 
 
@@ -129,13 +129,13 @@ async def test_a_dead_collector_costs_a_line_in_the_log() -> None:
         httpx2.AsyncClient(base_url=rest.url) as http,
     ):
         await http.post("/classify", content=picture(9))
-        await asyncio.to_thread(rest.wait_for, "traces cannot be delivered; they are dropped until they can")
+        await asyncio.to_thread(rest.wait_for, "traces cannot be delivered and are dropped until the collector answers")
         for _ in range(60):
             assert (await http.post("/classify", content=picture(9))).status_code == 200
     said, *more = [line for line in rest.lines if line["level"] != "info"]
-    assert said["to"] == f"http://127.0.0.1:{port}"
+    assert said["collector"] == f"http://127.0.0.1:{port}"
     assert "refused" in said["reason"]
-    assert [line["event"] for line in more] == ["the last traces were not delivered in time; they are lost"]
+    assert [line["event"] for line in more] == ["the last traces were not delivered in time and are lost"]
     assert "secret" not in str(rest.lines)
 
 
@@ -151,7 +151,7 @@ async def test_an_address_that_answers_no_more_does_not_hold_up_the_end() -> Non
             async with httpx2.AsyncClient(base_url=rest.url) as http:
                 assert (await http.post("/classify", content=picture(9))).status_code == 200
             await stopped(rest)  # within a minute, where the exporter alone would take more
-    assert rest.lines[-1]["event"] == "the last traces were not delivered in time; they are lost"
+    assert rest.lines[-1]["event"] == "the last traces were not delivered in time and are lost"
 
 
 async def test_the_ratio_decides_where_the_caller_does_not() -> None:
