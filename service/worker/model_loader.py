@@ -79,7 +79,7 @@ class ModelLoader:
                 # It was loaded by a caller once: the others must not be lost for it.
                 log.error("a model that was served cannot be loaded again", model=model.name, error=str(error))
                 self._shelf.take(model.name)
-                self._metrics.serves_no_more(model.name)
+                self._metrics.remove_model(model.name)
 
     async def check(self) -> bool:
         """Ask each served model about the reference picture; whether all of them are fit to serve."""
@@ -155,7 +155,7 @@ class ModelLoader:
         with self._said(name, "it is being unloaded"):
             await self._changed()
             await self._leave(model)
-        self._metrics.serves_no_more(name)
+        self._metrics.remove_model(name)
         log.info("model unloaded", model=name)
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ class ModelLoader:
         """Load a model and have it prove itself; where it fails nothing stays of it."""
         new = self._shelf.get(model.name) is None
         if new:
-            self._metrics.serves(model.name, model.config.task.value)
+            self._metrics.add_model(model.name, model.config.task.value)
         try:
             await self._put_on_device(model)
             await self._prove(model)
@@ -184,7 +184,7 @@ class ModelLoader:
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
             if new:
-                self._metrics.serves_no_more(model.name)
+                self._metrics.remove_model(model.name)
             raise
 
     async def _put_on_device(self, model: LoadedModel) -> None:
