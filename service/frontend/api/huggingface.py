@@ -19,7 +19,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from model.bundle import BundleConfig
-from model.spec import MaskRCNNSpec
+from model.families.registry import family_of
 from model.types import QueryParams, Task
 from service.errors import BadParameter, BadRequest, ModelNotFound
 from service.frontend.api.huggingface_schemas import (
@@ -246,7 +246,7 @@ def _model_name(request: Request) -> str | None:
 
 
 def _does_instances(config: BundleConfig) -> bool:
-    return isinstance(config.architecture, MaskRCNNSpec)
+    return family_of(config.architecture).masks
 
 
 def _subtask(config: BundleConfig) -> Subtask:
