@@ -69,7 +69,7 @@ async def test_too_many_bytes_are_refused_in_the_tables_words(
     """A message over the limits is INVALID_ARGUMENT and says how much it may have."""
     error = await refusal(rpc.vision.Classify(pb.ClassifyRequest(image=bytes(size)), compression=compression))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"at most {LIMIT:,} are accepted" in (error.details() or "")
+    assert f"the limit is {LIMIT:,}" in (error.details() or "")
 
 
 async def test_what_is_far_too_long_is_refused_by_its_announced_length(rpc: WholeRpc) -> None:

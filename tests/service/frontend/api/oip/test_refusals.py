@@ -59,7 +59,7 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
 BAD_IMAGES: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", 400, "the image is empty"),
     "truncated": (IMAGE[:60], 400, "truncated or corrupt"),
-    "no image": (b"%PDF-1.7", 415, "no image format that is read here"),
+    "no image": (b"%PDF-1.7", 415, "the image format is not supported"),
     "too large": (oversized_png(20_000, 20_000), 413, "20000 x 20000"),
 }
 BAD_WISHES: dict[str, tuple[dict[str, Any], int, str]] = {
