@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2
 
 from convmlp.v1 import vision_pb2 as pb
-from service.frontend.grpc.server import ROOM_BYTES, KeepAlive
+from service.frontend.grpc.server import EXTRA_BYTES, KeepAlive
 from tests.service.frontend.grpc.http2_frames import (
     ACK,
     ENHANCE_YOUR_CALM,
@@ -61,7 +61,7 @@ async def test_an_image_as_large_as_may_be_is_answered() -> None:
     assert answer.labels[0].index == 7
 
 
-@pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + ROOM_BYTES - 1000])
+@pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + EXTRA_BYTES - 1000])
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
 async def test_too_many_bytes_are_refused_in_the_tables_words(
     rpc: WholeRpc, size: int, compression: grpc.Compression | None
@@ -74,7 +74,7 @@ async def test_too_many_bytes_are_refused_in_the_tables_words(
 
 async def test_what_is_far_too_long_is_refused_by_its_announced_length(rpc: WholeRpc) -> None:
     """gRPC's own bound: RESOURCE_EXHAUSTED, and the connection goes on to serve."""
-    error = await refusal(rpc.vision.Classify(pb.ClassifyRequest(image=bytes(LIMIT + ROOM_BYTES + 1))))
+    error = await refusal(rpc.vision.Classify(pb.ClassifyRequest(image=bytes(LIMIT + EXTRA_BYTES + 1))))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in (error.details() or "")
     assert (await rpc.vision.Classify(pb.ClassifyRequest(image=picture(3)))).labels[0].index == 3
@@ -131,7 +131,7 @@ async def test_a_peer_that_is_gone_is_noticed() -> None:
 async def test_callers_may_ping_often() -> None:
     """Without a call in hand, at the allowed interval, for as long as they like; who floods is told to be calm."""
     interval_ms = 100
-    async with open_whole(keep_alive=KeepAlive(callers_interval_ms=interval_ms)) as rpc:
+    async with open_whole(keep_alive=KeepAlive(client_interval_ms=interval_ms)) as rpc:
         async with open_http2(rpc.address) as polite:
             for _ in range(8):
                 await asyncio.sleep(1.2 * interval_ms / 1000)
@@ -146,7 +146,7 @@ async def test_keep_alive_suits_what_lies_between() -> None:
     """Pings come well below the shortest common idle time-out, 60 s, and clients may ping every 10 s."""
     keep_alive = KeepAlive()
     assert keep_alive.interval_ms + keep_alive.timeout_ms < 60_000
-    assert keep_alive.callers_interval_ms < 10_000
+    assert keep_alive.client_interval_ms < 10_000
 
 
 async def test_settings_beyond_what_grpc_takes_are_no_obstacle() -> None:

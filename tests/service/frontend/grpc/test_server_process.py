@@ -33,7 +33,7 @@ async def started_grpc(*flags: str) -> AsyncIterator[tuple[RunningService, FakeW
     """The process, which listens at its `grpc_address` and tells its metrics at its `url`, and its worker."""
     async with fake_worker(Settings()) as worker:
         with started("grpc", "--worker-address", worker.address, *FREE_PORTS, *flags) as process:
-            process.url = (await asyncio.to_thread(process.wait_for, "telling metrics"))["url"]
+            process.url = (await asyncio.to_thread(process.wait_for, "serving metrics"))["url"]
             process.grpc_address = (await asyncio.to_thread(process.wait_for, "listening"))["address"]
             try:
                 yield process, worker
