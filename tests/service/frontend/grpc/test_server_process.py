@@ -20,8 +20,7 @@ from service.process import EXIT_CONFIG
 from service.settings import Settings
 from tests.e2e.running import RunningService, started
 from tests.fakes import FakeWorker, fake_worker
-from tests.service.frontend.grpc_application import health_of
-from tests.service.frontend.grpc_server import refusal, stub_of
+from tests.service.frontend.grpc_server import health_of, refusal, stub_of
 from tests.service.frontend.rest_server import picture
 
 MIB = 2**20
