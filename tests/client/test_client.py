@@ -256,13 +256,13 @@ async def test_closing_ends_running_requests(service: LocalService, variant: Var
             with pytest.raises(ClientClosed):
                 await task
         await client.close()
-        for asked in (
+        for request in (
             client.call("classify", picture()),
             client.call("ready"),
             client.call_many("classify_many", [picture()]),
         ):
             with pytest.raises(ClientClosed):
-                await asked
+                await request
 
 
 def test_many_threads_share_a_client(service: LocalService, transport: str) -> None:

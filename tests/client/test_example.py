@@ -22,7 +22,7 @@ def test_a_folder_is_drawn(service: LocalService, tmp_path: Path, transport: str
     for grey in (100, 101, 102):
         (pictures / f"{grey}.png").write_bytes(picture(grey))
     (pictures / "bad.jpg").write_bytes(b"no picture")
-    (pictures / "notes.txt").write_text("not asked about")
+    (pictures / "notes.txt").write_text("not an image")
     command = [sys.executable, str(EXAMPLE), str(pictures), str(drawn), service.url(transport)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 1

@@ -18,7 +18,9 @@ from convmlp_client.errors import (
     ProtocolError,
     Unavailable,
 )
+from convmlp_client.requester import Requester
 from convmlp_client.retry import Deadline, Retries
+from convmlp_client.transport import TransportConfig, parse_url
 
 NO_RANDOM = Retries(random=lambda: 0.0)
 """Without a random part, so that pauses are exact."""
@@ -29,6 +31,7 @@ class FakeClock:
     """Time passes only in `sleep`."""
 
     now: float = 1000.0
+    oversleep_s: float = 0.0
     pauses: list[float] = field(default_factory=list)
 
     def now_s(self) -> float:
@@ -36,7 +39,7 @@ class FakeClock:
 
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
-        self.now += seconds
+        self.now += seconds + self.oversleep_s
 
 
 @dataclass
@@ -159,3 +162,12 @@ def test_the_remaining_time_of_a_deadline(clock: FakeClock) -> None:
     never = Deadline.after(None, clock)
     assert never.remaining_s() is None
     assert not never.passes_within(1e9)
+
+
+async def test_wait_until_ready_has_a_reason_after_a_long_pause() -> None:
+    """If a pause between two polls ends after the deadline, the error still has the reason."""
+    config = TransportConfig(parse_url("http://127.0.0.1:1"), None, "test", 1, None, None, None)
+    requester = Requester(config, None, NO_RANDOM, FakeClock(oversleep_s=60.0))
+    with pytest.raises(DeadlineExceeded, match="was not ready within 5 s: cannot connect to "):
+        await requester.wait_until_ready(5.0)
+    await requester.aclose()

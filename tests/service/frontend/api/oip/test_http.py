@@ -175,7 +175,7 @@ async def test_what_is_not_offered(http: httpx2.AsyncClient) -> None:
     ]:
         response = await http.request(method, path)
         assert response.status_code == 501
-        assert response.json()["error"].split()[0] in ("this", "callers")
+        assert response.json()["error"].split()[0] in ("shared", "clients")
 
 
 @pytest.mark.parametrize("side", [2, 64])
@@ -205,7 +205,7 @@ async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("data", "datatype", "shape", "words"),
     [
-        ([1, 2, 3], "UINT8", (1, 2, 2, 3), "its data has 3 elements, its shape [1, 2, 2, 3] says 12"),
+        ([1, 2, 3], "UINT8", (1, 2, 2, 3), "its data has 3 elements, its shape [1, 2, 2, 3] needs 12"),
         ([256] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
         ([-1] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
         ([2**80] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
@@ -221,7 +221,7 @@ async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
         (["é"], "BYTES", (1,), "element 0 is not valid base64"),
         ([1], "BYTES", (1,), "list of strings"),
         ("text", "BYTES", (1,), "list of strings"),
-        ([base64.b64encode(IMAGE).decode()], "BYTES", (2,), "its data has 1 elements, its shape says 2"),
+        ([base64.b64encode(IMAGE).decode()], "BYTES", (2,), "its data has 1 elements, its shape needs 2"),
         ([1.0] * 4, "FP32", (4,), "whole numbers from 0 to 255"),
     ],
 )
@@ -251,11 +251,11 @@ async def test_bad_data_in_json(
         (b'{"inputs": [], "parameters": {"top_k": [1]}}', "$.parameters"),
         (b'{"inputs": [], "parameters": {"binary_data_output": 1}}', "binary_data_output is 1; expected true or false"),
         (b'{"inputs": [], "outputs": [{"name": "scores", "parameters": {"binary_data": 1}}]}', "binary_data is 1"),
-        (b'{"inputs": [], "outputs": [{"name": "scores", "parameters": {"classification": -2}}]}', "is -2, expected"),
+        (b'{"inputs": [], "outputs": [{"name": "scores", "parameters": {"classification": -2}}]}', "is -2; expected"),
         (
             b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], '
             b'"parameters": {"shared_memory_region": "one"}}]}',
-            "shares no memory",
+            "shared memory is not supported",
         ),
     ],
 )
@@ -284,7 +284,7 @@ async def test_header_length_that_lies(http: httpx2.AsyncClient) -> None:
         assert error.status == 400
         assert "not valid JSON" in error.message
     error = await refused(await http.post(INFER, content=body))
-    assert f"where raw tensors follow it, {JSON_LENGTH} says its length" in error.message
+    assert f"if raw tensors follow it, send its length as {JSON_LENGTH}" in error.message
 
 
 @pytest.mark.parametrize("size", [-1, 10**12, "12", True, 1.5])
@@ -371,10 +371,10 @@ async def test_large_compressed_request(spoken: Spoken, coding: str, compress: A
 @pytest.mark.parametrize(
     ("body", "coding", "words"),
     [
-        (b"plain", "gzip", "the body is not gzip data"),
-        (b"plain", "deflate", "the body is not deflate data"),
-        (gzip.compress(b"{}", mtime=0)[:-5], "gzip", "ends too early"),
-        (b"", "gzip", "ends too early"),
+        (b"plain", "gzip", "the body is not valid gzip data"),
+        (b"plain", "deflate", "the body is not valid deflate data"),
+        (gzip.compress(b"{}", mtime=0)[:-5], "gzip", "is truncated"),
+        (b"", "gzip", "is truncated"),
         (gzip.compress(b"{}", mtime=0) + b"more", "gzip", "4 bytes follow the end"),
         (gzip.compress(b"{}", mtime=0) + bytes(3 * 2**20), "gzip", "3,145,728 bytes follow the end"),
         (b"{}", "br", "Content-Encoding is 'br'; send gzip, deflate, or no coding"),
@@ -395,7 +395,7 @@ async def test_compressed_to_almost_nothing() -> None:
         error = await refused(await spoken.http.http.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"}))
         assert (error.status, error.message) == (
             413,
-            "the request's body has more than 1,048,576 bytes when decompressed; send fewer",
+            "the decompressed body has more than 1,048,576 bytes; send fewer or smaller images",
         )
         assert (await spoken.http.infer(GOOD)).model == "fake_classify"
 
@@ -427,7 +427,7 @@ async def test_too_many_numbers_for_json(spoken: Spoken, http: httpx2.AsyncClien
     big = picture(width=2100, height=2000)
     body, headers = http_body(ask_encoded("fake_segment", big, outputs=["label_map"]), parameters={})
     error = await refused(await http.post("/v2/models/fake_segment/infer", content=body, headers=headers))
-    assert (error.status, "ask for it with the parameter binary_data" in error.message) == (400, True)
+    assert (error.status, "request it with the parameter binary_data" in error.message) == (400, True)
     answer = await spoken.http.infer(ask_encoded("fake_segment", big, outputs=["label_map"]))
     assert answer["label_map"].shape == (1, 2000, 2100)
     numbers = b"0," * 2**22 + b"0"

@@ -182,6 +182,6 @@ async def test_one_bad_image_fails_its_request_and_no_other(spoken: Spoken, spea
 async def test_version(speaker: Speaker) -> None:
     """A model has the version 1, and no other."""
     assert (await speaker.infer(ask_encoded("fake_classify", picture(), version="1"))).model == "fake_classify"
-    with pytest.raises(Refused, match="has no version '2' here, only '1'") as refused:
+    with pytest.raises(Refused, match="has no version '2', only '1'") as refused:
         await speaker.infer(ask_encoded("fake_classify", picture(), version="2"))
     assert refused.value.status in (404, "NOT_FOUND")

@@ -36,24 +36,24 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "no axis": ({"shape": []}, "is BYTES of the shape []"),
     "negative size": ({"shape": [-1]}, "has the shape [-1]; expected at most 8 sizes, none of them negative"),
     "many axes": ({"shape": [1] * 100}, "has the shape [1, 1, 1, 1, 1, 1, 1, 1, …]"),
-    "no image": ({"shape": [0], "data": b""}, "has no element; give at least one image"),
+    "no image": ({"shape": [0], "data": b""}, "is empty; send at least one image"),
     "too many images": ({"shape": [65]}, "the request has 65 images, at most 64 are accepted"),
     "absurdly many": ({"shape": [2**62]}, "images, at most 64 are accepted"),
-    "fewer than the shape": ({"shape": [2]}, "its data has 1 elements, its shape says 2"),
-    "more than the shape": ({"data": encoded(IMAGE, IMAGE)}, "its data has 1 elements and more, its shape says 1"),
-    "a length beyond the end": ({"data": struct.pack("<I", 2**32 - 1) + IMAGE}, "announces 4,294,967,295 bytes"),
-    "a length cut short": ({"data": b"\1\0"}, "element 0 begins with 2 bytes, expected its length as 4"),
+    "fewer than the shape": ({"shape": [2]}, "its data has 1 elements, its shape needs 2"),
+    "more than the shape": ({"data": encoded(IMAGE, IMAGE)}, "its data has 1 elements and more, its shape needs 1"),
+    "a length beyond the end": ({"data": struct.pack("<I", 2**32 - 1) + IMAGE}, "has a length of 4,294,967,295 bytes"),
+    "a length cut short": ({"data": b"\1\0"}, "element 0 is cut off after 2 bytes of its length"),
     "pixels without channels": ({"datatype": "UINT8", "shape": [1, 2, 2]}, "is UINT8 of the shape [1, 2, 2]"),
     "pixels with four channels": ({"datatype": "UINT8", "shape": [1, 2, 2, 4]}, "is UINT8 of the shape [1, 2, 2, 4]"),
     "channels first": ({"datatype": "UINT8", "shape": [1, 3, 20, 20]}, "is UINT8 of the shape [1, 3, 20, 20]"),
     "no pixels": ({"datatype": "UINT8", "shape": [1, 0, 2, 3], "data": b""}, "is UINT8 of the shape [1, 0, 2, 3]"),
     "too few pixels": (
         {"datatype": "UINT8", "shape": [1, 2, 2, 3], "data": bytes(11)},
-        "its data has 11 elements, its shape [1, 2, 2, 3] says 12",
+        "its data has 11 elements, its shape [1, 2, 2, 3] needs 12",
     ),
     "too many pixels": (
         {"datatype": "UINT8", "shape": [2, 1, 1, 3], "data": bytes(7)},
-        "its data has 7 elements, its shape [2, 1, 1, 3] says 6",
+        "its data has 7 elements, its shape [2, 1, 1, 3] needs 6",
     ),
 }
 BAD_IMAGES: dict[str, tuple[bytes, int, str]] = {
@@ -64,8 +64,8 @@ BAD_IMAGES: dict[str, tuple[bytes, int, str]] = {
 }
 BAD_WISHES: dict[str, tuple[dict[str, Any], int, str]] = {
     "unknown output": ({"outputs": ["logits"]}, 400, "has no output 'logits'; it has scores, indices, labels"),
-    "output twice": ({"outputs": ["scores", "scores"]}, 400, "asked for twice"),
-    "unknown parameter": ({"parameters": {"top_q": 3}}, 422, "parameter 'top_q' is not one of a model for 'classify'"),
+    "output twice": ({"outputs": ["scores", "scores"]}, 400, "requested twice"),
+    "unknown parameter": ({"parameters": {"top_q": 3}}, 422, "parameter 'top_q' does not apply to a model"),
     "parameter of another task": ({"parameters": {"score_threshold": 0.5}}, 422, "it takes top_k, timeout"),
     "out of range": ({"parameters": {"top_k": 0}}, 422, "'top_k' is 0; expected a whole number from 1 to 1000"),
     "a fraction": ({"parameters": {"top_k": 2.5}}, 422, "'top_k' is 2.5; expected a whole number"),
@@ -79,7 +79,7 @@ DETECTORS_BAD_WISHES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown mask format": ({"parameters": {"mask_format": "bmp"}}, "expected one of rle, png, polygon, none"),
     "masks that are not wanted": (
         {"parameters": {"mask_format": "none"}, "outputs": ["masks"]},
-        "'masks' is asked for with the mask_format 'none'",
+        "'masks' is requested with the mask_format 'none'",
     ),
 }
 
