@@ -25,11 +25,12 @@ test: $(VENV)/.dev ## every test that needs no GPU and no Docker; ARGS="-k exif"
 test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: for before a commit
 	@$(SPREAD) $(ARGS) -m "not serial and not slow"
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts
+lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts, wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.wording
 
 bench: $(VENV)/.bench ## this service beside its peers and the limit: docs/performance.md; ARGS=--quick for minutes
 	$(BIN)/python -m benchmarks.run $(ARGS)
@@ -40,12 +41,12 @@ parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answe
 proto: $(VENV)/.dev ## make the gRPC code of proto/ anew, after a change there
 	$(BIN)/python proto/generate.py
 
-# Docker: docs/deployment.md. .env says which files make up the deployment, and for what device.
+# Docker: docs/deployment.md. COMPOSE_FILE in .env selects the files of the deployment, and so its device.
 TORCH ?= cuda
 export CONVMLP_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 
-up: images ## start all containers, and wait until they are healthy; says what the host lacks
+up: images ## start all containers, and wait until they are healthy; reports what the host lacks
 	docker/preflight.sh
 	docker compose up --detach --wait
 
@@ -75,7 +76,7 @@ clean: ## remove the environment and all caches
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 …"; exit 1; }
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # The builds make the gRPC code and compile the C as well, so a change there is a reason to install again.
