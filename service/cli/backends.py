@@ -16,7 +16,7 @@ from convmlp_client.results import Task as ClientTask
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
 from model.errors import ConvMLPError
-from model.postprocess.results import finish
+from model.postprocess.results import postprocess
 from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.console import print_error
@@ -173,7 +173,7 @@ class LocalBackend:
             raise Overloaded(
                 "the image does not fit into the device's memory; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
-        result = finish(output, self._config, picture.size)
+        result = postprocess(output, self._config, picture.size)
         meta = Meta(self._config.name, ClientTask(self._config.task))
         return result_from_json(encode_result(result, self._query.mask_format), meta)
 

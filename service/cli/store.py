@@ -118,11 +118,11 @@ def export_model(
 
 def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
     from model.zoo.checkpoint import MAX_BYTES
-    from model.zoo.download import HashBook, KnownHash, download
+    from model.zoo.download import ExpectedHash, TrustedHashes, download
     from model.zoo.importer import import_checkpoint
 
-    book = HashBook(store / "hashes.json")
-    expected = KnownHash.given(sha256) if sha256 is not None else book.known(url)
+    trusted = TrustedHashes(store / "hashes.json")
+    expected = ExpectedHash.given(sha256) if sha256 is not None else trusted.get(url)
     file = store / f"{published.name}.pth"
     with download_progress(file.name) as display:
         found = download(
@@ -130,12 +130,12 @@ def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | No
             file,
             max_bytes=MAX_BYTES,
             progress=display.progress,
-            notice=display.notice,
+            on_retry=display.notice,
             expected=expected,
         )
     try:
         bundle = import_checkpoint(file, store, published.name)
-        book.trust(url, found)  # only now: the hash of a wrong file must not be the expected one from now on
+        trusted.record(url, found)  # only now: the hash of a wrong file must not be the expected one from now on
     finally:
         if not keep:
             file.unlink(missing_ok=True)

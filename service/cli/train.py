@@ -61,7 +61,9 @@ def train_outline(
 @train_app.command("evaluate")
 def evaluate(
     data: Data,
-    bundles: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of bundles.")] = EMBEDDED_DIR,
+    bundles: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Folder of bundles.", show_default="the embedded bundles")
+    ] = EMBEDDED_DIR,
     picture: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="File for a picture of the confusion matrix of the breeds (PNG or JPEG)."),
@@ -84,7 +86,7 @@ def _train(
 ) -> None:
     import torch
 
-    from model.training.recipes import Course
+    from model.training.recipes import PetsModel
     from model.training.train import train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -92,7 +94,9 @@ def _train(
         torch.set_num_threads(threads)
     command = f"convmlp train {course} --data DIR --out DIR"
     with _errors_to_exit():
-        bundle = train(Course(course), data, out, backbone_from=backbone_from, stop_after=stop_after, command=command)
+        bundle = train(
+            PetsModel(course), data, out, backbone_from=backbone_from, stop_after=stop_after, command=command
+        )
     assert bundle.config.accuracy is not None
     typer.echo(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from model.postprocess.results import finish
+from model.postprocess.results import postprocess
 from model.types import ClassifyOutput, DetectOutput, RawOutput, Result, Task
 from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.core.executor import PreparePool
@@ -98,11 +98,11 @@ class Engine:
         self._admit(model)
         try:
             with step("predict", {"convmlp.request_id": request.id, "convmlp.model": config.name}) as span:
-                kind = self._workers.prepare(model, deadline_s)
+                reservation = self._workers.reserve(model, deadline_s)
                 try:
                     model_input = await self._workshop.prepare(request.image, config.preprocessing, deadline_s)
                 finally:
-                    kind.prepared()
+                    reservation.prepared()
                 self._metrics.stage("decode", task, model_input.seconds)
                 span.record("decode", model_input.started_s, model_input.ended_s)
                 answer = await self._workers.predict(request.id, model, model_input.value, request.params, deadline_s)
@@ -110,7 +110,7 @@ class Engine:
                 output = answer.output
 
                 def encoded() -> T:
-                    return encode(finish(output, config, size))
+                    return encode(postprocess(output, config, size))
 
                 if _is_short(output) and not draws:
                     payload = self._workshop.run_here(encoded)

@@ -25,7 +25,7 @@ from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_bundle, fake_worker, store_bundle
 from tests.service.cli.convmlp_command import Completed, convmlp
 from tests.service.frontend.both_transports import open_pair, open_pair_at
-from tests.service.frontend.grpc_application import health_of, open_whole
+from tests.service.frontend.grpc_server import health_of, open_rpc
 
 NO_WORKER = "ipc:///tmp/convmlp-no-worker"
 READY = State("one", Phase.READY, "ready", 0.0, (ModelState("cats", "1", True, "cpu", "fp32"),), {})
@@ -78,13 +78,7 @@ async def test_a_missing_part_is_neither_healthy_nor_alive() -> None:
 async def worker_in_state(state: State, folder: Path) -> AsyncIterator[str]:
     """The address of a worker endpoint that answers each greeting with this state."""
     async with WorkerEndpoint(f"ipc://{folder}/worker") as endpoint:
-
-        async def answer() -> None:
-            while True:
-                envelope = await endpoint.receive()
-                endpoint.tell(envelope.sender, state)
-
-        answering = asyncio.create_task(answer())
+        answering = asyncio.create_task(endpoint.run(lambda envelope: endpoint.send_state(envelope.sender, state)))
         try:
             yield endpoint.address
         finally:
@@ -161,7 +155,7 @@ async def test_a_device_that_hangs_as_it_is_opened_is_silent(tmp_path: Path) -> 
 async def test_a_front_end_at_its_limit_of_calls_is_alive() -> None:
     """gRPC refuses calls beyond its limit, health checks too. The front-end is not ready, but needs no restart."""
     own_connection = [("grpc.use_local_subchannel_pool", 1)]
-    async with open_whole(max_in_flight=1) as rpc, grpc.aio.insecure_channel(rpc.address, own_connection) as other:
+    async with open_rpc(max_in_flight=1) as rpc, grpc.aio.insecure_channel(rpc.address, own_connection) as other:
         watches = [health_of(one).Watch(HealthCheckRequest()) for one in (rpc.channel, other)]
         for watch in watches:
             await watch.read()
@@ -187,7 +181,7 @@ async def test_with_tls_only_the_front_ends_own_certificate_is_trusted(mutual: b
     """The certificate is trusted whatever name it is for, and with mTLS it is the client's as well. A server with
     another certificate is not healthy. It is alive: a restart does not repair a certificate."""
     files, others = (_certificates(tmp_path / name, mutual=mutual) for name in ("ours", "others"))
-    async with open_whole(credentials=server_credentials(files)) as rpc:
+    async with open_rpc(credentials=server_credentials(files)) as rpc:
         ours = await health("grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(files))
         theirs = await health("grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(others))
         alive = await health("--live", "grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(others))

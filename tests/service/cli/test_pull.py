@@ -18,7 +18,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from model.bundle import WEIGHTS_FILE, read_bundle
-from model.net.build import build_network
+from model.net.network import build_network
 from model.zoo.catalogue import CATALOGUE
 from service.cli.app import app
 from tests.model.zoo.checkpoints import tiny_checkpoint
@@ -112,7 +112,7 @@ def test_an_expected_hash_is_checked(store: Path, server: Server, published: byt
     """A file with another hash than --sha256 does not become a model."""
     ran = pull(store, "--url", server.url, "--sha256", "0" * 64)
     assert (ran.exit_code, ran.stdout) == (1, "")
-    assert "has sha256" in ran.stderr
+    assert "has SHA-256" in ran.stderr
     assert NAME not in content(store)
     assert pull(store, "--url", server.url, "--sha256", hashlib.sha256(published).hexdigest()).exit_code == 0
 
@@ -132,7 +132,7 @@ def test_a_wrong_file_is_neither_converted_nor_trusted(tmp_path: Path, store: Pa
     """A file that is not this model is an error and is removed, and its hash is not expected later."""
     other = tiny_checkpoint(tmp_path, "classifier").read_bytes()
     server.acts += [Act(content=other, etag='"other"'), Act(content=b"no checkpoint", etag='"none"')]
-    for why in ("holds a classifier of size custom and 5 classes, the published model is", "is not a checkpoint"):
+    for why in ("has a classifier of size custom and 5 classes; the published model is", "is not a checkpoint"):
         ran = pull(store, "--url", server.url)
         assert (ran.exit_code, ran.stdout) == (1, "")
         assert why in ran.stderr
@@ -174,7 +174,7 @@ async def test_a_killed_pull_resumes(store: Path, server: Server, published: byt
     ("arguments", "status", "why"),
     [
         (["--url", "http://127.0.0.1:1/a", "--mirror", "http://127.0.0.1:1/"], 2, "--mirror"),
-        (["--url", "ftp://somewhere/a"], 1, "does not begin with http"),
+        (["--url", "ftp://somewhere/a"], 1, "is not an http or https URL"),
         (["--sha256", "abc"], 1, "is not a SHA-256"),
     ],
 )

@@ -184,7 +184,7 @@ async def test_no_service_is_an_error(files: list[str]) -> None:
     ran = await convmlp("classify", *files, "--json", "--url", "http://127.0.0.1:1")
     assert (ran.status, ran.out) == (1, b"")
     assert len(ran.err.splitlines()) == 1
-    assert " to http://127.0.0.1:1: " in ran.err
+    assert "cannot connect to http://127.0.0.1:1: " in ran.err
     assert "; start `convmlp serve`, set --url, or use --local" in ran.err
 
 
