@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.material import SOURCE, Material, network_input, own_statistics
 from benchmarks.servers import LARGE_MODELS
-from model.net.build import build_network
+from model.net.network import build_network
 from model.net.normalise import Normalise
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN
@@ -29,7 +29,7 @@ from model.net.weights import write_bundle
 from model.predictor import reference_answer
 from model.spec import DetectPostSpec
 from model.zoo.catalogue import CatalogueEntry, entry
-from model.zoo.importer import published_draft
+from model.zoo.importer import published_metadata
 
 PUBLISHED = {"detect": "retinanet_convmlp_s_coco", "segment": "sem_fpn_convmlp_s_ade20k"}
 """Whose architecture, classes and pipelines they have."""
@@ -63,8 +63,8 @@ def make_large(material: Material) -> None:
             fit_detector(network, x)
         elif isinstance(network, SemanticFPN):
             fit_segmenter(network, x)
-        draft = dataclasses.replace(published_draft(like), name=name, source=SOURCE, accuracy=None)
-        write_bundle(material.models_dir, draft, network, reference_answer)
+        metadata = dataclasses.replace(published_metadata(like), name=name, source=SOURCE, accuracy=None)
+        write_bundle(material.models_dir, metadata, network, reference_answer)
 
 
 @torch.no_grad()

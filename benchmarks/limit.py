@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from benchmarks.material import Material, network_input
-from benchmarks.network import Kind, load, mode_of
+from benchmarks.network import Kind, load, precision_of
 from benchmarks.servers import EMBEDDED_MODELS, LARGE_MODELS
 from model.bundle import Bundle, find_bundle, read_bundle
-from model.precision import Mode
+from model.precision import Precision
 from model.predictor import Predictor
 from model.types import Batch, ModelInput, QueryParams
 from service.process import keep_freed_memory
@@ -120,27 +120,27 @@ def measure_limit(material: Material, seconds: float) -> Limit:
         decoding.append(_decoding(bundle, pictures, seconds))
         for kind in Kind if bundle is classifier else (Kind.FASTEST,):
             sizes = BATCHES[kind] if bundle is classifier else EMBEDDED_BATCHES
-            mode = mode_of(kind, material.fastest_mode())
-            networks.append(_network(bundle, kind, mode, inputs, sizes, seconds))
+            precision = precision_of(kind, material.fastest_precision())
+            networks.append(_network(bundle, kind, precision, inputs, sizes, seconds))
     return Limit(networks, decoding)
 
 
 def measure_large_limit(material: Material, seconds: float) -> Limit:
     """Of the detector and the segmenter of the paper's own sizes, whose decoding is measured for `seconds`."""
     cv2.setNumThreads(1)
-    pictures, mode = material.pictures(), material.fastest_mode()
+    pictures, precision = material.pictures(), material.fastest_precision()
     networks, decoding = [], []
     for task, name in LARGE_MODELS.items():
         bundle = read_bundle(find_bundle(name, material.models_dir))
         decoding.append(_decoding(bundle, pictures, seconds))
         one = network_input(pictures[0], bundle.config.preprocessing)
-        networks.append(_large_network(bundle, mode, _batch([one], 1), LARGE_S[task]))
+        networks.append(_large_network(bundle, precision, _batch([one], 1), LARGE_S[task]))
     return Limit(networks, decoding)
 
 
-def _large_network(bundle: Bundle, mode: Mode, batch: Batch, seconds: float) -> NetworkAlone:
+def _large_network(bundle: Bundle, precision: Precision, batch: Batch, seconds: float) -> NetworkAlone:
     """With a lane a core and one image at a time: no other division was faster by hand, and there is no time to try."""
-    predictor, cores = load(mode, bundle), usable_cores()
+    predictor, cores = load(precision, bundle), usable_cores()
     with _lanes(cores) as threads:
         rate = _rate(threads, cores, predictor, batch, seconds)
     lone_ms = _lone_ms(predictor, batch, LARGE_LONE_TIMES)
@@ -148,9 +148,9 @@ def _large_network(bundle: Bundle, mode: Mode, batch: Batch, seconds: float) -> 
 
 
 def _network(
-    bundle: Bundle, kind: Kind, mode: Mode, inputs: Sequence[ModelInput], sizes: Sequence[int], seconds: float
+    bundle: Bundle, kind: Kind, precision: Precision, inputs: Sequence[ModelInput], sizes: Sequence[int], seconds: float
 ) -> NetworkAlone:
-    predictor, cores = load(mode, bundle), usable_cores()
+    predictor, cores = load(precision, bundle), usable_cores()
     per_second = {}
     for lanes in dict.fromkeys((1, cores)):
         best = 0.0

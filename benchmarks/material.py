@@ -3,7 +3,7 @@
     FOLDER/pictures/*.jpg                the pictures
     FOLDER/models/convmlp_bench_s/       the bundle
     FOLDER/answers.json                  each picture's class
-    FOLDER/mode                          the fastest mode that the model has on this machine
+    FOLDER/mode                          the fastest precision of the model on this machine
     FOLDER/expected/*.json               what detectors and segmenters should answer (`answers.py`)
 
 The weights are random, which speed does not depend on; but batch norm's statistics are those of the pictures, and the
@@ -30,14 +30,16 @@ from torch import Tensor, nn
 
 from model.bundle import Bundle, Source, read_bundle
 from model.decode import DecodeLimits, decode_picture
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES
 from model.net.convmlp import ConvMLPClassifier
 from model.net.normalise import Normalise
-from model.net.weights import BundleDraft, write_bundle
-from model.precision import Mode, fastest
+from model.net.weights import BundleMetadata, write_bundle
+from model.precision import Precision, select_precision
 from model.predictor import load_network, reference_answer
 from model.preprocess import prepare_picture
 from model.reference import REFERENCE_PICTURE
-from model.spec import BACKBONES, CenterCropSpec, ClassifierSpec, ClassifyPostSpec, Preprocessing
+from model.spec import CenterCropSpec, ClassifyPostSpec, Preprocessing
 from model.types import ModelInput, UInt8Array
 from service.settings import usable_cores
 
@@ -75,8 +77,8 @@ class Material:
         """In the order of their names, as the answers are."""
         return [path.read_bytes() for path in sorted((self.folder / "pictures").iterdir())]
 
-    def fastest_mode(self) -> Mode:
-        return Mode((self.folder / "mode").read_text(encoding="ascii"))
+    def fastest_precision(self) -> Precision:
+        return Precision((self.folder / "mode").read_text(encoding="ascii"))
 
     def classes(self) -> list[int]:
         return msgspec.json.decode((self.folder / "answers.json").read_bytes(), type=list[int])
@@ -102,9 +104,9 @@ def make_material(folder: Path, given: Path | None) -> Material:
         (folder / "pictures" / f"{at:02}.jpg").write_bytes(data)
     classes = [at * (CLASSES // MAX_PICTURES) for at in range(len(pictures))]
     inputs = [network_input(data, PREPROCESSING).pixels for data in pictures]
-    draft = BundleDraft(
+    metadata = BundleMetadata(
         name=MODEL,
-        architecture=ClassifierSpec(backbone=BACKBONES["s"]),
+        architecture=ClassifierSpec(backbone=CONVMLP_SIZES["s"]),
         labels=tuple(f"class {at}" for at in range(CLASSES)),
         preprocessing=PREPROCESSING,
         postprocessing=ClassifyPostSpec(),
@@ -115,21 +117,21 @@ def make_material(folder: Path, given: Path | None) -> Material:
     proofs = _proofs()
     more = range(CLASSES - len(proofs), CLASSES)
     network = fitted_network([*inputs, *proofs], [*classes, *more])
-    bundle = write_bundle(material.models_dir, draft, network, reference_answer)
-    (folder / "mode").write_text(_fastest_mode(bundle), encoding="ascii")
+    bundle = write_bundle(material.models_dir, metadata, network, reference_answer)
+    (folder / "mode").write_text(_fastest_precision(bundle), encoding="ascii")
     (folder / "answers.json").write_bytes(msgspec.json.encode(classes))
     file_version.write_text(origin, encoding="utf-8")
     return material
 
 
-def _fastest_mode(bundle: Bundle) -> Mode:
+def _fastest_precision(bundle: Bundle) -> Precision:
     """What the service would choose, tried more often than it does: the whole comparison hangs on it."""
     torch.set_num_threads(usable_cores())
     cpu = torch.device("cpu")
-    trials = [trial for _ in range(TRIALS) for trial in fastest(bundle, cpu, load_network(bundle)).trials]
-    barred = {trial.mode for trial in trials if trial.objection is not None}
-    allowed = [trial for trial in trials if trial.mode not in barred]
-    return min(allowed, key=lambda trial: trial.seconds).mode if allowed else Mode.EXACT
+    trials = [trial for _ in range(TRIALS) for trial in select_precision(bundle, cpu, load_network(bundle)).trials]
+    rejected = {trial.precision for trial in trials if trial.mismatch is not None}
+    allowed = [trial for trial in trials if trial.precision not in rejected]
+    return min(allowed, key=lambda trial: trial.seconds).precision if allowed else Precision.EXACT
 
 
 def network_input(data: bytes, spec: Preprocessing) -> ModelInput:
@@ -141,7 +143,7 @@ def network_input(data: bytes, spec: Preprocessing) -> ModelInput:
 def fitted_network(inputs: Sequence[UInt8Array], classes: Sequence[int]) -> ConvMLPClassifier:
     """A seeded random ConvMLP-S that gives each input, uint8 (h, w, 3), its class."""
     torch.manual_seed(0)
-    network = ConvMLPClassifier(BACKBONES["s"], CLASSES).eval()
+    network = ConvMLPClassifier(CONVMLP_SIZES["s"], CLASSES).eval()
     x = Normalise(PREPROCESSING)(torch.from_numpy(np.stack(inputs)), None)
     with own_statistics(network):
         for part in x.split(16):

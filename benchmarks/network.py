@@ -7,7 +7,7 @@ from enum import StrEnum
 import torch
 
 from model.bundle import Bundle
-from model.precision import Mode, make_predictor
+from model.precision import Precision, make_predictor
 from model.predictor import Predictor, load_network
 
 
@@ -20,11 +20,11 @@ class Kind(StrEnum):
     """At its fastest, in the precision that this project chooses on this machine."""
 
 
-def mode_of(kind: Kind, chosen: Mode) -> Mode:
-    """How a network is run; `chosen` is the fastest mode on this machine."""
-    return {Kind.EAGER: Mode.EXACT, Kind.FP32: Mode.FP32, Kind.FASTEST: chosen}[kind]
+def precision_of(kind: Kind, chosen: Precision) -> Precision:
+    """How a network is run; `chosen` is the fastest precision on this machine."""
+    return {Kind.EAGER: Precision.EXACT, Kind.FP32: Precision.FP32, Kind.FASTEST: chosen}[kind]
 
 
-def load(mode: Mode, bundle: Bundle) -> Predictor:
+def load(precision: Precision, bundle: Bundle) -> Predictor:
     """A bundle's network on the CPU. It computes on as many threads as `torch.set_num_threads` says."""
-    return make_predictor(bundle, torch.device("cpu"), mode, load_network(bundle))
+    return make_predictor(bundle, torch.device("cpu"), precision, load_network(bundle))

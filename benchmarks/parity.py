@@ -25,7 +25,7 @@ from benchmarks.parity_agreement import Agreement, agreement
 from benchmarks.parity_models import FAMILIES, random_bundle
 from benchmarks.parity_pictures import read_pictures, varied_reference
 from model.bundle import Bundle, bundle_names, find_bundle, read_bundle
-from model.net.weights import DTYPES, Precision
+from model.net.weights import DTYPES, DtypeName
 from model.predictor import Optimisations, Predictor, default_device
 from model.preprocess import prepare
 from model.spec import DetectPostSpec
@@ -54,7 +54,7 @@ class Variant:
     """`name` is made of parts joined by +, each changing one thing of plain fp32."""
 
     name: str
-    precision: Precision
+    precision: DtypeName
     optimisations: Optimisations
 
     @classmethod
@@ -64,7 +64,7 @@ class Variant:
         unknown = [part for part in parts if part not in {*DTYPES, *OPTIMISATIONS}]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is none of {', '.join(DTYPES)}, {', '.join(OPTIMISATIONS)}")
-        precision: Precision = next((one for one in DTYPES if one in parts), "fp32")
+        precision: DtypeName = next((one for one in DTYPES if one in parts), "fp32")
         optimisations = Optimisations(*(name in parts for name in OPTIMISATIONS))
         return cls(name, precision, optimisations)
 

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.net.boxes import iou_matrix
-from model.postprocess.masks import encode_rle, paste
+from model.postprocess.masks import encode_rle, paste_mask
 from model.types import Box, ClassifyOutput, DetectOutput, Float32Array, RawOutput, SegmentOutput, Size, SoftMask
 
 MATCHED_IOU = 0.5
@@ -178,7 +178,7 @@ def _annotations(
                 one["bbox"] = [box[0], box[1], width, height]
             else:
                 assert output.mask_logits is not None
-                pasted = paste(SoftMask(output.mask_logits[row], mask_threshold), Box(*box), size)
+                pasted = paste_mask(SoftMask(output.mask_logits[row], mask_threshold), Box(*box), size)
                 if not pasted.pixels.any():
                     continue  # an empty mask overlaps nothing, not even itself
                 one["segmentation"] = {

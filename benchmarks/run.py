@@ -57,7 +57,7 @@ def main() -> None:
     if arguments.fresh:
         shutil.rmtree(folder / "material", ignore_errors=True)
     material = make_material(folder / "material", arguments.pictures)
-    print(f"the fastest mode here: {material.fastest_mode()}")
+    print(f"the fastest precision here: {material.fastest_precision()}")
     state = folder / ("quick.json" if arguments.quick else "run.json")
     run = _resumed(state, plan, fresh=arguments.fresh) or _begun(plan, material)
     _prepare(run, material)

@@ -16,7 +16,7 @@ import msgspec
 
 from benchmarks.environments import python_of
 from benchmarks.material import MODEL, Material
-from benchmarks.network import Kind, mode_of
+from benchmarks.network import Kind, precision_of
 from benchmarks.peers.classifier import NOOP
 from service.cli.load.http import request_bytes
 from service.settings import usable_cores
@@ -192,9 +192,9 @@ def _start_ours(who: Who, port: int, material: Material) -> Start:
         command = [sys.executable, "-m", "benchmarks.noop", "--http-port", str(port)]
         return Start([*command, "--rest-processes", str(who.processes)], {})
     names = ",".join(models_of(who).values())
-    mode = mode_of(Kind.FASTEST if who.network == LARGE else Kind(who.network), material.fastest_mode())
+    precision = precision_of(Kind.FASTEST if who.network == LARGE else Kind(who.network), material.fastest_precision())
     flags += ["--models-dir", str(material.models_dir.resolve()), "--models", names]
-    flags += ["--precision", mode, "--device", "cpu"]
+    flags += ["--precision", precision, "--device", "cpu"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CONVMLP_")}
     return Start([sys.executable, "-m", "service.cli", "serve", *flags], environment)
 

@@ -1,4 +1,4 @@
-"""How a network is run: exactly, or as fast as its answers allow, which is measured."""
+"""Precisions that a network can run in, and the choice of the fastest one that is accurate enough."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from math import inf
 
 import numpy as np
 import torch
+from torch import nn
 
 from model.bundle import Bundle, BundleConfig
-from model.net.build import Network
-from model.net.cpu.onednn import onednn_is_quick_at
-from model.net.weights import DTYPES, Precision
-from model.postprocess.results import finish
+from model.net.cpu.onednn import onednn_accelerates
+from model.net.weights import DTYPES, DtypeName
+from model.postprocess.results import postprocess
 from model.predictor import Optimisations, Predictor
-from model.reference import REFERENCE_PARAMS, disagreement, reference_input, summarise
+from model.reference import REFERENCE_PARAMS, mismatch, reference_input, summarise
 from model.types import Batch, ClassifyResult, ModelInput, Result
 
 TIMED_ROUNDS = 10
 TIMING_S = 0.5
-"""After this no further round is begun; a large network on a CPU has one."""
+"""No further round starts after this time; a large network on a CPU gets one round."""
 
 
-class Mode(StrEnum):
-    """`exact`: float32 in the authors' own order of operations. The others: that precision in the fastest order."""
+class Precision(StrEnum):
+    """`exact`: float32 in the authors' order of operations. The others: that dtype, fastest order."""
 
     EXACT = "exact"
     FP32 = "fp32"
@@ -35,71 +35,76 @@ class Mode(StrEnum):
     BF16 = "bf16"
 
 
-PRECISIONS: dict[Mode, Precision] = {Mode.EXACT: "fp32", Mode.FP32: "fp32", Mode.FP16: "fp16", Mode.BF16: "bf16"}
+DTYPE_NAMES: dict[Precision, DtypeName] = {
+    Precision.EXACT: "fp32",
+    Precision.FP32: "fp32",
+    Precision.FP16: "fp16",
+    Precision.BF16: "bf16",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What was found of a mode: the fewest seconds for a picture, and why its answers will not do, or None."""
+    """A measured precision: the fewest seconds for one picture, and why it is not accurate enough, or None."""
 
-    mode: Mode
+    precision: Precision
     predictor: Predictor
     seconds: float
-    objection: str | None
+    mismatch: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The predictor to serve with, and what was tried."""
+class Selection:
+    """The predictor to serve with, and all trials."""
 
     predictor: Predictor
-    mode: Mode
+    precision: Precision
     trials: tuple[Trial, ...]
 
 
-def make_predictor(bundle: Bundle, device: torch.device, mode: Mode, network: Network) -> Predictor:
-    """A bundle's predictor in a mode. The network is not the caller's any more. Raises as `Predictor`."""
-    precision = PRECISIONS[mode]
-    if mode is Mode.EXACT:
+def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, network: nn.Module) -> Predictor:
+    """A bundle's predictor in a precision. It takes ownership of `network`. Raises as `Predictor`."""
+    dtype = DTYPE_NAMES[precision]
+    if precision is Precision.EXACT:
         optimisations = Optimisations()
     else:
-        onednn = device.type == "cpu" and onednn_is_quick_at(DTYPES[precision])
+        onednn = device.type == "cpu" and onednn_accelerates(DTYPES[dtype])
         optimisations = Optimisations(channels_last=True, folded=True, onednn=onednn)
-    return Predictor(bundle, device, precision, optimisations, network)
+    return Predictor(bundle, device, dtype, optimisations, network)
 
 
-def fastest(bundle: Bundle, device: torch.device, network: Network) -> Choice:
-    """The mode that answers soonest of those that answer as float32 does, within what the bundle's reference allows.
+def select_precision(bundle: Bundle, device: torch.device, network: nn.Module) -> Selection:
+    """The fastest precision whose answers stay within the bundle's reference tolerances of the `exact` answers.
 
-    The answers are those on the reference picture, on its mirror image and on one half as bright; a classifier's
-    first label must be the same. Modes that the device has no instructions for are not tried.
+    Answers are compared on the reference picture, its mirror image, and a copy of half the brightness. A classifier's
+    top class must be equal. Precisions without native instructions on the device are not tried. If none is accurate
+    enough, `exact` is selected.
 
-    Raises:
-        as `Predictor`.
+    Raises as `Predictor`.
     """
     config = bundle.config
     pictures = _pictures(config)
-    exact = make_predictor(bundle, device, Mode.EXACT, copy.deepcopy(network))
+    exact = make_predictor(bundle, device, Precision.EXACT, copy.deepcopy(network))
     expected = _results(exact, config, pictures)
     trials: list[Trial] = []
-    for mode in _modes(device):
-        predictor = make_predictor(bundle, device, mode, copy.deepcopy(network))
+    for precision in _candidates(device):
+        predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
         found = _results(predictor, config, pictures)
-        objections = (_objection(one, other) for one, other in zip(found, expected, strict=True))
-        trials.append(Trial(mode, predictor, inf, next(filter(None, objections), None)))
+        mismatches = (_mismatch(one, other) for one, other in zip(found, expected, strict=True))
+        trials.append(Trial(precision, predictor, inf, next(filter(None, mismatches), None)))
     trials = _timed(trials, _batch(pictures[0]))
-    fit = [trial for trial in trials if trial.objection is None]
-    if not fit:  # rounding alone changes what it answers
-        return Choice(exact, Mode.EXACT, tuple(trials))
+    fit = [trial for trial in trials if trial.mismatch is None]
+    if not fit:  # rounding alone changes its answers
+        return Selection(exact, Precision.EXACT, tuple(trials))
     best = min(fit, key=lambda trial: trial.seconds)
-    return Choice(best.predictor, best.mode, tuple(trials))
+    return Selection(best.predictor, best.precision, tuple(trials))
 
 
-def _modes(device: torch.device) -> tuple[Mode, ...]:
+def _candidates(device: torch.device) -> tuple[Precision, ...]:
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (Mode.FP32, Mode.FP16, *([Mode.BF16] if bf16 else []))
-    return (Mode.FP32, *([Mode.BF16] if onednn_is_quick_at(torch.bfloat16) else []))
+        return (Precision.FP32, Precision.FP16, *([Precision.BF16] if bf16 else []))
+    return (Precision.FP32, *([Precision.BF16] if onednn_accelerates(torch.bfloat16) else []))
 
 
 def _pictures(config: BundleConfig) -> Sequence[ModelInput]:
@@ -115,7 +120,7 @@ def _results(predictor: Predictor, config: BundleConfig, pictures: Sequence[Mode
     results = []
     for picture in pictures:
         (raw,) = predictor.predict(_batch(picture))
-        results.append(finish(raw, config, picture.geometry.original))
+        results.append(postprocess(raw, config, picture.geometry.original))
     return results
 
 
@@ -124,7 +129,7 @@ def _batch(picture: ModelInput) -> Batch:
 
 
 def _timed(trials: Sequence[Trial], batch: Batch) -> list[Trial]:
-    """The fewest seconds of each, taken in turn: whatever else the machine does only makes a run slower."""
+    """The fewest seconds of each trial. Trials alternate; other load on the machine only makes a run slower."""
     fewest = [inf] * len(trials)
     until_s = time.monotonic() + TIMING_S
     for number in range(TIMED_ROUNDS):
@@ -137,9 +142,9 @@ def _timed(trials: Sequence[Trial], batch: Batch) -> list[Trial]:
     return [replace(trial, seconds=seconds) for trial, seconds in zip(trials, fewest, strict=True)]
 
 
-def _objection(found: Result, expected: Result) -> str | None:
+def _mismatch(found: Result, expected: Result) -> str | None:
     if isinstance(found, ClassifyResult) and isinstance(expected, ClassifyResult):
         first, other = expected.labels[0].index, found.labels[0].index
         if first != other:
-            return f"class {other} comes first, in fp32 class {first} does"
-    return disagreement(found, summarise(expected))
+            return f"the top class is {other}; in fp32 it is {first}"
+    return mismatch(found, summarise(expected))

@@ -1,43 +1,39 @@
-"""Batch → RawOutputs: a bundle's network on a device; and one picture through the whole path, without a service."""
+"""Batch → RawOutputs: a bundle's network on a device; and the whole path of one picture, without a service."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from model.bundle import Bundle, BundleConfig
 from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid
-from model.net.build import Network, build_network
-from model.net.convmlp import ConvMLPClassifier, best_classes
-from model.net.cpu.onednn import use_onednn
+from model.families.registry import family_of
+from model.net.cpu.onednn import convert_to_onednn
 from model.net.fold import fold_batch_norm
-from model.net.mask_rcnn import MaskRCNN, mask_rcnn_detections
+from model.net.network import build_network, network_of
 from model.net.normalise import Normalise
-from model.net.retinanet import RetinaNet, retinanet_detections
-from model.net.semantic_fpn import SemanticFPN, label_maps
-from model.net.weights import DTYPES, Precision, load_weights
-from model.postprocess.results import finish
+from model.net.weights import DTYPES, DtypeName, load_weights
+from model.postprocess.results import postprocess
 from model.preprocess import prepare
 from model.reference import REFERENCE_PARAMS, ReferenceAnswer, reference_input, summarise
-from model.spec import DetectPostSpec, KeepRatioSpec, Postprocessing
-from model.types import Batch, ClassifyResult, ModelInput, QueryParams, RawOutput, Result, Size
+from model.spec import KeepRatioSpec
+from model.types import Batch, ClassifyResult, ModelInput, QueryParams, RawOutput, Result
 
 LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 
 
 def default_device() -> torch.device:
-    """The first CUDA device, or the CPU where there is none."""
+    """The first CUDA device, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_network(bundle: Bundle) -> Network:
-    """A bundle's network with its weights, as float32 in host memory. Any thread may call it: no device is touched.
+def load_network(bundle: Bundle) -> nn.Module:
+    """A bundle's network with its weights, float32 in host memory. Thread-safe.
 
     Raises:
         BundleInvalid: the weights do not fit the architecture.
@@ -49,14 +45,14 @@ def load_network(bundle: Bundle) -> Network:
 
 @dataclass(frozen=True, slots=True)
 class Optimisations:
-    """How a network is run; in exact arithmetic none of it changes an answer. `make parity` measures the rest.
+    """How a network runs. In exact arithmetic none of these changes an answer; `make parity` measures the rounding.
 
-    Without any of it, fp32 on the CPU gives the authors' own answers but for a stray pixel.
+    Without any of them, fp32 on the CPU gives the authors' answers except for single pixels.
 
-    `channels_last`: weights and activations as (N, H, W, C) in memory. `folded`: batch norm folded into the
-    convolutions. `onednn`: layers by oneDNN's own operators, on the CPU, which wants both of the former.
-    `compiled`: by torch.compile, which takes a minute or so at the first input, once more at the first of another
-    shape, and needs a C++ compiler on the CPU.
+    `channels_last`: weights and activations are (N, H, W, C) in memory. `folded`: batch norm is folded into the
+    convolutions. `onednn`: CPU only; layers call oneDNN's operators; needs both of the former. `compiled`:
+    torch.compile, which takes about a minute at the first input and again at the first of another shape, and needs
+    a C++ compiler on the CPU.
     """
 
     channels_last: bool = False
@@ -66,35 +62,35 @@ class Optimisations:
 
     def __post_init__(self) -> None:
         if self.onednn and not (self.folded and self.channels_last):
-            raise ValueError("oneDNN's operators want batch norm folded and channels last")
+            raise ValueError("onednn needs folded and channels_last")
 
 
 class Predictor:
-    """A model, loaded and ready to answer, from any number of threads at a time."""
+    """A loaded model. Any number of threads may call `predict` at a time."""
 
     def __init__(
         self,
         bundle: Bundle,
         device: torch.device,
-        precision: Precision = "fp32",
+        precision: DtypeName = "fp32",
         optimisations: Optimisations = Optimisations(),
-        network: Network | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         """Load a bundle.
 
         Args:
             bundle: as read by `read_bundle`.
-            device: where the network runs.
-            precision: of its weights and activations; boxes, scores and resized logits are always float32.
-            optimisations: how the network is run.
-            network: the bundle's, from `load_network`; it is read where it is left out, and is not the caller's
-                any more.
+            device: the device that the network runs on.
+            precision: dtype of weights and activations; boxes, scores and resized logits are always float32.
+            optimisations: how the network runs.
+            network: from `load_network`; the predictor takes ownership. None: load it.
 
         Raises:
             BundleInvalid: the weights do not fit the architecture.
-            torch.OutOfMemoryError: the device has no room for the network.
+            torch.OutOfMemoryError: the network does not fit on the device.
         """
         config = bundle.config
+        self._family = network_of(family_of(config.architecture))
         network = network or load_network(bundle)
         self.device = device
         self._dtype = DTYPES[precision]
@@ -103,83 +99,60 @@ class Predictor:
             fold_batch_norm(network)
         network.to(device, self._dtype)
         self._memory_format = torch.channels_last if optimisations.channels_last else torch.contiguous_format
-        # torch's annotations do not know this argument.
-        self._network: Network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        # torch's annotations lack this argument.
+        self._network: nn.Module = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if optimisations.onednn:
-            use_onednn(self._network)
+            convert_to_onednn(self._network)
         if optimisations.compiled:
-            _compile(self._network)
+            self._family.compile(self._network)
         self._normalise = Normalise(config.preprocessing).to(device)
         self._padded = isinstance(config.preprocessing, KeepRatioSpec)
         self._postprocessing = config.postprocessing
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> tuple[RawOutput, ...]:
-        """Answer inputs of one shape, row i for input i, each as if it were alone.
+        """Run the network on a batch: row i of the outputs answers input i, as if it were alone in the batch.
 
         Raises:
-            torch.OutOfMemoryError: the batch is too large for the device; a smaller one may pass.
+            torch.OutOfMemoryError: the batch is too large for the device; a smaller one may fit.
         """
-        # torch cannot promise to leave shared memory alone, so that what is read-only is copied first.
+        # torch has no read-only tensors, so a read-only array is copied first.
         host = torch.from_numpy(np.require(batch.pixels, requirements="W"))
         if self.device.type == "cuda":
-            host = host.pin_memory()  # or the copy would wait for what the device does now
+            host = host.pin_memory()  # else the copy waits for the device's current work
         pixels = host.to(self.device, non_blocking=True)
         contents = [geometry.content for geometry in batch.geometries] if self._padded else None
         x = self._normalise(pixels, contents).to(self._dtype, memory_format=self._memory_format)
-        return tuple(answer(self._network, x, batch, self._postprocessing))
-
-
-def _compile(network: Network) -> None:
-    """Compile in place what is called as a module; the rest of test time is too dynamic to gain from it."""
-    network.compile()
-    if isinstance(network, MaskRCNN):
-        # As many regions as there are, another number for each picture.
-        network.roi_head.bbox_head.compile(dynamic=True)
-        network.roi_head.mask_head.compile(dynamic=True)
-
-
-def answer(network: Network, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> Sequence[RawOutput]:
-    """Normalised float (N, 3, h, w) RGB → a row each, by the test time procedure of the network's family."""
-    match network:
-        case ConvMLPClassifier():
-            return best_classes(network(x), batch.params)
-        case SemanticFPN():
-            return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries)
-        case RetinaNet():
-            assert isinstance(postprocessing, DetectPostSpec)
-            logits, deltas = network(x)
-            return retinanet_detections(logits, deltas, batch.geometries, batch.params, postprocessing)
-        case MaskRCNN():
-            assert isinstance(postprocessing, DetectPostSpec)
-            pyramid, logits, deltas = network(x)
-            return mask_rcnn_detections(
-                network.roi_head, pyramid, logits, deltas, batch.geometries, batch.params, postprocessing
-            )
+        return tuple(self._family.predict(self._network, x, batch, self._postprocessing))
 
 
 def predict_image(predictor: Predictor, config: BundleConfig, data: bytes, params: QueryParams) -> Result:
-    """One encoded picture through decoding, preprocessing, network and postprocessing."""
-    return _finished(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
+    """The result of one encoded image: decode, preprocess, run, postprocess.
+
+    Raises:
+        ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`.
+        torch.OutOfMemoryError: the image is too large for the device.
+    """
+    return _predict_one(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
 
 
 def reference_answer(bundle: Bundle) -> ReferenceAnswer:
-    """The bundle's answer on the reference picture, on the CPU in fp32.
+    """The bundle's answer to the reference picture, on the CPU in fp32.
 
     Raises:
-        BundleInvalid: the weights do not fit, or answer something that is no number.
+        BundleInvalid: the weights do not fit the architecture, or give scores that are not finite.
     """
     config = bundle.config
     predictor = Predictor(bundle, torch.device("cpu"))
-    result = _finished(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
+    result = _predict_one(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
     if isinstance(result, ClassifyResult) and not all(math.isfinite(one.score) for one in result.labels):
         raise BundleInvalid(
-            f"model {config.name} answers scores that are no numbers: its weights are damaged, or too large for "
+            f"model {config.name} gives scores that are not finite: its weights are damaged or overflow "
             f"{config.precision}"
         )
     return summarise(result)
 
 
-def _finished(predictor: Predictor, config: BundleConfig, one: ModelInput, params: QueryParams) -> Result:
+def _predict_one(predictor: Predictor, config: BundleConfig, one: ModelInput, params: QueryParams) -> Result:
     (raw,) = predictor.predict(Batch(np.stack((one.pixels,)), (one.geometry,), (params,)))
-    return finish(raw, config, one.geometry.original)
+    return postprocess(raw, config, one.geometry.original)

@@ -71,11 +71,11 @@ class Classifier:
             return
         import torch
 
-        from benchmarks.network import Kind, load, mode_of
+        from benchmarks.network import Kind, load, precision_of
 
         torch.set_num_threads(settings.threads)
         self._threads = settings.threads
-        self._predictor = load(mode_of(Kind(settings.network), material.fastest_mode()), bundle)
+        self._predictor = load(precision_of(Kind(settings.network), material.fastest_precision()), bundle)
         for images in (1, settings.batch):
             self.classify([np.zeros((224, 224, 3), np.uint8)] * images)
 

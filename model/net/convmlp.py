@@ -1,17 +1,16 @@
 """ConvMLP, backbone and classifier (arXiv 2109.04454, section 3): conv tokenizer, conv stage, conv-MLP stages.
 
-Parameter names are those of the authors' published checkpoints. Convolutions work on (N, C, H, W); the MLP
-stages work on (N, H, W, C), where a channel MLP is one matrix product and LayerNorm needs no transposition.
+Parameter names are those of the authors' checkpoints. Convolutions take (N, C, H, W). The conv-MLP stages take
+(N, H, W, C), where a channel MLP is a matrix product and LayerNorm needs no transposition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from model.spec import BackboneSpec
-from model.types import ClassifyOutput, QueryParams
+from model.families.convmlp import ConvMLPSpec
+from model.net.layers import ChannelMLP
+from model.net.network import BackboneNetwork, StateDictShapes
 
 
 class ConvTokenizer(nn.Module):
@@ -66,24 +65,10 @@ class ConvStage(nn.Module):
         return out
 
 
-class ChannelMLP(nn.Module):
-    """Two linear layers with exact GELU, over the last axis, and the sum with the residual."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        out: Tensor = residual + self.fc2(self.act(self.fc1(x)))
-        return out
-
-
 class ConvMLPBlock(nn.Module):
-    """Channel MLP, depthwise 3x3 convolution, channel MLP on (N, H, W, C) (section 3.3, figure 2).
+    """Channel MLP, depthwise 3x3 convolution, channel MLP, on (N, H, W, C) (section 3.3, figure 2).
 
-    The MLPs are residual; the convolution that joins them is not.
+    The MLPs are residual; the convolution is not.
     """
 
     def __init__(self, channels: int, mlp_ratio: int) -> None:
@@ -103,7 +88,7 @@ class ConvMLPBlock(nn.Module):
 
 
 class ConvDownsample(nn.Module):
-    """A strided 3x3 convolution on (N, H, W, C): → (N, H/2, W/2, D)."""
+    """A strided 3x3 convolution: (N, H, W, C) → (N, H/2, W/2, D)."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -115,7 +100,7 @@ class ConvDownsample(nn.Module):
 
 
 class ConvMLPStage(nn.Module):
-    """Blocks on (N, H, W, C), then a downsampling where `out_channels` is given."""
+    """Blocks on (N, H, W, C), then downsampling to `out_channels` unless it is None."""
 
     def __init__(self, channels: int, depth: int, mlp_ratio: int, out_channels: int | None) -> None:
         super().__init__()
@@ -132,11 +117,11 @@ class ConvMLPStage(nn.Module):
 class ConvMLP(nn.Module):
     """The backbone: normalised float (N, 3, H, W) RGB → four feature levels (N, C, H/s, W/s), s = 4, 8, 16, 32.
 
-    The levels are the outputs of tokenizer, conv stage, first and last conv-MLP stage; the second conv-MLP
-    stage's own output (stride 32 as well) is not one of them. Odd sizes round up at every halving.
+    The levels are the outputs of the tokenizer, the conv stage, and the first and last conv-MLP stage. The second
+    conv-MLP stage's output, also at stride 32, is not a level. Odd sizes round up at every halving.
     """
 
-    def __init__(self, spec: BackboneSpec) -> None:
+    def __init__(self, spec: ConvMLPSpec) -> None:
         super().__init__()
         first, second, third = spec.stage_channels
         self.tokenizer = ConvTokenizer(spec.tokenizer_channels)
@@ -159,11 +144,10 @@ class ConvMLP(nn.Module):
 class ConvMLPClassifier(ConvMLP):
     """Backbone, LayerNorm, mean over positions, linear: normalised float (N, 3, H, W) RGB → logits (N, classes).
 
-    It extends the backbone instead of holding one, because the authors' classifier checkpoints name the
-    backbone's parameters without a prefix.
+    A subclass, because the authors' classifier checkpoints have the backbone's parameters without a prefix.
     """
 
-    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+    def __init__(self, spec: ConvMLPSpec, num_classes: int) -> None:
         super().__init__(spec)
         channels = spec.stage_channels[-1]
         self.norm = nn.LayerNorm(channels)
@@ -175,16 +159,23 @@ class ConvMLPClassifier(ConvMLP):
         return out
 
 
-def best_classes(logits: Tensor, params: Sequence[QueryParams]) -> list[ClassifyOutput]:
-    """Logits (N, classes) → each row's `top_k` classes, or all where there are fewer, by softmax probability.
+def _infer(shapes: StateDictShapes, prefix: str) -> ConvMLPSpec:
+    stages = [f"{prefix}stages.{index}.blocks." for index in range(3)]
+    channels = [shapes.rows(f"{stage}0.norm1.weight") for stage in stages]
+    hidden = [shapes.rows(f"{stage}0.channel_mlp1.fc1.weight") for stage in stages]
+    first, second, third = (
+        (wide, shapes.count(stage), many // max(wide, 1))
+        for stage, wide, many in zip(stages, channels, hidden, strict=True)
+    )
+    return ConvMLPSpec(
+        tokenizer_channels=shapes.rows(f"{prefix}tokenizer.block.6.weight"),
+        conv_blocks=shapes.count(f"{prefix}conv_stages.conv_blocks."),
+        stage_channels=(first[0], second[0], third[0]),
+        stage_depths=(first[1], second[1], third[1]),
+        mlp_ratios=(first[2], second[2], third[2]),
+    )
 
-    Equal probabilities come in the order of the classes.
-    """
-    probabilities = logits.float().softmax(dim=1)
-    ordered, indices = probabilities.sort(dim=1, descending=True, stable=True)
-    most = max(one.top_k for one in params)
-    scores, classes = ordered[:, :most].cpu().numpy(), indices[:, :most].cpu().numpy()
-    return [
-        ClassifyOutput(indices=classes[row, : one.top_k], scores=scores[row, : one.top_k])
-        for row, one in enumerate(params)
-    ]
+
+NETWORK = BackboneNetwork(
+    build=ConvMLP, build_classifier=ConvMLPClassifier, key="tokenizer.block.0.weight", infer=_infer
+)

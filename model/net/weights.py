@@ -1,4 +1,4 @@
-"""A bundle's weights: read into a network, or written with a config around them."""
+"""A bundle's weights: loading them into a network, and writing a bundle."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, Bundle, BundleConfig, Source, file_sha256
 from model.errors import BundleInvalid
+from model.families.registry import Architecture, family_of
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
-from model.spec import TASK_OF_FAMILY, Architecture, Postprocessing, Preprocessing
+from model.spec import Postprocessing, Preprocessing
 from model.types import Task
 
-Precision = Literal["fp32", "fp16", "bf16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MAX_TOLD = 5
-"""Tensors that an error names."""
+DtypeName = Literal["fp32", "fp16", "bf16"]
+DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MAX_LISTED = 5
+"""Tensors listed in an error."""
 
 _NO_REFERENCE: dict[Task, ReferenceAnswer] = {
     Task.CLASSIFY: ClassifyReference(labels=()),
@@ -32,58 +33,58 @@ _NO_REFERENCE: dict[Task, ReferenceAnswer] = {
 
 
 def load_weights(network: nn.Module, bundle: Bundle) -> None:
-    """Fill a network from a bundle's `model.safetensors`, whatever float type it holds, exactly key by key.
+    """Load a bundle's `model.safetensors`, of any float dtype, into a network. Keys must match exactly.
 
     Raises:
-        BundleInvalid: the file cannot be read, or its tensors are not the network's; says which.
+        BundleInvalid: the file cannot be read, or its tensors do not match the network's; lists them.
     """
     try:
         found = safetensors.torch.load_file(bundle.weights_path)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleInvalid(f"bundle {bundle.folder}: cannot read {WEIGHTS_FILE}: {error}") from error
-    if problems := misfits(network, found):
+    if problems := state_dict_mismatch(network, found):
         raise BundleInvalid(
             f"bundle {bundle.folder}: {WEIGHTS_FILE} does not fit the architecture in {CONFIG_FILE}: {problems}"
         )
     network.load_state_dict(found)
 
 
-def misfits(network: nn.Module, found: Mapping[str, Tensor]) -> str:
-    """Which tensors are not the network's by name, shape or kind of number, in words; empty where all fit."""
+def state_dict_mismatch(network: nn.Module, found: Mapping[str, Tensor]) -> str:
+    """Which tensors differ from the network's in name, shape or kind of number; empty if all match."""
     expected: dict[str, Tensor] = network.state_dict()
     problems = [
         *(f"{name} is missing" for name in expected if name not in found),
-        *(f"{name} is none of its tensors" for name in found if name not in expected),
+        *(f"{name} is unexpected" for name in found if name not in expected),
         *(
             f"{name} is {_kind(found[name])}, expected {_kind(tensor)}"
             for name, tensor in expected.items()
             if name in found and _kind(found[name]) != _kind(tensor)
         ),
     ]
-    more = f"; and {len(problems) - MAX_TOLD} more" if len(problems) > MAX_TOLD else ""
-    return "; ".join(problems[:MAX_TOLD]) + more
+    more = f"; and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+    return "; ".join(problems[:MAX_LISTED]) + more
 
 
 @dataclass(frozen=True, slots=True)
-class BundleDraft:
-    """What `config.json` says of a model before its weights' hash and its reference answer are known."""
+class BundleMetadata:
+    """The parts of `config.json` that are known before the weights are written."""
 
     name: str
     architecture: Architecture
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     postprocessing: Postprocessing
-    precision: Precision
+    precision: DtypeName
     source: Source
     accuracy: Accuracy | None
 
     def config(self, reference: ReferenceAnswer | None, weights_sha256: str) -> BundleConfig:
-        """The whole config; without a `reference` one that any answer agrees with.
+        """The whole config. `reference` None: an empty one, which every answer passes.
 
         Raises:
-            pydantic.ValidationError: the parts do not belong together, or a value is not allowed.
+            pydantic.ValidationError: a value is not valid, or the parts are of different tasks.
         """
-        task = TASK_OF_FAMILY[self.architecture.family]
+        task = family_of(self.architecture).task
         return BundleConfig(
             name=self.name,
             task=task,
@@ -100,37 +101,37 @@ class BundleDraft:
 
 
 def write_bundle(
-    store: Path, draft: BundleDraft, network: nn.Module, answer: Callable[[Bundle], ReferenceAnswer]
+    store: Path, metadata: BundleMetadata, network: nn.Module, answer: Callable[[Bundle], ReferenceAnswer]
 ) -> Bundle:
-    """Write the folder `store`/`draft.name`, whole or not at all; one of that name is replaced.
+    """Write the folder `store`/`metadata.name`, whole or not at all; one of that name is replaced.
 
     Args:
         store: a folder of bundles.
-        draft: what the config says.
-        network: its state dict is written, floats as `draft.precision`.
+        metadata: what the config says.
+        network: its state dict is written, floats as `metadata.precision`.
         answer: given the bundle as it will be read, but without a reference, its answer on the reference
             picture; so the answer is that of the weights as rounded in the file.
 
     Raises:
-        pydantic.ValidationError: the draft's parts do not belong together.
+        pydantic.ValidationError: a value is not valid, or the parts are of different tasks.
         OSError: the folder cannot be written.
     """
-    dtype = DTYPES[draft.precision]
+    dtype = DTYPES[metadata.precision]
     tensors = {
         key: (tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()).contiguous()
         for key, tensor in network.state_dict().items()
     }
     store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store, prefix=f".{draft.name}-") as scratch:
-        folder = Path(scratch) / draft.name
+    with tempfile.TemporaryDirectory(dir=store, prefix=f".{metadata.name}-") as scratch:
+        folder = Path(scratch) / metadata.name
         folder.mkdir()
         safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
-        (folder / WEIGHTS_FILE).chmod(0o644)  # whoever serves it need not be who wrote it
+        (folder / WEIGHTS_FILE).chmod(0o644)  # the service may run as another user
         digest = file_sha256(folder / WEIGHTS_FILE)
-        reference = answer(Bundle(folder, draft.config(None, digest)))
-        config = draft.config(reference, digest)
+        reference = answer(Bundle(folder, metadata.config(None, digest)))
+        config = metadata.config(reference, digest)
         (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        target = store / draft.name
+        target = store / metadata.name
         if target.exists():
             target.rename(Path(scratch) / "replaced")
         folder.rename(target)

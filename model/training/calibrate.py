@@ -1,4 +1,4 @@
-"""Scores that mean what they say: a correction fitted on held-out photographs and folded into the weights."""
+"""Calibration of scores: fitted on held-out photographs, then folded into the weights."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ import torch
 from torch import nn
 
 from model.bundle import BundleConfig
-from model.net.convmlp import ConvMLPClassifier
-from model.net.retinanet import RetinaNet
+from model.families.registry import ArchitectureSpec, family_of
+from model.net.network import network_of
 from model.predictor import Predictor
 from model.training.data import Record
-from model.training.evaluate import Float64Array, class_probabilities, detections, judged
+from model.training.evaluate import Float64Array, class_probabilities, detections, scored_matches
 from model.types import BoolArray, IntArray, Task
 
-SMALLEST = 1e-12
-"""Probabilities below are taken for this one, so that their logarithm exists."""
+MIN_PROBABILITY = 1e-12
+"""Smaller probabilities are raised to this, so that the logarithm is finite."""
 
 
 @dataclass(frozen=True, slots=True)
-class Correction:
+class Calibration:
     """Calibrated logits are `scale`·logits + `shift`."""
 
     scale: float
     shift: float
 
 
-def correction(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> Correction | None:
-    """What brings a bundle's scores nearest to the truth; None where its answers have no scores."""
+def fit_calibration(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> Calibration | None:
+    """The calibration that fits a bundle's scores to the truth; None if its answers have no scores."""
     match config.task:
         case Task.CLASSIFY:
             breeds = np.array([one.breed for one in records])
-            return temperature(class_probabilities(predictor, config, records), breeds)
+            return temperature_scaling(class_probabilities(predictor, config, records), breeds)
         case Task.DETECT:
-            return platt(*judged(detections(predictor, config, records), records, config.labels))
+            return platt_scaling(*scored_matches(detections(predictor, config, records), records, config.labels))
         case Task.SEGMENT:
             return None
 
 
-def temperature(probabilities: Float64Array, truth: IntArray) -> Correction:
+def temperature_scaling(probabilities: Float64Array, truth: IntArray) -> Calibration:
     """Temperature scaling (arXiv 1706.04599, section 4.2): probabilities (N, C), classes (N,); `scale` is 1/T.
 
-    The log-likelihood is concave in the scale, so that a search by thirds finds its maximum.
+    The log-likelihood is concave in the scale, so ternary search finds its maximum.
     """
-    logits = np.log(np.maximum(probabilities, SMALLEST))
+    logits = np.log(np.maximum(probabilities, MIN_PROBABILITY))
     rows = np.arange(len(truth))
 
     def likelihood(scale: float) -> float:
@@ -62,15 +62,15 @@ def temperature(probabilities: Float64Array, truth: IntArray) -> Correction:
             low += third
         else:
             high -= third
-    return Correction((low + high) / 2, 0.0)
+    return Calibration((low + high) / 2, 0.0)
 
 
-def platt(scores: Float64Array, right: BoolArray) -> Correction:
-    """Platt scaling: the logistic regression of being right (K,) on the logits of the scores (K,).
+def platt_scaling(scores: Float64Array, right: BoolArray) -> Calibration:
+    """Platt scaling: logistic regression of correctness, bool (K,), on the logits of the scores (K,).
 
-    By Newton's method, with a slight pull towards 1 and 0, that is, no change, where there is little to learn from.
+    Newton's method, with a weak prior at scale 1 and shift 0 for small samples.
     """
-    clipped = np.clip(scores, SMALLEST, 1 - SMALLEST)
+    clipped = np.clip(scores, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     inputs = np.stack([np.log(clipped / (1 - clipped)), np.ones(len(scores))], axis=1)
     prior = np.array([1.0, 0.0])
     weights = prior.copy()
@@ -79,26 +79,23 @@ def platt(scores: Float64Array, right: BoolArray) -> Correction:
         slope = inputs.T @ (expected - right) + (weights - prior)
         curve = (inputs.T * (expected * (1 - expected))) @ inputs + np.eye(2)
         weights = weights - np.linalg.solve(curve, slope)
-    return Correction(float(weights[0]), float(weights[1]))
+    return Calibration(float(weights[0]), float(weights[1]))
 
 
 @torch.no_grad()
-def fold(network: nn.Module, found: Correction) -> None:
-    """Apply a correction to the layer that gives the logits, so that serving needs to know nothing of it.
+def apply_calibration(network: nn.Module, architecture: ArchitectureSpec, found: Calibration) -> None:
+    """Fold a calibration into the layer that computes the logits.
 
     Raises:
-        TypeError: the network's answers have no scores.
-        ValueError: the correction would turn the scores' order round.
+        TypeError: the family's answers have no scores.
+        ValueError: the calibration would invert the scores' order.
     """
     if not (math.isfinite(found.shift) and 0 < found.scale < math.inf):
-        raise ValueError(f"{found} is no correction: the scores say nothing of being right; train longer")
-    match network:
-        case ConvMLPClassifier():
-            last: nn.Linear | nn.Conv2d = network.head
-        case RetinaNet():
-            last = network.bbox_head.retina_cls
-        case _:
-            raise TypeError(f"{type(network).__name__} has no scores to correct")
-    assert last.bias is not None
-    last.weight.mul_(found.scale)
-    last.bias.mul_(found.scale).add_(found.shift)
+        raise ValueError(f"{found} is not valid: scores do not rise with correctness; train longer")
+    score_layer = network_of(family_of(architecture)).score_layer
+    if score_layer is None:
+        raise TypeError(f"{architecture.family} has no scores to calibrate")
+    layer = score_layer(network)
+    assert layer.bias is not None
+    layer.weight.mul_(found.scale)
+    layer.bias.mul_(found.scale).add_(found.shift)

@@ -1,23 +1,23 @@
-"""The hyperparameters that made the embedded bundles."""
+"""The hyperparameters of the embedded bundles."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import ConvMLPSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.spec import (
-    Architecture,
-    BackboneSpec,
     CenterCropSpec,
-    ClassifierSpec,
     ClassifyPostSpec,
     DetectPostSpec,
     KeepRatioSpec,
     Postprocessing,
     Preprocessing,
-    RetinaNetSpec,
     SegmentPostSpec,
-    SemanticFPNSpec,
 )
 from model.training.classify import ClassifyRecipe
 from model.training.detect import DetectRecipe
@@ -25,8 +25,8 @@ from model.training.loop import Schedule
 from model.training.segment import SegmentRecipe
 
 
-class Course(StrEnum):
-    """What can be trained."""
+class PetsModel(StrEnum):
+    """The embedded models, which can be trained."""
 
     BREED = "breed"
     HEADS = "heads"
@@ -35,7 +35,7 @@ class Course(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that a training depends on besides the data."""
+    """All that a training depends on except the data."""
 
     name: str
     architecture: Architecture
@@ -45,17 +45,17 @@ class Recipe:
     postprocessing: Postprocessing
 
 
-BACKBONE = BackboneSpec(
+BACKBONE = ConvMLPSpec(
     tokenizer_channels=32,
     conv_blocks=2,
     stage_channels=(64, 128, 256),
     stage_depths=(2, 4, 2),
     mlp_ratios=(2, 2, 2),
 )
-"""A fifth of ConvMLP-S: three thousand photographs teach no more, and a CPU answers quickly."""
+"""A fifth of ConvMLP-S: enough for three thousand photographs, and fast on a CPU."""
 
 RECIPES = {
-    Course.BREED: Recipe(
+    PetsModel.BREED: Recipe(
         name="convmlp_pets_breed",
         architecture=ClassifierSpec(backbone=BACKBONE),
         examples=ClassifyRecipe(),
@@ -73,7 +73,7 @@ RECIPES = {
         preprocessing=CenterCropSpec(resize_shorter=216, crop=192),
         postprocessing=ClassifyPostSpec(),
     ),
-    Course.HEADS: Recipe(
+    PetsModel.HEADS: Recipe(
         name="convmlp_pets_heads",
         architecture=RetinaNetSpec(backbone=BACKBONE, fpn_channels=64, head_convs=2),
         examples=DetectRecipe(),
@@ -91,7 +91,7 @@ RECIPES = {
         preprocessing=KeepRatioSpec(long_side=320, short_side=224, pad_multiple=32),
         postprocessing=DetectPostSpec(score_threshold=0.5, nms_iou=0.4),
     ),
-    Course.OUTLINE: Recipe(
+    PetsModel.OUTLINE: Recipe(
         name="convmlp_pets_outline",
         architecture=SemanticFPNSpec(backbone=BACKBONE, fpn_channels=64, head_channels=64),
         examples=SegmentRecipe(),

@@ -1,4 +1,4 @@
-"""The whole way from photographs to a bundle that says how good it is and whose photographs taught it."""
+"""Training of the embedded models: from photographs to a bundle with its measured accuracy and its sources."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import torch
 from torch import nn
 
 from model.bundle import Accuracy, Bundle, Source, read_bundle
-from model.net.build import build_network
-from model.net.convmlp import ConvMLP, ConvMLPClassifier
+from model.families.convmlp import ConvMLPSpec
+from model.net.network import build_network
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN
-from model.net.weights import BundleDraft, load_weights, write_bundle
+from model.net.weights import BundleMetadata, load_weights, write_bundle
 from model.predictor import Predictor, reference_answer
-from model.training.calibrate import correction, fold
+from model.training.calibrate import apply_calibration, fit_calibration
 from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe, initialise
 from model.training.data import HELD_OUT_FOLD, SPECIES, PetIndex, Record, load_photographs, read_index
 from model.training.detect import DetectRecipe, HeadTraining
 from model.training.evaluate import measure
 from model.training.loop import Training, run
-from model.training.recipes import RECIPES, Course, Recipe
+from model.training.recipes import RECIPES, PetsModel, Recipe
 from model.training.segment import OUTLINE_LABELS, OutlineTraining
 from model.types import Task
 
 
 def train(
-    course: Course,
+    kind: PetsModel,
     data_dir: Path,
     out_dir: Path,
     *,
@@ -38,29 +38,29 @@ def train(
     stop_after: int | None = None,
     command: str,
 ) -> Bundle:
-    """Train, resume or finish a course, measure it, and write its bundle.
+    """Train one of the pets models, from its checkpoint if there is one; measure it; write its bundle.
 
     Args:
-        course: which of the three.
+        kind: which of the three models.
         data_dir: the folder with `index.csv`.
-        out_dir: gets `<course>/` with checkpoint and log, and `bundles/<name>/`.
-        backbone_from: a breed bundle whose backbone the detector or the outline model starts from.
-        recipe: instead of the course's own.
-        stop_after: stop after that many steps in all and export what there is.
-        command: what the bundle's source says it was made with.
+        out_dir: gets `<kind>/` with checkpoint and log, and `bundles/<name>/`.
+        backbone_from: a breed bundle; the detector or outline model starts from its backbone.
+        recipe: instead of the model's own.
+        stop_after: stop after that many steps in total, and export.
+        command: the command line, for the bundle's `source`.
 
     Raises:
         BundleInvalid: `backbone_from` is not a bundle of the recipe's backbone.
-        OSError: the data cannot be read, or the results not be written.
-        ValueError: the index is damaged, or `backbone_from` is not a classifier.
+        OSError: the data cannot be read, or the results cannot be written.
+        ValueError: the index is not valid, or `backbone_from` is not a classifier.
         FloatingPointError: the loss is no longer finite.
     """
-    recipe = RECIPES[course] if recipe is None else recipe
+    recipe = RECIPES[kind] if recipe is None else recipe
     index = read_index(data_dir)
     torch.manual_seed(recipe.schedule.seed)
-    labels = {Course.BREED: index.breeds, Course.HEADS: SPECIES, Course.OUTLINE: OUTLINE_LABELS}[course]
+    labels = {PetsModel.BREED: index.breeds, PetsModel.HEADS: SPECIES, PetsModel.OUTLINE: OUTLINE_LABELS}[kind]
     training = _training(recipe, index, len(labels), backbone_from)
-    averaged = run(training, recipe.schedule, out_dir / course.value, stop_after)
+    averaged = run(training, recipe.schedule, out_dir / kind.value, stop_after)
     network: nn.Module = averaged.classifier if isinstance(averaged, BreedNet) else averaged
     return export(recipe, network.cpu(), labels, index.held_out(), out_dir / "bundles", command)
 
@@ -69,7 +69,9 @@ def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: 
     data = (load_photographs(index.training()), load_photographs(index.held_out()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(recipe.examples, ClassifyRecipe):
-        return BreedTraining(recipe.examples, BreedNet(recipe.architecture.backbone, num_classes).to(device), *data)
+        backbone = recipe.architecture.backbone
+        assert isinstance(backbone, ConvMLPSpec)
+        return BreedTraining(recipe.examples, BreedNet(backbone, num_classes).to(device), *data)
     network = build_network(recipe.architecture, num_classes)
     assert isinstance(network, RetinaNet | SemanticFPN)
     if backbone_from is None:
@@ -83,18 +85,17 @@ def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: 
     return OutlineTraining(recipe.examples, network.to(device), *data)
 
 
-def copy_backbone(bundle: Bundle, backbone: ConvMLP) -> None:
-    """Fill `backbone` from a classifier's bundle.
+def copy_backbone(bundle: Bundle, backbone: nn.Module) -> None:
+    """Load `backbone` from a classifier's bundle.
 
     Raises:
-        BundleInvalid: its weights do not fit its architecture.
+        BundleInvalid: the weights do not match the architecture.
         ValueError: it is not a classifier, or has another backbone.
     """
     config = bundle.config
     if config.task is not Task.CLASSIFY:
         raise ValueError(f"bundle {bundle.folder} is for task {config.task.value}; a classifier is needed")
     classifier = build_network(config.architecture, len(config.labels))
-    assert isinstance(classifier, ConvMLPClassifier)
     load_weights(classifier, bundle)
     own = backbone.state_dict()
     found = classifier.state_dict()
@@ -120,14 +121,14 @@ def export(
     store: Path,
     command: str,
 ) -> Bundle:
-    """Write `store`/`recipe.name`: scores calibrated, weights as fp16, measured as they will be read.
+    """Calibrate, measure and write the bundle `store`/`recipe.name`, with fp16 weights.
 
-    The calibration changes `network`'s last layer.
+    Calibration changes the network's last layer. The metrics are those of the fp16 weights.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    draft = BundleDraft(
+    metadata = BundleMetadata(
         name=recipe.name,
         architecture=recipe.architecture,
         labels=tuple(labels),
@@ -143,14 +144,14 @@ def export(
         accuracy=None,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        raw = write_bundle(Path(scratch), draft, network, reference_answer)
-        found = correction(Predictor(raw, torch.device("cpu")), raw.config, held_out)
+        raw = write_bundle(Path(scratch), metadata, network, reference_answer)
+        found = fit_calibration(Predictor(raw, torch.device("cpu")), raw.config, held_out)
         if found is not None:
-            fold(network, found)
-        calibrated = write_bundle(Path(scratch), draft, network, reference_answer)
+            apply_calibration(network, recipe.architecture, found)
+        calibrated = write_bundle(Path(scratch), metadata, network, reference_answer)
         metrics = measure(Predictor(calibrated, torch.device("cpu")), calibrated.config, held_out)
     accuracy = Accuracy(metrics=metrics, measured_on=_measured_on(raw.config.task, held_out))
-    return write_bundle(store, replace(draft, accuracy=accuracy), network, reference_answer)
+    return write_bundle(store, replace(metadata, accuracy=accuracy), network, reference_answer)
 
 
 def _measured_on(task: Task, held_out: Sequence[Record]) -> str:

@@ -1,10 +1,9 @@
-"""The authors' 21 published checkpoints: what each file holds and how good they say it is.
+"""The authors' 21 published checkpoints: contents and published figures.
 
-Torch-free. Figures are those of the README of https://github.com/SHI-Labs/Convolutional-MLPs, which has the paper's
-(arXiv 2109.04454) and more; preprocessing is that of its training configurations. Nothing here was measured by this
-project.
+Torch-free. Figures are from the README of https://github.com/SHI-Labs/Convolutional-MLPs, which has the paper's (arXiv
+2109.04454) and more. Preprocessing is that of its training configurations. This project measured none of the figures.
 
-`labels/*.txt` have the data sets' class names, one a line: line i + 1 is class index i of the checkpoint's last layer.
+`labels/*.txt` have the data sets' class names: line i + 1 is class index i of the checkpoint's last layer.
 `docs/decisions/0003-catalogue.md` says how each order was established.
 """
 
@@ -17,29 +16,21 @@ from pathlib import Path
 
 from model.bundle import Accuracy, Source
 from model.errors import BundleInvalid
-from model.spec import (
-    BACKBONES,
-    TASK_OF_FAMILY,
-    Architecture,
-    CenterCropSpec,
-    ClassifierSpec,
-    ClassifyPostSpec,
-    DetectPostSpec,
-    KeepRatioSpec,
-    MaskRCNNSpec,
-    Normalisation,
-    Postprocessing,
-    Preprocessing,
-    RetinaNetSpec,
-    SegmentPostSpec,
-    SemanticFPNSpec,
-)
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture, family_of
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
+from model.spec import CenterCropSpec, KeepRatioSpec, Normalisation, Postprocessing, Preprocessing
 from model.types import Task
 
 _FOLDER = Path(__file__).parent / "labels"
 
 
 class LabelSet(StrEnum):
+    """The data sets whose class names are in `labels/`."""
+
     IMAGENET = "imagenet"
     CIFAR10 = "cifar10"
     CIFAR100 = "cifar100"
@@ -50,7 +41,7 @@ class LabelSet(StrEnum):
 
 @cache
 def read_labels(label_set: LabelSet) -> tuple[str, ...]:
-    """The names by class index. Spelled as in the data set's own files; ImageNet's are torchvision's short ones."""
+    """Names by class index, spelled as in the data set's files; ImageNet's are torchvision's short names."""
     return tuple((_FOLDER / f"{label_set}.txt").read_text(encoding="utf-8").splitlines())
 
 
@@ -72,11 +63,11 @@ PerSize = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One checkpoint file.
+    """A checkpoint file.
 
-    `path` is relative to `CHECKPOINTS_URL`, and to any mirror of it. `accuracy` has fractions (the authors print
-    per cent). `parameters_millions` and `gmacs` (multiply-adds of a 224 x 224 input, in thousand millions) are as
-    published, so rounded; None where the authors give none.
+    `path` is relative to `CHECKPOINTS_URL` and to any mirror of it. `accuracy` has fractions; the authors print per
+    cent. `parameters_millions` and `gmacs` (10^9 multiply-adds of a 224 x 224 px input) are as published, rounded; None
+    if not published.
     """
 
     name: str
@@ -96,7 +87,7 @@ class CatalogueEntry:
 
     @property
     def task(self) -> Task:
-        return TASK_OF_FAMILY[self.architecture.family]
+        return family_of(self.architecture).task
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -105,10 +96,10 @@ class CatalogueEntry:
 
 
 def entry(name: str) -> CatalogueEntry:
-    """The checkpoint of that name.
+    """The checkpoint of a name.
 
     Raises:
-        BundleInvalid: the authors publish none of that name; says which they do.
+        BundleInvalid: the authors publish none of that name; lists the names.
     """
     try:
         return CATALOGUE[name]
@@ -119,7 +110,7 @@ def entry(name: str) -> CatalogueEntry:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Three checkpoints that differ in the backbone's size alone; `path` has a place for it."""
+    """Three checkpoints that differ only in the backbone's size, which `path` and `title` have as `{size}`."""
 
     path: str
     title: str
@@ -137,14 +128,14 @@ class _Group:
 
     def _entry(self, at: int, size: str) -> CatalogueEntry:
         path = self.path.format(size=size)
-        architecture = self.architecture(backbone=BACKBONES[size])
+        architecture = self.architecture(backbone=CONVMLP_SIZES[size])
         return CatalogueEntry(
             name=path.rpartition("/")[2].removesuffix(".pth"),
             path=path,
             architecture=architecture,
             label_set=self.label_set,
             preprocessing=self.preprocessing,
-            postprocessing=_POSTPROCESSING[TASK_OF_FAMILY[architecture.family]],
+            postprocessing=family_of(architecture).postprocessing,
             source=Source(
                 description=f"{self.title.format(size=size.upper())} trained on {self.dataset} by its authors",
                 url=CHECKPOINTS_URL + path,
@@ -160,20 +151,13 @@ class _Group:
         )
 
 
-_POSTPROCESSING: dict[Task, Postprocessing] = {
-    Task.CLASSIFY: ClassifyPostSpec(),
-    Task.DETECT: DetectPostSpec(),
-    Task.SEGMENT: SegmentPostSpec(),
-}
-
-
 def _grey_levels(*fractions: float) -> tuple[float, float, float]:
     red, green, blue = (round(255 * fraction, 4) for fraction in fractions)
     return red, green, blue
 
 
 def _fine_tuned(mean: tuple[float, float, float], std: tuple[float, float, float]) -> CenterCropSpec:
-    """The authors' fine-tuning evaluates with crop_pct 1: the whole shorter side is seen (ImageNet: 0.9)."""
+    """Fine-tuned models are evaluated with crop_pct 1, the whole shorter side (ImageNet: 0.9)."""
     normalisation = Normalisation(mean=_grey_levels(*mean), std=_grey_levels(*std))
     return CenterCropSpec(resize_shorter=224, crop=224, normalisation=normalisation)
 
@@ -277,4 +261,4 @@ _GROUPS = (
 )
 
 CATALOGUE: dict[str, CatalogueEntry] = {one.name: one for group in _GROUPS for one in group.entries()}
-"""By name, which is the file's without its ending."""
+"""By name: the file's name without `.pth`."""

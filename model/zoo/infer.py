@@ -1,119 +1,46 @@
-"""What network a checkpoint's tensors belong to, read off their names and shapes."""
+"""Inferring the architecture from a checkpoint's tensor names and shapes."""
 
 from __future__ import annotations
 
-import torch
 from pydantic import ValidationError
 
 from model.errors import BundleInvalid
-from model.net.boxes import RETINANET_ANCHORS
-from model.net.build import Network, build_network
-from model.net.weights import misfits
-from model.spec import (
-    Architecture,
-    BackboneSpec,
-    ClassifierSpec,
-    MaskRCNNSpec,
-    RetinaNetSpec,
-    SemanticFPNSpec,
-)
+from model.families.registry import FAMILIES, ArchitectureSpec
+from model.net.network import StateDictShapes, meta_network, network_of
+from model.net.weights import state_dict_mismatch
 from model.zoo.checkpoint import Checkpoint
 
-MARKS = {
-    "retinanet": "bbox_head.retina_cls.weight",
-    "mask_rcnn": "roi_head.mask_head.conv_logits.weight",
-    "semantic_fpn": "decode_head.conv_seg.weight",
-    "classifier": "head.weight",
-}
-"""A tensor that only this family has; its rows tell the number of classes."""
 
-
-def infer(checkpoint: Checkpoint) -> tuple[Architecture, int]:
-    """The architecture and its number of classes; every tensor fits it.
+def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
+    """The architecture and the number of classes. All tensors match it.
 
     Raises:
-        BundleInvalid: no network that is known here, or one of its tensors is missing, too many or of another
-            shape or kind than the rest of them says.
+        BundleInvalid: the tensors are of no registered family, or some are missing, unexpected, or of another shape or
+            kind than the others imply.
     """
-    names = _Names(checkpoint)
-    family = next((one for one, mark in MARKS.items() if mark in checkpoint.tensors), None)
+    path, tensors = checkpoint.path, checkpoint.tensors
+    networks = {name: network_of(family) for name, family in FAMILIES.items()}
+    family = next((name for name, network in networks.items() if network.class_key in tensors), None)
     if family is None:
+        keys = ", ".join(network.class_key for network in networks.values())
         raise BundleInvalid(
-            f"{checkpoint.path} holds none of the networks that are known here ({', '.join(MARKS)}); expected one of "
-            f"the tensors {', '.join(MARKS.values())}"
+            f"{path} is no supported network ({', '.join(networks)}): it has none of the tensors {keys}"
         )
-    if not all(tensor.numel() for tensor in checkpoint.tensors.values()):
-        raise BundleInvalid(f"{checkpoint.path} has tensors without any numbers in them")
+    if not all(tensor.numel() for tensor in tensors.values()):
+        raise BundleInvalid(f"{path} has empty tensors")
+    architecture: ArchitectureSpec
+    num_classes: int
     try:
-        architecture, num_classes = _of_family(family, names)
+        architecture, num_classes = networks[family].infer(StateDictShapes(path, tensors))
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleInvalid(
-            f"{checkpoint.path} looks like a {family}, but its tensors tell {first['loc'][-1]} {first['input']}"
+            f"{path} looks like a {family}, but its tensors imply {first['loc'][-1]} {first['input']}"
         ) from error
     if num_classes == 0:
-        raise BundleInvalid(f"{checkpoint.path} looks like a {family}, but has rows for no class in {MARKS[family]}")
-    if problems := misfits(meta_network(architecture, num_classes), checkpoint.tensors):
-        raise BundleInvalid(f"{checkpoint.path} looks like a {family} of {num_classes} classes, but {problems}")
+        raise BundleInvalid(
+            f"{path} looks like a {family}, but {networks[family].class_key} has too few rows for a class"
+        )
+    if problems := state_dict_mismatch(meta_network(architecture, num_classes), tensors):
+        raise BundleInvalid(f"{path} looks like a {family} of {num_classes} classes, but {problems}")
     return architecture, num_classes
-
-
-def meta_network(architecture: Architecture, num_classes: int) -> Network:
-    """The network with names and shapes but without memory for its numbers."""
-    with torch.device("meta"):
-        return build_network(architecture, num_classes)
-
-
-def _of_family(family: str, names: _Names) -> tuple[Architecture, int]:
-    last = names.rows(MARKS[family])
-    backbone = _backbone(names, prefix="" if family == "classifier" else "backbone.")
-    if family == "classifier":
-        return ClassifierSpec(backbone=backbone), last
-    fpn_channels = names.rows("neck.fpn_convs.0.conv.weight")
-    if family == "retinanet":
-        head_convs = names.count("bbox_head.cls_convs.")
-        spec = RetinaNetSpec(backbone=backbone, fpn_channels=fpn_channels, head_convs=head_convs)
-        return spec, last // RETINANET_ANCHORS.per_position
-    if family == "mask_rcnn":
-        fc_channels = names.rows("roi_head.bbox_head.shared_fcs.0.weight")
-        mask_convs = names.count("roi_head.mask_head.convs.")
-        return MaskRCNNSpec(
-            backbone=backbone, fpn_channels=fpn_channels, fc_channels=fc_channels, mask_convs=mask_convs
-        ), last
-    head_channels = names.rows("decode_head.scale_heads.0.0.conv.weight")
-    return SemanticFPNSpec(backbone=backbone, fpn_channels=fpn_channels, head_channels=head_channels), last
-
-
-def _backbone(names: _Names, prefix: str) -> BackboneSpec:
-    stages = [f"{prefix}stages.{index}.blocks." for index in range(3)]
-    channels = [names.rows(f"{stage}0.norm1.weight") for stage in stages]
-    hidden = [names.rows(f"{stage}0.channel_mlp1.fc1.weight") for stage in stages]
-    first, second, third = (
-        (wide, names.count(stage), many // max(wide, 1))
-        for stage, wide, many in zip(stages, channels, hidden, strict=True)
-    )
-    return BackboneSpec(
-        tokenizer_channels=names.rows(f"{prefix}tokenizer.block.6.weight"),
-        conv_blocks=names.count(f"{prefix}conv_stages.conv_blocks."),
-        stage_channels=(first[0], second[0], third[0]),
-        stage_depths=(first[1], second[1], third[1]),
-        mlp_ratios=(first[2], second[2], third[2]),
-    )
-
-
-class _Names:
-    """Questions to a checkpoint's names and shapes."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._path = checkpoint.path
-        self._tensors = checkpoint.tensors
-
-    def rows(self, name: str) -> int:
-        """The first axis of a tensor: output channels, where it is a layer's weight."""
-        if name not in self._tensors or self._tensors[name].ndim == 0:
-            raise BundleInvalid(f"{self._path} is no ConvMLP of a kind that is known here: it has no tensor {name}")
-        return self._tensors[name].shape[0]
-
-    def count(self, prefix: str) -> int:
-        """How many numbered modules there are behind `prefix`."""
-        return len({name[len(prefix) :].partition(".")[0] for name in self._tensors if name.startswith(prefix)})

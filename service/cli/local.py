@@ -9,7 +9,7 @@ from convmlp_client.results import Meta, Result
 from convmlp_client.results import Task as AnswerTask
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
-from model.postprocess.results import finish
+from model.postprocess.results import postprocess
 from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.answerer import NoAnswer
@@ -62,7 +62,7 @@ class Local:
             raise Overloaded(
                 "the device has no memory left for this image; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
-        result = finish(output, self._config, picture.size)
+        result = postprocess(output, self._config, picture.size)
         meta = Meta(self._config.name, AnswerTask(self._config.task))
         return result_from_json(encode_result(result, self._query.mask_format), meta)
 

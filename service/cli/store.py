@@ -113,12 +113,12 @@ def export_model(
 
 def _pulled(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
     from model.zoo.checkpoint import MAX_BYTES
-    from model.zoo.download import HashBook, KnownHash, download
+    from model.zoo.download import ExpectedHash, TrustedHashes, download
     from model.zoo.importer import import_checkpoint
     from service.cli.transfer import told_transfer
 
-    book = HashBook(store / "hashes.json")
-    expected = KnownHash.given(sha256) if sha256 is not None else book.known(url)
+    trusted = TrustedHashes(store / "hashes.json")
+    expected = ExpectedHash.given(sha256) if sha256 is not None else trusted.get(url)
     file = store / f"{published.name}.pth"
     with told_transfer(file.name) as transfer:
         found = download(
@@ -126,12 +126,12 @@ def _pulled(published: CatalogueEntry, store: Path, url: str, sha256: str | None
             file,
             max_bytes=MAX_BYTES,
             progress=transfer.progress,
-            notice=transfer.notice,
+            on_retry=transfer.notice,
             expected=expected,
         )
     try:
         bundle = import_checkpoint(file, store, published.name)
-        book.trust(url, found)  # only now: what is no such model must not be expected ever after
+        trusted.record(url, found)  # only now: what is no such model must not be expected ever after
     finally:
         if not keep:
             file.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ def train_outline(
 def evaluate(
     data: Data,
     bundles: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="A folder of bundles; the embedded ones if not given.")
+        Path, typer.Option(exists=True, file_okay=False, help="Folder of bundles.", show_default="the embedded bundles")
     ] = EMBEDDED_DIR,
     picture: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Draw there which breeds are taken for which (PNG or JPEG).")
@@ -85,7 +85,7 @@ def _train(
 ) -> None:
     import torch
 
-    from model.training.recipes import Course
+    from model.training.recipes import PetsModel
     from model.training.train import train
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -93,7 +93,9 @@ def _train(
         torch.set_num_threads(threads)
     command = f"convmlp train {course} --data DIR --out DIR"
     with _told():
-        bundle = train(Course(course), data, out, backbone_from=backbone_from, stop_after=stop_after, command=command)
+        bundle = train(
+            PetsModel(course), data, out, backbone_from=backbone_from, stop_after=stop_after, command=command
+        )
     assert bundle.config.accuracy is not None
     typer.echo(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
 

@@ -7,8 +7,8 @@ import itertools
 import time
 
 from model.errors import ConvMLPError
-from model.postprocess.results import finish
-from model.reference import REFERENCE_PARAMS, disagreement
+from model.postprocess.results import postprocess
+from model.reference import REFERENCE_PARAMS, mismatch
 from service.errors import Overloaded
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel
@@ -36,8 +36,8 @@ class SelfCheck:
             case ConvMLPError() as error:
                 return error.detail
             case output:
-                result = finish(output, model.config, model.reference.geometry.original)
-                return disagreement(result, model.config.reference)
+                result = postprocess(output, model.config, model.reference.geometry.original)
+                return mismatch(result, model.config.reference)
 
     async def _run(self, model: LoadedModel) -> JobResult:
         answered: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()

@@ -12,7 +12,7 @@ import structlog
 import torch
 
 from model.bundle import Bundle
-from model.precision import Mode, fastest, make_predictor
+from model.precision import Precision, make_predictor, select_precision
 from model.predictor import Predictor, default_device, load_network
 from model.types import Batch, RawOutput
 from service.settings import Settings, usable_cores
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Served:
     predictor: Predictor
-    mode: Mode
+    precision: Precision
 
 
 class TorchRunner:
@@ -56,7 +56,7 @@ class TorchRunner:
         self.lanes, self.max_lanes_per_batch = (
             (self._cores, self._cores) if self._device.type == "cpu" else (CUDA_LANES, 1)
         )
-        self._mode = None if settings.precision == "auto" else Mode(settings.precision)
+        self._precision = None if settings.precision == "auto" else Precision(settings.precision)
         self._streams = threading.local()
         self._pulse = torch.zeros(1, device=self._device)
         self._served: dict[str, _Served] = {}
@@ -72,7 +72,7 @@ class TorchRunner:
 
     def precision(self, slot: str) -> str:
         served = self._served.get(slot)
-        return served.mode.value if served else ""
+        return served.precision.value if served else ""
 
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed on several cores, and
@@ -106,16 +106,16 @@ class TorchRunner:
 
     def _choose(self, bundle: Bundle) -> _Served:
         network = load_network(bundle)
-        if self._mode is not None:
-            return _Served(make_predictor(bundle, self._device, self._mode, network), self._mode)
-        choice = fastest(bundle, self._device, network)
+        if self._precision is not None:
+            return _Served(make_predictor(bundle, self._device, self._precision, network), self._precision)
+        selection = select_precision(bundle, self._device, network)
         log.info(
             "precision",
             model=bundle.config.name,
-            chosen=choice.mode.value,
-            tried={one.mode.value: one.objection or f"{one.seconds * 1000:.1f} ms" for one in choice.trials},
+            chosen=selection.precision.value,
+            tried={one.precision.value: one.mismatch or f"{one.seconds * 1000:.1f} ms" for one in selection.trials},
         )
-        return _Served(choice.predictor, choice.mode)
+        return _Served(selection.predictor, selection.precision)
 
     @contextmanager
     def _lane(self, cores: int) -> Iterator[None]:

@@ -244,7 +244,7 @@ def test_stream(triton: Triton, kind: str) -> None:
     images[9] = b"no picture"
     told = triton.run(case_stream, kind, images)
     assert [name for name, _ in told] == [None if at == 9 else f"{at}" for at in range(64)]
-    assert "no image format that is read here" in str(told[9][1])
+    assert "the image format is not supported" in str(told[9][1])
     assert told[20][1] == triton.run(case_many_at_once, kind, [images[20]])[0]
 
 
@@ -324,9 +324,9 @@ def case_refusals(face: Face, image: bytes) -> list[tuple[str, str]]:
 
 REFUSALS = [
     ("404", "NOT_FOUND", "there is no model 'nothing' here; served: convmlp_pets_breed"),
-    ("404", "NOT_FOUND", "has no version '3' here"),
+    ("404", "NOT_FOUND", "has no version '3'"),
     ("400", "INVALID_ARGUMENT", "truncated or corrupt"),
-    ("415", "INVALID_ARGUMENT", "element 1 of input 'image': the bytes are of no image format"),
+    ("415", "INVALID_ARGUMENT", "element 1 of input 'image': the image format is not supported"),
     ("400", "INVALID_ARGUMENT", "the request's inputs are 'picture'; expected one: 'image' is either BYTES"),
     ("400", "INVALID_ARGUMENT", "has the datatype 'FP32'; 'image' is either BYTES"),
     ("400", "INVALID_ARGUMENT", "is UINT8 of the shape [1, 3, 4, 4]; 'image' is either BYTES"),
@@ -387,7 +387,7 @@ def test_what_is_not_offered(triton: Triton, kind: str) -> None:
     """Shared memory, tracing and logging are refused in words that the client shows."""
     for status, message in triton.run(case_not_offered, kind):
         assert status in ("501", "StatusCode.UNIMPLEMENTED")
-        assert "shares no memory" in message or "logging and tracing" in message
+        assert "shared memory is not supported" in message or "logging and tracing" in message
 
 
 def case_repository(face: Face) -> tuple[Any, tuple[str, str]]:

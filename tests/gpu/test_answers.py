@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from model.bundle import bundle_names, find_bundle, read_bundle
-from model.precision import Mode, fastest, make_predictor
+from model.precision import Precision, make_predictor, select_precision
 from model.predictor import Predictor, load_network, predict_image
-from model.reference import REFERENCE_PARAMS, REFERENCE_PICTURE, disagreement
+from model.reference import REFERENCE_PARAMS, REFERENCE_PICTURE, mismatch
 from model.types import Batch
 from tests.model.batches import GEOMETRIES, PARAMS, assert_same, pictures
 from tests.model.net.tiny import ARCHITECTURES, tiny_bundle
@@ -41,21 +41,21 @@ def test_an_answer_does_not_depend_on_who_shares_its_batch(tmp_path: Path, famil
         assert_same(output, alone)
 
 
-@pytest.mark.parametrize("mode", [Mode.EXACT, Mode.FP32, Mode.FP16])
+@pytest.mark.parametrize("precision", [Precision.EXACT, Precision.FP32, Precision.FP16])
 @pytest.mark.parametrize("name", bundle_names(None))
-def test_embedded_models_prove_themselves_in_each_precision(name: str, mode: Mode) -> None:
+def test_embedded_models_prove_themselves_in_each_precision(name: str, precision: Precision) -> None:
     """The reference picture is answered on a GPU as the bundle says, within its tolerance."""
     bundle = read_bundle(find_bundle(name, None))
-    predictor = make_predictor(bundle, GPU, mode, load_network(bundle))
+    predictor = make_predictor(bundle, GPU, precision, load_network(bundle))
     result = predict_image(predictor, bundle.config, REFERENCE_PICTURE.read_bytes(), REFERENCE_PARAMS)
-    assert disagreement(result, bundle.config.reference) is None
+    assert mismatch(result, bundle.config.reference) is None
 
 
 @pytest.mark.parametrize("name", bundle_names(None))
 def test_a_precision_is_chosen_that_answers_as_float32_does(name: str) -> None:
     """Half precision is tried on a GPU, and whatever is chosen was found without objection."""
     bundle = read_bundle(find_bundle(name, None))
-    choice = fastest(bundle, GPU, copy.deepcopy(load_network(bundle)))
-    tried = {trial.mode: trial for trial in choice.trials}
-    assert Mode.FP16 in tried
-    assert tried[choice.mode].objection is None
+    selection = select_precision(bundle, GPU, copy.deepcopy(load_network(bundle)))
+    tried = {trial.precision: trial for trial in selection.trials}
+    assert Precision.FP16 in tried
+    assert tried[selection.precision].mismatch is None

@@ -12,8 +12,8 @@ from torch import nn
 
 from model.bundle import Bundle
 from model.net.convmlp import ConvMLPClassifier
-from model.net.cpu.onednn import onednn_is_quick_at
-from model.precision import Mode, fastest, make_predictor
+from model.net.cpu.onednn import onednn_accelerates
+from model.precision import Precision, make_predictor, select_precision
 from model.predictor import load_network
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
@@ -22,7 +22,7 @@ from tests.model.net.tiny import tiny_bundle
 CPU = torch.device("cpu")
 
 
-def first_class(bundle: Bundle, mode: Mode, network: nn.Module) -> int:
+def first_class(bundle: Bundle, mode: Precision, network: nn.Module) -> int:
     assert isinstance(network, ConvMLPClassifier)
     one = reference_input(bundle.config.preprocessing)
     batch = Batch(np.stack([one.pixels]), (one.geometry,), (REFERENCE_PARAMS,))
@@ -33,16 +33,16 @@ def first_class(bundle: Bundle, mode: Mode, network: nn.Module) -> int:
 
 @pytest.mark.parametrize("family", ["classifier", "retinanet", "mask_rcnn", "semantic_fpn"])
 def test_the_fastest_of_what_agrees_is_chosen(tmp_path: Path, family: str) -> None:
-    """Of the modes without an objection none was measured faster; float32 is always among those tried."""
+    """Of the modes without an mismatch none was measured faster; float32 is always among those tried."""
     bundle = tiny_bundle(tmp_path, family)
-    choice = fastest(bundle, CPU, load_network(bundle))
-    tried = {one.mode: one for one in choice.trials}
-    assert Mode.FP32 in tried
-    assert tried[choice.mode].objection is None
-    assert tried[choice.mode].seconds == min(one.seconds for one in choice.trials if one.objection is None)
+    selection = select_precision(bundle, CPU, load_network(bundle))
+    tried = {one.precision: one for one in selection.trials}
+    assert Precision.FP32 in tried
+    assert tried[selection.precision].mismatch is None
+    assert tried[selection.precision].seconds == min(one.seconds for one in selection.trials if one.mismatch is None)
 
 
-@pytest.mark.skipif(not onednn_is_quick_at(torch.bfloat16), reason="this processor has no bfloat16 of its own")
+@pytest.mark.skipif(not onednn_accelerates(torch.bfloat16), reason="this processor has no bfloat16 of its own")
 def test_a_precision_that_names_another_class_first_is_not_served(tmp_path: Path) -> None:
     """Classes that bfloat16 cannot tell apart keep a model in float32, however much faster it would be."""
     bundle = tiny_bundle(tmp_path, "classifier")
@@ -53,10 +53,10 @@ def test_a_precision_that_names_another_class_first_is_not_served(tmp_path: Path
         # Each class is the same but for less than bfloat16 resolves: there all tie, and the first one wins.
         network.head.weight.copy_(network.head.weight[:1].expand(classes, -1))
         network.head.bias.copy_(1 + torch.arange(classes) * 1e-4)
-    assert first_class(bundle, Mode.FP32, network) == classes - 1
-    assert first_class(bundle, Mode.BF16, network) == 0
-    choice = fastest(bundle, CPU, network)
-    assert choice.mode is Mode.FP32
-    (objection,) = (one.objection for one in choice.trials if one.mode is Mode.BF16)
-    assert objection is not None
-    assert "class 0 comes first" in objection
+    assert first_class(bundle, Precision.FP32, network) == classes - 1
+    assert first_class(bundle, Precision.BF16, network) == 0
+    selection = select_precision(bundle, CPU, network)
+    assert selection.precision is Precision.FP32
+    (mismatch,) = (one.mismatch for one in selection.trials if one.precision is Precision.BF16)
+    assert mismatch is not None
+    assert "class 0 comes first" in mismatch

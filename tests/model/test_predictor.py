@@ -17,7 +17,7 @@ from model.types import (
     SegmentOutput,
 )
 from tests.model.batches import GEOMETRIES, HEIGHT, PARAMS, WIDTH, assert_same, pictures
-from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, draft, tiny_bundle
+from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, metadata, tiny_bundle
 
 CPU = torch.device("cpu")
 MakePredictor = Callable[[str], Predictor]
@@ -152,7 +152,7 @@ def test_the_default_device_is_usable() -> None:
 
 def test_the_tiny_bundles_pad_like_detectors_and_segmenters() -> None:
     """The geometries above fit the bundles' own pipeline: within 128 x 96 pixels, padded to 32."""
-    preprocessing = draft("retinanet").preprocessing
+    preprocessing = metadata("retinanet").preprocessing
     assert preprocessing.kind == "keep_ratio"
     assert (preprocessing.long_side, preprocessing.short_side) == (WIDTH, HEIGHT)
     assert HEIGHT % preprocessing.pad_multiple == WIDTH % preprocessing.pad_multiple == 0

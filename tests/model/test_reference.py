@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.reference import GRID, disagreement, summarise
+from model.reference import GRID, mismatch, summarise
 from model.types import Box, ClassifyResult, Detection, DetectResult, Label, Result, SegmentResult, Size
 
 SIZE = Size(64, 64)
@@ -49,7 +49,7 @@ HEAD = Box(10, 10, 40, 40)
 )
 def test_an_answer_agrees_only_when_it_is_near(committed: Result, found: Result, agrees: bool) -> None:
     """Rounding passes; another class, place, score, pixel or task does not, and the objection says something."""
-    objection = disagreement(found, summarise(committed))
+    objection = mismatch(found, summarise(committed))
     assert (objection is None) is agrees
     assert objection != ""
 
@@ -59,7 +59,7 @@ def test_a_detection_at_the_cut_may_be_missing() -> None:
     boxes = [Box(10 * at, 0, 10 * at + 9, 9) for at in range(6)]
     committed = heads(*((0, 0.9 - 0.001 * at, box) for at, box in enumerate(boxes[:5])))
     found = heads(*((0, 0.9 - 0.001 * at, box) for at, box in enumerate(boxes[1:])))
-    assert disagreement(found, summarise(committed)) is None
+    assert mismatch(found, summarise(committed)) is None
 
 
 def test_the_raster_is_the_same_for_every_size() -> None:

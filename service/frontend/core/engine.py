@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from model.postprocess.results import finish
+from model.postprocess.results import postprocess
 from model.types import ClassifyOutput, DetectOutput, RawOutput, Result, Task
 from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.core.executor import PreparePool
@@ -110,7 +110,7 @@ class Engine:
                 output = answer.output
 
                 def encoded() -> T:
-                    return encode(finish(output, config, size))
+                    return encode(postprocess(output, config, size))
 
                 if _is_short(output) and not draws:
                     payload = self._workshop.run_here(encoded)

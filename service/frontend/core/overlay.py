@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from convmlp_client.drawing import draw_detections, draw_labels, draw_segments
-from model.postprocess.masks import RegionMask, paste
+from model.postprocess.masks import RegionMask, paste_mask
 from model.types import (
     Box,
     ClassifyResult,
@@ -61,7 +61,9 @@ def render(image: Image, result: Result) -> Image:
         case DetectResult():
 
             def region_of(detection: Detection) -> RegionMask | None:
-                return None if detection.mask is None else paste(detection.mask, _scaled(detection.box, scale), size)
+                return (
+                    None if detection.mask is None else paste_mask(detection.mask, _scaled(detection.box, scale), size)
+                )
 
             draw_detections(picture, result.detections, region_of, scale)
         case SegmentResult():

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.net.detection_ops import (
     BLOCK,
     CHUNK_ELEMENTS,
-    WINDOW_STEP,
+    MIN_WINDOW,
     grouped_nms,
     nms_ordered,
     roi_align,
@@ -169,7 +169,7 @@ def test_regions_are_independent_of_each_other() -> None:
     features = torch.randn(256, 64, 64, generator=random)
     low = torch.rand(200, 2, generator=random) * 200
     rois = torch.cat((low, low + torch.rand(200, 2, generator=random) * 250), dim=1)
-    assert 2 * CHUNK_ELEMENTS["cpu"] < 200 * WINDOW_STEP**2 * 256
+    assert 2 * CHUNK_ELEMENTS["cpu"] < 200 * MIN_WINDOW**2 * 256
     together = roi_align_windows(features, rois, 7, 0.25)
     alone = torch.cat([roi_align_windows(features, one[None], 7, 0.25) for one in rois[::20]])
     torch.testing.assert_close(together[::20], alone, rtol=0, atol=1e-5)

@@ -3,15 +3,15 @@ from __future__ import annotations
 import torch
 
 from model.net.boxes import AnchorSpec
-from model.net.detections import Frames, level_candidates
+from model.net.detections import BatchGeometry, level_candidates
 from model.types import Geometry, Size
 
 ANCHORS = AnchorSpec(strides=(8,), scales=(1.0, 2.0), ratios=(1.0,))
 CLASSES = 3
 
 
-def frames(pictures: int) -> Frames:
-    return Frames.of([Geometry(Size(100, 100), Size(40, 60))] * pictures, torch.device("cpu"))
+def frames(pictures: int) -> BatchGeometry:
+    return BatchGeometry.of([Geometry(Size(100, 100), Size(40, 60))] * pictures, torch.device("cpu"))
 
 
 def test_the_best_pairs_are_those_of_a_sort_over_all_pairs() -> None:

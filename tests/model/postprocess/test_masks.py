@@ -24,7 +24,7 @@ from model.postprocess.masks import (
     encode_rle,
     encode_segments,
     encode_segments_rle,
-    paste,
+    paste_mask,
 )
 from model.types import BoolArray, Box, Detection, Float32Array, Segment, SegmentResult, Size, SoftMask
 from tests.goldens import GOLDENS, requires_goldens
@@ -69,10 +69,10 @@ def test_pasting_samples_the_mask_at_pixel_centres(
         max(y0, y1) * size.height + 0.01,
     )
     logits = random_logits(seed, cells)
-    mask = paste(SoftMask(logits, threshold), box, size)
+    mask = paste_mask(SoftMask(logits, threshold), box, size)
     expected = sampled(logits, box, threshold, size)
     # A value within rounding of the threshold may fall to either side.
-    assert (mask.in_picture() != expected).sum() <= 1 + expected.size // 5000
+    assert (mask.full_mask() != expected).sum() <= 1 + expected.size // 5000
 
 
 def test_a_mask_of_many_strips_has_no_seams() -> None:
@@ -80,31 +80,31 @@ def test_a_mask_of_many_strips_has_no_seams() -> None:
     size = Size(700, 900)
     assert size.height * size.width > 2 * STRIP_PIXELS
     logits, box = random_logits(1, 28), Box(3.3, 5.1, 896.2, 690.7)
-    mask = paste(SoftMask(logits, 0.5), box, size)
-    assert (mask.in_picture() != sampled(logits, box, 0.5, size)).sum() <= 5
+    mask = paste_mask(SoftMask(logits, 0.5), box, size)
+    assert (mask.full_mask() != sampled(logits, box, 0.5, size)).sum() <= 5
 
 
 def test_a_certain_mask_fills_its_box() -> None:
     """Where each cell is certain the mask is the pixels whose centres lie in the box, and nothing beyond."""
-    mask = paste(SoftMask(np.full((28, 28), 50, np.float32), 0.5), Box(2.0, 3.0, 12.0, 8.0), Size(20, 30))
+    mask = paste_mask(SoftMask(np.full((28, 28), 50, np.float32), 0.5), Box(2.0, 3.0, 12.0, 8.0), Size(20, 30))
     expected = np.zeros((20, 30), np.bool_)
     expected[3:8, 2:12] = True
-    np.testing.assert_array_equal(mask.in_picture(), expected)
+    np.testing.assert_array_equal(mask.full_mask(), expected)
 
 
 def test_the_region_is_the_box_and_a_pixel_more_within_the_picture() -> None:
     """Only what the box can reach is computed: rows and columns of the box, one more at each side, none outside."""
     soft = SoftMask(random_logits(1, 28), 0.5)
-    inner = paste(soft, Box(10.5, 20.5, 30.2, 40.2), Size(100, 200))
+    inner = paste_mask(soft, Box(10.5, 20.5, 30.2, 40.2), Size(100, 200))
     assert (inner.top, inner.left, inner.pixels.shape) == (19, 9, (23, 23))
-    at_the_edge = paste(soft, Box(0.0, 90.0, 200.0, 100.0), Size(100, 200))
+    at_the_edge = paste_mask(soft, Box(0.0, 90.0, 200.0, 100.0), Size(100, 200))
     assert (at_the_edge.top, at_the_edge.left, at_the_edge.pixels.shape) == (89, 0, (11, 200))
 
 
 def test_a_value_at_the_threshold_is_in_the_mask() -> None:
     """The threshold itself counts as set."""
-    mask = paste(SoftMask(np.zeros((1, 1), np.float32), 0.5), Box(0.0, 0.0, 1.0, 1.0), Size(1, 1))
-    assert mask.in_picture().tolist() == [[True]]
+    mask = paste_mask(SoftMask(np.zeros((1, 1), np.float32), 0.5), Box(0.0, 0.0, 1.0, 1.0), Size(1, 1))
+    assert mask.full_mask().tolist() == [[True]]
 
 
 @pytest.mark.parametrize(
@@ -120,21 +120,21 @@ def test_a_value_at_the_threshold_is_in_the_mask() -> None:
 )
 def test_a_box_without_area_or_outside_has_no_pixels(box: Box) -> None:
     """Boxes that cover nothing of the picture give empty masks and no error."""
-    mask = paste(SoftMask(np.full((28, 28), 50, np.float32), 0.5), box, Size(10, 20))
-    assert mask.in_picture().shape == (10, 20)
-    assert not mask.in_picture().any()
+    mask = paste_mask(SoftMask(np.full((28, 28), 50, np.float32), 0.5), box, Size(10, 20))
+    assert mask.full_mask().shape == (10, 20)
+    assert not mask.full_mask().any()
 
 
 def test_extreme_logits_are_no_overflow() -> None:
     """Logits beyond what exp holds are certain, not an error."""
     logits = np.array([[-1e30, 1e30], [-500, 500]], np.float32)
-    mask = paste(SoftMask(logits, 0.5), Box(0.0, 0.0, 4.0, 4.0), Size(4, 4))
-    np.testing.assert_array_equal(mask.in_picture(), [[False, False, True, True]] * 4)
+    mask = paste_mask(SoftMask(logits, 0.5), Box(0.0, 0.0, 4.0, 4.0), Size(4, 4))
+    np.testing.assert_array_equal(mask.full_mask(), [[False, False, True, True]] * 4)
 
 
 def test_a_region_lies_where_it_says() -> None:
     """In the whole picture a region's pixels are at its rows and columns and the rest is unset."""
-    whole = RegionMask(1, 2, np.array([[True, False], [True, True]]), Size(4, 5)).in_picture()
+    whole = RegionMask(1, 2, np.array([[True, False], [True, True]]), Size(4, 5)).full_mask()
     assert np.argwhere(whole).tolist() == [[1, 2], [2, 2], [2, 3]]
 
 
@@ -171,8 +171,8 @@ def test_a_region_is_encoded_as_coco_encodes_the_whole(mask: RegionMask) -> None
     """A region's text is the one that COCO's own encoder gives for the whole picture, and decodes to it."""
     rle = encode_rle(mask)
     assert rle.size == mask.size
-    assert rle.counts == coco_text(mask.in_picture())
-    np.testing.assert_array_equal(decoded(rle), mask.in_picture())
+    assert rle.counts == coco_text(mask.full_mask())
+    np.testing.assert_array_equal(decoded(rle), mask.full_mask())
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -269,7 +269,7 @@ def test_each_format_gives_its_type() -> None:
 
 def test_a_png_is_the_whole_pictures_mask() -> None:
     """The PNG is 8-bit grey, of the picture's size, 255 where the mask is set and 0 elsewhere."""
-    np.testing.assert_array_equal(read_png(encode_mask(MASK, MaskFormat.PNG)), MASK.in_picture() * 255)
+    np.testing.assert_array_equal(read_png(encode_mask(MASK, MaskFormat.PNG)), MASK.full_mask() * 255)
 
 
 @given(
@@ -283,7 +283,7 @@ def test_polygons_fill_to_the_mask_with_its_holes_closed(pixels: BoolArray, top:
     height, width = pixels.shape
     mask = RegionMask(top, left, pixels, Size(top + height + 2, left + width + 2))
     polygons = encode_polygons(mask)
-    expected = holes_closed(mask.in_picture())
+    expected = holes_closed(mask.full_mask())
     assert sum(area(polygon) for polygon in polygons) == expected.sum()
     if polygons:
         drawn = coco.decode(coco.merge(coco.frPyObjects(polygons, mask.size.height, mask.size.width)))
@@ -317,7 +317,7 @@ def test_an_empty_mask_has_no_polygons() -> None:
 def test_a_detections_mask_is_pasted_where_its_box_is(mask_format: MaskFormat) -> None:
     """A detection is encoded as its pasted mask is."""
     size = Size(20, 30)
-    expected = encode_mask(paste(SOFT, DETECTION.box, size), mask_format)
+    expected = encode_mask(paste_mask(SOFT, DETECTION.box, size), mask_format)
     assert encode_detection(DETECTION, size, mask_format) == expected
 
 

@@ -4,21 +4,14 @@ import numpy as np
 import pytest
 
 from model.bundle import BundleConfig, Source
-from model.postprocess.results import finish
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture
+from model.families.semantic_fpn import SemanticFPNSpec
+from model.postprocess.results import postprocess
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
-from model.spec import (
-    BACKBONES,
-    Architecture,
-    CenterCropSpec,
-    ClassifierSpec,
-    ClassifyPostSpec,
-    DetectPostSpec,
-    KeepRatioSpec,
-    MaskRCNNSpec,
-    Postprocessing,
-    SegmentPostSpec,
-    SemanticFPNSpec,
-)
+from model.spec import CenterCropSpec, ClassifyPostSpec, DetectPostSpec, KeepRatioSpec, Postprocessing, SegmentPostSpec
 from model.types import (
     Box,
     ClassifyOutput,
@@ -35,7 +28,7 @@ from model.types import (
 )
 
 SIZE = Size(3, 4)
-BACKBONE = BACKBONES["s"]
+BACKBONE = CONVMLP_SIZES["s"]
 PARTS: dict[Task, tuple[Architecture, Postprocessing, ReferenceAnswer]] = {
     Task.CLASSIFY: (ClassifierSpec(backbone=BACKBONE), ClassifyPostSpec(), ClassifyReference(labels=())),
     Task.DETECT: (MaskRCNNSpec(backbone=BACKBONE), DetectPostSpec(mask_threshold=0.4), DetectReference(detections=())),
@@ -71,7 +64,7 @@ def config(task: Task) -> BundleConfig:
 
 def test_labels_get_their_names_in_the_order_of_their_scores() -> None:
     """A classifier's rows become labels with the bundle's names, in the order they come."""
-    result = finish(OUTPUTS[Task.CLASSIFY], config(Task.CLASSIFY), SIZE)
+    result = postprocess(OUTPUTS[Task.CLASSIFY], config(Task.CLASSIFY), SIZE)
     assert isinstance(result, ClassifyResult)
     assert result.size == SIZE
     assert result.labels == (Label("cat", 2, 0.75), Label("ant", 0, 0.25))
@@ -79,7 +72,7 @@ def test_labels_get_their_names_in_the_order_of_their_scores() -> None:
 
 def test_detections_get_their_names_and_boxes() -> None:
     """Each row becomes a detection; without mask logits it has no mask."""
-    result = finish(OUTPUTS[Task.DETECT], config(Task.DETECT), SIZE)
+    result = postprocess(OUTPUTS[Task.DETECT], config(Task.DETECT), SIZE)
     assert isinstance(result, DetectResult)
     assert [(one.label, one.index, one.score, one.mask) for one in result.detections] == [
         ("bee", 1, 0.75, None),
@@ -93,7 +86,7 @@ def test_masks_keep_their_own_logits_and_the_bundles_threshold() -> None:
     raw = OUTPUTS[Task.DETECT]
     assert isinstance(raw, DetectOutput)
     logits = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
-    result = finish(DetectOutput(raw.boxes, raw.scores, raw.classes, logits), config(Task.DETECT), SIZE)
+    result = postprocess(DetectOutput(raw.boxes, raw.scores, raw.classes, logits), config(Task.DETECT), SIZE)
     assert isinstance(result, DetectResult)
     for row, detection in enumerate(result.detections):
         assert detection.mask is not None
@@ -109,7 +102,7 @@ def test_no_detections_are_an_answer() -> None:
         np.zeros(0, np.int64),
         np.zeros((0, 28, 28), np.float32),
     )
-    assert finish(raw, config(Task.DETECT), SIZE) == DetectResult(SIZE, ())
+    assert postprocess(raw, config(Task.DETECT), SIZE) == DetectResult(SIZE, ())
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -117,14 +110,14 @@ def test_segments_are_the_classes_present_by_falling_area(dtype: type) -> None:
     """Each class with a pixel is one segment with its count of pixels; the largest comes first, absent ones never."""
     raw = OUTPUTS[Task.SEGMENT]
     assert isinstance(raw, SegmentOutput)
-    result = finish(SegmentOutput(raw.label_map.astype(dtype)), config(Task.SEGMENT), SIZE)
+    result = postprocess(SegmentOutput(raw.label_map.astype(dtype)), config(Task.SEGMENT), SIZE)
     assert isinstance(result, SegmentResult)
     assert result.segments == (Segment("cat", 2, 9), Segment("ant", 0, 3))
 
 
 def test_segments_of_equal_area_come_by_index() -> None:
     """A tie is decided by the class's index, so that an answer never varies."""
-    result = finish(SegmentOutput(np.array([[2, 0, 1, 1]], np.uint8)), config(Task.SEGMENT), Size(1, 4))
+    result = postprocess(SegmentOutput(np.array([[2, 0, 1, 1]], np.uint8)), config(Task.SEGMENT), Size(1, 4))
     assert isinstance(result, SegmentResult)
     assert [one.index for one in result.segments] == [1, 0, 2]
 
@@ -132,7 +125,7 @@ def test_segments_of_equal_area_come_by_index() -> None:
 def test_areas_of_a_tall_picture_count_every_row() -> None:
     """Areas add up to the picture's pixels however many rows it has."""
     label_map = np.random.default_rng(3).integers(0, 3, (1000, 7)).astype(np.uint8)
-    result = finish(SegmentOutput(label_map), config(Task.SEGMENT), Size(1000, 7))
+    result = postprocess(SegmentOutput(label_map), config(Task.SEGMENT), Size(1000, 7))
     assert isinstance(result, SegmentResult)
     assert {one.index: one.area for one in result.segments} == {i: int((label_map == i).sum()) for i in range(3)}
 
@@ -142,7 +135,7 @@ def test_areas_of_a_tall_picture_count_every_row() -> None:
 def test_an_output_of_another_task_is_a_programming_error(task: Task, other: Task) -> None:
     """A bundle's postprocessing takes its own task's output and no other."""
     if task == other:
-        finish(OUTPUTS[task], config(task), SIZE)
+        postprocess(OUTPUTS[task], config(task), SIZE)
         return
     with pytest.raises(TypeError, match="model model is for"):
-        finish(OUTPUTS[other], config(task), SIZE)
+        postprocess(OUTPUTS[other], config(task), SIZE)

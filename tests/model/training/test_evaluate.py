@@ -11,8 +11,8 @@ from model.training.evaluate import (
     average_precision,
     calibration_error,
     intersection_over_union,
-    judged,
     precision_and_recall,
+    scored_matches,
     top_k_accuracy,
 )
 from model.types import Box, Detection, Size
@@ -27,7 +27,7 @@ def test_detections_that_nobody_sees_do_not_count_for_calibration() -> None:
     found = [
         [Detection("cat", 0, 0.9, TRUE, None), Detection("dog", 1, 0.3, FAR, None), Detection("", 1, 0.04, FAR, None)]
     ]
-    scores, right = judged(found, records, ("cat", "dog"))
+    scores, right = scored_matches(found, records, ("cat", "dog"))
     assert scores.tolist() == [0.9, 0.3]
     assert right.tolist() == [True, False]
 

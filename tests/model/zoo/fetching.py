@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model.zoo.download import DownloadFailed, KnownHash, Patience, download
+from model.zoo.download import DownloadFailed, ExpectedHash, RetryPolicy, download
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -20,7 +20,7 @@ from pathlib import Path
 from model.zoo.download import DownloadFailed, download
 
 try:
-    download(sys.argv[1], Path(sys.argv[2]), max_bytes=1_000_000, progress=print, notice=print)
+    download(sys.argv[1], Path(sys.argv[2]), max_bytes=1_000_000, progress=print, on_retry=print)
 except DownloadFailed as error:
     sys.exit(error.detail)
 """
@@ -31,8 +31,8 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def given(content: bytes) -> KnownHash:
-    return KnownHash.given(sha256(content))
+def given(content: bytes) -> ExpectedHash:
+    return ExpectedHash.given(sha256(content))
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Client:
     """`download` into a folder of its own, with a clock that does not wait; what it said and how long it paused."""
 
     folder: Path
-    silence_s: float = 20.0
+    read_timeout_s: float = 20.0
     waits_s: list[float] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     seen: list[tuple[int, int | None]] = field(default_factory=list)
@@ -53,9 +53,12 @@ class Client:
     def part(self) -> Path:
         return self.folder / "weights.pth.part"
 
-    def fetch(self, url: str, expected: KnownHash | None = None, *, attempts_in_all: int = 100) -> str:
-        patience = Patience(
-            connect_s=5, silence_s=self.silence_s, attempts_in_all=attempts_in_all, sleep=self.waits_s.append
+    def fetch(self, url: str, expected: ExpectedHash | None = None, *, max_attempts: int = 100) -> str:
+        retry = RetryPolicy(
+            connect_timeout_s=5,
+            read_timeout_s=self.read_timeout_s,
+            max_attempts=max_attempts,
+            sleep=self.waits_s.append,
         )
         return download(
             url,
@@ -63,11 +66,11 @@ class Client:
             max_bytes=BOUND,
             expected=expected,
             progress=lambda size, total: self.seen.append((size, total)),
-            notice=self.notices.append,
-            patience=patience,
+            on_retry=self.notices.append,
+            retry=retry,
         )
 
-    def fails(self, url: str, expected: KnownHash | None = None) -> str:
+    def fails(self, url: str, expected: ExpectedHash | None = None) -> str:
         """What a download that must fail says; it leaves no target."""
         with pytest.raises(DownloadFailed) as failed:
             self.fetch(url, expected)

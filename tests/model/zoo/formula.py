@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.net.build import build_network
+from model.net.network import build_network
 from model.postprocess.masks import RLE, MaskFormat, encode_detection, encode_segments
-from model.postprocess.results import finish
+from model.postprocess.results import postprocess
 from model.predictor import Predictor
 from model.preprocess import prepare
 from model.types import Batch, ClassifyResult, DetectResult, Image, QueryParams, Result
@@ -72,7 +72,7 @@ def answer(family: str) -> dict[str, Any]:
     image = picture()
     model_input = prepare(image, bundle.config.preprocessing)
     batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (PARAMS[family],))
-    return _document(finish(predictor.predict(batch)[0], bundle.config, image.size))
+    return _document(postprocess(predictor.predict(batch)[0], bundle.config, image.size))
 
 
 def _document(result: Result) -> dict[str, Any]:

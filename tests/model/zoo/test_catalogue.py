@@ -10,14 +10,15 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.errors import BundleInvalid
-from model.net.build import Network, build_network
+from model.net.network import build_network
 from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Normalisation, Preprocessing
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry, LabelSet, entry, read_labels
-from model.zoo.importer import published_draft
+from model.zoo.importer import published_metadata
 
 ENTRIES = [pytest.param(one, id=name) for name, one in CATALOGUE.items()]
 
@@ -36,7 +37,7 @@ FILES = {
 }
 
 
-def network_of(one: CatalogueEntry) -> Network:
+def network_of(one: CatalogueEntry) -> nn.Module:
     with torch.device("meta"):
         return build_network(one.architecture, len(one.labels)).eval()
 
@@ -156,7 +157,7 @@ def test_detectors_run_with_the_toolbox_settings() -> None:
 @pytest.mark.parametrize("one", ENTRIES)
 def test_an_entry_becomes_a_valid_config_that_names_its_source(one: CatalogueEntry) -> None:
     """A bundle can be written of every entry, and it says paper, address and authors."""
-    config = published_draft(one).config(None, "0" * 64)
+    config = published_metadata(one).config(None, "0" * 64)
     assert (config.name, config.task, config.labels) == (one.name, one.task, one.labels)
     assert (config.architecture, config.preprocessing) == (one.architecture, one.preprocessing)
     assert config.architecture.backbone.size == one.name.partition("convmlp_")[2][0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model.zoo.download import DownloadFailed, HashBook, KnownHash, download
+from model.zoo.download import DownloadFailed, ExpectedHash, TrustedHashes, download
 from tests.model.zoo.fetching import CHILD, CONTENT, OTHER, Client, assert_whole, given, sha256
 from tests.model.zoo.server import LATER_DATE, OLD_DATE, Act, Server, serving
 
@@ -34,31 +34,31 @@ def test_more_cuts_than_attempts_in_a_row(client: Client, server: Server) -> Non
 def test_attempts_are_bounded_in_all(client: Client, server: Server) -> None:
     """A server that brings a little each time is given up at last, and what came is kept."""
     server.then = Act(cut_after=10)
-    with pytest.raises(DownloadFailed, match="The 40 bytes that came are kept"):
-        client.fetch(server.url, attempts_in_all=4)
+    with pytest.raises(DownloadFailed, match="40 bytes are kept"):
+        client.fetch(server.url, max_attempts=4)
     assert client.part.read_bytes() == CONTENT[:40]
 
 
 def test_a_stalled_server_is_left(client: Client, server: Server) -> None:
     """Silence ends an attempt, before the answer as in the middle of it, and the next one gets the rest."""
-    client.silence_s = 0.5
+    client.read_timeout_s = 0.5
     server.acts = [Act(stall_after=0), Act(stall_after=120_000)]
     client.fetch(server.url)
     assert_whole(client)
     assert server.ranges == [None, None, "bytes=120000-"]
-    assert all("127.0.0.1 fell silent; trying again in " in notice for notice in client.notices)
+    assert all("127.0.0.1 timed out; retrying in " in notice for notice in client.notices)
 
 
 def test_silence_for_ever(client: Client, server: Server) -> None:
     """Attempts without a byte are bounded, their pauses grow, and the failure says what to do."""
-    client.silence_s = 0.2
+    client.read_timeout_s = 0.2
     server.then = Act(stall_after=0)
     said = client.fails(server.url)
     assert len(server.requests) == 6
     assert all(0.5 * 2**k <= wait_s <= 2**k for k, wait_s in enumerate(client.waits_s))
     assert said == (
-        f"cannot download {server.url}: 127.0.0.1 fell silent (attempt 6, the last); try again later, "
-        "or name another place with --mirror or --url"
+        f"cannot download {server.url}: 127.0.0.1 timed out (attempt 6, the last); try again later, "
+        "or try another source with --mirror or --url"
     )
 
 
@@ -99,7 +99,7 @@ def test_retry_after_is_honoured(client: Client, server: Server) -> None:
 def test_retry_after_is_bounded(client: Client, server: Server) -> None:
     """A server that wants a long rest is not asked earlier, nor waited for."""
     server.then = Act(status=503, headers={"Retry-After": "3600"})
-    assert "asks to be left alone for 3600 s" in client.fails(server.url)
+    assert "asks to retry after 3600 s" in client.fails(server.url)
     assert client.waits_s == []
 
 
@@ -108,7 +108,7 @@ def test_nothing_there(client: Client) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         said = client.fails(f"http://127.0.0.1:{bound.getsockname()[1]}/weights.pth")
-    assert "nothing answers at 127.0.0.1" in said
+    assert "cannot connect to 127.0.0.1" in said
     assert len(client.waits_s) == 5
 
 
@@ -124,7 +124,7 @@ def test_a_wrong_hash(client: Client, server: Server) -> None:
     damaged = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
     server.then = Act(content=damaged)
     said = client.fails(server.url, given(CONTENT))
-    assert f"has sha256 {sha256(damaged)}" in said
+    assert f"has SHA-256 {sha256(damaged)}" in said
     assert f"{sha256(CONTENT)} was given with --sha256" in said
     assert not client.part.exists()
 
@@ -146,12 +146,12 @@ def test_a_failure_leaves_the_old_target(client: Client, server: Server) -> None
 def test_what_is_no_hash(text: str) -> None:
     """A hash that cannot be one is refused before anything is fetched."""
     with pytest.raises(DownloadFailed, match="64 hexadecimal digits"):
-        KnownHash.given(text)
+        ExpectedHash.given(text)
 
 
 def test_a_hash_in_capitals(client: Client, server: Server) -> None:
     """Hashes are compared as numbers, as other tools may print them."""
-    client.fetch(server.url, KnownHash.given(f" {sha256(CONTENT).upper()}\n"))
+    client.fetch(server.url, ExpectedHash.given(f" {sha256(CONTENT).upper()}\n"))
     assert_whole(client)
 
 
@@ -196,7 +196,9 @@ def test_two_at_once(client: Client, server: Server) -> None:
 def test_a_folder_that_cannot_be(client: Client, server: Server) -> None:
     """A place that cannot be written is an error with its path and its reason."""
     client.folder.write_bytes(b"a file where the folder should be")
-    with pytest.raises(DownloadFailed, match=r"cannot write .*store: File exists; make room or mend the permissions"):
+    with pytest.raises(
+        DownloadFailed, match=r"cannot write .*store: File exists; free some space, fix the permissions"
+    ):
         client.fetch(server.url)
 
 
@@ -205,7 +207,7 @@ def test_no_room(client: Client, server: Server) -> None:
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n{CHILD}"
     command = [sys.executable, "-c", limited, server.url, str(client.target)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ran.stderr.startswith(f"cannot write {client.target}: File too large; make room")
+    assert ran.stderr.startswith(f"cannot write {client.target}: File too large; free some space")
     assert not client.target.exists()
 
 
@@ -215,34 +217,34 @@ TWO = "2" * 64
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Of a book that is not there yet, in a folder that is not there yet."""
+    """A file that does not exist yet, in a folder that does not exist yet."""
     return tmp_path / "store" / "hashes.json"
 
 
 def test_a_hash_is_kept(path: Path) -> None:
     """What one process trusts, the next one knows, URL by URL; the last word counts."""
-    HashBook(path).trust("https://a/x.pth", TWO)
-    HashBook(path).trust("https://a/x.pth", ONE)
-    HashBook(path).trust("https://b/x.pth", TWO)
-    book = HashBook(path)
-    known = [book.known(url) for url in ("https://a/x.pth", "https://b/x.pth", "https://c/x.pth")]
-    assert [one and one.sha256 for one in known] == [ONE, TWO, None]
+    TrustedHashes(path).record("https://a/x.pth", TWO)
+    TrustedHashes(path).record("https://a/x.pth", ONE)
+    TrustedHashes(path).record("https://b/x.pth", TWO)
+    trusted = TrustedHashes(path)
+    found = [trusted.get(url) for url in ("https://a/x.pth", "https://b/x.pth", "https://c/x.pth")]
+    assert [one and one.sha256 for one in found] == [ONE, TWO, None]
     assert not path.with_name("hashes.json.new").exists()
 
 
 def test_first_use_binds(path: Path, tmp_path: Path) -> None:
     """A file that changed since its first download is refused with both hashes and where the first was written down."""
-    book = HashBook(path)
+    trusted = TrustedHashes(path)
     target = tmp_path / "weights.pth"
 
     def pull(url: str) -> str:
         return download(
-            url, target, max_bytes=100, expected=book.known(url), progress=lambda *_: None, notice=lambda _: None
+            url, target, max_bytes=100, expected=trusted.get(url), progress=lambda *_: None, on_retry=lambda _: None
         )
 
     with serving(b"first") as server:
         first = pull(server.url)
-        book.trust(server.url, first)
+        trusted.record(server.url, first)
         assert pull(server.url) == first
         server.then = Act(content=b"other")
         with pytest.raises(DownloadFailed, match=f"{first} was recorded in {path} at the first download"):
@@ -251,38 +253,38 @@ def test_first_use_binds(path: Path, tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_written_down(path: Path) -> None:
-    """A password is no part of what a file is called, neither in the book nor when it is looked up."""
-    HashBook(path).trust("https://me:secret@a/x.pth#here", ONE)
+    """A password is no part of what a file is called, neither in the trusted nor when it is looked up."""
+    TrustedHashes(path).record("https://me:secret@a/x.pth#here", ONE)
     assert "secret" not in path.read_text()
-    assert HashBook(path).known("https://a/x.pth") is not None
+    assert TrustedHashes(path).get("https://a/x.pth") is not None
 
 
 def test_many_at_once(path: Path) -> None:
     """Processes that write at the same time lose none of each other's hashes."""
     code = (
-        "import sys; from pathlib import Path; from model.zoo.download import HashBook\n"
-        "for k in range(20): HashBook(Path(sys.argv[1])).trust(f'https://{sys.argv[2]}/{k}', '0' * 64)"
+        "import sys; from pathlib import Path; from model.zoo.download import TrustedHashes\n"
+        "for k in range(20): TrustedHashes(Path(sys.argv[1])).record(f'https://{sys.argv[2]}/{k}', '0' * 64)"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "abc"]
     assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
-    book = HashBook(path)
-    assert all(book.known(f"https://{name}/{k}") is not None for name in "abc" for k in range(20))
+    trusted = TrustedHashes(path)
+    assert all(trusted.get(f"https://{name}/{k}") is not None for name in "abc" for k in range(20))
 
 
 @pytest.mark.parametrize("torn", ["", "{", "[]", '{"https://a/x.pth": "short"}', '{"https://a/x.pth": 1}'])
 def test_an_unreadable_book(path: Path, torn: str) -> None:
-    """A book that cannot be read is an error, and never taken for an empty one that trusts everything."""
+    """A trusted that cannot be read is an error, and never taken for an empty one that trusts everything."""
     path.parent.mkdir()
     path.write_text(torn)
     with pytest.raises(DownloadFailed, match="cannot be read"):
-        HashBook(path).known("https://a/x.pth")
+        TrustedHashes(path).get("https://a/x.pth")
     with pytest.raises(DownloadFailed, match="cannot be read"):
-        HashBook(path).trust("https://a/x.pth", ONE)
+        TrustedHashes(path).record("https://a/x.pth", ONE)
     assert path.read_text() == torn
 
 
 def test_a_book_that_cannot_be_written(tmp_path: Path) -> None:
     """A place that cannot be written is an error with its path and its reason."""
     (tmp_path / "file").touch()
-    with pytest.raises(DownloadFailed, match=r"in .*hashes\.json: .*make room or mend the permissions"):
-        HashBook(tmp_path / "file" / "hashes.json").trust("https://a/x.pth", ONE)
+    with pytest.raises(DownloadFailed, match=r"in .*hashes\.json: .*free some space, fix the permissions"):
+        TrustedHashes(tmp_path / "file" / "hashes.json").record("https://a/x.pth", ONE)

@@ -7,22 +7,19 @@ import torch
 from torch import Tensor
 
 from model.errors import BundleInvalid
-from model.net.build import build_network
-from model.spec import (
-    BACKBONES,
-    Architecture,
-    BackboneSpec,
-    ClassifierSpec,
-    MaskRCNNSpec,
-    RetinaNetSpec,
-    SemanticFPNSpec,
-)
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES, ConvMLPSpec
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
+from model.net.network import build_network, meta_network
 from model.zoo.checkpoint import Checkpoint
-from model.zoo.infer import infer, meta_network
+from model.zoo.infer import infer_architecture
 from tests import goldens
 from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES
 
-ODD = BackboneSpec(
+ODD = ConvMLPSpec(
     tokenizer_channels=10, conv_blocks=3, stage_channels=(6, 9, 20), stage_depths=(2, 12, 1), mlp_ratios=(1, 4, 3)
 )
 FILES = {"classifier": "classifier", "retinanet": "retinanet", "maskrcnn": "mask_rcnn", "semfpn": "semantic_fpn"}
@@ -42,14 +39,14 @@ def checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
         RetinaNetSpec(backbone=ODD, fpn_channels=12, head_convs=2),
         MaskRCNNSpec(backbone=ODD, fpn_channels=14, fc_channels=6, mask_convs=3),
         SemanticFPNSpec(backbone=ODD, fpn_channels=10, head_channels=12),
-        MaskRCNNSpec(backbone=BACKBONES["l"]),
+        MaskRCNNSpec(backbone=CONVMLP_SIZES["l"]),
     ],
     ids=lambda spec: f"{spec.family}-{spec.backbone.stage_depths}",
 )
 def test_the_numbers_are_found_again(architecture: Architecture, num_classes: int) -> None:
     """Whatever widths, depths and classes a network was built with, its tensors tell them."""
     network = meta_network(architecture, num_classes)
-    found, count = infer(
+    found, count = infer_architecture(
         checkpoint(
             {
                 name: torch.zeros(1).expand(t.shape) if t.is_floating_point() else torch.zeros(t.shape, dtype=t.dtype)
@@ -68,7 +65,7 @@ def test_the_published_names_and_shapes_are_known(model: str, size: str) -> None
     keys = goldens.load(f"keys/keys_{model}_{size}.json")["keys"]
     dtypes = {"float32": torch.float32, "int64": torch.int64}
     tensors = {name: torch.zeros((), dtype=dtypes[dtype]).expand(shape) for name, shape, dtype in keys}
-    architecture, num_classes = infer(checkpoint(tensors))
+    architecture, num_classes = infer_architecture(checkpoint(tensors))
     assert (architecture.family, architecture.backbone.size, num_classes) == (FILES[model], size, COUNTS[model])
 
 
@@ -120,17 +117,17 @@ def with_a_scalar(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (renamed, r"none of the networks that are known here.*head\.weight"),
-        (without_tokenizer, r"it has no tensor tokenizer\.block\.6\.weight"),
+        (renamed, r"no supported network.*head\.weight"),
+        (without_tokenizer, r"tensor tokenizer\.block\.6\.weight is missing"),
         (without_a_norm, r"looks like a classifier of 5 classes, but stages\.1\.blocks\.0\.norm2\.bias is missing"),
-        (with_a_stranger, r"auxiliary_head\.conv\.weight is none of its tensors"),
+        (with_a_stranger, r"auxiliary_head\.conv\.weight is unexpected"),
         (with_a_gap, r"stages\.0\.blocks\.1\.norm1\.weight is missing.*and \d+ more"),
         (with_another_width, r"head\.weight is float \(5, 17\), expected float \(5, 16\)"),
         (of_integers, r"head\.bias is integer \(5,\), expected float \(5,\)"),
         (of_complex_numbers, r"head\.bias is complex \(5,\), expected float \(5,\)"),
-        (without_numbers, "has tensors without any numbers in them"),
-        (narrow, r"its tensors tell 0 0"),
-        (with_a_scalar, r"it has no tensor tokenizer\.block\.6\.weight"),
+        (without_numbers, "has empty tensors"),
+        (narrow, r"its tensors imply 0 0"),
+        (with_a_scalar, r"tensor tokenizer\.block\.6\.weight is missing"),
     ],
 )
 def test_what_does_not_fit_is_named(damage: object, why: str) -> None:
@@ -139,12 +136,12 @@ def test_what_does_not_fit_is_named(damage: object, why: str) -> None:
     assert callable(damage)
     damage(tensors)
     with pytest.raises(BundleInvalid, match=why):
-        infer(checkpoint(tensors))
+        infer_architecture(checkpoint(tensors))
 
 
 def test_too_few_rows_for_the_anchors_are_told() -> None:
     """A RetinaNet with fewer outputs than anchors has no class."""
     tensors = build_network(ARCHITECTURES["retinanet"], NUM_CLASSES).state_dict()
     tensors["bbox_head.retina_cls.weight"] = torch.zeros(8, 16, 3, 3)
-    with pytest.raises(BundleInvalid, match=r"rows for no class in bbox_head\.retina_cls\.weight"):
-        infer(checkpoint(tensors))
+    with pytest.raises(BundleInvalid, match=r"bbox_head\.retina_cls\.weight has too few rows for a class"):
+        infer_architecture(checkpoint(tensors))

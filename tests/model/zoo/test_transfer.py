@@ -15,7 +15,7 @@ from tests.model.zoo.server import OLD_DATE, Act, Server, serving
 def test_a_length_too_long(client: Client, server: Server, said: int) -> None:
     """A file that ends before its Content-Length is not taken for whole, however often it is asked for."""
     server.then = Act(length=said, ranges=False)
-    assert "127.0.0.1 broke off" in client.fails(server.url)
+    assert "127.0.0.1 closed the connection" in client.fails(server.url)
     assert not client.target.exists()
 
 
@@ -23,20 +23,20 @@ def test_a_length_above_the_bound(client: Client, server: Server) -> None:
     """A file that says it is too large is refused before it comes, at once, and leaves nothing."""
     server.then = Act(length=BOUND + 1)
     said = client.fails(server.url)
-    assert f"it has {BOUND + 1} bytes or more, the bound is {BOUND}" in said
+    assert f"it has at least {BOUND + 1} bytes; the limit is {BOUND}" in said
     assert (len(server.requests), client.seen, client.part.exists()) == (1, [], False)
 
 
 def test_more_bytes_than_the_bound(client: Client, server: Server) -> None:
     """A server that names no length and sends too much is cut off at the bound."""
     server.then = Act(content=bytes(5 * BOUND), framing="chunked")
-    assert f"the bound is {BOUND}" in client.fails(server.url)
+    assert f"the limit is {BOUND}" in client.fails(server.url)
     assert (len(server.requests), client.part.exists()) == (1, False)
     assert max(size for size, _ in client.seen) <= BOUND
 
 
 def test_chunks_without_a_length(client: Client, server: Server) -> None:
-    """A chunked answer has a sure end: it is whole or gone on from, though its size is not known before."""
+    """A chunked response has a sure end: it is whole or gone on from, though its size is not known before."""
     server.acts = [Act(framing="chunked", cut_after=100_000)]
     server.then = Act(framing="chunked")
     client.fetch(server.url)
@@ -53,7 +53,7 @@ def test_chunks_overrule_a_length(client: Client, server: Server) -> None:
 
 
 def test_no_end_that_one_can_see(client: Client, server: Server) -> None:
-    """An answer that ends with its connection is taken only where a hash can prove it whole."""
+    """A response that ends with its connection is taken only where a hash can prove it whole."""
     server.then = Act(framing="none")
     assert "give its hash with --sha256" in client.fails(server.url)
     client.fetch(server.url, given(CONTENT))
@@ -62,7 +62,7 @@ def test_no_end_that_one_can_see(client: Client, server: Server) -> None:
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 204, 304])
 def test_a_clear_no_is_not_asked_again(client: Client, server: Server, status: int) -> None:
-    """An answer that will not change ends the download at once and says where else to look."""
+    """A response that will not change ends the download at once and says where else to look."""
     server.then = Act(status=status, framing="none")
     said = client.fails(server.url)
     assert str(status) in said
@@ -73,12 +73,12 @@ def test_a_clear_no_is_not_asked_again(client: Client, server: Server, status: i
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
-        ({"Content-Type": "text/html; charset=utf-8"}, "a web page came"),
+        ({"Content-Type": "text/html; charset=utf-8"}, "the response is a web page"),
         ({"Content-Encoding": "gzip"}, "encoded as gzip"),
     ],
 )
 def test_what_is_no_file(client: Client, server: Server, headers: dict[str, str], said: str) -> None:
-    """A web page, as portals and error pages are, and an encoded answer are not taken for the file."""
+    """A web page, as portals and error pages are, and an encoded response are not taken for the file."""
     server.then = Act(headers=headers)
     assert said in client.fails(server.url)
 
@@ -114,7 +114,7 @@ def test_a_loop_of_redirects(client: Client, server: Server) -> None:
 def test_a_redirect_to_no_web_address(client: Client, server: Server) -> None:
     """Only http and https are followed."""
     server.then = Act(status=302, headers={"Location": "ftp://127.0.0.1/weights.pth"})
-    assert "redirects to what is no web address" in client.fails(server.url)
+    assert "redirects to an unsupported address" in client.fails(server.url)
 
 
 def test_a_proxy_of_the_environment(client: Client, server: Server) -> None:
@@ -209,7 +209,7 @@ def test_modification_date_as_validator(client: Client, server: Server) -> None:
 
 
 def test_a_date_of_this_very_second_is_no_validator(client: Client, server: Server) -> None:
-    """A file modified in the second of the answer may change within it, so its rest is not asked for."""
+    """A file modified in the second of the response may change within it, so its rest is not asked for."""
     server.acts = [Act(etag=None, last_modified=OLD_DATE, date=OLD_DATE, cut_after=100_000)]
     client.fetch(server.url)
     assert_whole(client)
@@ -229,7 +229,7 @@ def test_a_file_that_changed_is_not_glued(client: Client, server: Server, if_ran
     "content_range", ["bytes 99999-299999/300000", "bytes 100000-299999/300001", "bytes */300000", "chickens", ""]
 )
 def test_a_part_that_was_not_asked_for(client: Client, server: Server, content_range: str) -> None:
-    """A partial answer of another place or size is not appended; the file comes anew."""
+    """A partial response of another place or size is not appended; the file comes anew."""
     server.acts = [Act(cut_after=100_000), Act(headers={"Content-Range": content_range})]
     client.fetch(server.url)
     assert_whole(client)

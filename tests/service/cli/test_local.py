@@ -14,7 +14,7 @@ from model.predictor import reference_answer
 from model.reference import REFERENCE_PICTURE
 from service.cli.app import app
 from service.settings import EMBEDDED_MODELS
-from tests.model.net.tiny import draft, tiny_network
+from tests.model.net.tiny import metadata, tiny_network
 from tests.service.cli.command import started
 
 CAT = str(REFERENCE_PICTURE)
@@ -26,7 +26,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model for each task, named after it."""
     folder = tmp_path_factory.mktemp("store")
     for task, family in FAMILIES.items():
-        write_bundle(folder, draft(family, name=task), tiny_network(family), reference_answer)
+        write_bundle(folder, metadata(family, name=task), tiny_network(family), reference_answer)
     return folder
 
 

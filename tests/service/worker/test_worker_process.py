@@ -17,8 +17,8 @@ import httpx2
 import pytest
 
 from model.bundle import CONFIG_FILE, EMBEDDED_DIR, WEIGHTS_FILE
-from model.postprocess.results import finish
-from model.reference import REFERENCE_PARAMS, disagreement, reference_input
+from model.postprocess.results import postprocess
+from model.reference import REFERENCE_PARAMS, mismatch, reference_input
 from model.types import Task
 from service.errors import Unavailable
 from service.wire.pool import WorkerPool
@@ -80,7 +80,7 @@ async def agrees(pool: WorkerPool, model: str) -> bool:
     config = status.config
     one = reference_input(config.preprocessing)
     answer = await pool.predict("r", status, one, REFERENCE_PARAMS, time.monotonic() + START_TIMEOUT_S)
-    return disagreement(finish(answer.output, config, one.geometry.original), config.reference) is None
+    return mismatch(postprocess(answer.output, config, one.geometry.original), config.reference) is None
 
 
 def scrape(folder: Path) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.net.cpu.conv import FEWEST_CHANNELS, FEWEST_POSITIONS, KEPT_SIZES, Conv, WinogradConv, winograd_pays
+from model.net.cpu.conv import MAX_CACHED_SIZES, MIN_CHANNELS, MIN_POSITIONS, Conv, WinogradConv, winograd_applies
 from model.net.cpu.onednn import onednn_available
 
 pytestmark = pytest.mark.skipif(not onednn_available(), reason="this build of torch has no oneDNN operators")
@@ -31,7 +31,7 @@ def test_more_sizes_than_are_remembered_are_answered() -> None:
     """A detector that sees one size of picture after another neither fails nor answers wrongly."""
     conv = nn.Conv2d(4, 4, 1)
     ours = Conv(conv)
-    for width in (*range(1, KEPT_SIZES + 10), 1):
+    for width in (*range(1, MAX_CACHED_SIZES + 10), 1):
         x = torch.randn(1, 4, 1, width)
         torch.testing.assert_close(ours(x), conv(x), rtol=1e-4, atol=1e-4)
 
@@ -47,10 +47,10 @@ def test_an_addend_comes_before_the_relu(relu: bool) -> None:
     torch.testing.assert_close(found, F.relu(expected) if relu else expected, rtol=1e-4, atol=1e-4)
 
 
-CHANNELS = FEWEST_CHANNELS
+CHANNELS = MIN_CHANNELS
 
 
-@pytest.mark.parametrize("size", [(32, 32), (29, 40), (30, 35), (39, 27), (1, FEWEST_POSITIONS), (2, 600), (7, 9)])
+@pytest.mark.parametrize("size", [(32, 32), (29, 40), (30, 35), (39, 27), (1, MIN_POSITIONS), (2, 600), (7, 9)])
 @pytest.mark.parametrize(("relu", "bias"), [(False, True), (True, True), (True, False)])
 @torch.inference_mode()
 def test_it_answers_as_the_definition_does(size: tuple[int, int], relu: bool, bias: bool) -> None:
@@ -58,7 +58,7 @@ def test_it_answers_as_the_definition_does(size: tuple[int, int], relu: bool, bi
     conv = nn.Conv2d(CHANNELS, CHANNELS + 32, 3, padding=1, bias=bias)
     x = torch.randn(2, CHANNELS, *size)
     exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if conv.bias is not None else None, padding=1)
-    assert winograd_pays(conv)
+    assert winograd_applies(conv)
     found = WinogradConv(conv, relu=relu)(x.to(memory_format=torch.channels_last))
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, (F.relu(exact) if relu else exact).float(), rtol=1e-5, atol=2e-5)
@@ -85,4 +85,4 @@ def test_no_pictures_are_no_error() -> None:
 )
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
     """What it cannot compute, not gain from, or not round well enough is no case for it."""
-    assert not winograd_pays(conv)
+    assert not winograd_applies(conv)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.net.cpu.onednn import onednn_available, use_onednn
+from model.net.cpu.onednn import convert_to_onednn, onednn_available
 from model.net.fold import fold_batch_norm
 from tests.model.net.tiny import tiny_network
 
@@ -29,7 +29,7 @@ def test_each_family_answers_as_before(family: str, size: tuple[int, int]) -> No
     x = torch.randn(2, 3, *size)
     expected = flat(network(x))
     fold_batch_norm(network)
-    use_onednn(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    convert_to_onednn(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     assert not any(isinstance(module, nn.Conv2d | nn.Linear | nn.GELU) for module in network.modules())
     for found, one in zip(flat(network(x.to(memory_format=torch.channels_last))), expected, strict=True):
         torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-4)
@@ -45,7 +45,7 @@ def test_pooling_after_relu_is_the_same_to_the_last_bit(size: tuple[int, int], d
     network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rectified = network[1](network[0](x))
     expected = network[2](rectified)
-    use_onednn(network)
+    convert_to_onednn(network)
     assert not isinstance(network[2], nn.MaxPool2d)
     assert torch.equal(network[2](rectified), expected)
 
@@ -54,7 +54,7 @@ def test_pooling_after_relu_is_the_same_to_the_last_bit(size: tuple[int, int], d
 def test_pooling_of_what_may_be_negative_is_left_alone() -> None:
     """Only behind a ReLU may what lies outside the map be left out of a maximum."""
     network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.MaxPool2d(3, stride=2, padding=1)).eval()
-    use_onednn(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    convert_to_onednn(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     assert isinstance(network[1], nn.MaxPool2d)
 
 
@@ -62,5 +62,5 @@ def test_pooling_of_what_may_be_negative_is_left_alone() -> None:
 def test_no_regions_are_no_error() -> None:
     """A picture without proposals gives the region heads an empty batch."""
     network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2)).eval()
-    use_onednn(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    convert_to_onednn(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     assert network[:2](torch.zeros(0, 4, 6, 6)).shape == (0, 8, 6, 6)
