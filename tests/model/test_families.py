@@ -148,7 +148,7 @@ TINY = StripesSpec(channels=8)
 def test_a_registered_family_is_imported_served_and_exported(
     make: Callable[[], ArchitectureSpec], tmp_path: Path
 ) -> None:
-    """Its checkpoint becomes a bundle, for which the worker's runner gives the reference answer; the export has the same tensors."""
+    """Its checkpoint becomes a bundle; the worker's runner gives the reference answer; an export has its tensors."""
     architecture = make()
     torch.manual_seed(1)
     tensors = build_network(architecture, 3).state_dict()
