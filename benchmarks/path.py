@@ -160,6 +160,7 @@ def _run_part(part: str) -> None:
 
 
 def _obey(control: Connection, recorder: Recorder) -> None:
+    """Start and stop the recorder as asked; end the process where nobody is left to ask."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             match control.recv():
@@ -168,6 +169,7 @@ def _obey(control: Connection, recorder: Recorder) -> None:
                     control.send("started")
                 case "stop":
                     control.send(recorder.stop())
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class HttpCaller:

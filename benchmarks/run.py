@@ -213,7 +213,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def _within(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
+def within(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
     def number(text: str) -> float:
         if not least <= (value := kind(text)) <= most:
             raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")
@@ -227,9 +227,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="some minutes; docs/performance.md stays as it is")
     parser.add_argument("--only", help=f"of {','.join(SUBJECTS)}")
     parser.add_argument("--peers", help=f"of {','.join(PEERS)}")
-    parser.add_argument("--rounds", type=_within(int, 1, MAX_ROUNDS))
-    parser.add_argument("--minutes", type=_within(float, 0, MAX_MINUTES), default=25, help="for all rounds together")
-    parser.add_argument("--seconds", type=_within(float, 0.5, MAX_SECONDS), help="of each measurement")
+    parser.add_argument("--rounds", type=within(int, 1, MAX_ROUNDS))
+    parser.add_argument("--minutes", type=within(float, 0, MAX_MINUTES), default=25, help="for all rounds together")
+    parser.add_argument("--seconds", type=within(float, 0.5, MAX_SECONDS), help="of each measurement")
     parser.add_argument("--pictures", type=Path, help="folder of JPEG files (default: made from the project's own)")
     parser.add_argument(
         "--fresh", action="store_true", help="begin anew: pictures, model, choice of precision, results"

@@ -1,14 +1,14 @@
-"""Domain errors that only a running service can meet; `model/errors.py` has those of images and bundles.
+"""Domain errors of a running service; `model/errors.py` has those of images and bundles.
 
 ConvMLPError
-├── BadRequest            a body that cannot be understood
+├── BadRequest            a body that cannot be parsed
 ├── BadParameter          a parameter out of range, or a model of another task
 ├── ModelNotFound
 ├── Unauthenticated       no or wrong credentials
-├── Forbidden             the service is configured not to do this
-├── DeadlineExceeded      the caller's deadline passed
+├── Forbidden             the service's settings do not allow it
+├── DeadlineExceeded      the request's deadline passed
 ├── Internal              anything else: a request id and no internals
-└── RetryLater            the service is not able now, and says when to come back
+└── RetryLater            not possible now; has the time after which to try again
     ├── Overloaded        a queue is full, or the deadline cannot be met
     ├── RateLimited       one caller is over its own rate
     └── Unavailable       starting, draining, worker lost
@@ -22,13 +22,13 @@ from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndeco
 
 
 class BadRequest(ConvMLPError):
-    """The body is not one of the forms that the endpoint takes: broken multipart, broken JSON, no image."""
+    """The body is not in a form that the endpoint accepts: malformed multipart, malformed JSON, no image."""
 
     code = "bad-request"
 
 
 class BadParameter(ConvMLPError):
-    """A parameter is out of its range, or the model does another task. `field` is the parameter's name, if one."""
+    """A parameter is out of range, or the model is for another task. `field` is the parameter's name, if known."""
 
     code = "bad-parameter"
 
@@ -46,7 +46,7 @@ class Unauthenticated(ConvMLPError):
 
 
 class Forbidden(ConvMLPError):
-    """The service is configured not to do this, for anyone."""
+    """The service's settings do not allow this for any caller."""
 
     code = "forbidden"
 
@@ -56,12 +56,12 @@ class DeadlineExceeded(ConvMLPError):
 
 
 class Internal(ConvMLPError):
-    """Something is wrong with the service itself. The message names no internals; the log has them."""
+    """A fault of the service itself. The message contains no internals; the log has them."""
 
     code = "internal"
 
 
-INTERNAL_DETAIL = "an internal error happened; the service's log tells more under the id of this request"
+INTERNAL_DETAIL = "internal error; the service's log has the details under this request's id"
 
 
 class RetryLater(ConvMLPError):
@@ -75,18 +75,18 @@ class RetryLater(ConvMLPError):
 
 
 class Refusal(StrEnum):
-    """Why a prediction is refused though nothing is wrong with its images; a label of `convmlp_rejected_total`."""
+    """Why a prediction was refused although its images are valid; a label of `convmlp_rejected_total`."""
 
     CREDENTIALS = "credentials"
-    """No API key came, or a wrong one."""
+    """The API key is missing or wrong."""
     RATE = "rate"
-    """Its caller is over its own rate."""
+    """The caller exceeds its rate."""
     BODIES = "bodies"
-    """The front-end holds as many bytes of requests as it may."""
+    """The front-end's limit of request bytes is reached."""
     IN_FLIGHT = "in_flight"
-    """The front-end has as many images in hand as it may."""
+    """The front-end's limit of images in progress is reached."""
     QUEUE = "queue"
-    """The worker's queue is full, or takes longer than the deadline allows, or the device has no memory left."""
+    """The worker's queue is full, the deadline cannot be met, or the device is out of memory."""
     DEADLINE = "deadline"
     """The deadline passed."""
     UNAVAILABLE = "unavailable"
@@ -94,7 +94,7 @@ class Refusal(StrEnum):
 
 
 class Overloaded(RetryLater):
-    """`reason` says what was full, for the metrics; it does not cross processes, for only the worker's own does."""
+    """`reason` is for the metrics. It is not sent between processes: only the worker's own reason crosses."""
 
     code = "overloaded"
 
@@ -104,9 +104,9 @@ class Overloaded(RetryLater):
 
 
 def too_late(expected_s: float, retry_after_s: float) -> Overloaded:
-    """An answer is expected only in `expected_s`, after the request's deadline."""
+    """The answer is expected in `expected_s` seconds, after the request's deadline."""
     return Overloaded(
-        f"an answer would take {expected_s:.1f} s now, longer than the request's deadline allows", retry_after_s
+        f"an answer would take {expected_s:.1f} s now, more than the request's deadline allows", retry_after_s
     )
 
 
@@ -134,13 +134,13 @@ DOMAIN_ERRORS: tuple[type[ConvMLPError], ...] = (
     RateLimited,
     Unavailable,
 )
-"""Every error that can reach an edge. Each edge's table must have a row for each (a test says so)."""
+"""Every error that can reach a transport. Each transport's table has a row for each; a test checks it."""
 
 _BY_CODE = {error.code: error for error in DOMAIN_ERRORS}
 
 
 def error_from_code(code: str, detail: str, retry_after_s: float | None = None) -> ConvMLPError:
-    """The domain error that crossed a process as its code; an unknown code is an `Internal`."""
+    """The domain error with this code, as received from another process; an unknown code gives `Internal`."""
     kind = _BY_CODE.get(code, Internal)
     if issubclass(kind, RetryLater):
         return kind(detail, 1.0 if retry_after_s is None else retry_after_s)

@@ -1,16 +1,8 @@
-"""What a process does with memory that it has freed: it keeps it for the next picture.
+"""What all processes of the service share: role, logs, signals, memory allocator, sockets, the supervisor's lifeline.
 
-By default glibc gives large blocks back to the kernel as soon as they are free and takes them anew for the next batch,
-page by page and each of them zeroed: on two cores a fifth of a worker's time. It also gives each thread an arena of its
-own, where each grows to what its greatest batch once took. Here one arena serves all threads (those that allocate
-much are few, and Python's small objects are not glibc's), and keeps up to `KEPT_BYTES` that are free.
-
-What every process of the service does alike: its name, logs, signals, and the lifeline to its supervisor.
-
-Signals are owned here and nowhere else, from `run_process` on; before that there is nothing to end gracefully.
-SIGTERM or SIGINT asks for a graceful end; a second one ends at once.
-A supervised process also ends when its supervisor is gone, however that came about: the kernel closes the
-supervisor's end of a pipe, the lifeline.
+Only this module handles signals. SIGTERM or SIGINT starts a graceful shutdown; a second one ends the process at once.
+A supervised process also shuts down when its supervisor dies in any way: the kernel then closes the supervisor's end
+of a pipe, the lifeline.
 """
 
 from __future__ import annotations
@@ -31,21 +23,28 @@ from service.observability.logs import configure_logs
 from service.settings import Settings
 
 KEPT_BYTES = 256 << 20
+"""Free memory that the allocator keeps."""
 MAPPED_FROM_BYTES = 32 << 20
-"""Blocks of this size and more are still taken from the kernel and given back one by one."""
+"""Blocks of this size and more are mapped and unmapped one by one."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _OPTIONS = {
     "MALLOC_ARENA_MAX": (_M_ARENA_MAX, 1),
     "MALLOC_TRIM_THRESHOLD_": (_M_TRIM_THRESHOLD, KEPT_BYTES),
-    # Setting the one above fixes this one at its first value, 128 KiB, at which every tensor would be mapped.
+    # Setting the one above freezes this one at its default of 128 KiB, at which every tensor would be mapped.
     "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES),
 }
-"""By the environment variable with which an operator may decide otherwise."""
+"""By the environment variable with which an operator can override it."""
 
 
 def keep_freed_memory() -> None:
-    """Call before the process starts threads. Without glibc it does nothing."""
+    """Let glibc keep freed memory for the next batch. Call it before the process starts threads.
+
+    By default glibc returns large blocks to the kernel at once and maps them again for the next batch, page by page
+    and zeroed: a fifth of a worker's time on two cores. It also gives each thread an arena, each of which grows to its
+    largest batch. Here one arena serves all threads: few of them allocate much, and Python's small objects do not
+    come from glibc. Other C libraries are left as they are.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
@@ -59,24 +58,24 @@ LISTEN_FD = "CONVMLP_LISTEN_FD"
 ROLE = "CONVMLP_ROLE"
 
 EXIT_CONFIG = 78
-"""The process cannot work as it is configured: starting it again would not help (BSD's EX_CONFIG)."""
+"""Exit status: the configuration is wrong, a restart would not help (BSD's EX_CONFIG)."""
 EXIT_WEDGED = 75
-"""The process is beyond help but another may do (BSD's EX_TEMPFAIL)."""
+"""Exit status: the process is stuck, a restart may help (BSD's EX_TEMPFAIL)."""
 
 COLLECT_AFTER = 10_000
-"""New objects until the collector looks for cycles; Python's own 700 are some twenty requests'."""
+"""New objects between collections of cycles. Python's default of 700 is reached within some twenty requests."""
 
 log = structlog.get_logger(__name__)
 
 
 def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
-    """Run `main` until it returns its exit status; it should do so soon after the given event is set."""
+    """Run `main` until it returns the exit status, which it should do soon after its event is set."""
     keep_freed_memory()
     role = os.environ.pop(ROLE, kind)
     lifeline = os.environ.pop(LIFELINE_FD, None)
     configure_logs(settings.log_level, settings.log_format, role)
     join_metrics(role)
-    # What was imported stays: the collector need not look at it again and again, nor so often at what requests make.
+    # Imported objects live as long as the process: the collector skips them, and runs less often.
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -84,22 +83,22 @@ def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], A
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises OSError where the address cannot be had."""
+    """A listening TCP socket. Raises OSError if the address is not available."""
     return socket.create_server((host, port), family=_family(host), backlog=1024)
 
 
 def hold_port(host: str, port: int) -> socket.socket:
-    """A TCP socket that holds the port and does not listen: processes of this service may listen there, nobody else.
+    """A bound TCP socket that does not listen: it reserves the port for processes of this service.
 
-    For servers that insist on opening their port themselves, with SO_REUSEPORT so that several can. That option
-    alone would let another service of the same user join them unnoticed, and take half of the calls.
+    For servers that open their port themselves with SO_REUSEPORT, so that several can share it. That option alone
+    would let another service of the same user bind the port unnoticed and receive half of the calls.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address is not available.
     """
     held = socket.socket(_family(host))
     try:
-        # Connections of a predecessor that linger (TIME_WAIT) are no obstacle; everything else is.
+        # Connections of a predecessor in TIME_WAIT do not prevent binding; everything else does.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind((host, port))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
@@ -115,13 +114,13 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def address_of(bound: socket.socket) -> str:
-    """`HOST:PORT`, as in a URL."""
+    """The address of a bound socket as `HOST:PORT`, as in a URL."""
     host, port = bound.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def inherited_socket() -> socket.socket | None:
-    """The socket of `open_listener` or `hold_port` that the supervisor handed over, if any: it outlives a restart."""
+    """The supervisor's socket of `open_listener` or `hold_port`, if the process is supervised: it survives restarts."""
     fd = os.environ.pop(LISTEN_FD, None)
     return socket.socket(fileno=int(fd)) if fd is not None else None
 
@@ -130,22 +129,22 @@ async def _main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: int |
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def end() -> None:
+    def shut_down() -> None:
         if stop.is_set():
             os._exit(130)
         stop.set()
 
-    loop.add_signal_handler(signal.SIGTERM, end)
+    loop.add_signal_handler(signal.SIGTERM, shut_down)
     if lifeline is None:
-        loop.add_signal_handler(signal.SIGINT, end)
+        loop.add_signal_handler(signal.SIGINT, shut_down)
     else:
-        # Ctrl-C reaches the whole process group; the order of ending is the supervisor's business.
+        # Ctrl-C reaches the whole process group; the supervisor decides the order of shutdown.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-        def supervisor_gone() -> None:
+        def on_supervisor_exit() -> None:
             loop.remove_reader(lifeline)
-            log.warning("the supervisor is gone; ending")
+            log.warning("supervisor exited; shutting down")
             stop.set()
 
-        loop.add_reader(lifeline, supervisor_gone)
+        loop.add_reader(lifeline, on_supervisor_exit)
     return await main(stop)

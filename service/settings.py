@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EMBEDDED_MODELS = ("convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-"""0 asks the system for a free one."""
+"""0 = any free port."""
 
 
 Address = Annotated[str, StringConstraints(pattern=r"^(ipc|tcp)://.+$")]
@@ -48,107 +48,108 @@ class Settings(BaseSettings):
         cli_implicit_flags=True,
     )
 
-    # Where it listens
+    # Listening
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all of this machine's."""
+    """Address to listen on (0.0.0.0 = all interfaces)."""
     http_port: Port = 8000
-    """Of the REST front-end; 0: a free one."""
+    """HTTP port (0 = any free port)."""
     grpc_port: Port = 8001
-    """Of the gRPC front-end; 0: a free one."""
+    """gRPC port (0 = any free port)."""
     grpc_metrics_port: Port = 8003
-    """Where a gRPC front-end alone tells its metrics (under `serve` REST's /metrics tells them); 0: a free one."""
+    """Metrics port of a gRPC front-end that runs alone (0 = any free port). Under `serve`, /metrics on the HTTP port
+    has its metrics."""
     worker_metrics_port: Port = 8002
-    """Where a worker tells its metrics; 0: a free one. Of several under `serve` the next ones have the next ports."""
+    """Metrics port of a worker (0 = any free port). Under `serve`, the second worker has the next port, and so on."""
     workers: NonNegativeInt = 0
-    """Worker processes of `serve`; 0: one for each GPU, where the device is not a certain one, or else one."""
+    """Worker processes (0 = one per GPU; one if there is no GPU or --device names one)."""
     rest_processes: PositiveInt = 1
-    """REST front-end processes that share the port."""
+    """REST front-end processes. They share the port."""
     grpc_processes: PositiveInt = 1
-    """gRPC front-end processes that share the port."""
+    """gRPC front-end processes. They share the port."""
 
-    # gRPC's connections
+    # gRPC connections
     grpc_tls_certificate: Path | None = None
-    """PEM file of the certificate chain, leaf first; none: no TLS. Renewed files are taken up by themselves."""
+    """PEM file of the certificate chain, leaf first. Turns TLS on; renewed files are loaded without a restart."""
     grpc_tls_key: Path | None = None
-    """PEM file of the certificate's key, without a password."""
+    """PEM file of the certificate's private key, without a password."""
     grpc_tls_client_ca: Path | None = None
-    """PEM file of authorities: callers must show a certificate of one of them (mTLS)."""
+    """PEM file of certificate authorities. Callers must present a certificate that one of them signed (mTLS)."""
     grpc_compression: Literal["none", "deflate", "gzip"] = "none"
-    """Of replies, to callers that take it; requests may always be compressed."""
+    """Compression of replies, for callers that accept it. Requests may always be compressed."""
     grpc_max_connection_age_ms: NonNegativeInt = 0
-    """After this callers are asked to connect anew, so that load balancers can spread them again; 0: never."""
+    """Ask callers to reconnect after this time, so that load balancers can spread them again (0 = never)."""
     grpc_max_connection_age_grace_ms: NonNegativeInt = 0
-    """What calls in hand may still take then before they are cut off; 0: as long as they like."""
+    """How long running calls may still take after that before they are cut off (0 = no limit)."""
 
-    # Who may ask
+    # Access
     api_keys_file: Path | None = None
-    """File of the API keys that callers must send, one a line, with a name before it if liked; none: open to all."""
+    """File of the API keys that callers must send: one per line, optionally with a name before it. Without it, no key
+    is needed."""
     rate_limit_per_s: NonNegativeFloat = 0.0
-    """Images a second of one caller, counted by each front-end process for itself; 0: as many as come.
+    """Images per second of one caller; each front-end process counts for itself (0 = no limit).
 
-    A caller is its API key's name, or without keys its address: that of a proxy, where there is one, for
-    X-Forwarded-For can be invented.
+    A caller is identified by its API key's name, or without keys by its address. Behind a proxy that is the proxy's
+    address, because X-Forwarded-For can be forged.
     """
     rate_limit_burst: PositiveInt = 64
-    """Images that a caller may send at once after a pause, where there is a rate limit."""
+    """Images that a caller may send at once after a pause, if there is a rate limit."""
 
-    # What it serves, and on what
+    # Models and device
     models_dir: Path | None = None
-    """Folder of model bundles, beside the embedded ones."""
+    """Folder of model bundles, in addition to the embedded ones."""
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = EMBEDDED_MODELS
-    """Names with commas between; the first of a task is the task's default."""
+    """Names of the models to serve, comma-separated. The first of a task is the task's default."""
     model_weights: Annotated[tuple[ModelWeight, ...], NoDecode, BeforeValidator(_split_names)] = ()
-    """`NAME=NUMBER` with commas between: the shares of the device's time that models have while several are asked for
-    more than it can do; 1 for all others."""
+    """`NAME=NUMBER`, comma-separated: relative shares of the device's time under overload. Other models have 1."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    """auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
     precision: Literal["auto", "exact", "fp32", "fp16", "bf16"] = "auto"
-    """What the networks compute in. auto: for each model the fastest that answers as fp32 does on the reference
-    picture, by measurement at its start; exact: fp32 in the authors' own order of operations; fp32: in the fastest."""
+    """Precision of the networks. auto: per model the fastest whose answer on the reference picture agrees with fp32,
+    measured at start-up; exact: fp32 in the authors' order of operations; fp32: in the fastest order."""
     compute_threads: NonNegativeInt = 0
-    """Threads of the network on a CPU; 0: as many as the process may use."""
+    """Threads of the network on a CPU (0 = all cores that the process may use)."""
     prepare_threads: NonNegativeInt = 0
-    """Threads of a front-end that decode, encode and draw; 0: as many as the process may use."""
+    """Threads of a front-end that decode, encode and draw images (0 = all cores that the process may use)."""
     fast_decode: bool = False
-    """Decode large JPEGs at a half, a quarter or an eighth of their size where the model needs no more: several times
-    faster for a photograph of a phone, and answers a little different from those of the whole picture."""
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size if the model needs no more. Several times faster for phone
+    photographs; answers differ slightly from those of the full size."""
 
     # Loading and unloading models at run time
     model_control: bool = False
-    """Callers may load and unload models; workers and front-ends must both allow it."""
+    """Let callers load and unload models. Set it for workers and front-ends."""
     model_control_timeout_ms: PositiveInt = 120_000
-    """What loading or unloading a model may take."""
+    """How long loading or unloading a model may take."""
     served_models_file: Path | None = None
-    """Where a worker writes down what it serves once callers changed that, to serve the same when it is restarted."""
+    """File in which a worker records its models after callers loaded or unloaded some. A restarted worker reads it."""
 
-    # How front-ends reach the workers
+    # Between front-ends and workers
     worker_address: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split_names)] = ()
-    """`ipc://PATH` or `tcp://HOST:PORT`: of a worker its own, of a front-end those of all its workers, with commas
-    between. `serve` makes some of its own where there is none."""
+    """`ipc://PATH` or `tcp://HOST:PORT`. A worker listens there; a front-end connects to all of them, comma-separated.
+    `serve` chooses addresses if none are given."""
     heartbeat_interval_ms: PositiveInt = 500
-    """How often front-ends ask a worker how it is."""
+    """How often front-ends ask a worker for its state."""
     worker_timeout_ms: PositiveInt = 5_000
-    """A worker that was silent for this long is taken for dead."""
+    """A worker that has not answered for this long counts as dead."""
     batch_timeout_ms: PositiveInt = 120_000
-    """A batch that ran for this long wedged its worker, which then ends to be restarted."""
+    """A worker whose batch has run for this long exits, and the supervisor restarts it."""
     self_check_interval_ms: PositiveInt = 60_000
-    """How often each model is asked about the reference picture."""
+    """How often each model is checked on the reference picture."""
 
-    # Bounds
+    # Limits
     max_image_bytes: PositiveInt = 20 * 2**20
-    """Of one encoded image."""
+    """Bytes of one encoded image."""
     max_image_mpx: PositiveInt = 50
-    """Megapixels of one image, read from its header."""
+    """Megapixels of one image, read from its header before decoding."""
     max_images: PositiveInt = 64
     """Images in one request."""
     max_request_bytes: PositiveInt = 64 * 2**20
-    """Of one request's body."""
+    """Bytes of one request's body."""
     max_in_flight: PositiveInt = 1024
-    """Images that one front-end process has in hand."""
+    """Images in progress in one front-end process."""
     max_stream_in_flight: PositiveInt = 64
-    """Images of one gRPC stream in hand, also as replies that its caller has not taken; beyond it is not read."""
+    """Images in progress in one gRPC stream, including replies that the caller has not read. Further ones wait."""
     max_in_flight_bytes: PositiveInt = 512 * 2**20
-    """Request bodies that one front-end process holds."""
+    """Bytes of all request bodies in one front-end process."""
     max_queue_images: PositiveInt = 256
     """Images that wait for the device."""
     max_queue_mpx: PositiveInt = 256
@@ -156,25 +157,25 @@ class Settings(BaseSettings):
     max_batch_images: PositiveInt = 32
     """Images in one batch."""
     max_batch_mpx: PositiveInt = 8
-    """Megapixels of network input in one batch; a larger image runs alone."""
+    """Megapixels of network input in one batch. A larger image runs alone."""
 
-    # Time
+    # Time limits
     request_timeout_ms: PositiveInt = 30_000
-    """The deadline of a caller that names none, and the latest that one may name."""
+    """Default deadline of a request, and the longest that a caller may set."""
     drain_timeout_ms: PositiveInt = 20_000
-    """What a process may take after SIGTERM to finish the requests in hand."""
+    """How long a process may take after SIGTERM to finish the requests in progress."""
 
-    # Words
+    # Logs
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     access_log: bool = True
-    """One line, at level info, for each request; none for probes of health and metrics."""
+    """Log one line per request, at level info. Health and metrics probes are not logged."""
 
     # Traces
     otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^(https?://[^/\s]+.*)?$")] = ""
-    """URL of an OpenTelemetry collector that takes OTLP over HTTP, as in http://collector:4318; empty: no traces."""
+    """URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. Empty: no traces."""
     trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """The share of requests that are traced; of those whose caller traces already, the caller's word decides."""
+    """Share of requests to trace, 0 to 1. If the caller sends a trace context, its sampled flag decides."""
 
     @classmethod
     def settings_customise_sources(
@@ -191,23 +192,21 @@ class Settings(BaseSettings):
     def _weights_are_of_models(self) -> Settings:
         for name, weight in self.weights.items():
             if weight <= 0:
-                raise ValueError(f"model_weights: the weight of {name!r} is {weight:g}; it must be above 0")
-            # Callers who may load models can bring any other.
+                raise ValueError(f"model_weights: the weight of {name!r} is {weight:g}; expected a number above 0")
+            # Callers who may load models can add any other.
             if name not in self.models and not self.model_control:
-                raise ValueError(
-                    f"model_weights: {name!r} is not served; models says what is: {', '.join(self.models)}"
-                )
+                raise ValueError(f"model_weights: {name!r} is not a served model; served: {', '.join(self.models)}")
         return self
 
     @property
     def weights(self) -> dict[str, float]:
         """`model_weights` by name."""
-        pairs = (one.rsplit("=", 1) for one in self.model_weights)
+        pairs = (pair.rsplit("=", 1) for pair in self.model_weights)
         return {name: float(weight) for name, weight in pairs}
 
     @property
     def decode_limits(self) -> DecodeLimits:
-        from model.decode import DecodeLimits  # with Pillow and NumPy, which not all that reads settings needs
+        from model.decode import DecodeLimits  # imports Pillow and NumPy, which not every reader of settings needs
 
         return DecodeLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_mpx * 10**6)
 
@@ -215,7 +214,7 @@ class Settings(BaseSettings):
         return Settings(**{**self.model_dump(), **changes})
 
     def as_environment(self) -> dict[str, str]:
-        """The variables that make another process read these same settings."""
+        """Environment variables from which another process reads the same settings."""
         values = self.model_dump(mode="json", exclude_none=True)
         return {
             f"CONVMLP_{name.upper()}": ",".join(value) if isinstance(value, list) else str(value)
@@ -228,6 +227,6 @@ def usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):  # no cgroup v2: the affinity is all there is to know
+    except (OSError, ValueError):  # no cgroup v2: only the affinity is known
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

@@ -1,4 +1,4 @@
-"""What travels through a front-end: a request for one image, and its reply."""
+"""Types of a front-end: a request for one image, its reply, and the state of models and workers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """One image, encoded or decoded already, and what is asked of it. `deadline_s` is on the clock of
-    `time.monotonic`."""
+    """One image, encoded or decoded, and its parameters. `deadline_s` is on the clock of `time.monotonic`."""
 
     id: str
     task: Task
@@ -26,7 +25,7 @@ class PredictRequest:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds that a request spent in each stage; the rest of its total is transport."""
+    """Seconds of a request in each stage. The rest of its total is transport."""
 
     decode: float = 0.0
     queue: float = 0.0
@@ -36,8 +35,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[T]):
-    """The answer for one image. `payload` is what the caller's `encode` made of the result; `batch_images` ran with it,
-    itself among them."""
+    """The answer for one image. `payload` is the encoded result; `batch_images` is the size of its batch."""
 
     id: str
     model: str
@@ -50,8 +48,8 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model that is served: its bundle's config, and whether it has proven itself on a worker. `version` names this
-    state of it, weights included, on every worker; `devices` has one for each worker that answers for it."""
+    """A served model. `ready`: it gave its committed answer on a worker. `version` identifies config and weights and is
+    the same on all workers; `devices` has one entry per worker that serves it."""
 
     config: BundleConfig
     version: str
@@ -61,13 +59,13 @@ class ModelStatus:
 
     @property
     def device(self) -> str:
-        """In words: `cpu`, or `cuda:0, cuda:1`."""
+        """Devices as text: `cpu`, or `cuda:0, cuda:1`."""
         return ", ".join(dict.fromkeys(self.devices))
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model of the worker's store. `reason` says, in words for a caller, why it does not answer; else it is empty."""
+    """A model of the worker's store. `reason`, for the caller, is why it is not ready; empty if it is."""
 
     name: str
     served: bool
@@ -77,7 +75,7 @@ class StoredModel:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether predictions are answered now; `reason` says why not, in words for a caller."""
+    """Whether predictions are answered now; `reason`, for the caller, is why not."""
 
     ready: bool
     reason: str

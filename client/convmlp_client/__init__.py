@@ -1,4 +1,4 @@
-"""Client of ConvMLP Serving: images in, labels, boxes and masks out; REST and gRPC, sync and async.
+"""Client of ConvMLP Serving: image classification, detection and segmentation over REST or gRPC, sync or async.
 
 with Client("http://127.0.0.1:8000") as client:
     for label in client.classify("cat.jpg").labels:

@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The asyncio client."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from convmlp_client.images import ImageInput
-from convmlp_client.many import Flow, Outcome, each_awaited, progress_bar
+from convmlp_client.many import ManyOptions, Outcome, map_async, progress_bar
 from convmlp_client.parameters import (
     ClassifyParameters,
     DetectParameters,
-    Question,
+    PredictParams,
     SegmentParameters,
     classify_params,
     detect_params,
     segment_params,
 )
-from convmlp_client.requester import USER_AGENT, make_core
+from convmlp_client.requester import USER_AGENT, make_requester
 from convmlp_client.results import Classification, Detections, Model, Result, Segmentation
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
@@ -28,21 +28,25 @@ R = TypeVar("R", bound=Result)
 
 
 class AsyncClient:
-    """A service at `http(s)://HOST:PORT` (REST), `grpc://HOST:PORT`, or `grpcs://HOST:PORT` (over TLS).
+    """A client of one service: http(s)://HOST:PORT (REST), grpc://HOST:PORT, or grpcs://HOST:PORT (gRPC over TLS).
 
-    It connects when it is first asked, and belongs to that event loop then. Any number of tasks may share it, and
-    should: it keeps connections. `async with` it, or `aclose` it.
+    The client connects at its first request, and belongs to that event loop from then on. Share one client among all
+    tasks, because it keeps connections open. Close it with `async with` or `aclose`.
 
-    timeout_s: of each request, with all its attempts; the service is told. None: the service's own limit.
-    api_key: where the service asks for one (default: the environment's CONVMLP_API_KEY).
-    retries: how often a request is sent again where that may help, or a `Retries`.
-    max_concurrency: requests in hand at a time; more of them wait.
-    ca_file: PEM file of the authorities that a server's certificate must come from (default: the usual ones).
-    client_certificate: PEM files of the certificate and the key by which this caller is known (mTLS).
-    compression: of messages, over gRPC. Images are compressed already, so it helps with large masks alone.
+    timeout_s: time limit of a request in seconds, all attempts included. The service receives it too. None: the
+        service's own limit.
+    api_key: API key of the service (default: the environment variable CONVMLP_API_KEY).
+    retries: maximum number of further attempts of a request that may succeed later, or a `Retries`.
+    max_concurrency: maximum number of concurrent requests. Further requests wait.
+    user_agent: value of the User-Agent header.
+    ca_file: PEM file of the certificate authorities that are trusted (default: those of httpx2 or gRPC).
+    client_certificate: PEM files of the client's certificate and private key, for mutual TLS.
+    compression: compression of gRPC messages. Images are compressed already, so only large masks become smaller.
 
-    Raises ValueError where an argument is wrong, ImportError where gRPC is not installed, OSError where a file of
-    certificates cannot be read.
+    Raises:
+        ValueError: an argument is out of range, or does not apply to the URL's scheme.
+        ImportError: gRPC is not installed.
+        OSError: a certificate or key cannot be read.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class AsyncClient:
         client_certificate: tuple[StrPath, StrPath] | None = None,
         compression: Compression | None = None,
     ) -> None:
-        self._core = make_core(
+        self._requester = make_requester(
             url,
             timeout_s=timeout_s,
             api_key=api_key,
@@ -73,25 +77,35 @@ class AsyncClient:
     async def classify(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[ClassifyParameters]
     ) -> Classification:
-        """What a picture shows. `timeout_s`: for this request alone. So do the next two.
+        """Classify an image.
+
+        parameters: see `ClassifyParameters`: model, top_k.
+        timeout_s: time limit of this request (default: the client's).
 
         Raises:
-            ClientError: the service's error, or no answer came; see `convmlp_client.errors`.
+            ClientError: the service's error, or there was no reply; see `convmlp_client.errors`.
+            ClientClosed: the client is closed.
             TypeError, ValueError, OSError: the image cannot be read; as `convmlp_client.images.encoded_image`.
         """
-        return await self._core.predict(classify_params(parameters), image, timeout_s)
+        return await self._requester.predict(classify_params(parameters), image, timeout_s)
 
     async def detect(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[DetectParameters]
     ) -> Detections:
-        """The objects in a picture."""
-        return await self._core.predict(detect_params(parameters), image, timeout_s)
+        """Find the objects in an image. Arguments and errors as `classify`.
+
+        parameters: see `DetectParameters`: model, score_threshold, max_detections, masks, mask_format.
+        """
+        return await self._requester.predict(detect_params(parameters), image, timeout_s)
 
     async def segment(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[SegmentParameters]
     ) -> Segmentation:
-        """A class for each pixel of a picture."""
-        return await self._core.predict(segment_params(parameters), image, timeout_s)
+        """Assign a class to each pixel of an image. Arguments and errors as `classify`.
+
+        parameters: see `SegmentParameters`: model, masks, mask_format.
+        """
+        return await self._requester.predict(segment_params(parameters), image, timeout_s)
 
     def classify_many(
         self,
@@ -104,20 +118,27 @@ class AsyncClient:
         timeout_s: float | None = None,
         **parameters: Unpack[ClassifyParameters],
     ) -> AsyncGenerator[Outcome[I, Classification], None]:
-        """What each of many pictures shows: an outcome for each, `concurrency` of them asked about at a time.
+        """Classify many images; yields one outcome per image.
 
-        `images` is read only as fast as outcomes are taken, so it may be endless. With `ordered` outcomes come in its
-        order, without as soon as they are there. An image's error is in its outcome; with `raise_errors` the first
-        one ends it all. `progress` draws a bar on stderr. `timeout_s` is for each image, from its turn on.
+        The source is read only as fast as outcomes are consumed, so it may be endless. Over gRPC all images share one
+        stream. To stop early, leave the loop: that cancels the running requests. (`contextlib.aclosing` cancels them
+        at once, otherwise the garbage collector does.)
 
-        To stop early, leave the loop; what is in hand is cancelled then. (`contextlib.aclosing` does it at once.)
-        So do the next two. Over gRPC all travel in one stream.
+        images: the source, synchronous or asynchronous.
+        concurrency: maximum number of concurrent requests; `max_concurrency` of the client is a further limit.
+        ordered: True for outcomes in the order of the images, False for outcomes as they arrive.
+        progress: True for a progress bar on stderr.
+        raise_errors: True to raise the first error of an image. False leaves it in the image's outcome.
+        timeout_s: time limit of each image, from the start of its request (default: the client's).
+        parameters: as `classify`.
 
         Raises:
-            Exception: what `images` raises, after the outcomes before it.
+            ClientClosed: the client was closed.
+            ImportError: `progress` needs rich, which is not installed.
+            Exception: as `images` raises it, after the outcomes of the images before.
         """
-        flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(classify_params(parameters), images, flow)
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(classify_params(parameters), images, options)
 
     def detect_many(
         self,
@@ -130,9 +151,9 @@ class AsyncClient:
         timeout_s: float | None = None,
         **parameters: Unpack[DetectParameters],
     ) -> AsyncGenerator[Outcome[I, Detections], None]:
-        """The objects in each of many pictures."""
-        flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(detect_params(parameters), images, flow)
+        """Find the objects in many images. Arguments as `classify_many` and `detect`."""
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(detect_params(parameters), images, options)
 
     def segment_many(
         self,
@@ -145,34 +166,34 @@ class AsyncClient:
         timeout_s: float | None = None,
         **parameters: Unpack[SegmentParameters],
     ) -> AsyncGenerator[Outcome[I, Segmentation], None]:
-        """A class for each pixel of each of many pictures."""
-        flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(segment_params(parameters), images, flow)
+        """Assign a class to each pixel of many images. Arguments as `classify_many` and `segment`."""
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(segment_params(parameters), images, options)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
-        """The models that are served. Raises ClientError."""
-        return await self._core.models(timeout_s)
+        """List the models of the service. Raises ClientError."""
+        return await self._requester.models(timeout_s)
 
     async def ready(self, *, timeout_s: float | None = None) -> bool:
-        """Whether predictions are answered now; False as well where nobody is there.
+        """Whether the service accepts predictions now. False if the client cannot connect.
 
         Raises:
-            ClientError: who is there is not this service, or does not let us in.
+            ClientError: the reply is not from this service, or the service refuses access.
         """
-        return await self._core.ready(timeout_s)
+        return await self._requester.ready(timeout_s)
 
     async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Return as soon as predictions are answered.
+        """Wait until the service accepts predictions.
 
         Raises:
-            DeadlineExceeded: they were not by then; it says why.
+            DeadlineExceeded: the service was not ready in time; the detail has the reason.
             ClientError: as `ready`.
         """
-        await self._core.wait_until_ready(timeout_s)
+        await self._requester.wait_until_ready(timeout_s)
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        await self._core.aclose()
+        """Close all connections. Running requests end with ClientClosed."""
+        await self._requester.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -183,22 +204,22 @@ class AsyncClient:
         await self.aclose()
 
     async def _many(
-        self, question: Question[R], images: Iterable[I] | AsyncIterable[I], flow: Flow
+        self, params: PredictParams[R], images: Iterable[I] | AsyncIterable[I], options: ManyOptions
     ) -> AsyncGenerator[Outcome[I, R], None]:
-        session = await self._core.session(question)
+        stream = await self._requester.open_stream(params)
 
-        async def put(image: I) -> R:
-            return await self._core.put(session.predict, image, flow.timeout_s)
+        async def predict(image: I) -> R:
+            return await self._requester.predict_in(stream, image, options.timeout_s)
 
-        concurrency = min(flow.concurrency, self._core.max_concurrency)
-        outcomes = each_awaited(images, put, concurrency, ordered=flow.ordered)
+        concurrency = min(options.concurrency, self._requester.max_concurrency)
+        outcomes = map_async(images, predict, concurrency, ordered=options.ordered)
         try:
             async with aclosing(outcomes):
-                with progress_bar(flow.progress, images) as advance:
+                with progress_bar(options.progress, images) as advance:
                     async for outcome in outcomes:
                         advance()
-                        if flow.raise_errors and outcome.error is not None:
+                        if options.raise_errors and outcome.error is not None:
                             raise outcome.error
                         yield outcome
         finally:
-            await self._core.end(session)
+            await self._requester.close_stream(stream)

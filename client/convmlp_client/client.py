@@ -1,4 +1,4 @@
-"""The client for everyone else: the same, run by an event loop in a thread of its own."""
+"""The synchronous client: the same requests, run by an event loop in its own thread."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Self, TypeVar, Unpack
 
 from convmlp_client.images import ImageInput
 from convmlp_client.loop_thread import LoopThread
-from convmlp_client.many import Flow, Outcome, each_waited, progress_bar
+from convmlp_client.many import ManyOptions, Outcome, map_futures, progress_bar
 from convmlp_client.parameters import (
     ClassifyParameters,
     DetectParameters,
-    Question,
+    PredictParams,
     SegmentParameters,
     classify_params,
     detect_params,
     segment_params,
 )
-from convmlp_client.requester import USER_AGENT, make_core
+from convmlp_client.requester import USER_AGENT, make_requester
 from convmlp_client.results import Classification, Detections, Model, Result, Segmentation
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
@@ -30,11 +30,11 @@ R = TypeVar("R", bound=Result)
 
 
 class Client:
-    """A service at `http(s)://HOST:PORT` (REST), `grpc://HOST:PORT`, or `grpcs://HOST:PORT` (over TLS).
+    """A client of one service: http(s)://HOST:PORT (REST), grpc://HOST:PORT, or grpcs://HOST:PORT (gRPC over TLS).
 
-    Arguments and methods are those of `AsyncClient`, whose docstrings tell more. Any number of threads may share it,
-    also those that run an event loop. Its own thread starts when it is first asked; a process that was forked after
-    that needs a client of its own. `with` it, or `close` it.
+    `AsyncClient` documents the arguments and methods. Any number of threads may share one client, also threads that run
+    an event loop. The client starts its own thread at the first request; a process that is forked later needs its own
+    client. Close it with `with` or `close`.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Client:
         compression: Compression | None = None,
     ) -> None:
         self._thread = LoopThread()
-        self._core = make_core(
+        self._requester = make_requester(
             url,
             timeout_s=timeout_s,
             api_key=api_key,
@@ -66,20 +66,20 @@ class Client:
     def classify(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[ClassifyParameters]
     ) -> Classification:
-        """What a picture shows."""
-        return self._thread.call(self._core.predict, classify_params(parameters), image, timeout_s)
+        """Classify an image; see `AsyncClient.classify`."""
+        return self._thread.call(self._requester.predict, classify_params(parameters), image, timeout_s)
 
     def detect(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[DetectParameters]
     ) -> Detections:
-        """The objects in a picture."""
-        return self._thread.call(self._core.predict, detect_params(parameters), image, timeout_s)
+        """Find the objects in an image; see `AsyncClient.detect`."""
+        return self._thread.call(self._requester.predict, detect_params(parameters), image, timeout_s)
 
     def segment(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[SegmentParameters]
     ) -> Segmentation:
-        """A class for each pixel of a picture."""
-        return self._thread.call(self._core.predict, segment_params(parameters), image, timeout_s)
+        """Assign a class to each pixel of an image; see `AsyncClient.segment`."""
+        return self._thread.call(self._requester.predict, segment_params(parameters), image, timeout_s)
 
     def classify_many(
         self,
@@ -92,13 +92,13 @@ class Client:
         timeout_s: float | None = None,
         **parameters: Unpack[ClassifyParameters],
     ) -> Generator[Outcome[I, Classification], None, None]:
-        """What each of many pictures shows; see `AsyncClient.classify_many`.
+        """Classify many images; see `AsyncClient.classify_many`.
 
-        `images` is read in the thread that takes the outcomes, when it takes one: while the source has nothing yet,
-        no outcome is given either.
+        The source is read in the consumer's thread while it waits for an outcome. So a source that blocks also delays
+        outcomes.
         """
-        flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(classify_params(parameters), images, flow)
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(classify_params(parameters), images, options)
 
     def detect_many(
         self,
@@ -111,9 +111,9 @@ class Client:
         timeout_s: float | None = None,
         **parameters: Unpack[DetectParameters],
     ) -> Generator[Outcome[I, Detections], None, None]:
-        """The objects in each of many pictures."""
-        flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(detect_params(parameters), images, flow)
+        """Find the objects in many images; see `AsyncClient.detect_many`."""
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(detect_params(parameters), images, options)
 
     def segment_many(
         self,
@@ -126,25 +126,25 @@ class Client:
         timeout_s: float | None = None,
         **parameters: Unpack[SegmentParameters],
     ) -> Generator[Outcome[I, Segmentation], None, None]:
-        """A class for each pixel of each of many pictures."""
-        flow = Flow(concurrency, ordered, progress, raise_errors, timeout_s)
-        return self._many(segment_params(parameters), images, flow)
+        """Assign a class to each pixel of many images; see `AsyncClient.segment_many`."""
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(segment_params(parameters), images, options)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
-        """The models that are served."""
-        return self._thread.call(self._core.models, timeout_s)
+        """List the models of the service."""
+        return self._thread.call(self._requester.models, timeout_s)
 
     def ready(self, *, timeout_s: float | None = None) -> bool:
-        """Whether predictions are answered now; False as well where nobody is there."""
-        return self._thread.call(self._core.ready, timeout_s)
+        """Whether the service accepts predictions now; see `AsyncClient.ready`."""
+        return self._thread.call(self._requester.ready, timeout_s)
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Return as soon as predictions are answered; DeadlineExceeded if they are not by then."""
-        self._thread.call(self._core.wait_until_ready, timeout_s)
+        """Wait until the service accepts predictions; see `AsyncClient.wait_until_ready`."""
+        self._thread.call(self._requester.wait_until_ready, timeout_s)
 
     def close(self) -> None:
-        """Close all connections and end the thread. Requests of other threads end with ClientClosed."""
-        self._thread.close(self._core.aclose)
+        """Close all connections and end the thread. Running requests of other threads end with ClientClosed."""
+        self._thread.close(self._requester.aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -154,25 +154,27 @@ class Client:
     ) -> None:
         self.close()
 
-    def _many(self, question: Question[R], images: Iterable[I], flow: Flow) -> Generator[Outcome[I, R], None, None]:
-        session = self._thread.call(self._core.session, question)
+    def _many(
+        self, params: PredictParams[R], images: Iterable[I], options: ManyOptions
+    ) -> Generator[Outcome[I, R], None, None]:
+        stream = self._thread.call(self._requester.open_stream, params)
 
         def start(image: I) -> Future[R]:
-            return self._thread.start(self._core.put, session.predict, image, flow.timeout_s)
+            return self._thread.start(self._requester.predict_in, stream, image, options.timeout_s)
 
-        concurrency = min(flow.concurrency, self._core.max_concurrency)
+        concurrency = min(options.concurrency, self._requester.max_concurrency)
         try:
             with (
-                closing(each_waited(images, start, concurrency, ordered=flow.ordered)) as outcomes,
-                progress_bar(flow.progress, images) as advance,
+                closing(map_futures(images, start, concurrency, ordered=options.ordered)) as outcomes,
+                progress_bar(options.progress, images) as advance,
             ):
                 for outcome in outcomes:
                     advance()
-                    if flow.raise_errors and outcome.error is not None:
+                    if options.raise_errors and outcome.error is not None:
                         raise outcome.error
                     yield outcome
         finally:
-            # Not waited for, since this may run wherever an abandoned generator is collected, in the loop's own thread
-            # as well; closing the client waits. If it is closed, so is the session.
+            # Not awaited, because the garbage collector may run this in any thread, the loop's own included. `close`
+            # waits for it. A closed client has closed the stream already.
             with suppress(RuntimeError):
-                self._thread.start(self._core.end, session)
+                self._thread.start(self._requester.close_stream, stream)

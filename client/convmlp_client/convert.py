@@ -1,4 +1,4 @@
-"""What REST answers → results. Fields that this version does not know are passed over."""
+"""Results from the JSON of the REST API. Unknown members are ignored, so that a newer service may add some."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ class _SegmentationJSON(msgspec.Struct):
 
 
 def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
-    """One place of a REST answer's `results`, of the task of `meta`.
+    """The result in one element of `results` of a REST response; its task is that of `meta`.
 
     Raises:
-        msgspec.DecodeError: it is not JSON, or has another form (`msgspec.ValidationError`).
+        msgspec.DecodeError: `data` is not JSON, or does not match the schema (`msgspec.ValidationError`).
     """
     match meta.task:
         case Task.CLASSIFY:
-            labels = msgspec.json.decode(data, type=_ClassificationJSON)
-            return Classification(labels.image, labels.labels, meta)
+            classification = msgspec.json.decode(data, type=_ClassificationJSON)
+            return Classification(classification.image, classification.labels, meta)
         case Task.DETECT:
             found = msgspec.json.decode(data, type=_DetectionsJSON)
             detections = (
@@ -75,12 +75,12 @@ def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
             )
             return Detections(found.image, tuple(detections), meta)
         case Task.SEGMENT:
-            parts = msgspec.json.decode(data, type=_SegmentationJSON)
+            segmentation = msgspec.json.decode(data, type=_SegmentationJSON)
             segments = (
-                Segment(row.label, row.index, row.area, _mask_from_json(row.mask, parts.image))
-                for row in parts.segments
+                Segment(row.label, row.index, row.area, _mask_from_json(row.mask, segmentation.image))
+                for row in segmentation.segments
             )
-            return Segmentation(parts.image, tuple(segments), meta)
+            return Segmentation(segmentation.image, tuple(segments), meta)
 
 
 def _mask_from_json(mask: _MaskJSON, size: ImageSize) -> Mask | None:
@@ -89,7 +89,8 @@ def _mask_from_json(mask: _MaskJSON, size: ImageSize) -> Mask | None:
             return None
         case _RLE():
             if mask.size != (size.height, size.width):
-                raise msgspec.ValidationError(f"a mask has the size {mask.size}, not its picture's - at `$.mask.size`")
+                expected = (size.height, size.width)
+                raise msgspec.ValidationError(f"the mask has size {mask.size}, expected {expected} - at `$.mask.size`")
             return Mask(size, mask.counts)
         case bytes():
             return Mask(size, mask)

@@ -1,6 +1,6 @@
-"""Overlays: a picture with its answer drawn on it, in place, by Pillow alone.
+"""Draws results on an image, in place, with Pillow.
 
-What is drawn is told by protocols, so that the server draws its own results with the same functions.
+The functions take protocols, so that the service draws its own results with the same code.
 """
 
 from __future__ import annotations
@@ -20,122 +20,43 @@ import PIL.ImageFont
 
 from convmlp_client.geometry import BoolArray
 
-PANEL_SHADE: Final = 0.3
-MAX_ROWS: Final = 20
-
-Colour = tuple[int, int, int]
-
-
-def colour_of(index: int) -> Colour:
-    """RGB of a class: hues a golden angle apart, so that neighbouring indices differ most, in three brightnesses."""
-    hue = (index * 0.618033988749895 + 0.02) % 1.0
-    saturation, value = ((0.85, 1.0), (0.65, 0.85), (1.0, 0.7))[index // 7 % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """Sizes in pixels of the picture; they grow with it."""
-
-    line: int
-    pad: int
-    font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
-
-    @classmethod
-    def of(cls, width: int, height: int) -> Style:
-        side = math.sqrt(height * width)
-        letters = min(max(round(side / 28), 12), 96)
-        return cls(line=max(2, round(side / 250)), pad=max(2, letters // 4), font=PIL.ImageFont.load_default(letters))
-
-    @property
-    def letter_height(self) -> int:
-        _, _, _, bottom = self.font.getbbox("Ag")
-        return math.ceil(bottom)
-
-    def fitted(self, text: str, width: float) -> str:
-        """`text`, cut so that it is not wider; one letter always stays."""
-        if self.font.getlength(text) <= width:
-            return text
-        while len(text) > 1 and self.font.getlength(f"{text}…") > width:
-            text = text[:-1]
-        return f"{text}…"
-
-
-def draw_panel(picture: PIL.Image.Image, rows: Sequence[tuple[str, Colour]], style: Style) -> None:
-    """Lines of text, each after a swatch of its colour, on a darkened panel at the top left."""
-    width, height = picture.size
-    swatch = style.letter_height
-    step = swatch + style.pad
-    room = max(1, min(MAX_ROWS, (height - 3 * style.pad) // step))
-    rows = rows[:room]
-    if not rows:
-        return
-    texts = [style.fitted(text, width - 6 * style.pad - swatch) for text, _ in rows]
-    panel_width = math.ceil(max(style.font.getlength(text) for text in texts)) + swatch + 4 * style.pad
-    right, bottom = min(width, style.pad + panel_width), min(height, 3 * style.pad + step * len(rows))
-    if style.pad < right and style.pad < bottom:
-        panel = (style.pad, style.pad, right, bottom)
-        picture.paste(picture.crop(panel).point(lambda level: level * PANEL_SHADE), panel)
-    draw = PIL.ImageDraw.Draw(picture)
-    for at, (text, (_, colour)) in enumerate(zip(texts, rows, strict=True)):
-        x, y = 2 * style.pad, 2 * style.pad + at * step
-        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=colour)
-        draw.text((x + swatch + style.pad, y), text, fill=(255, 255, 255), font=style.font)
-
-
-def draw_tag(picture: PIL.Image.Image, text: str, colour: Colour, x: float, y: float, style: Style) -> None:
-    """`text` on a plate above the point, below it where there is no room, and always within the picture."""
-    width, height = picture.size
-    text = style.fitted(text, width - 2 * style.pad)
-    plate_width = math.ceil(style.font.getlength(text)) + 2 * style.pad
-    plate_height = style.letter_height + style.pad
-    x = max(0.0, min(x, width - plate_width))
-    above = y - plate_height
-    y = above if above >= 0 else max(0.0, min(y, height - plate_height))
-    draw = PIL.ImageDraw.Draw(picture)
-    draw.rectangle((x, y, x + plate_width, y + plate_height), fill=colour)
-    draw.text((x + style.pad, y + style.pad // 2), text, fill=_readable_on(colour), font=style.font)
-
-
-def _readable_on(colour: Colour) -> Colour:
-    """Black or white, by the background's relative luminance (WCAG 2, with gamma 2.2 for the sRGB curve)."""
-    red, green, blue = ((channel / 255) ** 2.2 for channel in colour)
-    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    # Equal contrast with both is at sqrt(1.05 x 0.05) - 0.05.
-    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
-
-
 BACKGROUND: Final = "background"
-"""A class of this name is what is left over: it is not tinted."""
+"""A segment of this class is not tinted."""
 
 MASK_OPACITY: Final = 115
 """Of 255."""
-
+PANEL_SHADE: Final = 0.3
+"""The brightness that a panel leaves of the image below it."""
+MAX_PANEL_ROWS: Final = 20
 STRIP_PIXELS: Final = 1 << 20
-PALETTE: Final = 255
+"""Segments are tinted in strips of about so many pixels, which bounds the memory."""
+PALETTE_SIZE: Final = 255
+WHITE: Final = (255, 255, 255)
+BLACK: Final = (0, 0, 0)
 
+Colour = tuple[int, int, int]
+"""RGB, 0 to 255."""
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
-class Named(Protocol):
+class HasLabel(Protocol):
     @property
     def label(self) -> str: ...
     @property
     def index(self) -> int: ...
 
 
-class Scored(Named, Protocol):
+class HasScore(HasLabel, Protocol):
     @property
     def score(self) -> float: ...
 
 
-class Sized(Named, Protocol):
+class HasArea(HasLabel, Protocol):
     @property
     def area(self) -> int: ...
 
 
-class Rectangle(Protocol):
+class BoxLike(Protocol):
     @property
     def xmin(self) -> float: ...
     @property
@@ -146,13 +67,13 @@ class Rectangle(Protocol):
     def ymax(self) -> float: ...
 
 
-class Boxed(Scored, Protocol):
+class HasBox(HasScore, Protocol):
     @property
-    def box(self) -> Rectangle: ...
+    def box(self) -> BoxLike: ...
 
 
-class Placed(Protocol):
-    """Where a mask is set, in pixels of the picture that is drawn on."""
+class RegionLike(Protocol):
+    """A mask, bool (h, w), and the row and column of the canvas where it starts."""
 
     @property
     def top(self) -> int: ...
@@ -162,74 +83,159 @@ class Placed(Protocol):
     def pixels(self) -> BoolArray: ...
 
 
-D = TypeVar("D", bound=Boxed)
+D = TypeVar("D", bound=HasBox)
 
 
-def draw_labels(picture: PIL.Image.Image, labels: Sequence[Scored]) -> None:
-    """A panel with the labels and their scores on an RGB picture."""
-    rows = [(f"{label.label}  {label.score:.1%}", colour_of(label.index)) for label in labels]
-    draw_panel(picture, rows, Style.of(*picture.size))
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Sizes of lines and text in pixels, in proportion to the image."""
+
+    line_width: int
+    pad: int
+    font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
+
+    @classmethod
+    def for_size(cls, width: int, height: int) -> Style:
+        side = math.sqrt(height * width)
+        font_size = min(max(round(side / 28), 12), 96)
+        font = PIL.ImageFont.load_default(font_size)
+        return cls(line_width=max(2, round(side / 250)), pad=max(2, font_size // 4), font=font)
+
+    @property
+    def text_height(self) -> int:
+        _, _, _, bottom = self.font.getbbox("Ag")
+        return math.ceil(bottom)
+
+    def truncate(self, text: str, width: float) -> str:
+        """`text`, shortened to a width in pixels. At least one letter remains."""
+        if self.font.getlength(text) <= width:
+            return text
+        while len(text) > 1 and self.font.getlength(f"{text}…") > width:
+            text = text[:-1]
+        return f"{text}…"
+
+
+def class_colour(index: int) -> Colour:
+    """The colour of a class, the same in every image.
+
+    Hues are a golden angle apart, so that neighbouring indices differ most; saturation and brightness alternate.
+    """
+    hue = (index * 0.618033988749895 + 0.02) % 1.0
+    saturation, value = ((0.85, 1.0), (0.65, 0.85), (1.0, 0.7))[index // 7 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_labels(canvas: PIL.Image.Image, labels: Sequence[HasScore]) -> None:
+    """Draw a panel with labels and scores on an RGB image."""
+    rows = [(f"{label.label}  {label.score:.1%}", class_colour(label.index)) for label in labels]
+    _draw_panel(canvas, rows, Style.for_size(*canvas.size))
 
 
 def draw_detections(
-    picture: PIL.Image.Image, detections: Sequence[D], region_of: Callable[[D], Placed | None], scale: float = 1.0
+    canvas: PIL.Image.Image, detections: Sequence[D], region_of: Callable[[D], RegionLike | None], scale: float = 1.0
 ) -> None:
-    """Masks, boxes and tags on an RGB picture, the first detection on top.
+    """Draw masks, boxes and tags on an RGB image, the first detection on top.
 
-    `region_of` is asked for one mask at a time. A picture of `scale` times the answer's size has boxes scaled so.
+    `region_of` gives the mask of a detection in pixels of the canvas. It is called for one detection at a time, so
+    that only one mask is in memory. `scale` is the size of the canvas divided by the size of the original image, in
+    whose pixels the boxes are.
     """
-    style = Style.of(*picture.size)
+    style = Style.for_size(*canvas.size)
     for detection in reversed(detections):
         region = region_of(detection)
         if region is not None and region.pixels.size:
             mask = np.multiply(region.pixels, np.uint8(MASK_OPACITY), order="C")
-            picture.paste(colour_of(detection.index), (region.left, region.top), PIL.Image.fromarray(mask))
-    draw = PIL.ImageDraw.Draw(picture)
+            canvas.paste(class_colour(detection.index), (region.left, region.top), PIL.Image.fromarray(mask))
+    draw = PIL.ImageDraw.Draw(canvas)
     for detection in reversed(detections):
-        draw.rectangle(_corners(detection.box, scale), outline=colour_of(detection.index), width=style.line)
+        corners = _scaled_corners(detection.box, scale)
+        draw.rectangle(corners, outline=class_colour(detection.index), width=style.line_width)
     for detection in reversed(detections):
-        text = f"{detection.label} {detection.score:.2f}"
-        x, y, _, _ = _corners(detection.box, scale)
-        draw_tag(picture, text, colour_of(detection.index), x, y, style)
+        x, y, _, _ = _scaled_corners(detection.box, scale)
+        _draw_tag(canvas, f"{detection.label} {detection.score:.2f}", class_colour(detection.index), x, y, style)
 
 
 def draw_segments(
-    picture: PIL.Image.Image, segments: Sequence[Sized], label_map: LabelMap | None, values: Sequence[int]
+    canvas: PIL.Image.Image, segments: Sequence[HasArea], label_map: LabelMap | None, values: Sequence[int]
 ) -> None:
-    """Tints, borders and a panel with shares on an RGB picture.
+    """Draw tints, borders, and a panel with the share of each segment on an RGB image.
 
-    `label_map` is (H, W) of the picture; where it is `values[i]` the pixel belongs to segment i. Without it there
-    is the panel alone.
+    `label_map` is (H, W) of the canvas; pixels of value `values[i]` belong to segment i. If it is None, only the panel
+    is drawn.
     """
-    style = Style.of(*picture.size)
-    shown = [(one, value) for one, value in zip(segments, values, strict=True) if one.label != BACKGROUND]
+    style = Style.for_size(*canvas.size)
+    tinted = [(one, value) for one, value in zip(segments, values, strict=True) if one.label != BACKGROUND]
     if label_map is not None:
-        _tint(picture, label_map, {value: colour_of(segment.index) for segment, value in shown})
-        borders = _borders(label_map, max(1, style.line // 2))
-        picture.paste((255, 255, 255), (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
+        _tint(canvas, label_map, {value: class_colour(segment.index) for segment, value in tinted})
+        borders = _borders(label_map, max(1, style.line_width // 2))
+        canvas.paste(WHITE, (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
     area = max(sum(segment.area for segment in segments), 1)
-    rows = [(f"{segment.label}  {segment.area / area:.1%}", colour_of(segment.index)) for segment, _ in shown]
-    draw_panel(picture, rows, style)
+    rows = [(f"{segment.label}  {segment.area / area:.1%}", class_colour(segment.index)) for segment, _ in tinted]
+    _draw_panel(canvas, rows, style)
 
 
-def _corners(box: Rectangle, scale: float) -> tuple[float, float, float, float]:
-    # Rounded as answers tell coordinates: so the server and a reader of its answer draw the same pixels.
+def _draw_panel(canvas: PIL.Image.Image, rows: Sequence[tuple[str, Colour]], style: Style) -> None:
+    """Lines of text with a swatch of their colour, on a darkened panel at the top left."""
+    width, height = canvas.size
+    swatch = style.text_height
+    step = swatch + style.pad
+    rows = rows[: max(1, min(MAX_PANEL_ROWS, (height - 3 * style.pad) // step))]
+    if not rows:
+        return
+    texts = [style.truncate(text, width - 6 * style.pad - swatch) for text, _ in rows]
+    panel_width = math.ceil(max(style.font.getlength(text) for text in texts)) + swatch + 4 * style.pad
+    right, bottom = min(width, style.pad + panel_width), min(height, 3 * style.pad + step * len(rows))
+    if style.pad < right and style.pad < bottom:
+        panel = (style.pad, style.pad, right, bottom)
+        canvas.paste(canvas.crop(panel).point(lambda level: level * PANEL_SHADE), panel)
+    draw = PIL.ImageDraw.Draw(canvas)
+    for at, (text, (_, colour)) in enumerate(zip(texts, rows, strict=True)):
+        x, y = 2 * style.pad, 2 * style.pad + at * step
+        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=colour)
+        draw.text((x + swatch + style.pad, y), text, fill=WHITE, font=style.font)
+
+
+def _draw_tag(canvas: PIL.Image.Image, text: str, colour: Colour, x: float, y: float, style: Style) -> None:
+    """Text on a coloured rectangle above the point, or below it if there is no room; always within the image."""
+    width, height = canvas.size
+    text = style.truncate(text, width - 2 * style.pad)
+    tag_width = math.ceil(style.font.getlength(text)) + 2 * style.pad
+    tag_height = style.text_height + style.pad
+    x = max(0.0, min(x, width - tag_width))
+    above = y - tag_height
+    y = above if above >= 0 else max(0.0, min(y, height - tag_height))
+    draw = PIL.ImageDraw.Draw(canvas)
+    draw.rectangle((x, y, x + tag_width, y + tag_height), fill=colour)
+    draw.text((x + style.pad, y + style.pad // 2), text, fill=_text_colour(colour), font=style.font)
+
+
+def _text_colour(background: Colour) -> Colour:
+    """Black or white, whichever has more contrast by relative luminance (WCAG 2, with gamma 2.2 for the sRGB curve)."""
+    red, green, blue = ((channel / 255) ** 2.2 for channel in background)
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    # Both have equal contrast at sqrt(1.05 x 0.05) - 0.05.
+    return BLACK if luminance > 0.179 else WHITE
+
+
+def _scaled_corners(box: BoxLike, scale: float) -> tuple[float, float, float, float]:
+    # Rounded like the coordinates of the APIs, so that the service and its clients draw the same pixels.
     xmin, ymin, xmax, ymax = (round(side, 2) * scale for side in (box.xmin, box.ymin, box.xmax, box.ymax))
     return xmin, ymin, xmax, ymax
 
 
-def _tint(picture: PIL.Image.Image, label_map: LabelMap, colours: Mapping[int, Colour]) -> None:
-    step = max(1, STRIP_PIXELS // picture.width)
+def _tint(canvas: PIL.Image.Image, label_map: LabelMap, colours: Mapping[int, Colour]) -> None:
+    step = max(1, STRIP_PIXELS // canvas.width)
     size = max(int(label_map.max()), *colours, 0) + 1
-    for some in _batches(colours, PALETTE):
+    for values in _batches(colours, PALETTE_SIZE):
         slots = np.zeros(size, np.uint8)
-        slots[list(some)] = np.arange(1, len(some) + 1)
-        palette = bytes((0, 0, 0)) + bytes(channel for value in some for channel in colours[value])
-        for top in range(0, picture.height, step):
+        slots[list(values)] = np.arange(1, len(values) + 1)
+        palette = bytes(BLACK) + bytes(channel for value in values for channel in colours[value])
+        for top in range(0, canvas.height, step):
             strip = PIL.Image.fromarray(slots[label_map[top : top + step]])
-            mask = strip.point([0] + [MASK_OPACITY] * PALETTE)
+            mask = strip.point([0] + [MASK_OPACITY] * PALETTE_SIZE)
             strip.putpalette(palette)
-            picture.paste(strip.convert("RGB"), (0, top), mask)
+            canvas.paste(strip.convert("RGB"), (0, top), mask)
 
 
 def _batches(values: Mapping[int, Colour], size: int) -> Iterator[list[int]]:
@@ -238,21 +244,21 @@ def _batches(values: Mapping[int, Colour], size: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _borders(label_map: LabelMap, line: int) -> BoolArray:
-    """Lines between pixels of different values, `line` pixels wide: bool (H, W)."""
+def _borders(label_map: LabelMap, line_width: int) -> BoolArray:
+    """Lines of `line_width` pixels between pixels of different values: bool (H, W)."""
     borders = np.zeros(label_map.shape, np.bool_)
     borders[1:] = label_map[1:] != label_map[:-1]
     borders[:, 1:] |= label_map[:, 1:] != label_map[:, :-1]
-    return _widened(_widened(borders, line).T, line).T
+    return _dilate_rows(_dilate_rows(borders, line_width).T, line_width).T
 
 
-def _widened(pixels: BoolArray, length: int) -> BoolArray:
-    """What is set in `pixels` reaches over `length` rows."""
-    wide = pixels.copy()
+def _dilate_rows(pixels: BoolArray, length: int) -> BoolArray:
+    """Each pixel that is set becomes `length` rows high."""
+    dilated = pixels.copy()
     for by in range(1, length):
         to = (by + 1) // 2
         if by % 2:
-            wide[:-to] |= pixels[to:]
+            dilated[:-to] |= pixels[to:]
         else:
-            wide[to:] |= pixels[:-to]
-    return wide
+            dilated[to:] |= pixels[:-to]
+    return dilated

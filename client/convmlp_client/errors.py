@@ -1,25 +1,25 @@
-"""What can go wrong between a picture and its answer.
+"""The errors of this package.
 
 ClientError
-├── BadImage              empty, truncated or corrupt
-├── UnsupportedFormat     not one of the formats that the service reads
-├── TooLarge              too many bytes or pixels
-├── BadRequest            the service could not understand the request
-├── BadParameter          a parameter out of range, or a model of another task
+├── BadImage              the image bytes are empty, truncated or corrupt
+├── UnsupportedFormat     the service does not read this image format
+├── TooLarge              the image has too many bytes or pixels
+├── BadRequest            the service does not understand the request
+├── BadParameter          a parameter is out of range, or the model serves another task
 ├── NotFound              no such model
-├── Unauthenticated       no or a wrong API key
-├── Forbidden             the service is configured not to do this
-├── DeadlineExceeded      the time given was not enough
-├── Internal              something is wrong with the service itself
-├── ProtocolError         what came is no answer of this service
-├── ConnectionFailed      no answer came
-└── RetryLater            not now; the same request may succeed later
-    ├── Overloaded        the service has too much to do
-    ├── RateLimited       one caller is over its own rate
-    └── Unavailable       starting, draining, worker lost
+├── Unauthenticated       the API key is missing or wrong
+├── Forbidden             the service's configuration does not allow this
+├── DeadlineExceeded      the request timed out
+├── Internal              the service failed
+├── ProtocolError         the reply is not from this service, or from another version of it
+├── ConnectionFailed      cannot connect, or the connection broke
+└── RetryLater            the same request may succeed later
+    ├── Overloaded        the service is at capacity
+    ├── RateLimited       the caller exceeds its own rate limit
+    └── Unavailable       the service is starting or stopping, or lost its worker
 
-Mistakes that never leave the caller's own process are Python's own: `TypeError` and `ValueError` for what is no
-picture or no URL, `OSError` for a file that cannot be read, and `ClientClosed`, a `RuntimeError`.
+Mistakes on the caller's side are Python's own errors: `TypeError` and `ValueError` for an argument that is not an image
+or not a URL, `OSError` for a file that cannot be read, and `ClientClosed` (a `RuntimeError`) for a closed client.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import ClassVar
 
 
 class ClientError(Exception):
-    """Base of all errors that a request can end with.
+    """Base class of the errors of a request.
 
-    `code` is stable and is what the service calls the error; `detail` says in words what was wrong, what was
-    expected, and what to do. `request_id` is what the service's log knows the request by, empty if it has none.
-    `retry_after_s` is how long the service asked to be left alone, None where it did not ask.
+    `code` is the service's stable name of the error. `detail` says what was wrong, what was expected, and what to do.
+    `request_id` identifies the request in the service's log; it is empty if the service gave none.
+    `retry_after_s` is the pause in seconds that the service asks for; None if it does not ask for one.
     """
 
     code: str = "internal"
@@ -50,105 +50,105 @@ class ClientError(Exception):
 
 
 class BadImage(ClientError):
-    """The bytes are empty, truncated or corrupt."""
+    """The image bytes are empty, truncated or corrupt."""
 
     code = "image-undecodable"
 
 
 class UnsupportedFormat(ClientError):
-    """The bytes are not of an image format that the service reads."""
+    """The service does not read this image format."""
 
     code = "unsupported-format"
 
 
 class TooLarge(ClientError):
-    """More bytes, or more pixels, than the service accepts."""
+    """The image has more bytes or pixels than the service accepts."""
 
     code = "image-too-large"
 
 
 class BadRequest(ClientError):
-    """The service could not understand the request."""
+    """The service does not understand the request."""
 
     code = "bad-request"
 
 
 class BadParameter(ClientError):
-    """A parameter is out of its range, or the model does another task."""
+    """A parameter is out of range, or the model serves another task."""
 
     code = "bad-parameter"
 
 
 class NotFound(ClientError):
-    """The service has no such model, or none for the task."""
+    """The service has no model of this name, or none for the task."""
 
     code = "model-not-found"
 
 
 class Unauthenticated(ClientError):
-    """The service asks for an API key, and none or a wrong one came."""
+    """The API key is missing or wrong."""
 
     code = "unauthenticated"
 
 
 class Forbidden(ClientError):
-    """The service is configured not to do this, for anyone."""
+    """The service's configuration does not allow this to any caller."""
 
     code = "forbidden"
 
 
 class DeadlineExceeded(ClientError):
-    """The answer did not come within the time that was given."""
+    """The request timed out."""
 
     code = "deadline-exceeded"
 
 
 class Internal(ClientError):
-    """Something is wrong with the service itself; its log tells more under the request's id."""
+    """The service failed. Its log has the cause under the request's id."""
 
     code = "internal"
 
 
 class ProtocolError(ClientError):
-    """What came is no answer of this service: something else listens there, or one of another version."""
+    """The reply is not from this service, or from another version of it."""
 
     code = "protocol-error"
 
 
 class ConnectionFailed(ClientError):
-    """Nothing answers there, or the connection broke before the answer."""
+    """The client cannot connect, or the connection broke before the reply was complete."""
 
     code = "connection-failed"
     retryable = True
 
 
 class RetryLater(ClientError):
-    """Not now: the same request may succeed after `retry_after_s` seconds."""
+    """The same request may succeed after `retry_after_s` seconds."""
 
     code = "retry-later"
     retryable = True
 
 
 class Overloaded(RetryLater):
-    """A queue is full, or the deadline could not be met."""
+    """The service is at capacity: its queue is full, or it cannot meet the deadline."""
 
     code = "overloaded"
 
 
 class RateLimited(RetryLater):
-    """One caller is over its own rate."""
+    """The caller exceeds its own rate limit."""
 
     code = "rate-limited"
 
 
 class Unavailable(RetryLater):
-    """Starting, draining, or its worker was lost."""
+    """The service is starting or stopping, or lost its worker."""
 
     code = "unavailable"
 
 
 class ClientClosed(RuntimeError):
-    """The client was closed, before it was asked or before the answer came."""
+    """The client was closed before the request, or before its reply."""
 
 
 SERVICE_ERRORS: dict[str, type[ClientError]] = {
@@ -169,4 +169,4 @@ SERVICE_ERRORS: dict[str, type[ClientError]] = {
         Unavailable,
     )
 }
-"""The errors that a service tells, by their code."""
+"""The error classes of the service's error codes."""

@@ -1,4 +1,8 @@
-"""Places in a picture, in pixels of the upright one: origin at its top left corner, x to the right, y down."""
+"""Sizes, boxes and regions of an image.
+
+All coordinates are in pixels of the upright image (EXIF orientation applied): origin at the top left corner, x to the
+right, y down. The pixel (column, row) spans x from column to column + 1 and y from row to row + 1.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """An upright picture's size: EXIF orientation applied."""
+    """Width and height of an upright image, in pixels."""
 
     width: int
     height: int
@@ -20,7 +24,7 @@ class ImageSize:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Pixel (column, row) spans column to column + 1 and row to row + 1; xmax and ymax are where the box ends."""
+    """A rectangle in float pixels; xmax and ymax are exclusive, so that the width is xmax - xmin."""
 
     xmin: float
     ymin: float
@@ -30,7 +34,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The rectangle of a picture that holds a mask: `pixels`, bool (h, w), and its first row and column."""
+    """The part of an image that holds a mask.
+
+    `pixels` is bool (h, w). Its first row is the image's row `top`, its first column the image's column `left`.
+    """
 
     top: int
     left: int

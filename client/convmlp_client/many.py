@@ -1,10 +1,19 @@
-"""Many images with one question: so many at a time, their source read no faster than their answers are taken."""
+"""Predictions for many images: bounded concurrency, and a source that is read only as fast as outcomes are consumed."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sized,
+)
 from concurrent.futures import Future
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -13,7 +22,7 @@ from typing import Generic, TypeVar
 
 from convmlp_client.errors import ClientClosed
 from convmlp_client.images import ImageInput
-from convmlp_client.loop_thread import result_of
+from convmlp_client.loop_thread import wait_result
 from convmlp_client.results import Result
 
 I_co = TypeVar("I_co", bound=ImageInput, covariant=True)
@@ -21,14 +30,14 @@ R_co = TypeVar("R_co", bound=Result, covariant=True)
 I = TypeVar("I", bound=ImageInput)  # noqa: E741
 R = TypeVar("R", bound=Result)
 
-AHEAD = 2
-"""Where answers are given in the order of their images, a slow one does not stop the others: up to so many times the
-concurrency are in hand then, those among them that are answered and wait for their turn."""
+READ_AHEAD = 2
+"""At most READ_AHEAD times `concurrency` images are read and not yet yielded. So, with ordered outcomes, a slow image
+does not stop the others: their results wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
-    """How many images are asked about. The fields are arguments of `AsyncClient.classify_many`."""
+class ManyOptions:
+    """The options of `AsyncClient.classify_many`."""
 
     concurrency: int
     ordered: bool
@@ -37,16 +46,19 @@ class Flow:
     timeout_s: float | None
 
     def __post_init__(self) -> None:
-        """Raises ValueError where nothing could flow."""
+        """Raises ValueError for a concurrency below 1."""
         if self.concurrency < 1:
             raise ValueError(f"concurrency is {self.concurrency}, expected 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[I_co, R_co]):
-    """What became of one image: `image` as the source gave it, `index` its place there, from 0 on.
+    """The result or the error of one image.
 
-    `error` is a `ClientError`, or a Python error of reading the image; None where there is an answer.
+    index: position of the image in the source, from 0.
+    image: the image as the source gave it.
+    answer: the result; None if there is an error.
+    error: a `ClientError`, or the Python error of reading the image; None if there is a result.
     """
 
     index: int
@@ -56,44 +68,44 @@ class Outcome(Generic[I_co, R_co]):
 
     @property
     def result(self) -> R_co:
-        """The answer. Raises the error where there is none."""
+        """The result. Raises `error` if there is none."""
         if self.answer is None:
-            raise self.error or AssertionError("an outcome is an answer or an error")
+            raise self.error or AssertionError("an outcome has a result or an error")
         return self.answer
 
 
-async def each_awaited(
-    images: Iterable[I] | AsyncIterable[I], put: Callable[[I], Awaitable[R]], concurrency: int, *, ordered: bool
+async def map_async(
+    images: Iterable[I] | AsyncIterable[I], predict: Callable[[I], Awaitable[R]], concurrency: int, *, ordered: bool
 ) -> AsyncGenerator[Outcome[I, R], None]:
-    """The outcome of `put` for each image. Closing the generator cancels what is in hand, and waits until it has ended.
+    """The outcome of `predict` for each image. Closing the generator cancels running predictions and waits for them.
 
     Raises:
         ClientClosed: the client was closed.
-        Exception: what the source itself raises, after the outcomes of the images before.
+        Exception: as the source raises it, after the outcomes of the images before.
     """
-    at_work, in_hand = asyncio.Semaphore(concurrency), asyncio.Semaphore(AHEAD * concurrency)
-    line: asyncio.Queue[asyncio.Task[Outcome[I, R]] | None] = asyncio.Queue()
+    running_slots, pending_slots = asyncio.Semaphore(concurrency), asyncio.Semaphore(READ_AHEAD * concurrency)
+    next_tasks: asyncio.Queue[asyncio.Task[Outcome[I, R]] | None] = asyncio.Queue()
     running: set[asyncio.Task[Outcome[I, R]]] = set()
-    started = taken = 0
+    started = yielded = 0
 
     async def outcome_of(index: int, image: I) -> Outcome[I, R]:
         try:
-            return Outcome(index, image, await put(image))
+            return Outcome(index, image, await predict(image))
         except Exception as error:
             return Outcome(index, image, None, error)
 
-    def finished(task: asyncio.Task[Outcome[I, R]]) -> None:
+    def on_done(task: asyncio.Task[Outcome[I, R]]) -> None:
         running.discard(task)
-        at_work.release()
+        running_slots.release()
         if not ordered:
-            line.put_nowait(task)
+            next_tasks.put_nowait(task)
 
-    async def read() -> None:
+    async def read_source() -> None:
         nonlocal started
-        async with aclosing(_asynchronous(images)) as source:
+        async with aclosing(_as_async(images)) as source:
             while True:
-                await in_hand.acquire()
-                await at_work.acquire()
+                await pending_slots.acquire()
+                await running_slots.acquire()
                 try:
                     image = await anext(source)
                 except StopAsyncIteration:
@@ -101,84 +113,61 @@ async def each_awaited(
                 task = asyncio.create_task(outcome_of(started, image))
                 started += 1
                 running.add(task)
-                task.add_done_callback(finished)
+                task.add_done_callback(on_done)
                 if ordered:
-                    line.put_nowait(task)
+                    next_tasks.put_nowait(task)
 
-    reading = asyncio.create_task(read())
-    reading.add_done_callback(lambda _: line.put_nowait(None))  # so that the end of the source is noticed
+    reader = asyncio.create_task(read_source())
+    reader.add_done_callback(lambda _: next_tasks.put_nowait(None))  # wakes the loop below at the end of the source
     try:
-        while not (reading.done() and taken == started):
-            task = await line.get()
+        while not (reader.done() and yielded == started):
+            task = await next_tasks.get()
             if task is not None:
-                taken += 1
-                yield _unless_closed(await task)
-                in_hand.release()
-        reading.result()
+                yielded += 1
+                yield _raise_if_closed(await task)
+                pending_slots.release()
+        reader.result()
     finally:
-        in_flight = [reading, *running]
-        for one in in_flight:
+        unfinished = [reader, *running]
+        for one in unfinished:
             one.cancel()
-        await asyncio.gather(*in_flight, return_exceptions=True)
+        await asyncio.gather(*unfinished, return_exceptions=True)
 
 
-def each_waited(
+def map_futures(
     images: Iterable[I], start: Callable[[I], Future[R]], concurrency: int, *, ordered: bool
 ) -> Generator[Outcome[I, R], None, None]:
-    """As `each_awaited`, from outside of the event loop: the source is read in the thread that takes the outcomes."""
+    """As `map_async`, for callers outside of the event loop. The source is read in the thread of the consumer."""
     source = enumerate(images)
-    more = True
-    in_hand: dict[Future[R], tuple[int, I]] = {}
+    exhausted = False
+    pending: dict[Future[R], tuple[int, I]] = {}
 
-    def due() -> Future[R] | None:
-        candidates = islice(in_hand, 1) if ordered else in_hand
+    def next_done() -> Future[R] | None:
+        candidates = islice(pending, 1) if ordered else pending
         return next((future for future in candidates if future.done()), None)
 
     try:
-        while more or in_hand:
-            at_work = [future for future in in_hand if not future.done()]
-            if more and len(at_work) < concurrency and len(in_hand) < AHEAD * concurrency:
+        while pending or not exhausted:
+            running = [future for future in pending if not future.done()]
+            if not exhausted and len(running) < concurrency and len(pending) < READ_AHEAD * concurrency:
                 try:
                     index, image = next(source)
                 except StopIteration:
-                    more = False
+                    exhausted = True
                 else:
-                    in_hand[start(image)] = index, image
-            elif due() is None:
-                concurrent.futures.wait(at_work, return_when=concurrent.futures.FIRST_COMPLETED)
-            if (future := due()) is not None:
-                yield _unless_closed(_outcome(future, *in_hand.pop(future)))
+                    pending[start(image)] = index, image
+            elif next_done() is None:
+                concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            if (future := next_done()) is not None:
+                yield _raise_if_closed(_outcome(future, *pending.pop(future)))
     finally:
-        for future in in_hand:
+        for future in pending:
             future.cancel()
-
-
-def _outcome(future: Future[R], index: int, image: I) -> Outcome[I, R]:
-    try:
-        return Outcome(index, image, result_of(future))
-    except Exception as error:
-        return Outcome(index, image, None, error)
-
-
-def _unless_closed(outcome: Outcome[I, R]) -> Outcome[I, R]:
-    """Raises ClientClosed: that is no matter of one image, and a source may be endless."""
-    if isinstance(outcome.error, ClientClosed):
-        raise outcome.error
-    return outcome
-
-
-async def _asynchronous(images: Iterable[I] | AsyncIterable[I]) -> AsyncGenerator[I, None]:
-    if isinstance(images, AsyncIterable):
-        async for image in images:
-            yield image
-    else:
-        for image in images:
-            yield image
 
 
 @contextmanager
 def progress_bar(shown: bool, images: object) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, of as many steps as there are images, where that is known. Call what it gives once a step.
+    """A progress bar on stderr; call the yielded function once per image. The total is shown if `images` has a length.
 
     Raises:
         ImportError: rich is not installed.
@@ -198,3 +187,26 @@ def progress_bar(shown: bool, images: object) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("images", total=total)
         yield lambda: progress.advance(task)
+
+
+def _outcome(future: Future[R], index: int, image: I) -> Outcome[I, R]:
+    try:
+        return Outcome(index, image, wait_result(future))
+    except Exception as error:
+        return Outcome(index, image, None, error)
+
+
+def _raise_if_closed(outcome: Outcome[I, R]) -> Outcome[I, R]:
+    """Raises ClientClosed: a closed client ends the iteration, because the source may be endless."""
+    if isinstance(outcome.error, ClientClosed):
+        raise outcome.error
+    return outcome
+
+
+async def _as_async(images: Iterable[I] | AsyncIterable[I]) -> AsyncGenerator[I, None]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+    else:
+        for image in images:
+            yield image

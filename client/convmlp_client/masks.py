@@ -1,4 +1,4 @@
-"""Masks as they came over the wire, decoded when they are looked at."""
+"""Masks in the encoding of the service, decoded on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Polygons = tuple[tuple[float, ...], ...]
 
 
 class RLE(TypedDict):
-    """COCO's compressed run lengths, as pycocotools takes them; `size` is [height, width]."""
+    """COCO's compressed run lengths, as pycocotools reads them; `size` is [height, width]."""
 
     size: list[int]
     counts: str
@@ -23,14 +23,13 @@ class RLE(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A mask over the whole picture of `size`.
+    """A mask of a whole image. `size` is the image's size.
 
-    `data` is as the server wrote it, by the mask format that was asked for: COCO's compressed run lengths (str), an
-    8-bit grey PNG (bytes), or polygons, each (x0, y0, x1, y1, ...), in the frame of the boxes: pixel (column, row)
-    spans column to column + 1 and row to row + 1. Polygons have no holes.
+    `data` is the mask as the service encoded it: the counts of COCO's compressed run lengths (str), an 8-bit grey PNG
+    (bytes), or polygons without holes, each (x0, y0, x1, y1, …) in the coordinate frame of the boxes.
 
-    Decoding is done at each call and nothing of it kept: a hundred decoded masks of a large picture are gigabytes.
-    Every method that decodes raises ValueError where `data` is malformed or of another picture size.
+    Each call decodes anew and caches nothing, because a hundred decoded masks of a large image take gigabytes.
+    Every method that decodes raises ValueError if `data` is malformed or belongs to an image of another size.
     """
 
     size: ImageSize
@@ -38,12 +37,12 @@ class Mask:
 
     @classmethod
     def from_array(cls, pixels: BoolArray) -> Mask:
-        """A mask of bool (H, W), kept as run lengths."""
+        """A mask from bool (H, W), encoded as run lengths."""
         height, width = pixels.shape
         return cls(ImageSize(width, height), encode_rle(pixels))
 
     def to_array(self) -> BoolArray:
-        """The whole picture's mask: bool (H, W), True where it is set, contiguous."""
+        """The mask of the whole image: bool (H, W), contiguous."""
         whole = np.zeros((self.size.height, self.size.width), np.bool_)
         region = self.region()
         height, width = region.pixels.shape
@@ -51,7 +50,7 @@ class Mask:
         return whole
 
     def region(self) -> Region:
-        """A rectangle of the picture outside of which the mask is not set: cheaper than the whole."""
+        """A rectangle of the image that contains all mask pixels. This is cheaper than `to_array`."""
         match self.data:
             case str():
                 return decode_rle(self.data, self.size)
@@ -61,19 +60,19 @@ class Mask:
                 return fill_polygons(self.data, self.size)
 
     def rle(self) -> RLE:
-        """COCO's compressed run lengths; `pycocotools.mask.decode` takes them."""
+        """COCO's compressed run lengths, as `pycocotools.mask.decode` reads them."""
         counts = self.data if isinstance(self.data, str) else encode_rle(self.to_array())
         return {"size": [self.size.height, self.size.width], "counts": counts}
 
     @property
     def area(self) -> int:
-        """How many pixels are set."""
+        """Number of mask pixels."""
         if isinstance(self.data, str):
             return rle_area(self.data, self.size)
         return int(np.count_nonzero(self.region().pixels))
 
     def to_json(self) -> RLE | str | list[list[float]]:
-        """As the REST API writes it: run lengths, the PNG in base64, or polygons."""
+        """The mask as in the REST API's JSON: run lengths, PNG in base64, or polygons."""
         match self.data:
             case str():
                 return self.rle()
@@ -83,12 +82,12 @@ class Mask:
                 return [list(polygon) for polygon in self.data]
 
 
-def needed(mask: Mask | None) -> Mask:
-    """A segment's mask.
+def require_mask(mask: Mask | None) -> Mask:
+    """The mask of a segment.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the segment has no mask.
     """
     if mask is None:
-        raise ValueError("the answer has no masks; ask for them, with any mask format but none")
+        raise ValueError("the result has no masks; request them with a mask_format other than 'none'")
     return mask

@@ -1,4 +1,4 @@
-"""What can be asked of a picture: the parameters of each task, and the kind of answer that comes."""
+"""The parameters of each task."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ from convmlp_client.results import Classification, Detections, Result, Segmentat
 R = TypeVar("R", bound=Result, covariant=True)
 
 MaskFormat = Literal["rle", "png", "polygon", "none"]
-"""How masks travel: COCO's run lengths (the smallest, exact), PNG (exact), or polygons (without holes)."""
+"""Encoding of masks: "rle" (COCO run lengths: exact, smallest), "png" (exact), "polygon" (without holes), or "none" (no
+masks)."""
 
 
 class ClassifyParameters(TypedDict, total=False):
-    """`model`: which model answers (default: the task's default model). `top_k`: labels, 1 to 1000 (default 5)."""
+    """Keyword arguments of `classify`; None or left out means the default.
+
+    `model`: model name (default: the task's default model).
+    `top_k`: number of labels, 1 to 1000 (default: 5).
+    """
 
     model: str | None
     top_k: int | None
 
 
 class DetectParameters(TypedDict, total=False):
-    """`model`: which model answers (default: the task's default model). `score_threshold`: detections have a score
-    above it, 0 to 1 (default: the model's own). `max_detections`: 1 to 1000 (default 100). `masks`: False to do
-    without (default: where the model has them). `mask_format`: how they travel (default "rle")."""
+    """Keyword arguments of `detect`; None or left out means the default.
+
+    `model`: model name (default: the task's default model).
+    `score_threshold`: return only detections scoring above this, 0 to 1 (default: the model's own).
+    `max_detections`: maximum number of detections, 1 to 1000 (default: 100).
+    `masks`: False to leave masks out (default: True for models that have masks).
+    `mask_format`: encoding of masks (default: "rle").
+    """
 
     model: str | None
     score_threshold: float | None
@@ -34,8 +44,12 @@ class DetectParameters(TypedDict, total=False):
 
 
 class SegmentParameters(TypedDict, total=False):
-    """`model`: which model answers (default: the task's default model). `masks`: False to do without (default:
-    True). `mask_format`: how they travel (default "rle")."""
+    """Keyword arguments of `segment`; None or left out means the default.
+
+    `model`: model name (default: the task's default model).
+    `masks`: False to leave masks out (default: True).
+    `mask_format`: encoding of masks (default: "rle").
+    """
 
     model: str | None
     masks: bool | None
@@ -43,30 +57,31 @@ class SegmentParameters(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Question(Generic[R]):
-    """A task and its parameters, of which none is None; what is not named is the service's to choose."""
+class PredictParams(Generic[R]):
+    """A task, the type of its results, and the parameters by name. The service chooses the parameters left out."""
 
     task: Task
-    answer: type[R]
-    parameters: Mapping[str, Any]
+    result_type: type[R]
+    values: Mapping[str, Any]
 
 
-def classify_params(parameters: ClassifyParameters) -> Question[Classification]:
-    """Raises TypeError where a parameter is not of this task. So do the others."""
-    return Question(Task.CLASSIFY, Classification, _given(parameters, ClassifyParameters))
+def classify_params(parameters: ClassifyParameters) -> PredictParams[Classification]:
+    """Raises TypeError for a parameter that the task does not have. So do the next two functions."""
+    return PredictParams(Task.CLASSIFY, Classification, _specified(parameters, ClassifyParameters))
 
 
-def detect_params(parameters: DetectParameters) -> Question[Detections]:
-    return Question(Task.DETECT, Detections, _given(parameters, DetectParameters))
+def detect_params(parameters: DetectParameters) -> PredictParams[Detections]:
+    return PredictParams(Task.DETECT, Detections, _specified(parameters, DetectParameters))
 
 
-def segment_params(parameters: SegmentParameters) -> Question[Segmentation]:
-    return Question(Task.SEGMENT, Segmentation, _given(parameters, SegmentParameters))
+def segment_params(parameters: SegmentParameters) -> PredictParams[Segmentation]:
+    return PredictParams(Task.SEGMENT, Segmentation, _specified(parameters, SegmentParameters))
 
 
-def _given(parameters: Mapping[str, object], known: type) -> Mapping[str, object]:
+def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, object]:
+    """The parameters that are not None."""
     names = known.__annotations__
     for name in parameters:
         if name not in names:
-            raise TypeError(f"there is no parameter {name!r} here; there are {', '.join(names)}")
+            raise TypeError(f"unknown parameter {name!r}; expected one of {', '.join(names)}")
     return {name: value for name, value in parameters.items() if value is not None}

@@ -1,13 +1,13 @@
-"""Answers: what is in a picture, as frozen data.
+"""What the service returns, as frozen dataclasses.
 
-Coordinates are float pixels of the upright picture (EXIF orientation applied), origin at its top left corner, x to
-the right, y down. Scores are probabilities, 0 to 1. An `index` is the class's position in the model's labels.
+Coordinates are float pixels of the upright image (EXIF orientation applied): origin at the top left corner, x to the
+right, y down. Scores are probabilities from 0 to 1. `index` is the position of a class in the model's labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -18,7 +18,7 @@ from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, categor
 from convmlp_client.drawing import LabelMap, draw_detections, draw_labels, draw_segments
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.images import ImageInput, opened_image
-from convmlp_client.masks import Mask, needed
+from convmlp_client.masks import Mask, require_mask
 
 
 class Task(StrEnum):
@@ -28,11 +28,31 @@ class Task(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Meta:
-    """Where an answer comes from.
+class Model:
+    """A model that the service serves.
 
-    `timings_ms` are the server's own, by stage: decode, queue, infer, post, total; empty where it told none.
-    `request_id` is what the server's log knows the request by; empty where it told none.
+    default: a request that names no model gets this one.
+    ready: the model passed its last self-check.
+    precision: number format of the network, such as "fp32".
+    labels: class names by class index.
+    """
+
+    name: str
+    task: Task
+    default: bool
+    ready: bool
+    device: str
+    precision: str
+    labels: tuple[str, ...]
+    weights_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """How a result was made.
+
+    request_id: identifies the request in the service's log; empty if the service gave none.
+    timings_ms: the service's time in ms by stage: decode, queue, infer, post, total; empty if the service gave none.
     """
 
     model: str
@@ -43,17 +63,19 @@ class Meta:
 
 @dataclass(frozen=True, slots=True)
 class Label:
+    """A class of the whole image, and its score."""
+
     label: str
     index: int
     score: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {"label": self.label, "index": self.index, "score": self.score}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One object. `mask` is None where the model has no masks, or none were asked for."""
+    """An object. `mask` is None if the model has no masks, or none were requested."""
 
     label: str
     index: int
@@ -62,14 +84,13 @@ class Detection:
     mask: Mask | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        box = {"xmin": self.box.xmin, "ymin": self.box.ymin, "xmax": self.box.xmax, "ymax": self.box.ymax}
-        row = {"label": self.label, "index": self.index, "score": self.score, "box": box}
+        row = {"label": self.label, "index": self.index, "score": self.score, "box": asdict(self.box)}
         return row if self.mask is None else {**row, "mask": self.mask.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """All pixels of one class; `area` is their number. `mask` is None where none were asked for."""
+    """All pixels of one class. `area` is their number. `mask` is None if none were requested."""
 
     label: str
     index: int
@@ -83,81 +104,81 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """What a picture shows: labels by falling score. `image` is the upright picture's size."""
+    """The labels of an image, highest score first. `image` is the size of the upright image."""
 
     image: ImageSize
     labels: tuple[Label, ...]
     meta: Meta
 
     def draw(self, image: ImageInput) -> PIL.Image.Image:
-        """The picture that was asked about, RGB and upright, with the labels drawn on a copy of it.
+        """A copy of the image that was classified, upright and RGB, with the labels drawn on it.
 
         Raises:
-            ValueError: `image` has another size than the answer.
+            ValueError: `image` has another size than the classified image.
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
-        picture = _canvas(image, self.image)
-        draw_labels(picture, self.labels)
-        return picture
+        canvas = _open_canvas(image, self.image)
+        draw_labels(canvas, self.labels)
+        return canvas
 
     def to_dict(self) -> dict[str, Any]:
-        """As the REST API writes it among `results`."""
-        return {"image": _size(self.image), "labels": [one.to_dict() for one in self.labels]}
+        """The result as in `results` of the REST API."""
+        return {"image": asdict(self.image), "labels": [label.to_dict() for label in self.labels]}
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """The objects in a picture, by falling score. `image` is the upright picture's size."""
+    """The objects in an image, highest score first. `image` is the size of the upright image."""
 
     image: ImageSize
     detections: tuple[Detection, ...]
     meta: Meta
 
     def draw(self, image: ImageInput) -> PIL.Image.Image:
-        """The picture that was asked about, RGB and upright, with masks, boxes and labels drawn on a copy of it.
+        """A copy of the image that was searched, upright and RGB, with masks, boxes and labels drawn on it.
 
         Raises:
-            ValueError: `image` has another size than the answer, or a mask is malformed.
+            ValueError: `image` has another size than the searched image, or a mask is malformed.
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
-        picture = _canvas(image, self.image)
-        draw_detections(picture, self.detections, lambda one: None if one.mask is None else one.mask.region())
-        return picture
+        canvas = _open_canvas(image, self.image)
+        draw_detections(canvas, self.detections, lambda one: None if one.mask is None else one.mask.region())
+        return canvas
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoDetection]:
-        """COCO's results format: boxes as [x, y, width, height], masks as run lengths where there are any.
+        """The detections in COCO's results format: boxes as [x, y, width, height], masks as run lengths.
 
-        `category_ids` gives the category's id of each class index; without it the index itself is written.
-        `COCO.loadRes` takes an object's area from its box where there is one; to evaluate masks by their own size
-        (COCOeval's small, medium, large) remove `bbox` from the rows.
+        `category_ids` gives the category id of each class index. By default the category id is the class index.
+        `COCO.loadRes` computes an object's area from `bbox` if a row has one. Remove `bbox` from the rows to evaluate
+        masks by their own area (COCOeval's small, medium, large).
 
         Raises:
             ValueError: `category_ids` has no id for a class, or a mask is malformed.
         """
         rows: list[CocoDetection] = []
-        for one in self.detections:
-            box = one.box
+        for detection in self.detections:
+            box = detection.box
             row: CocoDetection = {
                 "image_id": image_id,
-                "category_id": category_id(one.index, category_ids),
+                "category_id": category_id(detection.index, category_ids),
                 "bbox": [box.xmin, box.ymin, box.xmax - box.xmin, box.ymax - box.ymin],
-                "score": one.score,
+                "score": detection.score,
             }
-            if one.mask is not None:
-                row["segmentation"] = one.mask.rle()
+            if detection.mask is not None:
+                row["segmentation"] = detection.mask.rle()
             rows.append(row)
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """As the REST API writes it among `results`."""
-        return {"image": _size(self.image), "detections": [one.to_dict() for one in self.detections]}
+        """The result as in `results` of the REST API."""
+        return {"image": asdict(self.image), "detections": [one.to_dict() for one in self.detections]}
 
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """A class for each pixel: segments by falling area, of which each pixel belongs to exactly one.
+    """A class for each pixel of an image: segments, largest first. Each pixel belongs to exactly one segment.
 
-    `image` is the upright picture's size.
+    `image` is the size of the upright image.
     """
 
     image: ImageSize
@@ -165,62 +186,63 @@ class Segmentation:
     meta: Meta
 
     def label_map(self) -> LabelMap:
-        """The class index of each pixel: (H, W), uint8, or uint16 beyond 256 classes.
+        """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 255.
 
-        Polygons have their holes closed; what lies in the hole of a larger segment keeps its own class.
+        Polygons have no holes. A segment inside another one keeps its pixels, because smaller segments are painted
+        later.
 
         Raises:
-            ValueError: the answer has no masks, or one is malformed.
+            ValueError: the result has no masks, or one is malformed.
         """
-        return self._painted([one.index for one in self.segments])
+        return self._paint([segment.index for segment in self.segments])
 
     def draw(self, image: ImageInput) -> PIL.Image.Image:
-        """The picture that was asked about, RGB and upright, with segments tinted and named on a copy of it.
+        """A copy of the image that was segmented, upright and RGB, with segments tinted and named.
 
-        What is called background is not tinted; where the answer has no masks, nothing is.
+        The class "background" is not tinted. Without masks no segment is tinted.
 
         Raises:
-            ValueError: `image` has another size than the answer, or a mask is malformed.
+            ValueError: `image` has another size than the segmented image, or a mask is malformed.
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
-        picture = _canvas(image, self.image)
-        # Places in the list, not class indices: these are few whatever the server wrote.
-        places = range(1, len(self.segments) + 1)
-        masked = all(one.mask is not None for one in self.segments)
-        draw_segments(picture, self.segments, self._painted(places) if masked else None, places)
-        return picture
+        canvas = _open_canvas(image, self.image)
+        # Positions in the list instead of class indices: they are small whatever indices the service sent.
+        positions = range(1, len(self.segments) + 1)
+        has_masks = all(segment.mask is not None for segment in self.segments)
+        draw_segments(canvas, self.segments, self._paint(positions) if has_masks else None, positions)
+        return canvas
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoSegment]:
-        """As COCO's stuff segmentation: a row with run lengths for each class in the picture, without scores.
+        """The segments in COCO's stuff segmentation format: run lengths for each class, without scores.
 
-        `category_ids` gives the category's id of each class index; without it the index itself is written.
+        `category_ids` gives the category id of each class index. By default the category id is the class index.
 
         Raises:
-            ValueError: `category_ids` has no id for a class, the answer has no masks, or one is malformed.
+            ValueError: `category_ids` has no id for a class, the result has no masks, or one is malformed.
         """
         return [
             {
                 "image_id": image_id,
-                "category_id": category_id(one.index, category_ids),
-                "segmentation": needed(one.mask).rle(),
-                "area": one.area,
+                "category_id": category_id(segment.index, category_ids),
+                "segmentation": require_mask(segment.mask).rle(),
+                "area": segment.area,
             }
-            for one in self.segments
+            for segment in self.segments
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the REST API writes it among `results`."""
-        return {"image": _size(self.image), "segments": [one.to_dict() for one in self.segments]}
+        """The result as in `results` of the REST API."""
+        return {"image": asdict(self.image), "segments": [segment.to_dict() for segment in self.segments]}
 
-    def _painted(self, values: Sequence[int]) -> LabelMap:
-        """Each segment's value in its pixels."""
+    def _paint(self, values: Sequence[int]) -> LabelMap:
+        """(H, W): at each pixel the value of its segment."""
         largest = max(values, default=0)
         if largest > np.iinfo(np.uint16).max:
-            raise ValueError(f"the answer has class {largest}; a label map has 16 bits for it")
+            raise ValueError(f"the result has class index {largest}; a label map holds at most 65535")
         dtype = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
         label_map = np.zeros((self.image.height, self.image.width), dtype)
         for segment, value in zip(self.segments, values, strict=True):
-            region = needed(segment.mask).region()
+            region = require_mask(segment.mask).region()
             height, width = region.pixels.shape
             part = label_map[region.top : region.top + height, region.left : region.left + width]
             np.copyto(part, dtype(value), where=region.pixels)
@@ -230,32 +252,11 @@ class Segmentation:
 Result = Classification | Detections | Segmentation
 
 
-def _size(size: ImageSize) -> dict[str, int]:
-    return {"width": size.width, "height": size.height}
-
-
-def _canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:
-    picture = opened_image(image)
-    if picture.size != (size.width, size.height):
+def _open_canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:
+    canvas = opened_image(image)
+    if canvas.size != (size.width, size.height):
         raise ValueError(
-            f"the picture is {picture.width} x {picture.height}, the answer is of one of {size.width} x {size.height}; "
-            "draw on the picture that was asked about, and scale it afterwards"
+            f"the image is {canvas.width} x {canvas.height}, expected {size.width} x {size.height} as in the result; "
+            "draw on the image that was sent, and resize afterwards"
         )
-    return picture
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A served model. `default`: it answers where a request of its task names none. `labels` by class index.
-
-    `ready`: it has just proven itself on a reference picture. `precision` is what the network computes in.
-    """
-
-    name: str
-    task: Task
-    default: bool
-    ready: bool
-    device: str
-    precision: str
-    labels: tuple[str, ...]
-    weights_sha256: str
+    return canvas

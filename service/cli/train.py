@@ -62,7 +62,7 @@ def train_outline(
 def evaluate(
     data: Data,
     bundles: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="A folder of bundles; the embedded ones if not given.")
+        Path, typer.Option(exists=True, file_okay=False, help="Folder of bundles.", show_default="the embedded bundles")
     ] = EMBEDDED_DIR,
     picture: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Draw there which breeds are taken for which (PNG or JPEG).")

@@ -65,8 +65,8 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={HTTPException: _http_error},
     )
-    request_log = RequestLog("rest", tracing, access_log=settings.access_log)
-    let_in = AuthMiddleware(gate, metrics, OPEN_PATHS).let_in
+    request_log = RequestLog("rest", metrics, tracing, access_log=settings.access_log)
+    let_in = AuthMiddleware(gate, OPEN_PATHS).let_in
     app.add_middleware(RequestMiddleware, request_log=request_log, let_in=let_in)
     predictions = Predictions(engine, gate, settings, metrics)
     direct: dict[str, ASGIApp] = {}
@@ -82,8 +82,8 @@ def create_app(
             openapi_extra=prediction_operation(task, settings),
             response_class=Response,
         )
-    app.include_router(huggingface(engine, settings, metrics))
-    app.include_router(open_inference(engine, settings, metrics, gate))
+    app.include_router(huggingface(engine, settings))
+    app.include_router(open_inference(engine, settings, gate))
     app.include_router(catalogue(engine, metrics_text))
     app.include_router(pages())
     # FastAPI's own way to extend it.

@@ -1,8 +1,8 @@
-"""What a scrape tells: what is counted in `metrics.py`, and what is looked up at that moment.
+"""The exposition of metrics: what `metrics.py` counts, and what is read at each scrape (build, processes, GPUs).
 
-A process of its own (`convmlp rest`, `grpc`, `worker`) tells of itself. Under `convmlp serve` all write to files of
-one folder, under the name of their role, and REST's port tells of all of them, a worker's of that worker alone. A
-restarted process goes on with its predecessor's files: counters never fall back.
+A process that runs alone (`convmlp rest`, `grpc`, `worker`) exposes its metrics. Under `convmlp serve` all processes
+write to files in one folder, named by role. The HTTP port exposes all of them, a worker's port only its own. A
+restarted process continues its predecessor's files, so counters never decrease.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from service.observability.gpu import GpuFigures
-from service.observability.metrics import BEST_BATCH, GONE, GPU_INFO, MODEL_READY, MULTIPROC_DIR, QUEUE_DEPTH
+from service.observability.metrics import BEST_BATCH, GPU_INFO, MODEL_READY, MULTIPROC_DIR, QUEUE_DEPTH, UNLOADED
 
 _role = ContextVar("role", default="convmlp")
 
 
 def join_metrics(role: str) -> None:
-    """Tell of this process as `role`, in the shared folder if there is one; call before making any metric."""
+    """Export this process as `role`, into the shared folder if there is one. Call it before any metric exists."""
     _role.set(role)
     disable_created_metrics()
     if MULTIPROC_DIR in os.environ:
@@ -37,13 +37,13 @@ def join_metrics(role: str) -> None:
 
 
 def forget_process(role: str, folder: Path) -> None:
-    """Remove what a dead process last said of the present; its counters stay."""
+    """Remove a dead process's gauges. Its counters stay."""
     for path in (*folder.glob(f"gauge_live*_{role}.db"), _pid_file(folder, role)):
         path.unlink(missing_ok=True)
 
 
 def registry_of_all(own: CollectorRegistry) -> CollectorRegistry:
-    """Tells of all processes that share a folder with this one; without a folder, of this one."""
+    """All processes that share a folder with this one; without a folder, this one."""
     if MULTIPROC_DIR not in os.environ:
         return registry_of_one(own)
     folder = _shared_folder()
@@ -51,7 +51,7 @@ def registry_of_all(own: CollectorRegistry) -> CollectorRegistry:
 
 
 def registry_of_one(own: CollectorRegistry, gpus: GpuFigures | None = None) -> CollectorRegistry:
-    """Tells of this process alone; `own` has its metrics. Where files are shared, its predecessors count as well."""
+    """This process alone; `own` has its metrics. With a shared folder, its predecessors' counters are included."""
     role = _role.get()
     if MULTIPROC_DIR not in os.environ:
         return _registry(own.collect, lambda: {role: "self"}, gpus)
@@ -64,8 +64,8 @@ def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-class _Everything(Collector):
-    """`counted` gives what metrics count; `pids` the processes to look at, by role, as /proc has them."""
+class _ServiceCollector(Collector):
+    """`counted` returns the counted metrics; `pids` the processes whose figures are read from /proc, by role."""
 
     def __init__(
         self, counted: Callable[[], Iterable[Metric]], pids: Callable[[], Mapping[str, str]], gpus: GpuFigures
@@ -75,7 +75,7 @@ class _Everything(Collector):
         self._gpus = gpus
 
     def collect(self) -> Iterator[Metric]:
-        build = GaugeMetricFamily("convmlp_build_info", "Always 1; what is running", labels=["version"])
+        build = GaugeMetricFamily("convmlp_build_info", "Always 1; the running version", labels=["version"])
         build.add_metric([version("convmlp-serving")], 1)
         yield build
         in_use = set()
@@ -92,26 +92,26 @@ def _registry(
     counted: Callable[[], Iterable[Metric]], pids: Callable[[], Mapping[str, str]], gpus: GpuFigures | None = None
 ) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(_Everything(counted, pids, gpus or GpuFigures()))
+    registry.register(_ServiceCollector(counted, pids, gpus or GpuFigures()))
     return registry
 
 
 def _counted_in(folder: Path, role: str) -> list[Metric]:
-    """The sum of the files of a role, which may be `*`; without the gauges of models that no worker serves any more."""
-    # A process that starts makes its files empty, and grows them at once.
+    """The sum over the files of a role, which may be `*`, without the gauges of unloaded models."""
+    # A starting process creates its files empty and grows them at once.
     files = [str(path) for path in folder.glob(f"*_{role}.db") if _size(path)]
     families = list(multiprocess.MultiProcessCollector.merge(files))
     of_models = [family for family in families if family.name in (MODEL_READY, QUEUE_DEPTH, BEST_BATCH)]
-    gone = {sample.labels["model"] for family in of_models for sample in family.samples if sample.value == GONE}
+    unloaded = {sample.labels["model"] for family in of_models for sample in family.samples if sample.value == UNLOADED}
     for family in of_models:
-        family.samples = [sample for sample in family.samples if sample.labels["model"] not in gone]
+        family.samples = [sample for sample in family.samples if sample.labels["model"] not in unloaded]
     return families
 
 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # of a process that was just forgotten
+    except FileNotFoundError:  # a process that was just forgotten
         return 0
 
 
@@ -133,11 +133,11 @@ def _pids_in(folder: Path) -> dict[str, str]:
 
 
 def _process_figures(pids: Mapping[str, str]) -> Iterable[Metric]:
-    """What every Prometheus client tells of its process (memory, CPU, descriptors), with its role as a label."""
+    """The standard process metrics (memory, CPU, descriptors) of each process, with its role as a label."""
     families: dict[str, Metric] = {}
     for role, pid in pids.items():
         for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
-            told = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
-                told.add_sample(sample.name, {**sample.labels, "process": role}, sample.value)
+                merged.add_sample(sample.name, {**sample.labels, "process": role}, sample.value)
     return families.values()

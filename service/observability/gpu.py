@@ -1,7 +1,7 @@
-"""A GPU's own figures, through NVML, read while a scrape waits.
+"""GPU metrics, read through NVML during a scrape.
 
-What cannot be read is left out, never told as 0, and said once in the log. A driver that hangs costs a scrape half
-a second, and no further one anything.
+A value that cannot be read is left out, never exported as 0, and logged once. A driver that hangs delays one scrape by
+half a second and later ones not at all.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import structlog
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 MAX_AGE_S = 1.0
-"""Scrapes that follow each other faster are told the same."""
-PATIENCE_S = 0.5
+"""Scrapes within this time get the same values."""
+NVML_TIMEOUT_S = 0.5
 """For NVML's answers, which normally take milliseconds."""
 
 UTILIZATION, USED, TOTAL = (
@@ -24,24 +24,24 @@ UTILIZATION, USED, TOTAL = (
     "convmlp_gpu_memory_used_bytes",
     "convmlp_gpu_memory_total_bytes",
 )
-WORDS = {
-    UTILIZATION: "Share of the last moment in which the GPU ran anything, whoever's",
-    USED: "Memory of the GPU that is taken, by whomever",
-    TOTAL: "Memory of the GPU",
+HELP = {
+    UTILIZATION: "Share of the last sample period in which the GPU ran any kernel, of any process",
+    USED: "GPU memory in use, by all processes",
+    TOTAL: "GPU memory in all",
 }
 
 log = structlog.get_logger(__name__)
 
 
 def load_nvml() -> Any:  # noqa: ANN401  (a module without types)
-    """NVIDIA's own binding. Raises ImportError where it is not installed."""
-    import pynvml  # installed only where a worker is
+    """NVIDIA's binding of NVML. Raises ImportError if it is not installed."""
+    import pynvml  # installed only with the worker
 
     return pynvml
 
 
 class GpuFigures:
-    """`load` gives the binding, `clock` seconds that never go back."""
+    """Reads GPU metrics. `load` returns the binding; `clock` is monotonic, in seconds."""
 
     def __init__(self, load: Callable[[], Any] = load_nvml, clock: Callable[[], float] = time.monotonic) -> None:
         self._load = load
@@ -52,13 +52,13 @@ class GpuFigures:
         self._figures: dict[tuple[str, str], float] = {}
         self._of: Set[str] = frozenset()
         self._read_s = -MAX_AGE_S
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def read(self, gpus: Set[str]) -> Iterator[Metric]:
-        """The figures of these GPUs, by NVML's UUIDs, as far as they can be had now."""
+        """The metrics of these GPUs, by NVML UUID, as far as they can be read now."""
         figures = self._fresh(gpus) if gpus else {}
-        for name, words in WORDS.items():
-            family = GaugeMetricFamily(name, words, labels=["gpu"])
+        for name, help_text in HELP.items():
+            family = GaugeMetricFamily(name, help_text, labels=["gpu"])
             for gpu in sorted(gpus):
                 if (name, gpu) in figures:
                     family.add_metric([gpu], figures[name, gpu])
@@ -72,33 +72,33 @@ class GpuFigures:
             now_s = self._clock()
             if gpus != self._of or now_s - self._read_s >= MAX_AGE_S:
                 self._figures, self._of, self._read_s = {}, gpus, now_s
-                # In a thread of its own: a driver in trouble may never answer.
+                # In a thread of its own, because a faulty driver may never answer.
                 self._reading = threading.Thread(target=self._read, args=(gpus,), name="nvml", daemon=True)
                 self._reading.start()
-                self._reading.join(PATIENCE_S)
+                self._reading.join(NVML_TIMEOUT_S)
                 if self._reading.is_alive():
-                    self._say("the GPU's figures are left out: NVML does not answer")
+                    self._log_once("GPU metrics are left out: NVML does not answer")
                     return {}
             return self._figures
 
     def _read(self, gpus: Set[str]) -> None:
         figures: dict[tuple[str, str], float] = {}
-        if self._begun():
+        if self._initialised():
             for gpu in gpus:
                 figures.update(self._figures_of(gpu))
         self._figures = figures
 
-    def _begun(self) -> bool:
+    def _initialised(self) -> bool:
         if self._nvml is None:
             try:
                 nvml = self._load()
             except ImportError as error:
-                self._say("the GPU's figures are left out: NVML's binding is not installed", error=str(error))
+                self._log_once("GPU metrics are left out: NVML's Python binding is not installed", error=str(error))
                 return False
             try:
                 nvml.nvmlInit()
-            except nvml.NVMLError as error:  # tried again at the next scrape
-                self._say("the GPU's figures are left out: NVML cannot be used", error=str(error))
+            except nvml.NVMLError as error:  # retried at the next scrape
+                self._log_once("GPU metrics are left out: NVML cannot be initialised", error=str(error))
                 return False
             self._nvml = nvml
         return True
@@ -108,23 +108,23 @@ class GpuFigures:
         try:
             handle = nvml.nvmlDeviceGetHandleByUUID(gpu)
         except nvml.NVMLError as error:
-            self._say("the GPU's figures are left out: NVML does not know it", gpu=gpu, error=str(error))
+            self._log_once("GPU metrics are left out: NVML does not find the GPU", gpu=gpu, error=str(error))
             return
         try:
             yield (UTILIZATION, gpu), nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
         except nvml.NVMLError as error:
-            self._say("the GPU's utilization is left out", gpu=gpu, error=str(error))
+            self._log_once("GPU utilisation is left out", gpu=gpu, error=str(error))
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         except nvml.NVMLError as error:
-            self._say("the GPU's memory is left out", gpu=gpu, error=str(error))
+            self._log_once("GPU memory is left out", gpu=gpu, error=str(error))
             return
         yield (USED, gpu), memory.used
         yield (TOTAL, gpu), memory.total
 
-    def _say(self, words: str, **about: str) -> None:
-        """Once: a scrape comes every few seconds."""
-        what = words + about.get("gpu", "")
-        if what not in self._said:
-            self._said.add(what)
-            log.warning(words, **about)
+    def _log_once(self, event: str, **about: str) -> None:
+        """Log only the first time: scrapes repeat every few seconds."""
+        key = event + about.get("gpu", "")
+        if key not in self._logged:
+            self._logged.add(key)
+            log.warning(event, **about)

@@ -1,8 +1,8 @@
-"""Structured logs on stderr: for people (console) or for machines (JSON, one object a line, times in UTC).
+"""Structured logs on stderr: for people (console) or for machines (JSON, one object per line, times in UTC).
 
-What libraries log goes the same way. Lines of a request's context carry its `request_id` and, where its trace is
-recorded, `trace_id` and `span_id`. No image content and no credentials are ever logged, and nothing that a caller
-sends can make a line of its own: whatever is not printable is escaped.
+Log lines of libraries take the same form. Lines in a request's context have its `request_id` and, if its trace is
+recorded, `trace_id` and `span_id`. Image content and credentials are never logged. A caller cannot forge a line:
+characters that are not printable are escaped.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from structlog.typing import EventDict, Processor
 from service.observability.tracing import current_span
 
 LIBRARIES_LEVEL = logging.INFO
-"""Libraries never tell more, whatever the level: at DEBUG some tell what is in a picture."""
+"""The most detailed level of libraries: at DEBUG some log image content."""
 CHATTY = ("httpx2", "uvicorn")
-"""Libraries that tell of every request."""
+"""Libraries that log every request."""
 
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""That of the request in whose context a line is said."""
+"""Id of the request in whose context a line is logged."""
 
 
 def configure_logs(level: str, style: str, role: str) -> None:
-    """`style` is `console` or `json`; `role` names the process in every line."""
+    """`style` is `console` or `json`; `role` names the process in each line."""
 
     def add_context(_: object, __: str, event: EventDict) -> EventDict:
-        if told := request_id.get():
-            event["request_id"] = told
+        if known_id := request_id.get():
+            event["request_id"] = known_id
         event.update(current_span().ids)
         event["role"] = role
         return event
@@ -53,8 +53,8 @@ def configure_logs(level: str, style: str, role: str) -> None:
     structlog.configure(
         processors=[*shared, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # One write for a line and its end: printing makes two of them where Python does not buffer, and another
-        # process's line can come between.
+        # One write per line including its end. Printing makes two if Python does not buffer, and another process's line
+        # can come between.
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -71,10 +71,10 @@ def configure_logs(level: str, style: str, role: str) -> None:
 
 
 def escape(_: object, __: str, event: EventDict) -> EventDict:
-    """Make each value one line of printable characters; a traceback keeps its lines, which are set in."""
+    """Escape each value to one line of printable characters. A traceback keeps its lines, indented."""
     traceback = event.pop("exception", None)
     for name, value in event.items():
-        # What is no string is shown by its repr, which escapes.
+        # Other values are shown by their repr, which escapes.
         if isinstance(value, str) and not value.isprintable():
             event[name] = _printable(value)
     if traceback is not None:

@@ -1,7 +1,7 @@
-"""Every metric that is counted, by the contract's names. Prometheus conventions: base units, `_total` counters.
+"""All metrics that processes count, by the contract's names. Prometheus conventions: base units, `_total` counters.
 
-What a scrape tells of them, and what it adds, is in `scrape.py`; what each means to its reader in docs/monitoring.md.
-No label's value is a caller's own: models are those that are served, everything else is a closed set.
+`exposition.py` writes them out and adds what it reads at each scrape; docs/monitoring.md explains each to operators.
+No label value comes from a caller: models are the served ones, and every other label is a closed set.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from model.errors import ConvMLPError
 from service.errors import DeadlineExceeded, Overloaded, Refusal, Unavailable
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable: the folder where the processes of one service share their figures, as prometheus_client
-has it."""
+"""Environment variable of prometheus_client: the folder in which the processes of one service share their metrics."""
 
 QUEUE_DEPTH, MODEL_READY, GPU_INFO = "convmlp_queue_depth", "convmlp_model_ready", "convmlp_gpu_info"
 BEST_BATCH = "convmlp_best_batch_size"
-GONE = math.inf
-"""Readiness of a model that was unloaded: a shared file cannot forget it, so whoever reads the files leaves it out."""
+UNLOADED = math.inf
+"""Readiness of an unloaded model. A shared file cannot remove a sample, so the exposition leaves this value out."""
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -31,21 +30,21 @@ _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 class FrontEndMetrics:
-    """What a front-end process counts."""
+    """The metrics of a front-end process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        # To find a counter by its labels each time takes longer than to count; of labels there are few.
+        # Looking a counter up by its labels takes longer than counting; there are few label values.
         self._of_requests: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
         self._of_stages: dict[tuple[str, str], Histogram] = {}
         self._requests = Counter(
             "convmlp_requests",
-            "Requests for predictions that ended, by how: ok, cancelled, or the code of an error",
+            "Prediction requests that ended, by outcome: ok, cancelled, or an error code",
             ["transport", "task", "model", "outcome"],
             registry=registry,
         )
         self._duration = Histogram(
             "convmlp_request_duration_seconds",
-            "From a request's first byte to its end, whatever its outcome",
+            "Time from a request's first byte to its end, for all outcomes",
             ["transport", "task"],
             registry=registry,
             buckets=_REQUEST_BUCKETS,
@@ -53,27 +52,27 @@ class FrontEndMetrics:
         self._stage = _stage_histogram(registry)
         self._in_flight = Gauge(
             "convmlp_in_flight_requests",
-            "Images in hand",
+            "Images in progress",
             registry=registry,
             multiprocess_mode="livesum",
         )
         self._in_flight_limit = Gauge(
             "convmlp_in_flight_limit",
-            "Images that may be in hand; beyond it they are refused",
+            "Limit of images in progress; further ones are rejected",
             registry=registry,
             multiprocess_mode="livesum",
         )
         self._rejected = Counter(
             "convmlp_rejected",
-            "Predictions that were refused though nothing is wrong with their images",
+            "Predictions rejected although their images are valid, by reason",
             ["reason"],
             registry=registry,
         )
         for reason in Refusal:
-            self._rejected.labels(reason)  # told from the start: a first refusal is a rise from 0
+            self._rejected.labels(reason)  # exported from the start, so that the first rejection is a rise from 0
         self._worker_up = Gauge(
             "convmlp_worker_up",
-            "1 while every worker answers",
+            "1 while all workers answer, else 0",
             registry=registry,
             multiprocess_mode="livemin",
         )
@@ -86,13 +85,13 @@ class FrontEndMetrics:
         )
         self._resent = Counter(
             "convmlp_resent",
-            "Images sent to a second worker, by the error that they met at the first",
+            "Images sent to a second worker, by the error of the first",
             ["reason"],
             registry=registry,
         )
         for error in (Overloaded, Unavailable):
             self._resent.labels(error.code)
-        # Under a supervisor it is the one who counts, and all are summed.
+        # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
         self._restarts = None if MULTIPROC_DIR in os.environ else restart_counter(registry)
 
     def request(self, transport: str, task: str, model: str, outcome: str, seconds: float) -> None:
@@ -121,7 +120,7 @@ class FrontEndMetrics:
         self._rejected.labels(reason).inc()
 
     def told(self, error: ConvMLPError) -> None:
-        """A request, or one of its images, was answered with this error. The gate counts its own refusals."""
+        """Count an error that answers a request or one of its images. `Auth` counts its own refusals."""
         match error:
             case Overloaded():
                 self.rejected(error.reason)
@@ -130,7 +129,7 @@ class FrontEndMetrics:
             case Unavailable():
                 self.rejected(Refusal.UNAVAILABLE)
             case _:
-                """Its own fault, or ours."""
+                """A fault of the request or of the service, no rejection."""
 
     def workers_up(self, up: int, of: int) -> None:
         self._worker_up.set(up == of)
@@ -140,14 +139,14 @@ class FrontEndMetrics:
         self._resent.labels(reason).inc()
 
     def worker_replaced(self) -> None:
-        """Another worker answers than before."""
+        """Count that another worker process took a worker's place."""
         if self._restarts is not None:
             self._restarts.inc()
 
 
 @dataclass(frozen=True, slots=True)
 class _OfModel:
-    """A model's own counters: to find them by their labels each time takes longer than to count."""
+    """A model's metrics. Looking them up by label each time takes longer than counting."""
 
     queue: Histogram
     infer: Histogram
@@ -158,62 +157,64 @@ class _OfModel:
 
 
 class WorkerMetrics:
-    """What a worker process counts. `tasks` says which task each model is for; see `serves` for more of them."""
+    """The metrics of a worker process. `tasks` has the task of each model; `add_model` adds more."""
 
     def __init__(self, registry: CollectorRegistry, tasks: Mapping[str, str]) -> None:
         self._models: dict[str, _OfModel] = {}
         self._stage = _stage_histogram(registry)
         self._batch_size = Histogram(
             "convmlp_batch_size",
-            "Images in a batch that ran",
+            "Images per batch",
             ["model"],
             registry=registry,
             buckets=_BATCH_BUCKETS,
         )
         self._images = Counter(
             "convmlp_images",
-            "Images that went through the network, the worker's own checks among them",
+            "Images that the network processed, including the worker's own checks",
             ["model"],
             registry=registry,
         )
         self._busy = Counter(
             "convmlp_device_busy_seconds",
-            "Time in which the device ran batches of the model; one that has a part of it counts by that part",
+            "Time in which the device ran batches of the model; a batch on part of the device counts by that part",
             ["model"],
             registry=registry,
         )
         self._best_batch = Gauge(
             BEST_BATCH,
-            "Images in a batch of the model when there are enough of them, as measured when it was loaded",
+            "Fastest batch size of the model, as measured when it was loaded",
             ["model"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         self._depth = _sum(registry, QUEUE_DEPTH, "Images that wait for the device", ["model"])
-        self._limit = _sum(registry, "convmlp_queue_limit", "Images that may wait; beyond it they are refused")
+        self._limit = _sum(registry, "convmlp_queue_limit", "Limit of images that wait; further ones are rejected")
         self._pixels = _sum(registry, "convmlp_queue_pixels", "Pixels of network input that wait for the device")
         self._pixels_limit = _sum(
-            registry, "convmlp_queue_pixels_limit", "Pixels of network input that may wait; beyond it they are refused"
+            registry,
+            "convmlp_queue_pixels_limit",
+            "Limit of pixels of network input that wait; further ones are rejected",
         )
         self._ready = Gauge(
             MODEL_READY,
-            "1 while the model gives its committed answer on the reference picture",
+            "1 while the model gives its committed answer on the reference picture, else 0",
             ["model"],
             registry=registry,
             multiprocess_mode="livemin",
         )
         self._gpu = Gauge(
             GPU_INFO,
-            "A GPU that a worker computes on: its UUID, its name, and the worker's name for it",
+            "Always 1; a GPU in use: its UUID, its name, and the worker's name for it",
             ["gpu", "name", "device"],
             registry=registry,
             multiprocess_mode="livemax",
         )
         for model, task in tasks.items():
-            self.serves(model, task)
+            self.add_model(model, task)
 
-    def serves(self, model: str, task: str) -> None:
-        """A model is served from now on; it is not ready yet."""
+    def add_model(self, model: str, task: str) -> None:
+        """Add a model. It is not ready yet."""
         self._models[model] = _OfModel(
             queue=self._stage.labels("queue", task),
             infer=self._stage.labels("infer", task),
@@ -222,14 +223,14 @@ class WorkerMetrics:
             busy=self._busy.labels(model),
             depth=self._depth.labels(model),
         )
-        self.queue_depth(model, 0)
+        self._models[model].depth.set(0)
         self.model_ready(model, ready=False)
 
-    def serves_no_more(self, model: str) -> None:
-        """What is told of the present ends for a model; what was counted stays."""
+    def remove_model(self, model: str) -> None:
+        """Remove a model's gauges. Its counters stay."""
         if MULTIPROC_DIR in os.environ:
             self._depth.labels(model).set(0)
-            self._ready.labels(model).set(GONE)
+            self._ready.labels(model).set(UNLOADED)
         else:
             for gauge in (self._depth, self._ready, self._best_batch):
                 gauge.remove(model)
@@ -239,25 +240,24 @@ class WorkerMetrics:
         self._gpu.labels(uuid, name, device).set(1)
 
     def batch(self, model: str, images: int, seconds: float, part: float = 1.0) -> None:
-        """Images ran for so long on a part of the device."""
+        """A batch of `images` ran for `seconds` on this part (0 to 1) of the device."""
         of = self._models[model]
         of.batch_size.observe(images)
         of.images.inc(images)
         of.busy.inc(seconds * part)
-        for _ in range(images):  # each of them waited for all
+        for _ in range(images):  # each image took as long as its batch
             of.infer.observe(seconds)
 
     def waited(self, model: str, seconds: float) -> None:
         self._models[model].queue.observe(seconds)
 
-    def queue_depth(self, model: str, images: int) -> None:
+    def queue(self, model: str, images: int, pixels: int) -> None:
+        """So many images of a model wait, and so many pixels of all models."""
         self._models[model].depth.set(images)
+        self._pixels.set(pixels)
 
     def best_batch(self, model: str, images: int) -> None:
         self._best_batch.labels(model).set(images)
-
-    def queue_pixels(self, pixels: int) -> None:
-        self._pixels.set(pixels)
 
     def queue_limits(self, images: int, pixels: int) -> None:
         self._limit.set(images)
@@ -268,19 +268,19 @@ class WorkerMetrics:
 
 
 def restart_counter(registry: CollectorRegistry) -> Counter:
-    """Counted by whoever restarts workers, or else by each front-end that meets another worker than before."""
-    return Counter("convmlp_worker_restarts", "Workers that took a lost one's place", registry=registry)
+    """Counted by the supervisor, or without one by each front-end that finds another worker process than before."""
+    return Counter("convmlp_worker_restarts", "Worker processes that replaced a lost one", registry=registry)
 
 
-def _sum(registry: CollectorRegistry, name: str, words: str, labels: tuple[str, ...] | list[str] = ()) -> Gauge:
-    """A gauge that is summed over processes."""
-    return Gauge(name, words, labels, registry=registry, multiprocess_mode="livesum")
+def _sum(registry: CollectorRegistry, name: str, help_text: str, labels: tuple[str, ...] | list[str] = ()) -> Gauge:
+    """A gauge that is the sum over processes."""
+    return Gauge(name, help_text, labels, registry=registry, multiprocess_mode="livesum")
 
 
 def _stage_histogram(registry: CollectorRegistry) -> Histogram:
     return Histogram(
         "convmlp_stage_duration_seconds",
-        "Time of an image in one stage: decode, queue, infer or post",
+        "Time of an image in a stage: decode, queue, infer or post",
         ["stage", "task"],
         registry=registry,
         buckets=_STAGE_BUCKETS,

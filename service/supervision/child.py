@@ -1,4 +1,4 @@
-"""A child process of the supervisor, kept running until told to stop."""
+"""A child process of the supervisor, restarted until it is stopped."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from service.process import EXIT_CONFIG, LIFELINE_FD, LISTEN_FD, ROLE
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 30.0
 HEALTHY_AFTER_S = 60.0
-"""A child that lived this long starts again with the first back-off."""
+"""A child that ran for this long restarts with the first back-off."""
 
 log = structlog.get_logger(__name__)
 
 
 class Misconfigured(Exception):
-    """A child cannot work as it is configured; its own log line says why."""
+    """The child's configuration is wrong; its own log line has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One child process: its role, its command, and the socket that it is handed, if any."""
+    """One child process: its role, its command, and the listening socket that it inherits, if any."""
 
     role: str
     command: str
@@ -37,7 +37,7 @@ class Part:
 
 
 class Child:
-    """Keeps one part running until told to stop."""
+    """Runs one part and restarts it until `stop`. `on_lost` is called after each unexpected exit."""
 
     def __init__(self, part: Part, environment: dict[str, str], on_lost: Callable[[], None]) -> None:
         self._part = part
@@ -48,14 +48,14 @@ class Child:
         self._started_s = 0.0
 
     def age_s(self) -> float:
-        """Seconds since its process was started last."""
+        """Seconds since the last start of its process."""
         return time.monotonic() - self._started_s
 
     async def run(self) -> None:
-        """Start it, and start it again whenever it ends.
+        """Start the process, and restart it whenever it exits.
 
         Raises:
-            Misconfigured: it ended saying so.
+            Misconfigured: it exited with EXIT_CONFIG.
         """
         backoff_s = FIRST_BACKOFF_S
         while True:
@@ -67,7 +67,7 @@ class Child:
                 raise Misconfigured(self._part.role)
             if self.age_s() > HEALTHY_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
-            log.error("process ended; starting it again", part=self._part.role, status=status, after_s=backoff_s)
+            log.error("process exited; restarting it", part=self._part.role, status=status, after_s=backoff_s)
             self._on_lost()
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, LAST_BACKOFF_S)
@@ -89,7 +89,7 @@ class Child:
             log.info("started", part=self._part.role, pid=self._process.pid)
             os.close(lifeline)
             lifeline = -1
-            if self._stopping:  # asked to stop while it was being born
+            if self._stopping:  # `stop` was called while it started
                 self.signal(signal.SIGTERM)
             return await self._process.wait()
         finally:
@@ -103,11 +103,11 @@ class Child:
                 self._process.send_signal(number)
 
     async def stop(self, running: asyncio.Task[None], grace_s: float) -> None:
-        """SIGTERM, and SIGKILL after the grace."""
+        """Send SIGTERM, and SIGKILL after `grace_s` seconds."""
         self._stopping = True
         self.signal(signal.SIGTERM)
         if self._process is None or self._process.returncode is not None:
-            running.cancel()  # between two lives
+            running.cancel()  # it waits for its back-off
         _, pending = await asyncio.wait([running], timeout=grace_s)
         if pending:
             log.error("did not stop in time; killed", part=self._part.role)

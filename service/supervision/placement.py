@@ -1,7 +1,4 @@
-"""How many CUDA devices there are.
-
-Which workers `convmlp serve` starts: the settings of each.
-"""
+"""Which workers `convmlp serve` starts, on which devices, and the settings of each."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ import structlog
 
 from service.settings import Settings, usable_cores
 
-PATIENCE_S = 60.0
-"""A driver without its persistence daemon wakes up the GPUs one after the other."""
+DRIVER_TIMEOUT_S = 60.0
+"""A driver without its persistence daemon initialises the GPUs one after the other."""
 
-# The driver is quick to ask. Torch, which takes seconds to load, has the last word: it may be built without CUDA.
+# The driver answers quickly. Torch takes seconds to load and decides in the end: its build may lack CUDA.
 _COUNT = """
 import ctypes
 cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
@@ -32,49 +29,49 @@ log = structlog.get_logger(__name__)
 
 
 def count_cuda_devices() -> int:
-    """CUDA devices that a worker started now can use; 0 without any, or without a driver that works.
+    """CUDA devices that a worker can use now; 0 if there are none or the driver does not work.
 
-    The driver is asked rather than the machine, so that CUDA_VISIBLE_DEVICES, MIG and a container's share of the GPUs
-    count as they will for the worker. In a process of its own: a driver takes memory and threads, and may hang.
+    The count comes from the driver, so that CUDA_VISIBLE_DEVICES, MIG and a container's GPUs apply as they will for
+    the worker. It runs in a process of its own, because a driver allocates memory and threads and may hang.
     """
     try:
-        asked = subprocess.run(
-            [sys.executable, "-P", "-c", _COUNT], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        counted = subprocess.run(
+            [sys.executable, "-P", "-c", _COUNT], capture_output=True, text=True, timeout=DRIVER_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        log.warning("the CUDA driver does not answer; its devices are not counted")
+        log.warning("the CUDA driver does not answer; assuming that there are no GPUs")
         return 0
-    return int(asked.stdout or 0)
+    return int(counted.stdout or 0)
 
 
 MAX_PORT = 65535
 
 
 class Unplaceable(Exception):
-    """The settings contradict each other; the words say how."""
+    """The settings contradict each other; the message says how."""
 
 
 def place_workers(settings: Settings, folder: Path, count_cuda_devices: Callable[[], int]) -> tuple[Settings, ...]:
-    """One for each GPU that may be used, or as many as the settings say, in turn on the GPUs.
+    """The settings of each worker: one per usable GPU, or as many as the settings ask for, round-robin over the GPUs.
 
-    Each has an address and a metrics port of its own, and a share of the cores. What callers change of the served
-    models they change on all workers, so that one file tells it to whichever is restarted. `folder` is for sockets.
+    Each has its own address and metrics port, and an equal share of the cores. They share one file of served models,
+    because callers load and unload models on all workers at once. `folder` is for sockets.
 
     Raises:
-        Unplaceable: there are no such workers.
+        Unplaceable: the settings contradict each other.
     """
     addresses, any_gpu = settings.worker_address, settings.device in ("auto", "cuda")
     if addresses and settings.workers not in (0, len(addresses)):
         raise Unplaceable(
-            f"workers is {settings.workers} and worker_address has {len(addresses)}; leave one of the two out"
+            f"workers is {settings.workers} but worker_address has {len(addresses)} addresses; set only one of the two"
         )
     wanted = settings.workers or len(addresses)
     gpus = count_cuda_devices() if any_gpu and wanted != 1 else 0
     count = wanted or max(1, gpus)
     if settings.worker_metrics_port and settings.worker_metrics_port + count - 1 > MAX_PORT:
         raise Unplaceable(
-            f"{count} workers need as many metrics ports, and {settings.worker_metrics_port} is too near to the last "
-            f"one; choose a lower worker_metrics_port, or 0 for free ones"
+            f"{count} workers need {count} metrics ports from {settings.worker_metrics_port} on, and {MAX_PORT} is the "
+            f"last; choose a lower worker_metrics_port, or 0 for free ports"
         )
     return tuple(
         settings.with_changes(

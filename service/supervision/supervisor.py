@@ -1,7 +1,7 @@
-"""`convmlp serve`: starts the workers and the front-ends, watches them, drains them in order, stops them.
+"""`convmlp serve`: starts workers and front-ends, watches them, drains and stops them in order.
 
-The supervisor itself touches no request. A child that ends is started again after a back-off that doubles up to
-a bound; one that says it is misconfigured ends the whole service, for starting it again would not help.
+The supervisor handles no requests. A child that exits is restarted after a back-off that doubles up to a bound. A child
+whose configuration is wrong ends the whole service, because a restart would not help.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from service.supervision.placement import Unplaceable, count_cuda_devices, place
 from service.wire.worker_client import WorkerClient
 
 KILL_GRACE_S = 5.0
-"""What a child gets beyond the drain time before it is killed."""
+"""How long a child may take beyond the drain time before it is killed."""
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ async def _supervise_at(
             if part.command == "worker":
                 restarts.inc()
 
-        # NumPy's small products in a front-end gain nothing from threads of their own.
+        # A front-end's small NumPy products gain nothing from BLAS threads.
         return Child(part, {"OPENBLAS_NUM_THREADS": "1", **os.environ, **settings.as_environment()}, lost)
 
     workers = [child(Part(f"worker-{n}", "worker"), one) for n, one in enumerate(workers_settings)]
@@ -95,11 +95,11 @@ async def _supervise_at(
     status = 0
     if stopping not in done:
         status = EXIT_CONFIG
-        log.error("a part cannot work as it is configured; stopping", part=str(next(iter(done)).exception()))
+        log.error("a part is misconfigured; stopping", part=str(next(iter(done)).exception()))
     log.info("stopping")
     for task in (watching, stopping):
         task.cancel()
-    # Front-ends first: the workers must outlive whoever still waits for their answers.
+    # Front-ends first: their requests in progress still need the workers.
     grace_s = settings.drain_timeout_ms / 1000 + KILL_GRACE_S
     for group in (front_ends, workers):
         await asyncio.gather(*(one.stop(running[one], grace_s) for one in group))
@@ -108,37 +108,37 @@ async def _supervise_at(
 
 
 async def _watch(settings: Settings, workers: Sequence[Child], http: str, grpc: str) -> None:
-    """Say when the service is ready; kill a worker that went silent, so that it is started again."""
+    """Log when the service is ready; kill a worker that does not answer any more, so that it is restarted."""
     heartbeat_s, url = settings.heartbeat_interval_ms / 1000, f"http://{http}"
     async with contextlib.AsyncExitStack() as open_while_watching:
         for address, worker in zip(settings.worker_address, workers, strict=True):
-            await open_while_watching.enter_async_context(_channel_to(worker, address, settings))
+            await open_while_watching.enter_async_context(_watch_worker(worker, address, settings))
         client = await open_while_watching.enter_async_context(httpx2.AsyncClient())
         ready = False
         while True:
             ready, before = await _answers_ready(client, url) and (ready or await _listens(grpc)), ready
             if ready and not before:
-                # What one front-end has heard from the workers the others hear within a heartbeat.
+                # The other front-ends learn the workers' state within a heartbeat.
                 await asyncio.sleep(heartbeat_s)
                 log.info("ready", url=url, grpc_address=grpc, models=list(settings.models), workers=len(workers))
             await asyncio.sleep(heartbeat_s)
 
 
-def _channel_to(worker: Child, address: str, settings: Settings) -> WorkerClient:
-    """What hears of a worker's silence."""
+def _watch_worker(worker: Child, address: str, settings: Settings) -> WorkerClient:
+    """A client that kills the worker's process when it stops answering."""
     timeout_s = settings.worker_timeout_ms / 1000
 
     def on_change() -> None:
-        # A younger worker is the silent one's successor already.
-        if channel.phase is None and worker.age_s() > timeout_s:
+        # A process younger than the timeout is already the successor.
+        if client.phase is None and worker.age_s() > timeout_s:
             worker.signal(signal.SIGKILL)
 
-    channel = WorkerClient(address, settings.heartbeat_interval_ms / 1000, timeout_s, on_change, lambda: None)
-    return channel
+    client = WorkerClient(address, settings.heartbeat_interval_ms / 1000, timeout_s, on_change, lambda: None)
+    return client
 
 
 async def _answers_ready(client: httpx2.AsyncClient, url: str) -> bool:
-    """What a caller would hear."""
+    """Whether /readyz answers 200."""
     try:
         return (await client.get(f"{url}/readyz", timeout=5)).is_success
     except httpx2.HTTPError:
@@ -146,7 +146,7 @@ async def _answers_ready(client: httpx2.AsyncClient, url: str) -> bool:
 
 
 async def _listens(address: str) -> bool:
-    """Whether a front-end is there. With TLS only its callers could ask it more."""
+    """Whether a front-end accepts connections. With TLS, only callers with its certificate could check more."""
     host, _, port = address.rpartition(":")
     try:
         _, writer = await asyncio.open_connection(host.strip("[]"), int(port))

@@ -24,11 +24,7 @@ from convmlp_client.results import (
     Segmentation,
     Task,
 )
-from convmlp_client.transport.grpc_messages import (
-    classification_from_message,
-    detections_from_message,
-    segmentation_from_message,
-)
+from convmlp_client.transport.grpc_messages import Response, result_from_message
 from model.postprocess.masks import MaskFormat
 from model.types import Box as ServedBox
 from model.types import ClassifyResult, DetectResult, SegmentResult, Size, SoftMask
@@ -59,14 +55,14 @@ def read(task: Task, mask_format: MaskFormat = MaskFormat.RLE) -> Result:
 
 
 def test_labels_are_read() -> None:
-    """A REST answer's labels, in their order."""
+    """A REST response gives labels in their order."""
     assert read(Task.CLASSIFY) == Classification(
         ImageSize(4, 2), (Label("cat", 7, 0.123457), Label("dog", 0, 1.0)), META[Task.CLASSIFY]
     )
 
 
 def test_detections_are_read() -> None:
-    """A REST answer's boxes and masks; None where there is no mask."""
+    """A REST response gives boxes and masks; `mask` is None if there is none."""
     result = read(Task.DETECT)
     assert isinstance(result, Detections)
     first, second = result.detections
@@ -78,7 +74,7 @@ def test_detections_are_read() -> None:
 
 @pytest.mark.parametrize("mask_format", [MaskFormat.RLE, MaskFormat.PNG, MaskFormat.POLYGON])
 def test_segments_are_read(mask_format: MaskFormat) -> None:
-    """In each mask format the segments give back the server's label map."""
+    """In each mask format the segments give the service's label map back."""
     result = read(Task.SEGMENT, mask_format)
     assert isinstance(result, Segmentation)
     assert [(one.label, one.index, one.area) for one in result.segments] == [("a", 0, 4), ("b", 2, 4)]
@@ -88,14 +84,14 @@ def test_segments_are_read(mask_format: MaskFormat) -> None:
 
 @pytest.mark.parametrize("mask_format", list(MaskFormat))
 @pytest.mark.parametrize("task", list(Task))
-def test_a_dict_is_the_rest_answer(task: Task, mask_format: MaskFormat) -> None:
-    """`to_dict`, as JSON, is byte for byte what the service wrote."""
+def test_to_dict_equals_the_rest_api(task: Task, mask_format: MaskFormat) -> None:
+    """`to_dict` as JSON equals the service's JSON, byte for byte."""
     assert msgspec.json.encode(read(task, mask_format).to_dict()) == encode_result(SERVED[task], mask_format)
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_what_a_newer_server_adds_is_passed_over(task: Task) -> None:
-    """Unknown members, at every depth, do no harm."""
+def test_unknown_members_are_ignored(task: Task) -> None:
+    """Members that a newer service may add are ignored at every depth."""
 
     def with_news(value: object) -> object:
         if isinstance(value, dict):
@@ -119,8 +115,8 @@ def test_what_a_newer_server_adds_is_passed_over(task: Task) -> None:
         b'"box": {"xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}, "mask": {"size": [4, 2], "counts": "08"}}]}',
     ],
 )
-def test_what_is_no_answer_is_refused(answer: bytes) -> None:
-    """Neither half an answer nor a mask of another picture becomes a result."""
+def test_malformed_results_are_an_error(answer: bytes) -> None:
+    """Incomplete results and masks of another image size raise DecodeError."""
     with pytest.raises(msgspec.DecodeError):
         result_from_json(answer, META[Task.DETECT])
 
@@ -138,17 +134,22 @@ def as_message(mask: Mask | None) -> vision_pb2.Mask | None:
             return vision_pb2.Mask(polygons=vision_pb2.Polygons(polygons=parts))
 
 
+def from_message(message: Response) -> Result:
+    message.model, message.id = "model", "id"
+    result = result_from_message(message)
+    return dataclasses.replace(result, meta=dataclasses.replace(result.meta, timings_ms={"total": 1.5}))
+
+
 @pytest.mark.parametrize("mask_format", list(MaskFormat))
 def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
-    """A gRPC message with float32 becomes the very result that REST's decimals give, masks included."""
+    """A gRPC message, which has float32, gives the same result as REST's decimals, masks included."""
     size = vision_pb2.ImageSize(width=4, height=2)
     labels, found, parts = (read(task, mask_format) for task in Task)
     assert isinstance(labels, Classification)
     assert isinstance(found, Detections)
     assert isinstance(parts, Segmentation)
     rows = [vision_pb2.Label(label=one.label, index=one.index, score=one.score) for one in labels.labels]
-    message = vision_pb2.ClassifyResponse(image=size, labels=rows)
-    assert classification_from_message(message, META[Task.CLASSIFY]) == labels
+    assert from_message(vision_pb2.ClassifyResponse(image=size, labels=rows)) == labels
     boxed = [
         vision_pb2.Detection(
             label=one.label,
@@ -159,19 +160,16 @@ def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
         )
         for one in found.detections
     ]
-    assert detections_from_message(vision_pb2.DetectResponse(image=size, detections=boxed), META[Task.DETECT]) == found
+    assert from_message(vision_pb2.DetectResponse(image=size, detections=boxed)) == found
     segments = [
         vision_pb2.Segment(label=one.label, index=one.index, area=one.area, mask=as_message(one.mask))
         for one in parts.segments
     ]
-    assert (
-        segmentation_from_message(vision_pb2.SegmentResponse(image=size, segments=segments), META[Task.SEGMENT])
-        == parts
-    )
+    assert from_message(vision_pb2.SegmentResponse(image=size, segments=segments)) == parts
 
 
-def test_a_label_map_needs_masks_and_sixteen_bits() -> None:
-    """Classes beyond 256 make it uint16; without masks, or beyond 65536 classes, there is none."""
+def test_label_map_dtype_and_errors() -> None:
+    """Class indices above 255 make the label map uint16. Missing masks and indices above 65535 raise ValueError."""
     mask = Mask.from_array(np.ones((2, 4), np.bool_))
 
     def of(index: int, mask: Mask | None) -> Segmentation:
@@ -179,15 +177,15 @@ def test_a_label_map_needs_masks_and_sixteen_bits() -> None:
 
     assert (of(300, mask).label_map() == np.full((2, 4), 300, np.uint16)).all()
     assert of(300, mask).label_map().dtype == np.uint16
-    with pytest.raises(ValueError, match="no masks; ask for them"):
+    with pytest.raises(ValueError, match="no masks; request them"):
         of(0, None).label_map()
-    with pytest.raises(ValueError, match="class 70000"):
+    with pytest.raises(ValueError, match="class index 70000"):
         of(70_000, mask).label_map()
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_results_are_plain_data(task: Task) -> None:
-    """They can be compared, copied and sent to another process, and not be changed."""
+def test_results_are_immutable_values(task: Task) -> None:
+    """Results can be compared, copied and pickled, and cannot be changed."""
     result = read(task)
     assert pickle.loads(pickle.dumps(result)) == copy.deepcopy(result) == result
     with pytest.raises(dataclasses.FrozenInstanceError):

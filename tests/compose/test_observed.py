@@ -13,7 +13,7 @@ import pytest
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.reference import REFERENCE_PICTURE
-from service.observability.gpu import WORDS
+from service.observability.gpu import HELP
 from service.observability.metrics import GPU_INFO
 from tests.compose.stack import ON_CPU, SERVICES, Stack, build, eventually, run, running
 from tests.deploy.dashboard import TASKS, answers, numbers, panels
@@ -84,7 +84,7 @@ def test_every_query_of_the_dashboard_is_answered(prometheus: Prometheus, panel:
     """Each finds figures; those about a GPU find none, for there is none."""
     for query, found in answers(prometheus, panel).items():
         names = set(re.findall(r"convmlp_\w+", query))
-        about_a_gpu = bool(names) and names <= {*WORDS, GPU_INFO}
+        about_a_gpu = bool(names) and names <= {*HELP, GPU_INFO}
         assert bool(found) != about_a_gpu, query
         assert all(numbers(series) for series in found), f"no number: {query}"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.observability.gpu import WORDS
+from service.observability.gpu import HELP
 from service.observability.metrics import GPU_INFO
 from tests.deploy.dashboard import DASHBOARD, GRAFANA, TASKS, answers, numbers, panels
 from tests.deploy.scraping import CONFIGURATION, Prometheus, running_prometheus
@@ -90,7 +90,7 @@ def test_every_query_is_answered(asked: PredictParams, panel: dict[str, Any]) ->
     """Each one is understood and finds figures; those about a GPU are understood, and empty without one."""
     for query, found in answers(asked.prometheus, panel).items():
         names = set(re.findall(r"convmlp_\w+", query))
-        about_a_gpu = bool(names) and names <= {*WORDS, GPU_INFO}
+        about_a_gpu = bool(names) and names <= {*HELP, GPU_INFO}
         assert found or about_a_gpu, f"no data: {query}"
         assert all(numbers(series) for series in found), f"no number: {query}"
 

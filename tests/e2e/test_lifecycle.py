@@ -184,7 +184,7 @@ async def test_nothing_outlives_a_killed_supervisor() -> None:
 def test_workers_and_addresses_that_contradict_each_other_end_the_service() -> None:
     """Two workers at one address are not started: the service says what is wrong and ends."""
     with started_service("--workers", "2", "--worker-address", "ipc:///tmp/convmlp-test-unused") as service:
-        assert "leave one of the two out" in service.wait_for("cannot serve", role="supervisor")["error"]
+        assert "set only one of the two" in service.wait_for("cannot serve", role="supervisor")["error"]
         assert service.process.wait(timeout=60) == 78
 
 

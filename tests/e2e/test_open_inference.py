@@ -324,7 +324,7 @@ def case_refusals(face: Face, image: bytes) -> list[tuple[str, str]]:
 
 REFUSALS = [
     ("404", "NOT_FOUND", "there is no model 'nothing' here; served: convmlp_pets_breed"),
-    ("404", "NOT_FOUND", "has no version '3' here"),
+    ("404", "NOT_FOUND", "has no version '3'"),
     ("400", "INVALID_ARGUMENT", "truncated or corrupt"),
     ("415", "INVALID_ARGUMENT", "element 1 of input 'image': the image format is not supported"),
     ("400", "INVALID_ARGUMENT", "the request's inputs are 'picture'; expected one: 'image' is either BYTES"),
@@ -387,7 +387,7 @@ def test_what_is_not_offered(triton: Triton, kind: str) -> None:
     """Shared memory, tracing and logging are refused in words that the client shows."""
     for status, message in triton.run(case_not_offered, kind):
         assert status in ("501", "StatusCode.UNIMPLEMENTED")
-        assert "shares no memory" in message or "logging and tracing" in message
+        assert "shared memory is not supported" in message or "logging and tracing" in message
 
 
 def case_repository(face: Face) -> tuple[Any, tuple[str, str]]:

@@ -10,7 +10,7 @@ import pytest
 
 CHURN = """
 import resource, threading
-from service.memory import keep_freed_memory
+from service.process import keep_freed_memory
 keep_freed_memory()
 
 def churn():

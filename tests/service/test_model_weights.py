@@ -25,12 +25,12 @@ def test_anything_else_is_refused(text: str) -> None:
 
 def test_a_weight_must_be_positive() -> None:
     """A model of weight 0 would never have its turn."""
-    with pytest.raises(ValidationError, match="the weight of 'a' is 0; it must be above 0"):
+    with pytest.raises(ValidationError, match="the weight of 'a' is 0; expected a number above 0"):
         Settings(models=("a",), model_weights=("a=0",))
 
 
 def test_a_weight_is_of_a_model_that_is_served() -> None:
     """A wrong name is told with the right ones; where callers may load models it may be one of theirs."""
-    with pytest.raises(ValidationError, match="'c' is not served; models says what is: a, b"):
+    with pytest.raises(ValidationError, match="'c' is not a served model; served: a, b"):
         Settings(models=("a", "b"), model_weights=("c=2",))
     assert Settings(models=("a",), model_weights=("c=2",), model_control=True).weights == {"c": 2.0}

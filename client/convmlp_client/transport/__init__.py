@@ -1,4 +1,7 @@
-"""How a question reaches the service: REST (`rest.py`) or gRPC (`rpc.py`), which give the same answers and errors."""
+"""What the REST transport (`rest.py`) and the gRPC transport (`grpc.py`) have in common: interface and configuration.
+
+Both give equal results and errors.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,31 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from convmlp_client.parameters import Question
+from convmlp_client.parameters import PredictParams
 from convmlp_client.results import Model, Result
 
 R = TypeVar("R", bound=Result)
 R_co = TypeVar("R_co", bound=Result, covariant=True)
 
-MAX_ANSWER_BYTES = 256 * 2**20
-"""More than masks take as PNG files; the bound is for what has no end."""
-CONNECT_S = 10.0
-"""For the connection itself, which either comes soon or not at all."""
+MAX_RESPONSE_BYTES = 256 * 2**20
+"""More than the masks of a response take as PNG. The limit is for responses without an end."""
+CONNECT_TIMEOUT_S = 10.0
 
 StrPath = str | os.PathLike[str]
 Compression = Literal["gzip", "deflate"]
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One attempt. `timeout_s` is what is left of the caller's time; None: the service's own limit holds."""
+class Attempt:
+    """One attempt of a request. `timeout_s` is the time that remains; None: the service's own limit applies."""
 
     request_id: str
     timeout_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """What a transport is made of. `max_concurrency`: requests at a time, for which it may need connections."""
+class TransportConfig:
+    """The arguments of a transport. `max_concurrency` bounds the connections."""
 
     url: SplitResult
     api_key: str | None
@@ -44,7 +46,7 @@ class Setup:
 
     @property
     def address(self) -> str:
-        """The URL without a user's name and password: fit to be shown."""
+        """The URL without user name and password, for messages."""
         return self.url._replace(netloc=self.url.netloc.rpartition("@")[2]).geturl()
 
     @property
@@ -52,59 +54,43 @@ class Setup:
         return self.url.scheme in ("https", "grpcs")
 
 
-class Session(Protocol[R_co]):
-    """One question, for many images."""
+class ImageStream(Protocol[R_co]):
+    """Predictions for many images with the same parameters."""
 
-    async def predict(self, image: bytes, call: Call) -> R_co:
-        """The answer for one encoded image."""
+    async def predict(self, image: bytes, attempt: Attempt) -> R_co:
+        """The result for one encoded image. Raises ClientError."""
         ...
 
     async def aclose(self) -> None:
-        """Withdraw what is in hand."""
+        """Close the stream and cancel its requests."""
         ...
 
 
 class Transport(Protocol):
-    """All methods raise ClientError, and leave it to their caller to give up when the time is over."""
+    """A connection to a service. It connects at the first request and belongs to that event loop.
 
-    async def predict(self, question: Question[R], image: bytes, call: Call) -> R:
-        """The answer for one encoded image."""
+    All methods raise ClientError. The caller enforces the timeout.
+    """
+
+    async def predict(self, params: PredictParams[R], image: bytes, attempt: Attempt) -> R:
+        """The result for one encoded image."""
         ...
 
-    def session(self, question: Question[R]) -> Session[R]: ...
+    def open_stream(self, params: PredictParams[R]) -> ImageStream[R]: ...
 
-    async def models(self, call: Call) -> tuple[Model, ...]: ...
+    async def models(self, attempt: Attempt) -> tuple[Model, ...]: ...
 
-    async def ready(self, call: Call) -> bool: ...
+    async def ready(self, attempt: Attempt) -> bool: ...
 
     async def aclose(self) -> None: ...
 
 
-def open_transport(setup: Setup) -> Transport:
-    """The transport of the URL's scheme. It connects when it is first asked, and belongs to that event loop then.
-
-    Raises:
-        ImportError: gRPC is not installed.
-        OSError: a certificate or key cannot be read.
-    """
-    if setup.url.scheme in ("http", "https"):
-        from convmlp_client.transport.rest import RestTransport
-
-        return RestTransport(setup)
-    try:
-        from convmlp_client.transport.grpc import RpcTransport
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"grpc:// and grpcs:// need {error.name}, which is not installed: pip install 'convmlp-client[grpc]'"
-        ) from error
-    return RpcTransport(setup)
-
-
 def parse_url(url: str) -> SplitResult:
-    """A service's URL.
+    """The parts of a service's URL.
 
     Raises:
-        ValueError: it is not one of http://, https://, grpc:// or grpcs:// with a host.
+        ValueError: `url` is not an http://, https://, grpc:// or grpcs:// URL with a host, or has a query, a fragment,
+            or (gRPC) a path.
     """
     expected = "expected http://HOST:PORT, https://HOST, grpc://HOST:PORT or grpcs://HOST"
     try:
@@ -115,5 +101,5 @@ def parse_url(url: str) -> SplitResult:
     if parts.scheme not in ("http", "https", "grpc", "grpcs") or not host:
         raise ValueError(f"{url!r} is not the URL of a service; {expected}")
     if parts.query or parts.fragment or (parts.scheme.startswith("grpc") and parts.path.strip("/")):
-        raise ValueError(f"{url!r} names more than a service; {expected}")
+        raise ValueError(f"{url!r} has more parts than the URL of a service; {expected}")
     return parts

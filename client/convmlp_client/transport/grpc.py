@@ -1,4 +1,4 @@
-"""The service over gRPC: unary calls, and a stream where many images have one question."""
+"""The gRPC transport: unary calls, and one bidirectional stream for many images with the same parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -15,191 +15,225 @@ import grpc.aio
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1 import vision_pb2_grpc
 from convmlp_client.errors import DeadlineExceeded, ProtocolError
-from convmlp_client.parameters import Question
+from convmlp_client.parameters import PredictParams
 from convmlp_client.results import Model, Result, Task
-from convmlp_client.transport import CONNECT_S, MAX_ANSWER_BYTES, Call, Setup
-from convmlp_client.transport.grpc_errors import error_of_call, error_of_status
-from convmlp_client.transport.grpc_messages import TASKS, Request, Response, model_of, request_of, result_of
-
-Metadata = Sequence[tuple[str, str]]
-
-LAST_REPLIES_S = 1.0
-"""For a stream's end to be confirmed by the service; then it is cancelled."""
-
-
-class Stream:
-    """A stream, opened when it is first asked, and again when it is asked after it broke."""
-
-    def __init__(self, method: Any, metadata: Metadata, address: str) -> None:  # noqa: ANN401  (each has its messages)
-        self._method = method
-        self._metadata = metadata
-        self._address = address
-        self._flight: _Flight | None = None
-
-    async def ask(self, request: Request) -> Response | None:
-        """The reply to a request, which is given an id of the stream's; None if the stream broke before it came.
-
-        Whoever is told None does well to ask by a call of its own: what broke the stream may have been a neighbour's.
-
-        Raises:
-            ClientError: what the service says in the reply.
-        """
-        if self._flight is None or self._flight.broken:
-            self._flight = _Flight(self._method, self._metadata)
-        reply = await self._flight.ask(request)
-        if reply is not None and reply.HasField("error"):
-            raise error_of_status(reply.error, self._address, reply.id)
-        return reply
-
-    async def aclose(self) -> None:
-        """End the stream; requests in hand are withdrawn."""
-        if self._flight is not None:
-            await self._flight.end()
-
-
-@dataclass(eq=False, slots=True)
-class _Asked:
-    request: Request
-    reply: asyncio.Future[Response | None]
-
-
-class _Flight:
-    """One stream, from its opening to its end."""
-
-    def __init__(self, method: Any, metadata: Metadata) -> None:  # noqa: ANN401
-        self.broken = False
-        self._id = uuid.uuid4().hex
-        self._call = method(metadata=(*metadata, ("x-request-id", self._id)))
-        # Both hold no more than is being asked, which whoever asks keeps in bounds. None ends the stream.
-        self._unsent: asyncio.Queue[_Asked | None] = asyncio.Queue()
-        self._sent: dict[str, _Asked] = {}
-        self._unanswered = 0
-        """Requests that the service has in hand, those that were given up here among them."""
-        self._writing = asyncio.create_task(self._write())
-        self._reading = asyncio.create_task(self._read())
-
-    async def ask(self, request: Request) -> Response | None:
-        asked = _Asked(request, asyncio.get_running_loop().create_future())
-        # Not written here: gRPC ends the whole stream when a write is cancelled.
-        self._unsent.put_nowait(asked)
-        try:
-            return await asked.reply
-        finally:
-            self._sent.pop(request.id, None)
-
-    async def end(self) -> None:
-        if not (self.broken or self._unanswered):
-            self._unsent.put_nowait(None)
-            await asyncio.wait({self._reading}, timeout=LAST_REPLIES_S)
-        self._call.cancel()
-        self._writing.cancel()
-        await asyncio.wait({self._writing, self._reading})
-
-    async def _write(self) -> None:
-        try:
-            written = 0
-            while (asked := await self._unsent.get()) is not None:
-                if asked.reply.done():  # whoever asked gave up meanwhile
-                    continue
-                # As the service counts: it tells by the position what is wrong with a message that it does not read.
-                asked.request.id = f"{self._id}-{written}"
-                self._sent[asked.request.id] = asked
-                self._unanswered += 1
-                await self._call.write(asked.request)
-                written += 1
-            await self._call.done_writing()
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError):
-            self._call.cancel()  # why it ended is what the reader is told
-
-    async def _read(self) -> None:
-        try:
-            async for reply in self._call:
-                if reply is None:  # gRPC's word for a message that is none
-                    break
-                self._unanswered -= 1
-                asked = self._sent.get(reply.id)
-                if asked is not None and not asked.reply.done():
-                    asked.reply.set_result(reply)
-        except (grpc.aio.AioRpcError, asyncio.CancelledError):
-            pass
-        finally:
-            self.broken = True
-            self._call.cancel()
-            self._writing.cancel()
-            unsent = [self._unsent.get_nowait() for _ in range(self._unsent.qsize())]
-            for asked in (*self._sent.values(), *unsent):
-                if asked is not None and not asked.reply.done():
-                    asked.reply.set_result(None)
-
+from convmlp_client.transport import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES, Attempt, StrPath, TransportConfig
+from convmlp_client.transport.grpc_errors import error_from_call, error_from_status
+from convmlp_client.transport.grpc_messages import (
+    TASKS,
+    Request,
+    Response,
+    model_from_message,
+    request_message,
+    result_from_message,
+)
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
 
 R = TypeVar("R", bound=Result)
+Metadata = Sequence[tuple[str, str]]
 
-DEFAULT_PORTS = {"grpc": 8001, "grpcs": 443}
-KEEP_ALIVE_MS = 30_000
-"""Between pings, while calls are in hand: below the idle time-outs of common load balancers, 60 s to 350 s. An idle
-connection is not pinged, for servers count that against a caller."""
-KEEP_ALIVE_TIMEOUT_MS = 10_000
-RECONNECT_MS = (200, 2_000)
-"""The first pause before another connection is tried, and the longest. gRPC's own go up to two minutes, for which a
-service that is back would go unseen."""
-SETTLE_S = 0.05
-"""gRPC's last events of calls that were withdrawn. Where the event loop is closed before they come, and another one
-of the process uses gRPC as well, that one logs errors about them."""
-COMPRESSION = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
+DEFAULT_PORTS: Final = {"grpc": 8001, "grpcs": 443}
+KEEPALIVE_MS: Final = 30_000
+"""Between pings while calls are running: shorter than the idle timeouts of common load balancers, 60 s to 350 s.
+An idle connection is not pinged, because servers close connections of callers that ping too often."""
+KEEPALIVE_TIMEOUT_MS: Final = 10_000
+RECONNECT_BACKOFF_MS: Final = (200, 2_000)
+"""The first and the longest pause between connection attempts. gRPC's default grows to two minutes, during which a
+restarted service stays unnoticed."""
+CLOSE_SETTLE_S: Final = 0.05
+"""gRPC delivers events of cancelled calls for a moment. If the event loop closes before, another loop of the process
+that uses gRPC logs errors about them."""
+HALF_CLOSE_TIMEOUT_S: Final = 1.0
+"""How long a stream waits for the service to confirm its end, before it is cancelled."""
+COMPRESSION: Final = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 
-HEALTH = "/grpc.health.v1.Health/Check"
-SERVING = b"\x08\x01"
-"""A HealthCheckResponse whose field 1, `status`, is SERVING. A request about the whole service has no bytes at all."""
+HEALTH_METHOD: Final = "/grpc.health.v1.Health/Check"
+SERVING: Final = b"\x08\x01"
+"""A serialised HealthCheckResponse with status SERVING. The request for the whole service is empty."""
 
 
-class RpcTransport:
-    def __init__(self, setup: Setup) -> None:
-        """Raises OSError where a certificate or key cannot be read."""
-        self._address = setup.address
-        self._setup = setup
-        self._credentials = _credentials(setup) if setup.secure else None
-        self._metadata: Metadata = () if setup.api_key is None else (("authorization", f"Bearer {setup.api_key}"),)
+class GrpcTransport:
+    """Implements `Transport` over gRPC."""
+
+    def __init__(self, config: TransportConfig) -> None:
+        """Raises OSError if a certificate or key cannot be read."""
+        self._address = config.address
+        self._config = config
+        self._credentials = _credentials(config) if config.secure else None
+        self._metadata: Metadata = () if config.api_key is None else (("authorization", f"Bearer {config.api_key}"),)
         self._opened: _Methods | None = None
 
-    async def predict(self, question: Question[R], image: bytes, call: Call) -> R:
-        request = request_of(question, image, call.request_id)
-        result = result_of(await self._ask(self._methods().unary[question.task], request, call))
-        assert isinstance(result, question.answer)
+    async def predict(self, params: PredictParams[R], image: bytes, attempt: Attempt) -> R:
+        request = request_message(params, image, attempt.request_id)
+        result = result_from_message(await self._call(self._methods().unary[params.task], request, attempt))
+        assert isinstance(result, params.result_type)
         return result
 
-    def session(self, question: Question[R]) -> RpcSession[R]:
-        return RpcSession(self, question, Stream(self._methods().streams[question.task], self._metadata, self._address))
+    def open_stream(self, params: PredictParams[R]) -> GrpcImageStream[R]:
+        multiplexer = StreamMultiplexer(self._methods().streams[params.task], self._metadata, self._address)
+        return GrpcImageStream(self, params, multiplexer)
 
-    async def models(self, call: Call) -> tuple[Model, ...]:
-        listed = await self._ask(self._methods().list_models, pb.ListModelsRequest(), call)
-        return tuple(model_of(model) for model in listed.models if model.task in TASKS)
+    async def models(self, attempt: Attempt) -> tuple[Model, ...]:
+        response = await self._call(self._methods().list_models, pb.ListModelsRequest(), attempt)
+        return tuple(model_from_message(model) for model in response.models if model.task in TASKS)
 
-    async def ready(self, call: Call) -> bool:
-        status: bytes = await self._ask(self._methods().health, b"", call)
+    async def ready(self, attempt: Attempt) -> bool:
+        status: bytes = await self._call(self._methods().health, b"", attempt)
         return status == SERVING
 
     async def aclose(self) -> None:
         if self._opened is not None:
             await self._opened.channel.close()
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(CLOSE_SETTLE_S)
 
-    async def _ask(self, method: Any, request: Any, call: Call) -> Any:  # noqa: ANN401  (each has its own messages)
-        metadata = (*self._metadata, ("x-request-id", call.request_id))
+    async def _call(self, method: Any, request: Any, attempt: Attempt) -> Any:  # noqa: ANN401  (each has its messages)
+        metadata = (*self._metadata, ("x-request-id", attempt.request_id))
         try:
-            response = await method(request, timeout=call.timeout_s, metadata=metadata)
+            response = await method(request, timeout=attempt.timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise error_of_call(error, self._address, call.request_id) from error
-        if response is None:  # gRPC's word for a message that is none
-            raise ProtocolError(f"{self._address} answered something else than this service does")
+            raise error_from_call(error, self._address, attempt.request_id) from error
+        if response is None:  # gRPC could not parse the message
+            raise ProtocolError(f"the response of {self._address} is not one of this service")
         return response
 
     def _methods(self) -> _Methods:
-        if self._opened is None:  # not earlier: a channel belongs to the running event loop
-            self._opened = _methods(_open_channel(self._setup, self._credentials))
+        if self._opened is None:  # not in __init__: a channel belongs to the running event loop
+            self._opened = _methods(_open_channel(self._config, self._credentials))
         return self._opened
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcImageStream(Generic[R]):
+    """Implements `ImageStream` with a bidirectional stream. If that breaks, its images are sent by unary calls."""
+
+    transport: GrpcTransport
+    params: PredictParams[R]
+    multiplexer: StreamMultiplexer
+
+    async def predict(self, image: bytes, attempt: Attempt) -> R:
+        request = request_message(self.params, image, attempt.request_id)
+        try:
+            async with asyncio.timeout(attempt.timeout_s):
+                response = await self.multiplexer.call(request)
+        except TimeoutError:
+            # Enforced here, because gRPC has a deadline for a whole stream only.
+            detail = f"no reply within {attempt.timeout_s:g} s"
+            raise DeadlineExceeded(detail, request_id=attempt.request_id) from None
+        if response is None:
+            return await self.transport.predict(self.params, image, attempt)
+        result = result_from_message(response)
+        assert isinstance(result, self.params.result_type)
+        return result
+
+    async def aclose(self) -> None:
+        await self.multiplexer.aclose()
+
+
+class StreamMultiplexer:
+    """Concurrent requests over one bidirectional stream. It opens at the first request, and again after it broke."""
+
+    def __init__(self, method: Any, metadata: Metadata, address: str) -> None:  # noqa: ANN401  (each has its messages)
+        self._method = method
+        self._metadata = metadata
+        self._address = address
+        self._stream: _Stream | None = None
+
+    async def call(self, request: Request) -> Response | None:
+        """The reply to a request, whose id this changes; None if the stream broke before the reply.
+
+        Retry with a unary call after None, because another image may have broken the stream.
+
+        Raises:
+            ClientError: the error in the reply.
+        """
+        if self._stream is None or self._stream.broken:
+            self._stream = _Stream(self._method, self._metadata)
+        reply = await self._stream.call(request)
+        if reply is not None and reply.HasField("error"):
+            raise error_from_status(reply.error, self._address, reply.id)
+        return reply
+
+    async def aclose(self) -> None:
+        """End the stream and cancel its requests."""
+        if self._stream is not None:
+            await self._stream.aclose()
+
+
+@dataclass(eq=False, slots=True)
+class _PendingRequest:
+    request: Request
+    reply: asyncio.Future[Response | None]
+
+
+class _Stream:
+    """One bidirectional call from its start to its end. Replies are matched to requests by id."""
+
+    def __init__(self, method: Any, metadata: Metadata) -> None:  # noqa: ANN401
+        self.broken = False
+        self._id = uuid.uuid4().hex
+        self._call = method(metadata=(*metadata, ("x-request-id", self._id)))
+        # Queue and dict hold no more than the callers' concurrency. None in the queue ends the stream.
+        self._unsent: asyncio.Queue[_PendingRequest | None] = asyncio.Queue()
+        self._sent: dict[str, _PendingRequest] = {}
+        self._unanswered = 0
+        """Requests that the service has not answered yet, those that timed out here included."""
+        self._writer = asyncio.create_task(self._write())
+        self._reader = asyncio.create_task(self._read())
+
+    async def call(self, request: Request) -> Response | None:
+        pending = _PendingRequest(request, asyncio.get_running_loop().create_future())
+        # The writer task writes, because gRPC ends the whole stream if a write is cancelled.
+        self._unsent.put_nowait(pending)
+        try:
+            return await pending.reply
+        finally:
+            self._sent.pop(request.id, None)
+
+    async def aclose(self) -> None:
+        if not (self.broken or self._unanswered):
+            self._unsent.put_nowait(None)
+            await asyncio.wait({self._reader}, timeout=HALF_CLOSE_TIMEOUT_S)
+        self._call.cancel()
+        self._writer.cancel()
+        await asyncio.wait({self._writer, self._reader})
+
+    async def _write(self) -> None:
+        try:
+            written = 0
+            while (pending := await self._unsent.get()) is not None:
+                if pending.reply.done():  # cancelled by its caller
+                    continue
+                # The service numbers messages in the same way, and uses this id for a message that it cannot parse.
+                pending.request.id = f"{self._id}-{written}"
+                self._sent[pending.request.id] = pending
+                self._unanswered += 1
+                await self._call.write(pending.request)
+                written += 1
+            await self._call.done_writing()
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, asyncio.CancelledError):
+            self._call.cancel()  # the reader ends with the reason
+
+    async def _read(self) -> None:
+        try:
+            async for reply in self._call:
+                if reply is None:  # gRPC could not parse the message
+                    break
+                self._unanswered -= 1
+                pending = self._sent.get(reply.id)
+                if pending is not None and not pending.reply.done():
+                    pending.reply.set_result(reply)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            pass
+        finally:
+            self.broken = True
+            self._call.cancel()
+            self._writer.cancel()
+            unsent = [self._unsent.get_nowait() for _ in range(self._unsent.qsize())]
+            for pending in (*self._sent.values(), *unsent):
+                if pending is not None and not pending.reply.done():
+                    pending.reply.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,66 +254,40 @@ def _methods(channel: grpc.aio.Channel) -> _Methods:
         {Task.CLASSIFY: stub.Classify, Task.DETECT: stub.Detect, Task.SEGMENT: stub.Segment},
         {Task.CLASSIFY: stub.ClassifyStream, Task.DETECT: stub.DetectStream, Task.SEGMENT: stub.SegmentStream},
         stub.ListModels,
-        channel.unary_unary(HEALTH),
+        channel.unary_unary(HEALTH_METHOD),
     )
 
 
-def _open_channel(setup: Setup, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    host = f"[{setup.url.hostname}]" if ":" in (setup.url.hostname or "") else setup.url.hostname
-    target = f"{host}:{setup.url.port or DEFAULT_PORTS[setup.url.scheme]}"
-    compression = COMPRESSION[setup.compression] if setup.compression is not None else None
+def _open_channel(config: TransportConfig, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    host = f"[{config.url.hostname}]" if ":" in (config.url.hostname or "") else config.url.hostname
+    target = f"{host}:{config.url.port or DEFAULT_PORTS[config.url.scheme]}"
+    compression = COMPRESSION[config.compression] if config.compression is not None else None
     if credentials is None:
-        return grpc.aio.insecure_channel(target, _options(setup), compression)
-    return grpc.aio.secure_channel(target, credentials, _options(setup), compression)
+        return grpc.aio.insecure_channel(target, _channel_options(config), compression)
+    return grpc.aio.secure_channel(target, credentials, _channel_options(config), compression)
 
 
-@dataclass(frozen=True, slots=True)
-class RpcSession(Generic[R]):
-    """A stream; an image that was in hand when it broke is asked about by a call of its own."""
-
-    transport: RpcTransport
-    question: Question[R]
-    stream: Stream
-
-    async def predict(self, image: bytes, call: Call) -> R:
-        request = request_of(self.question, image, call.request_id)
-        try:
-            async with asyncio.timeout(call.timeout_s):
-                response = await self.stream.ask(request)
-        except TimeoutError:
-            # A stream has no deadline for one of its messages, so that it is kept here.
-            raise DeadlineExceeded(f"no answer within {call.timeout_s:g} s", request_id=call.request_id) from None
-        if response is None:
-            return await self.transport.predict(self.question, image, call)
-        result = result_of(response)
-        assert isinstance(result, self.question.answer)
-        return result
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
-def _options(setup: Setup) -> list[tuple[str, Any]]:
+def _channel_options(config: TransportConfig) -> list[tuple[str, Any]]:
     return [
-        # How large an image may be is the service's to say.
+        # No limit on requests: the service decides how large an image may be.
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-        ("grpc.keepalive_time_ms", KEEP_ALIVE_MS),
-        ("grpc.keepalive_timeout_ms", KEEP_ALIVE_TIMEOUT_MS),
+        ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
-        ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1000)),
-        ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
-        ("grpc.primary_user_agent", setup.user_agent),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_BACKOFF_MS[0]),
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT_S * 1000)),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS[1]),
+        ("grpc.primary_user_agent", config.user_agent),
     ]
 
 
-def _credentials(setup: Setup) -> grpc.ChannelCredentials:
-    def read(path: Any) -> bytes:  # noqa: ANN401
+def _credentials(config: TransportConfig) -> grpc.ChannelCredentials:
+    def read(path: StrPath) -> bytes:
         return Path(path).read_bytes()
 
-    authorities = None if setup.ca_file is None else read(setup.ca_file)
-    if setup.client_certificate is None:
-        return grpc.ssl_channel_credentials(authorities)
-    certificate, key = setup.client_certificate
-    return grpc.ssl_channel_credentials(authorities, read(key), read(certificate))
+    root_certificates = None if config.ca_file is None else read(config.ca_file)
+    if config.client_certificate is None:
+        return grpc.ssl_channel_credentials(root_certificates)
+    certificate, key = config.client_certificate
+    return grpc.ssl_channel_credentials(root_certificates, read(key), read(certificate))

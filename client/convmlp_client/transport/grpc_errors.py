@@ -1,4 +1,4 @@
-"""The errors of gRPC: `google.rpc.Status` with its details as the service sends it, and what gRPC itself reports."""
+"""Errors from gRPC: the service's `google.rpc.Status` with details, and statuses of gRPC itself or of proxies."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ ERRORS_WITHOUT_DETAILS: Mapping[int, type[ClientError]] = {
     Code.UNIMPLEMENTED: ProtocolError,
     Code.UNAVAILABLE: ConnectionFailed,
 }
-"""What gRPC itself, a proxy or another service means; the rest is Internal."""
+"""The errors of statuses without the service's details. All other codes become Internal."""
 
 
-def error_of_call(error: grpc.aio.AioRpcError, address: str, request_id: str) -> ClientError:
-    """The error that ended a call."""
+def error_from_call(error: grpc.aio.AioRpcError, address: str, request_id: str) -> ClientError:
+    """The error of a failed call."""
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
-                return error_of_status(Status.FromString(value), address, request_id)
+                return error_from_status(Status.FromString(value), address, request_id)
             except DecodeError:
                 break
     number: int = error.code().value[0]
-    return error_of_status(Status(code=number, message=error.details() or ""), address, request_id)
+    return error_from_status(Status(code=number, message=error.details() or ""), address, request_id)
 
 
-def error_of_status(status: Status, address: str, request_id: str) -> ClientError:
-    """The error that a status tells of; without the service's own details it is gRPC's, a proxy's or another's."""
+def error_from_status(status: Status, address: str, request_id: str) -> ClientError:
+    """The error of a status. A status without the service's details is from gRPC, a proxy, or another service."""
     info, retry, request = ErrorInfo(), RetryInfo(), RequestInfo()
     unpacked = {type(message) for message in (info, retry, request) if _unpack(status, message)}
     code = info.reason.lower().replace("_", "-") if info.domain == DOMAIN else ""
     if code in SERVICE_ERRORS:
-        kind, detail = SERVICE_ERRORS[code], status.message
+        error_type, detail = SERVICE_ERRORS[code], status.message
     else:
-        kind, detail = _kind_without_details(status), f"{address}: {status.message or Code.Name(status.code)}"
-    error = kind(
+        error_type, detail = _type_without_details(status), f"{address}: {status.message or Code.Name(status.code)}"
+    error = error_type(
         detail,
         request_id=request.request_id or request_id,
         retry_after_s=retry.retry_delay.ToMilliseconds() / 1000 if RetryInfo in unpacked else None,
@@ -73,8 +73,8 @@ def error_of_status(status: Status, address: str, request_id: str) -> ClientErro
     return error
 
 
-def _kind_without_details(status: Status) -> type[ClientError]:
-    # gRPC gives both ends' limits of a message's length the code of a service that has too much to do.
+def _type_without_details(status: Status) -> type[ClientError]:
+    # gRPC uses the same code for a message that is too long and for a service at capacity.
     if status.code == Code.RESOURCE_EXHAUSTED and "larger than max" in status.message:
         return TooLarge
     return ERRORS_WITHOUT_DETAILS.get(status.code, Internal)

@@ -1,4 +1,4 @@
-"""Questions → gRPC requests, and gRPC responses → results."""
+"""gRPC requests from parameters, and results from gRPC responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from convmlp.v1 import vision_pb2 as pb
 from convmlp_client.errors import BadParameter
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
-from convmlp_client.parameters import Question
+from convmlp_client.parameters import PredictParams
 from convmlp_client.results import (
     Classification,
     Detection,
@@ -44,14 +44,14 @@ TASKS: Mapping[int, Task] = {
 }
 
 
-def request_of(question: Question[Result], image: bytes, request_id: str) -> Request:
+def request_message(params: PredictParams[Result], image: bytes, request_id: str) -> Request:
     """The request for one image.
 
     Raises:
-        BadParameter: a value that its field cannot hold.
+        BadParameter: a value does not fit its field.
     """
-    request = REQUESTS[question.task](id=request_id, image=image)
-    for name, value in _fields(question.parameters).items():
+    request = REQUESTS[params.task](id=request_id, image=image)
+    for name, value in _fields(params.values).items():
         try:
             setattr(request, name, value)
         except (TypeError, ValueError) as error:
@@ -59,80 +59,35 @@ def request_of(question: Question[Result], image: bytes, request_id: str) -> Req
     return request
 
 
-def result_of(response: Response) -> Result:
-    """The answer that a response holds."""
-    spent = response.timings
+def result_from_message(response: Response) -> Result:
+    """The result in a response."""
+    timings = response.timings
     timings_ms = {
-        "decode": spent.decode_ms,
-        "queue": spent.queue_ms,
-        "infer": spent.infer_ms,
-        "post": spent.post_ms,
-        "total": spent.total_ms,
+        "decode": timings.decode_ms,
+        "queue": timings.queue_ms,
+        "infer": timings.infer_ms,
+        "post": timings.post_ms,
+        "total": timings.total_ms,
     }
-    told = {stage: round(ms, 2) for stage, ms in timings_ms.items()} if response.HasField("timings") else {}
+    rounded = {stage: round(ms, 2) for stage, ms in timings_ms.items()} if response.HasField("timings") else {}
+    size = ImageSize(response.image.width, response.image.height)
     match response:
         case pb.ClassifyResponse():
-            return classification_from_message(response, Meta(response.model, Task.CLASSIFY, response.id, told))
+            labels = (Label(row.label, row.index, _score(row.score)) for row in response.labels)
+            return Classification(size, tuple(labels), Meta(response.model, Task.CLASSIFY, response.id, rounded))
         case pb.DetectResponse():
-            return detections_from_message(response, Meta(response.model, Task.DETECT, response.id, told))
+            detections = (
+                Detection(row.label, row.index, _score(row.score), _box(row.box), _mask(row.mask, size))
+                for row in response.detections
+            )
+            return Detections(size, tuple(detections), Meta(response.model, Task.DETECT, response.id, rounded))
         case pb.SegmentResponse():
-            return segmentation_from_message(response, Meta(response.model, Task.SEGMENT, response.id, told))
+            segments = (Segment(row.label, row.index, row.area, _mask(row.mask, size)) for row in response.segments)
+            return Segmentation(size, tuple(segments), Meta(response.model, Task.SEGMENT, response.id, rounded))
 
 
-def classification_from_message(message: pb.ClassifyResponse, meta: Meta) -> Classification:
-    """A gRPC answer's labels."""
-    labels = (Label(row.label, row.index, _score(row.score)) for row in message.labels)
-    return Classification(_size(message.image), tuple(labels), meta)
-
-
-def detections_from_message(message: pb.DetectResponse, meta: Meta) -> Detections:
-    """A gRPC answer's detections."""
-    size = _size(message.image)
-    detections = (
-        Detection(row.label, row.index, _score(row.score), _box(row.box), _mask_from_message(row.mask, size))
-        for row in message.detections
-    )
-    return Detections(size, tuple(detections), meta)
-
-
-def segmentation_from_message(message: pb.SegmentResponse, meta: Meta) -> Segmentation:
-    """A gRPC answer's segments."""
-    size = _size(message.image)
-    segments = (Segment(row.label, row.index, row.area, _mask_from_message(row.mask, size)) for row in message.segments)
-    return Segmentation(size, tuple(segments), meta)
-
-
-def _mask_from_message(mask: pb.Mask, size: ImageSize) -> Mask | None:
-    match mask.WhichOneof("encoding"):
-        case "rle":
-            # Latin-1 takes any byte: what is not COCO's text is told when the mask is decoded.
-            return Mask(size, mask.rle.decode("latin-1"))
-        case "png":
-            return Mask(size, mask.png)
-        case "polygons":
-            return Mask(size, tuple(tuple(polygon.coordinates) for polygon in mask.polygons.polygons))
-        case _:
-            return None
-
-
-def _size(size: pb.ImageSize) -> ImageSize:
-    return ImageSize(size.width, size.height)
-
-
-# REST writes scores with six significant digits and coordinates with two decimals; gRPC sends them as float32, whose
-# further digits say nothing. So both transports give equal results.
-
-
-def _score(score: float) -> float:
-    return float(f"{score:.6g}")
-
-
-def _box(box: pb.Box) -> Box:
-    return Box(*(round(side, 2) for side in (box.xmin, box.ymin, box.xmax, box.ymax)))
-
-
-def model_of(message: pb.Model) -> Model:
-    """Raises KeyError where the model is of a task that this version does not know."""
+def model_from_message(message: pb.Model) -> Model:
+    """Raises KeyError for a task that is not in `TASKS`."""
     return Model(
         name=message.name,
         task=TASKS[message.task],
@@ -146,7 +101,7 @@ def model_of(message: pb.Model) -> Model:
 
 
 def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as the messages have them: there `masks` is one of the mask formats."""
+    """The parameters as fields of the messages, where `masks=False` is a mask format."""
     fields = dict(parameters)
     masks = fields.pop("masks", True)
     if "mask_format" in fields:
@@ -157,3 +112,28 @@ def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if not masks:
         fields["mask_format"] = pb.MASK_FORMAT_NONE
     return fields
+
+
+def _mask(mask: pb.Mask, size: ImageSize) -> Mask | None:
+    match mask.WhichOneof("encoding"):
+        case "rle":
+            # Latin-1 decodes any byte, so malformed run lengths raise when the mask is decoded, as over REST.
+            return Mask(size, mask.rle.decode("latin-1"))
+        case "png":
+            return Mask(size, mask.png)
+        case "polygons":
+            return Mask(size, tuple(tuple(polygon.coordinates) for polygon in mask.polygons.polygons))
+        case _:
+            return None
+
+
+# REST has scores with six significant digits and coordinates with two decimals. gRPC has float32. Rounding makes the
+# results of both equal.
+
+
+def _score(score: float) -> float:
+    return float(f"{score:.6g}")
+
+
+def _box(box: pb.Box) -> Box:
+    return Box(*(round(side, 2) for side in (box.xmin, box.ymin, box.xmax, box.ymax)))

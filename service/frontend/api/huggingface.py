@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
 
 from model.bundle import BundleConfig
 from model.families.registry import family_of
@@ -36,12 +35,10 @@ from service.frontend.api.huggingface_schemas import (
 )
 from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import PARAMETERS, parse_params
-from service.frontend.core.request_log import counted
 from service.frontend.http.body import from_base64, read_body
 from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
 from service.frontend.http.middleware import read_timeout_ms, record_of
 from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
-from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 from service.types import PredictRequest
 
@@ -174,9 +171,9 @@ def huggingface_components() -> dict[str, Any]:
     return schemas
 
 
-def huggingface(engine: Engine, settings: Settings, metrics: FrontEndMetrics) -> APIRouter:
+def huggingface(engine: Engine, settings: Settings) -> APIRouter:
     router = APIRouter(prefix="/compat/huggingface", tags=["huggingface"])
-    compat = HuggingFace(engine, settings, metrics)
+    compat = HuggingFace(engine, settings)
     for task in Task:
         router.add_api_route(
             f"/{task.value}",
@@ -190,10 +187,9 @@ def huggingface(engine: Engine, settings: Settings, metrics: FrontEndMetrics) ->
 
 
 class HuggingFace:
-    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
-        self._metrics = metrics
 
     async def answer(self, task: Task, request: Request) -> Response:
         """The whole way of one request; `task` is that of the route.
@@ -203,21 +199,17 @@ class HuggingFace:
             ClientDisconnect: the caller left; the work was withdrawn.
         """
         record = record_of(request)
-        with counted(self._metrics, "rest", task.value, record, ClientDisconnect) as count_for:
-            deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
-            # Before the body is read: a wrong model's name should not cost an upload.
-            able = self._able(task, _model_name(request))
-            with self._engine.body_budget() as take:
-                ask = await within_deadline(self._read(task, request, take), deadline_s)
-                config = _chosen(able, ask.parameters)
-                count_for(config.name)
-                prediction = PredictRequest(
-                    record.request_id, config.task, config.name, ask.image, ask.params, deadline_s
-                )
-                with cancel_on_disconnect(request):
-                    reply = await self._engine.predict(
-                        prediction, lambda result: encode_elements(ask.parameters, result)
-                    )
+        record.predicts, record.task = True, task.value
+        deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
+        # Before the body is read: a wrong model's name should not cost an upload.
+        able = self._able(task, _model_name(request))
+        with self._engine.body_budget() as take:
+            ask = await within_deadline(self._read(task, request, take), deadline_s)
+            config = _chosen(able, ask.parameters)
+            record.model = config.name
+            prediction = PredictRequest(record.request_id, config.task, config.name, ask.image, ask.params, deadline_s)
+            with cancel_on_disconnect(request):
+                reply = await self._engine.predict(prediction, lambda result: encode_elements(ask.parameters, result))
         record.timings = reply.timings
         return Response(reply.payload, media_type="application/json")
 

@@ -98,11 +98,11 @@ class Engine:
         self._admit(model)
         try:
             with step("predict", {"convmlp.request_id": request.id, "convmlp.model": config.name}) as span:
-                kind = self._workers.prepare(model, deadline_s)
+                reservation = self._workers.reserve(model, deadline_s)
                 try:
                     model_input = await self._workshop.prepare(request.image, config.preprocessing, deadline_s)
                 finally:
-                    kind.prepared()
+                    reservation.prepared()
                 self._metrics.stage("decode", task, model_input.seconds)
                 span.record("decode", model_input.started_s, model_input.ended_s)
                 answer = await self._workers.predict(request.id, model, model_input.value, request.params, deadline_s)

@@ -1,22 +1,16 @@
-"""What is told of an HTTP request, by the semantic conventions of OpenTelemetry for HTTP servers.
+"""The outermost layer around every HTTP request: its record, credentials and rates, errors, and unread bodies.
 
-Paths and query strings are no attributes: the route says what was asked for, and neither values nor keys.
+Spans follow OpenTelemetry's semantic conventions for HTTP servers. Neither paths nor query strings are attributes of
+them, only the route.
 
-The outermost layer: a request's id and clock, the errors that nobody expected, and bodies left unread.
-
-The gate, for HTTP: credentials and rates are looked at before a byte of a body is read.
-
-Whatever is not named open here needs a key where keys are set, so a new route is guarded from the start.
+Credentials and rates are checked before a byte of a body is read. Paths that are not named open need a key where keys
+are set, so a new route is guarded from the start.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import AbstractContextManager
-from functools import partial
-from types import TracebackType
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
@@ -30,63 +24,12 @@ from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.parameters import Range, digits, shown
 from service.frontend.core.request_log import RequestLog, RequestRecord
 from service.frontend.http.problems import error_response, instance_of
-from service.observability.metrics import FrontEndMetrics
-from service.observability.tracing import CANCELLED, Attributes, Span, TraceContext, received_context
+from service.observability.tracing import CANCELLED, Span, TraceContext, received_context
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 MAX_PATH = 200
 """Characters of a path that are logged."""
-
-
-def http_span(request_log: RequestLog, record: RequestRecord, scope: Scope) -> AbstractContextManager[object]:
-    """Whatever is done for a request is done within."""
-    path, method = scope["path"], scope["method"]
-    record.path = path[:MAX_PATH]
-    record.method = method if method in METHODS else "_OTHER"
-    probe = path in PROBES
-    if not request_log.traces:
-        return request_log.request(record, method, TraceContext, {}, probe=probe)
-    about: Attributes = {
-        "http.request.method": record.method,
-        "network.protocol.version": scope["http_version"],
-        "url.scheme": scope["scheme"],
-    }
-    name = method if method in METHODS else "HTTP"
-    request = request_log.request(record, name, partial(_context_in, scope), about, probe=probe)
-    return _HttpSpan(request, record, scope, name)
-
-
-class _HttpSpan:
-    """Adds to `within` what is known of a request at its end; `name` is its span's, without the route."""
-
-    __slots__ = ("_exchange", "_name", "_scope", "_span", "_within")
-
-    def __init__(self, within: AbstractContextManager[Span], record: RequestRecord, scope: Scope, name: str) -> None:
-        self._within = within
-        self._exchange = record
-        self._scope = scope
-        self._name = name
-
-    def __enter__(self) -> None:
-        self._span = self._within.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        span, record = self._span, self._exchange
-        # What was not answered has no status, and what was answered late is not the caller's fault.
-        if isinstance(record.status, int):
-            record.failed = record.status >= 500
-        if span.recording:
-            if isinstance(record.status, int):
-                span.set({"http.response.status_code": record.status})
-            # Known by now, if there is one.
-            route = record.route or getattr(self._scope.get("route"), "path", "")
-            if route:
-                span.rename(f"{self._name} {route}")
-                span.set({"http.route": route})
-        self._within.__exit__(kind, error, trace)
 
 
 def _context_in(scope: Scope) -> TraceContext:
@@ -144,7 +87,7 @@ def instance_uri(request: Request) -> str:
 
 def refusal(request: Request, error: ConvMLPError) -> Response:
     """The answer to a request that ended with a domain error."""
-    record_of(request).outcome = error.code
+    record_of(request).fail(error)
     return error_response(error, instance_uri(request))
 
 
@@ -153,17 +96,25 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, request_log: RequestLog, let_in: Callable[[Scope], None]) -> None:
         self._app = app
-        self._journal = request_log
+        self._log = request_log
         self._let_in = let_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord.begin(header_of(scope, b"x-request-id") or "")
+        path, method = scope["path"], scope["method"]
+        record = self._log.request(
+            header_of(scope, b"x-request-id") or "",
+            method if method in METHODS else "_OTHER",
+            probe=path in PROBES,
+        )
+        record.path = path[:MAX_PATH]
         scope[_SCOPE_KEY] = record
+        if self._log.tracing.on and path not in PROBES:
+            record.span = self._begin_span(scope, record)
         pipe = _Pipe(scope, record, receive, send)
-        with http_span(self._journal, record, scope):
+        with record:
             try:
                 self._let_in(scope)
                 await self._app(scope, pipe.receive, pipe.send)
@@ -183,6 +134,19 @@ class RequestMiddleware:
                 if pipe.started:
                     raise
                 await _refuse(scope, pipe, Internal(INTERNAL_DETAIL))
+            finally:
+                if record.span is not None:
+                    # By now the framework has found its own route.
+                    record.route = record.route or getattr(scope.get("route"), "path", "")
+
+    def _begin_span(self, scope: Scope, record: RequestRecord) -> Span:
+        about = {
+            "http.request.method": record.method,
+            "network.protocol.version": scope["http_version"],
+            "url.scheme": scope["scheme"],
+        }
+        name = record.method if record.method != "_OTHER" else "HTTP"
+        return self._log.tracing.request(name, _context_in(scope), about)
 
 
 async def _refuse(scope: Scope, pipe: _Pipe, error: ConvMLPError) -> None:
@@ -218,7 +182,8 @@ class _Pipe:
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             self.started = True
-            self._exchange.status = message["status"]
+            status = self._exchange.status = message["status"]
+            self._exchange.failed = status >= 500
             headers = [
                 *message.get("headers", []),
                 (b"x-request-id", self._exchange.request_id.encode("ascii")),
@@ -267,10 +232,9 @@ class AuthMiddleware:
     `open_paths` need no key.
     """
 
-    def __init__(self, gate: Auth, metrics: FrontEndMetrics, open_paths: Collection[str]) -> None:
+    def __init__(self, gate: Auth, open_paths: Collection[str]) -> None:
         self._open_paths = open_paths
         self._gate = gate
-        self._metrics = metrics
 
     def let_in(self, scope: Scope) -> None:
         """Look at a request that came.
@@ -289,10 +253,10 @@ class AuthMiddleware:
             scope[_CALLER_KEY] = record.caller = caller
             if predicts:
                 self._gate.admit(caller)
-        except ConvMLPError as error:
+        except ConvMLPError:
             if predicts:
+                record.predicts = True
                 record.task = next((part for part in path.split("/") if part in _TASKS), "")
-                self._metrics.request("rest", record.task, "", error.code, time.monotonic() - record.started_s)
             raise
 
 

@@ -207,7 +207,7 @@ async def test_nobody_there_is_told_in_words(files: list[str]) -> None:
     ran = await convmlp("classify", *files, "--json", "--url", "http://127.0.0.1:1")
     assert (ran.status, ran.out) == (1, b"")
     assert len(ran.err.splitlines()) == 1
-    assert "no connection to http://127.0.0.1:1: " in ran.err
+    assert "cannot connect to http://127.0.0.1:1: " in ran.err
     assert "; start `convmlp serve`, name another --url, or use --local" in ran.err
 
 

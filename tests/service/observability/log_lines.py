@@ -9,9 +9,11 @@ import warnings
 
 import PIL.Image
 import structlog
+from prometheus_client import CollectorRegistry
 
-from service.frontend.core.request_log import RequestLog, RequestRecord
+from service.frontend.core.request_log import RequestLog
 from service.observability.logs import configure_logs
+from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import TraceContext, open_tracing, step
 from service.settings import Settings
 
@@ -41,10 +43,11 @@ def main(style: str, level: str) -> None:
 def _answer_a_request() -> None:
     """What is logged on the way, by us and by a library, and what is told of it at the end."""
     settings = Settings(otlp_endpoint="http://127.0.0.1:9", drain_timeout_ms=1)
-    record = RequestRecord.begin("r-2")
     with open_tracing(settings, "rest") as tracing:
-        request_log = RequestLog("rest", tracing, access_log=True)
-        with request_log.request(record, "POST /classify", TraceContext, {}) as span, step("predict") as child:
+        request_log = RequestLog("rest", FrontEndMetrics(CollectorRegistry()), tracing, access_log=True)
+        record = request_log.request("r-2", "POST")
+        record.span = span = tracing.request("POST /classify", TraceContext())
+        with record, step("predict") as child:
             structlog.get_logger().info("on the way", request=span.ids["span_id"], step=child.ids["span_id"])
             logging.getLogger("library").info("on the way")
     structlog.get_logger().info("after it")

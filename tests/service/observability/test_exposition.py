@@ -43,7 +43,7 @@ def test_each_tells_the_sum_of_all(tmp_path: Path) -> None:
         one.do("in_flight_limit", 10)
         two.do("in_flight_limit", 10)
         one.do("stage", "decode", "classify", 0.01)
-        worker.do("serves", "m", "classify")
+        worker.do("add_model", "m", "classify")
         worker.do("waited", "m", 0.02)
         worker.do("batch", "m", 3, 0.5)
         for told in (one.scrape_all(), two.scrape_all(), worker.scrape_all()):
@@ -68,7 +68,7 @@ def test_a_worker_tells_of_itself_alone(tmp_path: Path) -> None:
     ):
         rest.do(*REQUEST)
         for worker, images in ((one, 2), (two, 5)):
-            worker.do("serves", "m", "classify")
+            worker.do("add_model", "m", "classify")
             worker.do("batch", "m", images, 0.1)
         assert one.scrape()("convmlp_images_total", model="m") == 2
         assert two.scrape()("convmlp_images_total", model="m") == 5
@@ -104,7 +104,7 @@ def test_a_lost_worker_leaves_no_readiness(tmp_path: Path) -> None:
     """Once it is forgotten no model is told ready and no image waiting, while its counts stay."""
     with telling("rest-0", tmp_path) as rest:
         with telling("worker-0", tmp_path) as worker:
-            worker.do("serves", "m", "classify")
+            worker.do("add_model", "m", "classify")
             worker.do("model_ready", "m", {"ready": True})
             worker.do("queue_depth", "m", 4)
             worker.do("queue_limits", 256, 10**8)
@@ -137,15 +137,15 @@ def test_an_unloaded_model_is_not_told_of(tmp_path: Path) -> None:
     for folder in (None, tmp_path):
         with telling("worker-0", folder) as worker:
             for model in ("stays", "goes"):
-                worker.do("serves", model, "classify")
+                worker.do("add_model", model, "classify")
                 worker.do("model_ready", model, {"ready": True})
                 worker.do("batch", model, 1, 0.1)
-            worker.do("serves_no_more", "goes")
+            worker.do("remove_model", "goes")
             for told in (worker.scrape(), worker.scrape_all()):
                 assert told.values("convmlp_model_ready", "model") == {"stays"}
                 assert told.values("convmlp_queue_depth", "model") == {"stays"}
                 assert told.values("convmlp_images_total", "model") == {"stays", "goes"}
-            worker.do("serves", "goes", "classify")
+            worker.do("add_model", "goes", "classify")
             assert worker.scrape()("convmlp_model_ready", model="goes") == 0
 
 
@@ -163,7 +163,7 @@ def test_restarts_are_counted_once(tmp_path: Path) -> None:
 def test_a_worker_that_is_half_forgotten_does_no_harm(tmp_path: Path) -> None:
     """While its files are removed one after the other a scrape tells what is left."""
     with telling("rest-0", tmp_path) as rest, telling("worker-0", tmp_path) as worker:
-        worker.do("serves", "m", "classify")
+        worker.do("add_model", "m", "classify")
         worker.kill()
         (tmp_path / "gauge_livesum_worker-0.db").unlink()
         told = rest.scrape_all()

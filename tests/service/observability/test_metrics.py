@@ -43,7 +43,7 @@ def test_front_ends_names_are_the_contracts() -> None:
 def test_a_workers_names_are_the_contracts() -> None:
     """A worker tells every metric of its own by the fixed name, with the fixed labels; without a GPU none of a GPU."""
     with telling("worker") as worker:
-        worker.do("serves", "m", "classify")
+        worker.do("add_model", "m", "classify")
         worker.do("waited", "m", 0.01)
         worker.do("batch", "m", 1, 0.01)
         told = worker.scrape()
@@ -113,5 +113,5 @@ def test_the_best_batch_is_told_while_a_model_is_served() -> None:
     assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) is None
     metrics.best_batch("m", 4)
     assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) == 4
-    metrics.serves_no_more("m")
+    metrics.remove_model("m")
     assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) is None

@@ -81,5 +81,5 @@ def test_a_lone_worker_is_as_the_settings_say() -> None:
 )
 def test_contradictions_are_refused(settings: dict[str, Any]) -> None:
     """Settings that cannot all be kept are an error with the way out, before anything is started."""
-    with pytest.raises(Unplaceable, match=r"leave one of the two out|choose a lower"):
+    with pytest.raises(Unplaceable, match=r"set only one of the two|choose a lower"):
         placed(**settings)

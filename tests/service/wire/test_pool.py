@@ -198,7 +198,7 @@ async def test_what_would_be_answered_too_late_is_refused_before_it_is_prepared(
         await told(pool, door, WaitEstimate(100.0, 1.0))
         held = asyncio.create_task(ask(pool))
         letter, job = await next_job(door)
-        with pytest.raises(Overloaded, match="longer than the request's deadline") as caught, within(pool, model):
+        with pytest.raises(Overloaded, match="more than the request's deadline") as caught, within(pool, model):
             pytest.fail("it was prepared")
         assert caught.value.retry_after_s > 90
         tell(door, letter, job, WaitEstimate(0.0, 1.0))

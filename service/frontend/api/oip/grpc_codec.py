@@ -1,4 +1,4 @@
-"""ModelInferRequest → InferRequest, and InferResponse → the messages that tell it, as bytes."""
+"""Inference requests and responses as gRPC messages: ModelInferRequest → InferRequest, InferResponse → bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BYTES_FIELD, UINT8_FIELD = "bytes_contents", "uint_contents"
 
 
 def read_request(message: pb.ModelInferRequest) -> InferRequest:
-    """Raises BadRequest: the data of an input is missing, twice there, or in the wrong place."""
+    """Raises BadRequest where an input's data is missing, given twice, or in the wrong field."""
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise BadRequest(
@@ -33,14 +33,14 @@ def read_request(message: pb.ModelInferRequest) -> InferRequest:
         )
     return InferRequest(
         message.id,
-        tuple(_input(tensor, raw[at] if raw else None) for at, tensor in enumerate(message.inputs)),
-        tuple(_output(output) for output in message.outputs),
+        tuple([_input(tensor, raw[at] if raw else None) for at, tensor in enumerate(message.inputs)]),
+        tuple([_output(output) for output in message.outputs]),
         parameters_of(message.parameters),
     )
 
 
 def response_message(response: InferResponse) -> bytes:
-    """As Triton answers, always with raw data."""
+    """A response, always with raw data, as Triton's."""
     message = pb.ModelInferResponse()
     _fill(message, response)
     return message.SerializeToString()
@@ -53,7 +53,7 @@ def stream_message(response: InferResponse) -> bytes:
 
 
 def stream_error(error_message: str, request_id: str) -> bytes:
-    """`request_id`: the one that the request gave itself."""
+    """`request_id`: the id in the request's message."""
     response = pb.ModelInferResponse(id=request_id)
     return pb.ModelStreamInferResponse(error_message=error_message, infer_response=response).SerializeToString()
 
@@ -83,7 +83,7 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
     filled = [field.name for field, _ in tensor.contents.ListFields()]
     if raw is not None:
         if filled:
-            raise BadRequest(f"input {name!r} has its data both as contents and as raw_input_contents; give it once")
+            raise BadRequest(f"input {name!r} has data both as contents and as raw_input_contents; send it once")
         return InputTensor(tensor.name, tensor.datatype, shape, memoryview(raw))
     if tensor.datatype == Datatype.BYTES and filled == [BYTES_FIELD]:
         return InputTensor(tensor.name, tensor.datatype, shape, list(tensor.contents.bytes_contents))
@@ -98,12 +98,12 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
 def _pixels(name: str, values: Sequence[int]) -> memoryview:
     if len(values) > MAX_LISTED:
         raise BadRequest(
-            f"input {name!r} has {len(values):,} elements, as contents at most {MAX_LISTED:,} are taken; send it as "
+            f"input {name!r} has {len(values):,} elements; contents carry at most {MAX_LISTED:,}, send it as "
             "raw_input_contents"
         )
     array = np.fromiter(values, np.uint32, len(values))
     if array.max() > 255:
-        raise BadRequest(f"input {name!r} has an element of {array.max()}; UINT8 goes from 0 to 255")
+        raise BadRequest(f"input {name!r} has an element {array.max()}; UINT8 is 0 to 255")
     return array.astype(np.uint8).data
 
 

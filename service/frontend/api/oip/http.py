@@ -1,6 +1,6 @@
-"""The protocol over HTTP: `/v2…`, routes of the REST front-end's application.
+"""The protocol over HTTP: the routes under `/v2` of the REST front-end's application.
 
-Credentials and rates are looked at before, by the application's guard; errors are told by the application.
+The application checks credentials and rates before a route runs, and turns errors into responses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, Never
 import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from service.errors import BadRequest, Unavailable
 from service.frontend.api.oip.http_codec import (
@@ -24,36 +23,34 @@ from service.frontend.api.oip.http_codec import (
     read_decompressed,
     read_request,
 )
-from service.frontend.api.oip.inference import Call, Inference, offload
-from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, Catalogue, server_metadata
+from service.frontend.api.oip.inference import Inference, offload
+from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import counted
 from service.frontend.http.body import read_body
-from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
-from service.frontend.http.middleware import caller_of, read_timeout_ms, record_of
-from service.observability.metrics import FrontEndMetrics
+from service.frontend.http.disconnect import body_received, cancel_on_disconnect, within_deadline
+from service.frontend.http.middleware import caller_of, header_of, read_timeout_ms, record_of
 from service.settings import Settings
 
-TRANSPORT = "rest"
 NOT_IMPLEMENTED = 501
+HEADER_LENGTH_KEY = HEADER_LENGTH.lower().encode()
 
 
 class _ControlBody(msgspec.Struct):
-    """Of the repository's routes."""
+    """The body of the repository's routes."""
 
     ready: bool = False
     parameters: dict[str, Any] = {}
 
 
-def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> APIRouter:
+def open_inference(engine: Engine, settings: Settings, auth: Auth) -> APIRouter:
     """All routes of the protocol."""
-    server = HttpServer(engine, settings, metrics, gate)
+    server = OpenInferenceHttp(engine, settings, auth)
     router = APIRouter()
 
     def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
         async def endpoint(request: Request) -> Response:
-            record_of(request).route = path  # which FastAPI tells of its own routes alone
+            record_of(request).route = path  # FastAPI sets it for its own routes only
             return await answer(request)
 
         router.add_route(path, endpoint, methods)
@@ -84,36 +81,32 @@ def open_inference(engine: Engine, settings: Settings, metrics: FrontEndMetrics,
     return router
 
 
-class HttpServer:
-    """What the routes do. All raise domain errors, and ClientDisconnect where the caller left."""
+class OpenInferenceHttp:
+    """The routes' endpoints. All raise domain errors, and ClientDisconnect when the client leaves."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth) -> None:
+    def __init__(self, engine: Engine, settings: Settings, auth: Auth) -> None:
         self._engine = engine
         self._settings = settings
-        self._metrics = metrics
-        self._gate = gate
-        self._inference = Inference(engine, settings)
-        self._catalogue = Catalogue(engine, settings, self._inference.statistics)
+        self._repository = ModelRepository(engine, settings)
+        self._inference = Inference(engine, auth, settings, self._repository)
 
     async def infer(self, request: Request) -> Response:
-        name, version = _model(request)
-        record = record_of(request)
-        task = self._catalogue.task_of(name)
-        with counted(self._metrics, TRANSPORT, task, record, ClientDisconnect) as count_for:
-            # Before the body is read: a wrong model's name should not cost an upload.
-            config = self._catalogue.status(name, version).config
-            count_for(config.name)
-            deadline_s = self._engine.deadline(_timeout_ms(request))
-            coding = negotiate_coding(request.headers.get("accept-encoding"))
-            with self._engine.body_budget() as take:
-                body = await within_deadline(read_decompressed(request, self._settings, take), deadline_s)
-                length = json_length(request.headers.get(HEADER_LENGTH), len(body))
-                asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
-                call = Call(record, deadline_s, partial(self._gate.charge, caller_of(request)))
-                encode = partial(encode_response, coding=coding)
-                with cancel_on_disconnect(request):
-                    encoded = await self._inference.answer(config, asked, call, encode)
-        return Response(encoded.body, headers=encoded.headers)
+        scope, record = request.scope, record_of(request)
+        record.predicts = True
+        # Before the body is read, so that a wrong model name does not cost an upload.
+        config = self._inference.resolve(record, *_model(request))
+        deadline_s = self._engine.deadline(_timeout_ms(request))
+        coding = negotiate_coding(header_of(scope, b"accept-encoding"))
+        with self._engine.body_budget() as take:
+            reading = read_decompressed(request, self._settings, take)
+            body = await (reading if body_received(request) else within_deadline(reading, deadline_s))
+            length = json_length(header_of(scope, HEADER_LENGTH_KEY), len(body))
+            parsed = await offload(partial(read_request, body, length), len(body) if length is None else length)
+            with cancel_on_disconnect(request):
+                body, headers = await self._inference.infer(
+                    config, record, caller_of(request), deadline_s, parsed, partial(encode_response, coding=coding)
+                )
+        return Response(body, headers=headers)
 
     async def metadata(self, _: Request) -> Response:
         return _json(server_metadata())
@@ -129,38 +122,38 @@ class HttpServer:
 
     async def model_ready(self, request: Request) -> Response:
         name, version = _model(request)
-        if not self._catalogue.status(name, version).ready:
+        if not self._repository.status(name, version).ready:
             readiness = self._engine.readiness()
             raise Unavailable(f"model {name!r} is not ready: {readiness.reason}", readiness.retry_after_s)
         return _json({"name": name, "ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
-        return _json(self._catalogue.metadata(*_model(request)))
+        return _json(self._repository.metadata(*_model(request)))
 
     async def model_config(self, request: Request) -> Response:
-        return _json(self._catalogue.config(*_model(request)))
+        return _json(self._repository.config(*_model(request)))
 
     async def statistics(self, request: Request) -> Response:
-        return _json(self._catalogue.statistics(*_model(request)))
+        return _json(self._repository.statistics_of(*_model(request)))
 
     async def index(self, request: Request) -> Response:
         body = await self._control_body(request)
         with cancel_on_disconnect(request):
-            listing = await self._catalogue.index(only_ready=body.ready, deadline_s=_control_deadline_s(request))
+            listing = await self._repository.index(only_ready=body.ready, deadline_s=_control_deadline_s(request))
         return _json(listing)
 
     async def load(self, request: Request) -> Response:
         name, _ = _model(request)
         parameters = (await self._control_body(request)).parameters
         with cancel_on_disconnect(request):
-            await self._catalogue.load(name, parameters, _control_deadline_s(request))
+            await self._repository.load(name, parameters, _control_deadline_s(request))
         return Response()
 
     async def unload(self, request: Request) -> Response:
         name, _ = _model(request)
         await self._control_body(request)
         with cancel_on_disconnect(request):
-            await self._catalogue.unload(name, _control_deadline_s(request))
+            await self._repository.unload(name, _control_deadline_s(request))
         return Response()
 
     async def no_regions(self, _: Request) -> Response:
@@ -179,20 +172,20 @@ class HttpServer:
             try:
                 return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise BadRequest(f"the body is not what this path takes: {error}") from None
+                raise BadRequest(f"the body does not have the expected form: {error}") from None
 
 
 def _model(request: Request) -> tuple[str, str]:
-    """Name and version of a path; empty where it has none."""
+    """The model's name and version in the path; empty where it has none."""
     return request.path_params.get("name", ""), request.path_params.get("version", "")
 
 
 def _timeout_ms(request: Request) -> int | None:
-    return read_timeout_ms(request.headers.get("x-request-timeout-ms"))
+    return read_timeout_ms(header_of(request.scope, b"x-request-timeout-ms"))
 
 
 def _control_deadline_s(request: Request) -> float | None:
-    """Loading may take longer than a prediction; only a caller's own word bounds it here."""
+    """None without a timeout of the client's: loading may take longer than a prediction."""
     timeout_ms = _timeout_ms(request)
     return None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
 

@@ -1,11 +1,7 @@
-"""The body of a request over HTTP, decompressed where it was sent so.
+"""Inference requests and responses as HTTP bodies: JSON, followed by the tensors that go as raw bytes.
 
-A body of POST …/infer → InferRequest: JSON, and behind it the inputs that are sent as raw bytes.
-
-`Inference-Header-Content-Length` is the JSON's length. Without it the body is JSON alone; with 0 there is no JSON and
-the body is one encoded image (Triton's raw binary request).
-
-InferResponse → the body over HTTP: JSON, and behind it the outputs that were asked for as raw bytes.
+The header `Inference-Header-Content-Length` gives the JSON's length. Without it the whole body is JSON; with 0 there is
+no JSON and the body is one encoded image (Triton's raw binary request). Bodies may be compressed.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ import binascii
 import gzip
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -38,23 +33,32 @@ from service.frontend.api.oip.protocol import (
     refuse_shared_memory,
 )
 from service.frontend.http.body import read_body
+from service.frontend.http.middleware import header_of
 from service.settings import Settings
 
+HEADER_LENGTH = "Inference-Header-Content-Length"
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-"""zlib's own word for the format: gzip, or zlib's."""
+"""What zlib calls the format of each content coding."""
 PIECE_BYTES = 2**20
+
+FASTEST = 1
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data, FASTEST, mtime=0),
+    "deflate": lambda data: zlib.compress(data, FASTEST),
+}
+"""The preferred first. `deflate` is zlib's format (RFC 9110, section 8.4.1.2)."""
 
 
 async def read_decompressed(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
-    """The whole body. `take` is told of the bytes that came, and of those that they become.
+    """The whole body, decompressed. `take` is called with the bytes of each chunk, and of each piece decompressed.
 
     Raises:
-        BadRequest: a coding that is not known here, or data that is not of the coding.
-        ImageTooLarge: more bytes than one request may have, as it came or decompressed.
-        Overloaded: `take` found no room.
+        BadRequest: the coding is unknown, or the data is not of the coding.
+        ImageTooLarge: the body exceeds `max_request_bytes`, as received or decompressed.
+        Overloaded: raised by `take`.
         ClientDisconnect: the client left before the end.
     """
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    coding = (header_of(request.scope, b"content-encoding") or "identity").strip().lower()
     if coding != "identity" and coding not in WINDOW_BITS:
         raise BadRequest(f"the header Content-Encoding is {coding[:40]!r}; send gzip, deflate, or no coding")
     body = await read_body(request, settings, take)
@@ -62,7 +66,7 @@ async def read_decompressed(request: Request, settings: Settings, take: Callable
 
 
 async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable[[int], None]) -> bytes:
-    """Piece by piece, for a few bytes may become very many."""
+    """In pieces, so that a small body that decompresses to a huge one is refused early."""
     decompressor = zlib.decompressobj(WINDOW_BITS[coding])
     pieces: list[bytes] = []
     total = at = 0
@@ -74,13 +78,15 @@ async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable
         try:
             piece = await asyncio.to_thread(decompressor.decompress, rest, PIECE_BYTES)
         except zlib.error:
-            raise BadRequest(f"the body is not {coding} data, as its Content-Encoding says") from None
+            raise BadRequest(f"the body is not valid {coding} data") from None
         if not rest and not piece and not decompressor.eof:
-            raise BadRequest(f"the body's {coding} data ends too early; send it whole")
+            raise BadRequest(f"the body's {coding} data is truncated")
         rest = decompressor.unconsumed_tail
         total += len(piece)
         if total > max_bytes:
-            raise ImageTooLarge(f"the request's body has more than {max_bytes:,} bytes when decompressed; send fewer")
+            raise ImageTooLarge(
+                f"the decompressed body has more than {max_bytes:,} bytes; send fewer or smaller images"
+            )
         take(len(piece))
         pieces.append(piece)
     behind = len(decompressor.unused_data) + len(body) - at
@@ -89,11 +95,8 @@ async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable
     return b"".join(pieces)
 
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
-
-
 class _Input(msgspec.Struct):
-    """`data` is read once the datatype is known."""
+    """`data` is parsed once the datatype is known."""
 
     name: str
     datatype: str
@@ -118,10 +121,10 @@ _decoder = msgspec.json.Decoder(_Body)
 
 
 def json_length(header: str | None, body_bytes: int) -> int | None:
-    """The bytes of JSON that a body begins with, by the header `Inference-Header-Content-Length`; None: all of them.
+    """The length of the JSON that a body begins with, by the header `Inference-Header-Content-Length`; None: all of it.
 
     Raises:
-        BadRequest: it is no number, or there are not so many.
+        BadRequest: the header is not a number, or exceeds the body.
     """
     if header is None:
         return None
@@ -135,23 +138,19 @@ def json_length(header: str | None, body_bytes: int) -> int | None:
 
 
 def read_request(body: bytes, length: int | None) -> InferRequest:
-    """Parse a whole body, decompressed, of `json_length` bytes of JSON. Inputs that are raw bytes are views on it.
+    """Parse a decompressed body that begins with `length` bytes of JSON. Inputs of raw bytes are views on the body.
 
     Raises:
-        BadRequest: JSON, lengths or the form of an input's data are wrong.
+        BadRequest: the JSON, a length or an input's data is wrong.
     """
     if length == 0:
         return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
     document = _parsed(body[:length])
-    parameters = dict(document.parameters)
-    binary = _truth("binary_data_output", parameters.pop("binary_data_output", False))
-    return InferRequest(
-        document.id,
-        _inputs(document.inputs, memoryview(body)[len(body) if length is None else length :]),
-        tuple(_output(output, binary) for output in document.outputs),
-        parameters,
-        binary,
-    )
+    parameters = document.parameters
+    binary = _boolean("binary_data_output", parameters.pop("binary_data_output", False))
+    outputs = [_output(output, binary) for output in document.outputs]
+    inputs = _inputs(document.inputs, memoryview(body)[len(body) if length is None else length :])
+    return InferRequest(document.id, inputs, tuple(outputs), parameters, binary)
 
 
 def _parsed(text: bytes) -> _Body:
@@ -161,14 +160,14 @@ def _parsed(text: bytes) -> _Body:
         raise BadRequest(f"the JSON is not an inference request: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(
-            f"the request is not valid JSON: {error}; where raw tensors follow it, {HEADER_LENGTH} says its length"
+            f"the request is not valid JSON: {error}; if raw tensors follow it, send its length as {HEADER_LENGTH}"
         ) from None
     except RecursionError:
         raise BadRequest("the JSON is nested too deeply") from None
 
 
 def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[InputTensor, ...]:
-    """The tensors; those of raw bytes follow each other in `rest`."""
+    """The tensors. Those of raw bytes lie one after the other in `rest`."""
     tensors = []
     for tensor in inputs:
         refuse_shared_memory(tensor.name, tensor.parameters)
@@ -178,24 +177,24 @@ def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[InputTensor, ...]:
         elif isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
             raise BadRequest(
                 f"input {tensor.name[:40]!r}: binary_data_size is {size!r:.40}; expected a whole number, at most the "
-                f"{len(rest):,} bytes that follow the JSON and the inputs before"
+                f"{len(rest):,} bytes that remain"
             )
         else:
             data, rest = rest[:size], rest[size:]
         tensors.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     if len(rest):
-        raise BadRequest(f"{len(rest):,} bytes follow the last input; the inputs' binary_data_size must add up to all")
+        raise BadRequest(f"{len(rest):,} bytes follow the last input; binary_data_size must cover them")
     return tuple(tensors)
 
 
 def _listed(tensor: _Input) -> memoryview | list[bytes]:
-    """An input's data out of the JSON: numbers, nested as the shape or in one row, or base64."""
+    """An input's data in the JSON: numbers, nested as the shape or flat, or base64."""
     name, raw = tensor.name[:40], memoryview(tensor.data)
     if not len(raw):
         raise BadRequest(f"input {name!r} has neither `data` nor the parameter binary_data_size")
     if bytes(raw).count(b",") >= MAX_LISTED:
         raise BadRequest(
-            f"input {name!r} has more than {MAX_LISTED:,} elements, the most as JSON; send it as binary data"
+            f"input {name!r} has more than {MAX_LISTED:,} elements, the limit of JSON; send it as binary data"
         )
     try:
         values = msgspec.json.decode(tensor.data)
@@ -227,82 +226,69 @@ def _from_base64(name: str, values: object) -> list[bytes]:
         try:
             elements.append(binascii.a2b_base64(text, strict_mode=True))
         except ValueError:
-            raise BadRequest(
-                f"input {name!r}: element {at} is not valid base64 (RFC 4648, with padding); JSON cannot carry an "
-                "image's bytes as they are, binary data can"
-            ) from None
+            raise BadRequest(f"input {name!r}: element {at} is not valid base64 (RFC 4648, with padding)") from None
     return elements
 
 
 def _output(output: _Output, binary: bool) -> RequestedOutput:
     refuse_shared_memory(output.name, output.parameters)
-    wanted = _truth("binary_data", output.parameters.get("binary_data", binary))
+    wanted = _boolean("binary_data", output.parameters.get("binary_data", binary))
     return RequestedOutput(output.name, wanted, class_count(output.name[:40], output.parameters))
 
 
-def _truth(name: str, value: object) -> bool:
+def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise BadRequest(f"the parameter {name} is {value!r:.40}; expected true or false")
     return value
 
 
-FASTEST = 1
-CODINGS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda data: gzip.compress(data, FASTEST, mtime=0),
-    "deflate": lambda data: zlib.compress(data, FASTEST),
-}
-"""The preferred first. `deflate` is zlib's format (RFC 9110, section 8.4.1.2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A response's body and the headers that tell of its form."""
-
-    body: bytes
-    headers: dict[str, str]
-
-
-def encode_response(response: InferResponse, coding: str | None) -> Encoded:
-    """`coding`: one of CODINGS, or None.
+def encode_response(response: InferResponse, coding: str | None) -> tuple[bytes, dict[str, str]]:
+    """The body and its headers. `coding`: one of CODINGS, or None.
 
     Raises:
         BadRequest: an output has too many numbers for JSON.
     """
-    document: dict[str, object] = {"model_name": response.model, "model_version": VERSION}
-    if response.id:
-        document["id"] = response.id
-    outputs, parts = [], []
+    outputs: list[dict[str, object]] = []
+    parts: list[bytes] = []
     for tensor, binary in response.outputs:
-        told: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if binary:
             raw = tensor.raw()
             parts.append(raw)
-            told["parameters"] = {"binary_data_size": len(raw)}
+            data: dict[str, object] = {"parameters": {"binary_data_size": len(raw)}}
         else:
-            told["data"] = tensor.listed()
-        outputs.append(told)
-    text = msgspec.json.encode({**document, "outputs": outputs})
+            data = {"data": tensor.listed()}
+        outputs.append({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, **data})
+    document: dict[str, object] = {"model_name": response.model, "model_version": VERSION}
+    if response.id:
+        document["id"] = response.id
+    document["outputs"] = outputs
+    body = msgspec.json.encode(document)
     headers = {"Content-Type": "application/json", "Vary": "Accept-Encoding"}
     if parts:
         headers["Content-Type"] = "application/octet-stream"
-        headers[HEADER_LENGTH] = str(len(text))
-    body = b"".join((text, *parts))
+        headers[HEADER_LENGTH] = str(len(body))
+        body = b"".join((body, *parts))
     if coding is not None:
         headers["Content-Encoding"] = coding
         body = CODINGS[coding](body)
-    return Encoded(body, headers)
+    return body, headers
 
 
 def negotiate_coding(accept_encoding: str | None) -> str | None:
-    """The coding that a caller likes best; None where it takes none, or likes none better than none at all."""
-    qualities = dict(map(_quality, (accept_encoding or "").split(",")))
+    """The coding that a client prefers; None where it accepts none, or prefers none."""
+    if accept_encoding is None:
+        return None
+    qualities = dict(map(_quality, accept_encoding.split(",")))
     others = qualities.get("*", 0.0)
-    best = max(CODINGS, key=lambda coding: qualities.get(coding, others))
-    return best if qualities.get(best, others) > qualities.get("identity", 0.0) else None
+    best, quality = None, qualities.get("identity", 0.0)
+    for coding in CODINGS:
+        if qualities.get(coding, others) > quality:
+            best, quality = coding, qualities.get(coding, others)
+    return best
 
 
 def _quality(part: str) -> tuple[str, float]:
-    """Of `gzip;q=0.5`; one that is malformed is not wanted."""
+    """The coding and the quality of `gzip;q=0.5`; a malformed quality counts as 0."""
     name, _, parameter = part.partition(";")
     key, _, value = parameter.partition("=")
     if not parameter:

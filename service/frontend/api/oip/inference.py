@@ -1,6 +1,6 @@
-"""Where a request is read and its response written: here, or in a thread where it takes long.
+"""One inference request → its response: its images are batched one by one, and share one status.
 
-One inference request → its response: each image goes its own way through the engine, all share one status.
+Every transport takes this way. It brings what reads the request and what writes the response.
 """
 
 from __future__ import annotations
@@ -8,120 +8,127 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from model.bundle import BundleConfig
 from model.errors import ConvMLPError
 from service.errors import Overloaded, RetryLater, error_from_code
-from service.frontend.api.oip.metadata import Statistics
-from service.frontend.api.oip.options import read_options
-from service.frontend.api.oip.outputs import Choice, Row, answer_too_large, choose, row_bytes, stack
-from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Picture, pictures_of
+from service.frontend.api.oip.metadata import ModelRepository
+from service.frontend.api.oip.options import read_params, read_timeout_s
+from service.frontend.api.oip.outputs import OutputSelection, nbytes_of, select_outputs
+from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Values, check_version, images_of
+from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import RequestRecord, reply_or_error, slowest
+from service.frontend.core.request_log import RequestRecord, slowest
 from service.settings import Settings
 from service.types import PredictRequest, Reply
 
 T = TypeVar("T")
 
 OFFLOAD_FROM_BYTES = 2**12
-"""Of JSON, or of an answer's values: read or written in less time than a thread is reached, some 0.1 ms."""
+"""Of JSON, or of an answer's values: less is read or written faster than a thread is reached, some 0.1 ms."""
 
 
 async def offload(work: Callable[[], T], nbytes: int) -> T:
-    """What comes of `work` on so many bytes."""
+    """The result of `work` on that many bytes, in a thread where it takes long."""
     return work() if nbytes <= OFFLOAD_FROM_BYTES else await asyncio.to_thread(work)
-
-
-Answer = Reply[tuple[Row, ...]]
-"""One image's part of each chosen output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What the transport knows of a request. `charge` is told of the images beyond the first."""
-
-    record: RequestRecord
-    deadline_s: float
-    charge: Callable[[int], None]
 
 
 class Inference:
     """Shared by all requests of one front-end."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, auth: Auth, settings: Settings, repository: ModelRepository) -> None:
         self._engine = engine
-        self._settings = settings
-        self.statistics = Statistics()
+        self._auth = auth
+        self._max_images = settings.max_images
+        self._max_bytes = settings.max_request_bytes
+        self._statistics = repository.statistics
 
-    async def answer(
-        self, config: BundleConfig, request: InferRequest, call: Call, encode: Callable[[InferResponse], T]
-    ) -> T:
-        """What `encode` makes of the response, in a thread where it is long.
+    def resolve(self, record: RequestRecord, name: str, version: str) -> BundleConfig:
+        """The model that a request names; its record gets the task and the name.
 
         Raises:
-            ConvMLPError: what is wrong with the request, or with one of its images.
+            ModelNotFound: it is not served, or has no such version.
+            Unavailable: no worker has reported its models yet.
         """
-        counts = self.statistics.of(config.name)
+        config = self._engine.model(name).config
+        record.task = config.task.value
+        check_version(name, version)
+        record.model = config.name
+        return config
+
+    async def infer(
+        self,
+        config: BundleConfig,
+        record: RequestRecord,
+        caller: Caller,
+        deadline_s: float,
+        request: InferRequest,
+        encode: Callable[[InferResponse], T],
+    ) -> T:
+        """The encoded response to one request.
+
+        `encode` runs in a thread where the response is large. `deadline_s` is on the clock of `time.monotonic`.
+
+        Raises:
+            ConvMLPError: the request's error, or that of one of its images.
+        """
+        counts = self._statistics[config.name]
         try:
-            encoded, batches = await self._answer(config, request, call, encode)
+            selection = select_outputs(config, request, read_params(config.task, request.parameters))
+            images = images_of(request.inputs, self._max_images)
+            timeout_s = read_timeout_s(request.parameters)
+            if timeout_s is not None:
+                deadline_s = min(deadline_s, record.started_s + timeout_s)
+
+            def predict_request(image_id: str, at: int) -> PredictRequest:
+                return PredictRequest(image_id, config.task, config.name, images[at], selection.params, deadline_s)
+
+            if len(images) == 1:
+                replies = [await self._engine.predict(predict_request(record.request_id, 0), selection.compute)]
+                record.timings = replies[0].timings
+            else:
+                self._auth.charge(caller, len(images) - 1)
+                requests = [predict_request(f"{record.request_id}-{at}", at) for at in range(len(images))]
+                replies = await self._predict_all(requests, selection)
+                record.timings = slowest([reply.timings for reply in replies])
+            values = [reply.payload for reply in replies]
+            nbytes = sum(map(nbytes_of, values))
+            if nbytes > self._max_bytes:
+                raise selection.too_large(values[0], self._max_bytes)
+
+            def respond() -> T:
+                outputs = selection.stack(values, self._max_bytes)
+                return encode(InferResponse(config.name, request.id, outputs))
+
+            encoded = await offload(respond, nbytes)
         except ConvMLPError:
-            counts.failed(time.monotonic() - call.record.started_s)
+            counts.add_failed(time.monotonic() - record.started_s)
             raise
-        assert call.record.timings is not None
-        counts.succeeded(batches, time.monotonic() - call.record.started_s, call.record.timings)
+        counts.add([reply.batch_images for reply in replies], time.monotonic() - record.started_s, record.timings)
         return encoded
 
-    async def _answer(
-        self, config: BundleConfig, request: InferRequest, call: Call, encode: Callable[[InferResponse], T]
-    ) -> tuple[T, list[int]]:
-        options = read_options(config.task, request.parameters)
-        choice = choose(config, request.outputs, options.asked, binary=request.binary)
-        pictures = pictures_of(request.inputs, self._settings.max_images)
-        call.charge(len(pictures) - 1)
-        deadline_s = call.deadline_s
-        if options.timeout_s is not None:
-            deadline_s = min(deadline_s, call.record.started_s + options.timeout_s)
-        answers = await self._predict_all(config, choice, pictures, call.record.request_id, deadline_s)
-        call.record.timings = slowest(answer.timings for answer in answers)
-
-        def respond() -> T:
-            outputs = tuple(
-                (stack(output, rows, self._settings.max_request_bytes), binary)
-                for (output, binary), rows in zip(
-                    choice.outputs, zip(*(answer.payload for answer in answers), strict=True), strict=True
-                )
-            )
-            return encode(InferResponse(config.name, request.id, outputs))
-
-        nbytes = sum(row_bytes(row) for answer in answers for row in answer.payload)
-        return await offload(respond, nbytes), [answer.batch_images for answer in answers]
-
     async def _predict_all(
-        self, config: BundleConfig, choice: Choice, pictures: Sequence[Picture], request_id: str, deadline_s: float
-    ) -> list[Answer]:
-        """In the pictures' order. The first error to come withdraws the others, for the request has failed then."""
-        held = _Held(choice, self._settings.max_request_bytes)
-        alone = len(pictures) == 1
+        self, requests: Sequence[PredictRequest], selection: OutputSelection
+    ) -> list[Reply[list[Values]]]:
+        """In the images' order. The first error cancels the other images: the request has failed."""
+        held = 0
 
-        async def predict(at: int, picture: Picture) -> Answer:
-            image_id = request_id if alone else f"{request_id}-{at}"
-            request = PredictRequest(image_id, config.task, config.name, picture, choice.params, deadline_s)
-            outcome = await reply_or_error(
-                self._engine,
-                request,
-                lambda result: tuple(output.make(result, choice.form) for output, _ in choice.outputs),
-            )
-            if isinstance(outcome, ConvMLPError):
-                raise outcome if alone else _named(outcome, at)
-            held.take(outcome)
-            return outcome
+        async def predict(at: int, request: PredictRequest) -> Reply[list[Values]]:
+            nonlocal held
+            try:
+                reply = await self._engine.predict(request, selection.compute)
+            except ConvMLPError as error:
+                raise _error_of_element(error, at) from None
+            held += nbytes_of(reply.payload)
+            if held > self._max_bytes:
+                raise selection.too_large(reply.payload, self._max_bytes)
+            return reply
 
-        tasks = [asyncio.create_task(predict(at, picture)) for at, picture in enumerate(pictures)]
+        tasks = [asyncio.create_task(predict(at, request)) for at, request in enumerate(requests)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            # Of several errors that came at once the first image's is told.
+            # Of several errors at once the first image's is raised.
             return [task.result() for task in sorted(done, key=tasks.index)]
         finally:
             for task in tasks:
@@ -129,23 +136,7 @@ class Inference:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Held:
-    """What the answers of a request hold until the last has come."""
-
-    def __init__(self, choice: Choice, max_bytes: int) -> None:
-        self._outputs = [output for output, _ in choice.outputs]
-        self._max_bytes = max_bytes
-        self._bytes = 0
-
-    def take(self, answer: Answer) -> None:
-        """Raises ImageTooLarge."""
-        sizes = [row_bytes(row) for row in answer.payload]
-        self._bytes += sum(sizes)
-        if self._bytes > self._max_bytes:
-            raise answer_too_large(self._outputs[sizes.index(max(sizes))], self._max_bytes)
-
-
-def _named(error: ConvMLPError, at: int) -> ConvMLPError:
+def _error_of_element(error: ConvMLPError, at: int) -> ConvMLPError:
     """The error, with the position of its image."""
     detail = f"element {at} of input {INPUT!r}: {error.detail}"
     if isinstance(error, Overloaded):

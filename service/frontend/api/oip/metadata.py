@@ -1,107 +1,27 @@
-"""What Triton's statistics extension tells, counted over the requests of this protocol and this front-end alone.
+"""What clients may query and change besides inference: metadata, configuration, statistics, and the model repository.
 
-A batch may hold images of other requests, protocols and front-ends: of how often the network ran each image counts its
-part, one over the images that ran with it. `convmlp_batch_size` of the worker's metrics has the whole truth, so there
-are no `batch_stats`.
-
-What the service says of itself and its models, in the protocol's terms: JSON over HTTP, messages over gRPC.
-
-Everything here is plain data with the names of the protocol's messages, so both say the same.
-
-What the protocol asks of models beside inference: the same for both transports, as plain data (see `describe`).
+Everything is plain data with the field names of the protocol's messages: JSON over HTTP, messages over gRPC.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from model.bundle import BundleConfig
-from service.errors import BadRequest, ModelNotFound, Unavailable
+from service.errors import BadRequest
 from service.frontend.api.oip.outputs import outputs_of
 from service.frontend.api.oip.protocol import INPUT, VERSION, Datatype, check_version
 from service.frontend.core.engine import Engine
 from service.settings import Settings
 from service.types import ModelStatus, StoredModel, Timings
 
-
-@dataclass(slots=True)
-class Duration:
-    """How often, and how long in all, in ns."""
-
-    count: int = 0
-    ns: int = 0
-
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.ns += round(seconds * 1e9)
-
-    def told(self) -> dict[str, int]:
-        return {"count": self.count, "ns": self.ns}
-
-
-@dataclass(slots=True)
-class ModelCounts:
-    """One model's. A request counts once whatever its number of images; each stage is its slowest image's."""
-
-    images: int = 0
-    executions: float = 0.0
-    last_ms: int = 0
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
-    queue: Duration = field(default_factory=Duration)
-    compute_input: Duration = field(default_factory=Duration)
-    compute_infer: Duration = field(default_factory=Duration)
-    compute_output: Duration = field(default_factory=Duration)
-
-    def succeeded(self, batches: Sequence[int], seconds: float, timings: Timings) -> None:
-        """`batches`: of each image the number of those that ran with it, itself among them."""
-        self.images += len(batches)
-        self.executions += sum(1 / images for images in batches)
-        self.last_ms = round(time.time() * 1000)
-        self.success.add(seconds)
-        self.queue.add(timings.queue)
-        self.compute_input.add(timings.decode)
-        self.compute_infer.add(timings.infer)
-        self.compute_output.add(timings.post)
-
-    def failed(self, seconds: float) -> None:
-        self.last_ms = round(time.time() * 1000)
-        self.fail.add(seconds)
-
-    def told(self) -> dict[str, Any]:
-        """As the protocol has it."""
-        never = Duration().told()
-        return {
-            "last_inference": self.last_ms,
-            "inference_count": self.images,
-            "execution_count": round(self.executions),
-            "inference_stats": {
-                "success": self.success.told(),
-                "fail": self.fail.told(),
-                "queue": self.queue.told(),
-                "compute_input": self.compute_input.told(),
-                "compute_infer": self.compute_infer.told(),
-                "compute_output": self.compute_output.told(),
-                "cache_hit": never,
-                "cache_miss": never,
-            },
-            "batch_stats": [],
-        }
-
-
-class Statistics:
-    """By model's name. Only names of served models are asked for, so they are few."""
-
-    def __init__(self) -> None:
-        self._models: dict[str, ModelCounts] = {}
-
-    def of(self, model: str) -> ModelCounts:
-        return self._models.setdefault(model, ModelCounts())
-
+Fields = dict[str, Any]
+"""The fields of a message."""
 
 DISTRIBUTION = "convmlp-serving"
 EXTENSIONS = (
@@ -123,13 +43,132 @@ IMAGE_FORMS = (
     "or GIF)"
 )
 
+NO_SHARED_MEMORY = "shared memory is not supported; send and receive tensors in the messages themselves"
+NO_SETTINGS = "clients cannot read or change the settings of logging and tracing; the service's operator can"
 
-def server_metadata() -> dict[str, Any]:
+
+@dataclass(slots=True)
+class ModelStatistics:
+    """One model's counts over the requests of this protocol that this front-end answered.
+
+    A request counts once whatever its number of images; each stage is its slowest image's. A batch may hold images of
+    other requests, APIs and front-ends: of its execution each image counts its part, one over the images of the batch.
+    `convmlp_batch_size` of the worker's metrics counts batches, so there are no `batch_stats`.
+    """
+
+    images: int = 0
+    executions: float = 0.0
+    last_ms: int = 0
+    """Unix time of the last request."""
+    succeeded: int = 0
+    succeeded_s: float = 0.0
+    failed: int = 0
+    failed_s: float = 0.0
+    stages: Timings = field(default_factory=Timings)
+    """Sums over the requests that succeeded."""
+
+    def add(self, batch_images: Sequence[int], seconds: float, timings: Timings) -> None:
+        """Count a request that succeeded. `batch_images`: for each image the size of its batch."""
+        self.images += len(batch_images)
+        for images in batch_images:
+            self.executions += 1 / images
+        self.last_ms = round(time.time() * 1000)
+        self.succeeded += 1
+        self.succeeded_s += seconds
+        sums = self.stages
+        self.stages = Timings(
+            sums.decode + timings.decode,
+            sums.queue + timings.queue,
+            sums.infer + timings.infer,
+            sums.post + timings.post,
+        )
+
+    def add_failed(self, seconds: float) -> None:
+        self.last_ms = round(time.time() * 1000)
+        self.failed += 1
+        self.failed_s += seconds
+
+    def fields(self, name: str) -> Fields:
+        """The protocol's message."""
+        return {
+            "name": name,
+            "version": VERSION,
+            "last_inference": self.last_ms,
+            "inference_count": self.images,
+            "execution_count": round(self.executions),
+            "inference_stats": {
+                "success": _duration(self.succeeded, self.succeeded_s),
+                "fail": _duration(self.failed, self.failed_s),
+                "queue": _duration(self.succeeded, self.stages.queue),
+                "compute_input": _duration(self.succeeded, self.stages.decode),
+                "compute_infer": _duration(self.succeeded, self.stages.infer),
+                "compute_output": _duration(self.succeeded, self.stages.post),
+                "cache_hit": _duration(0, 0.0),
+                "cache_miss": _duration(0, 0.0),
+            },
+            "batch_stats": [],
+        }
+
+
+def _duration(count: int, seconds: float) -> Fields:
+    return {"count": count, "ns": round(seconds * 1e9)}
+
+
+class ModelRepository:
+    """The models that are served and stored.
+
+    Where a model is named, the methods raise ModelNotFound if it is not served or has no such version. All raise
+    Unavailable until a worker has reported its models.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self.statistics: defaultdict[str, ModelStatistics] = defaultdict(ModelStatistics)
+        """By model; only served models are looked up, so they are few."""
+
+    def status(self, name: str, version: str) -> ModelStatus:
+        status = self._engine.model(name)
+        check_version(name, version)
+        return status
+
+    def metadata(self, name: str, version: str) -> Fields:
+        return model_metadata(self.status(name, version).config)
+
+    def config(self, name: str, version: str) -> Fields:
+        return model_config(self.status(name, version), self._settings)
+
+    def statistics_of(self, name: str = "", version: str = "") -> Fields:
+        """Of one model, or of all served models where none is named."""
+        statuses = [self.status(name, version)] if name else self._engine.models()
+        names = [status.config.name for status in statuses]
+        return {"model_stats": [self.statistics[name].fields(name) for name in names]}
+
+    async def index(self, *, only_ready: bool, deadline_s: float | None) -> list[Fields]:
+        """Every model of the worker's store. Raises as `Engine.repository`."""
+        models = await self._engine.repository(deadline_s)
+        return [repository_entry(model) for model in models if model.ready or not only_ready]
+
+    async def load(self, name: str, parameters: Collection[str], deadline_s: float | None) -> None:
+        """Raises BadRequest where `parameters` would change the model, else as `Engine.load`."""
+        if parameters:
+            raise BadRequest(
+                f"a model is loaded as its bundle describes it; remove the parameters "
+                f"{', '.join(sorted(parameters))[:80]!r}"
+            )
+        await self._engine.load(name, deadline_s)
+
+    async def unload(self, name: str, deadline_s: float | None) -> None:
+        """Raises as `Engine.unload`."""
+        await self._engine.unload(name, deadline_s)
+
+
+def server_metadata() -> Fields:
     return {"name": DISTRIBUTION, "version": version(DISTRIBUTION), "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(config: BundleConfig) -> dict[str, Any]:
-    """The protocol has one datatype for an input: the one whose every value is a picture is told."""
+def model_metadata(config: BundleConfig) -> Fields:
+    """An input has one datatype in the protocol. It is UINT8, because any of its values are valid pixels."""
     outputs = [(output.name, output.datatype, output.dims) for output in outputs_of(config)]
     return {
         "name": config.name,
@@ -140,8 +179,8 @@ def model_metadata(config: BundleConfig) -> dict[str, Any]:
     }
 
 
-def model_config(status: ModelStatus, settings: Settings) -> dict[str, Any]:
-    """Triton's model configuration, as far as it means something here; `dims` are without the batch's."""
+def model_config(status: ModelStatus, settings: Settings) -> Fields:
+    """The fields of Triton's model configuration that apply here; `dims` are without the batch's."""
     config = status.config
     facts = {
         "task": config.task.value,
@@ -161,7 +200,7 @@ def model_config(status: ModelStatus, settings: Settings) -> dict[str, Any]:
             for output in outputs_of(config)
         ],
         "dynamic_batching": {
-            # A device that is idle takes what there is.
+            # An idle device runs whatever waits.
             "max_queue_delay_microseconds": 0,
             "default_queue_policy": {
                 "timeout_action": "REJECT",
@@ -175,19 +214,15 @@ def model_config(status: ModelStatus, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _instances(name: str, devices: Sequence[str]) -> list[dict[str, Any]]:
-    """The workers that answer for a model: on CPUs their number, on GPUs that of each GPU, and which these are."""
+def _instances(name: str, devices: Sequence[str]) -> list[Fields]:
+    """The workers of a model: on CPUs their number, on GPUs the number per GPU and the GPUs' indices."""
     gpus = sorted({int(device.partition(":")[2] or 0) for device in devices if device.startswith("cuda")})
     if gpus:
         return [{"name": f"{name}_0", "kind": "KIND_GPU", "count": len(devices) // len(gpus), "gpus": gpus}]
     return [{"name": f"{name}_0", "kind": "KIND_CPU", "count": len(devices)}] if devices else []
 
 
-def model_statistics(name: str, counts: ModelCounts) -> dict[str, Any]:
-    return {"name": name, "version": VERSION, **counts.told()}
-
-
-def repository_entry(model: StoredModel) -> dict[str, Any]:
+def repository_entry(model: StoredModel) -> Fields:
     return {
         "name": model.name,
         "version": VERSION,
@@ -196,61 +231,5 @@ def repository_entry(model: StoredModel) -> dict[str, Any]:
     }
 
 
-def _tensor(name: str, datatype: Datatype, dims: tuple[int, ...]) -> dict[str, Any]:
+def _tensor(name: str, datatype: Datatype, dims: tuple[int, ...]) -> Fields:
     return {"name": name, "datatype": datatype.value, "shape": [-1, *dims]}
-
-
-NO_SHARED_MEMORY = "this service shares no memory with its callers; send and take tensors in the messages themselves"
-NO_SETTINGS = "callers cannot change or read settings of logging and tracing here; the service's operator can"
-
-
-class Catalogue:
-    """Where a model is named its methods raise ModelNotFound for one that is not served, or for a version that there
-    is not; all raise Unavailable while it is not known what is served."""
-
-    def __init__(self, engine: Engine, settings: Settings, statistics: Statistics) -> None:
-        self._engine = engine
-        self._settings = settings
-        self._statistics = statistics
-
-    def status(self, name: str, version: str) -> ModelStatus:
-        status = self._engine.model(name)
-        check_version(name, version)
-        return status
-
-    def task_of(self, name: str) -> str:
-        """For the metrics: the task of a served model, else nothing."""
-        try:
-            return self._engine.model(name).config.task.value
-        except (ModelNotFound, Unavailable):
-            return ""
-
-    def metadata(self, name: str, version: str) -> dict[str, Any]:
-        return model_metadata(self.status(name, version).config)
-
-    def config(self, name: str, version: str) -> dict[str, Any]:
-        return model_config(self.status(name, version), self._settings)
-
-    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
-        """Of one model, or of all where none is named."""
-        statuses = [self.status(name, version)] if name else self._engine.models()
-        names = [status.config.name for status in statuses]
-        return {"model_stats": [model_statistics(name, self._statistics.of(name)) for name in names]}
-
-    async def index(self, *, only_ready: bool, deadline_s: float | None) -> list[dict[str, Any]]:
-        """Everything in the worker's store. Raises what `Engine.repository` does."""
-        models = await self._engine.repository(deadline_s)
-        return [repository_entry(model) for model in models if model.ready or not only_ready]
-
-    async def load(self, name: str, parameters: Collection[str], deadline_s: float | None) -> None:
-        """Raises BadRequest where `parameters` would change the model, and what `Engine.load` does."""
-        if parameters:
-            raise BadRequest(
-                f"a model is loaded as its bundle in the store describes it; {', '.join(sorted(parameters))[:80]!r} "
-                "cannot be given"
-            )
-        await self._engine.load(name, deadline_s)
-
-    async def unload(self, name: str, deadline_s: float | None) -> None:
-        """Raises what `Engine.unload` does."""
-        await self._engine.unload(name, deadline_s)

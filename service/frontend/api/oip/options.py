@@ -1,9 +1,8 @@
-"""A request's `parameters`: what is asked of each image, with the ranges of every other transport."""
+"""A request's `parameters`: what is requested of each image, in the ranges of every other API, and its timeout."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from model.postprocess.masks import MaskFormat
@@ -28,39 +27,46 @@ WITHOUT_EFFECT = frozenset(
         "binary_data_output",
     }
 )
-"""Triton's, taken and not heeded: the earliest deadline is next, no answer depends on an earlier one, each request
-has one response, and over gRPC data are always raw."""
+"""Triton's parameters that are accepted and ignored: requests run by earliest deadline, no answer depends on an earlier
+one, each request has one response, and gRPC always sends raw bytes."""
 
 _WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS}
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """`timeout_s`: what the request itself allows, from its arrival on."""
-
-    asked: PredictParams
-    timeout_s: float | None
-
-
-def read_options(task: Task, parameters: Mapping[str, Parameter]) -> Options:
-    """Check a request's parameters.
+def read_params(task: Task, parameters: Mapping[str, Parameter]) -> PredictParams:
+    """The checked parameters of a request.
 
     Raises:
-        BadParameter: one is unknown, not of this task, of the wrong type or out of its range; `field` says which.
+        BadParameter: one is unknown, of another task, of the wrong type or out of its range; `field` names it.
     """
     known = OF_TASK[task]
-    for name in parameters:
-        if name not in known and name != TIMEOUT and name not in WITHOUT_EFFECT:
+    values: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name in known:
+            values[name] = _checked(name, value)
+        elif name != TIMEOUT and name not in WITHOUT_EFFECT:
             raise BadParameter(
-                f"parameter {name[:80]!r} is not one of a model for {task.value!r}; it takes "
+                f"parameter {name[:80]!r} does not apply to a model for {task.value!r}; it takes "
                 f"{', '.join([*known, TIMEOUT])}",
                 name[:80],
             )
-    values = {name: _value(name, parameters[name]) for name in known if name in parameters}
-    return Options(parse_params(**values), _timeout_s(parameters))
+    return parse_params(**values)
 
 
-def _value(name: str, value: Parameter) -> Any:  # noqa: ANN401  (each parameter has a type of its own)
+def read_timeout_s(parameters: Mapping[str, Parameter]) -> float | None:
+    """The parameter `timeout`, which is in microseconds, counted from the request's arrival. 0 means none, as Triton's.
+
+    Raises:
+        BadParameter: it is not a whole number from 0 on.
+    """
+    value = parameters.get(TIMEOUT, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _wrong(TIMEOUT, value, "a whole number of microseconds")
+    return value / 1e6 if value else None
+
+
+def _checked(name: str, value: Parameter) -> Parameter:
+    """A value of the right type."""
     if name == "mask_format":
         if value in list(MaskFormat):
             return MaskFormat(value)
@@ -72,14 +78,6 @@ def _value(name: str, value: Parameter) -> Any:  # noqa: ANN401  (each parameter
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong(name, value, str(_WHOLE[name]))
     return value
-
-
-def _timeout_s(parameters: Mapping[str, Parameter]) -> float | None:
-    """Of `timeout`, in microseconds; 0 is Triton's way to name none."""
-    value = parameters.get(TIMEOUT, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _wrong(TIMEOUT, value, "a whole number of microseconds")
-    return value / 1e6 if value else None
 
 
 def _wrong(name: str, value: Parameter, expected: str) -> BadParameter:

@@ -1,13 +1,8 @@
-"""The outputs of each task: what a model's metadata lists is what its answers are made by.
+"""The outputs of each task: listed by metadata, selected by a request, computed from results.
 
-The images of one request share a tensor, see `stacking`: `num_detections`, `num_segments` and `image_size` say how
-much of each image's part is real. The rest is 0 or empty, and -1 for an index.
-
-Which outputs a request gets, and what that asks of the model.
-
-The parts of a request's images → tensors, whose first axis is the images'.
-
-Where images differ in size, or in the number of what was found, the smaller parts are padded on the right and below.
+The images of one request share each output's tensor, whose first axis is the images'. Where images differ in size or in
+the number of items found, the smaller parts are padded on the right and below: with 0 or an empty element, `indices`
+with -1. `num_detections`, `num_segments` and `image_size` give the extent of each image's part.
 """
 
 from __future__ import annotations
@@ -15,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -24,125 +20,221 @@ from model.bundle import BundleConfig
 from model.errors import ImageTooLarge
 from model.families.registry import family_of
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.types import (
-    ClassifyResult,
-    Detection,
-    DetectResult,
-    Label,
-    QueryParams,
-    Result,
-    Segment,
-    SegmentResult,
-    Task,
-)
+from model.types import ClassifyResult, DetectResult, QueryParams, Result, SegmentResult, Task
 from service.errors import BadParameter, BadRequest
-from service.frontend.api.oip.protocol import DTYPES, Datatype, Numbers, RequestedOutput, Tensor
+from service.frontend.api.oip.protocol import DTYPES, Datatype, InferRequest, RequestedOutput, Tensor, Values
 from service.frontend.core.overlay import encode_label_map
 from service.frontend.core.parameters import TOP_K, PredictParams
 
-Row = Numbers | list[bytes]
-"""One image's part of an output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What a request says of how its outputs are made."""
-
-    top_k: int
-    mask_format: MaskFormat
+Compute = Callable[[Any, Sequence[Any], MaskFormat], Values]
+"""One image's values of an output, from its result and that result's labels, detections or segments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """`dims` are those of one image, -1 where they vary. `usual`: it comes where a request names no outputs.
-
-    `make` gives an image's part of it, and runs in a thread; `padding` is for numbers.
-    """
+    """`dims` are those of one image, -1 where they vary. A request that names no outputs gets those of `default`."""
 
     name: str
     datatype: Datatype
     dims: tuple[int, ...]
-    make: Callable[[Any, Form], Row]
-    usual: bool = True
+    compute: Compute
+    default: bool = True
     padding: int = 0
+    """Of numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSelection:
+    """What one request selects.
+
+    `outputs` are in the requested order, each with whether it goes as raw bytes. `params` are the worker's; `top_k` and
+    `mask_format` apply to what it answers.
+    """
+
+    outputs: Sequence[tuple[Output, bool]]
+    params: QueryParams
+    top_k: int
+    mask_format: MaskFormat
+
+    def compute(self, result: Result) -> list[Values]:
+        """One image's values of each output."""
+        items: Sequence[Any]
+        match result:
+            case ClassifyResult(labels=labels):
+                items = labels[: self.top_k]
+            case DetectResult(detections=items) | SegmentResult(segments=items):
+                pass
+        return [output.compute(result, items, self.mask_format) for output, _ in self.outputs]
+
+    def stack(self, images: Sequence[Sequence[Values]], max_bytes: int) -> list[tuple[Tensor, bool]]:
+        """The tensors of a response, from each image's values; each with whether it goes as raw bytes.
+
+        Raises:
+            ImageTooLarge: a padded tensor would have more than `max_bytes`.
+        """
+        return [
+            (_stack(output, parts, max_bytes), binary)
+            for (output, binary), parts in zip(self.outputs, zip(*images, strict=True), strict=True)
+        ]
+
+    def too_large(self, values: Sequence[Values], max_bytes: int) -> ImageTooLarge:
+        """The error of a response over `max_bytes`; it names the output with the largest of an image's `values`."""
+        sizes = [nbytes_of([part]) for part in values]
+        return _too_large(self.outputs[sizes.index(max(sizes))][0], max_bytes)
 
 
 def outputs_of(config: BundleConfig) -> tuple[Output, ...]:
     """Every output of a model."""
     match config.task:
         case Task.CLASSIFY:
-            return (SCORES, INDICES, LABELS, IMAGE_SIZE)
+            return CLASSIFY_OUTPUTS
         case Task.DETECT:
-            masks = (DETECTION_MASKS,) if family_of(config.architecture).masks else ()
-            return (NUM_DETECTIONS, BOXES, SCORES, INDICES, LABELS, *masks, IMAGE_SIZE)
+            return INSTANCE_OUTPUTS if family_of(config.architecture).masks else DETECT_OUTPUTS
         case Task.SEGMENT:
-            datatype = Datatype.UINT8 if len(config.labels) <= 256 else Datatype.UINT16
-            label_map = Output("label_map", datatype, (-1, -1), lambda result, _: result.label_map)
-            return (label_map, LABEL_MAP_PNG, NUM_SEGMENTS, INDICES, LABELS, AREAS, SEGMENT_MASKS, IMAGE_SIZE)
+            return SEGMENT_OUTPUTS if len(config.labels) <= 256 else WIDE_SEGMENT_OUTPUTS
 
 
-def classification(count: int) -> Output:
+def select_outputs(config: BundleConfig, request: InferRequest, requested: PredictParams) -> OutputSelection:
+    """The outputs that a request names, or the model's default ones.
+
+    Raises:
+        BadRequest: the model does not have an output, or it is named twice.
+        BadParameter: the classification extension does not apply, or masks are both requested and excluded.
+    """
+    known = outputs_of(config)
+    top_k, mask_format = requested.params.top_k, requested.mask_format
+    without_masks = mask_format is MaskFormat.NONE
+    selected: list[tuple[Output, bool]] = []
+    if not request.outputs:
+        for output in known:
+            if output.default and not (without_masks and output is DETECTION_MASKS):
+                selected.append((output, request.binary))
+    for wanted in request.outputs:
+        output = _named(config, known, wanted)
+        if any(output.name == other.name for other, _ in selected):
+            raise BadRequest(f"output {output.name!r} is requested twice; name it once")
+        if without_masks and output is DETECTION_MASKS:
+            raise BadParameter("the output 'masks' is requested with the mask_format 'none'", "mask_format")
+        top_k = max(top_k, wanted.classes)
+        selected.append((output, wanted.binary))
+    masks = DETECTION_MASKS in [output for output, _ in selected]
+    params = replace(requested.params, top_k=top_k, masks=masks)
+    return OutputSelection(selected, params, requested.params.top_k, mask_format)
+
+
+def _named(config: BundleConfig, known: Sequence[Output], wanted: RequestedOutput) -> Output:
+    output = next((output for output in known if output.name == wanted.name), None)
+    if output is None:
+        names = ", ".join([output.name for output in known])
+        raise BadRequest(f"model {config.name!r} has no output {wanted.name[:80]!r}; it has {names}")
+    if not wanted.classes:
+        return output
+    if config.task is not Task.CLASSIFY or output is not SCORES:
+        raise BadParameter(
+            f"output {output.name!r} of model {config.name!r} has no classification; only 'scores' of a classifier has",
+            "classification",
+        )
+    if wanted.classes not in TOP_K:
+        raise BadParameter(f"`classification` is {wanted.classes}; expected {TOP_K}", "classification")
+    return _classification(wanted.classes)
+
+
+def _classification(count: int) -> Output:
     """Triton's classification extension of `scores`: the best `count` classes, each `score:index:label`."""
 
-    def make(result: ClassifyResult, _: Form) -> Row:
+    def compute(result: ClassifyResult, _labels: Sequence[Any], _format: MaskFormat) -> Values:
         return [f"{row.score:.6f}:{row.index}:{row.label}".encode() for row in result.labels[:count]]
 
-    return Output(SCORES.name, Datatype.BYTES, (-1,), make)
+    return Output(SCORES.name, Datatype.BYTES, (-1,), compute)
 
 
-def _items(result: Result, form: Form) -> tuple[Label, ...] | tuple[Detection, ...] | tuple[Segment, ...]:
-    match result:
-        case ClassifyResult(labels=labels):
-            return labels[: form.top_k]
-        case DetectResult(detections=detections):
-            return detections
-        case SegmentResult(segments=segments):
-            return segments
+def _stack(output: Output, parts: Sequence[Values], max_bytes: int) -> Tensor:
+    """One output of all images, in their order."""
+    first = parts[0]
+    if len(parts) == 1:
+        if isinstance(first, np.ndarray):
+            return Tensor(output.name, output.datatype, (1, *first.shape), first[None])
+        return Tensor(output.name, output.datatype, (1, len(first)), first)
+    if output.datatype is Datatype.BYTES:
+        most = max([len(part) for part in parts])
+        elements = [element for part in parts for element in (*part, *[b""] * (most - len(part)))]
+        return Tensor(output.name, output.datatype, (len(parts), most), elements)
+    arrays = [np.asarray(part) for part in parts]
+    largest = np.max([array.shape for array in arrays], axis=0).tolist()
+    dtype = DTYPES[output.datatype]
+    if len(arrays) * math.prod(largest) * dtype.itemsize > max_bytes:
+        raise _too_large(output, max_bytes)
+    values = np.full((len(arrays), *largest), output.padding, dtype)
+    for place, array in zip(values, arrays, strict=True):
+        place[tuple(map(slice, array.shape))] = array
+    return Tensor(output.name, output.datatype, values.shape, values)
 
 
-def _count(result: Result, form: Form) -> Row:
-    return np.array([len(_items(result, form))], np.int32)
+def nbytes_of(values: Sequence[Values]) -> int:
+    """The bytes that values hold in memory."""
+    total = 0
+    for part in values:
+        total += part.nbytes if isinstance(part, np.ndarray) else sum(map(len, part))
+    return total
 
 
-def _indices(result: Result, form: Form) -> Row:
-    return np.array([item.index for item in _items(result, form)], np.int64)
+def _too_large(output: Output, max_bytes: int) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"with the output {output.name!r} the response would have more than {max_bytes:,} bytes; request fewer "
+        "outputs, or send fewer or smaller images"
+    )
 
 
-def _labels(result: Result, form: Form) -> Row:
-    return [item.label.encode() for item in _items(result, form)]
+# With `map` these run without a Python frame for each item.
+_SCORE, _INDEX, _LABEL, _AREA = attrgetter("score"), attrgetter("index"), attrgetter("label"), attrgetter("area")
 
 
-def _scores(result: ClassifyResult | DetectResult, form: Form) -> Row:
-    rows = result.labels[: form.top_k] if isinstance(result, ClassifyResult) else result.detections
-    return np.array([row.score for row in rows], np.float32)
+def _count(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
+    return np.array([len(items)], np.int32)
 
 
-def _areas(result: SegmentResult, _: Form) -> Row:
-    return np.array([segment.area for segment in result.segments], np.int64)
+def _scores(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
+    return np.fromiter(map(_SCORE, items), np.float32, len(items))
 
 
-def _boxes(result: DetectResult, _: Form) -> Row:
+def _indices(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
+    return np.fromiter(map(_INDEX, items), np.int64, len(items))
+
+
+def _areas(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
+    return np.fromiter(map(_AREA, items), np.int64, len(items))
+
+
+def _labels(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
+    return [*map(str.encode, map(_LABEL, items))]
+
+
+def _boxes(result: DetectResult, _detections: Sequence[Any], _format: MaskFormat) -> Values:
     boxes = [(row.box.xmin, row.box.ymin, row.box.xmax, row.box.ymax) for row in result.detections]
     return np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def _image_size(result: Result, _: Form) -> Row:
+def _image_size(result: Result, _items: Sequence[Any], _format: MaskFormat) -> Values:
     return np.array([result.size.height, result.size.width], np.int64)
 
 
-def _label_map_png(result: SegmentResult, _: Form) -> Row:
+def _label_map(result: SegmentResult, _segments: Sequence[Any], _format: MaskFormat) -> Values:
+    return result.label_map
+
+
+def _label_map_png(result: SegmentResult, _segments: Sequence[Any], _format: MaskFormat) -> Values:
     return [encode_label_map(result.label_map)]
 
 
-def _detection_masks(result: DetectResult, form: Form) -> Row:
-    return [_element(encode_detection(row, result.size, form.mask_format)) for row in result.detections]
+def _detection_masks(result: DetectResult, _detections: Sequence[Any], mask_format: MaskFormat) -> Values:
+    return [_mask_bytes(encode_detection(row, result.size, mask_format)) for row in result.detections]
 
 
-def _segment_masks(result: SegmentResult, form: Form) -> Row:
-    return [_element(mask) for mask in encode_segments(result, form.mask_format)]
+def _segment_masks(result: SegmentResult, _segments: Sequence[Any], mask_format: MaskFormat) -> Values:
+    return [_mask_bytes(mask) for mask in encode_segments(result, mask_format)]
 
 
-def _element(mask: EncodedMask) -> bytes:
+def _mask_bytes(mask: EncodedMask) -> bytes:
     """A PNG as it is; run lengths as COCO's JSON, `{"size": [height, width], "counts": "…"}`; polygons as JSON."""
     match mask:
         case bytes():
@@ -160,93 +252,15 @@ IMAGE_SIZE = Output("image_size", Datatype.INT64, (2,), _image_size)
 NUM_DETECTIONS = Output("num_detections", Datatype.INT32, (1,), _count)
 BOXES = Output("boxes", Datatype.FP32, (-1, 4), _boxes)
 DETECTION_MASKS = Output("masks", Datatype.BYTES, (-1,), _detection_masks)
-LABEL_MAP_PNG = Output("label_map_png", Datatype.BYTES, (1,), _label_map_png, usual=False)
+LABEL_MAP = Output("label_map", Datatype.UINT8, (-1, -1), _label_map)
+LABEL_MAP_PNG = Output("label_map_png", Datatype.BYTES, (1,), _label_map_png, default=False)
 NUM_SEGMENTS = Output("num_segments", Datatype.INT32, (1,), _count)
 AREAS = Output("areas", Datatype.INT64, (-1,), _areas)
-SEGMENT_MASKS = Output("masks", Datatype.BYTES, (-1,), _segment_masks, usual=False)
+SEGMENT_MASKS = Output("masks", Datatype.BYTES, (-1,), _segment_masks, default=False)
 
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """`outputs` in the order that was asked for, each with whether it goes as raw bytes; `params` is the worker's
-    part, `form` the encoder's."""
-
-    outputs: tuple[tuple[Output, bool], ...]
-    params: QueryParams
-    form: Form
-
-
-def choose(
-    config: BundleConfig, requested: tuple[RequestedOutput, ...], asked: PredictParams, *, binary: bool
-) -> Choice:
-    """The requested outputs, or where none is named the usual ones, in the form that `binary` says.
-
-    Raises:
-        BadRequest: an output that the model does not have, or is named twice.
-        BadParameter: the classification extension where it cannot be, or masks that are both asked for and not.
-    """
-    known = {output.name: output for output in outputs_of(config)}
-    without_masks = asked.mask_format is MaskFormat.NONE
-    if not requested:
-        usual = (output for output in known.values() if output.usual)
-        chosen = [(output, binary) for output in usual if not (without_masks and output.name == DETECTION_MASKS.name)]
-    else:
-        names = [wanted.name for wanted in requested]
-        for name in names:
-            if name not in known:
-                raise BadRequest(f"model {config.name!r} has no output {name[:80]!r}; it has {', '.join(known)}")
-            if names.count(name) > 1:
-                raise BadRequest(f"output {name!r} is asked for twice; name it once")
-        if without_masks and DETECTION_MASKS.name in names:
-            raise BadParameter("the output 'masks' is asked for with the mask_format 'none'", "mask_format")
-        chosen = [(_output(config, known[wanted.name], wanted.classes), wanted.binary) for wanted in requested]
-    top_k = max([asked.params.top_k, *(wanted.classes for wanted in requested)])
-    masks = any(output is DETECTION_MASKS for output, _ in chosen)
-    params = replace(asked.params, top_k=top_k, masks=masks)
-    return Choice(tuple(chosen), params, Form(asked.params.top_k, asked.mask_format))
-
-
-def _output(config: BundleConfig, output: Output, classes: int) -> Output:
-    if not classes:
-        return output
-    if config.task is not Task.CLASSIFY or output is not SCORES:
-        raise BadParameter(
-            f"output {output.name!r} of model {config.name!r} has no classification; a classifier's 'scores' has",
-            "classification",
-        )
-    if classes not in TOP_K:
-        raise BadParameter(f"`classification` is {classes}; expected {TOP_K}", "classification")
-    return classification(classes)
-
-
-def stack(output: Output, rows: Sequence[Row], max_bytes: int) -> Tensor:
-    """One output of all images, in their order.
-
-    Raises:
-        ImageTooLarge: padded to the largest it would have more than `max_bytes`.
-    """
-    if output.datatype is Datatype.BYTES:
-        most = max(len(row) for row in rows)
-        elements = [element for row in rows for element in (*row, *[b""] * (most - len(row)))]
-        return Tensor(output.name, output.datatype, (len(rows), most), elements)
-    arrays = [np.asarray(row) for row in rows]
-    largest = tuple(max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True))
-    dtype = DTYPES[output.datatype]
-    if len(arrays) * math.prod(largest) * dtype.itemsize > max_bytes:
-        raise answer_too_large(output, max_bytes)
-    values = np.full((len(arrays), *largest), output.padding, dtype)
-    for place, array in zip(values, arrays, strict=True):
-        place[tuple(map(slice, array.shape))] = array
-    return Tensor(output.name, output.datatype, values.shape, values)
-
-
-def row_bytes(row: Row) -> int:
-    """What an image's part of an output holds in memory."""
-    return row.nbytes if isinstance(row, np.ndarray) else sum(map(len, row))
-
-
-def answer_too_large(output: Output, max_bytes: int) -> ImageTooLarge:
-    return ImageTooLarge(
-        f"with the output {output.name!r} the response would have more than {max_bytes:,} bytes; name only the "
-        "outputs that are needed, or send fewer or smaller images"
-    )
+CLASSIFY_OUTPUTS = (SCORES, INDICES, LABELS, IMAGE_SIZE)
+DETECT_OUTPUTS = (NUM_DETECTIONS, BOXES, SCORES, INDICES, LABELS, IMAGE_SIZE)
+INSTANCE_OUTPUTS = (NUM_DETECTIONS, BOXES, SCORES, INDICES, LABELS, DETECTION_MASKS, IMAGE_SIZE)
+SEGMENT_OUTPUTS = (LABEL_MAP, LABEL_MAP_PNG, NUM_SEGMENTS, INDICES, LABELS, AREAS, SEGMENT_MASKS, IMAGE_SIZE)
+WIDE_SEGMENT_OUTPUTS = (replace(LABEL_MAP, datatype=Datatype.UINT16), *SEGMENT_OUTPUTS[1:])
+"""Of models with more than 256 classes."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,7 +24,7 @@ from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
-from service.frontend.core.request_log import counted, slowest, value_or_error
+from service.frontend.core.request_log import slowest, value_or_error
 from service.frontend.http.body import Upload, read_uploads
 from service.frontend.http.disconnect import body_received, cancel_on_disconnect, within_deadline
 from service.frontend.http.middleware import caller_of, header_of, instance_uri, read_timeout_ms, record_of
@@ -103,37 +102,37 @@ class Predictions:
             ClientDisconnect: the caller left; the work was withdrawn.
         """
         scope, record = request.scope, record_of(request)
-        with counted(self._metrics, "rest", task.value, record, ClientDisconnect) as count_for:
-            query = read_query(task, scope["query_string"])
-            deadline_s = self._engine.deadline(read_timeout_ms(header_of(scope, b"x-request-timeout-ms")))
-            medium = Medium.PNG if query.view else negotiate(header_of(scope, b"accept"))
-            # Before the body is read: a wrong model's name should not cost an upload.
-            ask = Ask(self._engine.resolve(task, query.model).config, query, medium, deadline_s)
-            count_for(ask.config.name)
-            with self._engine.body_budget() as take:
-                reading = read_uploads(request, self._settings, take)
-                uploads = await (reading if body_received(request) else within_deadline(reading, deadline_s))
-                if len(uploads) == 1:
-                    with cancel_on_disconnect(request):
-                        reply = await self._predict(record.request_id, ask, uploads[0])
-                    record.timings = reply.timings
-                    return _response(ask, reply.payload)
-                self._gate.charge(caller_of(request), len(uploads) - 1)
-                if medium is not Medium.JSON:
-                    raise BadParameter(
-                        f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
-                        f"or accept {Medium.JSON}"
-                    )
+        record.predicts, record.task = True, task.value
+        query = read_query(task, scope["query_string"])
+        deadline_s = self._engine.deadline(read_timeout_ms(header_of(scope, b"x-request-timeout-ms")))
+        medium = Medium.PNG if query.view else negotiate(header_of(scope, b"accept"))
+        # Before the body is read: a wrong model's name should not cost an upload.
+        ask = Ask(self._engine.resolve(task, query.model).config, query, medium, deadline_s)
+        record.model = ask.config.name
+        with self._engine.body_budget() as take:
+            reading = read_uploads(request, self._settings, take)
+            uploads = await (reading if body_received(request) else within_deadline(reading, deadline_s))
+            if len(uploads) == 1:
                 with cancel_on_disconnect(request):
-                    outcomes = await self._predict_all(record.request_id, ask, uploads)
-            own_error = _own_error(outcomes)
-            for outcome in outcomes:
-                if isinstance(outcome, ConvMLPError) and outcome is not own_error:
-                    self._metrics.told(outcome)
-            if own_error is not None:
-                raise own_error
-            record.timings = slowest(outcome.timings for outcome in outcomes if isinstance(outcome, Reply))
-            return _response(ask, *_places(request, outcomes))
+                    reply = await self._predict(record.request_id, ask, uploads[0])
+                record.timings = reply.timings
+                return _response(ask, reply.payload)
+            self._gate.charge(caller_of(request), len(uploads) - 1)
+            if medium is not Medium.JSON:
+                raise BadParameter(
+                    f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
+                    f"or accept {Medium.JSON}"
+                )
+            with cancel_on_disconnect(request):
+                outcomes = await self._predict_all(record.request_id, ask, uploads)
+        own_error = _own_error(outcomes)
+        for outcome in outcomes:
+            if isinstance(outcome, ConvMLPError) and outcome is not own_error:
+                self._metrics.told(outcome)
+        if own_error is not None:
+            raise own_error
+        record.timings = slowest(outcome.timings for outcome in outcomes if isinstance(outcome, Reply))
+        return _response(ask, *_places(request, outcomes))
 
     async def _predict_all(self, request_id: str, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
         """Each image's answer or error: none costs its neighbours theirs."""

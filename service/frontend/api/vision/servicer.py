@@ -1,35 +1,28 @@
-"""ListModels: what the service says of its models.
-
-convmlp.v1.Vision: every prediction, unary or of a stream, goes one way, `_outcome`.
-
-Messages are parsed here and not by gRPC, which would answer one that is malformed with its own internals.
-"""
+"""The gRPC service convmlp.v1.Vision: predictions, unary and as streams, and ListModels."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
 
 import grpc
 
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy, BundleConfig
-from model.errors import ConvMLPError
 from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocessing
-from model.types import Result, Task
-from service.errors import DeadlineExceeded
-from service.frontend.api.vision.convert import METHODS, Method, Request, Response, asked_of, encoder_of, parse
+from model.types import Task
+from service.errors import BadParameter
+from service.frontend.api.vision.convert import METHODS, PredictMethod, read_params, response_of
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import RequestLog, counted, value_or_error
-from service.frontend.grpc.call import CallRecord, answer_each, caller_of, given_id_of, rpc_span, timeout_ms_of
-from service.frontend.grpc.status import Context, abort, note, status_of
-from service.observability.metrics import FrontEndMetrics
+from service.frontend.core.request_log import SANE_ID, RequestLog, RequestRecord
+from service.frontend.grpc.call import RpcService, parse
+from service.observability.logs import request_id
 from service.settings import Settings
-from service.types import ModelStatus, PredictRequest, Reply
+from service.types import ModelStatus, PredictRequest
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["Vision"].full_name
+MAX_ID = 128
+"""Characters of a message's id."""
 
 TASKS: dict[Task, pb.Task.ValueType] = {
     Task.CLASSIFY: pb.TASK_CLASSIFY,
@@ -38,13 +31,76 @@ TASKS: dict[Task, pb.Task.ValueType] = {
 }
 
 
-def list_models(engine: Engine) -> pb.ListModelsResponse:
-    """All served models, in the worker's order.
+def add_vision(
+    server: grpc.aio.Server, engine: Engine, settings: Settings, auth: Auth, request_log: RequestLog
+) -> None:
+    """Add the service to a server."""
+    vision = Vision(engine, auth)
+    service = RpcService(SERVICE, auth, request_log, settings.max_stream_in_flight)
+    for method in METHODS:
+        predict, task = partial(vision.predict, method), method.task.value
+        service.add_unary(method.name, predict, task=task)
+        service.add_stream(f"{method.name}Stream", predict, method.error_reply, task=task)
+    service.add_unary("ListModels", vision.list_models)
+    service.add_to(server)
+
+
+class Vision:
+    """The service's methods, from bytes to bytes."""
+
+    def __init__(self, engine: Engine, auth: Auth) -> None:
+        self._engine = engine
+        self._auth = auth
+
+    async def predict(self, method: PredictMethod, record: RequestRecord, data: bytes, timeout_ms: int | None) -> bytes:
+        """One image's answer."""
+        deadline_s = self._engine.deadline(timeout_ms)
+        with self._engine.body_budget() as take:
+            message = parse(method.request, data)
+            _use_id(record, message.id)  # first, so that every later error has it
+            self._auth.admit(Caller(record.caller))
+            take(len(data))
+            params = read_params(message)
+            model = record.model = self._engine.resolve(method.task, params.model).config.name
+            request = PredictRequest(record.request_id, method.task, model, message.image, params.params, deadline_s)
+            label_map = isinstance(message, pb.SegmentRequest) and message.label_map
+            encode = partial(response_of, mask_format=params.mask_format, label_map=label_map)
+            del message  # it holds a copy of the image
+            reply = await self._engine.predict(request, encode)
+        record.timings = reply.timings
+        response = reply.payload
+        response.id = record.given_id or record.request_id
+        response.model = reply.model
+        milliseconds = record.finish()
+        response.timings.decode_ms = milliseconds["decode"]
+        response.timings.queue_ms = milliseconds["queue"]
+        response.timings.infer_ms = milliseconds["infer"]
+        response.timings.post_ms = milliseconds["post"]
+        response.timings.total_ms = milliseconds["total"]
+        return response.SerializeToString()
+
+    async def list_models(self, _record: RequestRecord, _data: bytes, _timeout_ms: int | None) -> bytes:
+        """All served models, in the worker's order.
+
+        Raises:
+            Unavailable: no worker has reported its models yet.
+        """
+        models = [_model(self._engine, status) for status in self._engine.models()]
+        return pb.ListModelsResponse(models=models).SerializeToString()
+
+
+def _use_id(record: RequestRecord, given_id: str) -> None:
+    """Take the id of a request's message; logs use it if it is printable ASCII.
 
     Raises:
-        Unavailable: it is not known yet what the worker serves.
+        BadParameter: it is longer than `MAX_ID`.
     """
-    return pb.ListModelsResponse(models=[_model(engine, status) for status in engine.models()])
+    record.given_id = given_id[:MAX_ID]
+    if len(given_id) > MAX_ID:
+        raise BadParameter(f"parameter 'id' has {len(given_id)} characters; expected at most {MAX_ID}", "id")
+    if SANE_ID.fullmatch(given_id):
+        record.request_id = given_id
+        request_id.set(given_id)
 
 
 def _model(engine: Engine, status: ModelStatus) -> pb.Model:
@@ -81,144 +137,3 @@ def _input(spec: Preprocessing) -> pb.Input:
 
 def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
     return None if accuracy is None else pb.Accuracy(metrics=accuracy.metrics, measured_on=accuracy.measured_on)
-
-
-SERVICE: str = pb.DESCRIPTOR.services_by_name["Vision"].full_name
-TRANSPORT = "grpc"
-
-
-def add_vision(
-    server: grpc.aio.Server,
-    engine: Engine,
-    settings: Settings,
-    metrics: FrontEndMetrics,
-    gate: Auth,
-    request_log: RequestLog,
-) -> None:
-    """Have a server answer the calls of `SERVICE`."""
-    vision = Vision(engine, settings, metrics, gate, request_log)
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "ListModels": grpc.unary_unary_rpc_method_handler(vision.list_models)
-    }
-    for method in METHODS:
-        handlers[method.name] = grpc.unary_unary_rpc_method_handler(partial(vision.answer, method))
-        handlers[f"{method.name}Stream"] = grpc.stream_stream_rpc_method_handler(partial(vision.converse, method))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-
-
-class Vision:
-    """The service's methods, from bytes to bytes."""
-
-    def __init__(
-        self, engine: Engine, settings: Settings, metrics: FrontEndMetrics, gate: Auth, request_log: RequestLog
-    ) -> None:
-        self._engine = engine
-        self._settings = settings
-        self._metrics = metrics
-        self._gate = gate
-        self._journal = request_log
-
-    async def answer(self, method: Method, data: bytes, context: Context) -> bytes:
-        """A unary call. Its trailing metadata are `x-request-id` and `server-timing`, as REST's headers."""
-        turn = CallRecord.begin(given_id_of(context))
-        with rpc_span(self._journal, turn, f"{SERVICE}/{method.name}", context):
-            outcome = await self._outcome(method, turn, data, context, partial(caller_of, context, self._gate))
-            if isinstance(outcome, ConvMLPError):
-                await abort(context, outcome, turn)
-            context.set_trailing_metadata((("x-request-id", turn.request_id), ("server-timing", turn.server_timing())))
-            reply = outcome.SerializeToString()
-            turn.reply_bytes = len(reply)
-            return reply
-
-    async def converse(self, method: Method, messages: AsyncIterator[bytes], context: Context) -> None:
-        """A stream. Wrong credentials end it at once; all other errors are those of single messages."""
-        call = CallRecord.begin(given_id_of(context))
-        with rpc_span(self._journal, call, f"{SERVICE}/{method.name}Stream", context):
-            await self._converse(method, call, messages, context)
-
-    async def _converse(
-        self, method: Method, call: CallRecord, messages: AsyncIterator[bytes], context: Context
-    ) -> None:
-        call.task = method.task.value
-        try:
-            call.caller = caller = caller_of(context, self._gate)
-        except ConvMLPError as error:
-            self._metrics.request(TRANSPORT, method.task.value, "", error.code, time.monotonic() - call.started_s)
-            await abort(context, error, call)
-        await context.send_initial_metadata((("x-request-id", call.request_id),))
-
-        async def answer(at: int, data: bytes) -> bytes:
-            turn = CallRecord(f"{call.request_id}-{at}", time.monotonic(), method=call.method, status="OK")
-            with self._journal.message(turn):
-                outcome = await self._outcome(method, turn, data, context, lambda: caller)
-                if isinstance(outcome, ConvMLPError):
-                    note(outcome, turn)
-                    outcome = method.response(id=turn.reply_id, error=status_of(outcome, turn.request_id))
-                reply = outcome.SerializeToString()
-                turn.reply_bytes = len(reply)
-            call.request_bytes += len(data)
-            call.reply_bytes += len(reply)
-            return reply
-
-        await answer_each(messages, answer, context.write, self._settings.max_stream_in_flight)
-
-    async def list_models(self, _: bytes, context: Context) -> bytes:
-        call = CallRecord.begin(given_id_of(context))
-
-        async def listed() -> pb.ListModelsResponse:
-            call.caller = caller_of(context, self._gate)
-            return list_models(self._engine)
-
-        with rpc_span(self._journal, call, f"{SERVICE}/ListModels", context):
-            outcome = await value_or_error(listed(), request_id=call.request_id)
-            if isinstance(outcome, ConvMLPError):
-                await abort(context, outcome, call)
-            context.set_trailing_metadata((("x-request-id", call.request_id),))
-            return outcome.SerializeToString()
-
-    async def _outcome(
-        self, method: Method, turn: CallRecord, data: bytes, context: Context, caller: Callable[[], Caller]
-    ) -> Response | ConvMLPError:
-        answered = self._response(method, turn, data, timeout_ms_of(context), caller)
-        return await value_or_error(answered, request_id=turn.request_id)
-
-    async def _response(
-        self, method: Method, turn: CallRecord, data: bytes, timeout_ms: int | None, caller: Callable[[], Caller]
-    ) -> Response:
-        deadline_s = self._engine.deadline(timeout_ms)
-        with (
-            counted(self._metrics, TRANSPORT, method.task.value, turn) as count_for,
-            self._engine.body_budget() as take,
-        ):
-            turn.request_bytes = len(data)
-            turn.caller = whose = caller()
-            message = parse(method.request, data)
-            turn.name(message.id)  # first of all: who is refused must know which of his messages was
-            self._gate.admit(whose)
-            take(len(data))
-            request, encode = self._read(method, turn, message, deadline_s, count_for)
-            del data, message  # two more copies of the image
-            reply = await self._predict(request, encode)
-        turn.timings = reply.timings
-        response = reply.payload
-        response.id, response.model = turn.reply_id, reply.model
-        response.timings.CopyFrom(turn.timings_message())
-        return response
-
-    def _read(
-        self, method: Method, turn: CallRecord, message: Request, deadline_s: float, count_for: Callable[[str], None]
-    ) -> tuple[PredictRequest, Callable[[Result], Response]]:
-        """What to predict, and how to tell it."""
-        asked = asked_of(message)
-        model = self._engine.resolve(method.task, asked.model).config.name
-        count_for(model)
-        request = PredictRequest(turn.request_id, method.task, model, message.image, asked.params, deadline_s)
-        return request, encoder_of(message, asked.mask_format)
-
-    async def _predict(self, request: PredictRequest, encode: Callable[[Result], Response]) -> Reply[Response]:
-        try:
-            return await self._engine.predict(request, encode)
-        except asyncio.CancelledError:
-            if time.monotonic() < request.deadline_s:
-                raise  # the caller left
-            raise DeadlineExceeded("the call's deadline passed before its answer was ready") from None

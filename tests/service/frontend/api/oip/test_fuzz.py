@@ -16,7 +16,7 @@ from service.errors import BadRequest
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as pb
 from service.frontend.api.oip.grpc_codec import read_request as read_message
 from service.frontend.api.oip.http_codec import json_length, read_request
-from service.frontend.api.oip.protocol import InferRequest, pictures_of
+from service.frontend.api.oip.protocol import InferRequest, images_of
 
 MAX_IMAGES = 4
 REFUSALS = (BadRequest, ImageTooLarge)
@@ -49,7 +49,7 @@ documents = st.fixed_dictionaries(
 
 def understood(request: InferRequest) -> None:
     """Of a request that was understood the pictures are what its shape says."""
-    pictures = pictures_of(request.inputs, MAX_IMAGES)
+    pictures = images_of(request.inputs, MAX_IMAGES)
     (tensor,) = request.inputs
     assert len(pictures) == tensor.shape[0] <= MAX_IMAGES
     for picture in pictures:
