@@ -14,7 +14,7 @@ from model.predictor import reference_answer
 from model.reference import REFERENCE_PICTURE
 from service.cli.app import app
 from service.settings import EMBEDDED_MODELS
-from tests.model.net.tiny import metadata, tiny_network
+from tests.model.tiny_models import metadata, tiny_network
 from tests.service.cli.command import started
 
 CAT = str(REFERENCE_PICTURE)

@@ -21,8 +21,8 @@ from model.bundle import WEIGHTS_FILE, read_bundle
 from model.net.network import build_network
 from model.zoo.catalogue import CATALOGUE
 from service.cli.app import app
-from tests.model.zoo.checkpoints import tiny_checkpoint
-from tests.model.zoo.server import Act, Server, serving
+from tests.model.tiny_models import tiny_checkpoint
+from tests.model.zoo.scripted_server import ScriptedReply, Server, scripted_server
 from tests.service.cli.command import started
 
 NAME = "convmlp_s_cifar10"
@@ -40,7 +40,7 @@ def published() -> bytes:
 
 @pytest.fixture
 def server(published: bytes) -> Iterator[Server]:
-    with serving(published) as one:
+    with scripted_server(published) as one:
         yield one
 
 
@@ -121,7 +121,7 @@ def test_the_hash_of_the_first_use_holds_ever_after(store: Path, server: Server,
     """A file that changed at its source is refused, and the model that is there stays."""
     assert pull(store, "--url", server.url).exit_code == 0
     before = read_bundle(store / NAME)
-    server.then = Act(content=published[:-1] + b"!", etag='"two"')
+    server.default = ScriptedReply(content=published[:-1] + b"!", etag='"two"')
     ran = pull(store, "--url", server.url, "--force")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert "at the first download" in ran.stderr
@@ -131,7 +131,10 @@ def test_the_hash_of_the_first_use_holds_ever_after(store: Path, server: Server,
 def test_what_is_no_such_model_is_neither_made_nor_trusted(tmp_path: Path, store: Path, server: Server) -> None:
     """Another model at that place is told and removed, and does not stand in the way of the right one later."""
     other = tiny_checkpoint(tmp_path, "classifier").read_bytes()
-    server.acts += [Act(content=other, etag='"other"'), Act(content=b"no checkpoint", etag='"none"')]
+    server.replies += [
+        ScriptedReply(content=other, etag='"other"'),
+        ScriptedReply(content=b"no checkpoint", etag='"none"'),
+    ]
     for why in ("has a classifier of size custom and 5 classes; the published model is", "is not a checkpoint"):
         ran = pull(store, "--url", server.url)
         assert (ran.exit_code, ran.stdout) == (1, "")
@@ -154,7 +157,7 @@ def test_an_unsound_model_is_fetched_again(store: Path, server: Server) -> None:
 async def test_a_killed_pull_leaves_no_half_model_and_goes_on(store: Path, server: Server, published: bytes) -> None:
     """A process killed in the middle leaves only the part; the next one asks for the rest alone."""
     half = len(published) // 2
-    server.acts.append(Act(stall_after=half))
+    server.replies.append(ScriptedReply(stall_after=half))
     arguments = ("models", "pull", NAME, "--url", server.url, "--models-dir", str(store))
     async with started(*arguments) as process:
         part = store / f"{NAME}.pth.part"

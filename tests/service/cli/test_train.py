@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli.train import train_app
-from tests.model.training.photographs import write_photographs
+from tests.model.training.pets_dataset import write_photographs
 
 
 @pytest.fixture
