@@ -68,7 +68,7 @@ async def test_too_many_bytes_are_an_error_of_the_service(
     """A message over the limits is INVALID_ARGUMENT and names the limit."""
     error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=bytes(size)), compression=compression))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"at most {LIMIT:,} are accepted" in (error.details() or "")
+    assert f"the limit is {LIMIT:,}" in (error.details() or "")
 
 
 async def test_far_too_many_bytes_are_an_error_of_grpc(rpc: RpcWithWorker) -> None:
