@@ -92,8 +92,8 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
 async def _worker(settings: Settings, stop: asyncio.Event) -> int:
     bundle: Bundle = fake_bundle(Task.CLASSIFY)
     metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: bundle.config.task.value})
-    async with WorkerEndpoint(settings.worker_address[0]) as door:
-        await Worker([bundle], lambda _: NoRunner(), settings, metrics).run(door, stop)
+    async with WorkerEndpoint(settings.worker_address[0]) as endpoint:
+        await Worker([bundle], lambda _: NoRunner(), settings, metrics).run(endpoint, stop)
     return 0
 
 

@@ -72,16 +72,10 @@ async def test_where_nobody_is_nothing_is_healthy() -> None:
 @asynccontextmanager
 async def worker_that_says(state: State, folder: Path) -> AsyncIterator[str]:
     """The address of a worker by hand, that greets whoever comes with this."""
-    async with WorkerEndpoint(f"ipc://{folder}/worker") as door:
-
-        async def answer() -> None:
-            while True:
-                letter = await door.receive()
-                door.tell(letter.sender, state)
-
-        answering = asyncio.create_task(answer())
+    async with WorkerEndpoint(f"ipc://{folder}/worker") as endpoint:
+        answering = asyncio.create_task(endpoint.run(lambda envelope: endpoint.send_state(envelope.sender, state)))
         try:
-            yield door.address
+            yield endpoint.address
         finally:
             answering.cancel()
 
@@ -141,8 +135,8 @@ async def test_a_device_that_hangs_as_it_is_opened_is_silent(tmp_path: Path) -> 
 
     bundle = store_bundle(tmp_path, fake_bundle(Task.CLASSIFY))
     metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: "classify"})
-    async with WorkerEndpoint(settings.worker_address[0]) as door:
-        serving = asyncio.create_task(Worker([bundle], open_device, settings, metrics).run(door, stop))
+    async with WorkerEndpoint(settings.worker_address[0]) as endpoint:
+        serving = asyncio.create_task(Worker([bundle], open_device, settings, metrics).run(endpoint, stop))
         try:
             states = [await asyncio.to_thread(state_of_worker, settings) for _ in range(2)]
         finally:
