@@ -26,8 +26,8 @@ from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
 from service.frontend.api.oip.protocol import InferResponse
 from service.frontend.core.auth import Auth, Caller
-from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import RequestLog, RequestRecord, value_or_error
+from service.frontend.core.engine import Engine, value_or_error
+from service.frontend.core.request_log import RequestLog, RequestRecord
 from service.frontend.grpc.call import answer_in_order, begin_call, caller_of, timeout_ms_of
 from service.frontend.grpc.status import Context, abort, note, status_of
 from service.settings import Settings
@@ -237,26 +237,28 @@ class GrpcServer:
     ) -> bytes:
         deadline_s = self._engine.deadline(timeout_ms_of(context))
         turn.predicts = True
-        with self._engine.body_budget() as take:
+        try:
             turn.request_bytes = len(data)
             turn.caller = whose = caller()
             self._gate.admit(whose)
-            take(len(data))
+            self._engine.bodies.take(turn, len(data))
             message = _parse(pb.ModelInferRequest, data)
             turn.given_id = message.id
             turn.task = self._catalogue.task_of(message.model_name)
-            config = self._catalogue.status(message.model_name, message.model_version).config
-            turn.model = config.name
+            model = self._catalogue.status(message.model_name, message.model_version)
+            turn.model = model.config.name
             # Raw tensors are only copied.
             nbytes = len(data) // 256 if message.raw_input_contents else len(data)
             asked = await offload(partial(read_request, message), nbytes)
             del message  # it holds a copy of the tensors
             try:
-                return await self._inference.infer(config, turn, whose, deadline_s, asked, encode)
+                return await self._inference.infer(model, turn, whose, deadline_s, asked, encode)
             except asyncio.CancelledError:
                 if time.monotonic() < deadline_s:
                     raise  # the caller left
                 raise DeadlineExceeded("the call's deadline passed before its answer was ready") from None
+        finally:
+            self._engine.bodies.release(turn)
 
 
 def _parse(kind: type[M], data: bytes) -> M:

@@ -25,11 +25,9 @@ from service.frontend.api.oip.http_codec import (
 )
 from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
-from service.frontend.core.auth import Auth
+from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.http.body import read_body
-from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
-from service.frontend.http.middleware import caller_of, read_timeout_ms, record_of
+from service.frontend.http.middleware import request_of, within_deadline
 from service.settings import Settings
 
 NOT_IMPLEMENTED = 501
@@ -49,7 +47,7 @@ def open_inference(engine: Engine, settings: Settings, gate: Auth) -> APIRouter:
 
     def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
         async def endpoint(request: Request) -> Response:
-            record_of(request).route = path  # FastAPI sets it for its own routes only
+            request_of(request).record.route = path  # FastAPI sets it for its own routes only
             return await answer(request)
 
         router.add_route(path, endpoint, methods)
@@ -91,22 +89,25 @@ class HttpServer:
 
     async def infer(self, request: Request) -> Response:
         name, version = _model(request)
-        record = record_of(request)
-        task = self._repository.task_of(name)
-        record.predicts, record.task = True, task
-        # Before the body is read: a wrong model's name should not cost an upload.
-        config = self._repository.status(name, version).config
-        record.model = config.name
-        deadline_s = self._engine.deadline(_timeout_ms(request))
+        ours = request_of(request)
+        record = ours.record
+        record.predicts, record.task = True, self._repository.task_of(name)
+        # Before the body is read, so that a wrong model name does not cost an upload.
+        model = self._repository.status(name, version)
+        record.model = model.config.name
+        deadline_s = self._engine.deadline(ours.timeout_ms)
         coding = negotiate_coding(request.headers.get("accept-encoding"))
-        with self._engine.body_budget() as take:
-            body = await within_deadline(read_decompressed(request, self._settings, take), deadline_s)
+        bodies = self._engine.bodies
+        try:
+            body = await within_deadline(read_decompressed(ours, self._settings.max_request_bytes, bodies), deadline_s)
             length = json_length(request.headers.get(HEADER_LENGTH), len(body))
             asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
-            with cancel_on_disconnect(request):
+            with ours.connection.disconnect:
                 content, headers = await self._inference.infer(
-                    config, record, caller_of(request), deadline_s, asked, partial(encode_response, coding=coding)
+                    model, record, Caller(record.caller), deadline_s, asked, partial(encode_response, coding=coding)
                 )
+        finally:
+            bodies.release(record)
         return Response(content, headers=headers)
 
     async def metadata(self, _: Request) -> Response:
@@ -139,21 +140,21 @@ class HttpServer:
 
     async def index(self, request: Request) -> Response:
         body = await self._control_body(request)
-        with cancel_on_disconnect(request):
+        with request_of(request).connection.disconnect:
             listing = await self._repository.index(only_ready=body.ready, deadline_s=_control_deadline_s(request))
         return _json(listing)
 
     async def load(self, request: Request) -> Response:
         name, _ = _model(request)
         parameters = (await self._control_body(request)).parameters
-        with cancel_on_disconnect(request):
+        with request_of(request).connection.disconnect:
             await self._repository.load(name, parameters, _control_deadline_s(request))
         return Response()
 
     async def unload(self, request: Request) -> Response:
         name, _ = _model(request)
         await self._control_body(request)
-        with cancel_on_disconnect(request):
+        with request_of(request).connection.disconnect:
             await self._repository.unload(name, _control_deadline_s(request))
         return Response()
 
@@ -167,13 +168,15 @@ class HttpServer:
         raise HTTPException(NOT_IMPLEMENTED, NO_SETTINGS)
 
     async def _control_body(self, request: Request) -> _ControlBody:
-        deadline_s = self._engine.deadline(_timeout_ms(request))
-        with self._engine.body_budget() as take:
-            body = await within_deadline(read_body(request, self._settings, take), deadline_s)
-            try:
-                return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise BadRequest(f"the body does not have the expected form: {error}") from None
+        ours, bodies = request_of(request), self._engine.bodies
+        deadline_s = self._engine.deadline(ours.timeout_ms)
+        try:
+            body = await within_deadline(ours.read(self._settings.max_request_bytes, bodies), deadline_s)
+            return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the body does not have the expected form: {error}") from None
+        finally:
+            bodies.release(ours.record)
 
 
 def _model(request: Request) -> tuple[str, str]:
@@ -181,13 +184,9 @@ def _model(request: Request) -> tuple[str, str]:
     return request.path_params.get("name", ""), request.path_params.get("version", "")
 
 
-def _timeout_ms(request: Request) -> int | None:
-    return read_timeout_ms(request.headers.get("x-request-timeout-ms"))
-
-
 def _control_deadline_s(request: Request) -> float | None:
     """None without a timeout of the client's: loading may take longer than a prediction."""
-    timeout_ms = _timeout_ms(request)
+    timeout_ms = request_of(request).timeout_ms
     return None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
 
 

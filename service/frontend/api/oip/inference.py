@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from model.bundle import BundleConfig
 from model.errors import ConvMLPError
 from service.errors import Overloaded, RetryLater, error_from_code
 from service.frontend.api.oip.metadata import ModelRepository
@@ -21,7 +20,7 @@ from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.request_log import RequestRecord, slowest
 from service.settings import Settings
-from service.types import PredictRequest, Reply
+from service.types import ModelStatus, PredictRequest, Reply
 
 T = TypeVar("T")
 
@@ -46,7 +45,7 @@ class Inference:
 
     async def infer(
         self,
-        config: BundleConfig,
+        model: ModelStatus,
         record: RequestRecord,
         caller: Caller,
         deadline_s: float,
@@ -60,6 +59,7 @@ class Inference:
         Raises:
             ConvMLPError: the request's error, or that of one of its images.
         """
+        config = model.config
         counts = self._statistics[config.name]
         try:
             selection = select_outputs(config, request, read_params(config.task, request.parameters))
@@ -69,7 +69,7 @@ class Inference:
                 deadline_s = min(deadline_s, record.started_s + timeout_s)
 
             def predict_request(image_id: str, at: int) -> PredictRequest:
-                return PredictRequest(image_id, config.task, config.name, images[at], selection.params, deadline_s)
+                return PredictRequest(image_id, model, images[at], selection.params, deadline_s)
 
             if len(images) == 1:
                 replies = [await self._engine.predict(predict_request(record.request_id, 0), selection.compute)]

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 
 from convmlp.v1 import vision_pb2 as pb
+from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.types import ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
+from model.postprocess.results import postprocess
+from model.types import ClassifyResult, Detection, DetectResult, RawOutput, Result, SegmentResult, Size, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.core.overlay import encode_label_map
 from service.frontend.core.parameters import PredictParams, parse_params
@@ -74,10 +76,10 @@ def asked_of(request: Request) -> PredictParams:
             return parse_params(model=model, mask_format=_mask_format(request.mask_format))
 
 
-def encoder_of(request: Request, mask_format: MaskFormat) -> Callable[[Result], Response]:
-    """What makes a result the response that a request asks for; it does not hold the request."""
+def encoder_of(request: Request, mask_format: MaskFormat) -> Callable[[RawOutput, BundleConfig, Size], Response]:
+    """What makes an output the response that a request asks for; it does not hold the request."""
     label_map = isinstance(request, pb.SegmentRequest) and request.label_map
-    return lambda result: response_of(result, mask_format, label_map=label_map)
+    return lambda raw, config, size: response_of(postprocess(raw, config, size), mask_format, label_map=label_map)
 
 
 def response_of(result: Result, mask_format: MaskFormat, *, label_map: bool) -> Response:

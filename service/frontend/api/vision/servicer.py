@@ -19,12 +19,12 @@ from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy, BundleConfig
 from model.errors import ConvMLPError
 from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocessing
-from model.types import Result, Task
+from model.types import Task
 from service.errors import DeadlineExceeded
 from service.frontend.api.vision.convert import METHODS, Method, Request, Response, asked_of, encoder_of, parse
 from service.frontend.core.auth import Auth, Caller
-from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import RequestLog, RequestRecord, value_or_error
+from service.frontend.core.engine import Encode, Engine, value_or_error
+from service.frontend.core.request_log import RequestLog, RequestRecord
 from service.frontend.grpc.call import (
     answer_each,
     begin_call,
@@ -184,33 +184,35 @@ class Vision:
     ) -> Response:
         deadline_s = self._engine.deadline(timeout_ms)
         turn.predicts, turn.task = True, method.task.value
-        with self._engine.body_budget() as take:
+        try:
             turn.request_bytes = len(data)
             turn.caller = whose = caller()
             message = parse(method.request, data)
             take_id(turn, message.id)  # first of all: who is refused must know which of his messages was
             self._gate.admit(whose)
-            take(len(data))
+            self._engine.bodies.take(turn, len(data))
             request, encode = self._read(method, turn, message, deadline_s)
             del data, message  # two more copies of the image
             reply = await self._predict(request, encode)
+        finally:
+            self._engine.bodies.release(turn)
         turn.timings = reply.timings
         response = reply.payload
-        response.id, response.model = reply_id(turn), reply.model
+        response.id, response.model = reply_id(turn), turn.model
         response.timings.CopyFrom(timings_message(turn))
         return response
 
     def _read(
         self, method: Method, turn: RequestRecord, message: Request, deadline_s: float
-    ) -> tuple[PredictRequest, Callable[[Result], Response]]:
+    ) -> tuple[PredictRequest, Encode[Response]]:
         """What to predict, and how to tell it."""
         asked = asked_of(message)
-        model = self._engine.resolve(method.task, asked.model).config.name
-        turn.model = model
-        request = PredictRequest(turn.request_id, method.task, model, message.image, asked.params, deadline_s)
+        model = self._engine.resolve(method.task, asked.model)
+        turn.model = model.config.name
+        request = PredictRequest(turn.request_id, model, message.image, asked.params, deadline_s)
         return request, encoder_of(message, asked.mask_format)
 
-    async def _predict(self, request: PredictRequest, encode: Callable[[Result], Response]) -> Reply[Response]:
+    async def _predict(self, request: PredictRequest, encode: Encode[Response]) -> Reply[Response]:
         try:
             return await self._engine.predict(request, encode)
         except asyncio.CancelledError:
