@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.material import SOURCE, Material, network_input, own_statistics
 from benchmarks.servers import LARGE_MODELS
-from model.net.build import build_network
+from model.net.network import build_network
 from model.net.normalise import Normalise
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 
 from model.bundle import Bundle, Source, read_bundle
 from model.decode import DecodeLimits, decode_picture
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES
 from model.net.convmlp import ConvMLPClassifier
 from model.net.normalise import Normalise
 from model.net.weights import BundleMetadata, write_bundle
@@ -37,7 +39,7 @@ from model.precision import Precision, select_precision
 from model.predictor import load_network, reference_answer
 from model.preprocess import prepare_picture
 from model.reference import REFERENCE_PICTURE
-from model.spec import BACKBONES, CenterCropSpec, ClassifierSpec, ClassifyPostSpec, Preprocessing
+from model.spec import CenterCropSpec, ClassifyPostSpec, Preprocessing
 from model.types import ModelInput, UInt8Array
 from service.settings import usable_cores
 
@@ -104,7 +106,7 @@ def make_material(folder: Path, given: Path | None) -> Material:
     inputs = [network_input(data, PREPROCESSING).pixels for data in pictures]
     draft = BundleMetadata(
         name=MODEL,
-        architecture=ClassifierSpec(backbone=BACKBONES["s"]),
+        architecture=ClassifierSpec(backbone=CONVMLP_SIZES["s"]),
         labels=tuple(f"class {at}" for at in range(CLASSES)),
         preprocessing=PREPROCESSING,
         postprocessing=ClassifyPostSpec(),
@@ -141,7 +143,7 @@ def network_input(data: bytes, spec: Preprocessing) -> ModelInput:
 def fitted_network(inputs: Sequence[UInt8Array], classes: Sequence[int]) -> ConvMLPClassifier:
     """A seeded random ConvMLP-S that gives each input, uint8 (h, w, 3), its class."""
     torch.manual_seed(0)
-    network = ConvMLPClassifier(BACKBONES["s"], CLASSES).eval()
+    network = ConvMLPClassifier(CONVMLP_SIZES["s"], CLASSES).eval()
     x = Normalise(PREPROCESSING)(torch.from_numpy(np.stack(inputs)), None)
     with own_statistics(network):
         for part in x.split(16):

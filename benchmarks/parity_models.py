@@ -15,29 +15,29 @@ from torch import Tensor, nn
 
 from benchmarks.parity_pictures import varied_reference
 from model.bundle import Bundle, Source
-from model.net.build import Network, build_network
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.mask_rcnn import BOX_GRID, MASK_GRID, MaskRCNN
+from model.net.network import build_network
 from model.net.normalise import Normalise
 from model.net.weights import BundleMetadata, write_bundle
 from model.preprocess import prepare
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
 from model.spec import (
-    BACKBONES,
-    Architecture,
     CenterCropSpec,
-    ClassifierSpec,
     ClassifyPostSpec,
     DetectPostSpec,
     KeepRatioSpec,
-    MaskRCNNSpec,
     Postprocessing,
     Preprocessing,
-    RetinaNetSpec,
     SegmentPostSpec,
-    SemanticFPNSpec,
 )
 
-SMALL = BACKBONES["s"]
+SMALL = CONVMLP_SIZES["s"]
 COCO_INPUT = KeepRatioSpec(long_side=1333, short_side=800, pad_multiple=32)
 CALIBRATION_INPUT = KeepRatioSpec(long_side=320, short_side=224, pad_multiple=32)
 LAYERS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
@@ -112,7 +112,7 @@ def random_bundle(store: Path, name: str, fill: Callable[[nn.Module], None] | No
 
 
 @torch.no_grad()
-def calibrate(network: Network) -> None:
+def calibrate(network: nn.Module) -> None:
     """Centre and scale each layer on the reference picture, layer by layer, so that no signal dies or explodes.
 
     Batch norm gets the statistics of what it sees, and a random weight and bias.

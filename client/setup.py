@@ -1,4 +1,4 @@
-"""Adds to the build what pyproject.toml cannot say: the gRPC code is made of the contract, before it is packed."""
+"""Generates the gRPC code from the .proto file before the package is built."""
 
 from __future__ import annotations
 

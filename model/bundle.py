@@ -14,8 +14,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from model.errors import BundleInvalid
+from model.families.registry import Architecture, family_of
 from model.reference import ReferenceAnswer
-from model.spec import TASK_OF_FAMILY, Architecture, Postprocessing, Preprocessing, Spec
+from model.spec import Postprocessing, Preprocessing, Spec
 from model.types import Task
 
 CONFIG_FILE = "config.json"
@@ -62,7 +63,7 @@ class BundleConfig(Spec):
     @model_validator(mode="after")
     def _parts_belong_together(self) -> Self:
         tasks = {
-            "architecture": TASK_OF_FAMILY[self.architecture.family],
+            "architecture": family_of(self.architecture).task,
             "postprocessing": Task(self.postprocessing.task),
             "reference": Task(self.reference.task),
         }

@@ -11,9 +11,9 @@ from math import inf
 
 import numpy as np
 import torch
+from torch import nn
 
 from model.bundle import Bundle, BundleConfig
-from model.net.build import Network
 from model.net.cpu.onednn import onednn_accelerates
 from model.net.weights import DTYPES, DtypeName
 from model.postprocess.results import postprocess
@@ -62,7 +62,7 @@ class Selection:
     trials: tuple[Trial, ...]
 
 
-def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, network: Network) -> Predictor:
+def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, network: nn.Module) -> Predictor:
     """A bundle's predictor in a precision. The network is not the caller's any more. Raises as `Predictor`."""
     dtype = DTYPE_NAMES[precision]
     if precision is Precision.EXACT:
@@ -73,7 +73,7 @@ def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, n
     return Predictor(bundle, device, dtype, optimisations, network)
 
 
-def select_precision(bundle: Bundle, device: torch.device, network: Network) -> Selection:
+def select_precision(bundle: Bundle, device: torch.device, network: nn.Module) -> Selection:
     """The fastest precision whose answers stay within the bundle's reference tolerances of the `exact` answers.
 
     The answers are those on the reference picture, on its mirror image and on one half as bright; a classifier's

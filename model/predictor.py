@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from model.bundle import Bundle, BundleConfig
 from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid
-from model.net.build import Network, build_network
-from model.net.convmlp import ConvMLPClassifier, top_k_classes
+from model.families.registry import family_of
 from model.net.cpu.onednn import convert_to_onednn
 from model.net.fold import fold_batch_norm
-from model.net.mask_rcnn import MaskRCNN, mask_rcnn_detections
+from model.net.network import build_network, network_of
 from model.net.normalise import Normalise
-from model.net.retinanet import RetinaNet, retinanet_detections
-from model.net.semantic_fpn import SemanticFPN, label_maps
 from model.net.weights import DTYPES, DtypeName, load_weights
 from model.postprocess.results import postprocess
 from model.preprocess import prepare
 from model.reference import REFERENCE_PARAMS, ReferenceAnswer, reference_input, summarise
-from model.spec import DetectPostSpec, KeepRatioSpec, Postprocessing
-from model.types import Batch, ClassifyResult, ModelInput, QueryParams, RawOutput, Result, Size
+from model.spec import KeepRatioSpec
+from model.types import Batch, ClassifyResult, ModelInput, QueryParams, RawOutput, Result
 
 LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 
@@ -36,7 +32,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_network(bundle: Bundle) -> Network:
+def load_network(bundle: Bundle) -> nn.Module:
     """A bundle's network with its weights, as float32 in host memory. Any thread may call it: no device is touched.
 
     Raises:
@@ -78,7 +74,7 @@ class Predictor:
         device: torch.device,
         precision: DtypeName = "fp32",
         optimisations: Optimisations = Optimisations(),
-        network: Network | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         """Load a bundle.
 
@@ -95,6 +91,7 @@ class Predictor:
             torch.OutOfMemoryError: the device has no room for the network.
         """
         config = bundle.config
+        self._family = network_of(family_of(config.architecture))
         network = network or load_network(bundle)
         self.device = device
         self._dtype = DTYPES[precision]
@@ -104,11 +101,11 @@ class Predictor:
         network.to(device, self._dtype)
         self._memory_format = torch.channels_last if optimisations.channels_last else torch.contiguous_format
         # torch's annotations do not know this argument.
-        self._network: Network = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        self._network: nn.Module = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if optimisations.onednn:
             convert_to_onednn(self._network)
         if optimisations.compiled:
-            _compile(self._network)
+            self._family.compile(self._network)
         self._normalise = Normalise(config.preprocessing).to(device)
         self._padded = isinstance(config.preprocessing, KeepRatioSpec)
         self._postprocessing = config.postprocessing
@@ -127,35 +124,7 @@ class Predictor:
         pixels = host.to(self.device, non_blocking=True)
         contents = [geometry.content for geometry in batch.geometries] if self._padded else None
         x = self._normalise(pixels, contents).to(self._dtype, memory_format=self._memory_format)
-        return tuple(answer(self._network, x, batch, self._postprocessing))
-
-
-def _compile(network: Network) -> None:
-    """Compile in place what is called as a module; the rest of test time is too dynamic to gain from it."""
-    network.compile()
-    if isinstance(network, MaskRCNN):
-        # As many regions as there are, another number for each picture.
-        network.roi_head.bbox_head.compile(dynamic=True)
-        network.roi_head.mask_head.compile(dynamic=True)
-
-
-def answer(network: Network, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> Sequence[RawOutput]:
-    """Normalised float (N, 3, h, w) RGB → a row each, by the test time procedure of the network's family."""
-    match network:
-        case ConvMLPClassifier():
-            return top_k_classes(network(x), batch.params)
-        case SemanticFPN():
-            return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries)
-        case RetinaNet():
-            assert isinstance(postprocessing, DetectPostSpec)
-            logits, deltas = network(x)
-            return retinanet_detections(logits, deltas, batch.geometries, batch.params, postprocessing)
-        case MaskRCNN():
-            assert isinstance(postprocessing, DetectPostSpec)
-            pyramid, logits, deltas = network(x)
-            return mask_rcnn_detections(
-                network.roi_head, pyramid, logits, deltas, batch.geometries, batch.params, postprocessing
-            )
+        return tuple(self._family.predict(self._network, x, batch, self._postprocessing))
 
 
 def predict_image(predictor: Predictor, config: BundleConfig, data: bytes, params: QueryParams) -> Result:

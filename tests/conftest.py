@@ -9,7 +9,12 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says nothing on a machine that has other things to do.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 HERE = Path(__file__).parent
 
@@ -29,6 +34,9 @@ SERIAL = (
 )
 SLOW = (
     "model/training",
+    # The authors' own networks, at their size.
+    "model/net/test_goldens.py",
+    "model/zoo/test_golden_answers.py",
     # Each starts `convmlp`, a part of the service, or another process, again and again.
     "benchmarks/test_parity.py",
     "client/test_process.py",

@@ -16,6 +16,12 @@ from prometheus_client import CollectorRegistry
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, BundleConfig, Source
 from model.errors import BundleInvalid
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import ConvMLPSpec
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.postprocess.results import postprocess
 from model.reference import (
     REFERENCE_PARAMS,
@@ -27,20 +33,7 @@ from model.reference import (
     reference_input,
     summarise,
 )
-from model.spec import (
-    Architecture,
-    BackboneSpec,
-    CenterCropSpec,
-    ClassifierSpec,
-    ClassifyPostSpec,
-    DetectPostSpec,
-    KeepRatioSpec,
-    MaskRCNNSpec,
-    Postprocessing,
-    RetinaNetSpec,
-    SegmentPostSpec,
-    SemanticFPNSpec,
-)
+from model.spec import CenterCropSpec, ClassifyPostSpec, DetectPostSpec, KeepRatioSpec, Postprocessing, SegmentPostSpec
 from model.types import (
     Batch,
     ClassifyOutput,
@@ -59,7 +52,7 @@ from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.worker import Worker
 
-TINY_BACKBONE = BackboneSpec(
+TINY_BACKBONE = ConvMLPSpec(
     tokenizer_channels=8, conv_blocks=1, stage_channels=(8, 16, 24), stage_depths=(1, 1, 1), mlp_ratios=(2, 2, 2)
 )
 CLASSES = 256

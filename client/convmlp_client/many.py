@@ -70,7 +70,7 @@ class Outcome(Generic[I_co, R_co]):
     def result(self) -> R_co:
         """The result. Raises `error` if there is none."""
         if self.answer is None:
-            raise self.error or AssertionError("an outcome has an answer or an error")
+            raise self.error or AssertionError("an outcome has a result or an error")
         return self.answer
 
 

@@ -16,7 +16,7 @@ from convmlp_client.errors import BadImage, ClientClosed, ConnectionFailed, Dead
 from convmlp_client.images import ImageInput, encoded_image
 from convmlp_client.parameters import PredictParams
 from convmlp_client.results import Model, Result
-from convmlp_client.retry import Deadline, Retries, SystemClock
+from convmlp_client.retry import Clock, Deadline, Retries, SystemClock
 from convmlp_client.transport import (
     Attempt,
     Compression,
@@ -81,14 +81,16 @@ def make_requester(
 class Requester:
     """Sends requests over a transport. It belongs to the event loop of the first request."""
 
-    def __init__(self, config: TransportConfig, timeout_s: float | None, retries: Retries) -> None:
-        """Raises ImportError, OSError: as `make_requester`."""
+    def __init__(
+        self, config: TransportConfig, timeout_s: float | None, retries: Retries, clock: Clock | None = None
+    ) -> None:
+        """Raises ImportError, OSError: as `make_requester`. Tests pass a clock."""
         self.max_concurrency = config.max_concurrency
         self._address = config.address
         self._transport = _open_transport(config)
         self._timeout_s = timeout_s
         self._retries = retries
-        self._clock = SystemClock()
+        self._clock = clock or SystemClock()
         self._slots = asyncio.Semaphore(config.max_concurrency)
         self._running: set[asyncio.Timeout] = set()
         self._closing_streams = 0

@@ -7,7 +7,7 @@ right, y down. Scores are probabilities from 0 to 1. `index` is the position of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -70,7 +70,7 @@ class Label:
     score: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {"label": self.label, "index": self.index, "score": self.score}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,7 @@ class Detection:
     mask: Mask | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        box = {"xmin": self.box.xmin, "ymin": self.box.ymin, "xmax": self.box.xmax, "ymax": self.box.ymax}
-        row = {"label": self.label, "index": self.index, "score": self.score, "box": box}
+        row = {"label": self.label, "index": self.index, "score": self.score, "box": asdict(self.box)}
         return row if self.mask is None else {**row, "mask": self.mask.to_json()}
 
 
@@ -124,7 +123,7 @@ class Classification:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as in `results` of the REST API."""
-        return {"image": _size_dict(self.image), "labels": [label.to_dict() for label in self.labels]}
+        return {"image": asdict(self.image), "labels": [label.to_dict() for label in self.labels]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ class Detections:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as in `results` of the REST API."""
-        return {"image": _size_dict(self.image), "detections": [one.to_dict() for one in self.detections]}
+        return {"image": asdict(self.image), "detections": [one.to_dict() for one in self.detections]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +232,7 @@ class Segmentation:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as in `results` of the REST API."""
-        return {"image": _size_dict(self.image), "segments": [segment.to_dict() for segment in self.segments]}
+        return {"image": asdict(self.image), "segments": [segment.to_dict() for segment in self.segments]}
 
     def _paint(self, values: Sequence[int]) -> LabelMap:
         """(H, W): at each pixel the value of its segment."""
@@ -251,10 +250,6 @@ class Segmentation:
 
 
 Result = Classification | Detections | Segmentation
-
-
-def _size_dict(size: ImageSize) -> dict[str, int]:
-    return {"width": size.width, "height": size.height}
 
 
 def _open_canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:

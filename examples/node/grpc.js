@@ -1,4 +1,4 @@
-// Classifies pictures in one stream, then finds what is in the first of them.
+// Classifies images in one stream, then detects the objects in the first one.
 //
 //   npm install
 //   node grpc.js localhost:8001 ../cat.jpg more.jpg …
@@ -12,7 +12,7 @@ import loader from "@grpc/proto-loader";
 const PROTO = fileURLToPath(new URL("../../proto/convmlp/v1/vision.proto", import.meta.url));
 const DEADLINE_MS = 10_000;
 const ATTEMPTS = 4;
-const IN_HAND = 16; // pictures that are sent and not answered yet
+const MAX_IN_FLIGHT = 16; // images sent and not yet answered
 
 const definition = loader.loadSync(PROTO, {
   includeDirs: [fileURLToPath(new URL("../../proto", import.meta.url))],
@@ -29,7 +29,7 @@ const vision = new convmlp.v1.Vision(address, grpc.credentials.createInsecure(),
   "grpc.keepalive_time_ms": 30_000,
 });
 
-// A unary call with a deadline. What may succeed later (the service starts, or is full) is tried again.
+// A unary call with a deadline. It is retried if the service is starting or at capacity.
 async function call(method, request) {
   for (let attempt = 1; ; attempt++) {
     try {
@@ -38,19 +38,19 @@ async function call(method, request) {
         vision[method](request, options, (error, reply) => (error ? reject(error) : resolve(reply)));
       });
     } catch (error) {
-      const later = [grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED].includes(error.code);
-      if (!later || attempt === ATTEMPTS) throw error;
+      const retryable = [grpc.status.UNAVAILABLE, grpc.status.RESOURCE_EXHAUSTED].includes(error.code);
+      if (!retryable || attempt === ATTEMPTS) throw error;
       await sleep(250 * 2 ** attempt * (0.5 + Math.random()));
     }
   }
 }
 
-// Every picture in one call. Replies come as they are ready, each with its request's id; a bad picture is an
-// error in its own reply.
+// All images in one call. Replies arrive as they are ready, each with its request's id. A bad image is an error in its
+// own reply.
 async function classifyAll(files) {
   const stream = vision.ClassifyStream({ deadline: Date.now() + DEADLINE_MS });
   const labels = new Map();
-  let free = IN_HAND;
+  let free = MAX_IN_FLIGHT;
   let wake = () => {};
   const sending = (async () => {
     for (const [id, file] of files.entries()) {
@@ -74,8 +74,8 @@ function describe(labels) {
 }
 
 try {
-  const answers = await classifyAll(paths);
-  for (const path of paths) console.log(`${path}: ${answers.get(path)}`);
+  const results = await classifyAll(paths);
+  for (const path of paths) console.log(`${path}: ${results.get(path)}`);
   const found = await call("Detect", { image: await readFile(paths[0]), score_threshold: 0.5 });
   for (const { label, score, box } of found.detections) {
     const corners = [box.xmin, box.ymin, box.xmax, box.ymax].map(Math.round);

@@ -1,4 +1,4 @@
-// The same over HTTP, with what Node has on board.
+// Classifies images over HTTP, with Node's built-in fetch.
 //
 //   node rest.js http://localhost:8000 ../cat.jpg more.jpg …
 
@@ -10,8 +10,8 @@ const ATTEMPTS = 4;
 
 const [url = "http://localhost:8000", ...paths] = process.argv.slice(2);
 
-// The answer for one picture. What may succeed later is tried again when the service says so.
-async function ask(task, image) {
+// The result for one image. A request is retried after the service's Retry-After.
+async function predict(task, image) {
   for (let attempt = 1; ; attempt++) {
     const response = await fetch(`${url}/${task}`, {
       method: "POST",
@@ -29,7 +29,7 @@ async function ask(task, image) {
 
 for (const path of paths) {
   try {
-    const { labels } = await ask("classify", await readFile(path));
+    const { labels } = await predict("classify", await readFile(path));
     console.log(`${path}: ${labels.map(({ label, score }) => `${label} ${(100 * score).toFixed(1)} %`).join(", ")}`);
   } catch (error) {
     console.error(`${path}: ${error.message}`);

@@ -1,8 +1,8 @@
-"""Finds objects in all pictures of a folder, and saves the pictures with boxes and masks drawn on them.
+"""Detects objects in all images of a folder, and saves the images with boxes and masks drawn on them.
 
 pip install 'convmlp-client[grpc,progress]'
-python draw_folder.py PICTURES DRAWN                         # asks http://127.0.0.1:8000
-python draw_folder.py PICTURES DRAWN grpc://127.0.0.1:8001
+python draw_folder.py IMAGES DRAWN                           # http://127.0.0.1:8000
+python draw_folder.py IMAGES DRAWN grpc://127.0.0.1:8001
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from convmlp_client import Client
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
-def draw_folder(pictures: Path, drawn: Path, url: str) -> int:
-    """The number of pictures that could not be drawn."""
-    paths = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
+def draw_folder(images: Path, drawn: Path, url: str) -> int:
+    """Draw all images of a folder; returns the number of failures."""
+    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES)
     drawn.mkdir(parents=True, exist_ok=True)
     failures = 0
     with Client(url) as client:
@@ -33,6 +33,6 @@ def draw_folder(pictures: Path, drawn: Path, url: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) not in (3, 4):
-        sys.exit("usage: python draw_folder.py PICTURES DRAWN [URL]")
+        sys.exit("usage: python draw_folder.py IMAGES DRAWN [URL]")
     url = sys.argv[3] if len(sys.argv) == 4 else "http://127.0.0.1:8000"
     sys.exit(1 if draw_folder(Path(sys.argv[1]), Path(sys.argv[2]), url) else 0)

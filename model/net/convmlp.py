@@ -6,12 +6,11 @@ stages work on (N, H, W, C), where a channel MLP is one matrix product and Layer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from model.spec import BackboneSpec
-from model.types import ClassifyOutput, QueryParams
+from model.families.convmlp import ConvMLPSpec
+from model.net.layers import ChannelMLP
+from model.net.network import BackboneNetwork, StateDictShapes
 
 
 class ConvTokenizer(nn.Module):
@@ -63,20 +62,6 @@ class ConvStage(nn.Module):
         for block in self.conv_blocks:
             x = x + block(x)
         out: Tensor = self.downsample(x)
-        return out
-
-
-class ChannelMLP(nn.Module):
-    """Two linear layers with exact GELU, over the last axis, and the sum with the residual."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        out: Tensor = residual + self.fc2(self.act(self.fc1(x)))
         return out
 
 
@@ -136,7 +121,7 @@ class ConvMLP(nn.Module):
     stage's own output (stride 32 as well) is not one of them. Odd sizes round up at every halving.
     """
 
-    def __init__(self, spec: BackboneSpec) -> None:
+    def __init__(self, spec: ConvMLPSpec) -> None:
         super().__init__()
         first, second, third = spec.stage_channels
         self.tokenizer = ConvTokenizer(spec.tokenizer_channels)
@@ -163,7 +148,7 @@ class ConvMLPClassifier(ConvMLP):
     backbone's parameters without a prefix.
     """
 
-    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+    def __init__(self, spec: ConvMLPSpec, num_classes: int) -> None:
         super().__init__(spec)
         channels = spec.stage_channels[-1]
         self.norm = nn.LayerNorm(channels)
@@ -175,16 +160,23 @@ class ConvMLPClassifier(ConvMLP):
         return out
 
 
-def top_k_classes(logits: Tensor, params: Sequence[QueryParams]) -> list[ClassifyOutput]:
-    """Logits (N, classes) → each row's `top_k` classes, or all where there are fewer, by softmax probability.
+def _infer(shapes: StateDictShapes, prefix: str) -> ConvMLPSpec:
+    stages = [f"{prefix}stages.{index}.blocks." for index in range(3)]
+    channels = [shapes.rows(f"{stage}0.norm1.weight") for stage in stages]
+    hidden = [shapes.rows(f"{stage}0.channel_mlp1.fc1.weight") for stage in stages]
+    first, second, third = (
+        (wide, shapes.count(stage), many // max(wide, 1))
+        for stage, wide, many in zip(stages, channels, hidden, strict=True)
+    )
+    return ConvMLPSpec(
+        tokenizer_channels=shapes.rows(f"{prefix}tokenizer.block.6.weight"),
+        conv_blocks=shapes.count(f"{prefix}conv_stages.conv_blocks."),
+        stage_channels=(first[0], second[0], third[0]),
+        stage_depths=(first[1], second[1], third[1]),
+        mlp_ratios=(first[2], second[2], third[2]),
+    )
 
-    Equal probabilities come in the order of the classes.
-    """
-    probabilities = logits.float().softmax(dim=1)
-    ordered, indices = probabilities.sort(dim=1, descending=True, stable=True)
-    most = max(one.top_k for one in params)
-    scores, classes = ordered[:, :most].cpu().numpy(), indices[:, :most].cpu().numpy()
-    return [
-        ClassifyOutput(indices=classes[row, : one.top_k], scores=scores[row, : one.top_k])
-        for row, one in enumerate(params)
-    ]
+
+NETWORK = BackboneNetwork(
+    build=ConvMLP, build_classifier=ConvMLPClassifier, key="tokenizer.block.0.weight", infer=_infer
+)

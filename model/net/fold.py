@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from model.net.fpn import ConvModule
+from model.net.layers import ConvModule
 
 
 @torch.no_grad()

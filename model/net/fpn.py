@@ -1,4 +1,4 @@
-"""The feature pyramid network (arXiv 1612.03144, section 3), and the convolution that necks and heads are made of."""
+"""The feature pyramid network (arXiv 1612.03144, section 3)."""
 
 from __future__ import annotations
 
@@ -7,31 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class ConvModule(nn.Module):
-    """Convolution that keeps the size (stride 1) or halves it (stride 2), then batch norm and ReLU where wanted.
-
-    The parts are named as in the toolboxes' checkpoints: `conv` and `bn`. With batch norm there is no bias.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int,
-        *,
-        stride: int = 1,
-        norm: bool = False,
-        relu: bool = False,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=not norm)
-        self.bn = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
-        self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.bn(self.conv(x)))
-        return out
+from model.net.layers import ConvModule
 
 
 class FPN(nn.Module):

@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.families.mask_rcnn import MaskRCNNSpec
 from model.net.boxes import RPN_ANCHORS, box_areas, clip_boxes, decode_deltas
-from model.net.convmlp import ConvMLP
 from model.net.detection_ops import grouped_nms, roi_align
 from model.net.detections import BatchGeometry, detect_outputs, level_candidates
-from model.net.fpn import FPN, ConvModule
-from model.spec import DetectPostSpec, MaskRCNNSpec
-from model.types import DetectOutput, Float32Array, Geometry, QueryParams
+from model.net.fpn import FPN
+from model.net.layers import ConvModule
+from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
+from model.spec import DetectPostSpec, Postprocessing
+from model.types import Batch, DetectOutput, Float32Array, Geometry, QueryParams
 
+CLASS_KEY = "roi_head.mask_head.conv_logits.weight"
 BOX_GRID = 7
 """Cells a side of what RoIAlign gives the box head."""
 MASK_GRID = 14
@@ -89,7 +92,7 @@ class MaskRCNN(nn.Module):
     def __init__(self, spec: MaskRCNNSpec, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.backbone = ConvMLP(spec.backbone)
+        self.backbone = build_backbone(spec.backbone)
         self.neck = FPN(spec.backbone.level_channels, spec.fpn_channels)
         self.rpn_head = RPNHead(spec.fpn_channels)
         self.roi_head = RoIHead(spec, num_classes)
@@ -213,3 +216,31 @@ def roi_features(levels: Sequence[Tensor], regions: Tensor, size: int) -> Tensor
 
 def _dtype(heads: RoIHead) -> torch.dtype:
     return heads.mask_head.upsample.weight.dtype
+
+
+def _predict(network: MaskRCNN, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> list[DetectOutput]:
+    assert isinstance(postprocessing, DetectPostSpec)
+    pyramid, logits, deltas = network(x)
+    return mask_rcnn_detections(
+        network.roi_head, pyramid, logits, deltas, batch.geometries, batch.params, postprocessing
+    )
+
+
+def _infer(shapes: StateDictShapes) -> tuple[MaskRCNNSpec, int]:
+    spec = MaskRCNNSpec(
+        backbone=infer_backbone(shapes),
+        fpn_channels=shapes.rows("neck.fpn_convs.0.conv.weight"),
+        fc_channels=shapes.rows("roi_head.bbox_head.shared_fcs.0.weight"),
+        mask_convs=shapes.count("roi_head.mask_head.convs."),
+    )
+    return spec, shapes.rows(CLASS_KEY)
+
+
+def _compile(network: MaskRCNN) -> None:
+    network.compile()
+    # As many regions as there are, another number for each picture.
+    network.roi_head.bbox_head.compile(dynamic=True)
+    network.roi_head.mask_head.compile(dynamic=True)
+
+
+NETWORK = FamilyNetwork(build=MaskRCNN, predict=_predict, class_key=CLASS_KEY, infer=_infer, compile=_compile)

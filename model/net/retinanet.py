@@ -11,14 +11,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from model.families.retinanet import RetinaNetSpec
 from model.net.boxes import RETINANET_ANCHORS
-from model.net.convmlp import ConvMLP
 from model.net.detection_ops import grouped_nms
 from model.net.detections import BatchGeometry, detect_outputs, level_candidates
-from model.net.fpn import FPN, ConvModule
-from model.spec import DetectPostSpec, RetinaNetSpec
-from model.types import DetectOutput, Geometry, QueryParams
+from model.net.fpn import FPN
+from model.net.layers import ConvModule
+from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
+from model.spec import DetectPostSpec, Postprocessing
+from model.types import Batch, DetectOutput, Geometry, QueryParams
 
+CLASS_KEY = "bbox_head.retina_cls.weight"
 PRIOR_PROBABILITY = 0.01
 """What every class scores at the start of training (section 4.1), so that background does not drown the rest."""
 
@@ -60,7 +63,7 @@ class RetinaNet(nn.Module):
     def __init__(self, spec: RetinaNetSpec, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.backbone = ConvMLP(spec.backbone)
+        self.backbone = build_backbone(spec.backbone)
         self.neck = FPN(spec.backbone.level_channels[1:], spec.fpn_channels, extra_levels=2)
         self.bbox_head = RetinaHead(spec.fpn_channels, spec.head_convs, num_classes, RETINANET_ANCHORS.per_position)
 
@@ -100,3 +103,25 @@ def retinanet_detections(
         filled,
         params,
     )
+
+
+def _predict(network: RetinaNet, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> list[DetectOutput]:
+    assert isinstance(postprocessing, DetectPostSpec)
+    logits, deltas = network(x)
+    return retinanet_detections(logits, deltas, batch.geometries, batch.params, postprocessing)
+
+
+def _infer(shapes: StateDictShapes) -> tuple[RetinaNetSpec, int]:
+    spec = RetinaNetSpec(
+        backbone=infer_backbone(shapes),
+        fpn_channels=shapes.rows("neck.fpn_convs.0.conv.weight"),
+        head_convs=shapes.count("bbox_head.cls_convs."),
+    )
+    return spec, shapes.rows(CLASS_KEY) // RETINANET_ANCHORS.per_position
+
+
+def _score_layer(network: RetinaNet) -> nn.Conv2d:
+    return network.bbox_head.retina_cls
+
+
+NETWORK = FamilyNetwork(build=RetinaNet, predict=_predict, class_key=CLASS_KEY, infer=_infer, score_layer=_score_layer)

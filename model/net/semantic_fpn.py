@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.net.convmlp import ConvMLP
-from model.net.fpn import FPN, ConvModule
-from model.spec import SemanticFPNSpec
-from model.types import Geometry, SegmentOutput, Size
+from model.families.semantic_fpn import SemanticFPNSpec
+from model.net.fpn import FPN
+from model.net.layers import ConvModule
+from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
+from model.spec import Postprocessing
+from model.types import Batch, Geometry, SegmentOutput, Size
 
 
 class DoubleSize(nn.Module):
@@ -59,7 +61,7 @@ class SemanticFPN(nn.Module):
 
     def __init__(self, spec: SemanticFPNSpec, num_classes: int) -> None:
         super().__init__()
-        self.backbone = ConvMLP(spec.backbone)
+        self.backbone = build_backbone(spec.backbone)
         self.neck = FPN(spec.backbone.level_channels, spec.fpn_channels)
         self.decode_head = SemanticFPNHead(spec.fpn_channels, spec.head_channels, num_classes)
 
@@ -68,6 +70,7 @@ class SemanticFPN(nn.Module):
         return logits
 
 
+CLASS_KEY = "decode_head.conv_seg.weight"
 CHUNK_BYTES = 40 << 20
 """Bounds memory: so much of resized float32 logits is held at a time, or one class if that is more."""
 VECTOR = 16
@@ -128,3 +131,19 @@ def _dense(chunk: Tensor) -> Tensor:
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def _predict(network: SemanticFPN, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
+    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries)
+
+
+def _infer(shapes: StateDictShapes) -> tuple[SemanticFPNSpec, int]:
+    spec = SemanticFPNSpec(
+        backbone=infer_backbone(shapes),
+        fpn_channels=shapes.rows("neck.fpn_convs.0.conv.weight"),
+        head_channels=shapes.rows("decode_head.scale_heads.0.0.conv.weight"),
+    )
+    return spec, shapes.rows(CLASS_KEY)
+
+
+NETWORK = FamilyNetwork(build=SemanticFPN, predict=_predict, class_key=CLASS_KEY, infer=_infer)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, Bundle, BundleConfig, Source, file_sha256
 from model.errors import BundleInvalid
+from model.families.registry import Architecture, family_of
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
-from model.spec import TASK_OF_FAMILY, Architecture, Postprocessing, Preprocessing
+from model.spec import Postprocessing, Preprocessing
 from model.types import Task
 
 DtypeName = Literal["fp32", "fp16", "bf16"]
@@ -83,7 +84,7 @@ class BundleMetadata:
         Raises:
             pydantic.ValidationError: the parts do not belong together, or a value is not allowed.
         """
-        task = TASK_OF_FAMILY[self.architecture.family]
+        task = family_of(self.architecture).task
         return BundleConfig(
             name=self.name,
             task=task,

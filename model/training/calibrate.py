@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from model.bundle import BundleConfig
-from model.net.convmlp import ConvMLPClassifier
-from model.net.retinanet import RetinaNet
+from model.families.registry import ArchitectureSpec, family_of
+from model.net.network import network_of
 from model.predictor import Predictor
 from model.training.data import Record
 from model.training.evaluate import Float64Array, class_probabilities, detections, scored_matches
@@ -83,22 +83,19 @@ def platt_scaling(scores: Float64Array, right: BoolArray) -> Calibration:
 
 
 @torch.no_grad()
-def apply_calibration(network: nn.Module, found: Calibration) -> None:
+def apply_calibration(network: nn.Module, architecture: ArchitectureSpec, found: Calibration) -> None:
     """Apply a correction to the layer that gives the logits, so that serving needs to know nothing of it.
 
     Raises:
-        TypeError: the network's answers have no scores.
+        TypeError: the family's answers have no scores.
         ValueError: the correction would turn the scores' order round.
     """
     if not (math.isfinite(found.shift) and 0 < found.scale < math.inf):
         raise ValueError(f"{found} is no correction: the scores say nothing of being right; train longer")
-    match network:
-        case ConvMLPClassifier():
-            last: nn.Linear | nn.Conv2d = network.head
-        case RetinaNet():
-            last = network.bbox_head.retina_cls
-        case _:
-            raise TypeError(f"{type(network).__name__} has no scores to correct")
-    assert last.bias is not None
-    last.weight.mul_(found.scale)
-    last.bias.mul_(found.scale).add_(found.shift)
+    score_layer = network_of(family_of(architecture)).score_layer
+    if score_layer is None:
+        raise TypeError(f"{architecture.family} has no scores to correct")
+    layer = score_layer(network)
+    assert layer.bias is not None
+    layer.weight.mul_(found.scale)
+    layer.bias.mul_(found.scale).add_(found.shift)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.families.convmlp import ConvMLPSpec
 from model.net.convmlp import ConvMLP, ConvMLPClassifier
-from model.spec import BackboneSpec
 from model.training.augment import (
     Window,
     central_square,
@@ -54,7 +54,7 @@ class ClassifyRecipe:
 class BreedNet(nn.Module):
     """The classifier plus a 1x1 convolution for maps of heads and bodies by species, which is not exported."""
 
-    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+    def __init__(self, spec: ConvMLPSpec, num_classes: int) -> None:
         super().__init__()
         self.classifier = ConvMLPClassifier(spec, num_classes)
         self.maps = nn.Conv2d(spec.stage_channels[1], 2 * len(SPECIES), 1)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import ConvMLPSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.spec import (
-    Architecture,
-    BackboneSpec,
     CenterCropSpec,
-    ClassifierSpec,
     ClassifyPostSpec,
     DetectPostSpec,
     KeepRatioSpec,
     Postprocessing,
     Preprocessing,
-    RetinaNetSpec,
     SegmentPostSpec,
-    SemanticFPNSpec,
 )
 from model.training.classify import ClassifyRecipe
 from model.training.detect import DetectRecipe
@@ -45,7 +45,7 @@ class Recipe:
     postprocessing: Postprocessing
 
 
-BACKBONE = BackboneSpec(
+BACKBONE = ConvMLPSpec(
     tokenizer_channels=32,
     conv_blocks=2,
     stage_channels=(64, 128, 256),

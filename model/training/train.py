@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from model.bundle import Accuracy, Bundle, Source, read_bundle
-from model.net.build import build_network
-from model.net.convmlp import ConvMLP, ConvMLPClassifier
+from model.families.convmlp import ConvMLPSpec
+from model.net.network import build_network
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN
 from model.net.weights import BundleMetadata, load_weights, write_bundle
@@ -69,7 +69,9 @@ def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: 
     data = (load_photographs(index.training()), load_photographs(index.held_out()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(recipe.examples, ClassifyRecipe):
-        return BreedTraining(recipe.examples, BreedNet(recipe.architecture.backbone, num_classes).to(device), *data)
+        backbone = recipe.architecture.backbone
+        assert isinstance(backbone, ConvMLPSpec)
+        return BreedTraining(recipe.examples, BreedNet(backbone, num_classes).to(device), *data)
     network = build_network(recipe.architecture, num_classes)
     assert isinstance(network, RetinaNet | SemanticFPN)
     if backbone_from is None:
@@ -83,7 +85,7 @@ def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: 
     return OutlineTraining(recipe.examples, network.to(device), *data)
 
 
-def copy_backbone(bundle: Bundle, backbone: ConvMLP) -> None:
+def copy_backbone(bundle: Bundle, backbone: nn.Module) -> None:
     """Fill `backbone` from a classifier's bundle.
 
     Raises:
@@ -94,7 +96,6 @@ def copy_backbone(bundle: Bundle, backbone: ConvMLP) -> None:
     if config.task is not Task.CLASSIFY:
         raise ValueError(f"bundle {bundle.folder} is for task {config.task.value}; a classifier is needed")
     classifier = build_network(config.architecture, len(config.labels))
-    assert isinstance(classifier, ConvMLPClassifier)
     load_weights(classifier, bundle)
     own = backbone.state_dict()
     found = classifier.state_dict()
@@ -146,7 +147,7 @@ def export(
         raw = write_bundle(Path(scratch), draft, network, reference_answer)
         found = fit_calibration(Predictor(raw, torch.device("cpu")), raw.config, held_out)
         if found is not None:
-            apply_calibration(network, found)
+            apply_calibration(network, recipe.architecture, found)
         calibrated = write_bundle(Path(scratch), draft, network, reference_answer)
         metrics = measure(Predictor(calibrated, torch.device("cpu")), calibrated.config, held_out)
     accuracy = Accuracy(metrics=metrics, measured_on=_measured_on(raw.config.task, held_out))

@@ -17,23 +17,13 @@ from pathlib import Path
 
 from model.bundle import Accuracy, Source
 from model.errors import BundleInvalid
-from model.spec import (
-    BACKBONES,
-    TASK_OF_FAMILY,
-    Architecture,
-    CenterCropSpec,
-    ClassifierSpec,
-    ClassifyPostSpec,
-    DetectPostSpec,
-    KeepRatioSpec,
-    MaskRCNNSpec,
-    Normalisation,
-    Postprocessing,
-    Preprocessing,
-    RetinaNetSpec,
-    SegmentPostSpec,
-    SemanticFPNSpec,
-)
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture, family_of
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
+from model.spec import CenterCropSpec, KeepRatioSpec, Normalisation, Postprocessing, Preprocessing
 from model.types import Task
 
 _FOLDER = Path(__file__).parent / "labels"
@@ -96,7 +86,7 @@ class CatalogueEntry:
 
     @property
     def task(self) -> Task:
-        return TASK_OF_FAMILY[self.architecture.family]
+        return family_of(self.architecture).task
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -137,14 +127,14 @@ class _Group:
 
     def _entry(self, at: int, size: str) -> CatalogueEntry:
         path = self.path.format(size=size)
-        architecture = self.architecture(backbone=BACKBONES[size])
+        architecture = self.architecture(backbone=CONVMLP_SIZES[size])
         return CatalogueEntry(
             name=path.rpartition("/")[2].removesuffix(".pth"),
             path=path,
             architecture=architecture,
             label_set=self.label_set,
             preprocessing=self.preprocessing,
-            postprocessing=_POSTPROCESSING[TASK_OF_FAMILY[architecture.family]],
+            postprocessing=family_of(architecture).postprocessing,
             source=Source(
                 description=f"{self.title.format(size=size.upper())} trained on {self.dataset} by its authors",
                 url=CHECKPOINTS_URL + path,
@@ -158,13 +148,6 @@ class _Group:
             parameters_millions=self.parameters_millions[at],
             gmacs=None if self.gmacs is None else self.gmacs[at],
         )
-
-
-_POSTPROCESSING: dict[Task, Postprocessing] = {
-    Task.CLASSIFY: ClassifyPostSpec(),
-    Task.DETECT: DetectPostSpec(),
-    Task.SEGMENT: SegmentPostSpec(),
-}
 
 
 def _grey_levels(*fractions: float) -> tuple[float, float, float]:

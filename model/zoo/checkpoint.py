@@ -23,9 +23,9 @@ from torch import Tensor
 
 from model.bundle import Bundle
 from model.errors import BundleInvalid
-from model.net.build import build_network
+from model.families.registry import family_of
+from model.net.network import build_network, network_of
 from model.net.weights import load_weights
-from model.spec import ClassifierSpec
 
 MAX_BYTES = 2 * 2**30
 """Of the file, and of its tensors. The largest published network has 62 M parameters; its optimizer's state may be
@@ -171,10 +171,10 @@ def export_checkpoint(bundle: Bundle, file: Path) -> None:
     # The network's own tensors would be float32 whatever the file holds; it only gives the order of names.
     found = safetensors.torch.load_file(bundle.weights_path)
     tensors = {name: found[name] for name in network.state_dict()}
-    if isinstance(config.architecture, ClassifierSpec):
-        document: dict[str, object] = dict(tensors)
+    if network_of(family_of(config.architecture)).wrapped:
+        document: dict[str, object] = {"meta": {"CLASSES": config.labels}, "state_dict": tensors}
     else:
-        document = {"meta": {"CLASSES": config.labels}, "state_dict": tensors}
+        document = dict(tensors)
     content = io.BytesIO()  # torch would hide what the system says of a file that cannot be written
     torch.save(document, content)
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as scratch:

@@ -12,30 +12,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Bundle, ModelName, Source, file_sha256
 from model.errors import BundleInvalid
+from model.families.registry import Architecture, family_of
+from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
-from model.spec import (
-    TASK_OF_FAMILY,
-    Architecture,
-    CenterCropSpec,
-    ClassifyPostSpec,
-    DetectPostSpec,
-    KeepRatioSpec,
-    Postprocessing,
-    Preprocessing,
-    SegmentPostSpec,
-)
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
 from model.zoo.checkpoint import Checkpoint, read_checkpoint
-from model.zoo.infer import infer_architecture, meta_network
-
-PIPELINES: dict[Task, tuple[Preprocessing, Postprocessing]] = {
-    Task.CLASSIFY: (CenterCropSpec(), ClassifyPostSpec()),
-    Task.DETECT: (KeepRatioSpec(long_side=1333, short_side=800, pad_multiple=32), DetectPostSpec()),
-    Task.SEGMENT: (KeepRatioSpec(long_side=2048, short_side=512), SegmentPostSpec()),
-}
-"""As the authors' own models are tested on ImageNet, COCO and ADE20K; a fine-tuned one is taken to be like them."""
+from model.zoo.infer import infer_architecture
 
 
 def import_checkpoint(
@@ -73,7 +57,7 @@ def import_checkpoint(
         )
     checkpoint = read_checkpoint(file)
     architecture, num_classes = infer_architecture(checkpoint)
-    found = TASK_OF_FAMILY[architecture.family]
+    found = family_of(architecture).task
     if task is not None and task != found:
         raise BundleInvalid(f"{file} holds a {architecture.family}, which is for {found.value}, not for {task.value}")
     published = None if labels is not None else _published(file, name, architecture, num_classes)
@@ -132,13 +116,13 @@ def _own_labels(checkpoint: Checkpoint, num_classes: int, given: Sequence[str] |
 def _own_metadata(
     name: str, architecture: Architecture, labels: tuple[str, ...], file: Path, precision: DtypeName
 ) -> BundleMetadata:
-    preprocessing, postprocessing = PIPELINES[TASK_OF_FAMILY[architecture.family]]
+    family = family_of(architecture)
     return BundleMetadata(
         name=name,
         architecture=architecture,
         labels=labels,
-        preprocessing=preprocessing,
-        postprocessing=postprocessing,
+        preprocessing=family.preprocessing,
+        postprocessing=family.postprocessing,
         precision=precision,
         source=Source(
             description=f"imported from {file.name} (sha256 {file_sha256(file)})",

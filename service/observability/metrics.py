@@ -227,7 +227,7 @@ class WorkerMetrics:
             busy=self._busy.labels(model),
             depth=self._depth.labels(model),
         )
-        self.queue_depth(model, 0)
+        self._models[model].depth.set(0)
         self.model_ready(model, ready=False)
 
     def remove_model(self, model: str) -> None:
@@ -255,14 +255,13 @@ class WorkerMetrics:
     def waited(self, model: str, seconds: float) -> None:
         self._models[model].queue.observe(seconds)
 
-    def queue_depth(self, model: str, images: int) -> None:
+    def queue(self, model: str, images: int, pixels: int) -> None:
+        """So many images of a model wait, and so many pixels of all models."""
         self._models[model].depth.set(images)
+        self._pixels.set(pixels)
 
     def best_batch(self, model: str, images: int) -> None:
         self._best_batch.labels(model).set(images)
-
-    def queue_pixels(self, pixels: int) -> None:
-        self._pixels.set(pixels)
 
     def queue_limits(self, images: int, pixels: int) -> None:
         self._limit.set(images)

@@ -1,32 +1,30 @@
 """Every message between a front-end and a worker: a typed header (MessagePack), then large arrays' bytes as frames.
 
     front-end → worker   Hello · Predict + [uint8 (h, w, 3)] · ListStore · Load · Unload · Cancel
-    worker → front-end   State · Answers [+ one frame an array] · Store · Failure
+    worker → front-end   State · Answers + [one frame for each large array] · Store · Failure
 
-A job's number is its front-end's own count, over all that can be answered or cancelled; the worker tells
-front-ends apart by their socket identity. A model's version names one state of its config, weights included, the same
-on every worker: front-ends hear each config once, and what they send was made for the version that they say.
-Durations, never points in time, cross: the two ends may be on hosts with different clocks.
-
-Arrays on the wire: the input of a Predict, the output of an Answer.
+Each front-end numbers its own jobs: requests that can be answered or cancelled. The worker identifies a front-end by
+its socket identity. A model's version names one state of its config, weights included; it is the same on every worker.
+Each config is sent to a front-end once, and a Predict names the version that its input was made for. Messages carry
+durations, never points in time: the two ends may run on hosts with different clocks.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from zmq import Frame
 
 from model.types import ClassifyOutput, DetectOutput, Geometry, ModelInput, QueryParams, RawOutput, SegmentOutput
 from service.types import StoredModel
 
-PROTOCOL = 5
-"""Both ends of a channel must speak the same; raised with every change to this file's messages."""
+PROTOCOL = 6
+"""Both ends must speak the same; raised with every change to the messages of this file."""
 
 MODEL_CONTROL_OFF = (
     "this service does not let callers load or unload models; its operator can allow it with the setting model_control"
@@ -44,26 +42,28 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """Asks for a State; sent at every heartbeat. `knows` are the versions whose configs the front-end has already."""
+    """Asks for a State; sent at every heartbeat. `knows`: the versions whose configs the front-end has."""
 
     protocol: int
     knows: tuple[str, ...]
 
 
 class Predict(Message, frozen=True, tag="predict"):
+    """Asks for an Answer. Its one frame is the network input, uint8 (height, width, 3), RGB."""
+
     job: int
     request_id: str
     model: str
     version: str
-    """What the input was made for; another version would take it for something else."""
+    """The model version that the input was made for; another version may preprocess differently."""
     height: int
     width: int
     geometry: Geometry
     params: QueryParams
     budget_s: float
-    """What is left until the caller's deadline."""
+    """Seconds until the caller's deadline."""
     traceparent: str = ""
-    """Of the request's span, where its trace is recorded (W3C Trace Context); so is `tracestate`."""
+    """W3C Trace Context of the request's span, like `tracestate`; empty where the request is not traced."""
     tracestate: str = ""
 
 
@@ -75,7 +75,7 @@ class ListStore(Message, frozen=True, tag="list-store"):
 
 
 class Load(Message, frozen=True, tag="load"):
-    """Asks for a model to be served; answered with the Store once it is ready, after the State that tells so."""
+    """Asks for a model to be served. The Store answers it once the model is ready, after the State that has it."""
 
     job: int
     budget_s: float
@@ -83,7 +83,7 @@ class Load(Message, frozen=True, tag="load"):
 
 
 class Unload(Message, frozen=True, tag="unload"):
-    """Asks for a model to be served no more; answered with the Store once its memory is free."""
+    """Asks for a model to be unloaded. The Store answers it once the model's memory is free."""
 
     job: int
     budget_s: float
@@ -103,10 +103,11 @@ class ModelState(Message, frozen=True):
 
 
 class State(Message, frozen=True, tag="state"):
-    """What the worker is doing: in answer to Hello, and by itself whenever something changed.
+    """The state of a worker: answers a Hello, and is sent to all front-ends whenever it changes.
 
-    `models` are those that are served, in order; `configs` has, by version, the configs as JSON that the front-end
-    does not have. `silent_s` is for how long the device has not answered: seconds, or the time of the batch that runs.
+    `models` are the served ones, in order. `configs` has, by version, the JSON configs that the front-end lacks.
+    `retry_after_s`: expected seconds until the worker has finished everything that it runs or queues now. `silent_s`:
+    seconds since the device last answered, or since the oldest running batch started.
     """
 
     instance: str
@@ -118,50 +119,52 @@ class State(Message, frozen=True, tag="state"):
     silent_s: float = 0.0
 
 
-class ArraySpec(Message, frozen=True):
+class Array(Message, frozen=True):
+    """One array of an output: its dtype as numpy writes it, its shape, its bytes. `data` None: the bytes are in the
+    next frame."""
+
     dtype: str
     shape: tuple[int, ...]
+    data: bytes | None = None
 
 
 class WaitEstimate(Message, frozen=True):
-    """What one more job like an answered one, due in as many seconds as that one was, would find if it came now."""
+    """The expected wait of another request of the answered one's shape and budget, if it arrived now."""
 
     answered_s: float
     """Seconds until it would be answered."""
     image_s: float
-    """By how much it would delay the next one."""
+    """Seconds by which it would delay the next one."""
 
 
 class Answer(Message, frozen=True):
-    """One row of a batch of `batch_images`; `kind` names the output type, `arrays` describe what it is made of.
-
-    Their bytes are `inline` where they are few, else in the frames that follow.
-    """
+    """One row of a batch of `batch_images`. `kind` names the output type, `arrays` are its fields in order."""
 
     job: int
     kind: str
-    arrays: tuple[ArraySpec, ...]
-    inline: tuple[bytes, ...]
+    arrays: tuple[Array, ...]
     queue_s: float
     infer_s: float
     batch_images: int
-    outlook: WaitEstimate
+    estimate: WaitEstimate
 
 
 class Answers(Message, frozen=True, tag="answers"):
-    """What a batch brought to one front-end: one message, for each costs far more than an answer in it."""
+    """The answers of a batch to one front-end: one message, because a message costs far more than an answer in it."""
 
     answers: tuple[Answer, ...]
 
 
 class Store(Message, frozen=True, tag="store"):
-    """Everything that the worker has on disk or serves, by name."""
+    """All models that the worker has on disk or serves, sorted by name."""
 
     job: int
     models: tuple[StoredModel, ...]
 
 
 class Failure(Message, frozen=True, tag="failure"):
+    """The domain error that a job is answered with. `retry_after_s` is None where trying again does not help."""
+
     job: int
     code: str
     detail: str
@@ -172,7 +175,7 @@ ControlRequest = ListStore | Load | Unload
 ToWorker = Hello | Predict | ControlRequest | Cancel
 ToFrontEnd = State | Answers | Store | Failure
 
-_encoder = msgspec.msgpack.Encoder()
+encode: Callable[[ToWorker | ToFrontEnd], bytes] = msgspec.msgpack.Encoder().encode
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
 _to_front_end = msgspec.msgpack.Decoder(ToFrontEnd)
 
@@ -181,13 +184,12 @@ class MalformedMessage(Exception):
     """The other end does not speak this protocol."""
 
 
-def encode(message: ToWorker | ToFrontEnd) -> bytes:
-    return _encoder.encode(message)
-
-
 def decode_to_worker(header: bytes | memoryview) -> ToWorker:
     """Raises MalformedMessage."""
-    message: ToWorker = _decode(_to_worker, header)
+    try:
+        message: ToWorker = _to_worker.decode(header)
+    except msgspec.DecodeError as error:
+        raise MalformedMessage(str(error)) from error
     if isinstance(message, Hello) and message.protocol != PROTOCOL:
         raise MalformedMessage(f"a front-end speaks protocol {message.protocol}, this worker {PROTOCOL}")
     return message
@@ -195,81 +197,74 @@ def decode_to_worker(header: bytes | memoryview) -> ToWorker:
 
 def decode_to_front_end(header: bytes | memoryview) -> ToFrontEnd:
     """Raises MalformedMessage."""
-    message: ToFrontEnd = _decode(_to_front_end, header)
+    try:
+        message: ToFrontEnd = _to_front_end.decode(header)
+    except msgspec.DecodeError as error:
+        raise MalformedMessage(str(error)) from error
     return message
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[Any], header: bytes | memoryview) -> Any:  # noqa: ANN401  (typed by its callers)
-    try:
-        return decoder.decode(header)
-    except msgspec.DecodeError as error:
-        raise MalformedMessage(str(error)) from error
-
-
 INLINE_BYTES = 4096
-"""An output of no more than this travels in the header itself."""
+"""An array of no more bytes travels in the header: a frame costs about as much as the message itself."""
 
 
-def input_from_frames(message: Predict, frames: list[memoryview]) -> ModelInput:
-    """The network input that a Predict carries; a view on its one frame, not a copy.
+def input_from_frames(message: Predict, frames: Sequence[Frame]) -> ModelInput:
+    """The network input that a Predict carries: a view on its one frame, not a copy.
 
     Raises:
-        MalformedMessage: the frames are not what the header says.
+        MalformedMessage: the frames do not fit the header.
     """
-    shape = (message.height, message.width, 3)
-    sizes = [frame.nbytes for frame in frames]
-    if min(shape) < 1 or sizes != [message.height * message.width * 3]:
-        raise MalformedMessage(f"one uint8 array of shape {shape} was announced, {sizes} bytes came")
-    return ModelInput(np.frombuffer(frames[0], np.uint8).reshape(shape), message.geometry)
+    height, width = message.height, message.width
+    if len(frames) != 1 or height < 1 or width < 1 or len(frames[0]) != height * width * 3:
+        sizes = [len(frame) for frame in frames]
+        raise MalformedMessage(f"a uint8 array of shape {(height, width, 3)} was announced, {sizes} bytes arrived")
+    return ModelInput(np.frombuffer(frames[0].buffer, np.uint8).reshape(height, width, 3), message.geometry)
 
 
-def _arrays_of(output: RawOutput) -> tuple[str, list[npt.NDArray[Any]]]:
-    """An output as its kind and its arrays."""
+def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryview]]:
+    """An output as its kind, its arrays, and the frames of those that are not inline."""
+    values: list[npt.NDArray[Any]]
     match output:
         case ClassifyOutput():
-            return "classify", [output.indices, output.scores]
+            kind, values = "classify", [output.indices, output.scores]
         case DetectOutput():
-            arrays: list[npt.NDArray[Any]] = [output.boxes, output.scores, output.classes]
-            return "detect", arrays if output.mask_logits is None else [*arrays, output.mask_logits]
+            kind, values = "detect", [output.boxes, output.scores, output.classes]
+            if output.mask_logits is not None:
+                values.append(output.mask_logits)
         case SegmentOutput():
-            return "segment", [output.label_map]
+            kind, values = "segment", [output.label_map]
+    arrays: list[Array] = []
+    frames: list[memoryview] = []
+    for value in values:
+        if value.nbytes <= INLINE_BYTES:
+            arrays.append(Array(value.dtype.str, value.shape, value.tobytes()))
+        else:
+            arrays.append(Array(value.dtype.str, value.shape))
+            frames.append(value.data)
+    return kind, tuple(arrays), frames
 
 
-def answer_of(
-    job: int, output: RawOutput, queue_s: float, infer_s: float, batch_images: int, outlook: WaitEstimate
-) -> tuple[Answer, list[memoryview]]:
-    """The message that answers a job, and the frames that go with it: none where the output is small, for each of them
-    costs about as much as the message itself."""
-    kind, arrays = _arrays_of(output)
-    specs = tuple([ArraySpec(array.dtype.str, array.shape) for array in arrays])
-    small = sum([array.nbytes for array in arrays]) <= INLINE_BYTES
-    inline = tuple([array.tobytes() for array in arrays]) if small else ()
-    answer = Answer(job, kind, specs, inline, queue_s, infer_s, batch_images, outlook)
-    return answer, [] if small else [array.data for array in arrays]
-
-
-def output_from_frames(answer: Answer, frames: Iterator[memoryview]) -> RawOutput:
-    """The output that an Answer carries, taking from `frames` those that are its own; its arrays are views on them.
+def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
+    """The output that an Answer carries. It takes its own frames from `frames`; its arrays are views, not copies.
 
     Raises:
         MalformedMessage: frames and header do not fit each other.
     """
-    parts: Iterable[bytes | memoryview] = answer.inline or itertools.islice(frames, len(answer.arrays))
+    values: list[npt.NDArray[Any]] = []
     try:
-        arrays: list[npt.NDArray[Any]] = [
-            np.frombuffer(part, np.dtype(spec.dtype)).reshape(spec.shape)
-            for spec, part in zip(answer.arrays, parts, strict=True)
-        ]
+        for array in answer.arrays:
+            data = next(frames).buffer if array.data is None else array.data
+            values.append(np.frombuffer(data, np.dtype(array.dtype)).reshape(array.shape))
         match answer.kind:
             case "classify":
-                indices, scores = arrays
+                indices, scores = values
                 return ClassifyOutput(indices, scores)
             case "detect":
-                boxes, scores, classes, *masks = arrays
+                boxes, scores, classes, *masks = values
                 return DetectOutput(boxes, scores, classes, masks[0] if masks else None)
             case "segment":
-                (label_map,) = arrays
+                (label_map,) = values
                 return SegmentOutput(label_map)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StopIteration) as error:
         raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
     raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")

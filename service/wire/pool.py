@@ -1,4 +1,4 @@
-"""A front-end's workers as if they were one: each job goes to the one with the least to do."""
+"""A front-end's workers as one: each job goes to the worker with the least outstanding work."""
 
 from __future__ import annotations
 
@@ -13,42 +13,41 @@ from model.types import ModelInput, QueryParams
 from service.errors import RetryLater, Unavailable, too_late
 from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.broadcast import broadcast_list, broadcast_load, broadcast_unload
-from service.wire.forecast import Kind
-from service.wire.worker_client import WorkerAnswer, WorkerClient
+from service.wire.worker_client import WaitForecast, WorkerAnswer, WorkerClient
 from service.wire.worker_view import merge_models, merge_readiness
 
 
 class Listener(Protocol):
-    """Who is told what becomes of the workers."""
+    """Called back for events of the workers."""
 
     def workers_up(self, up: int, of: int) -> None:
-        """So many workers answer now, of so many that there should be."""
+        """So many of all configured workers answer now."""
 
     def worker_replaced(self) -> None:
-        """A worker took another one's place."""
+        """Another worker process took the place of one."""
 
     def resent(self, reason: str) -> None:
-        """A job goes to a second worker, for what happened at the first: the code of its error."""
+        """A job is sent to a second worker. `reason`: the error code of the first."""
 
 
 class WorkerPool:
     """Use as an async context manager. Talks to the workers at `addresses`, which should serve the same models."""
 
     def __init__(self, addresses: Sequence[str], heartbeat_s: float, timeout_s: float, listener: Listener) -> None:
-        self._channels = tuple(
+        self._clients = tuple(
             WorkerClient(one, heartbeat_s, timeout_s, self._changed, listener.worker_replaced) for one in addresses
         )
         self._listener = listener
         self._change = asyncio.Event()
         self._models: tuple[ModelStatus, ...] | None = None
-        self._able: dict[str, tuple[WorkerClient, ...]] = {}
+        self._ready: dict[str, tuple[WorkerClient, ...]] = {}
         self._open = contextlib.AsyncExitStack()
         self._closing = False
 
     async def __aenter__(self) -> WorkerPool:
         async with contextlib.AsyncExitStack() as stack:
-            for channel in self._channels:
-                await stack.enter_async_context(channel)
+            for client in self._clients:
+                await stack.enter_async_context(client)
             self._open = stack.pop_all()
         return self
 
@@ -56,50 +55,57 @@ class WorkerPool:
         self._closing = True
         await self._open.aclose()
 
-    def prepare(self, model: ModelStatus, deadline_s: float) -> Kind:
-        """A job is being prepared from now on, until `prepared` of what this gives.
+    def reserve(self, model: ModelStatus, deadline_s: float) -> WaitForecast:
+        """Reserve a slot for a request whose picture is being prepared; call `.prepared()` when decoding ends.
 
         Raises:
-            Overloaded: by what is known here no worker would answer it before its deadline: there is no use in
-                preparing it.
+            Overloaded: the forecast of every worker is after the deadline, so decoding would be wasted.
         """
         left_s = deadline_s - time.monotonic()
-        able = self._able_to(model.version) if left_s > 0 else ()
-        if not able:  # `predict` says what is wrong
-            kind = Kind(time.monotonic)
+        workers = self._ready.get(model.version) or self._ready_for(model.version)
+        if not workers or left_s <= 0:  # `predict` raises the right error
+            reservation = WaitForecast()
         else:
-            kind = min([channel.kind(model.version, left_s) for channel in able], key=Kind.expected_s)
-            expected_s = kind.expected_s()
+            reservation = workers[0].forecast(model.version)
+            expected_s = reservation.expected_s(left_s)
+            for worker in workers[1:]:
+                other = worker.forecast(model.version)
+                if (other_s := other.expected_s(left_s)) < expected_s:
+                    reservation, expected_s = other, other_s
             if expected_s > left_s:
                 raise too_late(expected_s, expected_s)
-        kind.prepare()
-        return kind
+        reservation.reserve()
+        return reservation
 
     async def predict(
         self, request_id: str, model: ModelStatus, model_input: ModelInput, params: QueryParams, deadline_s: float
     ) -> WorkerAnswer:
-        """Have one input answered. Cancelling the call, or its deadline, withdraws the job from its worker.
+        """Have one input answered. Cancelling the call, or its deadline, cancels the job at its worker.
 
-        `model` is one of `models`: what the input was prepared for. A worker that is lost with the job, or refuses it
-        for the time being, costs nothing where another one is ready: it gets the job, once.
+        `model` is one of `models`: the input was prepared for it. A job whose worker is lost, or refuses it for now, is
+        sent once more where another worker is ready.
 
         Raises:
-            DeadlineExceeded: there was no answer in time.
+            DeadlineExceeded: no answer came in time.
             Unavailable: there is no worker, or it was lost meanwhile, or the model was replaced.
-            Overloaded: two workers refused the job, or the only one; with the shorter time to come back.
+            Overloaded: two workers refused the job, or the only one; with the shorter Retry-After.
             ModelNotFound, Internal, ...: what the worker answered.
         """
         name, version = model.config.name, model.version
-        # Where no worker is ready for it, one that knows the model says why.
-        able = self._able_to(version) or [channel for channel in self._channels if channel.knows(version)]
-        if not able:
-            raise Unavailable(f"model {name!r} was replaced while this request was on its way; send it again")
+        # Where no worker is ready for the version, one that knows it answers with the reason.
+        workers = (
+            self._ready.get(version)
+            or self._ready_for(version)
+            or [client for client in self._clients if client.knows(version)]
+        )
+        if not workers:
+            raise Unavailable(f"model {name!r} was replaced during this request; send it again")
         job = (request_id, name, version, model_input, params, deadline_s)
-        first = _least_busy(able)
+        first = workers[0] if len(workers) == 1 else _least_busy(workers)
         try:
             return await first.predict(*job)
         except RetryLater as refusal:
-            others = [channel for channel in self._able_to(version) if channel is not first]
+            others = [client for client in self._ready_for(version) if client is not first]
             if not others or self._closing:
                 raise
             self._listener.resent(refusal.code)
@@ -110,7 +116,7 @@ class WorkerPool:
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
         """What the workers have on disk or serve. Raises as `load`."""
-        return await broadcast_list(self._channels, deadline_s)
+        return await broadcast_list(self._clients, deadline_s)
 
     async def load(self, model: str, deadline_s: float) -> None:
         """Have a model served by every worker; `models` knows it when this returns.
@@ -122,15 +128,15 @@ class WorkerPool:
             Unavailable: a worker is not there, or was lost meanwhile.
             ModelNotFound, Forbidden, Overloaded, Internal: what a worker answered.
         """
-        await broadcast_load(self._channels, model, deadline_s)
+        await broadcast_load(self._clients, model, deadline_s)
 
     async def unload(self, model: str, deadline_s: float) -> None:
         """Have a model served by no worker any more; what has begun is done to its end. Raises as `load`."""
-        await broadcast_unload(self._channels, model, deadline_s)
+        await broadcast_unload(self._clients, model, deadline_s)
 
     async def introduced(self) -> None:
         """Wait until every worker has said for the first time how it is."""
-        await asyncio.gather(*(channel.introduced() for channel in self._channels))
+        await asyncio.gather(*(client.introduced() for client in self._clients))
 
     def next_change(self) -> asyncio.Event:
         """What is set as soon as `models` or `readiness` say something else than now."""
@@ -142,37 +148,37 @@ class WorkerPool:
 
     def readiness(self) -> Readiness:
         """Whether every model that the workers serve has proven itself on one of them."""
-        return merge_readiness([channel.view() for channel in self._channels])
+        return merge_readiness([client.view() for client in self._clients])
 
     def retry_after_s(self) -> float:
         """Seconds until the first of the workers will have answered what it has in line."""
-        times = [view.retry_after_s for channel in self._channels if (view := channel.view()).phase is not None]
+        times = [view.retry_after_s for client in self._clients if (view := client.view()).phase is not None]
         return min(times, default=1.0)
 
     def _changed(self) -> None:
-        views = [channel.view() for channel in self._channels]
+        views = [client.view() for client in self._clients]
         self._models = merge_models(views)
-        self._able.clear()
+        self._ready.clear()
         self._listener.workers_up(sum(view.phase is not None for view in views), len(views))
         self._change.set()
         self._change = asyncio.Event()
 
-    def _able_to(self, version: str) -> tuple[WorkerClient, ...]:
-        """Those that are ready to answer for a version; kept until something changes."""
-        able = self._able.get(version)
-        if able is None:
-            able = tuple(channel for channel in self._channels if channel.view().has_ready(version))
-            self._able[version] = able
-        return able
+    def _ready_for(self, version: str) -> tuple[WorkerClient, ...]:
+        """The workers that are ready to answer for a version; cached until something changes."""
+        ready = self._ready.get(version)
+        if ready is None:
+            ready = tuple(client for client in self._clients if client.view().has_ready(version))
+            self._ready[version] = ready
+        return ready
 
 
-def _least_busy(channels: Sequence[WorkerClient]) -> WorkerClient:
-    """The one with the least outstanding work.
+def _least_busy(clients: Sequence[WorkerClient]) -> WorkerClient:
+    """The worker with the least outstanding work.
 
-    What this front-end has in hand counts first: it is known to the moment, and a busy worker, whoever keeps it busy,
-    is slow to give it back. What the workers told of last is old by up to a heartbeat; added to the rest it makes
-    front-ends chase each other, so that it only decides between equals, and chance between what is equal still.
+    What this front-end sent and has no answer for counts first: it is known exactly, and a worker that is busy for any
+    reason answers late. The worker's own backlog is up to a heartbeat old. Added to the rest it makes all front-ends
+    move from worker to worker together, so it decides only between equals, and chance between equals of that.
     """
-    if len(channels) == 1:
-        return channels[0]
-    return min(channels, key=lambda channel: (*channel.outstanding(), random.random()))
+    if len(clients) == 1:
+        return clients[0]
+    return min(clients, key=lambda client: (*client.outstanding(), random.random()))

@@ -1,9 +1,7 @@
-"""Questions down a line, and who waits for the answer of each.
+"""A front-end's client of one worker: sends it jobs, returns its answers, and holds its last state.
 
-A front-end's end of the wire to one worker: sends it jobs, hands back its answers, and knows how it is.
-
-The worker is taken for lost as soon as its connection breaks, or when it was silent for `timeout_s`; then all
-jobs in hand fail at once. Nothing is sent twice: whether to try again is for `pool.py` to say.
+The worker counts as lost as soon as its connection breaks, or after `timeout_s` of silence; then all its pending jobs
+fail. Nothing is sent twice: `pool.py` decides whether to try again.
 """
 
 from __future__ import annotations
@@ -11,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 import structlog
+import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from model.errors import ConvMLPError
 from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
-from service.observability.tracing import current_span
+from service.observability.tracing import NO_CONTEXT, current_span
 from service.types import StoredModel
-from service.wire.forecast import Forecast, Kind
 from service.wire.messages import (
     PROTOCOL,
     Answer,
@@ -38,106 +38,90 @@ from service.wire.messages import (
     Predict,
     State,
     Store,
-    ToWorker,
     Unload,
     WaitEstimate,
     decode_to_front_end,
     encode,
-    output_from_frames,
+    unpack_output,
 )
 from service.wire.worker_view import NO_WORKER, NO_WORKER_RETRY_S, Catalogue, WorkerView
-from service.wire.zmq_socket import NotConnected, WorkerConnection
+from service.wire.zmq_socket import WorkerConnection
+
+MAX_FORECASTS = 256
+"""Model versions of which a client keeps the forecast."""
 
 T = TypeVar("T")
-
-
-class PendingRequests(Generic[T]):
-    """Those that are answered by a `T`. `numbers` are the line's own, none of them used twice."""
-
-    def __init__(self, line: WorkerConnection, numbers: Iterator[int]) -> None:
-        self._line = line
-        self._numbers = numbers
-        self._waiting: dict[int, asyncio.Future[T]] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    async def ask(self, deadline_s: float, header: Callable[[int, float], ToWorker], *frames: memoryview) -> T:
-        """Send what `header` makes of a job's number and the seconds left, and wait for its answer.
-
-        Cancelling the call, or its deadline, withdraws the job.
-
-        Raises:
-            DeadlineExceeded: there was no answer in time.
-            Unavailable: there is nobody to ask.
-            ConvMLPError: what the job was settled with.
-        """
-        budget_s = deadline_s - time.monotonic()
-        if budget_s <= 0:
-            raise DeadlineExceeded("the request's deadline passed before it could be sent to the worker")
-        job = next(self._numbers)
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-        self._waiting[job] = answer
-        # One timer a job: `asyncio.timeout` costs several times that, and takes part in every cancellation.
-        too_late = loop.call_later(budget_s, self._expire, job, budget_s)
-        try:
-            self._line.send(encode(header(job, budget_s)), *frames)
-            return await answer
-        except NotConnected:
-            raise Unavailable(NO_WORKER, NO_WORKER_RETRY_S) from None
-        except asyncio.CancelledError:
-            self._withdraw(job)
-            raise
-        finally:
-            too_late.cancel()
-            del self._waiting[job]
-
-    def settle(self, job: int, answer: T | ConvMLPError) -> None:
-        """Answer whoever still waits for a job."""
-        future = self._waiting.get(job)
-        if future is None or future.done():
-            return
-        if isinstance(answer, ConvMLPError):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)
-
-    def fail_all(self, error: Callable[[], ConvMLPError]) -> None:
-        """Each caller gets an error of its own: one that several raise would gather the traces of all."""
-        for job in self._waiting:
-            self.settle(job, error())
-
-    def _expire(self, job: int, budget_s: float) -> None:
-        if self._waiting[job].done():
-            return  # answered in time; its caller has not had its turn yet
-        self._withdraw(job)
-        late = f"there was no answer within the {budget_s:.3f} s that were left of the request's deadline"
-        self.settle(job, DeadlineExceeded(late))
-
-    def _withdraw(self, job: int) -> None:
-        with contextlib.suppress(NotConnected):  # a lost worker has lost the job as well
-            self._line.send(encode(Cancel(job)))
-
 
 log = structlog.get_logger(__name__)
 
 
+class WaitForecast:
+    """When one worker would answer another request for one model version, as far as one front-end can see.
+
+    Each answer brings the worker's own estimate. Until the next answer time passes, and every request that this
+    front-end sends or prepares adds its share; requests of other front-ends are only in the next estimate.
+
+    It promises one thing: `expected_s` is not above the worker's own estimate for the same request. A request is
+    therefore judged only if it is due no sooner than the answered one was, for the worker serves urgent requests first;
+    and only while another request is prepared or sent, for an estimate that refused everything would never be
+    corrected. Everything else is judged by the worker.
+    """
+
+    __slots__ = ("_answered_at_s", "_budget_s", "_clock", "_image_s", "_preparing", "_sent")
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._preparing = 0
+        self._sent = 0
+        self._image_s = 0.0
+        self._answered_at_s = 0.0
+        """On the clock: when another request would be answered, without those that are being prepared."""
+        self._budget_s = math.inf
+        """What the answered request had left when it was sent."""
+
+    def expected_s(self, left_s: float) -> float:
+        """Expected seconds until the answer of another request that is due in `left_s`; 0 where nothing is known."""
+        if left_s < self._budget_s or not (self._preparing or self._sent):
+            return 0.0
+        return max(0.0, self._answered_at_s - self._clock()) + self._preparing * self._image_s
+
+    def reserve(self) -> None:
+        """Another request is being prepared."""
+        self._preparing += 1
+
+    def prepared(self) -> None:
+        """It is ready to be sent, or failed."""
+        self._preparing -= 1
+
+    def sent(self) -> None:
+        """Another request was sent."""
+        self._sent += 1
+        self._answered_at_s = max(self._answered_at_s, self._clock()) + self._image_s
+
+    def ended(self, budget_s: float, estimate: WaitEstimate | None) -> None:
+        """A request that was sent with `budget_s` left was answered with the worker's estimate, or failed without."""
+        self._sent -= 1
+        if estimate is not None:
+            self._image_s = estimate.image_s
+            self._answered_at_s = self._clock() + estimate.answered_s
+            self._budget_s = budget_s
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerAnswer:
-    """One output, the seconds that its job waited and ran, how many images, itself among them, ran at once, and what
-    the next one can expect."""
+    """One output. `queue_s`, `infer_s`: the seconds that its job waited and ran. `batch_images` counts the images of
+    its batch, itself included."""
 
     output: RawOutput
     queue_s: float
     infer_s: float
     batch_images: int
-    outlook: WaitEstimate
+    estimate: WaitEstimate
 
 
 class WorkerClient:
-    """Use as an async context manager. `on_change` hears of everything that changes in `view`, but for the times;
-    `on_replaced` of each worker that took another one's place."""
+    """Use as an async context manager. `on_change` is called when `view` changes in anything but times;
+    `on_replaced` when another worker process took the place of the last one."""
 
     def __init__(
         self,
@@ -148,29 +132,31 @@ class WorkerClient:
         on_replaced: Callable[[], None],
     ) -> None:
         self._address = address
-        self._line = WorkerConnection(address)
+        self._connection = WorkerConnection(address)
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._on_change = on_change
         self._on_replaced = on_replaced
-        numbers = itertools.count(1)
-        self._answers: PendingRequests[WorkerAnswer] = PendingRequests(self._line, numbers)
-        self._stores: PendingRequests[tuple[StoredModel, ...]] = PendingRequests(self._line, numbers)
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[WorkerAnswer]] = {}
+        """By job: who waits for an Answer."""
+        self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
+        """By job: who waits for a Store."""
         self._state: State | None = None
         self._instance = ""
         self._introduced = asyncio.Event()
         self._heard_s = 0.0
         self._pixels = 0
         self._catalogue = Catalogue()
-        self._forecast = Forecast()
+        self._forecasts: dict[str, WaitForecast] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> WorkerClient:
-        await self._line.__aenter__()
+        await self._connection.__aenter__()
         self._tasks = [
-            asyncio.create_task(self._receive(), name="channel-receive"),
-            asyncio.create_task(self._watch_connection(), name="channel-watch"),
-            asyncio.create_task(self._beat(), name="channel-beat"),
+            asyncio.create_task(self._connection.messages.run(self._on_message), name="worker-messages"),
+            asyncio.create_task(self._connection.events.run(self._on_event), name="worker-connection"),
+            asyncio.create_task(self._beat(), name="worker-heartbeat"),
         ]
         return self
 
@@ -179,7 +165,7 @@ class WorkerClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail_pending("this process is shutting down")
-        await self._line.__aexit__()
+        await self._connection.__aexit__()
 
     async def predict(
         self,
@@ -190,63 +176,66 @@ class WorkerClient:
         params: QueryParams,
         deadline_s: float,
     ) -> WorkerAnswer:
-        """Have one input answered. Cancelling the call, or its deadline, withdraws the job from the worker.
+        """Have one input answered. Cancelling the call, or its deadline, cancels the job at the worker.
 
         Raises:
-            DeadlineExceeded: there was no answer in time.
+            DeadlineExceeded: no answer came in time.
             Unavailable: there is no worker, or it was lost meanwhile, or the model was replaced.
             ModelNotFound, Overloaded, Internal, ...: what the worker answered.
         """
         height, width, _ = model_input.pixels.shape
-        geometry = model_input.geometry
-        trace = current_span().context
-
-        def header(job: int, budget_s: float) -> Predict:
-            return Predict(
-                job,
-                request_id,
-                model,
-                version,
-                height,
-                width,
-                geometry,
-                params,
-                budget_s,
-                trace.traceparent,
-                trace.tracestate,
-            )
-
-        kind = self.kind(version, deadline_s - time.monotonic())
-        self._pixels += height * width
-        kind.send()
+        pixels, geometry = height * width, model_input.geometry
+        span = current_span()
+        trace = span.context if span.recording else NO_CONTEXT
+        job, budget_s = next(self._numbers), deadline_s - time.monotonic()
+        header = Predict(
+            job,
+            request_id,
+            model,
+            version,
+            height,
+            width,
+            geometry,
+            params,
+            budget_s,
+            trace.traceparent,
+            trace.tracestate,
+        )
+        forecast = self._forecasts.get(version) or self.forecast(version)
+        forecast.sent()
+        self._pixels += pixels
+        estimate: WaitEstimate | None = None
         try:
-            answer = await self._answers.ask(deadline_s, header, model_input.pixels.data)
+            answer = await self._request(self._answers, job, budget_s, encode(header), model_input.pixels.data)
+            estimate = answer.estimate
+            return answer
         finally:
-            kind.done()
-            self._pixels -= height * width
-        kind.learn(answer.outlook)
-        return answer
+            self._pixels -= pixels
+            forecast.ended(budget_s, estimate)
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
-        """What the worker has on disk or serves. Raises as `load`."""
-        return await self._stores.ask(deadline_s, ListStore)
+        """The models that the worker has on disk or serves. Raises as `load`."""
+        job, budget_s = next(self._numbers), deadline_s - time.monotonic()
+        return await self._request(self._stores, job, budget_s, encode(ListStore(job, budget_s)))
 
     async def load(self, model: str, deadline_s: float) -> None:
-        """Have a model served; `view` has it when this returns. A call that is cancelled leaves no trace.
+        """Have a model served; `view` has it when this returns. A cancelled call changes nothing.
 
         Raises:
             DeadlineExceeded: it was not done in time.
             Unavailable: there is no worker, or it was lost meanwhile.
             ModelNotFound, Forbidden, Overloaded, Internal: what the worker answered.
         """
-        await self._stores.ask(deadline_s, lambda job, budget_s: Load(job, budget_s, model))
+        job, budget_s = next(self._numbers), deadline_s - time.monotonic()
+        await self._request(self._stores, job, budget_s, encode(Load(job, budget_s, model)))
 
     async def unload(self, model: str, deadline_s: float) -> None:
-        """Have a model served no more; what has begun is done to its end. Raises as `load`."""
-        await self._stores.ask(deadline_s, lambda job, budget_s: Unload(job, budget_s, model))
+        """Have a model unloaded; an unload that has begun is completed. Raises as `load`."""
+        job, budget_s = next(self._numbers), deadline_s - time.monotonic()
+        await self._request(self._stores, job, budget_s, encode(Unload(job, budget_s, model)))
 
     async def introduced(self) -> None:
-        """Wait until a worker has said for the first time how it is."""
+        """Wait until a worker has sent its first State."""
         await self._introduced.wait()
 
     @property
@@ -261,68 +250,113 @@ class WorkerClient:
         return WorkerView(state.phase, state.reason, state.retry_after_s, self._catalogue.offers(state.phase))
 
     def knows(self, version: str) -> bool:
-        """Whether the worker serves a version, or did not long ago."""
+        """Whether the worker serves a version, or did lately."""
         return version in self._catalogue
 
-    def kind(self, version: str, left_s: float) -> Kind:
-        """What is known of jobs like one for a version that is due in so many seconds."""
-        return self._forecast.kind(version, left_s)
+    def forecast(self, version: str) -> WaitForecast:
+        """The forecast for a model version."""
+        known = self._forecasts.get(version)
+        if known is None:
+            known = self._forecasts[version] = WaitForecast()
+            if len(self._forecasts) > MAX_FORECASTS:
+                del self._forecasts[next(iter(self._forecasts))]
+        return known
 
     def outstanding(self) -> tuple[int, float]:
-        """What a new job would find before it: pixels of network input in hand here, then the seconds of work, whoever
-        asked for it, that the worker told of last."""
+        """The work ahead of a new job: pixels of network input sent from here and not answered, then the worker's last
+        estimate of its own backlog in seconds, whoever sent it."""
         return self._pixels, self._state.retry_after_s if self._state else 0.0
 
+    async def _request(
+        self, pending: dict[int, asyncio.Future[T]], job: int, budget_s: float, header: bytes, *frames: memoryview
+    ) -> T:
+        """Send a message about a job and wait for its answer.
+
+        Raises:
+            DeadlineExceeded: no answer came within `budget_s`.
+            Unavailable: there is no connection.
+            ConvMLPError: what the job was settled with.
+        """
+        if budget_s <= 0:
+            raise DeadlineExceeded("timed out before the request was sent to the worker")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        pending[job] = future
+        # One timer for a job: `asyncio.timeout` costs several times that, and takes part in every cancellation.
+        timer = loop.call_later(budget_s, self._expire, future, job, budget_s)
+        try:
+            self._connection.messages.send(header, *frames)
+            return await future
+        except zmq.Again:
+            raise Unavailable(NO_WORKER, NO_WORKER_RETRY_S) from None
+        except asyncio.CancelledError:
+            self._cancel(job)
+            raise
+        finally:
+            timer.cancel()
+            del pending[job]
+
+    def _expire(self, future: asyncio.Future[T], job: int, budget_s: float) -> None:
+        if not future.done():  # else it was answered in time, and its caller has not had its turn yet
+            self._cancel(job)
+            future.set_exception(DeadlineExceeded(f"timed out: the worker did not answer within {budget_s:.3f} s"))
+
+    def _cancel(self, job: int) -> None:
+        with contextlib.suppress(zmq.Again):  # a lost worker has lost the job as well
+            self._connection.messages.send(encode(Cancel(job)))
+
     def _greet(self) -> None:
-        with contextlib.suppress(NotConnected):
-            self._line.send(encode(Hello(PROTOCOL, self._catalogue.knows)))
+        with contextlib.suppress(zmq.Again):
+            self._connection.messages.send(encode(Hello(PROTOCOL, self._catalogue.knows)))
 
     async def _beat(self) -> None:
         while True:
             self._greet()
-            # While the worker is not ready its answer to this changes soon.
-            await asyncio.sleep(self._heartbeat_s if self._settled() else self._heartbeat_s / 5)
+            # A worker that is not ready soon changes its state.
+            await asyncio.sleep(self._heartbeat_s if self._is_ready() else self._heartbeat_s / 5)
             if self._state is not None and time.monotonic() - self._heard_s > self._timeout_s:
                 self._lose(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
-    async def _watch_connection(self) -> None:
-        while True:
-            if await self._line.connected():
-                self._greet()
-            else:
-                self._lose("the worker was lost; another is being started")
+    def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
+        if parse_monitor_message([part.bytes for part in parts])["event"] == zmq.EVENT_DISCONNECTED:
+            self._lose("the worker was lost; another is being started")
+        else:
+            self._greet()
 
-    async def _receive(self) -> None:
-        while True:
-            header, frames = await self._line.receive()
-            try:
-                self._handle(header, frames)
-            except MalformedMessage as error:
-                log.error("malformed message from a worker", address=self._address, error=str(error))
-
-    def _handle(self, header: memoryview, frames: list[memoryview]) -> None:
+    def _on_message(self, parts: Sequence[zmq.Frame]) -> None:
         self._heard_s = time.monotonic()
-        match decode_to_front_end(header):
-            case State() as state:
-                self._learn(state)
-            case Answers(answers=answers):
-                rest = iter(frames)
-                for answer in answers:
-                    self._answers.settle(answer.job, self._read(answer, rest))
-            case Store() as store:
-                self._stores.settle(store.job, store.models)
-            case Failure() as failure:
-                error = error_from_code(failure.code, failure.detail, failure.retry_after_s)
-                self._answers.settle(failure.job, error)
-                self._stores.settle(failure.job, error)
-
-    def _read(self, answer: Answer, frames: Iterator[memoryview]) -> WorkerAnswer | Internal:
         try:
-            output = output_from_frames(answer, frames)
-        except MalformedMessage as error:  # the others of its message are none the worse for it
+            message = decode_to_front_end(parts[0].buffer)
+            if isinstance(message, Answers):
+                frames = iter(parts[1:])
+                for answer in message.answers:
+                    self._settle_answer(answer, frames)
+            elif isinstance(message, State):
+                self._learn(message)
+            elif isinstance(message, Store):
+                _settle(self._stores.get(message.job), message.models)
+            else:
+                self._settle_failure(message)
+        except MalformedMessage as error:
+            log.error("malformed message from a worker", address=self._address, error=str(error))
+
+    def _settle_answer(self, answer: Answer, frames: Iterator[zmq.Frame]) -> None:
+        try:
+            output = unpack_output(answer, frames)
+        except MalformedMessage as error:  # the other answers of its message are still good
             log.error("malformed answer from a worker", address=self._address, error=str(error))
-            return Internal("the front-end did not understand the worker")
-        return WorkerAnswer(output, answer.queue_s, answer.infer_s, answer.batch_images, answer.outlook)
+            _settle(self._answers.get(answer.job), Internal("the front-end did not understand the worker"))
+            return
+        future = self._answers.get(answer.job)
+        if future is not None and not future.done():
+            future.set_result(
+                WorkerAnswer(output, answer.queue_s, answer.infer_s, answer.batch_images, answer.estimate)
+            )
+
+    def _settle_failure(self, failure: Failure) -> None:
+        error = error_from_code(failure.code, failure.detail, failure.retry_after_s)
+        _settle(self._answers.get(failure.job), error)
+        _settle(self._stores.get(failure.job), error)
 
     def _learn(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
@@ -336,7 +370,7 @@ class WorkerClient:
             self._on_change()
         self._introduced.set()
 
-    def _settled(self) -> bool:
+    def _is_ready(self) -> bool:
         state = self._state
         return state is not None and state.phase is Phase.READY and all(model.ready for model in state.models)
 
@@ -345,13 +379,22 @@ class WorkerClient:
             jobs = len(self._answers) + len(self._stores)
             log.warning("worker lost", address=self._address, reason=reason, jobs=jobs)
             self._state = None
-            self._forecast.forget()
+            self._forecasts.clear()
             self._on_change()
         self._fail_pending(reason)
 
     def _fail_pending(self, reason: str) -> None:
-        def error() -> Unavailable:
-            return Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S)
+        # An error for each caller: one error raised by several would collect the tracebacks of all.
+        futures: list[asyncio.Future[Any]] = [*self._answers.values(), *self._stores.values()]
+        for future in futures:
+            _settle(future, Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S))
 
-        self._answers.fail_all(error)
-        self._stores.fail_all(error)
+
+def _settle(future: asyncio.Future[T] | None, result: T | ConvMLPError) -> None:
+    """Settle a job, unless nobody waits for it any more."""
+    if future is None or future.done():
+        return
+    if isinstance(result, ConvMLPError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

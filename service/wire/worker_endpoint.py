@@ -1,9 +1,10 @@
-"""A worker's end of the wire: receives what front-ends send, answers each by its address."""
+"""A worker's end of the wire: receives messages of front-ends, and answers each front-end by its socket identity."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import structlog
 import zmq
@@ -22,22 +23,21 @@ from service.wire.messages import (
     ToFrontEnd,
     ToWorker,
     WaitEstimate,
-    answer_of,
     decode_to_worker,
     encode,
+    pack_output,
 )
 from service.wire.zmq_socket import HIGH_WATER_MARK, ZmqSocket
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """One message, who sent it, and its array frames."""
+class Envelope(NamedTuple):
+    """One message, its sender's identity, and its arrays as frames."""
 
     sender: bytes
     message: ToWorker
-    frames: list[memoryview]
+    frames: Sequence[zmq.Frame]
 
 
 class WorkerEndpoint:
@@ -46,31 +46,38 @@ class WorkerEndpoint:
     def __init__(self, address: str) -> None:
         self.address = address
         self._context = zmq.Context()
-        self._outbox: dict[bytes, list[tuple[Answer, list[memoryview]]]] = {}
+        self._outbox: dict[bytes, tuple[list[Answer], list[memoryview]]] = {}
 
     async def __aenter__(self) -> WorkerEndpoint:
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 1000)  # the last answers of a drain still leave
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # tell us when a front-end is gone
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a send to a front-end that has left fails
         socket.set_hwm(HIGH_WATER_MARK)
         socket.bind(self.address)
         self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._mailbox = ZmqSocket(socket)
+        self._socket = ZmqSocket(socket)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._send_answers()
-        self._mailbox.close()
+        self._socket.close()
         self._context.term()
 
-    async def receive(self) -> Envelope:
-        """The next well-formed message; others are logged and dropped, for their sender cannot be helped."""
-        while True:
-            sender, header, *frames = await self._mailbox.receive()
+    async def run(self, on_message: Callable[[Envelope], None]) -> None:
+        """Call `on_message` with each well-formed message until cancelled. Raises what `on_message` raises.
+
+        Malformed messages are logged and dropped, because their sender does not speak this protocol.
+        """
+
+        def receive(parts: Sequence[zmq.Frame]) -> None:
             try:
-                return Envelope(sender.bytes, decode_to_worker(header.buffer), [frame.buffer for frame in frames])
-            except MalformedMessage as error:
+                envelope = Envelope(parts[0].bytes, decode_to_worker(parts[1].buffer), parts[2:])
+            except (MalformedMessage, IndexError) as error:
                 log.error("malformed message from a front-end", error=str(error))
+            else:
+                on_message(envelope)
+
+        await self._socket.run(receive)
 
     def answer(
         self,
@@ -80,36 +87,41 @@ class WorkerEndpoint:
         queue_s: float,
         infer_s: float,
         batch_images: int,
-        outlook: WaitEstimate,
+        estimate: WaitEstimate,
     ) -> None:
-        """Sent as soon as the caller is through, together with what else it answers to the same front-end.
+        """Answer a job. All answers to one front-end in this turn of the event loop leave as one message.
 
-        `batch_images` shared the job's batch, itself among them.
+        `batch_images` counts the images of the job's batch, itself included.
         """
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._send_answers)
-        answer = answer_of(job, output, queue_s, infer_s, batch_images, outlook)
-        self._outbox.setdefault(receiver, []).append(answer)
+        kind, arrays, frames = pack_output(output)
+        answer = Answer(job, kind, arrays, queue_s, infer_s, batch_images, estimate)
+        known = self._outbox.get(receiver)
+        if known is None:
+            self._outbox[receiver] = ([answer], frames)
+        else:
+            known[0].append(answer)
+            known[1].extend(frames)
 
     def fail(self, receiver: bytes, job: int, error: ConvMLPError) -> None:
         retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
         self._send(receiver, Failure(job, error.code, error.detail, retry_after_s))
 
-    def tell_store(self, receiver: bytes, job: int, models: tuple[StoredModel, ...]) -> None:
+    def send_store(self, receiver: bytes, job: int, models: tuple[StoredModel, ...]) -> None:
         self._send(receiver, Store(job, models))
 
-    def tell(self, receiver: bytes, state: State) -> None:
+    def send_state(self, receiver: bytes, state: State) -> None:
         self._send(receiver, state)
 
     def _send_answers(self) -> None:
         outbox, self._outbox = self._outbox, {}
-        for receiver, answers in outbox.items():
-            header = Answers(tuple([answer for answer, _ in answers]))
-            self._send(receiver, header, *(frame for _, frames in answers for frame in frames))
+        for receiver, (answers, frames) in outbox.items():
+            self._send(receiver, Answers(tuple(answers)), *frames)
 
     def _send(self, receiver: bytes, header: ToFrontEnd, *frames: memoryview) -> None:
         try:
-            self._mailbox.send(receiver, encode(header), *frames)
+            self._socket.send(receiver, encode(header), *frames)
         except zmq.ZMQError as error:
-            # The front-end is gone or does not read any more: there is nobody left to tell.
+            # The front-end has left, or reads no more: nobody is left to answer.
             log.info("message to a front-end dropped", error=str(error), message=type(header).__name__)

@@ -1,105 +1,164 @@
-"""Who is let into the queue, and who has to leave it: no job waits for an answer that would come too late."""
+"""How long work takes on the device, and what follows for jobs: whether one is admitted, when another one may come.
+
+All estimates of time, Retry-After among them, are made here. Messages carry them to the front-ends.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 from model.errors import ConvMLPError
 from service.errors import DeadlineExceeded, Overloaded, too_late
 from service.wire.messages import WaitEstimate
-from service.worker.batching import BatchSizeLimits, share
-from service.worker.estimates import LatencyEstimator
-from service.worker.queue import Done, Job, JobQueue, Shape
+from service.worker.batching import BatchSizeLimits, plan_batch
+from service.worker.queue import JobQueue
+from service.worker.types import Job, RunningBatch, Shape
 
 MARGIN = 1.2
-"""What waits may take so much longer than expected; a promise that is just about kept is often broken."""
+"""Factor on the expected wait before a job's own batch: an estimate that is met on average is missed half of the time.
+"""
+SMOOTHING = 0.2
+"""Weight of the latest batch in the mean of `LatencyEstimator`."""
+MAX_KNOWN = 256
+"""Shapes, and slots, whose speed is kept."""
+
+
+class LatencyEstimator:
+    """Seconds of one lane that an image takes, by shape: an exponential mean over batches.
+
+    Only batches on one lane count: several lanes together take longer for an image, and a batch gets them only while
+    there is little to do. The first batch of a shape does not count: it chooses kernels and allocates memory, and an
+    estimate made from it would refuse jobs without a reason. Until the second one a shape is as fast by pixels as the
+    latest batch, or trial, of its model.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[Shape, float | None] = {}
+        self._by_pixel: dict[str, float] = {}
+
+    def record_trial(self, shape: Shape, images: int, seconds: float) -> None:
+        """A trial took so many seconds on one lane."""
+        self._by_pixel[shape.slot] = seconds / images / shape.pixels
+        self._forget()
+
+    def record(self, shape: Shape, images: int, seconds: float) -> None:
+        """A batch took so many seconds on one lane."""
+        known = shape in self._seconds
+        image_s, before = seconds / images, self._seconds.pop(shape, None)
+        if not known:
+            self._seconds[shape] = None
+        else:
+            self._seconds[shape] = image_s if before is None else before + SMOOTHING * (image_s - before)
+            self._by_pixel.pop(shape.slot, None)
+            self._by_pixel[shape.slot] = image_s / (shape.height * shape.width)
+        if len(self._seconds) > MAX_KNOWN or len(self._by_pixel) > MAX_KNOWN:
+            self._forget()
+
+    def image_s(self, shape: Shape) -> float:
+        """Expected seconds of one lane for an image; 0 where nothing is known."""
+        seconds = self._seconds.get(shape)
+        return self._by_pixel.get(shape.slot, 0.0) * shape.height * shape.width if seconds is None else seconds
+
+    def _forget(self) -> None:
+        """Drop what was recorded longest ago."""
+        if len(self._seconds) > MAX_KNOWN:
+            del self._seconds[next(iter(self._seconds))]
+        if len(self._by_pixel) > MAX_KNOWN:
+            del self._by_pixel[next(iter(self._by_pixel))]
 
 
 class Admission:
-    """Expects by the pace when a job would be answered.
+    """Admits jobs to the queue and removes those that would be answered too late.
 
-    `running_s`: the seconds of one lane that what runs now is expected to take still.
+    `running` has the batches on the device's `lanes`; its owner keeps it up to date.
     """
 
     def __init__(
         self,
         queue: JobQueue,
-        pace: LatencyEstimator,
-        sizes: BatchSizeLimits,
+        running: Sequence[RunningBatch],
+        latency: LatencyEstimator,
+        limits: BatchSizeLimits,
         lanes: int,
-        running_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
-        self._pace = pace
-        self._sizes = sizes
+        self._running = running
+        self._latency = latency
+        self._limits = limits
         self._lanes = lanes
-        self._running_s = running_s
         self._clock = clock
 
-    def backlog_s(self) -> float:
-        """Seconds until the device will be through with everything that runs and waits now."""
+    def drain_s(self) -> float:
+        """Expected seconds until the device has finished everything that runs and waits now.
+
+        This is the Retry-After of a refused job, and of the worker in its State.
+        """
         return (self._running_s() + self._queue.seconds) / self._lanes
 
-    def let_in(self, job: Job) -> None:
+    def admit(self, job: Job) -> None:
         """Put a job into the queue.
 
-        Raises:
-            Overloaded: it would not be answered before its deadline, or the queue is full.
-        """
-        seconds, backlog_s = self._pace.seconds(job.shape), self.backlog_s()
-        self._promise(job, seconds, backlog_s)
-        self._queue.put(job, seconds, backlog_s)
+        A job is refused if its answer is expected after its deadline. Where nothing runs or waits it is always
+        admitted: a refusal would help no other job, and an estimate that is too high would never be corrected. A job
+        whose deadline has passed is admitted too, and answered with DeadlineExceeded in its turn.
 
-    def late(self) -> Iterator[tuple[Job, Done]]:
-        """Take out of the queue what waited for too long, or cannot be answered in time any more even by all lanes: it
-        must not cost others time that is of use. One that is all alone is tried."""
+        Raises:
+            Overloaded: it would be answered too late, or the queue is full.
+        """
+        image_s = self._latency.image_s(job.shape)
+        drain_s = self.drain_s() if self._running or self._queue.images else 0.0
+        if drain_s:
+            left_s = job.deadline_s - self._clock()
+            # The first comparison is a bound that most jobs keep, and costs less than the estimate.
+            if 0 < left_s < MARGIN * drain_s + image_s * self._limits.configured(job.shape):
+                answered_s = self._answered_s(job.shape, image_s, job.deadline_s)
+                if answered_s > left_s:
+                    raise too_late(answered_s, drain_s)
+        self._queue.put(job, image_s, drain_s)
+
+    def remove_late(self) -> list[tuple[Job, ConvMLPError]]:
+        """Remove from the queue what cannot be answered in time any more, even by all lanes, with each job's error: it
+        would cost other jobs device time. A job that waits alone is tried."""
         queue, now_s = self._queue, self._clock()
+        late: list[tuple[Job, ConvMLPError]] = []
         for model in tuple(queue.models):
-            while (job := queue.first(model)) is not None:
-                if job.deadline_s <= now_s:
-                    late: ConvMLPError = DeadlineExceeded(
-                        "the request's deadline passed while it waited for the device"
-                    )
-                elif len(queue) > 1 and job.deadline_s < now_s + self._pace.seconds(job.shape) / self._lanes:
-                    late = Overloaded("the request's deadline is too near now for an answer", self.backlog_s())
+            while (of_model := queue.models.get(model)) is not None:
+                deadline_s, _, job, _ = of_model.entries[0]
+                if deadline_s <= now_s:
+                    error: ConvMLPError = DeadlineExceeded("timed out while the request waited for the device")
+                elif queue.images > 1 and deadline_s < now_s + self._latency.image_s(job.shape) / self._lanes:
+                    error = Overloaded("the deadline is too near for an answer", self.drain_s())
                 else:
                     break
                 queue.remove(job.key)
-                yield job, Done(late, now_s - job.enqueued_s, 0.0)
+                late.append((job, error))
+        return late
 
-    def outlook(self, shape: Shape, budget_s: float) -> WaitEstimate:
-        """What one more job of a shape, due in so many seconds, would find now."""
-        seconds = self._pace.seconds(shape)
-        answered_s = self._answered_s(shape, seconds, self._clock() + budget_s)
-        return WaitEstimate(answered_s, MARGIN * seconds / self._lanes)
+    def wait_estimate(self, shape: Shape, budget_s: float) -> WaitEstimate:
+        """The expected wait of another job of a shape that arrives now and is due in `budget_s` seconds."""
+        image_s = self._latency.image_s(shape)
+        answered_s = self._answered_s(shape, image_s, self._clock() + budget_s)
+        return WaitEstimate(answered_s, MARGIN * image_s / self._lanes)
 
-    def _promise(self, job: Job, seconds: float, backlog_s: float) -> None:
-        """See that a job would be answered before its deadline.
+    def _answered_s(self, shape: Shape, image_s: float, deadline_s: float) -> float:
+        """Expected seconds until the end of the batch of a job that arrives now.
 
-        Where nothing is before it, it is let in whatever is expected: a refusal would spare nobody anything, and an
-        estimate that is too high would never be found out.
-
-        Raises:
-            Overloaded: it would not.
+        Only what is served before the job counts. Later deadlines of its model do not delay it, nor what other models
+        have beyond their shares. (Under a load that cannot be served some of those are removed as late.)
         """
-        left_s = job.deadline_s - self._clock()
-        if not backlog_s or left_s <= 0:  # what has passed is told so in its turn
-            return
-        if MARGIN * backlog_s + seconds * self._sizes.limits.max_images <= left_s:  # far from it, as most are
-            return
-        answered_s = self._answered_s(job.shape, seconds, job.deadline_s)
-        if answered_s > left_s:
-            raise too_late(answered_s, backlog_s)
+        queue = self._queue
+        waiting = others = 0
+        ahead_s = self._running_s() if self._running else 0.0
+        if queue.images:
+            ahead_s += queue.seconds_before(shape.model, deadline_s)
+            waiting = queue.depth_of(shape)
+            others = queue.images - waiting
+        plan = plan_batch(self._lanes, waiting + 1, others, self._limits.max_images(shape), self._lanes)
+        return MARGIN * ahead_s / self._lanes + plan.images * image_s / plan.lanes
 
-    def _answered_s(self, shape: Shape, seconds: float, deadline_s: float) -> float:
-        """Seconds until a job would be answered that came now: in its turn, and when its own batch ends.
-
-        What has its turn before counts: later deadlines of its model, and what other models have beyond their share, do
-        not hold up a job that is more urgent. (Under a load that cannot be served, some of them are then `late`.)
-        """
-        ahead_s = (self._running_s() + self._queue.seconds_before(shape.model, deadline_s)) / self._lanes
-        mine = self._queue.depth_of(shape) + 1
-        part = share(self._lanes, mine, len(self._queue) + 1 - mine, self._sizes.most(shape))
-        return MARGIN * ahead_s + part.images * seconds / part.lanes
+    def _running_s(self) -> float:
+        """Seconds of one lane that all running batches are expected to take from now on."""
+        now_s = self._clock()
+        return sum([batch.left_s(now_s) for batch in self._running])

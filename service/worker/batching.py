@@ -1,128 +1,211 @@
-"""The batching policy, as pure functions: what waits and what is free → what runs next.
+"""Which batch runs next: how many images of a shape share it, and how many lanes of the device it gets.
 
-A lane is a part of the device that can run a batch by itself: a core of a CPU, a stream of a GPU. Nothing ever waits
-for company, and no lane is idle while something waits; what waits is spread over the lanes that are free.
+A lane is a part of the device that runs a batch by itself: a core of a CPU, a stream of a GPU. No lane is idle while a
+job waits, and no job waits for others to share its batch. Waiting jobs are spread over the free lanes:
 
-- A lone request on a quiet device has all lanes that are of use to it, and is answered soonest. Where lanes were found
-  taken lately (`occupancy.py`) it has fewer, for others will come while it runs: two lanes do not make a network twice
-  as fast, so what it gains costs them more.
-- Where more waits, each batch has fewer lanes, in the end one. Several small batches next to each other are faster
-  than a large one on all cores: no core waits for the others after each layer, a core that somebody else takes for a
-  moment holds up one batch only, and what a small batch computes stays in the caches. (ConvMLP-S at 224 pixels on two
-  cores: two batches of 4 with one thread each give 1.28 times the images a second of one batch with two threads.)
-- A batch has the size at which the model is fastest, as measured (`tuning.py`), and less where other lanes would have
-  nothing to do, now or as soon as they are through with what they do: all of them should have done at one time.
+- A lone request on a quiet device gets all lanes that make it faster, because that answers it soonest. It gets fewer
+  where arriving jobs found lanes taken lately: others will arrive while it runs, and two lanes do not make a network
+  twice as fast, so they would lose more than it gains.
+- Where more jobs wait, each batch gets fewer lanes, in the end one. Several small batches side by side are faster than
+  one large batch on all cores: no core waits for the others after each layer, a core that another process takes for a
+  moment delays one batch only, and the values of a small batch stay in the caches. Measured for ConvMLP-S at 224 pixels
+  on two cores: two batches of 4 with one thread each give 1.28 times the images/s of one batch with two threads.
+- A batch has the size at which the model is fastest, as `tuning.py` measured it. It is smaller where another lane would
+  run out of work, now or when its present batch ends: all lanes should finish at the same time.
 
-While all lanes are busy the next batches grow by themselves. Only inputs of one shape share a batch: an answer must not
-depend on who shares it.
-
-How many images of a shape share a batch.
+While all lanes are busy, the next batches grow. Only inputs of one shape share a batch: an answer must not depend on
+the other images of its batch.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 
-from model.types import Batch, ModelInput, QueryParams
-from service.worker.queue import Shape
+from model.errors import ConvMLPError
+from model.types import Batch
+from service.errors import Internal, Overloaded
+from service.worker.runner import OutOfDeviceMemory
+from service.worker.types import Job, RunningBatch, Shape
 
+MAX_CAPS = 256
+"""Shapes whose memory cap is kept."""
+DECAY_S = 1.0
+"""An arrival that is so many seconds old counts e times less in `ArrivalUtilisation`."""
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """Of any batch: images, and pixels of all its inputs together."""
-
-    max_images: int
-    max_pixels: int
-
-    def images(self, shape: Shape, best_pixels: int | None = None) -> int:
-        """The most images of a shape in one batch; one is always allowed.
-
-        `best_pixels`: what its model's best batch has, where that is known; the nearest number of images is taken.
-        """
-        pixels = shape.height * shape.width
-        most = min(self.max_images, self.max_pixels // pixels)
-        if best_pixels is not None:
-            most = min(most, (2 * best_pixels + pixels) // (2 * pixels))
-        return max(1, most)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What the next batch gets: so many of the images that wait, on at most so many lanes."""
+class BatchPlan:
+    """The next batch of a shape: so many of the waiting images, on at most so many lanes."""
 
     images: int
     lanes: int
 
 
-def share(free: int, mine: int, others: int, most: int, soon: Sequence[float] = ()) -> Share:
-    """The next batch, where at least one lane is free and something waits.
+def plan_batch(
+    free: int,
+    waiting: int,
+    others: int,
+    max_images: int,
+    max_lanes: int,
+    running: Sequence[RunningBatch] = (),
+    image_s: float = 0.0,
+    now_s: float = 0.0,
+) -> BatchPlan:
+    """The next batch, where at least one lane is free and a job waits.
 
     Args:
-        free: lanes that nobody uses.
-        mine: images of the shape that is next, at least one.
-        others: images of all other shapes.
-        most: images in a batch of this shape.
-        soon: for each lane that is taken, when it is expected to be free: in the time that so many images of this shape
-            take.
+        free: lanes without a batch.
+        waiting: images that wait of the next shape, at least one.
+        others: images that wait of all other shapes.
+        max_images: the most images of the next shape in one batch.
+        max_lanes: the most lanes for one batch.
+        running: the batches on the other lanes.
+        image_s: expected seconds of one lane for an image of the next shape; 0 where that is not known.
+        now_s: on the clock of `running`.
     """
-    batches = min(free, mine + others)
-    of_mine = batches - min(others, batches - 1)  # lanes for which the others have nothing
-    images = -(-mine // of_mine) if others else _level(mine, of_mine, soon)
-    return Share(min(most, images), free // batches)
+    batches = min(free, waiting + others)
+    lanes = batches - min(others, batches - 1)  # of the batches, those that the other shapes do not fill
+    images = -(-waiting // lanes)
+    if running and image_s and not others:
+        images = _level(waiting, lanes, running, image_s, now_s)
+    return BatchPlan(min(max_images, images), min(max_lanes, free // batches))
 
 
-def _level(images: int, lanes: int, soon: Sequence[float]) -> int:
-    """The images of the largest batch where all lanes are through at one time, those that are free only later too."""
-    total, all_lanes = float(images), lanes
-    for wait in sorted(soon):
-        if wait * all_lanes >= total:  # the others are through before it is free
+def _level(waiting: int, free: int, running: Sequence[RunningBatch], image_s: float, now_s: float) -> int:
+    """The images of the next batch where all lanes finish at the same time, including those that are busy now."""
+    waits = [batch.left_s(now_s) / batch.lanes / image_s for batch in running for _ in range(batch.lanes)]
+    total, lanes = float(waiting), free
+    for wait in sorted(waits):  # in the time of so many images
+        if wait * lanes >= total:  # the other lanes finish before this one is free
             break
         total += wait
-        all_lanes += 1
-    # Rounded down at the half where a lane comes later: what is left over is taken by whoever is free first.
-    return max(1, math.ceil(total / all_lanes - (0.5 if all_lanes > lanes else 0.0)))
-
-
-def as_batch(inputs: Sequence[ModelInput], params: Sequence[QueryParams]) -> Batch:
-    """Inputs of one shape as a batch. One copy of each, into the contiguous array that goes to the device; none of
-    one that is alone."""
-    pixels = inputs[0].pixels[np.newaxis] if len(inputs) == 1 else np.stack([one.pixels for one in inputs])
-    return Batch(np.ascontiguousarray(pixels), tuple(one.geometry for one in inputs), tuple(params))
-
-
-MAX_CAPS = 256
-"""Shapes whose limit is remembered."""
+        lanes += 1
+    # Rounded down at the half where a busy lane helps: the lane that is free first takes the rest.
+    return max(1, math.ceil(total / lanes - (0.5 if lanes > free else 0.0)))
 
 
 class BatchSizeLimits:
-    """The limits of any batch, and what was found out: which size is best, and which has room on the device."""
+    """The most images of each shape in one batch: by configuration, by measured speed, and by the device's memory.
 
-    def __init__(self, limits: BatchLimits) -> None:
-        self.limits = limits
+    `max_images` and `max_pixels` bound any batch; `max_pixels` counts all its inputs together.
+    """
+
+    def __init__(self, max_images: int, max_pixels: int) -> None:
+        self._max_images = max_images
+        self._max_pixels = max_pixels
         self._best_pixels: dict[str, int] = {}
         self._caps: dict[Shape, int] = {}
 
-    def most(self, shape: Shape) -> int:
-        """The most images of a shape in its next batch."""
-        most = self.limits.images(shape, self._best_pixels.get(shape.slot))
-        return min(most, self._caps.get(shape, most))
+    def configured(self, shape: Shape) -> int:
+        """The most images by configuration alone; one is always allowed."""
+        return max(1, min(self._max_images, self._max_pixels // (shape.height * shape.width)))
+
+    def max_images(self, shape: Shape) -> int:
+        """The most images of a shape in its next batch; one is always allowed."""
+        pixels = shape.height * shape.width
+        images = min(self._max_images, self._max_pixels // pixels)
+        best_pixels = self._best_pixels.get(shape.slot)
+        if best_pixels is not None:
+            images = min(images, (2 * best_pixels + pixels) // (2 * pixels))  # rounded to the nearest
+        return max(1, min(images, self._caps.get(shape, images)))
 
     def set_best(self, shape: Shape, images: int) -> None:
-        """So many images of this shape are the best batch of a slot's model, and of another shape as many as have
-        about as many pixels."""
+        """A slot's model is fastest with so many images of a shape, and with as many pixels of any other shape."""
         self._best_pixels[shape.slot] = images * shape.pixels
 
-    def cap(self, shape: Shape, images: int) -> None:
-        """There is no room for more images of a shape."""
-        if len(self._caps) >= MAX_CAPS:
-            self._caps.clear()  # learnt again where it still matters
-        self._caps[shape] = min(images, self._caps.get(shape, images))
+    def halve(self, shape: Shape, images: int) -> int:
+        """A batch of a shape did not fit into memory: from now on its batches have at most half of its images.
+
+        Returns:
+            Half of `images`, rounded down; at 0 nothing changes.
+        """
+        half = images // 2
+        if half:
+            if len(self._caps) >= MAX_CAPS:
+                self._caps.clear()  # learnt again where it still matters
+            self._caps[shape] = min(half, self._caps.get(shape, half))
+        return half
 
     def forget(self, slot: str) -> None:
-        """A slot is empty from now on."""
+        """A slot was emptied: its next model is measured anew."""
         self._best_pixels.pop(slot, None)
         self._caps = {shape: images for shape, images in self._caps.items() if shape.slot != slot}
+
+
+class ArrivalUtilisation:
+    """The share of the lanes that is busy when jobs arrive, lately: 0 to 1.
+
+    A mean over arrivals, not over time. A client that waits for each answer before its next request never finds a lane
+    busy, however much work it gives the device; requests at random times find the device as busy as it is on average.
+    """
+
+    def __init__(self) -> None:
+        self.recent = 0.0
+        self._arrived_s = -math.inf
+
+    def record(self, busy: float, now_s: float) -> None:
+        """A job arrived while this share of the lanes was busy."""
+        kept = math.exp((self._arrived_s - now_s) / DECAY_S)
+        self.recent = kept * self.recent + (1 - kept) * busy
+        self._arrived_s = now_s
+
+
+class Retries:
+    """Parts of failed batches, which run again before the queue. A job is answered with an error only after it ran
+    alone."""
+
+    def __init__(self, limits: BatchSizeLimits) -> None:
+        self._limits = limits
+        self.parts: deque[tuple[Job, ...]] = deque()
+        self.alone: deque[tuple[Job, ...]] = deque()
+        """Single jobs that did not fit into memory beside other batches; they run on all lanes."""
+
+    @property
+    def batches(self) -> tuple[tuple[Job, ...], ...]:
+        """Everything that waits here."""
+        return (*self.alone, *self.parts)
+
+    def on_batch_error(self, error: Exception, jobs: tuple[Job, ...], had_all_lanes: bool) -> ConvMLPError | None:
+        """Keep the jobs of a failed batch for another try. Where its only job failed for good: the error to reply."""
+        if isinstance(error, OutOfDeviceMemory):
+            return self._on_out_of_memory(jobs, had_all_lanes)
+        shape, ids = jobs[0].shape, [job.request_id for job in jobs]
+        log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
+        if len(jobs) == 1:
+            return Internal("the model could not answer this image; the worker's log says why")
+        self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
+        return None
+
+    def _on_out_of_memory(self, jobs: tuple[Job, ...], had_all_lanes: bool) -> ConvMLPError | None:
+        half = self._limits.halve(jobs[0].shape, len(jobs))
+        if half:
+            log.warning("out of device memory", model=jobs[0].shape.model, images=len(jobs), next_limit=half)
+            self.parts.extend((jobs[:half], jobs[half:]))
+        elif had_all_lanes:
+            return Overloaded("the device has no memory left for this image; try again later or send a smaller one")
+        else:  # other batches may have used the memory
+            self.alone.append(jobs)
+        return None
+
+
+def make_batch(jobs: Sequence[Job]) -> Batch:
+    """The inputs of jobs of one shape: uint8 (N, h, w, 3), contiguous; row i is job i's.
+
+    Each input is copied once, into the array that goes to the device. An input that is alone is not copied.
+    """
+    if len(jobs) == 1:
+        job = jobs[0]
+        return Batch(np.ascontiguousarray(job.input.pixels[np.newaxis]), (job.input.geometry,), (job.params,))
+    return Batch(
+        np.stack([job.input.pixels for job in jobs]),
+        tuple([job.input.geometry for job in jobs]),
+        tuple([job.params for job in jobs]),
+    )

@@ -1,379 +1,392 @@
-"""What becomes of the jobs of a batch that failed.
+"""Between queue and device: which jobs run next, on which lanes, and the replies to each batch.
 
-What a worker tells of batches and jobs, where a request's trace is recorded.
-
-A batch is a trace of its own, for it belongs to several requests: it is linked to them, and their time on the device
-is linked to it.
-
-Between queue and device: jobs → Batch → Runner → replies.
+One turn of the loop publishes the batches that ended, removes late jobs, and schedules and forwards batches while lanes
+are free. `worker.py` receives the jobs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-
-import structlog
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from model.errors import ConvMLPError
 from model.types import RawOutput
 from service.errors import Internal, Overloaded
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, within
-from service.wire.messages import WaitEstimate
-from service.worker.admission import Admission
-from service.worker.batching import BatchSizeLimits, as_batch, share
-from service.worker.device_executor import DeviceExecutor, DeviceHeartbeat, Ended
-from service.worker.estimates import ArrivalUtilisation, LatencyEstimator, Running, RunningBatches
-from service.worker.queue import Done, Job, JobQueue, Shape
-from service.worker.runner import OutOfDeviceMemory, Runner
-
-log = structlog.get_logger(__name__)
-
-
-class Retries:
-    """Parts of batches that failed, which run again before what waits in the queue. A job has its error only after it
-    ran by itself."""
-
-    def __init__(self, sizes: BatchSizeLimits) -> None:
-        self._sizes = sizes
-        self.parts: deque[tuple[Job, ...]] = deque()
-        self.alone: deque[tuple[Job, ...]] = deque()
-        """Each a job for which there was no memory beside others; all others wait for it."""
-
-    @property
-    def batches(self) -> tuple[tuple[Job, ...], ...]:
-        """All that wait."""
-        return (*self.alone, *self.parts)
-
-    def after(self, error: Exception, jobs: tuple[Job, ...], had_all_lanes: bool) -> ConvMLPError | None:
-        """Have the jobs of a batch run again, or say which error the only one of them is answered with."""
-        if isinstance(error, OutOfDeviceMemory):
-            return self._did_not_fit(jobs, had_all_lanes)
-        shape, ids = jobs[0].shape, [job.request_id for job in jobs]
-        log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
-        if len(jobs) == 1:
-            return Internal("the model could not answer this image; the worker's log says why")
-        self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
-        return None
-
-    def _did_not_fit(self, jobs: tuple[Job, ...], had_all_lanes: bool) -> ConvMLPError | None:
-        shape, half = jobs[0].shape, len(jobs) // 2
-        if half:
-            self._sizes.cap(shape, half)
-            log.warning("out of device memory", model=shape.model, images=len(jobs), next_limit=half)
-            self.parts.extend((jobs[:half], jobs[half:]))
-        elif had_all_lanes:
-            return Overloaded("the device has no memory left for this image; try again later or send a smaller one")
-        else:  # others may have had the memory
-            self.alone.append(jobs)
-        return None
-
-
-OUT_OF_MEMORY = "out-of-device-memory"
-
-
-def trace_batch(
-    tracing: Tracing, runner: Runner, jobs: Sequence[Job], started_s: float, ended_s: float, error: str
-) -> Span:
-    """The span of jobs that ran together; `error`: what became of them where they have no output."""
-    shape = jobs[0].shape
-    return tracing.batch_span(
-        "batch",
-        [job.span for job in jobs],
-        started_s,
-        ended_s,
-        {
-            "convmlp.model": shape.model,
-            "convmlp.batch.size": len(jobs),
-            "convmlp.input.height": shape.height,
-            "convmlp.input.width": shape.width,
-            "convmlp.device": runner.device,
-            "convmlp.precision": runner.precision(shape.slot),
-        },
-        error,
-    )
-
-
-def trace_job(job: Job, done: Done, batch: Span) -> None:
-    """The spans of a job's stages, in its request's trace; `batch`: the one that it ran in, if it ran."""
-    error = done.result.code if isinstance(done.result, ConvMLPError) else ""
-    taken_s = job.enqueued_s + done.queue_s
-    ran = done.infer_s > 0
-    job.span.record("queue", job.enqueued_s, taken_s, error="" if ran else error)
-    if ran:
-        job.span.record("infer", taken_s, taken_s + done.infer_s, error=error, link=batch)
-
+from service.worker.admission import Admission, LatencyEstimator
+from service.worker.batching import ArrivalUtilisation, BatchSizeLimits, Retries, make_batch, plan_batch
+from service.worker.queue import JobQueue
+from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
+from service.worker.types import Job, JobKey, JobResult, RunningBatch
 
 IDLE_S = 5.0
-"""A device without work is asked for a sign of life this often."""
+"""An idle device is pinged this often."""
+OUT_OF_MEMORY = "out-of-device-memory"
+"""Error code of a batch's span."""
+
+Outputs = tuple[RawOutput, ...]
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Trial:
-    jobs: tuple[Job, ...]
-    ended: asyncio.Future[float]
+@dataclass(slots=True, eq=False)
+class DeviceCall(Generic[T]):
+    """A function that runs on some lanes, in one thread. `result` and the times are set once they are known.
+
+    `started_s` is None until the thread takes the call: the first thread may have a model to load before.
+    """
+
+    function: Callable[[], T]
+    on_done: Callable[[DeviceCall[T]], None]
+    lanes: int
+    thread: int
+    started_s: float | None = None
+    ended_s: float = 0.0
+    result: T | Exception | None = None
+
+
+class DeviceExecutor:
+    """The device's lanes and their threads. It runs several calls at once, each on some lanes and in one thread.
+
+    `first` is the thread in which models are put on the device; the other threads are made here. `free` lanes have
+    no call.
+
+    Calls on several lanes use the first threads, calls on one lane the last. OpenMP keeps a team of threads for each
+    thread that ever computed on several cores, and once these are more than the cores, all of them sleep after each
+    layer of a network: a lone ConvMLP-S on two cores then takes 17 ms instead of 11.
+    """
+
+    def __init__(self, lanes: int, first: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+        self.lanes = lanes
+        self.free = lanes
+        self._clock = clock
+        others = [ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}") for number in range(2, lanes + 1)]
+        self._threads: list[Executor] = [first, *others]
+        self._idle = list(range(lanes))
+        """Indices of `_threads` without a call, rising."""
+        self._calls: list[DeviceCall[Any]] = []
+        self._answered_s = clock()
+
+    def run(self, lanes: int, function: Callable[[], T], on_done: Callable[[DeviceCall[T]], None]) -> None:
+        """Call a function in a thread, and `on_done` in the event loop afterwards. So many lanes must be free."""
+        call = DeviceCall(function, on_done, lanes, self._idle.pop(0 if lanes > 1 else -1))
+        self.free -= lanes
+        self._calls.append(call)
+        self._threads[call.thread].submit(self._work, call, asyncio.get_running_loop())
+
+    def busy_s(self) -> float:
+        """For how many seconds the oldest running call has been running; 0 where none runs."""
+        started_s = [call.started_s for call in self._calls if call.started_s is not None]
+        return self._clock() - min(started_s) if started_s else 0.0
+
+    def silent_s(self) -> float:
+        """For how many seconds the device, or a lane with a call, has not answered."""
+        return max(self.busy_s(), self._clock() - self._answered_s)
+
+    def close(self) -> None:
+        """Let the threads end after their present calls, whose results are dropped."""
+        for thread in self._threads[1:]:
+            thread.shutdown(wait=False)
+
+    def _work(self, call: DeviceCall[T], loop: asyncio.AbstractEventLoop) -> None:
+        """In the call's thread."""
+        call.started_s = self._clock()
+        try:
+            call.result = call.function()
+        except Exception as error:  # passed to `on_done`
+            call.result = error
+        call.ended_s = self._clock()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._finish, call)
+
+    def _finish(self, call: DeviceCall[T]) -> None:
+        self._calls.remove(call)
+        insort(self._idle, call.thread)
+        self.free += call.lanes
+        self._answered_s = call.ended_s
+        call.on_done(call)
 
 
 class Dispatcher:
-    """Takes jobs in, runs them in batches on the device's lanes, and sees that each is answered once."""
+    """Runs jobs in batches on the device's lanes, and replies to each job once."""
 
     def __init__(
         self,
         runner: Runner,
         device_thread: Executor,
         queue: JobQueue,
-        sizes: BatchSizeLimits,
+        limits: BatchSizeLimits,
         metrics: WorkerMetrics,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing = NO_TRACING,
         idle_s: float = IDLE_S,
     ) -> None:
         self._runner = runner
-        self._lanes = DeviceExecutor(runner.lanes, device_thread, clock)
+        self.executor = DeviceExecutor(runner.lanes, device_thread, clock)
+        self._idle_s = idle_s
         self._queue = queue
+        self._limits = limits
         self._metrics = metrics
         self._clock = clock
         self._tracing = tracing
-        self._pace = LatencyEstimator()
-        self._sizes = sizes
-        self._occupancy = ArrivalUtilisation()
-        self._in_hand = RunningBatches(clock)
-        self._admission = Admission(queue, self._pace, sizes, runner.lanes, self._in_hand.left_s, clock)
-        self._retries = Retries(sizes)
-        self._trials: deque[_Trial] = deque()
-        self._left: asyncio.Event | None = None
-        self._alive = DeviceHeartbeat(runner, self._lanes, self._idle, clock, idle_s)
-        self._over: asyncio.Future[None] | None = None
-        self._look_due = False
+        self._latency = LatencyEstimator()
+        self._utilisation = ArrivalUtilisation()
+        self._running: list[RunningBatch] = []
+        self._ended: deque[tuple[RunningBatch, DeviceCall[Outputs]]] = deque()
+        self.admission = Admission(queue, self._running, self._latency, limits, runner.lanes, clock)
+        self._retries = Retries(limits)
+        self._trials: deque[RunningBatch] = deque()
+        self._turn_due = False
+        self._changed: set[str] = set()
+        """Models whose queue changed since its depth was published."""
+        self._progress: asyncio.Event | None = None
+        """Set at the next change, where somebody waits for one."""
+        self._failure: asyncio.Future[None] | None = None
+        """While `run` runs: takes the error that ends it."""
 
     def submit(self, job: Job) -> None:
-        """Let a job in, or answer it at once with why not."""
+        """Admit a job, or reply to it at once with why not."""
         try:
-            self._admission.let_in(job)
+            self.admission.admit(job)
         except Overloaded as refusal:
-            job.reply(Done(refusal, 0.0, 0.0))
+            job.reply(job, JobResult(refusal, 0.0, 0.0))
             return
-        self._tell_depth(job.shape.model)
-        self._occupancy.found(1 - self._lanes.free / self._lanes.count, self._clock())
-        if self._lanes.free:
-            self._look_soon()
+        self._utilisation.record(1 - self.executor.free / self.executor.lanes, self._clock())
+        self._changed.add(job.shape.model)
+        self._turn_soon()
 
-    def cancel(self, key: tuple[bytes, int]) -> None:
-        """Forget a job that still waits; one that runs is left to finish, unread."""
+    def cancel(self, key: JobKey) -> None:
+        """Drop a job that still waits, without a reply. A job that runs is finished and replied to."""
         job = self._queue.remove(key)
         if job is not None:
-            self._tell_depth(job.shape.model)
-            self._tell_left()
+            self._changed.add(job.shape.model)
+            self._turn_soon()
 
-    def backlog_s(self) -> float:
-        """Seconds until the device will be through with everything that runs and waits now."""
-        return self._admission.backlog_s()
+    async def time_batch(self, job: Job, images: int) -> float:
+        """Run a batch that holds one job `images` times on one lane, without a reply; its seconds.
 
-    def outlook(self, shape: Shape, budget_s: float) -> WaitEstimate:
-        """What one more job that is due in so many seconds would find now."""
-        return self._admission.outlook(shape, budget_s)
-
-    def busy_s(self) -> float:
-        """For how long the batch that has been running for longest has been; 0 where none runs."""
-        return self._lanes.busy_s()
-
-    def silent_s(self) -> float:
-        """Since when the device, or a lane that is busy, has not answered.
-
-        The device is asked every few seconds where there is nothing else to do.
-        """
-        return self._alive.silent_s()
-
-    async def time(self, job: Job, images: int) -> float:
-        """The seconds that one lane takes for a batch of a job, so many times; nobody is answered.
-
-        It has its turn between other batches.
+        Other batches run between trials.
 
         Raises:
-            OutOfDeviceMemory: so many did not fit.
-            Exception: whatever else the network met.
+            OutOfDeviceMemory: the batch did not fit.
+            Exception: any other failure of the network.
         """
-        trial = _Trial((job,) * images, asyncio.get_running_loop().create_future())
-        self._trials.append(trial)
-        self._look_soon()
-        return await trial.ended
+        ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._trials.append(RunningBatch((job,) * images, 1, trial=ended))
+        self._turn_soon()
+        return await ended
 
-    async def finished(self, slot: str | None = None) -> None:
-        """Wait until nothing waits and nothing runs, of one slot or at all."""
+    async def wait_until_done(self, slot: str | None = None) -> None:
+        """Wait until no job of a slot, or no job at all, waits or runs."""
         while self._has(slot):
-            self._left = self._left or asyncio.Event()
-            await self._left.wait()
+            self._progress = self._progress or asyncio.Event()
+            await self._progress.wait()
 
     async def run(self) -> None:
-        """Serve for ever: whenever a lane is free, something that waits goes to it.
+        """Serve until cancelled: a lane that is free gets a batch as soon as a job waits.
 
         Raises:
-            DeviceLost: the device failed where it had nothing else to do.
+            DeviceLost: the device failed while it was idle.
         """
         loop = asyncio.get_running_loop()
-        self._over = loop.create_future()
-        alive = loop.create_task(self._alive.keep_asking(self._look_soon))
-        self._look_soon()
+        self._failure = loop.create_future()
+        heartbeat = loop.create_task(self._keep_pinging())
+        self._turn_soon()
         try:
-            over, _ = await asyncio.wait((self._over, alive), return_when=asyncio.FIRST_COMPLETED)
-            for one in over:
+            done, _ = await asyncio.wait((self._failure, heartbeat), return_when=asyncio.FIRST_COMPLETED)
+            for one in done:
                 one.result()
         finally:
-            self._over = None
-            alive.cancel()
+            self._failure = None
+            heartbeat.cancel()
 
     def close(self) -> None:
-        """Let the threads go; what runs still is nobody's any more."""
-        self._lanes.close()
+        """Let the threads end by themselves; results of running batches are dropped."""
+        self.executor.close()
 
-    def _look_soon(self) -> None:
-        """After all that has arrived already, so that a burst is seen as one."""
-        if not self._look_due and self._over is not None:
-            self._look_due = True
-            asyncio.get_running_loop().call_soon(self._guard, self._look)
+    def _turn_soon(self) -> None:
+        """Take a turn after everything that has arrived already, so that a burst is seen as one."""
+        if not self._turn_due and self._failure is not None:
+            self._turn_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
 
-    def _guard(self, step: Callable[[], None]) -> None:
-        """A step of `run`: after it nothing is done any more, and what goes wrong ends it."""
-        if self._over is None or self._over.done():
+    def _turn(self) -> None:
+        self._turn_due = False
+        if self._failure is None or self._failure.done():
             return
         try:
-            step()
+            while self._ended:
+                self._publish(*self._ended.popleft())
+            if self._queue.images and self.executor.free:
+                self._refuse_late()
+            while self.executor.free and (batch := self._schedule()) is not None:
+                self._forward(batch)
+            for model in self._changed:
+                self._metrics.queue(model, self._queue.depth(model), self._queue.pixels)
+            self._changed.clear()
+            if self._progress is not None:
+                self._progress.set()
+                self._progress = None
         except Exception as error:  # raised by `run`
-            self._over.set_exception(error)
+            self._failure.set_exception(error)
 
-    def _look(self) -> None:
-        """Start what can be started."""
-        self._look_due = False
-        for job, done in self._admission.late():
-            self._tell_depth(job.shape.model)
-            self._reply(job, done)
-            self._tell_left()
-        while self._lanes.free and self._start_next():
-            pass
-
-    def _start_next(self) -> bool:
-        """Start one batch; whether there was one to start."""
-        free, queue, retries = self._lanes.free, self._queue, self._retries
+    def _schedule(self) -> RunningBatch | None:
+        """The next batch, where a lane is free. None: nothing waits, or it must wait for more lanes."""
+        free, lanes, queue, retries = self.executor.free, self.executor.lanes, self._queue, self._retries
         if retries.alone:
-            if free == self._lanes.count:
-                self._serve(retries.alone.popleft(), free)
-            return False
+            return RunningBatch(retries.alone.popleft(), lanes) if free == lanes else None
         if self._trials:
-            self._try(self._trials.popleft())
-        elif retries.parts:
+            return self._trials.popleft()
+        max_lanes = max(1, round(self._runner.max_lanes_per_batch * (1 - self._utilisation.recent)))
+        if retries.parts:
             jobs = retries.parts.popleft()
-            self._serve(jobs, min(share(free, 1, len(retries.parts) + len(queue), 1).lanes, self._widest()))
-        elif queue:
-            shape = queue.next().shape
-            mine = queue.depth_of(shape)
-            soon = self._in_hand.soon(self._pace.seconds(shape))
-            part = share(free, mine, len(queue) - mine, self._sizes.most(shape), soon)
-            jobs = queue.take(shape, part.images)
-            self._tell_depth(shape.model)
-            self._serve(jobs, min(part.lanes, self._widest()))
+            return RunningBatch(jobs, plan_batch(free, 1, len(retries.parts) + queue.images, 1, max_lanes).lanes)
+        if not queue.images:
+            return None
+        shape = queue.next()
+        waiting = queue.depth_of(shape)
+        others, max_images = queue.images - waiting, self._limits.max_images(shape)
+        image_s, now_s = self._latency.image_s(shape), self._clock()
+        plan = plan_batch(free, waiting, others, max_images, max_lanes, self._running, image_s, now_s)
+        self._changed.add(shape.model)
+        return RunningBatch(queue.take(shape, plan.images), plan.lanes)
+
+    def _forward(self, batch: RunningBatch) -> None:
+        """Start a batch on the device."""
+        shape = batch.jobs[0].shape
+        batch.started_s = self._clock()
+        batch.expected_s = len(batch.jobs) * self._latency.image_s(shape)
+        if batch.trial is None:
+            self._queue.shares.charge(shape.model, batch.expected_s)
+        self._running.append(batch)
+        self.executor.run(batch.lanes, partial(self._compute, batch), partial(self._on_ended, batch))
+
+    def _compute(self, batch: RunningBatch) -> Outputs:
+        """In a lane's thread. Inputs are copied into the batch here, where it delays nothing else."""
+        return self._runner.run(batch.jobs[0].shape.slot, make_batch(batch.jobs), batch.lanes)
+
+    def _on_ended(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
+        self._ended.append((batch, call))
+        self._turn()
+
+    def _publish(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
+        """Reply to each job of a batch that ended. Where it failed, smaller parts of it may run again instead."""
+        self._running.remove(batch)
+        jobs, shape, outputs = batch.jobs, batch.jobs[0].shape, call.result
+        assert call.started_s is not None
+        assert outputs is not None
+        infer_s = call.ended_s - call.started_s
+        if batch.trial is not None:
+            self._end_trial(batch, outputs, infer_s)
+            return
+        self._queue.shares.charge(shape.model, infer_s * batch.lanes - batch.expected_s)
+        span = self._trace_batch(jobs, call) if self._tracing.on else NO_SPAN
+        if isinstance(outputs, Exception):
+            with within(span):
+                error = self._retries.on_batch_error(outputs, jobs, batch.lanes == self.executor.lanes)
+            if error is not None:
+                self._reply(jobs[0], JobResult(error, call.started_s - jobs[0].enqueued_s, infer_s), span)
+            return
+        if batch.lanes == 1:
+            self._latency.record(shape, len(jobs), infer_s)
+        self._metrics.batch(shape.model, len(jobs), infer_s, batch.lanes / self.executor.lanes)
+        for job, output in zip(jobs, outputs, strict=True):
+            self._reply(job, JobResult(output, call.started_s - job.enqueued_s, infer_s, len(jobs)), span)
+
+    def _refuse_late(self) -> None:
+        now_s = self._clock()
+        for job, error in self.admission.remove_late():
+            self._changed.add(job.shape.model)
+            self._reply(job, JobResult(error, now_s - job.enqueued_s, 0.0))
+
+    def _end_trial(self, batch: RunningBatch, outputs: Outputs | Exception, seconds: float) -> None:
+        if not isinstance(outputs, Exception):
+            self._latency.record_trial(batch.jobs[0].shape, len(batch.jobs), seconds)
+        if batch.trial is None or batch.trial.done():  # its caller may have been cancelled
+            return
+        if isinstance(outputs, Exception):
+            batch.trial.set_exception(outputs)
         else:
-            return False
-        return True
+            batch.trial.set_result(seconds)
 
-    def _serve(self, jobs: tuple[Job, ...], lanes: int) -> None:
-        batch = self._start(jobs, lanes, self._settle)
-        self._queue.shares.charge(jobs[0].shape.model, batch.expected_s)
+    def _reply(self, job: Job, result: JobResult, batch: Span = NO_SPAN) -> None:
+        self._metrics.waited(job.shape.model, result.queue_s)
+        if self._tracing.on and job.span.recording:
+            _trace_job(job, result, batch)
+        job.reply(job, result)
 
-    def _try(self, trial: _Trial) -> None:
-        def settle(batch: Running, end: Ended[tuple[RawOutput, ...]]) -> None:
-            if not isinstance(end.result, Exception):
-                self._pace.tried(batch.jobs[0].shape, len(batch.jobs), end.seconds)
-            if not trial.ended.done():  # whoever asked may have left
-                if isinstance(end.result, Exception):
-                    trial.ended.set_exception(end.result)
-                else:
-                    trial.ended.set_result(end.seconds)
+    async def _keep_pinging(self) -> None:
+        """Ping the device whenever it is idle. (A finished batch proves it alive as well.)
 
-        self._start(trial.jobs, 1, settle)
-
-    def _start(
-        self, jobs: tuple[Job, ...], lanes: int, settle: Callable[[Running, Ended[tuple[RawOutput, ...]]], None]
-    ) -> Running:
-        """Run jobs as one batch; `settle` is called with what became of it."""
-        shape, run = jobs[0].shape, self._runner.run
-        batch = self._in_hand.begin(jobs, lanes, len(jobs) * self._pace.seconds(shape))
-        inputs, params = [job.input for job in jobs], [job.params for job in jobs]
-
-        def ended(end: Ended[tuple[RawOutput, ...]]) -> None:
-            self._in_hand.end(batch)
-            self._alive.answered(end.ended_s)
-            settle(batch, end)
-            self._tell_left()
-            self._look()
-
-        self._lanes.run(
-            lanes,
-            # The batch is put together in the lane's thread: the copy holds up nobody here.
-            lambda: run(shape.slot, as_batch(inputs, params), lanes),
-            lambda end: self._guard(lambda: ended(end)),
-        )
-        return batch
-
-    def _settle(self, batch: Running, end: Ended[tuple[RawOutput, ...]]) -> None:
-        """Reply to each job of a batch; what could not run together runs again in smaller parts."""
-        jobs, model, seconds = batch.jobs, batch.jobs[0].shape.model, end.seconds * batch.lanes
-        self._queue.shares.charge(model, seconds - batch.expected_s)
-        match end.result:
-            case Exception() as error:
-                memory = isinstance(error, OutOfDeviceMemory)
-                span = self._tell_batch(jobs, end, OUT_OF_MEMORY if memory else Internal.code)
-                with within(span):
-                    answer = self._retries.after(error, jobs, batch.lanes == self._lanes.count)
-                if answer is not None:
-                    self._reply(jobs[0], Done(answer, end.started_s - jobs[0].enqueued_s, end.seconds), span)
-            case outputs:
-                if batch.lanes == 1:
-                    self._pace.ran(jobs[0].shape, len(jobs), end.seconds)
-                self._metrics.batch(model, len(jobs), end.seconds, batch.lanes / self._lanes.count)
-                span = self._tell_batch(jobs, end)
-                for job, output in zip(jobs, outputs, strict=True):
-                    self._reply(job, Done(output, end.started_s - job.enqueued_s, end.seconds, len(jobs)), span)
-
-    def _idle(self) -> bool:
-        return self._lanes.free == self._lanes.count and not self._queue
-
-    def _widest(self) -> int:
-        """The most lanes that one batch should have now."""
-        return max(1, round(self._runner.max_lanes_per_batch * (1 - self._occupancy.lately)))
+        Raises:
+            DeviceLost: the device failed.
+        """
+        executor = self.executor
+        while True:
+            await asyncio.sleep(self._idle_s)
+            if executor.free < executor.lanes or self._queue.images:
+                continue
+            answered: asyncio.Future[DeviceCall[None]] = asyncio.get_running_loop().create_future()
+            executor.run(executor.lanes, self._runner.ping, partial(_set_unless_done, answered))
+            error = (await answered).result
+            if isinstance(error, Exception):
+                raise DeviceLost(f"the device failed: {error}") from error
+            self._turn_soon()
 
     def _has(self, slot: str | None) -> bool:
-        """Whether anything of a slot, or at all, waits or runs."""
+        """Whether a job of a slot, or any job, waits or runs."""
         batches = (
-            *(batch.jobs for batch in self._in_hand),
+            *(batch.jobs for batch in self._running),
             *self._retries.batches,
             *(trial.jobs for trial in self._trials),
         )
         if slot is None:
-            return bool(self._queue or batches)
+            return bool(self._queue.images or batches)
         return self._queue.has_slot(slot) or any(jobs[0].shape.slot == slot for jobs in batches)
 
-    def _tell_left(self) -> None:
-        """Wake whoever waits for jobs to leave."""
-        if self._left is not None:
-            self._left.set()
-            self._left = None
+    def _trace_batch(self, jobs: Sequence[Job], call: DeviceCall[Outputs]) -> Span:
+        """The span of a batch. It is a trace of its own, since a batch serves several requests; it is linked to those
+        that are traced."""
+        error = ""
+        if isinstance(call.result, Exception):
+            error = OUT_OF_MEMORY if isinstance(call.result, OutOfDeviceMemory) else Internal.code
+        shape = jobs[0].shape
+        assert call.started_s is not None
+        return self._tracing.batch_span(
+            "batch",
+            [job.span for job in jobs],
+            call.started_s,
+            call.ended_s,
+            {
+                "convmlp.model": shape.model,
+                "convmlp.batch.size": len(jobs),
+                "convmlp.input.height": shape.height,
+                "convmlp.input.width": shape.width,
+                "convmlp.device": self._runner.device,
+                "convmlp.precision": self._runner.precision(shape.slot),
+            },
+            error,
+        )
 
-    def _tell_depth(self, model: str) -> None:
-        self._metrics.queue_depth(model, self._queue.depth(model))
-        self._metrics.queue_pixels(self._queue.pixels)
 
-    def _reply(self, job: Job, done: Done, batch: Span = NO_SPAN) -> None:
-        self._metrics.waited(job.shape.model, done.queue_s)
-        if job.span.recording:
-            trace_job(job, done, batch)
-        job.reply(done)
+def _set_unless_done(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
 
-    def _tell_batch(self, jobs: Sequence[Job], end: Ended[tuple[RawOutput, ...]], error: str = "") -> Span:
-        if not any(job.span.recording for job in jobs):
-            return NO_SPAN
-        return trace_batch(self._tracing, self._runner, jobs, end.started_s, end.ended_s, error)
+
+def _trace_job(job: Job, result: JobResult, batch: Span) -> None:
+    """The spans of a job's stages, in its request's trace, linked to the batch that it ran in."""
+    error = result.result.code if isinstance(result.result, ConvMLPError) else ""
+    taken_s = job.enqueued_s + result.queue_s
+    ran = result.infer_s > 0
+    job.span.record("queue", job.enqueued_s, taken_s, error="" if ran else error)
+    if ran:
+        job.span.record("infer", taken_s, taken_s + result.infer_s, error=error, link=batch)

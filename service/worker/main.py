@@ -34,25 +34,28 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
         (address,) = settings.worker_address
         with open_tracing(settings, "worker", follows=True) as tracing:
-            async with WorkerEndpoint(address) as door:
-                await _serve_at(door, settings, stop, tracing)
+            async with WorkerEndpoint(address) as endpoint:
+                await _serve_at(endpoint, settings, stop, tracing)
     except* (BundleInvalid, DeviceMissing, TracingUnavailable) as errors:
         log.error("cannot serve", error=str(_first(errors)))
         status = EXIT_CONFIG
     except* (WorkerWedged, DeviceLost) as errors:
-        log.critical("wedged", error=str(_first(errors)))
-        # The device thread hangs in foreign code and would keep a normal exit waiting for ever.
+        log.critical("the device does not answer", error=str(_first(errors)))
+        # The device thread hangs in foreign code, and a normal exit would wait for it.
         os._exit(EXIT_WEDGED)
     return status
 
 
-async def _serve_at(door: WorkerEndpoint, settings: Settings, stop: asyncio.Event, tracing: Tracing) -> None:
+async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.Event, tracing: Tracing) -> None:
     bundles = await asyncio.to_thread(_bundles, settings)
     registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry, {one.config.name: one.config.task.value for one in bundles})
+    metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
     exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, registry_of_one(registry))
     log.info(
-        "loading", models=[one.config.name for one in bundles], address=door.address, metrics_port=exporter.server_port
+        "loading",
+        models=[bundle.config.name for bundle in bundles],
+        address=endpoint.address,
+        metrics_port=exporter.server_port,
     )
 
     def make_runner(settings: Settings) -> TorchRunner:
@@ -62,14 +65,14 @@ async def _serve_at(door: WorkerEndpoint, settings: Settings, stop: asyncio.Even
         return runner
 
     try:
-        await Worker(bundles, make_runner, settings, metrics, tracing).run(door, stop)
+        await Worker(bundles, make_runner, settings, metrics, tracing).run(endpoint, stop)
     finally:
         exporter.shutdown()
         exporter.server_close()
 
 
 def _bundles(settings: Settings) -> list[Bundle]:
-    """What was served last, or what is configured.
+    """The bundles that were served last, or the configured ones.
 
     Raises:
         BundleInvalid: a configured one cannot be read.
@@ -81,8 +84,8 @@ def _bundles(settings: Settings) -> list[Bundle]:
         except BundleInvalid as error:
             if name in settings.models:
                 raise
-            # It was loaded by a caller once: the others must not be lost for it.
-            log.error("a model that was served cannot be read any more", model=name, error=str(error))
+            # A caller loaded it once: the other models are served without it.
+            log.error("cannot read a model that was served last", model=name, error=str(error))
     return bundles
 
 

@@ -1,4 +1,4 @@
-"""Brings models into memory, proves them there, and lets them go."""
+"""Loads models onto the device, checks them there, and unloads them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from service.worker.runner import OutOfDeviceMemory, Runner
 from service.worker.self_check import SelfCheck
 from service.worker.tuning import Tuner
 
-PROOF_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
-"""Between tries to ask a new model about the reference picture while the worker is too busy for it."""
+CHECK_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Pauses between tries to check a new model while the worker is too busy for it."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -33,14 +33,14 @@ log = structlog.get_logger(__name__)
 
 
 class ModelLoader:
-    """Owns what is on the shelf and in the runner's slots. `load` and `unload` are for one caller at a time.
+    """Owns the registry and the runner's slots. Only one `load` or `unload` may run at a time.
 
-    Weights are read in a thread of their own; only putting them on the device takes the device's time.
+    Weights are read in a thread of their own; only their copy to the device takes device time.
     """
 
     def __init__(
         self,
-        shelf: ModelRegistry,
+        registry: ModelRegistry,
         runner: Runner,
         device_thread: Executor,
         dispatcher: Dispatcher,
@@ -49,118 +49,117 @@ class ModelLoader:
         metrics: WorkerMetrics,
         announce: Callable[[], None],
     ) -> None:
-        self._shelf = shelf
+        self._registry = registry
         self._runner = runner
         self._device_thread = device_thread
         self._dispatcher = dispatcher
-        self._check = SelfCheck(dispatcher)
+        self._self_check = SelfCheck(dispatcher)
         self._tuner = tuner
         self._settings = settings
         self._metrics = metrics
         self._announce = announce
         self._file = StateFile(settings.served_models_file, settings.models)
         self._reading_thread = ThreadPoolExecutor(1, thread_name_prefix="read-models")
-        self._in_hand: dict[str, str] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._changing: dict[str, str] = {}
+        """By name: what is being done to a model that is not served."""
+        self._removals: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Load what is on the shelf.
+        """Load the models of the registry.
 
         Raises:
             BundleInvalid: the weights of a configured model do not fit.
             OutOfDeviceMemory: the device has no room for a configured model.
         """
-        for model in self._shelf.served:
+        for model in self._registry.served:
             try:
                 await self._put_on_device(model)
             except (BundleInvalid, OutOfDeviceMemory) as error:
                 if model.name in self._settings.models:
                     raise
-                # It was loaded by a caller once: the others must not be lost for it.
-                log.error("a model that was served cannot be loaded again", model=model.name, error=str(error))
-                self._shelf.take(model.name)
+                # A caller loaded it once: the other models are served without it.
+                log.error("cannot load a model that was served last", model=model.name, error=str(error))
+                self._registry.remove(model.name)
                 self._metrics.remove_model(model.name)
 
     async def check(self) -> bool:
-        """Ask each served model about the reference picture; whether all of them are fit to serve."""
-        for model in self._shelf.served:
-            if self._shelf.get(model.name) is not model:
-                continue  # it left meanwhile
+        """Check each served model on its reference picture. True: all of them are ready."""
+        for model in self._registry.served:
+            if self._registry.get(model.name) is not model:
+                continue  # it was unloaded meanwhile
             before = model.unready_reason
             try:
-                model.unready_reason = await self._check.unready_reason(model)
+                model.unready_reason = await self._self_check.unready_reason(model)
             except Overloaded as busy:
-                log.warning("self-check put off", model=model.name, reason=busy.detail)
+                log.warning("self-check postponed", model=model.name, reason=busy.detail)
                 continue
             if model.unready_reason is not None:
                 log.error("self-check failed", model=model.name, unready_reason=model.unready_reason)
-            if self._shelf.get(model.name) is model:
+            if self._registry.get(model.name) is model:
                 self._metrics.model_ready(model.name, ready=model.unready_reason is None)
                 if model.unready_reason != before:
                     self._announce()
                 if model.unready_reason is None:
                     await self._tune(model)
-        return all(model.unready_reason is None for model in self._shelf.served)
+        return all(model.unready_reason is None for model in self._registry.served)
 
     async def store(self) -> tuple[StoredModel, ...]:
-        """Everything on disk, and everything that is served, by name."""
+        """All models on disk and all served models, sorted by name."""
         names = await asyncio.to_thread(bundle_names, self._settings.models_dir)
-        return tuple(self._stored(name) for name in sorted({*names, *(model.name for model in self._shelf.served)}))
+        return tuple(self._stored(name) for name in sorted({*names, *(model.name for model in self._registry.served)}))
 
-    async def load(self, name: str, begun: Callable[[], None]) -> None:
-        """Serve a model of the store; one that is served already only where that changes anything.
+    async def load(self, name: str, commit: Callable[[], None]) -> None:
+        """Serve a model of the store. A served model is loaded again only if it changed on disk or is not ready.
 
-        Until `begun` is called it can be cancelled, which leaves everything as it was.
+        Until this calls `commit` it can be cancelled, which changes nothing.
 
         Raises:
             ModelNotFound: there is none of that name in the store.
             Internal: its bundle is broken, or it does not give its committed answer.
-            Overloaded: there is no room for it, or the worker is too busy to prove it.
+            Overloaded: the device has no room for it, or the worker is too busy to check it.
         """
         started_s = time.monotonic()
-        with self._said(name, "it is being loaded"):
+        with self._status(name, "it is being loaded"):
             try:
                 model = await self._run_in(self._reading_thread, self._read, name)
-                served = self._shelf.get(name)
+                served = self._registry.get(name)
                 if served is not None and (served.version, served.unready_reason) == (model.version, None):
                     return
-                await self._enter(model)
-            except BundleInvalid as error:  # its words name folders, which are nothing for a caller
-                log.error("model cannot be loaded", model=name, error=str(error))
-                raise Internal(
-                    f"model {name!r} cannot be loaded: its bundle is broken; the worker's log says how"
-                ) from None
+                await self._load_and_check(model)
+            except BundleInvalid as error:  # its message names folders, which callers must not see
+                log.error("cannot load a model", model=name, error=str(error))
+                raise Internal(f"model {name!r} cannot be loaded: its bundle is broken; see the worker's log") from None
             except OutOfDeviceMemory as error:
-                log.error("no room for a model", model=name, error=str(error))
-                raise Overloaded(f"there is no room in memory for model {name!r}; unload another one first") from None
-            begun()
-            replaced = self._shelf.put(model)
+                log.error("no memory for a model", model=name, error=str(error))
+                raise Overloaded(f"no memory is left for model {name!r}; unload another model first") from None
+            commit()
+            replaced = self._registry.put(model)
             self._metrics.model_ready(name, ready=True)
-            await self._changed()
+            await self._save_and_announce()
             log.info("model loaded", model=name, seconds=round(time.monotonic() - started_s, 3))
             if replaced is not None:
-                # What front-ends made for it before they heard of the change is still answered.
+                # Inputs that front-ends prepared for it before they received the change are still answered.
                 await asyncio.sleep(2 * self._settings.heartbeat_interval_ms / 1000)
-                self._shelf.drop(replaced)
-                await self._leave(replaced)
+                self._registry.drop(replaced)
+                await self._remove(replaced)
 
-    async def unload(self, name: str, begun: Callable[[], None]) -> None:
-        """Serve a model no more, answer what is in hand for it, and give its memory back.
+    async def unload(self, name: str, commit: Callable[[], None]) -> None:
+        """Stop serving a model, answer its pending jobs, and free its memory.
 
         Raises:
             ModelNotFound: it is not served.
         """
-        model = self._shelf.take(name)
-        begun()
-        with self._said(name, "it is being unloaded"):
-            await self._changed()
-            await self._leave(model)
+        model = self._registry.remove(name)
+        commit()
+        with self._status(name, "it is being unloaded"):
+            await self._save_and_announce()
+            await self._remove(model)
         self._metrics.remove_model(name)
         log.info("model unloaded", model=name)
 
     def close(self) -> None:
-        for leaving in self._leaving:
-            leaving.cancel()
+        for removal in self._removals:
+            removal.cancel()
         self._reading_thread.shutdown(wait=False)
 
     def _read(self, name: str) -> LoadedModel:
@@ -169,20 +168,20 @@ class ModelLoader:
             raise ModelNotFound(f"there is no model {name!r} in the store")
         return new_model(read_bundle(find_bundle(name, self._settings.models_dir)))
 
-    async def _enter(self, model: LoadedModel) -> None:
-        """Load a model and have it prove itself; where it fails nothing stays of it."""
-        new = self._shelf.get(model.name) is None
+    async def _load_and_check(self, model: LoadedModel) -> None:
+        """Load a model and check it. A model that fails is removed."""
+        new = self._registry.get(model.name) is None
         if new:
             self._metrics.add_model(model.name, model.config.task.value)
         try:
             await self._put_on_device(model)
-            await self._prove(model)
+            await self._check_ready(model)
             await self._tune(model)
         except BaseException:
-            # Comes after whatever the device still does for it; not waited for, since the device may hang.
-            leaving = asyncio.create_task(self._leave(model))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            # It runs after the model's last batch. Nothing waits for it, since the device may hang.
+            removal = asyncio.create_task(self._remove(model))
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
             if new:
                 self._metrics.remove_model(model.name)
             raise
@@ -192,10 +191,10 @@ class ModelLoader:
         await self._run_in(self._device_thread, put)
         model.precision = self._runner.precision(model.slot)
 
-    async def _prove(self, model: LoadedModel) -> None:
-        for pause_s in (*PROOF_PAUSES_S, None):
+    async def _check_ready(self, model: LoadedModel) -> None:
+        for pause_s in (*CHECK_PAUSES_S, None):
             try:
-                model.unready_reason = await self._check.unready_reason(model)
+                model.unready_reason = await self._self_check.unready_reason(model)
             except Overloaded:
                 if pause_s is None:
                     raise
@@ -203,46 +202,46 @@ class ModelLoader:
             else:
                 break
         if model.unready_reason is not None:
-            log.error("model did not prove itself", model=model.name, unready_reason=model.unready_reason)
+            log.error("a new model failed its self-check", model=model.name, unready_reason=model.unready_reason)
             raise Internal(
                 f"model {model.name!r} is not served: it does not give its committed answer on the reference "
                 f"picture: {model.unready_reason}"
             )
 
     async def _tune(self, model: LoadedModel) -> None:
-        """Measure the best batch of a model that has proven itself, once."""
+        """Measure the best batch size of a model that is ready, once."""
         if not model.best_batch:
             model.best_batch = await self._tuner.tune(model)
             self._metrics.best_batch(model.name, model.best_batch)
 
-    async def _leave(self, model: LoadedModel) -> None:
-        """Empty the slot of a model that is found no more, once what it has in hand is answered."""
-        model.gone = True
-        await self._dispatcher.finished(model.slot)
+    async def _remove(self, model: LoadedModel) -> None:
+        """Empty the slot of a model that gets no new jobs, once its pending jobs are answered."""
+        model.retired = True
+        await self._dispatcher.wait_until_done(model.slot)
         await self._run_in(self._device_thread, self._runner.remove, model.slot)
         self._tuner.forget(model.slot)
 
-    async def _changed(self) -> None:
+    async def _save_and_announce(self) -> None:
         try:
-            await asyncio.to_thread(self._file.write, [model.name for model in self._shelf.served])
+            await asyncio.to_thread(self._file.write, [model.name for model in self._registry.served])
         except OSError as error:
-            log.error("what is served cannot be written down, so that a restart will not know it", error=str(error))
+            log.error("cannot save which models are served; a restart serves the configured ones", error=str(error))
         self._announce()
 
     def _stored(self, name: str) -> StoredModel:
-        model = self._shelf.get(name)
+        model = self._registry.get(name)
         if model is None:
-            return StoredModel(name, served=False, ready=False, reason=self._in_hand.get(name, "it is not loaded"))
+            return StoredModel(name, served=False, ready=False, reason=self._changing.get(name, "it is not loaded"))
         return StoredModel(name, served=True, ready=model.unready_reason is None, reason=model.unready_reason or "")
 
     @contextmanager
-    def _said(self, name: str, words: str) -> Iterator[None]:
-        """What is told of a model that is not served, for as long as something is done to it."""
-        self._in_hand[name] = words
+    def _status(self, name: str, reason: str) -> Iterator[None]:
+        """The reason that `store` gives for a model that is not served, while the context is open."""
+        self._changing[name] = reason
         try:
             yield
         finally:
-            del self._in_hand[name]
+            del self._changing[name]
 
     async def _run_in(self, thread: Executor, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)

@@ -1,7 +1,5 @@
-"""The models in memory: which are served and in which order, and which are on their way out.
-
-Which models are served, kept where a restarted worker finds it.
-"""
+"""The models in memory: those that are served, in order, and those that were replaced and still finish their jobs; and
+the file from which a restarted worker reads what it served."""
 
 from __future__ import annotations
 
@@ -26,21 +24,21 @@ _numbers = itertools.count(1)
 
 @dataclass(slots=True, eq=False)
 class LoadedModel:
-    """A bundle that has a slot in the runner. One that is loaded again has another slot.
+    """A bundle with its slot in the runner. A model that is loaded again gets another slot.
 
-    `unready_reason` says why it is not fit to serve; None where it has proven itself on `reference`, its input of the
-    reference picture. `precision` is what it computes in, once it is on the device; `best_batch` how many images of
-    the reference picture's size are best run at once, 0 until it is measured. `gone`: its slot is being emptied.
+    `unready_reason` says why it is not fit to serve; None once it gave its committed answer on `reference`, the network
+    input of the reference picture. `precision`: what it computes in, once it is on the device. `best_batch`: the best
+    number of such inputs in one batch; 0 until it is measured. `retired`: its slot is being emptied.
     """
 
     bundle: Bundle
     slot: str
     version: str
     reference: ModelInput
-    unready_reason: str | None = "not proven yet"
+    unready_reason: str | None = "not checked yet"
     precision: str = ""
     best_batch: int = 0
-    gone: bool = False
+    retired: bool = False
 
     @property
     def config(self) -> BundleConfig:
@@ -59,11 +57,17 @@ def new_model(bundle: Bundle) -> LoadedModel:
 
 
 class ModelRegistry:
-    """Models by name, in the order of their being served: the first of a task is its default."""
+    """The served models by name, in the order in which they were served: the first of a task is its default.
+
+    `by_version` has the served models and those that they replaced, until these are dropped: an input is answered by
+    the model that it was made for.
+    """
 
     def __init__(self, models: Iterable[LoadedModel]) -> None:
         self._served = {model.name: model for model in models}
         self._replaced: list[LoadedModel] = []
+        self.by_version: dict[str, LoadedModel] = {}
+        self._index()
 
     @property
     def served(self) -> tuple[LoadedModel, ...]:
@@ -72,67 +76,67 @@ class ModelRegistry:
     def get(self, name: str) -> LoadedModel | None:
         return self._served.get(name)
 
-    def find(self, name: str, version: str) -> LoadedModel:
-        """The model that an input was made for.
-
-        Raises:
-            ModelNotFound: it is not served.
-            Unavailable: it was replaced by another version.
-        """
-        served = self._served.get(name)
-        if served is None:
-            raise ModelNotFound(f"there is no model {name!r} here")
-        for model in (served, *self._replaced):
-            if (model.name, model.version) == (name, version):
-                return model
-        raise Unavailable(f"model {name!r} was replaced while this request was on its way; send it again")
+    def missing(self, name: str) -> ModelNotFound | Unavailable:
+        """The error of a request whose version is not in `by_version`."""
+        if name not in self._served:
+            return ModelNotFound(f"there is no model {name!r} here")
+        return Unavailable(f"model {name!r} was replaced during this request; send it again")
 
     def put(self, model: LoadedModel) -> LoadedModel | None:
         """Serve a model, in the place of the one of its name or as the last.
 
         Returns:
-            The one that was replaced. It is still found by its version, until it is dropped.
+            The model that it replaced, which is found by its version until it is dropped.
         """
         replaced = self._served.get(model.name)
         self._served[model.name] = model
         if replaced is not None:
             self._replaced.append(replaced)
+        self._index()
         return replaced
 
     def drop(self, replaced: LoadedModel) -> None:
-        """Find a replaced model no more."""
+        """Remove a replaced model from `by_version`."""
         self._replaced.remove(replaced)
+        self._index()
 
-    def take(self, name: str) -> LoadedModel:
-        """Serve a model no more.
+    def remove(self, name: str) -> LoadedModel:
+        """Stop serving a model.
 
         Raises:
             ModelNotFound: it is not served.
         """
         if name not in self._served:
             raise ModelNotFound(f"there is no model {name!r} here")
-        return self._served.pop(name)
+        model = self._served.pop(name)
+        self._index()
+        return model
+
+    def _index(self) -> None:
+        # A model that was loaded again may have the same version: the served one counts.
+        replaced = [model for model in self._replaced if model.name in self._served]
+        self.by_version = {model.version: model for model in (*replaced, *self._served.values())}
 
 
 log = structlog.get_logger(__name__)
 
 
 class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`configured` is what the settings said; once they say something else, the rest is out of date."""
+    """The file's content. `configured`: the models of the settings; once these change, `served` is out of date."""
 
     configured: tuple[str, ...]
     served: tuple[str, ...]
 
 
 class StateFile:
-    """Names of models, in the order of their being served; without a `path` nothing is ever kept."""
+    """Keeps the names of the served models, in order. Without a `path` nothing is kept."""
 
     def __init__(self, path: Path | None, configured: tuple[str, ...]) -> None:
         self._path = path
         self._configured = configured
 
     def read(self) -> tuple[str, ...]:
-        """What was served last, or what is configured: where nothing was kept, or nothing that can be used."""
+        """The models that were served last; the configured ones where no usable file was kept."""
         if self._path is None:
             return self._configured
         try:
@@ -140,15 +144,15 @@ class StateFile:
         except FileNotFoundError:
             return self._configured
         except (OSError, msgspec.DecodeError) as error:
-            log.warning("what was served last cannot be read; serving what is configured", error=str(error))
+            log.warning("cannot read the models served last; serving the configured ones", error=str(error))
             return self._configured
         if kept.configured != self._configured:
-            log.warning("other models are configured than when some were loaded; serving what is configured")
+            log.warning("the configured models changed; serving them instead of the models served last")
             return self._configured
         return kept.served
 
     def write(self, served: Sequence[str]) -> None:
-        """Keep names, whole or not at all.
+        """Keep names: the file is replaced as a whole or not at all.
 
         Raises:
             OSError: the file cannot be written.

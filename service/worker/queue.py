@@ -1,31 +1,27 @@
-"""Whose turn it is: each model has its share of the device's time, whatever the others ask for.
-
-Start-time fair queueing (Goyal, Vin and Cheng 1997): a model's virtual time is what it has had of the device divided
-by its weight, and the one with the least is next. One that had nothing to do starts again at the present virtual time:
-it does not save up credit for time in which it asked for nothing.
-
-Jobs, and the bounded queue they wait in until the device takes them.
-"""
+"""The bounded queue in which jobs wait for the device: models by fair shares, and within a model by deadline."""
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from model.errors import ConvMLPError
-from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import Overloaded
-from service.observability.tracing import NO_SPAN, Span
+from service.worker.types import Job, JobKey, Shape
 
 MAX_MODELS = 1024
-"""Whose virtual times are remembered; that of any other is the present one."""
+"""Models whose virtual times are kept; any other model starts at the present virtual time."""
 
 
 class FairShares:
-    """Virtual times of models. `weights`: of those that are to have another share than 1."""
+    """Which model is next: each has its share of the device's time, however many requests the others get.
+
+    Start-time fair queueing (Goyal, Vin and Cheng 1997): a model's virtual time is the device time that it used divided
+    by its weight, and the model with the least is next. A model that had no work starts again at the present virtual
+    time: it saves up no credit for time in which it asked for nothing. `weights` has the models whose weight is not 1.
+    """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = dict(weights)
@@ -36,219 +32,158 @@ class FairShares:
         return self._weights.get(model, 1.0)
 
     def enter(self, model: str) -> None:
-        """A model of which nothing waited has something to do."""
+        """A model of which no job waited has one."""
         self._times[model] = max(self._times.pop(model, 0.0), self._present)
         if len(self._times) > MAX_MODELS:
-            del self._times[next(iter(self._times))]  # the one that came back longest ago
+            del self._times[next(iter(self._times))]  # the model that entered longest ago
 
-    def next(self, models: Iterable[str]) -> str:
-        """Of these, which have something to do: the one whose turn it is."""
-        model = min(models, key=self._time)
-        self._present = max(self._present, self._time(model))
+    def next(self, models: Collection[str]) -> str:
+        """The model to serve next, of those that have jobs."""
+        if len(models) == 1:
+            (model,) = models
+        else:
+            model = min(models, key=self._time)
+        self._present = max(self._present, self._times.get(model, self._present))
         return model
 
     def charge(self, model: str, seconds: float) -> None:
-        """A model takes so much of the device, or gives back what it did not need. Seconds of one lane."""
-        self._times[model] = self._time(model) + seconds / self.weight(model)
+        """A model used so many seconds of one lane; fewer than 0 where a batch was charged more than it took."""
+        self._times[model] = self._times.get(model, self._present) + seconds / self._weights.get(model, 1.0)
 
     def _time(self, model: str) -> float:
         return self._times.get(model, self._present)
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A job's outcome: its output, or the error that it met, the seconds that it waited and ran, and how many images,
-    itself among them, ran at once."""
-
-    result: RawOutput | ConvMLPError
-    queue_s: float
-    infer_s: float
-    batch_images: int = 1
-
-
-class Shape(NamedTuple):
-    """What the jobs of one batch have in common: the model, and the input's height and width in pixels.
-
-    `slot` is where the model lies in the runner: while a model is replaced there are two of its name. A tuple, since
-    each job's is made and looked up several times, and a dataclass takes five times as long for it.
-    """
-
-    model: str
-    slot: str
-    height: int
-    width: int
-
-    @property
-    def pixels(self) -> int:
-        return self.height * self.width
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """One input that waits. `reply` is called exactly once; times are on the clock of `time.monotonic`."""
-
-    key: tuple[bytes, int]
-    """Who sent it, and its number there."""
-    shape: Shape
-    input: ModelInput
-    params: QueryParams
-    enqueued_s: float
-    deadline_s: float
-    reply: Callable[[Done], None] = field(repr=False)
-    request_id: str = ""
-    """The front-end's; a self-check has none."""
-    span: Span = NO_SPAN
-    """The front-end's, of which the job's own are children."""
-
-
-class _Ticket(NamedTuple):
-    """A job's place: by deadline, then by arrival."""
+class Entry(NamedTuple):
+    """A job's place in the queue: by deadline, then by arrival."""
 
     deadline_s: float
     number: int
-    """Its own, so that nothing after it is ever compared."""
+    """Unique, so that comparisons never reach the job."""
     job: Job
     seconds: float
-    """Of one lane, that it is expected to take."""
+    """Expected, of one lane."""
 
 
-class _Line:
-    """What waits of one model, the earliest deadline first: all together, and each shape by itself.
+@dataclass(slots=True)
+class ModelQueue:
+    """The entries of one model, the earliest deadline first: all of them, and those of each shape.
 
-    Sorted lists: to find a place takes O(log n) comparisons, and to open or close a gap moves 8 bytes for each job
-    behind it, which for thousands of jobs is less than a heap's comparisons in Python; nor does anything stay behind
-    of a job that was withdrawn.
+    Sorted lists: to find a place takes O(log n) comparisons, and to open or close a gap moves 8 bytes for each entry
+    behind it. For thousands of jobs that is faster than a heap's comparisons in Python, and a cancelled job leaves
+    nothing behind.
     """
 
-    __slots__ = ("jobs", "seconds", "shapes")
-
-    def __init__(self) -> None:
-        self.jobs: list[_Ticket] = []
-        self.shapes: dict[Shape, list[_Ticket]] = {}
-        self.seconds = 0.0
-
-    def put(self, ticket: _Ticket) -> None:
-        insort(self.jobs, ticket)
-        insort(self.shapes.setdefault(ticket.job.shape, []), ticket)
-        self.seconds += ticket.seconds
-
-    def remove(self, ticket: _Ticket) -> None:
-        shape = ticket.job.shape
-        of_shape = self.shapes[shape]
-        del self.jobs[bisect_left(self.jobs, ticket)]
-        del of_shape[bisect_left(of_shape, ticket)]
-        if not of_shape:
-            del self.shapes[shape]
-        self.seconds -= ticket.seconds
+    entries: list[Entry] = field(default_factory=list)
+    shapes: dict[Shape, list[Entry]] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Of one lane, that all entries are expected to take."""
 
 
 class JobQueue:
-    """Jobs that wait, never more than `max_images` of them or `max_pixels` in all.
+    """Jobs that wait: at most `max_images` of them, with at most `max_pixels` pixels.
 
-    Models have turns by their fair shares of the device's time, where `weights` are not all alike; within a model
-    the earliest deadline is first. All but `slots` takes O(log n) for n jobs, or O(models).
+    Models take turns by their fair shares of the device's time; within a model the earliest deadline is first. All
+    methods but `has_slot` take O(log n) for n jobs, or O(models). `images` and `pixels` count what waits; `models` has
+    the models of which a job waits.
     """
 
     def __init__(self, max_images: int, max_pixels: int, weights: Mapping[str, float] | None = None) -> None:
         self._max_images = max_images
         self._max_pixels = max_pixels
-        self._tickets: dict[tuple[bytes, int], _Ticket] = {}
-        self._lines: dict[str, _Line] = {}
+        self._entries: dict[JobKey, Entry] = {}
         self._numbers = itertools.count()
-        self._pixels = 0
+        self.images = 0
+        self.pixels = 0
+        self.models: dict[str, ModelQueue] = {}
         self.shares = FairShares(weights or {})
-
-    def __len__(self) -> int:
-        return len(self._tickets)
-
-    @property
-    def pixels(self) -> int:
-        """Of all inputs that wait."""
-        return self._pixels
-
-    @property
-    def models(self) -> Collection[str]:
-        """Of which something waits."""
-        return self._lines.keys()
 
     @property
     def seconds(self) -> float:
-        """Of one lane, that all jobs are expected to take."""
-        return sum(line.seconds for line in self._lines.values())
+        """Seconds of one lane that all jobs are expected to take."""
+        return sum(queue.seconds for queue in self.models.values())
 
     def depth(self, model: str) -> int:
         """How many jobs of a model wait."""
-        line = self._lines.get(model)
-        return len(line.jobs) if line is not None else 0
+        queue = self.models.get(model)
+        return len(queue.entries) if queue is not None else 0
 
     def depth_of(self, shape: Shape) -> int:
         """How many jobs of a shape wait."""
-        line = self._lines.get(shape.model)
-        return len(line.shapes.get(shape, ())) if line is not None else 0
+        queue = self.models.get(shape.model)
+        return len(queue.shapes.get(shape, ())) if queue is not None else 0
 
     def has_slot(self, slot: str) -> bool:
         """Whether a job waits for a slot; takes O(shapes)."""
-        return any(shape.slot == slot for line in self._lines.values() for shape in line.shapes)
+        return any(shape.slot == slot for queue in self.models.values() for shape in queue.shapes)
 
     def seconds_before(self, model: str, deadline_s: float) -> float:
-        """Seconds of one lane after which a job with this deadline would have its turn, about: those of its own model
-        with an earlier one, and what other models take by their shares meanwhile, but not more than they have."""
-        line = self._lines.get(model)
-        if line is None:
+        """Seconds of one lane that are served before a job with this deadline, about: the jobs of its own model with an
+        earlier deadline, and what other models get by their shares meanwhile, but no more than they have."""
+        queue = self.models.get(model)
+        if queue is None:
             return 0.0
-        place = bisect_right(line.jobs, (deadline_s,), key=lambda ticket: ticket[:1])
-        mine = line.seconds * place / len(line.jobs)
-        others = sum(self.shares.weight(other) for other in self._lines if other != model) / self.shares.weight(model)
-        return mine + min(self.seconds - line.seconds, mine * others)
+        place = bisect_right(queue.entries, (deadline_s,), key=lambda entry: entry[:1])
+        own = queue.seconds * place / len(queue.entries)
+        weights = sum(self.shares.weight(other) for other in self.models if other != model)
+        return own + min(self.seconds - queue.seconds, own * weights / self.shares.weight(model))
 
     def put(self, job: Job, seconds: float, retry_after_s: float) -> None:
-        """Let a job in, which will take so many seconds of one lane.
+        """Add a job that is expected to take so many seconds of one lane. It replaces a waiting job of the same key.
 
         Raises:
-            Overloaded: the queue is full; `retry_after_s` is what the caller is told.
+            Overloaded: the queue is full; the error carries `retry_after_s`.
         """
         pixels = job.shape.height * job.shape.width
-        if len(self._tickets) >= self._max_images or self._pixels + pixels > self._max_pixels:
+        if self.images >= self._max_images or self.pixels + pixels > self._max_pixels:
             raise Overloaded(
-                f"the queue is full: {len(self._tickets)} images wait; try again in {retry_after_s:.1f} s",
-                retry_after_s,
+                f"the queue is full: {self.images} images wait; try again in {retry_after_s:.1f} s", retry_after_s
             )
-        self.remove(job.key)  # a front-end that gives a number twice has one answer
+        if job.key in self._entries:
+            self.remove(job.key)
         model = job.shape.model
-        line = self._lines.get(model)
-        if line is None:
-            line = self._lines[model] = _Line()
+        queue = self.models.get(model)
+        if queue is None:
+            queue = self.models[model] = ModelQueue()
             self.shares.enter(model)
-        ticket = _Ticket(job.deadline_s, next(self._numbers), job, seconds)
-        line.put(ticket)
-        self._tickets[job.key] = ticket
-        self._pixels += pixels
+        entry = Entry(job.deadline_s, next(self._numbers), job, seconds)
+        insort(queue.entries, entry)
+        insort(queue.shapes.setdefault(job.shape, []), entry)
+        queue.seconds += seconds
+        self._entries[job.key] = entry
+        self.images += 1
+        self.pixels += pixels
 
-    def remove(self, key: tuple[bytes, int]) -> Job | None:
-        """Take one job out, wherever it stands; None where it is not waiting (any more)."""
-        ticket = self._tickets.pop(key, None)
-        if ticket is None:
+    def remove(self, key: JobKey) -> Job | None:
+        """Remove one job, wherever it stands. None: it does not wait (any more)."""
+        entry = self._entries.get(key)
+        if entry is None:
             return None
-        job = ticket.job
-        line = self._lines[job.shape.model]
-        line.remove(ticket)
-        if not line.jobs:
-            del self._lines[job.shape.model]  # what rounding left of its seconds goes as well
-        self._pixels -= job.shape.height * job.shape.width
+        job = entry.job
+        of_shape = self.models[job.shape.model].shapes[job.shape]
+        self.take(job.shape, 1, bisect_left(of_shape, entry))
         return job
 
-    def first(self, model: str) -> Job | None:
-        """The job of a model that has the earliest deadline."""
-        line = self._lines.get(model)
-        return line.jobs[0].job if line is not None else None
+    def next(self) -> Shape:
+        """The shape of the next job, of the model that is next. At least one job must wait."""
+        return self.models[self.shares.next(self.models)].entries[0].job.shape
 
-    def next(self) -> Job:
-        """Of the model whose turn it is the first. Something must wait."""
-        return self._lines[self.shares.next(self._lines)].jobs[0].job
-
-    def take(self, shape: Shape, images: int) -> tuple[Job, ...]:
-        """The first jobs of a shape leave the queue, so many at most."""
-        taken = [ticket.job for ticket in self._lines[shape.model].shapes[shape][:images]]
-        for job in taken:
-            self.remove(job.key)
-        return tuple(taken)
+    def take(self, shape: Shape, images: int, start: int = 0) -> tuple[Job, ...]:
+        """Remove and return at most so many jobs of a shape, the earliest deadlines first, from place `start` on."""
+        queue = self.models[shape.model]
+        of_shape = queue.shapes[shape]
+        taken = of_shape[start : start + images]
+        del of_shape[start : start + images]
+        if not of_shape:
+            del queue.shapes[shape]
+        jobs: list[Job] = []
+        for entry in taken:
+            del queue.entries[bisect_left(queue.entries, entry)]
+            del self._entries[entry.job.key]
+            queue.seconds -= entry.seconds
+            jobs.append(entry.job)
+        if not queue.entries:
+            del self.models[shape.model]  # and with it the rounding errors of its seconds
+        self.images -= len(jobs)
+        self.pixels -= len(jobs) * shape.height * shape.width
+        return tuple(jobs)

@@ -1,4 +1,4 @@
-"""Ready means proven: each model answers the reference picture, through the whole path, as its bundle says."""
+"""The self-check: a model is ready once the reference picture, through the whole path, gave its committed answer."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from model.reference import REFERENCE_PARAMS, mismatch
 from service.errors import Overloaded
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel
-from service.worker.queue import Done, Job, Shape
+from service.worker.types import Job, JobResult, Shape
 
 CHECK_TIMEOUT_S = 60.0
 
 
 class SelfCheck:
-    """Asks models through the same queue that everybody else uses."""
+    """Runs models on their reference pictures, through the queue that requests use."""
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._numbers = itertools.count(1)
 
     async def unready_reason(self, model: LoadedModel) -> str | None:
-        """Why the model is not fit to serve; None where it has proven itself.
+        """Why a model is not fit to serve; None where it gave its committed answer.
 
         Raises:
-            Overloaded: it could not be asked, which says nothing for or against it.
+            Overloaded: the check could not run, which is no evidence for or against the model.
         """
-        done = await self._ask(model)
-        match done.result:
+        match (await self._run(model)).result:
             case Overloaded() as busy:
                 raise busy
             case ConvMLPError() as error:
@@ -40,15 +39,15 @@ class SelfCheck:
                 result = postprocess(output, model.config, model.reference.geometry.original)
                 return mismatch(result, model.config.reference)
 
-    async def _ask(self, model: LoadedModel) -> Done:
-        answered: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+    async def _run(self, model: LoadedModel) -> JobResult:
+        answered: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()
         key = (b"self-check", next(self._numbers))
         height, width, _ = model.reference.pixels.shape
         now_s = time.monotonic()
 
-        def reply(done: Done) -> None:
-            if not answered.done():  # whoever asked may have left
-                answered.set_result(done)
+        def reply(_: Job, result: JobResult) -> None:
+            if not answered.done():  # the check may have been cancelled
+                answered.set_result(result)
 
         self._dispatcher.submit(
             Job(

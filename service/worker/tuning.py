@@ -1,4 +1,4 @@
-"""How large a model's batches are best, measured on its own curve of time by batch size."""
+"""Measures a model's best batch size: the time of an image by batch size, on this device."""
 
 from __future__ import annotations
 
@@ -11,63 +11,66 @@ from model.reference import REFERENCE_PARAMS
 from service.worker.batching import BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel
-from service.worker.queue import Done, Job, Shape
 from service.worker.runner import OutOfDeviceMemory
+from service.worker.types import Job, JobResult, Shape
 
 BUDGET_S = 1.0
-"""For one model's curve."""
+"""Time for the curve of one model."""
 RUNS = 2
-"""Of a size before a larger one is tried; the fastest counts, for whatever disturbs a run only makes it slower."""
+"""Runs of a size before a larger one is tried. The fastest counts, because a disturbance only makes a run slower."""
 ROUNDS = 6
-"""Of one run more of each size, while the budget lasts: a machine that is busy disturbs long runs more than short."""
+"""Rounds of one more run of each size, while the budget lasts: a busy machine disturbs long runs more than short ones.
+"""
 TOLERANCE = 0.03
-"""A batch is as good as the best one where an image takes so little longer in it; the smaller one is taken."""
+"""A size is as good as the fastest where an image takes at most this much longer; the smallest such size is taken."""
 WORSE = 0.15
-"""A size at which an image takes so much longer than in the best ends the curve."""
+"""A size at which an image takes this much longer than at the fastest ends the curve."""
 
 log = structlog.get_logger(__name__)
 
 
 def best_of(curve: Mapping[int, float]) -> int:
-    """The smallest batch of a curve (images → seconds an image) that is about as fast as the fastest."""
+    """The smallest size of a curve (images → seconds an image) that is about as fast as the fastest."""
     fastest = min(curve.values())
-    return min(images for images, each_s in curve.items() if each_s <= fastest * (1 + TOLERANCE))
+    return min(images for images, image_s in curve.items() if image_s <= fastest * (1 + TOLERANCE))
 
 
 def goes_on(curve: Mapping[int, float]) -> bool:
-    """Whether a larger batch may be worth a try: of the last two sizes one made images faster, none much slower."""
-    each_s = list(curve.values())
-    if len(each_s) < 2:
+    """Whether to try a larger batch: one of the last two sizes made images faster, and the last not much slower."""
+    image_s = list(curve.values())
+    if len(image_s) < 2:
         return True
-    if each_s[-1] > min(each_s) * (1 + WORSE):
+    if image_s[-1] > min(image_s) * (1 + WORSE):
         return False
-    return len(each_s) < 3 or min(each_s[-2:]) < min(each_s[:-2]) * (1 - TOLERANCE)
+    return len(image_s) < 3 or min(image_s[-2:]) < min(image_s[:-2]) * (1 - TOLERANCE)
 
 
 class Tuner:
-    """Times models on one lane, between whatever else runs."""
+    """Times models on one lane, between the batches of requests."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        sizes: BatchSizeLimits,
+        limits: BatchSizeLimits,
         clock: Callable[[], float] = time.monotonic,
         budget_s: float = BUDGET_S,
     ) -> None:
         self._dispatcher = dispatcher
-        self._sizes = sizes
+        self._limits = limits
         self._clock = clock
         self._budget_s = budget_s
 
     async def tune(self, model: LoadedModel) -> int:
-        """Have a model's batches be of the size that is best for it; the size, for inputs of its reference picture's.
+        """Measure the best batch size of a model and use it from now on.
 
-        A model that is too slow for its budget is timed as far as that goes.
+        A model that is too slow for its budget is timed for as many sizes as the budget allows, at least one.
+
+        Returns:
+            The size, for inputs of the reference picture's height and width.
         """
         until_s = self._clock() + self._budget_s
         height, width, _ = model.reference.pixels.shape
         shape = Shape(model.name, model.slot, height, width)
-        most = self._sizes.limits.images(shape)
         job = Job(
             key=(b"tuning", 0),
             shape=shape,
@@ -75,51 +78,51 @@ class Tuner:
             params=REFERENCE_PARAMS,
             enqueued_s=until_s,
             deadline_s=until_s,
-            reply=_nobody,
+            reply=_no_reply,
         )
         curve: dict[int, float] = {}
         try:
-            for images in _sizes(most):
+            for images in _sizes(self._limits.configured(shape)):
                 left_s = until_s - self._clock()
-                if model.gone or not goes_on(curve) or (curve and 2 * images * min(curve.values()) > left_s):
+                if model.retired or not goes_on(curve) or (curve and 2 * images * min(curve.values()) > left_s):
                     break
                 curve[images] = await self._time(job, images, until_s) / images
             for images in ROUNDS * list(curve):
-                if model.gone or self._clock() + images * curve[images] > until_s:
+                if model.retired or self._clock() + images * curve[images] > until_s:
                     break
-                curve[images] = min(curve[images], await self._dispatcher.time(job, images) / images)
+                curve[images] = min(curve[images], await self._dispatcher.time_batch(job, images) / images)
         except OutOfDeviceMemory:
-            log.warning("a batch does not fit", model=model.name, images=images)
-        except Exception:  # the boundary to the network: it serves as it is
-            log.exception("a batch could not be timed", model=model.name, images=images)
+            log.warning("batch does not fit into memory", model=model.name, images=images)
+        except Exception:  # the boundary to the network: the model serves without a measured size
+            log.exception("cannot time a batch", model=model.name, images=images)
         best = best_of(curve) if curve else 1
-        if model.gone:
+        if model.retired:
             return best
-        self._sizes.set_best(shape, best)
-        told = {images: round(each_s * 1000, 3) for images, each_s in curve.items()}
-        log.info("best batch", model=model.name, images=best, pixels=best * shape.pixels, ms_an_image=told)
+        self._limits.set_best(shape, best)
+        curve_ms = {images: round(image_s * 1000, 3) for images, image_s in curve.items()}
+        log.info("best batch", model=model.name, images=best, pixels=best * shape.pixels, ms_an_image=curve_ms)
         return best
 
     def forget(self, slot: str) -> None:
-        """A slot is empty from now on: what was found out about its model is of no use to the next."""
-        self._sizes.forget(slot)
+        """A slot was emptied: drop what was measured of its model."""
+        self._limits.forget(slot)
 
     async def _time(self, job: Job, images: int, until_s: float) -> float:
-        """The seconds of a batch, by as many runs as there is time for."""
-        # It finds memory and chooses kernels, and says nothing unless it is all that there is time for.
-        fastest = await self._dispatcher.time(job, images)
+        """The seconds of a batch, from as many runs as there is time for."""
+        # The first run allocates memory and chooses kernels; it counts only where there is no time for another.
+        fastest = await self._dispatcher.time_batch(job, images)
         for run in range(RUNS):
             if self._clock() + fastest > until_s:
                 break
-            seconds = await self._dispatcher.time(job, images)
+            seconds = await self._dispatcher.time_batch(job, images)
             fastest = min(fastest, seconds) if run else seconds
         return fastest
 
 
-def _sizes(most: int) -> list[int]:
-    """Powers of two, and the most."""
-    return sorted({*(2**power for power in range(most.bit_length())), most})
+def _sizes(limit: int) -> list[int]:
+    """The powers of two up to a limit, and the limit."""
+    return sorted({*(2**power for power in range(limit.bit_length())), limit})
 
 
-def _nobody(done: Done) -> None:
-    """A trial answers nobody."""
+def _no_reply(job: Job, result: JobResult) -> None:
+    """A trial has no caller."""

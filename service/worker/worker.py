@@ -1,7 +1,4 @@
-"""The front-ends that hear of every change.
-
-The worker: one device, its models, and everyone who asks them.
-"""
+"""The worker: one device and its models, serving all front-ends that connect."""
 
 from __future__ import annotations
 
@@ -14,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
+from zmq import Frame
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
 from service.errors import Internal, Unavailable
 from service.observability.metrics import WorkerMetrics
-from service.observability.tracing import NO_TRACING, TraceContext, Tracing
+from service.observability.tracing import NO_SPAN, NO_TRACING, TraceContext, Tracing
 from service.settings import Settings
 from service.wire.messages import (
     Cancel,
@@ -33,16 +31,23 @@ from service.wire.messages import (
     input_from_frames,
 )
 from service.wire.worker_endpoint import Envelope, WorkerEndpoint
-from service.worker.batching import BatchLimits, BatchSizeLimits
+from service.worker.batching import BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_control import ModelControl
 from service.worker.model_loader import ModelLoader
-from service.worker.model_registry import LoadedModel, ModelRegistry, new_model
-from service.worker.queue import Done, Job, JobQueue, Shape
+from service.worker.model_registry import ModelRegistry, new_model
+from service.worker.queue import JobQueue
 from service.worker.runner import Runner
 from service.worker.tuning import Tuner
+from service.worker.types import Job, JobResult, Shape
 
 MAX_FRONT_ENDS = 1024
+STARTING_RETRY_S = 2.0
+"""Retry-After while the worker starts or a model is not ready."""
+FIRST_RECHECK_S = 0.5
+"""Pause before a model that is not ready is checked again; doubles up to the interval of all checks."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,50 +57,47 @@ class _FrontEnd:
 
 
 class Subscribers:
-    """Front-ends that were heard of lately, by their address, and the versions whose configs each of them has."""
+    """The front-ends that sent something within `forget_after_s`, by their identity, and which versions' configs each
+    has."""
 
     def __init__(self, forget_after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._forget_after_s = forget_after_s
         self._clock = clock
         self._front_ends: dict[bytes, _FrontEnd] = {}
 
-    def heard(self, front_end: bytes, knows: Iterable[str]) -> None:
-        """A front-end said what it has."""
-        self._front_ends.pop(front_end, None)
+    def heard(self, front_end: bytes, knows: Iterable[str] | None = None) -> None:
+        """A front-end sent something. `knows`: the versions whose configs it has, where it said so."""
+        before = self._front_ends.pop(front_end, None)
+        if knows is None:
+            knows = before.knows if before is not None else ()
         self._front_ends[front_end] = _FrontEnd(self._clock(), frozenset(knows))
         if len(self._front_ends) > MAX_FRONT_ENDS:
             del self._front_ends[next(iter(self._front_ends))]  # the one that was silent for longest
 
-    def told(self, front_end: bytes, versions: Iterable[str]) -> None:
-        """A front-end was sent these."""
+    def sent(self, front_end: bytes, versions: Iterable[str]) -> None:
+        """A front-end was sent the configs of these versions."""
         known = self._front_ends.get(front_end)
         if known is not None:
             self._front_ends[front_end] = _FrontEnd(known.heard_s, known.knows.union(versions))
 
     def knows(self, front_end: bytes) -> frozenset[str]:
+        """The versions whose configs a front-end has."""
         known = self._front_ends.get(front_end)
         return known.knows if known is not None else frozenset()
 
     def present(self) -> tuple[bytes, ...]:
-        """Who is there still."""
+        """The front-ends that are not forgotten."""
         oldest_s = self._clock() - self._forget_after_s
-        self._front_ends = {key: one for key, one in self._front_ends.items() if one.heard_s >= oldest_s}
+        self._front_ends = {key: known for key, known in self._front_ends.items() if known.heard_s >= oldest_s}
         return tuple(self._front_ends)
 
 
-STARTING_RETRY_S = 2.0
-FIRST_RECHECK_S = 0.5
-"""After this a model that is not proven is asked again; doubles up to the interval of all checks."""
-
-log = structlog.get_logger(__name__)
-
-
 class WorkerWedged(Exception):
-    """A batch ran for far longer than any should; only a new process helps."""
+    """A batch runs for far longer than any should; only a new process helps."""
 
 
 class Worker:
-    """Serves bundles at a door: loads, proves itself, answers, drains. `run` is its whole life."""
+    """Serves bundles at an endpoint: loads, checks itself, answers, drains. `run` is its whole life."""
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class Worker:
         metrics: WorkerMetrics,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        self._shelf = ModelRegistry(map(new_model, bundles))
+        self._registry = ModelRegistry(map(new_model, bundles))
         self._make_runner = make_runner
         self._settings = settings
         self._metrics = metrics
@@ -114,43 +116,44 @@ class Worker:
         self._begun_s = time.monotonic()
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
-        self._audience = Subscribers(settings.worker_timeout_ms / 1000)
+        self._subscribers = Subscribers(settings.worker_timeout_ms / 1000)
         self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._runner: Runner | None = None
         self._dispatcher: Dispatcher | None = None
         self._control: ModelControl | None = None
 
-    async def run(self, door: WorkerEndpoint, stop: asyncio.Event) -> None:
-        """Serve until `stop`, then finish what is in hand.
+    async def run(self, endpoint: WorkerEndpoint, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then finish the jobs that wait or run.
 
         Raises:
-            BundleInvalid: a configured bundle's weights do not fit.
-            WorkerWedged, DeviceLost: see there.
+            BundleInvalid: the weights of a configured bundle do not fit.
+            WorkerWedged, DeviceLost: the device does not work any more.
         """
-        self._door = door
-        async with asyncio.TaskGroup() as parts:
-            receiving = parts.create_task(self._receive(), name="receive")
+        self._endpoint = endpoint
+        async with asyncio.TaskGroup() as tasks:
+            receiving = tasks.create_task(endpoint.run(self._on_message), name="receive")
             loop = asyncio.get_running_loop()
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
-            sizes = BatchSizeLimits(BatchLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6))
-            self._dispatcher = self._make_dispatcher(self._runner, sizes)
-            keeper = ModelLoader(
-                self._shelf,
+            limits = BatchSizeLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
+            self._dispatcher = self._make_dispatcher(self._runner, limits)
+            loader = ModelLoader(
+                self._registry,
                 self._runner,
                 self._device_thread,
                 self._dispatcher,
-                Tuner(self._dispatcher, sizes),
+                Tuner(self._dispatcher, limits),
                 self._settings,
                 self._metrics,
                 self._announce,
             )
-            await keeper.start()
-            self._control = ModelControl(door, keeper, allowed=self._settings.model_control, spawn=parts.create_task)
+            await loader.start()
+            allowed, spawn = self._settings.model_control, tasks.create_task
+            self._control = ModelControl(endpoint, loader, allowed=allowed, spawn=spawn)
             serving = [
                 receiving,
-                parts.create_task(self._dispatcher.run(), name="dispatch"),
-                parts.create_task(self._watch_device(), name="watch-device"),
-                parts.create_task(self._keep_checking(keeper), name="self-check"),
+                tasks.create_task(self._dispatcher.run(), name="dispatch"),
+                tasks.create_task(self._watch_device(), name="watch-device"),
+                tasks.create_task(self._keep_checking(loader), name="self-check"),
             ]
             await stop.wait()
             log.info("draining", seconds=round(time.monotonic() - self._begun_s))
@@ -158,147 +161,146 @@ class Worker:
             self._control.abandon()
             for task in serving:
                 task.cancel()
-        # The threads are left to end by themselves: a batch that still runs is nobody's any more.
-        keeper.close()
+        # The threads end by themselves: nobody waits for a batch that still runs.
+        loader.close()
         self._dispatcher.close()
         self._device_thread.shutdown(wait=False)
 
-    def _make_dispatcher(self, runner: Runner, sizes: BatchSizeLimits) -> Dispatcher:
+    def _make_dispatcher(self, runner: Runner, limits: BatchSizeLimits) -> Dispatcher:
         settings = self._settings
         self._metrics.queue_limits(settings.max_queue_images, settings.max_queue_mpx * 10**6)
         return Dispatcher(
             runner,
             self._device_thread,
             JobQueue(settings.max_queue_images, settings.max_queue_mpx * 10**6, settings.weights),
-            sizes,
+            limits,
             self._metrics,
             tracing=self._tracing,
         )
 
-    async def _receive(self) -> None:
-        while True:
-            letter = await self._door.receive()
-            match letter.message:
-                case Hello(knows=knows):
-                    self._audience.heard(letter.sender, knows)
-                    self._tell(letter.sender)
-                case Cancel(job=job):
-                    key = (letter.sender, job)
-                    if self._dispatcher is not None:
-                        self._dispatcher.cancel(key)
-                    if self._control is not None:
-                        self._control.withdraw(key)
-                case Predict() as message:
-                    self._take_in(letter, message)
-                case request:
-                    self._control_models(letter.sender, request)
+    def _on_message(self, envelope: Envelope) -> None:
+        sender, message, frames = envelope
+        if isinstance(message, Predict):
+            self._predict(sender, message, frames)
+        elif isinstance(message, Hello):
+            self._subscribers.heard(sender, message.knows)
+            self._send_state(sender)
+        elif isinstance(message, Cancel):
+            if self._dispatcher is not None:
+                self._dispatcher.cancel((sender, message.job))
+            if self._control is not None:
+                self._control.cancel((sender, message.job))
+        else:
+            self._control_models(sender, message)
 
-    def _take_in(self, letter: Envelope, message: Predict) -> None:
+    def _predict(self, sender: bytes, message: Predict, frames: Sequence[Frame]) -> None:
+        """Make a message a job, or answer it with its error."""
         now_s = time.monotonic()
+        model, dispatcher = self._registry.by_version.get(message.version), self._dispatcher
         try:
-            model, dispatcher = self._model_for(message)
-            model_input = input_from_frames(message, letter.frames)
+            if model is None:
+                raise self._registry.missing(message.model)
+            if self._phase is Phase.STARTING or dispatcher is None:
+                raise Unavailable(self._reason, STARTING_RETRY_S)
+            if model.unready_reason is not None:
+                raise Unavailable(f"model {message.model!r} is not ready: {model.unready_reason}", STARTING_RETRY_S)
+            model_input = input_from_frames(message, frames)
         except ConvMLPError as error:
-            self._door.fail(letter.sender, message.job, error)
+            self._endpoint.fail(sender, message.job, error)
             return
         except MalformedMessage as error:
             log.error("malformed message from a front-end", error=str(error), request_id=message.request_id)
-            self._door.fail(letter.sender, message.job, Internal("the worker did not understand the front-end"))
+            self._endpoint.fail(sender, message.job, Internal("the worker did not understand the front-end"))
             return
-        shape = Shape(model.name, model.slot, message.height, message.width)
-
-        def reply(done: Done) -> None:
-            if isinstance(done.result, ConvMLPError):
-                self._door.fail(letter.sender, message.job, done.result)
-                return
-            outlook = dispatcher.outlook(shape, message.budget_s)
-            self._door.answer(
-                letter.sender, message.job, done.result, done.queue_s, done.infer_s, done.batch_images, outlook
-            )
-
+        traced = self._tracing.on and message.traceparent
         dispatcher.submit(
             Job(
-                key=(letter.sender, message.job),
-                shape=shape,
-                input=model_input,
-                params=message.params,
-                enqueued_s=now_s,
-                deadline_s=now_s + message.budget_s,
-                reply=reply,
-                request_id=message.request_id,
-                span=self._tracing.remote(TraceContext(message.traceparent, message.tracestate)),
+                (sender, message.job),
+                Shape(message.model, model.slot, message.height, message.width),
+                model_input,
+                message.params,
+                now_s,
+                now_s + message.budget_s,
+                self._reply,
+                message.request_id,
+                self._tracing.remote(TraceContext(message.traceparent, message.tracestate)) if traced else NO_SPAN,
             )
         )
 
-    def _model_for(self, message: Predict) -> tuple[LoadedModel, Dispatcher]:
-        model = self._shelf.find(message.model, message.version)
-        if self._phase is Phase.STARTING or self._dispatcher is None:
-            raise Unavailable(self._reason, STARTING_RETRY_S)
-        if model.unready_reason is not None:
-            raise Unavailable(f"model {model.name!r} is not ready: {model.unready_reason}", STARTING_RETRY_S)
-        return model, self._dispatcher
+    def _reply(self, job: Job, done: JobResult) -> None:
+        sender, number = job.key
+        if isinstance(done.result, ConvMLPError):
+            self._endpoint.fail(sender, number, done.result)
+            return
+        assert self._dispatcher is not None
+        estimate = self._dispatcher.admission.wait_estimate(job.shape, job.deadline_s - job.enqueued_s)
+        self._endpoint.answer(sender, number, done.result, done.queue_s, done.infer_s, done.batch_images, estimate)
 
     def _control_models(self, sender: bytes, request: ControlRequest) -> None:
-        self._audience.heard(sender, self._audience.knows(sender))  # whoever asks hears of the change as well
+        self._subscribers.heard(sender)  # the sender gets the State that follows from its request
         try:
             if self._phase is not Phase.READY or self._control is None:
                 raise Unavailable(self._reason, STARTING_RETRY_S)
-            self._control.take_in(sender, request)
+            self._control.start(sender, request)
         except ConvMLPError as error:
-            self._door.fail(sender, request.job, error)
+            self._endpoint.fail(sender, request.job, error)
 
     def _announce(self) -> None:
-        """Tell every front-end what changed, before it asks."""
-        for front_end in self._audience.present():
-            self._tell(front_end)
+        """Send every front-end the state that has changed, before it asks."""
+        for front_end in self._subscribers.present():
+            self._send_state(front_end)
 
-    def _tell(self, front_end: bytes) -> None:
-        served = self._shelf.served
-        knows = self._audience.knows(front_end)
-        backlog_s = self._dispatcher.backlog_s() if self._dispatcher else STARTING_RETRY_S
+    def _send_state(self, front_end: bytes) -> None:
+        served = self._registry.served
+        knows = self._subscribers.knows(front_end)
         device = self._runner.device if self._runner else ""
+        retry_after_s = STARTING_RETRY_S
+        if self._phase is Phase.READY and self._dispatcher is not None:
+            retry_after_s = self._dispatcher.admission.drain_s()
         state = State(
             instance=self._instance,
             phase=self._phase,
             reason=self._reason,
-            retry_after_s=backlog_s if self._phase is Phase.READY else STARTING_RETRY_S,
+            retry_after_s=retry_after_s,
             models=tuple(
-                ModelState(one.name, one.version, one.unready_reason is None, device, one.precision) for one in served
+                ModelState(model.name, model.version, model.unready_reason is None, device, model.precision)
+                for model in served
             ),
-            configs={one.version: one.config.model_dump_json() for one in served if one.version not in knows},
+            configs={model.version: model.config.model_dump_json() for model in served if model.version not in knows},
             silent_s=self._silent_s(),
         )
-        self._audience.told(front_end, state.configs)
-        self._door.tell(front_end, state)
+        self._subscribers.sent(front_end, state.configs)
+        self._endpoint.send_state(front_end, state)
 
     def _silent_s(self) -> float:
-        """See State. At its start a worker opens a device that may hang, and has answered nothing yet."""
+        """See State. At its start a worker opens a device that may hang, and that has answered nothing yet."""
         if self._phase is Phase.STARTING or self._dispatcher is None:
             return time.monotonic() - self._begun_s
-        return self._dispatcher.silent_s()
+        return self._dispatcher.executor.silent_s()
 
-    async def _keep_checking(self, keeper: ModelLoader) -> None:
+    async def _keep_checking(self, loader: ModelLoader) -> None:
         interval_s = self._settings.self_check_interval_ms / 1000
         pause_s = FIRST_RECHECK_S
         while True:
-            proven = await keeper.check()
+            ready = await loader.check()
             if self._phase is Phase.STARTING:
                 self._phase, self._reason = Phase.READY, "ready"
-                log.info("ready", models=[one.name for one in self._shelf.served if one.unready_reason is None])
+                served = self._registry.served
+                log.info("ready", models=[model.name for model in served if model.unready_reason is None])
                 self._announce()
-            await asyncio.sleep(interval_s if proven else min(pause_s, interval_s))
-            pause_s = FIRST_RECHECK_S if proven else min(2 * pause_s, interval_s)
+            await asyncio.sleep(interval_s if ready else min(pause_s, interval_s))
+            pause_s = FIRST_RECHECK_S if ready else min(2 * pause_s, interval_s)
 
     async def _watch_device(self) -> None:
         limit_s = self._settings.batch_timeout_ms / 1000
         while True:
             await asyncio.sleep(min(1.0, limit_s / 4))
-            busy_s = self._dispatcher.busy_s() if self._dispatcher else 0.0
+            busy_s = self._dispatcher.executor.busy_s() if self._dispatcher else 0.0
             if busy_s > limit_s:
                 raise WorkerWedged(f"a batch has been running for {busy_s:.0f} s")
 
     async def _drain(self) -> None:
-        """Front-ends hear of it at once; what they sent before that is still answered."""
+        """Announce the end, then answer what front-ends sent before they received it."""
         self._phase, self._reason = Phase.DRAINING, "the worker is shutting down"
         self._announce()
         with contextlib.suppress(TimeoutError):
@@ -307,4 +309,4 @@ class Worker:
                     await self._control.close()
                 await asyncio.sleep(2 * self._settings.heartbeat_interval_ms / 1000)
                 if self._dispatcher is not None:
-                    await self._dispatcher.finished()
+                    await self._dispatcher.wait_until_done()

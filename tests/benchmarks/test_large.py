@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from benchmarks.large import CANDIDATES, SEGMENTS, fit_detector, fit_segmenter
+from model.families.convmlp import ConvMLPSpec
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN
-from model.spec import BackboneSpec, DetectPostSpec, RetinaNetSpec, SemanticFPNSpec
+from model.spec import DetectPostSpec
 
-BACKBONE = BackboneSpec(
+BACKBONE = ConvMLPSpec(
     tokenizer_channels=8, conv_blocks=1, stage_channels=(8, 16, 16), stage_depths=(1, 1, 1), mlp_ratios=(2, 2, 2)
 )
 

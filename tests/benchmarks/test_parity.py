@@ -14,7 +14,7 @@ from benchmarks.parity import VARIANTS, Variant
 from benchmarks.parity_agreement import agreement, match
 from benchmarks.parity_models import FAMILIES, calibrate
 from benchmarks.parity_pictures import read_pictures, varied_reference
-from model.net.build import build_network
+from model.net.network import build_network
 from model.net.semantic_fpn import SemanticFPN
 from model.predictor import Optimisations
 from model.reference import REFERENCE_PICTURE

@@ -2,19 +2,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
-from tests.client.local_service import WAYS, Service, Way, open_service
+from tests.client.local_service import TRANSPORTS, VARIANTS, LocalService, Variant, open_service
+
+# A busy machine may pause a test for longer than Hypothesis allows an example.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    """A service that a module's tests share; those that change it, or need other settings, call `open_service`."""
+def service() -> Iterator[LocalService]:
+    """A service that the tests of a module share. Tests that change it or need other settings call `open_service`."""
     with open_service() as running:
         yield running
 
 
-@pytest.fixture(params=list(WAYS))
-def way(request: pytest.FixtureRequest) -> Way:
-    """Each of the four: sync and async, REST and gRPC."""
-    return WAYS[request.param]
+@pytest.fixture(params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Each combination of client and transport: sync and async, REST and gRPC."""
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport."""
+    name: str = request.param
+    return name

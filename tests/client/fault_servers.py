@@ -1,4 +1,4 @@
-"""Servers that misbehave as they are told to."""
+"""HTTP and gRPC servers with scripted responses, for faults that a real service does not produce."""
 
 from __future__ import annotations
 
@@ -16,50 +16,52 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-ANSWER = {"image": {"width": 4, "height": 3}, "labels": [{"label": "cat", "index": 1, "score": 0.5}]}
+from convmlp.v1 import vision_pb2
+
+RESULT = {"image": {"width": 4, "height": 3}, "labels": [{"label": "cat", "index": 1, "score": 0.5}]}
 
 
-def http(
+def response(
     status: str = "200 OK",
     body: bytes | dict[str, Any] | None = None,
     media_type: str = "application/json",
     headers: Sequence[str] = (),
 ) -> bytes:
-    """An HTTP answer; by default one of the service's about a cat."""
+    """An HTTP response; by default a classification as the service sends it."""
     if body is None:
-        body = {"model": "m", "task": "classify", "results": [ANSWER]}
+        body = {"model": "m", "task": "classify", "results": [RESULT]}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = [f"HTTP/1.1 {status}", f"content-type: {media_type}", f"content-length: {len(content)}", *headers]
     return "\r\n".join(head).encode() + b"\r\n\r\n" + content
 
 
 def problem(status: str, code: str, detail: str = "words", headers: Sequence[str] = ()) -> bytes:
-    """An error as the service tells it."""
+    """An error response as the service sends it."""
     body = {"type": f"/problems/{code}", "title": "", "status": int(status[:3]), "detail": detail, "instance": ""}
-    return http(status, body, "application/problem+json", headers)
+    return response(status, body, "application/problem+json", headers)
 
 
 @dataclass
-class Scripted:
-    """A server's URL, and what came in."""
+class FaultServer:
+    """The URL of a server, and the requests that it received."""
 
     url: str
     heads: list[str] = field(default_factory=list)
     connections: int = 0
 
     @property
-    def asked(self) -> int:
+    def request_count(self) -> int:
         return len(self.heads)
 
     def header(self, name: str) -> list[str]:
-        """A header's value in each request, empty where it had none."""
+        """The value of a header in each request, in lower case; empty if the request has none."""
         rows = [dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line) for head in self.heads]
         return [row.get(name, "") for row in rows]
 
 
 @asynccontextmanager
-async def scripted_http(*answers: bytes | None) -> AsyncIterator[Scripted]:
-    """Gives the answers one after the other, the last one again and again. None: closes the connection instead."""
+async def http_server(*responses: bytes | None) -> AsyncIterator[FaultServer]:
+    """An HTTP server that sends the responses in turn and repeats the last one. None closes the connection instead."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.connections += 1
@@ -69,18 +71,22 @@ async def scripted_http(*answers: bytes | None) -> AsyncIterator[Scripted]:
                 server.heads.append(head)
                 (length,) = server.header("content-length")[-1:]
                 await reader.readexactly(int(length or 0))
-                answer = answers[min(server.asked, len(answers)) - 1]
-                if answer is None:
+                data = responses[min(server.request_count, len(responses)) - 1]
+                if data is None:
                     break
-                writer.write(answer)
+                writer.write(data)
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):  # the client left, or the test
-            pass
+        except (
+            asyncio.IncompleteReadError,
+            ConnectionError,
+            asyncio.CancelledError,
+        ):
+            pass  # the client disconnected, or the test ended
         finally:
             writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
-        server = Scripted(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+        server = FaultServer(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
         yield server
 
 
@@ -88,8 +94,8 @@ Behaviour = Callable[[AsyncIterator[bytes], "grpc.aio.ServicerContext[bytes, byt
 
 
 @asynccontextmanager
-async def scripted_grpc(behaviour: Behaviour, port: int = 0, **options: int) -> AsyncIterator[str]:
-    """A gRPC server that does the same for every call: reads messages and writes replies; its URL."""
+async def grpc_server(behaviour: Behaviour, port: int = 0, **options: int) -> AsyncIterator[str]:
+    """The URL of a gRPC server that runs `behaviour` for every call: it reads messages and writes replies."""
 
     class Handler(grpc.GenericRpcHandler):
         def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -105,10 +111,10 @@ async def scripted_grpc(behaviour: Behaviour, port: int = 0, **options: int) -> 
         await server.stop(grace=None)
 
 
-def rich_status(
+def status_with_details(
     code: grpc.StatusCode, reason: str, message: str = "words", retry_after_s: float | None = None
 ) -> Status:
-    """A status as the service tells it."""
+    """A status with details as the service sends it."""
     details: list[Message] = [ErrorInfo(reason=reason, domain="convmlp.v1")]
     if retry_after_s is not None:
         retry = RetryInfo()
@@ -120,6 +126,16 @@ def rich_status(
     return status
 
 
+def cat_reply(request_id: str, label: str = "cat") -> bytes:
+    """A serialised ClassifyResponse with one label."""
+    labels = [vision_pb2.Label(label=label, index=1, score=0.5)]
+    return vision_pb2.ClassifyResponse(id=request_id, model="m", labels=labels).SerializeToString()
+
+
+def parse_request(message: bytes) -> vision_pb2.ClassifyRequest:
+    return vision_pb2.ClassifyRequest.FromString(message)
+
+
 async def abort(context: grpc.aio.ServicerContext[bytes, bytes], status: Status) -> None:
-    """End a call with a rich status."""
+    """End a call with a status and its details."""
     await context.abort_with_status(rpc_status.to_status(status))

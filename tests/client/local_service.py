@@ -1,4 +1,4 @@
-"""A real service behind both transports, in a thread of its own; only the device is a fake. And clients to ask it."""
+"""A real service with a fake device, served over REST and gRPC from its own thread; and a uniform client for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ TRANSPORTS = ("rest", "grpc")
 
 
 @dataclass(frozen=True)
-class Service:
+class LocalService:
+    """A running service, its ports, and control of its device."""
+
     worker: FakeWorker
     front_end: FrontEnd
     http_port: int
@@ -34,12 +36,12 @@ class Service:
         return f"http://127.0.0.1:{self.http_port}" if transport == "rest" else f"grpc://127.0.0.1:{self.grpc_port}"
 
     @property
-    def in_hand(self) -> float:
-        """Images that the service is at."""
+    def in_flight(self) -> float:
+        """Number of images that the service is working on."""
         return self.front_end.registry.get_sample_value("convmlp_in_flight_requests") or 0.0
 
-    def answered(self, outcome: str) -> float:
-        """How many requests ended with an outcome."""
+    def request_count(self, outcome: str) -> float:
+        """Number of requests that ended with an outcome."""
         return sum(
             sample.value
             for metric in self.front_end.registry.collect()
@@ -48,8 +50,8 @@ class Service:
         )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """No picture leaves the device within."""
+    def device_blocked(self) -> Iterator[None]:
+        """The device finishes no batch inside this block."""
         self.worker.runner.gate.clear()
         try:
             yield
@@ -58,8 +60,8 @@ class Service:
 
 
 @contextmanager
-def open_service(**overrides: Any) -> Iterator[Service]:  # noqa: ANN401
-    """A service that is ready; settings have the given `overrides`."""
+def open_service(**overrides: Any) -> Iterator[LocalService]:  # noqa: ANN401
+    """A service that is ready. `overrides` replaces settings."""
     with (
         start_blocking_portal(name="service") as portal,
         portal.wrap_async_context_manager(_open(Settings(heartbeat_interval_ms=50, **overrides))) as service,
@@ -68,7 +70,7 @@ def open_service(**overrides: Any) -> Iterator[Service]:  # noqa: ANN401
 
 
 @asynccontextmanager
-async def _open(settings: Settings) -> AsyncIterator[Service]:
+async def _open(settings: Settings) -> AsyncIterator[LocalService]:
     async with fake_worker(settings) as worker:
         settings = settings.with_changes(worker_address=worker.address)
         async with open_front_end(settings) as front_end, serving(front_end, settings) as grpc_port:
@@ -79,27 +81,27 @@ async def _open(settings: Settings) -> AsyncIterator[Service]:
             while not front_end.engine.readiness().ready:
                 await asyncio.sleep(0.01)
             try:
-                yield Service(worker, front_end, listener.getsockname()[1], grpc_port)
+                yield LocalService(worker, front_end, listener.getsockname()[1], grpc_port)
             finally:
                 worker.runner.gate.set()
                 stop.set()
                 await rest
 
 
-class Asker:
-    """Either client, asked without blocking the test's event loop."""
+class UniformClient:
+    """Calls the sync or the async client by the same awaitable methods."""
 
     def __init__(self, client: Client | AsyncClient) -> None:
         self.client = client
 
-    async def __call__(self, method: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401
-        """What a method of the client gives."""
+    async def call(self, method: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        """The return value of a method of the client."""
         if isinstance(self.client, AsyncClient):
             return await getattr(self.client, method)(*args, **options)
         return await asyncio.to_thread(getattr(self.client, method), *args, **options)
 
-    async def many(self, method: str, images: Iterable[Any], **options: Any) -> list[Outcome[Any, Any]]:  # noqa: ANN401
-        """All that a method for many images gives."""
+    async def call_many(self, method: str, images: Iterable[Any], **options: Any) -> list[Outcome[Any, Any]]:  # noqa: ANN401
+        """All outcomes of a method for many images."""
         outcomes = getattr(self.client, method)(images, **options)
         if isinstance(self.client, AsyncClient):
             return [outcome async for outcome in outcomes]
@@ -113,35 +115,38 @@ class Asker:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One of the four ways to ask."""
+class Variant:
+    """A combination of client and transport."""
 
     kind: type[Client] | type[AsyncClient]
     transport: str
 
     @asynccontextmanager
-    async def open(self, service: Service, **options: Any) -> AsyncIterator[Asker]:  # noqa: ANN401
-        asker = Asker(self.kind(service.url(self.transport), **options))
+    async def open(self, service: LocalService, **options: Any) -> AsyncIterator[UniformClient]:  # noqa: ANN401
+        client = UniformClient(self.kind(service.url(self.transport), **options))
         try:
-            yield asker
+            yield client
         finally:
-            await asker.close()
+            await client.close()
 
 
-WAYS = {
-    f"{kind.__name__}-{transport}": Way(kind, transport) for kind in (Client, AsyncClient) for transport in TRANSPORTS
+VARIANTS = {
+    f"{kind.__name__}-{transport}": Variant(kind, transport)
+    for kind in (Client, AsyncClient)
+    for transport in TRANSPORTS
 }
 
 
 async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds; TimeoutError after 20 s."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """As `until`, for tests without an event loop."""
+    """As `until`, for tests without an event loop; AssertionError after 20 s."""
     end_s = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < end_s, "it never happened"
+        assert time.monotonic() < end_s, "the condition did not hold within 20 s"
         time.sleep(0.005)

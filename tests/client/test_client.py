@@ -1,4 +1,4 @@
-"""One client, four ways to ask, the same answers."""
+"""Both clients over both transports, against a real service."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from convmlp_client import (
     Unauthenticated,
     UnsupportedFormat,
 )
-from tests.client.local_service import WAYS, Service, Way, open_service, until
+from tests.client.local_service import VARIANTS, LocalService, Variant, open_service, until
 from tests.service.frontend.rest_server import oversized_png, picture
 
 
@@ -46,12 +46,14 @@ from tests.service.frontend.rest_server import oversized_png, picture
         ("segment", {"masks": True, "mask_format": "png", "model": None}),
     ],
 )
-async def test_all_ways_give_the_same(service: Service, method: str, parameters: dict[str, Any]) -> None:
-    """Whichever client and transport asks, a picture has one answer, masks and timings' names included."""
+async def test_all_variants_give_the_same_result(
+    service: LocalService, method: str, parameters: dict[str, Any]
+) -> None:
+    """Both clients give the same result over both transports: labels, boxes, masks, model, and names of timings."""
     answers = []
-    for way in WAYS.values():
-        async with way.open(service) as ask:
-            answers.append(await ask(method, picture(77), **parameters))
+    for variant in VARIANTS.values():
+        async with variant.open(service) as client:
+            answers.append(await client.call(method, picture(77), **parameters))
     assert len({repr((answer.to_dict(), answer.meta.model, answer.meta.task)) for answer in answers}) == 1
     for answer in answers:
         assert answer.meta.task is Task(method)
@@ -60,25 +62,25 @@ async def test_all_ways_give_the_same(service: Service, method: str, parameters:
         assert list(answer.meta.timings_ms) == ["decode", "queue", "infer", "post", "total"]
 
 
-async def test_parameters_reach_the_service(service: Service, way: Way) -> None:
-    """Each keyword argument does what the contract says of the parameter of its name."""
-    async with way.open(service) as ask:
-        assert [row.index for row in (await ask("classify", picture(9), top_k=3)).labels] == [9, 10, 11]
-        assert len((await ask("detect", picture(), score_threshold=0.7)).detections) == 1
-        assert len((await ask("detect", picture(), max_detections=1)).detections) == 1
-        assert all(row.mask is None for row in (await ask("detect", picture(), masks=False)).detections)
-        assert isinstance((await ask("segment", picture(), mask_format="png")).segments[0].mask.data, bytes)
-        assert isinstance((await ask("segment", picture(), mask_format="polygon")).segments[0].mask.data, tuple)
+async def test_parameters_reach_the_service(service: LocalService, variant: Variant) -> None:
+    """Each keyword argument has the effect of the API's parameter of that name."""
+    async with variant.open(service) as client:
+        assert [row.index for row in (await client.call("classify", picture(9), top_k=3)).labels] == [9, 10, 11]
+        assert len((await client.call("detect", picture(), score_threshold=0.7)).detections) == 1
+        assert len((await client.call("detect", picture(), max_detections=1)).detections) == 1
+        assert all(row.mask is None for row in (await client.call("detect", picture(), masks=False)).detections)
+        assert isinstance((await client.call("segment", picture(), mask_format="png")).segments[0].mask.data, bytes)
+        assert isinstance((await client.call("segment", picture(), mask_format="polygon")).segments[0].mask.data, tuple)
 
 
-async def test_a_picture_may_be_given_in_many_forms(service: Service, way: Way, tmp_path: Path) -> None:
-    """Path, bytes, open file, PIL image and array of one picture have one answer."""
+async def test_an_image_may_have_many_types(service: LocalService, variant: Variant, tmp_path: Path) -> None:
+    """A path, bytes, an open file, a PIL image and an array of one image give the same labels."""
     data = picture(123)
     path = tmp_path / "picture.png"
     path.write_bytes(data)
     forms = [path, str(path), data, io.BytesIO(data), PIL.Image.open(path), np.asarray(PIL.Image.open(path))]
-    async with way.open(service) as ask:
-        answers = [await ask("classify", form) for form in forms]
+    async with variant.open(service) as client:
+        answers = [await client.call("classify", form) for form in forms]
     assert {answer.labels for answer in answers} == {answers[0].labels}
     assert answers[0].labels[0].label == "grey 123"
 
@@ -86,90 +88,90 @@ async def test_a_picture_may_be_given_in_many_forms(service: Service, way: Way, 
 @pytest.mark.parametrize(
     ("image", "parameters", "kind", "code", "words"),
     [
-        (b"no picture at all", {}, UnsupportedFormat, "unsupported-format", "JPEG, PNG"),
+        (b"not an image", {}, UnsupportedFormat, "unsupported-format", "JPEG, PNG"),
         (picture()[:40], {}, BadImage, "image-undecodable", "truncated"),
         (oversized_png(30_000, 30_000), {}, TooLarge, "image-too-large", "pixels"),
         (picture(), {"top_k": 0}, BadParameter, "bad-parameter", "'top_k'"),
         (picture(), {"top_k": -1}, BadParameter, "bad-parameter", "'top_k'"),
         (picture(), {"model": "fake_detect"}, BadParameter, "bad-parameter", "'fake_detect'"),
-        (picture(), {"model": "nobody"}, NotFound, "model-not-found", "'nobody'"),
+        (picture(), {"model": "missing"}, NotFound, "model-not-found", "'missing'"),
     ],
 )
-async def test_errors_are_the_services(
-    service: Service,
-    way: Way,
+async def test_errors_of_the_service_have_classes(
+    service: LocalService,
+    variant: Variant,
     image: bytes,
     parameters: dict[str, Any],
     kind: type[ClientError],
     code: str,
     words: str,
 ) -> None:
-    """Each row of the errors table is a class of its own with the service's code and words, and is not sent again."""
-    before = service.answered(code)
-    async with way.open(service) as ask:
+    """Each error of the service raises its class, with the service's code and detail, and is not retried."""
+    before = service.request_count(code)
+    async with variant.open(service) as client:
         with pytest.raises(ClientError) as caught:
-            await ask("classify", image, **parameters)
+            await client.call("classify", image, **parameters)
     error = caught.value
     assert (type(error), error.code, error.retry_after_s) == (kind, code, None)
     assert words in error.detail
-    assert service.answered(code) - before <= 1
+    assert service.request_count(code) - before <= 1
 
 
-async def test_mistakes_are_told_before_anything_is_sent(service: Service, way: Way, tmp_path: Path) -> None:
-    """What is wrong in the caller's own process is a Python error of the kind that it is."""
-    before = service.answered("ok")
-    async with way.open(service) as ask:
+async def test_invalid_arguments_raise_before_sending(service: LocalService, variant: Variant, tmp_path: Path) -> None:
+    """Invalid arguments raise Python's own errors, and no request is sent."""
+    before = service.request_count("ok")
+    async with variant.open(service) as client:
         with pytest.raises(TypeError, match="unknown parameter 'topk'; expected one of model, top_k"):
-            await ask("classify", picture(), topk=3)
+            await client.call("classify", picture(), topk=3)
         with pytest.raises(FileNotFoundError, match=r"missing\.jpg"):
-            await ask("classify", tmp_path / "missing.jpg")
+            await client.call("classify", tmp_path / "missing.jpg")
         with pytest.raises(ValueError, match="expected uint8"):
-            await ask("classify", np.zeros((4, 4, 3)))
+            await client.call("classify", np.zeros((4, 4, 3)))
         with pytest.raises(TypeError, match="the image has type int"):
-            await ask("classify", 3)
+            await client.call("classify", 3)
         with pytest.raises(BadImage, match="empty"):
-            await ask("classify", b"")
+            await client.call("classify", b"")
         with pytest.raises(ValueError, match="timeout_s is -1"):
-            await ask("classify", picture(), timeout_s=-1)
+            await client.call("classify", picture(), timeout_s=-1)
         with pytest.raises(ValueError, match="concurrency is 0"):
-            await ask.many("classify_many", [], concurrency=0)
-    assert service.answered("ok") == before
+            await client.call_many("classify_many", [], concurrency=0)
+    assert service.request_count("ok") == before
 
 
-async def test_the_deadline_is_the_callers(way: Way) -> None:
-    """Where the answer does not come in time the caller is told so, and the service no longer works on it."""
+async def test_a_timeout_cancels_the_request(variant: Variant) -> None:
+    """A request that times out raises DeadlineExceeded, and the service stops working on it."""
     with open_service() as service:
-        async with way.open(service, timeout_s=60.0) as ask:
-            with service.held():
+        async with variant.open(service, timeout_s=60.0) as client:
+            with service.device_blocked():
                 with pytest.raises(DeadlineExceeded):
-                    await ask("classify", picture(), timeout_s=0.2)
-                await until(lambda: service.in_hand == 0)
-            assert await ask("classify", picture())
+                    await client.call("classify", picture(), timeout_s=0.5)
+                await until(lambda: service.in_flight == 0)
+            assert await client.call("classify", picture())
 
 
-async def test_an_abandoned_request_is_withdrawn(service: Service) -> None:
-    """Cancelling the task that asks takes the picture out of the service's hands."""
+async def test_cancelling_a_task_cancels_the_request(service: LocalService) -> None:
+    """Cancelling the caller's task cancels the request at the service."""
     for transport in ("rest", "grpc"):
         async with AsyncClient(service.url(transport)) as client:
-            with service.held():
-                asking = asyncio.create_task(client.classify(picture()))
-                await until(lambda: service.in_hand == 1)
-                asking.cancel()
+            with service.device_blocked():
+                task = asyncio.create_task(client.classify(picture()))
+                await until(lambda: service.in_flight == 1)
+                task.cancel()
                 with pytest.raises(asyncio.CancelledError):
-                    await asking
-                await until(lambda: service.in_hand == 0)
+                    await task
+                await until(lambda: service.in_flight == 0)
 
 
-async def test_a_refusal_says_when_to_come_back(way: Way) -> None:
-    """Without retries a busy service's refusal is told at once, with the time that it names."""
+async def test_overload_has_a_retry_after(variant: Variant) -> None:
+    """Without retries, a service at capacity raises Overloaded with a Retry-After above zero and the request's id."""
     with open_service(max_queue_images=1) as service:
-        async with way.open(service, retries=0) as ask:
-            with service.held():
-                asking = [asyncio.create_task(ask("classify", picture(grey))) for grey in range(6)]
-                await until(lambda: service.answered("overloaded") > 0)
-            answers = await asyncio.gather(*asking, return_exceptions=True)
-    refusals = [answer for answer in answers if isinstance(answer, BaseException)]
-    assert len(refusals) == service.answered("overloaded")
+        async with variant.open(service, retries=0) as client:
+            with service.device_blocked():
+                tasks = [asyncio.create_task(client.call("classify", picture(grey))) for grey in range(6)]
+                await until(lambda: service.request_count("overloaded") > 0)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+    refusals = [result for result in results if isinstance(result, BaseException)]
+    assert len(refusals) == service.request_count("overloaded")
     for refusal in refusals:
         assert isinstance(refusal, Overloaded)
         assert refusal.retry_after_s is not None
@@ -177,52 +179,52 @@ async def test_a_refusal_says_when_to_come_back(way: Way) -> None:
         assert refusal.request_id
 
 
-async def test_a_busy_service_is_asked_again(way: Way) -> None:
-    """With retries the refusal is not the end: the client comes back as told and gets its answer."""
+async def test_overload_is_retried(variant: Variant) -> None:
+    """With retries, requests that were refused with Overloaded succeed later."""
     with open_service(max_queue_images=1) as service:
-        async with way.open(service, retries=10) as ask:
-            with service.held():
-                asking = [asyncio.create_task(ask("classify", picture(grey))) for grey in range(6)]
-                await until(lambda: service.answered("overloaded") > 0)
-            assert [(await answer).labels[0].index for answer in asking] == [*range(6)]
+        async with variant.open(service, retries=10) as client:
+            with service.device_blocked():
+                tasks = [asyncio.create_task(client.call("classify", picture(grey))) for grey in range(6)]
+                await until(lambda: service.request_count("overloaded") > 0)
+            assert [(await task).labels[0].index for task in tasks] == [*range(6)]
 
 
-async def test_rate_limits_are_told_apart(way: Way) -> None:
-    """One caller over its own rate is another error than a service that has too much to do."""
+async def test_rate_limits_have_their_own_error(variant: Variant) -> None:
+    """A caller over its rate limit gets RateLimited, and is not retried if the Retry-After is too long."""
     with open_service(rate_limit_per_s=0.01, rate_limit_burst=1) as service:
-        async with way.open(service) as ask:
-            await ask("classify", picture())
+        async with variant.open(service) as client:
+            await client.call("classify", picture())
             with pytest.raises(RateLimited) as caught:
-                await ask("classify", picture())
+                await client.call("classify", picture())
     assert caught.value.retry_after_s is not None
-    assert caught.value.retry_after_s > 15  # too long to wait for: it was not asked again
-    assert service.answered("rate-limited") == 1
+    assert caught.value.retry_after_s > 15  # longer than `Retries.longest_wait_s`, so there was no further attempt
+    assert service.request_count("rate-limited") == 1
 
 
-async def test_a_key_opens_the_service(way: Way, tmp_path: Path) -> None:
-    """The API key is sent as the contract says; without it, or with a wrong one, the service's refusal is told."""
+async def test_the_api_key_is_sent(variant: Variant, tmp_path: Path) -> None:
+    """With the right API key all requests succeed. Without it, or with a wrong one, they raise Unauthenticated."""
     keys = tmp_path / "keys"
     keys.write_text("me 0123456789abcdef0123456789abcdef\n")
     with open_service(api_keys_file=keys) as service:
-        async with way.open(service, api_key="0123456789abcdef0123456789abcdef\n") as ask:
-            assert await ask("classify", picture())
-            assert await ask("models")
-            (outcome,) = await ask.many("classify_many", [picture()])
+        async with variant.open(service, api_key="0123456789abcdef0123456789abcdef\n") as client:
+            assert await client.call("classify", picture())
+            assert await client.call("models")
+            (outcome,) = await client.call_many("classify_many", [picture()])
             assert outcome.result
         for key in (None, "wrong"):
-            async with way.open(service, api_key=key) as ask:
-                assert await ask("ready")  # health is open to everyone
-                for asked in (ask("classify", picture()), ask("models")):
+            async with variant.open(service, api_key=key) as client:
+                assert await client.call("ready")  # needs no key
+                for request in (client.call("classify", picture()), client.call("models")):
                     with pytest.raises(Unauthenticated):
-                        await asked
-                (outcome,) = await ask.many("classify_many", [picture()])
+                        await request
+                (outcome,) = await client.call_many("classify_many", [picture()])
                 assert isinstance(outcome.error, Unauthenticated)
 
 
-async def test_models_are_listed(service: Service, way: Way) -> None:
-    """Over both transports a served model is described alike."""
-    async with way.open(service) as ask:
-        models = await ask("models")
+async def test_models_are_listed(service: LocalService, variant: Variant) -> None:
+    """Both transports list the same models with the same fields."""
+    async with variant.open(service) as client:
+        models = await client.call("models")
     assert [model.name for model in models] == ["fake_classify", "fake_detect", "fake_segment"]
     classifier = models[0]
     assert (classifier.task, classifier.default, classifier.ready) == (Task.CLASSIFY, True, True)
@@ -231,47 +233,49 @@ async def test_models_are_listed(service: Service, way: Way) -> None:
     assert classifier.weights_sha256 == service.front_end.engine.models()[0].config.weights_sha256
 
 
-async def test_readiness_is_waited_for(way: Way) -> None:
-    """`ready` says what is so now, `wait_until_ready` returns once it is; what never is has a reason."""
+async def test_wait_until_ready(variant: Variant) -> None:
+    """With a ready service `wait_until_ready` returns. Without a service it raises an error with the reason."""
     with open_service() as service:
-        async with way.open(service) as ask:
-            assert await ask("ready") is True
-            await ask("wait_until_ready", 20)
-            service.worker.runner.shift = 7  # its answers are wrong from now on
-    async with way.open(service) as ask:  # nobody is there any more
-        assert await ask("ready") is False
-        with pytest.raises(DeadlineExceeded, match=r"was not ready within 0.3 s: "):
-            await ask("wait_until_ready", 0.3)
+        async with variant.open(service) as client:
+            assert await client.call("ready") is True
+            await client.call("wait_until_ready", 20)
+    async with variant.open(service) as client:  # the service has stopped
+        assert await client.call("ready") is False
+        with pytest.raises(DeadlineExceeded, match=r"was not ready within 0.5 s: "):
+            await client.call("wait_until_ready", 0.5)
 
 
-async def test_closing_ends_what_is_in_hand(service: Service, way: Way) -> None:
-    """Whoever waits for an answer of a client that another closes is told so, and so is whoever asks it later."""
-    async with way.open(service) as ask:
-        await ask("classify", picture())
-        with service.held():
-            asking = asyncio.create_task(ask("classify", picture()))
-            await until(lambda: service.in_hand == 1)
-            await ask.close()
+async def test_closing_ends_running_requests(service: LocalService, variant: Variant) -> None:
+    """Closing a client ends its running requests, and later ones, with ClientClosed."""
+    async with variant.open(service) as client:
+        await client.call("classify", picture())
+        with service.device_blocked():
+            task = asyncio.create_task(client.call("classify", picture()))
+            await until(lambda: service.in_flight == 1)
+            await client.close()
             with pytest.raises(ClientClosed):
-                await asking
-        await ask.close()
-        for asked in (ask("classify", picture()), ask("ready"), ask.many("classify_many", [picture()])):
+                await task
+        await client.close()
+        for request in (
+            client.call("classify", picture()),
+            client.call("ready"),
+            client.call_many("classify_many", [picture()]),
+        ):
             with pytest.raises(ClientClosed):
-                await asked
+                await request
 
 
-@pytest.mark.parametrize("transport", ["rest", "grpc"])
-def test_many_threads_share_a_client(service: Service, transport: str) -> None:
-    """Answers find the thread that asked."""
+def test_many_threads_share_a_client(service: LocalService, transport: str) -> None:
+    """Each thread gets the result of its own image."""
     wrong: list[int] = []
 
-    def ask(grey: int) -> None:
+    def classify(grey: int) -> None:
         for _ in range(5):
             if client.classify(picture(grey), top_k=1).labels[0].index != grey:
                 wrong.append(grey)
 
     with Client(service.url(transport)) as client:
-        threads = [threading.Thread(target=ask, args=(grey,)) for grey in range(12)]
+        threads = [threading.Thread(target=classify, args=(grey,)) for grey in range(12)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -279,26 +283,24 @@ def test_many_threads_share_a_client(service: Service, transport: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("transport", ["rest", "grpc"])
-async def test_the_sync_client_works_inside_an_event_loop(service: Service, transport: str) -> None:
-    """In a notebook, say, an event loop runs already in the thread that asks."""
+async def test_the_sync_client_works_inside_an_event_loop(service: LocalService, transport: str) -> None:
+    """The sync client works in a thread that runs an event loop, such as a notebook's."""
     with Client(service.url(transport)) as client:
         assert client.classify(picture(5)).labels[0].index == 5
         assert [outcome.result.labels[0].index for outcome in client.classify_many([picture(6)])] == [6]
 
 
-@pytest.mark.parametrize("transport", ["rest", "grpc"])
-def test_an_async_client_belongs_to_one_event_loop(service: Service, transport: str) -> None:
-    """Its connections cannot be used in another, and the error says so."""
+def test_an_async_client_belongs_to_one_event_loop(service: LocalService, transport: str) -> None:
+    """Use in another event loop raises an error that explains this."""
     client = AsyncClient(service.url(transport))
 
-    async def ask() -> None:
+    async def classify() -> None:
         await client.classify(picture())
 
     with asyncio.Runner() as first, asyncio.Runner() as second:
-        first.run(ask())
+        first.run(classify())
         with pytest.raises(RuntimeError, match="another event loop; make one for each"):
-            second.run(ask())
+            second.run(classify())
         first.run(client.aclose())
 
 
@@ -322,7 +324,9 @@ def test_an_async_client_belongs_to_one_event_loop(service: Service, transport: 
     ],
 )
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_wrong_arguments_are_refused(kind: type[Client] | type[AsyncClient], arguments: Any, words: str) -> None:  # noqa: ANN401
-    """They are met where the client is made, not where it is first asked."""
+def test_the_constructor_checks_its_arguments(
+    kind: type[Client] | type[AsyncClient], arguments: dict[str, Any], words: str
+) -> None:
+    """Both clients check their arguments when they are made."""
     with pytest.raises(ValueError, match=words):
         kind(**arguments)

@@ -12,7 +12,7 @@ from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
 from convmlp_client.results import Classification, Detection, Detections, Meta, Segment, Segmentation, Task
 
-# pycocotools' own, with NumPy 2.
+# A warning of pycocotools itself with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SIZE = ImageSize(8, 6)
@@ -31,7 +31,7 @@ def segmentation(*masks: Mask | None) -> Segmentation:
 
 
 def loaded(rows: Sequence[Any], image_id: int) -> Any:  # noqa: ANN401  (pycocotools has no types)
-    """What pycocotools makes of results for a data set of one picture."""
+    """The results as pycocotools loads them for a data set of one image."""
     truth = COCO()
     categories = [{"id": one, "name": str(one)} for one in CATEGORY_IDS]
     truth.dataset = {"images": [{"id": image_id, "width": 8, "height": 6}], "annotations": [], "categories": categories}
@@ -41,7 +41,7 @@ def loaded(rows: Sequence[Any], image_id: int) -> Any:  # noqa: ANN401  (pycocot
 
 @pytest.mark.parametrize("mask", [None, Mask.from_array(LEFT), Mask(SIZE, ((0, 0, 4, 0, 4, 6, 0, 6),))])
 def test_pycocotools_loads_detections(mask: Mask | None) -> None:
-    """Boxes become x, y, width, height; masks of any form run lengths; classes the data set's categories."""
+    """pycocotools reads boxes as x, y, width, height, masks of any format, and the given category ids."""
     rows = detections(mask, None).to_coco(17, CATEGORY_IDS)
     first, second = loaded(rows, 17).loadAnns([1, 2])
     assert [first["bbox"], first["score"], first["category_id"], first["image_id"]] == [[0.5, 1, 3.75, 5], 0.9, 90, 17]
@@ -50,8 +50,8 @@ def test_pycocotools_loads_detections(mask: Mask | None) -> None:
         np.testing.assert_array_equal(coco_mask.decode(first["segmentation"]), LEFT)
 
 
-def test_without_boxes_pycocotools_measures_the_masks() -> None:
-    """The rows without `bbox` are results for masks, whose area is that of their pixels."""
+def test_without_bbox_the_area_is_the_masks() -> None:
+    """For rows without `bbox`, pycocotools computes the area from the mask."""
     rows = [
         {name: value for name, value in row.items() if name != "bbox"}
         for row in detections(Mask.from_array(LEFT)).to_coco(1, CATEGORY_IDS)
@@ -60,7 +60,7 @@ def test_without_boxes_pycocotools_measures_the_masks() -> None:
 
 
 def test_pycocotools_loads_segments() -> None:
-    """A row for each class, with its pixels, and without a score."""
+    """pycocotools reads one row per class, with its pixels and without a score."""
     result = segmentation(Mask.from_array(LEFT), Mask.from_array(~LEFT))
     rows = result.to_coco(5, {0: 1, 1: 3})
     assert [set(row) for row in rows] == [{"image_id", "category_id", "segmentation", "area"}] * 2
@@ -69,25 +69,25 @@ def test_pycocotools_loads_segments() -> None:
     np.testing.assert_array_equal(sum(coco_mask.decode(one["segmentation"]) for one in found), np.ones((6, 8)))
 
 
-def test_without_category_ids_the_classes_own_index_is_written() -> None:
-    """Nothing is guessed of a data set that is not told."""
+def test_the_default_category_id_is_the_class_index() -> None:
+    """Without `category_ids` the category id is the class index."""
     assert detections(None).to_coco("a name")[0]["category_id"] == 2
     assert detections(None).to_coco("a name")[0]["image_id"] == "a name"
 
 
 @pytest.mark.parametrize("category_ids", [{0: 1}, [1, 2]])
-def test_a_class_without_a_category_is_told(category_ids: Any) -> None:  # noqa: ANN401  (either kind)
-    """Neither left out in silence nor given another's id."""
+def test_a_missing_category_id_is_an_error(category_ids: Any) -> None:  # noqa: ANN401  (either kind)
+    """A class that `category_ids` does not have raises ValueError."""
     with pytest.raises(ValueError, match="no id for class 2; give one for each"):
         detections(None).to_coco(1, category_ids)
 
 
-def test_segments_without_masks_are_told() -> None:
-    """There is no row of COCO's for a segment without its pixels."""
+def test_segments_without_masks_are_an_error() -> None:
+    """Segments without masks raise ValueError, because COCO's rows need masks."""
     with pytest.raises(ValueError, match="the result has no masks; request them"):
         segmentation(None).to_coco(1)
 
 
-def test_labels_have_no_rows() -> None:
-    """COCO has no results of whole pictures, so a classification has no such method."""
+def test_classifications_have_no_coco_format() -> None:
+    """COCO has no results format for classifications, so they have no `to_coco`."""
     assert not hasattr(Classification, "to_coco")

@@ -63,8 +63,8 @@ def changed(before: UInt8Array, after: UInt8Array) -> npt.NDArray[np.bool_]:
     return np.asarray(np.any(before != after, axis=2))
 
 
-def test_the_picture_itself_is_left_alone() -> None:
-    """Drawing happens on a copy, for each task; the overlay is RGB and of the picture's size."""
+def test_drawing_copies_the_image() -> None:
+    """Each task draws on a copy, which is RGB and has the image's size."""
     for result in (
         classification(60, 80),
         detections(60, 80, detection(Box(5, 5, 50, 50), mask=np.ones((60, 80), np.bool_))),
@@ -78,8 +78,8 @@ def test_the_picture_itself_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (9, 9), (33, 20)])
-def test_tiny_pictures_are_drawn(size: tuple[int, int]) -> None:
-    """A picture too small for letters still gets its overlay, of its own size."""
+def test_tiny_images_are_drawn(size: tuple[int, int]) -> None:
+    """An image too small for text still gets an overlay of its own size."""
     long_name = "a name that is much longer than the picture is wide"
     height, width = size
     for result in (
@@ -91,7 +91,7 @@ def test_tiny_pictures_are_drawn(size: tuple[int, int]) -> None:
 
 
 def test_nothing_found_draws_nothing() -> None:
-    """Without labels, detections or tinted segments the overlay is the picture."""
+    """Without labels, detections or tinted segments the overlay equals the image."""
     image = grey(60, 80)
     background = segmentation(np.zeros((60, 80), np.uint8), (BACKGROUND, "b"))
     for result in (classification(60, 80, count=0), detections(60, 80), background):
@@ -99,7 +99,7 @@ def test_nothing_found_draws_nothing() -> None:
 
 
 def test_box_is_drawn_where_it_is() -> None:
-    """A box's outline lies on its edges and leaves inside and outside alone."""
+    """The outline of a box lies on its edges, and changes no pixel inside or outside."""
     image = grey(400, 600)
     overlay = drawn(image, detections(400, 600, detection(Box(100, 150, 300, 350), index=1)))
     for y, x in ((250, 100), (250, 299), (349, 200), (151, 290)):
@@ -109,16 +109,16 @@ def test_box_is_drawn_where_it_is() -> None:
     assert not changed(image, overlay)[:, 310:].any()
 
 
-def test_tag_stays_within_the_picture() -> None:
-    """The label of a box at the picture's corner or edge is moved, not cut."""
+def test_tags_stay_within_the_image() -> None:
+    """The tag of a box at a corner or edge is moved into the image."""
     for box in (Box(0, 0, 600, 400), Box(590, 0, 600, 10), Box(590, 390, 600, 400), Box(0, 390, 10, 400)):
         overlay = drawn(grey(400, 600), detections(400, 600, detection(box)))
         text = np.all(overlay < 60, axis=2) | np.all(overlay > 195, axis=2)
         assert text.sum() > 60
 
 
-def test_mask_tints_its_pixels_only() -> None:
-    """What a mask holds is tinted evenly, and what it does not is left alone."""
+def test_masks_tint_only_their_pixels() -> None:
+    """The pixels of a mask are tinted evenly, and no others."""
     mask = np.zeros((400, 600), np.bool_)
     mask[100:300, 100:300] = True
     image = grey(400, 600)
@@ -128,15 +128,15 @@ def test_mask_tints_its_pixels_only() -> None:
     assert not changed(image, overlay)[130:270, 310:490].any()
 
 
-def test_the_best_detection_lies_on_top() -> None:
-    """Where boxes cover each other the outline of the better one is seen."""
+def test_the_best_detection_is_on_top() -> None:
+    """Where boxes overlap, the outline of the one with the higher score is visible."""
     box = Box(100, 100, 200, 200)
     overlay = drawn(grey(400, 600), detections(400, 600, detection(box, index=3), detection(box, index=4)))
     assert tuple(overlay[150, 100]) == class_colour(3)
 
 
 def test_segments_are_tinted_and_background_is_not() -> None:
-    """Each class has its tint, away from its border; what is called background keeps its pixels."""
+    """Each class has its tint away from its border. The class "background" is not tinted."""
     label_map = np.zeros((400, 600), np.uint8)
     label_map[:, 200:400] = 1
     label_map[:, 400:] = 2
@@ -148,8 +148,8 @@ def test_segments_are_tinted_and_background_is_not() -> None:
 
 
 @pytest.mark.parametrize(("side", "line"), [(100, 1), (500, 1), (1500, 3), (2000, 4)])
-def test_segments_are_parted_by_a_line(side: int, line: int) -> None:
-    """White, half as wide as a box's outline, and across the border in either direction."""
+def test_segments_have_borders(side: int, line: int) -> None:
+    """Borders in either direction are white and half as wide as the outline of a box."""
     label_map = np.zeros((side, side), np.uint8)
     label_map[side // 2 :] = 1
     white = (drawn(grey(side, side), segmentation(label_map, ("a", "b"))) == 255).all(axis=2)
@@ -160,8 +160,8 @@ def test_segments_are_parted_by_a_line(side: int, line: int) -> None:
     np.testing.assert_array_equal(turned[-1], white[:, -1])
 
 
-def test_large_pictures_are_tinted_to_the_last_row() -> None:
-    """A picture that is tinted in several strips has no untinted one, and each pixel its own class's tint."""
+def test_large_images_are_tinted_completely() -> None:
+    """An image tinted in several strips has the right tint in every strip."""
     label_map = np.zeros((1100, 2000), np.uint8)
     label_map[1000:] = 1
     overlay = drawn(grey(1100, 2000), segmentation(label_map, ("a", "b")))
@@ -170,8 +170,8 @@ def test_large_pictures_are_tinted_to_the_last_row() -> None:
         assert np.abs(overlay[rows] - tint).max() <= 1
 
 
-def test_segments_without_masks_are_named() -> None:
-    """Where masks were not asked for the panel alone is drawn."""
+def test_segments_without_masks_have_a_panel() -> None:
+    """Without masks only the panel is drawn."""
     image = grey(400, 600)
     result = segmentation(np.ones((400, 600), np.uint8), ("a", "b"))
     bare = dataclasses.replace(result, segments=tuple(dataclasses.replace(one, mask=None) for one in result.segments))
@@ -181,7 +181,7 @@ def test_segments_without_masks_are_named() -> None:
 
 
 def test_many_classes_are_tinted() -> None:
-    """More classes than a palette holds, with indices beyond eight bits, each have their own colour."""
+    """More classes than a palette holds, with indices above 255, have their own colours."""
     label_map = np.arange(300, dtype=np.uint16).repeat(400).reshape(300, 400)
     label_map = np.kron(label_map[:, :4], np.ones((9, 9), np.uint16))
     overlay = drawn(grey(2700, 36), segmentation(label_map, [str(index) for index in range(300)]))
@@ -190,8 +190,8 @@ def test_many_classes_are_tinted() -> None:
         assert np.abs(overlay[index * 9 + 5, 30] - tint).max() <= 1, index
 
 
-def test_lines_grow_with_the_picture() -> None:
-    """An outline is as easy to see in a large picture as in a small one."""
+def test_lines_grow_with_the_image() -> None:
+    """Outlines are wider in larger images."""
     widths = []
     for side in (200, 2000):
         image = grey(side, side)
@@ -201,15 +201,15 @@ def test_lines_grow_with_the_picture() -> None:
     assert widths[1] >= 3 * widths[0]
 
 
-def test_colours_of_neighbours_are_far_apart() -> None:
-    """The first classes, which most models have, are told apart at a glance, and no colour changes."""
+def test_colours_of_neighbours_differ() -> None:
+    """The colours of the first ten classes differ clearly from each other, and are stable."""
     colours = [np.array(class_colour(index)) for index in range(10)]
     assert min(np.abs(a - b).sum() for a, b in itertools.combinations(colours, 2)) > 60
     assert class_colour(3) == class_colour(3)
 
 
-def test_another_picture_is_refused() -> None:
-    """An answer is drawn on no picture of another size: its places would be wrong."""
+def test_an_image_of_another_size_is_an_error() -> None:
+    """Drawing on an image of another size raises ValueError."""
     for result in (classification(60, 80), detections(60, 80), segmentation(np.ones((60, 80), np.uint8), "ab")):
         with pytest.raises(ValueError, match="the image is 60 x 80, expected 80 x 60"):
             result.draw(grey(80, 60))

@@ -1,4 +1,4 @@
-"""The client's tree of errors against the service's own, over both transports."""
+"""The client's error classes against the service's, over both transports."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def over_grpc(error: ConvMLPError) -> ClientError:
 
 
 @pytest.mark.parametrize("kind", domain.DOMAIN_ERRORS)
-def test_every_error_of_the_service_has_its_class(kind: type[ConvMLPError]) -> None:
-    """What the service tells comes out of either transport as the same error, with its words, time and id."""
+def test_each_error_of_the_service_has_a_class(kind: type[ConvMLPError]) -> None:
+    """Each error becomes the same class over both transports, with its detail, Retry-After and request id."""
     error = kind("these words", 2.0) if issubclass(kind, domain.RetryLater) else kind("these words")
     expected = Internal if kind is BundleInvalid else SERVICE_ERRORS[kind.code]
-    for told in (over_rest(error), over_grpc(error)):
-        assert type(told) is expected
-        assert told.code == expected.code
-        assert told.request_id == "an-id"
-        assert told.retry_after_s == (2.0 if isinstance(told, RetryLater) else None)
-        assert told.detail == str(told)
+    for received in (over_rest(error), over_grpc(error)):
+        assert type(received) is expected
+        assert received.code == expected.code
+        assert received.request_id == "an-id"
+        assert received.retry_after_s == (2.0 if isinstance(received, RetryLater) else None)
+        assert received.detail == str(received)
         if kind is not BundleInvalid:
-            assert told.detail == "these words"
+            assert received.detail == "these words"
 
 
-def test_the_service_has_no_error_that_the_client_does_not_know() -> None:
-    """Neither has the client one that the service does not have."""
+def test_the_client_knows_exactly_the_errors_of_the_service() -> None:
+    """The error codes of the client are those of the service."""
     assert set(SERVICE_ERRORS) == {kind.code for kind in domain.DOMAIN_ERRORS} - {BundleInvalid.code}
 
 
-def test_errors_cross_processes() -> None:
-    """A pool of processes gives errors back by pickling them."""
+def test_errors_are_pickled() -> None:
+    """An error keeps its type and fields when it is pickled, as by a process pool."""
     error = Overloaded("busy", request_id="an-id", retry_after_s=3.0)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.detail, again.request_id, again.retry_after_s) == (Overloaded, "busy", "an-id", 3.0)

@@ -1,4 +1,4 @@
-"""The example in `examples/python`, as it stands."""
+"""The example `examples/python/draw_folder.py`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from pathlib import Path
 
 import PIL.Image
 import PIL.ImageChops
-import pytest
 
-from tests.client.local_service import TRANSPORTS, Service
+from tests.client.local_service import LocalService
 from tests.service.frontend.rest_server import picture
 
 EXAMPLE = Path(__file__).parents[2] / "examples/python/draw_folder.py"
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_folder_is_drawn(service: Service, tmp_path: Path, transport: str) -> None:
-    """Each picture gets its drawing, a bad one a line on stderr and the exit status; the bar counts them all."""
+def test_a_folder_is_drawn(service: LocalService, tmp_path: Path, transport: str) -> None:
+    """Each image is drawn. A bad one is reported on stderr and in the exit status. The progress bar counts all."""
     pictures, drawn = tmp_path / "pictures", tmp_path / "new/drawn"
     pictures.mkdir()
     for grey in (100, 101, 102):
         (pictures / f"{grey}.png").write_bytes(picture(grey))
     (pictures / "bad.jpg").write_bytes(b"no picture")
-    (pictures / "notes.txt").write_text("not asked about")
+    (pictures / "notes.txt").write_text("not an image")
     command = [sys.executable, str(EXAMPLE), str(pictures), str(drawn), service.url(transport)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 1

@@ -16,7 +16,7 @@ ORIENTATION = 0x0112
 
 
 def picture(mode: str = "RGB", width: int = 7, height: int = 4) -> PIL.Image.Image:
-    """Every pixel has a value of its own."""
+    """An image in which every pixel has another value."""
     rgb = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3) * 3
     return PIL.Image.fromarray(rgb).convert(mode)
 
@@ -31,12 +31,12 @@ def jpeg(orientation: int | None = None) -> bytes:
 
 
 def served(data: bytes) -> Any:  # noqa: ANN401  (an array)
-    """What the server makes of the bytes."""
+    """The pixels that the service decodes: uint8 (H, W, 3), RGB."""
     return decode(data, LIMITS).pixels
 
 
 def test_files_and_bytes_are_sent_as_they_are(tmp_path: Path) -> None:
-    """A path, as str or Path, an open file and the bytes in any form are the same bytes, not encoded anew."""
+    """Paths, open files and bytes of any type are sent unchanged."""
     data = jpeg()
     path = tmp_path / "a://b.jpg"
     path.parent.mkdir()
@@ -51,8 +51,8 @@ def test_files_and_bytes_are_sent_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "mode", ["RGB", "L", "1", "P", "RGBA", "LA", "I;16", "CMYK", "YCbCr", "RGBa", "La", "PA", "RGBX"]
 )
-def test_the_server_sees_what_a_pil_image_holds(mode: str) -> None:
-    """Of each of Pillow's modes the server decodes the very pixels that a result is drawn on."""
+def test_pil_images_of_any_mode_arrive_unchanged(mode: str) -> None:
+    """For each mode of Pillow the service decodes the same pixels that results are drawn on."""
     given = (
         picture("L").convert("I;16")
         if mode == "I;16"
@@ -61,8 +61,8 @@ def test_the_server_sees_what_a_pil_image_holds(mode: str) -> None:
     np.testing.assert_array_equal(served(encoded_image(given)), np.asarray(opened_image(given)))
 
 
-def test_pixels_are_sent_without_a_loss() -> None:
-    """Arrays, RGB or grey, contiguous or not, reach the server unchanged; grey becomes three equal channels."""
+def test_arrays_are_sent_without_loss() -> None:
+    """RGB and grey arrays, contiguous or not, arrive unchanged. Grey becomes three equal channels."""
     rgb = np.asarray(picture())
     np.testing.assert_array_equal(served(encoded_image(rgb)), rgb)
     turned = rgb[::-1, ::2].transpose(1, 0, 2)
@@ -73,8 +73,8 @@ def test_pixels_are_sent_without_a_loss() -> None:
 
 
 @pytest.mark.parametrize("orientation", [None, 1, 2, 3, 4, 5, 6, 7, 8])
-def test_a_picture_is_upright_however_it_is_given(tmp_path: Path, orientation: int | None) -> None:
-    """A path, its bytes and an opened PIL image are one picture to the server, and the one that is drawn on."""
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int | None) -> None:
+    """A path, its bytes and an opened PIL image give the service the same upright pixels that results are drawn on."""
     data = jpeg(orientation)
     path = tmp_path / "turned.jpg"
     path.write_bytes(data)
@@ -88,13 +88,13 @@ def test_a_picture_is_upright_however_it_is_given(tmp_path: Path, orientation: i
 
 
 def test_transparent_parts_are_white() -> None:
-    """What a cut-out hides is not uncovered, as by the server."""
+    """Transparent pixels become white, as in the service."""
     cut_out = PIL.Image.new("RGBA", (3, 2), (200, 10, 10, 0))
     assert opened_image(cut_out).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_drawing_on_it_leaves_the_callers_picture_alone() -> None:
-    """What is opened is a copy, even of an RGB picture or array."""
+def test_opening_copies_the_image() -> None:
+    """Drawing on the opened image does not change the caller's image or array."""
     given = picture()
     array = np.array(given)
     for one in (given, array):
@@ -115,30 +115,30 @@ def test_drawing_on_it_leaves_the_callers_picture_alone() -> None:
         (np.zeros((0, 5, 3), np.uint8), "at least one pixel"),
     ],
 )
-def test_an_array_that_is_no_picture_is_refused(array: Any, why: str) -> None:  # noqa: ANN401
-    """Another dtype or shape is not guessed at; the words say what was expected, and how to get there."""
+def test_arrays_of_another_form_are_an_error(array: Any, why: str) -> None:  # noqa: ANN401
+    """Another dtype or shape raises ValueError with the expected form and how to convert."""
     for read in (encoded_image, opened_image):
         with pytest.raises(ValueError, match=why):
             read(array)
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_samples_without_a_white_are_refused(mode: str) -> None:
-    """Nobody knows which value of a float or 32-bit sample is white."""
+def test_float_and_32_bit_samples_are_an_error(mode: str) -> None:
+    """Float and 32-bit samples raise ValueError, because their value of white is unknown."""
     for read in (encoded_image, opened_image):
         with pytest.raises(ValueError, match="value of white is unknown"):
             read(PIL.Image.new(mode, (2, 2)))
 
 
 @pytest.mark.parametrize("url", ["https://example.org/cat.jpg", "HTTP://example.org", "data:image/png;base64,AAAA"])
-def test_the_web_is_not_asked(url: str) -> None:
-    """A URL is refused in words, instead of being taken for a file's name or fetched."""
+def test_urls_are_an_error(url: str) -> None:
+    """A URL raises ValueError. It is neither downloaded nor read as a file name."""
     with pytest.raises(ValueError, match="is a URL, which is not downloaded"):
         encoded_image(url)
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
-    """A missing file is an OSError; a text file and what is no picture at all a TypeError."""
+def test_unreadable_images_are_an_error(tmp_path: Path) -> None:
+    """A missing file raises OSError; a text file and other types raise TypeError; other bytes cannot be opened."""
     with pytest.raises(FileNotFoundError):
         encoded_image(tmp_path / "missing.png")
     with pytest.raises(TypeError, match="mode 'rb'"):
@@ -149,8 +149,8 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         opened_image(b"no picture")
 
 
-def test_what_has_no_end_is_refused() -> None:
-    """A file that goes on for ever is not read for ever."""
+def test_reading_is_bounded() -> None:
+    """A file without an end raises ValueError after the size limit."""
 
     class Endless(io.RawIOBase):
         def read(self, size: int = -1, /) -> bytes:

@@ -1,16 +1,17 @@
-"""Many images, asked of a real service."""
+"""Many images, against a real service."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from convmlp_client import AsyncClient, Client, ClientClosed, ConnectionFailed, DeadlineExceeded, UnsupportedFormat
-from tests.client.local_service import Service, Way, open_service, until, wait_until
+from tests.client.local_service import LocalService, Variant, open_service, until, wait_until
 from tests.service.frontend.rest_server import picture
 
 
@@ -18,39 +19,39 @@ def pictures(count: int) -> list[bytes]:
     return [picture(grey) for grey in range(count)]
 
 
-async def test_a_stream_of_images(service: Service, way: Way) -> None:
-    """Each image has its outcome, in the order of the images though the service answers in its own."""
-    async with way.open(service) as ask:
-        outcomes = await ask.many("classify_many", pictures(64), concurrency=16, top_k=1)
+async def test_outcomes_are_in_order(service: LocalService, variant: Variant) -> None:
+    """Each image has an outcome. Outcomes are in the order of the images, whatever the order of the replies."""
+    async with variant.open(service) as client:
+        outcomes = await client.call_many("classify_many", pictures(64), concurrency=16, top_k=1)
     assert [one.index for one in outcomes] == [*range(64)]
     assert [[row.index for row in one.result.labels] for one in outcomes] == [[grey] for grey in range(64)]
     assert {one.result.meta.model for one in outcomes} == {"fake_classify"}
 
 
-async def test_no_order_is_asked_for(service: Service, way: Way) -> None:
-    """Without `ordered` an outcome says by its index which image it is of."""
-    async with way.open(service) as ask:
-        outcomes = await ask.many("classify_many", pictures(30), ordered=False)
+async def test_unordered_outcomes_have_their_index(service: LocalService, variant: Variant) -> None:
+    """Without `ordered`, the index of an outcome identifies its image."""
+    async with variant.open(service) as client:
+        outcomes = await client.call_many("classify_many", pictures(30), ordered=False)
     assert sorted(one.index for one in outcomes) == [*range(30)]
     assert all(one.result.labels[0].index == one.index for one in outcomes)
 
 
 @pytest.mark.parametrize("method", ["classify", "detect", "segment"])
-async def test_many_are_answered_as_one(service: Service, way: Way, method: str) -> None:
-    """An image's answer is the same, whether it is asked about alone or among others; so are its parameters."""
+async def test_many_give_the_same_results_as_one(service: LocalService, variant: Variant, method: str) -> None:
+    """An image has the same result, with the same parameters, alone and among others."""
     parameters = {"top_k": 1} if method == "classify" else {"mask_format": "png"}
-    async with way.open(service) as ask:
-        alone = await ask(method, picture(60), **parameters)
-        (among, _) = await ask.many(f"{method}_many", [picture(60), picture(61)], **parameters)
+    async with variant.open(service) as client:
+        alone = await client.call(method, picture(60), **parameters)
+        (among, _) = await client.call_many(f"{method}_many", [picture(60), picture(61)], **parameters)
     assert among.result.to_dict() == alone.to_dict()
     assert among.result.meta.task is alone.meta.task
 
 
-async def test_a_bad_picture_costs_only_itself(service: Service, way: Way, tmp_path: Path) -> None:
-    """What is wrong with an image is in its own outcome; the others are answered."""
+async def test_a_bad_image_fails_alone(service: LocalService, variant: Variant, tmp_path: Path) -> None:
+    """The error of a bad image is in its own outcome. The other images have results."""
     images = [picture(1), b"no picture", tmp_path / "missing.jpg", "https://host/cat.jpg", picture(2)]
-    async with way.open(service) as ask:
-        outcomes = await ask.many("classify_many", images)
+    async with variant.open(service) as client:
+        outcomes = await client.call_many("classify_many", images)
     assert [type(one.error) for one in outcomes] == [
         type(None),
         UnsupportedFormat,
@@ -62,61 +63,69 @@ async def test_a_bad_picture_costs_only_itself(service: Service, way: Way, tmp_p
     assert [one.result.labels[0].index for one in (outcomes[0], outcomes[4])] == [1, 2]
 
 
-async def test_the_first_error_may_end_it(service: Service, way: Way) -> None:
-    """With `raise_errors` there are results, and an exception for the first image without."""
-    async with way.open(service) as ask:
+async def test_raise_errors(service: LocalService, variant: Variant) -> None:
+    """With `raise_errors` the first error of an image is raised."""
+    async with variant.open(service) as client:
         with pytest.raises(UnsupportedFormat):
-            await ask.many("classify_many", [picture(1), b"no picture", picture(2)], raise_errors=True)
+            await client.call_many("classify_many", [picture(1), b"no picture", picture(2)], raise_errors=True)
 
 
-@pytest.mark.parametrize("transport", ["rest", "grpc"])
-async def test_stopping_early_withdraws_what_is_in_hand(transport: str) -> None:
-    """Leaving the loop takes the pictures out of the service's hands, and the client goes on to be of use."""
+async def test_stopping_early_cancels_running_requests(transport: str) -> None:
+    """Leaving the loop cancels the requests at the service. The client remains usable."""
+    first_yielded = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        yield picture(0)
+        await first_yielded.wait()
+        for number in itertools.count(1):
+            yield picture(number % 250)
+
     with open_service() as service:
         async with AsyncClient(service.url(transport)) as client:
-            endless = (picture(number % 250) for number in itertools.count())
-            async for outcome in client.classify_many(endless, concurrency=4):
-                if outcome.index == 5:
-                    service.worker.runner.gate.clear()
-                    await until(lambda: service.in_hand == 4)
+            with ExitStack() as blocked:
+                async for _ in client.classify_many(source(), concurrency=4):
+                    blocked.enter_context(service.device_blocked())
+                    first_yielded.set()
+                    await until(lambda: service.in_flight == 4)
                     break
-            await until(lambda: service.in_hand == 0)
-            service.worker.runner.gate.set()
+                await until(lambda: service.in_flight == 0)
             assert (await client.classify(picture(9))).labels[0].index == 9
 
 
-@pytest.mark.parametrize("transport", ["rest", "grpc"])
-def test_stopping_early_withdraws_what_a_thread_has_in_hand(transport: str) -> None:
-    """The same for the sync client."""
+def test_stopping_early_cancels_running_requests_of_the_sync_client(transport: str) -> None:
+    """Closing the generator cancels the requests at the service. The client remains usable."""
     with open_service() as service, Client(service.url(transport)) as client:
         outcomes = client.classify_many((picture(number % 250) for number in itertools.count()), concurrency=4)
         assert next(outcomes).result.labels[0].index == 0
-        with service.held():
+        with service.device_blocked():
             outcomes.close()
-            wait_until(lambda: service.in_hand == 0)
+            wait_until(lambda: service.in_flight == 0)
         assert client.classify(picture(9)).labels[0].index == 9
 
 
-@pytest.mark.parametrize("transport", ["rest", "grpc"])
-async def test_no_more_are_in_hand_than_were_allowed(transport: str) -> None:
-    """At the service there are never more images than `concurrency`, nor than the client's own bound."""
+async def test_concurrency_is_bounded(transport: str) -> None:
+    """The service never has more images of the caller than `concurrency`, nor more than `max_concurrency`."""
     with open_service() as service:
         for concurrency, bound in ((5, 64), (64, 5)):
-            async with AsyncClient(service.url(transport), max_concurrency=bound) as client:
-                with service.held():
-                    asking = asyncio.create_task(_all(client, pictures(40), concurrency))
-                    await until(lambda: service.in_hand == 5)
-                    await asyncio.sleep(0.1)  # time in which a sixth would have come
-                    assert service.in_hand == 5
-                assert await asking == 40
+            async with (
+                AsyncClient(service.url(transport), max_concurrency=bound) as client,
+                AsyncClient(service.url(transport)) as other,
+            ):
+                with service.device_blocked():
+                    task = asyncio.create_task(_all(client, pictures(40), concurrency))
+                    await until(lambda: service.in_flight == 5)
+                    for _ in range(10):  # round trips, in which a sixth request would have arrived
+                        assert await other.ready()
+                    assert service.in_flight == 5
+                assert await task == 40
 
 
 async def _all(client: AsyncClient, images: list[bytes], concurrency: int) -> int:
     return len([one.result async for one in client.classify_many(images, concurrency=concurrency)])
 
 
-async def test_an_asynchronous_source(service: Service) -> None:
-    """The async client takes asynchronous sources as well, and gives out answers while the source has nothing new."""
+async def test_an_asynchronous_source(service: LocalService) -> None:
+    """The async client reads an asynchronous source, and yields results while the source waits."""
 
     async def source() -> AsyncIterator[bytes]:
         yield picture(1)
@@ -128,50 +137,52 @@ async def test_an_asynchronous_source(service: Service) -> None:
         await outcomes.aclose()
 
 
-async def test_each_image_has_its_own_deadline(way: Way) -> None:
-    """A slow service costs the images that it is slow with, each after the time that one may take."""
+async def test_each_image_has_its_own_timeout(variant: Variant) -> None:
+    """The timeout starts anew for each image. Later images succeed once the service is fast again."""
     with open_service() as service:
-        async with way.open(service) as ask:
-            with service.held():
-                outcomes = await ask.many("classify_many", pictures(6), concurrency=2, timeout_s=0.2)
+        async with variant.open(service) as client:
+            with service.device_blocked():
+                outcomes = await client.call_many("classify_many", pictures(6), concurrency=2, timeout_s=0.5)
             assert [type(one.error) for one in outcomes] == [DeadlineExceeded] * 6
-            assert all(one.error is None for one in await ask.many("classify_many", pictures(6), concurrency=2))
+            assert all(one.error is None for one in await client.call_many("classify_many", pictures(6), concurrency=2))
 
 
-async def test_a_service_that_is_gone_is_told_for_each_image(way: Way) -> None:
-    """An endless source can be left then: the outcomes say what happened."""
+async def test_a_stopped_service_fails_each_image(variant: Variant) -> None:
+    """Without a service each image's outcome has ConnectionFailed."""
     with open_service() as service:
         pass
-    async with way.open(service, retries=0) as ask:
-        outcomes = await ask.many("classify_many", pictures(3))
+    async with variant.open(service, retries=0) as client:
+        outcomes = await client.call_many("classify_many", pictures(3))
     assert [type(one.error) for one in outcomes] == [ConnectionFailed] * 3
 
 
-async def test_a_busy_service_gets_them_all_in_the_end(way: Way) -> None:
-    """Refusals among many images are met as those of one: the client comes back as told."""
+async def test_overload_among_many_is_retried(variant: Variant) -> None:
+    """Images refused with Overloaded are retried, and all have results."""
     with open_service(max_queue_images=1) as service:
-        async with way.open(service, retries=10) as ask:
-            with service.held():
-                asking = asyncio.create_task(ask.many("classify_many", pictures(8), concurrency=8))
-                await until(lambda: service.answered("overloaded") > 0)
-            assert [one.result.labels[0].index for one in await asking] == [*range(8)]
+        async with variant.open(service, retries=10) as client:
+            with service.device_blocked():
+                task = asyncio.create_task(client.call_many("classify_many", pictures(8), concurrency=8))
+                await until(lambda: service.request_count("overloaded") > 0)
+            assert [one.result.labels[0].index for one in await task] == [*range(8)]
 
 
-async def test_closing_the_client_ends_its_streams(service: Service, way: Way) -> None:
-    """Whoever takes outcomes of a client that is closed meanwhile is told so, however endless the source."""
-    async with way.open(service) as ask:
-        with service.held():
-            asking = asyncio.create_task(ask.many("classify_many", itertools.repeat(picture(7)), concurrency=2))
-            await until(lambda: service.in_hand == 2)
-            await ask.close()
+async def test_closing_the_client_ends_the_iteration(service: LocalService, variant: Variant) -> None:
+    """Closing a client raises ClientClosed in the iteration, even if the source is endless."""
+    async with variant.open(service) as client:
+        with service.device_blocked():
+            task = asyncio.create_task(client.call_many("classify_many", itertools.repeat(picture(7)), concurrency=2))
+            await until(lambda: service.in_flight == 2)
+            await client.close()
             with pytest.raises(ClientClosed):
-                await asking
+                await task
 
 
-async def test_a_progress_bar(service: Service, way: Way, capfd: pytest.CaptureFixture[str]) -> None:
-    """It counts outcomes on stderr, and nothing goes to stdout."""
-    async with way.open(service) as ask:
-        assert all(one.result for one in await ask.many("classify_many", pictures(5), progress=True))
+async def test_the_progress_bar_counts_outcomes(
+    service: LocalService, variant: Variant, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The progress bar counts outcomes on stderr. Nothing is written to stdout."""
+    async with variant.open(service) as client:
+        assert all(one.result for one in await client.call_many("classify_many", pictures(5), progress=True))
     out, err = capfd.readouterr()
     assert "5/5" in err
     assert "5/5" not in out

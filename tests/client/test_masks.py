@@ -19,7 +19,7 @@ from convmlp_client.masks import Mask, Polygons
 from model.postprocess.masks import RegionMask, encode_png, encode_polygons
 from model.types import Size
 
-# pycocotools' own, with NumPy 2.
+# A warning of pycocotools itself with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 BoolArray = npt.NDArray[np.bool_]
@@ -39,24 +39,24 @@ def coco_counts(pixels: BoolArray) -> str:
     return counts.decode()
 
 
-def served(pixels: BoolArray) -> RegionMask:
+def region_mask(pixels: BoolArray) -> RegionMask:
     return RegionMask(0, 0, pixels, Size(*pixels.shape))
 
 
 def polygons_of(pixels: BoolArray) -> Polygons:
-    return tuple(tuple(polygon) for polygon in encode_polygons(served(pixels)))
+    return tuple(tuple(polygon) for polygon in encode_polygons(region_mask(pixels)))
 
 
 def holes_closed(pixels: BoolArray) -> BoolArray:
-    """All that cannot be reached from outside the mask without crossing it, corners being closed."""
+    """The mask and all pixels that it encloses; diagonal neighbours close a gap."""
     outside = np.pad(pixels, 1).astype(np.uint8)
     cv2.floodFill(outside, None, (0, 0), 2)
     return np.asarray(outside[1:-1, 1:-1] != 2)
 
 
 @given(SPECKLED | BLOCKS)
-def test_run_lengths_are_read_as_pycocotools_writes_them(pixels: BoolArray) -> None:
-    """A mask that pycocotools encoded is decoded to the last pixel, and its area counted, without pycocotools."""
+def test_run_lengths_of_pycocotools_are_decoded(pixels: BoolArray) -> None:
+    """A mask encoded by pycocotools is decoded exactly, and its area is right."""
     mask = mask_of(pixels, coco_counts(pixels))
     assert mask.to_array().dtype == np.bool_
     np.testing.assert_array_equal(mask.to_array(), pixels)
@@ -64,32 +64,32 @@ def test_run_lengths_are_read_as_pycocotools_writes_them(pixels: BoolArray) -> N
 
 
 @given(SPECKLED | BLOCKS)
-def test_run_lengths_are_written_as_pycocotools_writes_them(pixels: BoolArray) -> None:
-    """An array becomes the very text that pycocotools makes of it."""
+def test_run_lengths_equal_those_of_pycocotools(pixels: BoolArray) -> None:
+    """The run lengths of an array equal those of pycocotools, byte for byte."""
     mask = Mask.from_array(pixels)
     assert mask == mask_of(pixels, coco_counts(pixels))
     assert mask.rle() == {"size": list(pixels.shape), "counts": coco_counts(pixels)}
 
 
 @given(SPECKLED)
-def test_a_png_is_the_mask(pixels: BoolArray) -> None:
-    """What the server writes as PNG is read to the last pixel, and gives the same run lengths."""
-    mask = mask_of(pixels, encode_png(served(pixels)))
+def test_png_masks_are_decoded(pixels: BoolArray) -> None:
+    """The service's PNG is decoded exactly, and gives the same run lengths and area."""
+    mask = mask_of(pixels, encode_png(region_mask(pixels)))
     np.testing.assert_array_equal(mask.to_array(), pixels)
     assert mask.rle()["counts"] == coco_counts(pixels)
     assert mask.area == pixels.sum()
 
 
 @given(SPECKLED)
-def test_polygons_are_filled_to_the_mask_they_outline(pixels: BoolArray) -> None:
-    """The server's polygons give back its mask, holes closed, not a pixel more or less."""
+def test_polygons_are_filled_exactly(pixels: BoolArray) -> None:
+    """The service's polygons give its mask back, pixel by pixel, with holes closed."""
     mask = mask_of(pixels, polygons_of(pixels))
     np.testing.assert_array_equal(mask.to_array(), holes_closed(pixels))
     assert mask.area == holes_closed(pixels).sum()
 
 
-def test_a_polygon_is_filled_by_the_centres_of_pixels() -> None:
-    """Slanted sides and fractions: a pixel is inside if its centre is, and nothing lies beyond the picture."""
+def test_polygons_contain_pixel_centres() -> None:
+    """A pixel belongs to a polygon if its centre lies inside. Pixels outside of the image are left out."""
     triangle = Mask(ImageSize(6, 4), ((-2.0, -2.0, 9.0, -2.0, -2.0, 9.0),))
     rows, columns = np.mgrid[:4, :6] + 0.5
     np.testing.assert_array_equal(triangle.to_array(), rows + columns < 7)
@@ -98,13 +98,13 @@ def test_a_polygon_is_filled_by_the_centres_of_pixels() -> None:
 
 
 @pytest.mark.parametrize("form", ["rle", "png", "polygons"])
-def test_a_region_is_the_mask_and_nothing_beyond(form: str) -> None:
-    """The region, put in its place, is the whole mask; for run lengths and polygons it is no larger than need be."""
+def test_a_region_contains_the_mask(form: str) -> None:
+    """A region at its place equals the whole mask. For run lengths and polygons it is no larger than needed."""
     pixels = np.zeros((30, 50), np.bool_)
     pixels[10:20, 5:9] = True
     forms: dict[str, str | bytes | Polygons] = {
         "rle": coco_counts(pixels),
-        "png": encode_png(served(pixels)),
+        "png": encode_png(region_mask(pixels)),
         "polygons": polygons_of(pixels),
     }
     region = mask_of(pixels, forms[form]).region()
@@ -117,7 +117,7 @@ def test_a_region_is_the_mask_and_nothing_beyond(form: str) -> None:
 
 @pytest.mark.parametrize("data", [coco_counts(np.zeros((3, 4), np.bool_)), ()])
 def test_an_empty_mask_is_empty(data: str | Polygons) -> None:
-    """Nothing set, in the picture's shape."""
+    """An empty mask has the image's shape and area 0."""
     mask = Mask(ImageSize(4, 3), data)
     assert mask.to_array().shape == (3, 4)
     assert mask.area == 0
@@ -153,8 +153,8 @@ def png(mode: str, size: tuple[int, int], form: str = "PNG") -> bytes:
         (((0.0, 0.0, 1e300, 1.0, 2.0, 2.0),), "malformed"),
     ],
 )
-def test_what_is_no_mask_is_refused(data: str | bytes | Polygons, why: str) -> None:
-    """Malformed data, or that of another picture, is a ValueError in words, whatever is asked of it."""
+def test_malformed_masks_are_an_error(data: str | bytes | Polygons, why: str) -> None:
+    """Malformed data, or data of another image size, raises ValueError in every method that decodes."""
     mask = Mask(ImageSize(4, 3), data)
     with pytest.raises(ValueError, match=why):
         mask.to_array()
@@ -163,8 +163,8 @@ def test_what_is_no_mask_is_refused(data: str | bytes | Polygons, why: str) -> N
 
 
 @given(st.text("0123456789:;<=>?@ABCDEFNOPQRSTUVWXYZ[\\]^_`abcdefghijklmno", max_size=60))
-def test_no_text_makes_a_mask_larger_than_its_picture(counts: str) -> None:
-    """Whatever run lengths say, the answer is a mask of the picture's shape or a ValueError."""
+def test_any_text_is_a_mask_or_an_error(counts: str) -> None:
+    """Any run lengths give a mask of the image's shape, or ValueError."""
     mask = Mask(ImageSize(9, 7), counts)
     try:
         pixels = mask.to_array()
@@ -173,10 +173,10 @@ def test_no_text_makes_a_mask_larger_than_its_picture(counts: str) -> None:
     assert pixels.shape == (7, 9)
 
 
-def test_json_is_the_rest_apis() -> None:
-    """Run lengths, base64 and lists, with whole numbers staying whole."""
+def test_to_json_equals_the_rest_api() -> None:
+    """`to_json` gives run lengths, base64, or lists in which integers remain integers."""
     pixels = np.ones((2, 3), np.bool_)
-    data = encode_png(served(pixels))
+    data = encode_png(region_mask(pixels))
     forms: list[tuple[str | bytes | Polygons, Any]] = [
         ("06", {"size": [2, 3], "counts": "06"}),
         (data, base64.b64encode(data).decode()),

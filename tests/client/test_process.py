@@ -1,4 +1,4 @@
-"""What a client is to the process that it is in: what it imports, what it leaves behind, what forks and signals do."""
+"""The client and its process: imports, leaks, forks, signals, environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.local_service import TRANSPORTS, Service, open_service, until
+from tests.client.local_service import LocalService, open_service, until
 from tests.service.frontend.rest_server import picture
 
 
@@ -32,7 +32,7 @@ def image(tmp_path: Path) -> str:
 async def start(
     script: str, *arguments: str, options: tuple[str, ...] = (), **environment: str
 ) -> asyncio.subprocess.Process:
-    """Python runs a script that finds the arguments in `sys.argv`."""
+    """Run a Python script with these arguments in `sys.argv`."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, *options, "-c", f"import sys\n{script}", *arguments),
         stdout=asyncio.subprocess.PIPE,
@@ -48,8 +48,8 @@ async def run(script: str, *arguments: str, options: tuple[str, ...] = (), **env
     return Ran(process.returncode, out.decode(), err.decode())
 
 
-async def test_rest_needs_little(service: Service, image: str) -> None:
-    """Asking over REST imports neither the service nor what its extras bring."""
+async def test_rest_imports_little(service: LocalService, image: str) -> None:
+    """A request over REST imports neither the service nor the packages of its extras."""
     ran = await run(
         """
 from convmlp_client import Client
@@ -62,8 +62,8 @@ print({"service", "model", "torch", "grpc", "google.protobuf", "cv2", "pydantic"
     assert (ran.status, ran.out, ran.err) == (0, "42\nset()\n", "")
 
 
-async def test_grpc_needs_no_service(service: Service, image: str) -> None:
-    """Asking over gRPC imports gRPC, and still nothing of the service."""
+async def test_grpc_does_not_import_the_service(service: LocalService, image: str) -> None:
+    """A request over gRPC imports gRPC, and nothing of the service."""
     ran = await run(
         """
 from convmlp_client import Client
@@ -76,8 +76,8 @@ print({"service", "model", "torch", "cv2", "pydantic"} & set(sys.modules))
     assert (ran.status, ran.out, ran.err) == (0, "42\nset()\n", "")
 
 
-async def test_what_is_missing_is_named() -> None:
-    """Without the packages of an extra the error says how to install it."""
+async def test_missing_extras_are_named() -> None:
+    """If the packages of an extra are missing, the error shows the command that installs it."""
     ran = await run(
         """
 sys.modules["grpc"] = sys.modules["rich.console"] = None  # as if they were not installed
@@ -102,9 +102,8 @@ client.close()
     assert (ran.status, ran.err) == (0, "")
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_nothing_is_left_behind(service: Service, image: str, transport: str) -> None:
-    """After `close` there is no thread and no socket of the client's, and Python has nothing to warn of."""
+async def test_closing_leaks_nothing(service: LocalService, image: str, transport: str) -> None:
+    """A closed client leaves no thread, no socket, and no warning."""
     ran = await run(
         """
 import asyncio, gc, os, threading, time
@@ -135,7 +134,7 @@ async def asynchronous(url, image):
     await outcomes.aclose()
 
 os.readlink = lambda path, readlink=os.readlink: readlink(path) if os.path.lexists(path) else ""
-sync(*sys.argv[1:])  # first once, for what gRPC makes for good
+sync(*sys.argv[1:])  # once before counting: gRPC keeps some sockets for the process
 before = len(sockets())
 for _ in range(3):
     sync(*sys.argv[1:])
@@ -155,9 +154,8 @@ print(len(sockets()) <= before)
     assert ran.out.splitlines()[-2:] == ["[]", "True"]
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_client_that_was_not_closed_is_warned_of(service: Service, image: str, transport: str) -> None:
-    """And the process ends all the same."""
+async def test_an_unclosed_client_warns(service: LocalService, image: str, transport: str) -> None:
+    """An unclosed client gives a ResourceWarning, and the process still exits."""
     ran = await run(
         """
 from convmlp_client import Client
@@ -175,9 +173,8 @@ kept.classify(sys.argv[2])
     assert "Traceback" not in ran.err
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_a_forked_process_needs_its_own_client(service: Service, image: str, transport: str) -> None:
-    """One that was in use before is refused in words, instead of sharing its connections with the parent."""
+async def test_a_forked_process_needs_its_own_client(service: LocalService, image: str, transport: str) -> None:
+    """A client that was in use before a fork raises RuntimeError in the child, and keeps working in the parent."""
     ran = await run(
         """
 import os
@@ -187,9 +184,9 @@ with Client(url) as client:
     client.classify(image)
     child = os.fork()
     if not child:
-        for ask in (lambda: client.classify(image), lambda: list(client.classify_many([image])), client.ready):
+        for request in (lambda: client.classify(image), lambda: list(client.classify_many([image])), client.ready):
             try:
-                ask()
+                request()
             except RuntimeError as error:
                 print(error)
         client.close()
@@ -200,14 +197,14 @@ with Client(url) as client:
 """,
         *(service.url(transport), image),
     )
-    words = "the client was in use before this process was forked; make one in each process"
-    assert ran.out.splitlines() == [words, words, words, "42"]
+    message = "the client was in use before this process was forked; make one in each process"
+    assert ran.out.splitlines() == [message, message, message, "42"]
     assert ran.status == 0
-    assert "Traceback" not in ran.err  # gRPC itself has a word to say of forks
+    assert "Traceback" not in ran.err  # gRPC itself logs about forks
 
 
-async def test_a_client_may_be_made_before_a_fork(service: Service, image: str) -> None:
-    """As servers do that load an application once for all their processes: it is not in use yet."""
+async def test_a_client_may_be_made_before_a_fork(service: LocalService, image: str) -> None:
+    """A client that was not yet in use works in each forked process, as pre-fork servers need it."""
     ran = await run(
         """
 import os
@@ -227,15 +224,14 @@ for _ in range(2):
     assert (ran.status, ran.out, ran.err) == (0, "42\n42\n", "")
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-async def test_an_interrupt_ends_the_wait(image: str, transport: str) -> None:
-    """Ctrl-C leaves a request as it leaves any other call, and the service has the picture no longer in hand."""
-    with open_service() as service, service.held():
+async def test_ctrl_c_cancels_the_request(image: str, transport: str) -> None:
+    """Ctrl-C raises KeyboardInterrupt at once, and cancels the request at the service."""
+    with open_service() as service, service.device_blocked():
         process = await start(
             """
 import signal
 from convmlp_client import Client
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and so the tests, may ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 with Client(sys.argv[1]) as client:
     try:
         client.classify(sys.argv[2])
@@ -245,17 +241,17 @@ with Client(sys.argv[1]) as client:
 """,
             *(service.url(transport), image),
         )
-        await until(lambda: service.in_hand == 1)
+        await until(lambda: service.in_flight == 1)
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         assert await process.stdout.readline() == b"interrupted\n"
-        await until(lambda: service.in_hand == 0)
+        await until(lambda: service.in_flight == 0)
         out, err = await process.communicate()
         assert (process.returncode, out, err) == (0, b"", b"")
 
 
-async def test_the_key_may_come_from_the_environment(image: str, tmp_path: Path) -> None:
-    """CONVMLP_API_KEY stands for `api_key`."""
+async def test_the_api_key_may_come_from_the_environment(image: str, tmp_path: Path) -> None:
+    """CONVMLP_API_KEY is the default of `api_key`."""
     key = "0123456789abcdef0123456789abcdef"
     (tmp_path / "keys").write_text(f"me {key}\n")
     script = """

@@ -27,12 +27,14 @@ from convmlp_client.results import (
 from convmlp_client.transport.grpc_messages import Response, result_from_message
 from model.postprocess.masks import MaskFormat
 from model.types import Box as ServedBox
-from model.types import ClassifyResult, DetectResult, SegmentResult, Size, SoftMask
+from model.types import ClassifyOutput, ClassifyResult, DetectResult, SegmentResult, Size, SoftMask
 from model.types import Detection as ServedDetection
 from model.types import Label as ServedLabel
 from model.types import Result as Served
 from model.types import Segment as ServedSegment
-from service.frontend.api.rest.schemas import encode_result
+from model.types import Task as ServedTask
+from service.frontend.api.rest.schemas import encode_output, encode_result
+from tests.fakes import fake_bundle
 
 LABEL_MAP = np.array([[0, 0, 0, 2], [0, 2, 2, 2]], np.uint8)
 SOFT = SoftMask(np.full((28, 28), 5, np.float32), 0.5)
@@ -50,19 +52,32 @@ SERVED: dict[Task, Served] = {
 META = {task: Meta("model", task, "id", {"total": 1.5}) for task in Task}
 
 
+def rest_answer(task: Task, mask_format: MaskFormat = MaskFormat.RLE) -> bytes:
+    """The JSON that the service writes for `SERVED`."""
+    served = SERVED[task]
+    if not isinstance(served, ClassifyResult):
+        return encode_result(served, mask_format)
+    scores = np.array([label.score for label in served.labels], np.float32)
+    raw = ClassifyOutput(np.array([label.index for label in served.labels]), scores)
+    names = {label.index: label.label for label in served.labels}
+    labels = tuple(names.get(index, "") for index in range(max(names) + 1))
+    config = fake_bundle(ServedTask.CLASSIFY).config.model_copy(update={"labels": labels})
+    return encode_output(mask_format, raw, config, served.size)
+
+
 def read(task: Task, mask_format: MaskFormat = MaskFormat.RLE) -> Result:
-    return result_from_json(encode_result(SERVED[task], mask_format), META[task])
+    return result_from_json(rest_answer(task, mask_format), META[task])
 
 
 def test_labels_are_read() -> None:
-    """A REST answer's labels, in their order."""
+    """A REST response gives labels in their order."""
     assert read(Task.CLASSIFY) == Classification(
         ImageSize(4, 2), (Label("cat", 7, 0.123457), Label("dog", 0, 1.0)), META[Task.CLASSIFY]
     )
 
 
 def test_detections_are_read() -> None:
-    """A REST answer's boxes and masks; None where there is no mask."""
+    """A REST response gives boxes and masks; `mask` is None if there is none."""
     result = read(Task.DETECT)
     assert isinstance(result, Detections)
     first, second = result.detections
@@ -74,7 +89,7 @@ def test_detections_are_read() -> None:
 
 @pytest.mark.parametrize("mask_format", [MaskFormat.RLE, MaskFormat.PNG, MaskFormat.POLYGON])
 def test_segments_are_read(mask_format: MaskFormat) -> None:
-    """In each mask format the segments give back the server's label map."""
+    """In each mask format the segments give the service's label map back."""
     result = read(Task.SEGMENT, mask_format)
     assert isinstance(result, Segmentation)
     assert [(one.label, one.index, one.area) for one in result.segments] == [("a", 0, 4), ("b", 2, 4)]
@@ -84,21 +99,21 @@ def test_segments_are_read(mask_format: MaskFormat) -> None:
 
 @pytest.mark.parametrize("mask_format", list(MaskFormat))
 @pytest.mark.parametrize("task", list(Task))
-def test_a_dict_is_the_rest_answer(task: Task, mask_format: MaskFormat) -> None:
-    """`to_dict`, as JSON, is byte for byte what the service wrote."""
-    assert msgspec.json.encode(read(task, mask_format).to_dict()) == encode_result(SERVED[task], mask_format)
+def test_to_dict_equals_the_rest_api(task: Task, mask_format: MaskFormat) -> None:
+    """`to_dict` as JSON equals the service's JSON, byte for byte."""
+    assert msgspec.json.encode(read(task, mask_format).to_dict()) == rest_answer(task, mask_format)
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_what_a_newer_server_adds_is_passed_over(task: Task) -> None:
-    """Unknown members, at every depth, do no harm."""
+def test_unknown_members_are_ignored(task: Task) -> None:
+    """Members that a newer service may add are ignored at every depth."""
 
     def with_news(value: object) -> object:
         if isinstance(value, dict):
             return {"new": [1], **{name: with_news(one) for name, one in value.items()}}
         return [with_news(one) for one in value] if isinstance(value, list) else value
 
-    answer = json.loads(encode_result(SERVED[task], MaskFormat.RLE))
+    answer = json.loads(rest_answer(task))
     assert result_from_json(json.dumps(with_news(answer)).encode(), META[task]) == read(task)
 
 
@@ -115,8 +130,8 @@ def test_what_a_newer_server_adds_is_passed_over(task: Task) -> None:
         b'"box": {"xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}, "mask": {"size": [4, 2], "counts": "08"}}]}',
     ],
 )
-def test_what_is_no_answer_is_refused(answer: bytes) -> None:
-    """Neither half an answer nor a mask of another picture becomes a result."""
+def test_malformed_results_are_an_error(answer: bytes) -> None:
+    """Incomplete results and masks of another image size raise DecodeError."""
     with pytest.raises(msgspec.DecodeError):
         result_from_json(answer, META[Task.DETECT])
 
@@ -142,7 +157,7 @@ def from_message(message: Response) -> Result:
 
 @pytest.mark.parametrize("mask_format", list(MaskFormat))
 def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
-    """A gRPC message with float32 becomes the very result that REST's decimals give, masks included."""
+    """A gRPC message, which has float32, gives the same result as REST's decimals, masks included."""
     size = vision_pb2.ImageSize(width=4, height=2)
     labels, found, parts = (read(task, mask_format) for task in Task)
     assert isinstance(labels, Classification)
@@ -168,8 +183,8 @@ def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
     assert from_message(vision_pb2.SegmentResponse(image=size, segments=segments)) == parts
 
 
-def test_a_label_map_needs_masks_and_sixteen_bits() -> None:
-    """Classes beyond 256 make it uint16; without masks, or beyond 65536 classes, there is none."""
+def test_label_map_dtype_and_errors() -> None:
+    """Class indices above 255 make the label map uint16. Missing masks and indices above 65535 raise ValueError."""
     mask = Mask.from_array(np.ones((2, 4), np.bool_))
 
     def of(index: int, mask: Mask | None) -> Segmentation:
@@ -184,8 +199,8 @@ def test_a_label_map_needs_masks_and_sixteen_bits() -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_results_are_plain_data(task: Task) -> None:
-    """They can be compared, copied and sent to another process, and not be changed."""
+def test_results_are_immutable_values(task: Task) -> None:
+    """Results can be compared, copied and pickled, and cannot be changed."""
     result = read(task)
     assert pickle.loads(pickle.dumps(result)) == copy.deepcopy(result) == result
     with pytest.raises(dataclasses.FrozenInstanceError):

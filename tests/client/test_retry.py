@@ -1,4 +1,4 @@
-"""When a request is sent again, and how long is waited before; with a clock that the tests move."""
+"""When a request is retried, and after which pause; with a fake clock."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from convmlp_client.errors import (
     ProtocolError,
     Unavailable,
 )
+from convmlp_client.requester import Requester
 from convmlp_client.retry import Deadline, Retries
+from convmlp_client.transport import TransportConfig, parse_url
 
-UNMOVED = Retries(random=lambda: 0.0)
-"""Without a random part, so that pauses can be told exactly."""
+NO_RANDOM = Retries(random=lambda: 0.0)
+"""Without a random part, so that pauses are exact."""
 
 
 @dataclass
 class FakeClock:
-    """Time passes only where someone sleeps."""
+    """Time passes only in `sleep`."""
 
     now: float = 1000.0
+    oversleep_s: float = 0.0
     pauses: list[float] = field(default_factory=list)
 
     def now_s(self) -> float:
@@ -36,21 +39,21 @@ class FakeClock:
 
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
-        self.now += seconds
+        self.now += seconds + self.oversleep_s
 
 
 @dataclass
 class Service:
-    """Gives these errors one after the other, then answers."""
+    """Raises these errors in turn, then returns."""
 
     errors: list[ClientError]
-    asked: int = 0
+    attempts: int = 0
 
     async def __call__(self) -> str:
-        self.asked += 1
-        if self.asked <= len(self.errors):
-            raise self.errors[self.asked - 1]
-        return "an answer"
+        self.attempts += 1
+        if self.attempts <= len(self.errors):
+            raise self.errors[self.attempts - 1]
+        return "reply"
 
 
 @pytest.fixture
@@ -58,97 +61,95 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-async def test_a_first_answer_is_the_answer(clock: FakeClock) -> None:
-    """Nothing is waited for where nothing fails."""
-    assert await UNMOVED.call(Service([]), Deadline.after(10, clock)) == "an answer"
+async def test_success_needs_no_pause(clock: FakeClock) -> None:
+    """If the first attempt succeeds, there is no pause."""
+    assert await NO_RANDOM.call(Service([]), Deadline.after(10, clock)) == "reply"
     assert clock.pauses == []
 
 
 async def test_pauses_double_up_to_a_limit(clock: FakeClock) -> None:
-    """Where nobody says how long, the pauses grow from the first one to the longest."""
-    retries = replace(UNMOVED, attempts=8, first_wait_s=0.1, backoff_limit_s=1.0)
+    """Without a Retry-After the pauses double from `first_wait_s` to `backoff_limit_s`."""
+    retries = replace(NO_RANDOM, attempts=8, first_wait_s=0.1, backoff_limit_s=1.0)
     service = Service([ConnectionFailed("no")] * 7)
-    assert await retries.call(service, Deadline.after(None, clock)) == "an answer"
+    assert await retries.call(service, Deadline.after(None, clock)) == "reply"
     assert clock.pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0])
 
 
-async def test_the_service_is_left_alone_for_as_long_as_it_asked(clock: FakeClock) -> None:
-    """No attempt is made before the time that the service named."""
+async def test_retry_after_is_respected(clock: FakeClock) -> None:
+    """No attempt is made before the service's Retry-After."""
     service = Service([Overloaded("busy", retry_after_s=3.0), Unavailable("starting", retry_after_s=0.05)])
-    assert await UNMOVED.call(service, Deadline.after(60, clock)) == "an answer"
-    assert clock.pauses == [3.0, 0.2]  # the second asked for less than the second pause of our own
+    assert await NO_RANDOM.call(service, Deadline.after(60, clock)) == "reply"
+    assert clock.pauses == [3.0, 0.2]  # the second Retry-After is shorter than the second backoff
 
 
 @pytest.mark.parametrize(("random", "pauses"), [(0.0, [4.0, 0.2]), (0.5, [4.5, 0.3]), (1.0, [5.0, 0.4])])
-async def test_callers_who_were_refused_together_do_not_come_back_together(
-    clock: FakeClock, random: float, pauses: list[float]
-) -> None:
-    """A random part is added to every pause, also to one that the service named, and never taken from it."""
+async def test_pauses_have_a_random_part(clock: FakeClock, random: float, pauses: list[float]) -> None:
+    """Each pause has a random part, which never makes it shorter than the Retry-After."""
     service = Service([Overloaded("busy", retry_after_s=4.0), ConnectionFailed("no")])
-    await replace(UNMOVED, random=lambda: random).call(service, Deadline.after(None, clock))
+    await replace(NO_RANDOM, random=lambda: random).call(service, Deadline.after(None, clock))
     assert clock.pauses == pytest.approx(pauses)
 
 
 async def test_attempts_are_bounded(clock: FakeClock) -> None:
-    """After the last attempt its own error is told."""
+    """After the last attempt its error is raised."""
     errors: list[ClientError] = [ConnectionFailed(str(number)) for number in range(10)]
     service = Service(errors)
     with pytest.raises(ConnectionFailed) as caught:
-        await replace(UNMOVED, attempts=3).call(service, Deadline.after(None, clock))
-    assert (service.asked, caught.value) == (3, errors[2])
+        await replace(NO_RANDOM, attempts=3).call(service, Deadline.after(None, clock))
+    assert (service.attempts, caught.value) == (3, errors[2])
     assert len(clock.pauses) == 2
 
 
-async def test_no_attempt_is_made_beyond_the_deadline(clock: FakeClock) -> None:
-    """Where the pause would end after it the error is told at once: waiting for nothing helps nobody."""
+async def test_no_pause_beyond_the_deadline(clock: FakeClock) -> None:
+    """If a pause would end after the deadline, the error is raised at once."""
     service = Service([Overloaded("busy", retry_after_s=2.0)] * 3)
     with pytest.raises(Overloaded) as caught:
-        await UNMOVED.call(service, Deadline.after(5.0, clock))
-    assert (service.asked, clock.pauses) == (3, [2.0, 2.0])
+        await NO_RANDOM.call(service, Deadline.after(5.0, clock))
+    assert (service.attempts, clock.pauses) == (3, [2.0, 2.0])
     assert caught.value.retry_after_s == 2.0
 
 
-async def test_a_service_that_asks_for_long_is_not_waited_for(clock: FakeClock) -> None:
-    """A pause beyond the patience of `Retries` is the caller's to decide about."""
+async def test_a_long_retry_after_is_not_awaited(clock: FakeClock) -> None:
+    """A Retry-After above `longest_wait_s` raises the error at once."""
     service = Service([Overloaded("busy", retry_after_s=16.0)])
     with pytest.raises(Overloaded):
-        await UNMOVED.call(service, Deadline.after(None, clock))
-    assert (service.asked, clock.pauses) == (1, [])
+        await NO_RANDOM.call(service, Deadline.after(None, clock))
+    assert (service.attempts, clock.pauses) == (1, [])
 
 
 @pytest.mark.parametrize("kind", [BadImage, ProtocolError, *dict.fromkeys(SERVICE_ERRORS.values())])
-async def test_only_what_may_succeed_is_tried_again(clock: FakeClock, kind: type[ClientError]) -> None:
-    """Refusals and broken connections are; what is wrong with the request, or beyond repair, is not."""
+async def test_only_retryable_errors_are_retried(clock: FakeClock, kind: type[ClientError]) -> None:
+    """Only Overloaded, RateLimited and Unavailable are retried; other errors of the service are raised at once."""
     service = Service([kind("no")])
-    asking: Callable[[], Awaitable[str]] = service
+    send: Callable[[], Awaitable[str]] = service
     if kind.code in ("overloaded", "rate-limited", "unavailable"):
-        assert await UNMOVED.call(asking, Deadline.after(None, clock)) == "an answer"
+        assert await NO_RANDOM.call(send, Deadline.after(None, clock)) == "reply"
     else:
         with pytest.raises(kind):
-            await UNMOVED.call(asking, Deadline.after(None, clock))
-        assert (service.asked, clock.pauses) == (1, [])
+            await NO_RANDOM.call(send, Deadline.after(None, clock))
+        assert (service.attempts, clock.pauses) == (1, [])
 
 
-async def test_other_exceptions_are_nobodys_to_retry(clock: FakeClock) -> None:
-    """A defect is told as it is."""
+async def test_other_exceptions_are_raised(clock: FakeClock) -> None:
+    """An exception that is not a ClientError is raised unchanged."""
 
     async def defect() -> None:
         raise KeyError("a defect")
 
     with pytest.raises(KeyError):
-        await UNMOVED.call(defect, Deadline.after(None, clock))
+        await NO_RANDOM.call(defect, Deadline.after(None, clock))
     assert clock.pauses == []
 
 
-async def test_another_attempt_is_told_in_the_log(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever listens to the log of `convmlp_client` learns why it takes so long."""
+async def test_retries_are_logged(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Each further attempt is logged with the error and the pause."""
     caplog.set_level(logging.INFO, "convmlp_client")
-    await UNMOVED.call(Service([Overloaded("too much to do", retry_after_s=3.0)]), Deadline.after(None, clock))
+    await NO_RANDOM.call(Service([Overloaded("too much to do", retry_after_s=3.0)]), Deadline.after(None, clock))
     assert caplog.messages == ["too much to do; trying again in 3.0 s"]
 
 
-def test_what_is_left_of_a_deadline(clock: FakeClock) -> None:
-    """It shrinks as time passes, and is an error once it is nothing."""
+def test_the_remaining_time_of_a_deadline(clock: FakeClock) -> None:
+    """The remaining time shrinks as the clock advances, and raises DeadlineExceeded when it is used up."""
     deadline = Deadline.after(2.0, clock)
     assert deadline.remaining_s() == 2.0
     clock.now += 1.5
@@ -161,3 +162,12 @@ def test_what_is_left_of_a_deadline(clock: FakeClock) -> None:
     never = Deadline.after(None, clock)
     assert never.remaining_s() is None
     assert not never.passes_within(1e9)
+
+
+async def test_wait_until_ready_has_a_reason_after_a_long_pause() -> None:
+    """If a pause between two polls ends after the deadline, the error still has the reason."""
+    config = TransportConfig(parse_url("http://127.0.0.1:1"), None, "test", 1, None, None, None)
+    requester = Requester(config, None, NO_RANDOM, FakeClock(oversleep_s=60.0))
+    with pytest.raises(DeadlineExceeded, match="was not ready within 5 s: cannot connect to "):
+        await requester.wait_until_ready(5.0)
+    await requester.aclose()

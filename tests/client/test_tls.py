@@ -1,4 +1,4 @@
-"""TLS and certificates of callers, over both transports."""
+"""TLS and mutual TLS over both transports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import pytest
 import trustme
 
 from convmlp_client import AsyncClient, Client, ConnectionFailed
-from tests.client.fault_servers import http
-from tests.client.test_transport_grpc import cat, parsed
+from tests.client.fault_servers import cat_reply, parse_request, response
 
 
 class Certificates:
-    """An authority, and PEM files of what it has certified."""
+    """A certificate authority, and PEM files of its certificates."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = trustme.CA()
@@ -34,12 +33,12 @@ class Certificates:
 
     @asynccontextmanager
     async def https(self) -> AsyncIterator[str]:
-        """A server that asks for callers' certificates, and answers one request a connection."""
+        """The URL of an HTTPS server that requires client certificates and serves one request per connection."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             await reader.readexactly(len(b"picture") if head.startswith(b"POST") else 0)
-            writer.write(http(headers=("connection: close",)))
+            writer.write(response(headers=("connection: close",)))
             await writer.drain()
             writer.close()
 
@@ -52,10 +51,10 @@ class Certificates:
 
     @asynccontextmanager
     async def grpcs(self) -> AsyncIterator[str]:
-        """The same over gRPC."""
+        """The URL of a gRPC server that requires client certificates."""
 
         async def answer(message: bytes, _: object) -> bytes:
-            return cat(parsed(message).id)
+            return cat_reply(parse_request(message).id)
 
         class Handler(grpc.GenericRpcHandler):
             def service(self, _: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -79,8 +78,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-async def test_both_ends_know_each_other(certificates: Certificates, scheme: str) -> None:
-    """With the authority and a certificate of its own a caller is answered; without either it is not."""
+async def test_mutual_tls(certificates: Certificates, scheme: str) -> None:
+    """With the authority and a client certificate a request succeeds. Without either the connection fails."""
     both: dict[str, Any] = {
         "ca_file": certificates.ca_file,
         "client_certificate": certificates.client_certificate,
@@ -96,8 +95,8 @@ async def test_both_ends_know_each_other(certificates: Certificates, scheme: str
 
 @pytest.mark.parametrize("url", ["https://localhost", "grpcs://localhost"])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_files_that_cannot_be_read_are_met_at_once(kind: Any, url: str, tmp_path: Path) -> None:  # noqa: ANN401
-    """Where the client is made, and not where it is first asked."""
+def test_unreadable_certificates_raise_in_the_constructor(kind: Any, url: str, tmp_path: Path) -> None:  # noqa: ANN401
+    """A certificate file that cannot be read raises when the client is made."""
     with pytest.raises(FileNotFoundError):
         kind(url, ca_file=tmp_path / "ca.pem")
     with pytest.raises(FileNotFoundError):

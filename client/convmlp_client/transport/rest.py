@@ -110,17 +110,17 @@ class RestTransport:
     async def predict(self, params: PredictParams[R], image: bytes, attempt: Attempt) -> R:
         query = _query_string(params.values)
         response = await self._request("POST", f"/{params.task.value}{query}", attempt, image)
-        answer = self._decode(response, _ResultsJSON)
-        if len(answer.results) != 1:
-            raise ProtocolError(f"{self._address} returned {len(answer.results)} results, expected 1")
+        content = self._decode(response, _ResultsJSON)
+        if len(content.results) != 1:
+            raise ProtocolError(f"{self._address} returned {len(content.results)} results, expected 1")
         meta = Meta(
-            model=answer.model,
+            model=content.model,
             task=params.task,
             request_id=response.headers.get("x-request-id", ""),
             timings_ms=_parse_server_timing(response.headers.get("server-timing", "")),
         )
         try:
-            result = result_from_json(answer.results[0], meta)
+            result = result_from_json(content.results[0], meta)
         except msgspec.DecodeError as error:
             raise self._unexpected_response(error) from error
         assert isinstance(result, params.result_type)

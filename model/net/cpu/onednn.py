@@ -12,9 +12,8 @@ import platform
 import torch
 from torch import Tensor, nn
 
-from model.net.convmlp import ChannelMLP
 from model.net.cpu.conv import Conv, WinogradConv, winograd_applies
-from model.net.fpn import ConvModule
+from model.net.layers import ChannelMLP, ConvModule
 
 _OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
 

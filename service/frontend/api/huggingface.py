@@ -16,7 +16,7 @@ import msgspec
 from starlette import datastructures
 from starlette.types import Receive, Scope, Send
 
-from model.spec import MaskRCNNSpec
+from model.families.registry import family_of
 from model.types import QueryParams, Task
 from service.errors import BadParameter, BadRequest, ModelNotFound
 from service.frontend.api.huggingface_schemas import (
@@ -216,7 +216,7 @@ def _model_name(query_string: bytes) -> str | None:
 
 
 def _does_instances(model: ModelStatus) -> bool:
-    return isinstance(model.config.architecture, MaskRCNNSpec)
+    return family_of(model.config.architecture).masks
 
 
 def _subtask(model: ModelStatus) -> Subtask:

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TypeVar
 
-import structlog
-
 from model.bundle import BundleConfig
-from model.errors import ConvMLPError
 from model.types import DetectOutput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
-    INTERNAL_DETAIL,
     BadParameter,
     Forbidden,
-    Internal,
     ModelNotFound,
     Overloaded,
     Refusal,
@@ -44,8 +39,6 @@ SHORT_ANSWER = 20
 """Labels or boxes, without masks, that are encoded in less time than it takes to reach a thread."""
 
 UNTRACED: nullcontext[Span | None] = nullcontext(None)
-
-log = structlog.get_logger(__name__)
 
 
 class ByteBudget:
@@ -117,13 +110,13 @@ class Engine:
         self._metrics.in_flight.inc()
         try:
             with step("predict", about) if traced else UNTRACED as span:
-                forecast = self._workers.prepare(model, deadline_s)
+                reservation = self._workers.reserve(model, deadline_s)
                 try:
                     prepared = await self._threads.run(
                         deadline_s, self._threads.prepare, request.image, config.preprocessing
                     )
                 finally:
-                    forecast.prepared()
+                    reservation.prepared()
                 self._metrics.stages["decode", config.task].observe(prepared.seconds)
                 if span is not None:
                     span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
@@ -257,14 +250,3 @@ class Engine:
     def _control_deadline(self, deadline_s: float | None) -> float:
         latest_s = time.monotonic() + self._settings.model_control_timeout_ms / 1000
         return latest_s if deadline_s is None else min(deadline_s, latest_s)
-
-
-async def value_or_error(work: Awaitable[T], **about: str | None) -> T | ConvMLPError:
-    """The value of `work`, or its error. An unexpected error is logged with `about`, and becomes Internal."""
-    try:
-        return await work
-    except ConvMLPError as error:
-        return error
-    except Exception:
-        log.exception("unexpected error", **about)
-        return Internal(INTERNAL_DETAIL)

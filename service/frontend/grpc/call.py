@@ -1,157 +1,228 @@
-"""One image's turn, a unary call or one message of a stream; and what a call says of itself beside its messages.
+"""What the methods of every gRPC service have in common: records, credentials, deadlines, errors and streams.
 
-What is told of a gRPC call, by the semantic conventions of OpenTelemetry for RPC servers.
-
-A stream's messages, each answered as soon as it can be, and no more of them in hand than a bound.
-
-A stream's messages, answered together and replied to in their order.
+A method is a function from a message to its reply, both bytes. It parses its messages itself, because gRPC would answer
+a malformed one with its own internals. Spans follow OpenTelemetry's semantic conventions for RPC servers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Never, TypeVar
 
 import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status
 
-from convmlp.v1 import vision_pb2 as pb
-from service.errors import BadParameter
-from service.frontend.core.auth import Auth, Caller, host_of
-from service.frontend.core.request_log import SANE_ID, RequestLog, RequestRecord
-from service.frontend.grpc.status import Context
-from service.observability.logs import request_id
+from model.errors import ConvMLPError
+from service.errors import INTERNAL_DETAIL, BadRequest, DeadlineExceeded, Internal
+from service.frontend.core.auth import Auth, host_of
+from service.frontend.core.request_log import RequestLog, RequestRecord
+from service.frontend.grpc.status import Context, abort, record_error, status_of
 from service.observability.tracing import TraceContext, received_context
 
-MAX_ID = 128
+M = TypeVar("M", bound=Message)
+
+Method = Callable[[RequestRecord, bytes, int | None], Awaitable[bytes]]
+"""From a message to its reply. The last argument is what remains of the caller's deadline, in ms. Raises domain errors
+as ConvMLPError."""
+ErrorReply = Callable[[RequestRecord, Status], bytes]
+"""The reply to a message of a stream that failed."""
+
+log = structlog.get_logger(__name__)
 
 
-def take_id(record: RequestRecord, given_id: str) -> None:
-    """Take up the id in the request's message; the logs use it if it is fit for them.
+class RpcService:
+    """The methods of one gRPC service. `name` is `package.Service`."""
 
-    Raises:
-        BadParameter: it is too long.
-    """
-    record.given_id = given_id[:MAX_ID]
-    if len(given_id) > MAX_ID:
-        raise BadParameter(f"parameter 'id' has {len(given_id)} characters; expected at most {MAX_ID}", "id")
-    if SANE_ID.fullmatch(given_id):
-        record.request_id = given_id
-        request_id.set(given_id)
+    def __init__(self, name: str, auth: Auth, request_log: RequestLog, max_stream_in_flight: int) -> None:
+        self._name = name
+        self._auth = auth
+        self._log = request_log
+        self._max_stream_in_flight = max_stream_in_flight
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def add_unary(self, name: str, method: Method, *, task: str | None = None, probe: bool = False) -> None:
+        """`task`: the metrics count the calls as predictions of it; "" where only a message says which.
+
+        A `probe` needs no key and is not logged. Trailing metadata are `x-request-id` and a prediction's
+        `server-timing`.
+        """
+
+        async def handle(data: bytes, context: Context) -> bytes:
+            metadata = _first_values(context)
+            with self._begin(name, context, metadata, probe=probe) as record:
+                record.predicts, record.task = task is not None, task or ""
+                record.request_bytes = len(data)
+                timeout_ms = _timeout_ms(context)
+                try:
+                    if not probe:
+                        record.caller = self._identify(context, metadata)
+                    reply = await method(record, data, timeout_ms)
+                except (Exception, asyncio.CancelledError) as error:
+                    await _fail(context, _domain_error(error, record, timeout_ms), record)
+                trailing = [("x-request-id", record.request_id)]
+                if record.predicts:
+                    trailing.append(("server-timing", record.server_timing()))
+                context.set_trailing_metadata(tuple(trailing))
+                record.reply_bytes = len(reply)
+                return reply
+
+        self._handlers[name] = grpc.unary_unary_rpc_method_handler(handle)
+
+    def add_stream(
+        self, name: str, method: Method, error_reply: ErrorReply, *, task: str = "", ordered: bool = False
+    ) -> None:
+        """A stream of predictions. Invalid credentials end it; every other error is the reply to its message.
+
+        `ordered`: replies come in the order of their messages. The initial metadata are `x-request-id`.
+        """
+
+        async def handle(messages: AsyncIterator[bytes], context: Context) -> None:
+            metadata = _first_values(context)
+            with self._begin(name, context, metadata) as call:
+                call.task = task
+                try:
+                    call.caller = self._identify(context, metadata)
+                except ConvMLPError as error:
+                    call.predicts = True
+                    await _fail(context, error, call)
+                await context.send_initial_metadata((("x-request-id", call.request_id),))
+
+                async def answer(position: int, data: bytes) -> bytes:
+                    with self._log.message(call, position) as record:
+                        record.predicts, record.task = True, task
+                        record.request_bytes = len(data)
+                        timeout_ms = _timeout_ms(context)
+                        try:
+                            reply = await method(record, data, timeout_ms)
+                        except (Exception, asyncio.CancelledError) as error:
+                            domain_error = _domain_error(error, record, timeout_ms)
+                            record_error(domain_error, record)
+                            reply = error_reply(record, status_of(domain_error, record.request_id))
+                        record.reply_bytes = len(reply)
+                    call.request_bytes += len(data)
+                    call.reply_bytes += len(reply)
+                    return reply
+
+                await answer_stream(messages, answer, context.write, self._max_stream_in_flight, ordered=ordered)
+
+        self._handlers[name] = grpc.stream_stream_rpc_method_handler(handle)
+
+    def add_unsupported(self, name: str, reason: str) -> None:
+        """A method that ends with UNIMPLEMENTED."""
+
+        async def handle(_: bytes, context: Context) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, reason)
+
+        self._handlers[name] = grpc.unary_unary_rpc_method_handler(handle)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(self._name, self._handlers),))
+
+    def _begin(self, name: str, context: Context, metadata: dict[str, str], *, probe: bool = False) -> RequestRecord:
+        """The record of a call that arrives now."""
+        method = f"{self._name}/{name}"
+        record = self._log.request(metadata.get("x-request-id", ""), method, probe=probe)
+        record.status = "OK"  # until an error sets another
+        if self._log.tracing.on and not probe:
+            about = {"rpc.system.name": "grpc", "rpc.method": method}
+            record.span = self._log.tracing.request(method, _trace_context(context), about)
+        return record
+
+    def _identify(self, context: Context, metadata: dict[str, str]) -> str:
+        """Raises Unauthenticated."""
+        return self._auth.identify(metadata.get("authorization"), host_of(context.peer()))
 
 
-def reply_id(record: RequestRecord) -> str:
-    return record.given_id or record.request_id
+def parse(kind: type[M], data: bytes) -> M:
+    """Raises BadRequest where the bytes are not such a message."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise BadRequest(f"the request is not a valid message {kind.DESCRIPTOR.full_name}") from None
 
 
-def timings_message(record: RequestRecord) -> pb.Timings:
-    return pb.Timings(**{f"{stage}_ms": duration for stage, duration in record.finish().items()})
-
-
-def given_id_of(context: Context) -> str:
-    return _metadata(context, "x-request-id") or ""
-
-
-def context_of(context: Context) -> TraceContext:
-    """That of the caller's trace."""
-    return received_context(_all_metadata(context, "traceparent"), _all_metadata(context, "tracestate"))
-
-
-def timeout_ms_of(context: Context) -> int | None:
-    """What is left of the call's deadline; None where it has none."""
-    seconds: float | None = context.time_remaining()
-    return None if seconds is None else int(seconds * 1000)
-
-
-def caller_of(context: Context, gate: Auth) -> Caller:
-    """Raises Unauthenticated."""
-    return gate.identify(_metadata(context, "authorization"), host_of(context.peer()))
-
-
-def _metadata(context: Context, key: str) -> str | None:
-    return next(iter(_all_metadata(context, key)), None)
-
-
-def _all_metadata(context: Context, key: str) -> list[str]:
-    return [value for name, value in context.invocation_metadata() or () if name == key and isinstance(value, str)]
-
-
-def begin_call(request_log: RequestLog, method: str, context: Context, *, probe: bool = False) -> RequestRecord:
-    """The record of a call that arrives now. `method`: `package.Service/Method`."""
-    record = request_log.request(given_id_of(context), method, probe=probe)
-    record.status = "OK"  # until an error says otherwise
-    if request_log.tracing.on and not probe:
-        about = {"rpc.system.name": "grpc", "rpc.method": method}
-        record.span = request_log.tracing.request(method, context_of(context), about)
-    return record
-
-
-async def answer_each(
+async def answer_stream(
     messages: AsyncIterator[bytes],
     answer: Callable[[int, bytes], Awaitable[bytes]],
     write: Callable[[bytes], Awaitable[None]],
-    max_in_hand: int,
+    max_in_flight: int,
+    *,
+    ordered: bool = False,
 ) -> None:
-    """Write each message's reply once it is ready, in whatever order; `answer` gets the message's position, from 0.
+    """Answer a stream's messages concurrently, and write each reply once it is ready; `ordered`: in their order.
 
-    A message is in hand until its reply was taken by the caller, and only so many are read: a caller who does not
-    read, or who pours, holds up nobody else. Returns when the messages have ended and all replies are out. If this
-    is cancelled all answers are.
+    `answer` gets a message's position, from 0, and the message. A message is in flight until its reply is written. No
+    message is read beyond `max_in_flight`, so a client that sends fast or reads slowly holds up only itself. Returns
+    when the messages have ended and all replies are written. Cancelling this cancels all answers.
     """
-    room = asyncio.Semaphore(max_in_hand)
+    room = asyncio.Semaphore(max_in_flight)
     writing = asyncio.Lock()  # gRPC takes one message of a call at a time
 
-    async def handle(at: int, message: bytes) -> None:
+    async def handle(position: int, message: bytes, previous: asyncio.Task[None] | None) -> None:
         try:
-            reply = await answer(at, message)
-            del message  # only the reply waits for a slow caller
+            reply = await answer(position, message)
+            del message  # only the reply waits for a slow client
+            if previous is not None:
+                await asyncio.wait((previous,))
             async with writing:
                 await write(reply)
         except grpc.aio.BaseError:
-            return  # the caller is gone, and the call is about to be cancelled
+            return  # the client disconnected; gRPC is about to cancel the call
         finally:
             room.release()
 
     async with asyncio.TaskGroup() as group:
-        at = 0
+        position = 0
+        previous: asyncio.Task[None] | None = None
         await room.acquire()
         async for message in messages:
-            group.create_task(handle(at, message))
-            at += 1
+            task = group.create_task(handle(position, message, previous))
+            previous = task if ordered else None
+            position += 1
             await room.acquire()
 
 
-async def answer_in_order(
-    messages: AsyncIterator[bytes],
-    answer: Callable[[int, bytes], Awaitable[bytes]],
-    write: Callable[[bytes], Awaitable[None]],
-    max_in_hand: int,
-) -> None:
-    """Write the messages' replies in the order in which they came; `answer` gets the message's position, from 0.
-
-    A message is in hand until its reply was taken by the caller, and only so many are read. Returns when the
-    messages have ended and all replies are out. If this is cancelled all answers are.
-    """
-    room = asyncio.Semaphore(max_in_hand)
-    in_hand: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()  # as long as there is room
-
-    async def write_all() -> None:
-        while (answering := await in_hand.get()) is not None:
-            reply = await answering
-            with contextlib.suppress(grpc.aio.BaseError):  # the caller is gone, and the call is about to be cancelled
-                await write(reply)
-            room.release()
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(write_all())
-        at = 0
-        await room.acquire()
-        async for message in messages:
-            in_hand.put_nowait(group.create_task(_awaited(answer(at, message))))
-            at += 1
-            await room.acquire()
-        in_hand.put_nowait(None)
+def request_id_of(context: Context) -> str:
+    """The caller's `x-request-id`; empty where there is none."""
+    return _first_values(context).get("x-request-id", "")
 
 
-async def _awaited(work: Awaitable[bytes]) -> bytes:
-    return await work
+def _first_values(context: Context) -> dict[str, str]:
+    """The first value of each key of the call's metadata; only keys that end with -bin have values that are bytes."""
+    metadata: Any = context.invocation_metadata() or ()
+    return dict(reversed(metadata))
+
+
+def _trace_context(context: Context) -> TraceContext:
+    metadata: Any = context.invocation_metadata() or ()
+    traceparents = [value for key, value in metadata if key == "traceparent"]
+    return received_context(traceparents, [value for key, value in metadata if key == "tracestate"])
+
+
+def _timeout_ms(context: Context) -> int | None:
+    """What remains of the call's deadline; None where it has none."""
+    seconds: float | None = context.time_remaining()
+    return None if seconds is None else int(seconds * 1000)
+
+
+async def _fail(context: Context, error: ConvMLPError, record: RequestRecord) -> Never:
+    """End a call with an error. Raises an exception that ends the handler."""
+    record_error(error, record)
+    await abort(context, error, record.request_id)
+
+
+def _domain_error(error: BaseException, record: RequestRecord, timeout_ms: int | None) -> ConvMLPError:
+    """The domain error that a caller gets for an exception. Raises CancelledError where the caller has left."""
+    if isinstance(error, ConvMLPError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        # gRPC cancels a call whose deadline has passed, too.
+        if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000:
+            raise error
+        return DeadlineExceeded("the call's deadline passed before its answer was ready")
+    log.error("unexpected error", request_id=record.request_id, exc_info=error)
+    return Internal(INTERNAL_DETAIL)

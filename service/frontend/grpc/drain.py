@@ -1,28 +1,28 @@
-"""Calls in hand while the server is being stopped, whichever service they are for.
+"""The calls in flight while the server stops, of every service.
 
-Unary calls are finished. A stream takes in no more messages; the replies in hand are delivered, then it ends: with
-UNAVAILABLE where its caller had more to send, for what it sent since was not read. What outlasts the drain is told
-UNAVAILABLE.
+Unary calls are finished. A stream reads no more messages, delivers the replies in flight, and ends: with UNAVAILABLE if
+its client had more to send, because that was not read. Calls that outlast the drain end with UNAVAILABLE.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Never, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
 from service.errors import Unavailable
 from service.frontend.core.request_log import usable_id
-from service.frontend.grpc.call import given_id_of
-from service.frontend.grpc.status import Context, refuse
+from service.frontend.grpc.call import request_id_of
+from service.frontend.grpc.status import Context, abort
 
-LAST_LOOK_S = 0.2
-"""How long a stream that is about to end waits for its caller's word that nothing more would have come."""
+END_OF_STREAM_S = 0.2
+"""How long a stream waits for the end of its client's messages before it counts them as unread."""
 
-ENDING = "this process is shutting down; messages without a reply were not taken in: send them again"
+DRAINING = "this process is shutting down; send the messages without a reply again"
 OUT_OF_TIME = "this process is shutting down and had no time left for the call; send it again"
 
 Behaviour = Callable[[Any, Context], Any]
@@ -34,23 +34,24 @@ KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Handler]]] = {
     (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
     (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
 }
-"""By whether requests and replies are streams: where a handler keeps its behaviour, and what makes one."""
+"""By whether requests and replies are streams: the attribute with a handler's behaviour, and the handler's factory."""
 
 
 class Drain(grpc.aio.ServerInterceptor):
-    """Knows the calls in hand, and ends them when told to."""
+    """Tracks the calls in flight, and ends them on demand."""
 
     def __init__(self) -> None:
         self._begun = asyncio.Event()
         self._calls: set[asyncio.Task[Any]] = set()
         self._given_up: set[asyncio.Task[Any]] = set()
+        self._handlers: dict[str, Handler] = {}
 
     def begin(self) -> None:
-        """Take in no more messages."""
+        """Read no more messages."""
         self._begun.set()
 
     def give_up(self) -> None:
-        """End all calls that are still in hand."""
+        """End all calls in flight."""
         self._given_up |= self._calls
         for call in self._calls:
             call.cancel()
@@ -60,42 +61,45 @@ class Drain(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:  # no such method
-            return None
-        name, remade = KINDS[handler.request_streaming, handler.response_streaming]
-        keep = self._streamed if handler.request_streaming else self._held
-        return remade(keep(getattr(handler, name)), handler.request_deserializer, handler.response_serializer)
+        method = handler_call_details.method
+        tracked = self._handlers.get(method)
+        if tracked is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:  # no such method
+                return None
+            tracked = self._handlers[method] = self._tracked(handler)
+        return tracked
 
-    def _held(self, behaviour: Behaviour) -> Behaviour:
-        async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401  (whatever the method's messages are)
+    def _tracked(self, handler: Handler) -> Handler:
+        name, make = KINDS[handler.request_streaming, handler.response_streaming]
+        behaviour = getattr(handler, name)
+        if inspect.isasyncgenfunction(behaviour):
+            behaviour = _writes(behaviour)
+        behaviour = self._tracks(behaviour, streams=handler.request_streaming)
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _tracks(self, behaviour: Behaviour, *, streams: bool) -> Behaviour:
+        async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401  (any message type)
             task = asyncio.current_task()
             assert task is not None
             self._calls.add(task)
+            messages = _Messages(context, self._begun) if streams else None
             try:
-                return await _run(behaviour, request, context)
+                reply = await behaviour(request if messages is None else messages, context)
+                if messages is not None and await messages.cut_short():
+                    await abort(context, Unavailable(DRAINING), usable_id(request_id_of(context)))
+                return reply
             except asyncio.CancelledError:
                 if task not in self._given_up:
-                    raise  # the caller left
-                await _refuse(context, OUT_OF_TIME)
+                    raise  # the client disconnected
+                await abort(context, Unavailable(OUT_OF_TIME), usable_id(request_id_of(context)))
             finally:
+                if messages is not None:
+                    messages.close()
                 self._calls.discard(task)
                 self._given_up.discard(task)
 
         return answer
-
-    def _streamed(self, behaviour: Behaviour) -> Behaviour:
-        async def answer(_: object, context: Context) -> Any:  # noqa: ANN401
-            messages = _Messages(context, self._begun)
-            try:
-                reply = await _run(behaviour, messages, context)
-                if await messages.cut_short():
-                    await _refuse(context, ENDING)
-                return reply
-            finally:
-                messages.close()
-
-        return self._held(answer)
 
 
 class _Messages:
@@ -125,11 +129,11 @@ class _Messages:
         return reading.result()
 
     async def cut_short(self) -> bool:
-        """Whether the caller had more to send, or may have."""
+        """Whether the client had more to send, or may have."""
         if self._ended or not self._drain.is_set():
             return False
         reading = self._read()
-        await asyncio.wait({reading}, timeout=LAST_LOOK_S)
+        await asyncio.wait({reading}, timeout=END_OF_STREAM_S)
         return not (reading.done() and reading.result() is grpc.aio.EOF)
 
     def close(self) -> None:
@@ -138,21 +142,17 @@ class _Messages:
             self._reading.cancel()
 
     def _read(self) -> asyncio.Task[Any]:
-        if self._reading is None:  # one that was cut off by the drain goes on
+        if self._reading is None:  # else the read that the drain interrupted goes on
             self._reading = asyncio.create_task(self._context.read())
         return self._reading
 
 
-async def _refuse(context: Context, words: str) -> Never:
-    await refuse(context, Unavailable(words), usable_id(given_id_of(context)))
+def _writes(generator: Callable[[Any, Context], Any]) -> Behaviour:
+    """An async generator's replies, written to the context."""
 
+    async def answer(request: object, context: Context) -> None:
+        async with aclosing(generator(request, context)) as replies:
+            async for reply in replies:
+                await context.write(reply)
 
-async def _run(behaviour: Behaviour, request: object, context: Context) -> Any:  # noqa: ANN401
-    """The reply, or None for one that replies by writing to the context; generators are made to do so."""
-    answer = behaviour(request, context)
-    if not isinstance(answer, AsyncGenerator):
-        return await answer
-    async with aclosing(answer):
-        async for reply in answer:
-            await context.write(reply)
-    return None
+    return answer

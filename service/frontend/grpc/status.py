@@ -1,7 +1,7 @@
-"""The one table of this edge: domain error → gRPC status, told with the details of google.rpc (AIP-193).
+"""Domain error → gRPC status with the details of google.rpc (AIP-193): the one table of this transport.
 
-A call's own error is its status, with the details as `grpc-status-details-bin`; that of one message of a stream is
-the same `google.rpc.Status` in its reply.
+A call's error is its status, with the details as `grpc-status-details-bin`. The error of one message of a stream is the
+same `google.rpc.Status` in the message's reply.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from service.errors import (
 from service.frontend.core.request_log import RequestRecord
 
 DOMAIN = "convmlp.v1"
-"""Of ErrorInfo: within it a reason names one kind of error, for good."""
+"""Of ErrorInfo: a reason always means the same error within it."""
 MAX_MESSAGE = 1000
-"""Characters. A status travels in headers, three times over, and clients take no more than 8 KiB of them."""
+"""Characters. Headers carry the message three times, and clients accept at most 8 KiB of headers."""
 MIN_RETRY_S = 0.1
 FAILURES = frozenset(
     {
@@ -49,42 +49,42 @@ FAILURES = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-"""Those for which a server is to blame, by the semantic conventions of OpenTelemetry."""
+"""Status codes that mean a failure of the server, by OpenTelemetry's semantic conventions."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """`field` is the part of a request that is at fault. `tells`: whether the error's own words are for the caller."""
+class StatusRow:
+    """`field` is the request's field at fault. `public`: callers see the error's own detail."""
 
     code: grpc.StatusCode
     field: str | None = None
-    tells: bool = True
+    public: bool = True
 
 
-ERROR_TABLE: dict[type[ConvMLPError], Row] = {
-    ImageUndecodable: Row(grpc.StatusCode.INVALID_ARGUMENT, "image"),
-    UnsupportedFormat: Row(grpc.StatusCode.INVALID_ARGUMENT, "image"),
-    ImageTooLarge: Row(grpc.StatusCode.INVALID_ARGUMENT, "image"),
-    BadRequest: Row(grpc.StatusCode.INVALID_ARGUMENT),
-    BadParameter: Row(grpc.StatusCode.INVALID_ARGUMENT),
-    ModelNotFound: Row(grpc.StatusCode.NOT_FOUND),
-    Unauthenticated: Row(grpc.StatusCode.UNAUTHENTICATED),
-    Forbidden: Row(grpc.StatusCode.PERMISSION_DENIED),
-    Overloaded: Row(grpc.StatusCode.RESOURCE_EXHAUSTED),
-    RateLimited: Row(grpc.StatusCode.RESOURCE_EXHAUSTED),
-    Unavailable: Row(grpc.StatusCode.UNAVAILABLE),
-    DeadlineExceeded: Row(grpc.StatusCode.DEADLINE_EXCEEDED),
-    Internal: Row(grpc.StatusCode.INTERNAL),
-    BundleInvalid: Row(grpc.StatusCode.INTERNAL, tells=False),
+ERROR_TABLE: dict[type[ConvMLPError], StatusRow] = {
+    ImageUndecodable: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "image"),
+    UnsupportedFormat: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "image"),
+    ImageTooLarge: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "image"),
+    BadRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT),
+    BadParameter: StatusRow(grpc.StatusCode.INVALID_ARGUMENT),
+    ModelNotFound: StatusRow(grpc.StatusCode.NOT_FOUND),
+    Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED),
+    Forbidden: StatusRow(grpc.StatusCode.PERMISSION_DENIED),
+    Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED),
+    RateLimited: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED),
+    Unavailable: StatusRow(grpc.StatusCode.UNAVAILABLE),
+    DeadlineExceeded: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED),
+    Internal: StatusRow(grpc.StatusCode.INTERNAL),
+    BundleInvalid: StatusRow(grpc.StatusCode.INTERNAL, public=False),
 }
 
 
 def status_of(error: ConvMLPError, request_id: str) -> Status:
-    """What a caller is told: code, message and details."""
+    """Code, message and details for the caller."""
     row = _row_of(error)
-    reason, message = (error.code, error.detail) if row.tells else (Internal.code, INTERNAL_DETAIL)
+    reason, message = (error.code, error.detail) if row.public else (Internal.code, INTERNAL_DETAIL)
     if len(message) > MAX_MESSAGE:
         message = f"{message[: MAX_MESSAGE - 1]}…"
     details: list[Message] = [ErrorInfo(reason=reason.upper().replace("-", "_"), domain=DOMAIN)]
@@ -103,31 +103,25 @@ def status_of(error: ConvMLPError, request_id: str) -> Status:
     return status
 
 
-async def abort(context: Context, error: ConvMLPError, record: RequestRecord) -> Never:
-    """End a call, whose record this is, with an error. Raises what ends the handler."""
-    note(error, record)
-    await refuse(context, error, record.request_id)
-
-
-async def refuse(context: Context, error: ConvMLPError, request_id: str) -> Never:
-    """End a call with an error. Raises what ends the handler."""
+async def abort(context: Context, error: ConvMLPError, request_id: str) -> Never:
+    """End a call with an error. Raises an exception that ends the handler."""
     status = rpc_status.to_status(status_of(error, request_id))
     metadata = [*status.trailing_metadata, ("x-request-id", request_id)]
     if isinstance(error, RetryLater):
-        # What gRPC's own retries, where a client has them configured, wait for (gRFC A6).
+        # gRPC's own retries, where a client configures them, wait for this long (gRFC A6).
         metadata.append(("grpc-retry-pushback-ms", str(_retry_ms(error))))
     await context.abort(status.code, status.details, tuple(metadata))
 
 
-def note(error: ConvMLPError, record: RequestRecord) -> None:
-    """Have a call, or a message of a stream, end with an error."""
+def record_error(error: ConvMLPError, record: RequestRecord) -> None:
+    """Set the outcome of a call, or of a message of a stream, that ends with an error."""
     code = _row_of(error).code
     record.status, record.failed = code.name, code in FAILURES
     record.fail(error)
 
 
-def _row_of(error: ConvMLPError) -> Row:
-    """The table's row for an error, or for the nearest of its bases; else that of Internal."""
+def _row_of(error: ConvMLPError) -> StatusRow:
+    """The row of an error, or of its nearest base class; else that of Internal."""
     return next((ERROR_TABLE[kind] for kind in type(error).__mro__ if kind in ERROR_TABLE), ERROR_TABLE[Internal])
 
 

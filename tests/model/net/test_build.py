@@ -6,20 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from model.net.build import build_network
-from model.spec import (
-    BACKBONES,
-    Architecture,
-    BackboneSpec,
-    ClassifierSpec,
-    MaskRCNNSpec,
-    RetinaNetSpec,
-    SemanticFPNSpec,
-)
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES, ConvMLPSpec
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
+from model.net.network import build_network
 from tests import goldens
 from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES
 
-PUBLISHED: dict[str, tuple[Callable[[BackboneSpec], Architecture], int]] = {
+PUBLISHED: dict[str, tuple[Callable[[ConvMLPSpec], Architecture], int]] = {
     "classifier": (lambda backbone: ClassifierSpec(backbone=backbone), 1000),
     "retinanet": (lambda backbone: RetinaNetSpec(backbone=backbone), 80),
     "maskrcnn": (lambda backbone: MaskRCNNSpec(backbone=backbone), 80),
@@ -34,7 +31,7 @@ def test_keys_shapes_and_parameters_are_the_authors(family: str, size: str) -> N
     """A published checkpoint loads without renaming: the same keys, shapes, types and number of parameters."""
     architecture, classes = PUBLISHED[family]
     with torch.device("meta"):
-        network = build_network(architecture(BACKBONES[size]), classes)
+        network = build_network(architecture(CONVMLP_SIZES[size]), classes)
     ours = {key: (list(tensor.shape), tensor.dtype) for key, tensor in network.state_dict().items()}
     golden = goldens.load(f"keys/keys_{family}_{size}.json")["keys"]
     assert ours == {key: (shape, getattr(torch, dtype)) for key, shape, dtype in golden}

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.net.build import Network
 from model.net.fold import fold_batch_norm
-from model.net.fpn import ConvModule
+from model.net.layers import ConvModule
 from model.net.mask_rcnn import MaskRCNN
 from tests.model.net.tiny import ARCHITECTURES, tiny_network
 
@@ -16,7 +15,7 @@ NORMS = {"classifier": 6, "retinanet": 6, "mask_rcnn": 6, "semantic_fpn": 13}
 """Three in the tokenizer and three in the conv stage; in the Semantic FPN head one a convolution, 1 + 1 + 2 + 3."""
 
 
-def randomised(family: str) -> Network:
+def randomised(family: str) -> nn.Module:
     """A network whose batch norms have statistics and affine parameters far from those of a fresh one."""
     network = tiny_network(family)
     for norm in batch_norms(network):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Bundle, bundle_names, read_bundle
 from model.errors import BundleInvalid
-from model.net.build import build_network
+from model.net.network import build_network
 from model.net.weights import load_weights, write_bundle
 from model.reference import ClassifyReference, ReferenceAnswer, ScoredIndex
 from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, metadata, tiny_bundle, tiny_network

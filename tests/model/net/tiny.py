@@ -8,28 +8,20 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle, Source
-from model.net.build import Network, build_network
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import ConvMLPSpec
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture, family_of
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.mask_rcnn import MaskRCNN
+from model.net.network import build_network
 from model.net.weights import BundleMetadata, DtypeName, write_bundle
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
-from model.spec import (
-    TASK_OF_FAMILY,
-    Architecture,
-    BackboneSpec,
-    CenterCropSpec,
-    ClassifierSpec,
-    ClassifyPostSpec,
-    DetectPostSpec,
-    KeepRatioSpec,
-    MaskRCNNSpec,
-    Postprocessing,
-    RetinaNetSpec,
-    SegmentPostSpec,
-    SemanticFPNSpec,
-)
+from model.spec import CenterCropSpec, ClassifyPostSpec, DetectPostSpec, KeepRatioSpec, Postprocessing, SegmentPostSpec
 from model.types import Task
 
-TINY = BackboneSpec(
+TINY = ConvMLPSpec(
     tokenizer_channels=8, conv_blocks=1, stage_channels=(8, 16, 16), stage_depths=(1, 1, 1), mlp_ratios=(2, 2, 2)
 )
 NUM_CLASSES = 5
@@ -57,7 +49,7 @@ SPREADS = {"retina_cls": 2.0, "retina_reg": 0.3, "rpn_cls": 2.0, "rpn_reg": 0.3,
 
 
 @torch.no_grad()
-def tiny_network(family: str) -> Network:
+def tiny_network(family: str) -> nn.Module:
     """A random network, each layer centred and scaled on noise: scores and boxes of many sizes, none extreme."""
     torch.manual_seed(7)
     network = build_network(ARCHITECTURES[family], NUM_CLASSES).eval()
@@ -89,7 +81,7 @@ def tiny_network(family: str) -> Network:
 
 
 def metadata(family: str, name: str = "tiny", precision: DtypeName = "fp32") -> BundleMetadata:
-    task = TASK_OF_FAMILY[ARCHITECTURES[family].family]
+    task = family_of(ARCHITECTURES[family]).task
     return BundleMetadata(
         name=name,
         architecture=ARCHITECTURES[family],
@@ -105,5 +97,5 @@ def metadata(family: str, name: str = "tiny", precision: DtypeName = "fp32") -> 
 
 
 def tiny_bundle(store: Path, family: str) -> Bundle:
-    reference = REFERENCES[TASK_OF_FAMILY[ARCHITECTURES[family].family]]
+    reference = REFERENCES[family_of(ARCHITECTURES[family]).task]
     return write_bundle(store, metadata(family), tiny_network(family), lambda _: reference)

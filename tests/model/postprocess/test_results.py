@@ -4,21 +4,14 @@ import numpy as np
 import pytest
 
 from model.bundle import BundleConfig, Source
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.postprocess.results import postprocess
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
-from model.spec import (
-    BACKBONES,
-    Architecture,
-    CenterCropSpec,
-    ClassifierSpec,
-    ClassifyPostSpec,
-    DetectPostSpec,
-    KeepRatioSpec,
-    MaskRCNNSpec,
-    Postprocessing,
-    SegmentPostSpec,
-    SemanticFPNSpec,
-)
+from model.spec import CenterCropSpec, ClassifyPostSpec, DetectPostSpec, KeepRatioSpec, Postprocessing, SegmentPostSpec
 from model.types import (
     Box,
     ClassifyOutput,
@@ -35,7 +28,7 @@ from model.types import (
 )
 
 SIZE = Size(3, 4)
-BACKBONE = BACKBONES["s"]
+BACKBONE = CONVMLP_SIZES["s"]
 PARTS: dict[Task, tuple[Architecture, Postprocessing, ReferenceAnswer]] = {
     Task.CLASSIFY: (ClassifierSpec(backbone=BACKBONE), ClassifyPostSpec(), ClassifyReference(labels=())),
     Task.DETECT: (MaskRCNNSpec(backbone=BACKBONE), DetectPostSpec(mask_threshold=0.4), DetectReference(detections=())),

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.net.build import build_network
-from model.net.convmlp import ConvMLPClassifier
-from model.net.retinanet import RetinaNet
-from model.spec import BackboneSpec, ClassifierSpec, RetinaNetSpec, SemanticFPNSpec
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import ConvMLPSpec
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
+from model.net.network import build_network
 from model.training.calibrate import Calibration, apply_calibration, platt_scaling, temperature_scaling
 from model.training.evaluate import calibration_error
 
-TINY = BackboneSpec(
+TINY = ConvMLPSpec(
     tokenizer_channels=4, conv_blocks=1, stage_channels=(8, 8, 8), stage_depths=(1, 1, 1), mlp_ratios=(1, 1, 1)
 )
 
@@ -45,14 +46,12 @@ def test_a_folded_correction_acts_on_the_logits() -> None:
     """The network itself answers scale times its logits plus shift, at every level of a detector."""
     torch.manual_seed(0)
     x = torch.randn(1, 3, 64, 64)
-    classifier = build_network(ClassifierSpec(backbone=TINY), 4).eval()
-    detector = build_network(RetinaNetSpec(backbone=TINY, fpn_channels=8, head_convs=1), 2).eval()
-    assert isinstance(classifier, ConvMLPClassifier)
-    assert isinstance(detector, RetinaNet)
+    architectures = (ClassifierSpec(backbone=TINY), RetinaNetSpec(backbone=TINY, fpn_channels=8, head_convs=1))
+    classifier, detector = (build_network(one, 4).eval() for one in architectures)
     with torch.inference_mode():
         before = [classifier(x), *detector(x)[0]]
-        for network in (classifier, detector):
-            apply_calibration(network, Calibration(0.5, -1.0))
+        for network, architecture in zip((classifier, detector), architectures, strict=True):
+            apply_calibration(network, architecture, Calibration(0.5, -1.0))
         after = [classifier(x), *detector(x)[0]]
     for one, other in zip(before, after, strict=True):
         torch.testing.assert_close(other, 0.5 * one - 1.0)
@@ -60,14 +59,13 @@ def test_a_folded_correction_acts_on_the_logits() -> None:
 
 def test_a_correction_that_turns_the_order_round_is_refused() -> None:
     """Scores that fall as answers get better are no confidence, however scaled."""
-    network = build_network(ClassifierSpec(backbone=TINY), 4)
+    architecture = ClassifierSpec(backbone=TINY)
     with pytest.raises(ValueError, match="train longer"):
-        apply_calibration(network, Calibration(-0.1, 0.0))
+        apply_calibration(build_network(architecture, 4), architecture, Calibration(-0.1, 0.0))
 
 
 def test_a_network_without_scores_is_refused() -> None:
     """Outlines have no scores to correct."""
-    with pytest.raises(TypeError, match="SemanticFPN has no scores"):
-        apply_calibration(
-            build_network(SemanticFPNSpec(backbone=TINY, fpn_channels=8, head_channels=8), 3), Calibration(1.0, 0.0)
-        )
+    architecture = SemanticFPNSpec(backbone=TINY, fpn_channels=8, head_channels=8)
+    with pytest.raises(TypeError, match="semantic_fpn has no scores"):
+        apply_calibration(build_network(architecture, 3), architecture, Calibration(1.0, 0.0))

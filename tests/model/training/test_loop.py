@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from model.net.build import build_network
-from model.spec import BACKBONES, BackboneSpec, ClassifierSpec
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES, ConvMLPSpec
+from model.net.network import build_network
 from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe
 from model.training.data import load_photographs, read_index
 from model.training.loop import CHECKPOINT_FILE, LOG_FILE, Muon, Schedule, learning_rate, optimisers, orthogonalise, run
 
-TINY = BackboneSpec(
+TINY = ConvMLPSpec(
     tokenizer_channels=4, conv_blocks=1, stage_channels=(8, 8, 8), stage_depths=(1, 1, 1), mlp_ratios=(1, 1, 1)
 )
 SCHEDULE = Schedule(
@@ -119,7 +120,7 @@ def test_momentum_follows_the_gradients() -> None:
 
 def test_every_parameter_has_one_optimiser() -> None:
     """Nothing is left untrained or trained twice; filters of one channel and the output layer are AdamW's."""
-    network = build_network(ClassifierSpec(backbone=BACKBONES["s"]), 10)
+    network = build_network(ClassifierSpec(backbone=CONVMLP_SIZES["s"]), 10)
     muon, adam = ({p for group in one.param_groups for p in group["params"]} for one in optimisers(network, 1e-3, 0.1))
     assert muon.isdisjoint(adam)
     assert muon | adam == set(network.parameters())

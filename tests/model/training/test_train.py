@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from model.bundle import read_bundle
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import ConvMLPSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
 from model.predictor import Predictor
-from model.spec import Architecture, BackboneSpec, ClassifierSpec, KeepRatioSpec, RetinaNetSpec, SemanticFPNSpec
+from model.spec import KeepRatioSpec
 from model.training.classify import ClassifyRecipe
 from model.training.detect import DetectRecipe
 from model.training.recipes import RECIPES, PetsModel, Recipe
@@ -16,7 +21,7 @@ from model.training.segment import SegmentRecipe
 from model.training.train import train
 from model.types import Task
 
-TINY = BackboneSpec(
+TINY = ConvMLPSpec(
     tokenizer_channels=4, conv_blocks=1, stage_channels=(8, 8, 8), stage_depths=(1, 1, 1), mlp_ratios=(1, 1, 1)
 )
 PARTS: dict[PetsModel, tuple[Architecture, ClassifyRecipe | DetectRecipe | SegmentRecipe]] = {

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.net.build import build_network
+from model.net.network import build_network
 from model.postprocess.masks import RLE, MaskFormat, encode_detection, encode_segments
 from model.postprocess.results import postprocess
 from model.predictor import Predictor

@@ -10,10 +10,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.errors import BundleInvalid
-from model.net.build import Network, build_network
+from model.net.network import build_network
 from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Normalisation, Preprocessing
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry, LabelSet, entry, read_labels
@@ -36,7 +37,7 @@ FILES = {
 }
 
 
-def network_of(one: CatalogueEntry) -> Network:
+def network_of(one: CatalogueEntry) -> nn.Module:
     with torch.device("meta"):
         return build_network(one.architecture, len(one.labels)).eval()
 

@@ -15,7 +15,7 @@ import pycocotools.mask
 import pytest
 import torch
 
-from model.net.build import build_network
+from model.net.network import build_network
 from model.zoo.catalogue import CATALOGUE
 from tests import goldens
 from tests.service.cli.command import convmlp

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from model.bundle import Bundle, read_bundle
 from model.errors import BundleInvalid
-from model.net.build import build_network
+from model.families.registry import FAMILIES
+from model.net.network import build_network
 from model.net.weights import DTYPES, DtypeName
 from model.predictor import reference_answer
-from model.spec import TASK_OF_FAMILY
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE
-from model.zoo.importer import PIPELINES, import_checkpoint
+from model.zoo.importer import import_checkpoint
 from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, tiny_network
 from tests.model.zoo.checkpoints import tiny_checkpoint
 
@@ -42,9 +42,9 @@ def test_a_checkpoint_of_ones_own_becomes_a_whole_bundle(tmp_path: Path, family:
     bundle = read_bundle(tmp_path / "store" / "mine")
     assert bundle == written
     config = bundle.config
-    task = TASK_OF_FAMILY[ARCHITECTURES[family].family]
-    assert (config.task, config.architecture, config.labels) == (task, ARCHITECTURES[family], DEFAULT_LABELS)
-    assert (config.preprocessing, config.postprocessing) == PIPELINES[task]
+    entry = FAMILIES[family]
+    assert (config.task, config.architecture, config.labels) == (entry.task, ARCHITECTURES[family], DEFAULT_LABELS)
+    assert (config.preprocessing, config.postprocessing) == (entry.preprocessing, entry.postprocessing)
     assert "mine.pth (sha256 " in config.source.description
     assert config.accuracy is None
     assert config.reference == reference_answer(bundle)

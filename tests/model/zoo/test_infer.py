@@ -7,22 +7,19 @@ import torch
 from torch import Tensor
 
 from model.errors import BundleInvalid
-from model.net.build import build_network
-from model.spec import (
-    BACKBONES,
-    Architecture,
-    BackboneSpec,
-    ClassifierSpec,
-    MaskRCNNSpec,
-    RetinaNetSpec,
-    SemanticFPNSpec,
-)
+from model.families.classifier import ClassifierSpec
+from model.families.convmlp import CONVMLP_SIZES, ConvMLPSpec
+from model.families.mask_rcnn import MaskRCNNSpec
+from model.families.registry import Architecture
+from model.families.retinanet import RetinaNetSpec
+from model.families.semantic_fpn import SemanticFPNSpec
+from model.net.network import build_network, meta_network
 from model.zoo.checkpoint import Checkpoint
-from model.zoo.infer import infer_architecture, meta_network
+from model.zoo.infer import infer_architecture
 from tests import goldens
 from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES
 
-ODD = BackboneSpec(
+ODD = ConvMLPSpec(
     tokenizer_channels=10, conv_blocks=3, stage_channels=(6, 9, 20), stage_depths=(2, 12, 1), mlp_ratios=(1, 4, 3)
 )
 FILES = {"classifier": "classifier", "retinanet": "retinanet", "maskrcnn": "mask_rcnn", "semfpn": "semantic_fpn"}
@@ -42,7 +39,7 @@ def checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
         RetinaNetSpec(backbone=ODD, fpn_channels=12, head_convs=2),
         MaskRCNNSpec(backbone=ODD, fpn_channels=14, fc_channels=6, mask_convs=3),
         SemanticFPNSpec(backbone=ODD, fpn_channels=10, head_channels=12),
-        MaskRCNNSpec(backbone=BACKBONES["l"]),
+        MaskRCNNSpec(backbone=CONVMLP_SIZES["l"]),
     ],
     ids=lambda spec: f"{spec.family}-{spec.backbone.stage_depths}",
 )

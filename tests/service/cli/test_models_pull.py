@@ -18,7 +18,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from model.bundle import WEIGHTS_FILE, read_bundle
-from model.net.build import build_network
+from model.net.network import build_network
 from model.zoo.catalogue import CATALOGUE
 from service.cli.app import app
 from tests.model.zoo.checkpoints import tiny_checkpoint

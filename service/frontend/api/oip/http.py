@@ -31,6 +31,7 @@ from service.frontend.http.middleware import request_of, within_deadline
 from service.settings import Settings
 
 NOT_IMPLEMENTED = 501
+HEADER_LENGTH_KEY = HEADER_LENGTH.lower().encode()
 
 
 class _ControlBody(msgspec.Struct):
@@ -40,9 +41,9 @@ class _ControlBody(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-def open_inference(engine: Engine, settings: Settings, gate: Auth) -> APIRouter:
+def open_inference(engine: Engine, settings: Settings, auth: Auth) -> APIRouter:
     """All routes of the protocol."""
-    server = HttpServer(engine, settings, gate)
+    server = OpenInferenceHttp(engine, settings, auth)
     router = APIRouter()
 
     def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
@@ -78,37 +79,35 @@ def open_inference(engine: Engine, settings: Settings, gate: Auth) -> APIRouter:
     return router
 
 
-class HttpServer:
+class OpenInferenceHttp:
     """The routes' endpoints. All raise domain errors, and ClientDisconnect when the client leaves."""
 
-    def __init__(self, engine: Engine, settings: Settings, gate: Auth) -> None:
+    def __init__(self, engine: Engine, settings: Settings, auth: Auth) -> None:
         self._engine = engine
         self._settings = settings
         self._repository = ModelRepository(engine, settings)
-        self._inference = Inference(engine, gate, settings, self._repository)
+        self._inference = Inference(engine, auth, settings, self._repository)
 
-    async def infer(self, request: Request) -> Response:
-        name, version = _model(request)
-        ours = request_of(request)
-        record = ours.record
-        record.predicts, record.task = True, self._repository.task_of(name)
+    async def infer(self, framework_request: Request) -> Response:
+        request = request_of(framework_request)
+        record, headers, bodies = request.record, request.headers, self._engine.bodies
+        record.predicts = True
         # Before the body is read, so that a wrong model name does not cost an upload.
-        model = self._repository.status(name, version)
-        record.model = model.config.name
-        deadline_s = self._engine.deadline(ours.timeout_ms)
-        coding = negotiate_coding(request.headers.get("accept-encoding"))
-        bodies = self._engine.bodies
+        model = self._inference.resolve(record, *_model(framework_request))
+        deadline_s = self._engine.deadline(request.timeout_ms)
+        coding = negotiate_coding(_text(headers.get(b"accept-encoding")))
         try:
-            body = await within_deadline(read_decompressed(ours, self._settings.max_request_bytes, bodies), deadline_s)
-            length = json_length(request.headers.get(HEADER_LENGTH), len(body))
-            asked = await offload(partial(read_request, body, length), len(body) if length is None else length)
-            with ours.connection.disconnect:
-                content, headers = await self._inference.infer(
-                    model, record, Caller(record.caller), deadline_s, asked, partial(encode_response, coding=coding)
+            reading = read_decompressed(request, self._settings.max_request_bytes, bodies)
+            body = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            length = json_length(_text(headers.get(HEADER_LENGTH_KEY)), len(body))
+            parsed = await offload(partial(read_request, body, length), len(body) if length is None else length)
+            with request.connection.disconnect:
+                content, response_headers = await self._inference.infer(
+                    model, record, Caller(record.caller), deadline_s, parsed, partial(encode_response, coding=coding)
                 )
         finally:
             bodies.release(record)
-        return Response(content, headers=headers)
+        return Response(content, headers=response_headers)
 
     async def metadata(self, _: Request) -> Response:
         return _json(server_metadata())
@@ -167,21 +166,25 @@ class HttpServer:
     async def no_settings(self, _: Request) -> Never:
         raise HTTPException(NOT_IMPLEMENTED, NO_SETTINGS)
 
-    async def _control_body(self, request: Request) -> _ControlBody:
-        ours, bodies = request_of(request), self._engine.bodies
-        deadline_s = self._engine.deadline(ours.timeout_ms)
+    async def _control_body(self, framework_request: Request) -> _ControlBody:
+        request, bodies = request_of(framework_request), self._engine.bodies
+        deadline_s = self._engine.deadline(request.timeout_ms)
         try:
-            body = await within_deadline(ours.read(self._settings.max_request_bytes, bodies), deadline_s)
+            body = await within_deadline(request.read(self._settings.max_request_bytes, bodies), deadline_s)
             return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"the body does not have the expected form: {error}") from None
         finally:
-            bodies.release(ours.record)
+            bodies.release(request.record)
 
 
 def _model(request: Request) -> tuple[str, str]:
     """The model's name and version in the path; empty where it has none."""
     return request.path_params.get("name", ""), request.path_params.get("version", "")
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
 
 
 def _control_deadline_s(request: Request) -> float | None:

@@ -15,7 +15,7 @@ from service.errors import Overloaded, RetryLater, error_from_code
 from service.frontend.api.oip.metadata import ModelRepository
 from service.frontend.api.oip.options import read_params, read_timeout_s
 from service.frontend.api.oip.outputs import OutputSelection, nbytes_of, select_outputs
-from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Values, images_of
+from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Values, check_version, images_of
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.request_log import RequestRecord, slowest
@@ -42,6 +42,19 @@ class Inference:
         self._max_images = settings.max_images
         self._max_bytes = settings.max_request_bytes
         self._statistics = repository.statistics
+
+    def resolve(self, record: RequestRecord, name: str, version: str) -> ModelStatus:
+        """The model that a request names; its record gets the task and the name.
+
+        Raises:
+            ModelNotFound: it is not served, or has no such version.
+            Unavailable: no worker has reported its models yet.
+        """
+        model = self._engine.model(name)
+        record.task = model.config.task.value
+        check_version(name, version)
+        record.model = model.config.name
+        return model
 
     async def infer(
         self,

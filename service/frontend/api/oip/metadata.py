@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from model.bundle import BundleConfig
-from service.errors import BadRequest, ModelNotFound, Unavailable
+from service.errors import BadRequest
 from service.frontend.api.oip.outputs import outputs_of
 from service.frontend.api.oip.protocol import INPUT, VERSION, Datatype, check_version
 from service.frontend.core.engine import Engine
@@ -131,13 +131,6 @@ class ModelRepository:
         status = self._engine.model(name)
         check_version(name, version)
         return status
-
-    def task_of(self, name: str) -> str:
-        """The metrics' label: the task of a served model, else empty."""
-        try:
-            return self._engine.model(name).config.task.value
-        except (ModelNotFound, Unavailable):
-            return ""
 
     def metadata(self, name: str, version: str) -> Fields:
         return model_metadata(self.status(name, version).config)

@@ -18,9 +18,9 @@ import numpy as np
 
 from model.bundle import BundleConfig
 from model.errors import ImageTooLarge
+from model.families.registry import family_of
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.postprocess.results import postprocess
-from model.spec import MaskRCNNSpec
 from model.types import ClassifyResult, DetectResult, QueryParams, RawOutput, Result, SegmentResult, Size, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.api.oip.protocol import DTYPES, Datatype, InferRequest, RequestedOutput, Tensor, Values
@@ -75,8 +75,8 @@ class OutputSelection:
             ImageTooLarge: a padded tensor would have more than `max_bytes`.
         """
         return [
-            (_stack(output, [values[at] for values in images], max_bytes), binary)
-            for at, (output, binary) in enumerate(self.outputs)
+            (_stack(output, parts, max_bytes), binary)
+            for (output, binary), parts in zip(self.outputs, zip(*images, strict=True), strict=True)
         ]
 
     def too_large(self, values: Sequence[Values], max_bytes: int) -> ImageTooLarge:
@@ -91,7 +91,7 @@ def outputs_of(config: BundleConfig) -> tuple[Output, ...]:
         case Task.CLASSIFY:
             return CLASSIFY_OUTPUTS
         case Task.DETECT:
-            return INSTANCE_OUTPUTS if isinstance(config.architecture, MaskRCNNSpec) else DETECT_OUTPUTS
+            return INSTANCE_OUTPUTS if family_of(config.architecture).masks else DETECT_OUTPUTS
         case Task.SEGMENT:
             return SEGMENT_OUTPUTS if len(config.labels) <= 256 else WIDE_SEGMENT_OUTPUTS
 

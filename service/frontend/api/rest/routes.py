@@ -13,8 +13,9 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from model.bundle import Accuracy, BundleConfig, Source
+from model.families.registry import Architecture
 from model.reference import REFERENCE_PICTURE
-from model.spec import Architecture, Postprocessing, Preprocessing
+from model.spec import Postprocessing, Preprocessing
 from model.types import Task
 from service.errors import Unavailable
 from service.frontend.core.engine import Engine

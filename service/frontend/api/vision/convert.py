@@ -1,39 +1,43 @@
-"""Requests to what the engine is asked, and its results to responses."""
+"""Requests → parameters for the engine; its results → responses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
 
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.postprocess.results import postprocess
 from model.types import ClassifyResult, Detection, DetectResult, RawOutput, Result, SegmentResult, Size, Task
-from service.errors import BadParameter, BadRequest
+from service.errors import BadParameter
 from service.frontend.core.overlay import encode_label_map
 from service.frontend.core.parameters import PredictParams, parse_params
+from service.frontend.core.request_log import RequestRecord
 
 Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest
 Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A prediction: `name` is the unary method's, with "Stream" behind it the streaming one's."""
+class PredictMethod:
+    """A prediction: `name` is the unary method's; the streaming method's ends with "Stream"."""
 
     name: str
     task: Task
     request: type[Request]
     response: type[Response]
 
+    def error_reply(self, record: RequestRecord, status: Status) -> bytes:
+        """The reply to a message of a stream that failed."""
+        return self.response(id=record.given_id or record.request_id, error=status).SerializeToString()
+
 
 METHODS = (
-    Method("Classify", Task.CLASSIFY, pb.ClassifyRequest, pb.ClassifyResponse),
-    Method("Detect", Task.DETECT, pb.DetectRequest, pb.DetectResponse),
-    Method("Segment", Task.SEGMENT, pb.SegmentRequest, pb.SegmentResponse),
+    PredictMethod("Classify", Task.CLASSIFY, pb.ClassifyRequest, pb.ClassifyResponse),
+    PredictMethod("Detect", Task.DETECT, pb.DetectRequest, pb.DetectResponse),
+    PredictMethod("Segment", Task.SEGMENT, pb.SegmentRequest, pb.SegmentResponse),
 )
 
 MASK_FORMATS: dict[int, MaskFormat | None] = {
@@ -45,21 +49,11 @@ MASK_FORMATS: dict[int, MaskFormat | None] = {
 }
 
 
-def parse(kind: type[Request], data: bytes) -> Request:
-    """Raises BadRequest: the bytes are not such a message."""
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        raise BadRequest(
-            f"the request is not a message {kind.DESCRIPTOR.full_name}; make it by the service's vision.proto"
-        ) from None
-
-
-def asked_of(request: Request) -> PredictParams:
-    """What a request asks of its image.
+def read_params(request: Request) -> PredictParams:
+    """The parameters in a request.
 
     Raises:
-        BadParameter: a value is out of its range; its `field` is the message's.
+        BadParameter: a value is out of its range; `field` names the message's field.
     """
     model = request.model or None
     match request:
@@ -76,28 +70,32 @@ def asked_of(request: Request) -> PredictParams:
             return parse_params(model=model, mask_format=_mask_format(request.mask_format))
 
 
-def encoder_of(request: Request, mask_format: MaskFormat) -> Callable[[RawOutput, BundleConfig, Size], Response]:
-    """What makes an output the response that a request asks for; it does not hold the request."""
-    label_map = isinstance(request, pb.SegmentRequest) and request.label_map
-    return lambda raw, config, size: response_of(postprocess(raw, config, size), mask_format, label_map=label_map)
+def encode_response(
+    mask_format: MaskFormat,
+    label_map: bool,
+    raw: RawOutput,
+    config: BundleConfig,
+    size: Size,
+) -> Response:
+    """A network's output as its task's response; see `response_of`."""
+    return response_of(postprocess(raw, config, size), mask_format, label_map=label_map)
 
 
 def response_of(result: Result, mask_format: MaskFormat, *, label_map: bool) -> Response:
-    """A result as its task's response, its masks and where asked for its label map encoded."""
+    """A result as its task's response, with encoded masks; `label_map`: with the label map as PNG."""
     image = pb.ImageSize(width=result.size.width, height=result.size.height)
     match result:
         case ClassifyResult(labels=labels):
-            rows = (pb.Label(label=row.label, index=row.index, score=row.score) for row in labels)
+            rows = [pb.Label(label=row.label, index=row.index, score=row.score) for row in labels]
             return pb.ClassifyResponse(image=image, labels=rows)
         case DetectResult(size=size, detections=detections):
-            found = (_detection(row, size, mask_format) for row in detections)
+            found = [_detection(row, size, mask_format) for row in detections]
             return pb.DetectResponse(image=image, detections=found)
         case SegmentResult(segments=segments):
-            masks = encode_segments(result, mask_format)
-            parts = (
+            parts = [
                 pb.Segment(label=row.label, index=row.index, area=row.area, mask=_mask(mask))
-                for row, mask in zip(segments, masks, strict=True)
-            )
+                for row, mask in zip(segments, encode_segments(result, mask_format), strict=True)
+            ]
             png = encode_label_map(result.label_map) if label_map else b""
             return pb.SegmentResponse(image=image, segments=parts, label_map_png=png)
 
@@ -117,7 +115,7 @@ def _mask(mask: EncodedMask) -> pb.Mask | None:
         case bytes():
             return pb.Mask(png=mask)
         case polygons:
-            outlines = (pb.Polygon(coordinates=polygon) for polygon in polygons)
+            outlines = [pb.Polygon(coordinates=polygon) for polygon in polygons]
             return pb.Mask(polygons=pb.Polygons(polygons=outlines))
 
 

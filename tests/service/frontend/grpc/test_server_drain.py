@@ -92,7 +92,7 @@ async def test_a_stream_takes_in_no_more_and_delivers_what_it_has() -> None:
         await stream.write(classify(7, name="7"))
         rpc.worker.runner.gate.set()
         assert {(await next_reply(stream)).id for _ in range(2)} == {"5", "6"}
-        says_unavailable(await refusal(stream.read()), "messages without a reply were not taken in")
+        says_unavailable(await refusal(stream.read()), "send the messages without a reply again")
         await asyncio.wait_for(rpc.serving, 20)
 
 

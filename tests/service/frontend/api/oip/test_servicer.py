@@ -106,7 +106,7 @@ async def test_bytes_that_are_no_message(spoken: Spoken) -> None:
         for method in ("ModelInfer", "ModelReady"):
             error = await refusal(raw_method(channel, method)(b"\xff\xff\xff"))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert f"not a message inference.{method}Request" in (error.details() or "")
+            assert f"not a valid message inference.{method}Request" in (error.details() or "")
 
         async def messages() -> AsyncIterator[bytes]:
             yield b"\xff\xff\xff"
@@ -115,7 +115,7 @@ async def test_bytes_that_are_no_message(spoken: Spoken) -> None:
         converse: Any = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
         stream = converse(messages())
         first, second = [pb.ModelStreamInferResponse.FromString(reply) async for reply in stream]
-        assert "not a message" in first.error_message
+        assert "not a valid message" in first.error_message
         assert grpc_answer(second.infer_response)["indices"][0, 0] == 33
 
 

@@ -12,7 +12,7 @@ from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy
 from model.postprocess.masks import MaskFormat
 from model.types import Segment, SegmentResult, Size, Task
-from service.frontend.api.vision.convert import MASK_FORMATS, METHODS, asked_of, response_of
+from service.frontend.api.vision.convert import MASK_FORMATS, METHODS, read_params, response_of
 from service.frontend.api.vision.servicer import TASKS, accuracy_of
 
 
@@ -44,16 +44,16 @@ def test_every_enum_value_has_its_meaning() -> None:
 
 def test_zero_is_not_nothing() -> None:
     """A threshold of 0 asks for everything; one that is left out is the model's own."""
-    assert asked_of(pb.DetectRequest(score_threshold=0)).params.score_threshold == 0
-    assert asked_of(pb.DetectRequest()).params.score_threshold is None
+    assert read_params(pb.DetectRequest(score_threshold=0)).params.score_threshold == 0
+    assert read_params(pb.DetectRequest()).params.score_threshold is None
 
 
 @pytest.mark.parametrize("kind", [pb.DetectRequest, pb.SegmentRequest])
 def test_no_masks_means_none_are_made(kind: type[pb.DetectRequest | pb.SegmentRequest]) -> None:
     """MASK_FORMAT_NONE spares the network its masks, not only the reply."""
-    asked = asked_of(kind(mask_format=pb.MASK_FORMAT_NONE))
+    asked = read_params(kind(mask_format=pb.MASK_FORMAT_NONE))
     assert (asked.params.masks, asked.mask_format) == (False, MaskFormat.NONE)
-    assert asked_of(kind()).params.masks
+    assert read_params(kind()).params.masks
 
 
 def test_label_maps_beyond_256_classes_are_16_bit() -> None:

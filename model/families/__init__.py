@@ -1,0 +1,11 @@
+"""All backbones and families of models. To add one, write its module and list it here."""
+
+from model.families.classifier import CLASSIFIER
+from model.families.convmlp import CONVMLP
+from model.families.mask_rcnn import MASK_RCNN
+from model.families.registry import BACKBONES, FAMILIES
+from model.families.retinanet import RETINANET
+from model.families.semantic_fpn import SEMANTIC_FPN
+
+BACKBONES |= {one.name: one for one in (CONVMLP,)}
+FAMILIES |= {one.name: one for one in (CLASSIFIER, RETINANET, MASK_RCNN, SEMANTIC_FPN)}

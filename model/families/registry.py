@@ -1,0 +1,155 @@
+"""The registry of model families and of the backbones that they share.
+
+A family is a kind of network with a procedure at test time: RetinaNet, Mask R-CNN. A backbone is what it stands on:
+ConvMLP. A bundle's config names both; here is how it is read, and what each means. Torch is imported only when a
+network is needed: an entry names the object that builds and runs it (`model/net/network.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidationInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from model.spec import Postprocessing, Preprocessing, Spec
+from model.types import Task
+
+AnySpec = TypeVar("AnySpec", bound=Spec)
+
+
+class BackboneSpec(Spec, ABC):
+    """The numbers of a backbone. Its network gives four feature levels, at strides 4, 8, 16 and 32.
+
+    A subclass has a field `family`, the backbone's name in `BACKBONES`; ConvMLP's alone has none, for the configs of
+    before there were others.
+    """
+
+    @property
+    @abstractmethod
+    def level_channels(self) -> tuple[int, int, int, int]:
+        """Channels of the levels, finest first."""
+
+    @property
+    def size(self) -> str:
+        """The published size that these numbers are, `s` for example; else `custom`."""
+        sizes = backbone_of(self).sizes
+        return next((name for name, spec in sizes.items() if spec == self), "custom")
+
+
+class _Registered(Generic[AnySpec]):
+    """How pydantic reads a field whose class is looked up by the value's `family` when it is read."""
+
+    def __init__(self, specs: Callable[[], Mapping[str, type[AnySpec]]], default: str | None = None) -> None:
+        self._specs, self._default = specs, default
+
+    def read(self, value: object, info: ValidationInfo) -> AnySpec:
+        """A spec as it is, or a document as its family's spec. Raises PydanticCustomError."""
+        specs = self._specs()
+        for spec in specs.values():
+            if isinstance(value, spec):
+                return value
+        family = value.get("family", self._default) if isinstance(value, dict) else None
+        if not isinstance(family, str) or family not in specs:
+            raise PydanticCustomError(
+                "unknown_family", "expected an object whose family is one of {known}", {"known": ", ".join(specs)}
+            )
+        try:
+            if info.mode == "json":  # strict JSON takes arrays for tuples, as strict Python does not
+                return specs[family].model_validate_json(json.dumps(value))
+            return specs[family].model_validate(value)
+        except ValidationError as error:
+            problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise PydanticCustomError("spec", "{problems}", {"problems": "; ".join(problems)}) from error
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(self.read)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        specs = self._specs()
+        if all("family" in spec.model_fields for spec in specs.values()):
+            choices = {name: spec.__pydantic_core_schema__ for name, spec in specs.items()}
+            return handler(core_schema.tagged_union_schema(choices, discriminator="family"))
+        return handler(core_schema.union_schema([spec.__pydantic_core_schema__ for spec in specs.values()]))
+
+
+if TYPE_CHECKING:
+    Backbone = BackboneSpec
+else:
+    Backbone = Annotated[
+        BackboneSpec, _Registered(lambda: {name: one.spec for name, one in BACKBONES.items()}, default="convmlp")
+    ]
+
+
+class ArchitectureSpec(Spec):
+    """The numbers of a network. A subclass gives `family` its name, and adds the numbers of its neck and heads."""
+
+    family: str
+    backbone: Backbone
+
+
+if TYPE_CHECKING:
+    Architecture = ArchitectureSpec
+else:
+    Architecture = Annotated[ArchitectureSpec, _Registered(lambda: {name: one.spec for name, one in FAMILIES.items()})]
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFamily:
+    """A backbone.
+
+    Args:
+        name: `family` in a config.
+        spec: its numbers.
+        sizes: the published ones, by name.
+        network: where its `BackboneNetwork` is, as `module:name`; the module may import torch.
+    """
+
+    name: str
+    spec: type[BackboneSpec]
+    sizes: Mapping[str, BackboneSpec]
+    network: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFamily:
+    """A family of models.
+
+    Args:
+        name: `family` in a config.
+        task: what its models do. It decides how answers are postprocessed, checked and encoded.
+        spec: its numbers.
+        preprocessing: of an imported checkpoint whose own is not known: the authors' at test time.
+        postprocessing: likewise.
+        network: where its `FamilyNetwork` is, as `module:name`; the module may import torch.
+        masks: whether its detections have masks.
+    """
+
+    name: str
+    task: Task
+    spec: type[ArchitectureSpec]
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    network: str
+    masks: bool = False
+
+
+BACKBONES: dict[str, BackboneFamily] = {}
+"""By name. `model/families/__init__.py` fills both."""
+FAMILIES: dict[str, ModelFamily] = {}
+"""By name."""
+
+
+def backbone_of(spec: BackboneSpec) -> BackboneFamily:
+    """The registered backbone that has these numbers."""
+    return next(one for one in BACKBONES.values() if one.spec is type(spec))
+
+
+def family_of(architecture: ArchitectureSpec) -> ModelFamily:
+    """The registered family that has these numbers."""
+    return FAMILIES[architecture.family]
