@@ -9,13 +9,12 @@ from convmlp_client.results import Meta, Result
 from convmlp_client.results import Task as AnswerTask
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
-from model.postprocess.results import postprocess
 from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.answerer import NoAnswer
 from service.errors import BadParameter, ModelNotFound, Overloaded
 from service.frontend.api.rest.query import Query
-from service.frontend.api.rest.schemas import encode_result
+from service.frontend.api.rest.schemas import encode_output
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 from service.worker.torch_runner import TorchRunner
@@ -62,9 +61,8 @@ class Local:
             raise Overloaded(
                 "the device has no memory left for this image; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
-        result = postprocess(output, self._config, picture.size)
         meta = Meta(self._config.name, AnswerTask(self._config.task))
-        return result_from_json(encode_result(result, self._query.mask_format), meta)
+        return result_from_json(encode_output(self._query.mask_format, output, self._config, picture.size), meta)
 
     async def aclose(self) -> None:
         self._runner.close()

@@ -90,7 +90,8 @@ def test_descriptions(triton: Triton, kind: str) -> None:
     assert server["name"] == "convmlp-serving"
     for name, received, config in zip(MODELS, metadata, configs, strict=True):
         assert (received["name"], config["name"], config["max_batch_size"]) == (name, name, 64)
-        assert [tensor["name"] for tensor in received["inputs"]] == ["image"] == [one["name"] for one in config["input"]]
+        assert [tensor["name"] for tensor in received["inputs"]] == ["image"]
+        assert [tensor["name"] for tensor in config["input"]] == ["image"]
         assert [one["name"] for one in received["outputs"]] == [one["name"] for one in config["output"]]
         for tensor, one in zip(received["outputs"], config["output"], strict=True):
             # JSON made of protobuf has 64-bit numbers as text.

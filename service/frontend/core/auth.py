@@ -152,6 +152,8 @@ class Auth:
         self._keys = keys
         self._limit = limit
         self._metrics = metrics
+        self.is_open = keys is None and limit is None
+        """Whether every caller is served, at any rate."""
 
     @property
     def needs_key(self) -> bool:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from google.rpc.status_pb2 import Status
 
 from convmlp.v1 import vision_pb2 as pb
+from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.types import ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
+from model.postprocess.results import postprocess
+from model.types import ClassifyResult, Detection, DetectResult, RawOutput, Result, SegmentResult, Size, Task
 from service.errors import BadParameter
 from service.frontend.core.overlay import encode_label_map
 from service.frontend.core.parameters import PredictParams, parse_params
@@ -66,6 +68,17 @@ def read_params(request: Request) -> PredictParams:
             )
         case pb.SegmentRequest():
             return parse_params(model=model, mask_format=_mask_format(request.mask_format))
+
+
+def encode_response(
+    mask_format: MaskFormat,
+    label_map: bool,
+    raw: RawOutput,
+    config: BundleConfig,
+    size: Size,
+) -> Response:
+    """A network's output as its task's response; see `response_of`."""
+    return response_of(postprocess(raw, config, size), mask_format, label_map=label_map)
 
 
 def response_of(result: Result, mask_format: MaskFormat, *, label_map: bool) -> Response:
