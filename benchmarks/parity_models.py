@@ -98,7 +98,7 @@ def random_bundle(store: Path, name: str, fill: Callable[[nn.Module], None] | No
         calibrate(network)
     else:
         fill(network)
-    draft = BundleMetadata(
+    metadata = BundleMetadata(
         name=f"{name}_s_{'random' if fill is None else 'filled'}",
         architecture=family.architecture,
         labels=tuple(f"class {index}" for index in range(family.classes)),
@@ -108,7 +108,7 @@ def random_bundle(store: Path, name: str, fill: Callable[[nn.Module], None] | No
         source=Source(description="pseudo-random weights", url="", licence="CC0-1.0", attribution=""),
         accuracy=None,
     )
-    return write_bundle(store, draft, network, lambda _: family.reference)
+    return write_bundle(store, metadata, network, lambda _: family.reference)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Built of resample.c where there is a C compiler; model/preprocess.py does without where there is none."""
+"""Compiled from resample.c if there is a C compiler; otherwise model/preprocess.py uses Pillow."""
 
 from model.types import UInt8Array
 
@@ -13,11 +13,11 @@ def window(
 ) -> None:
     """Write a window of the picture, resized as Pillow's `resize(…, BICUBIC)` does it, to `out`: uint8 (h, w, 3).
 
-    All pairs are (height, width), and the corner (top, left). `picture` is four bytes a pixel, of which the last says
-    nothing, as an Arrow array's two capsules (zero-copy from Pillow's pictures in mode RGB) or anything else that
-    holds bytes. The GIL is released.
+    All pairs are (height, width); the corner is (top, left). `picture` has four bytes a
+    pixel, the last one unused, as an Arrow array's two capsules (zero-copy from Pillow's mode RGB) or any
+    bytes-like object. The GIL is released.
 
     Raises:
         TypeError, ValueError: sizes, buffers or window do not fit together, or a side has more than 2^20 pixels.
-        MemoryError: no room for the intermediate picture.
+        MemoryError: the intermediate picture does not fit in memory.
     """

@@ -1,7 +1,7 @@
-"""A model bundle: a folder with `config.json` and `model.safetensors`, read strictly, hash checked.
+"""A model bundle: a folder with `config.json` and `model.safetensors`.
 
-No pickle is ever read. The config holds everything that belongs to the weights: architecture, labels, the
-constants of both pipelines, where the weights come from and how good they were measured to be.
+The config has all that belongs to the weights: architecture, labels, parameters of pre- and postprocessing, source,
+measured accuracy, reference answer. It is read strictly; the weights' hash is checked; no pickle is ever read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Source(Spec):
-    """Where the weights come from, and the words under which they may be used."""
+    """Where the weights come from, and under which licence."""
 
     description: str
     url: str
@@ -37,7 +37,7 @@ class Source(Spec):
 
 
 class Accuracy(Spec):
-    """Measured figures, each between 0 and 1 unless its name says otherwise, and what they were measured on."""
+    """Measured figures, fractions of 1 unless the name says otherwise, and the data they were measured on."""
 
     metrics: dict[str, float]
     measured_on: str
@@ -54,14 +54,14 @@ class BundleConfig(Spec):
     preprocessing: Preprocessing
     postprocessing: Postprocessing
     precision: Literal["fp32", "fp16", "bf16"]
-    """The weights' dtype in the file; the network runs in what the worker chooses."""
+    """The weights' dtype in the file; the worker chooses the dtype that the network runs in."""
     source: Source
     accuracy: Accuracy | None = None
     reference: ReferenceAnswer
     weights_sha256: Sha256
 
     @model_validator(mode="after")
-    def _parts_belong_together(self) -> Self:
+    def _same_task_everywhere(self) -> Self:
         tasks = {
             "architecture": family_of(self.architecture).task,
             "postprocessing": Task(self.postprocessing.task),
@@ -75,7 +75,7 @@ class BundleConfig(Spec):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle on disk whose config was read and found sound; its weights are read by `model/net/weights.py`."""
+    """A bundle on disk with a valid config. `model/net/weights.py` reads its weights."""
 
     folder: Path
     config: BundleConfig
@@ -89,8 +89,8 @@ def read_bundle(folder: Path) -> Bundle:
     """Read a bundle's config and check its weights' hash.
 
     Raises:
-        BundleInvalid: a file is missing, the config has an unknown, missing or wrong field, the folder's name
-            is not the model's, or the weights are not the ones that the config speaks of.
+        BundleInvalid: a file is missing, the config is not valid, the folder does not have the model's name, or the
+            weights do not have the hash in the config.
     """
     config_path = folder / CONFIG_FILE
     try:
@@ -105,20 +105,20 @@ def read_bundle(folder: Path) -> Bundle:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()[:5])
         raise BundleInvalid(f"bundle {folder}: {CONFIG_FILE} is not valid: {problems}") from error
     if config.name != folder.name:
-        raise BundleInvalid(f"bundle {folder}: the config's name is {config.name!r}; rename the folder to it")
+        raise BundleInvalid(f"bundle {folder}: the folder must have the name in its config, {config.name!r}; rename it")
     if digest != config.weights_sha256:
         raise BundleInvalid(
-            f"bundle {folder}: {WEIGHTS_FILE} has sha256 {digest}, the config expects "
+            f"bundle {folder}: {WEIGHTS_FILE} has SHA-256 {digest}, {CONFIG_FILE} expects "
             f"{config.weights_sha256}; fetch the bundle again"
         )
     return Bundle(folder, config)
 
 
 def find_bundle(name: str, models_dir: Path | None) -> Path:
-    """The folder of a model: in `models_dir` first, else among the embedded ones.
+    """The folder of a model's bundle: in `models_dir`, else among the embedded bundles.
 
     Raises:
-        BundleInvalid: there is none of that name.
+        BundleInvalid: neither has the model.
     """
     for root in (models_dir, EMBEDDED_DIR):
         if root is not None and (root / name / CONFIG_FILE).is_file():
@@ -128,11 +128,12 @@ def find_bundle(name: str, models_dir: Path | None) -> Path:
 
 
 def bundle_names(models_dir: Path | None) -> list[str]:
-    """Names of all bundles in the store, embedded ones included, sorted."""
+    """Sorted names of all bundles in `models_dir` and of the embedded ones."""
     roots = [root for root in (models_dir, EMBEDDED_DIR) if root is not None and root.is_dir()]
     return sorted({path.parent.name for root in roots for path in root.glob(f"*/{CONFIG_FILE}")})
 
 
 def file_sha256(path: Path) -> str:
+    """A file's SHA-256 in lower-case hex. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

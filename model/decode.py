@@ -1,11 +1,12 @@
-"""Encoded bytes → Image: the format is read from the bytes, the limits from the header, the whole picture at once.
+"""Encoded bytes → Image: uint8 RGB pixels, upright.
 
-Five formats and no others: each parser is one more way in for hostile bytes, and TIFF's alone (tiles, strips,
-a dozen compressions) is larger than the rest together. Of an animation the first, or still, picture counts.
+The format is detected from the first bytes. Limits are checked from the header, before any pixel is decoded. Five
+formats are supported and no others: each parser is attack surface, and TIFF's alone (tiles, strips, a dozen
+compressions) is larger than the rest together. Of an animation the first frame is decoded.
 
-What is seen is what a viewer shows: EXIF orientation applied, transparent parts on white. Plain RGB conversion
-would uncover the colours that a cut-out hides, and an answer would depend on what nobody sees. Colour profiles
-are not applied, as in the pipelines that the models were trained with.
+Pixels are those that a viewer shows: EXIF orientation is applied, transparency is composited on white. Dropping the
+alpha channel instead would reveal colours that a cut-out hides. Colour profiles are not applied, as in the pipelines
+that the models were trained with.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, Unsuppor
 from model.types import Image, Size
 
 PNG_STILL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
-SMALLEST_SCAN = 10
-"""Bytes of a JPEG's scan: a header for one component, and nothing in it."""
+MIN_SCAN_BYTES = 10
+"""Bytes of the shortest JPEG scan: a header of one component without data."""
 MAX_SCANNED_PIXELS = 5_000_000_000
-"""Scans of a JPEG times its pixels. Each scan is a pass over the whole picture and may be a few bytes long, so
-neither the file's size nor the picture's bounds the work. A progressive file has about ten scans."""
+"""Scans of a JPEG times its pixels. Each scan passes over the whole picture and may be a few bytes long, so neither
+the file's size nor the picture's bounds the work. A progressive file has about ten scans."""
 
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
@@ -47,7 +48,7 @@ UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = frozenset({5, 6, 7, 8})
-"""Orientations that exchange width and height."""
+"""Orientations that swap width and height."""
 
 
 class ImageFormat(StrEnum):
@@ -63,7 +64,7 @@ ACCEPTED = ", ".join(ImageFormat)
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """The most that a picture may have of encoded bytes and of pixels (height x width)."""
+    """Upper limits of encoded bytes and of pixels (height x width)."""
 
     max_bytes: int
     max_pixels: int
@@ -71,7 +72,7 @@ class DecodeLimits:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a picture says of itself before it is decoded; `size` is as stored, EXIF orientation not applied."""
+    """An image's header. `size` is as stored: EXIF orientation is not applied."""
 
     format: ImageFormat
     size: Size
@@ -79,53 +80,56 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture as Pillow holds it: RGB, upright. `original` is the size that it has in its file, upright;
-    one that was decoded smaller (see `decode_picture`) has fewer pixels."""
+    """A decoded picture as Pillow holds it: RGB, upright.
+
+    `original` is the full upright size. `rgb` is smaller if the picture was decoded at a reduced scale (see
+    `decode_picture`).
+    """
 
     rgb: PIL.Image.Image
     original: Size
 
 
 def probe(data: bytes, limits: DecodeLimits) -> Header:
-    """Read the header alone and hold it against the limits; no pixel is decoded.
+    """Read the header and check the limits. No pixel is decoded.
 
     Raises:
-        ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`, as far as the header shows it.
+        ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`, so far as the header shows it.
     """
     image_format, file = _open(data, limits)
     return Header(image_format, Size(file.height, file.width))
 
 
 def decode(data: bytes, limits: DecodeLimits) -> Image:
-    """Decode a picture completely: uint8 (H, W, 3), RGB, upright, contiguous.
+    """Decode an image: uint8 (H, W, 3), RGB, upright, contiguous.
 
-    Palettes, grey, bilevel and CMYK become RGB; of 16-bit samples the high byte is kept.
+    Palette, grey, bilevel and CMYK images are converted to RGB. 16-bit samples keep their high byte.
 
     Raises:
         ImageUndecodable: empty, truncated or corrupt.
         UnsupportedFormat: not JPEG, PNG, WebP, GIF or (not run-length encoded) BMP.
-        ImageTooLarge: more bytes or pixels than `limits` allow, found before any pixel is decoded.
+        ImageTooLarge: more bytes or pixels than `limits` allow; checked before any pixel is decoded.
     """
     return Image(np.ascontiguousarray(decode_picture(data, limits).rgb))
 
 
 def decode_picture(data: bytes, limits: DecodeLimits, needed: Callable[[Size], Size] | None = None) -> Picture:
-    """The same before its pixels are an array, for whoever resizes it by Pillow.
+    """Decode an image and keep it as Pillow's, which resizing by Pillow needs.
 
-    `needed` says of a picture's upright size in which one it will be used. With it a JPEG is decoded at a half, a
-    quarter or an eighth of its size where that is still as large: its DCT blocks are made smaller (libjpeg's scaling),
-    for a part of the time. The pixels are then not those of the whole picture, resized, but much like them.
+    `needed` maps the upright size to the size that the caller resizes to. A JPEG is then decoded at 1/2, 1/4 or 1/8
+    scale if that is still as large (libjpeg's scaling in the DCT domain), which takes less time. The pixels are close
+    to, not equal to, those of the full picture resized.
 
     Raises:
         ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`.
     """
     image_format, file = _open(data, limits)
-    with _parser_errors_translated(image_format, limits):
+    with _parser_errors(image_format, limits):
         stored = None if needed is None or image_format is not ImageFormat.JPEG else _scale(file, needed)
         file.load()
-        # Once more, for a header that lied.
+        # Again: the decoded size may differ from the header's.
         check_pixels(Size(file.height, file.width), limits)
-        # A PNG may carry its EXIF behind the pixels, so it is looked at only now.
+        # Read after the pixels: a PNG may have its EXIF block behind them.
         orientation = _orientation(file.info.get("exif", b""))
         rgb = _rgb(file)
         if orientation in UPRIGHT:
@@ -134,7 +138,7 @@ def decode_picture(data: bytes, limits: DecodeLimits, needed: Callable[[Size], S
 
 
 def _scale(file: ImageFile, needed: Callable[[Size], Size]) -> tuple[int, int]:
-    """Have a JPEG decoded no larger than needed; its own width and height."""
+    """Set a JPEG's decoding scale to the smallest that is large enough; return its full (width, height) as stored."""
     width, height = file.size
     orientation = _orientation(file.info.get("exif", b""))
     wanted = needed(_upright((width, height), orientation))
@@ -143,21 +147,18 @@ def _scale(file: ImageFile, needed: Callable[[Size], Size]) -> tuple[int, int]:
 
 
 def _upright(size: tuple[int, int], orientation: int) -> Size:
-    """`size` as Pillow has it: width, height."""
+    """A stored (width, height) → the upright size."""
     return Size(*size) if orientation in SIDEWAYS else Size(*reversed(size))
 
 
 def _open(data: bytes, limits: DecodeLimits) -> tuple[ImageFormat, ImageFile]:
-    # Pillow's own `open` would warn about large pictures by limits of its own, kept in a global; its parsers,
-    # called directly, leave the judgement to us.
+    # Pillow's `open` checks sizes against a global limit of its own; its parsers, called directly, do not.
     if not data:
-        raise ImageUndecodable(f"the image is empty (0 bytes); send a whole file, one of {ACCEPTED}")
+        raise ImageUndecodable(f"the image is empty (0 bytes); send a {ACCEPTED} file")
     if len(data) > limits.max_bytes:
-        raise ImageTooLarge(
-            f"the image has {len(data):,} bytes, at most {limits.max_bytes:,} are accepted; send a smaller file"
-        )
+        raise ImageTooLarge(f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,}")
     image_format = _format_of(data)
-    with _parser_errors_translated(image_format, limits):
+    with _parser_errors(image_format, limits):
         file = PARSERS[image_format](data)
     check_pixels(Size(file.height, file.width), limits)
     if image_format is ImageFormat.JPEG:
@@ -166,12 +167,11 @@ def _open(data: bytes, limits: DecodeLimits) -> tuple[ImageFormat, ImageFile]:
 
 
 def check_pixels(size: Size, limits: DecodeLimits) -> None:
-    """Raises ImageTooLarge: more pixels than `limits` allow."""
+    """Check a size against the limits. Raises ImageTooLarge."""
     pixels = size.width * size.height
     if pixels > limits.max_pixels:
         raise ImageTooLarge(
-            f"the image has {size.width} x {size.height} = {pixels:,} pixels, at most {limits.max_pixels:,} are "
-            "accepted; send it scaled down"
+            f"the image has {size.width} x {size.height} = {pixels:,} pixels; the limit is {limits.max_pixels:,}"
         )
 
 
@@ -186,49 +186,46 @@ def _format_of(data: bytes) -> ImageFormat:
         return ImageFormat.GIF
     if data.startswith(b"BM"):
         return ImageFormat.BMP
-    raise UnsupportedFormat(f"the bytes are of no image format that is read here; send one of {ACCEPTED}")
+    raise UnsupportedFormat(f"the image format is not supported; send one of {ACCEPTED}")
 
 
 @contextmanager
-def _parser_errors_translated(image_format: ImageFormat, limits: DecodeLimits) -> Iterator[None]:
-    """Pillow promises nothing of what damaged data raises; a dozen kinds are seen and all mean the same."""
+def _parser_errors(image_format: ImageFormat, limits: DecodeLimits) -> Iterator[None]:
+    """Pillow does not document what damaged data raises: about a dozen exception types, which all mean the same."""
     try:
         yield
     except ConvMLPError:
         raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(
-            f"the {image_format} declares more pixels than can be decoded, at most {limits.max_pixels:,} are "
-            "accepted; send it scaled down"
+            f"the {image_format} declares too many pixels; the limit is {limits.max_pixels:,}"
         ) from error
     except Exception as error:
-        raise ImageUndecodable(f"the {image_format} is truncated or corrupt; send the whole file, unchanged") from error
+        raise ImageUndecodable(f"the {image_format} is truncated or corrupt") from error
 
 
 def _check_scans(data: bytes, file: ImageFile) -> None:
-    # A short file is spared the count: it has no room for so many.
-    if len(data) // SMALLEST_SCAN * file.width * file.height <= MAX_SCANNED_PIXELS:
+    # A short file cannot have so many scans; skip the count.
+    if len(data) // MIN_SCAN_BYTES * file.width * file.height <= MAX_SCANNED_PIXELS:
         return
-    # Entropy-coded data never holds these two bytes; the few that chance adds in metadata do no harm.
+    # Entropy-coded data never contains these two bytes; a few in metadata do not matter.
     scans = data.count(b"\xff\xda")
     if scans * file.width * file.height > MAX_SCANNED_PIXELS:
         raise ImageUndecodable(
-            f"the JPEG draws its {file.width} x {file.height} pixels in {scans} scans, more than any encoder "
-            "needs; save it again as a plain one"
+            f"the JPEG has {scans} scans of {file.width} x {file.height} pixels, too many; save it as a baseline JPEG"
         )
 
 
 class _Jpeg(JpegImageFile):
     def _open(self) -> None:
-        # Where a file states no density the parser looks for one in the EXIF block, and damage there becomes a
-        # warning, in every thread's stderr. A density that is known already keeps it from looking.
+        # If a file states no density, the parser looks for one in the EXIF block and warns on stderr about damage
+        # there. A density set beforehand prevents that.
         self.info["dpi"] = (72, 72)
         super()._open()
 
 
 def _open_png(data: bytes) -> ImageFile:
-    # Text, profiles and animation frames are no part of the still picture; damaged or made to inflate, they
-    # would cost it its answer.
+    # Drop text, profiles and animation frames: damage there, or a compression bomb, would fail the still picture.
     chunks = [data[:8]]
     at = 8
     while at + 8 <= len(data):
@@ -244,7 +241,7 @@ def _open_bmp(data: bytes) -> ImageFile:
     file = BmpImageFile(BytesIO(data))
     if file.tile[0].codec_name == "bmp_rle":
         # Pillow decodes these pixel by pixel in Python: seconds of the interpreter for a file of 100 bytes.
-        raise UnsupportedFormat(f"run-length encoded BMP is not read; send it uncompressed, or one of {ACCEPTED}")
+        raise UnsupportedFormat(f"run-length encoded BMP is not supported; send one of {ACCEPTED}, BMP uncompressed")
     return file
 
 
@@ -271,7 +268,7 @@ def _rgb(file: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _orientation(exif: bytes) -> int:
-    """The orientation tag of an EXIF block's first directory; 1 (upright) where it has none or is damaged."""
+    """The orientation in an EXIF block's first directory; 1 (upright) if there is none or the block is damaged."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:

@@ -1,4 +1,4 @@
-"""The domain errors. Each edge maps them once: `frontend/rest/errors.py`, `frontend/rpc/errors.py`.
+"""Domain errors of images and bundles. Each transport maps them to its own status codes in one table.
 
     ConvMLPError
     ├── ImageUndecodable      empty, truncated or corrupt
@@ -6,7 +6,7 @@
     ├── ImageTooLarge         too many bytes or too many pixels
     └── BundleInvalid         a model bundle that must not be served
 
-`service/errors.py` adds the ones that only a running service can meet.
+`service/errors.py` adds those of a running service.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import ClassVar
 
 
 class ConvMLPError(Exception):
-    """Base of every error that a caller is told about.
+    """Base of every error that a caller sees.
 
-    The message is written for the caller: what was wrong, what was expected, what to do. `code` is stable:
-    it names the error across processes and in `problem+json`'s `type`.
+    The message addresses the caller: what is wrong, what is expected, what to do. `code` is stable: it identifies the
+    error across processes and in the `type` of `problem+json`.
     """
 
     code: ClassVar[str] = "internal"
@@ -35,13 +35,13 @@ class ImageUndecodable(ConvMLPError):
 
 
 class UnsupportedFormat(ConvMLPError):
-    """The bytes are not of an image format that the service reads."""
+    """The bytes are in no image format that is supported."""
 
     code = "unsupported-format"
 
 
 class ImageTooLarge(ConvMLPError):
-    """More bytes, or more pixels, than the service accepts."""
+    """The image has more bytes or pixels than the limits allow."""
 
     code = "image-too-large"
 

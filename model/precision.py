@@ -1,4 +1,4 @@
-"""How a network is run: exactly, or as fast as its answers allow, which is measured."""
+"""Precisions that a network can run in, and the choice of the fastest one that is accurate enough."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from model.types import Batch, ClassifyResult, ModelInput, Result
 
 TIMED_ROUNDS = 10
 TIMING_S = 0.5
-"""After this no further round is begun; a large network on a CPU has one."""
+"""No further round starts after this time; a large network on a CPU gets one round."""
 
 
 class Precision(StrEnum):
-    """`exact`: float32 in the authors' own order of operations. The others: that precision in the fastest order."""
+    """`exact`: float32 in the authors' order of operations. The others: that dtype, fastest order."""
 
     EXACT = "exact"
     FP32 = "fp32"
@@ -45,7 +45,7 @@ DTYPE_NAMES: dict[Precision, DtypeName] = {
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What was found of a precision: the fewest seconds for a picture, and why its answers will not do, or None."""
+    """A measured precision: the fewest seconds for one picture, and why it is not accurate enough, or None."""
 
     precision: Precision
     predictor: Predictor
@@ -55,7 +55,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The predictor to serve with, and what was tried."""
+    """The predictor to serve with, and all trials."""
 
     predictor: Predictor
     precision: Precision
@@ -63,7 +63,7 @@ class Selection:
 
 
 def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, network: nn.Module) -> Predictor:
-    """A bundle's predictor in a precision. The network is not the caller's any more. Raises as `Predictor`."""
+    """A bundle's predictor in a precision. It takes ownership of `network`. Raises as `Predictor`."""
     dtype = DTYPE_NAMES[precision]
     if precision is Precision.EXACT:
         optimisations = Optimisations()
@@ -76,11 +76,11 @@ def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, n
 def select_precision(bundle: Bundle, device: torch.device, network: nn.Module) -> Selection:
     """The fastest precision whose answers stay within the bundle's reference tolerances of the `exact` answers.
 
-    The answers are those on the reference picture, on its mirror image and on one half as bright; a classifier's
-    first label must be the same. Precisions that the device has no instructions for are not tried.
+    Answers are compared on the reference picture, its mirror image, and a copy of half the brightness. A classifier's
+    top class must be equal. Precisions without native instructions on the device are not tried. If none is accurate
+    enough, `exact` is selected.
 
-    Raises:
-        as `Predictor`.
+    Raises as `Predictor`.
     """
     config = bundle.config
     pictures = _pictures(config)
@@ -94,7 +94,7 @@ def select_precision(bundle: Bundle, device: torch.device, network: nn.Module) -
         trials.append(Trial(precision, predictor, inf, next(filter(None, mismatches), None)))
     trials = _timed(trials, _batch(pictures[0]))
     fit = [trial for trial in trials if trial.mismatch is None]
-    if not fit:  # rounding alone changes what it answers
+    if not fit:  # rounding alone changes its answers
         return Selection(exact, Precision.EXACT, tuple(trials))
     best = min(fit, key=lambda trial: trial.seconds)
     return Selection(best.predictor, best.precision, tuple(trials))
@@ -129,7 +129,7 @@ def _batch(picture: ModelInput) -> Batch:
 
 
 def _timed(trials: Sequence[Trial], batch: Batch) -> list[Trial]:
-    """The fewest seconds of each, taken in turn: whatever else the machine does only makes a run slower."""
+    """The fewest seconds of each trial. Trials alternate; other load on the machine only makes a run slower."""
     fewest = [inf] * len(trials)
     until_s = time.monotonic() + TIMING_S
     for number in range(TIMED_ROUNDS):
@@ -146,5 +146,5 @@ def _mismatch(found: Result, expected: Result) -> str | None:
     if isinstance(found, ClassifyResult) and isinstance(expected, ClassifyResult):
         first, other = expected.labels[0].index, found.labels[0].index
         if first != other:
-            return f"class {other} comes first, in fp32 class {first} does"
+            return f"the top class is {other}; in fp32 it is {first}"
     return mismatch(found, summarise(expected))

@@ -1,4 +1,4 @@
-"""Batch → RawOutputs: a bundle's network on a device; and one picture through the whole path, without a service."""
+"""Batch → RawOutputs: a bundle's network on a device; and the whole path of one picture, without a service."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 
 
 def default_device() -> torch.device:
-    """The first CUDA device, or the CPU where there is none."""
+    """The first CUDA device, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_network(bundle: Bundle) -> nn.Module:
-    """A bundle's network with its weights, as float32 in host memory. Any thread may call it: no device is touched.
+    """A bundle's network with its weights, float32 in host memory. Thread-safe.
 
     Raises:
         BundleInvalid: the weights do not fit the architecture.
@@ -45,14 +45,14 @@ def load_network(bundle: Bundle) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class Optimisations:
-    """How a network is run; in exact arithmetic none of it changes an answer. `make parity` measures the rest.
+    """How a network runs. In exact arithmetic none of these changes an answer; `make parity` measures the rounding.
 
-    Without any of it, fp32 on the CPU gives the authors' own answers but for a stray pixel.
+    Without any of them, fp32 on the CPU gives the authors' answers except for single pixels.
 
-    `channels_last`: weights and activations as (N, H, W, C) in memory. `folded`: batch norm folded into the
-    convolutions. `onednn`: layers by oneDNN's own operators, on the CPU, which wants both of the former.
-    `compiled`: by torch.compile, which takes a minute or so at the first input, once more at the first of another
-    shape, and needs a C++ compiler on the CPU.
+    `channels_last`: weights and activations are (N, H, W, C) in memory. `folded`: batch norm is folded into the
+    convolutions. `onednn`: CPU only; layers call oneDNN's operators; needs both of the former. `compiled`:
+    torch.compile, which takes about a minute at the first input and again at the first of another shape, and needs
+    a C++ compiler on the CPU.
     """
 
     channels_last: bool = False
@@ -62,11 +62,11 @@ class Optimisations:
 
     def __post_init__(self) -> None:
         if self.onednn and not (self.folded and self.channels_last):
-            raise ValueError("oneDNN's operators want batch norm folded and channels last")
+            raise ValueError("onednn needs folded and channels_last")
 
 
 class Predictor:
-    """A model, loaded and ready to answer, from any number of threads at a time."""
+    """A loaded model. Any number of threads may call `predict` at a time."""
 
     def __init__(
         self,
@@ -80,15 +80,14 @@ class Predictor:
 
         Args:
             bundle: as read by `read_bundle`.
-            device: where the network runs.
-            precision: of its weights and activations; boxes, scores and resized logits are always float32.
-            optimisations: how the network is run.
-            network: the bundle's, from `load_network`; it is read where it is left out, and is not the caller's
-                any more.
+            device: the device that the network runs on.
+            precision: dtype of weights and activations; boxes, scores and resized logits are always float32.
+            optimisations: how the network runs.
+            network: from `load_network`; the predictor takes ownership. None: load it.
 
         Raises:
             BundleInvalid: the weights do not fit the architecture.
-            torch.OutOfMemoryError: the device has no room for the network.
+            torch.OutOfMemoryError: the network does not fit on the device.
         """
         config = bundle.config
         self._family = network_of(family_of(config.architecture))
@@ -100,7 +99,7 @@ class Predictor:
             fold_batch_norm(network)
         network.to(device, self._dtype)
         self._memory_format = torch.channels_last if optimisations.channels_last else torch.contiguous_format
-        # torch's annotations do not know this argument.
+        # torch's annotations lack this argument.
         self._network: nn.Module = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if optimisations.onednn:
             convert_to_onednn(self._network)
@@ -112,15 +111,15 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> tuple[RawOutput, ...]:
-        """Answer inputs of one shape, row i for input i, each as if it were alone.
+        """Run the network on a batch: row i of the outputs answers input i, as if it were alone in the batch.
 
         Raises:
-            torch.OutOfMemoryError: the batch is too large for the device; a smaller one may pass.
+            torch.OutOfMemoryError: the batch is too large for the device; a smaller one may fit.
         """
-        # torch cannot promise to leave shared memory alone, so that what is read-only is copied first.
+        # torch has no read-only tensors, so a read-only array is copied first.
         host = torch.from_numpy(np.require(batch.pixels, requirements="W"))
         if self.device.type == "cuda":
-            host = host.pin_memory()  # or the copy would wait for what the device does now
+            host = host.pin_memory()  # else the copy waits for the device's current work
         pixels = host.to(self.device, non_blocking=True)
         contents = [geometry.content for geometry in batch.geometries] if self._padded else None
         x = self._normalise(pixels, contents).to(self._dtype, memory_format=self._memory_format)
@@ -128,27 +127,32 @@ class Predictor:
 
 
 def predict_image(predictor: Predictor, config: BundleConfig, data: bytes, params: QueryParams) -> Result:
-    """One encoded picture through decoding, preprocessing, network and postprocessing."""
-    return _finished(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
+    """The result of one encoded image: decode, preprocess, run, postprocess.
+
+    Raises:
+        ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`.
+        torch.OutOfMemoryError: the image is too large for the device.
+    """
+    return _predict_one(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
 
 
 def reference_answer(bundle: Bundle) -> ReferenceAnswer:
-    """The bundle's answer on the reference picture, on the CPU in fp32.
+    """The bundle's answer to the reference picture, on the CPU in fp32.
 
     Raises:
-        BundleInvalid: the weights do not fit, or answer something that is no number.
+        BundleInvalid: the weights do not fit the architecture, or give scores that are not finite.
     """
     config = bundle.config
     predictor = Predictor(bundle, torch.device("cpu"))
-    result = _finished(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
+    result = _predict_one(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
     if isinstance(result, ClassifyResult) and not all(math.isfinite(one.score) for one in result.labels):
         raise BundleInvalid(
-            f"model {config.name} answers scores that are no numbers: its weights are damaged, or too large for "
+            f"model {config.name} gives scores that are not finite: its weights are damaged or overflow "
             f"{config.precision}"
         )
     return summarise(result)
 
 
-def _finished(predictor: Predictor, config: BundleConfig, one: ModelInput, params: QueryParams) -> Result:
+def _predict_one(predictor: Predictor, config: BundleConfig, one: ModelInput, params: QueryParams) -> Result:
     (raw,) = predictor.predict(Batch(np.stack((one.pixels,)), (one.geometry,), (params,)))
     return postprocess(raw, config, one.geometry.original)

@@ -1,7 +1,7 @@
-"""Image → ModelInput: the authors' test pipelines up to the normalisation, which is the network's part.
+"""Image → ModelInput: the authors' test pipelines without normalisation, which runs on the device.
 
-Classification follows timm's evaluation transform (Pillow's antialiased bicubic), detection and segmentation
-mmcv's rescaling (OpenCV's bilinear); each equals its original, run with the same libraries, bit for bit.
+Classification follows timm's evaluation transform (Pillow's antialiased bicubic). Detection and segmentation follow
+mmcv's rescaling (OpenCV's bilinear). With the same library versions each equals its original bit for bit.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ try:
     COMPILED = True
 except ImportError:
     COMPILED = False
-"""Whether crops are resized by resample.c. Where that could not be built Pillow does it: the same pixels, slower."""
+"""Whether crops are resized by resample.c. Without it Pillow resizes them: the same pixels, slower."""
 
 ELONGATED = 32
-"""From this ratio of sides on only the part of the picture that the crop sees is resized."""
-BICUBIC_REACH = 2
-"""How far Pillow's bicubic kernel looks to either side, in pixels of the coarser raster."""
+"""From this aspect ratio on, only the part of the picture that the crop contains is resized."""
+BICUBIC_RADIUS = 2
+"""Radius of Pillow's bicubic kernel, in pixels of the coarser raster."""
 
 
 def prepare(image: Image, spec: Preprocessing) -> ModelInput:
     """Resize, then crop or pad: uint8 (h, w, 3), RGB, contiguous.
 
-    Its size is bounded by the spec, whatever the picture's proportions are.
+    The spec bounds the size, whatever the picture's aspect ratio.
     """
     match spec:
         case CenterCropSpec():
@@ -43,8 +43,10 @@ def prepare(image: Image, spec: Preprocessing) -> ModelInput:
 
 
 def prepare_picture(picture: Picture, spec: Preprocessing) -> ModelInput:
-    """The same of what is not an array yet, and the same to the last bit: each library gets the pixels as it holds
-    them. A picture that was decoded smaller is resized from there; the geometry speaks of the original."""
+    """`prepare` of a picture that Pillow holds, with equal pixels and fewer copies.
+
+    A picture that was decoded at a reduced scale is resized from there; its geometry refers to the original size.
+    """
     match spec:
         case CenterCropSpec():
             return _center_crop(picture.rgb, picture.original, spec)
@@ -53,7 +55,7 @@ def prepare_picture(picture: Picture, spec: Preprocessing) -> ModelInput:
 
 
 def content_size(original: Size, spec: Preprocessing) -> Size:
-    """What a picture is resized to, before anything is cropped or padded."""
+    """The size that a picture of upright size `original` is resized to, before cropping or padding."""
     height, width = original.height, original.width
     match spec:
         case CenterCropSpec(resize_shorter=shorter):
@@ -61,7 +63,7 @@ def content_size(original: Size, spec: Preprocessing) -> Size:
             return Size(shorter, longer) if height <= width else Size(longer, shorter)
         case KeepRatioSpec():
             scale = min(spec.long_side / max(height, width), spec.short_side / min(height, width))
-            # A side that would vanish keeps one pixel.
+            # A side is at least one pixel.
             return Size(max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1))
 
 
@@ -88,7 +90,7 @@ def _center_crop(rgb: PIL.Image.Image, original: Size, spec: CenterCropSpec) -> 
         resized = rgb.resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
         pixels = np.asarray(resized.crop((columns.start, rows.start, columns.stop, rows.stop)))
     if pixels.shape != (spec.crop, spec.crop, 3):
-        # The crop reaches beyond the picture: zeros, as torchvision pads.
+        # The crop radiuses beyond the picture: zeros, as torchvision pads.
         before, beside = rows.start - top, columns.start - left
         content_pixels, pixels = pixels, np.zeros((spec.crop, spec.crop, 3), np.uint8)
         pixels[before : before + len(rows), beside : beside + len(columns)] = content_pixels
@@ -96,12 +98,12 @@ def _center_crop(rgb: PIL.Image.Image, original: Size, spec: CenterCropSpec) -> 
 
 
 def _computed_window(rgb: PIL.Image.Image, content: Size, rows: range, columns: range) -> UInt8Array:
-    """The given rows and columns of the picture as Pillow resizes it to `content`, to the last bit."""
+    """The given rows and columns of the picture resized to `content`, equal to Pillow's bit for bit."""
     picture: tuple[object, object] | bytes
     try:
         picture = rgb.__arrow_c_array__()
     except ValueError:
-        # Pillow keeps a large picture in several pieces.
+        # Pillow stores a large picture in several blocks.
         picture = rgb.tobytes("raw", "RGBX")
     pixels = np.empty((len(rows), len(columns), 3), np.uint8)
     size = (rgb.height, rgb.width)
@@ -111,7 +113,7 @@ def _computed_window(rgb: PIL.Image.Image, content: Size, rows: range, columns: 
 
 
 def _resized_window(rgb: PIL.Image.Image, content: Size, rows: range, columns: range) -> UInt8Array:
-    """The same without making the rest of it, by Pillow itself.
+    """The given rows and columns of the resized picture by Pillow, without computing the rest.
 
     Equal to that part of the whole resized picture up to rounding: Pillow takes the window in float32 and
     chooses the order of its two passes by the sizes.
@@ -126,14 +128,14 @@ def _resized_window(rgb: PIL.Image.Image, content: Size, rows: range, columns: r
 
 
 def _source_span(target: range, scale: float, length: int) -> tuple[float, float, int, int]:
-    """Where a range of resized pixels lies in the source, and the whole source pixels that it is made from."""
+    """A range of resized pixels in source coordinates, and the range of source pixels that the kernel covers."""
     start, stop = target.start * scale, min(target.stop * scale, length)
-    reach = BICUBIC_REACH * max(scale, 1.0) + 1
-    return start, stop, max(math.floor(start - reach), 0), min(math.ceil(stop + reach), length)
+    radius = BICUBIC_RADIUS * max(scale, 1.0) + 1
+    return start, stop, max(math.floor(start - radius), 0), min(math.ceil(stop + radius), length)
 
 
 def _centered(length: int, crop: int) -> int:
-    """Where a centred crop begins, rounded as torchvision rounds; negative where it is longer than `length`."""
+    """The first pixel of a centred crop, rounded as torchvision does; negative if the crop is longer than `length`."""
     return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
 
 

@@ -1,7 +1,7 @@
-"""A model's answer on the reference picture, committed in its bundle, and how near an answer must come to it.
+"""The reference check: a picture, and the answer to it that a model's bundle has.
 
-A worker is ready once each of its models gave this answer through the whole path. The tolerances let bf16 and
-other kernels pass and stop a wrong colour order, a lost normalisation or damaged weights.
+A worker is ready once each of its models gives that answer through the whole path. The tolerances pass bf16 and other
+kernels; they fail a wrong colour order, missing normalisation or damaged weights. Torch-free: front-ends read bundles.
 """
 
 from __future__ import annotations
@@ -18,41 +18,49 @@ from model.spec import Preprocessing, Spec
 from model.types import Box, ClassifyResult, DetectResult, LabelMapArray, ModelInput, QueryParams, Result, SegmentResult
 
 REFERENCE_PICTURE = Path(__file__).parent / "bundles" / "reference.jpg"
-"""A photograph of a cat, Chelsea, by Stefan van der Walt (CC0): every model is checked with it."""
+"""A photograph of a cat, Chelsea, by Stefan van der Walt (CC0): the input of every model's reference check."""
 
 SCORE_TOLERANCE = 0.05
 BOX_IOU = 0.8
 GRID_AGREEMENT = 0.97
 GRID = 32
-"""The label map is compared at the centres of a GRID x GRID raster."""
+"""Label maps are compared at the cell centres of a GRID x GRID raster."""
 
 LIMITS = DecodeLimits(max_bytes=1 << 20, max_pixels=1_000_000)
 REFERENCE_PARAMS = QueryParams(top_k=5, max_detections=5, masks=False)
 
 
 class ScoredIndex(Spec):
+    """A class index with its probability, 0 to 1."""
+
     index: int
     score: float
 
 
 class ScoredBox(Spec):
+    """A detection: class index, score, xmin, ymin, xmax, ymax in pixels of the reference picture."""
+
     index: int
     score: float
     box: tuple[float, float, float, float]
 
 
 class ClassifyReference(Spec):
+    """The most probable classes, by falling probability."""
+
     task: Literal["classify"] = "classify"
     labels: tuple[ScoredIndex, ...]
 
 
 class DetectReference(Spec):
+    """The best detections, by falling score, without masks."""
+
     task: Literal["detect"] = "detect"
     detections: tuple[ScoredBox, ...]
 
 
 class SegmentReference(Spec):
-    """`grid` has a text a row: class indices with spaces between, so that the picture can be seen in the file."""
+    """The label map sampled on the raster; each string of `grid` is a row of class indices, separated by spaces."""
 
     task: Literal["segment"] = "segment"
     grid: tuple[str, ...]
@@ -62,7 +70,7 @@ ReferenceAnswer = Annotated[ClassifyReference | DetectReference | SegmentReferen
 
 
 def summarise(result: Result) -> ReferenceAnswer:
-    """What is committed of an answer on the reference picture."""
+    """The reference answer for a bundle's config: scores to 5 digits, boxes to 2."""
     match result:
         case ClassifyResult():
             return ClassifyReference(
@@ -89,7 +97,7 @@ def summarise(result: Result) -> ReferenceAnswer:
 
 
 def mismatch(result: Result, reference: ReferenceAnswer) -> str | None:
-    """Why `result` is not the committed answer, in words; None where it is."""
+    """Why `result` is not within the tolerances of `reference`; None if it is."""
     match result, reference:
         case ClassifyResult(), ClassifyReference():
             return _labels_mismatch(result, reference)
@@ -99,7 +107,7 @@ def mismatch(result: Result, reference: ReferenceAnswer) -> str | None:
             expected = np.array([[int(value) for value in row.split()] for row in reference.grid])
             share = float((expected == _grid(result.label_map)).mean())
             if share < GRID_AGREEMENT:
-                return f"{share:.1%} of the reference label map's raster agree, {GRID_AGREEMENT:.0%} must"
+                return f"{share:.1%} of the reference label map's raster agree; {GRID_AGREEMENT:.0%} must"
             return None
         case _:
             return f"the answer is a {type(result).__name__}, the reference is for {reference.task}"
@@ -109,20 +117,20 @@ def _labels_mismatch(result: ClassifyResult, reference: ClassifyReference) -> st
     found = {one.index: one.score for one in result.labels}
     floor = min(found.values(), default=0.0)
     for expected in reference.labels:
-        # A class that fell out of the top k scores at most as much as the last one in it.
+        # A class that is not in the top k scores at most as much as the last of them.
         score = found.get(expected.index, floor)
         if abs(score - expected.score) > SCORE_TOLERANCE:
-            return f"class {expected.index} scores {score:.3f}, the reference says {expected.score:.3f}"
+            return f"class {expected.index} scores {score:.3f}; the reference is {expected.score:.3f}"
     return None
 
 
 def _detections_mismatch(result: DetectResult, reference: DetectReference) -> str | None:
-    # Detections that fell out of an answer cut to its limit score at most as much as its last one.
+    # If the answer has as many detections as allowed, those cut off score at most as much as its last one.
     cut = len(result.detections) >= REFERENCE_PARAMS.max_detections
     floor = result.detections[-1].score if cut else -SCORE_TOLERANCE
     for expected in reference.detections:
         if expected.score < floor + SCORE_TOLERANCE:
-            continue  # too near the cut to be looked for
+            continue  # may have been cut off
         near = (
             one
             for one in result.detections
@@ -131,12 +139,12 @@ def _detections_mismatch(result: DetectResult, reference: DetectReference) -> st
             and iou(one.box, Box(*expected.box)) >= BOX_IOU
         )
         if next(near, None) is None:
-            return f"no detection like the reference's class {expected.index}, score {expected.score:.3f}"
+            return f"the reference detection of class {expected.index}, score {expected.score:.3f}, is missing"
     return None
 
 
 def iou(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes' areas."""
+    """Intersection over union of two boxes."""
     width = min(first.xmax, second.xmax) - max(first.xmin, second.xmin)
     height = min(first.ymax, second.ymax) - max(first.ymin, second.ymin)
     shared = max(width, 0.0) * max(height, 0.0)
@@ -153,5 +161,5 @@ def _grid(label_map: LabelMapArray) -> LabelMapArray:
 
 
 def reference_input(preprocessing: Preprocessing) -> ModelInput:
-    """The reference picture, through decoding and a model's own preprocessing."""
+    """The reference picture, decoded and preprocessed for a model."""
     return prepare(decode(REFERENCE_PICTURE.read_bytes(), LIMITS), preprocessing)

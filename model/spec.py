@@ -1,6 +1,6 @@
-"""Both pipelines of a model in numbers: the parts of a bundle's config that describe pre- and postprocessing.
+"""The parameters of a model's pre- and postprocessing, as a bundle's config has them.
 
-Torch-free, so that a front-end can read it. Networks in numbers are in `model/families/`.
+Torch-free: front-ends read them. The parameters of networks are in `model/families/`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Spec(BaseModel):
-    """Immutable and strict: an unknown or mistyped field is an error, never ignored."""
+    """Base of all parts of a config: immutable and strict. An unknown or mistyped field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Normalisation(Spec):
-    """(x - mean) / std per RGB channel, in grey levels 0 to 255."""
+    """(x - mean) / std per RGB channel; mean and std are in grey levels, 0 to 255. The defaults are ImageNet's."""
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
 
 class CenterCropSpec(Spec):
-    """Shorter side to `resize_shorter` px with Pillow's antialiased bicubic, then the central `crop` px square."""
+    """Resize the shorter side to `resize_shorter` px (Pillow's antialiased bicubic); crop the central `crop` px."""
 
     kind: Literal["center_crop"] = "center_crop"
     resize_shorter: PositiveInt = 248
@@ -35,9 +35,9 @@ class CenterCropSpec(Spec):
 
 
 class KeepRatioSpec(Spec):
-    """The largest size of the same aspect within `long_side` x `short_side` px, OpenCV's bilinear.
+    """Resize to the largest size of the same aspect ratio within `long_side` x `short_side` px (OpenCV's bilinear).
 
-    Then, after normalisation, zeros to the right and below up to a multiple of `pad_multiple` (1: none).
+    After normalisation, zeros pad the right and bottom edges to a multiple of `pad_multiple` px (1: no padding).
     """
 
     kind: Literal["keep_ratio"] = "keep_ratio"
@@ -51,11 +51,16 @@ Preprocessing = Annotated[CenterCropSpec | KeepRatioSpec, Field(discriminator="k
 
 
 class ClassifyPostSpec(Spec):
+    """A classifier's postprocessing has no parameters."""
+
     task: Literal["classify"] = "classify"
 
 
 class DetectPostSpec(Spec):
-    """Thresholds of the detectors' test time; the RPN's apply to Mask R-CNN alone."""
+    """Thresholds of the detectors at test time. `proposals` and `proposal_nms_iou` apply to Mask R-CNN's RPN alone.
+
+    `candidates_per_level`: the best-scored boxes of a pyramid level that take part in NMS.
+    """
 
     task: Literal["detect"] = "detect"
     score_threshold: UnitInterval = 0.05
@@ -67,6 +72,8 @@ class DetectPostSpec(Spec):
 
 
 class SegmentPostSpec(Spec):
+    """A segmenter's postprocessing has no parameters."""
+
     task: Literal["segment"] = "segment"
 
 

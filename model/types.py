@@ -1,4 +1,4 @@
-"""The central types: what an image becomes on its way to an answer.
+"""The central types: the stages between an encoded image and its result.
 
     bytes → Image → ModelInput → Batch → RawOutput (a row each) → Result
 
@@ -48,11 +48,11 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a network input relates to the upright picture that it was made from.
+    """How the pixels of a network input map to those of the upright picture.
 
     `original` is the picture's size; `content` is the size it was resized to, before any cropping or padding.
-    Padding, where there is any, lies to the right and below, so a point (x, y) of the input is the point
-    (x / scale_x, y / scale_y) of the picture.
+    Padding lies to the right and below, so point (x, y) of the input is point (x / scale_x, y / scale_y) of the
+    picture.
     """
 
     original: Size
@@ -69,7 +69,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """A picture as the network wants it, not yet normalised: uint8 (h, w, 3), RGB."""
+    """A network input before normalisation: uint8 (h, w, 3), RGB."""
 
     pixels: UInt8Array
     geometry: Geometry
@@ -77,7 +77,11 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True)
 class QueryParams:
-    """What a caller may ask of an answer. `None` means: the model's own value."""
+    """Request parameters that the network or postprocessing needs.
+
+    `top_k`: classes returned by a classifier. `score_threshold`: detections must score strictly above it; None takes
+    the model's own. `max_detections`: at most so many detections. `masks`: compute instance masks.
+    """
 
     top_k: int = 5
     score_threshold: float | None = None
@@ -99,7 +103,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class ClassifyOutput:
-    """The best classes by falling probability: indices int64 (k,), scores float32 (k,)."""
+    """The k most probable classes, by falling probability: indices int64 (k,), scores float32 (k,)."""
 
     indices: IntArray
     scores: Float32Array
@@ -110,7 +114,7 @@ class DetectOutput:
     """Detections by falling score, after NMS, in pixels of the upright picture.
 
     boxes float32 (n, 4) as xmin, ymin, xmax, ymax; scores float32 (n,); classes int64 (n,);
-    mask_logits float32 (n, m, m) over each box, or None where the model has no masks or none were asked for.
+    mask_logits float32 (n, m, m) over each box; None if the model has no masks or the request does not want them.
     """
 
     boxes: Float32Array
@@ -121,7 +125,7 @@ class DetectOutput:
 
 @dataclass(frozen=True, slots=True)
 class SegmentOutput:
-    """The class index of each pixel of the upright picture: uint8 (H, W), or uint16 beyond 256 classes."""
+    """The class index of each pixel of the upright picture: uint8 (H, W), uint16 beyond 256 classes."""
 
     label_map: LabelMapArray
 
@@ -131,6 +135,8 @@ RawOutput = ClassifyOutput | DetectOutput | SegmentOutput
 
 @dataclass(frozen=True, slots=True)
 class Label:
+    """A class of a classifier. `score` is its probability, 0 to 1."""
+
     label: str
     index: int
     score: float
@@ -138,7 +144,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Float pixels of the upright picture."""
+    """An axis-aligned box in pixels of the upright picture, as floats."""
 
     xmin: float
     ymin: float
@@ -148,10 +154,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class SoftMask:
-    """An instance mask before it is pasted into the picture: logits float32 (m, m) spread over the box.
+    """An instance mask at the network's resolution: logits float32 (m, m), spread evenly over the detection's box.
 
-    It stays this small until an encoder or the renderer needs it, one at a time: a hundred pasted masks of a
-    large picture would not fit in memory.
+    A pixel is in the mask if its probability is at least `threshold`. Encoders and the renderer paste masks one at a
+    time: a hundred masks of a large picture would not fit in memory.
     """
 
     logits: Float32Array
@@ -160,6 +166,8 @@ class SoftMask:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
+    """One detected object. `score` is 0 to 1."""
+
     label: str
     index: int
     score: float
@@ -169,7 +177,7 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """All pixels of one class; `area` is their number."""
+    """All pixels of one class; `area` counts them."""
 
     label: str
     index: int

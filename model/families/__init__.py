@@ -1,4 +1,4 @@
-"""All backbones and families of models. To add one, write its module and list it here."""
+"""All backbones and model families. To add one, write its module and list it here; see CONTRIBUTING.md."""
 
 from model.families.classifier import CLASSIFIER
 from model.families.convmlp import CONVMLP

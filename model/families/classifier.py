@@ -1,4 +1,4 @@
-"""Classifiers: a backbone with a linear layer on top."""
+"""Classifiers: a backbone, pooling and a linear layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.types import Task
 
 
 class ClassifierSpec(ArchitectureSpec):
-    """Backbone, LayerNorm, mean over positions, one linear layer (section 3.1 of the paper)."""
+    """Backbone, pooling, one linear layer. The backbone defines the pooling, as its authors do."""
 
     family: Literal["classifier"] = "classifier"
 

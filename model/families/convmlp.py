@@ -10,7 +10,7 @@ from model.families.registry import BackboneFamily, BackboneSpec
 class ConvMLPSpec(BackboneSpec):
     """ConvMLP: a conv tokenizer (stride 4), one conv stage (to stride 8), three conv-MLP stages (8, 16, 32).
 
-    Feature levels at strides 4, 8, 16, 32 have `level_channels` channels.
+    Feature levels are at strides 4, 8, 16 and 32.
     """
 
     tokenizer_channels: PositiveInt

@@ -1,7 +1,7 @@
-"""The registry of model families and of the backbones that they share.
+"""The registry of model families and backbones.
 
-A family is a kind of network with a procedure at test time: RetinaNet, Mask R-CNN. A backbone is what it stands on:
-ConvMLP. A bundle's config names both; here is how it is read, and what each means. Torch is imported only when a
+A family is a kind of network with its procedure at test time, such as RetinaNet. A backbone is the feature extractor
+that families share, such as ConvMLP. A bundle's config names both. Torch is imported only when a
 network is needed: an entry names the object that builds and runs it (`model/net/network.py`).
 """
 
@@ -24,10 +24,10 @@ AnySpec = TypeVar("AnySpec", bound=Spec)
 
 
 class BackboneSpec(Spec, ABC):
-    """The numbers of a backbone. Its network gives four feature levels, at strides 4, 8, 16 and 32.
+    """Base of backbone specs: the sizes that define a backbone with feature levels at strides 4, 8, 16 and 32.
 
-    A subclass has a field `family`, the backbone's name in `BACKBONES`; ConvMLP's alone has none, for the configs of
-    before there were others.
+    A subclass has a field `family`, its name in `BACKBONES`. ConvMLP's has none: it was the only backbone at first, and
+    a config without `family` is one of ConvMLP.
     """
 
     @property
@@ -37,19 +37,23 @@ class BackboneSpec(Spec, ABC):
 
     @property
     def size(self) -> str:
-        """The published size that these numbers are, `s` for example; else `custom`."""
+        """The name of the published size, such as `s`; `custom` for any other."""
         sizes = backbone_of(self).sizes
         return next((name for name, spec in sizes.items() if spec == self), "custom")
 
 
 class _Registered(Generic[AnySpec]):
-    """How pydantic reads a field whose class is looked up by the value's `family` when it is read."""
+    """Pydantic annotation: validates by the spec class that is registered for the value's `family`.
+
+    The registry is read at validation, so families may be registered at any time before. A nested error is reported
+    as one error of the field.
+    """
 
     def __init__(self, specs: Callable[[], Mapping[str, type[AnySpec]]], default: str | None = None) -> None:
         self._specs, self._default = specs, default
 
     def read(self, value: object, info: ValidationInfo) -> AnySpec:
-        """A spec as it is, or a document as its family's spec. Raises PydanticCustomError."""
+        """Validate a spec, or an object by its `family`. Raises PydanticCustomError."""
         specs = self._specs()
         for spec in specs.values():
             if isinstance(value, spec):
@@ -60,7 +64,7 @@ class _Registered(Generic[AnySpec]):
                 "unknown_family", "expected an object whose family is one of {known}", {"known": ", ".join(specs)}
             )
         try:
-            if info.mode == "json":  # strict JSON takes arrays for tuples, as strict Python does not
+            if info.mode == "json":  # strict JSON mode accepts arrays for tuples; strict Python mode does not
                 return specs[family].model_validate_json(json.dumps(value))
             return specs[family].model_validate(value)
         except ValidationError as error:
@@ -87,7 +91,7 @@ else:
 
 
 class ArchitectureSpec(Spec):
-    """The numbers of a network. A subclass gives `family` its name, and adds the numbers of its neck and heads."""
+    """Base of family specs: the sizes that define a network. A subclass sets `family` and adds fields."""
 
     family: str
     backbone: Backbone
@@ -101,12 +105,12 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class BackboneFamily:
-    """A backbone.
+    """A registered backbone.
 
     Args:
         name: `family` in a config.
-        spec: its numbers.
-        sizes: the published ones, by name.
+        spec: class of its specs.
+        sizes: the published sizes, by name.
         network: where its `BackboneNetwork` is, as `module:name`; the module may import torch.
     """
 
@@ -118,13 +122,13 @@ class BackboneFamily:
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """A family of models.
+    """A registered model family.
 
     Args:
         name: `family` in a config.
-        task: what its models do. It decides how answers are postprocessed, checked and encoded.
-        spec: its numbers.
-        preprocessing: of an imported checkpoint whose own is not known: the authors' at test time.
+        task: it determines postprocessing, reference check and encoding of the answers.
+        spec: class of its specs.
+        preprocessing: default for imported checkpoints: the authors' at test time.
         postprocessing: likewise.
         network: where its `FamilyNetwork` is, as `module:name`; the module may import torch.
         masks: whether its detections have masks.
@@ -140,16 +144,16 @@ class ModelFamily:
 
 
 BACKBONES: dict[str, BackboneFamily] = {}
-"""By name. `model/families/__init__.py` fills both."""
+"""By name. `model/families/__init__.py` fills both registries."""
 FAMILIES: dict[str, ModelFamily] = {}
 """By name."""
 
 
 def backbone_of(spec: BackboneSpec) -> BackboneFamily:
-    """The registered backbone that has these numbers."""
+    """The registered backbone of a spec."""
     return next(one for one in BACKBONES.values() if one.spec is type(spec))
 
 
 def family_of(architecture: ArchitectureSpec) -> ModelFamily:
-    """The registered family that has these numbers."""
+    """The registered family of a spec."""
     return FAMILIES[architecture.family]

@@ -1,7 +1,7 @@
-"""Boxes as tensors (..., 4) of xmin, ymin, xmax, ymax: delta coding, IoU, clipping.
+"""Boxes as tensors (..., 4) of xmin, ymin, xmax, ymax: delta coding, IoU, clipping; and anchors.
 
-All functions broadcast over leading axes, so that a batch needs no loop. Anchors are the boxes that a dense head's
-deltas are relative to (arXiv 1506.01497, section 3.1.1).
+All functions broadcast over leading axes, so that a batch needs no loop. A dense head's deltas are
+relative to anchors (arXiv 1506.01497, section 3.1.1).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = math.log(1000 / 16)
-"""Largest |dw|, |dh| when decoding: an untrained delta must not overflow the exponential."""
+"""Limit of |dw| and |dh| when decoding, so that an untrained delta does not overflow the exponential."""
 
 
 def encode_deltas(anchors: Tensor, boxes: Tensor, stds: tuple[float, float, float, float] = (1, 1, 1, 1)) -> Tensor:
-    """What a head must predict at `anchors` to give `boxes` (arXiv 1506.01497, equation 2).
+    """The deltas from `anchors` to `boxes` (arXiv 1506.01497, equation 2).
 
     Args:
         anchors: (..., 4), of positive width and height.
         boxes: (..., 4), of positive width and height.
-        stds: what each of dx, dy, dw, dh is divided by.
+        stds: divisors of dx, dy, dw, dh.
 
     Returns:
         (..., 4) as dx, dy, dw, dh.
@@ -34,12 +34,12 @@ def encode_deltas(anchors: Tensor, boxes: Tensor, stds: tuple[float, float, floa
 
 
 def decode_deltas(anchors: Tensor, deltas: Tensor, stds: tuple[float, float, float, float] = (1, 1, 1, 1)) -> Tensor:
-    """The boxes that `deltas` mean at `anchors`: the inverse of `encode_deltas`, |dw| and |dh| limited.
+    """The boxes at `deltas` from `anchors`: the inverse of `encode_deltas`, with |dw| and |dh| limited.
 
     Args:
         anchors: (..., 4).
         deltas: (..., 4) as dx, dy, dw, dh.
-        stds: what each of them is multiplied with.
+        stds: factors of dx, dy, dw, dh.
 
     Returns:
         (..., 4) boxes, not clipped.
@@ -52,19 +52,19 @@ def decode_deltas(anchors: Tensor, deltas: Tensor, stds: tuple[float, float, flo
 
 
 def clip_boxes(boxes: Tensor, limits: Tensor) -> Tensor:
-    """Boxes within the picture: (..., 4), with `limits` broadcastable to it as width, height, width, height."""
+    """Boxes (..., 4) clipped to 0 and to `limits`, which broadcasts to them: width, height, width, height."""
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
 def box_areas(boxes: Tensor) -> Tensor:
-    """(..., 4) → (...): width times height."""
+    """Areas of boxes: (..., 4) → (...)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def iou_matrix(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of each box with each: (..., n, 4), (..., m, 4) → (..., n, m).
+    """Pairwise intersection over union: (..., n, 4), (..., m, 4) → (..., n, m).
 
-    Two boxes without area give NaN, which is above no threshold.
+    Two boxes without area give NaN, which no threshold comparison passes.
     """
     first, second = first[..., :, None, :], second[..., None, :, :]
     width = torch.minimum(first[..., 2], second[..., 2]) - torch.maximum(first[..., 0], second[..., 0])
@@ -80,10 +80,10 @@ def _centre_and_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class AnchorSpec:
-    """At each position of a level one anchor for each ratio (outer) and scale (inner).
+    """Anchors of a pyramid: at each position of a level, one for each ratio (outer) and scale (inner).
 
-    An anchor has the area (scale · stride)² and the height-to-width ratio `ratio`. It is centred at a multiple
-    of the stride, the top left corner of the position's cell.
+    An anchor has area (scale · stride)² and height-to-width ratio `ratio`. Its centre is a multiple of the stride, the
+    top left corner of the position's cell.
     """
 
     strides: tuple[int, ...]
@@ -95,7 +95,7 @@ class AnchorSpec:
         return len(self.scales) * len(self.ratios)
 
     def shapes(self, level: int, device: torch.device) -> Tensor:
-        """The anchors of a level about the origin: float32 (A, 4) as xmin, ymin, xmax, ymax."""
+        """A level's anchors around the origin: float32 (A, 4), input pixels."""
         scales = torch.tensor(self.scales, device=device) * self.strides[level]
         roots = torch.tensor(self.ratios, device=device).sqrt()
         widths = (1 / roots[:, None] * scales).flatten() / 2
@@ -103,7 +103,7 @@ class AnchorSpec:
         return torch.stack((-widths, -heights, widths, heights), dim=1)
 
     def level_anchors(self, level: int, size: tuple[int, int], device: torch.device) -> Tensor:
-        """The anchors of a level of (height, width) cells, row by row: float32 (h·w·A, 4) in input pixels."""
+        """All anchors of a level of (height, width) cells, row by row: float32 (h·w·A, 4), input pixels."""
         ys, xs = (torch.arange(cells, device=device, dtype=torch.float32) * self.strides[level] for cells in size)
         grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
         centres = torch.stack((grid_x, grid_y, grid_x, grid_y), dim=-1)

@@ -1,4 +1,4 @@
-"""Classifiers at test time, on any backbone."""
+"""Classifiers: the family's network on any backbone, and top-k."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CLASS_KEY = "head.weight"
 
 
 def top_k_classes(logits: Tensor, params: Sequence[QueryParams]) -> list[ClassifyOutput]:
-    """Logits (N, classes) → each row's `top_k` classes, or all where there are fewer, by softmax probability.
+    """Logits (N, classes) → each row's `top_k` classes by softmax probability, all classes if there are fewer.
 
-    Equal probabilities come in the order of the classes.
+    Equal probabilities are ordered by class index.
     """
     probabilities = logits.float().softmax(dim=1)
     ordered, indices = probabilities.sort(dim=1, descending=True, stable=True)

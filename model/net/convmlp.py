@@ -1,7 +1,7 @@
 """ConvMLP, backbone and classifier (arXiv 2109.04454, section 3): conv tokenizer, conv stage, conv-MLP stages.
 
-Parameter names are those of the authors' published checkpoints. Convolutions work on (N, C, H, W); the MLP
-stages work on (N, H, W, C), where a channel MLP is one matrix product and LayerNorm needs no transposition.
+Parameter names are those of the authors' checkpoints. Convolutions take (N, C, H, W). The conv-MLP stages take
+(N, H, W, C), where a channel MLP is a matrix product and LayerNorm needs no transposition.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class ConvStage(nn.Module):
 
 
 class ConvMLPBlock(nn.Module):
-    """Channel MLP, depthwise 3x3 convolution, channel MLP on (N, H, W, C) (section 3.3, figure 2).
+    """Channel MLP, depthwise 3x3 convolution, channel MLP, on (N, H, W, C) (section 3.3, figure 2).
 
-    The MLPs are residual; the convolution that joins them is not.
+    The MLPs are residual; the convolution is not.
     """
 
     def __init__(self, channels: int, mlp_ratio: int) -> None:
@@ -88,7 +88,7 @@ class ConvMLPBlock(nn.Module):
 
 
 class ConvDownsample(nn.Module):
-    """A strided 3x3 convolution on (N, H, W, C): → (N, H/2, W/2, D)."""
+    """A strided 3x3 convolution: (N, H, W, C) → (N, H/2, W/2, D)."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class ConvDownsample(nn.Module):
 
 
 class ConvMLPStage(nn.Module):
-    """Blocks on (N, H, W, C), then a downsampling where `out_channels` is given."""
+    """Blocks on (N, H, W, C), then downsampling to `out_channels` unless it is None."""
 
     def __init__(self, channels: int, depth: int, mlp_ratio: int, out_channels: int | None) -> None:
         super().__init__()
@@ -117,8 +117,8 @@ class ConvMLPStage(nn.Module):
 class ConvMLP(nn.Module):
     """The backbone: normalised float (N, 3, H, W) RGB → four feature levels (N, C, H/s, W/s), s = 4, 8, 16, 32.
 
-    The levels are the outputs of tokenizer, conv stage, first and last conv-MLP stage; the second conv-MLP
-    stage's own output (stride 32 as well) is not one of them. Odd sizes round up at every halving.
+    The levels are the outputs of the tokenizer, the conv stage, and the first and last conv-MLP stage. The second
+    conv-MLP stage's output, also at stride 32, is not a level. Odd sizes round up at every halving.
     """
 
     def __init__(self, spec: ConvMLPSpec) -> None:
@@ -144,8 +144,7 @@ class ConvMLP(nn.Module):
 class ConvMLPClassifier(ConvMLP):
     """Backbone, LayerNorm, mean over positions, linear: normalised float (N, 3, H, W) RGB → logits (N, classes).
 
-    It extends the backbone instead of holding one, because the authors' classifier checkpoints name the
-    backbone's parameters without a prefix.
+    A subclass, because the authors' classifier checkpoints have the backbone's parameters without a prefix.
     """
 
     def __init__(self, spec: ConvMLPSpec, num_classes: int) -> None:

@@ -15,9 +15,9 @@ from model.net.boxes import iou_matrix
 
 
 def torchvision_operator(name: str) -> Callable[..., Tensor] | None:
-    """`torchvision.ops.<name>`, or None where torchvision cannot be imported.
+    """`torchvision.ops.<name>`; None if torchvision cannot be imported.
 
-    A torchvision that was built for another torch raises RuntimeError while it is imported.
+    A torchvision built for another torch raises RuntimeError on import.
     """
     try:
         operator: Callable[..., Tensor] = getattr(importlib.import_module("torchvision.ops"), name)
@@ -27,9 +27,9 @@ def torchvision_operator(name: str) -> Callable[..., Tensor] | None:
 
 
 BLOCK = 256
-"""Boxes that are decided together. Bounds memory: N · BLOCK · (limit + BLOCK) overlaps at a time."""
+"""Boxes processed together. Bounds memory: N · BLOCK · (limit + BLOCK) overlaps at a time."""
 TORCHVISION_MAX_BOXES = 16_384
-"""torchvision compares all pairs before it keeps one; beyond this the blocks below need far less."""
+"""torchvision computes the overlaps of all pairs; for more boxes `nms_ordered` needs far less memory."""
 
 _torchvision_nms = torchvision_operator("nms")
 
@@ -39,21 +39,21 @@ def grouped_nms(
 ) -> tuple[Tensor, Tensor]:
     """Greedy NMS within each group (class or level) of each picture.
 
-    A box goes where a better one of its group overlaps it by more than `iou_threshold`. Groups are kept apart
-    by shifting the boxes of group g by g · (largest coordinate + 1) in float32, as the toolboxes do: its
-    rounding is part of their answers.
+    A box is suppressed if a kept, better box of its group overlaps it by more than `iou_threshold`. Groups are
+    separated by shifting the boxes of group g by g · (largest coordinate + 1) in float32, as mmdetection does; its
+    rounding affects results.
 
     Args:
         boxes: float32 (N, n, 4), coordinates not negative.
         scores: float32 (N, n).
         groups: int64 (N, n), not negative.
-        valid: bool (N, n); the others take no part.
+        valid: bool (N, n); other boxes are ignored.
         iou_threshold: suppression is strictly above it.
-        limit: how many of the best to keep a picture.
+        limit: number of boxes to keep in a picture.
 
     Returns:
-        int64 (N, k), k = min(limit, n): positions along n by falling score; bool (N, k): which of them are
-        filled. The filled come first. A picture's row depends on nothing in the others.
+        int64 (N, k), k = min(limit, n): indices along n by falling score; bool (N, k): which entries are kept boxes;
+        these come first. Rows do not depend on each other.
     """
     limit = min(limit, boxes.shape[1])
     if limit == 0:
@@ -73,21 +73,21 @@ def grouped_nms(
 
 
 def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
-    """Greedy NMS over boxes that come by falling score, in plain torch.
+    """Greedy NMS of boxes sorted by falling score, in plain torch.
 
-    Blocks of boxes are decided one after the other: first against what was kept before, then among themselves.
+    Blocks of boxes are processed in order: first against the boxes kept before, then among themselves.
 
     Args:
         boxes: float32 (N, n, 4).
         valid: bool (N, n).
         iou_threshold: suppression is strictly above it.
-        limit: how many to keep a picture, 1 to n.
+        limit: number of boxes to keep in a picture, 1 to n.
 
     Returns:
-        int64 (N, limit) positions along n, rising; bool (N, limit): which are filled.
+        int64 (N, limit): rising indices along n; bool (N, limit): which entries are kept boxes.
     """
     pictures, n, _ = boxes.shape
-    # One more slot than asked for takes what comes after the limit; an empty slot's box overlaps nothing.
+    # One extra slot takes the boxes beyond the limit; an empty slot's box overlaps nothing.
     kept = boxes.new_zeros(pictures, limit + 1, 4)
     slots = torch.zeros(pictures, limit + 1, dtype=torch.int64, device=boxes.device)
     count = torch.zeros(pictures, 1, dtype=torch.int64, device=boxes.device)
@@ -109,10 +109,10 @@ def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) 
 
 
 def _survivors(overlaps: Tensor, alive: Tensor) -> Tensor:
-    """Which boxes of each block survive, given that row j of `overlaps` (N, b, b) suppresses later column i.
+    """Which boxes of a block survive: bool (N, b), where `overlaps` (N, b, b) says that box j suppresses later box i.
 
-    Greedy suppression is the one fixed point of: alive, and overlapped by no survivor. The first i boxes are
-    right after i rounds, so that it takes at most b; in pictures it takes a handful.
+    The result of greedy suppression is the unique fixed point of: alive, and overlapped by no survivor. After i rounds
+    the first i boxes are final, so there are at most b rounds; in real pictures a handful.
     """
     keep = alive
     for _ in range(alive.shape[1]):
@@ -124,7 +124,7 @@ def _survivors(overlaps: Tensor, alive: Tensor) -> Tensor:
 
 
 def _nms_torchvision(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
-    """The same as `nms_ordered` by torchvision's operator, which knows one picture at a time."""
+    """`nms_ordered` by torchvision's operator, which takes one picture at a time."""
     assert _torchvision_nms is not None
     slots = torch.zeros(len(boxes), limit, dtype=torch.int64, device=boxes.device)
     filled = torch.zeros(len(boxes), limit, dtype=torch.bool, device=boxes.device)
@@ -140,28 +140,27 @@ def _nms_torchvision(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: 
 
 
 MIN_WINDOW = 16
-"""Regions are grouped by the size of the window that holds them: this many cells, or a power of two times it."""
+"""Regions are grouped by the size of their window of feature cells: this many, times a power of two."""
 CHUNK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
-"""Bounds memory: at most this many numbers are cut out of a map at a time (or one region's, if that is more).
+"""Bounds memory: numbers cut out of a feature map at a time, at least one region's.
 
-A CPU is fastest while they fit its cache, a GPU when few kernels do much.
+A CPU is fastest if they fit in its cache; a GPU, with few large kernels.
 """
 
 _torchvision_roi_align = torchvision_operator("roi_align")
 
 
 def roi_align(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
-    """Averages of bilinear samples over a size x size grid of each region.
+    """Averages of bilinear samples in a size x size grid over each region.
 
-    A grid cell of h x w feature cells takes ceil(h) x ceil(w) samples, evenly spread. Feature cell i has its
-    centre at i + 0.5 (the "aligned" variant). A sample farther than one cell outside the map is zero; one nearer
-    takes the border's value.
+    A grid cell of h x w feature cells has ceil(h) x ceil(w) samples, evenly spaced. Feature cell i has its centre at
+    i + 0.5 (aligned=True). A sample more than one cell outside the map is zero; a nearer one takes the border's value.
 
     Args:
         features: float32 (C, H, W).
         rois: float32 (R, 4) as xmin, ymin, xmax, ymax in input pixels.
-        size: cells a side of the answer.
-        scale: feature cells an input pixel.
+        size: side of the grid, in cells.
+        scale: feature cells per input pixel.
 
     Returns:
         float32 (R, C, size, size).
@@ -174,8 +173,8 @@ def roi_align(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor
 def roi_align_windows(features: Tensor, rois: Tensor, size: int, scale: float) -> Tensor:
     """`roi_align` in plain torch.
 
-    Bilinear sampling and averaging are both separable: a region's answer is W_y · window · W_xᵀ, where W_y and
-    W_x hold each row's and column's share in each grid cell. Regions of like size are computed together.
+    Bilinear sampling and averaging are both separable: a region's result is W_y · window · W_xᵀ, where W_y and W_x are
+    the weights of the window's rows and columns in each grid cell. Regions of similar size are computed together.
     """
     channels, height, width = features.shape
     edges = rois * scale - 0.5
@@ -200,13 +199,13 @@ def roi_align_windows(features: Tensor, rois: Tensor, size: int, scale: float) -
 
 
 def _window_exponents(extents: Tensor) -> Tensor:
-    """Which power of two times WINDOW_STEP holds a region of `extents` cells and its bilinear neighbours."""
+    """Exponents e: a window of MIN_WINDOW · 2^e cells holds a region of `extents` cells and its neighbours."""
     cells = extents.clamp(min=0).ceil() + 2
     return (cells / MIN_WINDOW).log2().ceil().clamp(min=0).to(torch.int64)
 
 
 def _axis_weights(start: Tensor, extent: Tensor, size: int, length: int, window: int) -> tuple[Tensor, Tensor]:
-    """Along one axis: the window's cells int64 (R, window), their shares in each grid cell (R, size, window)."""
+    """Along one axis: the window's cell indices int64 (R, window); their weights in grid cells (R, size, window)."""
     samples = (extent / size).ceil().clamp(min=0)
     step = torch.arange(int(samples.max()), device=start.device)
     bins = torch.arange(size, device=start.device)[:, None] * (extent / size)[:, None, None]

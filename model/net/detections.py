@@ -1,4 +1,4 @@
-"""What both detectors share at test time: the best candidates of a level, coordinate frames, the answer."""
+"""Steps that detectors share at test time: candidates of a level, coordinate geometry, outputs on the host."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from model.types import DetectOutput, Geometry, QueryParams
 
 @dataclass(frozen=True, slots=True)
 class BatchGeometry:
-    """Where each input of a batch lies: both float32 (N, 1, 4) as x, y, x, y.
+    """The geometry of each row of a batch, for tensors of boxes: both float32 (N, 1, 4) as x, y, x, y.
 
-    `limits` is the size without padding in input pixels, `scales` is input pixels a picture pixel.
+    `limits` is the size without padding, in input pixels. `scales` is input pixels per picture pixel.
     """
 
     limits: Tensor
@@ -42,24 +42,24 @@ class Candidates:
 
 
 def level_candidates(
-    logits: Tensor, deltas: Tensor, anchors: AnchorSpec, level: int, frames: BatchGeometry, limit: int
+    logits: Tensor, deltas: Tensor, anchors: AnchorSpec, level: int, geometry: BatchGeometry, limit: int
 ) -> Candidates:
-    """The best `limit` pairs of anchor and class of one level, by falling score.
+    """The `limit` best-scored (anchor, class) pairs of one level, by falling score.
 
-    Equal scores come in the order of position, anchor, class, whatever the batch.
+    Equal scores are ordered by position, anchor, class, whatever the batch.
 
     Args:
         logits: (N, A·classes, h, w), channel a·classes + c.
         deltas: (N, A·4, h, w).
-        anchors: what the deltas are relative to.
-        level: the level's number in `anchors`.
-        frames: for the limits that boxes are clipped to.
-        limit: how many pairs.
+        anchors: the deltas are relative to them.
+        level: index of the level in `anchors`.
+        geometry: boxes are clipped to its `limits`.
+        limit: number of pairs.
     """
     height, width = logits.shape[-2:]
     num_classes = logits.shape[1] // anchors.per_position
     pairs = _by_anchor(logits, num_classes)
-    # One of the best `limit` pairs belongs to one of the best `limit` anchors: no need to sort all pairs.
+    # The best `limit` pairs belong to the best `limit` anchors, so not all pairs need sorting.
     best = _top_k(pairs.amax(dim=2), limit).sort(dim=1).values
     pairs = pairs.gather(1, best[..., None].expand(-1, -1, num_classes)).flatten(1)
     chosen = _top_k(pairs, limit)
@@ -67,7 +67,7 @@ def level_candidates(
     priors = anchors.level_anchors(level, (height, width), logits.device)[anchor]
     moves = _by_anchor(deltas, 4).gather(1, anchor[..., None].expand(-1, -1, 4)).float()
     return Candidates(
-        boxes=clip_boxes(decode_deltas(priors, moves), frames.limits),
+        boxes=clip_boxes(decode_deltas(priors, moves), geometry.limits),
         scores=pairs.gather(1, chosen).float().sigmoid(),
         classes=chosen % num_classes,
     )
@@ -79,12 +79,12 @@ def _by_anchor(x: Tensor, values: int) -> Tensor:
 
 
 def _top_k(scores: Tensor, limit: int) -> Tensor:
-    """Positions of the best along axis 1, by falling score: (N, n) → int64 (N, min(limit, n)).
+    """Positions of the best scores along axis 1, by falling score: (N, n) → int64 (N, min(limit, n)).
 
-    Of equal scores the first position wins. topk breaks ties as it likes, and differently for another batch size, so
-    that it gets keys of which no two are equal: the score's bits as an integer of the same order, then the position.
+    Equal scores are ordered by position. torch.topk breaks ties in no defined order, which changes with the batch
+    size; it gets unique keys instead: the score's bits as an integer of the same order, then the position.
     """
-    bits = (scores.float() + 0.0).view(torch.int32)  # the sum turns -0.0 into 0.0, which is equal to it
+    bits = (scores.float() + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFF_FFFF)
     positions = torch.arange(scores.shape[1], device=scores.device)
     keys = (ordered.long() << 32) | (0xFFFF_FFFF - positions)
@@ -94,13 +94,13 @@ def _top_k(scores: Tensor, limit: int) -> Tensor:
 def detect_outputs(
     boxes: Tensor, scores: Tensor, classes: Tensor, filled: Tensor, params: Sequence[QueryParams]
 ) -> list[DetectOutput]:
-    """Detections without masks on the host, each row cut to what it asked for.
+    """Detections without masks on the host, at most `max_detections` of each row.
 
     Args:
         boxes: (N, k, 4) in picture pixels, rows by falling score.
         scores: (N, k).
         classes: (N, k).
-        filled: bool (N, k), the filled ones first.
+        filled: bool (N, k): which entries are detections; these come first.
         params: of each row.
     """
     counts = filled.sum(dim=1).tolist()

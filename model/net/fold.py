@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution before it: at test time both are linear, so that one can do for two."""
+"""Batch norm folded into the preceding convolution: at test time both are linear."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from model.net.layers import ConvModule
 
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module) -> None:
-    """Fold, in place, every batch norm of a network in evaluation mode; without any the network stays as it is.
+    """Fold, in place, every batch norm of a network in evaluation mode.
 
-    With running mean m and variance v the pair is scale · (W x + b - m) + shift, scale = weight / √(v + eps),
+    With running mean m and variance v the pair computes scale · (W x + b - m) + shift, scale = weight / √(v + eps),
     which is a convolution of weight scale · W and bias scale · (b - m) + shift (arXiv 1712.05877, section 3.2).
-    That is exact but for the rounding of the new weight and bias: they are computed in float64.
+    This is exact except for the rounding of the new weight and bias, which are computed in float64.
 
-    Batch norms become identities and their convolutions get a bias, so that state dicts no longer fit: load the
-    weights first. Fold before the network goes to half precision, or its rounding is folded too.
+    Batch norms become identities and their convolutions get a bias. Load the weights first: state dicts no longer
+    fit. Fold before converting to half precision, or its rounding is folded too.
 
     Raises:
-        ValueError: the network is in training mode, where batch norm depends on the batch, or a batch norm does
-            not come right after a convolution of as many channels.
+        ValueError: the network is in training mode, or a batch norm does not directly follow a convolution of as
+            many channels.
     """
     for name, parent in list(network.named_modules()):
         previous: nn.Module | None = None
         for key, module in list(parent.named_children()):
             if isinstance(module, nn.BatchNorm2d):
-                # Only in these is the order of the children that of the computation.
+                # Only these compute their children in order.
                 in_order = isinstance(parent, nn.Sequential | ConvModule)
                 if not (in_order and isinstance(previous, nn.Conv2d) and previous.out_channels == module.num_features):
                     raise ValueError(f"batch norm {name}.{key} does not follow a convolution of its channels")

@@ -11,10 +11,10 @@ from model.net.layers import ConvModule
 
 
 class FPN(nn.Module):
-    """Feature levels, finest first, to as many maps of `channels` channels, and `extra_levels` coarser ones.
+    """Feature levels, finest first → as many maps of `channels` channels, plus `extra_levels` coarser ones.
 
-    Top-down path by nearest neighbour to the finer map's exact size. The first extra level is a strided
-    convolution of the coarsest input, the next one of the level before, without a ReLU between them.
+    The top-down path upsamples by nearest neighbour to the finer map's exact size. The first extra level is a strided
+    convolution of the coarsest input level; each other one, of the extra level before it, without a ReLU.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int, extra_levels: int = 0) -> None:

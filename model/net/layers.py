@@ -1,4 +1,4 @@
-"""Layers that networks share. The CPU's operators (`model/net/cpu/onednn.py`) replace each of them as a whole."""
+"""Layers shared by networks. `model/net/cpu/onednn.py` replaces each of them as a whole."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class ConvModule(nn.Module):
-    """Convolution that keeps the size (stride 1) or halves it (stride 2), then batch norm and ReLU where wanted.
+    """A convolution of stride 1 or 2, padded by half the kernel; batch norm and ReLU are optional.
 
-    The parts are named as in the toolboxes' checkpoints: `conv` and `bn`. With batch norm there is no bias.
+    Parameter names are mmcv's: `conv` and `bn`. With batch norm the convolution has no bias.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ConvModule(nn.Module):
 
 
 class ChannelMLP(nn.Module):
-    """Two linear layers with exact GELU, over the last axis, and the sum with the residual."""
+    """Two linear layers over the last axis, exact GELU between them, plus the residual."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()

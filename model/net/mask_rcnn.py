@@ -1,6 +1,6 @@
 """Mask R-CNN on an FPN (arXiv 1703.06870, section 3; heads as in its figure 4, right).
 
-`mask_rcnn_detections` makes proposals, boxes and masks (section 3.1, "Inference").
+`mask_rcnn_detections` is the procedure at test time (section 3.1, "Inference").
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from model.types import Batch, DetectOutput, Float32Array, Geometry, QueryParams
 
 CLASS_KEY = "roi_head.mask_head.conv_logits.weight"
 BOX_GRID = 7
-"""Cells a side of what RoIAlign gives the box head."""
+"""Side of the box head's RoIAlign grid, in cells."""
 MASK_GRID = 14
-"""Cells a side of what RoIAlign gives the mask head; its masks have twice as many."""
+"""Side of the mask head's RoIAlign grid, in cells; its masks have twice the side."""
 
 
 class RPNHead(nn.Module):
-    """Objectness and box deltas at each position, relative to `RPN_ANCHORS`."""
+    """Objectness and box deltas of each anchor of `RPN_ANCHORS`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Features (R, C, 14, 14) → one mask's logits a class (R, classes, 28, 28)."""
+    """Features (R, C, 14, 14) → mask logits of each class (R, classes, 28, 28)."""
 
     def __init__(self, channels: int, convs: int, num_classes: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class MaskHead(nn.Module):
 
 
 class RoIHead(nn.Module):
-    """The two heads that look at regions, as the checkpoints group them."""
+    """The heads that take regions, grouped as in the checkpoints."""
 
     def __init__(self, spec: MaskRCNNSpec, num_classes: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class RoIHead(nn.Module):
 
 
 class MaskRCNN(nn.Module):
-    """Pyramid and proposals; `mask_rcnn_detections` goes on from there to boxes and masks."""
+    """Backbone, FPN and RPN; `roi_head` runs in `mask_rcnn_detections`."""
 
     def __init__(self, spec: MaskRCNNSpec, num_classes: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class MaskRCNN(nn.Module):
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Normalised float (N, 3, H, W) RGB → pyramid of strides 4 to 32, RPN logits and deltas at 4 to 64.
 
-        The fifth level, which the RPN alone looks at, is every second pixel of the fourth.
+        The RPN's fifth level is every second pixel of the fourth.
         """
         pyramid = self.neck(self.backbone(x))
         logits, deltas = self.rpn_head([*pyramid, F.max_pool2d(pyramid[-1], 1, stride=2)])
@@ -109,9 +109,9 @@ class MaskRCNN(nn.Module):
 
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
 FINEST_ROI_SIZE = 56
-"""A region of this size in input pixels, or less than twice it, is looked at on the finest level."""
+"""Regions of less than twice this size (square root of the area, input pixels) use the finest level."""
 MASK_CHUNK = 128
-"""Regions that go through the mask head at a time: bounds memory."""
+"""Regions in the mask head at a time; bounds memory."""
 
 
 def mask_rcnn_detections(
@@ -123,10 +123,10 @@ def mask_rcnn_detections(
     params: Sequence[QueryParams],
     spec: DetectPostSpec,
 ) -> list[DetectOutput]:
-    """What `MaskRCNN` answered, and its heads → detections of each row in pixels of its own picture.
+    """The network's outputs, and its heads → each row's detections in pixels of its picture.
 
-    Proposals are made for the batch, regions looked at a row at a time: that bounds memory, and no row's
-    rounding depends on how many regions its neighbours have.
+    Proposals are made for the whole batch, regions are processed row by row: this bounds memory, and no row's
+    rounding depends on how many regions other rows have.
     """
     frames = BatchGeometry.of(geometries, logits[0].device)
     proposals, filled = make_proposals(logits, deltas, frames, spec)
@@ -147,7 +147,7 @@ def mask_rcnn_detections(
 def make_proposals(
     logits: Sequence[Tensor], deltas: Sequence[Tensor], frames: BatchGeometry, spec: DetectPostSpec
 ) -> tuple[Tensor, Tensor]:
-    """The RPN's proposals: (N, k, 4) input pixels by falling score, and bool (N, k), which of them are filled."""
+    """The RPN's proposals by falling score: boxes (N, k, 4) in input pixels; bool (N, k): which are proposals."""
     levels = [
         level_candidates(scores, moves, RPN_ANCHORS, level, frames, spec.candidates_per_level)
         for level, (scores, moves) in enumerate(zip(logits, deltas, strict=True))
@@ -185,7 +185,7 @@ def detect_regions(
 
 
 def mask_logits(heads: RoIHead, levels: Sequence[Tensor], boxes: Tensor, classes: Tensor) -> Float32Array:
-    """Each box's mask of its own class: boxes (R, 4) in input pixels → float32 (R, 28, 28) on the host."""
+    """Mask logits of each box's class: boxes (R, 4) in input pixels → float32 (R, 28, 28) on the host."""
     masks = boxes.new_zeros(len(boxes), 2 * MASK_GRID, 2 * MASK_GRID)
     for chosen in torch.arange(len(boxes), device=boxes.device).split(MASK_CHUNK):
         features = roi_features(levels, boxes[chosen], MASK_GRID)
@@ -195,12 +195,12 @@ def mask_logits(heads: RoIHead, levels: Sequence[Tensor], boxes: Tensor, classes
 
 
 def roi_features(levels: Sequence[Tensor], regions: Tensor, size: int) -> Tensor:
-    """RoIAlign of each region on the level for its size (arXiv 1612.03144, equation 1, counted from 0).
+    """RoIAlign of each region on the level for its size (arXiv 1612.03144, equation 1, levels from 0).
 
     Args:
         levels: float32 (C, h, w) at strides 4, 8, 16, 32.
         regions: float32 (R, 4) in input pixels.
-        size: cells a side.
+        size: side of the grid, in cells.
 
     Returns:
         float32 (R, C, size, size).
@@ -238,7 +238,7 @@ def _infer(shapes: StateDictShapes) -> tuple[MaskRCNNSpec, int]:
 
 def _compile(network: MaskRCNN) -> None:
     network.compile()
-    # As many regions as there are, another number for each picture.
+    # The number of regions differs between pictures.
     network.roi_head.bbox_head.compile(dynamic=True)
     network.roi_head.mask_head.compile(dynamic=True)
 

@@ -1,4 +1,4 @@
-"""The torch part of a family of models and of a backbone: how a network is built, run, and read off a checkpoint."""
+"""The torch part of model families and backbones: building, running, and inference from a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,37 +31,37 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class StateDictShapes:
-    """Questions to the names and shapes of a checkpoint's tensors; `path` is for errors."""
+    """Lookups in a checkpoint's tensor names and shapes; `path` is for error messages."""
 
     path: Path
     tensors: Mapping[str, Tensor]
 
     def rows(self, name: str) -> int:
-        """The length of a tensor's first axis: output channels, where it is a layer's weight.
+        """The length of a tensor's first axis, the output channels of a weight.
 
         Raises:
             BundleInvalid: there is no such tensor, or it is a scalar.
         """
         if name not in self.tensors or self.tensors[name].ndim == 0:
-            raise BundleInvalid(f"{self.path} is no network that is known here: it has no tensor {name}")
+            raise BundleInvalid(f"{self.path}: tensor {name} is missing")
         return self.tensors[name].shape[0]
 
     def count(self, prefix: str) -> int:
-        """How many numbered modules there are behind `prefix`, for example `stages.0.blocks.`."""
+        """The number of modules below `prefix`, such as `stages.0.blocks.`."""
         return len({name[len(prefix) :].partition(".")[0] for name in self.tensors if name.startswith(prefix)})
 
 
 @dataclass(frozen=True, slots=True)
 class BackboneNetwork(Generic[B]):
-    """How a backbone is built and recognised.
+    """The torch part of a backbone.
 
     Args:
-        build: numbers → a module from normalised float (N, 3, H, W) RGB to four feature levels (N, C, H/s, W/s),
+        build: spec → a module: normalised float (N, 3, H, W) RGB → four feature levels (N, C, H/s, W/s),
             s = 4, 8, 16, 32.
-        build_classifier: numbers and number of classes → a module from the same input to logits (N, classes), with
-            the names of the published classifier checkpoints; its last layer is `head`, an `nn.Linear`.
-        key: a tensor that no other backbone has, without any prefix.
-        infer: shapes and a prefix → numbers, from the tensors whose names have the prefix.
+        build_classifier: spec, number of classes → a module from the same input to logits (N, classes). Parameter
+            names are those of the published classifier checkpoints; the last layer is `head`, an `nn.Linear`.
+        key: a state-dict key, without prefix, that no other backbone has.
+        infer: shapes, prefix of the keys → spec.
     """
 
     build: Callable[[B], nn.Module]
@@ -72,17 +72,17 @@ class BackboneNetwork(Generic[B]):
 
 @dataclass(frozen=True, slots=True)
 class FamilyNetwork(Generic[S, N]):
-    """How a family's network is built, run and recognised.
+    """The torch part of a model family.
 
     Args:
-        build: numbers and number of classes → the network, with the names of the published checkpoints.
-        predict: the network, normalised float (N, 3, h, w) RGB, the batch, thresholds → a row's answer each. An
-            answer never depends on the other rows.
-        class_key: a tensor that no other family has; it has rows for the classes.
-        infer: shapes → numbers, and number of classes.
-        score_layer: the network's layer that gives the logits of the scores; None where answers have no scores.
-        compile: torch.compile in place of what can be compiled.
-        wrapped: whether its published checkpoints have mmcv's wrapping: `meta` and `state_dict`.
+        build: spec, number of classes → the network, with the parameter names of the published checkpoints.
+        predict: network, normalised float (N, 3, h, w) RGB, batch, postprocessing → an output for each row. An
+            output never depends on the other rows.
+        class_key: a state-dict key that no other family has; the tensor's rows count the classes.
+        infer: shapes → spec, number of classes.
+        score_layer: network → the layer that computes the scores' logits. None if answers have no scores.
+        compile: applies torch.compile in place.
+        wrapped: whether published checkpoints have mmcv's wrapping, `meta` and `state_dict`.
     """
 
     build: Callable[[S, int], N]
@@ -115,21 +115,21 @@ def build_network(architecture: ArchitectureSpec, num_classes: int) -> nn.Module
 
 
 def meta_network(architecture: ArchitectureSpec, num_classes: int) -> nn.Module:
-    """The network with names and shapes but without memory for its numbers."""
+    """The network on torch's meta device: names and shapes without memory."""
     with torch.device("meta"):
         return build_network(architecture, num_classes)
 
 
 def build_backbone(spec: BackboneSpec) -> nn.Module:
-    """The backbone of these numbers: normalised float (N, 3, H, W) → levels (N, C, H/s, W/s), s = 4, 8, 16, 32."""
+    """A backbone with random weights: normalised float (N, 3, H, W) → levels (N, C, H/s, W/s), s = 4, 8, 16, 32."""
     return backbone_network_of(backbone_of(spec)).build(spec)
 
 
 def infer_backbone(shapes: StateDictShapes, prefix: str = "backbone.") -> BackboneSpec:
-    """The numbers of the backbone whose tensors' names begin with `prefix`.
+    """The spec of the backbone whose keys begin with `prefix`.
 
     Raises:
-        BundleInvalid: none that is known here, or one of its tensors is missing.
+        BundleInvalid: no registered backbone, or one of its tensors is missing.
     """
     networks = {name: backbone_network_of(backbone) for name, backbone in BACKBONES.items()}
     for network in networks.values():
@@ -138,6 +138,5 @@ def infer_backbone(shapes: StateDictShapes, prefix: str = "backbone.") -> Backbo
             return spec
     keys = ", ".join(prefix + network.key for network in networks.values())
     raise BundleInvalid(
-        f"{shapes.path} has none of the backbones that are known here ({', '.join(networks)}); expected one of the "
-        f"tensors {keys}"
+        f"{shapes.path} has no supported backbone ({', '.join(networks)}): it has none of the tensors {keys}"
     )

@@ -1,4 +1,4 @@
-"""From grey levels to what a network was trained on, on the device."""
+"""Normalisation on the device: grey levels → network input."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CHANNELS = 3
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel, its constants held as float32 buffers.
+    """(x - mean) / std per channel, with float32 constants.
 
-    In the order of operations of the toolbox that trained the network, so that inputs are equal to the last bit:
-    timm first brings grey levels to 0..1, mmcv does not.
+    The order of operations is that of the toolbox that trained the network, so that inputs are equal bit for bit:
+    timm first scales grey levels to 0..1, mmcv does not.
     """
 
     mean: Tensor
@@ -31,12 +31,12 @@ class Normalise(nn.Module):
             self.register_buffer(name, scaled.float())
 
     def forward(self, pixels: Tensor, contents: Sequence[Size] | None = None) -> Tensor:
-        """uint8 (N, h, w, 3) RGB → float32 (N, 3, h, w), channels last in memory.
+        """uint8 (N, h, w, 3) RGB → float32 (N, 3, h, w), channels-last in memory.
 
-        Beyond its row of `contents`, to the right and below, a row is zero: padding follows normalisation.
+        `contents` are the rows' sizes without padding; the padding, right and bottom, is zero after normalisation.
         """
         width = pixels.shape[2]
-        # Rows as they lie in memory: an axis of three channels would be much slower.
+        # Work on rows of width · 3 values: an axis of three channels is much slower.
         x = pixels.flatten(2).float().div_(self._levels)
         x.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
         for row, content in zip(x, contents or (), strict=False):

@@ -1,6 +1,6 @@
 """RetinaNet (arXiv 1708.02002, section 4): dense class scores and box deltas at five pyramid levels.
 
-`retinanet_detections` makes detections of them (section 4.1).
+`retinanet_detections` is the procedure at test time (section 4.1).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from model.types import Batch, DetectOutput, Geometry, QueryParams
 
 CLASS_KEY = "bbox_head.retina_cls.weight"
 PRIOR_PROBABILITY = 0.01
-"""What every class scores at the start of training (section 4.1), so that background does not drown the rest."""
+"""Every class's score at the start of training (section 4.1), so that background does not dominate the loss."""
 
 
 class RetinaHead(nn.Module):
-    """Two towers of convolutions, shared by all levels: one for classes, one for boxes."""
+    """Two stacks of convolutions, shared by all levels: one for classes, one for boxes."""
 
     def __init__(self, channels: int, convs: int, num_classes: int, anchors: int) -> None:
         super().__init__()
@@ -79,10 +79,10 @@ def retinanet_detections(
     params: Sequence[QueryParams],
     spec: DetectPostSpec,
 ) -> list[DetectOutput]:
-    """What `RetinaNet` answered → detections of each row in pixels of its own picture.
+    """The network's logits and deltas → each row's detections in pixels of its picture.
 
-    Scores strictly above the row's threshold, the best candidates of each level, boxes clipped to the input
-    without padding, brought back to the picture, NMS per class there, the row's best `max_detections`.
+    Takes the best candidates of each level, scored strictly above the row's threshold; clips boxes to the input
+    without padding; scales them to the picture; applies NMS per class there; keeps the best `max_detections`.
     """
     frames = BatchGeometry.of(geometries, logits[0].device)
     levels = [

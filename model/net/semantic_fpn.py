@@ -1,6 +1,6 @@
 """Semantic FPN (arXiv 1901.02446, section 3.1): one upsampling branch a pyramid level, summed at stride 4.
 
-`label_maps` makes of its coarse logits a class for each pixel of the picture.
+`label_maps` is the procedure at test time: coarse logits → the class of each pixel of the picture.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.types import Batch, Geometry, SegmentOutput, Size
 
 
 class DoubleSize(nn.Module):
-    """Twice the height and width, bilinear between pixel centres."""
+    """Twice the height and width, bilinear, align_corners=False."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -40,14 +40,14 @@ class SemanticFPNHead(nn.Module):
         total: Tensor = self.scale_heads[0](levels[0])
         size = total.shape[-2:]
         for head, level in zip(list(self.scale_heads)[1:], levels[1:], strict=True):
-            # Odd sizes were rounded up on the way down, so that doubling may overshoot by a pixel or more.
+            # Odd sizes round up at each halving, so doubling may overshoot by a pixel or more.
             total = total + F.interpolate(head(level), size=size, mode="bilinear", align_corners=False)
         logits: Tensor = self.conv_seg(self.dropout(total))
         return logits
 
 
 def _scale_head(in_channels: int, channels: int, level: int) -> nn.Sequential:
-    """Convolutions, each followed by a doubling, from stride 4·2^level to stride 4; level 0 has one, undoubled."""
+    """From stride 4·2^level to 4: pairs of convolution and doubling; level 0 has one convolution alone."""
     head = nn.Sequential()
     for index in range(max(1, level)):
         head.append(ConvModule(in_channels if index == 0 else channels, channels, 3, norm=True, relu=True))
@@ -72,22 +72,22 @@ class SemanticFPN(nn.Module):
 
 CLASS_KEY = "decode_head.conv_seg.weight"
 CHUNK_BYTES = 40 << 20
-"""Bounds memory: so much of resized float32 logits is held at a time, or one class if that is more."""
+"""Bounds memory: size of the resized float32 logits at a time, at least one class."""
 VECTOR = 16
-"""Float32 values that an instruction of a CPU takes at a time."""
+"""Float32 values in a CPU's vector."""
 MAX_UINT8_CLASSES = 256
 
 
 def label_maps(
     logits: Tensor, input_size: Size, geometries: Sequence[Geometry], chunk_bytes: int = CHUNK_BYTES
 ) -> list[SegmentOutput]:
-    """Logits (N, classes, h, w) of inputs of `input_size` → the best class of each pixel of each picture.
+    """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel.
 
-    Logits are resized bilinearly (between pixel centres), first to the input's size, where padding is cut off,
-    then to the picture's. Of equal logits the lowest class wins.
+    Logits are resized bilinearly (align_corners=False), first to the input's size, where padding is cut off, then to
+    the picture's size. Of equal logits the lowest class index wins.
 
-    Logits with channels last in memory stay so while they are resized, several times as fast on a CPU; the others
-    are resized in the authors' order of operations.
+    Logits that are channels-last in memory stay so, which is several times as fast on a CPU; others are resized in
+    the authors' order of operations.
     """
     return [
         SegmentOutput(_label_map(row, input_size, geometry, chunk_bytes))
@@ -109,7 +109,7 @@ def _label_map(
         at_input = _resize(_dense(chunk), (input_size.height, input_size.width))
         at_picture = _resize(at_input[..., : content.height, : content.width], size)[0]
         for offset, scores in enumerate(at_picture):
-            # Strictly better: a later class of the same score does not take the pixel.
+            # Strictly greater, so that of equal logits the lowest class index wins.
             labels.masked_fill_(scores > best, first + offset)
             torch.maximum(best, scores, out=best)
         first += chunk.shape[1]
@@ -118,12 +118,12 @@ def _label_map(
 
 
 def _chunk_classes(fitting: int) -> int:
-    """Whole vectors of classes, where as many fit."""
+    """Classes in a chunk: a multiple of the vector size, if so many fit."""
     return fitting - fitting % VECTOR if fitting > VECTOR else max(1, fitting)
 
 
 def _dense(chunk: Tensor) -> Tensor:
-    """Some classes (1, c, h, w) as float32 with nothing between them; a vector of classes or more as it lay."""
+    """A chunk of classes (1, c, h, w) as dense float32; a vector of classes or more keeps its memory format."""
     if chunk.shape[1] < VECTOR:
         return chunk.float().contiguous()
     return chunk.to(torch.float32, copy=True)

@@ -1,4 +1,4 @@
-"""A bundle's weights: read into a network, or written with a config around them."""
+"""A bundle's weights: loading them into a network, and writing a bundle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from model.types import Task
 DtypeName = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_LISTED = 5
-"""Tensors that an error names."""
+"""Tensors listed in an error."""
 
 _NO_REFERENCE: dict[Task, ReferenceAnswer] = {
     Task.CLASSIFY: ClassifyReference(labels=()),
@@ -33,10 +33,10 @@ _NO_REFERENCE: dict[Task, ReferenceAnswer] = {
 
 
 def load_weights(network: nn.Module, bundle: Bundle) -> None:
-    """Fill a network from a bundle's `model.safetensors`, whatever float type it holds, exactly key by key.
+    """Load a bundle's `model.safetensors`, of any float dtype, into a network. Keys must match exactly.
 
     Raises:
-        BundleInvalid: the file cannot be read, or its tensors are not the network's; says which.
+        BundleInvalid: the file cannot be read, or its tensors do not match the network's; lists them.
     """
     try:
         found = safetensors.torch.load_file(bundle.weights_path)
@@ -50,11 +50,11 @@ def load_weights(network: nn.Module, bundle: Bundle) -> None:
 
 
 def state_dict_mismatch(network: nn.Module, found: Mapping[str, Tensor]) -> str:
-    """Which tensors are not the network's by name, shape or kind of number, in words; empty where all fit."""
+    """Which tensors differ from the network's in name, shape or kind of number; empty if all match."""
     expected: dict[str, Tensor] = network.state_dict()
     problems = [
         *(f"{name} is missing" for name in expected if name not in found),
-        *(f"{name} is none of its tensors" for name in found if name not in expected),
+        *(f"{name} is unexpected" for name in found if name not in expected),
         *(
             f"{name} is {_kind(found[name])}, expected {_kind(tensor)}"
             for name, tensor in expected.items()
@@ -67,7 +67,7 @@ def state_dict_mismatch(network: nn.Module, found: Mapping[str, Tensor]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BundleMetadata:
-    """What `config.json` says of a model before its weights' hash and its reference answer are known."""
+    """The parts of `config.json` that are known before the weights are written."""
 
     name: str
     architecture: Architecture
@@ -79,10 +79,10 @@ class BundleMetadata:
     accuracy: Accuracy | None
 
     def config(self, reference: ReferenceAnswer | None, weights_sha256: str) -> BundleConfig:
-        """The whole config; without a `reference` one that any answer agrees with.
+        """The whole config. `reference` None: an empty one, which every answer passes.
 
         Raises:
-            pydantic.ValidationError: the parts do not belong together, or a value is not allowed.
+            pydantic.ValidationError: a value is not valid, or the parts are of different tasks.
         """
         task = family_of(self.architecture).task
         return BundleConfig(
@@ -101,37 +101,37 @@ class BundleMetadata:
 
 
 def write_bundle(
-    store: Path, draft: BundleMetadata, network: nn.Module, answer: Callable[[Bundle], ReferenceAnswer]
+    store: Path, metadata: BundleMetadata, network: nn.Module, answer: Callable[[Bundle], ReferenceAnswer]
 ) -> Bundle:
-    """Write the folder `store`/`draft.name`, whole or not at all; one of that name is replaced.
+    """Write the folder `store`/`metadata.name`, whole or not at all; one of that name is replaced.
 
     Args:
         store: a folder of bundles.
-        draft: what the config says.
-        network: its state dict is written, floats as `draft.precision`.
+        metadata: what the config says.
+        network: its state dict is written, floats as `metadata.precision`.
         answer: given the bundle as it will be read, but without a reference, its answer on the reference
             picture; so the answer is that of the weights as rounded in the file.
 
     Raises:
-        pydantic.ValidationError: the draft's parts do not belong together.
+        pydantic.ValidationError: a value is not valid, or the parts are of different tasks.
         OSError: the folder cannot be written.
     """
-    dtype = DTYPES[draft.precision]
+    dtype = DTYPES[metadata.precision]
     tensors = {
         key: (tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()).contiguous()
         for key, tensor in network.state_dict().items()
     }
     store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store, prefix=f".{draft.name}-") as scratch:
-        folder = Path(scratch) / draft.name
+    with tempfile.TemporaryDirectory(dir=store, prefix=f".{metadata.name}-") as scratch:
+        folder = Path(scratch) / metadata.name
         folder.mkdir()
         safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
-        (folder / WEIGHTS_FILE).chmod(0o644)  # whoever serves it need not be who wrote it
+        (folder / WEIGHTS_FILE).chmod(0o644)  # the service may run as another user
         digest = file_sha256(folder / WEIGHTS_FILE)
-        reference = answer(Bundle(folder, draft.config(None, digest)))
-        config = draft.config(reference, digest)
+        reference = answer(Bundle(folder, metadata.config(None, digest)))
+        config = metadata.config(reference, digest)
         (folder / CONFIG_FILE).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        target = store / draft.name
+        target = store / metadata.name
         if target.exists():
             target.rename(Path(scratch) / "replaced")
         folder.rename(target)

@@ -1,8 +1,8 @@
-"""Masks: pasted into the picture, and encoded in the formats that a caller may ask for, one at a time.
+"""Masks: pasting into the picture, and encoding as COCO RLE, PNG or polygons, one mask at a time.
 
-COCO's compressed run lengths are text that pycocotools decodes, made without a loop over pixels or runs. Runs go down
-the columns and alternate between unset and set, unset first. From the third on a run is written as the difference to
-the last one of its kind; numbers are little-endian groups of five bits, as printable text.
+COCO's compressed RLE is text that pycocotools decodes; it is made without a loop over pixels or runs. Runs go down the
+columns and alternate between unset and set, unset first. From the third on, a run is written as the difference from
+the previous run of its value. Numbers are little-endian groups of five bits, as printable characters.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from model.types import BoolArray, Box, Detection, Float32Array, IntArray, SegmentResult, Size, SoftMask
 
 STRIP_PIXELS = 1 << 18
-"""Probabilities are held for so many pixels at a time: few enough for a core's cache."""
+"""Probabilities are computed for so many pixels at a time, to fit in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegionMask:
-    """A mask that is False outside of one rectangle of its picture.
+    """A mask that is False outside of a rectangle.
 
     `pixels`, bool (h, w), lie at rows `top` to `top + h` and columns `left` to `left + w` of a picture of `size`.
     """
@@ -34,7 +34,7 @@ class RegionMask:
     size: Size
 
     def full_mask(self) -> BoolArray:
-        """The whole picture's mask, bool (H, W)."""
+        """The mask of the whole picture: bool (H, W)."""
         height, width = self.pixels.shape
         whole = np.zeros((self.size.height, self.size.width), np.bool_)
         whole[self.top : self.top + height, self.left : self.left + width] = self.pixels
@@ -42,23 +42,23 @@ class RegionMask:
 
 
 def paste_mask(mask: SoftMask, box: Box, size: Size) -> RegionMask:
-    """The pixels of a picture of `size` at whose centres the mask is at least its threshold.
+    """The pixels of a picture of `size` at whose centres the mask's probability is at least its threshold.
 
-    The mask's probabilities (sigmoid of its logits) are spread evenly over the box, each at the centre of its
-    cell, and read bilinearly with zeros beyond: mmdetection's pasting, `grid_sample` with corners not aligned.
-    A box without an area has no pixels.
+    Probabilities (sigmoid of the logits) lie at the centres of an even grid over the box and are interpolated
+    bilinearly, with zeros outside: mmdetection's pasting, `grid_sample` with align_corners=False. A box without area
+    gives an empty mask.
     """
     top, bottom = _pixel_range(box.ymin, box.ymax, size.height)
     left, right = _pixel_range(box.xmin, box.xmax, size.width)
     if not (box.xmin < box.xmax and box.ymin < box.ymax):
         bottom, right = top, left
     cells_high, cells_wide = mask.logits.shape
-    # By tanh, which does not overflow where exp does.
+    # The sigmoid by tanh, which does not overflow as exp does.
     probabilities = 0.5 + 0.5 * np.tanh(0.5 * mask.logits)
     by_row = _bilinear_weights(top, bottom, box.ymin, box.ymax, cells_high)
     by_column = _bilinear_weights(left, right, box.xmin, box.xmax, cells_wide)
     columns = by_column @ probabilities.T
-    # Columns first in memory: the order of COCO's run lengths.
+    # Column-major, the order of COCO's RLE.
     pixels = np.empty((right - left, bottom - top), np.bool_)
     strip = max(STRIP_PIXELS // max(bottom - top, 1), 1)
     for start in range(0, right - left, strip):
@@ -68,18 +68,18 @@ def paste_mask(mask: SoftMask, box: Box, size: Size) -> RegionMask:
 
 
 def _pixel_range(lower: float, upper: float, length: int) -> tuple[int, int]:
-    """The pixels that a box covers and one more to either side, within the picture."""
+    """The range of pixels that a box covers, and one more to either side, within the picture."""
     start = min(max(math.floor(lower) - 1, 0), length)
     stop = min(max(math.ceil(upper) + 1, start), length)
     return start, stop
 
 
 def _bilinear_weights(start: int, stop: int, lower: float, upper: float, cells: int) -> Float32Array:
-    """What each cell adds to each pixel: float32 (stop - start, cells), at most two of a row other than zero."""
+    """Interpolation weights of pixels from cells: float32 (stop - start, cells), at most two non-zero in a row."""
     if start == stop:
         return np.zeros((0, cells), np.float32)
     position = (np.arange(start, stop) + 0.5 - lower) / (upper - lower) * cells - 0.5
-    # A triangle of width one cell to either side is bilinear interpolation with zeros beyond the outer cells.
+    # A triangle kernel of radius one cell is linear interpolation with zeros beyond the outer cells.
     distance = np.abs(position[:, None] - np.arange(cells))
     weights: Float32Array = np.maximum(1.0 - distance, 0.0).astype(np.float32)
     return weights
@@ -93,27 +93,27 @@ FIRST_CHARACTER = 48
 
 @dataclass(frozen=True, slots=True)
 class RLE:
-    """A mask of a picture of `size`; `counts` is COCO's text."""
+    """COCO's compressed RLE: a mask of a picture of `size`; `counts` is the text."""
 
     size: Size
     counts: str
 
 
 def encode_rle(mask: RegionMask) -> RLE:
-    """Straight from the region, whose columns become runs of the whole picture."""
+    """The RLE of the whole picture's mask."""
     height, width = mask.pixels.shape
-    # An unset row above and below makes every run begin and end within its column, at a change of value.
+    # With an unset row above and below, every run begins and ends within its column, at a change of value.
     columns = np.zeros((width, height + 2), np.bool_)
     columns[:, 1:-1] = mask.pixels.T
     column, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), height + 1)
     edges = (mask.left + column) * mask.size.height + mask.top + row
-    # Where a run ends at the picture's bottom and the next begins at its top they are one.
+    # A run that ends at the picture's bottom and one that begins at the top of the next column are one run.
     joined = np.flatnonzero(edges[1:] == edges[:-1])
     return _from_edges(np.delete(edges, np.concatenate((joined, joined + 1))), mask.size)
 
 
 def encode_segments_rle(result: SegmentResult) -> Iterator[RLE]:
-    """One per segment, in their order, from a single pass over the label map."""
+    """The RLE of each segment, in order, from one pass over the label map."""
     columns = cv2.transpose(result.label_map).ravel()
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
     starts = np.concatenate(([0], changes))
@@ -128,7 +128,7 @@ def encode_segments_rle(result: SegmentResult) -> Iterator[RLE]:
 
 
 def _from_edges(edges: IntArray, size: Size) -> RLE:
-    """`edges`: where runs of set pixels begin and end, in turn, as rising indices down the columns."""
+    """`edges`: alternating starts and ends of runs of set pixels, as rising column-major indices."""
     total = size.height * size.width
     ends = edges if len(edges) and edges[-1] == total else np.append(edges, total)
     runs = np.diff(ends, prepend=0)
@@ -138,7 +138,7 @@ def _from_edges(edges: IntArray, size: Size) -> RLE:
 
 
 def _text(numbers: IntArray) -> str:
-    # k groups hold numbers from -2**(5k - 1) to 2**(5k - 1) - 1; of a negative one the complement is compared.
+    # k groups represent -2**(5k - 1) to 2**(5k - 1) - 1; a negative number is compared by its complement.
     magnitudes = numbers ^ (numbers >> 63)
     lengths = np.searchsorted(GROUP_LIMITS, magnitudes, side="right") + 1
     positions = np.cumsum(lengths) - lengths
@@ -155,7 +155,7 @@ Polygons = list[list[int]]
 
 
 class MaskFormat(StrEnum):
-    """`rle`: COCO's compressed run lengths; `png`: 8-bit grey, 0 or 255; `polygon`: outlines; `none`: no mask."""
+    """`rle`: COCO's compressed RLE; `png`: 8-bit grey, 0 or 255; `polygon`: outlines; `none`: no mask."""
 
     RLE = "rle"
     PNG = "png"
@@ -167,6 +167,7 @@ EncodedMask = RLE | bytes | Polygons | None
 
 
 def encode_mask(mask: RegionMask, mask_format: MaskFormat) -> EncodedMask:
+    """The whole picture's mask in a format."""
     match mask_format:
         case MaskFormat.RLE:
             return encode_rle(mask)
@@ -179,14 +180,14 @@ def encode_mask(mask: RegionMask, mask_format: MaskFormat) -> EncodedMask:
 
 
 def encode_detection(detection: Detection, size: Size, mask_format: MaskFormat) -> EncodedMask:
-    """A detection's mask in a picture of `size`; None where it has none or none is asked for."""
+    """A detection's mask in a picture of `size`; None if it has no mask or the format is `none`."""
     if detection.mask is None or mask_format is MaskFormat.NONE:
         return None
     return encode_mask(paste_mask(detection.mask, detection.box, size), mask_format)
 
 
 def encode_segments(result: SegmentResult, mask_format: MaskFormat) -> Iterator[EncodedMask]:
-    """The segments' masks, in their order."""
+    """The segments' masks, in order."""
     match mask_format:
         case MaskFormat.RLE:
             yield from encode_segments_rle(result)
@@ -211,18 +212,18 @@ def _png(mask: BoolArray) -> bytes:
 
 
 def encode_polygons(mask: RegionMask) -> Polygons:
-    """The outlines of the mask's connected parts, each [x0, y0, x1, y1, ...], in pixels of the picture.
+    """The outlines of the mask's connected components, each [x0, y0, x1, y1, ...], in pixels of the picture.
 
-    An outline runs along the edges of the outermost pixels, in the frame of the boxes: pixel (column, row) spans
-    column to column + 1. So even a single pixel is a square, and filling the polygons gives back the mask with
-    its holes closed; holes are not told.
+    An outline follows the outer edges of the border pixels, in the frame of the boxes: pixel (column, row) spans
+    column to column + 1, so a single pixel is a square. Holes are left out: filled polygons give the mask with its
+    holes closed.
     """
     rows, columns = np.flatnonzero(mask.pixels.any(axis=1)), np.flatnonzero(mask.pixels.any(axis=0))
     if not len(rows):
         return []
     pixels = mask.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # OpenCV's contours join the centres of border pixels. At twice the size the border pixels of an original
-    # pixel's left and right halves are told apart, and their edges found by rounding.
+    # OpenCV's contours join the centres of border pixels. At twice the size, rounding moves them to the pixels'
+    # edges.
     doubled = cv2.resize(pixels.view(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     origin = np.array((mask.left + columns[0], mask.top + rows[0]))
@@ -230,7 +231,7 @@ def encode_polygons(mask: RegionMask) -> Polygons:
 
 
 def _corners(outline: IntArray) -> list[int]:
-    """The outline's points, int (n, 2), each once where it comes several times in a row."""
+    """The outline's points, int (n, 2), flat, without consecutive duplicates."""
     new = (outline != np.roll(outline, 1, axis=0)).any(axis=1)
     corners: list[int] = outline[new].ravel().tolist()
     return corners

@@ -1,4 +1,4 @@
-"""RawOutput → Result: indices get their names, numbers their place in the upright picture."""
+"""RawOutput → Result: class names and pixel counts are added."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ from model.types import (
 
 
 def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
-    """What the network answered for one picture of upright `size`, in the words of its bundle.
+    """The result of one picture.
+
+    Args:
+        raw: the network's output for it.
+        config: of the bundle.
+        size: of the upright picture.
 
     Raises:
         TypeError: the output is not of the bundle's task.
@@ -39,17 +44,17 @@ def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
         case SegmentOutput(), SegmentPostSpec():
             return name_segments(raw, config.labels, size)
         case _:
-            raise TypeError(f"model {config.name} is for {config.task}, its output is a {type(raw).__name__}")
+            raise TypeError(f"model {config.name} is for {config.task}; its output is a {type(raw).__name__}")
 
 
 def name_labels(raw: ClassifyOutput, labels: tuple[str, ...], size: Size) -> ClassifyResult:
-    """The best classes with their names, by falling score as they come."""
+    """The classes with their names, in the order of `raw`: by falling score."""
     scored = zip(raw.indices.tolist(), raw.scores.tolist(), strict=True)
     return ClassifyResult(size, tuple(Label(labels[index], index, score) for index, score in scored))
 
 
 def name_detections(raw: DetectOutput, labels: tuple[str, ...], mask_threshold: float, size: Size) -> DetectResult:
-    """The detections with their classes' names, by falling score as they come; masks stay unpasted."""
+    """The detections with their classes' names, in the order of `raw`: by falling score. Masks are not pasted yet."""
     masks = (
         [None] * len(raw.classes)
         if raw.mask_logits is None
@@ -62,11 +67,11 @@ def name_detections(raw: DetectOutput, labels: tuple[str, ...], mask_threshold: 
 
 
 STRIP_PIXELS = 1 << 24
-"""OpenCV counts in float32, which is exact up to here."""
+"""OpenCV counts in float32, which is exact up to this number."""
 
 
 def name_segments(raw: SegmentOutput, labels: tuple[str, ...], size: Size) -> SegmentResult:
-    """One segment for each class that has a pixel, by falling area; equal areas by rising class index."""
+    """A segment for each class that has a pixel, by falling area; equal areas by rising class index."""
     areas = np.zeros(len(labels), np.int64)
     strip = max(STRIP_PIXELS // size.width, 1)
     for row in range(0, size.height, strip):

@@ -1,6 +1,6 @@
-"""Augmentation: which window of a picture is shown, with its pixels and boxes; colours, erasing, mixing of batches.
+"""Augmentation: windows of pictures with their boxes and masks; colour jitter, erasing, mixing of batches.
 
-All chance comes from the generator that is passed in, so that a step's batch depends on its number alone.
+All randomness comes from the generator in the arguments, so a step's batch depends only on its number.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from model.types import Box, Size, UInt8Array
 Float64Array = npt.NDArray[np.float64]
 
 MEAN_COLOUR = tuple(round(value) for value in Normalisation().mean)
-"""Fills what lies beyond a picture: zero after normalisation, like the padding at test time."""
+"""Fill outside of a picture: zero after normalisation, like the padding at test time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A rectangle of a picture, in its pixels, that is stretched over `out`; it may reach beyond the picture."""
+    """A rectangle `box` in pixels of a picture, resized to `out` px; it may extend beyond the picture."""
 
     box: Box
     out: Size
@@ -42,23 +42,23 @@ class Window:
         return np.array([[scale_x, 0, shift_x], [0, scale_y, -scale_y * self.box.ymin]], np.float64)
 
     def _centre_affine(self) -> Float64Array:
-        """`affine` between pixel centres, which is how OpenCV counts."""
+        """`affine` between pixel centres, OpenCV's convention."""
         matrix = self.affine()
         matrix[:, 2] += 0.5 * matrix[:, :2].sum(axis=1) - 0.5
         return matrix
 
     def apply(self, picture: UInt8Array) -> UInt8Array:
-        """Cut the window out of (H, W, 3) pixels, bilinear; the mean colour where it reaches beyond them."""
+        """The window of uint8 (H, W, 3) pixels, bilinear; the mean colour outside of the picture."""
         matrix = self._centre_affine()
         if min(abs(matrix[0, 0]), matrix[1, 1]) < 0.5:
-            # Bilinear sampling alone would alias here.
+            # Avoid aliasing: halve the picture first.
             small = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             half = Box(*(side / 2 for side in (self.box.xmin, self.box.ymin, self.box.xmax, self.box.ymax)))
             return Window(half, self.out, self.flip).apply(small.astype(np.uint8))
         return self._warp(picture, matrix, cv2.INTER_LINEAR, MEAN_COLOUR)
 
     def apply_to_mask(self, mask: UInt8Array, fill: int) -> UInt8Array:
-        """The same of (H, W) values, nearest neighbour; `fill` where it reaches beyond them."""
+        """The window of uint8 (H, W) values, nearest neighbour; `fill` outside of the picture."""
         matrix = self._centre_affine()
         return self._warp(mask, matrix, cv2.INTER_NEAREST, (fill,))
 
@@ -68,7 +68,7 @@ class Window:
         return warped.astype(np.uint8)
 
     def move(self, box: Box) -> Box:
-        """The box in output coordinates, clipped to the output; empty (no area) where it lies outside."""
+        """A box of the picture in output coordinates, clipped to the output; without area if it is outside."""
         (scale_x, _, shift_x), (_, scale_y, shift_y) = self.affine().tolist()
         xs = sorted(min(max(scale_x * x + shift_x, 0.0), self.out.width) for x in (box.xmin, box.xmax))
         ys = sorted(min(max(scale_y * y + shift_y, 0.0), self.out.height) for y in (box.ymin, box.ymax))
@@ -76,11 +76,12 @@ class Window:
 
 
 def side_at(sizes: Sequence[tuple[float, int]], progress: float) -> int:
-    """The last of (share of the training from which it applies, side) that applies: small and cheap comes first."""
+    """The input's side at `progress`; `sizes` are (progress from which it applies, side in px), small sides first."""
     return [side for start, side in sizes if start <= progress][-1]
 
 
 def area(box: Box) -> float:
+    """A box's area, 0 if it is inverted."""
     return max(box.xmax - box.xmin, 0.0) * max(box.ymax - box.ymin, 0.0)
 
 
@@ -106,10 +107,10 @@ def random_resized_crop(
     min_visible: float,
     attempts: int = 10,
 ) -> Window:
-    """A window of a random share `scale` of the picture and an aspect from 3/4 to 4/3.
+    """A window of a random share of the picture's area, within `scale`, and an aspect ratio of 3/4 to 4/3.
 
-    A window that shows less than `min_visible` of `keep` is drawn again: a crop without the head says little
-    about the breed. After `attempts` draws the whole picture is taken.
+    A window with less than `min_visible` of the box `keep` is drawn again: a crop without the head shows little of
+    the breed. After `attempts` draws the whole picture is taken.
     """
     flip = bool(rng.random() < 0.5)
     for _ in range(attempts):
@@ -128,10 +129,10 @@ def random_resized_crop(
 def random_window(
     rng: np.random.Generator, picture: Size, out: Size, zoom: tuple[float, float], keep: Box | None
 ) -> Window:
-    """A window for dense tasks: `zoom` times as large as the picture's shorter side, anywhere it shows something.
+    """A window for dense tasks, of the picture's shorter side times a random `zoom`, anywhere over the picture.
 
-    Its aspect is that of `out`, give or take a tenth. It may reach beyond the picture. Of `keep` it shows at
-    least two thirds where ten draws find such a window.
+    Its aspect ratio is that of `out`, within a tenth. It may extend beyond the picture. It contains at least two
+    thirds of the box `keep`, unless ten draws find no such window.
     """
     shorter = min(picture.height, picture.width)
     box = Box(0, 0, picture.width, picture.height)
@@ -139,7 +140,7 @@ def random_window(
         stretch = math.exp(rng.uniform(-0.1, 0.1) / 2)
         side = shorter * math.exp(rng.uniform(math.log(zoom[0]), math.log(zoom[1])))
         width, height = side * stretch * out.width / out.height, side / stretch
-        # A window larger than the picture slides over it by the difference, as a smaller one does within it.
+        # The difference of the sides is the range of positions, for larger and smaller windows alike.
         x, y = (
             rng.uniform(min(slack, 0.0), max(slack, 0.0)) for slack in (picture.width - width, picture.height - height)
         )
@@ -150,25 +151,25 @@ def random_window(
 
 
 def whole_picture(size: Size, side: int) -> Window:
-    """The square about the whole picture, its top left corner in place, as `side` x `side` pixels."""
+    """The square around the whole picture, from its top left corner, as `side` x `side` px."""
     longer = max(size.height, size.width)
     return Window(Box(0, 0, longer, longer), Size(side, side), flip=False)
 
 
 def central_square(size: Size, share: float, side: int) -> Window:
-    """The central square of `share` of the shorter side, as `side` x `side` pixels."""
+    """The central square of `share` of the shorter side, as `side` x `side` px."""
     half = min(size.height, size.width) * share / 2
     x, y = size.width / 2, size.height / 2
     return Window(Box(x - half, y - half, x + half, y + half), Size(side, side), flip=False)
 
 
 def to_tensor(pixels: UInt8Array, device: torch.device) -> Tensor:
-    """uint8 (N, H, W, 3) → float32 (N, 3, H, W) on `device`, channels last in memory."""
+    """uint8 (N, H, W, 3) → float32 (N, 3, H, W) on `device`, channels-last in memory."""
     return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float()
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Grey levels (N, 3, H, W) → what the networks take, channels last in memory."""
+    """Grey levels (N, 3, H, W) → normalised input, channels-last in memory."""
     constants = Normalisation()
     mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (constants.mean, constants.std))
     return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -189,7 +190,7 @@ def jitter_colours(rng: np.random.Generator, x: Tensor, strength: float, grey_sh
 
 
 def erase(rng: np.random.Generator, x: Tensor, probability: float) -> Tensor:
-    """Random erasing on normalised (N, 3, H, W), in place: a rectangle of 2 to 20 % becomes the mean colour."""
+    """Random erasing on normalised (N, 3, H, W), in place: 2 to 20 % of the area become the mean colour."""
     height, width = x.shape[2:]
     for row in np.flatnonzero(rng.random(len(x)) < probability):
         share, aspect = rng.uniform(0.02, 0.2), math.exp(rng.uniform(math.log(0.4), math.log(2.5)))
@@ -201,10 +202,10 @@ def erase(rng: np.random.Generator, x: Tensor, probability: float) -> Tensor:
 
 
 def mix(rng: np.random.Generator, x: Tensor, targets: Tensor, maps: Tensor, cell: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mixup or CutMix, an even chance of each, of a batch with itself in reverse order.
+    """Mixup or CutMix, with equal chance, of a batch with its reverse.
 
-    x (N, 3, H, W); targets (N, classes); maps (N, C, H/cell, W/cell) are mixed the same way, for which CutMix
-    keeps to whole cells. CutMix draws its share evenly (arXiv 1905.04899), mixup from Beta(0.3, 0.3).
+    x (N, 3, H, W), targets (N, classes) and maps (N, C, H/cell, W/cell) are mixed alike; CutMix's rectangle is of whole
+    cells. The share is uniform for CutMix (arXiv 1905.04899), Beta(0.3, 0.3) for mixup.
     """
     if rng.random() < 0.5:
         share = float(rng.beta(0.3, 0.3))

@@ -1,4 +1,4 @@
-"""Scores that mean what they say: a correction fitted on held-out photographs and folded into the weights."""
+"""Calibration of scores: fitted on held-out photographs, then folded into the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.training.evaluate import Float64Array, class_probabilities, detection
 from model.types import BoolArray, IntArray, Task
 
 MIN_PROBABILITY = 1e-12
-"""Probabilities below are taken for this one, so that their logarithm exists."""
+"""Smaller probabilities are raised to this, so that the logarithm is finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Calibration:
 
 
 def fit_calibration(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> Calibration | None:
-    """What brings a bundle's scores nearest to the truth; None where its answers have no scores."""
+    """The calibration that fits a bundle's scores to the truth; None if its answers have no scores."""
     match config.task:
         case Task.CLASSIFY:
             breeds = np.array([one.breed for one in records])
@@ -45,7 +45,7 @@ def fit_calibration(predictor: Predictor, config: BundleConfig, records: Sequenc
 def temperature_scaling(probabilities: Float64Array, truth: IntArray) -> Calibration:
     """Temperature scaling (arXiv 1706.04599, section 4.2): probabilities (N, C), classes (N,); `scale` is 1/T.
 
-    The log-likelihood is concave in the scale, so that a search by thirds finds its maximum.
+    The log-likelihood is concave in the scale, so ternary search finds its maximum.
     """
     logits = np.log(np.maximum(probabilities, MIN_PROBABILITY))
     rows = np.arange(len(truth))
@@ -66,9 +66,9 @@ def temperature_scaling(probabilities: Float64Array, truth: IntArray) -> Calibra
 
 
 def platt_scaling(scores: Float64Array, right: BoolArray) -> Calibration:
-    """Platt scaling: the logistic regression of being right (K,) on the logits of the scores (K,).
+    """Platt scaling: logistic regression of correctness, bool (K,), on the logits of the scores (K,).
 
-    By Newton's method, with a slight pull towards 1 and 0, that is, no change, where there is little to learn from.
+    Newton's method, with a weak prior at scale 1 and shift 0 for small samples.
     """
     clipped = np.clip(scores, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     inputs = np.stack([np.log(clipped / (1 - clipped)), np.ones(len(scores))], axis=1)
@@ -84,17 +84,17 @@ def platt_scaling(scores: Float64Array, right: BoolArray) -> Calibration:
 
 @torch.no_grad()
 def apply_calibration(network: nn.Module, architecture: ArchitectureSpec, found: Calibration) -> None:
-    """Apply a correction to the layer that gives the logits, so that serving needs to know nothing of it.
+    """Fold a calibration into the layer that computes the logits.
 
     Raises:
         TypeError: the family's answers have no scores.
-        ValueError: the correction would turn the scores' order round.
+        ValueError: the calibration would invert the scores' order.
     """
     if not (math.isfinite(found.shift) and 0 < found.scale < math.inf):
-        raise ValueError(f"{found} is no correction: the scores say nothing of being right; train longer")
+        raise ValueError(f"{found} is not valid: scores do not rise with correctness; train longer")
     score_layer = network_of(family_of(architecture)).score_layer
     if score_layer is None:
-        raise TypeError(f"{architecture.family} has no scores to correct")
+        raise TypeError(f"{architecture.family} has no scores to calibrate")
     layer = score_layer(network)
     assert layer.bias is not None
     layer.weight.mul_(found.scale)

@@ -1,7 +1,7 @@
-"""Breed training: the ConvMLP classifier with a second, training-only output that finds heads and bodies.
+"""Training of the breed classifier: ConvMLP with a second, training-only output, maps of heads and bodies.
 
-The maps give the backbone a reason to look at the animal, which few labels alone do not, and prepare it for the
-detector and the outline model that start from these weights: all labels of the data set teach one backbone.
+The maps supervise where the animal is, which few class labels alone do not, and prepare the backbone for the detector
+and the outline model, which start from its weights.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from model.types import Box, Float32Array, IntArray, Size, UInt8Array
 CELL = 16
 """Stride of the maps: that of the backbone's third level."""
 TEST_SHARE = 0.875
-"""Of the shorter side, shown while training is watched."""
+"""Share of the shorter side in the crop that is evaluated during training."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifyRecipe:
-    """`sizes`: (share of the training from which it applies, side of the square input in pixels, of whole cells)."""
+    """Hyperparameters. `sizes`: (progress from which it applies, side of the square input in px)."""
 
     sizes: tuple[tuple[float, int], ...] = ((0.0, 96), (0.7, 128), (0.87, 160), (0.96, 192))
     test_size: int = 192
@@ -52,7 +52,7 @@ class ClassifyRecipe:
 
 
 class BreedNet(nn.Module):
-    """The classifier plus a 1x1 convolution for maps of heads and bodies by species, which is not exported."""
+    """The classifier, plus a 1x1 convolution for maps of heads and bodies by species, which is not exported."""
 
     def __init__(self, spec: ConvMLPSpec, num_classes: int) -> None:
         super().__init__()
@@ -68,9 +68,9 @@ class BreedNet(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Start linear layers small and the depthwise convolutions near the identity.
+    """Initialise linear layers with small weights and depthwise convolutions near the identity.
 
-    The depthwise convolutions are not residual; as random filters they would scramble what passes through them.
+    The depthwise convolutions are not residual: with random filters they would destroy the signal.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -83,7 +83,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class BreedTraining:
-    """What the training loop needs of the breed task."""
+    """The breed task, as the training loop's `Training`."""
 
     def __init__(self, recipe: ClassifyRecipe, module: BreedNet, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
@@ -120,7 +120,7 @@ class BreedTraining:
         return breed_loss + self.recipe.map_weight * map_loss
 
     def _maps(self, index: int, window: Window) -> Float32Array:
-        """Heads and bodies of cats and dogs in the window: float32 (4, cells, cells), NaN where nothing is known."""
+        """Heads and bodies of cats and dogs in the window: float32 (4, cells, cells), NaN if unknown."""
         record, cells = self.records[index], window.out.height // CELL
         maps = np.full((2, len(SPECIES), cells, cells), np.nan, np.float32)
         if record.head is not None:
@@ -130,7 +130,7 @@ class BreedTraining:
         return maps.reshape(-1, cells, cells)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Top-1 and top-5 on the held-out pictures, by a quick pipeline that is near the real one."""
+        """Top-1 and top-5 accuracy on the held-out pictures, by a fast approximation of the real pipeline."""
         ranks = []
         breeds = self.held_out_breeds.to(self.device)
         for start in range(0, len(self.held_out_pixels), 64):
@@ -142,7 +142,7 @@ class BreedTraining:
 
 
 def head_map(box: Box, species: int, cells: int) -> Float32Array:
-    """1 in the cells whose centre lies in the head's box, by species: float32 (2, cells, cells)."""
+    """1 in the cells whose centre is in the head's box, by species: float32 (2, cells, cells)."""
     found = np.zeros((len(SPECIES), cells, cells), np.float32)
     top, bottom, left, right = (round(side / CELL) for side in (box.ymin, box.ymax, box.xmin, box.xmax))
     found[species, top:bottom, left:right] = 1
@@ -150,7 +150,7 @@ def head_map(box: Box, species: int, cells: int) -> Float32Array:
 
 
 def body_map(labels: UInt8Array, cells: int) -> Float32Array:
-    """The share of each cell that a cat, a dog covers, of what is known of it: float32 (2, cells, cells), or NaN."""
+    """Share of each cell's known pixels that are cat or dog: float32 (2, cells, cells), NaN if none is known."""
     blocks = labels.reshape(cells, CELL, cells, CELL)
     known = (blocks != IGNORE).sum(axis=(1, 3))
     shares = [(blocks == kind + 1).sum(axis=(1, 3)) / np.maximum(known, 1) for kind in range(len(SPECIES))]

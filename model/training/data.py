@@ -1,4 +1,4 @@
-"""The Oxford-IIIT Pet index: records, folds, and the decoded pictures held in memory."""
+"""The Oxford-IIIT Pet dataset: index, folds, and decoded pictures in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.types import Box, Size, UInt8Array
 SPECIES = ("cat", "dog")
 HELD_OUT_FOLD = 0
 IGNORE = 255
-"""What a label map says where nothing is known."""
+"""Value of unknown pixels in a label map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def read_index(data_dir: Path) -> PetIndex:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: a breed's number is missing between the first and the last one.
+        ValueError: breed numbers have gaps.
     """
     names: dict[int, str] = {}
     records = []
@@ -79,20 +79,20 @@ def _record(data_dir: Path, row: dict[str, str], breed: int) -> Record:
 
 @dataclass(frozen=True, slots=True)
 class Photographs:
-    """Records and their pictures, row for row: uint8 (H, W, 3), RGB."""
+    """Records and their pictures, index by index: uint8 (H, W, 3), RGB."""
 
     records: Sequence[Record]
     pictures: Sequence[UInt8Array]
 
 
 def load_photographs(records: Sequence[Record]) -> Photographs:
-    """Decode every photograph. All stay in memory: about 260 kB each."""
+    """Decode all photographs, about 260 kB of memory each. Raises OSError."""
     pictures = [cv2.cvtColor(_read(one.path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.uint8) for one in records]
     return Photographs(records, pictures)
 
 
 def load_label_maps(records: Sequence[Record]) -> dict[int, UInt8Array]:
-    """The masks of the records that have one, by position: uint8 (H, W), see `label_map`."""
+    """The label maps of the records that have a mask, by index: uint8 (H, W), see `label_map`. Raises OSError."""
     return {
         index: label_map(_read(one.mask, cv2.IMREAD_GRAYSCALE), one.species)
         for index, one in enumerate(records)

@@ -1,4 +1,4 @@
-"""Head detection training: RetinaNet's targets and losses (arXiv 1708.02002, sections 3 and 4)."""
+"""Training of the head detector: RetinaNet's targets and losses (arXiv 1708.02002, sections 3 and 4)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from model.types import IntArray, Size
 
 @dataclass(frozen=True, slots=True)
 class DetectRecipe:
-    """How examples are made and judged. `zoom` is the size of the square windows over the picture's shorter side.
+    """Hyperparameters. `zoom`: range of the square windows' sides, as multiples of the picture's shorter side.
 
-    `sizes`: (share of the training from which it applies, side of the windows as shown to the network, pixels).
+    `sizes`: (progress from which it applies, side of the network's input in px).
     """
 
     sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.5, 160), (0.85, 224))
@@ -49,9 +49,9 @@ class DetectRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What each anchor must answer, for a batch of one object at most a picture.
+    """Targets of each anchor, for a batch with at most one object a picture.
 
-    classes int64 (N, K): -1 background, -2 neither counts; deltas float32 (N, K, 4), valid where a class is.
+    classes int64 (N, K): -1 background, -2 ignored; deltas float32 (N, K, 4), valid for anchors with a class.
     """
 
     classes: Tensor
@@ -59,12 +59,12 @@ class Assignment:
 
 
 def assign(anchors: Tensor, boxes: Tensor, labels: Tensor, positive_iou: float, negative_iou: float) -> Assignment:
-    """Anchors to objects by IoU (section 4.1); each object's best anchor is its own whatever the IoU.
+    """Assign anchors to objects by IoU (section 4.1); an object's best anchor is always assigned to it.
 
     Args:
         anchors: float32 (K, 4), pixels of the input.
-        boxes: float32 (N, 4), one object a picture, any values where there is none.
-        labels: int64 (N,), the object's class, -1 where there is none.
+        boxes: float32 (N, 4), one object a picture; arbitrary if there is none.
+        labels: int64 (N,), the object's class; -1 if there is none.
     """
     overlaps = iou_matrix(boxes, anchors).nan_to_num()
     present = (labels >= 0)[:, None]
@@ -77,7 +77,7 @@ def assign(anchors: Tensor, boxes: Tensor, labels: Tensor, positive_iou: float, 
 
 
 def focal_loss(logits: Tensor, classes: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sum of the focal loss (equation 5) over logits (N, K, C); anchors of class -2 are left out."""
+    """Sum of the focal loss (equation 5) over logits (N, K, C); anchors of class -2 are ignored."""
     wanted = F.one_hot(classes.clamp(min=0), logits.shape[-1]).float() * (classes >= 0)[..., None]
     entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
     missed = torch.where(wanted > 0, 1 - logits.sigmoid(), logits.sigmoid())
@@ -100,7 +100,7 @@ def all_anchors(levels: Sequence[Tensor]) -> Tensor:
 
 
 class HeadTraining:
-    """What the training loop needs of the head detection task."""
+    """The head detection task, as the training loop's `Training`."""
 
     def __init__(self, recipe: DetectRecipe, module: RetinaNet, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
@@ -139,7 +139,7 @@ class HeadTraining:
         return (class_loss + recipe.box_weight * box_loss) / positive.sum().clamp(min=1)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Share of held-out heads that the best-scored anchor finds: right class, IoU of at least 0.5."""
+        """Share of held-out heads that the best-scored anchor detects: right class, IoU of at least 0.5; mean IoU."""
         hits, ious = [], []
         for start in range(0, len(self.held_out_pixels), 32):
             rows = slice(start, start + 32)

@@ -1,4 +1,4 @@
-"""How good a bundle is on held-out photographs, through the very pipeline that serves them."""
+"""Accuracy of a bundle on held-out photographs, through the pipeline that serves requests."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from model.types import (
 )
 
 MIN_CURVE_SCORE = 0.01
-"""The precision-recall curve is drawn from this score on: low, since calibrated scores are."""
+"""Detections below are left out of the precision-recall curve; low, because calibrated scores are low."""
 MIN_CALIBRATION_SCORE = 0.05
-"""Detections below are shown to nobody, and do not count for calibration, which their number would flatter."""
+"""Detections below are left out of calibration: nobody sees them, and there are many."""
 
 
 def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> dict[str, float]:
-    """The task's figures, rounded to four digits.
+    """The task's metrics, rounded to four digits.
 
-    They are top1, top5 and species (cat or dog, by the first label); or ap50, also of each class, with precision
-    and recall at the model's own threshold; or miou, the IoU of each class and the share of right pixels. Where
-    answers have scores, ece is their expected calibration error.
+    Classification: top1, top5, species (cat or dog, by the top label). Detection: ap50, also of each class; precision
+    and recall at the model's threshold. Segmentation: miou, IoU of each class, pixel accuracy. With scores: ece, the
+    expected calibration error.
 
-    Records without a head's box are left out of detection, those without a mask out of segmentation.
+    Records without a head box are left out of detection; those without a mask, out of segmentation.
     """
     match config.task:
         case Task.CLASSIFY:
@@ -61,7 +61,7 @@ def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record
 
 
 def class_probabilities(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> Float64Array:
-    """A classifier's answers: (N, classes)."""
+    """A classifier's probabilities: float64 (N, classes)."""
     found = np.zeros((len(records), len(config.labels)))
     for row, result in zip(found, _answers(predictor, config, records, QueryParams(top_k=found.shape[1])), strict=True):
         assert isinstance(result, ClassifyResult)
@@ -71,7 +71,7 @@ def class_probabilities(predictor: Predictor, config: BundleConfig, records: Seq
 
 
 def detections(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> list[tuple[Detection, ...]]:
-    """A detector's answers of a score above CURVE_FROM."""
+    """Each record's detections of a score above MIN_CURVE_SCORE."""
     results = _answers(predictor, config, records, QueryParams(score_threshold=MIN_CURVE_SCORE))
     return [result.detections for result in results if isinstance(result, DetectResult)]
 
@@ -79,9 +79,9 @@ def detections(predictor: Predictor, config: BundleConfig, records: Sequence[Rec
 def scored_matches(
     found: Sequence[Sequence[Detection]], records: Sequence[Record], labels: Sequence[str]
 ) -> tuple[Float64Array, BoolArray]:
-    """Detections' scores (K,), and whether each is right: class, IoU of at least 0.5, first on its head.
+    """Scores (K,) of detections; which are true positives, bool (K,): class, IoU of at least 0.5, first on its head.
 
-    Those below CONFIDENT_FROM are left out.
+    Detections below MIN_CALIBRATION_SCORE are left out.
     """
     pairs = [pair for index in range(len(labels)) for pair in match_detections(found, records, index, 0.5)[0]]
     kept = [pair for pair in pairs if pair[0] >= MIN_CALIBRATION_SCORE]
@@ -89,7 +89,7 @@ def scored_matches(
 
 
 def pixel_confusion(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> IntArray:
-    """Known pixels of the records that have a mask, counted by [truth, answer]: (classes, classes)."""
+    """Confusion matrix of known pixels, [truth, answer]: int64 (classes, classes)."""
     masked = [one for one in records if one.mask is not None]
     confusion = np.zeros((len(config.labels), len(config.labels)), np.int64)
     results = _answers(predictor, config, masked, QueryParams())
@@ -110,16 +110,16 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def top_k_accuracy(probabilities: Float64Array, truth: IntArray) -> dict[str, float]:
-    """Shares of rows (N, C) whose class (N,) is the first, or among the first five."""
+    """top1 and top5: shares of the rows (N, C) whose true class (N,) ranks first, or among the first five."""
     ranked = np.argsort(-probabilities, axis=1, kind="stable")
     return {f"top{k}": float((ranked[:, :k] == truth[:, None]).any(axis=1).mean()) for k in (1, 5)}
 
 
 def calibration_error(scores: Float64Array, right: BoolArray, bins: int = 15) -> float:
-    """Expected calibration error: how far scores lie from the share that is right, over bins of equal width.
+    """Expected calibration error, over bins of equal width (arXiv 1706.04599, equation 3).
 
-    (N,) scores and whether each was right → the bins' absolute differences, weighted by how many fall in each
-    (arXiv 1706.04599, equation 3); 0 where there are none.
+    Scores (N,) and correctness, bool (N,) → the mean of the bins' |accuracy - confidence|, weighted by their counts; 0
+    if N is 0.
     """
     place = np.minimum((scores * bins).astype(int), bins - 1)
     gaps = [abs((scores - right)[place == one].sum()) for one in range(bins)]
@@ -140,7 +140,7 @@ def average_precision(
 def precision_and_recall(
     found: Sequence[Sequence[Detection]], records: Sequence[Record], labels: Sequence[str], threshold: float
 ) -> dict[str, float]:
-    """Of the detections above a score, all classes together, at IoU 0.5: what a caller sees by default."""
+    """Precision and recall of detections scored above `threshold`, over all classes, at IoU 0.5."""
     hits = answers = heads = 0
     for index in range(len(labels)):
         pairs, heads_of_class = match_detections(found, records, index, 0.5)
@@ -152,10 +152,10 @@ def precision_and_recall(
 def match_detections(
     found: Sequence[Sequence[Detection]], records: Sequence[Record], index: int, min_iou: float
 ) -> tuple[list[tuple[float, bool]], int]:
-    """The detections of one class by falling score, each with whether it is right, and the number of heads.
+    """One class's detections by falling score as (score, is a true positive), and the number of heads.
 
-    Each picture's detections come by falling score. A head is found once: a second box on it is wrong.
-    Pictures without an annotated head are left out.
+    `found` has each picture's detections by falling score. A second box on a head is a false positive. Pictures without
+    an annotated head are left out.
     """
     pairs: list[tuple[float, bool]] = []
     heads = 0
@@ -173,7 +173,7 @@ def match_detections(
 
 
 def area_under_curve(hits: BoolArray, positives: int) -> float:
-    """Average precision of detections in order of falling score; precision is made to fall with recall first."""
+    """Average precision: `hits` are by falling score; precision is made non-increasing in recall (VOC 2010)."""
     if positives == 0 or len(hits) == 0:
         return 0.0
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
@@ -182,7 +182,7 @@ def area_under_curve(hits: BoolArray, positives: int) -> float:
 
 
 def intersection_over_union(confusion: IntArray, labels: Sequence[str]) -> dict[str, float]:
-    """Of pixel counts [truth, answer]: IoU of each class, their mean, and the share of pixels that are right."""
+    """From a confusion matrix [truth, answer]: IoU of each class, their mean, pixel accuracy."""
     shared = np.diag(confusion)
     ious = shared / np.maximum(confusion.sum(axis=0) + confusion.sum(axis=1) - shared, 1)
     return {

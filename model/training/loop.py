@@ -1,9 +1,9 @@
-"""The training loop of all tasks: warm-up, plateau and decay, EMA, checkpoints, one log line an epoch.
+"""The training loop of all tasks: warm-up, plateau and decay, EMA, checkpoints, a log line each epoch.
 
 The optimisers are AdamW and Muon.
 
-Everything random in a step is drawn from a generator seeded by the recipe's seed and the step's number. A run
-that was killed therefore goes on from its last checkpoint to the very weights that it would have reached.
+All randomness of a step comes from a generator seeded by the recipe's seed and the step's number, so a killed run
+resumes from its last checkpoint to the same weights.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ LOG_FILE = "log.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast to learn. `bf16` trades exact repeatability across machines for speed.
+    """Length, learning rate and optimisation. `bf16` trades exact repeatability across machines for speed.
 
-    The rate stays at its peak until the last `decay_epochs`: a checkpoint from before them serves a training of
-    any length, so that a long one can be cut short, or a short one prolonged, without starting over.
+    The rate is constant from the warm-up to the last `decay_epochs`, so a training can be shortened or extended from a
+    checkpoint of before the decay.
     """
 
     epochs: int
@@ -54,7 +54,7 @@ class Schedule:
 
 
 class Training(Protocol):
-    """A task as the loop sees it: a module, a number of examples, a loss, a measure."""
+    """A task, as the training loop needs it."""
 
     @property
     def module(self) -> nn.Module: ...
@@ -66,10 +66,12 @@ class Training(Protocol):
     def device(self) -> torch.device: ...
 
     def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
-        """The scalar loss of these examples; `progress` is the share of the training done, 0 to 1."""
+        """The scalar loss of the examples at `indices`; `progress` is the share of steps done, 0 to 1."""
         ...
 
-    def evaluate(self, module: nn.Module) -> dict[str, float]: ...
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Metrics on the held-out examples."""
+        ...
 
 
 @dataclass(slots=True)
@@ -80,7 +82,7 @@ class _State:
     step: int = 0
 
     def save(self, path: Path) -> None:
-        """Write beside, then rename: a kill in between leaves the previous checkpoint whole."""
+        """Write atomically: a kill leaves the previous checkpoint intact."""
         parts = {
             "module": self.module.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -101,13 +103,13 @@ class _State:
 
 
 def run(training: Training, schedule: Schedule, out_dir: Path, stop_after: int | None = None) -> nn.Module:
-    """Train to the end, from the checkpoint in `out_dir` where there is one, and return the averaged module.
+    """Train from the checkpoint in `out_dir`, or from the start; return the averaged module.
 
-    `stop_after` ends the run early after that many steps in all, with a checkpoint.
+    `stop_after` is the total number of steps after which the run ends early, with a checkpoint.
 
     Raises:
         OSError: checkpoint or log cannot be written.
-        ValueError: there are fewer examples than a batch has.
+        ValueError: there are fewer examples than a batch needs.
         FloatingPointError: the loss is no longer finite.
     """
     if training.examples < schedule.batch_size:
@@ -173,7 +175,7 @@ def _step(training: Training, schedule: Schedule, state: _State, steps_an_epoch:
 
 
 def learning_rate(schedule: Schedule, epoch: float) -> float:
-    """Linear warm-up, the peak, and a linear fall to a hundredth of it over the last `decay_epochs`."""
+    """Linear warm-up to the peak rate, then linear decay to a hundredth of it over the last `decay_epochs`."""
     rise = (epoch + 0.05) / (schedule.warmup_epochs + 0.05)
     fall = max((schedule.epochs - epoch) / schedule.decay_epochs, 0.01)
     return schedule.learning_rate * min(1.0, rise, fall)
@@ -192,18 +194,18 @@ def _average(state: _State, decay: float) -> None:
 
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""The quintic whose iteration pushes all singular values towards 1 (K. Jordan et al., "Muon", 2024)."""
+"""Coefficients of the quintic that moves singular values towards 1 (K. Jordan et al., "Muon", 2024)."""
 ITERATIONS = 5
 MOMENTUM = 0.95
 OUTPUT_LAYERS = ("head", "maps", "retina_cls", "retina_reg", "conv_seg")
-"""Modules whose weights are the answers' own: AdamW's, as Muon's authors advise."""
+"""Output layers; AdamW trains them, as Muon's authors advise."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised before it is applied, for matrices and convolutions as (out, in·h·w).
+    """Muon: orthogonalised Nesterov momentum, for matrices, and convolutions as (out, in·h·w).
 
-    Steps are scaled to AdamW's usual size (arXiv 2502.16982, section 2.2), so that both share one learning rate
-    and one weight decay. torch's own class of this name takes no convolutions.
+    Steps are scaled to AdamW's usual size (arXiv 2502.16982, section 2.2), so that both share learning rate and weight
+    decay. torch.optim.Muon does not support convolutions.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> None:
@@ -211,7 +213,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Apply the gradients. `closure` is part of torch's interface and must be None.
+        """Apply the gradients. `closure` is required by torch's interface and must be None.
 
         Raises:
             ValueError: a closure was given.
@@ -227,7 +229,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(step.reshape(parameter.shape), alpha=-size)
 
     def _directions(self, parameters: list[nn.Parameter]) -> dict[torch.Size, list[tuple[nn.Parameter, Tensor]]]:
-        """Every parameter with its momentum as a matrix, by shape: equal shapes share one matrix product."""
+        """Parameters and their momenta as matrices, by shape; equal shapes are orthogonalised together."""
         by_shape = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is None:
@@ -241,7 +243,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Matrices (N, R, C) → float32 of that shape, singular vectors kept, all singular values near 1."""
+    """Matrices (N, R, C) → float32 (N, R, C) with the same singular vectors and singular values near 1."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -254,9 +256,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def optimisers(module: nn.Module, learning_rate: float, weight_decay: float) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for what maps many channels to many; AdamW for the rest, without decay for biases and norms.
+    """Muon for weights that map many channels to many; AdamW for the others, without decay for biases and norms.
 
-    The rest: filters of one channel (depthwise, and those that read the picture) and layers that end the network.
+    The others are depthwise and first-layer filters, and output layers.
     """
     muon, decayed, plain = [], [], []
     for name, parameter in module.named_parameters():

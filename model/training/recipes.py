@@ -1,4 +1,4 @@
-"""The hyperparameters that made the embedded bundles."""
+"""The hyperparameters of the embedded bundles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from model.training.segment import SegmentRecipe
 
 
 class PetsModel(StrEnum):
-    """What can be trained."""
+    """The embedded models, which can be trained."""
 
     BREED = "breed"
     HEADS = "heads"
@@ -35,7 +35,7 @@ class PetsModel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that a training depends on besides the data."""
+    """All that a training depends on except the data."""
 
     name: str
     architecture: Architecture
@@ -52,7 +52,7 @@ BACKBONE = ConvMLPSpec(
     stage_depths=(2, 4, 2),
     mlp_ratios=(2, 2, 2),
 )
-"""A fifth of ConvMLP-S: three thousand photographs teach no more, and a CPU answers quickly."""
+"""A fifth of ConvMLP-S: enough for three thousand photographs, and fast on a CPU."""
 
 RECIPES = {
     PetsModel.BREED: Recipe(

@@ -1,4 +1,4 @@
-"""The figures of finished bundles on the held-out photographs, and a picture of which breeds are taken for which."""
+"""Metrics of finished bundles on the held-out photographs, and the classifier's confusion matrix as an image."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ INK, PAPER, RULE = (30, 30, 30), (255, 255, 255), (200, 120, 60)
 
 
 def report(data_dir: Path, store: Path, picture: Path | None) -> dict[str, dict[str, float]]:
-    """Measure the recipes' bundles that `store` holds, by name; draw the classifier's confusion to `picture`.
+    """Measure the recipes' bundles in `store`, by name; draw the classifier's confusion matrix to `picture`.
 
     Raises:
-        BundleInvalid: a bundle is not sound.
-        OSError: the data cannot be read, or the picture not be written.
-        ValueError: none of the bundles is there.
+        BundleInvalid: a bundle is not valid.
+        OSError: the data cannot be read, or the picture cannot be written.
+        ValueError: `store` has none of the bundles.
     """
     held_out = read_index(data_dir).held_out()
     figures = {}
@@ -48,7 +48,7 @@ def report(data_dir: Path, store: Path, picture: Path | None) -> dict[str, dict[
 
 
 def breed_confusion(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> IntArray:
-    """Photographs counted by [truth, first label]: (classes, classes)."""
+    """Confusion matrix of photographs, [truth, top label]: int64 (classes, classes)."""
     best = class_probabilities(predictor, config, records).argmax(axis=1)
     confusion = np.zeros((len(config.labels), len(config.labels)), np.int64)
     np.add.at(confusion, ([one.breed for one in records], best), 1)
@@ -56,7 +56,7 @@ def breed_confusion(predictor: Predictor, config: BundleConfig, records: Sequenc
 
 
 def draw_confusion(confusion: IntArray, config: BundleConfig, records: Sequence[Record]) -> Image.Image:
-    """A row for each true breed, a column for each answer, cats first; the darker, the larger the row's share."""
+    """The confusion matrix: true breeds in rows, answers in columns, cats first; darker: a larger share of the row."""
     kinds = {one.breed: one.species for one in records}
     order = sorted(kinds, key=lambda breed: (kinds[breed], config.labels[breed].lower()))
     names = [config.labels[breed] for breed in order]

@@ -1,4 +1,4 @@
-"""Outline training: semantic FPN with cross-entropy on background, cat and dog."""
+"""Training of the outline model: Semantic FPN with cross-entropy on background, cat and dog."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ OUTLINE_LABELS = ("background", *SPECIES)
 
 @dataclass(frozen=True, slots=True)
 class SegmentRecipe:
-    """How examples are made. `zoom` is the size of the square windows over the picture's shorter side.
+    """Hyperparameters. `zoom`: range of the square windows' sides, as multiples of the picture's shorter side.
 
-    `sizes`: (share of the training from which it applies, side of the windows as shown to the network, pixels).
+    `sizes`: (progress from which it applies, side of the network's input in px).
 
-    `hint_share` is the chance that a picture without a mask takes the place of one that has it: the masks come
-    from few breeds, and the middle of a head is known to be cat or dog in all of them.
+    `hint_share` is the probability that a picture without a mask replaces one with a mask: masks come from few breeds,
+    while the middle of an annotated head is known to be cat or dog in all of them.
     """
 
     sizes: tuple[tuple[float, int], ...] = ((0.0, 128), (0.5, 160), (0.85, 224))
@@ -37,7 +37,7 @@ class SegmentRecipe:
 
 
 def head_hint(record: Record) -> UInt8Array:
-    """Class indices (H, W) that are known from the head's box alone: an ellipse of half its sides, else 255."""
+    """Class indices uint8 (H, W) known from the head's box alone: an ellipse of half its sides, IGNORE elsewhere."""
     hint = np.full((record.size.height, record.size.width), IGNORE, np.uint8)
     if record.head is not None:
         head = record.head
@@ -48,7 +48,7 @@ def head_hint(record: Record) -> UInt8Array:
 
 
 class OutlineTraining:
-    """What the training loop needs of the outline task. Its examples are the records with a mask."""
+    """The outline task, as the training loop's `Training`. Its examples are the records with a mask."""
 
     def __init__(self, recipe: SegmentRecipe, module: SemanticFPN, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
@@ -83,7 +83,7 @@ class OutlineTraining:
         return F.cross_entropy(logits, torch.from_numpy(np.stack(maps)).long().to(self.device), ignore_index=IGNORE)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Mean IoU on the held-out pictures at a quarter of the input's size."""
+        """Mean IoU and pixel accuracy on the held-out pictures, at a quarter of the input's size."""
         confusion = np.zeros((len(OUTLINE_LABELS), len(OUTLINE_LABELS)), np.int64)
         for start in range(0, len(self.held_out_pixels), 32):
             logits = module(normalise(to_tensor(self.held_out_pixels[start : start + 32], self.device)))

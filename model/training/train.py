@@ -1,4 +1,4 @@
-"""The whole way from photographs to a bundle that says how good it is and whose photographs taught it."""
+"""Training of the embedded models: from photographs to a bundle with its measured accuracy and its sources."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def train(
         kind: which of the three models.
         data_dir: the folder with `index.csv`.
         out_dir: gets `<kind>/` with checkpoint and log, and `bundles/<name>/`.
-        backbone_from: a breed bundle whose backbone the detector or the outline model starts from.
+        backbone_from: a breed bundle; the detector or outline model starts from its backbone.
         recipe: instead of the model's own.
-        stop_after: stop after that many steps in all and export what there is.
-        command: what the bundle's source says it was made with.
+        stop_after: stop after that many steps in total, and export.
+        command: the command line, for the bundle's `source`.
 
     Raises:
         BundleInvalid: `backbone_from` is not a bundle of the recipe's backbone.
-        OSError: the data cannot be read, or the results not be written.
-        ValueError: the index is damaged, or `backbone_from` is not a classifier.
+        OSError: the data cannot be read, or the results cannot be written.
+        ValueError: the index is not valid, or `backbone_from` is not a classifier.
         FloatingPointError: the loss is no longer finite.
     """
     recipe = RECIPES[kind] if recipe is None else recipe
@@ -86,10 +86,10 @@ def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: 
 
 
 def copy_backbone(bundle: Bundle, backbone: nn.Module) -> None:
-    """Fill `backbone` from a classifier's bundle.
+    """Load `backbone` from a classifier's bundle.
 
     Raises:
-        BundleInvalid: its weights do not fit its architecture.
+        BundleInvalid: the weights do not match the architecture.
         ValueError: it is not a classifier, or has another backbone.
     """
     config = bundle.config
@@ -121,14 +121,14 @@ def export(
     store: Path,
     command: str,
 ) -> Bundle:
-    """Write `store`/`recipe.name`: scores calibrated, weights as fp16, measured as they will be read.
+    """Calibrate, measure and write the bundle `store`/`recipe.name`, with fp16 weights.
 
-    The calibration changes `network`'s last layer.
+    Calibration changes the network's last layer. The metrics are those of the fp16 weights.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    draft = BundleMetadata(
+    metadata = BundleMetadata(
         name=recipe.name,
         architecture=recipe.architecture,
         labels=tuple(labels),
@@ -144,14 +144,14 @@ def export(
         accuracy=None,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        raw = write_bundle(Path(scratch), draft, network, reference_answer)
+        raw = write_bundle(Path(scratch), metadata, network, reference_answer)
         found = fit_calibration(Predictor(raw, torch.device("cpu")), raw.config, held_out)
         if found is not None:
             apply_calibration(network, recipe.architecture, found)
-        calibrated = write_bundle(Path(scratch), draft, network, reference_answer)
+        calibrated = write_bundle(Path(scratch), metadata, network, reference_answer)
         metrics = measure(Predictor(calibrated, torch.device("cpu")), calibrated.config, held_out)
     accuracy = Accuracy(metrics=metrics, measured_on=_measured_on(raw.config.task, held_out))
-    return write_bundle(store, replace(draft, accuracy=accuracy), network, reference_answer)
+    return write_bundle(store, replace(metadata, accuracy=accuracy), network, reference_answer)
 
 
 def _measured_on(task: Task, held_out: Sequence[Record]) -> str:

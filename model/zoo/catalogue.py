@@ -1,10 +1,9 @@
-"""The authors' 21 published checkpoints: what each file holds and how good they say it is.
+"""The authors' 21 published checkpoints: contents and published figures.
 
-Torch-free. Figures are those of the README of https://github.com/SHI-Labs/Convolutional-MLPs, which has the paper's
-(arXiv 2109.04454) and more; preprocessing is that of its training configurations. Nothing here was measured by this
-project.
+Torch-free. Figures are from the README of https://github.com/SHI-Labs/Convolutional-MLPs, which has the paper's (arXiv
+2109.04454) and more. Preprocessing is that of its training configurations. This project measured none of the figures.
 
-`labels/*.txt` have the data sets' class names, one a line: line i + 1 is class index i of the checkpoint's last layer.
+`labels/*.txt` have the data sets' class names: line i + 1 is class index i of the checkpoint's last layer.
 `docs/decisions/0003-catalogue.md` says how each order was established.
 """
 
@@ -30,6 +29,8 @@ _FOLDER = Path(__file__).parent / "labels"
 
 
 class LabelSet(StrEnum):
+    """The data sets whose class names are in `labels/`."""
+
     IMAGENET = "imagenet"
     CIFAR10 = "cifar10"
     CIFAR100 = "cifar100"
@@ -40,7 +41,7 @@ class LabelSet(StrEnum):
 
 @cache
 def read_labels(label_set: LabelSet) -> tuple[str, ...]:
-    """The names by class index. Spelled as in the data set's own files; ImageNet's are torchvision's short ones."""
+    """Names by class index, spelled as in the data set's files; ImageNet's are torchvision's short names."""
     return tuple((_FOLDER / f"{label_set}.txt").read_text(encoding="utf-8").splitlines())
 
 
@@ -62,11 +63,11 @@ PerSize = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """One checkpoint file.
+    """A checkpoint file.
 
-    `path` is relative to `CHECKPOINTS_URL`, and to any mirror of it. `accuracy` has fractions (the authors print
-    per cent). `parameters_millions` and `gmacs` (multiply-adds of a 224 x 224 input, in thousand millions) are as
-    published, so rounded; None where the authors give none.
+    `path` is relative to `CHECKPOINTS_URL` and to any mirror of it. `accuracy` has fractions; the authors print per
+    cent. `parameters_millions` and `gmacs` (10^9 multiply-adds of a 224 x 224 px input) are as published, rounded; None
+    if not published.
     """
 
     name: str
@@ -95,10 +96,10 @@ class CatalogueEntry:
 
 
 def entry(name: str) -> CatalogueEntry:
-    """The checkpoint of that name.
+    """The checkpoint of a name.
 
     Raises:
-        BundleInvalid: the authors publish none of that name; says which they do.
+        BundleInvalid: the authors publish none of that name; lists the names.
     """
     try:
         return CATALOGUE[name]
@@ -109,7 +110,7 @@ def entry(name: str) -> CatalogueEntry:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Three checkpoints that differ in the backbone's size alone; `path` has a place for it."""
+    """Three checkpoints that differ only in the backbone's size, which `path` and `title` have as `{size}`."""
 
     path: str
     title: str
@@ -156,7 +157,7 @@ def _grey_levels(*fractions: float) -> tuple[float, float, float]:
 
 
 def _fine_tuned(mean: tuple[float, float, float], std: tuple[float, float, float]) -> CenterCropSpec:
-    """The authors' fine-tuning evaluates with crop_pct 1: the whole shorter side is seen (ImageNet: 0.9)."""
+    """Fine-tuned models are evaluated with crop_pct 1, the whole shorter side (ImageNet: 0.9)."""
     normalisation = Normalisation(mean=_grey_levels(*mean), std=_grey_levels(*std))
     return CenterCropSpec(resize_shorter=224, crop=224, normalisation=normalisation)
 
@@ -260,4 +261,4 @@ _GROUPS = (
 )
 
 CATALOGUE: dict[str, CatalogueEntry] = {one.name: one for group in _GROUPS for one in group.entries()}
-"""By name, which is the file's without its ending."""
+"""By name: the file's name without `.pth`."""

@@ -1,7 +1,7 @@
-"""A `.pth` → its tensors by name, and the class names that a toolbox left beside them; and a bundle → a `.pth`.
+"""Reading and writing PyTorch checkpoints (`.pth`).
 
-Such files are pickles. Only what torch's weights-only reader takes is read: tensors, containers and plain values.
-A file that wants anything else is refused, whoever it is from, for a pickle can run any program.
+Checkpoints are pickles, and a pickle can run any program. Only what torch's weights-only reader accepts is read:
+tensors, containers and plain values. A file with anything else is refused.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from model.net.network import build_network, network_of
 from model.net.weights import load_weights
 
 MAX_BYTES = 2 * 2**30
-"""Of the file, and of its tensors. The largest published network has 62 M parameters; its optimizer's state may be
-in the file as well."""
+"""Of the file, and of its tensors. The largest published network has 62 M parameters; a file may also have the
+optimizer's state."""
 MAX_TENSORS = 10_000
 WRAPPERS = ("state_dict", "model")
-"""Under which names toolboxes put a state dict."""
+"""Keys under which toolboxes store a state dict."""
 DATA_PARALLEL_PREFIX = "module."
-"""What torch's DataParallel puts before each name."""
+"""Added to each key by torch's DataParallel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Dense CPU tensors, which may lie in the file still; `labels` where the file tells any, as many as they are."""
+    """Dense CPU tensors by key, which may be memory-mapped; `labels` are the class names in the file, if any."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -47,11 +47,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a state dict, bare or as the toolboxes wrap it, without running anything that the file may hold.
+    """Read a state dict, bare or wrapped by a toolbox. No code in the file is run.
 
     Raises:
-        BundleInvalid: no such file, too large, not a checkpoint, truncated, one that wants more than weights, or
-            one without a state dict.
+        BundleInvalid: the file is missing, too large, truncated, no checkpoint, without a state dict, or needs code
+            to run.
     """
     try:
         size = path.stat().st_size
@@ -60,11 +60,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
     if size == 0:
-        raise BundleInvalid(f"{path} is empty; expected a checkpoint as torch.save writes it")
+        raise BundleInvalid(f"{path} is empty")
     if size > MAX_BYTES:
         raise BundleInvalid(
-            f"{path} has {size:,} bytes, at most {MAX_BYTES:,} are read; save its state dict alone, without the "
-            "optimizer's"
+            f"{path} has {size:,} bytes; the limit is {MAX_BYTES:,}; save the state dict without the optimizer's state"
         )
     if zipped:
         _check_archive(path)
@@ -76,32 +75,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _check_archive(path: Path) -> None:
-    """torch stores without compression; anything else could grow beyond all bounds when it is read."""
+    """torch.save does not compress; a compressed archive could expand without bound."""
     try:
         with zipfile.ZipFile(path) as archive:
             stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise BundleInvalid(f"{path} is truncated or corrupt: {error}; fetch or save it again") from error
+        raise BundleInvalid(f"{path} is truncated or corrupt: {error}") from error
     if not stored:
-        raise BundleInvalid(f"{path} has compressed parts, which torch.save does not write; expected a checkpoint")
+        raise BundleInvalid(f"{path} is no checkpoint: it has compressed parts, which torch.save never writes")
 
 
 def _load(path: Path, *, mmap: bool) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are for who writes such files, not for who reads one
+            warnings.simplefilter("ignore")  # about the file's age; nothing that its reader can change
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted is None:
-            raise BundleInvalid(
-                f"{path} is not a checkpoint as torch.save writes it, or is corrupt; fetch or save it again"
-            ) from error
+            raise BundleInvalid(f"{path} is not a checkpoint as torch.save writes it, or is corrupt") from error
         raise BundleInvalid(
-            f"{path} wants to run {wanted[1]}, and only plain tensors are read; if you trust where it comes from, "
-            "load it where it was made and save its state dict alone: torch.save(model.state_dict(), FILE)"
+            f"{path} needs {wanted[1]} to load; only plain tensors are read. If you trust the file, load it and save "
+            "its state dict alone: torch.save(model.state_dict(), FILE)"
         ) from error
-    except Exception as error:  # whatever foreign bytes make a pickle machine stumble over
+    except Exception as error:  # arbitrary bytes raise arbitrary exceptions in the unpickler
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise BundleInvalid(
             f"{path} is not a checkpoint as torch.save writes it, truncated or corrupt ({type(error).__name__}: "
@@ -118,7 +115,7 @@ def _state_dict(path: Path, document: object) -> Mapping[object, object]:
         if document and all(isinstance(value, Tensor) for value in document.values()):
             return document
     raise BundleInvalid(
-        f"{path} holds no state dict; expected tensors by name, alone or under {' or '.join(map(repr, WRAPPERS))}"
+        f"{path} has no state dict; expected tensors by name, alone or under {' or '.join(map(repr, WRAPPERS))}"
     )
 
 
@@ -129,19 +126,19 @@ def _checked(path: Path, found: Mapping[object, object]) -> dict[str, Tensor]:
         raise BundleInvalid(f"{path} has {len(found):,} tensors; expected 1 to {MAX_TENSORS:,}")
     for name, tensor in found.items():
         if not (isinstance(name, str) and isinstance(tensor, Tensor)):
-            raise BundleInvalid(f"{path}: {str(name)[:80]!r} in its state dict is no tensor with a name")
+            raise BundleInvalid(f"{path}: {str(name)[:80]!r} in its state dict is not a named tensor")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise BundleInvalid(f"{path}: {name} is sparse, quantized or without values; expected a dense tensor")
-        # A tensor may repeat few bytes many times, so that the file's size does not bound it.
+        # A tensor with stride 0 repeats its bytes, so the file's size does not bound it.
         total += tensor.numel() * tensor.element_size()
         tensors[name] = tensor
     if total > MAX_BYTES:
-        raise BundleInvalid(f"{path} has tensors of {total:,} bytes, at most {MAX_BYTES:,} are read")
+        raise BundleInvalid(f"{path} has tensors of {total:,} bytes; the limit is {MAX_BYTES:,}")
     return tensors
 
 
 def _labels(document: object) -> tuple[str, ...] | None:
-    """The class names of mmcv's `meta`, where they are what they should be."""
+    """The class names in mmcv's `meta`; None unless they are non-empty strings."""
     meta = document.get("meta") if isinstance(document, Mapping) else None
     names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
     if not isinstance(names, (tuple, list)) or not names:
@@ -152,14 +149,14 @@ def _labels(document: object) -> tuple[str, ...] | None:
 
 
 def export_checkpoint(bundle: Bundle, file: Path) -> None:
-    """Write the bundle's tensors, bit for bit, whole or not at all; a file of that name is replaced.
+    """Write a bundle's tensors, bit for bit, under the authors' names, atomically; an existing file is replaced.
 
-    A classifier's state dict is written bare; a detector's or segmenter's as mmcv does, with the class names in
-    `meta`.
+    A family with wrapped checkpoints is written as mmcv does, with the class names in `meta`; others as a bare state
+    dict.
 
     Args:
         bundle: as read by `read_bundle`.
-        file: the `.pth`; its folder must be there.
+        file: the `.pth`; its folder must exist.
 
     Raises:
         BundleInvalid: the weights do not fit the architecture.
@@ -168,21 +165,21 @@ def export_checkpoint(bundle: Bundle, file: Path) -> None:
     config = bundle.config
     network = build_network(config.architecture, len(config.labels))
     load_weights(network, bundle)
-    # The network's own tensors would be float32 whatever the file holds; it only gives the order of names.
+    # The network gives only the order of the keys; its own tensors are always float32.
     found = safetensors.torch.load_file(bundle.weights_path)
     tensors = {name: found[name] for name in network.state_dict()}
     if network_of(family_of(config.architecture)).wrapped:
         document: dict[str, object] = {"meta": {"CLASSES": config.labels}, "state_dict": tensors}
     else:
         document = dict(tensors)
-    content = io.BytesIO()  # torch would hide what the system says of a file that cannot be written
+    content = io.BytesIO()  # torch.save hides the system's error if a file cannot be written
     torch.save(document, content)
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as scratch:
         try:
             scratch.write(content.getbuffer())
             scratch.flush()
             os.fsync(scratch.fileno())
-            os.fchmod(scratch.fileno(), 0o644)  # whoever reads it need not be who wrote it
+            os.fchmod(scratch.fileno(), 0o644)  # another user may read it
             Path(scratch.name).replace(file)
         except BaseException:
             Path(scratch.name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Checkpoint → bundle: the network that its tensors tell, with labels and pipelines around it."""
+"""Checkpoint → bundle: infers the architecture, adds labels and pipelines, computes the reference answer."""
 
 from __future__ import annotations
 
@@ -31,56 +31,56 @@ def import_checkpoint(
     labels: Sequence[str] | None = None,
     precision: DtypeName = "fp32",
 ) -> Bundle:
-    """Write the bundle `store`/`name`, whole or not at all; one of that name is replaced.
+    """Write the bundle `store`/`name`. The write is atomic; an existing bundle is replaced.
 
-    Where `name` is a published model's, its labels, pipelines and source are taken, and the file must hold that
-    network. So they are where the file's own name is a published one, no `labels` are given and it does hold that
-    network. Any other checkpoint is the caller's own: labels are those given, else those that the file itself
-    tells, else `class 0` and so on; the pipelines are the family's usual ones.
+    If `name` is a published model's, the file must have its network, and the bundle gets its labels, pipelines and
+    source. So it does if the file's name is a published model's, `labels` is None, and the network matches. Any other
+    checkpoint is the caller's own: its labels are `labels`, else those in the file, else `class 0` and so on; its
+    pipelines are the family's defaults.
 
     Args:
         file: a `.pth`.
-        store: a folder of bundles; made where it is not there.
+        store: a folder of bundles; created if missing.
         name: of the model.
-        task: what the caller takes the model to do; only checked.
+        task: checked against the network's; None: not checked.
         labels: by class index.
-        precision: of the weights in the bundle.
+        precision: dtype of the weights in the bundle.
 
     Raises:
-        BundleInvalid: the name is not allowed, or the file holds no such model as asked for, or is none at all.
+        BundleInvalid: the name is not allowed, the file is no valid checkpoint, or its network is not the expected one.
         OSError: the store cannot be written.
     """
     _check_name(name)
     if labels is not None and name in CATALOGUE:
         raise BundleInvalid(
-            f"{name} is the name of a published model, which has labels of its own; choose another name, or give none"
+            f"{name} is a published model with labels of its own; choose another name, or give no labels"
         )
     checkpoint = read_checkpoint(file)
     architecture, num_classes = infer_architecture(checkpoint)
     found = family_of(architecture).task
     if task is not None and task != found:
-        raise BundleInvalid(f"{file} holds a {architecture.family}, which is for {found.value}, not for {task.value}")
+        raise BundleInvalid(f"{file} has a {architecture.family}, which is for {found.value}, not for {task.value}")
     published = None if labels is not None else _published(file, name, architecture, num_classes)
     if published is None:
-        draft = _own_metadata(name, architecture, _own_labels(checkpoint, num_classes, labels), file, precision)
+        metadata = _own_metadata(name, architecture, _own_labels(checkpoint, num_classes, labels), file, precision)
     else:
-        draft = replace(published_metadata(published), name=name, precision=precision)
-    _check_numbers(checkpoint, precision)
+        metadata = replace(published_metadata(published), name=name, precision=precision)
+    _check_finite(checkpoint, precision)
     network = meta_network(architecture, num_classes).to_empty(device="cpu")
     network.load_state_dict(checkpoint.tensors)
     try:
-        return write_bundle(store, draft, network, reference_answer)
-    except safetensors.SafetensorError as error:  # its way to say that the disk is full
+        return write_bundle(store, metadata, network, reference_answer)
+    except safetensors.SafetensorError as error:  # raised if the disk is full
         raise OSError(errno.EIO, str(error), str(store / name)) from error
 
 
 def _check_name(name: str) -> None:
-    """Raises BundleInvalid where no model can have that name."""
+    """Raises BundleInvalid: a model cannot have the name."""
     try:
         TypeAdapter[str](ModelName).validate_python(name)
     except ValidationError as error:
         raise BundleInvalid(
-            f"{name!r} cannot be a model's name; expected 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit first"
+            f"{name!r} is not a valid model name; expected 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit first"
         ) from error
 
 
@@ -93,7 +93,7 @@ def _published(file: Path, name: str, architecture: Architecture, num_classes: i
             return entry
         if is_asked_for:
             raise BundleInvalid(
-                f"{file} is not {name}: it holds a {_describe(architecture, num_classes)}, the published model is a "
+                f"{file} is not {name}: it has a {_describe(architecture, num_classes)}; the published model is a "
                 f"{_describe(entry.architecture, len(entry.labels))}; choose another name for a model of your own"
             )
     return None
@@ -106,7 +106,7 @@ def _describe(architecture: Architecture, num_classes: int) -> str:
 def _own_labels(checkpoint: Checkpoint, num_classes: int, given: Sequence[str] | None) -> tuple[str, ...]:
     if given is not None:
         if len(given) != num_classes:
-            raise BundleInvalid(f"{len(given)} labels are given, {checkpoint.path} has {num_classes} classes")
+            raise BundleInvalid(f"{len(given)} labels are given; {checkpoint.path} has {num_classes} classes")
         return tuple(given)
     if checkpoint.labels is not None and len(checkpoint.labels) == num_classes:
         return checkpoint.labels
@@ -127,24 +127,24 @@ def _own_metadata(
         source=Source(
             description=f"imported from {file.name} (sha256 {file_sha256(file)})",
             url="",
-            licence="unknown: not told by the file",
+            licence="unknown",
             attribution="",
         ),
         accuracy=None,
     )
 
 
-def _check_numbers(checkpoint: Checkpoint, precision: DtypeName) -> None:
+def _check_finite(checkpoint: Checkpoint, precision: DtypeName) -> None:
     for name, tensor in checkpoint.tensors.items():
         if tensor.is_floating_point() and not bool(tensor.to(DTYPES[precision]).isfinite().all()):
             raise BundleInvalid(
-                f"{checkpoint.path}: {name} has values that are no numbers in {precision}; either the training "
-                "diverged, or they are too large for it, and fp32 or bf16 has room for them"
+                f"{checkpoint.path}: {name} has values that are not finite in {precision}; "
+                "if they are too large for it, use fp32 or bf16"
             )
 
 
 def published_metadata(entry: CatalogueEntry) -> BundleMetadata:
-    """The config of a published checkpoint, its weights kept in the float32 that they come in."""
+    """The config of a published checkpoint, with its weights in float32."""
     return BundleMetadata(
         name=entry.name,
         architecture=entry.architecture,

@@ -1,4 +1,4 @@
-"""Which network a checkpoint's tensors belong to, read off their names and shapes."""
+"""Inferring the architecture from a checkpoint's tensor names and shapes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from model.zoo.checkpoint import Checkpoint
 
 
 def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
-    """The architecture and its number of classes; every tensor fits it.
+    """The architecture and the number of classes. All tensors match it.
 
     Raises:
-        BundleInvalid: no network that is known here, or one of its tensors is missing, too many or of another
-            shape or kind than the rest of them says.
+        BundleInvalid: the tensors are of no registered family, or some are missing, unexpected, or of another shape or
+            kind than the others imply.
     """
     path, tensors = checkpoint.path, checkpoint.tensors
     networks = {name: network_of(family) for name, family in FAMILIES.items()}
@@ -24,11 +24,10 @@ def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
     if family is None:
         keys = ", ".join(network.class_key for network in networks.values())
         raise BundleInvalid(
-            f"{path} holds none of the networks that are known here ({', '.join(networks)}); expected one of the "
-            f"tensors {keys}"
+            f"{path} is no supported network ({', '.join(networks)}): it has none of the tensors {keys}"
         )
     if not all(tensor.numel() for tensor in tensors.values()):
-        raise BundleInvalid(f"{path} has tensors without any numbers in them")
+        raise BundleInvalid(f"{path} has empty tensors")
     architecture: ArchitectureSpec
     num_classes: int
     try:
@@ -36,10 +35,12 @@ def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleInvalid(
-            f"{path} looks like a {family}, but its tensors tell {first['loc'][-1]} {first['input']}"
+            f"{path} looks like a {family}, but its tensors imply {first['loc'][-1]} {first['input']}"
         ) from error
     if num_classes == 0:
-        raise BundleInvalid(f"{path} looks like a {family}, but has rows for no class in {networks[family].class_key}")
+        raise BundleInvalid(
+            f"{path} looks like a {family}, but {networks[family].class_key} has too few rows for a class"
+        )
     if problems := state_dict_mismatch(meta_network(architecture, num_classes), tensors):
         raise BundleInvalid(f"{path} looks like a {family} of {num_classes} classes, but {problems}")
     return architecture, num_classes

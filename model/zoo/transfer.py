@@ -1,7 +1,7 @@
-"""One attempt at a file over HTTP: ask for what is missing, and write what comes to the part file.
+"""One attempt of an HTTP download: request the missing bytes, append them to the partial file.
 
-What has come so far is in `FILE.part`, and in `FILE.part.json` of which version it is. Bytes are appended only to a
-part whose version the server confirms (RFC 9110, section 13.1.5), so that two versions are never glued together.
+The bytes so far are in `FILE.part`; `FILE.part.json` has the version of the file that they belong to. Bytes are
+appended only if the server confirms that version (RFC 9110, section 13.1.5), so two versions are never mixed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STRONG_TAG = re.compile(r'"[!#-~]*"')
 
 
 class FileVersion(Spec):
-    """One version of a file, as its server tells them apart. Only strong validators are kept."""
+    """A version of a remote file, identified by its strong validators."""
 
     url: str
     total: NonNegativeInt | None
@@ -36,17 +36,17 @@ class FileVersion(Spec):
 
     @classmethod
     def of(cls, url: str, headers: Mapping[str, str]) -> Self:
-        """The version that a whole response (200) with these headers, named in lower case, carries."""
+        """The version in a full response (200). Header names are in lower case."""
         length = _LENGTH.fullmatch(headers.get("content-length", ""))
         tag = _STRONG_TAG.fullmatch(headers.get("etag", ""))
         modified = headers.get("last-modified", "")
         age_s = seconds_between(modified, headers.get("date", ""))
         return cls(
             url=url,
-            # Chunks overrule a length (RFC 9112, section 6.3).
+            # Transfer-Encoding overrides Content-Length (RFC 9112, section 6.3).
             total=int(length[0]) if length and "transfer-encoding" not in headers else None,
             etag=tag[0] if tag else None,
-            # Else the file may have changed again within the same second (RFC 9110, section 8.8.2.2).
+            # A younger file may change again within the same second (RFC 9110, section 8.8.2.2).
             last_modified=modified if age_s is not None and age_s >= 1 and modified.isascii() else None,
         )
 
@@ -55,19 +55,19 @@ class FileVersion(Spec):
         return self.etag or self.last_modified
 
     def resumed_total(self, headers: Mapping[str, str], size: int) -> int | None:
-        """The file's length, if a partial response (206) is the rest of this version from byte `size` on; else None."""
+        """The file's length if a partial response (206) continues this version at byte `size`; else None."""
         found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
         if found is None or int(found[1]) != size or self.total not in (None, int(found[2])):
             return None
         if self.etag is not None:
             same = headers.get("etag") == self.etag
-        else:  # a response to If-Range may leave the date out, not the tag (RFC 9110, section 15.3.7)
+        else:  # a response to If-Range may omit Last-Modified, not ETag (RFC 9110, section 15.3.7)
             same = headers.get("last-modified", self.last_modified) == self.last_modified
         return int(found[2]) if same else None
 
 
 class PartialFile:
-    """The part that belongs to `target`; of `url`, else it counts as empty. Methods raise OSError."""
+    """The partial file of `target`; it is empty unless it is of `url`. Methods raise OSError."""
 
     def __init__(self, target: Path, url: str) -> None:
         self._target = target
@@ -78,7 +78,7 @@ class PartialFile:
 
     @property
     def size(self) -> int:
-        """Bytes at hand of `version`."""
+        """Bytes so far of `version`."""
         return self.path.stat().st_size if self.version is not None and self.path.exists() else 0
 
     @property
@@ -90,24 +90,24 @@ class PartialFile:
         return self.version is not None and self.version.validator is not None and self.size > 0
 
     def range_headers(self) -> dict[str, str]:
-        """Headers that ask for the rest, if the file is still the same one; none where all must come anew."""
+        """Headers that request the rest if the file has not changed; empty if it must start over."""
         if self.version is None or self.version.validator is None or self.size == 0:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self.version.validator}
 
     def resumed_total(self, headers: Mapping[str, str]) -> int | None:
-        """The file's length, if a partial response (206) goes on where the part ends; else None."""
+        """The file's length if a partial response (206) continues where this file ends; else None."""
         return self.version.resumed_total(headers, self.size) if self.version is not None else None
 
     def start(self, version: FileVersion) -> None:
-        """Forget what there is; from now on the part is of `version`."""
+        """Discard the bytes so far; the next ones are of `version`."""
         self.discard()
-        # In this order: a part without a version, or one of a torn file, counts as empty.
+        # In this order: a partial file without a valid version file counts as empty.
         self._version_path.write_text(version.model_dump_json())
         self.version = version
 
     def open(self) -> BinaryIO:
-        """To append."""
+        """Open for appending."""
         return self.path.open("ab")
 
     def discard(self) -> None:
@@ -116,7 +116,7 @@ class PartialFile:
         self.version = None
 
     def move_to_target(self) -> None:
-        """The part becomes `target`, on stable storage before it has that name."""
+        """Sync the file to disk, then rename it to `target`."""
         with self.path.open("rb+") as file:
             os.fsync(file.fileno())
         self.path.replace(self._target)
@@ -132,10 +132,10 @@ class PartialFile:
 
 
 def seconds_between(earlier: str, later: str) -> float | None:
-    """From one HTTP date to another; None where one is no date."""
+    """Seconds between two HTTP dates; None if one is not a date."""
     try:
         return (parsedate_to_datetime(later) - parsedate_to_datetime(earlier)).total_seconds()
-    except (ValueError, TypeError, ArithmeticError):  # of a date with a zone and one without, a TypeError
+    except (ValueError, TypeError, ArithmeticError):  # TypeError: one date has a time zone, the other has none
         return None
 
 
@@ -144,7 +144,7 @@ RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class TransientFailure(Exception):
-    """The attempt came to nothing; another one may fare better, after `retry_after_s` if the server said so."""
+    """The attempt failed; another may succeed, not before `retry_after_s` (0: the server named no time)."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -152,12 +152,12 @@ class TransientFailure(Exception):
 
 
 class PermanentFailure(Exception):
-    """The attempt came to nothing, and another one would not fare better."""
+    """The attempt failed, and another would fail likewise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What the attempts at one file have in common."""
+    """The download of one file; `attempt` may be called repeatedly."""
 
     client: httpx2.Client
     address: httpx2.URL
@@ -165,10 +165,10 @@ class Transfer:
     max_bytes: int
     progress: Callable[[int, int | None], None]
     hash_known: bool
-    """Else only the server can tell whether the file is whole."""
+    """If False, the response must mark its end, to know that the file is complete."""
 
     def attempt(self) -> None:
-        """Make the part complete. Raises Interrupted, Refused, OSError."""
+        """Complete the partial file. Raises TransientFailure, PermanentFailure, OSError."""
         if self.part.complete:
             return
         try:
@@ -176,21 +176,21 @@ class Transfer:
                 self._check_response(response)
                 self._write(response)
         except httpx2.TimeoutException as error:
-            raise TransientFailure(f"{self.address.host} fell silent") from error
+            raise TransientFailure(f"{self.address.host} timed out") from error
         except httpx2.ConnectError as error:
             if isinstance(_root(error), ssl.SSLCertVerificationError):
                 raise PermanentFailure(
-                    f"the certificate is not trusted ({error}); SSL_CERT_FILE can name another root"
+                    f"the certificate is not trusted ({error}); SSL_CERT_FILE can name other root certificates"
                 ) from error
-            raise TransientFailure(f"nothing answers at {self.address.host} ({error})") from error
+            raise TransientFailure(f"cannot connect to {self.address.host} ({error})") from error
         except httpx2.UnsupportedProtocol as error:
-            raise PermanentFailure(f"it redirects to what is no web address ({error})") from error
+            raise PermanentFailure(f"it redirects to an unsupported address ({error})") from error
         except httpx2.TransportError as error:
-            raise TransientFailure(f"{self.address.host} broke off ({error})") from error
+            raise TransientFailure(f"{self.address.host} closed the connection ({error})") from error
 
     @contextmanager
     def _response(self) -> Iterator[httpx2.Response]:
-        """Redirects are followed here, not by httpx2, which would read a redirect's body whatever its size."""
+        """Follow redirects here: httpx2 would read a redirect's body whatever its size."""
         headers = {"Accept-Encoding": "identity", **self.part.range_headers()}
         request = self.client.build_request("GET", self.address, headers=headers)
         for _ in range(MAX_REDIRECTS + 1):
@@ -207,28 +207,26 @@ class Transfer:
         raise PermanentFailure(f"it redirects more than {MAX_REDIRECTS} times")
 
     def _check_response(self, response: httpx2.Response) -> None:
-        """That the response holds the file or a part of it."""
+        """Check that the response is the file or a part of it."""
         status = f"{response.status_code} {response.reason_phrase}".strip()
         if response.status_code == 416:
             self.part.discard()
-            raise TransientFailure(f"{response.url.host} has no such part of the file ({status})")
+            raise TransientFailure(f"{response.url.host} does not have the requested range ({status})")
         if response.status_code in RETRIED_STATUSES:
             raise TransientFailure(f"{response.url.host} answered {status}", _retry_after_s(response.headers))
         if response.status_code in (404, 410):
-            raise PermanentFailure(f"the file is not there ({status})")
+            raise PermanentFailure(f"the file does not exist ({status})")
         if response.status_code not in (200, 206):
-            raise PermanentFailure(f"{response.url.host} does not give the file ({status})")
+            raise PermanentFailure(f"{response.url.host} answered {status}")
         if response.headers.get("content-type", "").startswith("text/html"):
-            raise PermanentFailure("a web page came, not a file")
+            raise PermanentFailure("the response is a web page, not a file")
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise PermanentFailure(
-                f"it came encoded as {response.headers['content-encoding']}, which was not asked for"
-            )
+            raise PermanentFailure(f"the response is encoded as {response.headers['content-encoding']}")
         if not self.hash_known and not {"content-length", "transfer-encoding"} & set(response.headers):
-            raise PermanentFailure("the server does not tell where the file ends; give its hash with --sha256")
+            raise PermanentFailure("the server does not send the file's length; give its hash with --sha256")
 
     def _write(self, response: httpx2.Response) -> None:
-        """Write the response to the part, up to its end."""
+        """Append the response's body to the partial file."""
         if response.status_code == 200:
             version = FileVersion.of(self.part.url, response.headers)
             total = version.total
@@ -237,7 +235,7 @@ class Transfer:
             total = self.part.resumed_total(response.headers)
             if total is None:
                 self.part.discard()
-                raise TransientFailure("the file changed meanwhile")
+                raise TransientFailure("the file has changed")
         size = self.part.size
         self._check_size(total or size)
         with self.part.open() as file:
@@ -249,16 +247,16 @@ class Transfer:
         if total is not None and size != total:
             if size > total:
                 self.part.discard()
-            raise TransientFailure(f"{size} bytes came of a file of {total}")
+            raise TransientFailure(f"the connection ended after {size} of {total} bytes")
 
     def _check_size(self, size: int) -> None:
         if size > self.max_bytes:
             self.part.discard()
-            raise PermanentFailure(f"it has {size} bytes or more, the bound is {self.max_bytes}; is it the right file?")
+            raise PermanentFailure(f"it has at least {size} bytes; the limit is {self.max_bytes}")
 
 
 def _retry_after_s(headers: httpx2.Headers) -> float:
-    """Seconds; 0 where the server names no time. A date is set against the server's own clock."""
+    """Seconds in Retry-After; 0 if there is none. A date is compared with the server's clock."""
     text = headers.get("retry-after", "")
     if text.isdecimal():
         return float(text)

@@ -1,7 +1,4 @@
-"""What the gRPC front-end serves. Its port, starting and stopping is done outside.
-
-The gRPC front-end process: composition root of `convmlp grpc`.
-"""
+"""The gRPC front-end process: composition root of `convmlp grpc`."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ SERVICES = (VISION, OPEN_INFERENCE)
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
-    """A server that was not started yet, and what is needed to stop it well."""
+    """A server that is not started yet, and what its shutdown needs."""
 
     server: grpc.aio.Server
     health: Health
@@ -47,7 +44,7 @@ class Rpc:
 
 def create_rpc(
     engine: Engine,
-    gate: Auth,
+    auth: Auth,
     settings: Settings,
     metrics: FrontEndMetrics,
     keep_alive: KeepAlive | None = None,
@@ -57,8 +54,8 @@ def create_rpc(
     drain = Drain()
     server = create_server(settings, drain, keep_alive)
     request_log = RequestLog("grpc", metrics, tracing, access_log=settings.access_log)
-    add_vision(server, engine, settings, gate, request_log)
-    add_open_inference(server, engine, settings, gate, request_log)
+    add_vision(server, engine, settings, auth, request_log)
+    add_open_inference(server, engine, settings, auth, request_log)
     health = add_health(server, engine, SERVICES)
     reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
     return Rpc(server, health, drain)
@@ -68,7 +65,7 @@ log = structlog.get_logger(__name__)
 
 
 class CannotListen(Exception):
-    """A port cannot be had."""
+    """A port cannot be used."""
 
     def __init__(self, port: int, reason: str) -> None:
         super().__init__(f"port {port}: {reason}")
@@ -90,9 +87,9 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
         credentials = server_credentials(files) if files else None
         with open_tracing(settings, "grpc") as tracing:
             async with open_front_end(settings) as front_end:
-                # Under a supervisor all processes tell their metrics together, at REST's /metrics.
-                telling = contextlib.nullcontext() if supervised else _telling_metrics(front_end.registry, settings)
-                with telling:
+                # Under a supervisor REST's /metrics has the metrics of all processes.
+                metrics = contextlib.nullcontext() if supervised else _serving_metrics(front_end.registry, settings)
+                with metrics:
                     await _serve_at(held, front_end, credentials, settings, stop, tracing)
     except CannotListen as error:
         log.error("cannot listen", host=settings.host, port=error.port, error=error.reason)
@@ -124,10 +121,10 @@ async def _serve_at(
 
 
 @contextlib.contextmanager
-def _telling_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
+def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
     with _opening(settings.grpc_metrics_port):
         exporter, _ = start_http_server(settings.grpc_metrics_port, settings.host, registry)
-    log.info("telling metrics", url=f"http://{settings.host}:{exporter.server_port}/metrics")
+    log.info("serving metrics", url=f"http://{settings.host}:{exporter.server_port}/metrics")
     try:
         yield
     finally:
@@ -137,7 +134,7 @@ def _telling_metrics(registry: CollectorRegistry, settings: Settings) -> Iterato
 
 @contextlib.contextmanager
 def _opening(port: int) -> Iterator[None]:
-    """An OSError within is a port that cannot be had."""
+    """Turns an OSError inside the context into CannotListen."""
     try:
         yield
     except OSError as error:

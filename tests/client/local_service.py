@@ -73,7 +73,7 @@ def open_service(**overrides: Any) -> Iterator[LocalService]:  # noqa: ANN401
 async def _open(settings: Settings) -> AsyncIterator[LocalService]:
     async with fake_worker(settings) as worker:
         settings = settings.with_changes(worker_address=worker.address)
-        async with open_front_end(settings) as front_end, serving(front_end, settings) as grpc_port:
+        async with open_front_end(settings) as front_end, serving(front_end, settings) as grpc_server:
             listener = socket.create_server(("127.0.0.1", 0))
             stop = asyncio.Event()
             app = create_app(front_end.engine, front_end.gate, settings, front_end.metrics, lambda: (b"", ""))
@@ -81,7 +81,7 @@ async def _open(settings: Settings) -> AsyncIterator[LocalService]:
             while not front_end.engine.readiness().ready:
                 await asyncio.sleep(0.01)
             try:
-                yield LocalService(worker, front_end, listener.getsockname()[1], grpc_port)
+                yield LocalService(worker, front_end, listener.getsockname()[1], grpc_server.port)
             finally:
                 worker.runner.gate.set()
                 stop.set()

@@ -26,7 +26,7 @@ def test_a_folder_is_drawn(service: LocalService, tmp_path: Path, transport: str
     command = [sys.executable, str(EXAMPLE), str(pictures), str(drawn), service.url(transport)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert "bad.jpg: the bytes are of no image format" in ran.stderr
+    assert "bad.jpg: the image format is not supported" in ran.stderr
     assert "4/4" in ran.stderr
     assert sorted(path.name for path in drawn.iterdir()) == ["100.png", "101.png", "102.png"]
     with PIL.Image.open(drawn / "100.png") as after, PIL.Image.open(pictures / "100.png") as before:

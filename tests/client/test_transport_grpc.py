@@ -356,7 +356,7 @@ async def test_a_restarted_service_is_found_soon() -> None:
 
 def test_the_service_accepts_the_clients_pings() -> None:
     """The client pings no more often than the service allows."""
-    assert KeepAlive().callers_interval_ms <= KEEPALIVE_MS
+    assert KeepAlive().client_interval_ms <= KEEPALIVE_MS
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])

@@ -12,8 +12,8 @@ import typer.main
 from model.zoo.catalogue import entry
 from service.cli.app import app
 from service.cli.health import LIVE, Part
-from service.frontend.grpc.health import LAST_WORD_S
-from service.frontend.grpc.server import GIVEN_UP_ANSWERS_S
+from service.frontend.grpc.health import WATCHERS_S
+from service.frontend.grpc.server import ABORT_S
 from service.frontend.http.server import CANCELLED_ANSWERS_S
 from service.observability.tracing import FLUSH_S
 from service.settings import Settings
@@ -128,7 +128,7 @@ def test_a_pod_has_time_to_end(folder: str, part: str) -> None:
     before_s = there.container(part).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     assert (before_s > 0) == (part in FRONT_ENDS)
     drain_s = settings_of(folder, part).drain_timeout_ms / 1000
-    last_words_s = max(CANCELLED_ANSWERS_S, LAST_WORD_S + GIVEN_UP_ANSWERS_S) + FLUSH_S
+    last_words_s = max(CANCELLED_ANSWERS_S, WATCHERS_S + ABORT_S) + FLUSH_S
     assert there.pod(part)["terminationGracePeriodSeconds"] >= before_s + drain_s + last_words_s + 5
 
 

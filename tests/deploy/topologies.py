@@ -49,7 +49,7 @@ def in_parts(keys: Path) -> Iterator[Deployed]:
         rest = [parts.enter_context(started("rest", *flags, "--http-port", "0")) for _ in range(2)]
         urls = [one.wait_for("listening")["url"] for one in rest]
         rpc = parts.enter_context(started("grpc", *flags, "--grpc-port", "0", "--grpc-metrics-port", "0"))
-        metrics = rpc.wait_for("telling metrics")["url"]
+        metrics = rpc.wait_for("serving metrics")["url"]
         targets = {
             "rest": [urlsplit(url).netloc for url in urls],
             "grpc": [urlsplit(metrics).netloc],

@@ -23,7 +23,8 @@ from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.reference import REFERENCE_PICTURE
 from service.process import EXIT_CONFIG
 from tests.e2e.running import RunningService, running_service, started_service
-from tests.service.frontend.grpc_application import health_of, next_reply
+from tests.service.frontend.api.vision.classify_stream import next_of
+from tests.service.frontend.grpc_server import health_of
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
@@ -192,7 +193,7 @@ async def test_sigterm_finishes_what_is_in_hand() -> None:
                     await asyncio.sleep(0.02)
             service.process.send_signal(signal.SIGTERM)
             assert [await call.code() for call in calls] == [OK] * len(calls)
-            replies = [await next_reply(stream) for _ in range(8)]
+            replies = [await next_of(stream) for _ in range(8)]
             assert {reply.id for reply in replies} == {str(number) for number in range(8)}
             assert all(reply.labels for reply in replies)
             with pytest.raises(grpc.aio.AioRpcError) as ended:

@@ -78,7 +78,7 @@ async def test_async_client(service: RunningService) -> None:
 
 def test_errors_come_in_words(service: RunningService) -> None:
     """What is no picture, or a parameter that cannot be, is told by the client in the service's own words."""
-    with pytest.raises(HfHubHTTPError, match="no image format"):
+    with pytest.raises(HfHubHTTPError, match="image format is not supported"):
         client_of(service, "classify").image_classification(b"no picture")
     with pytest.raises(HfHubHTTPError, match="no model does the subtask 'panoptic' here"):
         client_of(service, "segment").image_segmentation(REFERENCE_PICTURE, subtask="panoptic")

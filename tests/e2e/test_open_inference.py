@@ -244,7 +244,7 @@ def test_stream(triton: Triton, kind: str) -> None:
     images[9] = b"no picture"
     told = triton.run(case_stream, kind, images)
     assert [name for name, _ in told] == [None if at == 9 else f"{at}" for at in range(64)]
-    assert "no image format that is read here" in str(told[9][1])
+    assert "the image format is not supported" in str(told[9][1])
     assert told[20][1] == triton.run(case_many_at_once, kind, [images[20]])[0]
 
 
@@ -326,7 +326,7 @@ REFUSALS = [
     ("404", "NOT_FOUND", "there is no model 'nothing' here; served: convmlp_pets_breed"),
     ("404", "NOT_FOUND", "has no version '3'"),
     ("400", "INVALID_ARGUMENT", "truncated or corrupt"),
-    ("415", "INVALID_ARGUMENT", "element 1 of input 'image': the bytes are of no image format"),
+    ("415", "INVALID_ARGUMENT", "element 1 of input 'image': the image format is not supported"),
     ("400", "INVALID_ARGUMENT", "the request's inputs are 'picture'; expected one: 'image' is either BYTES"),
     ("400", "INVALID_ARGUMENT", "has the datatype 'FP32'; 'image' is either BYTES"),
     ("400", "INVALID_ARGUMENT", "is UINT8 of the shape [1, 3, 4, 4]; 'image' is either BYTES"),

@@ -1,16 +1,12 @@
-"""Convolutions for the CPU: by oneDNN's own operator, and 3x3 ones by Winograd's algorithm on top of it.
+"""Convolutions on the CPU: oneDNN's operator, and Winograd's algorithm on top of it for 3x3 kernels.
 
-oneDNN: the activation is fused in, the weight laid out once for each size of input.
+Winograd's F(4, 3) (arXiv 1509.09308, section 4.1) halves the multiplications. Here it runs down the columns: a tile of
+six inputs is transformed, each of the six values is multiplied with a weight of its own, and the products are
+transformed back to four outputs, which otherwise take twelve products. Along the rows and over the channels it stays a
+convolution, so nearly all time goes into six 1x3 convolutions. With many channels both transforms cost little.
 
-Winograd's F(4, 3) (arXiv 1509.09308, section 4.1): a 3x3 convolution with half the multiplications, for float32.
-
-Down each column, four outputs take eighteen multiplications by the definition and six here: a tile of six inputs is
-transformed, each of the six values meets a weight of its own, and their products are transformed back. Along the
-rows and over the channels it stays a convolution, so that nearly all the time goes into six 1x3 convolutions. Both
-transforms cost little beside them where there are many channels.
-
-In exact arithmetic the answer is the same. Rounding is about three times that of the plain convolution: of no account
-in float32, too much in half precision.
+In exact arithmetic the result is equal. Rounding errors are about three times those of the plain convolution, which is
+small enough in float32 but not in half precision.
 """
 
 from __future__ import annotations
@@ -22,16 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_CACHED_SIZES = 256
-"""So many sizes of input are remembered a layer; a detector's pictures have many."""
+"""Input sizes whose packed weight a layer remembers; a detector's pictures have many sizes."""
 
 _Size = tuple[torch.Size, int]
 
 
 class Conv(nn.Module):
-    """A convolution, with a ReLU after it where wanted: (N, C, H, W) → (N, D, H', W'), channels last in memory.
+    """A convolution and an optional ReLU: (N, C, H, W) → (N, D, H', W'), channels-last in memory.
 
-    Which layout of the weight is the fastest depends on the input's size and on the number of threads. In another one
-    than that, oneDNN lays the weight out anew at each call, which can take a hundred times as long as the convolution.
+    The fastest packing of the weight depends on the input's size and the number of threads. With any other packing,
+    oneDNN repacks the weight at each call, which can take a hundred times as long as the convolution.
     """
 
     def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
@@ -52,7 +48,7 @@ class Conv(nn.Module):
         return out
 
     def plus(self, x: Tensor, addend: Tensor) -> Tensor:
-        """The sum of the convolution and another tensor of its shape, then the ReLU."""
+        """The convolution plus a tensor of its shape, then the ReLU."""
         activation = "relu" if self._relu else None
         out: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
             x, addend, self._weight(x), self._bias, *self._geometry, "add", 1.0, activation, [], ""
@@ -77,15 +73,15 @@ class Conv(nn.Module):
 
 
 def _packed_bytes(weight: Tensor) -> bytes:
-    """What a weight is in memory: the same in two layouts only where they are one and the same."""
+    """A packed weight's memory: equal only if the packing is equal."""
     return ctypes.string_at(torch.ops.mkldnn.data_ptr(weight), torch.ops.mkldnn._nbytes(weight))
 
 
 OUTPUTS, INPUTS = 4, 6
-"""Rows of a tile; tiles overlap by two."""
+"""Rows of a tile; input tiles overlap by two."""
 MIN_CHANNELS = 128
 MIN_POSITIONS = 1024
-"""With fewer of either the transforms, and two dozen calls in place of one, take longer than what is saved."""
+"""With fewer of either, the transforms and two dozen calls instead of one cost more than they save."""
 
 _INPUT_TRANSFORM = (
     (4, 0, -5, 0, 1, 0),
@@ -103,11 +99,11 @@ _WEIGHT_TRANSFORM = (
     (1 / 24, -1 / 12, 1 / 6),
     (0, 0, 1),
 )
-"""The transforms at the points 0, 1, -1, 2, -2 and infinity; that of the output is written out below."""
+"""Transforms for the points 0, 1, -1, 2, -2 and infinity; `WinogradConv.forward` has the output's."""
 
 
 def winograd_applies(conv: nn.Conv2d) -> bool:
-    """Whether a convolution can be computed so, exactly enough, and sooner."""
+    """Whether Winograd's algorithm is accurate enough for a convolution, and faster."""
     return (
         conv.weight.dtype == torch.float32
         and conv.kernel_size == (3, 3)
@@ -118,7 +114,10 @@ def winograd_applies(conv: nn.Conv2d) -> bool:
 
 
 class WinogradConv(nn.Module):
-    """A convolution of which `winograd_pays`, with a ReLU where wanted: (N, C, H, W) → (N, D, H, W), channels last."""
+    """A convolution by Winograd's algorithm, and an optional ReLU: (N, C, H, W) → (N, D, H, W), channels-last.
+
+    Small inputs use the plain convolution.
+    """
 
     def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
         super().__init__()
@@ -128,7 +127,7 @@ class WinogradConv(nn.Module):
         self._transforms = nn.ModuleList(_transform(row, conv.in_channels) for row in _INPUT_TRANSFORM)
         weights = torch.einsum("tr,oirc->toic", torch.tensor(_WEIGHT_TRANSFORM).double(), conv.weight.detach().double())
         self._products = nn.ModuleList(
-            # The second product is in each output, once: so is the bias.
+            # Each output contains the second product once, so the bias is added there.
             _row_conv(weight, conv.bias if at == 1 else None, relu=relu and at in (0, INPUTS - 1))
             for at, weight in enumerate(weights)
         )
@@ -164,7 +163,7 @@ def _plus(pair: tuple[nn.Module, nn.Module], x: Tensor, addend: Tensor) -> Tenso
 
 
 def _transform(row: tuple[int, ...], channels: int) -> Conv:
-    """One value of each tile, of each channel by itself: (N, C, H, W) → (N, C, H / 4, W)."""
+    """One transformed value of each tile, channel by channel: (N, C, H, W) → (N, C, H/4, W)."""
     conv = nn.Conv2d(channels, channels, (INPUTS, 1), (OUTPUTS, 1), (1, 0), groups=channels, bias=False)
     weight = torch.tensor(row, dtype=torch.float32)[:, None].expand(channels, 1, INPUTS, 1)
     conv.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
@@ -172,7 +171,7 @@ def _transform(row: tuple[int, ...], channels: int) -> Conv:
 
 
 def _row_conv(weight: Tensor, bias: Tensor | None, *, relu: bool) -> Conv:
-    """A 1x3 convolution along the rows, by a weight (D, C, 3)."""
+    """A 1x3 convolution along the rows, with weight (D, C, 3)."""
     out_channels, in_channels, taps = weight.shape
     conv = nn.Conv2d(in_channels, out_channels, (1, taps), padding=(0, taps // 2), bias=False)
     weights = weight[:, :, None].float().contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""grpc.health.v1: true readiness, of the service as a whole and of each model, pushed to whoever watches.
+"""grpc.health.v1: the readiness of the service and of each model, pushed to watchers.
 
-Why not the package's own servicer: it is a mirror that someone must keep up to date, one watcher that reads slowly
-holds up all changes, and one that leaves takes the others' changes with it.
+The package's own servicer does not fit: its copy of the state must be kept up to date, one slow watcher delays every
+change, and a watcher that disconnects loses the other watchers' changes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from service.frontend.core.engine import Engine
 from service.frontend.grpc.status import Context
 
 HEALTH = "grpc.health.v1.Health"
-LAST_WORD_S = 1.0
-"""How long a drain waits until all watchers have heard of it."""
+WATCHERS_S = 1.0
+"""How long a drain waits until all watchers have received it."""
 
 
 def add_health(server: grpc.aio.Server, engine: Engine, services: Collection[str]) -> Health:
-    """Make the server tell its health; `services` are the names of the others that it has."""
+    """Add the health service to a server; `services` are the names of its other services."""
     health = Health(engine, services)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     return health
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """Tells the health of "" (all there is), of each gRPC service, and of each model under its own name."""
+    """The health of the whole server (""), of each gRPC service, and of each model under its name."""
 
     def __init__(self, engine: Engine, services: Collection[str]) -> None:
         self._engine = engine
@@ -43,7 +43,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
-        """Watchers hear of the engine's changes within."""
+        """Inside the context, watchers receive the engine's changes."""
         following = asyncio.create_task(self._follow(), name="health")
         try:
             yield
@@ -51,18 +51,18 @@ class Health(health_pb2_grpc.HealthServicer):
             following.cancel()
 
     async def drain(self) -> None:
-        """From now on nothing is serving. Returns when all watchers were told, or did not listen for a while."""
+        """Report NOT_SERVING from now on. Returns when all watchers have received it, or after `WATCHERS_S`."""
         self._draining = True
         self._changed()
         if self._watches:
-            await asyncio.wait(self._watches, timeout=LAST_WORD_S)
+            await asyncio.wait(self._watches, timeout=WATCHERS_S)
 
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:  # noqa: N802
         status = self._status(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
-                f"there is no service and no model {request.service!r} here; known: {', '.join(self._known())}",
+                f"unknown service or model {request.service!r}; known: {', '.join(self._known())}",
             )
         return HealthCheckResponse(status=status)
 
@@ -71,13 +71,13 @@ class Health(health_pb2_grpc.HealthServicer):
         assert task is not None
         self._watches.add(task)
         try:
-            told = None
+            sent = None
             while True:
-                change = self._change  # before looking, so that none is missed while a slow caller is told
+                change = self._change  # read before the status, so that no change is missed during a slow write
                 status = self._status(request.service)
-                if status != told:
+                if status != sent:
                     await context.write(HealthCheckResponse(status=status))
-                    told = status
+                    sent = status
                 if self._draining:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "this process is shutting down")
                 await change.wait()
@@ -96,7 +96,7 @@ class Health(health_pb2_grpc.HealthServicer):
     def _models(self) -> dict[str, bool]:
         try:
             return {model.config.name: model.ready for model in self._engine.models()}
-        except Unavailable:  # no worker has said yet what it serves
+        except Unavailable:  # no worker has reported its models yet
             return {}
 
     def _known(self) -> list[str]:

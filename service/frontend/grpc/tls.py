@@ -1,4 +1,4 @@
-"""TLS of the gRPC front-end: certificates from files, taken up anew when the files change."""
+"""TLS of the gRPC front-end: certificates from files, reloaded when the files change."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ log = structlog.get_logger(__name__)
 
 
 class InvalidCertificates(Exception):
-    """A file of a certificate or key is missing, unreadable, or not what it should be."""
+    """A certificate or key file is missing, unreadable or malformed."""
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """PEM files: the server's chain, leaf first; its key; and whom callers' certificates must come from, if at all."""
+    """PEM files: the server's certificate chain, leaf first; its key; the authorities of clients' certificates, if
+    clients must have one."""
 
     certificate: Path
     key: Path
@@ -34,10 +35,10 @@ class CertificateFiles:
 
 
 def certificate_files(settings: Settings) -> CertificateFiles | None:
-    """The files that the settings name; None where there is to be no TLS.
+    """The files in the settings; None without TLS.
 
     Raises:
-        CertificatesUnusable: one is named without the other that it needs.
+        InvalidCertificates: one is set without another that it needs.
     """
     certificate, key = settings.grpc_tls_certificate, settings.grpc_tls_key
     if certificate is None and key is None:
@@ -45,16 +46,16 @@ def certificate_files(settings: Settings) -> CertificateFiles | None:
             raise InvalidCertificates("grpc_tls_client_ca needs grpc_tls_certificate and grpc_tls_key as well")
         return None
     if certificate is None or key is None:
-        raise InvalidCertificates("grpc_tls_certificate and grpc_tls_key need each other; one of them is not set")
+        raise InvalidCertificates("set both grpc_tls_certificate and grpc_tls_key, or neither")
     return CertificateFiles(certificate, key, settings.grpc_tls_client_ca)
 
 
 def server_credentials(files: CertificateFiles) -> grpc.ServerCredentials:
-    """What a port is opened with. Before each handshake the files are looked at: a renewed certificate needs no
-    restart, and one that cannot be used is logged, and the last good one stays.
+    """Credentials for a port. The files are checked for changes before each handshake, so a renewed certificate needs
+    no restart; invalid files are logged, and the last valid ones stay in use.
 
     Raises:
-        CertificatesUnusable: the files cannot be used now.
+        InvalidCertificates: the files are invalid now.
     """
     certificates = _Certificates(files)
     return grpc.dynamic_ssl_server_credentials(
@@ -67,30 +68,30 @@ def server_credentials(files: CertificateFiles) -> grpc.ServerCredentials:
 class _Certificates:
     def __init__(self, files: CertificateFiles) -> None:
         self._files = files
-        self._stamps: list[FileVersion] = []
-        self._lock = threading.Lock()  # handshakes happen in gRPC's own threads
+        self._versions: list[FileVersion] = []
+        self._lock = threading.Lock()  # handshakes run in gRPC's threads
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """Raises CertificatesUnusable."""
-        self._stamps = self._stamps_now()
+        """Raises InvalidCertificates."""
+        self._versions = self._current_versions()
         chain, key, *client_ca = (_read(path) for path in self._files.paths)
         _check(self._files)
         return grpc.ssl_server_certificate_configuration([(key, chain)], *client_ca)
 
     def read_if_changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """None where the last ones are still right."""
+        """None where the files are unchanged or invalid."""
         with self._lock:
-            if self._stamps_now() == self._stamps:
+            if self._current_versions() == self._versions:
                 return None
             try:
                 configuration = self.read()
             except InvalidCertificates as error:
-                log.error("the TLS certificates stay as they were", error=str(error))
+                log.error("TLS certificates not reloaded", error=str(error))
                 return None
-            log.info("the TLS certificates were read again")
+            log.info("TLS certificates reloaded")
             return configuration
 
-    def _stamps_now(self) -> list[FileVersion]:
+    def _current_versions(self) -> list[FileVersion]:
         return [file_version(path) for path in self._files.paths]
 
 
@@ -102,10 +103,10 @@ def _read(path: Path) -> bytes:
 
 
 def _check(files: CertificateFiles) -> None:
-    """gRPC itself would take anything, and fail in each handshake without a word."""
+    """gRPC itself accepts any bytes, and then fails silently in each handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # Without a password given here OpenSSL would ask for one on the terminal.
+        # Without a password OpenSSL would prompt for one on the terminal.
         context.load_cert_chain(files.certificate, files.key, password="")
     except (ssl.SSLError, ValueError) as error:
         raise InvalidCertificates(

@@ -15,7 +15,7 @@ from tests.model.zoo.server import OLD_DATE, Act, Server, serving
 def test_a_length_too_long(client: Client, server: Server, said: int) -> None:
     """A file that ends before its Content-Length is not taken for whole, however often it is asked for."""
     server.then = Act(length=said, ranges=False)
-    assert "127.0.0.1 broke off" in client.fails(server.url)
+    assert "127.0.0.1 closed the connection" in client.fails(server.url)
     assert not client.target.exists()
 
 
@@ -23,14 +23,14 @@ def test_a_length_above_the_bound(client: Client, server: Server) -> None:
     """A file that says it is too large is refused before it comes, at once, and leaves nothing."""
     server.then = Act(length=BOUND + 1)
     said = client.fails(server.url)
-    assert f"it has {BOUND + 1} bytes or more, the bound is {BOUND}" in said
+    assert f"it has at least {BOUND + 1} bytes; the limit is {BOUND}" in said
     assert (len(server.requests), client.seen, client.part.exists()) == (1, [], False)
 
 
 def test_more_bytes_than_the_bound(client: Client, server: Server) -> None:
     """A server that names no length and sends too much is cut off at the bound."""
     server.then = Act(content=bytes(5 * BOUND), framing="chunked")
-    assert f"the bound is {BOUND}" in client.fails(server.url)
+    assert f"the limit is {BOUND}" in client.fails(server.url)
     assert (len(server.requests), client.part.exists()) == (1, False)
     assert max(size for size, _ in client.seen) <= BOUND
 
@@ -73,7 +73,7 @@ def test_a_clear_no_is_not_asked_again(client: Client, server: Server, status: i
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
-        ({"Content-Type": "text/html; charset=utf-8"}, "a web page came"),
+        ({"Content-Type": "text/html; charset=utf-8"}, "the response is a web page"),
         ({"Content-Encoding": "gzip"}, "encoded as gzip"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_loop_of_redirects(client: Client, server: Server) -> None:
 def test_a_redirect_to_no_web_address(client: Client, server: Server) -> None:
     """Only http and https are followed."""
     server.then = Act(status=302, headers={"Location": "ftp://127.0.0.1/weights.pth"})
-    assert "redirects to what is no web address" in client.fails(server.url)
+    assert "redirects to an unsupported address" in client.fails(server.url)
 
 
 def test_a_proxy_of_the_environment(client: Client, server: Server) -> None:

@@ -25,7 +25,7 @@ from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_bundle, fake_worker, store_bundle
 from tests.service.cli.command import Ran, convmlp
 from tests.service.frontend.both_transports import open_pair, open_pair_at
-from tests.service.frontend.grpc_application import health_of, open_whole
+from tests.service.frontend.grpc_server import health_of, open_rpc
 
 NOBODY = "ipc:///tmp/convmlp-there-is-nobody"
 READY = State("one", Phase.READY, "ready", 0.0, (ModelState("cats", "1", True, "cpu", "fp32"),), {})
@@ -156,7 +156,7 @@ async def test_a_device_that_hangs_as_it_is_opened_is_silent(tmp_path: Path) -> 
 async def test_a_front_end_that_is_full_is_alive() -> None:
     """gRPC refuses calls beyond its bound, health checks too: it is not ready then, but a restart would cost calls."""
     own_connection = [("grpc.use_local_subchannel_pool", 1)]
-    async with open_whole(max_in_flight=1) as rpc, grpc.aio.insecure_channel(rpc.address, own_connection) as other:
+    async with open_rpc(max_in_flight=1) as rpc, grpc.aio.insecure_channel(rpc.address, own_connection) as other:
         watches = [health_of(one).Watch(HealthCheckRequest()) for one in (rpc.channel, other)]
         for watch in watches:
             await watch.read()
@@ -182,7 +182,7 @@ async def test_with_tls_the_front_end_is_known_by_its_certificate(mutual: bool, 
     """Its own certificate is trusted whatever name it is for; where callers must show one, that one is shown. What
     has another certificate at that port is not the front-end; but it lives, and a restart mends no certificate."""
     files, others = (_certificates(tmp_path / name, mutual=mutual) for name in ("ours", "others"))
-    async with open_whole(credentials=server_credentials(files)) as rpc:
+    async with open_rpc(credentials=server_credentials(files)) as rpc:
         ours = await health("grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(files))
         theirs = await health("grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(others))
         alive = await health("--live", "grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(others))

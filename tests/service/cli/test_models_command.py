@@ -71,4 +71,4 @@ def test_an_unsound_model_hides_no_other(store: Path) -> None:
     listed = models("list", store=store)
     assert listed.exit_code == 1
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["name", *bundle_names(None)]
-    assert "has sha256" in listed.stderr
+    assert "has SHA-256" in listed.stderr

@@ -112,7 +112,7 @@ def test_the_hash_is_checked_at_once_where_one_is_given(store: Path, server: Ser
     """A file of another hash never becomes a model; one of the right hash does."""
     ran = pull(store, "--url", server.url, "--sha256", "0" * 64)
     assert (ran.exit_code, ran.stdout) == (1, "")
-    assert "has sha256" in ran.stderr
+    assert "has SHA-256" in ran.stderr
     assert NAME not in left(store)
     assert pull(store, "--url", server.url, "--sha256", hashlib.sha256(published).hexdigest()).exit_code == 0
 
@@ -132,7 +132,7 @@ def test_what_is_no_such_model_is_neither_made_nor_trusted(tmp_path: Path, store
     """Another model at that place is told and removed, and does not stand in the way of the right one later."""
     other = tiny_checkpoint(tmp_path, "classifier").read_bytes()
     server.acts += [Act(content=other, etag='"other"'), Act(content=b"no checkpoint", etag='"none"')]
-    for why in ("holds a classifier of size custom and 5 classes, the published model is", "is not a checkpoint"):
+    for why in ("has a classifier of size custom and 5 classes; the published model is", "is not a checkpoint"):
         ran = pull(store, "--url", server.url)
         assert (ran.exit_code, ran.stdout) == (1, "")
         assert why in ran.stderr
@@ -174,7 +174,7 @@ async def test_a_killed_pull_leaves_no_half_model_and_goes_on(store: Path, serve
     ("arguments", "status", "why"),
     [
         (["--url", "http://127.0.0.1:1/a", "--mirror", "http://127.0.0.1:1/"], 2, "--mirror"),
-        (["--url", "ftp://somewhere/a"], 1, "does not begin with http"),
+        (["--url", "ftp://somewhere/a"], 1, "is not an http or https URL"),
         (["--sha256", "abc"], 1, "is not a SHA-256"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A real gRPC front-end on a free port: real server, real channel, the real engine and wire; the device is a fake."""
+"""A real gRPC front-end on a free port, a channel to it, and what its statuses carry; only the device is a fake."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from grpc_status import rpc_status
 
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from service.frontend.core.frontend import FrontEnd, open_front_end
+from service.frontend.grpc.server import KeepAlive, listen_at, serve_until
 from service.frontend.grpc_main import create_rpc
+from service.process import hold_port
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
 
@@ -27,29 +31,59 @@ M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True)
-class Rpc:
-    """A running front-end, and a client for it."""
+class RunningServer:
+    """The server of a front-end. `stop` drains it; `ended` is done once it has stopped."""
 
-    stub: VisionAsyncStub
+    address: str
+    stop: asyncio.Event
+    ended: asyncio.Task[None]
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """A running front-end, and a channel to it."""
+
     front_end: FrontEnd
-    port: int
+    server: RunningServer
+    channel: grpc.aio.Channel
+
+    @property
+    def address(self) -> str:
+        return self.server.address
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def stub(self) -> VisionAsyncStub:
+        return stub_of(self.channel)
+
+    @property
+    def health(self) -> Any:  # noqa: ANN401
+        return health_of(self.channel)
 
     def count(self, metric: str, **labels: str) -> float:
         return self.front_end.registry.get_sample_value(metric, labels) or 0.0
 
     def outcomes(self, task: str, outcome: str, model: str | None = None) -> float:
-        """How many requests of a task ended so; by default those of its fake model."""
+        """The number of a task's requests with this outcome; by default those of its fake model."""
         model = f"fake_{task}" if model is None else model
         labels = {"transport": "grpc", "task": task, "model": model, "outcome": outcome}
         return self.count("convmlp_requests_total", **labels)
 
     @property
-    def in_hand(self) -> float:
+    def in_flight(self) -> float:
+        """Images in the front-end."""
         return self.count("convmlp_in_flight_requests")
 
 
 @dataclass(frozen=True)
-class RpcAtWork(Rpc):
+class RpcWithWorker(Rpc):
     worker: FakeWorker
 
     @property
@@ -61,50 +95,74 @@ class RpcAtWork(Rpc):
 @asynccontextmanager
 async def open_rpc(
     channel_options: Sequence[tuple[str, Any]] = (),
+    *,
+    keep_alive: KeepAlive | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    drain_timeout_s: float = 5.0,
     **overrides: Any,  # noqa: ANN401
-) -> AsyncIterator[RpcAtWork]:
-    """A front-end that is ready, and its worker; settings have the given `overrides`."""
+) -> AsyncIterator[RpcWithWorker]:
+    """A front-end that is ready, and its worker; `overrides` are settings."""
     settings = Settings(heartbeat_interval_ms=50, **overrides)
-    async with (
-        fake_worker(settings) as worker,
-        open_rpc_at(worker.address, settings, channel_options) as rpc,
-    ):
-        await until(lambda: rpc.front_end.engine.readiness().ready)
-        try:
-            yield RpcAtWork(rpc.stub, rpc.front_end, rpc.port, worker)
-        finally:
-            worker.runner.gate.set()
+    async with fake_worker(settings) as worker:
+        settings = settings.with_changes(worker_address=worker.address)
+        async with (
+            open_front_end(settings) as front_end,
+            serving(front_end, settings, keep_alive, credentials, drain_timeout_s) as server,
+            grpc.aio.insecure_channel(server.address, options=list(channel_options)) as channel,
+        ):
+            await until(lambda: front_end.engine.readiness().ready)
+            try:
+                yield RpcWithWorker(front_end, server, channel, worker)
+            finally:
+                worker.runner.gate.set()
 
 
 @asynccontextmanager
-async def open_rpc_at(
-    worker_address: str, settings: Settings, channel_options: Sequence[tuple[str, Any]] = ()
-) -> AsyncIterator[Rpc]:
-    """A front-end of whatever is at a worker's address."""
+async def open_rpc_at(worker_address: str, settings: Settings) -> AsyncIterator[Rpc]:
+    """A front-end of the worker at an address, if there is one."""
     settings = settings.with_changes(worker_address=worker_address)
     async with (
         open_front_end(settings) as front_end,
-        serving(front_end, settings) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=list(channel_options)) as channel,
+        serving(front_end, settings) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
     ):
-        yield Rpc(stub_of(channel), front_end, port)
+        yield Rpc(front_end, server, channel)
 
 
 @asynccontextmanager
-async def serving(front_end: FrontEnd, settings: Settings) -> AsyncIterator[int]:
-    """The port of the gRPC server of a front-end."""
-    server = create_rpc(front_end.engine, front_end.gate, settings, front_end.metrics).server
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield port
-    finally:
-        await server.stop(grace=None)
+async def serving(
+    front_end: FrontEnd,
+    settings: Settings,
+    keep_alive: KeepAlive | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    drain_timeout_s: float = 5.0,
+) -> AsyncIterator[RunningServer]:
+    """The gRPC server of a front-end."""
+    rpc = create_rpc(front_end.engine, front_end.gate, settings, front_end.metrics, keep_alive)
+    stop = asyncio.Event()
+    with hold_port("127.0.0.1", 0) as held:
+        address = listen_at(rpc.server, held, credentials)
+        await rpc.server.start()
+        ended = asyncio.create_task(serve_until(stop, rpc.server, rpc.health, rpc.drain, drain_timeout_s))
+        try:
+            yield RunningServer(address, stop, ended)
+        finally:
+            stop.set()
+            await ended
 
 
 def stub_of(channel: grpc.aio.Channel) -> VisionAsyncStub:
     stub: VisionAsyncStub = VisionStub(channel)
     return stub
+
+
+def health_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401  (its type stubs have no asyncio)
+    return HealthStub(channel)
+
+
+def reflection_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401  (likewise)
+    stub: Any = ServerReflectionStub
+    return stub(channel).ServerReflectionInfo
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -119,12 +177,12 @@ async def refusal(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
         await call
     except grpc.aio.AioRpcError as error:
         return error
-    raise AssertionError("the call was answered")
+    raise AssertionError("the call succeeded")
 
 
 def rich(error: grpc.aio.AioRpcError) -> Status:
     """The status in `grpc-status-details-bin`, which must agree with the call's own."""
-    status: Status | None = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has all that is looked at
+    status: Status | None = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has the members that are read
     assert status is not None
     return status
 
@@ -161,5 +219,5 @@ def retry_s(status: Status) -> float | None:
 def request_id(status: Status) -> str:
     info = detail(status, RequestInfo)
     assert info is not None
-    told: str = info.request_id
-    return told
+    name: str = info.request_id
+    return name

@@ -18,7 +18,7 @@ from service.observability.tracing import open_tracing
 from service.settings import Settings
 from tests.e2e.running import RunningService, started
 from tests.fakes import FakeWorker, fake_worker
-from tests.service.frontend.grpc_application import health_of
+from tests.service.frontend.grpc_server import health_of
 from tests.service.observability.collector import Collector, collecting
 
 # Spans are sent every 20 ms, by this process and by those that it starts.

@@ -20,8 +20,7 @@ from service.frontend.api.oip.generated.grpc_predict_v2_pb2_grpc import GRPCInfe
 from service.settings import Settings
 from tests.e2e.running import RunningService, started
 from tests.fakes import fake_worker
-from tests.service.frontend.grpc_application import health_of
-from tests.service.frontend.grpc_server import refusal
+from tests.service.frontend.grpc_server import health_of, refusal
 from tests.service.frontend.rest_server import picture
 from tests.service.observability.span_capture import Traced, caller_trace, front_end, stopped, traced_service
 

@@ -18,13 +18,19 @@ from model.types import Task
 from service.errors import Refusal
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
-from tests.service.frontend.api.oip.oip_client import Ask, GrpcSpeaker, ask_encoded, grpc_request, http_body
+from tests.service.frontend.api.oip.oip_client import (
+    OipGrpcClient,
+    OipRequest,
+    encoded_request,
+    grpc_request,
+    http_body,
+)
 from tests.service.frontend.both_transports import Pair, open_pair_at
 from tests.service.frontend.grpc_server import stub_of, until
 from tests.service.frontend.rest_server import picture
 
 PICTURE = picture()
-INFER: Ask = ask_encoded("fake_classify", PICTURE)
+INFER: OipRequest = encoded_request("fake_classify", PICTURE)
 REFUSALS = {"unauthenticated", "rate-limited", "overloaded", "deadline-exceeded", "unavailable"}
 """Outcomes that say nothing against the image."""
 
@@ -52,7 +58,7 @@ async def rpc(pair: Pair, timeout_s: float | None) -> None:
 
 async def open_inference_grpc(pair: Pair, timeout_s: float | None) -> None:
     async with _own_connection(pair) as channel:
-        await _answered(GrpcSpeaker(channel).stub.ModelInfer(grpc_request(INFER), timeout=timeout_s))
+        await _answered(OipGrpcClient(channel).stub.ModelInfer(grpc_request(INFER), timeout=timeout_s))
 
 
 def _own_connection(pair: Pair) -> grpc.aio.Channel:

@@ -1,6 +1,6 @@
-"""The JSON of the protocol over HTTP, as schemas of OpenAPI. Those that KServe's own document has keep its names.
+"""The protocol's part of the OpenAPI document: the supported routes of `http.py`, and their JSON.
 
-The protocol's part of the OpenAPI document: the routes of `http.py` that do something here.
+Schemas that KServe's own document has keep its names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
-TRUTH: Schema = {"type": "boolean"}
+BOOLEAN: Schema = {"type": "boolean"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 SHAPE: Schema = {"type": "array", "items": WHOLE, "description": "-1 where it varies."}
 
@@ -39,8 +39,11 @@ def many(items: Schema) -> Schema:
 
 
 def schemas(max_images: int) -> dict[str, Schema]:
-    """By name. `max_images`: of one request."""
-    length = {**COUNT, "description": f"Its bytes behind the JSON, see `{HEADER_LENGTH}`; then there is no `data`."}
+    """By name. `max_images`: the limit of one request."""
+    length = {
+        **COUNT,
+        "description": f"Bytes after the JSON, in place of `data`; see `{HEADER_LENGTH}`.",
+    }
     return {
         "metadata_server_response": _object({"name": TEXT, "version": TEXT, "extensions": many(TEXT)}),
         "metadata_model_response": _object(
@@ -55,8 +58,8 @@ def schemas(max_images: int) -> dict[str, Schema]:
         "metadata_tensor": _object({"name": TEXT, "datatype": ref("datatype"), "shape": SHAPE}),
         "datatype": {"type": "string", "enum": list(Datatype)},
         "tensor_data": {
-            "description": "Elements in one row, or nested as the shape is. Those of BYTES are text; encoded images, "
-            "in and out, are base64.",
+            "description": "Elements as a flat list, or nested like the shape. Elements of BYTES are text; encoded "
+            "images are base64.",
             "type": "array",
             "items": {"anyOf": [ref("tensor_data"), {"type": "number"}, TEXT]},
         },
@@ -65,7 +68,7 @@ def schemas(max_images: int) -> dict[str, Schema]:
                 "id": TEXT,
                 "parameters": _parameters(),
                 "inputs": {**many(ref("request_input")), "minItems": 1, "maxItems": 1},
-                "outputs": {**many(ref("request_output")), "description": "The model's usual ones if left out."},
+                "outputs": {**many(ref("request_output")), "description": "Default: the model's default outputs."},
             },
             optional=("id", "parameters", "outputs"),
         ),
@@ -79,7 +82,7 @@ def schemas(max_images: int) -> dict[str, Schema]:
                 "datatype": {
                     "type": "string",
                     "enum": [Datatype.BYTES.value, Datatype.UINT8.value],
-                    "description": "BYTES: an encoded image an element; UINT8: upright RGB pixels.",
+                    "description": "BYTES: encoded images; UINT8: upright RGB pixels.",
                 },
                 "parameters": _object({"binary_data_size": length}, optional=("binary_data_size",)),
                 "data": ref("tensor_data"),
@@ -91,8 +94,11 @@ def schemas(max_images: int) -> dict[str, Schema]:
                 "name": TEXT,
                 "parameters": _object(
                     {
-                        "binary_data": {**TRUTH, "description": "As raw bytes behind the JSON."},
-                        "classification": {**COUNT, "description": "So many `score:index:label` in place of scores."},
+                        "binary_data": {**BOOLEAN, "description": "Send as raw bytes after the JSON."},
+                        "classification": {
+                            **COUNT,
+                            "description": "So many `score:index:label`, not scores.",
+                        },
                     },
                     optional=("binary_data", "classification"),
                 ),
@@ -113,7 +119,7 @@ def schemas(max_images: int) -> dict[str, Schema]:
             },
             optional=("parameters", "data"),
         ),
-        "model_configuration": {"type": "object", "description": "Triton's, as far as it means something here."},
+        "model_configuration": {"type": "object", "description": "The fields of Triton's configuration that apply."},
         "model_statistics": _object({"model_stats": many({"type": "object"})}),
         "repository_index": many(
             _object({"name": TEXT, "version": TEXT, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT})
@@ -127,14 +133,14 @@ def _object(properties: dict[str, Schema], optional: tuple[str, ...] = ()) -> Sc
 
 
 def _parameters() -> Schema:
-    """What a request asks of each image."""
+    """The parameters of a request."""
     known: dict[str, Schema] = {
         name: {**PARAMETERS[name].schema, "description": PARAMETERS[name].description}
         for name in sorted({name for names in OF_TASK.values() for name in names})
     }
-    known[TIMEOUT] = {**COUNT, "description": "Microseconds; shortens the service's own deadline. 0 names none."}
-    known |= {name: {"description": "Taken, without effect."} for name in sorted(WITHOUT_EFFECT)}
-    known["binary_data_output"] = {**TRUTH, "default": False, "description": "All outputs as raw bytes."}
+    known[TIMEOUT] = {**COUNT, "description": "Microseconds; can only shorten the service's timeout. 0: no timeout."}
+    known |= {name: {"description": "Accepted and ignored."} for name in sorted(WITHOUT_EFFECT)}
+    known["binary_data_output"] = {**BOOLEAN, "default": False, "description": "Send all outputs as raw bytes."}
     return {"type": "object", "properties": known, "additionalProperties": False}
 
 
@@ -143,29 +149,29 @@ MODEL = "/v2/models/{name}"
 OF_VERSION = f"{MODEL}/versions/{{version}}"
 JSON = "application/json"
 RAW = "application/octet-stream"
-ERROR = {"default": problem_content("An error, as RFC 9457 has it; clients of the protocol read its member `error`")}
+ERROR = {"default": problem_content("An RFC 9457 problem; clients of the protocol read its member `error`")}
 
 Operation = dict[str, Any]
 
 
 def open_inference_document(settings: Settings) -> dict[str, Any]:
-    """`paths`, and the `components` that they refer to."""
-    live = {"type": "object", "properties": {"live": TRUTH}, "required": ["live"]}
-    ready = {"type": "object", "properties": {"ready": TRUTH, "name": TEXT}, "required": ["ready"]}
+    """`paths`, and the `components` they refer to."""
+    live = {"type": "object", "properties": {"live": BOOLEAN}, "required": ["live"]}
+    ready = {"type": "object", "properties": {"ready": BOOLEAN, "name": TEXT}, "required": ["ready"]}
     gets = {
-        "/v2": ("server_metadata", "What this server is", ref("metadata_server_response")),
-        "/v2/health/live": ("live", "This process answers", live),
-        "/v2/health/ready": ("ready", "Predictions are answered; 503 with the reason if not", ready),
-        "/v2/models/stats": ("statistics", "What was answered, of all models", ref("model_statistics")),
-        MODEL: ("model_metadata", "A model's inputs and outputs", ref("metadata_model_response")),
-        f"{MODEL}/ready": ("model_ready", "A model answers; 503 with the reason if not", ready),
-        f"{MODEL}/config": ("model_config", "A model's configuration", ref("model_configuration")),
-        f"{MODEL}/stats": ("model_statistics", "What a model answered", ref("model_statistics")),
+        "/v2": ("server_metadata", "Server metadata", ref("metadata_server_response")),
+        "/v2/health/live": ("live", "Liveness", live),
+        "/v2/health/ready": ("ready", "Readiness; 503 with the reason if not ready", ready),
+        "/v2/models/stats": ("statistics", "Statistics of all models", ref("model_statistics")),
+        MODEL: ("model_metadata", "Model metadata: inputs and outputs", ref("metadata_model_response")),
+        f"{MODEL}/ready": ("model_ready", "Model readiness; 503 with the reason if not ready", ready),
+        f"{MODEL}/config": ("model_config", "Model configuration", ref("model_configuration")),
+        f"{MODEL}/stats": ("model_statistics", "Statistics of a model", ref("model_statistics")),
     }
     paths: dict[str, dict[str, Operation]] = {}
     for path, (name, summary, schema) in gets.items():
         for place, suffix in _with_version(path):
-            answer = {"description": "The answer", "content": {JSON: {"schema": schema}}}
+            answer = {"description": "The response", "content": {JSON: {"schema": schema}}}
             paths[place] = {"get": _operation(place, name + suffix, summary, answer)}
     for place, suffix in _with_version(f"{MODEL}/infer"):
         paths[place] = {"post": _infer(place, f"infer{suffix}", settings)}
@@ -174,7 +180,7 @@ def open_inference_document(settings: Settings) -> dict[str, Any]:
 
 
 def _with_version(path: str) -> list[tuple[str, str]]:
-    """The places of a path, and what their operations' names end with: a model's version may be named or not."""
+    """The variants of a path, with and without a model's version, each with the suffix of its operation's name."""
     if not path.startswith(MODEL):
         return [(path, "")]
     return [(path, ""), (path.replace(MODEL, OF_VERSION), "_of_version")]
@@ -199,23 +205,22 @@ def _infer(path: str, name: str, settings: Settings) -> Operation:
     length = {
         "name": HEADER_LENGTH,
         "in": "header",
-        "description": "The bytes of JSON that the body begins with; raw tensors follow it. Left out: all of it; 0: "
-        "the body is one encoded image.",
+        "description": "Bytes of JSON at the start of the body; raw tensors follow. Default: all of it. 0: the body "
+        "is one encoded image.",
         "schema": COUNT,
     }
-    operation = _operation(path, name, "Predictions of a model for the images of one tensor", {})
+    operation = _operation(path, name, "Inference on the images of one tensor", {})
     operation["parameters"] += [length, *header_parameters(settings)]
     operation["requestBody"] = {
         "required": True,
-        "description": f"At most {settings.max_request_bytes:,} bytes; compressed with gzip or deflate where "
-        "Content-Encoding says so.",
+        "description": f"At most {settings.max_request_bytes:,} bytes. Content-Encoding may be gzip or deflate.",
         "content": {JSON: {"schema": ref("inference_request")}, RAW: {"schema": BINARY}},
     }
-    told = {"description": "The bytes of JSON, where raw tensors follow it.", "schema": COUNT}
+    json_bytes = {"description": "Bytes of JSON, if raw tensors follow it.", "schema": COUNT}
     operation["responses"] = {
         "200": {
-            "description": "JSON, and behind it the outputs that were asked for as raw bytes",
-            "headers": {**RESPONSE_HEADERS, HEADER_LENGTH: told},
+            "description": "JSON, followed by the outputs requested as raw bytes",
+            "headers": {**RESPONSE_HEADERS, HEADER_LENGTH: json_bytes},
             "content": {JSON: {"schema": ref("inference_response")}, RAW: {"schema": BINARY}},
         },
         **error_answers(),
@@ -224,15 +229,15 @@ def _infer(path: str, name: str, settings: Settings) -> Operation:
 
 
 def _repository() -> dict[str, dict[str, Operation]]:
-    """What is in the store; and, where the operator allows it, which of it is served."""
-    only_ready = {"type": "object", "properties": {"ready": {**TRUTH, "default": False}}}
-    listed = {"description": "The answer", "content": {JSON: {"schema": ref("repository_index")}}}
-    index = _operation("", "repository_index", "Every model of the store", listed)
+    """The store's models, and loading and unloading them where the operator allows it."""
+    only_ready = {"type": "object", "properties": {"ready": {**BOOLEAN, "default": False}}}
+    listed = {"description": "The response", "content": {JSON: {"schema": ref("repository_index")}}}
+    index = _operation("", "repository_index", "List the models of the store", listed)
     index["requestBody"] = {"content": {JSON: {"schema": only_ready}}}
     paths = {"/v2/repository/index": {"post": index}}
-    for verb, summary in (("load", "Serve a model of the store"), ("unload", "Serve a model no more")):
+    for verb, summary in (("load", "Load a model of the store"), ("unload", "Unload a model")):
         path = f"/v2/repository/models/{{name}}/{verb}"
-        operation = _operation(path, verb, summary, {"description": "Done; the body is empty"})
+        operation = _operation(path, verb, summary, {"description": "Done. The body is empty."})
         operation["requestBody"] = {"content": {JSON: {"schema": {"type": "object"}}}}
         paths[path] = {"post": operation}
     return paths

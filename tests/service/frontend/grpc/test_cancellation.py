@@ -14,8 +14,7 @@ from service.settings import Settings
 from service.wire.messages import Predict
 from service.wire.worker_endpoint import WorkerEndpoint
 from tests.service.frontend.grpc_server import (
-    RpcAtWork,
-    field,
+    RpcWithWorker,
     open_rpc,
     open_rpc_at,
     reason,
@@ -31,11 +30,11 @@ from tests.service.wire.peers import introduce
 Call = grpc.aio.UnaryUnaryCall[pb.ClassifyRequest, pb.ClassifyResponse]
 
 
-def ask(rpc: RpcAtWork, grey: int = 100, timeout: float | None = None) -> Call:
+def ask(rpc: RpcWithWorker, grey: int = 100, timeout: float | None = None) -> Call:
     return rpc.stub.Classify(pb.ClassifyRequest(image=picture(grey), top_k=1), timeout=timeout)
 
 
-async def held(rpc: RpcAtWork, waiting: int) -> list[Call]:
+async def held(rpc: RpcWithWorker, waiting: int) -> list[Call]:
     """A call that the device holds, and `waiting` more behind it."""
     before = len(rpc.worker.runner.batches)
     rpc.worker.runner.gate.clear()
@@ -52,9 +51,9 @@ async def test_a_callers_deadline_reaches_the_queue() -> None:
     async with open_rpc() as rpc:
         (first,) = await held(rpc, 0)
         before = len(rpc.worker.runner.batches)
-        error = await refusal(ask(rpc, timeout=0.1))
+        error = await refusal(ask(rpc, timeout=0.7))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: rpc.waiting == 0 and rpc.in_hand == 1)
+        await until(lambda: rpc.waiting == 0 and rpc.in_flight == 1)
         await until(lambda: rpc.outcomes("classify", "deadline-exceeded") == 1)
         rpc.worker.runner.gate.set()
         assert (await first).labels[0].index == 1
@@ -80,7 +79,7 @@ async def test_a_deadline_in_reach_is_met() -> None:
 
 async def test_the_services_own_limit_ends_a_call_that_names_none() -> None:
     """Without a deadline of the caller's the service's counts, and says so in words and details."""
-    async with open_rpc(request_timeout_ms=100) as rpc:
+    async with open_rpc(request_timeout_ms=500) as rpc:
         rpc.worker.runner.gate.clear()
         error = await refusal(ask(rpc))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -100,7 +99,7 @@ async def test_a_caller_who_leaves_withdraws_its_job() -> None:
         assert (await first).labels[0].index == 1
         assert (await ask(rpc, 9)).labels[0].index == 9
         assert rpc.worker.runner.batches[before:] == [("fake_classify", 1)]
-        assert rpc.in_hand == 0
+        assert rpc.in_flight == 0
 
 
 async def test_a_channel_that_closes_withdraws_all_its_jobs() -> None:
@@ -112,7 +111,7 @@ async def test_a_channel_that_closes_withdraws_all_its_jobs() -> None:
             calls = [classify(pb.ClassifyRequest(image=picture())) for _ in range(5)]
             await until(lambda: rpc.waiting == 5)
         assert all(call.cancelled() for call in calls)
-        await until(lambda: rpc.waiting == 0 and rpc.in_hand == 1)
+        await until(lambda: rpc.waiting == 0 and rpc.in_flight == 1)
         rpc.worker.runner.gate.set()
         await first
 
@@ -141,14 +140,6 @@ async def test_messages_in_hand_have_a_budget() -> None:
         rpc.worker.runner.gate.set()
         await first
         await ask(rpc)
-
-
-async def test_an_image_over_its_limit_is_the_callers_fault() -> None:
-    """An image above the limit in bytes is refused by the service, in its own words."""
-    async with open_rpc(max_image_bytes=1000) as rpc:
-        error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=picture() + bytes(1000))))
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert (reason(rich(error)), field(rich(error))) == ("IMAGE_TOO_LARGE", "image")
 
 
 async def test_a_lost_worker_fails_its_calls_at_once(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from service.process import EXIT_CONFIG
 from service.settings import Settings
 from tests.e2e.running import RunningService, started
 from tests.fakes import FakeWorker, fake_worker
-from tests.service.frontend.grpc_application import health_of
-from tests.service.frontend.grpc_server import refusal, stub_of
+from tests.service.frontend.grpc_server import health_of, refusal, stub_of
 from tests.service.frontend.rest_server import picture
 
 MIB = 2**20
@@ -33,7 +32,7 @@ async def started_grpc(*flags: str) -> AsyncIterator[tuple[RunningService, FakeW
     """The process, which listens at its `grpc_address` and tells its metrics at its `url`, and its worker."""
     async with fake_worker(Settings()) as worker:
         with started("grpc", "--worker-address", worker.address, *FREE_PORTS, *flags) as process:
-            process.url = (await asyncio.to_thread(process.wait_for, "telling metrics"))["url"]
+            process.url = (await asyncio.to_thread(process.wait_for, "serving metrics"))["url"]
             process.grpc_address = (await asyncio.to_thread(process.wait_for, "listening"))["address"]
             try:
                 yield process, worker

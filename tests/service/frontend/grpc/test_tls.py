@@ -24,8 +24,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 from service.frontend.grpc.tls import CertificateFiles, InvalidCertificates, certificate_files, server_credentials
 from service.settings import Settings
 from tests.e2e.running import started
-from tests.service.frontend.grpc_application import health_of, open_whole
-from tests.service.frontend.grpc_server import refusal
+from tests.service.frontend.grpc_server import health_of, open_rpc, refusal
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ async def lets_in(address: str, trusted: Authority, own: trustme.LeafCert | None
 
 async def test_callers_are_served_over_tls_alone(authority: Authority, tmp_path: Path) -> None:
     """Who trusts the server's authority is let in; who trusts another, or speaks plainly, is not."""
-    async with open_whole(credentials=server_credentials(authority.files)) as rpc:
+    async with open_rpc(credentials=server_credentials(authority.files)) as rpc:
         assert await lets_in(rpc.address, authority)
         assert not await lets_in(rpc.address, authority_in(tmp_path / "other"))
         error = await refusal(rpc.health.Check(HealthCheckRequest(), timeout=20))
@@ -119,7 +118,7 @@ async def test_the_process_serves_over_tls(authority: Authority) -> None:
 
 async def test_callers_must_show_a_certificate_where_an_authority_is_set(authority: Authority, tmp_path: Path) -> None:
     """One of that authority's; none, or another's, is no good."""
-    async with open_whole(credentials=server_credentials(authority.mutual)) as rpc:
+    async with open_rpc(credentials=server_credentials(authority.mutual)) as rpc:
         assert await lets_in(rpc.address, authority, authority.ca.issue_cert("caller"))
         assert not await lets_in(rpc.address, authority)
         assert not await lets_in(rpc.address, authority, authority_in(tmp_path / "other").ca.issue_cert("caller"))
@@ -129,7 +128,7 @@ async def test_renewed_certificates_are_taken_up(authority: Authority, tmp_path:
     """New connections get the new certificate, and callers are held to the new authority; no restart."""
     other = authority_in(tmp_path / "other")
     caller, others_caller = authority.ca.issue_cert("caller"), other.ca.issue_cert("caller")
-    async with open_whole(credentials=server_credentials(authority.mutual)) as rpc:
+    async with open_rpc(credentials=server_credentials(authority.mutual)) as rpc:
         assert await lets_in(rpc.address, authority, caller)
         for path in other.folder.iterdir():
             _replace(authority.folder / path.name, path.read_bytes())
@@ -140,7 +139,7 @@ async def test_renewed_certificates_are_taken_up(authority: Authority, tmp_path:
 
 async def test_a_renewal_gone_wrong_leaves_the_last_good_certificate(authority: Authority) -> None:
     """Half a renewal, or a missing file, is no reason to stop serving; the other half mends it."""
-    async with open_whole(credentials=server_credentials(authority.files)) as rpc:
+    async with open_rpc(credentials=server_credentials(authority.files)) as rpc:
         old, old_key = authority.files.certificate.read_text(), authority.files.key.read_bytes()
         authority.issue()
         new, new_key = authority.files.certificate.read_text(), authority.files.key.read_bytes()

@@ -1,6 +1,6 @@
-"""The protocol spoken by hand, over either transport, to real front-ends on free ports; only the device is a fake.
+"""A client of the protocol over either transport, and real front-ends on free ports; only the device is a fake.
 
-Nothing here knows the service's own code for tensors: bytes are packed and read as the protocol's text says.
+It uses none of the service's code for tensors: bytes are packed and read as the protocol specifies.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Ask:
+class OipRequest:
     """An inference request with one input, its data as raw bytes."""
 
     model: str
@@ -55,7 +55,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Answer:
+class OipResponse:
     model: str
     id: str
     outputs: dict[str, Array]
@@ -64,8 +64,8 @@ class Answer:
         return self.outputs[name]
 
 
-class Speaker(Protocol):
-    async def infer(self, ask: Ask) -> Answer:
+class OipClient(Protocol):
+    async def infer(self, request: OipRequest) -> OipResponse:
         """Raises Refused."""
 
 
@@ -74,13 +74,13 @@ def encoded(*images: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(image)) + image for image in images)
 
 
-def ask_encoded(model: str, *images: bytes, **more: Any) -> Ask:  # noqa: ANN401
-    return Ask(model, "BYTES", [len(images)], encoded(*images), **more)
+def encoded_request(model: str, *images: bytes, **more: Any) -> OipRequest:  # noqa: ANN401
+    return OipRequest(model, "BYTES", [len(images)], encoded(*images), **more)
 
 
-def ask_pixels(model: str, pixels: Array, **more: Any) -> Ask:  # noqa: ANN401
+def pixels_request(model: str, pixels: Array, **more: Any) -> OipRequest:  # noqa: ANN401
     """`pixels`: uint8 (N, H, W, 3)."""
-    return Ask(model, "UINT8", pixels.shape, pixels.tobytes(), **more)
+    return OipRequest(model, "UINT8", pixels.shape, pixels.tobytes(), **more)
 
 
 def array_of(datatype: str, shape: Sequence[int], data: bytes) -> Array:
@@ -96,23 +96,23 @@ def array_of(datatype: str, shape: Sequence[int], data: bytes) -> Array:
     return array.reshape(shape)
 
 
-def http_body(ask: Ask, **document: Any) -> tuple[bytes, dict[str, str]]:  # noqa: ANN401
-    """Body and headers of an infer request; `document` is put into the JSON beside the rest."""
+def http_body(request: OipRequest, **document: Any) -> tuple[bytes, dict[str, str]]:  # noqa: ANN401
+    """Body and headers of an infer request; `document` adds members to the JSON, or replaces them."""
     tensor = {
-        "name": ask.input,
-        "datatype": ask.datatype,
-        "shape": list(ask.shape),
-        "parameters": {"binary_data_size": len(ask.data)},
+        "name": request.input,
+        "datatype": request.datatype,
+        "shape": list(request.shape),
+        "parameters": {"binary_data_size": len(request.data)},
     }
-    parameters = {"binary_data_output": True, **ask.parameters}
-    document = {"id": ask.id, "inputs": [tensor], "parameters": parameters, **document}
-    if ask.outputs:
-        document["outputs"] = [{"name": name} for name in ask.outputs]
+    parameters = {"binary_data_output": True, **request.parameters}
+    document = {"id": request.id, "inputs": [tensor], "parameters": parameters, **document}
+    if request.outputs:
+        document["outputs"] = [{"name": name} for name in request.outputs]
     text = json.dumps(document).encode()
-    return text + ask.data, {JSON_LENGTH: str(len(text))}
+    return text + request.data, {JSON_LENGTH: str(len(text))}
 
 
-def http_answer(response: httpx2.Response) -> Answer:
+def read_http(response: httpx2.Response) -> OipResponse:
     """Raises Refused."""
     if response.status_code != 200:
         problem = response.json()
@@ -131,20 +131,20 @@ def http_answer(response: httpx2.Response) -> Answer:
             outputs[output["name"]] = array_of(output["datatype"], output["shape"], rest[:size])
             rest = rest[size:]
     assert not rest
-    return Answer(document["model_name"], document.get("id", ""), outputs)
+    return OipResponse(document["model_name"], document.get("id", ""), outputs)
 
 
-def grpc_request(ask: Ask) -> pb.ModelInferRequest:
-    tensor = pb.ModelInferRequest.InferInputTensor(name=ask.input, datatype=ask.datatype, shape=ask.shape)
-    outputs = [pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in ask.outputs]
+def grpc_request(request: OipRequest) -> pb.ModelInferRequest:
+    tensor = pb.ModelInferRequest.InferInputTensor(name=request.input, datatype=request.datatype, shape=request.shape)
+    outputs = [pb.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in request.outputs]
     return pb.ModelInferRequest(
-        model_name=ask.model,
-        model_version=ask.version,
-        id=ask.id,
-        parameters={name: grpc_parameter(value) for name, value in ask.parameters.items()},
+        model_name=request.model,
+        model_version=request.version,
+        id=request.id,
+        parameters={name: grpc_parameter(value) for name, value in request.parameters.items()},
         inputs=[tensor],
         outputs=outputs,
-        raw_input_contents=[ask.data],
+        raw_input_contents=[request.data],
     )
 
 
@@ -160,52 +160,52 @@ def grpc_parameter(value: Any) -> pb.InferParameter:  # noqa: ANN401
             return pb.InferParameter(string_param=value)
 
 
-def grpc_answer(response: pb.ModelInferResponse) -> Answer:
+def read_grpc(response: pb.ModelInferResponse) -> OipResponse:
     outputs = {
         output.name: array_of(output.datatype, output.shape, raw)
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
-    return Answer(response.model_name, response.id, outputs)
+    return OipResponse(response.model_name, response.id, outputs)
 
 
-class HttpSpeaker:
+class OipHttpClient:
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
 
-    async def infer(self, ask: Ask) -> Answer:
-        body, headers = http_body(ask)
-        version = f"/versions/{ask.version}" if ask.version else ""
-        path = f"/v2/models/{ask.model}{version}/infer"
-        return http_answer(await self.http.post(path, content=body, headers=headers))
+    async def infer(self, request: OipRequest) -> OipResponse:
+        body, headers = http_body(request)
+        version = f"/versions/{request.version}" if request.version else ""
+        path = f"/v2/models/{request.model}{version}/infer"
+        return read_http(await self.http.post(path, content=body, headers=headers))
 
 
-class GrpcSpeaker:
+class OipGrpcClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.stub: Any = GRPCInferenceServiceStub(channel)
 
-    async def infer(self, ask: Ask) -> Answer:
+    async def infer(self, request: OipRequest) -> OipResponse:
         try:
-            return grpc_answer(await self.stub.ModelInfer(grpc_request(ask)))
+            return read_grpc(await self.stub.ModelInfer(grpc_request(request)))
         except grpc.aio.AioRpcError as error:
             raise Refused(error.code().name, error.details() or "") from None
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """Both front-ends at work, over one worker."""
+class OipFrontEnds:
+    """Both front-ends, and their worker."""
 
-    http: HttpSpeaker
-    rpc: GrpcSpeaker
+    http: OipHttpClient
+    rpc: OipGrpcClient
     pair: Pair
     worker: FakeWorker
 
-    def over(self, transport: str) -> Speaker:
+    def over(self, transport: str) -> OipClient:
         return self.http if transport == "http" else self.rpc
 
 
 @asynccontextmanager
-async def open_spoken(**overrides: Any) -> AsyncIterator[Spoken]:  # noqa: ANN401
-    """The three fake models, and a detector with masks; settings have the given `overrides`."""
+async def open_oip(**overrides: Any) -> AsyncIterator[OipFrontEnds]:  # noqa: ANN401
+    """Front-ends of the three fake models and a detector with masks; `overrides` are settings."""
     settings = Settings(heartbeat_interval_ms=50, **overrides)
     async with (
         fake_worker(settings, more=[fake_instances()]) as worker,
@@ -214,6 +214,6 @@ async def open_spoken(**overrides: Any) -> AsyncIterator[Spoken]:  # noqa: ANN40
     ):
         await until(lambda: pair.ready)
         try:
-            yield Spoken(HttpSpeaker(pair.http), GrpcSpeaker(channel), pair, worker)
+            yield OipFrontEnds(OipHttpClient(pair.http), OipGrpcClient(channel), pair, worker)
         finally:
             worker.runner.gate.set()

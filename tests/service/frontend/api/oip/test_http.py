@@ -15,14 +15,14 @@ import pytest
 
 from tests.service.frontend.api.oip.oip_client import (
     JSON_LENGTH,
+    OipFrontEnds,
     Refused,
-    Spoken,
-    ask_encoded,
-    ask_pixels,
     encoded,
-    http_answer,
+    encoded_request,
     http_body,
-    open_spoken,
+    open_oip,
+    pixels_request,
+    read_http,
 )
 from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INFER = "/v2/models/fake_classify/infer"
 IMAGE = picture(33)
-GOOD = ask_encoded("fake_classify", IMAGE)
+GOOD = encoded_request("fake_classify", IMAGE)
 
 
 @pytest.fixture
-def http(spoken: Spoken) -> httpx2.AsyncClient:
-    return spoken.http.http
+def http(oip: OipFrontEnds) -> httpx2.AsyncClient:
+    return oip.http.http
 
 
 def listed(data: object, datatype: str = "UINT8", shape: tuple[int, ...] = (1, 2, 2, 3)) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def listed(data: object, datatype: str = "UINT8", shape: tuple[int, ...] = (1, 2
 
 async def refused(response: httpx2.Response) -> Refused:
     with pytest.raises(Refused) as error:
-        http_answer(response)
+        read_http(response)
     return error.value
 
 
@@ -63,29 +63,29 @@ async def test_server_and_model_say_what_they_are(http: httpx2.AsyncClient) -> N
 
 
 @pytest.mark.parametrize("model", ["fake_classify", "fake_detect", "fake_instances", "fake_segment"])
-async def test_metadata_are_true(spoken: Spoken, model: str) -> None:
+async def test_metadata_are_true(oip: OipFrontEnds, model: str) -> None:
     """Each output that metadata and config list can be had, by that datatype and shape; and there are no others."""
-    metadata = (await spoken.http.http.get(f"/v2/models/{model}")).json()
-    config = (await spoken.http.http.get(f"/v2/models/{model}/config")).json()
+    metadata = (await oip.http.http.get(f"/v2/models/{model}")).json()
+    config = (await oip.http.http.get(f"/v2/models/{model}/config")).json()
     names = [output["name"] for output in metadata["outputs"]]
     assert [output["name"] for output in config["output"]] == names
     assert [[-1, *output["dims"]] for output in config["output"]] == [output["shape"] for output in metadata["outputs"]]
     pixels = np.zeros((3, 20, 30, 3), np.uint8)
-    body, headers = http_body(ask_pixels(model, pixels, outputs=names))
-    response = await spoken.http.http.post(f"/v2/models/{model}/infer", content=body, headers=headers)
+    body, headers = http_body(pixels_request(model, pixels, outputs=names))
+    response = await oip.http.http.post(f"/v2/models/{model}/infer", content=body, headers=headers)
     document = json.loads(response.content[: int(response.headers[JSON_LENGTH])])
     for told, made in zip(metadata["outputs"], document["outputs"], strict=True):
         assert made["datatype"] == told["datatype"]
         assert len(made["shape"]) == len(told["shape"])
         assert made["shape"][0] == 3
         assert all(size in (-1, real) for size, real in zip(told["shape"], made["shape"], strict=True)), told
-    usual = await spoken.http.infer(ask_pixels(model, pixels))
+    usual = await oip.http.infer(pixels_request(model, pixels))
     assert set(usual.outputs) <= set(names)
 
 
-async def test_config(spoken: Spoken) -> None:
+async def test_config(oip: OipFrontEnds) -> None:
     """A model's config holds the bounds that requests are really held to."""
-    config = (await spoken.http.http.get("/v2/models/fake_segment/config")).json()
+    config = (await oip.http.http.get("/v2/models/fake_segment/config")).json()
     assert config["max_batch_size"] == 64
     assert config["instance_group"] == [{"name": "fake_segment_0", "kind": "KIND_CPU", "count": 1}]
     assert config["model_transaction_policy"] == {"decoupled": False}
@@ -103,33 +103,33 @@ async def test_health(http: httpx2.AsyncClient) -> None:
 
 async def test_health_without_a_worker() -> None:
     """A front-end without a worker is alive and not ready, and says when to come back."""
-    async with open_spoken() as spoken:
-        spoken.worker.stop.set()
+    async with open_oip() as oip:
+        oip.worker.stop.set()
         async with asyncio.timeout(20):
-            while (await spoken.http.http.get("/v2/health/ready")).status_code == 200:
+            while (await oip.http.http.get("/v2/health/ready")).status_code == 200:
                 await asyncio.sleep(0.01)
         for path in ("/v2/health/ready", "/v2/models/fake_detect/ready"):
-            response = await spoken.http.http.get(path)
+            response = await oip.http.http.get(path)
             assert response.status_code == 503
             assert int(response.headers["retry-after"]) >= 1
-        assert (await spoken.http.http.get("/v2/health/live")).json() == {"live": True}
+        assert (await oip.http.http.get("/v2/health/live")).json() == {"live": True}
 
 
 async def test_statistics_count_requests_images_and_time() -> None:
     """Success, failure and images are counted by model, and stages of one request are within its whole time."""
-    async with open_spoken() as spoken:
-        await spoken.http.infer(ask_encoded("fake_classify", IMAGE, IMAGE, IMAGE))
-        await spoken.http.infer(GOOD)
+    async with open_oip() as oip:
+        await oip.http.infer(encoded_request("fake_classify", IMAGE, IMAGE, IMAGE))
+        await oip.http.infer(GOOD)
         with pytest.raises(Refused):
-            await spoken.http.infer(ask_encoded("fake_classify", b"no picture"))
-        (one,) = (await spoken.http.http.get("/v2/models/fake_classify/stats")).json()["model_stats"]
+            await oip.http.infer(encoded_request("fake_classify", b"no picture"))
+        (one,) = (await oip.http.http.get("/v2/models/fake_classify/stats")).json()["model_stats"]
         assert (one["name"], one["version"], one["inference_count"]) == ("fake_classify", "1", 4)
         stats = one["inference_stats"]
         assert (stats["success"]["count"], stats["fail"]["count"]) == (2, 1)
         stages = [stats[stage] for stage in ("queue", "compute_input", "compute_infer", "compute_output")]
         assert {stage["count"] for stage in stages} == {2}
         assert 0 < sum(stage["ns"] for stage in stages) < stats["success"]["ns"]
-        every = (await spoken.http.http.get("/v2/models/stats")).json()["model_stats"]
+        every = (await oip.http.http.get("/v2/models/stats")).json()["model_stats"]
         assert [model["inference_count"] for model in every] == [4, 0, 0, 0]
 
 
@@ -150,8 +150,8 @@ async def test_repository(http: httpx2.AsyncClient) -> None:
 
 async def test_load_and_unload() -> None:
     """Where the operator allows it a model goes and comes back, and the index tells which."""
-    async with open_spoken(model_control=True) as spoken:
-        http = spoken.http.http
+    async with open_oip(model_control=True) as oip:
+        http = oip.http.http
         assert (await http.post("/v2/repository/models/fake_detect/unload", json={})).status_code == 200
         assert (await http.get("/v2/models/fake_detect/ready")).status_code == 404
         states = {model["name"]: model["state"] for model in (await http.post("/v2/repository/index")).json()}
@@ -184,7 +184,7 @@ async def test_pixels_in_json(http: httpx2.AsyncClient, nested: bool, side: int)
     """Numbers may be nested as the shape is, or in one row; few, or many."""
     pixels = np.full((1, side, side, 3), 77, np.uint8)
     data = pixels.tolist() if nested else pixels.ravel().tolist()
-    answer = http_answer(await http.post(INFER, json=listed(data, shape=pixels.shape)))
+    answer = read_http(await http.post(INFER, json=listed(data, shape=pixels.shape)))
     assert answer["indices"][0, 0] == 77
 
 
@@ -192,13 +192,13 @@ async def test_encoded_images_in_json(http: httpx2.AsyncClient) -> None:
     """JSON carries an encoded image as base64, for its bytes are no text."""
     text = base64.b64encode(IMAGE).decode()
     for data, shape in ((([text, text]), (2,)), ([[text], [text]], (2, 1))):
-        answer = http_answer(await http.post(INFER, json=listed(data, "BYTES", shape)))
+        answer = read_http(await http.post(INFER, json=listed(data, "BYTES", shape)))
         assert answer["indices"][:, 0].tolist() == [33, 33]
 
 
 async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
     """With a JSON of no length the body is the image, as Triton's raw binary request has it."""
-    answer = http_answer(await http.post(INFER, content=IMAGE, headers={JSON_LENGTH: "0"}))
+    answer = read_http(await http.post(INFER, content=IMAGE, headers={JSON_LENGTH: "0"}))
     assert answer["indices"][0, 0] == 33
 
 
@@ -315,12 +315,14 @@ async def test_form_of_single_outputs(http: httpx2.AsyncClient, binary: bool) ->
     indices, labels = document["outputs"]
     assert ("data" in indices, "data" in labels) == (not binary, False)
     assert indices.get("parameters", {}).get("binary_data_size") == (40 if binary else None)
-    assert http_answer(response)["indices"].tolist() == [[33, 34, 35, 36, 37]]
+    assert read_http(response)["indices"].tolist() == [[33, 34, 35, 36, 37]]
 
 
 async def test_json_alone(http: httpx2.AsyncClient) -> None:
     """Who asks for no raw bytes gets JSON and nothing else; what is no text is base64 in it."""
-    body, headers = http_body(ask_encoded("fake_segment", IMAGE, outputs=["label_map_png", "labels"]), parameters={})
+    body, headers = http_body(
+        encoded_request("fake_segment", IMAGE, outputs=["label_map_png", "labels"]), parameters={}
+    )
     response = await http.post("/v2/models/fake_segment/infer", content=body, headers=headers)
     assert JSON_LENGTH not in response.headers
     assert response.headers["content-type"] == "application/json"
@@ -331,16 +333,16 @@ async def test_json_alone(http: httpx2.AsyncClient) -> None:
 
 async def test_classification() -> None:
     """`classification` answers the best classes as text, as Triton does, however many the other outputs have."""
-    async with open_spoken() as spoken:
+    async with open_oip() as oip:
         body, headers = http_body(
             GOOD, outputs=[{"name": "scores", "parameters": {"classification": 7}}, {"name": "indices"}]
         )
-        answer = http_answer(await spoken.http.http.post(INFER, content=body, headers=headers))
+        answer = read_http(await oip.http.http.post(INFER, content=body, headers=headers))
         assert answer["scores"].shape == (1, 7)
         assert answer["scores"][0, 0] == b"0.500000:33:grey 33"
         assert answer["indices"].shape == (1, 5)
         body, headers = http_body(GOOD, outputs=[{"name": "labels", "parameters": {"classification": 7}}])
-        error = await refused(await spoken.http.http.post(INFER, content=body, headers=headers))
+        error = await refused(await oip.http.http.post(INFER, content=body, headers=headers))
         assert (error.status, "has no classification" in error.message) == (422, True)
 
 
@@ -351,21 +353,21 @@ async def test_compressed_request(http: httpx2.AsyncClient, coding: str, compres
     """A compressed body is read as what it was; the JSON's length is that before compression."""
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=compress(body), headers={**headers, "Content-Encoding": coding})
-    assert http_answer(response)["indices"][0, 0] == 33
+    assert read_http(response)["indices"][0, 0] == 33
 
 
 @pytest.mark.parametrize(("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-async def test_large_compressed_request(spoken: Spoken, coding: str, compress: Any) -> None:  # noqa: ANN401
+async def test_large_compressed_request(oip: OipFrontEnds, coding: str, compress: Any) -> None:  # noqa: ANN401
     """Megabytes are read as they were, whether compression made them small or not."""
     noise = np.random.default_rng(3).integers(0, 256, (1, 1100, 1000, 3), np.uint8)
     for pixels in (noise, np.full_like(noise, 9)):
-        ask = ask_pixels("fake_classify", pixels)
-        body, headers = http_body(ask)
-        response = await spoken.http.http.post(
+        request = pixels_request("fake_classify", pixels)
+        body, headers = http_body(request)
+        response = await oip.http.http.post(
             INFER, content=compress(body, 1), headers={**headers, "Content-Encoding": coding}
         )
-        plain = await spoken.http.infer(ask)
-        assert http_answer(response)["indices"].tolist() == plain["indices"].tolist()
+        plain = await oip.http.infer(request)
+        assert read_http(response)["indices"].tolist() == plain["indices"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -389,15 +391,15 @@ async def test_bad_compression(http: httpx2.AsyncClient, body: bytes, coding: st
 
 async def test_compressed_to_almost_nothing() -> None:
     """A small body that would become a large one is refused at the limit, long before its end."""
-    async with open_spoken(max_request_bytes=2**20) as spoken:
+    async with open_oip(max_request_bytes=2**20) as oip:
         bomb = gzip.compress(bytes(2**25), 9)
         assert len(bomb) < 2**16
-        error = await refused(await spoken.http.http.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"}))
+        error = await refused(await oip.http.http.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"}))
         assert (error.status, error.message) == (
             413,
             "the decompressed body has more than 1,048,576 bytes; send fewer or smaller images",
         )
-        assert (await spoken.http.infer(GOOD)).model == "fake_classify"
+        assert (await oip.http.infer(GOOD)).model == "fake_classify"
 
 
 @pytest.mark.parametrize(
@@ -419,16 +421,16 @@ async def test_compressed_response(http: httpx2.AsyncClient, accepted: str, codi
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=body, headers={**headers, "Accept-Encoding": accepted})
     assert response.headers.get("content-encoding") == coding
-    assert http_answer(response)["indices"][0, 0] == 33
+    assert read_http(response)["indices"][0, 0] == 33
 
 
-async def test_too_many_numbers_for_json(spoken: Spoken, http: httpx2.AsyncClient) -> None:
+async def test_too_many_numbers_for_json(oip: OipFrontEnds, http: httpx2.AsyncClient) -> None:
     """A large label map is not written out as JSON, and a large picture not read from it: raw bytes can be had."""
     big = picture(width=2100, height=2000)
-    body, headers = http_body(ask_encoded("fake_segment", big, outputs=["label_map"]), parameters={})
+    body, headers = http_body(encoded_request("fake_segment", big, outputs=["label_map"]), parameters={})
     error = await refused(await http.post("/v2/models/fake_segment/infer", content=body, headers=headers))
     assert (error.status, "request it with the parameter binary_data" in error.message) == (400, True)
-    answer = await spoken.http.infer(ask_encoded("fake_segment", big, outputs=["label_map"]))
+    answer = await oip.http.infer(encoded_request("fake_segment", big, outputs=["label_map"]))
     assert answer["label_map"].shape == (1, 2000, 2100)
     numbers = b"0," * 2**22 + b"0"
     text = b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1], "data": [' + numbers + b"]}]}"
@@ -438,13 +440,11 @@ async def test_too_many_numbers_for_json(spoken: Spoken, http: httpx2.AsyncClien
 
 async def test_a_caller_that_leaves_withdraws_its_images() -> None:
     """When a connection breaks none of its request's images stays in hand, though the device holds them all up."""
-    async with open_spoken() as spoken:
-        spoken.worker.runner.gate.clear()
-        body, headers = http_body(ask_encoded("fake_detect", *[IMAGE] * 5))
-        asking = asyncio.create_task(
-            spoken.http.http.post("/v2/models/fake_detect/infer", content=body, headers=headers)
-        )
-        registry = spoken.pair.rest.registry
+    async with open_oip() as oip:
+        oip.worker.runner.gate.clear()
+        body, headers = http_body(encoded_request("fake_detect", *[IMAGE] * 5))
+        asking = asyncio.create_task(oip.http.http.post("/v2/models/fake_detect/infer", content=body, headers=headers))
+        registry = oip.pair.rest.registry
         await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 5)
         asking.cancel()
         await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)
@@ -452,11 +452,11 @@ async def test_a_caller_that_leaves_withdraws_its_images() -> None:
 
 async def test_metrics_count_by_task_and_model() -> None:
     """Requests of the protocol are counted as all others, under their model once that is known."""
-    async with open_spoken() as spoken:
-        await spoken.http.infer(GOOD)
+    async with open_oip() as oip:
+        await oip.http.infer(GOOD)
         with pytest.raises(Refused):
-            await spoken.http.infer(ask_encoded("nothing", IMAGE))
-        text = (await spoken.http.http.get("/metrics")).text
+            await oip.http.infer(encoded_request("nothing", IMAGE))
+        text = (await oip.http.http.get("/metrics")).text
         ok = 'convmlp_requests_total{model="fake_classify",outcome="ok",task="classify",transport="rest"} 1.0'
         lost = 'convmlp_requests_total{model="",outcome="model-not-found",task="",transport="rest"} 1.0'
         assert ok in text

@@ -11,7 +11,7 @@ import pytest_asyncio
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from model.types import Task
-from tests.service.frontend.api.oip.oip_client import JSON_LENGTH, Spoken, ask_encoded, http_body
+from tests.service.frontend.api.oip.oip_client import JSON_LENGTH, OipFrontEnds, encoded_request, http_body
 from tests.service.frontend.rest_server import picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,8 +21,8 @@ INPUT = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [TEXT]}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def document(spoken: Spoken) -> dict[str, Any]:
-    return dict((await spoken.http.http.get("/openapi.json")).json())
+async def document(oip: OipFrontEnds) -> dict[str, Any]:
+    return dict((await oip.http.http.get("/openapi.json")).json())
 
 
 def follows(document: dict[str, Any], value: object, schema: dict[str, Any]) -> bool:
@@ -35,32 +35,32 @@ def named(document: dict[str, Any], name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-async def test_answers_follow_their_schemas(spoken: Spoken, document: dict[str, Any]) -> None:
+async def test_answers_follow_their_schemas(oip: OipFrontEnds, document: dict[str, Any]) -> None:
     """Of every path that is read without a body, for each model."""
     paths = [path for path, operations in document["paths"].items() if path.startswith("/v2") and "get" in operations]
     assert len(paths) == 12
     for path in paths:
         schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         for task in Task:
-            answer = await spoken.http.http.get(path.format(name=f"fake_{task}", version="1"))
+            answer = await oip.http.http.get(path.format(name=f"fake_{task}", version="1"))
             assert answer.status_code == 200
             assert follows(document, answer.json(), schema), (path, answer.json())
             assert not follows(document, {}, schema) or path.endswith("/config"), path
     index = document["paths"]["/v2/repository/index"]["post"]["responses"]["200"]["content"]["application/json"]
-    assert follows(document, (await spoken.http.http.post("/v2/repository/index")).json(), index["schema"])
+    assert follows(document, (await oip.http.http.post("/v2/repository/index")).json(), index["schema"])
 
 
 @pytest.mark.parametrize("task", Task)
-async def test_predictions_follow_their_schemas(spoken: Spoken, document: dict[str, Any], task: Task) -> None:
+async def test_predictions_follow_their_schemas(oip: OipFrontEnds, document: dict[str, Any], task: Task) -> None:
     """A request that the schema allows is answered as its schema says: in JSON, and with raw tensors behind it."""
     path = f"/v2/models/fake_{task}/infer"
     asked, answered = (named(document, f"inference_{one}") for one in ("request", "response"))
     request = {"id": "mine", "inputs": [INPUT]}
     assert follows(document, request, asked)
-    assert follows(document, (await spoken.http.http.post(path, json=request)).json(), answered)
-    body, headers = http_body(ask_encoded(f"fake_{task}", picture(7)))
+    assert follows(document, (await oip.http.http.post(path, json=request)).json(), answered)
+    body, headers = http_body(encoded_request(f"fake_{task}", picture(7)))
     assert follows(document, json.loads(body[: int(headers[JSON_LENGTH])]), asked)
-    answer = await spoken.http.http.post(path, content=body, headers=headers)
+    answer = await oip.http.http.post(path, content=body, headers=headers)
     length = int(answer.headers[JSON_LENGTH])
     assert follows(document, json.loads(answer.content[:length]), answered)
     told = document["paths"]["/v2/models/{name}/infer"]["post"]["responses"]["200"]
@@ -83,11 +83,11 @@ async def test_predictions_follow_their_schemas(spoken: Spoken, document: dict[s
     ],
 )
 async def test_what_the_schema_forbids_is_refused(
-    spoken: Spoken, document: dict[str, Any], request_: dict[str, Any], status: int
+    oip: OipFrontEnds, document: dict[str, Any], request_: dict[str, Any], status: int
 ) -> None:
     """Ranges and choices are those that are checked, and the refusal is one that the document names."""
     assert not follows(document, request_, named(document, "inference_request"))
-    answer = await spoken.http.http.post("/v2/models/fake_classify/infer", json=request_)
+    answer = await oip.http.http.post("/v2/models/fake_classify/infer", json=request_)
     assert answer.status_code == status
     told = document["paths"]["/v2/models/{name}/infer"]["post"]["responses"][str(status)]["content"]
     assert follows(document, answer.json(), told[answer.headers["content-type"]]["schema"])

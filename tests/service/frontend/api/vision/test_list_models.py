@@ -12,7 +12,7 @@ from service.frontend.api.vision.servicer import TASKS
 from service.settings import Settings
 from tests.fakes import fake_bundle
 from tests.service.frontend.grpc_server import (
-    RpcAtWork,
+    RpcWithWorker,
     open_rpc,
     open_rpc_at,
     reason,
@@ -25,7 +25,7 @@ from tests.service.frontend.grpc_server import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_models_are_listed(rpc: RpcAtWork) -> None:
+async def test_models_are_listed(rpc: RpcWithWorker) -> None:
     """ListModels tells every served model, in the worker's order, with all that GET /models tells."""
     call = rpc.stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "mine"),))
     models = (await call).models

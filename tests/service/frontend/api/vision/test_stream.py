@@ -14,7 +14,7 @@ from service.wire.messages import Predict
 from service.wire.worker_endpoint import WorkerEndpoint
 from tests.service.frontend.api.vision.classify_stream import next_of, request, rest_of, send, status_of
 from tests.service.frontend.grpc_server import (
-    RpcAtWork,
+    RpcWithWorker,
     field,
     open_rpc,
     open_rpc_at,
@@ -29,7 +29,7 @@ from tests.service.wire.peers import introduce
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_each_reply_has_its_requests_id(rpc: RpcAtWork) -> None:
+async def test_each_reply_has_its_requests_id(rpc: RpcWithWorker) -> None:
     """Every request is answered once, by its id, with its own picture's answer; then the stream ends well."""
     stream = rpc.stub.ClassifyStream()
     await send(stream, [request(f"picture {grey}", grey) for grey in range(64)])
@@ -38,7 +38,7 @@ async def test_each_reply_has_its_requests_id(rpc: RpcAtWork) -> None:
     assert await status_of(stream) is grpc.StatusCode.OK
 
 
-async def test_every_task_streams(rpc: RpcAtWork) -> None:
+async def test_every_task_streams(rpc: RpcWithWorker) -> None:
     """Detections and segments stream as labels do, with the same parameters as unary calls."""
 
     async def detect() -> AsyncIterator[pb.DetectRequest]:
@@ -67,7 +67,7 @@ async def test_a_reply_waits_for_no_other() -> None:
         assert [reply.id for reply in await rest_of(stream)] == ["held"]
 
 
-async def test_a_bad_message_is_an_error_of_its_own(rpc: RpcAtWork) -> None:
+async def test_a_bad_message_is_an_error_of_its_own(rpc: RpcWithWorker) -> None:
     """A bad picture, parameter, model or id is told in its own reply, richly, and its neighbours are answered."""
     stream = rpc.stub.ClassifyStream()
     bad = [
@@ -96,7 +96,7 @@ async def test_a_bad_message_is_an_error_of_its_own(rpc: RpcAtWork) -> None:
     assert not replies["format"].HasField("timings")
 
 
-async def test_a_malformed_message_is_an_error_of_its_own(rpc: RpcAtWork) -> None:
+async def test_a_malformed_message_is_an_error_of_its_own(rpc: RpcWithWorker) -> None:
     """Bytes that are no message cost the stream nothing else."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
         raw: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
@@ -110,7 +110,7 @@ async def test_a_malformed_message_is_an_error_of_its_own(rpc: RpcAtWork) -> Non
     assert reason(malformed.error) == "BAD_REQUEST"
 
 
-async def test_messages_without_an_id_are_numbered(rpc: RpcAtWork) -> None:
+async def test_messages_without_an_id_are_numbered(rpc: RpcWithWorker) -> None:
     """Replies to messages without an id have the call's id and the message's position; the call tells its id first."""
     stream = rpc.stub.ClassifyStream(metadata=(("x-request-id", "mine"),))
     assert dict(await stream.initial_metadata())["x-request-id"] == "mine"
@@ -119,7 +119,7 @@ async def test_messages_without_an_id_are_numbered(rpc: RpcAtWork) -> None:
     assert told == {"mine-0": 10, "mine-1": 11, "mine-2": 12}
 
 
-async def test_an_empty_stream_ends_well(rpc: RpcAtWork) -> None:
+async def test_an_empty_stream_ends_well(rpc: RpcWithWorker) -> None:
     """A caller that sends nothing gets nothing, and no error."""
     stream = rpc.stub.ClassifyStream()
     await stream.done_writing()

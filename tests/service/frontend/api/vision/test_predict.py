@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from convmlp.v1 import vision_pb2 as pb
 from model.types import BoolArray, Task
 from tests.service.frontend.both_transports import open_pair
-from tests.service.frontend.grpc_server import RpcAtWork, open_rpc, refusal, request_id, rich
+from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, refusal, request_id, rich
 from tests.service.frontend.rest_server import picture
 
 pytestmark = [
@@ -45,7 +45,7 @@ def decoded(mask: pb.Mask, size: pb.ImageSize) -> BoolArray:
     raise AssertionError("there is no mask")
 
 
-async def test_classify(rpc: RpcAtWork) -> None:
+async def test_classify(rpc: RpcWithWorker) -> None:
     """Labels by falling score, as many as asked for, with the picture's own size."""
     reply = await rpc.stub.Classify(pb.ClassifyRequest(image=picture(7, width=90, height=50), top_k=3))
     assert reply.model == "fake_classify"
@@ -55,7 +55,7 @@ async def test_classify(rpc: RpcAtWork) -> None:
     assert not reply.HasField("error")
 
 
-async def test_defaults_are_the_services(rpc: RpcAtWork) -> None:
+async def test_defaults_are_the_services(rpc: RpcWithWorker) -> None:
     """What a request leaves out gets the same default as over REST: five labels, the model's threshold, RLE."""
     classified = await rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
     assert len(classified.labels) == 5
@@ -63,7 +63,7 @@ async def test_defaults_are_the_services(rpc: RpcAtWork) -> None:
     assert [row.mask.WhichOneof("encoding") for row in detected.detections] == ["rle", "rle"]
 
 
-async def test_detect_without_masks(rpc: RpcAtWork) -> None:
+async def test_detect_without_masks(rpc: RpcWithWorker) -> None:
     """Boxes in pixels of the picture; nothing is said of masks where none were asked for."""
     request = pb.DetectRequest(image=picture(2, width=96, height=64), mask_format=pb.MASK_FORMAT_NONE)
     reply = await rpc.stub.Detect(request)
@@ -79,14 +79,14 @@ async def test_detect_without_masks(rpc: RpcAtWork) -> None:
     ("parameters", "count"),
     [({"score_threshold": 0.7}, 1), ({"max_detections": 1}, 1), ({"score_threshold": 0.95}, 0), ({}, 2)],
 )
-async def test_detect_parameters(rpc: RpcAtWork, parameters: dict[str, float], count: int) -> None:
+async def test_detect_parameters(rpc: RpcWithWorker, parameters: dict[str, float], count: int) -> None:
     """Threshold and limit of detections reach the worker."""
     request = pb.DetectRequest(image=picture(), **parameters)  # type: ignore[arg-type]
     assert len((await rpc.stub.Detect(request)).detections) == count
 
 
 @pytest.mark.parametrize("mask_format", FORMATS)
-async def test_detect_masks(rpc: RpcAtWork, mask_format: str) -> None:
+async def test_detect_masks(rpc: RpcWithWorker, mask_format: str) -> None:
     """A detection's mask, in each format, fills its box where the network said so."""
     request = pb.DetectRequest(image=picture(width=80, height=40), mask_format=FORMATS[mask_format])
     reply = await rpc.stub.Detect(request)
@@ -96,7 +96,7 @@ async def test_detect_masks(rpc: RpcAtWork, mask_format: str) -> None:
 
 
 @pytest.mark.parametrize("mask_format", FORMATS)
-async def test_segment_masks(rpc: RpcAtWork, mask_format: str) -> None:
+async def test_segment_masks(rpc: RpcWithWorker, mask_format: str) -> None:
     """Segments by falling area; their masks, in each format, cover every pixel once."""
     request = pb.SegmentRequest(image=picture(3, width=81, height=60), mask_format=FORMATS[mask_format])
     reply = await rpc.stub.Segment(request)
@@ -107,7 +107,7 @@ async def test_segment_masks(rpc: RpcAtWork, mask_format: str) -> None:
     assert not reply.label_map_png
 
 
-async def test_label_map(rpc: RpcAtWork) -> None:
+async def test_label_map(rpc: RpcWithWorker) -> None:
     """The class index of each pixel comes as a PNG if it is asked for, with masks or without."""
     request = pb.SegmentRequest(image=picture(3, width=81, height=60), mask_format=pb.MASK_FORMAT_NONE, label_map=True)
     reply = await rpc.stub.Segment(request)
@@ -119,7 +119,7 @@ async def test_label_map(rpc: RpcAtWork) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-async def test_answers_are_upright(rpc: RpcAtWork, orientation: int) -> None:
+async def test_answers_are_upright(rpc: RpcWithWorker, orientation: int) -> None:
     """A picture with an EXIF orientation is answered as it is seen: size, and right half of the segments."""
     file = io.BytesIO()
     exif = PIL.Image.Exif()
@@ -161,7 +161,7 @@ async def test_answers_agree_with_rests() -> None:
         assert (await pair.rpc.stub.Segment(pb.SegmentRequest(image=image, label_map=True))).label_map_png == png
 
 
-async def test_timings(rpc: RpcAtWork) -> None:
+async def test_timings(rpc: RpcWithWorker) -> None:
     """A reply tells where its time went, in ms; the trailing metadata say the same as REST's Server-Timing."""
     call = rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
     timings = (await call).timings
@@ -184,7 +184,7 @@ async def test_timings(rpc: RpcAtWork) -> None:
         ("x" * 128, "call", "x" * 128, "x" * 128),
     ],
 )
-async def test_ids(rpc: RpcAtWork, message: str, metadata: str, reply: str, logged: str) -> None:
+async def test_ids(rpc: RpcWithWorker, message: str, metadata: str, reply: str, logged: str) -> None:
     """A reply has its message's id, else its call's; metadata have the one that is fit for logs."""
     request = pb.ClassifyRequest(id=message, image=picture())
     call = rpc.stub.Classify(request, metadata=(("x-request-id", metadata),))
@@ -196,7 +196,7 @@ async def test_ids(rpc: RpcAtWork, message: str, metadata: str, reply: str, logg
 
 
 @pytest.mark.parametrize("metadata", [(), (("x-request-id", "x" * 129),)])
-async def test_an_id_is_made_where_none_is_fit(rpc: RpcAtWork, metadata: tuple[tuple[str, str], ...]) -> None:
+async def test_an_id_is_made_where_none_is_fit(rpc: RpcWithWorker, metadata: tuple[tuple[str, str], ...]) -> None:
     """Without an id, or with one that is no good, each call gets a new one."""
     replies = [await rpc.stub.Classify(pb.ClassifyRequest(image=picture()), metadata=metadata) for _ in range(2)]
     assert len({reply.id for reply in replies}) == 2
@@ -219,4 +219,4 @@ async def test_outcomes_are_counted(task: Task) -> None:
         assert rpc.outcomes(task, "unsupported-format") == 1
         assert rpc.outcomes(task, "model-not-found", model="") == 1
         assert rpc.count("convmlp_request_duration_seconds_count", transport="grpc", task=task) == 3
-        assert rpc.in_hand == 0
+        assert rpc.in_flight == 0

@@ -9,8 +9,18 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from convmlp.v1 import vision_pb2 as pb
 from service.process import hold_port
-from tests.service.frontend.grpc_application import WholeRpc, next_reply, open_whole, reflection_of
-from tests.service.frontend.grpc_server import reason, refusal, request_id, retry_s, rich, until
+from tests.service.frontend.api.vision.classify_stream import next_of
+from tests.service.frontend.grpc_server import (
+    RpcWithWorker,
+    open_rpc,
+    reason,
+    reflection_of,
+    refusal,
+    request_id,
+    retry_s,
+    rich,
+    until,
+)
 from tests.service.frontend.rest_server import picture
 
 
@@ -25,9 +35,9 @@ def says_unavailable(error: grpc.aio.AioRpcError, words: str) -> None:
     assert retry_s(rich(error)) is not None
 
 
-async def drain_begun(rpc: WholeRpc) -> None:
+async def drain_begun(rpc: RpcWithWorker) -> None:
     """Tell the server to stop, and wait until it accepts no connection."""
-    rpc.stop.set()
+    rpc.server.stop.set()
     host, _, port = rpc.address.rpartition(":")
     async with asyncio.timeout(20):
         while True:
@@ -41,104 +51,104 @@ async def drain_begun(rpc: WholeRpc) -> None:
 
 async def test_calls_in_hand_are_finished() -> None:
     """Who waits gets the answer, while new calls are sent elsewhere; then the server ends."""
-    async with open_whole() as rpc:
+    async with open_rpc() as rpc:
         rpc.worker.runner.gate.clear()
-        held = [asyncio.ensure_future(rpc.vision.Classify(classify(grey))) for grey in (5, 6, 7)]
-        await until(lambda: rpc.in_hand == 3)
+        held = [asyncio.ensure_future(rpc.stub.Classify(classify(grey))) for grey in (5, 6, 7)]
+        await until(lambda: rpc.in_flight == 3)
         await drain_begun(rpc)
-        assert (await refusal(rpc.vision.Classify(classify(1)))).code() is grpc.StatusCode.UNAVAILABLE
+        assert (await refusal(rpc.stub.Classify(classify(1)))).code() is grpc.StatusCode.UNAVAILABLE
         rpc.worker.runner.gate.set()
         assert [(await one).labels[0].index for one in held] == [5, 6, 7]
-        await asyncio.wait_for(rpc.serving, 20)
+        await asyncio.wait_for(rpc.server.ended, 20)
 
 
 async def test_the_port_is_free_again_at_once() -> None:
     """Though connections that the server closed linger for a minute: it can be started again right away."""
-    async with open_whole() as rpc:
-        assert (await rpc.vision.Classify(classify(5))).labels[0].index == 5
-        rpc.stop.set()
-        await rpc.serving
+    async with open_rpc() as rpc:
+        assert (await rpc.stub.Classify(classify(5))).labels[0].index == 5
+        rpc.server.stop.set()
+        await rpc.server.ended
         port = int(rpc.address.rpartition(":")[2])
     hold_port("127.0.0.1", port).close()
 
 
 async def test_a_call_that_outlasts_the_drain_is_told_so() -> None:
     """It is UNAVAILABLE, in words, under its own id, and the server ends in time."""
-    async with open_whole(drain_timeout_s=0.5) as rpc:
+    async with open_rpc(drain_timeout_s=0.5) as rpc:
         rpc.worker.runner.gate.clear()
-        held = asyncio.ensure_future(rpc.vision.Classify(classify(5), metadata=[("x-request-id", "mine")]))
-        stream = rpc.vision.ClassifyStream(metadata=[("x-request-id", "stream")])
+        held = asyncio.ensure_future(rpc.stub.Classify(classify(5), metadata=[("x-request-id", "mine")]))
+        stream = rpc.stub.ClassifyStream(metadata=[("x-request-id", "stream")])
         await stream.write(classify(6))
-        await until(lambda: rpc.in_hand == 2)
-        rpc.stop.set()
+        await until(lambda: rpc.in_flight == 2)
+        rpc.server.stop.set()
         error = await refusal(held)
         says_unavailable(error, "no time left")
         assert request_id(rich(error)) == "mine"
         error = await refusal(stream.read())
         says_unavailable(error, "no time left")
         assert request_id(rich(error)) == "stream"
-        await asyncio.wait_for(rpc.serving, 20)
+        await asyncio.wait_for(rpc.server.ended, 20)
 
 
 async def test_a_stream_takes_in_no_more_and_delivers_what_it_has() -> None:
     """Replies in hand come; what was sent later is not read, and the end says so."""
-    async with open_whole() as rpc:
-        stream = rpc.vision.ClassifyStream()
+    async with open_rpc() as rpc:
+        stream = rpc.stub.ClassifyStream()
         rpc.worker.runner.gate.clear()
         for grey in (5, 6):
             await stream.write(classify(grey, name=str(grey)))
-        await until(lambda: rpc.in_hand == 2)
+        await until(lambda: rpc.in_flight == 2)
         await drain_begun(rpc)
         await stream.write(classify(7, name="7"))
         rpc.worker.runner.gate.set()
-        assert {(await next_reply(stream)).id for _ in range(2)} == {"5", "6"}
+        assert {(await next_of(stream)).id for _ in range(2)} == {"5", "6"}
         says_unavailable(await refusal(stream.read()), "send the messages without a reply again")
-        await asyncio.wait_for(rpc.serving, 20)
+        await asyncio.wait_for(rpc.server.ended, 20)
 
 
 async def test_a_stream_whose_caller_had_sent_all_ends_well() -> None:
     """All replies come and the status is OK, however long the drain found it waiting."""
-    async with open_whole() as rpc:
-        stream = rpc.vision.ClassifyStream()
+    async with open_rpc() as rpc:
+        stream = rpc.stub.ClassifyStream()
         rpc.worker.runner.gate.clear()
         for grey in (5, 6):
             await stream.write(classify(grey))
         await stream.done_writing()
-        await until(lambda: rpc.in_hand == 2)
+        await until(lambda: rpc.in_flight == 2)
         await drain_begun(rpc)
         rpc.worker.runner.gate.set()
-        assert {(await next_reply(stream)).labels[0].index for _ in range(2)} == {5, 6}
+        assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
         assert await stream.read() is grpc.aio.EOF
         assert await stream.code() is grpc.StatusCode.OK
-        await asyncio.wait_for(rpc.serving, 20)
+        await asyncio.wait_for(rpc.server.ended, 20)
 
 
 async def test_a_full_stream_whose_caller_had_sent_all_ends_well() -> None:
     """Also where the caller's last word had not been read yet, for the stream had as much in hand as it may."""
-    async with open_whole(max_stream_in_flight=2) as rpc:
-        stream = rpc.vision.ClassifyStream()
+    async with open_rpc(max_stream_in_flight=2) as rpc:
+        stream = rpc.stub.ClassifyStream()
         rpc.worker.runner.gate.clear()
         for grey in (5, 6):
             await stream.write(classify(grey))
         await stream.done_writing()
-        await until(lambda: rpc.in_hand == 2)
+        await until(lambda: rpc.in_flight == 2)
         await drain_begun(rpc)
         rpc.worker.runner.gate.set()
-        assert {(await next_reply(stream)).labels[0].index for _ in range(2)} == {5, 6}
+        assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
         assert await stream.read() is grpc.aio.EOF
         assert await stream.code() is grpc.StatusCode.OK
-        await asyncio.wait_for(rpc.serving, 20)
+        await asyncio.wait_for(rpc.server.ended, 20)
 
 
 async def test_idle_streams_of_any_service_do_not_hold_up_the_end() -> None:
     """A stream that says nothing is ended, one of Vision like one of reflection."""
-    async with open_whole(drain_timeout_s=60) as rpc:
-        idle = rpc.vision.SegmentStream()
+    async with open_rpc(drain_timeout_s=60) as rpc:
+        idle = rpc.stub.SegmentStream()
         curious = reflection_of(rpc.channel)()
         await idle.wait_for_connection()
         await curious.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         await curious.read()
-        rpc.stop.set()
+        rpc.server.stop.set()
         for stream in (idle, curious):
             says_unavailable(await refusal(stream.read()), "shutting down")
-        await asyncio.wait_for(rpc.serving, 20)
+        await asyncio.wait_for(rpc.server.ended, 20)

@@ -17,7 +17,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection_pb2
 
 from convmlp.v1 import vision_pb2 as pb
-from service.frontend.grpc.server import ROOM_BYTES, KeepAlive
+from service.frontend.grpc.server import EXTRA_BYTES, KeepAlive
 from tests.service.frontend.grpc.http2_frames import (
     ACK,
     ENHANCE_YOUR_CALM,
@@ -27,8 +27,7 @@ from tests.service.frontend.grpc.http2_frames import (
     error_code,
     open_http2,
 )
-from tests.service.frontend.grpc_application import WholeRpc, open_whole, reflection_of
-from tests.service.frontend.grpc_server import refusal, stub_of, until
+from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reflection_of, refusal, stub_of, until
 from tests.service.frontend.rest_server import picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -39,8 +38,8 @@ LIMIT = 2 * MIB
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def rpc() -> AsyncIterator[WholeRpc]:
-    async with open_whole(max_image_bytes=LIMIT, max_request_bytes=LIMIT) as running:
+async def rpc() -> AsyncIterator[RpcWithWorker]:
+    async with open_rpc(max_image_bytes=LIMIT, max_request_bytes=LIMIT) as running:
         yield running
 
 
@@ -54,36 +53,36 @@ def bitmap(size: int) -> bytes:
 
 async def test_an_image_as_large_as_may_be_is_answered() -> None:
     """With the settings as they come: 20 MiB, where gRPC itself would stop at 4 MiB."""
-    async with open_whole() as rpc:
+    async with open_rpc() as rpc:
         image = bitmap(20 * MIB)
         assert len(image) > 19.9 * MIB
-        answer = await rpc.vision.Classify(pb.ClassifyRequest(image=image, top_k=1), timeout=60)
+        answer = await rpc.stub.Classify(pb.ClassifyRequest(image=image, top_k=1), timeout=60)
     assert answer.labels[0].index == 7
 
 
-@pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + ROOM_BYTES - 1000])
+@pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + EXTRA_BYTES - 1000])
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
 async def test_too_many_bytes_are_refused_in_the_tables_words(
-    rpc: WholeRpc, size: int, compression: grpc.Compression | None
+    rpc: RpcWithWorker, size: int, compression: grpc.Compression | None
 ) -> None:
     """A message over the limits is INVALID_ARGUMENT and says how much it may have."""
-    error = await refusal(rpc.vision.Classify(pb.ClassifyRequest(image=bytes(size)), compression=compression))
+    error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=bytes(size)), compression=compression))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"at most {LIMIT:,} are accepted" in (error.details() or "")
+    assert f"the limit is {LIMIT:,}" in (error.details() or "")
 
 
-async def test_what_is_far_too_long_is_refused_by_its_announced_length(rpc: WholeRpc) -> None:
+async def test_what_is_far_too_long_is_refused_by_its_announced_length(rpc: RpcWithWorker) -> None:
     """gRPC's own bound: RESOURCE_EXHAUSTED, and the connection goes on to serve."""
-    error = await refusal(rpc.vision.Classify(pb.ClassifyRequest(image=bytes(LIMIT + ROOM_BYTES + 1))))
+    error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=bytes(LIMIT + EXTRA_BYTES + 1))))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in (error.details() or "")
-    assert (await rpc.vision.Classify(pb.ClassifyRequest(image=picture(3)))).labels[0].index == 3
+    assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(3)))).labels[0].index == 3
 
 
 @pytest.mark.parametrize(("setting", "shrinks"), [("none", False), ("gzip", True), ("deflate", True)])
 async def test_replies_are_compressed_where_the_setting_says_so(setting: str, shrinks: bool) -> None:
     """The same reply comes in fewer bytes."""
-    async with open_whole(grpc_compression=setting) as rpc, relay(rpc.address) as (address, received):
+    async with open_rpc(grpc_compression=setting) as rpc, relay(rpc.address) as (address, received):
         async with grpc.aio.insecure_channel(address) as channel:
             models = await stub_of(channel).ListModels(pb.ListModelsRequest())
         assert len(models.models) == 3
@@ -112,7 +111,7 @@ async def relay(target: str) -> AsyncIterator[tuple[str, list[int]]]:
 
 async def test_idle_connections_are_pinged() -> None:
     """Whatever lies between sees traffic before it forgets the connection; who answers stays connected."""
-    async with open_whole(keep_alive=KeepAlive(interval_ms=100)) as rpc, open_http2(rpc.address) as connection:
+    async with open_rpc(keep_alive=KeepAlive(interval_ms=100)) as rpc, open_http2(rpc.address) as connection:
         for _ in range(5):
             ping = await connection.next(PING)
             await connection.send(PING, ACK, ping.payload)
@@ -121,7 +120,7 @@ async def test_idle_connections_are_pinged() -> None:
 async def test_a_peer_that_is_gone_is_noticed() -> None:
     """Without an answer to its pings the server closes the connection."""
     keep_alive = KeepAlive(interval_ms=100, timeout_ms=200)
-    async with open_whole(keep_alive=keep_alive) as rpc, open_http2(rpc.address) as silent:
+    async with open_rpc(keep_alive=keep_alive) as rpc, open_http2(rpc.address) as silent:
         await silent.next(PING)
         assert (await silent.next(GOAWAY)).payload.endswith(b"ping_timeout")
         with pytest.raises(asyncio.IncompleteReadError):
@@ -131,7 +130,7 @@ async def test_a_peer_that_is_gone_is_noticed() -> None:
 async def test_callers_may_ping_often() -> None:
     """Without a call in hand, at the allowed interval, for as long as they like; who floods is told to be calm."""
     interval_ms = 100
-    async with open_whole(keep_alive=KeepAlive(callers_interval_ms=interval_ms)) as rpc:
+    async with open_rpc(keep_alive=KeepAlive(client_interval_ms=interval_ms)) as rpc:
         async with open_http2(rpc.address) as polite:
             for _ in range(8):
                 await asyncio.sleep(1.2 * interval_ms / 1000)
@@ -146,34 +145,34 @@ async def test_keep_alive_suits_what_lies_between() -> None:
     """Pings come well below the shortest common idle time-out, 60 s, and clients may ping every 10 s."""
     keep_alive = KeepAlive()
     assert keep_alive.interval_ms + keep_alive.timeout_ms < 60_000
-    assert keep_alive.callers_interval_ms < 10_000
+    assert keep_alive.client_interval_ms < 10_000
 
 
 async def test_settings_beyond_what_grpc_takes_are_no_obstacle() -> None:
     """Whatever the settings allow for REST, gRPC serves, within its own bounds."""
-    async with open_whole(max_request_bytes=2**40, grpc_max_connection_age_ms=2**40) as rpc:
-        assert (await rpc.vision.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
+    async with open_rpc(max_request_bytes=2**40, grpc_max_connection_age_ms=2**40) as rpc:
+        assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
 
 
 async def test_connections_end_at_their_age_and_calls_do_not() -> None:
     """Callers are sent elsewhere after a while; what they have in hand is finished, and they come again."""
-    async with open_whole(grpc_max_connection_age_ms=300) as rpc:
+    async with open_rpc(grpc_max_connection_age_ms=300) as rpc:
         async with open_http2(rpc.address) as connection:
             assert error_code(await connection.next(GOAWAY)) == NO_ERROR
         rpc.worker.runner.gate.clear()
-        held = asyncio.ensure_future(rpc.vision.Classify(pb.ClassifyRequest(image=picture(5))))
+        held = asyncio.ensure_future(rpc.stub.Classify(pb.ClassifyRequest(image=picture(5))))
         await asyncio.sleep(0.5)
         rpc.worker.runner.gate.set()
         assert (await held).labels[0].index == 5
-        assert (await rpc.vision.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
+        assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
 
 
 async def test_calls_beyond_what_may_be_in_hand_are_refused_at_once() -> None:
     """One connection has no more calls open than the process takes; another's are told to come later."""
-    async with open_whole(max_in_flight=2) as rpc, another_channel(rpc) as other:
+    async with open_rpc(max_in_flight=2) as rpc, another_channel(rpc) as other:
         rpc.worker.runner.gate.clear()
-        held = [asyncio.ensure_future(rpc.vision.Classify(pb.ClassifyRequest(image=picture()))) for _ in range(3)]
-        await until(lambda: rpc.in_hand == 2)
+        held = [asyncio.ensure_future(rpc.stub.Classify(pb.ClassifyRequest(image=picture()))) for _ in range(3)]
+        await until(lambda: rpc.in_flight == 2)
         error = await refusal(stub_of(other).Classify(pb.ClassifyRequest(image=picture())))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "2 images are in hand already" in (error.details() or "")
@@ -183,7 +182,7 @@ async def test_calls_beyond_what_may_be_in_hand_are_refused_at_once() -> None:
 
 async def test_open_calls_are_bounded_over_all_connections() -> None:
     """Streams that send nothing are open calls too: beyond the bound further calls are refused, until one ends."""
-    async with open_whole(max_in_flight=1) as rpc, another_channel(rpc) as second, another_channel(rpc) as third:
+    async with open_rpc(max_in_flight=1) as rpc, another_channel(rpc) as second, another_channel(rpc) as third:
         idle = [stub_of(channel).ClassifyStream() for channel in (rpc.channel, second)]
         for stream in idle:
             await stream.initial_metadata()  # the server has taken it up
@@ -201,13 +200,13 @@ async def _code(call: grpc.aio.UnaryUnaryCall[Any, Any]) -> grpc.StatusCode:
 
 
 @asynccontextmanager
-async def another_channel(rpc: WholeRpc) -> AsyncIterator[grpc.aio.Channel]:
+async def another_channel(rpc: RpcWithWorker) -> AsyncIterator[grpc.aio.Channel]:
     """A connection of its own: channels of the same address share one unless told otherwise."""
     async with grpc.aio.insecure_channel(rpc.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield channel
 
 
-async def test_reflection_tells_all_services(rpc: WholeRpc) -> None:
+async def test_reflection_tells_all_services(rpc: RpcWithWorker) -> None:
     """And itself; each with its whole description."""
     asked = [
         reflection_pb2.ServerReflectionRequest(list_services=""),

@@ -5,13 +5,23 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 
 import numpy as np
 import PIL.Image
 import pytest
 from pycocotools import mask as coco
 
-from tests.service.frontend.api.oip.oip_client import Ask, Refused, Speaker, Spoken, ask_encoded, ask_pixels, encoded
+from service.frontend.api.oip.inference import OFFLOAD_FROM_BYTES, offload
+from tests.service.frontend.api.oip.oip_client import (
+    OipClient,
+    OipFrontEnds,
+    OipRequest,
+    Refused,
+    encoded,
+    encoded_request,
+    pixels_request,
+)
 from tests.service.frontend.rest_server import picture
 
 pytestmark = [
@@ -32,9 +42,9 @@ def png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
     return file.getvalue()
 
 
-async def test_labels_of_an_encoded_image(speaker: Speaker) -> None:
+async def test_labels_of_an_encoded_image(client: OipClient) -> None:
     """A classifier answers its best classes, each with score, index and name, and says the picture's size."""
-    answer = await speaker.infer(ask_encoded("fake_classify", picture(100), id="first"))
+    answer = await client.infer(encoded_request("fake_classify", picture(100), id="first"))
     assert (answer.model, answer.id) == ("fake_classify", "first")
     assert answer["scores"].tolist() == [[0.5, 0.25, 0.125, 0.0625, 0.03125]]
     assert answer["indices"].tolist() == [[100, 101, 102, 103, 104]]
@@ -43,36 +53,36 @@ async def test_labels_of_an_encoded_image(speaker: Speaker) -> None:
 
 
 @pytest.mark.parametrize("shape", [[1], [1, 1]])
-async def test_both_shapes_of_encoded_images(speaker: Speaker, shape: list[int]) -> None:
+async def test_both_shapes_of_encoded_images(client: OipClient, shape: list[int]) -> None:
     """Encoded images may come as [N] or as [N, 1]."""
-    answer = await speaker.infer(Ask("fake_classify", "BYTES", shape, encoded(picture(7))))
+    answer = await client.infer(OipRequest("fake_classify", "BYTES", shape, encoded(picture(7))))
     assert answer["indices"][0, 0] == 7
 
 
 @pytest.mark.parametrize("model", ["fake_classify", "fake_detect", "fake_segment", "fake_instances"])
-async def test_pixels_and_their_lossless_file_get_the_same_answer(speaker: Speaker, model: str) -> None:
+async def test_pixels_and_their_lossless_file_get_the_same_answer(client: OipClient, model: str) -> None:
     """Pixels go the way of a decoded picture: resizing and all after it are the same."""
     pixels = gradient()
-    of_pixels = await speaker.infer(ask_pixels(model, pixels[None]))
-    of_file = await speaker.infer(ask_encoded(model, png(pixels)))
+    of_pixels = await client.infer(pixels_request(model, pixels[None]))
+    of_file = await client.infer(encoded_request(model, png(pixels)))
     assert of_pixels.outputs.keys() == of_file.outputs.keys()
     for name, values in of_file.outputs.items():
         np.testing.assert_array_equal(of_pixels[name], values, name)
 
 
-async def test_batch_keeps_its_order(speaker: Speaker) -> None:
+async def test_batch_keeps_its_order(client: OipClient) -> None:
     """Each image of a request has the place in the outputs that it has in the input."""
     levels = [3, 200, 41, 90]
-    answer = await speaker.infer(ask_encoded("fake_classify", *map(picture, levels), parameters={"top_k": 1}))
+    answer = await client.infer(encoded_request("fake_classify", *map(picture, levels), parameters={"top_k": 1}))
     assert answer["indices"].tolist() == [[level] for level in levels]
     batch = np.stack([np.full((20, 30, 3), level, np.uint8) for level in levels])
-    answer = await speaker.infer(ask_pixels("fake_classify", batch, parameters={"top_k": 1}))
+    answer = await client.infer(pixels_request("fake_classify", batch, parameters={"top_k": 1}))
     assert answer["indices"].tolist() == [[level] for level in levels]
 
 
-async def test_detections(speaker: Speaker) -> None:
+async def test_detections(client: OipClient) -> None:
     """A detector answers boxes in pixels, by falling score; without masks where it has none."""
-    answer = await speaker.infer(ask_encoded("fake_detect", picture(100)))
+    answer = await client.infer(encoded_request("fake_detect", picture(100)))
     assert list(answer.outputs) == ["num_detections", "boxes", "scores", "indices", "labels", "image_size"]
     assert answer["num_detections"].tolist() == [[2]]
     assert answer["boxes"].tolist() == [[[0, 0, 40, 30], [20, 15, 80, 60]]]
@@ -80,18 +90,18 @@ async def test_detections(speaker: Speaker) -> None:
 
 
 @pytest.mark.parametrize(("threshold", "most", "found"), [(0.7, 100, 1), (0.0, 1, 1), (1, 100, 0)])
-async def test_fewer_detections(speaker: Speaker, threshold: float, most: int, found: int) -> None:
+async def test_fewer_detections(client: OipClient, threshold: float, most: int, found: int) -> None:
     """Threshold and bound are honoured, down to an answer with no detection at all."""
     parameters = {"score_threshold": threshold, "max_detections": most}
-    answer = await speaker.infer(ask_encoded("fake_detect", picture(), parameters=parameters))
+    answer = await client.infer(encoded_request("fake_detect", picture(), parameters=parameters))
     assert answer["num_detections"].tolist() == [[found]]
     assert answer["boxes"].shape == (1, found, 4)
     assert answer["labels"].shape == (1, found)
 
 
-async def test_masks_are_coco_run_lengths(speaker: Speaker) -> None:
+async def test_masks_are_coco_run_lengths(client: OipClient) -> None:
     """A mask is the JSON that pycocotools decodes, of the picture's size, and lies within its box."""
-    answer = await speaker.infer(ask_encoded("fake_instances", picture(), outputs=["boxes", "masks"]))
+    answer = await client.infer(encoded_request("fake_instances", picture(), outputs=["boxes", "masks"]))
     assert list(answer.outputs) == ["boxes", "masks"]
     mask = coco.decode(json.loads(answer["masks"][0, 0]))
     assert mask.shape == (60, 80)
@@ -99,11 +109,13 @@ async def test_masks_are_coco_run_lengths(speaker: Speaker) -> None:
     assert not mask[32:].any()
 
 
-async def test_masks_as_png_or_polygons(speaker: Speaker) -> None:
+async def test_masks_as_png_or_polygons(client: OipClient) -> None:
     """`mask_format` chooses between run lengths, a PNG and polygons; `none` leaves the output out."""
 
     async def ask(mask_format: str) -> dict[str, object]:
-        answer = await speaker.infer(ask_encoded("fake_instances", picture(), parameters={"mask_format": mask_format}))
+        answer = await client.infer(
+            encoded_request("fake_instances", picture(), parameters={"mask_format": mask_format})
+        )
         return {name: values[0, 0] for name, values in answer.outputs.items()}
 
     masks = (await ask("png"))["masks"]
@@ -116,9 +128,9 @@ async def test_masks_as_png_or_polygons(speaker: Speaker) -> None:
     assert "masks" not in await ask("none")
 
 
-async def test_segments(speaker: Speaker) -> None:
+async def test_segments(client: OipClient) -> None:
     """A label map has the class of each pixel, the segments their areas; costly copies only come when named."""
-    answer = await speaker.infer(ask_encoded("fake_segment", picture(101)))
+    answer = await client.infer(encoded_request("fake_segment", picture(101)))
     assert list(answer.outputs) == ["label_map", "num_segments", "indices", "labels", "areas", "image_size"]
     assert answer["label_map"].dtype == np.uint8
     assert answer["label_map"].shape == (1, 60, 80)
@@ -127,10 +139,10 @@ async def test_segments(speaker: Speaker) -> None:
     assert answer["labels"].tolist() == [[b"background", b"dog"]]
 
 
-async def test_label_map_as_png_and_segments_masks(speaker: Speaker) -> None:
+async def test_label_map_as_png_and_segments_masks(client: OipClient) -> None:
     """The PNG holds the label map itself, and a segment's mask the pixels of its class."""
-    answer = await speaker.infer(
-        ask_encoded("fake_segment", picture(100), outputs=["masks", "label_map_png", "label_map", "indices"])
+    answer = await client.infer(
+        encoded_request("fake_segment", picture(100), outputs=["masks", "label_map_png", "label_map", "indices"])
     )
     with PIL.Image.open(io.BytesIO(answer["label_map_png"][0, 0])) as image:
         np.testing.assert_array_equal(np.asarray(image), answer["label_map"][0])
@@ -138,10 +150,10 @@ async def test_label_map_as_png_and_segments_masks(speaker: Speaker) -> None:
         np.testing.assert_array_equal(coco.decode(json.loads(mask)), answer["label_map"][0] == index)
 
 
-async def test_pictures_of_several_sizes(speaker: Speaker) -> None:
+async def test_pictures_of_several_sizes(client: OipClient) -> None:
     """Smaller label maps are padded on the right and below; `image_size` says how much of each is real."""
     images = [picture(100, width=80, height=20), picture(101, width=30, height=60)]
-    answer = await speaker.infer(ask_encoded("fake_segment", *images))
+    answer = await client.infer(encoded_request("fake_segment", *images))
     assert answer["label_map"].shape == (2, 60, 80)
     assert answer["image_size"].tolist() == [[20, 80], [60, 30]]
     for at, (height, width) in enumerate([(20, 80), (60, 30)]):
@@ -152,36 +164,43 @@ async def test_pictures_of_several_sizes(speaker: Speaker) -> None:
     assert not answer["label_map"][1, :, 30:].any()
 
 
-async def test_order_of_outputs(speaker: Speaker) -> None:
+async def test_order_of_outputs(client: OipClient) -> None:
     """Outputs come in the order in which they were named, and no others."""
-    answer = await speaker.infer(ask_encoded("fake_classify", picture(), outputs=["labels", "scores"]))
+    answer = await client.infer(encoded_request("fake_classify", picture(), outputs=["labels", "scores"]))
     assert list(answer.outputs) == ["labels", "scores"]
 
 
-async def test_parameters_without_effect(speaker: Speaker) -> None:
+async def test_parameters_without_effect(client: OipClient) -> None:
     """Priorities and sequences change nothing here, and are no reason to refuse a client that sends them."""
-    plain = await speaker.infer(ask_encoded("fake_classify", picture(50)))
+    plain = await client.infer(encoded_request("fake_classify", picture(50)))
     parameters = {"priority": 1, "sequence_id": 7, "sequence_start": True, "sequence_end": False, "timeout": 9_000_000}
-    answer = await speaker.infer(ask_encoded("fake_classify", picture(50), parameters=parameters))
+    answer = await client.infer(encoded_request("fake_classify", picture(50), parameters=parameters))
     assert {name: values.tolist() for name, values in answer.outputs.items()} == {
         name: values.tolist() for name, values in plain.outputs.items()
     }
 
 
-async def test_one_bad_image_fails_its_request_and_no_other(spoken: Spoken, speaker: Speaker) -> None:
+async def test_one_bad_image_fails_its_request_and_no_other(oip: OipFrontEnds, client: OipClient) -> None:
     """A request has one status: the bad image is named by its position, and other requests are answered."""
-    spoken.worker.runner.gate.clear()
+    oip.worker.runner.gate.clear()
     images = [picture(1), picture(2), b"no picture", picture(4)]
     with pytest.raises(Refused, match=re.escape("element 2 of input 'image': the bytes are of no image format")):
-        await speaker.infer(ask_encoded("fake_classify", *images))
-    spoken.worker.runner.gate.set()
-    answer = await speaker.infer(ask_encoded("fake_classify", picture(9)))
+        await client.infer(encoded_request("fake_classify", *images))
+    oip.worker.runner.gate.set()
+    answer = await client.infer(encoded_request("fake_classify", picture(9)))
     assert answer["indices"][0, 0] == 9
 
 
-async def test_version(speaker: Speaker) -> None:
+async def test_version(client: OipClient) -> None:
     """A model has the version 1, and no other."""
-    assert (await speaker.infer(ask_encoded("fake_classify", picture(), version="1"))).model == "fake_classify"
+    assert (await client.infer(encoded_request("fake_classify", picture(), version="1"))).model == "fake_classify"
     with pytest.raises(Refused, match="has no version '2', only '1'") as refused:
-        await speaker.infer(ask_encoded("fake_classify", picture(), version="2"))
+        await client.infer(encoded_request("fake_classify", picture(), version="2"))
     assert refused.value.status in (404, "NOT_FOUND")
+
+
+async def test_long_work_runs_in_a_thread() -> None:
+    """Short work runs in the event loop, which is faster than to reach a thread; long work does not block the loop."""
+    here = threading.get_ident()
+    assert await offload(threading.get_ident, OFFLOAD_FROM_BYTES) == here
+    assert await offload(threading.get_ident, OFFLOAD_FROM_BYTES + 1) != here

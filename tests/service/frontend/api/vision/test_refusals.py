@@ -6,8 +6,8 @@ import grpc
 import pytest
 
 from convmlp.v1 import vision_pb2 as pb
-from tests.service.frontend.grpc_server import RpcAtWork, field, reason, refusal, rich
-from tests.service.frontend.rest_server import oversized_png, picture
+from tests.service.frontend.grpc_server import RpcWithWorker, field, reason, refusal, rich
+from tests.service.frontend.rest_server import picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
     ],
 )
 async def test_bad_values_are_named(
-    rpc: RpcAtWork, request_: pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest, name: str
+    rpc: RpcWithWorker, request_: pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest, name: str
 ) -> None:
     """A value out of its range is refused with the name of its field, never ignored or put right."""
     request_.image = picture()
@@ -50,32 +50,14 @@ async def test_bad_values_are_named(
 
 
 @pytest.mark.parametrize("top_k", [1, 1000])
-async def test_ends_of_a_range_are_in_it(rpc: RpcAtWork, top_k: int) -> None:
+async def test_ends_of_a_range_are_in_it(rpc: RpcWithWorker, top_k: int) -> None:
     """The least and the most that a parameter may be are answered; there are 256 classes."""
     reply = await rpc.stub.Classify(pb.ClassifyRequest(image=picture(), top_k=top_k))
     assert len(reply.labels) == min(top_k, 256)
 
 
-@pytest.mark.parametrize(
-    ("image", "kind"),
-    [
-        (b"", "IMAGE_UNDECODABLE"),
-        (picture()[:60], "IMAGE_UNDECODABLE"),
-        (picture(form="JPEG")[:400], "IMAGE_UNDECODABLE"),
-        (b"%PDF-1.7 not a picture", "UNSUPPORTED_FORMAT"),
-        (oversized_png(width=20_000, height=20_000), "IMAGE_TOO_LARGE"),
-    ],
-)
-async def test_bad_images_are_refused(rpc: RpcAtWork, image: bytes, kind: str) -> None:
-    """Each kind of bad image is told from the others, names the field, and costs the service nothing."""
-    error = await refusal(rpc.stub.Detect(pb.DetectRequest(image=image)))
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert (reason(rich(error)), field(rich(error))) == (kind, "image")
-    assert len((await rpc.stub.Detect(pb.DetectRequest(image=picture()))).detections) == 2
-
-
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff", b"garbage"])
-async def test_malformed_messages_are_refused(rpc: RpcAtWork, data: bytes) -> None:
+async def test_malformed_messages_are_refused(rpc: RpcWithWorker, data: bytes) -> None:
     """Bytes that are no protobuf message are the caller's fault, told without a word of internals."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
         raw: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/convmlp.v1.Vision/Classify")
@@ -85,7 +67,7 @@ async def test_malformed_messages_are_refused(rpc: RpcAtWork, data: bytes) -> No
     assert "convmlp.v1.ClassifyRequest" in str(error.details())
 
 
-async def test_unknown_model_lists_the_known(rpc: RpcAtWork) -> None:
+async def test_unknown_model_lists_the_known(rpc: RpcWithWorker) -> None:
     """A mistyped name is NOT_FOUND, and the caller learns which there are."""
     error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=picture(), model="nothing")))
     assert error.code() is grpc.StatusCode.NOT_FOUND

@@ -1,0 +1,41 @@
+"""The check of words that `make lint` runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.wording import CHECKED, ROOT, files, findings
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ('"""The worker is told of it."""', 1, "told"),
+        ("# what it had in\n    # hand", 1, "in hand"),
+        ("a = 1\nself._in_hand = 0", 2, "in hand"),
+        ("the config says so", 1, "says"),
+        ("Answered in the turn.", 1, "the turn"),
+        ("class Keeper:", 1, "Keeper"),
+    ],
+)
+def test_finds_words_not_to_be_used(text: str, line: int, word: str) -> None:
+    """In prose and in names, also where a phrase goes on in the next line; with the line, and a word to use instead."""
+    (found,) = findings("a.py", text)
+    assert (found.path, found.line, found.word) == ("a.py", line, word)
+    assert found.instead
+    assert str(found).startswith(f'a.py:{line}: "{word}": ')
+
+
+@pytest.mark.parametrize("text", ["return aggregate(doorway)", "each in turn", "tellurium", "a hand in it", "begone"])
+def test_passes_other_words(text: str) -> None:
+    """Words that only contain one of the list, and common phrases, are fine."""
+    assert not list(findings("a.py", text))
+
+
+def test_reads_the_files_that_are_checked() -> None:
+    """Each entry of the table exists, and sources, pages and files without a suffix are among what is read."""
+    for folder in CHECKED:
+        assert list(files(ROOT, folder)), folder
+    assert "docker/Dockerfile" in files(ROOT, "docker")
+    assert "docs/deployment.md" in files(ROOT, "docs")
+    assert not list(files(ROOT, "docker/locks"))
