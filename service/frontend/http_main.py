@@ -101,10 +101,10 @@ def create_app(
     return FastPath(app, direct)
 
 
+# Stands among the framework's routes for the endpoints that `FastPath` calls: it documents them, and the framework
+# refuses other methods of their paths.
 async def _answered_directly() -> None:
-    """Stands in the framework's routes for an endpoint that `FastPath` calls: it documents it, and refuses other
-    methods."""
-    raise AssertionError
+    raise AssertionError("FastPath answers this path")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
