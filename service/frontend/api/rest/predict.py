@@ -32,7 +32,7 @@ from service.types import ModelStatus, PredictRequest, Reply
 VARY = ((b"vary", b"Accept"),)
 
 IMAGE_FAULTS = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest)
-"""Errors of an image. Any other says that the service failed, and that trying again may help."""
+"""Errors of an image. Any other is a failure of the service, and trying again may help."""
 
 PICTURE_FORMATS = {
     Medium.PNG: PictureFormat.PNG,
