@@ -27,7 +27,6 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NewType
-from urllib.parse import unquote
 
 import structlog
 
@@ -215,14 +214,6 @@ async def open_auth(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterat
         yield Auth(keys, limit, metrics)
     finally:
         following.cancel()
-
-
-def host_of(peer: str) -> str:
-    """The host of a gRPC peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:...`."""
-    kind, _, address = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return kind
-    return unquote(address).rpartition(":")[0].strip("[]")
 
 
 @lru_cache(maxsize=4096)

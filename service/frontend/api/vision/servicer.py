@@ -57,8 +57,10 @@ class Vision:
         deadline_s = self._engine.deadline(timeout_ms)
         try:
             message = parse(method.request, data)
-            _use_id(record, message.id)  # first, so that every later error has it
-            self._auth.admit(Caller(record.caller))
+            if message.id:
+                _use_id(record, message.id)  # first, so that every later error has it
+            if not self._auth.is_open:
+                self._auth.admit(Caller(record.caller))
             self._engine.bodies.take(record, len(data))
             params = read_params(message)
             model = self._engine.resolve(method.task, params.model)
