@@ -158,7 +158,7 @@ class Predict:
                     raise error
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
-            record.log.metrics.told(error)
+            record.log.metrics.count_error(error)
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))
         return places
 
