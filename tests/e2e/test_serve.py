@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import RunningService
+from tests.e2e.convmlp_process import RunningService
 
 PICTURE = REFERENCE_PICTURE.read_bytes()
 

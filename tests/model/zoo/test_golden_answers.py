@@ -18,7 +18,7 @@ import torch
 from model.net.network import build_network
 from model.zoo.catalogue import CATALOGUE
 from tests import goldens
-from tests.service.cli.command import convmlp
+from tests.service.cli.convmlp_command import convmlp
 
 pytestmark = [
     goldens.requires_goldens,
