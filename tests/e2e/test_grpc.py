@@ -22,7 +22,7 @@ from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.reference import REFERENCE_PICTURE
 from service.process import EXIT_CONFIG
-from tests.e2e.running import RunningService, running_service, started_service
+from tests.e2e.convmlp_process import RunningService, running_service, started_service
 from tests.service.frontend.api.vision.classify_stream import next_of
 from tests.service.frontend.grpc_server import health_of
 

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import RunningService, running_service
+from tests.e2e.convmlp_process import RunningService, running_service
 from tests.e2e.triton import KINDS, Array, Face, Triton, all_at_once, names_of, streamed
 
 PICTURE = REFERENCE_PICTURE.read_bytes()

@@ -9,21 +9,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
 import PIL.Image
 import pytest
 
 from model.errors import ImageUndecodable
-from model.types import ClassifyOutput, ClassifyResult, QueryParams, Result, Task
+from model.types import ClassifyResult, QueryParams, Result, Task
 from service.errors import BadParameter, DeadlineExceeded, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.settings import Settings
 from service.types import PredictRequest
 from service.wire.messages import WaitEstimate
-from service.wire.worker_endpoint import WorkerEndpoint
 from tests.fakes import FakeWorker, fake_worker
-from tests.service.wire.peers import NOTHING_AHEAD, introduce, next_job, until
+from tests.service.wire.scripted_worker import NO_WAIT, ScriptedWorker
+from tests.service.wire.worker_pool import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50, max_in_flight=2, max_in_flight_bytes=1000)
 
@@ -132,28 +131,27 @@ async def test_what_would_be_too_late_is_refused_undecoded(tmp_path: Path) -> No
     once when to come back; the worker's next answer may say better."""
     settings = SETTINGS.with_changes(worker_address=f"ipc://{tmp_path}/w")
     no_picture = asked(png_of(1)[:40])
-    async with open_front_end(settings) as front_end, WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
-        await introduce(door)
+    async with open_front_end(settings) as front_end, ScriptedWorker(f"ipc://{tmp_path}/w") as worker:
+        await worker.introduce()
         await until(lambda: front_end.engine.readiness().ready)
 
-        async def answered(outlook: WaitEstimate) -> None:
+        async def answered(estimate: WaitEstimate) -> None:
             asking = asyncio.create_task(front_end.engine.predict(asked(png_of(1)), first_label))
-            letter, job = await next_job(door)
-            if outlook is NOTHING_AHEAD:
+            job = await worker.next_job()
+            if estimate is NO_WAIT:
                 with pytest.raises(Overloaded) as caught:
                     await front_end.engine.predict(no_picture, first_label)
                 assert caught.value.reason is Refusal.QUEUE
                 assert caught.value.retry_after_s > 90
-            output = ClassifyOutput(np.arange(1), np.ones(1, np.float32))
-            door.answer(letter.sender, job, output, 0.0, 0.0, 1, outlook)
+            job.answer(estimate=estimate)
             await asking
 
         await answered(WaitEstimate(100.0, 1.0))
         with pytest.raises(ImageUndecodable):  # nothing else is in hand: it is tried, whatever is expected
             await front_end.engine.predict(no_picture, first_label)
-        await answered(NOTHING_AHEAD)
+        await answered(NO_WAIT)
         asking = asyncio.create_task(front_end.engine.predict(asked(png_of(1)), first_label))
-        await next_job(door)
+        await worker.next_job()
         with pytest.raises(ImageUndecodable):
             await front_end.engine.predict(no_picture, first_label)
         asking.cancel()

@@ -11,8 +11,6 @@ import numpy as np
 
 from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
-from service.wire.messages import Predict
-from service.wire.worker_endpoint import WorkerEndpoint
 from tests.service.frontend.grpc_server import (
     RpcWithWorker,
     open_rpc,
@@ -25,7 +23,7 @@ from tests.service.frontend.grpc_server import (
     until,
 )
 from tests.service.frontend.rest_server import picture
-from tests.service.wire.peers import introduce
+from tests.service.wire.scripted_worker import ScriptedWorker
 
 Call = grpc.aio.UnaryUnaryCall[pb.ClassifyRequest, pb.ClassifyResponse]
 
@@ -146,12 +144,11 @@ async def test_a_lost_worker_fails_its_calls_at_once(tmp_path: Path) -> None:
     """When the worker is gone its calls are UNAVAILABLE long before their deadline, and so are the next ones."""
     address = f"ipc://{tmp_path}/w"
     async with open_rpc_at(address, Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)) as rpc:
-        async with WorkerEndpoint(address) as door:
-            await introduce(door, "one")
+        async with ScriptedWorker(address) as worker:
+            await worker.introduce()
             await until(lambda: rpc.front_end.engine.readiness().ready)
             call = rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
-            while not isinstance((await door.receive()).message, Predict):
-                pass
+            await worker.next_job()
         for asked in (call, rpc.stub.Classify(pb.ClassifyRequest(image=picture()))):
             async with asyncio.timeout(20):
                 error = await refusal(asked)

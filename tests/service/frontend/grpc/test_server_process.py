@@ -18,7 +18,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from convmlp.v1 import vision_pb2 as pb
 from service.process import EXIT_CONFIG
 from service.settings import Settings
-from tests.e2e.running import RunningService, started
+from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.frontend.grpc_server import health_of, refusal, stub_of
 from tests.service.frontend.rest_server import picture

@@ -23,7 +23,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from service.frontend.grpc.tls import CertificateFiles, InvalidCertificates, certificate_files, server_credentials
 from service.settings import Settings
-from tests.e2e.running import started
+from tests.e2e.convmlp_process import started
 from tests.service.frontend.grpc_server import health_of, open_rpc, refusal
 
 

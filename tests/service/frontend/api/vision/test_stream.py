@@ -10,8 +10,6 @@ import pytest
 
 from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
-from service.wire.messages import Predict
-from service.wire.worker_endpoint import WorkerEndpoint
 from tests.service.frontend.api.vision.classify_stream import next_of, request, rest_of, send, status_of
 from tests.service.frontend.grpc_server import (
     RpcWithWorker,
@@ -24,7 +22,7 @@ from tests.service.frontend.grpc_server import (
     until,
 )
 from tests.service.frontend.rest_server import picture
-from tests.service.wire.peers import introduce
+from tests.service.wire.scripted_worker import ScriptedWorker
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -132,12 +130,11 @@ async def test_a_lost_worker_fails_the_messages_and_not_the_stream(tmp_path: Pat
     address = f"ipc://{tmp_path}/w"
     async with open_rpc_at(address, Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)) as rpc:
         stream = rpc.stub.ClassifyStream()
-        async with WorkerEndpoint(address) as door:
-            await introduce(door, "one")
+        async with ScriptedWorker(address) as worker:
+            await worker.introduce()
             await until(lambda: rpc.front_end.engine.readiness().ready)
             await send(stream, [request("in hand")], close=False)
-            while not isinstance((await door.receive()).message, Predict):
-                pass
+            await worker.next_job()
         assert reason((await next_of(stream)).error) == "UNAVAILABLE"
         await send(stream, [request("after")])
         (after,) = await rest_of(stream)
