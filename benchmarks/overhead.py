@@ -187,7 +187,7 @@ async def answers_to(connections: Connections, clients: int, seconds: float) -> 
     async def client() -> int:
         answers = 0
         while not answers or time.monotonic() < until_s:
-            response = await connections.ask(request, ANSWER_S)
+            response = await connections.request(request, ANSWER_S)
             if response.status != 200:
                 raise Refused(f"HTTP {response.status}: {response.body[:1000]!r}")
             answers += 1

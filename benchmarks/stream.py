@@ -17,7 +17,7 @@ import grpc.aio
 
 from convmlp.v1 import vision_pb2, vision_pb2_grpc
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import running_service
+from tests.e2e.convmlp_process import running_service
 
 IMAGES = 64
 MAX_MESSAGE_BYTES = 64 * 2**20

@@ -19,8 +19,7 @@ from benchmarks.processes import ServerProcess, free_ports
 from benchmarks.results import Load, Visit
 from benchmarks.servers import LARGE, OURS, REPOSITORY, Server, models_of, start_of
 from service.cli.load.http import ConnectionBroken, Connections, Response
-from service.cli.load.loops import closed_loop, open_loop
-from service.cli.load.outcome import ANSWERED, Ask, Ending, Outcome, Tally
+from service.cli.load.loops import ANSWERED, Measurement, Outcome, Sender, Status, closed_loop, open_loop
 from service.cli.load.service import outcome_of
 
 DEADLINE_S = 0.5
@@ -33,8 +32,8 @@ OVERLOAD_WARM_UP_S = 3.0
 """Enough for queues to reach their steady state."""
 SETTLE_S = {True: 180.0, False: 15.0}
 """How long servers may take to become idle once they answer."""
-WRONG = Outcome(Ending.FAILED, "wrong answer")
-LATE = Outcome(Ending.FAILED, f"no answer within {PATIENCE_S:g} s")
+WRONG = Outcome(Status.FAILED, "wrong answer")
+LATE = Outcome(Status.FAILED, f"no answer within {PATIENCE_S:g} s")
 
 
 class NotReady(Exception):
@@ -64,20 +63,20 @@ class Target:
     """Times of its right answers since they were cleared."""
 
     @asynccontextmanager
-    async def ask(self, task: str, deadline_s: float | None = None) -> AsyncIterator[Ask]:
+    async def ask(self, task: str, deadline_s: float | None = None) -> AsyncIterator[Sender]:
         requests, check = task_requests(self.server, task, f"127.0.0.1:{self.port}", self.material, deadline_s)
         async with Connections("127.0.0.1", self.port) as connections:
 
             async def ask(number: int) -> Outcome:
                 at = number % len(requests)
                 try:
-                    response = await connections.ask(requests[at], PATIENCE_S)
+                    response = await connections.request(requests[at], PATIENCE_S)
                 except TimeoutError:
                     return LATE
                 except ConnectionBroken as error:
-                    return Outcome(Ending.FAILED, str(error))
+                    return Outcome(Status.FAILED, str(error))
                 outcome = self._outcome(response, at, check)
-                if outcome.ending is Ending.ANSWERED:
+                if outcome.status is Status.ANSWERED:
                     self.answered_s.append(time.monotonic())
                 return outcome
 
@@ -91,7 +90,7 @@ class Target:
         try:
             return ANSWERED if check(at, response.body) else WRONG
         except (ValueError, LookupError, msgspec.MsgspecError):
-            return Outcome(Ending.FAILED, "an answer of another form")
+            return Outcome(Status.FAILED, "an answer of another form")
 
 
 def visit(server: Server, steps: Sequence[Step], number: int, material: Material, folder: Path) -> Visit:
@@ -132,9 +131,9 @@ def _await_ready(process: ServerProcess, target: Target) -> float:
         if process.ended:
             raise NotReady(f"it ended; see {process.log.name}")
         outcome = uvloop.run(_try(target))
-        if outcome.ending is Ending.ANSWERED:
+        if outcome.status is Status.ANSWERED:
             return time.monotonic() - began_s
-        last = outcome.kind
+        last = outcome.reason
         time.sleep(0.2)
     raise NotReady(f"no right answer within {START_S:g} s: {last}")
 
@@ -145,7 +144,7 @@ async def _try(target: Target) -> Outcome:
         async with target.ask(task) as ask:
             for number in (0, 1):
                 outcome = await ask(number)
-                if outcome.ending is not Ending.ANSWERED:
+                if outcome.status is not Status.ANSWERED:
                     return outcome
     return outcome
 
@@ -193,7 +192,7 @@ def _measure(process: ServerProcess, target: Target, step: Step, capacity: float
     )
 
 
-async def _load(target: Target, step: Step, offered: float | None) -> Tally:
+async def _load(target: Target, step: Step, offered: float | None) -> Measurement:
     async with target.ask(step.task, None if offered is None else DEADLINE_S) as ask:
         warm_up_s = _warm_up_s(target.server, step)
         if offered is None:

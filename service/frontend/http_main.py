@@ -6,26 +6,27 @@ The REST front-end process: composition root of `convmlp rest`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from model.types import Task
-from service.frontend.api.huggingface import huggingface
-from service.frontend.api.huggingface import huggingface_components as huggingface_components
+from service.frontend.api.huggingface import SUMMARY as HUGGINGFACE_SUMMARY
+from service.frontend.api.huggingface import HuggingFace, huggingface_components
+from service.frontend.api.huggingface import operation as huggingface_operation
 from service.frontend.api.oip.http import open_inference
 from service.frontend.api.oip.openapi import open_inference_document
 from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
-from service.frontend.api.rest.predict import Predictions
+from service.frontend.api.rest.predict import Predict
 from service.frontend.api.rest.routes import FILES, MetricsText, catalogue, pages
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.frontend.core.request_log import RequestLog
-from service.frontend.http.middleware import PROBES, AuthMiddleware, RequestMiddleware, instance_uri, record_of
+from service.frontend.http.middleware import PROBES, FastPath, RequestMiddleware, request_of
 from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
 from service.frontend.http.server import serve
@@ -49,7 +50,7 @@ Coordinates are pixels of the upright picture (EXIF orientation applied), origin
 
 def create_app(
     engine: Engine,
-    gate: Auth,
+    auth: Auth,
     settings: Settings,
     metrics: FrontEndMetrics,
     metrics_text: MetricsText,
@@ -66,24 +67,27 @@ def create_app(
         exception_handlers={HTTPException: _http_error},
     )
     request_log = RequestLog("rest", metrics, tracing, access_log=settings.access_log)
-    let_in = AuthMiddleware(gate, OPEN_PATHS).let_in
-    app.add_middleware(RequestMiddleware, request_log=request_log, let_in=let_in)
-    predictions = Predictions(engine, gate, settings, metrics)
+    app.add_middleware(RequestMiddleware, request_log=request_log, auth=auth, open_paths=OPEN_PATHS)
     direct: dict[str, ASGIApp] = {}
     for task in Task:
-        path = f"/{task.value}"
-        direct[path] = RequestMiddleware(predictions.endpoint(task, path), request_log, let_in)
-        app.add_api_route(
-            path,
-            _prediction(predictions, task),
-            methods=["POST"],
+        predict, huggingface = Predict(task, engine, auth, settings), HuggingFace(task, engine, settings)
+        for endpoint in (predict, huggingface):
+            direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, OPEN_PATHS)
+        document = partial(app.add_api_route, endpoint=_answered_directly, methods=["POST"], response_class=Response)
+        document(
+            predict.path,
             tags=["predictions"],
             summary=SUMMARY[task],
             openapi_extra=prediction_operation(task, settings),
-            response_class=Response,
         )
-    app.include_router(huggingface(engine, settings))
-    app.include_router(open_inference(engine, settings, gate))
+    for task in Task:
+        document(
+            f"/compat/huggingface/{task.value}",
+            tags=["huggingface"],
+            summary=HUGGINGFACE_SUMMARY[task],
+            openapi_extra=huggingface_operation(task, settings),
+        )
+    app.include_router(open_inference(engine, settings, auth))
     app.include_router(catalogue(engine, metrics_text))
     app.include_router(pages())
     # FastAPI's own way to extend it.
@@ -92,34 +96,15 @@ def create_app(
         open_inference_document(settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
-    if gate.needs_key:
+    if auth.needs_key:
         app.openapi = add_security(app, OPEN_PATHS)  # type: ignore[method-assign]
     return FastPath(app, direct)
 
 
-class FastPath:
-    """ASGI application: POSTs to the paths of `direct` go there, everything else to the framework.
-
-    The framework's way to an endpoint (some forty routes, dependencies, exit stacks) costs more than all that the
-    endpoint itself does for a prediction.
-    """
-
-    def __init__(self, framework: ASGIApp, direct: Mapping[str, ASGIApp]) -> None:
-        self._framework = framework
-        self._direct = direct
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        app = self._framework
-        if scope["type"] == "http" and scope["method"] == "POST":
-            app = self._direct.get(scope["path"], app)
-        return app(scope, receive, send)
-
-
-def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awaitable[Response]]:
-    async def predict(request: Request) -> Response:
-        return await predictions.answer(task, request)
-
-    return predict
+async def _answered_directly() -> None:
+    """Stands in the framework's routes for an endpoint that `FastPath` calls: it documents it, and refuses other
+    methods."""
+    raise AssertionError
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -130,8 +115,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: ("not-found", "There is nothing at this path", f"there is nothing at {path!r}; see /docs"),
         405: ("method-not-allowed", "The path does not take this method", f"{path!r} takes other methods; see /docs"),
     }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
-    record_of(request).outcome = code
-    answer = problem(code, error.status_code, title, detail, instance_uri(request))
+    ours = request_of(request)
+    ours.record.outcome = code
+    answer = problem(code, error.status_code, title, detail, ours.instance)
     return problem_response(answer, dict(error.headers or {}))
 
 

@@ -61,10 +61,10 @@ class WaitForecast:
     Each answer brings the worker's own estimate. Until the next answer time passes, and every request that this
     front-end sends or prepares adds its share; requests of other front-ends are only in the next estimate.
 
-    It promises one thing: `expected_s` is not above the worker's own estimate for the same request. A request is
-    therefore judged only if it is due no sooner than the answered one was, for the worker serves urgent requests first;
-    and only while another request is prepared or sent, for an estimate that refused everything would never be
-    corrected. Everything else is judged by the worker.
+    It only has to find most requests that the worker would refuse; the worker judges every request that it receives.
+    Two kinds of requests are therefore left to it. A request that is due more than twice as soon as the answered one:
+    the worker serves urgent requests first, so it may wait much less. And a request while no other is prepared or sent:
+    an estimate that refused everything would never be corrected.
     """
 
     __slots__ = ("_answered_at_s", "_budget_s", "_clock", "_image_s", "_preparing", "_sent")
@@ -81,7 +81,7 @@ class WaitForecast:
 
     def expected_s(self, left_s: float) -> float:
         """Expected seconds until the answer of another request that is due in `left_s`; 0 where nothing is known."""
-        if left_s < self._budget_s or not (self._preparing or self._sent):
+        if 2 * left_s < self._budget_s or not (self._preparing or self._sent):
             return 0.0
         return max(0.0, self._answered_at_s - self._clock()) + self._preparing * self._image_s
 

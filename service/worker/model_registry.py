@@ -147,7 +147,7 @@ class StateFile:
             log.warning("cannot read the models served last; serving the configured ones", error=str(error))
             return self._configured
         if kept.configured != self._configured:
-            log.warning("the configured models changed; serving them instead of the models served last")
+            log.warning("the configured models changed since the last start; serving the configured ones")
             return self._configured
         return kept.served
 

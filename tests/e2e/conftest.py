@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.running import RunningService, running_service
+from tests.e2e.convmlp_process import RunningService, running_service
 
 
 @pytest.fixture(scope="session")

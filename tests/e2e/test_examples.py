@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.e2e.running import RunningService
+from tests.e2e.convmlp_process import RunningService
 
 ROOT = Path(__file__).parents[2]
 CAT = ROOT / "examples/cat.jpg"

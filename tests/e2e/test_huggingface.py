@@ -14,7 +14,7 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient, close_session
 from huggingface_hub.errors import HfHubHTTPError
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import RunningService
+from tests.e2e.convmlp_process import RunningService
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import RunningService, is_alive, running_service, started_service
+from tests.e2e.convmlp_process import RunningService, is_alive, running_service, started_service
 
 PICTURE = REFERENCE_PICTURE.read_bytes()
 CLASSIFY_ONLY = ("--models", "convmlp_pets_breed")

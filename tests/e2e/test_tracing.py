@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx2
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import running_service
+from tests.e2e.convmlp_process import running_service
 from tests.service.observability.collector import collecting
 from tests.service.observability.span_capture import IMAGE, caller_trace
 

@@ -12,8 +12,10 @@ from typing import Annotated
 
 import msgspec
 
+from model.bundle import BundleConfig
 from model.postprocess.masks import EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
-from model.types import Box, ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
+from model.postprocess.results import postprocess
+from model.types import Box, ClassifyResult, Detection, DetectResult, RawOutput, SegmentResult, Size, Task
 from service.frontend.core.parameters import SCORE_THRESHOLD, TOP_K
 
 Threshold = Annotated[float, msgspec.Meta(ge=SCORE_THRESHOLD.low, le=SCORE_THRESHOLD.high)]
@@ -104,33 +106,33 @@ ELEMENT_OF_TASK: dict[Task, type[LabelElement | DetectionElement | SegmentElemen
 }
 
 
-def encode_elements(parameters: Parameters, result: Result) -> bytes:
+def encode_elements(parameters: Parameters, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
     """The answer: labels and detections by falling score, a semantic model's segments by falling area.
 
     Raises:
-        TypeError: the result is not of the parameters' task.
+        TypeError: the output is not of the parameters' task.
     """
-    match parameters, result:
+    match parameters, postprocess(raw, config, size):
         case ClassifyParameters(), ClassifyResult(labels=labels):
-            return msgspec.json.encode([LabelElement(row.label, rounded_score(row.score)) for row in labels])
+            return msgspec.json.encode([LabelElement(row.label, float(f"{row.score:.6g}")) for row in labels])
         case DetectParameters(), DetectResult(detections=detections):
             return msgspec.json.encode(
                 [DetectionElement(row.label, rounded_score(row.score), _box(row.box)) for row in detections]
             )
-        case SegmentParameters(mask_threshold=threshold), DetectResult(size=size, detections=detections):
+        case SegmentParameters(mask_threshold=threshold), DetectResult(detections=detections):
             return msgspec.json.encode(
                 [
                     SegmentElement(row.label, rounded_score(row.score), _instance_png(row, size, threshold))
                     for row in detections
                 ]
             )
-        case SegmentParameters(), SegmentResult(segments=segments):
+        case SegmentParameters(), SegmentResult(segments=segments) as result:
             masks = encode_segments(result, MaskFormat.PNG)
             return msgspec.json.encode(
                 [SegmentElement(row.label, None, _png(mask)) for row, mask in zip(segments, masks, strict=True)]
             )
         case _:
-            raise TypeError(f"{type(result).__name__} is no answer to {type(parameters).__name__}")
+            raise TypeError(f"{type(raw).__name__} is no answer to {type(parameters).__name__}")
 
 
 def _instance_png(row: Detection, size: Size, mask_threshold: float | None) -> bytes:

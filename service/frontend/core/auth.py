@@ -29,7 +29,6 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NewType
-from urllib.parse import unquote
 
 import structlog
 
@@ -152,6 +151,8 @@ class Auth:
         self._keys = keys
         self._limit = limit
         self._metrics = metrics
+        self.is_open = keys is None and limit is None
+        """Whether every caller is served, at any rate."""
 
     @property
     def needs_key(self) -> bool:
@@ -215,14 +216,6 @@ async def open_auth(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterat
         yield Auth(keys, limit, metrics)
     finally:
         following.cancel()
-
-
-def host_of(peer: str) -> str:
-    """The host in what gRPC calls a peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:...`."""
-    kind, _, address = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return kind
-    return unquote(address).rpartition(":")[0].strip("[]")
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from model.postprocess.masks import MaskFormat
@@ -74,6 +75,10 @@ def parse_params(
         masks=masks and mask_format is not MaskFormat.NONE,
     )
     return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE)
+
+
+cached_params = lru_cache(maxsize=1024)(parse_params)
+"""`parse_params` for clients that repeat their values. Errors are not cached."""
 
 
 def _hold(name: str, value: float | None, allowed: Range) -> None:

@@ -1,4 +1,4 @@
-"""The JSON of an answer: `Result` → bytes, by structs that are also its JSON Schema in OpenAPI.
+"""The JSON of an answer, by structs that are also its JSON Schema in OpenAPI.
 
 Coordinates have two decimals and scores six significant digits: more would be the networks' rounding noise. Bytes
 are written as base64.
@@ -13,7 +13,8 @@ import msgspec
 
 from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
-from model.types import Box, ClassifyResult, DetectResult, Result, SegmentResult, Task
+from model.postprocess.results import postprocess
+from model.types import Box, ClassifyOutput, ClassifyResult, DetectResult, RawOutput, SegmentResult, Size, Task
 from service.frontend.http.problems import Problem
 
 
@@ -111,8 +112,20 @@ class Answer(msgspec.Struct, frozen=True):
     results: list[msgspec.Raw]
 
 
-def encode_result(result: Result, mask_format: MaskFormat) -> bytes:
-    """One image's place in `results`."""
+def encode_output(mask_format: MaskFormat, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
+    """One image's place in `results`. `size` is the upright picture's."""
+    if not isinstance(raw, ClassifyOutput):
+        result = postprocess(raw, config, size)
+        assert not isinstance(result, ClassifyResult)
+        return encode_result(result, mask_format)
+    rows, names = [], config.labels
+    for index, score in zip(raw.indices.tolist(), raw.scores.tolist(), strict=True):
+        rows.append(LabelItem(names[index], index, float(f"{score:.6g}")))
+    return msgspec.json.encode(Classification(ImageSize(size.width, size.height), rows))
+
+
+def encode_result(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> bytes:
+    """The place in `results` of an image with detections or segments."""
     return msgspec.json.encode(_item(result, mask_format))
 
 
@@ -123,14 +136,12 @@ def encode_error(problem: Problem) -> bytes:
 
 def encode_answer(config: BundleConfig, results: Sequence[bytes]) -> bytes:
     """The whole answer, of the model of `config`, around results that are encoded already."""
-    return msgspec.json.encode(Answer(config.name, config.task, [msgspec.Raw(result) for result in results]))
+    return msgspec.json.encode(Answer(config.name, config.task, list(map(msgspec.Raw, results))))
 
 
-def _item(result: Result, mask_format: MaskFormat) -> Classification | Detections | Segmentation:
+def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Detections | Segmentation:
     image = ImageSize(result.size.width, result.size.height)
     match result:
-        case ClassifyResult(labels=labels):
-            return Classification(image, [LabelItem(row.label, row.index, rounded_score(row.score)) for row in labels])
         case DetectResult(size=size, detections=detections):
             return Detections(
                 image,

@@ -11,12 +11,12 @@ from typer.testing import CliRunner, Result
 from model.bundle import read_bundle
 from model.zoo.checkpoint import read_checkpoint
 from service.cli.app import app
-from tests.model.zoo.checkpoints import tiny_checkpoint
+from tests.model.tiny_models import tiny_checkpoint
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """A folder that is not there yet."""
+    """A folder that does not exist yet."""
     return tmp_path / "models"
 
 
@@ -26,7 +26,7 @@ def models(*arguments: str | Path, store: Path | None = None) -> Result:
 
 
 def test_an_imported_model_is_in_the_store(tmp_path: Path, store: Path) -> None:
-    """The command says what the file was found to hold and where the model is; `list` and `show` know it."""
+    """The command prints what the model is and where; `list` and `show` have it."""
     ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "mine", store=store)
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert ran.stdout == f"mine: detect, retinanet custom, 5 labels, 0.2 MB -> {store / 'mine'}\n"
@@ -34,8 +34,8 @@ def test_an_imported_model_is_in_the_store(tmp_path: Path, store: Path) -> None:
     assert "imported from mine.pth (sha256 " in models("show", "mine", store=store).stdout
 
 
-def test_labels_task_and_precision_are_taken(tmp_path: Path, store: Path) -> None:
-    """A name a line, as editors write it: with a byte order mark, Windows' line ends and blanks around."""
+def test_labels_task_and_precision_can_be_given(tmp_path: Path, store: Path) -> None:
+    """A label file may have a byte order mark, Windows line ends, and blanks around the names."""
     labels = tmp_path / "labels.txt"
     labels.write_bytes("\ufeffcat\r\ndog \r\nZürich\r\n\tox\r\nhen".encode())
     options = ["--task", "classify", "--labels", str(labels), "--precision", "bf16", "--models-dir", str(store)]
@@ -56,8 +56,8 @@ def test_labels_task_and_precision_are_taken(tmp_path: Path, store: Path) -> Non
     ],
     ids=["two", "gap", "latin", "huge", "missing"],
 )
-def test_wrong_labels_are_told(tmp_path: Path, store: Path, content: bytes | None, why: str) -> None:
-    """Neither a model with wrong names nor a traceback comes of a wrong file."""
+def test_wrong_labels_are_an_error(tmp_path: Path, store: Path, content: bytes | None, why: str) -> None:
+    """A wrong label file is an error message, and no model is made."""
     labels = tmp_path / "labels.txt"
     if content is not None:
         labels.write_bytes(content)
@@ -67,13 +67,13 @@ def test_wrong_labels_are_told(tmp_path: Path, store: Path, content: bytes | Non
     assert not store.exists()
 
 
-def test_what_is_there_is_replaced_only_by_force(tmp_path: Path, store: Path) -> None:
-    """A name that is taken, by an embedded model too, is told; --force takes it."""
+def test_an_existing_model_is_replaced_only_by_force(tmp_path: Path, store: Path) -> None:
+    """An existing name, also of an embedded model, is an error; --force overrides it."""
     classifier, segmenter = (tiny_checkpoint(tmp_path, one, f"{one}.pth") for one in ("classifier", "semantic_fpn"))
     assert models("import", classifier, "--as", "mine", store=store).exit_code == 0
     again = models("import", segmenter, "--as", "mine", store=store)
     assert (again.exit_code, again.stdout) == (1, "")
-    assert f"there is a model mine already, in {store}; --force" in again.stderr
+    assert f"model mine exists already, in {store}; --force" in again.stderr
     assert read_bundle(store / "mine").config.task == "classify"
     assert models("import", segmenter, "--as", "mine", "--force", store=store).exit_code == 0
     assert read_bundle(store / "mine").config.task == "segment"
@@ -84,15 +84,15 @@ def test_what_is_there_is_replaced_only_by_force(tmp_path: Path, store: Path) ->
 
 
 @pytest.mark.parametrize("command", [["import", "a.pth", "--as", "mine"], ["pull", "convmlp_s_imagenet"]])
-def test_without_a_place_for_models_the_ways_to_name_one_are_told(command: list[str]) -> None:
-    """Nothing is read, fetched or written somewhere by guess."""
+def test_without_a_folder_of_models_the_ways_to_set_it_are_listed(command: list[str]) -> None:
+    """Without a folder, nothing is read, downloaded or written."""
     ran = models(*command)
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert "--models-dir DIR, CONVMLP_MODELS_DIR, or models_dir in convmlp.toml" in ran.stderr
 
 
-def test_a_file_that_is_no_model_is_told(tmp_path: Path, store: Path) -> None:
-    """In words, with exit status 1, and the store is not even made."""
+def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path, store: Path) -> None:
+    """The message is one line, the exit status is 1, and the store is not created."""
     (tmp_path / "a.pth").write_bytes(b"<html>")
     for file, why in ((tmp_path / "a.pth", "is not a checkpoint"), (tmp_path / "b.pth", "No such file")):
         ran = models("import", file, "--as", "mine", store=store)
@@ -102,8 +102,8 @@ def test_a_file_that_is_no_model_is_told(tmp_path: Path, store: Path) -> None:
     assert not store.exists()
 
 
-def test_a_store_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """Where a file stands in the way, the system's words and the place."""
+def test_a_store_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """If a file is in the way, the message has the path and the system's reason."""
     (tmp_path / "file").touch()
     ran = models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", store=tmp_path / "file" / "store")
     assert (ran.exit_code, ran.stdout) == (1, "")
@@ -112,19 +112,21 @@ def test_a_store_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_without_torch_the_extra_is_named(tmp_path: Path, store: Path) -> None:
-    """An installation for asking services has no torch; the command then tells which extra has it."""
+    """Calling a service needs no torch. The error of `import` names the extra that installs it."""
     script = "import sys; sys.modules['torch'] = None; from service.cli.app import main; main()"
     arguments = ["import", str(tiny_checkpoint(tmp_path, "classifier")), "--as", "mine", "--models-dir", str(store)]
     command = [sys.executable, "-c", script, "models", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert ran.stderr == ("convmlp: this needs torch, which is not installed; install this package's extra `worker`\n")
+    assert ran.stderr == (
+        "convmlp: this command needs torch, which is not installed; install this package's extra `worker`\n"
+    )
 
 
-def test_a_full_disk_is_told(tmp_path: Path, store: Path) -> None:
-    """Neither half a model nor half a file is left, and no traceback is shown."""
+def test_a_full_disk_is_an_error(tmp_path: Path, store: Path) -> None:
+    """The message is one line, and no partial model or file is left."""
     checkpoint = tiny_checkpoint(tmp_path, "retinanet")
-    # A limit of the process, met as a full disk is.
+    # A process over its limit of file size gets the same kind of error as on a full disk.
     script = (
         "import resource, service.cli.app as it; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2); it.main()"
     )
@@ -142,8 +144,8 @@ def test_a_full_disk_is_told(tmp_path: Path, store: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pth", "models"]
 
 
-def test_export_gives_the_checkpoint_back(tmp_path: Path, store: Path) -> None:
-    """Also of an embedded model, and without a store."""
+def test_export_writes_the_imported_checkpoint(tmp_path: Path, store: Path) -> None:
+    """An embedded model can be exported too, without a store."""
     file = tiny_checkpoint(tmp_path, "mask_rcnn")
     assert models("import", file, "--as", "mine", store=store).exit_code == 0
     out = tmp_path / "out.pth"
@@ -156,16 +158,16 @@ def test_export_gives_the_checkpoint_back(tmp_path: Path, store: Path) -> None:
 
 
 def test_export_overwrites_only_by_force(tmp_path: Path) -> None:
-    """A file that is there is left as it is, unless told otherwise; an unknown model is told."""
+    """An existing file stays as it is without --force; an unknown model is an error."""
     out = tmp_path / "out.pth"
     out.write_bytes(b"precious")
     ran = models("export", "convmlp_pets_heads", out)
     assert (ran.exit_code, ran.stdout, out.read_bytes()) == (1, "", b"precious")
-    assert "is there already; --force replaces it" in ran.stderr
+    assert "exists already; --force overwrites it" in ran.stderr
     assert models("export", "convmlp_pets_heads", out, "--force").exit_code == 0
     assert read_checkpoint(out).tensors
     for arguments, why in (
-        (("nobody", tmp_path / "a.pth"), "there is no model 'nobody' in the store"),
+        (("unknown", tmp_path / "a.pth"), "there is no model 'unknown' in the store"),
         (("convmlp_pets_heads", tmp_path / "no" / "a.pth"), "cannot be written: No such file or directory"),
     ):
         ran = models("export", *arguments)

@@ -1,4 +1,4 @@
-"""`convmlp …` as its users run it: another process."""
+"""Runs `convmlp …` as users do: in another process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from tests.service.frontend.rest_server import Rest
+
 
 @dataclass(frozen=True)
-class Ran:
+class Completed:
     status: int
     out: bytes
     err: str
@@ -41,9 +43,13 @@ async def started(
             await process.wait()
 
 
-async def convmlp(*arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> Ran:
-    """Run it to its end."""
+async def convmlp(*arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> Completed:
+    """Run `convmlp` with these arguments to its end."""
     async with started(*arguments, environment=environment) as process:
         out, err = await process.communicate(stdin)
         assert process.returncode is not None
-        return Ran(process.returncode, out, err.decode())
+        return Completed(process.returncode, out, err.decode())
+
+
+def url(rest: Rest) -> str:
+    return str(rest.http.base_url)

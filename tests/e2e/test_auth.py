@@ -10,7 +10,7 @@ import httpx2
 from convmlp.v1 import vision_pb2, vision_pb2_grpc
 from model.reference import REFERENCE_PICTURE
 from service.process import EXIT_CONFIG
-from tests.e2e.running import running_service, started_service
+from tests.e2e.convmlp_process import running_service, started_service
 
 KEY = "0123456789abcdef"
 PICTURE = REFERENCE_PICTURE.read_bytes()

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from model.bundle import WEIGHTS_FILE, bundle_names, read_bundle
 from service.cli.app import app
-from tests.model.net.tiny import tiny_bundle
+from tests.model.tiny_models import tiny_bundle
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def models(*arguments: str, store: Path | None = None) -> Result:
 
 
 def test_list_has_the_embedded_models_and_those_of_the_folder(store: Path) -> None:
-    """The store is the folder beside the embedded models; without a folder it is these alone."""
+    """Without a folder, the store has only the embedded models."""
     assert [line.split()[0] for line in models("list", store=store).stdout.splitlines()] == [
         "name",
         *bundle_names(store),
@@ -32,15 +32,15 @@ def test_list_has_the_embedded_models_and_those_of_the_folder(store: Path) -> No
     assert "tiny" in bundle_names(store)
 
 
-def test_a_row_says_what_the_model_is(store: Path) -> None:
-    """Task, network, number of labels, licence, and where it lies."""
+def test_a_row_describes_the_model(store: Path) -> None:
+    """It has task, network, number of labels, licence and location."""
     (row,) = [line for line in models("list", store=store).stdout.splitlines() if line.startswith("tiny")]
     assert row.split()[1:5] == ["detect", "retinanet", "custom", "5"]
     assert row.split()[-2:] == ["CC0-1.0", str(store / "tiny")]
 
 
 def test_json_is_the_bundles_own_config(store: Path) -> None:
-    """`show --json` tells the config as it is in the bundle; `list --json` the same of all."""
+    """`show --json` prints the config as it is in the bundle, `list --json` those of all models."""
     config = json.loads(read_bundle(store / "tiny").config.model_dump_json())
     shown = json.loads(models("show", "tiny", "--json", store=store).stdout)
     assert shown.pop("folder") == str(store / "tiny")
@@ -49,23 +49,23 @@ def test_json_is_the_bundles_own_config(store: Path) -> None:
     assert [one["name"] for one in listed] == bundle_names(store)
 
 
-def test_show_tells_labels_source_and_hash(store: Path) -> None:
-    """What one must know before using a model is on the screen."""
+def test_show_prints_labels_source_and_hash(store: Path) -> None:
+    """The table has what a user must know before using a model."""
     shown = models("show", "tiny", store=store).stdout
-    for words in ("class 0, class 1, class 2", "CC0-1.0", "nobody", read_bundle(store / "tiny").config.weights_sha256):
-        assert words in shown
+    for text in ("class 0, class 1, class 2", "CC0-1.0", "nobody", read_bundle(store / "tiny").config.weights_sha256):
+        assert text in shown
 
 
-def test_an_unknown_model_is_told(store: Path) -> None:
-    """The message names the models that there are; the exit status is 1."""
-    shown = models("show", "nobody", store=store)
+def test_an_unknown_model_is_an_error(store: Path) -> None:
+    """The message lists the known models; the exit status is 1."""
+    shown = models("show", "unknown", store=store)
     assert (shown.exit_code, shown.stdout) == (1, "")
-    assert "there is no model 'nobody' in the store; known: " in shown.stderr
+    assert "there is no model 'unknown' in the store; known: " in shown.stderr
     assert "tiny" in shown.stderr
 
 
-def test_an_unsound_model_hides_no_other(store: Path) -> None:
-    """A bundle whose weights were damaged is told on stderr and by the exit status; the rest is listed."""
+def test_a_damaged_model_hides_no_other(store: Path) -> None:
+    """A model with damaged weights is reported on stderr and by the exit status; the others are listed."""
     with (store / "tiny" / WEIGHTS_FILE).open("ab") as file:
         file.write(b"!")
     listed = models("list", store=store)

@@ -1,4 +1,4 @@
-"""The pictures that a command names, and the files that their drawings go to."""
+"""The image files that a command names, and the files that `--save` writes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import typer
 
 from model.errors import ImageTooLarge, ImageUndecodable
-from service.cli.words import plain
+from service.cli.console import printable
 from service.frontend.core.overlay import PictureFormat
 
 MAX_READ_BYTES = 256 * 2**20
-"""More than any service takes: the bound is for what has no end, such as a pipe."""
+"""More than any service accepts. The bound is for endless input, such as a pipe."""
 
 FORMATS = {
     ".png": PictureFormat.PNG,
@@ -25,27 +25,27 @@ FORMATS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture by the name that the caller gave: a path, or `-` for stdin."""
+class ImageFile:
+    """An image as the user names it: a path, or `-` for stdin."""
 
-    given: str
+    path: str
 
     @property
     def name(self) -> str:
-        return "stdin" if self.given == "-" else self.given
+        return "stdin" if self.path == "-" else self.path
 
     def read(self) -> bytes:
-        """Its encoded bytes.
+        """The encoded bytes.
 
         Raises:
-            ImageUndecodable: it cannot be read.
-            ImageTooLarge: it has no end in sight.
+            ImageUndecodable: the file cannot be read.
+            ImageTooLarge: it has more than MAX_READ_BYTES.
         """
         try:
-            if self.given == "-":
+            if self.path == "-":
                 data = sys.stdin.buffer.read(MAX_READ_BYTES + 1)
             else:
-                with Path(self.given).open("rb") as file:
+                with Path(self.path).open("rb") as file:
                     data = file.read(MAX_READ_BYTES + 1)
         except OSError as error:
             raise ImageUndecodable(f"cannot be read: {error.strerror}") from error
@@ -54,31 +54,31 @@ class Picture:
         return data
 
 
-def output_paths(save: str, pictures: Sequence[Picture]) -> list[Path]:
-    """Where each picture's drawing goes: `save` itself, or PNG files in it where it is a folder.
+def output_paths(save: str, images: Sequence[ImageFile]) -> list[Path]:
+    """Where each drawing is written: `save` itself, or a PNG file per image if `save` is a folder.
 
     A folder is an existing one, or a name that ends with a slash.
 
     Raises:
-        typer.BadParameter: several pictures and no folder, an unknown suffix, two drawings of one name, or one
-            that would overwrite a picture.
+        typer.BadParameter: several images and no folder, an unknown suffix, two drawings with one name, or a drawing
+            that would overwrite an image.
     """
     path = Path(save)
     if save.endswith("/") or path.is_dir():
-        paths = [path / f"{Path(picture.name).stem}.png" for picture in pictures]
-    elif len(pictures) > 1:
+        paths = [path / f"{Path(image.name).stem}.png" for image in images]
+    elif len(images) > 1:
         raise typer.BadParameter(
-            f"--save {plain(save)} is one file for {len(pictures)} images; name a folder, a new one with / at its end"
+            f"--save {printable(save)} is one file for {len(images)} images; name a folder (a new one ends with /)"
         )
     elif path.suffix.lower() not in FORMATS:
-        raise typer.BadParameter(f"--save {plain(save)} does not end with one of {', '.join(FORMATS)}")
+        raise typer.BadParameter(f"--save {printable(save)} does not end with one of {', '.join(FORMATS)}")
     else:
         paths = [path]
-    taken = {Path(picture.given).resolve() for picture in pictures}
+    taken = {Path(image.path).resolve() for image in images}
     for target in paths:
         if target.resolve() in taken:
             raise typer.BadParameter(
-                f"--save would overwrite {plain(str(target))}, an image or another drawing; choose another place"
+                f"--save would overwrite {printable(str(target))}, an image or another drawing; choose another place"
             )
         taken.add(target.resolve())
     return paths
