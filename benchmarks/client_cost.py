@@ -1,4 +1,4 @@
-"""What a load client costs itself: CPU a request, of ours and of a general HTTP client, at the same server.
+"""CPU time a request of the load client, and of a general HTTP client, with the same server.
 
 python -m benchmarks.client_cost URL [PICTURE]
 """

@@ -147,6 +147,16 @@ def store_bundle(store: Path, bundle: Bundle, weights: bytes = b"") -> Bundle:
 
 
 @dataclass
+class FakeClock:
+    """A clock that the test moves."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
 class FakeRunner:
     """Answers with `fake_answer`. Closing `gate` holds every batch at the device until it is opened again."""
 
@@ -289,11 +299,11 @@ async def fake_worker(
         settings = settings.with_changes(models_dir=store)
         bundles = [store_bundle(store, bundle) for bundle in (*map(fake_bundle, tasks), *more)]
         metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
-        async with WorkerEndpoint(address or f"ipc://{folder}/worker") as door:
+        async with WorkerEndpoint(address or f"ipc://{folder}/worker") as endpoint:
             worker = Worker(bundles, lambda _: runner, settings, metrics, tracing)
-            serving = asyncio.create_task(worker.run(door, stop))
+            serving = asyncio.create_task(worker.run(endpoint, stop))
             try:
-                yield FakeWorker(door.address, runner, registry, stop, store)
+                yield FakeWorker(endpoint.address, runner, registry, stop, store)
             finally:
                 runner.reading.set()
                 runner.gate.set()

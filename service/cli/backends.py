@@ -16,13 +16,12 @@ from convmlp_client.results import Task as ClientTask
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
 from model.errors import ConvMLPError
-from model.postprocess.results import postprocess
 from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.console import print_error
 from service.errors import BadParameter, ModelNotFound, Overloaded, error_from_code
 from service.frontend.api.rest.query import Query
-from service.frontend.api.rest.schemas import encode_result
+from service.frontend.api.rest.schemas import encode_output
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
@@ -173,9 +172,9 @@ class LocalBackend:
             raise Overloaded(
                 "the image does not fit into the device's memory; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
-        result = postprocess(output, self._config, picture.size)
         meta = Meta(self._config.name, ClientTask(self._config.task))
-        return result_from_json(encode_result(result, self._query.mask_format), meta)
+        encoded = encode_output(self._query.mask_format, output, self._config, picture.size)
+        return result_from_json(encoded, meta)
 
     async def aclose(self) -> None:
         self._runner.close()

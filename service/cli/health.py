@@ -61,7 +61,7 @@ Exit status: 0 healthy (alive); 1 not healthy (not alive); 2 no part, wrong flag
 
 
 class CheckFailed(Exception):
-    """The part is not healthy, or not alive; the message says why."""
+    """The part is not healthy, or not alive; the message has the reason."""
 
 
 def run_health(arguments: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 class LoadedModel:
     """A bundle with its slot in the runner. A model that is loaded again gets another slot.
 
-    `unready_reason` says why it is not fit to serve; None once it gave its committed answer on `reference`, the network
+    `unready_reason`: why it is not fit to serve; None once it gave its committed answer on `reference`, the network
     input of the reference picture. `precision`: what it computes in, once it is on the device. `best_batch`: the best
     number of such inputs in one batch; 0 until it is measured. `retired`: its slot is being emptied.
     """
@@ -147,7 +147,7 @@ class StateFile:
             log.warning("cannot read the models served last; serving the configured ones", error=str(error))
             return self._configured
         if kept.configured != self._configured:
-            log.warning("the configured models changed; serving them instead of the models served last")
+            log.warning("the configured models changed since the last start; serving the configured ones")
             return self._configured
         return kept.served
 

@@ -41,7 +41,7 @@ def test_keys_and_rate_limits_hold_over_both_transports(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_of_keys_is_an_error(tmp_path: Path) -> None:
-    """A service with a missing file of keys does not start, and its log says why."""
+    """A service with a missing file of keys does not start, and its log has the reason."""
     with started_service("--models", "convmlp_pets_breed", "--api-keys-file", str(tmp_path / "none")) as service:
         line = service.wait_for("cannot read the API keys")
         assert "none" in line["error"]

@@ -20,7 +20,7 @@ DOCS = ROOT / "docs/clients.md"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Node.js example with its packages, installed as its first lines say."""
+    """The Node.js example with its packages, installed as its first lines describe."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("Node.js is not installed")
     folder = tmp_path_factory.mktemp("examples")

@@ -58,7 +58,7 @@ async def test_an_answer_does_not_depend_on_its_batch(service: RunningService) -
             together = await asyncio.gather(*(client.post(path, content=one) for one in pictures))
             assert await batches_above_one(client) > before
             for expected, reply in zip(alone, together, strict=True):
-                assert_same(reply.json()["results"][0], expected)
+                assert_close(reply.json()["results"][0], expected)
 
 
 async def batches_above_one(client: httpx2.AsyncClient) -> float:
@@ -74,7 +74,7 @@ async def batches_above_one(client: httpx2.AsyncClient) -> float:
     return counts["total"] - counts["single"]
 
 
-def assert_same(found: object, expected: object) -> None:
+def assert_close(found: object, expected: object) -> None:
     """Equal up to the last digits of floats, and 1 % of areas."""
     match expected:
         case dict():
@@ -86,12 +86,12 @@ def assert_same(found: object, expected: object) -> None:
                 if key == "area":
                     assert found[key] == pytest.approx(value, rel=0.01, abs=50)
                 else:
-                    assert_same(found[key], value)
+                    assert_close(found[key], value)
         case list():
             assert isinstance(found, list)
             assert len(found) == len(expected)
             for one, other in zip(found, expected, strict=True):
-                assert_same(one, other)
+                assert_close(one, other)
         case float():
             assert found == pytest.approx(expected, rel=1e-3, abs=1e-2 if expected > 1 else 1e-4)
         case _:

@@ -1,9 +1,8 @@
-"""tritonclient as it comes from the registry, in a process of its own: its generated code and the service's declare
-the same protobuf names, which one process cannot have twice.
+"""Triton's unmodified clients in a process of their own: their generated code declares the service's protobuf names,
+which one process cannot have twice.
 
-The four clients get one face, so that the same cases run over each. Cases are functions of it; they run in the other
-process and raise there.
-"""
+The four clients have one interface, so that the same cases run over each. A case is a function of it that runs in the
+other process and raises there."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ KINDS = ("http", "http.aio", "grpc", "grpc.aio")
 
 @dataclass(frozen=True)
 class Triton:
-    """Where the service is, and the process of the clients. `run` gives a case's result."""
+    """The service's addresses, and the process of the clients. `run` returns a case's result."""
 
     http: str
     grpc: str
@@ -35,12 +34,12 @@ class Triton:
 
 
 def _with_face(case: Callable[..., Any], kind: str, http: str, grpc: str, arguments: tuple[object, ...]) -> Any:  # noqa: ANN401
-    with Face(kind, http if kind.startswith("http") else grpc) as face:
+    with AnyClient(kind, http if kind.startswith("http") else grpc) as face:
         return case(face, *arguments)
 
 
-class Face:
-    """One client, synchronous whichever it is. `call` is any of its methods."""
+class AnyClient:
+    """One client, synchronous or not. `call` runs any of its methods."""
 
     def __init__(self, kind: str, address: str) -> None:
         self.kind = kind
@@ -58,7 +57,7 @@ class Face:
 
         return self._loop.run_until_complete(make())
 
-    def __enter__(self) -> Face:
+    def __enter__(self) -> AnyClient:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +74,7 @@ class Face:
         return self._loop.run_until_complete(work)
 
     def facts(self, method: str, *arguments: object) -> Any:  # noqa: ANN401
-        """What a method tells, as plain data."""
+        """A method's result, as plain data."""
         return self.call(method, *arguments, **({} if self.over_http else {"as_json": True}))
 
     def encoded(self, *images: bytes) -> Any:  # noqa: ANN401
@@ -110,14 +109,14 @@ class Face:
 
 
 def names_of(result: Any) -> list[str]:  # noqa: ANN401
-    """Of a result's outputs, over either transport."""
+    """The names of a result's outputs, over either transport."""
     response = result.get_response()
     outputs = response["outputs"] if isinstance(response, dict) else response.outputs
     return [output["name"] if isinstance(output, dict) else output.name for output in outputs]
 
 
-def all_at_once(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
-    """Inferences that wait for each other nowhere, by each client's own means; results in the tensors' order."""
+def all_at_once(face: AnyClient, model: str, tensors: Sequence[Any]) -> list[Any]:
+    """Concurrent inferences by each client's own means; results in the tensors' order."""
     if face.kind == "http":
         waiting = [face.client.async_infer(model, [tensor]) for tensor in tensors]
         return [one.get_result() for one in waiting]
@@ -131,7 +130,7 @@ def all_at_once(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
     return results
 
 
-def _by_callbacks(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
+def _by_callbacks(face: AnyClient, model: str, tensors: Sequence[Any]) -> list[Any]:
     results: list[Any] = [None] * len(tensors)
     left = threading.Semaphore(0)
 
@@ -149,7 +148,7 @@ def _by_callbacks(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
     return results
 
 
-def streamed(face: Face, asks: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
+def streamed(face: AnyClient, asks: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
     """Results and errors of one stream, in the order in which they came."""
     if face.kind == "grpc.aio":
 

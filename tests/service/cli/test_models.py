@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from model.bundle import WEIGHTS_FILE, bundle_names, read_bundle
 from service.cli.app import app
-from tests.model.net.tiny import tiny_bundle
+from tests.model.tiny_models import tiny_bundle
 
 
 @pytest.fixture

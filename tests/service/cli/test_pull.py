@@ -21,8 +21,8 @@ from model.bundle import WEIGHTS_FILE, read_bundle
 from model.net.network import build_network
 from model.zoo.catalogue import CATALOGUE
 from service.cli.app import app
-from tests.model.zoo.checkpoints import tiny_checkpoint
-from tests.model.zoo.server import Act, Server, serving
+from tests.model.tiny_models import tiny_checkpoint
+from tests.model.zoo.scripted_server import ScriptedReply, Server, scripted_server
 from tests.service.cli.convmlp_command import started
 
 NAME = "convmlp_s_cifar10"
@@ -40,7 +40,7 @@ def published() -> bytes:
 
 @pytest.fixture
 def server(published: bytes) -> Iterator[Server]:
-    with serving(published) as one:
+    with scripted_server(published) as one:
         yield one
 
 
@@ -121,7 +121,7 @@ def test_the_hash_of_the_first_download_is_expected_from_then_on(store: Path, se
     """A file that changed at its source is refused, and the existing model stays."""
     assert pull(store, "--url", server.url).exit_code == 0
     before = read_bundle(store / NAME)
-    server.then = Act(content=published[:-1] + b"!", etag='"two"')
+    server.default = ScriptedReply(content=published[:-1] + b"!", etag='"two"')
     ran = pull(store, "--url", server.url, "--force")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert "at the first download" in ran.stderr
@@ -131,7 +131,10 @@ def test_the_hash_of_the_first_download_is_expected_from_then_on(store: Path, se
 def test_a_wrong_file_is_neither_converted_nor_trusted(tmp_path: Path, store: Path, server: Server) -> None:
     """A file that is not this model is an error and is removed, and its hash is not expected later."""
     other = tiny_checkpoint(tmp_path, "classifier").read_bytes()
-    server.acts += [Act(content=other, etag='"other"'), Act(content=b"no checkpoint", etag='"none"')]
+    server.replies += [
+        ScriptedReply(content=other, etag='"other"'),
+        ScriptedReply(content=b"no checkpoint", etag='"none"'),
+    ]
     for why in ("has a classifier of size custom and 5 classes; the published model is", "is not a checkpoint"):
         ran = pull(store, "--url", server.url)
         assert (ran.exit_code, ran.stdout) == (1, "")
@@ -154,7 +157,7 @@ def test_a_damaged_model_is_downloaded_again(store: Path, server: Server) -> Non
 async def test_a_killed_pull_resumes(store: Path, server: Server, published: bytes) -> None:
     """A process killed during the download leaves a partial file and no model; the next one requests only the rest."""
     half = len(published) // 2
-    server.acts.append(Act(stall_after=half))
+    server.replies.append(ScriptedReply(stall_after=half))
     arguments = ("models", "pull", NAME, "--url", server.url, "--models-dir", str(store))
     async with started(*arguments) as process:
         part = store / f"{NAME}.pth.part"

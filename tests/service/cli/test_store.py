@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from model.bundle import read_bundle
 from model.zoo.checkpoint import read_checkpoint
 from service.cli.app import app
-from tests.model.zoo.checkpoints import tiny_checkpoint
+from tests.model.tiny_models import tiny_checkpoint
 
 
 @pytest.fixture

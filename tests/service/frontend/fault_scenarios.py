@@ -10,12 +10,10 @@ from typing import Any
 
 from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
-from service.wire.messages import Predict
-from service.wire.worker_endpoint import WorkerEndpoint
 from tests.service.frontend.both_transports import Pair, PairAtWork, open_pair, open_pair_at
 from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
-from tests.service.wire.peers import introduce
+from tests.service.wire.scripted_worker import ScriptedWorker
 
 KEY = "0123456789abcdef"
 """What callers need where it is asked for."""
@@ -102,13 +100,12 @@ async def losing(folder: Path) -> AsyncIterator[Pair]:
     address = f"ipc://{folder}/w"
     settings = Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)
     async with open_pair_at(address, settings) as pair, AsyncExitStack() as life:
-        door = await life.enter_async_context(WorkerEndpoint(address))
+        worker = await life.enter_async_context(ScriptedWorker(address))
         while not pair.ready:
-            await introduce(door, "one")
+            await worker.introduce()
 
         async def end_with_the_first_job() -> None:
-            while not isinstance((await door.receive()).message, Predict):
-                pass
+            await worker.next_job()
             await life.aclose()
 
         ending = asyncio.create_task(end_with_the_first_job())

@@ -15,9 +15,9 @@ from service.errors import DeadlineExceeded, Internal, ModelNotFound, Overloaded
 from service.settings import Settings
 from service.types import StoredModel
 from service.wire.pool import WorkerPool
-from service.wire.worker_endpoint import WorkerEndpoint
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, store_bundle
-from tests.service.wire.peers import CLASSIFY, all_there, ask, introduce, pool_of, served, soon, until
+from tests.service.wire.scripted_worker import ScriptedWorker
+from tests.service.wire.worker_pool import CLASSIFY, all_ready, classify, far_deadline_s, open_pool, served, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=10**9, model_control=True)
 
@@ -29,8 +29,8 @@ async def at_work(count: int = 2) -> AsyncIterator[tuple[WorkerPool, list[FakeWo
         workers = [await stack.enter_async_context(fake_worker(SETTINGS, tasks=[Task.CLASSIFY])) for _ in range(count)]
         for worker in workers:
             store_bundle(worker.store, fake_bundle(Task.CLASSIFY, "second"))
-        pool, _ = await stack.enter_async_context(pool_of(*(worker.address for worker in workers)))
-        await all_there(pool)
+        pool, _ = await stack.enter_async_context(open_pool(*(worker.address for worker in workers)))
+        await all_ready(pool)
         yield pool, workers
 
 
@@ -39,38 +39,38 @@ def in_memory(workers: list[FakeWorker]) -> list[list[str]]:
 
 
 async def stored(pool: WorkerPool, name: str) -> StoredModel:
-    return next(one for one in await pool.repository(soon()) if one.name == name)
+    return next(one for one in await pool.repository(far_deadline_s()) if one.name == name)
 
 
 async def test_a_model_comes_and_goes_everywhere() -> None:
     """When a load returns every worker serves the model, when an unload returns none does."""
     async with at_work(3) as (pool, workers):
         assert await stored(pool, "second") == StoredModel("second", False, False, "it is not loaded")
-        await pool.load("second", soon())
+        await pool.load("second", far_deadline_s())
         assert served(pool) == [CLASSIFY, "second"]
         assert in_memory(workers) == [[CLASSIFY, "second"]] * 3
         assert pool.models()[1].devices == ("cpu", "cpu", "cpu")  # type: ignore[index]
-        assert await ask(pool, 9, "second") == 9
+        assert await classify(pool, 9, "second") == 9
         assert await stored(pool, "second") == StoredModel("second", True, True, "")
-        await pool.unload("second", soon())
+        await pool.unload("second", far_deadline_s())
         assert served(pool) == [CLASSIFY]
         assert in_memory(workers) == [[CLASSIFY]] * 3
         with pytest.raises(ModelNotFound):
-            await pool.unload("second", soon())
+            await pool.unload("second", far_deadline_s())
         with pytest.raises(ModelNotFound):
-            await pool.load("nonesuch", soon())
+            await pool.load("nonesuch", far_deadline_s())
 
 
 async def test_a_load_that_fails_somewhere_is_taken_back_everywhere() -> None:
     """One worker has no room: the caller hears of how many that is true, and no worker serves the model."""
     async with at_work() as (pool, workers):
         workers[1].runner.memory_models = 1
-        with pytest.raises(Overloaded, match=r"no room .*\(on 1 of 2 workers; the others let it go again\)"):
-            await pool.load("second", soon())
+        with pytest.raises(Overloaded, match=r"no memory .*\(on 1 of 2 workers; the others unloaded it again\)"):
+            await pool.load("second", far_deadline_s())
         await until(lambda: in_memory(workers) == [[CLASSIFY]] * 2)
         assert served(pool) == [CLASSIFY]
         workers[1].runner.memory_models = None
-        await pool.load("second", soon())
+        await pool.load("second", far_deadline_s())
         assert in_memory(workers) == [[CLASSIFY, "second"]] * 2
 
 
@@ -79,8 +79,8 @@ async def test_what_fails_alike_everywhere_is_told_plainly() -> None:
     async with at_work() as (pool, workers):
         for worker in workers:
             worker.runner.damaged = frozenset({"second"})
-        with pytest.raises(Internal, match=r"its bundle is broken; the worker's log says how$"):
-            await pool.load("second", soon())
+        with pytest.raises(Internal, match=r"its bundle is broken; see the worker's log$"):
+            await pool.load("second", far_deadline_s())
         assert in_memory(workers) == [[CLASSIFY]] * 2
 
 
@@ -92,15 +92,15 @@ async def test_a_new_version_stays_where_it_came() -> None:
             store_bundle(worker.store, changed, weights=b"trained for longer")
         workers[0].runner.memory_models = 1
         with pytest.raises(Overloaded, match="on 1 of 3 workers; 2 of the others serve it"):
-            await pool.load(CLASSIFY, soon())
+            await pool.load(CLASSIFY, far_deadline_s())
         (status,) = pool.models() or ()
         assert status.config == changed.config
         assert status.devices == ("cpu", "cpu")
         before = len(workers[0].runner.batches)
-        assert [await ask(pool, level) for level in range(12)] == list(range(12))
+        assert [await classify(pool, level) for level in range(12)] == list(range(12))
         assert len(workers[0].runner.batches) == before
         workers[0].runner.memory_models = None
-        await pool.load(CLASSIFY, soon())
+        await pool.load(CLASSIFY, far_deadline_s())
         assert (pool.models() or ())[0].devices == ("cpu", "cpu", "cpu")
 
 
@@ -109,7 +109,7 @@ async def test_a_load_without_its_caller_leaves_no_trace(why: str) -> None:
     """A caller leaves, or is out of time, when one of two workers has loaded: neither serves the model then."""
     async with at_work() as (pool, workers):
         workers[1].runner.reading.clear()
-        deadline_s = soon() if why == "it left" else time.monotonic() + 2.0
+        deadline_s = far_deadline_s() if why == "it left" else time.monotonic() + 2.0
         loading = asyncio.create_task(pool.load("second", deadline_s))
         await until(lambda: served(pool) == [CLASSIFY, "second"])
         if why == "it left":
@@ -127,9 +127,9 @@ async def test_an_unload_goes_on_everywhere_without_its_caller() -> None:
         for worker in workers:
             worker.runner.gate.clear()
         ran = [len(worker.runner.batches) for worker in workers]
-        asked = [asyncio.create_task(ask(pool, 4)) for _ in workers]
+        asked = [asyncio.create_task(classify(pool, 4)) for _ in workers]
         await until(lambda: all(len(one.runner.batches) > seen for one, seen in zip(workers, ran, strict=True)))
-        unloading = asyncio.create_task(pool.unload(CLASSIFY, soon()))
+        unloading = asyncio.create_task(pool.unload(CLASSIFY, far_deadline_s()))
         await until(lambda: served(pool) == [])
         unloading.cancel()
         for worker in workers:
@@ -142,14 +142,14 @@ async def test_an_unload_goes_on_everywhere_without_its_caller() -> None:
 
 async def test_an_unload_that_began_somewhere_is_done_everywhere() -> None:
     """A caller leaves while one of two workers has let a model go and the other is busy with a load: both do it."""
-    async with at_work() as (pool, workers), pool_of(workers[1].address) as (of_one, _):
-        await all_there(of_one)
+    async with at_work() as (pool, workers), open_pool(workers[1].address) as (of_one, _):
+        await all_ready(of_one)
         workers[1].runner.reading.clear()
-        loading = asyncio.create_task(of_one.load("second", soon()))
+        loading = asyncio.create_task(of_one.load("second", far_deadline_s()))
         async with asyncio.timeout(20):
             while (await stored(of_one, "second")).reason != "it is being loaded":
                 await asyncio.sleep(0.005)
-        unloading = asyncio.create_task(pool.unload(CLASSIFY, soon()))
+        unloading = asyncio.create_task(pool.unload(CLASSIFY, far_deadline_s()))
         await until(lambda: in_memory(workers) == [[], [CLASSIFY]])
         unloading.cancel()
         await asyncio.sleep(0)
@@ -164,8 +164,8 @@ async def test_what_is_stored_is_told_without_those_who_are_silent(tmp_path: Pat
     """A worker that was not heard of yet keeps nobody waiting for what the others have."""
     async with (
         fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as there,
-        WorkerEndpoint(f"ipc://{tmp_path}/w") as silent,
-        pool_of(silent.address, there.address) as (pool, _),
+        ScriptedWorker(f"ipc://{tmp_path}/w") as silent,
+        open_pool(silent.address, there.address) as (pool, _),
     ):
         await silent.receive()
         await until(lambda: pool.readiness().ready)
@@ -178,27 +178,27 @@ async def test_workers_that_differ_are_made_alike() -> None:
     """What only one worker serves is unloaded there, and a load gives it to those that lack it."""
     async with at_work() as (pool, workers):
         for command in ("load", "unload"):
-            async with pool_of(workers[1].address) as (of_one, _):
-                await all_there(of_one)
-                await of_one.load("second", soon())
+            async with open_pool(workers[1].address) as (of_one, _):
+                await all_ready(of_one)
+                await of_one.load("second", far_deadline_s())
             await until(lambda: served(pool) == [CLASSIFY, "second"])
             assert (pool.models() or ())[1].devices == ("cpu",)
             assert await stored(pool, "second") == StoredModel("second", True, True, "")
-            assert await ask(pool, 8, "second") == 8
+            assert await classify(pool, 8, "second") == 8
             if command == "load":
-                await pool.load("second", soon())
+                await pool.load("second", far_deadline_s())
                 assert in_memory(workers) == [[CLASSIFY, "second"]] * 2
-            await pool.unload("second", soon())
+            await pool.unload("second", far_deadline_s())
             assert in_memory(workers) == [[CLASSIFY]] * 2
 
 
 async def test_models_stay_as_they_are_while_a_worker_is_missing(tmp_path: Path) -> None:
     """Nothing is changed on some workers only: until the missing one is back the caller is told to wait for it."""
     missing = f"ipc://{tmp_path}/missing"
-    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as there, pool_of(there.address, missing) as (pool, _):
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as there, open_pool(there.address, missing) as (pool, _):
         await until(lambda: pool.readiness().ready)
         store_bundle(there.store, fake_bundle(Task.CLASSIFY, "second"))
-        for change in (pool.load("second", soon()), pool.unload(CLASSIFY, soon())):
+        for change in (pool.load("second", far_deadline_s()), pool.unload(CLASSIFY, far_deadline_s())):
             with pytest.raises(Unavailable, match="1 of 2 are not: there is no worker"):
                 await change
         assert in_memory([there]) == [[CLASSIFY]]
@@ -208,14 +208,14 @@ async def test_models_stay_as_they_are_while_a_worker_is_missing(tmp_path: Path)
 async def test_a_worker_lost_in_a_load_fails_it(tmp_path: Path) -> None:
     """One of two workers dies while it loads: the caller hears it at once, and the other lets the model go again."""
     address = f"ipc://{tmp_path}/w"
-    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as other, pool_of(address, other.address) as (pool, _):
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as other, open_pool(address, other.address) as (pool, _):
         store_bundle(other.store, fake_bundle(Task.CLASSIFY, "second"))
-        async with WorkerEndpoint(address) as door:
-            await introduce(door)
-            await all_there(pool)
-            loading = asyncio.create_task(pool.load("second", soon()))
+        async with ScriptedWorker(address) as lost:
+            await lost.introduce()
+            await all_ready(pool)
+            loading = asyncio.create_task(pool.load("second", far_deadline_s()))
             await until(lambda: served(pool) == [CLASSIFY, "second"])
-        with pytest.raises(Unavailable, match="on 1 of 2 workers; the others let it go again"):
+        with pytest.raises(Unavailable, match="on 1 of 2 workers; the others unloaded it again"):
             await loading
         assert served(pool) == [CLASSIFY]
         assert in_memory([other]) == [[CLASSIFY]]

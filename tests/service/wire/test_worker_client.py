@@ -1,4 +1,4 @@
-"""Both ends of the wire over real sockets: a real worker but for its device, or a bare door."""
+"""Both ends of the wire over real sockets: a real worker with a fake device, or a scripted worker."""
 
 from __future__ import annotations
 
@@ -22,41 +22,53 @@ from model.types import (
     SegmentOutput,
     Task,
 )
-from service.errors import DeadlineExceeded, Internal, Unavailable
+from service.errors import DeadlineExceeded, Internal, ModelNotFound, Unavailable
 from service.settings import Settings
-from service.wire.messages import PROTOCOL, Answers, Hello, Phase, Predict, decode_to_front_end, encode
+from service.wire.messages import (
+    PROTOCOL,
+    Answers,
+    Cancel,
+    Hello,
+    ListStore,
+    Phase,
+    Predict,
+    decode_to_front_end,
+    encode,
+)
 from service.wire.worker_client import WorkerAnswer, WorkerClient
-from service.wire.worker_endpoint import WorkerEndpoint
 from service.wire.worker_view import NO_WORKER
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
-from tests.service.wire.peers import NOTHING_AHEAD, SIZE, introduce, next_job, picture, until
+from tests.service.wire.scripted_worker import ScriptedWorker
+from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
 
 
 @asynccontextmanager
-async def channel_to(
+async def connect(
     address: str, timeout_s: float = 30.0, on_replaced: Callable[[], None] = lambda: None
 ) -> AsyncIterator[WorkerClient]:
-    async with WorkerClient(address, 0.05, timeout_s, lambda: None, on_replaced) as channel:
-        yield channel
+    async with WorkerClient(address, 0.05, timeout_s, lambda: None, on_replaced) as client:
+        yield client
 
 
-async def ask(channel: WorkerClient, model: str, level: int = 1, seconds: float = 20.0) -> WorkerAnswer:
-    return await channel.predict(
-        "r", model, version_of(channel, model), picture(level), QueryParams(), time.monotonic() + seconds
+async def predict(
+    client: WorkerClient, model: str = "fake_classify", level: int = 1, seconds: float = 20.0
+) -> WorkerAnswer:
+    return await client.predict(
+        "r", model, version_of(client, model), picture(level), QueryParams(), time.monotonic() + seconds
     )
 
 
-def version_of(channel: WorkerClient, model: str) -> str:
-    return next(offer.version for offer in channel.view().offers or () if offer.config.name == model)
+def version_of(client: WorkerClient, model: str) -> str:
+    return next(served.version for served in client.view().models or () if served.config.name == model)
 
 
-def ready(channel: WorkerClient) -> bool:
+def ready(client: WorkerClient) -> bool:
     """Whether a worker is there, and all of its models are proven."""
-    view = channel.view()
-    return view.phase is Phase.READY and all(offer.ready for offer in view.offers or ())
+    view = client.view()
+    return view.phase is Phase.READY and all(model.ready for model in view.models or ())
 
 
 def assert_equal(found: RawOutput, expected: RawOutput) -> None:
@@ -75,12 +87,12 @@ def assert_equal(found: RawOutput, expected: RawOutput) -> None:
             pytest.fail(f"{type(found)} is not {type(expected)}")
 
 
-async def test_each_kind_of_answer_arrives_as_it_was() -> None:
-    """Arrays of every task cross the wire unchanged, to the caller who asked, many at once."""
-    async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
-        await until(lambda: ready(channel))
+async def test_every_kind_of_answer_arrives_unchanged() -> None:
+    """Arrays of every task cross the wire unchanged, each to its own caller, many at once."""
+    async with fake_worker(SETTINGS) as worker, connect(worker.address) as client:
+        await until(lambda: ready(client))
         asked = [(task, level) for task in Task for level in range(10)]
-        answers = await asyncio.gather(*(ask(channel, f"fake_{task.value}", level) for task, level in asked))
+        answers = await asyncio.gather(*(predict(client, f"fake_{task.value}", level) for task, level in asked))
         for (task, level), answer in zip(asked, answers, strict=True):
             one = picture(level)
             assert_equal(answer.output, fake_answer(task, one.pixels, one.geometry, QueryParams()))
@@ -88,17 +100,17 @@ async def test_each_kind_of_answer_arrives_as_it_was() -> None:
 
 async def test_empty_detections_arrive() -> None:
     """An answer with no detections is an answer: arrays of length 0 cross the wire."""
-    async with fake_worker(SETTINGS, tasks=[Task.DETECT]) as worker, channel_to(worker.address) as channel:
-        await until(lambda: ready(channel))
+    async with fake_worker(SETTINGS, tasks=[Task.DETECT]) as worker, connect(worker.address) as client:
+        await until(lambda: ready(client))
         params = QueryParams(score_threshold=1.0)
-        version = version_of(channel, "fake_detect")
-        answer = await channel.predict("r", "fake_detect", version, picture(3), params, time.monotonic() + 20)
+        version = version_of(client, "fake_detect")
+        answer = await client.predict("r", "fake_detect", version, picture(3), params, time.monotonic() + 20)
         assert isinstance(answer.output, DetectOutput)
         assert answer.output.boxes.shape == (0, 4)
 
 
-async def test_answers_that_leave_together_come_apart_rightly(tmp_path: Path) -> None:
-    """Small outputs and large ones, answered at once, each reach their own caller, with the size of their batch."""
+async def test_answers_of_one_message_reach_their_own_callers(tmp_path: Path) -> None:
+    """Small and large outputs that are answered together each reach their caller, with the size of their batch."""
     outputs: list[RawOutput] = [
         SegmentOutput(np.full((300, 400), 7, np.uint8)),
         ClassifyOutput(np.arange(5), np.ones(5, np.float32)),
@@ -107,29 +119,28 @@ async def test_answers_that_leave_together_come_apart_rightly(tmp_path: Path) ->
         ),
         SegmentOutput(np.full((3, 4), 9, np.uint16)),
     ]
-    async with channel_to(f"ipc://{tmp_path}/w") as channel, WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
-        await introduce(door)
-        await until(lambda: ready(channel))
-        asked = [asyncio.create_task(ask(channel, "fake_classify")) for _ in outputs]
-        jobs = [await next_job(door) for _ in outputs]
-        for (letter, job), output in zip(jobs, outputs, strict=True):
-            door.answer(letter.sender, job, output, 0.25, 0.5, len(outputs), NOTHING_AHEAD)
+    async with connect(f"ipc://{tmp_path}/w") as client, ScriptedWorker(f"ipc://{tmp_path}/w") as worker:
+        await worker.introduce()
+        await until(lambda: ready(client))
+        asked = [asyncio.create_task(predict(client)) for _ in outputs]
+        jobs = [await worker.next_job() for _ in outputs]
+        for job, output in zip(jobs, outputs, strict=True):
+            job.answer(output=output, queue_s=0.25, infer_s=0.5, batch_images=len(outputs))
         for answer, output in zip(await asyncio.gather(*asked), outputs, strict=True):
             assert_equal(answer.output, output)
             assert (answer.queue_s, answer.infer_s, answer.batch_images) == (0.25, 0.5, 4)
 
 
 async def test_a_malformed_answer_costs_its_own_job_only(tmp_path: Path) -> None:
-    """An answer that cannot be read is told its caller as an error at once; those beside it arrive."""
+    """A malformed answer is Internal for its caller; the other answers of its message arrive."""
     good = ClassifyOutput(np.arange(5), np.ones(5, np.float32))
     bad = ClassifyOutput(np.array([None]), np.ones(1, np.float32))
-    async with channel_to(f"ipc://{tmp_path}/w") as channel, WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
-        await introduce(door)
-        await until(lambda: ready(channel))
-        asked = [asyncio.create_task(ask(channel, "fake_classify")) for _ in range(3)]
+    async with connect(f"ipc://{tmp_path}/w") as client, ScriptedWorker(f"ipc://{tmp_path}/w") as worker:
+        await worker.introduce()
+        await until(lambda: ready(client))
+        asked = [asyncio.create_task(predict(client)) for _ in range(3)]
         for output in (good, bad, good):
-            letter, job = await next_job(door)
-            door.answer(letter.sender, job, output, 0.0, 0.0, 3, NOTHING_AHEAD)
+            (await worker.next_job()).answer(output=output)
         first, broken, last = await asyncio.gather(*asked, return_exceptions=True)
         assert isinstance(broken, Internal)
         for answer in (first, last):
@@ -138,9 +149,9 @@ async def test_a_malformed_answer_costs_its_own_job_only(tmp_path: Path) -> None
 
 
 async def test_a_batch_is_answered_in_one_message() -> None:
-    """What one batch brought to one front-end costs one message."""
-    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
-        await until(lambda: ready(channel))
+    """All answers of a batch to one front-end are one message."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, connect(worker.address) as client:
+        await until(lambda: ready(client))
         context = zmq.asyncio.Context()
         with context.socket(zmq.DEALER) as front_end:
             front_end.setsockopt(zmq.LINGER, 0)
@@ -161,62 +172,62 @@ async def test_a_batch_is_answered_in_one_message() -> None:
                 answered.append([one.job for one in message.answers])
         context.term()
         assert [job for jobs in answered for job in jobs] == [1, 2, 3, 4, 5]
-        # How many share a batch was measured, and is the machine's affair.
+        # The sizes of the batches were measured and depend on the machine.
         assert [len(jobs) for jobs in answered] == [images for _, images in worker.runner.batches[before:]]
 
 
 async def test_the_front_end_learns_what_is_served() -> None:
     """The worker's bundles' configs reach the front-end complete, in the worker's order."""
-    async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
-        await until(lambda: ready(channel))
-        offers = channel.view().offers
-        assert offers is not None
-        assert [offer.config for offer in offers] == [fake_bundle(task).config for task in Task]
-        assert {offer.ready for offer in offers} == {True}
+    async with fake_worker(SETTINGS) as worker, connect(worker.address) as client:
+        await until(lambda: ready(client))
+        models = client.view().models
+        assert models is not None
+        assert [model.config for model in models] == [fake_bundle(task).config for task in Task]
+        assert {model.ready for model in models} == {True}
 
 
 async def test_without_a_worker_a_request_fails_at_once(tmp_path: Path) -> None:
-    """No worker: Unavailable without waiting, and nothing is kept in line for later."""
+    """Without a worker a request is Unavailable at once, and nothing is queued for later."""
     address = f"ipc://{tmp_path}/w"
-    async with channel_to(address) as channel:
+    async with connect(address) as client:
         async with fake_worker(SETTINGS, address):
-            await until(lambda: ready(channel))
-        await until(lambda: channel.view().reason == NO_WORKER)
+            await until(lambda: ready(client))
+        await until(lambda: client.view().reason == NO_WORKER)
         with pytest.raises(Unavailable, match=NO_WORKER):
-            await ask(channel, "fake_classify")
+            await predict(client)
         with pytest.raises(Unavailable, match=NO_WORKER):
-            await channel.repository(time.monotonic() + 20)
+            await client.repository(time.monotonic() + 20)
 
 
-async def test_a_deadline_ends_the_wait_and_withdraws_the_job() -> None:
-    """The caller is told in time, and the worker does not run what nobody waits for any more."""
-    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
-        await until(lambda: ready(channel))
+async def test_a_deadline_ends_the_wait_and_cancels_the_job() -> None:
+    """The caller gets its error in time, and the worker does not run the job."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, connect(worker.address) as client:
+        await until(lambda: ready(client))
         before = len(worker.runner.batches)
         worker.runner.gate.clear()
-        first = asyncio.create_task(ask(channel, "fake_classify"))
+        first = asyncio.create_task(predict(client))
         await until(lambda: len(worker.runner.batches) == before + 1)
         with pytest.raises(DeadlineExceeded):
-            await ask(channel, "fake_classify", seconds=0.2)
+            await predict(client, seconds=0.5)
         await until(lambda: worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"}) == 0)
         worker.runner.gate.set()
         await first
         assert len(worker.runner.batches) == before + 1
 
 
-async def test_a_caller_that_leaves_withdraws_its_job() -> None:
-    """Cancelling a call takes its job out of the worker's queue."""
-    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
-        await until(lambda: ready(channel))
+async def test_a_cancelled_call_cancels_its_job() -> None:
+    """Cancelling a call removes its job from the worker's queue."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, connect(worker.address) as client:
+        await until(lambda: ready(client))
 
         def depth() -> float | None:
             return worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"})
 
         before = len(worker.runner.batches)
         worker.runner.gate.clear()
-        first = asyncio.create_task(ask(channel, "fake_classify"))
+        first = asyncio.create_task(predict(client))
         await until(lambda: len(worker.runner.batches) == before + 1)
-        second = asyncio.create_task(ask(channel, "fake_classify"))
+        second = asyncio.create_task(predict(client))
         await until(lambda: depth() == 1)
         second.cancel()
         await until(lambda: depth() == 0)
@@ -226,62 +237,117 @@ async def test_a_caller_that_leaves_withdraws_its_job() -> None:
 
 
 async def test_a_worker_that_disappears_fails_its_jobs_at_once(tmp_path: Path) -> None:
-    """When the connection breaks, jobs in hand fail with Unavailable long before their deadline."""
+    """When the connection breaks, pending jobs fail with Unavailable long before their deadline."""
     address = f"ipc://{tmp_path}/w"
-    async with channel_to(address) as channel:
-        async with WorkerEndpoint(address) as door:
-            await introduce(door, "one")
-            await until(lambda: ready(channel))
-            asked = asyncio.create_task(ask(channel, "fake_classify", seconds=1000))
-            await next_job(door)
+    async with connect(address) as client:
+        async with ScriptedWorker(address) as worker:
+            await worker.introduce()
+            await until(lambda: ready(client))
+            asked = asyncio.create_task(predict(client, seconds=1000))
+            await worker.next_job()
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable, match="send the request again"):
                 await asked
-        assert channel.phase is None
+        assert client.phase is None
 
 
-async def test_what_waits_at_a_worker_is_told_in_pixels_and_in_its_own_seconds(tmp_path: Path) -> None:
-    """Work in hand counts from its sending to its end, however it ends; the worker's own word is the last one heard."""
-    async with channel_to(f"ipc://{tmp_path}/w") as channel, WorkerEndpoint(f"ipc://{tmp_path}/w") as door:
-        await introduce(door, "one", backlog_s=7.5)
-        await until(lambda: ready(channel))
-        assert channel.outstanding() == (0, 7.5)
-        asked = [asyncio.create_task(ask(channel, "fake_classify", seconds=20)) for _ in range(2)]
-        await until(lambda: channel.outstanding() == (2 * 32 * 64, 7.5))
+async def test_outstanding_work_is_pixels_sent_and_the_worker_s_seconds(tmp_path: Path) -> None:
+    """A job's pixels count from its sending to its end, however it ends; the seconds are the worker's latest."""
+    async with connect(f"ipc://{tmp_path}/w") as client, ScriptedWorker(f"ipc://{tmp_path}/w") as worker:
+        await worker.introduce(retry_after_s=7.5)
+        await until(lambda: ready(client))
+        assert client.outstanding() == (0, 7.5)
+        asked = [asyncio.create_task(predict(client, seconds=20)) for _ in range(2)]
+        await until(lambda: client.outstanding() == (2 * 32 * 64, 7.5))
         asked.pop().cancel()
-        await until(lambda: channel.outstanding() == (32 * 64, 7.5))
+        await until(lambda: client.outstanding() == (32 * 64, 7.5))
         asked.pop().cancel()
-        await until(lambda: channel.outstanding() == (0, 7.5))
+        await until(lambda: client.outstanding() == (0, 7.5))
 
 
-async def test_a_worker_that_took_another_one_s_place_is_told_once(tmp_path: Path) -> None:
-    """A worker that comes back after its connection broke is the same one; only another instance is another worker."""
+async def test_a_replaced_worker_is_reported_once(tmp_path: Path) -> None:
+    """A worker that connects again is the same one; only another instance replaces it."""
     replaced: list[str] = []
     address = f"ipc://{tmp_path}/w"
-    async with channel_to(address, on_replaced=lambda: replaced.append("once")) as channel:
+    async with connect(address, on_replaced=lambda: replaced.append("once")) as client:
         for instance, known in (("one", 0), ("one", 0), ("two", 1), ("two", 1)):
-            async with WorkerEndpoint(address) as door:
-                await introduce(door, instance)
-                await until(lambda: ready(channel))
+            async with ScriptedWorker(address) as worker:
+                await worker.introduce(instance)
+                await until(lambda: ready(client))
                 assert len(replaced) == known
-            await until(lambda: channel.phase is None)
+            await until(lambda: client.phase is None)
 
 
-async def test_a_silent_worker_is_taken_for_lost(tmp_path: Path) -> None:
-    """A worker whose connection stands but who says nothing is lost after the timeout; its jobs fail then."""
+async def test_a_silent_worker_counts_as_lost(tmp_path: Path) -> None:
+    """A connected worker that sends nothing is lost after the timeout, and its jobs fail."""
     address = f"ipc://{tmp_path}/w"
-    async with channel_to(address, timeout_s=0.3) as channel, WorkerEndpoint(address) as door:
-        await introduce(door, "one")
-        await until(lambda: ready(channel))
+    async with connect(address, timeout_s=0.5) as client, ScriptedWorker(address) as worker:
+        await worker.introduce()
+        await until(lambda: ready(client))
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable, match="silent"):
-                await ask(channel, "fake_classify", seconds=1000)
+                await predict(client, seconds=1000)
+
+
+async def test_nothing_is_kept_of_a_request_that_ended(tmp_path: Path) -> None:
+    """Failed, late, cancelled or never sent: no request stays pending, and a later answer to it is ignored."""
+    address = f"ipc://{tmp_path}/w"
+    async with connect(address) as client:
+        with pytest.raises(Unavailable):
+            await client.repository(far_deadline_s())
+        with pytest.raises(DeadlineExceeded):
+            await client.repository(time.monotonic() - 1)
+        async with ScriptedWorker(address) as worker:
+            await worker.introduce()
+            await until(lambda: ready(client))
+            failed = asyncio.create_task(predict(client))
+            (await worker.next_job()).fail(ModelNotFound("none"))
+            with pytest.raises(ModelNotFound):
+                await failed
+            late = asyncio.create_task(predict(client, seconds=0.5))
+            late_job = await worker.next_job()
+            with pytest.raises(DeadlineExceeded):
+                await late
+            cancelled = asyncio.create_task(predict(client))
+            cancelled_job = await worker.next_job()
+            cancelled.cancel()
+            await asyncio.wait([cancelled])
+            for job in (late_job, cancelled_job):
+                job.answer()
+                job.fail(ModelNotFound("none"))
+            assert client.outstanding() == (0, 0.0)
+            answered = asyncio.create_task(predict(client))
+            (await worker.next_job()).answer()
+            await answered
+
+
+async def test_a_job_is_cancelled_under_its_own_number(tmp_path: Path) -> None:
+    """A Cancel names the job of the call that ended, and numbers are never used twice."""
+    address = f"ipc://{tmp_path}/w"
+    async with connect(address) as client, ScriptedWorker(address) as worker:
+        await worker.introduce()
+        await until(lambda: ready(client))
+        calls = [asyncio.create_task(predict(client)), asyncio.create_task(client.repository(far_deadline_s()))]
+        numbers = [message.job async for message in requests(worker, 2)]
+        assert len(set(numbers)) == 2
+        for call, number in zip(calls, numbers, strict=True):
+            call.cancel()
+            assert [message async for message in requests(worker, 1)] == [Cancel(number)]
+
+
+async def requests(worker: ScriptedWorker, count: int) -> AsyncIterator[Predict | ListStore | Cancel]:
+    """The next messages about jobs."""
+    while count:
+        message = (await worker.receive()).message
+        if isinstance(message, Predict | ListStore | Cancel):
+            count -= 1
+            yield message
 
 
 async def test_garbage_does_not_end_a_worker() -> None:
-    """Bytes that are no message, another protocol, and frames unlike their header cost nobody else anything."""
-    async with fake_worker(SETTINGS) as worker, channel_to(worker.address) as channel:
-        await until(lambda: ready(channel))
+    """Malformed messages, another protocol, and frames that do not fit their header do not disturb other requests."""
+    async with fake_worker(SETTINGS) as worker, connect(worker.address) as client:
+        await until(lambda: ready(client))
         context = zmq.asyncio.Context()
         with context.socket(zmq.DEALER) as stranger:
             stranger.setsockopt(zmq.LINGER, 0)
@@ -294,7 +360,7 @@ async def test_garbage_does_not_end_a_worker() -> None:
             failures = [await stranger.recv_multipart() for _ in range(2)]
             assert all(b"internal" in header for (header,) in failures)
         context.term()
-        await ask(channel, "fake_classify")
+        await predict(client)
 
 
 async def send_predict(front_end: zmq.asyncio.Socket, job: int) -> None:

@@ -1,11 +1,11 @@
-"""A mailbox on each end of a real ZeroMQ connection."""
+"""A `ZmqSocket` on each end of a real ZeroMQ connection."""
 
 from __future__ import annotations
 
 import asyncio
 import select
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,78 +36,104 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
         other.close(0)
 
 
-async def receive(mailbox: ZmqSocket) -> list[bytes]:
-    async with asyncio.timeout(20):
-        return [part.bytes for part in await mailbox.receive()]
+class Inbox:
+    """Collects the messages of a socket while its context is open."""
+
+    def __init__(self, socket: ZmqSocket) -> None:
+        self._socket = socket
+        self.messages: list[list[bytes]] = []
+
+    async def __aenter__(self) -> Inbox:
+        self._receiving = asyncio.create_task(self._socket.run(self._append))
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._receiving.cancel()
+        await asyncio.wait([self._receiving])
+
+    def _append(self, parts: Sequence[zmq.Frame]) -> None:
+        self.messages.append([part.bytes for part in parts])
+
+    async def until(self, count: int) -> list[list[bytes]]:
+        async with asyncio.timeout(20):
+            while len(self.messages) < count:
+                await asyncio.sleep(0.001)
+        return self.messages
 
 
 async def test_messages_arrive_whole_and_in_order(pair: Pair) -> None:
-    """Parts that are copied and parts that are lent make one message; empty ones and many of them, too."""
+    """Copied parts, borrowed parts, empty parts and many parts make one message."""
     lent = np.arange(BORROWED_FROM, dtype=np.uint32).reshape(2, -1)
-    for number in range(10):
-        pair.one.send(b"%d" % number, lent.data, b"", memoryview(b"copied"))
-    for number in range(10):
-        assert await receive(pair.other) == [b"%d" % number, lent.tobytes(), b"", b"copied"]
+    async with Inbox(pair.other) as inbox:
+        for number in range(10):
+            pair.one.send(b"%d" % number, lent.data, b"", memoryview(b"copied"))
+        messages = await inbox.until(10)
+    assert messages == [[b"%d" % number, lent.tobytes(), b"", b"copied"] for number in range(10)]
 
 
-async def test_an_arrival_that_a_send_took_note_of_is_heard(pair: Pair) -> None:
-    """libzmq tells of an arrival once; where it is a send of ours that hears of it, whoever waits is woken still."""
-    waiting = asyncio.create_task(receive(pair.other))
-    await asyncio.sleep(0)
-    for _ in range(20):
-        pair.one.send(b"hello")
-        time.sleep(0.01)  # noqa: ASYNC251  (the loop must not have its turn between the arrival and the send)
-        pair.other.send(b"meanwhile")
-        assert await waiting == [b"hello"]
-        waiting = asyncio.create_task(receive(pair.other))
-        await asyncio.sleep(0)
-    waiting.cancel()
+async def test_an_arrival_whose_report_a_send_consumed_is_received(pair: Pair) -> None:
+    """libzmq reports an arrival once. Where a send consumes the report, the message is received all the same."""
+    async with Inbox(pair.other) as inbox:
+        for number in range(1, 21):
+            pair.one.send(b"hello")
+            time.sleep(0.01)  # noqa: ASYNC251  (the loop must not run between the arrival and the send)
+            pair.other.send(b"meanwhile")
+            assert await inbox.until(number) == [[b"hello"]] * number
 
 
-async def test_whoever_gave_up_waiting_loses_no_message(pair: Pair) -> None:
-    """A receive that is cancelled leaves what comes to the next one."""
-    waiting = asyncio.create_task(receive(pair.other))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.wait([waiting])
+async def test_a_cancelled_run_loses_no_message(pair: Pair) -> None:
+    """Messages that arrive after `run` was cancelled are received by the next `run`."""
+    async with Inbox(pair.other) as inbox:
+        pass
     pair.one.send(b"later")
-    assert await receive(pair.other) == [b"later"]
-
-
-async def test_while_nobody_receives_the_loop_rests(pair: Pair) -> None:
-    """Messages that nobody asks for do not wake the event loop again and again, and wait for whoever comes."""
-    pair.one.send(b"first")
     await asyncio.sleep(0.1)
-    assert select.select([pair.other_socket.FD], [], [], 0)[0] == []
-    assert await receive(pair.other) == [b"first"]
+    assert inbox.messages == []
+    async with Inbox(pair.other) as inbox:
+        assert await inbox.until(1) == [[b"later"]]
 
 
-async def test_a_flood_leaves_others_their_turn(pair: Pair) -> None:
+async def test_a_socket_without_messages_does_not_wake_the_loop(pair: Pair) -> None:
+    """After a message was received the descriptor is quiet: the event loop sleeps until the next one."""
+    async with Inbox(pair.other) as inbox:
+        pair.one.send(b"first")
+        await inbox.until(1)
+        await asyncio.sleep(0.1)
+        assert select.select([pair.other_socket.FD], [], [], 0)[0] == []
+
+
+async def test_a_flood_leaves_turns_to_others(pair: Pair) -> None:
     """However many messages wait, the rest of the process runs in between."""
     total = 20 * IN_A_ROW
     for _ in range(total):
         pair.one.send(b"")
     await asyncio.sleep(0.2)
-    received, turns = 0, 0
-
-    async def others() -> None:
-        nonlocal turns
-        while received < total:
+    turns = 0
+    async with Inbox(pair.other) as inbox:
+        while len(inbox.messages) < total:
             turns += 1
             await asyncio.sleep(0)
-
-    running = asyncio.create_task(others())
-    while received < total:
-        await receive(pair.other)
-        received += 1
-    await running
     assert turns >= 10
 
 
-async def test_closing_ends_the_wait(pair: Pair) -> None:
-    """Whoever waits for a message hears that there will be none."""
-    waiting = asyncio.create_task(receive(pair.other))
+async def test_closing_ends_run(pair: Pair) -> None:
+    """`run` returns once the socket is closed."""
+    running = asyncio.create_task(pair.other.run(lambda _: None))
     await asyncio.sleep(0)
     pair.other.close(0)
-    with pytest.raises(zmq.ZMQError):
-        await waiting
+    await asyncio.wait_for(running, 20)
+
+
+async def test_an_error_of_the_callback_ends_run(pair: Pair) -> None:
+    """`run` raises what its callback raises, and receives nothing after it."""
+    received: list[bytes] = []
+
+    def fail(parts: Sequence[zmq.Frame]) -> None:
+        received.append(parts[0].bytes)
+        raise RuntimeError("a bug")
+
+    for part in (b"first", b"second"):
+        pair.one.send(part)
+    with pytest.raises(RuntimeError, match="a bug"):
+        await asyncio.wait_for(pair.other.run(fail), 20)
+    assert received == [b"first"]

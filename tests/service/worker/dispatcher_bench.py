@@ -1,4 +1,4 @@
-"""A dispatcher whose device and clock the test holds in its hand."""
+"""A dispatcher with a fake device and a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -15,35 +15,26 @@ from prometheus_client import CollectorRegistry
 from model.errors import ConvMLPError
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
 from service.observability.metrics import WorkerMetrics
-from service.worker.batching import BatchLimits, BatchSizeLimits
+from service.worker.batching import BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
-from service.worker.queue import Done, Job, JobQueue, Shape
-from tests.fakes import FakeRunner, fake_bundle
+from service.worker.queue import JobQueue
+from service.worker.types import Job, JobResult, Shape
+from tests.fakes import FakeClock, FakeRunner, fake_bundle
 
 SIDE = 32
 FIRST = "fake_classify"
 
 
 @dataclass
-class Clock:
-    """A clock that moves when the test says so."""
-
-    now_s: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@dataclass
-class Bench:
-    """A dispatcher at work, and what its jobs were told."""
+class DispatcherBench:
+    """A running dispatcher, and the results of its jobs by their numbers."""
 
     dispatcher: Dispatcher
     runner: FakeRunner
-    clock: Clock
+    clock: FakeClock
     registry: CollectorRegistry
-    sizes: BatchSizeLimits
-    answers: dict[int, Done] = field(default_factory=dict)
+    limits: BatchSizeLimits
+    results: dict[int, JobResult] = field(default_factory=dict)
 
     def submit(
         self, number: int, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST, side: int = SIDE
@@ -59,20 +50,21 @@ class Bench:
             params=QueryParams(top_k=1),
             enqueued_s=self.clock(),
             deadline_s=self.clock() + budget_s,
-            reply=lambda done: self.tell(number, done),
+            reply=self._reply,
         )
 
-    def tell(self, number: int, done: Done) -> None:
-        assert number not in self.answers, "a job is answered exactly once"
-        self.answers[number] = done
+    def _reply(self, job: Job, result: JobResult) -> None:
+        number = job.key[1]
+        assert number not in self.results, "a job is replied to exactly once"
+        self.results[number] = result
 
     def label(self, number: int) -> int:
-        result = self.answers[number].result
+        result = self.results[number].result
         assert isinstance(result, ClassifyOutput), result
         return int(result.indices[0])
 
     def error(self, number: int) -> ConvMLPError:
-        result = self.answers[number].result
+        result = self.results[number].result
         assert isinstance(result, ConvMLPError)
         return result
 
@@ -82,32 +74,32 @@ class Bench:
                 await asyncio.sleep(0.001)
 
     async def hold(self, number: int = 0, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST) -> None:
-        """Have one job at the device, which is done once the gate is opened; what is submitted meanwhile waits."""
+        """Have one job on the device until the gate is opened; jobs that are submitted meanwhile wait."""
         ran = len(self.runner.batches)
         self.runner.gate.clear()
         self.submit(number, level=level, budget_s=budget_s, model=model)
         await self.until(lambda: len(self.runner.batches) == ran + 1)
 
     async def learn(self, seconds: float, model: str = FIRST) -> None:
-        """Two lone jobs that teach the dispatcher how long an image takes; numbers from 10^6 on."""
+        """Run two lone jobs, from which the dispatcher learns how long an image takes; numbers from 10^6 on."""
         for _ in range(2):
-            number = 10**6 + len(self.answers)
+            number = 10**6 + len(self.results)
             await self.hold(number, budget_s=10**6, model=model)
             self.clock.now_s += seconds
             self.runner.gate.set()
-            await self.until(lambda: number in self.answers)  # noqa: B023
+            await self.until(lambda: number in self.results)  # noqa: B023
         self.runner.batches.clear()
         self.runner.shares.clear()
 
-    async def try_out(self, seconds: float) -> None:
-        """A trial, which teaches the dispatcher how long an image takes of one lane, however many there are."""
+    async def trial(self, seconds: float) -> None:
+        """Run a trial, from which the dispatcher learns how long an image takes on one lane of several."""
         self.each_takes(seconds)
-        await self.dispatcher.time(self._job(0, 0, 30.0, FIRST, SIDE), 1)
+        await self.dispatcher.time_batch(self._job(0, 0, 30.0, FIRST, SIDE), 1)
         self.runner.batches.clear()
         self.runner.shares.clear()
 
     def each_takes(self, seconds: float) -> None:
-        """From now on an image takes so long of the device."""
+        """From now on an image takes so many seconds of the device."""
 
         def takes(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
             self.clock.now_s += seconds * images / lanes
@@ -116,9 +108,9 @@ class Bench:
 
 
 class Gates:
-    """Holds each batch at the device by itself: `open` lets the batch of that number, from 0, go on."""
+    """Holds each batch on the device by itself: `open` releases the batches of these numbers, from 0 on."""
 
-    def __init__(self, it: Bench) -> None:
+    def __init__(self, it: DispatcherBench) -> None:
         self._gates: list[threading.Event] = []
         self._lock = threading.Lock()
         it.runner.takes = self._wait
@@ -127,7 +119,7 @@ class Gates:
         with self._lock:
             gate = threading.Event()
             self._gates.append(gate)
-        assert gate.wait(timeout=60), "a test left a batch at the device"
+        assert gate.wait(timeout=60), "a test left a batch on the device"
 
     def __len__(self) -> int:
         return len(self._gates)
@@ -141,30 +133,30 @@ class Gates:
 
 
 @asynccontextmanager
-async def bench(
+async def dispatcher_bench(
     max_images: int = 64,
     batch: int = 8,
     idle_s: float = 60.0,
     lanes: int = 1,
     models: Sequence[str] = (FIRST,),
     weights: Mapping[str, float] | None = None,
-) -> AsyncIterator[Bench]:
-    runner, clock = FakeRunner([fake_bundle(Task.CLASSIFY, model) for model in models], lanes=lanes), Clock()
+) -> AsyncIterator[DispatcherBench]:
+    runner, clock = FakeRunner([fake_bundle(Task.CLASSIFY, model) for model in models], lanes=lanes), FakeClock()
     registry = CollectorRegistry()
-    sizes = BatchSizeLimits(BatchLimits(batch, batch * SIDE * SIDE))
+    limits = BatchSizeLimits(batch, batch * SIDE * SIDE)
     with ThreadPoolExecutor(1) as thread:
         dispatcher = Dispatcher(
             runner,
             thread,
             JobQueue(max_images, max_images * SIDE * SIDE, weights),
-            sizes,
+            limits,
             WorkerMetrics(registry, dict.fromkeys(models, "classify")),
             clock,
             idle_s=idle_s,
         )
         serving = asyncio.create_task(dispatcher.run())
         try:
-            yield Bench(dispatcher, runner, clock, registry, sizes)
+            yield DispatcherBench(dispatcher, runner, clock, registry, limits)
         finally:
             runner.gate.set()
             serving.cancel()

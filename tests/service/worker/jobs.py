@@ -1,11 +1,11 @@
-"""Jobs as the tests of queue and policy need them: without pictures, and without anyone to answer."""
+"""Jobs for the tests of queue and batching: small inputs, no replies."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from model.types import Geometry, ModelInput, QueryParams, Size
-from service.worker.queue import Done, Job, Shape
+from service.worker.types import Job, JobResult, Shape
 
 
 def shape(side: int = 4, model: str = "m") -> Shape:
@@ -22,9 +22,9 @@ def job(number: int, of: Shape | None = None, deadline_s: float = 100.0) -> Job:
         params=QueryParams(top_k=number + 1),
         enqueued_s=0.0,
         deadline_s=deadline_s,
-        reply=_nobody,
+        reply=_no_reply,
     )
 
 
-def _nobody(done: Done) -> None:
-    """Nobody asked."""
+def _no_reply(job: Job, result: JobResult) -> None:
+    """These jobs have no caller."""

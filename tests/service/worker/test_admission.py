@@ -8,13 +8,13 @@ from model.types import ClassifyOutput
 from service.errors import DeadlineExceeded, Overloaded
 from service.wire.messages import WaitEstimate
 from service.worker.admission import MARGIN
-from service.worker.queue import Shape
-from tests.service.worker.dispatcher_bench import FIRST, SIDE, Gates, bench
+from service.worker.types import Shape
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, Gates, dispatcher_bench
 
 
 async def test_the_queue_is_bounded() -> None:
     """Beyond the bound a job is refused at once with a time to come back; those inside are answered."""
-    async with bench(max_images=3) as it:
+    async with dispatcher_bench(max_images=3) as it:
         it.runner.gate.clear()
         it.submit(0)
         await it.until(lambda: len(it.runner.batches) == 1)
@@ -22,20 +22,20 @@ async def test_the_queue_is_bounded() -> None:
             it.submit(number)
         assert isinstance(it.error(4), Overloaded)
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 5)
+        await it.until(lambda: len(it.results) == 5)
         assert [it.label(number) for number in range(4)] == [0, 0, 0, 0]
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     """Once the pace is known, a job whose deadline lies before its turn is not let in; the first batch says nothing."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         for number, batch_s in enumerate((100.0, 4.0)):
             it.runner.gate.clear()
             it.submit(number, budget_s=1000.0)
-            await it.until(lambda: len(it.runner.batches) == len(it.answers) + 1)
+            await it.until(lambda: len(it.runner.batches) == len(it.results) + 1)
             it.clock.now_s += batch_s
             it.runner.gate.set()
-            await it.until(lambda: len(it.runner.batches) == len(it.answers))
+            await it.until(lambda: len(it.runner.batches) == len(it.results))
         it.runner.gate.clear()
         it.submit(2)
         await it.until(lambda: len(it.runner.batches) == 3)
@@ -47,7 +47,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
 
 async def test_an_urgent_job_is_let_in_though_much_waits_that_is_not() -> None:
     """What is due later does not count against a job that goes before it; what is due sooner does."""
-    async with bench(batch=1) as it:
+    async with dispatcher_bench(batch=1) as it:
         await it.learn(1.0)
         it.runner.gate.clear()
         for number in range(10):
@@ -60,23 +60,23 @@ async def test_an_urgent_job_is_let_in_though_much_waits_that_is_not() -> None:
         assert isinstance(it.error(13), Overloaded)
         it.each_takes(1.0)
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 14 + 2)
-        assert [number for number in it.answers if number < 10**6][:5] == [13, 0, 12, 10, 11]
+        await it.until(lambda: len(it.results) == 14 + 2)
+        assert [number for number in it.results if number < 10**6][:5] == [13, 0, 12, 10, 11]
         assert all(it.label(number) == 0 for number in range(13))
 
 
 async def test_an_idle_device_tries_whatever_comes() -> None:
     """An estimate that was too high is found out: one whose deadline is shorter runs where nothing waits before it."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         await it.learn(10.0)
         it.submit(0, budget_s=1.0)
-        await it.until(lambda: len(it.answers) == 3)
+        await it.until(lambda: len(it.results) == 3)
         assert it.label(0) == 0
 
 
 async def test_a_deadline_that_passes_in_the_queue_costs_the_device_nothing() -> None:
     """An expired job is told so and never reaches the device; its neighbours do."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         it.runner.gate.clear()
         it.submit(0)
         await it.until(lambda: len(it.runner.batches) == 1)
@@ -84,14 +84,14 @@ async def test_a_deadline_that_passes_in_the_queue_costs_the_device_nothing() ->
         it.submit(2, budget_s=9.0)
         it.clock.now_s += 2.0
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 3)
+        await it.until(lambda: len(it.results) == 3)
         assert isinstance(it.error(1), DeadlineExceeded)
         assert [images for _, images in it.runner.batches] == [1, 1]
 
 
 async def test_what_has_become_hopeless_is_not_run() -> None:
     """Jobs that the device cannot answer in time any more are told so when a lane is free, and cost it nothing."""
-    async with bench(batch=1) as it:
+    async with dispatcher_bench(batch=1) as it:
         await it.learn(1.0)
         it.runner.gate.clear()
         it.submit(0)
@@ -100,7 +100,7 @@ async def test_what_has_become_hopeless_is_not_run() -> None:
             it.submit(number, budget_s=budget_s)
         it.clock.now_s += 5.5  # the device took much longer than ever
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 4 + 2)
+        await it.until(lambda: len(it.results) == 4 + 2)
         assert isinstance(it.error(1), DeadlineExceeded)
         assert isinstance(it.error(2), Overloaded)
         assert (it.label(0), it.label(3)) == (0, 0)
@@ -109,7 +109,7 @@ async def test_what_has_become_hopeless_is_not_run() -> None:
 
 async def test_under_overload_what_runs_is_answered_in_time() -> None:
     """Twice what the device can do, each due in 5 s: nothing runs in vain, and whoever is refused hears at once."""
-    async with bench(batch=4, max_images=500) as it:
+    async with dispatcher_bench(batch=4, max_images=500) as it:
         await it.learn(0.1)
         gates = Gates(it)
         for turn in range(60):
@@ -119,12 +119,12 @@ async def test_under_overload_what_runs_is_answered_in_time() -> None:
             it.clock.now_s += 0.1 * it.runner.batches[-1][1]
             gates.open(turn)
             await it.until(lambda: len(gates) == turn + 2)  # noqa: B023
-        while len(it.answers) < 8 * 60 + 2:
+        while len(it.results) < 8 * 60 + 2:
             it.clock.now_s += 0.1 * it.runner.batches[-1][1]
             gates.open(len(gates) - 1)
             ran = len(gates)
-            await it.until(lambda: len(gates) > ran or len(it.answers) == 8 * 60 + 2)  # noqa: B023
-        told = [it.answers[number] for number in range(8 * 60)]
+            await it.until(lambda: len(gates) > ran or len(it.results) == 8 * 60 + 2)  # noqa: B023
+        told = [it.results[number] for number in range(8 * 60)]
         answered = [done for done in told if isinstance(done.result, ClassifyOutput)]
         refused = [done for done in told if isinstance(done.result, Overloaded)]
         assert all(done.queue_s + done.infer_s <= 5.0 for done in answered)
@@ -139,28 +139,28 @@ async def test_the_outlook_is_what_the_next_one_is_judged_by() -> None:
     """What is told of one more job is what it is let in or refused by: what runs still, and what is due before it;
     each that is let in delays the next as was told."""
     shape = Shape(FIRST, FIRST, SIDE, SIDE)
-    async with bench(batch=1) as it:
+    async with dispatcher_bench(batch=1) as it:
         await it.learn(1.0)
-        assert it.dispatcher.outlook(shape, 6.0) == WaitEstimate(1.0, MARGIN)
+        assert it.dispatcher.admission.wait_estimate(shape, 6.0) == WaitEstimate(1.0, MARGIN)
         await it.hold(0)
         for number in range(1, 4):
             it.submit(number, budget_s=5.0)
-        assert it.dispatcher.outlook(shape, 3.0).answered_s == pytest.approx(MARGIN + 1.0)
-        assert it.dispatcher.outlook(shape, 6.0).answered_s == pytest.approx(4 * MARGIN + 1.0)
+        assert it.dispatcher.admission.wait_estimate(shape, 3.0).answered_s == pytest.approx(MARGIN + 1.0)
+        assert it.dispatcher.admission.wait_estimate(shape, 6.0).answered_s == pytest.approx(4 * MARGIN + 1.0)
         it.clock.now_s += 0.5
-        told_s = it.dispatcher.outlook(shape, 6.0).answered_s
+        told_s = it.dispatcher.admission.wait_estimate(shape, 6.0).answered_s
         assert told_s == pytest.approx(3.5 * MARGIN + 1.0)
         it.submit(4, budget_s=told_s - 0.01)
         assert isinstance(it.error(4), Overloaded)
         it.submit(5, budget_s=told_s + 0.01)
-        assert 5 not in it.answers
-        assert it.dispatcher.outlook(shape, 6.0).answered_s == pytest.approx(told_s + MARGIN)
+        assert 5 not in it.results
+        assert it.dispatcher.admission.wait_estimate(shape, 6.0).answered_s == pytest.approx(told_s + MARGIN)
         it.runner.gate.set()
 
 
 async def test_a_lone_job_s_time_on_all_lanes_promises_nothing() -> None:
     """What several lanes take together for one image is not what it takes of one, where all have something to do."""
     shape = Shape(FIRST, FIRST, SIDE, SIDE)
-    async with bench(lanes=2) as it:
+    async with dispatcher_bench(lanes=2) as it:
         await it.learn(5.0)
-        assert it.dispatcher.outlook(shape, 6.0) == WaitEstimate(0.0, 0.0)
+        assert it.dispatcher.admission.wait_estimate(shape, 6.0) == WaitEstimate(0.0, 0.0)

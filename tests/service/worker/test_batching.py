@@ -1,4 +1,4 @@
-"""The batching policy alone: how what waits is spread over the lanes that are free."""
+"""The batching policy alone: how waiting jobs are spread over the free lanes."""
 
 from __future__ import annotations
 
@@ -6,109 +6,112 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.worker.batching import BatchLimits, Share, as_batch, share
-from tests.service.worker.jobs import job, shape
+from service.worker.batching import BatchPlan, make_batch, plan_batch
+from service.worker.types import RunningBatch
+from tests.service.worker.jobs import job
 
-LANES, WAITING, MOST = st.integers(1, 24), st.integers(1, 300), st.integers(1, 40)
+LANES, WAITING, LIMIT = st.integers(1, 24), st.integers(1, 300), st.integers(1, 40)
 
 
-def spread(free: int, waiting: list[int], most: int) -> list[Share]:
-    """The batches that are started at once; `waiting`: how many wait of each shape, in the order of their turns."""
-    started: list[Share] = []
+def plan(
+    free: int, waiting: int, others: int, limit: int, free_after_s: list[float] | None = None, max_lanes: int = 99
+) -> BatchPlan:
+    """The next batch where an image takes 1 s of a lane; the other lanes are busy for `free_after_s` from now on."""
+    running = [RunningBatch((), 1, expected_s=seconds, started_s=5.0) for seconds in free_after_s or []]
+    return plan_batch(free, waiting, others, limit, max_lanes, running, image_s=1.0, now_s=5.0)
+
+
+def spread(free: int, waiting: list[int], limit: int) -> list[BatchPlan]:
+    """The batches that start at once. `waiting`: how many images wait of each shape, in the order of their turns."""
+    started: list[BatchPlan] = []
     waiting = waiting.copy()
     while free and any(waiting):
-        turn = next(at for at, mine in enumerate(waiting) if mine)
-        part = share(free, waiting[turn], sum(waiting) - waiting[turn], most)
-        assert 1 <= part.images <= waiting[turn]
-        waiting[turn] -= part.images
-        free -= part.lanes
+        turn = next(at for at, images in enumerate(waiting) if images)
+        batch = plan(free, waiting[turn], sum(waiting) - waiting[turn], limit)
+        assert 1 <= batch.images <= waiting[turn]
+        waiting[turn] -= batch.images
+        free -= batch.lanes
         assert free >= 0
-        started.append(part)
+        started.append(batch)
     return started
 
 
-@given(lanes=LANES, most=MOST)
-def test_a_lone_image_has_the_whole_device(lanes: int, most: int) -> None:
-    """Whatever the device and the model, nobody shares with one that nobody else waits beside."""
-    assert share(lanes, 1, 0, most) == Share(1, lanes)
+@given(lanes=LANES, limit=LIMIT)
+def test_a_lone_image_has_the_whole_device(lanes: int, limit: int) -> None:
+    """An image that waits alone gets all lanes."""
+    assert plan(lanes, 1, 0, limit) == BatchPlan(1, lanes)
 
 
-@given(lanes=LANES, waiting=st.lists(WAITING, min_size=1, max_size=5), most=MOST)
-def test_no_lane_is_idle_while_something_waits(lanes: int, waiting: list[int], most: int) -> None:
-    """However many of however many shapes wait, all lanes are taken, and by as many batches as there can be."""
-    started = spread(lanes, waiting, most)
-    assert sum(part.lanes for part in started) == lanes
+def test_a_batch_gets_no_more_lanes_than_it_may() -> None:
+    """`max_lanes` bounds the lanes of a lone image."""
+    assert plan(8, 1, 0, 4, max_lanes=3) == BatchPlan(1, 3)
+
+
+@given(lanes=LANES, waiting=st.lists(WAITING, min_size=1, max_size=5), limit=LIMIT)
+def test_no_lane_is_idle_while_a_job_waits(lanes: int, waiting: list[int], limit: int) -> None:
+    """However many jobs of however many shapes wait, all lanes get a batch, in as many batches as possible."""
+    started = spread(lanes, waiting, limit)
+    assert sum(batch.lanes for batch in started) == lanes
     assert len(started) == min(lanes, sum(waiting))
-    assert all(part.images <= most for part in started)
+    assert all(batch.images <= limit for batch in started)
 
 
-@given(lanes=LANES, most=MOST, more=st.integers(0, 50))
-def test_a_deep_queue_gives_each_lane_a_batch_of_the_best_size(lanes: int, most: int, more: int) -> None:
-    """Where there is enough for all lanes, each runs by itself, at the size that is fastest."""
-    assert spread(lanes, [lanes * most + more], most) == [Share(most, 1)] * lanes
+@given(lanes=LANES, limit=LIMIT, more=st.integers(0, 50))
+def test_a_deep_queue_gives_each_lane_a_batch_of_the_best_size(lanes: int, limit: int, more: int) -> None:
+    """Where enough jobs wait for all lanes, each lane runs a batch of the fastest size by itself."""
+    assert spread(lanes, [lanes * limit + more], limit) == [BatchPlan(limit, 1)] * lanes
 
 
-@given(lanes=LANES, waiting=WAITING, most=MOST)
-def test_what_is_too_little_for_all_lanes_is_spread_evenly(lanes: int, waiting: int, most: int) -> None:
-    """No batch is more than one image larger than another that was started with it."""
-    images = [part.images for part in spread(lanes, [waiting], most)]
+@given(lanes=LANES, waiting=WAITING, limit=LIMIT)
+def test_few_jobs_are_spread_evenly(lanes: int, waiting: int, limit: int) -> None:
+    """No batch is more than one image larger than another that started with it."""
+    images = [batch.images for batch in spread(lanes, [waiting], limit)]
     assert max(images) - min(images) <= 1
 
 
-def test_other_shapes_may_have_the_other_lanes() -> None:
-    """Jobs of one shape are not torn apart where the lane beside them has a job of another shape to do."""
-    assert spread(2, [3, 1], 8) == [Share(3, 1), Share(1, 1)]
-    assert spread(2, [3], 8) == [Share(2, 1), Share(1, 1)]
-    assert spread(4, [5, 1], 8) == [Share(2, 1), Share(2, 1), Share(1, 1), Share(1, 1)]
-    assert spread(4, [2], 8) == [Share(1, 2), Share(1, 2)]
-
-
-def test_a_batch_is_bounded_by_images_by_pixels_and_by_what_is_best() -> None:
-    """Whichever bound is met first holds; a picture larger than every bound still runs alone."""
-    limits = BatchLimits(max_images=4, max_pixels=64 * 3)
-    assert limits.images(shape(4)) == 4
-    assert limits.images(shape(8)) == 3
-    assert limits.images(shape(99)) == 1
-    assert limits.images(shape(4), best_pixels=2 * 16) == 2
-    assert limits.images(shape(8), best_pixels=2 * 64) == 2
-    assert limits.images(shape(8), best_pixels=9 * 64) == 3
-    assert limits.images(shape(4), best_pixels=1) == 1
-    assert limits.images(shape(8), best_pixels=150) == 2
-    assert limits.images(shape(8), best_pixels=170) == 3
-    assert limits.images(shape(8), best_pixels=999) == 3
-
-
-def test_a_batch_has_each_input_in_its_row() -> None:
-    """Row i is input i with its geometry and params, in one contiguous array; one that is alone is not copied."""
-    jobs = [job(number) for number in (3, 1, 2)]
-    batch = as_batch([one.input for one in jobs], [one.params for one in jobs])
-    assert batch.pixels.flags.c_contiguous
-    assert [int(row.max()) for row in batch.pixels] == [3, 1, 2]
-    assert [one.top_k for one in batch.params] == [4, 2, 3]
-    assert len(batch) == 3
-    alone = as_batch([jobs[0].input], [jobs[0].params])
-    assert alone.pixels.shape == (1, 4, 4, 3)
-    assert np.shares_memory(alone.pixels, jobs[0].input.pixels)
+def test_other_shapes_fill_the_other_lanes() -> None:
+    """Jobs of one shape stay together where another lane has a job of another shape to run."""
+    assert spread(2, [3, 1], 8) == [BatchPlan(3, 1), BatchPlan(1, 1)]
+    assert spread(2, [3], 8) == [BatchPlan(2, 1), BatchPlan(1, 1)]
+    assert spread(4, [5, 1], 8) == [BatchPlan(2, 1), BatchPlan(2, 1), BatchPlan(1, 1), BatchPlan(1, 1)]
+    assert spread(4, [2], 8) == [BatchPlan(1, 2), BatchPlan(1, 2)]
 
 
 def test_lanes_that_are_free_soon_count() -> None:
-    """What waits is divided so that all lanes are through at one time; what is left over waits for the other lane."""
-    assert share(1, 4, 0, 8, soon=[2.0]) == Share(3, 1)
-    assert share(1, 3, 0, 8, soon=[0.1]) == Share(2, 1)
-    assert share(1, 2, 0, 8, soon=[0.1]) == Share(1, 1)
-    assert share(1, 4, 0, 8, soon=[9.0]) == Share(4, 1)
-    assert share(2, 6, 0, 8, soon=[0.0, 0.0]) == Share(1, 1)
-    assert share(1, 20, 0, 8, soon=[1.0]) == Share(8, 1)
+    """Jobs are divided so that all lanes finish at the same time; the rest waits for the lane that is free first."""
+    assert plan(1, 4, 0, 8, [2.0]) == BatchPlan(3, 1)
+    assert plan(1, 3, 0, 8, [0.1]) == BatchPlan(2, 1)
+    assert plan(1, 2, 0, 8, [0.1]) == BatchPlan(1, 1)
+    assert plan(1, 4, 0, 8, [9.0]) == BatchPlan(4, 1)
+    assert plan(2, 6, 0, 8, [0.0, 0.0]) == BatchPlan(1, 1)
+    assert plan(1, 20, 0, 8, [1.0]) == BatchPlan(8, 1)
+
+
+def test_a_batch_on_two_lanes_frees_both_at_once() -> None:
+    """A running batch counts once for each of its lanes, after its time divided by their number."""
+    running = [RunningBatch((), 2, expected_s=4.0, started_s=0.0)]
+    assert plan_batch(1, 6, 0, 8, 1, running, image_s=1.0, now_s=1.0) == BatchPlan(3, 1)
 
 
 def test_lanes_that_are_free_soon_are_left_to_other_shapes() -> None:
-    """Where others wait as well, they will have them."""
-    assert share(1, 4, 1, 8, soon=[0.5]) == Share(4, 1)
+    """Where jobs of other shapes wait as well, those lanes are theirs."""
+    assert plan(1, 4, 1, 8, [0.5]) == BatchPlan(4, 1)
 
 
-@given(free=LANES, mine=WAITING, most=MOST, soon=st.lists(st.floats(0, 100), max_size=5))
-def test_what_is_free_soon_never_makes_a_batch_larger_or_empty(
-    free: int, mine: int, most: int, soon: list[float]
-) -> None:
-    """A batch has an image at least, and no more than it would have without the lanes that come later."""
-    assert 1 <= share(free, mine, 0, most, soon).images <= share(free, mine, 0, most).images
+@given(free=LANES, waiting=WAITING, limit=LIMIT, soon=st.lists(st.floats(0, 100), max_size=5))
+def test_busy_lanes_never_make_a_batch_larger_or_empty(free: int, waiting: int, limit: int, soon: list[float]) -> None:
+    """A batch has at least one image, and at most as many as without the lanes that are busy."""
+    assert 1 <= plan(free, waiting, 0, limit, soon).images <= plan(free, waiting, 0, limit).images
+
+
+def test_a_batch_has_each_input_in_its_row() -> None:
+    """Row i is job i's input with its geometry and params, in one contiguous array; a lone input is not copied."""
+    jobs = [job(number) for number in (3, 1, 2)]
+    batch = make_batch(jobs)
+    assert batch.pixels.flags.c_contiguous
+    assert [int(row.max()) for row in batch.pixels] == [3, 1, 2]
+    assert [params.top_k for params in batch.params] == [4, 2, 3]
+    assert len(batch) == 3
+    alone = make_batch(jobs[:1])
+    assert alone.pixels.shape == (1, 4, 4, 3)
+    assert np.shares_memory(alone.pixels, jobs[0].input.pixels)

@@ -9,12 +9,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.errors import Internal
-from tests.service.worker.dispatcher_bench import FIRST, Gates, bench
+from tests.service.worker.dispatcher_bench import FIRST, Gates, dispatcher_bench
 
 
 async def test_a_lone_job_has_all_lanes_and_the_next_has_what_is_free() -> None:
     """One that is alone takes the device; while it runs others wait, and then share it."""
-    async with bench(lanes=4) as it:
+    async with dispatcher_bench(lanes=4) as it:
         gates = Gates(it)
         it.submit(0)
         await it.until(lambda: len(gates) == 1)
@@ -24,12 +24,12 @@ async def test_a_lone_job_has_all_lanes_and_the_next_has_what_is_free() -> None:
         await it.until(lambda: len(gates) == 3)
         assert it.runner.shares == [4, 2, 2]
         gates.open_all()
-        await it.until(lambda: len(it.answers) == 3)
+        await it.until(lambda: len(it.results) == 3)
 
 
 async def test_a_lone_job_leaves_lanes_for_others_where_they_were_taken_lately() -> None:
     """Once jobs come while others run, one that is alone for a moment has a part of the device; in quiet times all."""
-    async with bench(lanes=4) as it:
+    async with dispatcher_bench(lanes=4) as it:
         gates = Gates(it)
         for number in range(8):  # each of them comes while the one before it runs
             it.clock.now_s += 0.5
@@ -40,19 +40,19 @@ async def test_a_lone_job_leaves_lanes_for_others_where_they_were_taken_lately()
         assert it.runner.shares[0] == 4
         assert it.runner.shares[-1] < 4
         gates.open_all()
-        await it.until(lambda: len(it.answers) == 8)
+        await it.until(lambda: len(it.results) == 8)
         it.clock.now_s += 60.0
         it.submit(8)
         await it.until(lambda: len(gates) == 9)
         assert it.runner.shares[-1] == 4
         gates.open_all()
-        await it.until(lambda: len(it.answers) == 9)
+        await it.until(lambda: len(it.results) == 9)
 
 
 async def test_a_lane_leaves_some_of_what_waits_to_one_that_is_free_soon() -> None:
     """Four wait while one lane is through and the other nearly so: each takes two."""
-    async with bench(lanes=2) as it:
-        await it.try_out(1.0)
+    async with dispatcher_bench(lanes=2) as it:
+        await it.trial(1.0)
         gates = Gates(it)
         for number in range(2):
             it.submit(number)
@@ -66,13 +66,13 @@ async def test_a_lane_leaves_some_of_what_waits_to_one_that_is_free_soon() -> No
         gates.open_all()
         await it.until(lambda: len(gates) == 4)
         gates.open_all()
-        await it.until(lambda: len(it.answers) == 6)
+        await it.until(lambda: len(it.results) == 6)
         assert it.runner.batches[2:] == [(FIRST, 2)] * 2
 
 
 async def test_a_deep_queue_gives_each_lane_a_batch() -> None:
     """With enough for all, each lane runs batches of the best size by itself; a lane that is through takes the next."""
-    async with bench(lanes=2, batch=3) as it:
+    async with dispatcher_bench(lanes=2, batch=3) as it:
         gates = Gates(it)
         for number in range(9):
             it.submit(number, level=number)
@@ -80,20 +80,20 @@ async def test_a_deep_queue_gives_each_lane_a_batch() -> None:
         assert it.runner.batches == [(FIRST, 3)] * 2
         gates.open(1)
         await it.until(lambda: len(gates) == 3)
-        assert sorted(it.answers) in ([0, 1, 2], [3, 4, 5])  # the other batch runs still
+        assert sorted(it.results) in ([0, 1, 2], [3, 4, 5])  # the other batch runs still
         gates.open(0, 2)
-        await it.until(lambda: len(it.answers) == 9)
+        await it.until(lambda: len(it.results) == 9)
         assert it.runner.shares == [1] * 3
         assert [it.label(number) for number in range(9)] == list(range(9))
-        assert {done.batch_images for done in it.answers.values()} == {3}
+        assert {done.batch_images for done in it.results.values()} == {3}
 
 
 async def test_what_is_too_little_for_a_batch_each_is_spread() -> None:
     """Three images on two lanes: both work."""
-    async with bench(lanes=2) as it:
+    async with dispatcher_bench(lanes=2) as it:
         for number in range(3):
             it.submit(number)
-        await it.until(lambda: len(it.answers) == 3)
+        await it.until(lambda: len(it.results) == 3)
         assert (it.runner.batches, it.runner.shares) == ([(FIRST, 2), (FIRST, 1)], [1, 1])
 
 
@@ -105,7 +105,7 @@ async def test_never_more_lanes_are_taken_than_there_are(lanes: int) -> None:
 
 
 async def _hail(lanes: int) -> None:
-    async with bench(max_images=500, batch=4, lanes=lanes, models=["a", "b"]) as it:
+    async with dispatcher_bench(max_images=500, batch=4, lanes=lanes, models=["a", "b"]) as it:
         it.runner.poison = 13
         it.runner.memory_images = 3
         draw = np.random.default_rng(lanes)
@@ -114,44 +114,44 @@ async def _hail(lanes: int) -> None:
             it.submit(number, level=13 if number in poisoned else 7, model="ab"[draw.integers(2)])
             if draw.random() < 0.2:
                 await asyncio.sleep(0)
-        await it.until(lambda: len(it.answers) == 300)
+        await it.until(lambda: len(it.results) == 300)
         assert max(it.runner.taken_at_once) <= lanes
-        failed = {number for number, done in it.answers.items() if isinstance(done.result, Internal)}
+        failed = {number for number, done in it.results.items() if isinstance(done.result, Internal)}
         assert failed == poisoned
-        assert all(it.label(number) == 7 for number in it.answers.keys() - poisoned)
+        assert all(it.label(number) == 7 for number in it.results.keys() - poisoned)
 
 
 async def test_the_batch_that_runs_for_longest_is_watched() -> None:
     """A lane that hangs is seen while the others answer: how long it runs is how long the device is silent."""
-    async with bench(lanes=2) as it:
+    async with dispatcher_bench(lanes=2) as it:
         gates = Gates(it)
         it.submit(0)
         it.submit(1)
         await it.until(lambda: len(gates) == 2)
         it.clock.now_s += 5.0
         gates.open(1)
-        await it.until(lambda: len(it.answers) == 1)
+        await it.until(lambda: len(it.results) == 1)
         it.clock.now_s += 2.0
         it.submit(2)
         await it.until(lambda: len(gates) == 3)
-        assert it.dispatcher.busy_s() == it.dispatcher.silent_s() == 7.0
+        assert it.dispatcher.executor.busy_s() == it.dispatcher.executor.silent_s() == 7.0
         gates.open(0)
-        await it.until(lambda: len(it.answers) == 2)
-        assert it.dispatcher.busy_s() == 0.0
+        await it.until(lambda: len(it.results) == 2)
+        assert it.dispatcher.executor.busy_s() == 0.0
         gates.open_all()
-        await it.until(lambda: len(it.answers) == 3)
+        await it.until(lambda: len(it.results) == 3)
 
 
 async def test_a_slot_is_finished_once_none_of_its_batches_runs() -> None:
     """All lanes are waited for, not only the first that is through."""
-    async with bench(lanes=2) as it:
+    async with dispatcher_bench(lanes=2) as it:
         gates = Gates(it)
         it.submit(0)
         it.submit(1)
         await it.until(lambda: len(gates) == 2)
-        finished = asyncio.create_task(it.dispatcher.finished(FIRST))
+        finished = asyncio.create_task(it.dispatcher.wait_until_done(FIRST))
         gates.open(1)
-        await it.until(lambda: len(it.answers) == 1)
+        await it.until(lambda: len(it.results) == 1)
         await asyncio.sleep(0.01)
         assert not finished.done()
         gates.open(0)
@@ -160,17 +160,17 @@ async def test_a_slot_is_finished_once_none_of_its_batches_runs() -> None:
 
 async def test_the_backlog_is_shared_by_the_lanes() -> None:
     """Two lanes are through with what waits in half of the time; of what runs only that counts which is left."""
-    async with bench(lanes=2, batch=1) as it:
-        await it.try_out(3.0)
+    async with dispatcher_bench(lanes=2, batch=1) as it:
+        await it.trial(3.0)
         gates = Gates(it)
-        assert it.dispatcher.backlog_s() == 0.0
+        assert it.dispatcher.admission.drain_s() == 0.0
         for number in range(4):
             it.submit(number)
-        assert it.dispatcher.backlog_s() == pytest.approx(6.0)
+        assert it.dispatcher.admission.drain_s() == pytest.approx(6.0)
         await it.until(lambda: len(gates) == 2)
         it.clock.now_s += 2.0
-        assert it.dispatcher.backlog_s() == pytest.approx(4.0)
-        while len(it.answers) < 4:
+        assert it.dispatcher.admission.drain_s() == pytest.approx(4.0)
+        while len(it.results) < 4:
             gates.open_all()
             await asyncio.sleep(0.001)
         busy_s = it.registry.get_sample_value("convmlp_device_busy_seconds_total", {"model": FIRST})

@@ -1,4 +1,4 @@
-"""Fair shares of the device's time, alone."""
+"""Fair shares of the device's time, without a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COSTS = st.floats(0.01, 5.0)
 
 
 def shared_out(shares: FairShares, costs: dict[str, float], turns: int) -> dict[str, float]:
-    """The seconds that each model had after so many turns; all of them always have something to do."""
+    """The seconds that each model used after so many turns, where all of them always have jobs."""
     had = dict.fromkeys(costs, 0.0)
     for model in costs:
         shares.enter(model)
@@ -23,21 +23,21 @@ def shared_out(shares: FairShares, costs: dict[str, float], turns: int) -> dict[
 
 
 @given(COSTS, COSTS)
-def test_models_that_always_wait_have_alike_whatever_a_batch_costs(a: float, b: float) -> None:
-    """After any number of turns two models differ by no more than a batch of each."""
+def test_models_that_always_wait_get_equal_time(a: float, b: float) -> None:
+    """Whatever their batches cost, two models differ by no more than one batch of each."""
     had = shared_out(FairShares({}), {"a": a, "b": b}, turns=200)
     assert abs(had["a"] - had["b"]) <= a + b
 
 
 @given(COSTS, COSTS, st.floats(0.1, 10.0))
 def test_weights_are_shares(a: float, b: float, weight: float) -> None:
-    """A model of weight w has w times the time of one of weight 1, but for a batch of each."""
+    """A model of weight w gets w times the time of a model of weight 1, up to one batch of each."""
     had = shared_out(FairShares({"a": weight}), {"a": a, "b": b}, turns=200)
     assert abs(had["a"] / weight - had["b"]) <= a / weight + b + 1e-9
 
 
-def test_who_asked_for_nothing_has_saved_nothing_up() -> None:
-    """A model that comes back after a long time has its turn at once, and then every second one, not all of them."""
+def test_an_idle_model_saves_up_no_credit() -> None:
+    """A model that was idle for long is next at once, and then every second time, not every time."""
     shares = FairShares({})
     shared_out(shares, {"a": 1.0, "b": 1.0}, turns=2)
     shared_out(shares, {"a": 1.0}, turns=100)
@@ -50,8 +50,8 @@ def test_who_asked_for_nothing_has_saved_nothing_up() -> None:
     assert turns.count("b") == 3
 
 
-def test_what_was_expected_is_corrected_by_what_was_needed() -> None:
-    """A batch that was over sooner than expected gives the rest back."""
+def test_a_charge_is_corrected_by_the_time_that_a_batch_took() -> None:
+    """A batch that ended sooner than expected gives the rest of its charge back."""
     shares = FairShares({})
     for model in ("a", "b"):
         shares.enter(model)
@@ -61,8 +61,8 @@ def test_what_was_expected_is_corrected_by_what_was_needed() -> None:
     assert shares.next(["a", "b"]) == "a"
 
 
-def test_it_remembers_so_many_models() -> None:
-    """Models that came and went leave nothing behind; one that was forgotten has its turn as a newcomer."""
+def test_the_number_of_models_is_bounded() -> None:
+    """The model that entered longest ago is forgotten, and starts again like a new one."""
     shares = FairShares({})
     shares.enter("a")
     shares.charge("a", 100.0)

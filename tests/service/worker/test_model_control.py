@@ -21,17 +21,7 @@ from service.wire.messages import PROTOCOL, Hello, State, decode_to_front_end, e
 from service.wire.pool import WorkerPool
 from service.worker.model_control import MAX_REQUESTS
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.worker.worker_client import (
-    LEVEL,
-    ask,
-    ask_for,
-    channel_to,
-    config_of,
-    served,
-    soon,
-    status_of,
-    until,
-)
+from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, status_of, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, model_control=True)
 FIRST = "fake_classify"
@@ -40,11 +30,11 @@ FIRST = "fake_classify"
 @asynccontextmanager
 async def at_work(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWorker, WorkerPool]]:
     """A worker that serves FIRST, and has `second` and `third` in its store."""
-    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
+    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, front_end(worker.address) as pool:
         for name in ("second", "third"):
             store_bundle(worker.store, fake_bundle(Task.CLASSIFY, name))
-        await until(lambda: channel.readiness().ready)
-        yield worker, channel
+        await until(lambda: pool.readiness().ready)
+        yield worker, pool
 
 
 def in_memory(worker: FakeWorker) -> list[str]:
@@ -60,27 +50,27 @@ def depth(worker: FakeWorker) -> float | None:
     return gauge(worker, "convmlp_queue_depth", FIRST)
 
 
-async def stored(channel: WorkerPool, name: str) -> StoredModel:
-    return next(one for one in await channel.repository(soon()) if one.name == name)
+async def stored(pool: WorkerPool, name: str) -> StoredModel:
+    return next(one for one in await pool.repository(far_deadline_s()) if one.name == name)
 
 
-async def until_being_loaded(channel: WorkerPool, name: str) -> None:
+async def until_being_loaded(pool: WorkerPool, name: str) -> None:
     async with asyncio.timeout(20):
-        while (await stored(channel, name)).reason != "it is being loaded":
+        while (await stored(pool, name)).reason != "it is being loaded":
             await asyncio.sleep(0.005)
 
 
 async def test_a_loaded_model_answers_at_once_and_everywhere() -> None:
     """When a load returns its model is ready, the last of all; other front-ends hear of it, and the store says it."""
-    async with at_work() as (worker, channel), channel_to(worker.address) as other:
-        assert await stored(channel, "second") == StoredModel("second", False, False, "it is not loaded")
-        await channel.load("second", soon())
-        assert served(channel) == [FIRST, "second"]
-        assert channel.readiness().ready
-        assert await ask(channel, "second") == LEVEL
+    async with at_work() as (worker, pool), front_end(worker.address) as other:
+        assert await stored(pool, "second") == StoredModel("second", False, False, "it is not loaded")
+        await pool.load("second", far_deadline_s())
+        assert served(pool) == [FIRST, "second"]
+        assert pool.readiness().ready
+        assert await classify(pool, model="second") == LEVEL
         await until(lambda: served(other) == [FIRST, "second"])
-        assert await ask(other, "second") == LEVEL
-        assert await stored(channel, "second") == StoredModel("second", True, True, "")
+        assert await classify(other, model="second") == LEVEL
+        assert await stored(pool, "second") == StoredModel("second", True, True, "")
         assert in_memory(worker) == [FIRST, "second"]
         assert gauge(worker, "convmlp_model_ready", "second") == 1
 
@@ -89,212 +79,212 @@ async def test_front_ends_hear_of_a_change_before_they_ask() -> None:
     """The worker tells of a change by itself: a front-end whose next heartbeat is far away knows it as soon."""
     settings = SETTINGS.with_changes(heartbeat_interval_ms=20, worker_timeout_ms=100_000)
     async with (
-        at_work(settings) as (worker, channel),
-        channel_to(worker.address, heartbeat_s=1000.0, timeout_s=5000.0) as rare,
+        at_work(settings) as (worker, pool),
+        front_end(worker.address, heartbeat_s=1000.0, timeout_s=5000.0) as rare,
     ):
         await rare.introduced()
-        await channel.load("second", soon())
+        await pool.load("second", far_deadline_s())
         await until(lambda: served(rare) == [FIRST, "second"])
-        assert await ask(rare, "second") == LEVEL
-        await channel.unload("second", soon())
+        assert await classify(rare, model="second") == LEVEL
+        await pool.unload("second", far_deadline_s())
         await until(lambda: served(rare) == [FIRST])
 
 
 async def test_without_leave_nothing_changes() -> None:
     """Unless the setting allows it nobody loads or unloads; what the store holds may be asked."""
-    async with at_work(SETTINGS.with_changes(model_control=False)) as (worker, channel):
+    async with at_work(SETTINGS.with_changes(model_control=False)) as (worker, pool):
         with pytest.raises(Forbidden, match="model_control"):
-            await channel.load("second", soon())
+            await pool.load("second", far_deadline_s())
         with pytest.raises(Forbidden, match="model_control"):
-            await channel.unload(FIRST, soon())
-        assert not (await stored(channel, "second")).served
+            await pool.unload(FIRST, far_deadline_s())
+        assert not (await stored(pool, "second")).served
         assert in_memory(worker) == [FIRST]
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "", "..", f"../{FIRST}", "/etc", "a\0b", "x" * 5000])
 async def test_what_is_not_in_the_store_is_not_found(name: str) -> None:
     """Only names that the store lists are looked at: no caller's text becomes a path."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         with pytest.raises(ModelNotFound):
-            await channel.load(name, soon())
+            await pool.load(name, far_deadline_s())
         with pytest.raises(ModelNotFound):
-            await channel.unload(name, soon())
+            await pool.unload(name, far_deadline_s())
         assert in_memory(worker) == [FIRST]
-        assert await ask(channel) == LEVEL
+        assert await classify(pool) == LEVEL
 
 
 async def test_a_broken_bundle_is_told_without_naming_places() -> None:
     """A wrong hash and weights that do not fit are clear errors in words without a path, and leave nothing behind."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         (worker.store / "second" / WEIGHTS_FILE).write_bytes(b"another")
         worker.runner.damaged = frozenset({"third"})
         for name in ("second", "third"):
             with pytest.raises(Internal, match=f"model '{name}' cannot be loaded: its bundle is broken") as caught:
-                await channel.load(name, soon())
+                await pool.load(name, far_deadline_s())
             assert str(worker.store) not in caught.value.detail
             assert gauge(worker, "convmlp_model_ready", name) is None
-        assert served(channel) == in_memory(worker) == [FIRST]
+        assert served(pool) == in_memory(worker) == [FIRST]
 
 
 async def test_a_model_that_does_not_prove_itself_is_not_served() -> None:
     """A model with another answer on the reference picture leaves memory again, and the caller hears why."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         store_bundle(worker.store, lying_bundle("second"))
-        with pytest.raises(Internal, match="the reference says"):
-            await channel.load("second", soon())
+        with pytest.raises(Internal, match="the reference is"):
+            await pool.load("second", far_deadline_s())
         await until(lambda: in_memory(worker) == [FIRST])
-        assert served(channel) == [FIRST]
+        assert served(pool) == [FIRST]
         assert gauge(worker, "convmlp_model_ready", "second") is None
         assert gauge(worker, "convmlp_queue_depth", "second") is None
 
 
 async def test_without_room_on_the_device_nothing_is_loaded() -> None:
     """A model that does not fit is refused and the others answer on; once another has left it fits."""
-    async with at_work() as (worker, channel):
-        await channel.load("second", soon())
+    async with at_work() as (worker, pool):
+        await pool.load("second", far_deadline_s())
         worker.runner.memory_models = 2
-        with pytest.raises(Overloaded, match="unload another one"):
-            await channel.load("third", soon())
-        assert served(channel) == in_memory(worker) == [FIRST, "second"]
-        assert await ask(channel, "second") == LEVEL
-        await channel.unload(FIRST, soon())
-        await channel.load("third", soon())
-        assert served(channel) == in_memory(worker) == ["second", "third"]
+        with pytest.raises(Overloaded, match="unload another model"):
+            await pool.load("third", far_deadline_s())
+        assert served(pool) == in_memory(worker) == [FIRST, "second"]
+        assert await classify(pool, model="second") == LEVEL
+        await pool.unload(FIRST, far_deadline_s())
+        await pool.load("third", far_deadline_s())
+        assert served(pool) == in_memory(worker) == ["second", "third"]
 
 
 async def test_loading_what_is_served_changes_nothing_unless_the_disk_did() -> None:
     """The same bundle stays where it is; another config under the name takes its place, in the old order."""
-    async with at_work() as (worker, channel):
-        await channel.load("second", soon())
+    async with at_work() as (worker, pool):
+        await pool.load("second", far_deadline_s())
         before = dict(worker.runner.slots)
-        await channel.load(FIRST, soon())
+        await pool.load(FIRST, far_deadline_s())
         assert worker.runner.slots == before
         changed = fake_bundle(Task.CLASSIFY, FIRST, weights=b"trained for longer")
         store_bundle(worker.store, changed, weights=b"trained for longer")
-        await channel.load(FIRST, soon())
-        assert served(channel) == [FIRST, "second"]
-        assert config_of(channel, FIRST) == changed.config
+        await pool.load(FIRST, far_deadline_s())
+        assert served(pool) == [FIRST, "second"]
+        assert status_of(pool, FIRST).config == changed.config
         assert in_memory(worker) == ["second", FIRST]
-        assert await ask(channel) == LEVEL
+        assert await classify(pool) == LEVEL
 
 
 async def test_a_model_that_is_not_ready_is_loaded_anew() -> None:
     """A load never returns without the model being ready: one that lost its proof is read again."""
     settings = SETTINGS.with_changes(self_check_interval_ms=20)
-    async with at_work(settings) as (worker, channel):
+    async with at_work(settings) as (worker, pool):
         (slot,) = worker.runner.slots
         worker.runner.damaged_slots = frozenset({slot})
-        await until(lambda: not channel.readiness().ready)
-        assert (await stored(channel, FIRST)).served
-        assert "the reference says" in (await stored(channel, FIRST)).reason
-        await channel.load(FIRST, soon())
-        assert await ask(channel) == LEVEL
+        await until(lambda: not pool.readiness().ready)
+        assert (await stored(pool, FIRST)).served
+        assert "the reference is" in (await stored(pool, FIRST)).reason
+        await pool.load(FIRST, far_deadline_s())
+        assert await classify(pool) == LEVEL
         assert slot not in worker.runner.slots
 
 
 async def test_a_replaced_model_answers_what_was_made_for_it() -> None:
     """Inputs that were prepared for the old version are run by the old one for a while, then told to come again."""
     settings = SETTINGS.with_changes(heartbeat_interval_ms=300)
-    async with at_work(settings) as (worker, channel):
-        old = status_of(channel, FIRST)
+    async with at_work(settings) as (worker, pool):
+        old = status_of(pool, FIRST)
         old_slot = next(iter(worker.runner.slots))
         new = fake_bundle(Task.CLASSIFY, FIRST, weights=b"new")
         store_bundle(worker.store, new, weights=b"new")
-        loading = asyncio.create_task(channel.load(FIRST, soon()))
-        await until(lambda: config_of(channel, FIRST) == new.config)
+        loading = asyncio.create_task(pool.load(FIRST, far_deadline_s()))
+        await until(lambda: status_of(pool, FIRST).config == new.config)
         assert not loading.done()  # the old one is being kept for those who come late
         worker.runner.damaged_slots = frozenset({old_slot})
-        assert await ask_for(channel, old) != LEVEL
-        assert await ask(channel) == LEVEL
+        assert await classify(pool, model=old) != LEVEL
+        assert await classify(pool) == LEVEL
         await loading
         assert old_slot not in worker.runner.slots
         with pytest.raises(Unavailable, match="was replaced"):
-            await ask_for(channel, old)
+            await classify(pool, model=old)
 
 
 async def test_unloading_answers_what_is_in_hand_first() -> None:
     """Requests in the queue of a model that goes get their answers; those that come meanwhile get ModelNotFound."""
-    async with at_work() as (worker, channel):
-        await channel.load("second", soon())
-        model = status_of(channel, FIRST)
+    async with at_work() as (worker, pool):
+        await pool.load("second", far_deadline_s())
+        model = status_of(pool, FIRST)
         ran = len(worker.runner.batches)
         worker.runner.gate.clear()
-        asked = [asyncio.create_task(ask(channel))]
+        asked = [asyncio.create_task(classify(pool))]
         await until(lambda: len(worker.runner.batches) > ran)
-        asked += [asyncio.create_task(ask(channel)) for _ in range(4)]
+        asked += [asyncio.create_task(classify(pool)) for _ in range(4)]
         await until(lambda: depth(worker) == 4)
-        unloading = asyncio.create_task(channel.unload(FIRST, soon()))
-        await until(lambda: served(channel) == ["second"])
+        unloading = asyncio.create_task(pool.unload(FIRST, far_deadline_s()))
+        await until(lambda: served(pool) == ["second"])
         with pytest.raises(ModelNotFound, match=FIRST):
-            await ask_for(channel, model)
-        assert (await stored(channel, FIRST)).reason == "it is being unloaded"
+            await classify(pool, model=model)
+        assert (await stored(pool, FIRST)).reason == "it is being unloaded"
         assert in_memory(worker) == [FIRST, "second"]
         assert not unloading.done()
         worker.runner.gate.set()
         assert await asyncio.gather(*asked) == [LEVEL] * 5
         await unloading
         assert in_memory(worker) == ["second"]
-        assert await ask(channel, "second") == LEVEL
+        assert await classify(pool, model="second") == LEVEL
 
 
 async def test_a_model_that_left_leaves_only_its_counts() -> None:
     """Gauges of an unloaded model disappear, its counters stay; loaded again it goes on counting."""
-    async with at_work() as (worker, channel):
-        await ask(channel)
+    async with at_work() as (worker, pool):
+        await classify(pool)
         images = gauge(worker, "convmlp_images_total", FIRST)
         assert images
-        await channel.unload(FIRST, soon())
+        await pool.unload(FIRST, far_deadline_s())
         assert depth(worker) is None
         assert gauge(worker, "convmlp_model_ready", FIRST) is None
         assert gauge(worker, "convmlp_images_total", FIRST) == images
-        await channel.load(FIRST, soon())
+        await pool.load(FIRST, far_deadline_s())
         assert depth(worker) == 0
         assert (gauge(worker, "convmlp_images_total", FIRST) or 0) > images
 
 
 async def test_the_last_model_may_go() -> None:
     """Without any model the service is not ready and says why; a model that is loaded then makes it ready."""
-    async with at_work() as (worker, channel):
-        await channel.unload(FIRST, soon())
-        assert channel.models() == ()
-        assert not channel.readiness().ready
-        assert "no model is served" in channel.readiness().reason
+    async with at_work() as (worker, pool):
+        await pool.unload(FIRST, far_deadline_s())
+        assert pool.models() == ()
+        assert not pool.readiness().ready
+        assert "no model is served" in pool.readiness().reason
         assert in_memory(worker) == []
         with pytest.raises(ModelNotFound):
-            await channel.unload(FIRST, soon())
-        await channel.load("second", soon())
-        assert channel.readiness().ready
-        assert await ask(channel, "second") == LEVEL
+            await pool.unload(FIRST, far_deadline_s())
+        await pool.load("second", far_deadline_s())
+        assert pool.readiness().ready
+        assert await classify(pool, model="second") == LEVEL
 
 
 async def test_others_are_served_while_a_model_is_read() -> None:
     """Reading a model from disk takes nothing of the device's time."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         worker.runner.reading.clear()
-        loading = asyncio.create_task(channel.load("second", soon()))
-        await until_being_loaded(channel, "second")
-        assert [await ask(channel) for _ in range(20)] == [LEVEL] * 20
-        assert served(channel) == [FIRST]
+        loading = asyncio.create_task(pool.load("second", far_deadline_s()))
+        await until_being_loaded(pool, "second")
+        assert [await classify(pool) for _ in range(20)] == [LEVEL] * 20
+        assert served(pool) == [FIRST]
         worker.runner.reading.set()
         await loading
 
 
 async def test_a_model_is_loaded_while_batches_run() -> None:
     """Under steady load a model comes and goes without a single request of another one failing."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         stop = asyncio.Event()
 
         async def keep_asking() -> list[int]:
             answers = []
             while not stop.is_set():
-                answers.append(await ask(channel))
+                answers.append(await classify(pool))
             return answers
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
         for _ in range(5):
-            await channel.load("second", soon())
-            assert await ask(channel, "second") == LEVEL
-            await channel.unload("second", soon())
+            await pool.load("second", far_deadline_s())
+            assert await classify(pool, model="second") == LEVEL
+            await pool.unload("second", far_deadline_s())
         stop.set()
         answers = await asyncio.gather(*asking)
         assert all(answers)
@@ -304,53 +294,53 @@ async def test_a_model_is_loaded_while_batches_run() -> None:
 
 async def test_two_loads_at_once_take_their_turns() -> None:
     """Two front-ends that load the same model and another one all succeed, with one copy of each in memory."""
-    async with at_work() as (worker, channel), channel_to(worker.address) as other:
+    async with at_work() as (worker, pool), front_end(worker.address) as other:
         await other.introduced()
         worker.runner.reading.clear()
         loads = [
-            asyncio.create_task(one.load(name, soon()))
-            for one, name in ((channel, "second"), (other, "second"), (other, "third"))
+            asyncio.create_task(one.load(name, far_deadline_s()))
+            for one, name in ((pool, "second"), (other, "second"), (other, "third"))
         ]
-        await until_being_loaded(channel, "second")
+        await until_being_loaded(pool, "second")
         worker.runner.reading.set()
         await asyncio.gather(*loads)
         assert sorted(in_memory(worker)) == sorted([FIRST, "second", "third"])
-        await until(lambda: served(channel) == served(other) == in_memory(worker))
+        await until(lambda: served(pool) == served(other) == in_memory(worker))
         assert worker.runner.most_read_at_once == 1
 
 
 async def test_requests_about_models_are_bounded() -> None:
     """Beyond the bound one is refused at once; those inside are carried out."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         worker.runner.reading.clear()
-        inside = [asyncio.create_task(channel.load("second", soon())) for _ in range(MAX_REQUESTS)]
+        inside = [asyncio.create_task(pool.load("second", far_deadline_s())) for _ in range(MAX_REQUESTS)]
         await asyncio.sleep(0)  # they are sent in this order
         with pytest.raises(Overloaded, match="try again later"):
-            await channel.load("third", soon())
+            await pool.load("third", far_deadline_s())
         worker.runner.reading.set()
         await asyncio.gather(*inside)
-        assert served(channel) == [FIRST, "second"]
+        assert served(pool) == [FIRST, "second"]
 
 
 async def test_a_load_that_is_cancelled_leaves_no_trace() -> None:
     """Whether the model is read, waits for the device or is proven when its caller leaves, nothing of it stays."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         worker.runner.reading.clear()
-        loading = asyncio.create_task(channel.load("second", soon()))
-        await until_being_loaded(channel, "second")
+        loading = asyncio.create_task(pool.load("second", far_deadline_s()))
+        await until_being_loaded(pool, "second")
         loading.cancel()
         await until(lambda: gauge(worker, "convmlp_model_ready", "second") is None)
-        assert (await stored(channel, "second")).reason == "it is not loaded"
+        assert (await stored(pool, "second")).reason == "it is not loaded"
         worker.runner.reading.set()
 
         for device_is_busy in (True, False):
             ran = len(worker.runner.batches)
             worker.runner.gate.clear()
-            asked = [asyncio.create_task(ask(channel))] if device_is_busy else []
+            asked = [asyncio.create_task(classify(pool))] if device_is_busy else []
             await until(lambda: len(worker.runner.batches) > ran or not asked)  # noqa: B023
-            loading = asyncio.create_task(channel.load("third", soon()))
+            loading = asyncio.create_task(pool.load("third", far_deadline_s()))
             if device_is_busy:
-                await until_being_loaded(channel, "third")
+                await until_being_loaded(pool, "third")
             else:
                 await until(lambda: worker.runner.batches[-1][0] == "third")
             loading.cancel()
@@ -359,31 +349,31 @@ async def test_a_load_that_is_cancelled_leaves_no_trace() -> None:
             assert await asyncio.gather(*asked) == [LEVEL] * len(asked)
             await until(lambda: in_memory(worker) == [FIRST])
 
-        await channel.load("second", soon())
-        assert served(channel) == in_memory(worker) == [FIRST, "second"]
+        await pool.load("second", far_deadline_s())
+        assert served(pool) == in_memory(worker) == [FIRST, "second"]
 
 
 async def test_a_load_that_is_late_leaves_no_trace() -> None:
     """A load whose deadline passes is told so, and its model is not served afterwards."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         worker.runner.reading.clear()
         with pytest.raises(DeadlineExceeded):
-            await channel.load("second", time.monotonic() + 0.3)
+            await pool.load("second", time.monotonic() + 0.3)
         worker.runner.reading.set()
-        await channel.load("third", soon())
-        assert served(channel) == in_memory(worker) == [FIRST, "third"]
+        await pool.load("third", far_deadline_s())
+        assert served(pool) == in_memory(worker) == [FIRST, "third"]
 
 
 @pytest.mark.parametrize("why", ["it left", "its deadline passed"])
 async def test_an_unload_goes_on_without_its_caller(why: str) -> None:
     """Half an unload helps nobody: once begun it ends, even if nobody waits for it any more."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         worker.runner.gate.clear()
-        asked = asyncio.create_task(ask(channel))
+        asked = asyncio.create_task(classify(pool))
         await until(lambda: bool(worker.runner.batches) and depth(worker) == 0)
-        deadline_s = soon() if why == "it left" else time.monotonic() + 2.0
-        unloading = asyncio.create_task(channel.unload(FIRST, deadline_s))
-        await until(lambda: served(channel) == [])
+        deadline_s = far_deadline_s() if why == "it left" else time.monotonic() + 2.0
+        unloading = asyncio.create_task(pool.unload(FIRST, deadline_s))
+        await until(lambda: served(pool) == [])
         if why == "it left":
             unloading.cancel()
         with pytest.raises((asyncio.CancelledError, DeadlineExceeded)):
@@ -396,7 +386,7 @@ async def test_an_unload_goes_on_without_its_caller(why: str) -> None:
 
 async def test_a_config_is_sent_once() -> None:
     """Of what a front-end said to know, or was sent before, the worker sends no config again."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         context = zmq.asyncio.Context()
         with context.socket(zmq.DEALER) as front_end:
             front_end.setsockopt(zmq.LINGER, 0)
@@ -410,11 +400,11 @@ async def test_a_config_is_sent_once() -> None:
             await front_end.send_multipart([encode(Hello(PROTOCOL, ()))])
             first = await hear()
             assert list(first.configs) == [first.models[0].version]
-            await channel.load("second", soon())
+            await pool.load("second", far_deadline_s())
             second = await hear()
             assert [model.name for model in second.models] == [FIRST, "second"]
             assert list(second.configs) == [second.models[1].version]
-            await channel.load("third", soon())
+            await pool.load("third", far_deadline_s())
             third = await hear()
             assert list(third.configs) == [third.models[2].version]
             await front_end.send_multipart([encode(Hello(PROTOCOL, tuple(third.configs)))])
@@ -424,41 +414,41 @@ async def test_a_config_is_sent_once() -> None:
 
 async def test_a_front_end_that_comes_in_the_middle_sees_what_is_true() -> None:
     """During a load a new front-end is told the old set, and the new one as soon as it is served."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         worker.runner.reading.clear()
-        loading = asyncio.create_task(channel.load("second", soon()))
-        await until_being_loaded(channel, "second")
-        async with channel_to(worker.address) as late:
+        loading = asyncio.create_task(pool.load("second", far_deadline_s()))
+        await until_being_loaded(pool, "second")
+        async with front_end(worker.address) as late:
             await until(lambda: late.readiness().ready)
             assert served(late) == [FIRST]
             worker.runner.reading.set()
             await loading
             await until(lambda: served(late) == [FIRST, "second"])
-            assert await ask(late, "second") == LEVEL
+            assert await classify(late, model="second") == LEVEL
 
 
 async def test_a_worker_that_ends_tells_whoever_waits_for_a_load() -> None:
     """SIGTERM in the middle of a load: its caller is told at once, and the worker ends."""
-    async with at_work() as (worker, channel):
+    async with at_work() as (worker, pool):
         worker.runner.reading.clear()
-        loading = asyncio.create_task(channel.load("second", soon()))
-        await until_being_loaded(channel, "second")
+        loading = asyncio.create_task(pool.load("second", far_deadline_s()))
+        await until_being_loaded(pool, "second")
         worker.stop.set()
         with pytest.raises(Unavailable, match="shutting down"):
             await loading
         with pytest.raises(Unavailable, match="shutting down"):
-            await channel.load("third", soon())
+            await pool.load("third", far_deadline_s())
 
 
 async def test_what_is_served_is_written_down(tmp_path: Path) -> None:
     """Each change is in the file when its caller hears of it; where it cannot be written, the change is made still."""
     file = tmp_path / "served.json"
-    async with at_work(SETTINGS.with_changes(served_models_file=file)) as (_, channel):
+    async with at_work(SETTINGS.with_changes(served_models_file=file)) as (_, pool):
         assert not file.exists()
-        await channel.load("second", soon())
+        await pool.load("second", far_deadline_s())
         assert f'"served":["{FIRST}","second"]' in file.read_text()
-        await channel.unload(FIRST, soon())
+        await pool.unload(FIRST, far_deadline_s())
         assert '"served":["second"]' in file.read_text()
-    async with at_work(SETTINGS.with_changes(served_models_file=tmp_path / "missing" / "served.json")) as (_, channel):
-        await channel.load("second", soon())
-        assert served(channel) == [FIRST, "second"]
+    async with at_work(SETTINGS.with_changes(served_models_file=tmp_path / "missing" / "served.json")) as (_, pool):
+        await pool.load("second", far_deadline_s())
+        assert served(pool) == [FIRST, "second"]

@@ -1,4 +1,4 @@
-"""The queue alone: who is let in, and in which order they leave."""
+"""The queue alone: its bounds, and the order in which jobs leave it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Overloaded
-from service.worker.queue import Job, JobQueue
+from service.worker.queue import JobQueue
+from service.worker.types import Job
 from tests.service.worker.jobs import job, shape
 
 SMALL, LARGE, OTHER = shape(4), shape(8), shape(4, "other")
@@ -24,24 +25,24 @@ def numbers(jobs: tuple[Job, ...]) -> list[int]:
     return [one.key[1] for one in jobs]
 
 
-def test_the_earliest_deadline_is_first_and_the_earlier_of_two_alike() -> None:
-    """Within a model what is due first goes first, whatever its shape; only its shape goes with it."""
+def test_the_earliest_deadline_is_first_then_the_earliest_arrival() -> None:
+    """Within a model the earliest deadline is next, whatever its shape; only jobs of that shape go with it."""
     queue = filled(job(1, SMALL, 9.0), job(2, LARGE, 5.0), job(3, SMALL, 7.0), job(4, SMALL, 7.0), job(5, LARGE, 6.0))
-    assert queue.next().key[1] == 2
+    assert queue.next() == LARGE
     assert numbers(queue.take(LARGE, 1)) == [2]
-    assert queue.next().key[1] == 5
+    assert queue.next() == LARGE
     assert numbers(queue.take(LARGE, 8)) == [5]
-    assert queue.next().key[1] == 3
+    assert queue.next() == SMALL
     assert numbers(queue.take(SMALL, 2)) == [3, 4]
     assert numbers(queue.take(SMALL, 2)) == [1]
-    assert not queue
+    assert queue.images == 0
 
 
 @given(
     st.lists(st.tuples(st.sampled_from(["put", "put", "put", "remove", "take"]), st.integers(0, 9), st.integers(1, 4))),
 )
-def test_it_keeps_its_books_whatever_comes(steps: list[tuple[str, int, int]]) -> None:
-    """After any jobs that came, were withdrawn or left: order, depths, pixels and seconds are those of a plain list."""
+def test_its_counts_are_those_of_a_plain_list(steps: list[tuple[str, int, int]]) -> None:
+    """After any order of puts, removals and takes: order, depths, pixels and seconds are those of a plain list."""
     queue, plain = JobQueue(1000, 10**6), list[Job]()
     for number, (step, value, kind) in enumerate(steps):
         of = shape(kind * 2, "ab"[kind % 2])
@@ -49,18 +50,19 @@ def test_it_keeps_its_books_whatever_comes(steps: list[tuple[str, int, int]]) ->
             plain.append(job(number, of, deadline_s=float(value)))
             queue.put(plain[-1], 0.5, 0.0)
         elif step == "remove" and plain:
-            gone = plain.pop(value % len(plain))
-            assert queue.remove(gone.key) is gone
-            assert queue.remove(gone.key) is None
-        elif step == "take" and (mine := sorted((one for one in plain if one.shape == of), key=_due)):
-            assert queue.take(of, value + 1) == tuple(mine[: value + 1])
-            plain = [one for one in plain if one not in mine[: value + 1]]
+            removed = plain.pop(value % len(plain))
+            assert queue.remove(removed.key) is removed
+            assert queue.remove(removed.key) is None
+        elif step == "take" and (of_shape := sorted((one for one in plain if one.shape == of), key=_due)):
+            assert queue.take(of, value + 1) == tuple(of_shape[: value + 1])
+            plain = [one for one in plain if one not in of_shape[: value + 1]]
         for model in "ab":
             of_model = sorted((one for one in plain if one.shape.model == model), key=_due)
-            assert queue.first(model) is (of_model[0] if of_model else None)
+            if of_model:
+                assert queue.models[model].entries[0].job is of_model[0]
             assert queue.depth(model) == len(of_model)
             assert queue.has_slot(model) == bool(of_model)
-        assert len(queue) == len(plain)
+        assert queue.images == len(plain)
         assert all(queue.depth_of(of) == sum(one.shape == of for one in plain) for of in {one.shape for one in plain})
         assert queue.pixels == sum(one.shape.pixels for one in plain)
         assert queue.seconds == pytest.approx(0.5 * len(plain))
@@ -72,7 +74,7 @@ def _due(one: Job) -> tuple[float, int]:
 
 
 def test_it_is_bounded_by_images_and_by_pixels() -> None:
-    """Beyond either bound a job is refused with the time to come back; once others have left it is let in."""
+    """Beyond either bound a job is refused with its Retry-After; once other jobs have left, it is admitted."""
     queue = JobQueue(max_images=2, max_pixels=2 * 64)
     queue.put(job(1), 1.0, 0.0)
     queue.put(job(2), 1.0, 0.0)
@@ -83,28 +85,28 @@ def test_it_is_bounded_by_images_and_by_pixels() -> None:
     with pytest.raises(Overloaded):
         queue.put(job(4, shape(16)), 1.0, 0.0)
     queue.put(job(5, LARGE), 1.0, 0.0)
-    assert len(queue) == 2
+    assert queue.images == 2
 
 
 def test_models_take_turns_by_what_they_had() -> None:
-    """The turn is that of the model which has had least of the device; a newcomer is next, without older credit."""
+    """The model that used the device least is next. A model that had no jobs is next at once, without credit."""
     queue = filled(*(job(number) for number in range(4)))
     for _ in range(2):
-        assert queue.next().shape.model == "m"
+        assert queue.next().model == "m"
         queue.take(SMALL, 1)
         queue.shares.charge("m", 1.0)
     for number in range(4):
         queue.put(job(10 + number, OTHER), 1.0, 0.0)
     turns = []
-    while queue:
-        turns.append(queue.next().shape)
+    while queue.images:
+        turns.append(queue.next())
         queue.take(turns[-1], 1)
         queue.shares.charge(turns[-1].model, 1.0)
     assert [one.model for one in turns] == ["other", "m", "other", "m", "other", "other"]
 
 
-def test_the_time_before_a_turn_counts_deadlines_and_shares() -> None:
-    """Later deadlines of the same model are not before a job, nor is more of another model than its share."""
+def test_the_seconds_before_a_job_follow_deadlines_and_shares() -> None:
+    """Later deadlines of its model are not served before a job, nor more of another model than that one's share."""
     queue = filled(*(job(number, deadline_s=10.0 + number) for number in range(10)))
     assert queue.seconds_before("m", 99.0) == 10.0
     assert queue.seconds_before("m", 12.5) == 3.0
@@ -115,11 +117,11 @@ def test_the_time_before_a_turn_counts_deadlines_and_shares() -> None:
     assert queue.seconds_before("m", 99.0) == 11.0
 
 
-def test_a_number_that_comes_twice_is_one_job() -> None:
-    """A front-end that breaks the rules costs nobody a place: the later job is the one that counts."""
+def test_a_repeated_number_replaces_its_job() -> None:
+    """A front-end that repeats a number takes no second place: the later job replaces the first."""
     again = job(1, LARGE)
     queue = filled(job(1), again)
-    assert len(queue) == 1
+    assert queue.images == 1
     assert queue.pixels == 64
     assert queue.take(LARGE, 5) == (again,)
-    assert not queue
+    assert queue.images == 0

@@ -6,44 +6,44 @@ import asyncio
 
 from service.errors import Internal, Overloaded
 from service.worker.runner import OutOfDeviceMemory
-from tests.service.worker.dispatcher_bench import Gates, bench
+from tests.service.worker.dispatcher_bench import Gates, dispatcher_bench
 
 
 async def test_out_of_memory_halves_the_batch_and_remembers() -> None:
     """No job is lost when a batch does not fit; later batches of that shape are small enough from the start."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         it.runner.memory_images = 2
         await it.hold()
         for number in range(1, 9):
             it.submit(number, level=number)
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 9)
+        await it.until(lambda: len(it.results) == 9)
         assert [it.label(number) for number in range(9)] == list(range(9))
         it.runner.batches.clear()
         await it.hold(10)
         for number in range(11, 15):
             it.submit(number)
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 14)
+        await it.until(lambda: len(it.results) == 14)
         assert [images for _, images in it.runner.batches] == [1, 2, 2]
 
 
 async def test_an_image_that_never_fits_is_refused_alone() -> None:
     """Out of memory on a single image is its own clear error, and the worker goes on."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         it.runner.memory_images = 0
         it.submit(0)
-        await it.until(lambda: 0 in it.answers)
+        await it.until(lambda: 0 in it.results)
         assert isinstance(it.error(0), Overloaded)
         it.runner.memory_images = None
         it.submit(1, level=5)
-        await it.until(lambda: 1 in it.answers)
+        await it.until(lambda: 1 in it.results)
         assert it.label(1) == 5
 
 
 async def test_what_has_no_room_beside_others_runs_alone() -> None:
     """An image that does not fit while another lane has memory is tried by itself before it is refused."""
-    async with bench(lanes=2) as it:
+    async with dispatcher_bench(lanes=2) as it:
         gates = Gates(it)
         wait = it.runner.takes
         assert wait is not None
@@ -57,7 +57,7 @@ async def test_what_has_no_room_beside_others_runs_alone() -> None:
         for number in range(3):
             it.submit(number, level=5)
         await it.until(lambda: len(gates) == 2)
-        while len(it.answers) < 3:
+        while len(it.results) < 3:
             gates.open_all()
             await asyncio.sleep(0.001)
         assert [it.label(number) for number in range(3)] == [5] * 3
@@ -69,20 +69,20 @@ async def test_what_has_no_room_beside_others_runs_alone() -> None:
         it.runner.takes = never
         it.submit(4)
         it.submit(5)
-        await it.until(lambda: len(it.answers) == 5)
+        await it.until(lambda: len(it.results) == 5)
         assert isinstance(it.error(4), Overloaded)
         assert isinstance(it.error(5), Overloaded)
 
 
 async def test_a_poisoned_input_costs_only_itself() -> None:
     """When the network fails on a batch, each job is tried alone: one Internal error, the others' answers."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         it.runner.poison = 13
         await it.hold()
         for number, level in ((1, 11), (2, 13), (3, 15)):
             it.submit(number, level=level)
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 4)
+        await it.until(lambda: len(it.results) == 4)
         assert isinstance(it.error(2), Internal)
         assert "poisoned" not in it.error(2).detail
         assert (it.label(1), it.label(3)) == (11, 15)
@@ -90,7 +90,7 @@ async def test_a_poisoned_input_costs_only_itself() -> None:
 
 async def test_the_failure_of_one_lane_leaves_the_others_answers_alone() -> None:
     """A batch that fails while another runs costs that one nothing; its own neighbours are answered as ever."""
-    async with bench(lanes=2, batch=2) as it:
+    async with dispatcher_bench(lanes=2, batch=2) as it:
         it.runner.poison = 13
         gates = Gates(it)
         for number, level in enumerate((13, 1, 2, 3)):
@@ -99,10 +99,10 @@ async def test_the_failure_of_one_lane_leaves_the_others_answers_alone() -> None
         gates.open(0)
         await it.until(lambda: len(gates) == 3)  # the first of the two runs again, alone
         gates.open(1)
-        await it.until(lambda: {2, 3} <= it.answers.keys())
+        await it.until(lambda: {2, 3} <= it.results.keys())
         assert (it.label(2), it.label(3)) == (2, 3)
         await it.until(lambda: len(gates) == 4)
         gates.open_all()
-        await it.until(lambda: len(it.answers) == 4)
+        await it.until(lambda: len(it.results) == 4)
         assert isinstance(it.error(0), Internal)
         assert it.label(1) == 1

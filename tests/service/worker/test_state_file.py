@@ -48,7 +48,7 @@ def test_a_file_that_cannot_be_used_is_left_aside(
     path = tmp_path / "served.json"
     path.write_bytes(content)
     assert StateFile(path, CONFIGURED).read() == CONFIGURED
-    assert "serving what is configured" in capsys.readouterr().out
+    assert "serving the configured ones" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

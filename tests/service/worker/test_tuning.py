@@ -10,14 +10,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from model.types import Task
-from service.worker.batching import BatchLimits, BatchSizeLimits
+from service.worker.batching import BatchSizeLimits
 from service.worker.model_registry import LoadedModel, new_model
 from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, goes_on
 from tests.fakes import fake_bundle
-from tests.service.worker.dispatcher_bench import FIRST, SIDE, Bench, Gates, bench
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench, Gates, dispatcher_bench
 
 
-def loaded(it: Bench) -> LoadedModel:
+def loaded(it: DispatcherBench) -> LoadedModel:
     """The model of the bench, in a slot of the same name; its reference picture is as large as the bench's jobs."""
     model = new_model(fake_bundle(Task.CLASSIFY))
     model.slot = FIRST
@@ -26,7 +26,7 @@ def loaded(it: Bench) -> LoadedModel:
     return model
 
 
-def has_curve(it: Bench, each_ms: Callable[[int], float]) -> None:
+def has_curve(it: DispatcherBench, each_ms: Callable[[int], float]) -> None:
     """From now on a batch takes so many milliseconds for each of its images."""
 
     def takes(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
@@ -35,11 +35,11 @@ def has_curve(it: Bench, each_ms: Callable[[int], float]) -> None:
     it.runner.takes = takes
 
 
-def tuner(it: Bench, most: int = 32, budget_s: float = 1000.0) -> Tuner:
-    return Tuner(it.dispatcher, BatchSizeLimits(BatchLimits(most, 10**9)), it.clock, budget_s)
+def tuner(it: DispatcherBench, most: int = 32, budget_s: float = 1000.0) -> Tuner:
+    return Tuner(it.dispatcher, BatchSizeLimits(most, 10**9), it.clock, budget_s)
 
 
-def sizes(it: Bench) -> list[int]:
+def sizes(it: DispatcherBench) -> list[int]:
     """The sizes that were timed, in their order."""
     return list(dict.fromkeys(images for _, images in it.runner.batches))
 
@@ -64,7 +64,7 @@ async def test_the_smallest_batch_that_is_about_as_fast_as_the_fastest(
     each_ms: Callable[[int], float], best: int, tried: list[int]
 ) -> None:
     """The choice follows the device's curve, which is followed as long as there may be something to gain."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         has_curve(it, each_ms)
         assert await tuner(it).tune(loaded(it)) == best
         assert sizes(it) == tried
@@ -86,7 +86,7 @@ def test_a_curve_ends_where_nothing_is_gained_twice_or_much_is_lost() -> None:
 async def test_it_keeps_to_its_budget() -> None:
     """A model that is slow is timed as far as there is time for, and at least once."""
     for each_s, tried in ((0.05, [1, 2, 4]), (0.4, [1]), (3.0, [1])):
-        async with bench() as it:
+        async with dispatcher_bench() as it:
             has_curve(it, lambda images: 1000 * each_s * (0.9 + 0.1 / images))  # noqa: B023
             start_s = it.clock()
             await tuner(it, budget_s=1.0).tune(loaded(it))
@@ -96,7 +96,7 @@ async def test_it_keeps_to_its_budget() -> None:
 
 async def test_the_fastest_of_some_runs_counts_and_never_the_first() -> None:
     """What finds memory, or is disturbed by a neighbour, says nothing of the model."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         seen: list[int] = []
 
         def each_ms(images: int) -> float:
@@ -112,50 +112,50 @@ async def test_the_fastest_of_some_runs_counts_and_never_the_first() -> None:
 
 async def test_batches_are_as_large_as_is_best_and_by_pixels_for_other_shapes() -> None:
     """Four images of the reference's size are best: of four times the pixels one, of a quarter of them sixteen."""
-    async with bench(batch=32, max_images=200) as it:
+    async with dispatcher_bench(batch=32, max_images=200) as it:
         has_curve(it, a_cpu)
-        await Tuner(it.dispatcher, it.sizes, it.clock, budget_s=1000.0).tune(loaded(it))
+        await Tuner(it.dispatcher, it.limits, it.clock, budget_s=1000.0).tune(loaded(it))
         it.runner.batches.clear()
         gates = Gates(it)
         for side, images in ((SIDE, 4), (2 * SIDE, 1), (SIDE // 2, 16)):
-            ran, answered = len(gates), len(it.answers)
+            ran, answered = len(gates), len(it.results)
             for number in range(20):
                 it.submit(1000 * side + number, side=side)
             await it.until(lambda: len(gates) == ran + 1)  # noqa: B023
             assert it.runner.batches[-1] == (FIRST, images)
-            while len(it.answers) < answered + 20:
+            while len(it.results) < answered + 20:
                 gates.open_all()
                 await asyncio.sleep(0.001)
 
 
 async def test_what_does_not_fit_ends_the_curve() -> None:
     """A device without memory for the next size has the best of those that fit, and goes on to serve."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         it.runner.memory_images = 4
         has_curve(it, lambda images: 100 / images)
         with capture_logs() as logs:
             assert await tuner(it).tune(loaded(it)) == 4
-        assert [line["event"] for line in logs] == ["a batch does not fit", "best batch"]
+        assert [line["event"] for line in logs] == ["batch does not fit into memory", "best batch"]
         it.submit(0, level=7)
-        await it.until(lambda: 0 in it.answers)
+        await it.until(lambda: 0 in it.results)
         assert it.label(0) == 7
 
 
 async def test_others_have_their_turn_between_trials() -> None:
     """A job that comes while a model is measured waits for one trial alone; so does who waits for the slot."""
-    async with bench() as it:
+    async with dispatcher_bench() as it:
         gates = Gates(it)
         model = loaded(it)
         tuning = asyncio.create_task(tuner(it).tune(model))
         await it.until(lambda: len(gates) == 1)
-        finished = asyncio.create_task(it.dispatcher.finished(FIRST))
+        finished = asyncio.create_task(it.dispatcher.wait_until_done(FIRST))
         it.submit(0)
         gates.open(0)
         await it.until(lambda: len(gates) == 2)
         assert not finished.done()
         gates.open(1)
-        await it.until(lambda: len(it.answers) == 1)
-        model.gone = True  # its slot is wanted: no more trials
+        await it.until(lambda: len(it.results) == 1)
+        model.retired = True  # its slot is wanted: no more trials
         while not tuning.done():
             gates.open_all()
             await asyncio.sleep(0.001)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from tests.service.worker.dispatcher_bench import bench
+from tests.service.worker.dispatcher_bench import dispatcher_bench
 
 
 async def test_the_earliest_deadline_is_answered_first() -> None:
     """Jobs of one model leave by deadline, not by arrival."""
-    async with bench(batch=1) as it:
+    async with dispatcher_bench(batch=1) as it:
         await it.hold()
         for number, budget_s in ((1, 30.0), (2, 10.0), (3, 20.0)):
             it.submit(number, budget_s=budget_s)
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 4)
-        assert list(it.answers) == [0, 2, 3, 1]
+        await it.until(lambda: len(it.results) == 4)
+        assert list(it.results) == [0, 2, 3, 1]
 
 
 async def test_a_model_that_is_flooded_leaves_the_other_its_share() -> None:
     """Sixty images of one model wait: the other's are answered in turn with them, and are let in for that."""
-    async with bench(batch=4, models=["flood", "other"]) as it:
+    async with dispatcher_bench(batch=4, models=["flood", "other"]) as it:
         for model in ("flood", "other"):
             await it.learn(1.0, model)
         it.runner.gate.clear()
@@ -31,14 +31,14 @@ async def test_a_model_that_is_flooded_leaves_the_other_its_share() -> None:
             it.submit(number, model="other", budget_s=20.0)
         it.each_takes(1.0)
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 64 + 4)
+        await it.until(lambda: len(it.results) == 64 + 4)
         assert it.runner.batches[:4] == [("flood", 4), ("other", 4), ("flood", 4), ("flood", 4)]
-        assert max(it.answers[number].queue_s for number in range(60, 64)) <= 8.0
+        assert max(it.results[number].queue_s for number in range(60, 64)) <= 8.0
 
 
 async def test_a_weight_of_two_is_twice_the_time() -> None:
     """While both models are asked for more than the device can do, the one of weight 2 has two thirds of it."""
-    async with bench(batch=2, models=["a", "b"], weights={"a": 2.0}) as it:
+    async with dispatcher_bench(batch=2, models=["a", "b"], weights={"a": 2.0}) as it:
         for model in ("a", "b"):
             await it.learn(1.0, model)
         it.runner.gate.clear()
@@ -46,6 +46,6 @@ async def test_a_weight_of_two_is_twice_the_time() -> None:
             it.submit(number, model="ab"[number % 2], budget_s=1000.0)
         it.each_takes(1.0)
         it.runner.gate.set()
-        await it.until(lambda: len(it.answers) == 60 + 4)
+        await it.until(lambda: len(it.results) == 60 + 4)
         had = [model for model, _ in it.runner.batches[:21]]
         assert had.count("a") == pytest.approx(14, abs=1)

@@ -19,53 +19,53 @@ from service.wire.pool import WorkerPool
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.worker import Worker, WorkerWedged
 from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.worker.worker_client import LEVEL, ask, channel_to, served, soon, until
+from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=50)
 
 
 @asynccontextmanager
 async def worker_and_channel(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWorker, WorkerPool]]:
-    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, channel_to(worker.address) as channel:
-        yield worker, channel
+    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, front_end(worker.address) as pool:
+        yield worker, pool
 
 
 async def test_a_model_that_answers_wrongly_is_not_ready() -> None:
     """A worker whose model does not give its committed answer is not ready; once it does, it is."""
-    async with worker_and_channel() as (worker, channel):
-        await until(lambda: channel.readiness().ready)
+    async with worker_and_channel() as (worker, pool):
+        await until(lambda: pool.readiness().ready)
         worker.runner.shift = 50
-        await until(lambda: not channel.readiness().ready)
-        assert "fake_classify" in channel.readiness().reason
+        await until(lambda: not pool.readiness().ready)
+        assert "fake_classify" in pool.readiness().reason
         assert worker.registry.get_sample_value("convmlp_model_ready", {"model": "fake_classify"}) == 0
-        with pytest.raises(Unavailable, match="the reference says"):
-            await ask(channel)
+        with pytest.raises(Unavailable, match="the reference is"):
+            await classify(pool)
         worker.runner.shift = 0
-        await until(lambda: channel.readiness().ready)
-        assert await ask(channel) == LEVEL
+        await until(lambda: pool.readiness().ready)
+        assert await classify(pool) == LEVEL
 
 
 async def test_a_worker_says_that_it_is_starting_until_it_has_proven_itself() -> None:
     """Before the reference answer was given, requests are refused as Unavailable, not queued."""
-    async with worker_and_channel() as (worker, channel):
+    async with worker_and_channel() as (worker, pool):
         worker.runner.gate.clear()
-        await until(lambda: bool(channel.models()))
-        if not channel.readiness().ready:  # the self-check may have been through before the gate closed
+        await until(lambda: bool(pool.models()))
+        if not pool.readiness().ready:  # the self-check may have been through before the gate closed
             with pytest.raises(Unavailable):
-                await ask(channel)
+                await classify(pool)
         worker.runner.gate.set()
-        await until(lambda: channel.readiness().ready)
+        await until(lambda: pool.readiness().ready)
 
 
 async def test_a_model_that_could_not_be_asked_is_not_proven() -> None:
     """A device without room for the reference picture proves nothing; once it answers, the worker is ready."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker:
         worker.runner.memory_images = 0
-        async with channel_to(worker.address) as channel:
+        async with front_end(worker.address) as pool:
             await until(lambda: len(worker.runner.batches) >= 3)
-            assert not channel.readiness().ready
+            assert not pool.readiness().ready
             worker.runner.memory_images = None
-            await until(lambda: channel.readiness().ready)
+            await until(lambda: pool.readiness().ready)
 
 
 async def test_a_model_that_is_not_proven_is_asked_again_soon() -> None:
@@ -73,24 +73,24 @@ async def test_a_model_that_is_not_proven_is_asked_again_soon() -> None:
     settings = SETTINGS.with_changes(self_check_interval_ms=10**9)
     async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker:
         worker.runner.shift = 50
-        async with channel_to(worker.address) as channel:
+        async with front_end(worker.address) as pool:
             await until(lambda: len(worker.runner.batches) >= 2)
-            assert not channel.readiness().ready
+            assert not pool.readiness().ready
             worker.runner.shift = 0
-            await until(lambda: channel.readiness().ready)
+            await until(lambda: pool.readiness().ready)
 
 
 async def test_a_model_that_is_not_proven_does_not_hold_up_the_others() -> None:
     """One of two models never proves itself: the service is not ready and names it, the other one answers."""
     async with (
         fake_worker(SETTINGS, tasks=[Task.CLASSIFY], more=[lying_bundle("liar")]) as worker,
-        channel_to(worker.address) as channel,
+        front_end(worker.address) as pool,
     ):
-        await until(lambda: "not ready: liar" in channel.readiness().reason)
-        assert not channel.readiness().ready
-        assert await ask(channel) == LEVEL
-        with pytest.raises(Unavailable, match="the reference says"):
-            await ask(channel, "liar")
+        await until(lambda: "not ready: liar" in pool.readiness().reason)
+        assert not pool.readiness().ready
+        assert await classify(pool) == LEVEL
+        with pytest.raises(Unavailable, match="the reference is"):
+            await classify(pool, model="liar")
 
 
 async def test_only_a_configured_model_must_load_at_the_start(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ async def test_only_a_configured_model_must_load_at_the_start(tmp_path: Path) ->
             WorkerMetrics(CollectorRegistry(), {"configured": "classify", "loaded": "classify"}),
         )
 
-    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door, channel_to(door.address) as channel, asyncio.timeout(20):
+    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door, front_end(door.address) as pool, asyncio.timeout(20):
         stop = asyncio.Event()
         serving = asyncio.create_task(worker("loaded").run(door, stop))
-        await until(lambda: channel.readiness().ready)
-        assert served(channel) == ["configured"]
+        await until(lambda: pool.readiness().ready)
+        assert served(pool) == ["configured"]
         stop.set()
         await serving
         with pytest.raises(ExceptionGroup) as caught:
@@ -119,16 +119,16 @@ async def test_only_a_configured_model_must_load_at_the_start(tmp_path: Path) ->
 
 async def test_draining_finishes_what_is_in_hand() -> None:
     """After the signal jobs in hand are answered, front-ends hear of it, and the worker ends."""
-    async with worker_and_channel() as (worker, channel):
-        await until(lambda: channel.readiness().ready)
+    async with worker_and_channel() as (worker, pool):
+        await until(lambda: pool.readiness().ready)
         worker.runner.gate.clear()
-        asked = [asyncio.create_task(ask(channel)) for _ in range(9)]
+        asked = [asyncio.create_task(classify(pool)) for _ in range(9)]
         depth = "convmlp_queue_depth"
         await until(lambda: (worker.registry.get_sample_value(depth, {"model": "fake_classify"}) or 0) >= 1)
         worker.stop.set()
-        await until(lambda: not channel.readiness().ready)
-        assert "shutting down" in channel.readiness().reason
-        assert [model.ready for model in channel.models() or ()] == [False]
+        await until(lambda: not pool.readiness().ready)
+        assert "shutting down" in pool.readiness().reason
+        assert [model.ready for model in pool.models() or ()] == [False]
         worker.runner.gate.set()
         assert await asyncio.gather(*asked) == [LEVEL] * 9
 
@@ -152,13 +152,13 @@ async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> Non
         WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
     )
     store_bundle(tmp_path, fake_bundle(Task.CLASSIFY, "second"))
-    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door, channel_to(door.address) as channel, asyncio.timeout(20):
+    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door, front_end(door.address) as pool, asyncio.timeout(20):
 
         async def load() -> None:
             if when == "in a load":
-                await until(lambda: channel.readiness().ready)
+                await until(lambda: pool.readiness().ready)
                 runner.gate.clear()
-                await channel.load("second", soon())
+                await pool.load("second", far_deadline_s())
 
         loading = asyncio.create_task(load())
         with pytest.raises(ExceptionGroup) as caught:

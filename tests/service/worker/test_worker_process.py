@@ -23,7 +23,7 @@ from model.types import Task
 from service.errors import Unavailable
 from service.wire.pool import WorkerPool
 from tests.fakes import fake_bundle
-from tests.service.worker.worker_client import channel_to, served, status_of
+from tests.service.wire.worker_pool import front_end, served, status_of
 
 BREED, HEADS, OUTLINE = "convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline"
 START_TIMEOUT_S = 120.0
@@ -61,25 +61,25 @@ def worker_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @asynccontextmanager
-async def front_end(folder: Path) -> AsyncIterator[WorkerPool]:
-    """A channel that only a broken connection tells of a lost worker, not silence."""
-    async with channel_to(f"ipc://{folder}/worker", 0.05, 10_000.0) as channel:
-        yield channel
+async def patient_front_end(folder: Path) -> AsyncIterator[WorkerPool]:
+    """A front-end that loses its worker only when the connection breaks, not after silence."""
+    async with front_end(f"ipc://{folder}/worker", 0.05, 10_000.0) as pool:
+        yield pool
 
 
-async def until_ready(channel: WorkerPool, process: subprocess.Popen[bytes], folder: Path) -> None:
+async def until_ready(pool: WorkerPool, process: subprocess.Popen[bytes], folder: Path) -> None:
     async with asyncio.timeout(START_TIMEOUT_S):
-        while not channel.readiness().ready:
+        while not pool.readiness().ready:
             assert process.poll() is None, (folder / "log").read_text()
             await asyncio.sleep(0.02)
 
 
-async def agrees(channel: WorkerPool, model: str) -> bool:
+async def agrees(pool: WorkerPool, model: str) -> bool:
     """Whether a model gives its committed answer to whoever asks."""
-    status = status_of(channel, model)
+    status = status_of(pool, model)
     config = status.config
     one = reference_input(config.preprocessing)
-    answer = await channel.predict("r", status, one, REFERENCE_PARAMS, time.monotonic() + START_TIMEOUT_S)
+    answer = await pool.predict("r", status, one, REFERENCE_PARAMS, time.monotonic() + START_TIMEOUT_S)
     return mismatch(postprocess(answer.output, config, one.geometry.original), config.reference) is None
 
 
@@ -93,42 +93,42 @@ def scrape(folder: Path) -> str:
 async def test_a_killed_worker_comes_back_with_what_it_served(tmp_path: Path) -> None:
     """After loads and an unload, kill -9: the next process serves the changed set, but for what left the disk."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    async with front_end(tmp_path) as channel:
+    async with patient_front_end(tmp_path) as pool:
         with worker_process(tmp_path) as process:
-            await until_ready(channel, process, tmp_path)
-            assert served(channel) == [BREED, OUTLINE]
+            await until_ready(pool, process, tmp_path)
+            assert served(pool) == [BREED, OUTLINE]
             add_guest(tmp_path)
-            await channel.load("guest", deadline_s)
-            await channel.load(HEADS, deadline_s)
-            assert served(channel) == [BREED, OUTLINE, "guest", HEADS]
-            assert await agrees(channel, HEADS)
-            await channel.unload(BREED, deadline_s)
-            assert served(channel) == [OUTLINE, "guest", HEADS]
-            told = await asyncio.to_thread(scrape, tmp_path)
-            assert f'convmlp_model_ready{{model="{HEADS}"}} 1.0' in told
-            assert f'convmlp_model_ready{{model="{BREED}"}}' not in told
-            assert f'convmlp_queue_depth{{model="{BREED}"}}' not in told
-            assert f'convmlp_images_total{{model="{BREED}"}}' in told
-            await kill(process, channel)
+            await pool.load("guest", deadline_s)
+            await pool.load(HEADS, deadline_s)
+            assert served(pool) == [BREED, OUTLINE, "guest", HEADS]
+            assert await agrees(pool, HEADS)
+            await pool.unload(BREED, deadline_s)
+            assert served(pool) == [OUTLINE, "guest", HEADS]
+            scraped = await asyncio.to_thread(scrape, tmp_path)
+            assert f'convmlp_model_ready{{model="{HEADS}"}} 1.0' in scraped
+            assert f'convmlp_model_ready{{model="{BREED}"}}' not in scraped
+            assert f'convmlp_queue_depth{{model="{BREED}"}}' not in scraped
+            assert f'convmlp_images_total{{model="{BREED}"}}' in scraped
+            await kill(process, pool)
 
         with worker_process(tmp_path) as process:
-            await until_ready(channel, process, tmp_path)
-            assert served(channel) == [OUTLINE, "guest", HEADS]
-            assert await agrees(channel, HEADS)
-            await kill(process, channel)
+            await until_ready(pool, process, tmp_path)
+            assert served(pool) == [OUTLINE, "guest", HEADS]
+            assert await agrees(pool, HEADS)
+            await kill(process, pool)
 
         shutil.rmtree(tmp_path / "store" / "guest")
         with worker_process(tmp_path) as process:
-            await until_ready(channel, process, tmp_path)
-            assert served(channel) == [OUTLINE, HEADS]
-            assert "cannot be read any more" in (tmp_path / "log").read_text()
-            await kill(process, channel)
+            await until_ready(pool, process, tmp_path)
+            assert served(pool) == [OUTLINE, HEADS]
+            assert "cannot read a model that was served last" in (tmp_path / "log").read_text()
+            await kill(process, pool)
 
         (tmp_path / "served.json").write_text("{half")
         with worker_process(tmp_path) as process:
-            await until_ready(channel, process, tmp_path)
-            assert served(channel) == [BREED, OUTLINE]
-            assert "serving what is configured" in (tmp_path / "log").read_text()
+            await until_ready(pool, process, tmp_path)
+            assert served(pool) == [BREED, OUTLINE]
+            assert "serving the configured ones" in (tmp_path / "log").read_text()
 
 
 def add_guest(folder: Path) -> None:
@@ -140,30 +140,30 @@ def add_guest(folder: Path) -> None:
     (guest / CONFIG_FILE).write_text(json.dumps({**config, "name": "guest"}))
 
 
-async def kill(process: subprocess.Popen[bytes], channel: WorkerPool) -> None:
-    """kill -9, and wait until the channel knows."""
+async def kill(process: subprocess.Popen[bytes], pool: WorkerPool) -> None:
+    """kill -9, and wait until the pool knows."""
     process.kill()
     async with asyncio.timeout(START_TIMEOUT_S):
-        while channel.readiness().ready:
+        while pool.readiness().ready:
             await asyncio.sleep(0.01)
 
 
 async def test_a_worker_killed_in_the_middle_of_a_load_fails_it_at_once(tmp_path: Path) -> None:
     """kill -9 while a model is being read: the caller hears it long before the deadline."""
-    async with front_end(tmp_path) as channel:
+    async with patient_front_end(tmp_path) as pool:
         with worker_process(tmp_path) as process:
-            await until_ready(channel, process, tmp_path)
+            await until_ready(pool, process, tmp_path)
             stuck = tmp_path / "store" / "stuck"
             stuck.mkdir()
             (stuck / CONFIG_FILE).write_text(fake_bundle(Task.CLASSIFY, "stuck").config.model_dump_json())
             os.mkfifo(stuck / WEIGHTS_FILE)  # a read of it waits for a writer who never comes
-            loading = asyncio.create_task(channel.load("stuck", time.monotonic() + 10_000))
+            loading = asyncio.create_task(pool.load("stuck", time.monotonic() + 10_000))
             async with asyncio.timeout(START_TIMEOUT_S):
                 while not any(
-                    one.reason == "it is being loaded" for one in await channel.repository(time.monotonic() + 60)
+                    one.reason == "it is being loaded" for one in await pool.repository(time.monotonic() + 60)
                 ):
                     await asyncio.sleep(0.02)
-            assert await agrees(channel, BREED)
+            assert await agrees(pool, BREED)
             process.kill()
             async with asyncio.timeout(START_TIMEOUT_S):
                 with pytest.raises(Unavailable):

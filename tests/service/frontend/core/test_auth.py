@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.errors import RateLimited, Unauthenticated
-from service.frontend.core.auth import ApiKeys, Auth, Caller, InvalidKeysFile, host_of, open_auth
+from service.frontend.core.auth import ApiKeys, Auth, Caller, InvalidKeysFile, open_auth
 from service.frontend.core.rate_limit import RateLimit
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -124,21 +124,6 @@ def test_without_a_rate_nothing_is_limited(registry: CollectorRegistry) -> None:
 def test_hosts_whose_rate_is_one(registry: CollectorRegistry, host: str, caller: str) -> None:
     """An IPv6 caller is its /64, since it has all of its addresses; a mapped IPv4 address is that address."""
     assert Auth(None, one_a_minute(), FrontEndMetrics(registry)).identify(None, host) == caller
-
-
-@pytest.mark.parametrize(
-    ("peer", "host"),
-    [
-        ("ipv4:192.0.2.7:5000", "192.0.2.7"),
-        ("ipv6:%5B2001:db8::1%5D:5000", "2001:db8::1"),
-        ("ipv6:[::1]:5000", "::1"),
-        ("unix:/tmp/socket", "unix"),
-        ("unix:", "unix"),
-    ],
-)
-def test_the_host_of_a_grpc_peer(peer: str, host: str) -> None:
-    """gRPC's name of a peer without its port, which is another one with each connection."""
-    assert host_of(peer) == host
 
 
 async def test_settings_make_the_gate(registry: CollectorRegistry, keys: ApiKeys, tmp_path: Path) -> None:

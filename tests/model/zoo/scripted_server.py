@@ -1,4 +1,4 @@
-"""A real HTTP server on the loopback that misbehaves as it is told to, one request after the other."""
+"""An HTTP server on the loopback that answers requests by a script, with faults."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ LATER_DATE = "Wed, 01 Oct 2025 08:00:40 GMT"
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
-    """How one request is answered; as it is, well: whole, or the rest that was asked for."""
+class ScriptedReply:
+    """How one request is answered. The default is correct: the whole file, or the requested range."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
-    """Beside those of a good answer, or in their place."""
+    """Added to the correct headers, or replacing them."""
     content: bytes | None = None
-    """Another file than the server's."""
+    """Instead of the server's file."""
     etag: str | None = '"one"'
     last_modified: str | None = None
     date: str | None = None
-    """Of the answer, by the server's clock; without, now."""
+    """The Date header; None: now."""
     ranges: bool = True
     if_range: bool = True
-    """Whether it minds that the file changed since."""
+    """Whether If-Range is respected."""
     length: int | None = None
-    """The Content-Length that is claimed; without, the true one."""
+    """The Content-Length header; None: the correct one."""
     framing: str = "length"
     """Or "chunked", or "none"."""
     cut_after: int | None = None
-    """The connection is closed after so many bytes of the body."""
+    """Close the connection after so many bytes of the body."""
     stall_after: int | None = None
-    """Nothing more is sent after so many, until the server ends."""
+    """Send nothing after so many bytes, until the server stops."""
 
 
 @dataclass(slots=True)
 class Server:
-    """`acts` are for the first requests, one each; all later ones are answered with `then`."""
+    """`replies` answer the first requests, one each; `default` answers all later ones."""
 
     url: str
     content: bytes
-    acts: list[Act] = field(default_factory=list)
-    then: Act = field(default_factory=Act)
+    replies: list[ScriptedReply] = field(default_factory=list)
+    default: ScriptedReply = field(default_factory=ScriptedReply)
     requests: list[Message] = field(default_factory=list)
-    """The headers of each request, as they came."""
+    """The headers of each request."""
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
     def ranges(self) -> list[str | None]:
-        """What part each request asked for."""
+        """The Range header of each request."""
         return [headers["Range"] for headers in self.requests]
 
-    def next_act(self, headers: Message) -> Act:
+    def next_act(self, headers: Message) -> ScriptedReply:
         self.requests.append(headers)
-        return self.acts.pop(0) if self.acts else self.then
+        return self.replies.pop(0) if self.replies else self.default
 
 
 @contextmanager
-def serving(content: bytes, *acts: Act, certificate: Path | None = None) -> Iterator[Server]:
+def scripted_server(content: bytes, *replies: ScriptedReply, certificate: Path | None = None) -> Iterator[Server]:
     """A server of one file. `certificate` is a PEM file with the key in it; with it, the server speaks HTTPS."""
 
     class Handler(_Handler):
@@ -77,7 +77,7 @@ def serving(content: bytes, *acts: Act, certificate: Path | None = None) -> Iter
             http.socket = context.wrap_socket(http.socket, server_side=True)
         http.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up here, as they should
         scheme = "http" if certificate is None else "https"
-        server = Server(f"{scheme}://127.0.0.1:{http.server_port}/weights.pth", content, list(acts))
+        server = Server(f"{scheme}://127.0.0.1:{http.server_port}/weights.pth", content, list(replies))
         Handler.scripted = server
         thread = threading.Thread(target=http.serve_forever, args=(0.01,))
         thread.start()
@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self._send_body(act, body)
 
-    def _start(self, act: Act) -> int:
+    def _start(self, act: ScriptedReply) -> int:
         asked = self.headers["Range"]
         if asked is None or not act.ranges or act.status != 200:
             return 0
@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 0
         return int(asked.removeprefix("bytes=").removesuffix("-"))
 
-    def _send_body(self, act: Act, body: bytes) -> None:
+    def _send_body(self, act: ScriptedReply, body: bytes) -> None:
         end = next((stop for stop in (act.cut_after, act.stall_after) if stop is not None), len(body))
         if act.framing == "chunked":
             for begin in range(0, end, 1000):
@@ -143,4 +143,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Silent: a test fails by what it finds, not by what the server says."""
+        """Disabled."""

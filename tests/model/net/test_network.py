@@ -14,7 +14,7 @@ from model.families.retinanet import RetinaNetSpec
 from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.network import build_network
 from tests import goldens
-from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES
+from tests.model.tiny_models import ARCHITECTURES, NUM_CLASSES
 
 PUBLISHED: dict[str, tuple[Callable[[ConvMLPSpec], Architecture], int]] = {
     "classifier": (lambda backbone: ClassifierSpec(backbone=backbone), 1000),
@@ -28,7 +28,7 @@ PUBLISHED: dict[str, tuple[Callable[[ConvMLPSpec], Architecture], int]] = {
 @pytest.mark.parametrize("size", ["s", "m", "l"])
 @pytest.mark.parametrize("family", list(PUBLISHED))
 def test_keys_shapes_and_parameters_are_the_authors(family: str, size: str) -> None:
-    """A published checkpoint loads without renaming: the same keys, shapes, types and number of parameters."""
+    """A published checkpoint loads without renaming: equal keys, shapes, dtypes and parameter counts."""
     architecture, classes = PUBLISHED[family]
     with torch.device("meta"):
         network = build_network(architecture(CONVMLP_SIZES[size]), classes)
@@ -41,15 +41,15 @@ def test_keys_shapes_and_parameters_are_the_authors(family: str, size: str) -> N
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
 def test_small_constants_are_the_authors(family: str) -> None:
-    """Epsilons of 1e-5 and the exact GELU: others move results too little for a comparison of answers to see."""
+    """Epsilons of 1e-5 and exact GELU: other values change outputs too little for a comparison to notice."""
     modules = list(build_network(ARCHITECTURES[family], NUM_CLASSES).modules())
     assert {module.eps for module in modules if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)} == {1e-5}
     assert {module.approximate for module in modules if isinstance(module, nn.GELU)} == {"none"}
 
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
-def test_every_parameter_learns(family: str) -> None:
-    """Gradients reach each parameter that the dense part uses, and no in-place operation forbids training."""
+def test_every_parameter_gets_a_gradient(family: str) -> None:
+    """Gradients reach each parameter of the dense part; no in-place operation breaks training."""
     network = build_network(ARCHITECTURES[family], NUM_CLASSES).train()
     out = network(torch.randn(2, 3, 64, 96))
     flat = [out] if isinstance(out, torch.Tensor) else [x for part in out for x in part]
@@ -60,8 +60,8 @@ def test_every_parameter_learns(family: str) -> None:
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
 @pytest.mark.parametrize("size", [(32, 32), (33, 61), (96, 64)])
-def test_sizes_that_are_no_multiple_of_the_stride_pass(family: str, size: tuple[int, int]) -> None:
-    """Levels round up at each halving and are brought together at the finer one's size."""
+def test_sizes_that_are_no_multiple_of_the_stride_work(family: str, size: tuple[int, int]) -> None:
+    """Levels round up at each halving and are merged at the finer level's size."""
     network = build_network(ARCHITECTURES[family], NUM_CLASSES).eval()
     with torch.inference_mode():
         out = network(torch.randn(1, 3, *size))

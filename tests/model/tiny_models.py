@@ -1,4 +1,4 @@
-"""Small networks with random weights, written as real bundles: quick to run, the same in all else."""
+"""Small networks with random weights, as real bundles and as checkpoint files."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ POSTPROCESSING: dict[Task, Postprocessing] = {
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 SPREADS = {"retina_cls": 2.0, "retina_reg": 0.3, "rpn_cls": 2.0, "rpn_reg": 0.3, "fc_cls": 2.0, "conv_seg": 2.0}
-"""Standard deviation of what a last layer answers; of all other layers it is 1."""
+"""Standard deviation of the outputs of last layers; of all other layers it is 1."""
 
 
 @torch.no_grad()
 def tiny_network(family: str) -> nn.Module:
-    """A random network, each layer centred and scaled on noise: scores and boxes of many sizes, none extreme."""
+    """A random network, each layer centred and scaled on noise: scores and boxes vary, none is extreme."""
     torch.manual_seed(7)
     network = build_network(ARCHITECTURES[family], NUM_CLASSES).eval()
     names = {module: name.rsplit(".", 1)[-1] for name, module in network.named_modules()}
@@ -99,3 +99,16 @@ def metadata(family: str, name: str = "tiny", precision: DtypeName = "fp32") -> 
 def tiny_bundle(store: Path, family: str) -> Bundle:
     reference = REFERENCES[family_of(ARCHITECTURES[family]).task]
     return write_bundle(store, metadata(family), tiny_network(family), lambda _: reference)
+
+
+def tiny_checkpoint(folder: Path, family: str, name: str = "mine.pth") -> Path:
+    """A tiny network's state dict: bare for a classifier, else wrapped as mmcv does."""
+    path = folder / name
+    tensors = tiny_network(family).state_dict()
+    if family == "classifier":
+        torch.save(tensors, path)
+    else:
+        # As mmcv writes it: more than weights, but plain values.
+        meta = {"mmcv_version": "1.4.8", "config": "model = dict()", "epoch": 12, "hook_msgs": {}}
+        torch.save({"meta": meta, "state_dict": tensors, "optimizer": {"state": {}, "param_groups": []}}, path)
+    return path

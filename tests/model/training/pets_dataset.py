@@ -1,4 +1,4 @@
-"""A handful of made-up photographs in the data set's layout."""
+"""Synthetic photographs in the dataset's layout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEIGHT, WIDTH = 48, 64
 
 
 def write_photographs(data_dir: Path) -> Path:
-    """Ten pictures of two breeds, five of each, one of each in fold 0; odd ones have no mask."""
+    """Ten pictures of two breeds, five each, one of each in fold 0; odd ones have no mask."""
     for folder in ("images", "masks"):
         (data_dir / folder).mkdir(parents=True)
     rng = np.random.default_rng(0)

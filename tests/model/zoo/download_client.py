@@ -1,4 +1,4 @@
-"""What the tests of the download share: two files, and a client that does not wait."""
+"""A client of `download` that does not wait, and files to download."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from model.zoo.download import DownloadFailed, ExpectedHash, RetryPolicy, downlo
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
-BOUND = 1_000_000
-CHILD = """
+MAX_BYTES = 1_000_000
+DOWNLOAD_SCRIPT = """
 import sys
 from pathlib import Path
 from model.zoo.download import DownloadFailed, download
@@ -24,20 +24,20 @@ try:
 except DownloadFailed as error:
     sys.exit(error.detail)
 """
-"""The same download, as a process of its own: its arguments are the URL and the target."""
+"""The same download in a process of its own; arguments: URL and target."""
 
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def given(content: bytes) -> ExpectedHash:
+def expected_hash(content: bytes) -> ExpectedHash:
     return ExpectedHash.given(sha256(content))
 
 
 @dataclass
-class Client:
-    """`download` into a folder of its own, with a clock that does not wait; what it said and how long it paused."""
+class DownloadClient:
+    """Calls `download` to its own folder, with a fake sleep; records waits, notices and progress."""
 
     folder: Path
     read_timeout_s: float = 20.0
@@ -63,7 +63,7 @@ class Client:
         return download(
             url,
             self.target,
-            max_bytes=BOUND,
+            max_bytes=MAX_BYTES,
             expected=expected,
             progress=lambda size, total: self.seen.append((size, total)),
             on_retry=self.notices.append,
@@ -71,14 +71,14 @@ class Client:
         )
 
     def fails(self, url: str, expected: ExpectedHash | None = None) -> str:
-        """What a download that must fail says; it leaves no target."""
+        """The error of a download that must fail; it leaves no target."""
         with pytest.raises(DownloadFailed) as failed:
             self.fetch(url, expected)
         assert not self.target.exists()
         return failed.value.detail
 
 
-def assert_whole(client: Client, content: bytes = CONTENT) -> None:
-    """The target has the content, and nothing of the way there is left but the lock."""
+def assert_whole(client: DownloadClient, content: bytes = CONTENT) -> None:
+    """The target has the content; only the lock file is left beside it."""
     assert client.target.read_bytes() == content
     assert {path.name for path in client.folder.iterdir()} == {"weights.pth", "weights.pth.lock"}
