@@ -1,7 +1,4 @@
-"""The REST front-end's application: what is where, and what surrounds it. Starting and stopping is done outside.
-
-The REST front-end process: composition root of `convmlp rest`.
-"""
+"""The HTTP front-end process, `convmlp rest`: its application, and how it starts and stops."""
 
 from __future__ import annotations
 
@@ -37,15 +34,15 @@ from service.process import EXIT_CONFIG, inherited_socket, open_listener, run_pr
 from service.settings import Settings
 
 API_VERSION = "1.0"
-"""Of the contract with callers, not of the package."""
+"""The version of the HTTP API, not of the package."""
 
 OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
-"""Need no key."""
+"""Paths that need no key."""
 
-DESCRIPTION = """Send a photograph, get labels, boxes and masks.
+DESCRIPTION = """Send an image, get labels, boxes and masks.
 
-Coordinates are pixels of the upright picture (EXIF orientation applied), origin at the top left. Errors are
-`application/problem+json` (RFC 9457); where trying again may help, `Retry-After` says when."""
+Coordinates are pixels of the upright image (EXIF orientation applied), origin at the top left. Errors are
+`application/problem+json` (RFC 9457); `Retry-After` has the seconds to wait where trying again may help."""
 
 
 def create_app(
@@ -56,7 +53,7 @@ def create_app(
     metrics_text: MetricsText,
     tracing: Tracing = NO_TRACING,
 ) -> ASGIApp:
-    """The application. `metrics_text` gives the body and the media type of `/metrics`."""
+    """The application. `metrics_text` returns the body and the media type of `/metrics`."""
     app = FastAPI(
         title="ConvMLP Serving",
         description=DESCRIPTION,
@@ -101,19 +98,19 @@ def create_app(
     return FastPath(app, direct)
 
 
+# Stands among the framework's routes for the endpoints that `FastPath` calls: it documents them, and the framework
+# refuses other methods of their paths.
 async def _answered_directly() -> None:
-    """Stands in the framework's routes for an endpoint that `FastPath` calls: it documents it, and refuses other
-    methods."""
-    raise AssertionError
+    raise AssertionError("FastPath answers this path")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, which the framework finds."""
+    """The framework's own errors: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     code, title, detail = {
-        404: ("not-found", "There is nothing at this path", f"there is nothing at {path!r}; see /docs"),
-        405: ("method-not-allowed", "The path does not take this method", f"{path!r} takes other methods; see /docs"),
+        404: ("not-found", "Not found", f"there is nothing at {path!r}; see /docs"),
+        405: ("method-not-allowed", "Method not allowed", f"{path!r} takes other methods; see /docs"),
     }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
     ours = request_of(request)
     ours.record.outcome = code
@@ -140,7 +137,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
             async with open_front_end(settings) as front_end:
                 app = create_app(
                     front_end.engine,
-                    front_end.gate,
+                    front_end.auth,
                     settings,
                     front_end.metrics,
                     lambda: exposition(front_end.registry),

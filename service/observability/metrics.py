@@ -123,7 +123,7 @@ class FrontEndMetrics:
     def rejected(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
 
-    def told(self, error: ConvMLPError) -> None:
+    def count_error(self, error: ConvMLPError) -> None:
         """Count an error that answers a request or one of its images. `Auth` counts its own refusals."""
         match error:
             case Overloaded():

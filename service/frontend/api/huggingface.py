@@ -85,11 +85,11 @@ def _parameters(kind: type[Parameters], text: msgspec.Raw) -> Parameters:
         parameters = msgspec.json.decode(text, type=kind | None) or kind()
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__)
-        raise BadParameter(f"the JSON body's `parameters` cannot be taken: {error}; known are {known}") from None
+        raise BadParameter(f"the JSON body's `parameters` are invalid: {error}; known parameters: {known}") from None
     function = parameters.function_to_apply if isinstance(parameters, ClassifyParameters) else None
     if function not in (None, Function.SOFTMAX):
         raise BadParameter(
-            f"function_to_apply {function!s} is not to be had: the scores are probabilities, by softmax; leave it out",
+            f"function_to_apply {function!s} is not supported: scores are softmax probabilities; leave it out",
             "function_to_apply",
         )
     return parameters
@@ -103,14 +103,14 @@ SUMMARY = {
 
 
 def operation(task: Task, settings: Settings) -> dict[str, Any]:
-    """What FastAPI merges into the operation of `POST /compat/huggingface/<task>`."""
+    """The part of the operation `POST /compat/huggingface/<task>` that FastAPI does not know."""
     name = PARAMETERS["model"]
     document = {
         "type": "object",
         "properties": {
             "inputs": BASE64,
             "parameters": {"$ref": REF.format(name=PARAMETERS_OF_TASK[task].__name__)},
-            "options": {"description": "Taken and not looked at."},
+            "options": {"description": "Accepted and ignored."},
         },
         "required": ["inputs"],
     }
@@ -123,7 +123,9 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
         ],
         "requestBody": {
             "required": True,
-            "description": "The bytes of one image, or JSON with base64: told by the bytes, not by the Content-Type.",
+            "description": (
+                "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
+            ),
             "content": {
                 "image/*": {"schema": BINARY},
                 "application/octet-stream": {"schema": BINARY},
@@ -132,7 +134,7 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
         },
         "responses": {
             "200": {
-                "description": "A bare list",
+                "description": "A list of results",
                 "headers": RESPONSE_HEADERS,
                 "content": {"application/json": {"schema": elements}},
             },
@@ -211,7 +213,9 @@ def _model_name(query_string: bytes) -> str | None:
         return None
     given = datastructures.QueryParams(query_string).multi_items()
     if len(given) > 1 or any(name != "model" for name, _ in given):
-        raise BadParameter("the query string takes `model`, once; all else belongs into the JSON body's `parameters`")
+        raise BadParameter(
+            "the query string takes only `model`, once; other parameters go into the JSON body's `parameters`"
+        )
     return parse_params(model=given[0][1] if given else None).model
 
 
@@ -231,4 +235,4 @@ def _chosen(models: Sequence[ModelStatus], parameters: Parameters) -> ModelStatu
         if _subtask(model) is parameters.subtask:
             return model
     does = ", ".join(f"{model.config.name} does {_subtask(model)}" for model in models)
-    raise BadParameter(f"no model does the subtask {parameters.subtask.value!r} here; {does}", "subtask")
+    raise BadParameter(f"no served model does the subtask {parameters.subtask.value!r}; {does}", "subtask")

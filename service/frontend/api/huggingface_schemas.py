@@ -1,7 +1,7 @@
-"""What Hugging Face's clients send and expect, by structs that are also its JSON Schema in OpenAPI.
+"""The requests and answers of Hugging Face's clients, by structs that are also their JSON Schema in OpenAPI.
 
 The names and meanings are those of the `image-classification`, `object-detection` and `image-segmentation` tasks
-in `@huggingface/tasks`; what each parameter does here is said beside it.
+in `@huggingface/tasks`; docstrings have the meaning of each parameter here.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ class Subtask(StrEnum):
 
 
 class ClassifyParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k`: how many labels, 5 if left out. `function_to_apply`: softmax, which is what the models were made for."""
+    """`top_k`: number of labels, by default 5. `function_to_apply`: only softmax, which the models were trained for."""
 
     top_k: Annotated[int, msgspec.Meta(ge=TOP_K.low, le=TOP_K.high)] | None = None
     function_to_apply: Function | None = None
 
 
 class DetectParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`threshold`: detections with a score above it are told.
+    """`threshold`: return only detections scoring above this.
 
-    If left out it is the model's own, which is lower than the 0.5 of Hugging Face's pipeline.
+    By default it is the model's own, which is lower than the 0.5 of Hugging Face's pipeline.
     """
 
     threshold: Threshold | None = None
 
 
 class SegmentParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`subtask`: `semantic` or `instance`; if left out, whatever the model does. The others are for instances.
+    """`subtask`: `semantic` or `instance`; by default the model's.
 
-    `threshold`: instances with a score above it are told; the model's own threshold if left out. `mask_threshold`:
-    the probability from which on a pixel belongs to an instance. Segments of a semantic model have no scores, so
-    that neither applies to them; `overlap_mask_area_threshold` is of panoptic segmentation, and applies to none.
+    For instances: `threshold`: return only instances scoring above this; by default the model's own threshold.
+    `mask_threshold`: the minimum probability of a pixel of an instance. Segments of a semantic model have no scores,
+    so neither applies to them. `overlap_mask_area_threshold` is for panoptic segmentation, and is ignored.
     """
 
     subtask: Subtask | None = None

@@ -148,7 +148,7 @@ class Engine:
         Raises:
             ModelNotFound: no such model, or none of this task.
             BadParameter: the model does another task.
-            Unavailable: no worker has said yet what it serves.
+            Unavailable: no worker has reported its models yet.
         """
         if name is None:
             for model in self._workers.models() or self.models():
@@ -174,13 +174,13 @@ class Engine:
             if status.config.name == name:
                 return status
         known = ", ".join(status.config.name for status in self.models())
-        raise ModelNotFound(f"there is no model {name!r} here; served: {known}")
+        raise ModelNotFound(f"there is no model {name!r}; served: {known}")
 
     def models(self) -> tuple[ModelStatus, ...]:
-        """What the worker serves, in its order; still known while a lost worker is being restarted.
+        """The models that the worker serves, in its order; still known while a lost worker is being restarted.
 
         Raises:
-            Unavailable: no worker has said yet what it serves.
+            Unavailable: no worker has reported its models yet.
         """
         models = self._workers.models()
         if models is None:
@@ -188,28 +188,28 @@ class Engine:
         return models
 
     async def repository(self, deadline_s: float | None = None) -> tuple[StoredModel, ...]:
-        """Everything in the worker's store, by name, and everything that it serves.
+        """All models of the worker's store, and all that it serves, by name.
 
         Raises:
-            DeadlineExceeded: there was no answer by `deadline_s`, on the clock of `time.monotonic`; where it is left
-                out, `model_control_timeout_ms` from now.
+            DeadlineExceeded: no answer came by `deadline_s`, on the clock of `time.monotonic`; None means
+                `model_control_timeout_ms` from now.
             Overloaded: too many such requests wait already.
-            Unavailable: there is no worker, it is starting or draining, or it was lost meanwhile.
+            Unavailable: no worker is ready, or it was lost meanwhile.
         """
         return await self._workers.repository(self._control_deadline(deadline_s))
 
     async def load(self, name: str, deadline_s: float | None = None) -> None:
         """Serve a model of the store. When this returns it is ready, and the last of its task.
 
-        One that is served already is read again from disk: where its weights or its config changed, or where it
-        is not ready, it is loaded anew and takes the old one's place, which answers until then; else nothing is
-        done. A call that is cancelled, fails or is late leaves everything as it was; only where one of several
-        workers could not take a changed model do the others keep the change.
+        A model that is served already is read again from disk. If its weights or its config changed, or it is not
+        ready, it is loaded anew and replaces the old one, which answers until then. A call that is cancelled, fails or
+        is late changes nothing; only where one of several workers cannot load a changed model do the others keep the
+        change.
 
         Raises:
-            Forbidden: the service is configured not to let callers do this.
-            ModelNotFound: there is none of that name in the store.
-            Internal: it cannot be served: its bundle is broken, or it does not give its committed answer.
+            Forbidden: model control is off in the settings.
+            ModelNotFound: the store has no model of that name.
+            Internal: its bundle is broken, or it does not give its reference answer.
             Overloaded: the device has no room for it, or too many such requests wait already.
             DeadlineExceeded, Unavailable: as `repository`.
         """
@@ -217,13 +217,13 @@ class Engine:
         await self._workers.load(name, self._control_deadline(deadline_s))
 
     async def unload(self, name: str, deadline_s: float | None = None) -> None:
-        """Serve a model no more. What the worker has in hand for it is answered first, then its memory is free.
+        """Stop serving a model. Its requests in progress are answered first, then its memory is freed.
 
-        Requests that come meanwhile are told ModelNotFound. Any model may go: without the last one the service is
-        not ready, and says why. Once begun it is done to its end, even if the caller has left.
+        New requests for it get ModelNotFound. Without its last model the service is not ready, and readiness has the
+        reason. An unload that has begun is completed, even if the caller leaves.
 
         Raises:
-            Forbidden: the service is configured not to let callers do this.
+            Forbidden: model control is off in the settings.
             ModelNotFound: it is not served.
             Overloaded: too many such requests wait already.
             DeadlineExceeded, Unavailable: as `repository`.
@@ -235,7 +235,7 @@ class Engine:
         return self._workers.readiness()
 
     def next_change(self) -> asyncio.Event:
-        """What is set as soon as `models` or `readiness` say something else than now."""
+        """An event that is set at the next change of `models` or `readiness`."""
         return self._workers.next_change()
 
     def deadline(self, timeout_ms: int | None) -> float:

@@ -135,7 +135,7 @@ class RequestRecord:
         """The request ends with an error."""
         self.outcome = error.code
         if self.predicts:
-            self.log.metrics.told(error)
+            self.log.metrics.count_error(error)
         self.finish()
 
     def finish(self) -> dict[str, float]:

@@ -23,13 +23,13 @@ DISPOSITION = b"content-disposition"
 
 
 class FormImages:
-    """Feed it the body's chunks, then take its images. The parser bounds number and size of a part's headers."""
+    """Parses a form: `feed` it the body's chunks, then call `finish`. The parser bounds a part's headers."""
 
     def __init__(self, boundary: bytes, max_images: int) -> None:
         """Raises BadRequest where there is no usable boundary."""
         if not boundary:
             raise BadRequest(
-                "multipart/form-data needs a boundary in its Content-Type; let the client's library write the header"
+                "multipart/form-data needs a boundary in its Content-Type; let the HTTP library set the header"
             )
         self._max_images = max_images
         self._images: list[bytes] = []
@@ -124,7 +124,7 @@ def too_many_images(most: int) -> ImageTooLarge:
 
 
 Upload = bytes | BadRequest
-"""One encoded image, or why there is none in its place."""
+"""One encoded image, or the error in its place."""
 
 HOW_TO_SEND = (
     "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
@@ -132,11 +132,11 @@ HOW_TO_SEND = (
 )
 EMPTY_BODY = f"the body is empty; {HOW_TO_SEND}"
 FIRST_BYTES_OF_JSON = b'{["-0123456789tfn'
-"""None of them begins an image, so a picture with a wrong Content-Type is still taken for a picture."""
+"""No image begins with one of these, so an image with a wrong Content-Type is still read as an image."""
 
 
 class JsonBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Base64 of one image or of several; a `data:` URL is taken as well."""
+    """Base64, or a `data:` URL, of one image or of several."""
 
     image: str | None = None
     images: list[str] | None = None
@@ -186,7 +186,7 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
 
 
 def from_base64(text: str, name: str) -> Upload:
-    """The bytes of base64 or of a `data:` URL; `name` says in an error where in the JSON body it stood."""
+    """The bytes of base64 or of a `data:` URL; `name` is its place in the JSON body, for errors."""
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):

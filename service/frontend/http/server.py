@@ -35,7 +35,7 @@ async def serve(
 ) -> None:
     """Serve on listening sockets until `should_exit`; then finish the requests in progress, and close the sockets.
 
-    From then on no connection is accepted, idle ones are closed, and answers say `Connection: close`. A request
+    From then on no connection is accepted, idle ones are closed, and answers have `Connection: close`. A request
     that is not finished within `drain_timeout_s` is cancelled and answered 503.
     """
     config = uvicorn.Config(

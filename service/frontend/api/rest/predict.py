@@ -32,7 +32,7 @@ from service.types import ModelStatus, PredictRequest, Reply
 VARY = ((b"vary", b"Accept"),)
 
 IMAGE_FAULTS = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest)
-"""Errors of an image. Any other says that the service failed, and that trying again may help."""
+"""Errors of an image. Any other is a failure of the service, and trying again may help."""
 
 PICTURE_FORMATS = {
     Medium.PNG: PictureFormat.PNG,
@@ -158,7 +158,7 @@ class Predict:
                     raise error
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
-            record.log.metrics.told(error)
+            record.log.metrics.count_error(error)
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))
         return places
 

@@ -1,4 +1,4 @@
-"""What a prediction asks for: its query string, and the media type of its answer.
+"""The parameters of a prediction over HTTP: its query string, and the media type of its answer.
 
 The table of parameters in `core/parameters.py` also makes their OpenAPI text. Content negotiation follows RFC 9110,
 section 12.5.1.
@@ -33,7 +33,7 @@ class Medium(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a request asks for beside its images. `params` is the worker's part of it."""
+    """The parameters of a request. `params` are the worker's."""
 
     model: str | None
     params: QueryParams
@@ -112,7 +112,7 @@ def negotiate(accept: str) -> Medium:
 
 
 def _media_range(part: str) -> tuple[str, float] | None:
-    """A range's `type/subtype` and its quality; None where it is malformed, which says nothing then."""
+    """A range's `type/subtype` and its quality; None where it is malformed."""
     name, *parameters = (piece.strip().lower() for piece in part.split(";"))
     quality = 1.0
     for parameter in parameters:

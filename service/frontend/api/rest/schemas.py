@@ -1,7 +1,7 @@
 """The JSON of an answer, by structs that are also its JSON Schema in OpenAPI.
 
-Coordinates have two decimals and scores six significant digits: more would be the networks' rounding noise. Bytes
-are written as base64.
+Coordinates have two decimals and scores six significant digits: more would be rounding noise of the networks. Bytes
+are base64.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MaskItem = RLEItem | bytes | list[list[int]]
 
 
 class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Without `mask` where the model has none, or none was asked for."""
+    """`mask` is missing if the model has no masks, or none were requested."""
 
     label: str
     index: int
@@ -62,7 +62,7 @@ class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SegmentItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All pixels of one class; `area` is their number. Without `mask` where none was asked for."""
+    """All pixels of one class; `area` is their number. `mask` is missing if none were requested."""
 
     label: str
     index: int
@@ -99,13 +99,13 @@ RESULT_OF_TASK: dict[Task, type[Classification | Detections | Segmentation]] = {
 
 
 class ImageError(msgspec.Struct, frozen=True):
-    """In the place of an image that could not be answered, among several."""
+    """In the place of one of several images that has an error."""
 
     error: Problem
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Its results are JSON already: each was encoded in a thread of its own."""
+    """Results are JSON already, because each image is encoded by itself."""
 
     model: str
     task: Task
@@ -130,7 +130,7 @@ def encode_result(result: DetectResult | SegmentResult, mask_format: MaskFormat)
 
 
 def encode_error(problem: Problem) -> bytes:
-    """The place in `results` of an image that could not be answered."""
+    """The place in `results` of an image with an error."""
     return msgspec.json.encode(ImageError(problem))
 
 
