@@ -22,7 +22,12 @@ CHECKED = (
     "deploy",
     "docker",
     "docs",
+    "examples",
     "proto",
+    *("service/errors.py", "service/process.py", "service/settings.py", "service/types.py"),
+    "service/frontend/api/oip",
+    "service/frontend/api/vision",
+    "service/supervision",
 )
 """Files and folders, from the root, in which the words are errors."""
 
@@ -62,7 +67,7 @@ INSTEAD = {
     r"doors?": "endpoint",
     r"crews?": "thread pool",
     r"gates?": "authentication, limit",
-    r"(?:an?|the|its|each|every|per|this|one|whose) turns?": "request, call",
+    r"(?:an?|the|each|every|per|one|whose) turns?(?! of)": "request, call",
     r"briefs?": "parameters, summary",
 }
 """Each a regular expression without its boundaries, and what to write instead. A space is any gap between words."""

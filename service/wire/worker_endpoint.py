@@ -89,7 +89,7 @@ class WorkerEndpoint:
         batch_images: int,
         estimate: WaitEstimate,
     ) -> None:
-        """Answer a job. All answers to one front-end in this turn of the event loop leave as one message.
+        """Answer a job. All answers to one front-end in one iteration of the event loop leave as one message.
 
         `batch_images` counts the images of the job's batch, itself included.
         """

@@ -14,7 +14,7 @@ import zmq
 BORROWED_FROM = 1 << 19
 """Bytes of an array from which on a copy costs more than lending its memory to libzmq."""
 IN_A_ROW = 64
-"""Messages received before the rest of the process gets a turn."""
+"""Messages received before the rest of the process may run."""
 HIGH_WATER_MARK = 4096
 """Messages that may wait in a socket. It is above every bound on jobs, so only a stuck peer reaches it."""
 

@@ -1,7 +1,7 @@
 """Between queue and device: which jobs run next, on which lanes, and the replies to each batch.
 
-One turn of the loop publishes the batches that ended, removes late jobs, and schedules and forwards batches while lanes
-are free. `worker.py` receives the jobs.
+The loop: `worker.py` receives jobs; `Dispatcher._step` publishes the batches that ended, refuses late jobs, and
+schedules and forwards batches while lanes are free.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Dispatcher:
         self.admission = Admission(queue, self._running, self._latency, limits, runner.lanes, clock)
         self._retries = Retries(limits)
         self._trials: deque[RunningBatch] = deque()
-        self._turn_due = False
+        self._step_due = False
         self._changed: set[str] = set()
         """Models whose queue changed since its depth was published."""
         self._progress: asyncio.Event | None = None
@@ -161,14 +161,14 @@ class Dispatcher:
             return
         self._utilisation.record(1 - self.executor.free / self.executor.lanes, self._clock())
         self._changed.add(job.shape.model)
-        self._turn_soon()
+        self._step_soon()
 
     def cancel(self, key: JobKey) -> None:
         """Drop a job that still waits, without a reply. A job that runs is finished and replied to."""
         job = self._queue.remove(key)
         if job is not None:
             self._changed.add(job.shape.model)
-            self._turn_soon()
+            self._step_soon()
 
     async def time_batch(self, job: Job, images: int) -> float:
         """Run a batch that holds one job `images` times on one lane, without a reply; its seconds.
@@ -181,7 +181,7 @@ class Dispatcher:
         """
         ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._trials.append(RunningBatch((job,) * images, 1, trial=ended))
-        self._turn_soon()
+        self._step_soon()
         return await ended
 
     async def wait_until_done(self, slot: str | None = None) -> None:
@@ -199,7 +199,7 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         self._failure = loop.create_future()
         heartbeat = loop.create_task(self._keep_pinging())
-        self._turn_soon()
+        self._step_soon()
         try:
             done, _ = await asyncio.wait((self._failure, heartbeat), return_when=asyncio.FIRST_COMPLETED)
             for one in done:
@@ -212,14 +212,14 @@ class Dispatcher:
         """Let the threads end by themselves; results of running batches are dropped."""
         self.executor.close()
 
-    def _turn_soon(self) -> None:
-        """Take a turn after everything that has arrived already, so that a burst is seen as one."""
-        if not self._turn_due and self._failure is not None:
-            self._turn_due = True
-            asyncio.get_running_loop().call_soon(self._turn)
+    def _step_soon(self) -> None:
+        """Step after everything that has arrived already, so that a burst is seen as one."""
+        if not self._step_due and self._failure is not None:
+            self._step_due = True
+            asyncio.get_running_loop().call_soon(self._step)
 
-    def _turn(self) -> None:
-        self._turn_due = False
+    def _step(self) -> None:
+        self._step_due = False
         if self._failure is None or self._failure.done():
             return
         try:
@@ -275,7 +275,7 @@ class Dispatcher:
 
     def _on_ended(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
         self._ended.append((batch, call))
-        self._turn()
+        self._step()
 
     def _publish(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
         """Reply to each job of a batch that ended. Where it failed, smaller parts of it may run again instead."""
@@ -339,7 +339,7 @@ class Dispatcher:
             error = (await answered).result
             if isinstance(error, Exception):
                 raise DeviceLost(f"the device failed: {error}") from error
-            self._turn_soon()
+            self._step_soon()
 
     def _has(self, slot: str | None) -> bool:
         """Whether a job of a slot, or any job, waits or runs."""

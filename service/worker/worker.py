@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _FrontEnd:
-    heard_s: float
+    received_s: float
     knows: frozenset[str]
 
 
@@ -65,8 +65,8 @@ class Subscribers:
         self._clock = clock
         self._front_ends: dict[bytes, _FrontEnd] = {}
 
-    def heard(self, front_end: bytes, knows: Iterable[str] | None = None) -> None:
-        """A front-end sent something. `knows`: the versions whose configs it has, where it said so."""
+    def received(self, front_end: bytes, knows: Iterable[str] | None = None) -> None:
+        """A front-end sent a message. `knows`: the versions whose configs it has; None leaves them as they were."""
         before = self._front_ends.pop(front_end, None)
         if knows is None:
             knows = before.knows if before is not None else ()
@@ -78,7 +78,7 @@ class Subscribers:
         """A front-end was sent the configs of these versions."""
         known = self._front_ends.get(front_end)
         if known is not None:
-            self._front_ends[front_end] = _FrontEnd(known.heard_s, known.knows.union(versions))
+            self._front_ends[front_end] = _FrontEnd(known.received_s, known.knows.union(versions))
 
     def knows(self, front_end: bytes) -> frozenset[str]:
         """The versions whose configs a front-end has."""
@@ -88,7 +88,7 @@ class Subscribers:
     def present(self) -> tuple[bytes, ...]:
         """The front-ends that are not forgotten."""
         oldest_s = self._clock() - self._forget_after_s
-        self._front_ends = {key: known for key, known in self._front_ends.items() if known.heard_s >= oldest_s}
+        self._front_ends = {key: known for key, known in self._front_ends.items() if known.received_s >= oldest_s}
         return tuple(self._front_ends)
 
 
@@ -183,7 +183,7 @@ class Worker:
         if isinstance(message, Predict):
             self._predict(sender, message, frames)
         elif isinstance(message, Hello):
-            self._subscribers.heard(sender, message.knows)
+            self._subscribers.received(sender, message.knows)
             self._send_state(sender)
         elif isinstance(message, Cancel):
             if self._dispatcher is not None:
@@ -237,7 +237,7 @@ class Worker:
         self._endpoint.answer(sender, number, done.result, done.queue_s, done.infer_s, done.batch_images, estimate)
 
     def _control_models(self, sender: bytes, request: ControlRequest) -> None:
-        self._subscribers.heard(sender)  # the sender gets the State that follows from its request
+        self._subscribers.received(sender)  # the sender gets the State that follows from its request
         try:
             if self._phase is not Phase.READY or self._control is None:
                 raise Unavailable(self._reason, STARTING_RETRY_S)
