@@ -1,8 +1,8 @@
 """`convmlp health`: whether a part of the service is healthy, or with `--live`, whether it is alive.
 
 Made for HEALTHCHECK in a container: without arguments it checks the part that the container runs, with the flags that
-this was started with. Healthy means that the part answers predictions. Alive means that it needs no restart: a part that
-starts, drains, has no worker or has a damaged model is alive; one whose event loop or device hangs is not.
+this was started with. Healthy means that the part answers predictions. Alive means that it needs no restart: a part
+that starts, drains, has no worker or has a damaged model is alive; one whose event loop or device hangs is not.
 """
 
 from __future__ import annotations
