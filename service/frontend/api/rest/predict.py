@@ -81,7 +81,7 @@ class Predict:
                 if is_image
                 else read_uploads(request, self._settings, engine.bodies)
             )
-            body = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            body = await within_deadline(reading, deadline_s)
             uploads: list[Upload] = [body] if isinstance(body, bytes) else body
             if not body:
                 raise BadRequest(EMPTY_BODY)
