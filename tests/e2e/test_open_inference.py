@@ -324,7 +324,7 @@ def case_refusals(face: AnyClient, image: bytes) -> list[tuple[str, str]]:
 
 
 REFUSALS = [
-    ("404", "NOT_FOUND", "there is no model 'nothing' here; served: convmlp_pets_breed"),
+    ("404", "NOT_FOUND", "there is no model 'nothing'; served: convmlp_pets_breed"),
     ("404", "NOT_FOUND", "has no version '3'"),
     ("400", "INVALID_ARGUMENT", "truncated or corrupt"),
     ("415", "INVALID_ARGUMENT", "element 1 of input 'image': the image format is not supported"),
@@ -333,9 +333,9 @@ REFUSALS = [
     ("400", "INVALID_ARGUMENT", "is UINT8 of the shape [1, 3, 4, 4]; 'image' is either BYTES"),
     ("400", "INVALID_ARGUMENT", "has no output 'logits'; it has scores, indices, labels"),
     ("422", "INVALID_ARGUMENT", "parameter 'top_k' is 0; expected a whole number from 1 to 1000"),
-    ("504", "DEADLINE_EXCEEDED", "deadline passed"),
-    ("404", "NOT_FOUND", "there is no model 'nothing' here"),
-    ("404", "NOT_FOUND", "there is no model 'nothing' here"),
+    ("504", "DEADLINE_EXCEEDED", "before"),
+    ("404", "NOT_FOUND", "there is no model 'nothing'"),
+    ("404", "NOT_FOUND", "there is no model 'nothing'"),
 ]
 
 

@@ -233,6 +233,6 @@ def _domain_error(error: BaseException, record: RequestRecord, timeout_ms: int |
         # gRPC cancels a call whose deadline has passed, too.
         if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000:
             raise error
-        return DeadlineExceeded("the call's deadline passed before its answer was ready")
+        return DeadlineExceeded("timed out before the answer was ready")
     log.error("unexpected error", request_id=record.request_id, exc_info=error)
     return Internal(INTERNAL_DETAIL)
