@@ -46,7 +46,7 @@ class RpcService:
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def add_unary(self, name: str, method: Method, *, task: str | None = None, probe: bool = False) -> None:
-        """`task`: the metrics count the calls as predictions of it; "" where only a message says which.
+        """`task`: the metrics count the calls as predictions of it; "" where it depends on the message.
 
         A `probe` needs no key and is not logged. Trailing metadata are `x-request-id` and a prediction's
         `server-timing`.
