@@ -73,7 +73,9 @@ async def test_where_nobody_is_nothing_is_healthy() -> None:
 async def worker_that_says(state: State, folder: Path) -> AsyncIterator[str]:
     """The address of a worker by hand, that greets whoever comes with this."""
     async with WorkerEndpoint(f"ipc://{folder}/worker") as endpoint:
-        answering = asyncio.create_task(endpoint.run(lambda envelope: endpoint.send_state(envelope.sender, state)))
+        answering = asyncio.create_task(
+            endpoint.run(lambda envelope: endpoint.send_state(envelope.sender, state), lambda: None)
+        )
         try:
             yield endpoint.address
         finally:
