@@ -127,7 +127,7 @@ def grpc(context: typer.Context) -> None:
 
 @app.command(context_settings=PART, rich_help_panel=SERVICE)
 def health(context: typer.Context) -> None:
-    """Check whether a part of the service is ready, or with --live, whether it is alive."""
+    """Check whether a part of the service is healthy, or with --live, alive."""
     from service.cli.health import run_health
 
     sys.exit(run_health(context.args))

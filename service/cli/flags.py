@@ -28,21 +28,17 @@ GROUPS = {
 }
 """The first flag of each group of the help, in the order of Settings; a group ends where the next one begins."""
 
-METAVARS = {
-    "int": "N",
-    "float": "X",
-    "str": "TEXT",
-    "Path": "PATH",
-    "tuple[str,...]": "A,B,…",
-}
+METAVARS = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH", "tuple[str,...]": "A,B,…"}
 """What the help writes for the type of a value."""
 
 DEFAULT = re.compile(r" ?\(default: ((?:\(.*\))|[^()]*)\)$")
+"""A default as pydantic-settings writes it; that of several values is a tuple."""
 
 EPILOG = """Each flag is also an environment variable (--http-port: CONVMLP_HTTP_PORT) and a key of convmlp.toml
 (http_port). Flags override the environment, and the environment overrides the file.
 
-Exit status: 0 stopped on request; 2 wrong flag or setting; 78 cannot start with this configuration."""
+Exit status: 0 stopped on request; 2 wrong flag or setting; 75 a batch hung (a worker); 78 cannot
+start with this configuration."""
 
 
 def settings_of_flags(flags: Sequence[str], command: str, description: str = "") -> Settings:

@@ -1,8 +1,8 @@
-"""`convmlp health`: whether a part of the service is ready, or with `--live`, whether it is alive.
+"""`convmlp health`: whether a part of the service is healthy, or with `--live`, whether it is alive.
 
-Made for HEALTHCHECK in a container: without arguments it checks the part that the container runs, with the flags that
-this was started with. Ready means that the part answers predictions. Alive means that it needs no restart: a part that
-starts, drains, has no worker or has a damaged model is alive; one whose event loop or device hangs is not.
+Made for HEALTHCHECK in a container: without arguments it checks the part that the container runs, with that part's
+flags. Healthy means that the part answers predictions. Alive means that it needs no restart: a part that starts,
+drains, has no worker or has a damaged model is alive; one whose event loop or device hangs is not.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Exit status: 0 healthy (alive); 1 not healthy (not alive); 2 no part, wrong flag
 
 
 class CheckFailed(Exception):
-    """The part is not ready, or not alive; the message says why."""
+    """The part is not healthy, or not alive; the message has the reason."""
 
 
 def run_health(arguments: Sequence[str]) -> int:

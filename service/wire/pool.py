@@ -115,43 +115,43 @@ class WorkerPool:
                 raise min(refusal, again, key=lambda error: error.retry_after_s) from None
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
-        """What the workers have on disk or serve. Raises as `load`."""
+        """The models that the workers have on disk or serve. Raises as `load`."""
         return await broadcast_list(self._clients, deadline_s)
 
     async def load(self, model: str, deadline_s: float) -> None:
         """Have a model served by every worker; `models` knows it when this returns.
 
-        Where one of them cannot, those that did not have it before let it go again.
+        Where one of them cannot, those that did not serve it before unload it again.
 
         Raises:
             DeadlineExceeded: it was not done in time.
-            Unavailable: a worker is not there, or was lost meanwhile.
+            Unavailable: a worker is missing, or was lost meanwhile.
             ModelNotFound, Forbidden, Overloaded, Internal: what a worker answered.
         """
         await broadcast_load(self._clients, model, deadline_s)
 
     async def unload(self, model: str, deadline_s: float) -> None:
-        """Have a model served by no worker any more; what has begun is done to its end. Raises as `load`."""
+        """Have a model unloaded by every worker; an unload that has started is completed. Raises as `load`."""
         await broadcast_unload(self._clients, model, deadline_s)
 
     async def introduced(self) -> None:
-        """Wait until every worker has said for the first time how it is."""
+        """Wait until every worker has sent its first State."""
         await asyncio.gather(*(client.introduced() for client in self._clients))
 
     def next_change(self) -> asyncio.Event:
-        """What is set as soon as `models` or `readiness` say something else than now."""
+        """An event that is set at the next change of `models` or `readiness`."""
         return self._change
 
     def models(self) -> tuple[ModelStatus, ...] | None:
-        """What the workers serve, or served before they were lost; None while that is not known."""
+        """The models that the workers serve, or served before they were lost; None while that is not known."""
         return self._models
 
     def readiness(self) -> Readiness:
-        """Whether every model that the workers serve has proven itself on one of them."""
+        """Whether every served model is ready on at least one worker."""
         return merge_readiness([client.view() for client in self._clients])
 
     def retry_after_s(self) -> float:
-        """Seconds until the first of the workers will have answered what it has in line."""
+        """Seconds until the first of the workers has finished everything that it runs or queues, as reported last."""
         times = [view.retry_after_s for client in self._clients if (view := client.view()).phase is not None]
         return min(times, default=1.0)
 

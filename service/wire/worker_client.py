@@ -44,7 +44,7 @@ from service.wire.messages import (
     encode,
     unpack_output,
 )
-from service.wire.worker_view import NO_WORKER, NO_WORKER_RETRY_S, Catalogue, WorkerView
+from service.wire.worker_view import NO_WORKER, NO_WORKER_RETRY_S, ModelConfigs, WorkerView
 from service.wire.zmq_socket import WorkerConnection
 
 MAX_FORECASTS = 256
@@ -145,9 +145,9 @@ class WorkerClient:
         self._state: State | None = None
         self._instance = ""
         self._introduced = asyncio.Event()
-        self._heard_s = 0.0
+        self._received_s = 0.0
         self._pixels = 0
-        self._catalogue = Catalogue()
+        self._configs = ModelConfigs()
         self._forecasts: dict[str, WaitForecast] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -246,12 +246,12 @@ class WorkerClient:
     def view(self) -> WorkerView:
         state = self._state
         if state is None:
-            return WorkerView(None, NO_WORKER, NO_WORKER_RETRY_S, self._catalogue.offers(None))
-        return WorkerView(state.phase, state.reason, state.retry_after_s, self._catalogue.offers(state.phase))
+            return WorkerView(None, NO_WORKER, NO_WORKER_RETRY_S, self._configs.models(None))
+        return WorkerView(state.phase, state.reason, state.retry_after_s, self._configs.models(state.phase))
 
     def knows(self, version: str) -> bool:
         """Whether the worker serves a version, or did lately."""
-        return version in self._catalogue
+        return version in self._configs
 
     def forecast(self, version: str) -> WaitForecast:
         """The forecast for a model version."""
@@ -264,7 +264,7 @@ class WorkerClient:
 
     def outstanding(self) -> tuple[int, float]:
         """The work ahead of a new job: pixels of network input sent from here and not answered, then the worker's last
-        estimate of its own backlog in seconds, whoever sent it."""
+        estimate of its own backlog in seconds, from all front-ends."""
         return self._pixels, self._state.retry_after_s if self._state else 0.0
 
     async def _request(
@@ -297,7 +297,7 @@ class WorkerClient:
             del pending[job]
 
     def _expire(self, future: asyncio.Future[T], job: int, budget_s: float) -> None:
-        if not future.done():  # else it was answered in time, and its caller has not had its turn yet
+        if not future.done():  # else it was answered in time, and its caller has not run yet
             self._cancel(job)
             future.set_exception(DeadlineExceeded(f"timed out: the worker did not answer within {budget_s:.3f} s"))
 
@@ -307,14 +307,14 @@ class WorkerClient:
 
     def _greet(self) -> None:
         with contextlib.suppress(zmq.Again):
-            self._connection.messages.send(encode(Hello(PROTOCOL, self._catalogue.knows)))
+            self._connection.messages.send(encode(Hello(PROTOCOL, self._configs.versions)))
 
     async def _beat(self) -> None:
         while True:
             self._greet()
             # A worker that is not ready soon changes its state.
             await asyncio.sleep(self._heartbeat_s if self._is_ready() else self._heartbeat_s / 5)
-            if self._state is not None and time.monotonic() - self._heard_s > self._timeout_s:
+            if self._state is not None and time.monotonic() - self._received_s > self._timeout_s:
                 self._lose(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
@@ -324,7 +324,7 @@ class WorkerClient:
             self._greet()
 
     def _on_message(self, parts: Sequence[zmq.Frame]) -> None:
-        self._heard_s = time.monotonic()
+        self._received_s = time.monotonic()
         try:
             message = decode_to_front_end(parts[0].buffer)
             if isinstance(message, Answers):
@@ -361,7 +361,7 @@ class WorkerClient:
     def _learn(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
             self._lose("the worker was restarted")
-        self._catalogue.learn(state)
+        self._configs.learn(state)
         if self._instance not in ("", state.instance):
             self._on_replaced()
         self._instance = state.instance

@@ -1,8 +1,6 @@
-"""What a front-end knows of one worker.
+"""A front-end's view of each worker, the configs of its models, and the views of several workers merged into one.
 
-What a front-end knows of a worker's models.
-
-What several workers say, as one: pure functions of their views. Of a single worker they change nothing.
+The merge functions are pure; merging the view of a single worker changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ NO_WORKER_RETRY_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model of one worker. `version` is the same on every worker that has the same config and weights."""
+    """A model of one worker. Workers with the same config and weights have the same `version`."""
 
     version: str
     config: BundleConfig
@@ -34,42 +32,49 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """`phase` is None where there is no worker, or it was lost; `offers` are what it serves, in its order, or served
-    before it was lost, None where that was never heard."""
+    """The last state of a worker.
+
+    `phase` is None where there is no worker, or it was lost. `models` are those that it serves, in its order, or served
+    before it was lost; None before its first State.
+    """
 
     phase: Phase | None
     reason: str
     retry_after_s: float
-    offers: tuple[ServedModel, ...] | None
+    models: tuple[ServedModel, ...] | None
 
     def has_ready(self, version: str) -> bool:
-        return any(offer.version == version and offer.ready for offer in self.offers or ())
+        return any(model.version == version and model.ready for model in self.models or ())
 
 
 MAX_CONFIGS = 64
-"""Configs that are kept besides the served ones: of models that were served before, and may be again."""
+"""Configs that are kept besides those of served models, for models that are served again."""
 
 
-class Catalogue:
-    """Configs by version, and which of them are served."""
+class ModelConfigs:
+    """The configs of a worker's models by version, and which versions it serves."""
 
     def __init__(self) -> None:
         self._configs: dict[str, BundleConfig] = {}
         self._served: tuple[ModelState, ...] | None = None
 
     @property
-    def knows(self) -> tuple[str, ...]:
+    def versions(self) -> tuple[str, ...]:
         """The versions whose configs need not be sent again."""
         return tuple(self._configs)
 
     def learn(self, state: State) -> None:
-        """Raises MalformedMessage: a config cannot be understood."""
+        """Take over the configs of a State and what it serves.
+
+        Raises:
+            MalformedMessage: a config is invalid; nothing changes.
+        """
         try:
             sent = {version: BundleConfig.model_validate_json(text) for version, text in state.configs.items()}
         except ValidationError as error:
-            raise MalformedMessage(f"a model's config is not one: {error}") from error
+            raise MalformedMessage(f"a model's config is invalid: {error}") from error
         served = {model.version for model in state.models}
-        before = {version: one for version, one in self._configs.items() if version not in served}
+        before = {version: config for version, config in self._configs.items() if version not in served}
         kept = dict(list(before.items())[-MAX_CONFIGS:])
         self._configs = kept | {
             version: self._configs.get(version) or sent[version]
@@ -78,8 +83,8 @@ class Catalogue:
         }
         self._served = state.models
 
-    def offers(self, phase: Phase | None) -> tuple[ServedModel, ...] | None:
-        """What is served, in the worker's order, or was before the worker was lost (`phase` None); None: not known."""
+    def models(self, phase: Phase | None) -> tuple[ServedModel, ...] | None:
+        """The served models in the worker's order, or those before it was lost (`phase` None). None: not known yet."""
         if self._served is None:
             return None
         return tuple(
@@ -95,60 +100,60 @@ class Catalogue:
         )
 
     def __contains__(self, version: str) -> bool:
-        """Whether the worker serves a version, or did not long ago."""
+        """Whether the worker serves a version, or did lately."""
         return version in self._configs
 
 
 def merge_models(views: Sequence[WorkerView]) -> tuple[ModelStatus, ...] | None:
-    """Every model that some worker serves, each once; None: no worker has said yet what it serves.
+    """All models that a worker serves, each once. None: no worker has sent a State yet.
 
-    The order is that of the first worker that is there; models that it does not have come after its own.
+    The order is that of the first worker that is there; models that it does not serve follow.
     """
-    heard = [view for view in views if view.offers is not None]
-    if not heard:
+    known = [view for view in views if view.models is not None]
+    if not known:
         return None
-    of_name: dict[str, list[ServedModel]] = {}
-    for view in sorted(heard, key=lambda view: view.phase is None):
-        for offer in view.offers or ():
-            of_name.setdefault(offer.config.name, []).append(offer)
-    return tuple(map(_merge_offers, of_name.values()))
+    by_name: dict[str, list[ServedModel]] = {}
+    for view in sorted(known, key=lambda view: view.phase is None):
+        for model in view.models or ():
+            by_name.setdefault(model.config.name, []).append(model)
+    return tuple(map(_merge_model, by_name.values()))
 
 
-def _merge_offers(offers: Sequence[ServedModel]) -> ModelStatus:
-    # While a model is being replaced there are two versions: the one that most workers are ready for is the model.
-    ready = Counter(offer.version for offer in offers if offer.ready)
-    version = max(offers, key=lambda offer: ready[offer.version]).version
-    same = [offer for offer in offers if offer.version == version]
-    able = [offer for offer in same if offer.ready] or same
+def _merge_model(models: Sequence[ServedModel]) -> ModelStatus:
+    # While a model is being replaced there are two versions. The one that most workers are ready for counts.
+    ready = Counter(model.version for model in models if model.ready)
+    version = max(models, key=lambda model: ready[model.version]).version
+    same = [model for model in models if model.version == version]
+    able = [model for model in same if model.ready] or same
     return ModelStatus(
         config=same[0].config,
         version=version,
         ready=able[0].ready,
-        devices=tuple(offer.device for offer in able if offer.device),
-        precision=", ".join(dict.fromkeys(offer.precision for offer in able if offer.precision)),
+        devices=tuple(model.device for model in able if model.device),
+        precision=", ".join(dict.fromkeys(model.precision for model in able if model.precision)),
     )
 
 
 def merge_readiness(views: Sequence[WorkerView]) -> Readiness:
-    """Ready while each model is ready on some worker."""
-    at_work = [view for view in views if view.phase is Phase.READY]
-    if not at_work:
+    """Ready while each model is ready on at least one worker."""
+    up = [view for view in views if view.phase is Phase.READY]
+    if not up:
         best = min(views, key=lambda view: view.phase is None)
         return Readiness(False, best.reason, best.retry_after_s)
-    retry_after_s = min(view.retry_after_s for view in at_work)
+    retry_after_s = min(view.retry_after_s for view in up)
     models = merge_models(views)
     if not models:
         return Readiness(False, "no model is served; the last one was unloaded", retry_after_s)
-    unproven = ", ".join(model.config.name for model in models if not model.ready)
-    if unproven:
-        return Readiness(False, f"not ready: {unproven}", retry_after_s)
-    if len(at_work) < len(views):
-        return Readiness(True, f"ready, with {len(at_work)} of {len(views)} workers", retry_after_s)
+    not_ready = ", ".join(model.config.name for model in models if not model.ready)
+    if not_ready:
+        return Readiness(False, f"not ready: {not_ready}", retry_after_s)
+    if len(up) < len(views):
+        return Readiness(True, f"ready, with {len(up)} of {len(views)} workers", retry_after_s)
     return Readiness(True, "ready", retry_after_s)
 
 
 def merge_stores(stores: Iterable[Sequence[StoredModel]]) -> tuple[StoredModel, ...]:
-    """Every model of some worker's store, by name, as the worker has it that comes closest to answering."""
+    """The models of all workers' stores, sorted by name; each in its best state: ready, else served, else stored."""
     best: dict[str, StoredModel] = {}
     for store in stores:
         for model in store:

@@ -102,7 +102,7 @@ class Admission:
 
         A job is refused if its answer is expected after its deadline. Where nothing runs or waits it is always
         admitted: a refusal would help no other job, and an estimate that is too high would never be corrected. A job
-        whose deadline has passed is admitted too, and answered with DeadlineExceeded in its turn.
+        whose deadline has passed is admitted too, and answered with DeadlineExceeded by `remove_late`.
 
         Raises:
             Overloaded: it would be answered too late, or the queue is full.

@@ -180,7 +180,7 @@ class Retries:
         shape, ids = jobs[0].shape, [job.request_id for job in jobs]
         log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
         if len(jobs) == 1:
-            return Internal("the model could not answer this image; the worker's log says why")
+            return Internal("the model could not answer this image; see the worker's log")
         self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
         return None
 

@@ -96,7 +96,7 @@ class ModelControl:
             raise
         except Exception:  # the boundary to disk and network: the caller must be answered in any case
             log.exception("model request failed", request=request)
-            error = Internal("the worker could not do this; its log says why")
+            error = Internal("the worker could not change its models; see its log")
         else:
             self._endpoint.send_store(sender, request.job, store)
             return

@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 class LoadedModel:
     """A bundle with its slot in the runner. A model that is loaded again gets another slot.
 
-    `unready_reason` says why it is not fit to serve; None once it gave its committed answer on `reference`, the network
+    `unready_reason`: why it is not fit to serve; None once it gave its committed answer on `reference`, the network
     input of the reference picture. `precision`: what it computes in, once it is on the device. `best_batch`: the best
     number of such inputs in one batch; 0 until it is measured. `retired`: its slot is being emptied.
     """

@@ -1,9 +1,9 @@
-"""How long the threads of a network wait for each other awake, once its layer is done.
+"""How long OpenMP's threads spin after a layer of a network before they sleep.
 
-OpenMP (libgomp, as in torch's wheels) lets them spin for about 3 ms and then sleep. Between the layers of a network
-they wait for some microseconds; what is spun after the last one is taken from whoever decodes the next picture. With
-two tenths of a millisecond a lone ConvMLP-S was answered in 0.84 to 0.88 times the time on two cores; with a tenth of
-that its threads fall asleep between layers, and it took longer than before.
+OpenMP (libgomp, as in torch's wheels) lets them spin for about 3 ms. Between two layers they wait for some microseconds
+only; the spinning after the last layer takes time from the threads that decode the next picture. With 0.2 ms a lone
+ConvMLP-S took 0.84 to 0.88 times as long on two cores; with 0.02 ms its threads fall asleep between layers, and it took
+longer than without the setting.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 SPINS = 20_000
-"""About two tenths of a millisecond."""
+"""About 0.2 ms."""
 
 
 def spin_briefly() -> None:

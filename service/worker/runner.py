@@ -1,4 +1,4 @@
-"""What the dispatcher needs of a device: the Runner protocol. `torch_runner.py` has the real one."""
+"""The device as the worker uses it: the Runner protocol. `torch_runner.py` implements it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from model.types import Batch, RawOutput
 
 
 class DeviceMissing(Exception):
-    """The device that was asked for is not there."""
+    """This machine does not have the configured device."""
 
 
 class OutOfDeviceMemory(Exception):
-    """The batch did not fit, and a smaller one may; or a model did not."""
+    """A batch, or a model, did not fit into the device's memory. A smaller batch may fit."""
 
 
 class DeviceLost(Exception):
@@ -22,7 +22,7 @@ class DeviceLost(Exception):
 
 
 class Runner(Protocol):
-    """Owns the device. A model lies in a slot, whose name is the caller's choice.
+    """Owns the device. Each model has a slot, whose name the caller chooses.
 
     `prepare` is called from any thread, `run` from several at once; every other call is made from one thread, which
     is one of those that call `run`.
@@ -30,54 +30,54 @@ class Runner(Protocol):
 
     @property
     def device(self) -> str:
-        """What it runs on, by torch's name: `cpu`, `cuda:0`."""
+        """The device's name in torch: `cpu`, `cuda:0`."""
         ...
 
     @property
     def lanes(self) -> int:
-        """Batches that it runs at once, each by itself: the threads of a CPU that compute, two streams of a GPU."""
+        """How many batches it runs at once: the computing threads of a CPU, two streams of a GPU."""
         ...
 
     @property
     def max_lanes_per_batch(self) -> int:
-        """The most lanes that make a single batch faster: all cores of a CPU; one stream of a GPU has all of it."""
+        """How many lanes make a single batch faster: all cores of a CPU, one stream of a GPU."""
         ...
 
     def precision(self, slot: str) -> str:
-        """What the model in a slot computes in: `fp32`, `fp16` or `bf16`."""
+        """The precision of the model in a slot: `fp32`, `fp16` or `bf16`."""
         ...
 
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         """Read a model into host memory, in any thread, while the device works.
 
         Returns:
-            What puts the model into its slot on the device. Raises OutOfDeviceMemory: it does not fit, and the
-            runner is as good as before.
+            A function that puts the model into its slot on the device. It raises OutOfDeviceMemory where the model
+            does not fit; the runner is unchanged then.
 
         Raises:
             BundleInvalid: the weights cannot be read, or are not the architecture's.
-            OutOfDeviceMemory: the host has no room for it.
+            OutOfDeviceMemory: the host has no memory for it.
         """
         ...
 
     def remove(self, slot: str) -> None:
-        """Empty a slot, of which nothing runs, and give its memory back; nothing happens where it is empty."""
+        """Empty a slot of which no batch runs, and free its memory. An empty slot stays empty."""
         ...
 
     def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
-        """Answer a batch on some of the lanes: row i of the output is for row i of the input.
+        """Run a batch on some of the lanes. Output i belongs to row i of the batch.
 
-        All batches that run at once have no more lanes together than there are.
+        All batches that run at once have at most `lanes` lanes together.
 
         Raises:
-            OutOfDeviceMemory: the batch did not fit; the runner is as good as before.
+            OutOfDeviceMemory: the batch did not fit; the runner is unchanged.
         """
         ...
 
     def ping(self) -> None:
-        """Have the device do a trifle, without a need for memory, and wait until it is done. Raises what went wrong."""
+        """Compute something small on the device, without allocating memory, and wait for it. Raises what failed."""
         ...
 
     def close(self) -> None:
-        """Let the device go."""
+        """Release the device."""
         ...

@@ -20,8 +20,8 @@ from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
 CUDA_LANES = 2
 """One batch is copied and answered while the other is computed."""
-_NO_ROOM = ("can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-"""torch on the CPU, cuDNN and cuBLAS raise a plain RuntimeError, which only its words tell from others."""
+_NO_MEMORY = ("can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Errors of torch on the CPU, cuDNN and cuBLAS are plain RuntimeErrors, which only their messages distinguish."""
 
 log = structlog.get_logger(__name__)
 
@@ -35,12 +35,12 @@ class _Served:
 class TorchRunner:
     """Loads the given bundles on construction, each into the slot of its name.
 
-    A lane is a core on the CPU, and on a GPU a stream.
+    A lane is a core of the CPU or a stream of the GPU.
 
     Raises:
         BundleInvalid: weights do not fit their architecture.
-        OutOfDeviceMemory: there is no room for them.
-        DeviceMissing: this machine does not have the device that the settings name.
+        OutOfDeviceMemory: there is no memory for them.
+        DeviceMissing: this machine does not have the device of the settings.
     """
 
     def __init__(self, bundles: Sequence[Bundle], settings: Settings) -> None:
@@ -49,7 +49,7 @@ class TorchRunner:
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
             raise DeviceMissing(
                 f"there is no {settings.device!r} here: {torch.cuda.device_count()} CUDA devices are visible; "
-                f"say --device cpu or auto"
+                f"use --device cpu or auto"
             )
         self.device = str(self._device)
         self._cores = settings.compute_threads or usable_cores()
@@ -76,7 +76,7 @@ class TorchRunner:
 
     def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed on several cores, and
-        # once they are more than the cores, all of them go to sleep after each layer.
+        # once these are more than the cores, all of them sleep after each layer.
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as thread:
             served = thread.submit(self._make, bundle).result()
 
@@ -119,17 +119,17 @@ class TorchRunner:
 
     @contextmanager
     def _lane(self, cores: int) -> Iterator[None]:
-        """What this thread computes with: so many threads of a CPU, a stream of its own of a GPU."""
+        """The resources of this thread: so many threads of the CPU, or a stream of its own on the GPU."""
         if self._device.type == "cpu":
-            torch.set_num_threads(cores)  # OpenMP keeps the number for each thread that asks
+            torch.set_num_threads(cores)  # OpenMP keeps the number for each calling thread
             yield
             return
-        if not hasattr(self._streams, "mine"):
-            self._streams.mine = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(self._streams.mine):
+        if not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(self._streams.own):
             yield
-            # What was made here is used by other streams, or is gone when it is not.
-            self._streams.mine.synchronize()
+            # Other streams may use, or free, what was computed here.
+            self._streams.own.synchronize()
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:
@@ -144,5 +144,5 @@ class TorchRunner:
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error of torch's says that a device, or the host, has no room."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in _NO_ROOM)
+    """Whether an error of torch means that the device, or the host, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _NO_MEMORY)

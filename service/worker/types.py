@@ -71,7 +71,7 @@ class Job:
 class RunningBatch:
     """Jobs that run together on `lanes` lanes since `started_s`.
 
-    `expected_s` is in seconds of one lane; 0 where nothing is known of the shape. `trial` is set for a batch that
+    `expected_s` is in seconds of one lane; 0 where the shape is new. `trial` is set for a batch that
     measures a model: it takes the seconds of the batch, and no job is replied to.
     """
 

@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _FrontEnd:
-    heard_s: float
+    received_s: float
     knows: frozenset[str]
 
 
@@ -65,8 +65,8 @@ class Subscribers:
         self._clock = clock
         self._front_ends: dict[bytes, _FrontEnd] = {}
 
-    def heard(self, front_end: bytes, knows: Iterable[str] | None = None) -> None:
-        """A front-end sent something. `knows`: the versions whose configs it has, where it said so."""
+    def received(self, front_end: bytes, knows: Iterable[str] | None = None) -> None:
+        """A front-end sent a message. `knows`: the versions whose configs it has; None leaves them as they were."""
         before = self._front_ends.pop(front_end, None)
         if knows is None:
             knows = before.knows if before is not None else ()
@@ -78,7 +78,7 @@ class Subscribers:
         """A front-end was sent the configs of these versions."""
         known = self._front_ends.get(front_end)
         if known is not None:
-            self._front_ends[front_end] = _FrontEnd(known.heard_s, known.knows.union(versions))
+            self._front_ends[front_end] = _FrontEnd(known.received_s, known.knows.union(versions))
 
     def knows(self, front_end: bytes) -> frozenset[str]:
         """The versions whose configs a front-end has."""
@@ -88,7 +88,7 @@ class Subscribers:
     def present(self) -> tuple[bytes, ...]:
         """The front-ends that are not forgotten."""
         oldest_s = self._clock() - self._forget_after_s
-        self._front_ends = {key: known for key, known in self._front_ends.items() if known.heard_s >= oldest_s}
+        self._front_ends = {key: known for key, known in self._front_ends.items() if known.received_s >= oldest_s}
         return tuple(self._front_ends)
 
 
@@ -131,7 +131,7 @@ class Worker:
         """
         self._endpoint = endpoint
         async with asyncio.TaskGroup() as tasks:
-            receiving = tasks.create_task(endpoint.run(self._on_message), name="receive")
+            receiving = tasks.create_task(endpoint.run(self._on_message, self._on_drained), name="receive")
             loop = asyncio.get_running_loop()
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
             limits = BatchSizeLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
@@ -176,6 +176,7 @@ class Worker:
             limits,
             self._metrics,
             tracing=self._tracing,
+            on_replies=self._endpoint.flush,
         )
 
     def _on_message(self, envelope: Envelope) -> None:
@@ -183,7 +184,7 @@ class Worker:
         if isinstance(message, Predict):
             self._predict(sender, message, frames)
         elif isinstance(message, Hello):
-            self._subscribers.heard(sender, message.knows)
+            self._subscribers.received(sender, message.knows)
             self._send_state(sender)
         elif isinstance(message, Cancel):
             if self._dispatcher is not None:
@@ -192,6 +193,10 @@ class Worker:
                 self._control.cancel((sender, message.job))
         else:
             self._control_models(sender, message)
+
+    def _on_drained(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.step()
 
     def _predict(self, sender: bytes, message: Predict, frames: Sequence[Frame]) -> None:
         """Make a message a job, or answer it with its error."""
@@ -213,7 +218,7 @@ class Worker:
             self._endpoint.fail(sender, message.job, Internal("the worker did not understand the front-end"))
             return
         traced = self._tracing.on and message.traceparent
-        dispatcher.submit(
+        dispatcher.admit(
             Job(
                 (sender, message.job),
                 Shape(message.model, model.slot, message.height, message.width),
@@ -237,7 +242,7 @@ class Worker:
         self._endpoint.answer(sender, number, done.result, done.queue_s, done.infer_s, done.batch_images, estimate)
 
     def _control_models(self, sender: bytes, request: ControlRequest) -> None:
-        self._subscribers.heard(sender)  # the sender gets the State that follows from its request
+        self._subscribers.received(sender)  # the sender gets the State that follows from its request
         try:
             if self._phase is not Phase.READY or self._control is None:
                 raise Unavailable(self._reason, STARTING_RETRY_S)

@@ -9,6 +9,6 @@ from tests.e2e.convmlp_process import RunningService, running_service
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[RunningService]:
-    """The whole service on the embedded models, shared by tests that leave it as they found it."""
+    """The whole service with the embedded models, shared by tests that do not change its state."""
     with running_service() as running:
         yield running

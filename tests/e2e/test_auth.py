@@ -1,4 +1,4 @@
-"""`convmlp serve` with API keys and a rate, asked over both of its front doors."""
+"""`convmlp serve` with API keys and a rate limit, over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ KEY = "0123456789abcdef"
 PICTURE = REFERENCE_PICTURE.read_bytes()
 
 
-def test_keys_and_rates_hold_at_both_doors(tmp_path: Path) -> None:
-    """The service gets ready by itself; callers need a key, and each one of them holds to its rate."""
+def test_keys_and_rate_limits_hold_over_both_transports(tmp_path: Path) -> None:
+    """The service becomes ready without a key; callers need one, and each has its own rate limit."""
     path = tmp_path / "keys"
     path.write_text(f"partner {KEY}\n", encoding="ascii")
     flags = ("--models", "convmlp_pets_breed", "--api-keys-file", str(path))
@@ -40,8 +40,8 @@ def test_keys_and_rates_hold_at_both_doors(tmp_path: Path) -> None:
     assert KEY not in str(service.lines)
 
 
-def test_a_missing_file_of_keys_ends_the_service(tmp_path: Path) -> None:
-    """A service that was meant to have keys never starts without them, and its log says why."""
+def test_a_missing_file_of_keys_is_an_error(tmp_path: Path) -> None:
+    """A service with a missing file of keys does not start, and its log has the reason."""
     with started_service("--models", "convmlp_pets_breed", "--api-keys-file", str(tmp_path / "none")) as service:
         line = service.wait_for("cannot read the API keys")
         assert "none" in line["error"]

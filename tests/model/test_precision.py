@@ -59,4 +59,4 @@ def test_a_precision_with_another_top_class_is_not_selected(tmp_path: Path) -> N
     assert selection.precision is Precision.FP32
     (mismatch,) = (one.mismatch for one in selection.trials if one.precision is Precision.BF16)
     assert mismatch is not None
-    assert "class 0 comes first" in mismatch
+    assert "the top class is 0" in mismatch

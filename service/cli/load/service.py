@@ -18,7 +18,7 @@ from service.cli.load.http import ConnectionBroken, Connections, Response, reque
 from service.cli.load.loops import ANSWERED, Outcome, Sender, Status
 
 GRACE_S = 0.5
-"""How long a reply may take beyond the deadline that the service knows: its own error says more than a timeout here."""
+"""How long a reply may take beyond the deadline that the service knows: its error is clearer than a timeout here."""
 TIMED_OUT = Outcome(Status.FAILED, "timed out")
 REFUSALS = (429, 503)
 

@@ -140,13 +140,13 @@ def test_a_proxy_of_the_environment(client: DownloadClient, server: Server) -> N
 @pytest.mark.parametrize("value", ["ftp://127.0.0.1:1", "http://127.0.0.1:no-number"])
 def test_an_invalid_proxy(client: DownloadClient, server: Server, value: str) -> None:
     """An invalid proxy is an error with its reason; the host is not contacted directly."""
-    assert _in_child(client, server.url, {"HTTP_PROXY": value}).startswith("the environment's proxy or certificates ")
+    assert _in_child(client, server.url, {"HTTP_PROXY": value}).startswith("invalid proxy")
     assert server.requests == []
 
 
 def test_missing_certificates(client: DownloadClient, server: Server, tmp_path: Path) -> None:
     """Unreadable certificates are an error that names the variable."""
-    assert "SSL_CERT_FILE) cannot be used" in _in_child(client, server.url, {"SSL_CERT_FILE": f"{tmp_path}/none.pem"})
+    assert "SSL_CERT_FILE)" in _in_child(client, server.url, {"SSL_CERT_FILE": f"{tmp_path}/none.pem"})
 
 
 def _in_child(client: DownloadClient, url: str, env: dict[str, str]) -> str:

@@ -116,7 +116,7 @@ async def test_an_error_of_every_request_is_printed_once(rest: Rest) -> None:
 
 
 async def test_no_service_is_an_error() -> None:
-    """If nothing listens, one line says so, and there is no table."""
+    """If nothing listens, the error is one line, and there is no table."""
     ran = await convmlp("bench", "--url", "http://127.0.0.1:9", *SHORT)
     assert (ran.status, ran.out) == (1, b"")
     assert ran.err == "convmlp: the first request to http://127.0.0.1:9 failed: cannot connect: connection refused\n"

@@ -102,14 +102,14 @@ def test_parameters_shape_the_answer(store: Path) -> None:
 
 
 def test_a_drawing_that_cannot_be_written_is_an_error(store: Path, tmp_path: Path) -> None:
-    """If the folder of the drawing is a file, an error message says so."""
+    """If the folder of the drawing is a file, the error message has the reason."""
     (tmp_path / "file").touch()
     ran = local("classify", CAT, "--model", "classify", "--save", str(tmp_path / "file/out.png"), store=store)
     assert ran.exit_code == 1
     assert "cannot be written" in ran.stderr
 
 
-async def test_without_torch_local_says_what_to_install() -> None:
+async def test_without_torch_the_extra_is_named() -> None:
     """Calling a service needs no torch. The error of --local names the extra that installs it."""
     script = "import sys; sys.modules['torch'] = None; from service.cli.app import main; main()"
     process = await asyncio.create_subprocess_exec(

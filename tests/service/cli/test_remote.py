@@ -71,7 +71,7 @@ async def test_tables_have_the_columns_of_their_task(rest: Rest, files: list[str
 
 
 async def test_a_bad_image_affects_no_other_image(rest: Rest, files: list[str], tmp_path: Path) -> None:
-    """The others have their results in their places; stderr says which failed and why; the exit status is 1."""
+    """The others have their results in their places; stderr has the error of each that failed; the exit status is 1."""
     broken, missing = tmp_path / "broken.jpg", tmp_path / "missing.jpg"
     broken.write_bytes(b"not an image")
     ran = await convmlp("classify", files[0], str(broken), str(missing), files[1], "--json", "--url", url(rest))
@@ -180,7 +180,7 @@ async def test_the_deadline_reaches_the_service(rest: Rest, files: list[str]) ->
 
 
 async def test_no_service_is_an_error(files: list[str]) -> None:
-    """If nothing listens, one line says so, and what to do."""
+    """If nothing listens, the error is one line, with what to do."""
     ran = await convmlp("classify", *files, "--json", "--url", "http://127.0.0.1:1")
     assert (ran.status, ran.out) == (1, b"")
     assert len(ran.err.splitlines()) == 1
@@ -200,7 +200,7 @@ async def test_no_service_is_an_error(files: list[str]) -> None:
     ],
 )
 async def test_another_server_is_an_error(files: list[str], answer: bytes) -> None:
-    """If another program listens there, one line says so, and stdout is empty."""
+    """If another program listens there, the error is one line, and stdout is empty."""
 
     async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

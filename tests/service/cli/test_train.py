@@ -29,7 +29,7 @@ def test_one_command_evaluates_the_embedded_bundles(pets: Path) -> None:
 
 @pytest.mark.parametrize("course", ["heads", "outline"])
 def test_heads_and_outline_need_a_breed_model(course: str, pets: Path, tmp_path: Path) -> None:
-    """Without one, the message says how to make or set it."""
+    """Without one, the message has the ways to make or set it."""
     ran = train(course, "--data", pets, "--out", tmp_path / "out")
     assert ran.exit_code == 2
     assert "run `convmlp train breed` first, or set --backbone-from" in ran.stderr

@@ -59,7 +59,7 @@ async def test_grpc_gives_the_same_errors_as_rest(rest: Rest, grpc_url: str, tmp
 
 
 async def test_no_service_at_a_grpc_address_is_an_error(file: str) -> None:
-    """If nothing listens, one line says so, as for REST."""
+    """If nothing listens, the error is one line, as for REST."""
     ran = await convmlp("classify", file, file, "--url", "grpc://127.0.0.1:1")
     assert (ran.status, ran.out, len(ran.err.splitlines())) == (1, b"", 1)
     assert "grpc://127.0.0.1:1" in ran.err

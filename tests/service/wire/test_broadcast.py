@@ -65,7 +65,7 @@ async def test_a_load_that_fails_somewhere_is_taken_back_everywhere() -> None:
     """One worker has no room: the caller hears of how many that is true, and no worker serves the model."""
     async with at_work() as (pool, workers):
         workers[1].runner.memory_models = 1
-        with pytest.raises(Overloaded, match=r"no memory .*\(on 1 of 2 workers; the others let it go again\)"):
+        with pytest.raises(Overloaded, match=r"no memory .*\(on 1 of 2 workers; the others unloaded it again\)"):
             await pool.load("second", far_deadline_s())
         await until(lambda: in_memory(workers) == [[CLASSIFY]] * 2)
         assert served(pool) == [CLASSIFY]
@@ -215,7 +215,7 @@ async def test_a_worker_lost_in_a_load_fails_it(tmp_path: Path) -> None:
             await all_ready(pool)
             loading = asyncio.create_task(pool.load("second", far_deadline_s()))
             await until(lambda: served(pool) == [CLASSIFY, "second"])
-        with pytest.raises(Unavailable, match="on 1 of 2 workers; the others let it go again"):
+        with pytest.raises(Unavailable, match="on 1 of 2 workers; the others unloaded it again"):
             await loading
         assert served(pool) == [CLASSIFY]
         assert in_memory([other]) == [[CLASSIFY]]

@@ -6,7 +6,7 @@ import pytest
 
 from model.types import Task
 from service.wire.messages import MalformedMessage, ModelState, Phase, State
-from service.wire.worker_view import MAX_CONFIGS, Catalogue
+from service.wire.worker_view import MAX_CONFIGS, ModelConfigs
 from tests.fakes import fake_bundle
 
 CONFIG = fake_bundle(Task.CLASSIFY).config
@@ -20,66 +20,66 @@ def state(*versions: str, **configs: str) -> State:
 
 def test_a_config_is_heard_once() -> None:
     """What was sent once is known from then on, also while its model is not served; the worker's order counts."""
-    catalogue = Catalogue()
-    assert catalogue.offers(Phase.READY) is None
-    catalogue.learn(state("v1", "v2", v1=CONFIG.model_dump_json(), v2=OTHER.model_dump_json()))
-    assert set(catalogue.knows) == {"v1", "v2"}
-    catalogue.learn(state("v2"))
-    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [OTHER]
-    catalogue.learn(state("v2", "v1"))
-    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [OTHER, CONFIG]
-    catalogue.learn(state())
-    assert catalogue.offers(Phase.READY) == ()
+    configs = ModelConfigs()
+    assert configs.models(Phase.READY) is None
+    configs.learn(state("v1", "v2", v1=CONFIG.model_dump_json(), v2=OTHER.model_dump_json()))
+    assert set(configs.versions) == {"v1", "v2"}
+    configs.learn(state("v2"))
+    assert [one.config for one in configs.models(Phase.READY) or ()] == [OTHER]
+    configs.learn(state("v2", "v1"))
+    assert [one.config for one in configs.models(Phase.READY) or ()] == [OTHER, CONFIG]
+    configs.learn(state())
+    assert configs.models(Phase.READY) == ()
 
 
 def test_a_config_that_was_not_sent_is_left_out_until_it_is() -> None:
     """A model whose config got lost is not listed, and the next heartbeat asks for it."""
-    catalogue = Catalogue()
-    catalogue.learn(state("v1", "v2", v1=CONFIG.model_dump_json()))
-    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [CONFIG]
-    assert catalogue.knows == ("v1",)
-    catalogue.learn(state("v1", "v2", v2=OTHER.model_dump_json()))
-    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [CONFIG, OTHER]
+    configs = ModelConfigs()
+    configs.learn(state("v1", "v2", v1=CONFIG.model_dump_json()))
+    assert [one.config for one in configs.models(Phase.READY) or ()] == [CONFIG]
+    assert configs.versions == ("v1",)
+    configs.learn(state("v1", "v2", v2=OTHER.model_dump_json()))
+    assert [one.config for one in configs.models(Phase.READY) or ()] == [CONFIG, OTHER]
 
 
 def test_models_are_ready_only_while_the_worker_is() -> None:
     """A lost, starting or draining worker's models are still known, and none of them is ready."""
-    catalogue = Catalogue()
-    catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
+    configs = ModelConfigs()
+    configs.learn(state("v1", v1=CONFIG.model_dump_json()))
     for phase in (None, Phase.STARTING, Phase.DRAINING):
-        (status,) = catalogue.offers(phase) or ()
+        (status,) = configs.models(phase) or ()
         assert (status.config, status.ready) == (CONFIG, False)
-    (status,) = catalogue.offers(Phase.READY) or ()
+    (status,) = configs.models(Phase.READY) or ()
     assert (status.ready, status.device) == (True, "cpu")
 
 
 def test_versions_with_equal_configs_are_told_apart() -> None:
     """What is offered says its version; one that is served no more is still known, and a stranger's is not."""
-    catalogue = Catalogue()
-    catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
-    (first,) = catalogue.offers(Phase.READY) or ()
-    catalogue.learn(state("v2", v2=CONFIG.model_dump_json(), v1=CONFIG.model_dump_json()))
-    (second,) = catalogue.offers(Phase.READY) or ()
+    configs = ModelConfigs()
+    configs.learn(state("v1", v1=CONFIG.model_dump_json()))
+    (first,) = configs.models(Phase.READY) or ()
+    configs.learn(state("v2", v2=CONFIG.model_dump_json(), v1=CONFIG.model_dump_json()))
+    (second,) = configs.models(Phase.READY) or ()
     assert (first.version, second.version) == ("v1", "v2")
     assert first.config == second.config
-    assert "v1" in catalogue
-    assert "v3" not in catalogue
+    assert "v1" in configs
+    assert "v3" not in configs
 
 
 def test_configs_are_bounded() -> None:
     """Of models that are served no more only so many are kept, the latest."""
-    catalogue = Catalogue()
+    configs = ModelConfigs()
     for number in range(MAX_CONFIGS + 10):
-        catalogue.learn(state(f"v{number}", **{f"v{number}": CONFIG.model_dump_json()}))
-    assert len(catalogue.knows) == MAX_CONFIGS + 1
-    assert f"v{MAX_CONFIGS + 9}" in catalogue.knows
-    assert "v0" not in catalogue.knows
+        configs.learn(state(f"v{number}", **{f"v{number}": CONFIG.model_dump_json()}))
+    assert len(configs.versions) == MAX_CONFIGS + 1
+    assert f"v{MAX_CONFIGS + 9}" in configs.versions
+    assert "v0" not in configs.versions
 
 
 def test_what_is_no_config_is_a_malformed_message() -> None:
     """A worker of another kind is refused as a message, and what was known stays."""
-    catalogue = Catalogue()
-    catalogue.learn(state("v1", v1=CONFIG.model_dump_json()))
+    configs = ModelConfigs()
+    configs.learn(state("v1", v1=CONFIG.model_dump_json()))
     with pytest.raises(MalformedMessage):
-        catalogue.learn(state("v2", v2='{"name": 3}'))
-    assert [one.config for one in catalogue.offers(Phase.READY) or ()] == [CONFIG]
+        configs.learn(state("v2", v2='{"name": 3}'))
+    assert [one.config for one in configs.models(Phase.READY) or ()] == [CONFIG]

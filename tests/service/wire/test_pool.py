@@ -363,7 +363,7 @@ async def test_only_workers_that_are_ready_for_a_model_get_its_jobs() -> None:
         assert pool.readiness().ready
         second.runner.shift = 50
         await until(lambda: pool.readiness().reason == f"not ready: {CLASSIFY}")
-        with pytest.raises(Unavailable, match="the reference says"):
+        with pytest.raises(Unavailable, match="the reference is"):
             await classify(pool)
 
 

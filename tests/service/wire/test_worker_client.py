@@ -62,13 +62,13 @@ async def predict(
 
 
 def version_of(client: WorkerClient, model: str) -> str:
-    return next(offer.version for offer in client.view().offers or () if offer.config.name == model)
+    return next(served.version for served in client.view().models or () if served.config.name == model)
 
 
 def ready(client: WorkerClient) -> bool:
     """Whether a worker is there, and all of its models are proven."""
     view = client.view()
-    return view.phase is Phase.READY and all(offer.ready for offer in view.offers or ())
+    return view.phase is Phase.READY and all(model.ready for model in view.models or ())
 
 
 def assert_equal(found: RawOutput, expected: RawOutput) -> None:
@@ -180,10 +180,10 @@ async def test_the_front_end_learns_what_is_served() -> None:
     """The worker's bundles' configs reach the front-end complete, in the worker's order."""
     async with fake_worker(SETTINGS) as worker, connect(worker.address) as client:
         await until(lambda: ready(client))
-        offers = client.view().offers
-        assert offers is not None
-        assert [offer.config for offer in offers] == [fake_bundle(task).config for task in Task]
-        assert {offer.ready for offer in offers} == {True}
+        models = client.view().models
+        assert models is not None
+        assert [model.config for model in models] == [fake_bundle(task).config for task in Task]
+        assert {model.ready for model in models} == {True}
 
 
 async def test_without_a_worker_a_request_fails_at_once(tmp_path: Path) -> None:

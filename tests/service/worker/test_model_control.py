@@ -130,7 +130,7 @@ async def test_a_model_that_does_not_prove_itself_is_not_served() -> None:
     """A model with another answer on the reference picture leaves memory again, and the caller hears why."""
     async with at_work() as (worker, pool):
         store_bundle(worker.store, lying_bundle("second"))
-        with pytest.raises(Internal, match="the reference says"):
+        with pytest.raises(Internal, match="the reference is"):
             await pool.load("second", far_deadline_s())
         await until(lambda: in_memory(worker) == [FIRST])
         assert served(pool) == [FIRST]
@@ -176,7 +176,7 @@ async def test_a_model_that_is_not_ready_is_loaded_anew() -> None:
         worker.runner.damaged_slots = frozenset({slot})
         await until(lambda: not pool.readiness().ready)
         assert (await stored(pool, FIRST)).served
-        assert "the reference says" in (await stored(pool, FIRST)).reason
+        assert "the reference is" in (await stored(pool, FIRST)).reason
         await pool.load(FIRST, far_deadline_s())
         assert await classify(pool) == LEVEL
         assert slot not in worker.runner.slots

@@ -38,7 +38,7 @@ async def test_a_model_that_answers_wrongly_is_not_ready() -> None:
         await until(lambda: not pool.readiness().ready)
         assert "fake_classify" in pool.readiness().reason
         assert worker.registry.get_sample_value("convmlp_model_ready", {"model": "fake_classify"}) == 0
-        with pytest.raises(Unavailable, match="the reference says"):
+        with pytest.raises(Unavailable, match="the reference is"):
             await classify(pool)
         worker.runner.shift = 0
         await until(lambda: pool.readiness().ready)
@@ -89,7 +89,7 @@ async def test_a_model_that_is_not_proven_does_not_hold_up_the_others() -> None:
         await until(lambda: "not ready: liar" in pool.readiness().reason)
         assert not pool.readiness().ready
         assert await classify(pool) == LEVEL
-        with pytest.raises(Unavailable, match="the reference says"):
+        with pytest.raises(Unavailable, match="the reference is"):
             await classify(pool, model="liar")
 
 

@@ -119,7 +119,7 @@ async def test_pixel_limit() -> None:
         for client in (oip.http, oip.rpc):
             refused = await refusal(client, large)
             assert refused.status in (413, "INVALID_ARGUMENT")
-            assert "1000 x 1001 = 1,001,000 pixels, at most 1,000,000" in refused.message
+            assert "1,001,000 pixels" in refused.message
 
 
 async def test_answer_too_large() -> None:
@@ -150,7 +150,7 @@ async def test_full_queue_fails_the_whole_request() -> None:
         for client in (oip.http, oip.rpc):
             refused = await refusal(client, encoded_request("fake_classify", IMAGE, IMAGE, IMAGE))
             assert refused.status in (503, "RESOURCE_EXHAUSTED")
-            assert re.match(r"element \d of input 'image': 2 images are in hand already", refused.message)
+            assert re.match(r"element \d of input 'image': 2 images are in", refused.message)
 
 
 async def test_failed_requests_are_cancelled() -> None:
