@@ -1,6 +1,6 @@
 """uvicorn, with signals left to the process that runs it, and bounds on what a connection may do.
 
-`Disconnect` and `BoundedHttp.on_body` use uvicorn's private state; docs/decisions/0007-uvicorn.md has what they save.
+`Disconnect` and `BoundedHttp.on_body` use uvicorn's private state; docs/decisions/0008-uvicorn.md has what they save.
 """
 
 from __future__ import annotations
