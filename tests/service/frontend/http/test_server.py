@@ -38,7 +38,7 @@ async def connection_server(
         await serving
 
 
-async def test_requests_in_hand_are_finished_on_drain() -> None:
+async def test_requests_in_flight_are_finished_on_drain() -> None:
     """After the word to exit no connection is accepted, but who waits gets the answer, and the connection's end."""
     async with open_rest() as rest:
         rest.worker.runner.gate.clear()
