@@ -1,4 +1,4 @@
-"""What is asked in each task, and whether an answer is right."""
+"""The requests of each task, and the check of their answers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from service.cli.load.http import request_bytes
 from service.settings import usable_cores
 
 Check = Callable[[int, bytes], bool]
-"""Whether a body is right for the n-th picture. May raise what a decoder raises."""
+"""Whether a body is the right answer for the n-th picture. Raises what its decoder raises."""
 
 BODY_BYTES = 100_000
-"""Of no-op requests: about a photograph's."""
+"""Bytes of a no-op request: about those of a photograph."""
 SCORE_TOLERANCE = 0.1
 AREA_TOLERANCE = 0.05
-"""Share of the picture that another class may have. With `BOX_IOU` these are what bf16 may do to an answer."""
+"""Share of pixels that may have another class. This and `BOX_IOU` are the tolerance for bf16."""
 
 
 class Detection(msgspec.Struct):
@@ -50,7 +50,7 @@ class Segment(msgspec.Struct):
 
 
 class Segments(msgspec.Struct):
-    """Together they have all pixels of a picture."""
+    """Together they cover all pixels of a picture."""
 
     segments: list[Segment]
 
@@ -65,7 +65,7 @@ Expected = Detections | Segments
 def task_requests(
     server: Server, task: str, host: str, material: Material, deadline_s: float | None
 ) -> tuple[Sequence[bytes], Check]:
-    """The requests, sent in turn, and how to check the answers. This service is told the deadline, if there is one."""
+    """The requests, sent in turn, and the check of their answers. This service gets the deadline, if there is one."""
     if server.who.network == NOOP:
         return [server.request(host, bytes(BODY_BYTES), server.path)], lambda _, body: server.read(body) >= 0
     pictures = material.pictures()
@@ -83,7 +83,7 @@ def task_requests(
 
 @cache
 def expected_answers(model: str, material: Material) -> Sequence[Expected]:
-    """Those of the plain fp32 network, computed once for a bundle's weights and the material's pictures."""
+    """The answers of the plain fp32 network, computed once for a bundle's weights and the material's pictures."""
     bundle = read_bundle(find_bundle(model, material.models_dir))
     path = material.expected_dir / f"{model}-{bundle.config.weights_sha256[:16]}.json"
     if not path.exists():
@@ -105,7 +105,7 @@ def _computed(bundle: Bundle, material: Material) -> Iterator[Expected]:
 
 
 def agrees(expected: Expected, body: bytes) -> bool:
-    """The best detection is among those found, or almost all pixels may have the same class."""
+    """Whether the best detection was found, or almost all pixels can have the right class."""
     if isinstance(expected, Segments):
         (segments,) = msgspec.json.decode(body, type=_Segmented).results
         wanted = {one.index: one.area for one in expected.segments}

@@ -17,9 +17,9 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 QUIET_S = 0.05
-"""A recording ends once no call came for this long."""
+"""A recording ends when no call was made for this long."""
 LONGEST_S = 2.0
-"""A recording ends at the latest so long after it was asked to."""
+"""A recording ends at the latest this long after `stop`."""
 
 _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _RESUMED = 0b11

@@ -1,4 +1,4 @@
-"""What a load client costs itself: CPU a request, of ours and of a general HTTP client, at the same server.
+"""CPU time a request of the load client, and of a general HTTP client, with the same server.
 
 python -m benchmarks.client_cost URL [PICTURE]
 """
@@ -28,7 +28,7 @@ async def _cost(url: str, picture: bytes) -> None:
     async with Connections(host, int(port)) as connections, httpx2.AsyncClient(timeout=60) as general:
 
         async def ours() -> int:
-            return (await connections.ask(request, 60)).status
+            return (await connections.request(request, 60)).status
 
         async def httpx2s() -> int:
             return (await general.post(url, content=picture)).status_code

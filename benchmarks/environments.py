@@ -1,7 +1,7 @@
-"""The peers' environments: `FOLDER/envs/NAME`, made once, each with its pinned packages.
+"""The peers' virtual environments: `FOLDER/envs/NAME`, created once, each with its pinned packages.
 
-Each sees this environment's packages behind its own, so that torch and the model code are there once. What cannot be
-installed is remembered and told, never left out in silence.
+Each also has this environment's packages, after its own, so that torch and the model code exist once. The report lists
+every peer that cannot be installed, with the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).parent / "peers" / "requirements"
 INSTALL_S = 600
 TOO_NEW = {"triton": (3, 11, 7)}
-"""From this Python on, a peer's own one, of the same minor version, does not know the standard library."""
+"""By peer, the first Python whose standard library the peer's own Python of the same minor version cannot load."""
 
 
 class CannotInstall(Exception):
@@ -23,12 +23,12 @@ class CannotInstall(Exception):
 
 
 def python_of(name: str, folder: Path) -> Path:
-    """The interpreter of a peer's environment, which is made where it is missing or where its packages changed.
+    """The interpreter of a peer's environment, which is created if it is missing or its packages changed.
 
-    A peer without requirements is served by this environment.
+    A peer without requirements uses this environment.
 
     Raises:
-        CannotInstall: the environment could not be made.
+        CannotInstall: the environment could not be created.
     """
     requirements = REQUIREMENTS / f"{name}.txt"
     if not requirements.exists():
@@ -49,7 +49,7 @@ def python_of(name: str, folder: Path) -> Path:
 
 
 def _interpreter(name: str) -> str:
-    """What the environment is made from: this Python, or one of the same minor version that is old enough."""
+    """The Python for the environment: this one, or one of the same minor version that is old enough."""
     if name not in TOO_NEW or sys.version_info[:3] < TOO_NEW[name]:
         return sys.executable
     major, minor, _ = TOO_NEW[name]
@@ -59,7 +59,7 @@ def _interpreter(name: str) -> str:
             python = Path(folder) / f"python{major}.{minor}"
             if python.exists() and subprocess.run([python, "-c", old_enough], check=False).returncode == 0:
                 return str(python)
-    raise CannotInstall(f"{name}: it needs a Python before {'.'.join(map(str, TOO_NEW[name]))}")
+    raise CannotInstall(f"{name} needs a Python before {'.'.join(map(str, TOO_NEW[name]))}")
 
 
 def _run(name: str, *command: str) -> None:

@@ -12,12 +12,12 @@ from benchmarks.servers import OURS, Arrangement, Who
 
 MAIN_LEVEL = 32
 LARGE_LEVEL = 8
-"""Clients where an image takes a core a good part of a second: each waits long enough as it is."""
+"""Clients for models that take a core a good part of a second for an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of one figure, over the rounds: median, least and most."""
+    """One figure over the rounds: median, minimum and maximum."""
 
     values: tuple[float, ...]
 
@@ -37,7 +37,7 @@ class Spread:
 def spread(
     visits: Sequence[Visit], task: str, loop: str, level: float, value: Callable[[Load], float | None]
 ) -> Spread:
-    """Of one figure of one kind of load."""
+    """One figure of one kind of load, over the rounds."""
     loads = [one.load(task, loop, level) for one in visits]
     values = [value(load) for load in loads if load is not None]
     return Spread(tuple(one for one in values if one is not None))
@@ -49,7 +49,7 @@ def rate(run: Run, who: Who, level: float = MAIN_LEVEL) -> Spread:
 
 
 def best_peer(run: Run, network: str, arrangements: Iterable[Arrangement] = tuple(Arrangement)) -> Who | None:
-    """The peer that answers most with a network in any of the arrangements, by its median."""
+    """The peer with the highest median rate with a network, in any of the arrangements."""
     peers = {one.who for one in run.visits if one.server != OURS and one.network == network}
     rates = {who: rate(run, who) for who in peers if who.arrangement in arrangements}
     measured = {who: one.median for who, one in rates.items() if one.values}
@@ -57,7 +57,7 @@ def best_peer(run: Run, network: str, arrangements: Iterable[Arrangement] = tupl
 
 
 def ratio(run: Run, ours: Who, theirs: Who, level: float = MAIN_LEVEL) -> Spread:
-    """Of two servers' rates, round by round."""
+    """The ratio of two servers' rates, round by round."""
     pairs = []
     for number in range(run.plan.rounds):
         loads = [_load_of(run, one, number, level) for one in (ours, theirs)]
@@ -67,7 +67,7 @@ def ratio(run: Run, ours: Who, theirs: Who, level: float = MAIN_LEVEL) -> Spread
 
 
 def share_of_limit(run: Run, who: Who, level: float = MAIN_LEVEL) -> Spread:
-    """A server's rate over what the network and decoding alone allow, round by round."""
+    """A server's rate over the limit of network and decoding alone, round by round."""
     shares = []
     for number, limit in enumerate(run.limits):
         load = _load_of(run, who, number, level)

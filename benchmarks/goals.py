@@ -1,4 +1,4 @@
-"""What this service is held against: its peers, the limit, and itself."""
+"""The comparisons of this service with its peers, the limit, and itself, and their goals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOOP_LEVEL = 8
 
 
 def comparisons(run: Run) -> Iterator[tuple[str, Spread, str]]:
-    """What is compared, by how much, and what was aimed at."""
+    """Each comparison: its name, its value, its goal."""
     fastest = str(Kind.FASTEST)
     main = Who(OURS, fastest)
     ours = run.of(main)
@@ -47,7 +47,7 @@ def comparisons(run: Run) -> Iterator[tuple[str, Spread, str]]:
     refused = [sum(load.refused.values()) / load.requests for load, _ in over if load and load.requests]
     yield "open loop at 120 %: refused at once, share of the requests", Spread(tuple(refused)), ""
     late = [load.failed.get(LATE, 0) / load.requests for load, _ in over if load and load.requests]
-    yield "open loop at 120 %: taken, but late, share of the requests", Spread(tuple(late)), "0"
+    yield "open loop at 120 %: admitted but late, share of the requests", Spread(tuple(late)), "0"
     crowd = [(one.load("classify", "closed", 128), one.load("classify", "closed", MAIN_LEVEL)) for one in ours]
     kept = [a.answers / b.answers for a, b in crowd if a and b and b.answers]
     yield f"rate at 128 clients, over that at {MAIN_LEVEL}", Spread(tuple(kept)), "≥ 0.97"
@@ -63,7 +63,7 @@ def comparisons(run: Run) -> Iterator[tuple[str, Spread, str]]:
 
 
 def _tasks(run: Run, who: Who, models: Mapping[str, str], level: float, goal: str) -> Iterator[tuple[str, Spread, str]]:
-    """Detection and segmentation, with their networks alone and with decoding as well."""
+    """Detection and segmentation, over their networks alone and over networks with decoding."""
     for task, model in models.items():
         pairs = [(one.load(task, "closed", level), run.limits[one.round]) for one in run.of(who)]
         name = f"{task} ({model})"

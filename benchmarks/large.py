@@ -1,11 +1,11 @@
-"""Detection and segmentation at the size of the paper's: RetinaNet and Semantic FPN on ConvMLP-S, as the authors' are.
+"""Detection and segmentation at the paper's size: RetinaNet and Semantic FPN on ConvMLP-S, as published.
 
     FOLDER/models/retinanet_bench_s/     pictures of up to 1333 x 800, 80 classes
     FOLDER/models/sem_fpn_bench_s/       a shorter side of 512, 150 classes
 
-The weights are random, but what costs time beside the network is as it would be: the detector finds some tens of
-objects in a picture, and the segmenter's label map has some classes whose pixels lie together. Both answer in bf16
-about what they answer in fp32.
+The weights are random, but postprocessing costs about the same as with trained weights: the detector finds some tens
+of objects in a picture, and the segmenter's label map has some connected classes. Answers in bf16 are close to those
+in fp32.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from model.zoo.catalogue import CatalogueEntry, entry
 from model.zoo.importer import published_metadata
 
 PUBLISHED = {"detect": "retinanet_convmlp_s_coco", "segment": "sem_fpn_convmlp_s_ade20k"}
-"""Whose architecture, classes and pipelines they have."""
+"""The published models whose architecture, classes and pipelines they have."""
 FITTED_TO = 4
 """Pictures."""
 CANDIDATES = 100
-"""Anchors with a class of a picture, on average, that score above the threshold; about half of them outlive NMS."""
+"""Mean number of anchor scores of a picture above the threshold; NMS keeps about half of them."""
 LOGITS, DELTAS = 0.5, 0.2
-"""Standard deviations: of a class's logit from place to place, and of what boxes are off their anchors."""
+"""Standard deviations: of a class's logit over positions, and of box deltas."""
 SEGMENTS = 8
 """Classes that a label map has."""
 ROUNDS = 4
 """Of k-means."""
 BRANCHES = (0.05, 0.2, 1.0, 1.0)
-"""What the head's branches weigh, the finest first: with less of the fine ones the classes' pixels lie together."""
+"""Weights of the head's branches, the finest first: small weights of the fine ones give connected classes."""
 NEVER = 1e4
-"""No logit is so far below the others."""
+"""Larger than any difference between logits."""
 
 
 def make_large(material: Material) -> None:
-    """Make the two bundles once."""
+    """Write the two bundles, once."""
     pictures = material.pictures()[:FITTED_TO]
     for task, name in LARGE_MODELS.items():
         if (material.models_dir / name).exists():
@@ -69,11 +69,11 @@ def make_large(material: Material) -> None:
 
 @torch.no_grad()
 def fit_detector(network: RetinaNet, x: Tensor) -> None:
-    """About `CANDIDATES` class scores of a picture (N, 3, H, W) above the threshold, and boxes near anchors."""
+    """Fit the head to pictures (N, 3, H, W): about `CANDIDATES` class scores above the threshold, boxes at anchors."""
     head = network.bbox_head
     for module in itertools.chain(head.cls_convs.modules(), head.reg_convs.modules()):
         if isinstance(module, nn.Conv2d):
-            # What differs between positions would fade away in the towers as they are initialised.
+            # With their initial weights the towers would lose the differences between positions.
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     nn.init.zeros_(head.retina_cls.bias)  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ def fit_detector(network: RetinaNet, x: Tensor) -> None:
 
 @torch.no_grad()
 def fit_segmenter(network: SemanticFPN, x: Tensor) -> None:
-    """Each position has the class of the nearest of `SEGMENTS` kinds of features that pictures (N, 3, H, W) have."""
+    """Fit the head to pictures (N, 3, H, W): each position gets the class of the nearest of `SEGMENTS` features."""
     head = network.decode_head
     for branch, weight in zip(head.scale_heads, BRANCHES, strict=True):
         for module in branch.modules():
@@ -119,7 +119,7 @@ def fit_segmenter(network: SemanticFPN, x: Tensor) -> None:
 
 
 def _inputs(like: CatalogueEntry, pictures: Sequence[bytes]) -> Tensor:
-    """Those pictures that have the shape of the first, normalised: float32 (N, 3, H, W)."""
+    """The pictures with the shape of the first one, normalised: float32 (N, 3, H, W)."""
     inputs = [network_input(data, like.preprocessing) for data in pictures]
     inputs = [one for one in inputs if one.pixels.shape == inputs[0].pixels.shape]
     pixels = torch.from_numpy(np.stack([one.pixels for one in inputs]))

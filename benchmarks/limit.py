@@ -1,7 +1,7 @@
-"""What the hardware allows: the networks alone and decoding alone, on all cores, without any server.
+"""The limit of the hardware: the networks alone and decoding alone, on all cores, without any server.
 
-One process does it all, in turns; it prints one JSON document. A server that decodes and computes on the same cores
-cannot answer more than 1 / (1 / network rate + 1 / decode rate) pictures a second.
+One process measures one after the other and prints one JSON document. A server that decodes and computes on the same
+cores cannot answer more than 1 / (1 / network rate + 1 / decode rate) pictures a second.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from service.process import keep_freed_memory
 from service.settings import usable_cores
 
 BATCHES = {Kind.EAGER: (1, 2, 4), Kind.FP32: (1, 2, 4, 8, 16), Kind.FASTEST: (1, 2, 4, 8, 16, 32)}
-"""Images at a time; the slower networks are past their best before."""
+"""Images at a time; the rate of slower networks falls earlier."""
 EMBEDDED_BATCHES = (1, 2, 4, 8, 16)
-"""Of detection and segmentation with the embedded models."""
+"""For detection and segmentation with the embedded models."""
 LARGE_S = {"detect": 5.0, "segment": 3.0}
-"""How long networks of the paper's own sizes are measured; a core computes one to three images a second."""
+"""How long networks of the paper's size are measured; a core computes one to three images a second."""
 LONE_TIMES = 20
 LARGE_LONE_TIMES = 2
 PAST_BEST = 0.7
-"""Larger batches are not tried once the rate has fallen so far below the best of as many lanes."""
+"""Larger batches are not tried once the rate is below this share of the best with as many lanes."""
 
 
 class NetworkAlone(msgspec.Struct):
-    """`per_second`: images, by lanes and batch, as in `2 x 4`: so many batches at once, each on its share of the cores.
+    """`per_second`: images by lanes and batch; `2 x 4`: two batches of four at once, each on half of the cores.
 
-    `lone_ms`: of a single image on all cores, median.
+    `lone_ms`: time of a single image on all cores, median.
     """
 
     model: str
@@ -64,7 +64,7 @@ class NetworkAlone(msgspec.Struct):
 
 
 class DecodingAlone(msgspec.Struct):
-    """Encoded picture to network input: `per_second` in a thread a core, `lone_ms` in one thread, median."""
+    """Encoded picture to network input: `per_second` with a thread per core, `lone_ms` in one thread, median."""
 
     model: str
     per_second: float
@@ -82,22 +82,22 @@ class Limit(msgspec.Struct):
         return next(one for one in self.decoding if one.model == model)
 
     def per_second(self, model: str, network: str) -> float:
-        """The most that any server can answer with them."""
+        """The maximum rate of any server with them."""
         return 1 / (1 / self.network(model, network).best_per_second + 1 / self.decoding_of(model).per_second)
 
     def lone_ms(self, model: str, network: str) -> float:
-        """The least that a lone request takes."""
+        """The minimum time of a lone request."""
         return self.network(model, network).lone_ms + self.decoding_of(model).lone_ms
 
 
 def mean_limit(first: Limit, second: Limit) -> Limit:
-    """Of two measurements of the same: what the machine could do between them."""
+    """The mean of two measurements: the limit between them."""
     networks = [_mean_network(one, second.network(one.model, one.network)) for one in first.networks]
     return Limit(networks, [_mean_decoding(one, second.decoding_of(one.model)) for one in first.decoding])
 
 
 def _mean_network(first: NetworkAlone, second: NetworkAlone) -> NetworkAlone:
-    # Either may have stopped sooner, where it was past the best.
+    # Either may have stopped earlier, after its best batch.
     both = [name for name in first.per_second if name in second.per_second]
     per_second = {name: (first.per_second[name] + second.per_second[name]) / 2 for name in both}
     return NetworkAlone(first.model, first.network, per_second, (first.lone_ms + second.lone_ms) / 2)
@@ -109,7 +109,7 @@ def _mean_decoding(first: DecodingAlone, second: DecodingAlone) -> DecodingAlone
 
 
 def measure_limit(material: Material, seconds: float) -> Limit:
-    """Of the classifier and the embedded models. Each rate is measured for `seconds`."""
+    """Measure the classifier and the embedded models. Each rate is measured for `seconds`."""
     cv2.setNumThreads(1)
     pictures = material.pictures()
     classifier = material.bundle
@@ -126,7 +126,7 @@ def measure_limit(material: Material, seconds: float) -> Limit:
 
 
 def measure_large_limit(material: Material, seconds: float) -> Limit:
-    """Of the detector and the segmenter of the paper's own sizes, whose decoding is measured for `seconds`."""
+    """Measure the detector and the segmenter of the paper's size. Decoding is measured for `seconds`."""
     cv2.setNumThreads(1)
     pictures, precision = material.pictures(), material.fastest_precision()
     networks, decoding = [], []
@@ -139,7 +139,7 @@ def measure_large_limit(material: Material, seconds: float) -> Limit:
 
 
 def _large_network(bundle: Bundle, precision: Precision, batch: Batch, seconds: float) -> NetworkAlone:
-    """With a lane a core and one image at a time: no other division was faster by hand, and there is no time to try."""
+    """With a lane per core and one image at a time: no other division was faster by trial, and trials take too long."""
     predictor, cores = load(precision, bundle), usable_cores()
     with _lanes(cores) as threads:
         rate = _rate(threads, cores, predictor, batch, seconds)
@@ -165,7 +165,7 @@ def _network(
 
 @contextmanager
 def _lanes(count: int) -> Iterator[ThreadPoolExecutor]:
-    """So many threads, each of which computes on its share of the cores."""
+    """Threads, each of which computes on its share of the cores."""
     share = usable_cores() // count
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,)) as threads:
         yield threads
@@ -173,7 +173,7 @@ def _lanes(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _rate(threads: ThreadPoolExecutor, lanes: int, predictor: Predictor, batch: Batch, seconds: float) -> float:
-    """Images a second. The lanes do not wait for each other: a core that is taken for a moment holds up one alone."""
+    """Images a second. Lanes do not wait for each other: a core that is busy for a moment delays only one."""
     batches = [batch] * lanes
     list(threads.map(predictor.predict, batches))
     done = threads.map(lambda one: _repeat(lambda: predictor.predict(one), seconds), batches)
@@ -198,7 +198,7 @@ def _decoding(bundle: Bundle, pictures: Sequence[bytes], seconds: float) -> Deco
 
 
 def _batch(inputs: Sequence[ModelInput], size: int) -> Batch:
-    """Of the first input's shape; pictures of other shapes would not share a batch."""
+    """Inputs of the first one's shape; other shapes would not share a batch."""
     fitting = [one for one in inputs if one.pixels.shape == inputs[0].pixels.shape]
     chosen = list(islice(cycle(fitting), size))
     pixels = np.stack([one.pixels for one in chosen])
@@ -206,7 +206,7 @@ def _batch(inputs: Sequence[ModelInput], size: int) -> Batch:
 
 
 def _repeat(work: Callable[[], object], seconds: float) -> tuple[int, float]:
-    """How often it was done, at least once, in at least so many seconds; and in how many."""
+    """Repeat for at least `seconds`, at least once. Returns the number of calls and the seconds."""
     started_s, times = time.perf_counter(), 0
     while True:
         work()
@@ -219,9 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.limit", description=__doc__)
     parser.add_argument("material", type=Path)
     parser.add_argument("--seconds", type=float, default=0.6)
-    parser.add_argument("--large", action="store_true", help="of the networks of the paper's own sizes")
+    parser.add_argument("--large", action="store_true", help="measure the networks of the paper's size")
     arguments = parser.parse_args()
-    keep_freed_memory()  # as this service does: pages that are taken anew for each batch cost a tenth
+    keep_freed_memory()  # as this service does: allocating pages for each batch costs a tenth
     measure = measure_large_limit if arguments.large else measure_limit
     sys.stdout.buffer.write(msgspec.json.encode(measure(Material(arguments.material), arguments.seconds)) + b"\n")
 

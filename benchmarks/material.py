@@ -1,14 +1,14 @@
-"""What all servers are given: pictures, one ConvMLP-S of 1000 classes, and the right answers.
+"""The material of all servers: pictures, one ConvMLP-S of 1000 classes, and the right answers.
 
     FOLDER/pictures/*.jpg                the pictures
     FOLDER/models/convmlp_bench_s/       the bundle
     FOLDER/answers.json                  each picture's class
     FOLDER/mode                          the fastest precision of the model on this machine
-    FOLDER/expected/*.json               what detectors and segmenters should answer (`answers.py`)
+    FOLDER/expected/*.json               the right answers of detectors and segmenters (`answers.py`)
 
-The weights are random, which speed does not depend on; but batch norm's statistics are those of the pictures, and the
-head is fitted so that each picture is of a class of its own, far from the others. So a wrong answer, or another
-caller's, is found out, in any precision. So are the pictures by which a precision is chosen.
+The weights are random; speed does not depend on them. But batch norm's statistics are those of the pictures, and the
+head is fitted so that each picture has a class of its own, far from the others. So a wrong answer, or another caller's,
+is detected in any precision. The same holds for the pictures that select the precision.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from service.settings import usable_cores
 MODEL = "convmlp_bench_s"
 CLASSES = 1000
 MARGIN = 20.0
-"""Between a picture's own logit and all others, before rounding to a precision."""
+"""Between the logit of a picture's class and all others, before rounding to a precision."""
 PREPROCESSING = CenterCropSpec(resize_shorter=248, crop=224)
 LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 MAX_PICTURES = 64
@@ -54,7 +54,7 @@ TRIALS = 5
 SOURCE = Source(description="random weights for benchmarks", url="", licence="none", attribution="")
 MADE_PICTURES = 16
 MADE_SIZE = (500, 375)
-"""What photographs of common data sets have, width first."""
+"""Sizes of photographs in common data sets, width first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Material:
         return self.folder / "expected"
 
     def pictures(self) -> list[bytes]:
-        """In the order of their names, as the answers are."""
+        """The pictures in the order of their names, like the answers."""
         return [path.read_bytes() for path in sorted((self.folder / "pictures").iterdir())]
 
     def fastest_precision(self) -> Precision:
@@ -85,7 +85,7 @@ class Material:
 
 
 def make_material(folder: Path, given: Path | None) -> Material:
-    """Make it once; `given` is a folder of JPEG files to be used instead of pieces of the project's own photograph.
+    """Create it once. `given` is a folder of JPEG files to use instead of crops of the project's photograph.
 
     Raises:
         SystemExit: there is no picture in `given`.
@@ -125,7 +125,7 @@ def make_material(folder: Path, given: Path | None) -> Material:
 
 
 def _fastest_precision(bundle: Bundle) -> Precision:
-    """What the service would choose, tried more often than it does: the whole comparison hangs on it."""
+    """The precision that the service would choose, with more trials: the whole comparison depends on it."""
     torch.set_num_threads(usable_cores())
     cpu = torch.device("cpu")
     trials = [trial for _ in range(TRIALS) for trial in select_precision(bundle, cpu, load_network(bundle)).trials]
@@ -135,7 +135,7 @@ def _fastest_precision(bundle: Bundle) -> Precision:
 
 
 def network_input(data: bytes, spec: Preprocessing) -> ModelInput:
-    """An encoded picture to what a network takes, the way that this service does it."""
+    """Encoded picture to network input, as in this service."""
     return prepare_picture(decode_picture(data, LIMITS), spec)
 
 
@@ -169,7 +169,7 @@ def fitted_network(inputs: Sequence[UInt8Array], classes: Sequence[int]) -> Conv
 
 @contextmanager
 def own_statistics(network: nn.Module) -> Iterator[None]:
-    """Within it, batch norm learns its statistics from what the network is given."""
+    """While it is active, batch norm takes its statistics from the network's inputs."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain mean over all batches
@@ -179,7 +179,7 @@ def own_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def _proofs() -> list[UInt8Array]:
-    """What the reference picture becomes where a precision is tried on it: plain, mirrored, half as bright."""
+    """The variants of the reference picture on which precisions are tried: plain, mirrored, half as bright."""
     plain = network_input(REFERENCE_PICTURE.read_bytes(), PREPROCESSING).pixels
     return [plain, plain[:, ::-1].copy(), plain // 2]
 
@@ -190,7 +190,7 @@ def _given(folder: Path) -> Iterator[bytes]:
 
 
 def _made() -> Iterator[bytes]:
-    """Pieces of one photograph, each another, enlarged to a common size."""
+    """Different crops of one photograph, enlarged to a common size."""
     photograph = PIL.Image.open(REFERENCE_PICTURE).convert("RGB")
     width, height = photograph.size
     shares = np.random.default_rng(0)

@@ -13,11 +13,11 @@ from model.predictor import Predictor, load_network
 
 class Kind(StrEnum):
     EAGER = "eager"
-    """fp32, as a user of torch would run it."""
+    """fp32 in plain torch."""
     FP32 = "fp32-fastest"
-    """fp32, as this project runs it at its fastest."""
+    """This project's fastest fp32."""
     FASTEST = "fastest"
-    """At its fastest, in the precision that this project chooses on this machine."""
+    """The precision that this project chooses on this machine."""
 
 
 def precision_of(kind: Kind, chosen: Precision) -> Precision:
@@ -26,5 +26,5 @@ def precision_of(kind: Kind, chosen: Precision) -> Precision:
 
 
 def load(precision: Precision, bundle: Bundle) -> Predictor:
-    """A bundle's network on the CPU. It computes on as many threads as `torch.set_num_threads` says."""
+    """A bundle's network on the CPU. It computes with the threads of `torch.set_num_threads`."""
     return make_predictor(bundle, torch.device("cpu"), precision, load_network(bundle))

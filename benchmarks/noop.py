@@ -1,8 +1,8 @@
-"""The whole service but for what it serves: real front-end processes, real wire, a real worker process; no decoding,
-and a device that answers at once. What is left is what the service itself costs.
+"""The service without a network: real front-end processes, real wire, a real worker process; no decoding, and a device
+that returns at once. What remains is the cost of the service itself.
 
-The body of a request goes to the worker as it came, as if it were the network's input. Pictures go to threads to be
-decoded; without decoding there is nothing to do there, and they are left out as well, but for `--threads`.
+The body of a request goes to the worker unchanged, as if it were the network's input. Decoding normally runs in
+threads; without it they have no work and are left out, unless `--threads` is given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -37,16 +40,18 @@ from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_answer, fake_bundle
 
+T = TypeVar("T")
+
 SIDE = 180
-"""An input of 180 x 180 pixels has 97,200 bytes: what a body of 100 KB has at least."""
+"""An input of 180 x 180 pixels has 97,200 bytes: no more than a body of 100 KB."""
 SIZE = Size(SIDE, SIDE)
 THREADS = "BENCH_NOOP_THREADS"
-"""Environment variable of the front-end processes: it is set where they use their threads."""
+"""Environment variable of the front-end processes: set if they use their threads."""
 
 
 @dataclass
 class NoRunner(FakeRunner):
-    """Gives the reference answer to whatever comes."""
+    """Returns the reference answer for every input."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,13 +64,20 @@ class NoRunner(FakeRunner):
 
 
 class NoDecoding(PreparePool):
-    """Takes the body for the decoded picture."""
+    """Uses the body as the decoded picture."""
 
-    async def prepare(self, image: bytes | Image, spec: Preprocessing, deadline_s: float) -> Timed[ModelInput]:  # noqa: ARG002
+    def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:  # noqa: ARG002
         assert isinstance(image, bytes)
+        return taken_as_input(image)
+
+    def run(self, deadline_s: float, work: Callable[..., T], *args: Any) -> asyncio.Future[Timed[T]]:  # noqa: ANN401
         if THREADS in os.environ:
-            return await self.run(lambda: taken_as_input(image), deadline_s)
-        return self.run_here(lambda: taken_as_input(image))
+            return super().run(deadline_s, work, *args)
+        future: asyncio.Future[Timed[T]] = asyncio.get_running_loop().create_future()
+        started_s = time.monotonic()
+        value = work(*args)
+        future.set_result(Timed(value, started_s, time.monotonic() - started_s))
+        return future
 
 
 def taken_as_input(body: bytes) -> ModelInput:
@@ -80,10 +92,10 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
     workshop = NoDecoding(usable_cores(), settings.decode_limits)
     heartbeat_s, timeout_s = settings.heartbeat_interval_ms / 1000, settings.worker_timeout_ms / 1000
     workers = WorkerPool(settings.worker_address, heartbeat_s=heartbeat_s, timeout_s=timeout_s, listener=metrics)
-    async with open_auth(settings, metrics) as gate, workers:
+    async with open_auth(settings, metrics) as auth, workers:
         engine = Engine(workers, workshop, settings, metrics)
         registry = registry_of_all(CollectorRegistry())
-        app = create_app(engine, gate, settings, metrics, lambda: exposition(registry))
+        app = create_app(engine, auth, settings, metrics, lambda: exposition(registry))
         await serve(app, [listener], stop, 1.0)
     workshop.close()
     return 0
@@ -98,7 +110,7 @@ async def _worker(settings: Settings, stop: asyncio.Event) -> int:
 
 
 def _all(port: int, rest_processes: int, *, threads: bool) -> None:
-    """Start the parts, wait for a signal, end them: closing the pipe tells them."""
+    """Start the parts, wait for a signal, end them by closing the pipe."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     with tempfile.TemporaryDirectory(prefix="bench-noop-") as folder, open_listener("127.0.0.1", port) as listener:
         lifeline, ours = os.pipe()
@@ -126,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.noop", description=__doc__)
     parser.add_argument("--http-port", type=int, default=0)
     parser.add_argument("--rest-processes", type=int, default=1)
-    parser.add_argument("--threads", action="store_true", help="hand each body over to a thread")
+    parser.add_argument("--threads", action="store_true", help="pass each body through a thread")
     parser.add_argument("--part", choices=("rest", "worker"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part is None:

@@ -1,10 +1,9 @@
-"""What the service's own Python costs: CPU time of front-end and worker for one POST to /classify, of two versions.
+"""The cost of the service's own Python: CPU time of front-end and worker for one POST to /classify, of two versions.
 
 `benchmarks.noop` of each version serves: bodies are passed on instead of decoded, and the device answers at once. The
 versions are this working tree and a revision of it, side by side in one environment. In each round both are started
-anew and loaded by turns, first by one client, then by several. What it needs of a revision is `benchmarks.noop` with
-its flags `--http-port` and `--threads`, and that the last words of its processes' command lines are `rest` and
-`worker`.
+again and loaded alternately, first by one client, then by several. The revision must have `benchmarks.noop` with the
+flags `--http-port` and `--threads`, and processes whose command lines end in `rest` and `worker`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ AGAINST = "f01e10d"
 OURS, THEIRS = "this tree", "the other"
 CLIENTS = (1, 8)
 PARTS = {"rest": "front-end", "worker": "worker"}
-"""What the processes are called, by the last words of their command lines."""
+"""Names of the processes, by the last words of their command lines."""
 BOTH = "both"
 HOST = "127.0.0.1"
 WARM_UP_S = 0.5
@@ -74,7 +73,7 @@ class Measured(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Of one part under one load: µs of CPU an answer of both versions, and our share of theirs, by round."""
+    """One part under one load: µs of CPU an answer of both versions, and the ratio of ours to theirs, by round."""
 
     threads: bool
     clients: int
@@ -85,7 +84,7 @@ class Row(NamedTuple):
 
 
 def rows(measured: Sequence[Measured]) -> Iterator[Row]:
-    """What was measured of both versions in the same round."""
+    """The measurements of both versions in the same round."""
     loads = dict.fromkeys((one.threads, one.clients) for one in measured)
     for threads, clients in loads:
         of_load = [one for one in measured if (one.threads, one.clients) == (threads, clients)]
@@ -126,7 +125,7 @@ class Version:
         self.port = 0
 
     def wait(self) -> None:
-        """Until it answers. Raises SystemExit where it never does."""
+        """Wait until it answers. Raises SystemExit if it never does."""
         until_s = time.monotonic() + START_S
         while time.monotonic() < until_s and self._process.poll() is None:
             with suppress(psutil.Error):  # it may end between two looks
@@ -154,7 +153,7 @@ class Version:
         return {name: parts[word] for word, name in PARTS.items()}
 
     def close(self) -> None:
-        """Its processes end with the first of them."""
+        """End the first process; the others end with it."""
         self._process.terminate()
         try:
             self._process.wait(STOP_S)
@@ -166,7 +165,7 @@ class Version:
 def cpu_s(process: psutil.Process) -> float:
     """CPU seconds of a process's threads that live, as the scheduler counted them: in nanoseconds, not in ticks."""
     spent = [path.read_text(encoding="ascii") for path in Path(f"/proc/{process.pid}/task").glob("*/schedstat")]
-    if not spent:  # a kernel without them
+    if not spent:  # a kernel without these files
         times = process.cpu_times()
         return float(times.user + times.system)
     return sum(int(text.split()[0]) for text in spent) / 1e9
@@ -177,10 +176,10 @@ class Refused(Exception):
 
 
 async def answers_to(connections: Connections, clients: int, seconds: float) -> int:
-    """The number of answers to clients that ask again as soon as they were answered; each asks at least once.
+    """The number of answers in a closed loop; each client sends at least one request.
 
     Raises:
-        ConnectionBroken, TimeoutError, Refused: there is no answer, or another than there should be.
+        ConnectionBroken, TimeoutError, Refused: the answer is missing or has another status.
     """
     request = request_bytes("POST", HOST, "/classify", {"Content-Type": "image/jpeg"}, bytes(BODY_BYTES))
     until_s = time.monotonic() + seconds
@@ -188,7 +187,7 @@ async def answers_to(connections: Connections, clients: int, seconds: float) -> 
     async def client() -> int:
         answers = 0
         while not answers or time.monotonic() < until_s:
-            response = await connections.ask(request, ANSWER_S)
+            response = await connections.request(request, ANSWER_S)
             if response.status != 200:
                 raise Refused(f"HTTP {response.status}: {response.body[:1000]!r}")
             answers += 1
@@ -203,7 +202,7 @@ def _environment(tree: Path) -> dict[str, str]:
 
 
 def check_out(revision: str, folder: Path) -> Path:
-    """Write a revision's files into a folder, and make its gRPC code.
+    """Write a revision's files into a folder, and generate its gRPC code.
 
     Raises:
         SystemExit: there is no such revision, or its files cannot be used.
@@ -225,7 +224,7 @@ def check_out(revision: str, folder: Path) -> Path:
 
 
 def origin(tree: Path) -> Path:
-    """The folder that `service` is imported from where the working tree is `tree`."""
+    """The folder that `service` is imported from with `tree` as the working tree."""
     command = [sys.executable, "-c", "import service; print(service.__file__)"]
     ran = subprocess.run(command, cwd=tree, env=_environment(tree), capture_output=True, text=True, check=True)
     return Path(ran.stdout.strip()).parent.parent
@@ -233,7 +232,7 @@ def origin(tree: Path) -> Path:
 
 @contextmanager
 def started(trees: Mapping[str, Path], threads: bool, folder: Path) -> Iterator[Mapping[str, Version]]:
-    """A server of each tree, all of which answer. Their logs go to `folder`."""
+    """A server of each tree, once all of them answer. Their logs go to `folder`."""
     with ExitStack() as stack:
         versions = {}
         for name, tree in trees.items():
@@ -245,7 +244,7 @@ def started(trees: Mapping[str, Path], threads: bool, folder: Path) -> Iterator[
 
 
 def measure(trees: Mapping[str, Path], variants: Sequence[bool], rounds: int, seconds: float) -> list[Measured]:
-    """All rounds; after Ctrl-C those that were measured until then."""
+    """All rounds; after Ctrl-C those measured before."""
     measured: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as folder:
         try:
@@ -283,7 +282,7 @@ async def by_turns(
 
 
 def table(measured: Sequence[Measured], revision: str) -> Iterator[str]:
-    yield "µs of CPU for one answer: the median over the rounds, with the least and the most in brackets"
+    yield "µs of CPU for one answer: the median over the rounds, minimum and maximum in brackets"
     yield f"{'':33}{'this tree':>24}{revision[:24]:>24}{'this tree / ' + revision[:12]:>26}"
     for row in rows(measured):
         load = f"{'threads' if row.threads else 'no threads'}, {row.clients} client{'s' * (row.clients > 1)}"
@@ -301,11 +300,11 @@ def main() -> None:
         "--threads",
         choices=("no", "yes", "both"),
         default="both",
-        help="whether each body is handed over to a thread, as one that is decoded is (default: %(default)s)",
+        help="whether each body passes through a thread, as for decoding (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="all that was measured, as JSON")
+    parser.add_argument("--json", action="store_true", help="write all measurements as JSON")
     arguments = parser.parse_args()
-    # Either way of ending it ends the servers as well; a background job would ignore SIGINT.
+    # SIGINT and SIGTERM both end the servers as well; a background job would ignore SIGINT.
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="bench-overhead-tree-") as folder:

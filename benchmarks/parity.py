@@ -1,8 +1,8 @@
-"""`make parity`: what bf16, fp16, channels-last, folded batch norm and compilation cost, beside plain fp32.
+"""`make parity`: the deviation of bf16, fp16, channels-last, folded batch norm and compilation from plain fp32.
 
-Each model answers each picture in plain fp32 (eager, contiguous, nothing folded); that is taken as the truth for
-the same model in each variant. Times are medians of one picture at a time, for orientation only. Compilation takes
-a minute or so a model, and again with the second input shape; its results are cached by torch.
+Each model answers each picture in plain fp32 (eager, contiguous, nothing folded). That is the truth for the same model
+in each variant. Times are medians for one picture at a time, for orientation only. Compilation takes about a minute a
+model, and again with the second input shape; torch caches its results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from model.types import Batch, Image, QueryParams, RawOutput
 from tests import goldens
 
 OPTIMISATIONS = ("channels-last", "folded", "onednn", "compiled")
-"""As they come in `Optimisations`."""
+"""In the order of `Optimisations`."""
 VARIANTS = "channels-last,folded,channels-last+folded+onednn,bf16,fp16,bf16+channels-last+folded+onednn,compiled"
 TIMED_PICTURES = 6
 COLUMNS = {
@@ -51,7 +51,7 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`name` is made of parts joined by +, each changing one thing of plain fp32."""
+    """`name` consists of parts joined by +; each changes one property of plain fp32."""
 
     name: str
     precision: DtypeName
@@ -59,7 +59,7 @@ class Variant:
 
     @classmethod
     def parse(cls, name: str) -> Variant:
-        """Raises ValueError where a part is unknown."""
+        """Raises ValueError: a part is unknown."""
         parts = name.split("+")
         unknown = [part for part in parts if part not in {*DTYPES, *OPTIMISATIONS}]
         if unknown:
@@ -71,7 +71,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the table; where the variant does not run on this machine, `failure` says why."""
+    """A line of the table. `failure` is the reason why the variant does not run on this machine, if it does not."""
 
     model: str
     variant: str
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def bundles(arguments: argparse.Namespace) -> Iterator[Bundle]:
-    """The named or embedded ones, then those of the families, each on disk while it is looked at."""
+    """The named or embedded models, then those of the families, each on disk while it is compared."""
     for name in arguments.model or bundle_names(None):
         yield read_bundle(find_bundle(name, arguments.models_dir))
     families = FAMILIES if "all" in arguments.family else arguments.family
@@ -149,7 +149,7 @@ def compare(
         try:
             found, ms = answers(bundle, variant, batches, device)
         except RuntimeError as error:
-            # An operator that lacks this dtype, or a compiler that is missing: the other rows are still wanted.
+            # An operator lacks this dtype, or a compiler is missing: the other rows are still useful.
             yield Row(config.name, variant.name, Agreement(), None, reason(error))
             continue
         sizes = [picture.size for picture in pictures]
@@ -159,8 +159,8 @@ def compare(
 def answers(
     bundle: Bundle, variant: Variant, batches: Sequence[Batch], device: torch.device
 ) -> tuple[list[RawOutput], float]:
-    """The answer to each batch of one, and the median milliseconds for one once all shapes have been seen."""
-    torch.compiler.reset()  # what was compiled for another model is of no use, and counts towards torch's limits
+    """The answer to each batch of one, and the median milliseconds of one after a warm-up with all shapes."""
+    torch.compiler.reset()  # code compiled for another model is not needed, and counts towards torch's limits
     predictor = Predictor(bundle, device, variant.precision, variant.optimisations)
     outputs = [predictor.predict(batch)[0] for batch in batches]
     seconds = []
@@ -172,13 +172,13 @@ def answers(
 
 
 def reason(error: RuntimeError) -> str:
-    """The first line of a message that may go on for pages."""
+    """The first line of a message that may be long."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def summary(row: Row) -> str:
-    """A row in words, for who waits."""
+    """A row as text, for progress."""
     if row.failure is not None:
         return f"not supported here: {row.failure:.100}"
     figures = row.figures().items()
@@ -193,7 +193,7 @@ def as_json(rows: Sequence[Row], machine: str, pictures: int) -> str:
 
 
 def as_table(rows: Sequence[Row], machine: str, pictures: int) -> str:
-    """Columns that no row has a figure for are left out."""
+    """The table, without columns that have no figure."""
     shown = [name for name in COLUMNS if any(row.figures()[name] is not None for row in rows)]
     wide = [max(len(text) for text in texts) + 2 for texts in zip(*((r.model, r.variant) for r in rows), strict=True)]
     headers = "".join(f"{COLUMNS[name][0]:>12}" for name in shown)

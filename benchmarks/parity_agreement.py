@@ -115,7 +115,7 @@ def _detections(
 
 
 def match(expected: DetectOutput, found: DetectOutput) -> list[tuple[int, int, float]]:
-    """Partners of one class: positions in both answers and IoU. Each expected detection takes the best one left."""
+    """Pairs of one class: positions in both answers, and IoU. Each expected detection takes the best one left."""
     overlaps = iou_matrix(torch.from_numpy(expected.boxes), torch.from_numpy(found.boxes)).nan_to_num().numpy()
     overlaps[expected.classes[:, None] != found.classes] = 0
     pairs: list[tuple[int, int, float]] = []
@@ -142,7 +142,7 @@ def _average_precision(
         return None
     if not results:
         return 0.0
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells of each step
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
         coco = COCO()
         coco.dataset = {
             "info": {},
@@ -161,7 +161,7 @@ def _average_precision(
 def _annotations(
     kind: Literal["bbox", "segm"], outputs: Sequence[DetectOutput], sizes: Sequence[Size], mask_threshold: float
 ) -> list[dict[str, Any]]:
-    """In COCO's words; ids count from 1, since pycocotools takes 0 for none."""
+    """As COCO's JSON; ids count from 1, since pycocotools treats 0 as none."""
     annotations: list[dict[str, Any]] = []
     for number, (output, size) in enumerate(zip(outputs, sizes, strict=True)):
         for row, box in enumerate(output.boxes.tolist()):

@@ -1,4 +1,4 @@
-"""Models of the paper's size S with pseudo-random weights: no checkpoint is needed, and their answers are lively.
+"""Models of the paper's size S with pseudo-random weights: they need no checkpoint, and their answers vary.
 
 Random weights are a harder test than trained ones: scores lie closer together, so that rounding changes more.
 """
@@ -50,7 +50,7 @@ SPREADS = {
     "fc_cls": (0.0, 2.0),
     "conv_seg": (0.0, 2.0),
 }
-"""Mean and standard deviation of what a last layer answers; of all other layers 0 and 1."""
+"""Mean and standard deviation of a last layer's outputs; all other layers have 0 and 1."""
 BACKGROUND_LOGIT = 8.0
 
 
@@ -128,14 +128,14 @@ def calibrate(network: nn.Module) -> None:
         norm.running_var.copy_(inputs[0].var(dim=(0, 2, 3)))
 
     def scale(layer: nn.Module, _: object, out: Tensor) -> Tensor:
-        if layer in done:  # heads are shared by levels
+        if layer in done:  # all levels share the heads
             return out
         done.add(layer)
         assert isinstance(layer, LAYERS)
         mean, spread = SPREADS.get(names[layer], (0.0, 1.0))
         channels = -1 if isinstance(layer, nn.Linear) else 1
         by_channel = out.transpose(channels, -1)
-        # The classifier's last layer sees one row: over a batch of one its centre would be all that it answers.
+        # The classifier's last layer sees one row: centred over a batch of one, its output would be constant.
         centre = by_channel.flatten(0, -2).mean(dim=0) if out.dim() > 2 else by_channel.mean()
         factor = spread / out.std()
         layer.weight.mul_(factor)

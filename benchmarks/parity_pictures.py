@@ -1,4 +1,4 @@
-"""The photographs that models are compared on."""
+"""The photographs for the comparison of models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARIATIONS = 12
 
 
 def read_pictures(folder: Path, count: int) -> list[Image]:
-    """At most `count` of a folder's pictures, evenly spread over its names, so that a sorted one gives of each kind.
+    """At most `count` of a folder's pictures, evenly spread over its names: a sorted folder gives some of each kind.
 
     Raises:
         OSError: the folder or a file cannot be read.
@@ -29,9 +29,9 @@ def read_pictures(folder: Path, count: int) -> list[Image]:
 
 
 def varied_reference(count: int = VARIATIONS) -> list[Image]:
-    """The reference picture, then crops of it, every other one mirrored, under another light; always the same.
+    """The reference picture, then crops of it, every other one mirrored, in different brightness; always the same.
 
-    All have its proportions: a network that is compiled sees one input shape.
+    All have its proportions, so that a compiled network gets one input shape.
     """
     whole = decode(REFERENCE_PICTURE.read_bytes(), LIMITS)
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The way of one request through our own code: its calls, its files, its changes of file.
+"""The path of one request through the project's code: its calls, its files, its changes of file.
 
 Real front-end processes decode a real JPEG; a real worker process has a device that answers at once. One warm request
 of each kind is sent, and each call of a function of `service/` and `model/` is recorded in all processes and threads.
@@ -48,14 +48,14 @@ MODEL = "fake_classify"
 CONTROL_FD = "BENCH_PATH_CONTROL_FD"
 """Environment variable of the parts: the pipe that starts and stops their recorders."""
 LISTENING = re.compile(r"listening.*127\.0\.0\.1:(\d+)")
-"""What the log of a front-end says of its port."""
+"""The port in the log of a front-end."""
 START_S = 60.0
 ANSWER_S = 20.0
 STOP_S = 10.0
 WARM_UP = 5
 TRACES = 9
-"""Of each kind. The one with the median number of calls is shown: timers may add calls, and two pictures may share a
-batch or not."""
+"""Traces of each kind. The one with the median number of calls is shown: timers can add calls, and two pictures can
+share a batch or not."""
 KINDS = ("classify", "multipart", "multipart-2", "open-inference", "hugging-face", "grpc", "grpc-stream")
 """All with one picture, but for `multipart-2` with two."""
 BOUNDARY = "between-two-pictures"
@@ -100,14 +100,14 @@ class Servers:
             self._controls.append(control)
 
     def port(self, part: str) -> int:
-        """Where a front-end listens, by its log. Raises SystemExit where it never does."""
+        """The port of a front-end, from its log. Raises SystemExit if it never listens."""
         until_s = time.monotonic() + START_S
         while (found := LISTENING.search(self._log(part))) is None:
             self._pause("it does not listen", until_s, part)
         return int(found[1])
 
     def wait_for(self, send: Send) -> None:
-        """Send a request until it is answered. Raises SystemExit where it never is."""
+        """Send a request until it is answered. Raises SystemExit if it never is."""
         until_s = time.monotonic() + START_S
         while True:
             try:
@@ -160,7 +160,7 @@ def _run_part(part: str) -> None:
 
 
 def _obey(control: Connection, recorder: Recorder) -> None:
-    """Start and stop the recorder as asked; end the process where nobody is left to ask."""
+    """Start and stop the recorder on request; end the process when the other end of the pipe is closed."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             match control.recv():
@@ -228,7 +228,7 @@ def _kinds(http: HttpCaller, stub: VisionStub, picture: bytes) -> Mapping[str, S
 
 
 def trace(kinds: Sequence[str] = KINDS, traces: int = TRACES) -> Mapping[str, Sequence[Sequence[Call]]]:
-    """So many traces of each kind of request, each after the same warm-up."""
+    """Traces of each kind of request, each after the same warm-up."""
     picture = REFERENCE_PICTURE.read_bytes()
     traced: dict[str, list[list[Call]]] = {}
     with (

@@ -1,4 +1,4 @@
-"""A server's processes: started, watched, and all of them ended."""
+"""Starts, measures and ends a server with all its processes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ import psutil
 PR_SET_CHILD_SUBREAPER = 36
 STOP_S = 5.0
 ORPHANS_S = 1.5
-"""What a server's other processes may take to end after it, or after they were asked."""
+"""How long a server's other processes may take to end after it, or after a signal."""
 IDLE_CORES = 0.2
 
 
 def adopt_orphans() -> None:
-    """Have processes whose parents end become this process's children, so that none is ever lost (Linux)."""
+    """Make this process the parent of orphaned processes, so that none is lost (Linux)."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
 def free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens at now."""
+    """The first of consecutive ports on which no process listens now."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as first:
             port = int(first.getsockname()[1])
@@ -45,14 +45,14 @@ def _is_free(port: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """CPU seconds since it was started, of a server with all its processes; and what it holds in memory."""
+    """CPU seconds since the start of a server with all its processes, and its memory."""
 
     cpu_s: float
     resident_bytes: int
 
 
 class ServerProcess:
-    """A command in a session of its own; its processes are its descendants, and orphans that came to us since."""
+    """A command in a session of its own. Its processes are its descendants, and processes orphaned since."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path) -> None:
         self._others = set(psutil.Process().children())
@@ -79,7 +79,7 @@ class ServerProcess:
         return self._process.poll() is not None
 
     def wait(self, longest_s: float) -> None:
-        """Until it ends by itself. Raises subprocess.TimeoutExpired."""
+        """Wait until it ends by itself. Raises subprocess.TimeoutExpired."""
         self._process.wait(longest_s)
 
     def usage(self) -> Usage:
@@ -88,7 +88,7 @@ class ServerProcess:
             try:
                 with process.oneshot():
                     times = process.cpu_times()
-                    # With those of its children that it waited for.
+                    # This includes children that it waited for.
                     cpu_s += times.user + times.system + times.children_user + times.children_system
                     resident_bytes += process.memory_info().rss
             except psutil.NoSuchProcess:
@@ -96,7 +96,7 @@ class ServerProcess:
         return Usage(cpu_s, resident_bytes)
 
     def cpu_by_part(self) -> dict[str, float]:
-        """CPU seconds of each process: of `main`, and of others by the last word of their command lines."""
+        """CPU seconds of each process: `main`, and the others by the last word of their command lines."""
         parts: dict[str, float] = {}
         for process in sorted(self._family(), key=lambda one: one.pid):
             try:
@@ -111,7 +111,7 @@ class ServerProcess:
         return parts
 
     def settle(self, longest_s: float) -> None:
-        """Wait until it does nothing any more: some servers warm up, or compile, after they are ready."""
+        """Wait until it is idle: some servers warm up, or compile, after they are ready."""
         until_s = time.monotonic() + longest_s
         while time.monotonic() < until_s:
             before = self.usage().cpu_s
@@ -120,7 +120,7 @@ class ServerProcess:
                 return
 
     def stop(self, patience_s: float = STOP_S) -> None:
-        """Ask it to end, after `patience_s` its processes too, then kill what is left. A second Ctrl-C has to wait."""
+        """Signal it to end, after `patience_s` its processes too, then kill the rest. A second Ctrl-C has to wait."""
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._stop(patience_s)
@@ -128,17 +128,17 @@ class ServerProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def _stop(self, patience_s: float) -> None:
-        self._family()  # those that it would leave behind are known from now on
+        self._family()  # finds the processes that it would leave behind
         self._signal([psutil.Process(self.pid)] if not self.ended else [], signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience_s)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if self._gone(ORPHANS_S):
+            if self._ended_within(ORPHANS_S):
                 return
             self._signal(self._family(), number)
-        self._gone(STOP_S)
+        self._ended_within(STOP_S)
 
-    def _gone(self, patience_s: float) -> bool:
+    def _ended_within(self, patience_s: float) -> bool:
         until_s = time.monotonic() + patience_s
         while time.monotonic() < until_s:
             self._process.poll()
@@ -153,7 +153,7 @@ class ServerProcess:
         return False
 
     def _family(self) -> list[psutil.Process]:
-        """Those that live: its descendants, and the ones that were its descendants when they were last looked for."""
+        """The living ones of its descendants, and of its descendants at the last call."""
         for child in psutil.Process().children():
             if child not in self._others:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -162,7 +162,7 @@ class ServerProcess:
         return list(self._seen)
 
     def _is_done(self, process: psutil.Process) -> bool:
-        """Whether it ended, and nobody but its own parent has still to take note."""
+        """Whether it ended and is at most a zombie of its parent."""
         try:
             return process.status() == psutil.STATUS_ZOMBIE and process.ppid() != os.getpid()
         except psutil.NoSuchProcess:

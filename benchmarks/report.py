@@ -1,5 +1,5 @@
-"""A run's results as tables and plots: docs/performance.md between its markers. `python -m benchmarks.report` remakes
-them from docs/performance.json without measuring anything.
+"""A run's results as tables and plots: docs/performance.md between its markers. `python -m benchmarks.report` writes
+them again from docs/performance.json without measuring anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def write_report(run: Run, out: Path) -> str:
-    """Write `out`/performance.md, of which all but the part between the markers stays, and the plots beside it.
+    """Write the part of `out`/performance.md between its markers, and the plots beside it.
 
     Returns:
         The part.
@@ -37,15 +37,15 @@ def write_report(run: Run, out: Path) -> str:
 
 
 def merged(page: str, part: str) -> str:
-    """The page with `part` between its markers; of an empty page that is all.
+    """The page with `part` between its markers; an empty page consists of that part.
 
     Raises:
-        ValueError: a page that says something, but has no markers.
+        ValueError: the page is not empty and has no markers.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if page and not (begin and end):
-        raise ValueError(f"the page has no {BEGIN} ... {END} for what was measured to go between")
+        raise ValueError(f"the page lacks the markers {BEGIN} and {END}, between which the results go")
     return f"{before}{BEGIN}\n{part}\n{END}{after if page else chr(10)}"
 
 
@@ -61,8 +61,8 @@ def _machine(run: Run) -> str:
         f"Measured {run.started[:10]} on {machine.cores} cores of {machine.processor}, {machine.memory_gib:g} GiB, "
         f"{machine.system}, Python {machine.python}, torch {machine.torch}; {rounds} interleaved rounds, "
         f"{plan.seconds:g} s a measurement; pictures of {run.picture_bytes / 1000:.0f} KB on average. Client and "
-        f"server share the cores. Each figure is the median over the rounds, with the least and the most in brackets; "
-        f"one without brackets was measured once.",
+        f"server share the cores. Each figure is the median over the rounds, minimum and maximum in brackets; one "
+        f"without brackets was measured once.",
     ]
     if foreign > DISTURBED_CORES:
         lines.append(f"Others used up to {foreign:.1f} cores meanwhile: absolute figures are lower than they could be.")
@@ -81,7 +81,7 @@ DISTURBED_CORES = 0.15
 
 
 def _failures(visit: Visit) -> Counter[str]:
-    """All, but for the answers of an overloaded open loop that the service itself declared late."""
+    """All failures except answers of an overloaded open loop that the service itself refused as late."""
     failures: Counter[str] = Counter()
     for load in visit.loads:
         failures.update({kind: times for kind, times in load.failed.items() if (load.loop, kind) != ("open", LATE)})
@@ -96,8 +96,8 @@ def _table(run: Run) -> str:
     heads = ["server", "network", "arrangement", *(f"{level} clients" for level in levels)]
     heads += ["p50 ms", "p95 ms", "p99 ms", "of the limit", "CPU ms", "MiB"]
     text = (
-        "Answers a second by the number of clients of a closed loop; latencies, share of the limit (network alone plus "
-        f"decoding alone, on the same cores), and the server's CPU time an answer, at {MAIN_LEVEL} clients; memory of "
+        f"Answers a second by the number of clients of a closed loop. At {MAIN_LEVEL} clients: latencies, share of the "
+        "limit (network alone plus decoding alone, on the same cores), and the server's CPU time an answer. Memory of "
         "all the server's processes at the end."
     )
     plots = "![Answers a second over clients](throughput.svg)\n\n![Latencies](latency.svg)"
@@ -105,7 +105,7 @@ def _table(run: Run) -> str:
 
 
 def _ranked(run: Run) -> list[Who]:
-    """Each server with each network in each arrangement, by the network and then the rate."""
+    """Each server with each network in each arrangement, sorted by network and rate."""
     known = {one.who for one in run.visits if one.network in tuple(NETWORKS)}
     measured = [who for who in known if rate(run, who).values]
     return sorted(measured, key=lambda who: (NETWORKS.index(Kind(who.network)), -rate(run, who).median))
@@ -149,8 +149,8 @@ def _tasks(run: Run) -> str:
         return ""
     text = (
         "RetinaNet on ConvMLP-S for pictures of up to 1333 x 800 and 80 classes, and Semantic FPN on ConvMLP-S for a "
-        "shorter side of 512 and 150 classes, both of random weights; and the embedded models. Stages in ms, as "
-        "`Server-Timing` tells them."
+        "shorter side of 512 and 150 classes, both of random weights; and the embedded models. Stages in ms, from "
+        "`Server-Timing`."
     )
     heads = ["model", "task", "clients", "answers/s", "p50 ms", "CPU ms", *STAGES]
     return f"### Detection and segmentation\n\n{text}\n\n{_grid(heads, rows)}"
@@ -171,7 +171,7 @@ def _stages(run: Run) -> str:
     client = [Spread(tuple(load.client_cpu for load in some)).text(2) for _, some in known]
     rows.append(["CPU of the load client", *client])
     heads = ["ms", *(f"{level} clients" for level, _ in known)]
-    text = "Where a request's time goes: the mean of each stage as `Server-Timing` tells it, and CPU time an answer."
+    text = "Time of a request by stage (mean, from `Server-Timing`), and CPU time an answer."
     return f"### The cost of each stage\n\n{text}\n\n{_grid(heads, rows)}"
 
 
@@ -187,9 +187,9 @@ def _noop(run: Run) -> str:
     if not rows:
         return ""
     text = (
-        "Requests a second with bodies of 100 KB, no decoding and a device that answers at once: what the servers "
-        "themselves cost. This service's way is the whole one, front-end process, wire and worker process; FastAPI "
-        "alone answers at once from its event loop."
+        "Requests a second with bodies of 100 KB, no decoding and a device that returns at once: the cost of the "
+        "servers themselves. In this service a request takes the whole path: front-end process, wire, worker process. "
+        "FastAPI alone answers at once from its event loop."
     )
     heads = ["server", "front-end processes", *(f"{level} clients" for level in levels), "CPU ms at 8"]
     return f"### The servers' own ceiling\n\n{text}\n\n{_grid(heads, rows)}"

@@ -1,4 +1,4 @@
-"""What a run measured, as it is kept in JSON: tables and plots are made of this alone."""
+"""The measurements of a run, as stored in JSON. Tables and plots are made from this alone."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Load(msgspec.Struct):
     server_cpu: float
     client_cpu: float
     resident_mib: float
-    """Of all the server's processes, at the end."""
+    """Memory of all the server's processes, at the end."""
     foreign_cores: float
-    """CPU that others used meanwhile, in cores: the figures are worth little where this is not about 0."""
+    """CPU that other processes used meanwhile, in cores. If it is not about 0 the figures are not reliable."""
     stages: dict[str, float] = {}
-    """Of this service, the mean of each stage as it tells it in Server-Timing, ms."""
+    """For this service, the mean of each stage in Server-Timing, ms."""
     parts_cpu: dict[str, float] = {}
-    """Of this service, CPU of each of its processes."""
+    """For this service, CPU of each of its processes."""
 
 
 class Visit(msgspec.Struct):
@@ -54,7 +54,7 @@ class Visit(msgspec.Struct):
     ready_s: float
     loads: list[Load]
     resident_mib: float
-    """Of all its processes, before the first measurement."""
+    """Memory of all its processes, before the first measurement."""
     trouble: str = ""
     """Why there are fewer measurements than there should be."""
 
@@ -67,7 +67,7 @@ class Visit(msgspec.Struct):
 
 
 class Plan(msgspec.Struct):
-    """What a run is asked to do; one that was interrupted goes on where the plan is the same."""
+    """The parameters of a run. An interrupted run resumes if its plan is the same."""
 
     rounds: int
     seconds: float
@@ -98,7 +98,7 @@ class Run(msgspec.Struct):
     """In open loops."""
     visits: list[Visit] = []
     limits: list[Limit] = []
-    """By round: each the mean of what was measured right before and after this service served the same networks."""
+    """By round: the mean of the measurements right before and right after this service served the same networks."""
     unavailable: dict[str, str] = {}
     """Peers that could not be installed, and why."""
     versions: dict[str, str] = {}
@@ -110,14 +110,14 @@ class Run(msgspec.Struct):
         scratch.replace(path)
 
     def add_limit(self, number: int, limit: Limit) -> None:
-        """Of networks that were not measured before in this round."""
+        """Add the limit of networks that this round has not measured before."""
         while len(self.limits) <= number:
             self.limits.append(Limit([], []))
         before = self.limits[number]
         self.limits[number] = Limit([*before.networks, *limit.networks], [*before.decoding, *limit.decoding])
 
     def limits_of(self, model: str) -> list[Limit]:
-        """By round, as far as the model alone was measured."""
+        """By round, those with measurements of the model alone."""
         return [limit for limit in self.limits if any(one.model == model for one in limit.networks)]
 
     def of(self, who: Who) -> list[Visit]:

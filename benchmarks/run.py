@@ -1,9 +1,9 @@
 """`make bench`: this service and its peers, side by side, on one machine.
 
-In each round each server is started, measured and stopped, in an order that is another one each round, so that a
-disturbance of the machine hits all alike. The first round is for all of them; the later ones are for this service and
-the best peers of the first. What was measured is written down at once: run it again after an interruption, and it
-goes on. docs/performance.md tells the rest.
+In each round each server is started, measured and stopped, in a different order each round, so that a disturbance of
+the machine affects all alike. The first round measures all of them; the later ones measure this service and the best
+peers of the first. Results are saved at once: after an interruption a new run resumes. docs/performance.md has the
+details.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     folder: Path = arguments.folder.resolve()
     plan = _plan(arguments)
     out: Path = arguments.out or (folder / "quick" if arguments.quick else REPOSITORY / "docs")
-    # Either way of ending it ends the server as well; a background job would ignore SIGINT.
+    # SIGINT and SIGTERM both end the server as well; a background job would ignore SIGINT.
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.default_int_handler)
     adopt_orphans()
@@ -65,7 +65,7 @@ def main() -> None:
     try:
         _rounds(run, material, folder, state, arguments.minutes * 60)
     except KeyboardInterrupt:
-        print("interrupted; run it again to go on")
+        print("interrupted; run it again to resume")
         sys.exit(130)
     results = out / "performance.json"
     run.write(results)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def _rounds(run: Run, material: Material, folder: Path, state: Path, longest_s: float) -> None:
-    """All of them; but none is begun that would not end in time, if it takes as long as the one before."""
+    """All rounds, except those that would not end in time if they took as long as the one before."""
     began_s = round_began_s = time.monotonic()
     for number in range(run.plan.rounds):
         now_s = time.monotonic()
@@ -87,7 +87,7 @@ def _rounds(run: Run, material: Material, folder: Path, state: Path, longest_s: 
 
 
 def _round(run: Run, number: int, material: Material, folder: Path, state: Path) -> None:
-    """What is not done yet of one round."""
+    """The rest of one round."""
     done = {one.who for one in run.visits if one.round == number}
     servers = list(servers_of(run, number))
     turn = number % max(1, len(servers))
@@ -95,19 +95,19 @@ def _round(run: Run, number: int, material: Material, folder: Path, state: Path)
         if server.who in done or server.who.server in run.unavailable:
             continue
         print(f"round {number + 1}, {at + 1} of {len(servers)}: {server.who}", end=" ", flush=True)
-        # A machine's speed changes within minutes: the limit is worth little but right beside what is held against it.
+        # A machine's speed changes within minutes: the limit is valid only right beside the measurement.
         limited = {MAIN: [], LARGE_MAIN: ["--large"]}.get(server.who)
         before = None if limited is None else _limit(material, folder, limited)
         one = visit(server, list(steps_of(run, server, number)), number, material, folder)
         if before and limited is not None:
             run.add_limit(number, mean_limit(before, _limit(material, folder, limited)))
-        print(_told(one), flush=True)
+        print(_summary(one), flush=True)
         run.visits.append(one)
         run.write(state)
 
 
 def _limit(material: Material, folder: Path, flags: Sequence[str]) -> Limit:
-    """Of the networks and decoding alone, in a process of its own, as servers are."""
+    """The limit of the networks and decoding alone, measured in a process of its own, like servers."""
     command = [sys.executable, "-m", "benchmarks.limit", str(material.folder.resolve()), *flags]
     log = folder / "logs" / "limit.log"
     process = ServerProcess(command, {"PYTHONPATH": str(REPOSITORY)}, log, REPOSITORY)
@@ -122,7 +122,7 @@ def _limit(material: Material, folder: Path, flags: Sequence[str]) -> Limit:
 
 
 def _prepare(run: Run, material: Material) -> None:
-    """Whatever takes long, and only once."""
+    """The steps that take long and run only once."""
     if "large" in run.plan.subjects:
         make_large(material)
     for server in servers_of(run, 0):
@@ -143,7 +143,7 @@ def _install(run: Run, folder: Path) -> None:
             print(error)
 
 
-def _told(one: Visit) -> str:
+def _summary(one: Visit) -> str:
     rates = [f"{load.task} {load.loop} {load.level:g}: {load.answers:.1f}/s" for load in one.loads]
     troubles = [one.trouble] if one.trouble else []
     troubles += [f"{times} x {kind}" for load in one.loads for kind, times in load.failed.items()]
@@ -172,9 +172,9 @@ def _resumed(state: Path, plan: Plan, *, fresh: bool) -> Run | None:
         return None
     run = read_run(state)
     if run.plan != plan:
-        print("another run was interrupted; beginning anew")
+        print("another run was interrupted; starting again")
         return None
-    print(f"going on with the run of {run.started}: {len(run.visits)} visits are done")
+    print(f"resuming the run of {run.started}: {len(run.visits)} visits are done")
     return run
 
 
@@ -224,7 +224,7 @@ def within(kind: Callable[[str], float], least: float, most: float) -> Callable[
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="some minutes; docs/performance.md stays as it is")
+    parser.add_argument("--quick", action="store_true", help="some minutes; docs/performance.md does not change")
     parser.add_argument("--only", help=f"of {','.join(SUBJECTS)}")
     parser.add_argument("--peers", help=f"of {','.join(PEERS)}")
     parser.add_argument("--rounds", type=within(int, 1, MAX_ROUNDS))
@@ -232,7 +232,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=within(float, 0.5, MAX_SECONDS), help="of each measurement")
     parser.add_argument("--pictures", type=Path, help="folder of JPEG files (default: made from the project's own)")
     parser.add_argument(
-        "--fresh", action="store_true", help="begin anew: pictures, model, choice of precision, results"
+        "--fresh", action="store_true", help="start again: pictures, model, choice of precision, results"
     )
     parser.add_argument("--out", type=Path, help="folder for tables, plots and results (default: docs)")
     parser.add_argument("--folder", type=Path, default=REPOSITORY / ".bench", help="of environments, logs, material")

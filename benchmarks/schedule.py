@@ -1,4 +1,4 @@
-"""Who takes part in a round, and what is measured of each."""
+"""The servers of a round, and the measurements of each."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ SHARES = (0.5, 0.8, 1.2)
 FINALISTS = 2
 """Of the peers with each network in each arrangement, by the first round."""
 ADVISED_NETWORKS = (Kind.FASTEST, Kind.EAGER)
-"""With which peers are measured as advised, too."""
+"""The networks with which peers are measured as advised, too."""
 MAIN = Who(OURS, Kind.FASTEST)
 LARGE_MAIN = Who(OURS, LARGE)
 LARGE_S = {"detect": 9.0, "segment": 6.0}
-"""Some tens of answers on two cores."""
+"""Enough for some tens of answers on two cores."""
 LONGER = 2.0
-"""Times a plan's seconds: percentiles of a lone client and of open loops need many requests, the tasks many batches."""
+"""Factor on a plan's seconds: percentiles of a lone client and of open loops need many requests, tasks many batches."""
 NOOP_PEERS = ("fastapi", "litserve", "mosec")
 NOOP_PROCESSES = (1, 2)
 
 
 def servers_of(run: Run, number: int) -> Iterator[Server]:
-    """Who takes part in a round."""
+    """The servers of a round."""
     plan = run.plan
     if "classify" in plan.subjects:
         for network in plan.networks:
@@ -62,7 +62,7 @@ def finalists(run: Run, network: str, arrangement: Arrangement) -> list[str]:
 
 
 def steps_of(run: Run, server: Server, number: int) -> Iterator[Step]:
-    """What is measured of a server in a round."""
+    """The measurements of a server in a round."""
     plan, who = run.plan, server.who
     if who.network == NOOP:
         for clients in (8, MAIN_LEVEL):

@@ -1,4 +1,4 @@
-"""All servers that can be compared: how each is started, asked, and understood."""
+"""All servers of the comparison: how to start each, send it requests, and parse its answers."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ REPOSITORY = Path(__file__).parent.parent
 Requests = Callable[[str, bytes, str], bytes]
 """Host, encoded picture and path to a whole request."""
 Read = Callable[[bytes], int]
-"""A body's best class. Raises ValueError, LookupError or msgspec.DecodeError where it has none."""
+"""A body's best class. Raises ValueError, LookupError or msgspec.DecodeError if it has none."""
 
 
 class Arrangement(StrEnum):
-    """How a peer divides the cores, and how it batches. This service divides and batches as it sees fit."""
+    """How a peer divides the cores, and how it batches. This service chooses both itself."""
 
     TUNED = "tuned"
-    """The best found on few cores: a copy of the network a core, one thread each, and batches that fit the caches."""
+    """The best found on few cores: one copy of the network per core, one thread each, batches that fit the caches."""
     AS_ADVISED = "as-advised"
-    """As the servers' documents show it: one copy of the network on all cores, and large batches."""
+    """As the servers' documentation shows: one copy of the network on all cores, and large batches."""
 
 
 class Who(NamedTuple):
@@ -56,7 +56,7 @@ class Who(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What can be started, and how it is asked."""
+    """A server that can be started, and the form of its requests."""
 
     who: Who
     path: str
@@ -154,7 +154,7 @@ def start_of(server: Server, port: int, material: Material, folder: Path) -> Sta
     """How to start it at `port`; peers may use the two ports behind it as well.
 
     Raises:
-        CannotInstall: the peer cannot be had here.
+        CannotInstall: the peer is not available here.
     """
     who = server.who
     if who.server == OURS:

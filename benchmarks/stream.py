@@ -1,4 +1,4 @@
-"""One streaming call against as many unary calls at once: images per second, as ratios of interleaved rounds.
+"""One streaming call compared with concurrent unary calls: images per second, as ratios of interleaved rounds.
 
 python -m benchmarks.stream --pictures FOLDER
 """
@@ -17,7 +17,7 @@ import grpc.aio
 
 from convmlp.v1 import vision_pb2, vision_pb2_grpc
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import running_service
+from tests.e2e.convmlp_process import running_service
 
 IMAGES = 64
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -50,7 +50,7 @@ async def vision(address: str) -> AsyncIterator[vision_pb2_grpc.VisionAsyncStub]
 
 
 async def _measure(address: str, pictures: Sequence[bytes], rounds: int) -> list[tuple[float, float]]:
-    """Images per second by unary calls and by a stream, for each round; a first round warms up."""
+    """Images per second by unary calls and by a stream, for each round, after a warm-up round."""
     async with vision(address) as stub:
         return [(await _unary(stub, pictures), await _stream(stub, pictures)) for _ in range(rounds + 1)][1:]
 

@@ -1,4 +1,4 @@
-"""One server in one round: start it, wait until it answers rightly, measure, stop it."""
+"""One server in one round: start it, wait for right answers, measure, stop it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ from benchmarks.processes import ServerProcess, free_ports
 from benchmarks.results import Load, Visit
 from benchmarks.servers import LARGE, OURS, REPOSITORY, Server, models_of, start_of
 from service.cli.load.http import ConnectionBroken, Connections, Response
-from service.cli.load.loops import closed_loop, open_loop
-from service.cli.load.outcome import ANSWERED, Ask, Ending, Outcome, Tally
+from service.cli.load.loops import ANSWERED, Measurement, Outcome, Sender, Status, closed_loop, open_loop
 from service.cli.load.service import outcome_of
 
 DEADLINE_S = 0.5
-"""In an open loop an answer that comes later is of no use to its caller. This service can be told so, and is."""
+"""In an open loop a later answer does not count. Requests to this service carry it as their deadline."""
 PATIENCE_S = 20.0
 START_S = 150.0
 WARM_UP_S = 1.0
 LARGE_WARM_UP_S = 2.0
 OVERLOAD_WARM_UP_S = 3.0
-"""Until queues are as full as they will be."""
+"""Enough for queues to reach their steady state."""
 SETTLE_S = {True: 180.0, False: 15.0}
-"""How long this service, and others, may still work by themselves once they answer."""
-WRONG = Outcome(Ending.FAILED, "wrong answer")
-LATE = Outcome(Ending.FAILED, f"no answer within {PATIENCE_S:g} s")
+"""How long servers may take to become idle once they answer."""
+WRONG = Outcome(Status.FAILED, "wrong answer")
+LATE = Outcome(Status.FAILED, f"no answer within {PATIENCE_S:g} s")
 
 
 class NotReady(Exception):
@@ -53,31 +52,31 @@ class Step:
 
 @dataclass
 class Target:
-    """A running server and what it is asked."""
+    """A running server and its requests."""
 
     server: Server
     port: int
     material: Material
     timings: list[bytes] = field(default_factory=list)
-    """What it said of its stages since they were cleared."""
+    """Its Server-Timing headers since they were cleared."""
     answered_s: list[float] = field(default_factory=list)
-    """When it gave right answers since they were cleared."""
+    """Times of its right answers since they were cleared."""
 
     @asynccontextmanager
-    async def ask(self, task: str, deadline_s: float | None = None) -> AsyncIterator[Ask]:
+    async def ask(self, task: str, deadline_s: float | None = None) -> AsyncIterator[Sender]:
         requests, check = task_requests(self.server, task, f"127.0.0.1:{self.port}", self.material, deadline_s)
         async with Connections("127.0.0.1", self.port) as connections:
 
             async def ask(number: int) -> Outcome:
                 at = number % len(requests)
                 try:
-                    response = await connections.ask(requests[at], PATIENCE_S)
+                    response = await connections.request(requests[at], PATIENCE_S)
                 except TimeoutError:
                     return LATE
                 except ConnectionBroken as error:
-                    return Outcome(Ending.FAILED, str(error))
+                    return Outcome(Status.FAILED, str(error))
                 outcome = self._outcome(response, at, check)
-                if outcome.ending is Ending.ANSWERED:
+                if outcome.status is Status.ANSWERED:
                     self.answered_s.append(time.monotonic())
                 return outcome
 
@@ -91,14 +90,14 @@ class Target:
         try:
             return ANSWERED if check(at, response.body) else WRONG
         except (ValueError, LookupError, msgspec.MsgspecError):
-            return Outcome(Ending.FAILED, "an answer of another form")
+            return Outcome(Status.FAILED, "an answer of another form")
 
 
 def visit(server: Server, steps: Sequence[Step], number: int, material: Material, folder: Path) -> Visit:
-    """Open loops need a closed one before them, whose best rate is taken for the capacity.
+    """Measure a server. Open loops need a closed one before them, whose best rate is the capacity.
 
     Raises:
-        CannotInstall: the server cannot be had here.
+        CannotInstall: the server is not available here.
     """
     done = Visit(number, *server.who, ready_s=0.0, loads=[], resident_mib=0.0)
     port = free_ports(6)
@@ -132,9 +131,9 @@ def _await_ready(process: ServerProcess, target: Target) -> float:
         if process.ended:
             raise NotReady(f"it ended; see {process.log.name}")
         outcome = uvloop.run(_try(target))
-        if outcome.ending is Ending.ANSWERED:
+        if outcome.status is Status.ANSWERED:
             return time.monotonic() - began_s
-        last = outcome.kind
+        last = outcome.reason
         time.sleep(0.2)
     raise NotReady(f"no right answer within {START_S:g} s: {last}")
 
@@ -145,7 +144,7 @@ async def _try(target: Target) -> Outcome:
         async with target.ask(task) as ask:
             for number in (0, 1):
                 outcome = await ask(number)
-                if outcome.ending is not Ending.ANSWERED:
+                if outcome.status is not Status.ANSWERED:
                     return outcome
     return outcome
 
@@ -163,7 +162,7 @@ def _measure(process: ServerProcess, target: Target, step: Step, capacity: float
     server_s = after.cpu_s - before.cpu_s
     client_s = time.process_time() - own_s
     foreign = max(0.0, _busy_s() - all_s - server_s - client_s) / wall_s
-    # Of all answers, for CPU was counted over the warm-up and the wait at the end as well.
+    # All answers, because CPU was counted over the warm-up and the wait at the end as well.
     per_answer_ms = 1000 / max(1, len(target.answered_s))
     p50, p95, p99 = tally.percentiles_ms(50, 95, 99) if tally.latencies_s else (None, None, None)
     parts_s = {name: value - parts.get(name, 0.0) for name, value in process.cpu_by_part().items()}
@@ -193,7 +192,7 @@ def _measure(process: ServerProcess, target: Target, step: Step, capacity: float
     )
 
 
-async def _load(target: Target, step: Step, offered: float | None) -> Tally:
+async def _load(target: Target, step: Step, offered: float | None) -> Measurement:
     async with target.ask(step.task, None if offered is None else DEADLINE_S) as ask:
         warm_up_s = _warm_up_s(target.server, step)
         if offered is None:
@@ -210,15 +209,15 @@ def _warm_up_s(server: Server, step: Step) -> float:
 def steady_rate(answered_s: Sequence[float], from_s: float, seconds: float) -> float:
     """Answers a second in a window: the slope of the line that fits their number over time best.
 
-    That is their count, each weighed by 6 u (1 - u) where it comes at u of the window's length. What comes in batches
-    is either within the window or not: where the batches are few, their plain count is off by one of them.
+    That is their count, each weighted by 6 u (1 - u), where it arrives at u of the window's length. A batch of answers
+    is either within the window or not, so with few batches a plain count is wrong by one of them.
     """
     parts = ((at_s - from_s) / seconds for at_s in answered_s)
     return sum(6 * part * (1 - part) for part in parts if 0 < part < 1) / seconds
 
 
 def _mean_stages(timings: Sequence[bytes]) -> dict[str, float]:
-    """Of Server-Timing headers, as in `decode;dur=1.3, queue;dur=0.2`."""
+    """Stages of Server-Timing headers such as `decode;dur=1.3, queue;dur=0.2`."""
     sums: defaultdict[str, float] = defaultdict(float)
     for line in timings:
         for part in filter(None, line.split(b",")):

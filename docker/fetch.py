@@ -1,6 +1,6 @@
-"""Fetches every wheel that a build of the images takes, for builds without network: `fetch.py cpu|cuda FOLDER`.
+"""Fetches every wheel that a build of the images needs, for builds without network: `fetch.py cpu|cuda FOLDER`.
 
-The wheels are for the images' Python and platform, whatever runs this; pip's own configuration says where from.
+The wheels are for the images' Python and platform, not this machine's. pip's own configuration selects the index.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 LOCKS = Path(__file__).resolve().parent / "locks"
 TORCH_CPU = "https://download.pytorch.org/whl/cpu/torch/"
 OLDEST_GLIBC, GLIBC = 5, 28
-"""Minor versions of the C library that a wheel may be made for."""
+"""Minor versions of glibc that a wheel may be built for."""
 
 
 def main(variant: str, folder: Path) -> None:
@@ -23,7 +23,7 @@ def main(variant: str, folder: Path) -> None:
     except subprocess.CalledProcessError:
         if variant != "cpu":
             raise
-        # torch for the CPU is on no package index, unless this machine's configuration knows one.
+        # torch's CPU wheel is on no package index, unless this machine's configuration has one.
         _download("worker-cpu", folder, "--find-links", TORCH_CPU)
 
 

@@ -1,7 +1,7 @@
-"""Makes the root file system that the images begin with: Python, the system libraries it loads, and nothing else.
+"""Creates the root file system of the images: Python, the system libraries it loads, and nothing else.
 
-No shell, no package manager, no pip: what is not there needs no update and helps no intruder. Runs in a build stage,
-on the Debian image whose files it takes: `python rootfs.py ROOT`.
+No shell, no package manager, no pip: absent files need no update and help no intruder. Runs in a build stage, on the
+Debian image whose files it copies: `python rootfs.py ROOT`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ LEFT_OUT = (
     "pydoc_data",
     "config-*",
 )
-"""Of the standard library."""
+"""Parts of the standard library."""
 LIBRARIES = (
     *("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "libresolv.so.2", "librt.so.1", "libutil.so.1"),
     *("libexpat.so.1", "libgcc_s.so.1", "libstdc++.so.6", "libz.so.1"),
 )
-"""What binary wheels may expect of a system (PEP 600) beyond what Python itself is linked to."""
+"""Libraries that binary wheels may expect (PEP 600), beyond those that Python itself is linked to."""
 FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/os-release", "/usr/lib/os-release")
 
 
@@ -44,7 +44,7 @@ def main(root: Path) -> None:
     copied = [*_copy_python(root), *_copy_libraries(root)]
     for name in FILES:
         copied.append(_copy(Path(name), root))
-    _tell_packages(root, copied)
+    _write_package_records(root, copied)
     _write_etc(root)
     for name, mode, owner in (("tmp", 0o1777, 0), (RUN_DIR, 0o755, USER_ID), (MODELS_DIR, 0o755, USER_ID)):
         folder = root / name
@@ -52,7 +52,7 @@ def main(root: Path) -> None:
         folder.chmod(mode)
         os.chown(folder, owner, owner)
     subprocess.run(["ldconfig", "-r", str(root)], check=True)
-    shutil.rmtree(root / "var/cache", ignore_errors=True)  # ldconfig's notes on times and inodes
+    shutil.rmtree(root / "var/cache", ignore_errors=True)  # ldconfig's cache of times and inodes
 
 
 def _copy_python(root: Path) -> list[Path]:
@@ -75,38 +75,38 @@ def _copy_python(root: Path) -> list[Path]:
 
 
 def _copy_libraries(root: Path) -> list[Path]:
-    """Every shared library that the interpreter and its modules load, and theirs."""
+    """Every shared library that the interpreter and its modules load, directly or not."""
     binaries = [Path(sys.executable).resolve(), *Path(sysconfig.get_path("stdlib"), "lib-dynload").glob("*.so")]
     found = {path for binary in binaries for path in _loaded_by(binary)}
     cache = subprocess.run(["ldconfig", "-p"], check=True, capture_output=True, text=True).stdout
     for name in LIBRARIES:
         entry = re.search(rf"^\s*{re.escape(name)} \(.*x86-64.*\) => (\S+)$", cache, re.MULTILINE)
         if entry is None:
-            raise SystemExit(f"{name} is not in this image; it is needed by binary wheels")
+            raise SystemExit(f"{name} is not in this image; binary wheels need it")
         library = Path(entry[1])
         found |= {library, *_loaded_by(library)}
     return [_copy(path, root) for path in sorted(found)]
 
 
 def _loaded_by(binary: Path) -> set[Path]:
-    told = subprocess.run(["ldd", str(binary)], check=True, capture_output=True, text=True).stdout
-    if "not found" in told:
-        raise SystemExit(f"{binary} misses libraries:\n{told}")
-    return {Path(path) for path in re.findall(r"(/\S+) \(0x", told)}
+    listing = subprocess.run(["ldd", str(binary)], check=True, capture_output=True, text=True).stdout
+    if "not found" in listing:
+        raise SystemExit(f"{binary} lacks libraries:\n{listing}")
+    return {Path(path) for path in re.findall(r"(/\S+) \(0x", listing)}
 
 
 def _copy(path: Path, root: Path) -> Path:
-    """Copy a file under the name that it is asked for; returns where it really lay."""
+    """Copy a file to its requested name; returns its real path."""
     real = path.resolve()
-    # /lib is a link to /usr/lib, here and there.
+    # /lib is a link to /usr/lib, in both root file systems.
     target = root / str(path.parent.resolve() / path.name).lstrip("/")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(real, target)
     return real
 
 
-def _tell_packages(root: Path, copied: list[Path]) -> None:
-    """What scanners read (one file a package, as distroless images have it), and each package's copyright."""
+def _write_package_records(root: Path, copied: list[Path]) -> None:
+    """Write the package records for scanners (one file a package, like distroless images), and each copyright."""
     status = root / "var/lib/dpkg/status.d"
     status.mkdir(parents=True)
     for package in sorted({owner for path in copied for owner in _owners(path)}):
@@ -117,21 +117,21 @@ def _tell_packages(root: Path, copied: list[Path]) -> None:
 
 
 def _owners(path: Path) -> list[str]:
-    # Packages from before the merge of /lib into /usr/lib know their files by the old names.
+    # Packages from before the merge of /lib into /usr/lib list their files by the old names.
     for name in (str(path), str(path).removeprefix("/usr")):
-        told = subprocess.run(["dpkg-query", "--search", name], check=False, capture_output=True, text=True)
-        if told.returncode == 0:
-            return [one.partition(": ")[0] for one in told.stdout.splitlines()]
-    return []  # Python itself, and what was made at installation
+        found = subprocess.run(["dpkg-query", "--search", name], check=False, capture_output=True, text=True)
+        if found.returncode == 0:
+            return [one.partition(": ")[0] for one in found.stdout.splitlines()]
+    return []  # Python itself, and files created at installation
 
 
 def _write_etc(root: Path) -> None:
     etc = root / "etc"
     etc.mkdir(exist_ok=True)
-    people = (("root", 0, "/root"), (USER, USER_ID, "/tmp"))
-    (etc / "passwd").write_text("".join(f"{name}:x:{uid}:{uid}:{name}:{home}:/nologin\n" for name, uid, home in people))
-    (etc / "group").write_text("".join(f"{name}:x:{uid}:\n" for name, uid, _ in people))
-    # Python's own library, and what NVIDIA's container toolkit adds when a container starts.
+    users = (("root", 0, "/root"), (USER, USER_ID, "/tmp"))
+    (etc / "passwd").write_text("".join(f"{name}:x:{uid}:{uid}:{name}:{home}:/nologin\n" for name, uid, home in users))
+    (etc / "group").write_text("".join(f"{name}:x:{uid}:\n" for name, uid, _ in users))
+    # Python's own library, and the folders that NVIDIA's container toolkit adds when a container starts.
     (etc / "ld.so.conf").write_text("include /etc/ld.so.conf.d/*.conf\n/usr/local/lib\n")
     (etc / "ld.so.conf.d").mkdir()
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")

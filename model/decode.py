@@ -156,7 +156,9 @@ def _open(data: bytes, limits: DecodeLimits) -> tuple[ImageFormat, ImageFile]:
     if not data:
         raise ImageUndecodable(f"the image is empty (0 bytes); send a {ACCEPTED} file")
     if len(data) > limits.max_bytes:
-        raise ImageTooLarge(f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,}")
+        raise ImageTooLarge(
+            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,}; send a smaller file"
+        )
     image_format = _format_of(data)
     with _parser_errors(image_format, limits):
         file = PARSERS[image_format](data)
@@ -171,7 +173,8 @@ def check_pixels(size: Size, limits: DecodeLimits) -> None:
     pixels = size.width * size.height
     if pixels > limits.max_pixels:
         raise ImageTooLarge(
-            f"the image has {size.width} x {size.height} = {pixels:,} pixels; the limit is {limits.max_pixels:,}"
+            f"the image has {size.width} x {size.height} = {pixels:,} pixels; "
+            f"the limit is {limits.max_pixels:,}; scale it down"
         )
 
 
@@ -198,10 +201,10 @@ def _parser_errors(image_format: ImageFormat, limits: DecodeLimits) -> Iterator[
         raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(
-            f"the {image_format} declares too many pixels; the limit is {limits.max_pixels:,}"
+            f"the {image_format} declares too many pixels; the limit is {limits.max_pixels:,}; scale it down"
         ) from error
     except Exception as error:
-        raise ImageUndecodable(f"the {image_format} is truncated or corrupt") from error
+        raise ImageUndecodable(f"the {image_format} is truncated or corrupt; send the whole file") from error
 
 
 def _check_scans(data: bytes, file: ImageFile) -> None:

@@ -111,7 +111,7 @@ def _pictures(config: BundleConfig) -> Sequence[ModelInput]:
     plain = reference_input(config.preprocessing)
     height, width = plain.geometry.content.height, plain.geometry.content.width
     mirrored = plain.pixels.copy()
-    # What is padding stays where it is.
+    # Padding stays to the right and below.
     mirrored[:height, :width] = plain.pixels[:height, :width][:, ::-1]
     return (plain, ModelInput(mirrored, plain.geometry), ModelInput(plain.pixels // 2, plain.geometry))
 

@@ -90,7 +90,7 @@ def _center_crop(rgb: PIL.Image.Image, original: Size, spec: CenterCropSpec) -> 
         resized = rgb.resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
         pixels = np.asarray(resized.crop((columns.start, rows.start, columns.stop, rows.stop)))
     if pixels.shape != (spec.crop, spec.crop, 3):
-        # The crop radiuses beyond the picture: zeros, as torchvision pads.
+        # The crop extends beyond the picture: zeros, as torchvision pads.
         before, beside = rows.start - top, columns.start - left
         content_pixels, pixels = pixels, np.zeros((spec.crop, spec.crop, 3), np.uint8)
         pixels[before : before + len(rows), beside : beside + len(columns)] = content_pixels

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from model.bundle import BundleConfig
-from model.types import Image, QueryParams, Size, Task
+from model.types import Image, QueryParams
 
 T = TypeVar("T")
 
@@ -16,8 +16,7 @@ class PredictRequest:
     """One image, encoded or decoded, and its parameters. `deadline_s` is on the clock of `time.monotonic`."""
 
     id: str
-    task: Task
-    model: str | None
+    model: ModelStatus
     image: bytes | Image
     params: QueryParams
     deadline_s: float
@@ -37,10 +36,6 @@ class Timings:
 class Reply(Generic[T]):
     """The answer for one image. `payload` is the encoded result; `batch_images` is the size of its batch."""
 
-    id: str
-    model: str
-    weights_sha256: str
-    size: Size
     payload: T
     timings: Timings
     batch_images: int = 1

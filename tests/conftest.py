@@ -1,7 +1,7 @@
-"""Which tests run alone, and which are left out of `make test-fast`: one table for all folders.
+"""Markers for all folders, in one table: `serial` and `slow`.
 
-A pattern is of a path below tests/ and may name a folder. `make test` runs what is not `serial` over all cores, and
-then what is, one test at a time; `make test-fast` runs what is neither `serial` nor `slow`.
+A pattern matches a path below tests/, a file's or a folder's. `make test` runs the tests without `serial` on all cores,
+and then those with it, one at a time. `make test-fast` runs the tests with neither marker.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# How long an example takes says nothing on a machine that has other things to do.
+# On a busy machine any example may take long.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
@@ -27,6 +27,7 @@ SERIAL = (
     "*/test_tracing_process.py",
     "*/test_worker_process.py",
     # CPU time, memory and rates are measured.
+    "benchmarks/test_overhead.py",
     "benchmarks/test_processes.py",
     "benchmarks/test_servers.py",
     # Chromium has processes of its own, one for each core.
@@ -37,8 +38,9 @@ SLOW = (
     # The authors' own networks, at their size.
     "model/net/test_goldens.py",
     "model/zoo/test_golden_answers.py",
-    # Each starts `convmlp`, a part of the service, or another process, again and again.
+    # They start `convmlp`, a part of the service, or another process for each test.
     "benchmarks/test_parity.py",
+    "benchmarks/test_path.py",
     "client/test_process.py",
     "service/cli/test_*.py",
     "*/test_logs.py",
@@ -46,7 +48,7 @@ SLOW = (
     "*/test_exposition.py",
     "*/test_server_process.py",
     "*/test_settings.py",
-    # Large pictures, and thousands of made-up inputs.
+    # Large pictures, and thousands of generated inputs.
     "*/test_detection_ops.py",
     "*/test_overlay.py",
     # Both transports, a fresh service for each test.
@@ -66,5 +68,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def matches(path: Path, patterns: tuple[str, ...]) -> bool:
-    """Whether a pattern is of this path, relative to tests/, or of a folder that it lies in."""
+    """Whether a pattern matches this path, relative to tests/, or a folder above it."""
     return any(fnmatch(str(one), pattern) for one in (path, *path.parents) for pattern in patterns)

@@ -15,7 +15,7 @@ from benchmarks.peers.classifier import Classes, Classifier, PeerSettings
 
 settings = PeerSettings.from_environment()
 GOAL_MS = 30_000
-"""Of latency: beyond it requests are refused, so that it is a bound and no goal here."""
+"""Latency in ms beyond which BentoML refuses requests: a bound here, not a goal."""
 
 
 @bentoml.service(workers=settings.workers, traffic={"timeout": 60})

@@ -1,7 +1,7 @@
-"""What every peer serves: the same network from the same pictures. How that is served is the peer's own business.
+"""What every peer serves: the same network and the same pictures.
 
-With the network `eager` a picture is decoded as users of Pillow do it; with this project's networks by this project's
-own decoder as well, so that nothing but the serving differs.
+With the network `eager` Pillow decodes pictures. With this project's networks this project's decoder does, so that only
+the serving differs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 import PIL.Image
-from typing_extensions import TypedDict  # pydantic, which some peers answer by, needs this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic, which some peers use for answers, needs this one before Python 3.12
 
 from model.types import Geometry, QueryParams, Size, UInt8Array
 
@@ -102,7 +102,7 @@ class Classifier:
 
         from model.types import Batch, ClassifyOutput
 
-        torch.set_num_threads(self._threads)  # OpenMP has a number for each thread that asks
+        torch.set_num_threads(self._threads)  # OpenMP keeps a number for each calling thread
         geometry = Geometry(Size(224, 224), Size(224, 224))
         batch = Batch(np.stack(inputs), (geometry,) * len(inputs), (PARAMS,) * len(inputs))
         rows = [row for row in self._predictor.predict(batch) if isinstance(row, ClassifyOutput)]

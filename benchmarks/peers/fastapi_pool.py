@@ -1,6 +1,6 @@
-"""FastAPI and a pool of threads, one picture a call: what is written first, without a serving framework.
+"""FastAPI and a pool of threads, one picture a call: the usual first version, without a serving framework.
 
-As a no-op it answers at once, from the event loop: the most that a REST server of this kind can do.
+As a no-op it answers at once from the event loop: the maximum of a REST server of this kind.
 """
 
 from __future__ import annotations

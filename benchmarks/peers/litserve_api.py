@@ -1,6 +1,6 @@
 """LitServe: a batched LitAPI, an inference process for each copy of the network, which decodes as well.
 
-Annotations are evaluated here, because LitServe hands them to FastAPI as they are.
+Annotations are evaluated here, because LitServe passes them to FastAPI unevaluated.
 """
 
 from typing import Annotated, Any

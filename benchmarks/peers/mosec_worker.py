@@ -1,5 +1,5 @@
 """mosec: its Rust front, and a process for each copy of the network, which decodes as well; in front of a single copy a
-stage of processes that decode, as its documents have it.
+stage of processes that decode, as in its documentation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The registry of model families and backbones.
 
 A family is a kind of network with its procedure at test time, such as RetinaNet. A backbone is the feature extractor
-that families share, such as ConvMLP. A bundle's config names both. Torch is imported only when a
-network is needed: an entry names the object that builds and runs it (`model/net/network.py`).
+that families share, such as ConvMLP. A bundle's config names both. Torch is imported only when a network is needed: an
+entry names the object that builds and runs it (`model/net/network.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidationInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -85,9 +85,8 @@ class _Registered(Generic[AnySpec]):
 if TYPE_CHECKING:
     Backbone = BackboneSpec
 else:
-    Backbone = Annotated[
-        BackboneSpec, _Registered(lambda: {name: one.spec for name, one in BACKBONES.items()}, default="convmlp")
-    ]
+    # Any: FastAPI would list the base class in OpenAPI.
+    Backbone = Annotated[Any, _Registered(lambda: {name: one.spec for name, one in BACKBONES.items()}, "convmlp")]
 
 
 class ArchitectureSpec(Spec):
@@ -100,7 +99,7 @@ class ArchitectureSpec(Spec):
 if TYPE_CHECKING:
     Architecture = ArchitectureSpec
 else:
-    Architecture = Annotated[ArchitectureSpec, _Registered(lambda: {name: one.spec for name, one in FAMILIES.items()})]
+    Architecture = Annotated[Any, _Registered(lambda: {name: one.spec for name, one in FAMILIES.items()})]
 
 
 @dataclass(frozen=True, slots=True)

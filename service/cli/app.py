@@ -1,36 +1,100 @@
-"""`convmlp …`: the one command line of the project."""
+"""`convmlp …`: the command line of the project."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
-from service.cli.later import Commands
-from service.cli.words import complain, settings_or_exit
+from service.cli.console import print_error
+from service.cli.flags import settings_of_flags
 from service.settings import Settings
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+SERVICE, PREDICTION, TOOLS = "Run the service", "Predict", "Tools"
+"""Panels of the help."""
 
-# The flags of the service's parts are the settings themselves: pydantic-settings reads them and prints the help.
+EPILOG = (
+    "Exit status: 0 success; 1 failed, in part or as a whole; 2 wrong flag or setting; 78 the service cannot start "
+    "with this configuration."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """A command, or an application with commands below it, imported on first use."""
+
+    place: str
+    panel: str
+
+
+LAZY_COMMANDS = {
+    "classify": LazyCommand("service.cli.predict:classify", PREDICTION),
+    "detect": LazyCommand("service.cli.predict:detect", PREDICTION),
+    "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
+    "bench": LazyCommand("service.cli.bench:bench", TOOLS),
+    "models": LazyCommand("service.cli.models:models_app", TOOLS),
+    "train": LazyCommand("service.cli.train:train_app", TOOLS),
+}
+"""Commands that a container's health check, which runs every few seconds, must not import."""
+
+
+class LazyGroup(TyperGroup):
+    """The eager commands, then LAZY_COMMANDS. Click's types are Any here: some versions of typer have their own."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401
+        return list(dict.fromkeys((*super().list_commands(ctx), *LAZY_COMMANDS)))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        if cmd_name not in self.commands:
+            # For an unknown name typer suggests similar ones of all commands.
+            for name in (cmd_name,) if cmd_name in LAZY_COMMANDS else LAZY_COMMANDS:
+                self.commands[name] = _imported(name, LAZY_COMMANDS[name])
+        return super().get_command(ctx, cmd_name)
+
+
+def _imported(name: str, lazy: LazyCommand) -> Any:  # noqa: ANN401
+    found = resolve_name(lazy.place)
+    group = typer.Typer(add_completion=False)
+    if isinstance(found, typer.Typer):
+        group.add_typer(found, name=name, rich_help_panel=lazy.panel)
+    else:
+        group.command(name, rich_help_panel=lazy.panel)(found)
+    return get_group(group).commands[name]
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve ConvMLP models for image classification, detection and segmentation.",
+    epilog=EPILOG,
+)
+
+# The flags of the service's parts are the settings themselves: `service.cli.flags` reads them and prints the help.
 PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-# Each part imports its own weight: the worker's is torch, and a front-end must not carry that.
+# Each command imports its own part: only the worker's may import torch.
 
 
-@app.command(context_settings=PART)
+@app.command(context_settings=PART, rich_help_panel=SERVICE)
 def serve(context: typer.Context) -> None:
-    """Everything on this machine: workers and front-ends, supervised. `--help` lists all settings."""
+    """Run the whole service on this machine: workers, REST and gRPC front-ends."""
     from service.supervision.supervisor import run_supervisor
 
     sys.exit(run_supervisor(_settings(context)))
 
 
-@app.command(context_settings=PART)
+@app.command(context_settings=PART, rich_help_panel=SERVICE)
 def worker(context: typer.Context) -> None:
-    """The worker alone: owns the device and answers front-ends at `--worker-address`."""
+    """Run one worker. It owns the device and listens for front-ends at --worker-address."""
     from service.worker.openmp import spin_briefly
 
     spin_briefly()
@@ -38,35 +102,32 @@ def worker(context: typer.Context) -> None:
 
     settings = _settings(context, needs_worker_address=True)
     if len(settings.worker_address) > 1:
-        complain("--worker-address of a worker is its own alone; several are for front-ends")
+        print_error("a worker listens at one --worker-address; only front-ends take several")
         raise typer.Exit(2)
     sys.exit(run_worker(settings))
 
 
-@app.command(context_settings=PART)
+@app.command(context_settings=PART, rich_help_panel=SERVICE)
 def rest(context: typer.Context) -> None:
-    """A REST front-end alone: has its work done at `--worker-address`."""
+    """Run one REST front-end. It connects to the workers at --worker-address."""
     from service.frontend.http_main import run_rest
 
     sys.exit(run_rest(_settings(context, needs_worker_address=True)))
 
 
-@app.command(context_settings=PART)
+@app.command(context_settings=PART, rich_help_panel=SERVICE)
 def grpc(context: typer.Context) -> None:
-    """A gRPC front-end alone: has its work done at `--worker-address`."""
-    # gRPC's library has a log of its own format, with a line for each handshake that fails; it asks when imported.
+    """Run one gRPC front-end. It connects to the workers at --worker-address."""
+    # gRPC's C library has a log of its own, with a line per failed handshake; it reads this variable when imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from service.frontend.grpc_main import run_grpc
 
     sys.exit(run_grpc(_settings(context, needs_worker_address=True)))
 
 
-@app.command(context_settings=PART)
+@app.command(context_settings=PART, rich_help_panel=SERVICE)
 def health(context: typer.Context) -> None:
-    """Whether a part works, as `health worker --worker-address …`; alone: the part that this container runs.
-
-    With --live: whether it can work at all, or only a new process would; one that loads or drains can.
-    """
+    """Check whether a part of the service is healthy, or with --live, alive."""
     from service.cli.health import run_health
 
     sys.exit(run_health(context.args))
@@ -74,14 +135,14 @@ def health(context: typer.Context) -> None:
 
 def main() -> None:
     if os.getpid() == 1:
-        # The first process of a container gets no signal that it has no handler for, and imports take seconds.
+        # The first process of a container ignores signals that it has no handler for, and imports take seconds.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     app(prog_name="convmlp")
 
 
 def _settings(context: typer.Context, *, needs_worker_address: bool = False) -> Settings:
-    settings = settings_or_exit(_cli_parse_args=context.args, _cli_prog_name=context.command_path)
+    settings = settings_of_flags(context.args, context.command_path, context.command.help or "")
     if needs_worker_address and not settings.worker_address:
-        complain("--worker-address is needed, for example ipc:///run/convmlp/worker")
+        print_error("--worker-address is required, for example ipc:///run/convmlp/worker")
         raise typer.Exit(2)
     return settings

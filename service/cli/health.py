@@ -1,9 +1,8 @@
-"""`convmlp health`: whether a part of the service does its work, asked at its own front door.
+"""`convmlp health`: whether a part of the service is healthy, or with `--live`, whether it is alive.
 
-Made for HEALTHCHECK in a container: without words it asks the part that the container runs, by the words that this
-was started with. Healthy means that predictions are answered, not only that a process is there. With `--live` it asks
-for less: whether the part can still do its work, or only a new process would. One that loads, drains, lacks a worker
-or has a bad model is alive; one whose loop or device hangs is not.
+Made for HEALTHCHECK in a container: without arguments it checks the part that the container runs, with that part's
+flags. Healthy means that the part answers predictions. Alive means that it needs no restart: a part that starts,
+drains, has no worker or has a damaged model is alive; one whose event loop or device hangs is not.
 """
 
 from __future__ import annotations
@@ -11,24 +10,37 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from service.cli.unhealthy import TIMEOUT_S, Unhealthy
-from service.cli.words import complain, settings_or_exit
+from service.cli.console import print_error
+from service.cli.flags import settings_of_flags
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.wire.messages import State
 
 LIVE = "--live"
 
+TIMEOUT_S = 5.0
+"""How long each reply may take."""
+MAX_SILENCE_S = 30.0
+"""The longest time since the device last answered. An idle worker pings it every few seconds."""
+MAX_START_S = 600.0
+"""How long a worker may take to open its device and to load and verify its models."""
+MAX_LOAD_S = 120.0
+"""How long a worker may take to load a further model onto the device, in addition to a batch's limit."""
+
 
 class Part(StrEnum):
-    """By the names of their commands."""
+    """The parts of the service, named as their commands."""
 
     SERVE = "serve"
     REST = "rest"
@@ -36,80 +48,109 @@ class Part(StrEnum):
     WORKER = "worker"
 
 
-def run_health(words: Sequence[str]) -> int:
-    """Ask one part, and say what came of it; the exit status, 0 where it is healthy.
+HELP = f"""usage: convmlp health [--live] [{"|".join(Part)} [--FLAG VALUE …]]
+
+Check whether a part of the service is healthy: whether it answers predictions. The flags are those
+that the part was started with. Without a part: the part that this container runs, with its flags.
+
+options:
+  --live      Check only whether the part is alive: whether it can work without a restart.
+  -h, --help  Show this message and exit.
+
+Exit status: 0 healthy (alive); 1 not healthy (not alive); 2 no part, wrong flag or setting."""
+
+
+class CheckFailed(Exception):
+    """The part is not healthy, or not alive; the message has the reason."""
+
+
+def run_health(arguments: Sequence[str]) -> int:
+    """Check one part and print the result.
 
     Args:
-        words: the part's command and flags, as it was started; none for what this container runs. `--live` anywhere
-            asks only whether it is alive.
+        arguments: the part's command and flags, as it was started; none for the part that this container runs.
+            `--live` anywhere checks only that it is alive.
+
+    Returns:
+        The exit status: 0 if the check passed, else 1.
+
+    Raises:
+        typer.Exit: with status 2, if no part is named or a flag is wrong.
     """
-    live = LIVE in words
-    part, flags = _part_of([word for word in words if word != LIVE] or _words_of_this_container())
+    live = LIVE in arguments
+    arguments = [one for one in arguments if one != LIVE]
+    if arguments and arguments[0] in ("-h", "--help"):
+        typer.echo(HELP)
+        return 0
+    part, flags = _part_and_flags(arguments or _command_of_this_container())
     wanted = "alive" if live else "healthy"
-    settings = settings_or_exit(_cli_parse_args=flags, _cli_prog_name=f"convmlp health {part}")
+    settings = settings_of_flags(flags, f"convmlp health {part}", "Check this part. The flags are its own.")
     try:
         match part:
             case Part.SERVE | Part.REST:
-                _ask_rest(settings, live=live)
+                _check_rest(settings, live=live)
             case Part.GRPC:
-                _ask_grpc(settings, live=live)
+                _check_grpc(settings, live=live)
             case Part.WORKER:
-                # It is asked in the wire's words, and with them comes NumPy: not with a thread a core for so little.
-                os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-                from service.cli.health_worker import ask_worker
-
-                ask_worker(settings, live=live)
-    except (Unhealthy, OSError) as error:
-        complain(f"{part} is not {wanted}: {error}")
+                _check_worker(settings, live=live)
+    except (CheckFailed, OSError) as error:
+        print_error(f"{part} is not {wanted}: {error}")
         return 1
     typer.echo(f"{part} is {wanted}")
     return 0
 
 
-def _words_of_this_container() -> list[str]:
-    """What the first process was started with: the part itself, or an init in front of it."""
+def _command_of_this_container() -> list[str]:
+    """The command line of the first process: the part itself, or an init with the part as its arguments."""
     return Path("/proc/1/cmdline").read_text(encoding="utf-8").removesuffix("\0").split("\0")
 
 
-def _part_of(words: Sequence[str]) -> tuple[Part, list[str]]:
-    """The part that is named first, and the words behind it.
+def _part_and_flags(arguments: Sequence[str]) -> tuple[Part, list[str]]:
+    """The first part among the arguments, and the arguments behind it.
 
     Raises:
-        typer.Exit: with status 2, after saying so, where none is named.
+        typer.Exit: with status 2, after an error message, if there is none.
     """
-    for place, word in enumerate(words, start=1):
-        if word in tuple(Part):
-            return Part(word), list(words[place:])
-    complain(f"say which part: convmlp health {'|'.join(Part)}, with the flags that it was started with")
+    for position, argument in enumerate(arguments, start=1):
+        if argument in tuple(Part):
+            return Part(argument), list(arguments[position:])
+    print_error(f"which part? convmlp health [--live] {'|'.join(Part)}, and the flags that it was started with")
     raise typer.Exit(2)
 
 
-def _ask_rest(settings: Settings, *, live: bool) -> None:
-    connection = http.client.HTTPConnection(_near(settings.host), settings.http_port, timeout=TIMEOUT_S)
+def _check_rest(settings: Settings, *, live: bool) -> None:
+    port = settings.http_port
+    connection = http.client.HTTPConnection(_reachable(settings.host), port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", "/livez" if live else "/readyz")
-        answer = connection.getresponse()
-        body = answer.read()
+        response = connection.getresponse()
+        body = response.read()
     except http.client.HTTPException as error:
-        raise Unhealthy(f"what is at port {settings.http_port} does not speak HTTP: {error!r}") from None
+        raise CheckFailed(f"the reply at port {port} is not HTTP: {error!r}") from None
+    except TimeoutError:
+        raise CheckFailed(f"no reply at port {port} within {TIMEOUT_S:g} s") from None
+    except OSError as error:
+        raise CheckFailed(f"cannot connect to port {port}: {(error.strerror or str(error)).lower()}") from None
     finally:
         connection.close()
-    if answer.status != http.HTTPStatus.OK:
-        raise Unhealthy(json.loads(body).get("detail", "") if answer.status == 503 else f"it answers {answer.status}")
+    if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+        raise CheckFailed(json.loads(body).get("detail", ""))
+    if response.status != http.HTTPStatus.OK:
+        raise CheckFailed(f"HTTP status {response.status}")
 
 
-def _ask_grpc(settings: Settings, *, live: bool) -> None:
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told here, in a line
+def _check_grpc(settings: Settings, *, live: bool) -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are printed here, in one line
     import grpc
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from grpc_health.v1.health_pb2_grpc import HealthStub
 
-    host, port = _near(settings.host), settings.grpc_port
+    host, port = _reachable(settings.host), settings.grpc_port
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if settings.grpc_tls_certificate is None:
         channel = grpc.insecure_channel(address)
     else:
-        # The server is known by the certificate that it was given, and where callers must show one, so is this one.
+        # The server's own certificate is the trusted one; with mTLS it is also this client's.
         chain = settings.grpc_tls_certificate.read_bytes()
         key = settings.grpc_tls_key.read_bytes() if settings.grpc_tls_client_ca and settings.grpc_tls_key else None
         credentials = grpc.ssl_channel_credentials(chain, key, chain if key else None)
@@ -117,7 +158,7 @@ def _ask_grpc(settings: Settings, *, live: bool) -> None:
             name = _certified_name(settings, host)
         except ssl.SSLCertVerificationError:
             if live:
-                return  # it answers; what its certificate lacks, such as time, no new process mends
+                return  # the server answers, and a restart does not repair a certificate
             raise
         channel = grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", name)])
     with channel:
@@ -126,14 +167,14 @@ def _ask_grpc(settings: Settings, *, live: bool) -> None:
             status = health.Check(HealthCheckRequest(), timeout=TIMEOUT_S).status
         except grpc.RpcError as error:
             if live and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                return  # full of calls, as it can say
-            raise Unhealthy(f"no answer at port {port}: {error.code().name}: {error.details()}") from None
+                return  # it answers: it is at its limit of calls
+            raise CheckFailed(f"no reply at port {port}: {error.code().name}: {error.details()}") from None
     if not live and status != HealthCheckResponse.SERVING:
-        raise Unhealthy(f"it answers {HealthCheckResponse.ServingStatus.Name(status)}")
+        raise CheckFailed(f"gRPC health status {HealthCheckResponse.ServingStatus.Name(status)}")
 
 
 def _certified_name(settings: Settings, host: str) -> str:
-    """A name that the server's certificate is for: it is hardly ever for the address that is asked here."""
+    """A name that the server's certificate is for; it is rarely for the address that is called here."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -147,9 +188,56 @@ def _certified_name(settings: Settings, host: str) -> str:
         certificate: dict[str, Any] = connection.getpeercert() or {}
     for _, name in certificate.get("subjectAltName", ()):
         return str(name).replace("*", "any")
-    raise Unhealthy("the server's certificate names no host (subjectAltName), so no caller can trust it")
+    raise CheckFailed("the server's certificate has no subjectAltName, so no client accepts it")
 
 
-def _near(host: str) -> str:
-    """Where a part that listens at `host` is found from here."""
+def _check_worker(settings: Settings, *, live: bool) -> None:
+    """Raises CheckFailed if the worker cannot answer for all of its models, or with `live` if it needs a restart."""
+    state = state_of_worker(settings)
+    from service.wire.messages import Phase
+
+    if live:
+        # A worker whose batch hangs exits by itself, unless its exit hangs as well; one whose device hangs while it
+        # loads a model does not.
+        starting = state.phase is Phase.STARTING
+        limit_s = MAX_START_S if starting else settings.batch_timeout_ms / 1000 + MAX_LOAD_S
+    else:
+        if state.phase is not Phase.READY:
+            raise CheckFailed(state.reason)
+        if unverified := ", ".join(model.name for model in state.models if not model.ready):
+            raise CheckFailed(f"models that fail their self-check: {unverified}")
+        limit_s = MAX_SILENCE_S
+    if state.silent_s > limit_s:
+        raise CheckFailed(f"the device has not answered for {state.silent_s:.0f} s")
+
+
+def state_of_worker(settings: Settings) -> State:
+    """The worker's reply to a greeting. Raises CheckFailed if there is none."""
+    # The wire imports NumPy, whose OpenBLAS would start a thread per core.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import zmq
+
+    from service.wire.messages import PROTOCOL, Hello, MalformedMessage, State, decode_to_front_end, encode
+
+    if not settings.worker_address:
+        raise CheckFailed("--worker-address or CONVMLP_WORKER_ADDRESS is required")
+    # A worker that listens on all interfaces is reachable on this one.
+    address = re.sub(r"^tcp://(\*|0\.0\.0\.0)", "tcp://127.0.0.1", settings.worker_address[0])
+    with zmq.Context() as context, context.socket(zmq.DEALER) as wire:
+        wire.linger = 0
+        wire.connect(address)
+        wire.send(encode(Hello(PROTOCOL, ())))
+        if not wire.poll(int(TIMEOUT_S * 1000)):
+            raise CheckFailed(f"no reply at {address} within {TIMEOUT_S:g} s")
+        try:
+            reply = decode_to_front_end(wire.recv_multipart()[0])
+        except MalformedMessage as error:
+            raise CheckFailed(f"the reply at {address} is of another protocol: {error}") from None
+    if not isinstance(reply, State):
+        raise CheckFailed(f"the worker replies {type(reply).__name__} to a greeting")
+    return reply
+
+
+def _reachable(host: str) -> str:
+    """The address at which this machine reaches a part that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)

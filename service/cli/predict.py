@@ -1,4 +1,4 @@
-"""`convmlp classify|detect|segment IMAGE…`: flags to a question, and who is to answer it."""
+"""`convmlp classify|detect|segment IMAGE…`: reads the flags, chooses the backend and the form of the output."""
 
 from __future__ import annotations
 
@@ -14,48 +14,92 @@ import typer
 
 from model.errors import ConvMLPError
 from model.types import Task
-from service.cli.words import complain, settings_or_exit
+from service.cli.console import print_error
+from service.cli.flags import settings_or_exit
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
-    from service.cli.answerer import Answerer
-    from service.cli.pictures import Picture
+    from service.cli.backends import Backend
+    from service.cli.inputs import ImageFile
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Picture files; - reads one from stdin.")]
-Model = Annotated[str | None, typer.Option(help="Which model answers; default: the task's default model.")]
-TopK = Annotated[int | None, typer.Option(help="How many labels, the best first; default: 5.")]
-Threshold = Annotated[float | None, typer.Option(help="Least score of a detection; default: the model's own.")]
-MaxDetections = Annotated[int | None, typer.Option(help="At most so many detections; default: 100.")]
-Masks = Annotated[bool | None, typer.Option("--masks/--no-masks", help="Whether masks are told and drawn.")]
-MaskCoding = Annotated[
-    str | None, typer.Option(metavar="FORMAT", help="How --json writes masks: rle, png, polygon or none.")
+PARAMETERS, BACKEND, OUTPUT = "Parameters", "Backend", "Output"
+"""Panels of the help."""
+
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files. - reads one from stdin.")]
+Model = Annotated[
+    str | None, typer.Option(help="Name of the model. Default: the task's default model.", rich_help_panel=PARAMETERS)
+]
+TopK = Annotated[
+    int | None, typer.Option(help="Number of labels, by falling score. Default: 5.", rich_help_panel=PARAMETERS)
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="Minimum score, 0 to 1. Default: the model's own.", rich_help_panel=PARAMETERS)
+]
+MaxDetections = Annotated[
+    int | None, typer.Option(help="Maximum number of detections. Default: 100.", rich_help_panel=PARAMETERS)
+]
+Masks = Annotated[
+    bool | None, typer.Option("--masks/--no-masks", help="Whether to return masks.", rich_help_panel=PARAMETERS)
+]
+MaskFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        help="Format of masks in --json: rle, png, polygon or none. Default: rle.",
+        rich_help_panel=PARAMETERS,
+    ),
 ]
 Url = Annotated[
-    str, typer.Option(envvar="CONVMLP_URL", help="The running service that is asked: http://HOST:PORT, or grpc://.")
+    str,
+    typer.Option(
+        envvar="CONVMLP_URL",
+        help="The running service: http://HOST:PORT, https://… or grpc://HOST:PORT.",
+        rich_help_panel=BACKEND,
+    ),
 ]
 ApiKey = Annotated[
     str | None,
     typer.Option(
-        envvar="CONVMLP_API_KEY", help="For a service that asks for a key; others see a flag, so set the variable."
+        envvar="CONVMLP_API_KEY",
+        help="API key, if the service requires one. Other users of this machine can read flags; prefer the variable.",
+        rich_help_panel=BACKEND,
     ),
 ]
-Local = Annotated[bool, typer.Option("--local", help="Answer in this process instead of asking a service.")]
-ModelsDir = Annotated[
-    Path | None, typer.Option(envvar="CONVMLP_MODELS_DIR", help="With --local: where more models are.")
+Local = Annotated[
+    bool,
+    typer.Option("--local", help="Run the model in this process instead of a service.", rich_help_panel=BACKEND),
 ]
-TimeoutMs = Annotated[int | None, typer.Option(min=1, help="Give up on an image after so long.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the service's JSON answer, one document.")]
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CONVMLP_MODELS_DIR",
+        help="With --local: folder of models, in addition to the embedded ones.",
+        rich_help_panel=BACKEND,
+    ),
+]
+TimeoutMs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Deadline for each image, in milliseconds.", rich_help_panel=BACKEND),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON instead of tables: one REST answer.", rich_help_panel=OUTPUT),
+]
 Save = Annotated[
     str | None,
-    typer.Option(metavar="PATH", help="Draw the answer: to a .png, .jpg or .webp file, or for each into a folder."),
+    typer.Option(
+        metavar="PATH",
+        help="Draw the results instead: into a .png, .jpg or .webp file, or into a folder for several images.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """Who answers: the service at `url`, by `api_key`, or with `local` this process, from the store at `models_dir`."""
+class BackendOptions:
+    """The service at `url`, called with `api_key`; or with `local` this process, with the store at `models_dir`."""
 
     url: str
     api_key: str | None
@@ -65,8 +109,8 @@ class Where:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How the answer is given: as a table, as JSON, or drawn into `save`."""
+class OutputOptions:
+    """Tables, JSON, or drawings in `save`."""
 
     as_json: bool
     save: str | None
@@ -84,9 +128,9 @@ def classify(
     as_json: AsJson = False,
     save: Save = None,
 ) -> None:
-    """Say what each picture shows."""
-    where, form = Where(url, api_key, local, models_dir, timeout_ms), Form(as_json, save)
-    _predict(Task.CLASSIFY, images, {"model": model, "top_k": top_k}, where, form)
+    """Classify images: print the most probable labels."""
+    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    _predict(Task.CLASSIFY, images, {"model": model, "top_k": top_k}, options, output)
 
 
 def detect(
@@ -95,7 +139,7 @@ def detect(
     score_threshold: Threshold = None,
     max_detections: MaxDetections = None,
     masks: Masks = None,
-    mask_format: MaskCoding = None,
+    mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
@@ -104,8 +148,8 @@ def detect(
     as_json: AsJson = False,
     save: Save = None,
 ) -> None:
-    """Find objects in each picture: labels, boxes, and masks where the model has them."""
-    where, form = Where(url, api_key, local, models_dir, timeout_ms), Form(as_json, save)
+    """Detect objects in images: print labels, scores and boxes."""
+    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
     parameters = {
         "model": model,
         "score_threshold": score_threshold,
@@ -113,14 +157,14 @@ def detect(
         "masks": masks,
         "mask_format": mask_format,
     }
-    _predict(Task.DETECT, images, parameters, where, form)
+    _predict(Task.DETECT, images, parameters, options, output)
 
 
 def segment(
     images: Images,
     model: Model = None,
     masks: Masks = None,
-    mask_format: MaskCoding = None,
+    mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     local: Local = False,
@@ -129,78 +173,83 @@ def segment(
     as_json: AsJson = False,
     save: Save = None,
 ) -> None:
-    """Give each pixel of each picture its class."""
-    where, form = Where(url, api_key, local, models_dir, timeout_ms), Form(as_json, save)
-    _predict(Task.SEGMENT, images, {"model": model, "masks": masks, "mask_format": mask_format}, where, form)
+    """Segment images: give every pixel a class, and print the classes' areas."""
+    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    _predict(Task.SEGMENT, images, {"model": model, "masks": masks, "mask_format": mask_format}, options, output)
 
 
 def _predict(
-    task: Task, images: list[str], parameters: Mapping[str, str | float | None], where: Where, form: Form
+    task: Task,
+    images: list[str],
+    parameters: Mapping[str, str | float | None],
+    options: BackendOptions,
+    output: OutputOptions,
 ) -> None:
-    # Imported only now: the other commands, the worker's among them, need none of this.
-    from service.cli.pictures import Picture, output_paths
+    from service.cli.inputs import ImageFile, output_paths
 
     if images.count("-") > 1:
-        raise typer.BadParameter("- is stdin, which can be read once only; give it once")
-    if form.as_json and form.save is not None:
-        raise typer.BadParameter("--json and --save are two forms of the answer; give one of them")
-    if where.local and where.timeout_ms is not None:
-        raise typer.BadParameter("--timeout-ms is for a service; leave it out with --local")
-    pictures = [Picture(name) for name in images]
-    paths = output_paths(form.save, pictures) if form.save is not None else []
+        raise typer.BadParameter("- is stdin, which can be read only once")
+    if output.as_json and output.save is not None:
+        raise typer.BadParameter("--json and --save exclude each other")
+    if options.local and options.timeout_ms is not None:
+        raise typer.BadParameter("--timeout-ms needs a service; it does not work with --local")
+    files = [ImageFile(path) for path in images]
+    paths = output_paths(output.save, files) if output.save is not None else []
     given = {name: value for name, value in parameters.items() if value is not None}
-    if task is not Task.CLASSIFY and not form.as_json and given.get("mask_format") != "none":
+    if task is not Task.CLASSIFY and not output.as_json and given.get("mask_format") != "none":
         if paths:
-            given["mask_format"] = "rle"  # --mask-format is for --json; these are the smallest, and exact
+            given["mask_format"] = "rle"  # --mask-format is for --json; RLE is small and exact
         else:
-            given.setdefault("mask_format", "none")  # a table has no place for masks
+            given.setdefault("mask_format", "none")  # tables show no masks
     try:
-        answerer = _answerer(task, given, where)
-        complete = asyncio.run(_give(answerer, task, pictures, form, paths))
+        backend = _open_backend(task, given, options)
+        complete = asyncio.run(_run(backend, task, files, output, paths))
     except ConvMLPError as error:
-        complain(error.detail)
+        print_error(error.detail)
         raise typer.Exit(1) from None
-    except BrokenPipeError:  # a reader that had enough, such as `head`, is the framework's to handle
+    except BrokenPipeError:  # typer ends the command quietly when a reader such as `head` closes the pipe
         raise
     except OSError as error:
-        complain(f"the answer cannot be printed: {error.strerror}")
+        print_error(f"cannot print the result: {error.strerror}")
         raise typer.Exit(1) from None
     if not complete:
         raise typer.Exit(1)
 
 
-def _answerer(task: Task, given: Mapping[str, str | float], where: Where) -> Answerer:
-    from service.cli.remote import Remote
+def _open_backend(task: Task, parameters: Mapping[str, str | float], options: BackendOptions) -> Backend:
+    from service.cli.backends import LocalBackend, RemoteBackend
     from service.frontend.api.rest.query import read_query
 
-    query_string = urlencode({name: _text(value) for name, value in given.items()}, errors="replace")
+    query_string = urlencode({name: _query_text(value) for name, value in parameters.items()}, errors="replace")
     try:
-        # The service's own check of parameters, before anything is read, sent or loaded.
+        # The service's own check of the parameters, before anything is read, sent or loaded.
         query = read_query(task, query_string.encode("ascii"))
-        if not where.local:
-            return Remote(where.url, where.api_key, task, given, where.timeout_ms)
+        if not options.local:
+            return RemoteBackend(options.url, options.api_key, task, parameters, options.timeout_ms)
     except BadParameter as error:
         raise typer.BadParameter(error.detail) from None
-    settings = settings_or_exit(models_dir=where.models_dir)
+    settings = settings_or_exit(models_dir=options.models_dir)
     try:
-        from service.cli.local import Local
+        return LocalBackend(task, query, settings)
     except ModuleNotFoundError as error:
-        complain(f"--local needs {error.name}, which is not installed; install this package's extra `worker`")
+        print_error(f"--local needs {error.name}, which is not installed; install this package's extra `worker`")
         raise typer.Exit(1) from None
-    return Local(task, query, settings)
 
 
-async def _give(answerer: Answerer, task: Task, pictures: Sequence[Picture], form: Form, paths: Sequence[Path]) -> bool:
-    from service.cli.ask import draw_all, print_json, print_tables
+async def _run(
+    backend: Backend, task: Task, files: Sequence[ImageFile], output: OutputOptions, paths: Sequence[Path]
+) -> bool:
+    """Whether all images succeeded."""
+    from service.cli.output import print_json, print_tables, save_drawings
 
-    async with aclosing(answerer):
+    async with aclosing(backend):
         if paths:
-            return await draw_all(answerer, pictures, paths)
-        if form.as_json:
-            return await print_json(answerer, task, pictures)
-        return await print_tables(answerer, pictures)
+            return await save_drawings(backend, files, paths)
+        if output.as_json:
+            return await print_json(backend, task, files)
+        return await print_tables(backend, files)
 
 
-def _text(value: str | float) -> str:
-    """As the query string of the REST API writes it."""
+def _query_text(value: str | float) -> str:
+    """As the REST API's query string writes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

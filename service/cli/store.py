@@ -1,4 +1,4 @@
-"""`convmlp models pull|import|export`: how models come into the store and out of it."""
+"""`convmlp models pull|import|export`: put models into the store, and write them as checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import typer
 from model.bundle import EMBEDDED_DIR, Bundle, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid, ConvMLPError
 from model.types import Task
-from service.cli.words import complain, plain, settings_or_exit
+from service.cli.console import download_progress, print_error, printable
+from service.cli.flags import settings_or_exit
 
 if TYPE_CHECKING:
     from model.zoo.catalogue import CatalogueEntry
@@ -30,10 +31,10 @@ class WeightsPrecision(StrEnum):
 Store = Annotated[
     Path | None,
     typer.Option(
-        envvar="CONVMLP_MODELS_DIR", file_okay=False, help="Where the models are kept; made if it is not there."
+        envvar="CONVMLP_MODELS_DIR", file_okay=False, help="Folder of the models. It is created if necessary."
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 
 
 def add_store_commands(models_app: typer.Typer) -> None:
@@ -43,95 +44,98 @@ def add_store_commands(models_app: typer.Typer) -> None:
 
 
 def pull_model(
-    name: Annotated[str, typer.Argument(help="A published model, such as convmlp_s_imagenet.")],
-    url: Annotated[str | None, typer.Option(help="Fetch the file from here instead of the authors' site.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a published model, such as convmlp_s_imagenet.")],
+    url: Annotated[str | None, typer.Option(help="Download this file instead of the authors' one.")] = None,
     mirror: Annotated[
-        str | None, typer.Option(metavar="URL", help="Fetch from a copy of the authors' folder of checkpoints.")
+        str | None, typer.Option(metavar="URL", help="Download from this copy of the authors' folder of checkpoints.")
     ] = None,
-    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="What the file's SHA-256 must be.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the authors' file beside the model made of it.")] = False,
+    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="Expected SHA-256 of the file.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the downloaded checkpoint beside the model.")] = False,
     force: Force = False,
     models_dir: Store = None,
 ) -> None:
-    """Fetch one of the authors' pretrained models; one that broke off goes on where it stopped."""
+    """Download a pretrained model of ConvMLP's authors. A download that was interrupted resumes."""
     if url is not None and mirror is not None:
-        raise typer.BadParameter("--url names one file, --mirror a folder of them; give one of the two")
+        raise typer.BadParameter("--url (a file) and --mirror (a folder of files) exclude each other")
     store = _store(models_dir)
-    with _told():
+    with _errors_to_exit():
         from model.zoo.catalogue import entry
 
         published = entry(name)
-        if not force and _is_sound(name, store):
-            typer.echo(f"{plain(name)} is there already: {plain(str(store / name))}; --force fetches it again")
+        if not force and _is_valid(name, store):
+            typer.echo(f"{printable(name)} exists: {printable(str(store / name))}; --force downloads it again")
             return
         if mirror is not None:
             url = f"{mirror.rstrip('/')}/{published.path}"
-        _say(_pulled(published, store, url or published.url, sha256, keep=keep))
+        _print_model(_download(published, store, url or published.url, sha256, keep=keep))
 
 
 def import_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of the authors', or of your own.")],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="What the model is to be called.")],
-    task: Annotated[Task | None, typer.Option(help="Only checked: the weights themselves tell what they do.")] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The classes' names, one a line, in the order of the classes.")
+    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of the authors, or your own.")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the new model.")],
+    task: Annotated[
+        Task | None, typer.Option(help="Expected task. The weights determine the task; this only checks it.")
     ] = None,
-    precision: Annotated[WeightsPrecision, typer.Option(help="Of the weights as kept.")] = WeightsPrecision.FP32,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text file of the class names: one per line, in class order.")
+    ] = None,
+    precision: Annotated[
+        WeightsPrecision, typer.Option(help="Precision of the stored weights.")
+    ] = WeightsPrecision.FP32,
     force: Force = False,
     models_dir: Store = None,
 ) -> None:
-    """Make a model of a checkpoint file: a state dict, bare or as mmcv wraps it."""
+    """Convert a checkpoint into a model: a PyTorch state dict, plain or in mmcv's format."""
     store = _store(models_dir)
-    with _told():
+    with _errors_to_exit():
         if not force and name in bundle_names(store):
-            place = find_bundle(name, store)
-            where = "embedded" if place.parent == EMBEDDED_DIR else f"in {store}"
-            raise BundleInvalid(f"there is a model {name} already, {where}; --force replaces it in {store}")
+            folder = find_bundle(name, store)
+            where = "embedded" if folder.parent == EMBEDDED_DIR else f"in {store}"
+            raise BundleInvalid(f"model {name} exists already, {where}; --force replaces it in {store}")
         from model.zoo.importer import import_checkpoint
 
         names = None if labels is None else _read_labels(labels)
-        _say(import_checkpoint(file, store, name, task=task, labels=names, precision=precision.value))
+        _print_model(import_checkpoint(file, store, name, task=task, labels=names, precision=precision.value))
 
 
 def export_model(
-    name: str,
-    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="Where to write it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="The checkpoint to write.")],
     force: Force = False,
     models_dir: Store = None,
 ) -> None:
-    """Write a model as a checkpoint file with the authors' names, wrapped as their toolboxes do it."""
+    """Write a model as a checkpoint with the authors' parameter names, in their toolboxes' format."""
     store = settings_or_exit(models_dir=models_dir).models_dir
-    with _told():
+    with _errors_to_exit():
         bundle = read_bundle(find_bundle(name, store))
         if file.exists() and not force:
-            raise BundleInvalid(f"{file} is there already; --force replaces it")
+            raise BundleInvalid(f"{file} exists already; --force overwrites it")
         from model.zoo.checkpoint import export_checkpoint
 
         export_checkpoint(bundle, file)
-        typer.echo(plain(f"{name} -> {file}"))
+        typer.echo(printable(f"{name} -> {file}"))
 
 
-def _pulled(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
+def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
     from model.zoo.checkpoint import MAX_BYTES
     from model.zoo.download import ExpectedHash, TrustedHashes, download
     from model.zoo.importer import import_checkpoint
-    from service.cli.transfer import told_transfer
 
     trusted = TrustedHashes(store / "hashes.json")
     expected = ExpectedHash.given(sha256) if sha256 is not None else trusted.get(url)
     file = store / f"{published.name}.pth"
-    with told_transfer(file.name) as transfer:
+    with download_progress(file.name) as display:
         found = download(
             url,
             file,
             max_bytes=MAX_BYTES,
-            progress=transfer.progress,
-            on_retry=transfer.notice,
+            progress=display.progress,
+            on_retry=display.notice,
             expected=expected,
         )
     try:
         bundle = import_checkpoint(file, store, published.name)
-        trusted.record(url, found)  # only now: what is no such model must not be expected ever after
+        trusted.record(url, found)  # only now: the hash of a wrong file must not be the expected one from now on
     finally:
         if not keep:
             file.unlink(missing_ok=True)
@@ -141,18 +145,18 @@ def _pulled(published: CatalogueEntry, store: Path, url: str, sha256: str | None
 def _store(models_dir: Path | None) -> Path:
     store = settings_or_exit(models_dir=models_dir).models_dir
     if store is None:
-        complain("say where models are to be kept: --models-dir DIR, CONVMLP_MODELS_DIR, or models_dir in convmlp.toml")
+        print_error("set the folder of the models: --models-dir DIR, CONVMLP_MODELS_DIR, or models_dir in convmlp.toml")
         raise typer.Exit(2)
     return store
 
 
-def _is_sound(name: str, store: Path) -> bool:
+def _is_valid(name: str, store: Path) -> bool:
     if name not in bundle_names(store):
         return False
     try:
         read_bundle(find_bundle(name, store))
     except BundleInvalid as error:
-        complain(f"{error.detail}; it is fetched again")
+        print_error(f"{error.detail}; it is downloaded again")
         return False
     return True
 
@@ -164,40 +168,40 @@ def _read_labels(path: Path) -> list[str]:
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > MAX_LABELS_BYTES:
-        raise BundleInvalid(f"{path} has more than {MAX_LABELS_BYTES:,} bytes; expected a name a line")
+        raise BundleInvalid(f"{path} has more than {MAX_LABELS_BYTES:,} bytes; expected one name per line")
     try:
         labels = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise BundleInvalid(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     if "" in labels:
-        raise BundleInvalid(f"{path}: line {labels.index('') + 1} is empty; expected a name a line")
+        raise BundleInvalid(f"{path}: line {labels.index('') + 1} is empty; expected one name per line")
     return labels
 
 
-def _say(bundle: Bundle) -> None:
+def _print_model(bundle: Bundle) -> None:
     config = bundle.config
-    words = [
+    facts = [
         config.task.value,
         f"{config.architecture.family} {config.architecture.backbone.size}",
         f"{len(config.labels)} labels",
         f"{bundle.weights_path.stat().st_size / 1e6:.1f} MB",
     ]
-    typer.echo(plain(f"{config.name}: {', '.join(words)} -> {bundle.folder}"))
+    typer.echo(printable(f"{config.name}: {', '.join(facts)} -> {bundle.folder}"))
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What goes wrong within is told in words, with exit status 1."""
+def _errors_to_exit() -> Iterator[None]:
+    """Turns errors into a message and exit status 1."""
     try:
         yield
     except ConvMLPError as error:
-        complain(error.detail)
+        print_error(error.detail)
     except ModuleNotFoundError as error:
-        complain(f"this needs {error.name}, which is not installed; install this package's extra `worker`")
-    except BrokenPipeError:  # a reader that had enough, such as `head`, is the framework's to handle
+        print_error(f"this command needs {error.name}, which is not installed; install this package's extra `worker`")
+    except BrokenPipeError:  # typer ends the command quietly when a reader such as `head` closes the pipe
         raise
     except OSError as error:
-        complain(f"{error.filename or 'the store'} cannot be written: {error.strerror}")
+        print_error(f"{error.filename or 'the store'} cannot be written: {error.strerror}")
     else:
         return
     raise typer.Exit(1)

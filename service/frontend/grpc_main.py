@@ -112,7 +112,7 @@ async def _serve_at(
     stop: asyncio.Event,
     tracing: Tracing,
 ) -> None:
-    rpc = create_rpc(front_end.engine, front_end.gate, settings, front_end.metrics, tracing=tracing)
+    rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, tracing=tracing)
     with _opening(held.getsockname()[1]):
         address = listen_at(rpc.server, held, credentials)
     await rpc.server.start()

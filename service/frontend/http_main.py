@@ -1,31 +1,29 @@
-"""The REST front-end's application: what is where, and what surrounds it. Starting and stopping is done outside.
-
-The REST front-end process: composition root of `convmlp rest`.
-"""
+"""The HTTP front-end process, `convmlp rest`: its application, and how it starts and stops."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from model.types import Task
-from service.frontend.api.huggingface import huggingface
-from service.frontend.api.huggingface import huggingface_components as huggingface_components
+from service.frontend.api.huggingface import SUMMARY as HUGGINGFACE_SUMMARY
+from service.frontend.api.huggingface import HuggingFace, huggingface_components
+from service.frontend.api.huggingface import operation as huggingface_operation
 from service.frontend.api.oip.http import open_inference
 from service.frontend.api.oip.openapi import open_inference_document
 from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
-from service.frontend.api.rest.predict import Predictions
+from service.frontend.api.rest.predict import Predict
 from service.frontend.api.rest.routes import FILES, MetricsText, catalogue, pages
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.frontend.core.request_log import RequestLog
-from service.frontend.http.middleware import PROBES, AuthMiddleware, RequestMiddleware, instance_uri, record_of
+from service.frontend.http.middleware import PROBES, FastPath, RequestMiddleware, request_of
 from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
 from service.frontend.http.server import serve
@@ -36,26 +34,26 @@ from service.process import EXIT_CONFIG, inherited_socket, open_listener, run_pr
 from service.settings import Settings
 
 API_VERSION = "1.0"
-"""Of the contract with callers, not of the package."""
+"""The version of the HTTP API, not of the package."""
 
 OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
-"""Need no key."""
+"""Paths that need no key."""
 
-DESCRIPTION = """Send a photograph, get labels, boxes and masks.
+DESCRIPTION = """Send an image, get labels, boxes and masks.
 
-Coordinates are pixels of the upright picture (EXIF orientation applied), origin at the top left. Errors are
-`application/problem+json` (RFC 9457); where trying again may help, `Retry-After` says when."""
+Coordinates are pixels of the upright image (EXIF orientation applied), origin at the top left. Errors are
+`application/problem+json` (RFC 9457); `Retry-After` has the seconds to wait where trying again may help."""
 
 
 def create_app(
     engine: Engine,
-    gate: Auth,
+    auth: Auth,
     settings: Settings,
     metrics: FrontEndMetrics,
     metrics_text: MetricsText,
     tracing: Tracing = NO_TRACING,
 ) -> ASGIApp:
-    """The application. `metrics_text` gives the body and the media type of `/metrics`."""
+    """The application. `metrics_text` returns the body and the media type of `/metrics`."""
     app = FastAPI(
         title="ConvMLP Serving",
         description=DESCRIPTION,
@@ -66,24 +64,27 @@ def create_app(
         exception_handlers={HTTPException: _http_error},
     )
     request_log = RequestLog("rest", metrics, tracing, access_log=settings.access_log)
-    let_in = AuthMiddleware(gate, OPEN_PATHS).let_in
-    app.add_middleware(RequestMiddleware, request_log=request_log, let_in=let_in)
-    predictions = Predictions(engine, gate, settings, metrics)
+    app.add_middleware(RequestMiddleware, request_log=request_log, auth=auth, open_paths=OPEN_PATHS)
     direct: dict[str, ASGIApp] = {}
     for task in Task:
-        path = f"/{task.value}"
-        direct[path] = RequestMiddleware(predictions.endpoint(task, path), request_log, let_in)
-        app.add_api_route(
-            path,
-            _prediction(predictions, task),
-            methods=["POST"],
+        predict, huggingface = Predict(task, engine, auth, settings), HuggingFace(task, engine, settings)
+        for endpoint in (predict, huggingface):
+            direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, OPEN_PATHS)
+        document = partial(app.add_api_route, endpoint=_answered_directly, methods=["POST"], response_class=Response)
+        document(
+            predict.path,
             tags=["predictions"],
             summary=SUMMARY[task],
             openapi_extra=prediction_operation(task, settings),
-            response_class=Response,
         )
-    app.include_router(huggingface(engine, settings))
-    app.include_router(open_inference(engine, settings, gate))
+    for task in Task:
+        document(
+            f"/compat/huggingface/{task.value}",
+            tags=["huggingface"],
+            summary=HUGGINGFACE_SUMMARY[task],
+            openapi_extra=huggingface_operation(task, settings),
+        )
+    app.include_router(open_inference(engine, settings, auth))
     app.include_router(catalogue(engine, metrics_text))
     app.include_router(pages())
     # FastAPI's own way to extend it.
@@ -92,46 +93,28 @@ def create_app(
         open_inference_document(settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
-    if gate.needs_key:
+    if auth.needs_key:
         app.openapi = add_security(app, OPEN_PATHS)  # type: ignore[method-assign]
     return FastPath(app, direct)
 
 
-class FastPath:
-    """ASGI application: POSTs to the paths of `direct` go there, everything else to the framework.
-
-    The framework's way to an endpoint (some forty routes, dependencies, exit stacks) costs more than all that the
-    endpoint itself does for a prediction.
-    """
-
-    def __init__(self, framework: ASGIApp, direct: Mapping[str, ASGIApp]) -> None:
-        self._framework = framework
-        self._direct = direct
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        app = self._framework
-        if scope["type"] == "http" and scope["method"] == "POST":
-            app = self._direct.get(scope["path"], app)
-        return app(scope, receive, send)
-
-
-def _prediction(predictions: Predictions, task: Task) -> Callable[[Request], Awaitable[Response]]:
-    async def predict(request: Request) -> Response:
-        return await predictions.answer(task, request)
-
-    return predict
+# Stands among the framework's routes for the endpoints that `FastPath` calls: it documents them, and the framework
+# refuses other methods of their paths.
+async def _answered_directly() -> None:
+    raise AssertionError("FastPath answers this path")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, which the framework finds."""
+    """The framework's own errors: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     code, title, detail = {
-        404: ("not-found", "There is nothing at this path", f"there is nothing at {path!r}; see /docs"),
-        405: ("method-not-allowed", "The path does not take this method", f"{path!r} takes other methods; see /docs"),
+        404: ("not-found", "Not found", f"there is nothing at {path!r}; see /docs"),
+        405: ("method-not-allowed", "Method not allowed", f"{path!r} takes other methods; see /docs"),
     }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
-    record_of(request).outcome = code
-    answer = problem(code, error.status_code, title, detail, instance_uri(request))
+    ours = request_of(request)
+    ours.record.outcome = code
+    answer = problem(code, error.status_code, title, detail, ours.instance)
     return problem_response(answer, dict(error.headers or {}))
 
 
@@ -154,7 +137,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
             async with open_front_end(settings) as front_end:
                 app = create_app(
                     front_end.engine,
-                    front_end.gate,
+                    front_end.auth,
                     settings,
                     front_end.metrics,
                     lambda: exposition(front_end.registry),

@@ -32,7 +32,9 @@ def configure_logs(level: str, style: str, role: str) -> None:
     def add_context(_: object, __: str, event: EventDict) -> EventDict:
         if known_id := request_id.get():
             event["request_id"] = known_id
-        event.update(current_span().ids)
+        span = current_span()
+        if span.recording:
+            event.update(span.ids)
         event["role"] = role
         return event
 

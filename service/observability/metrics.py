@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -29,28 +30,50 @@ _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5,
 _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Children(dict[K, V]):
+    """A metric's children by their label values, of which there are few.
+
+    To find a child here takes a dict lookup; to find it by the metric's `labels` takes longer than to count.
+    """
+
+    def __init__(self, make: Callable[[K], V]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, labels: K) -> V:
+        child = self[labels] = self._make(labels)
+        return child
+
+
 class FrontEndMetrics:
     """The metrics of a front-end process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        # Looking a counter up by its labels takes longer than counting; there are few label values.
-        self._of_requests: dict[tuple[str, str, str, str], tuple[Counter, Histogram]] = {}
-        self._of_stages: dict[tuple[str, str], Histogram] = {}
-        self._requests = Counter(
+        requests = Counter(
             "convmlp_requests",
             "Prediction requests that ended, by outcome: ok, cancelled, or an error code",
             ["transport", "task", "model", "outcome"],
             registry=registry,
         )
-        self._duration = Histogram(
+        duration = Histogram(
             "convmlp_request_duration_seconds",
             "Time from a request's first byte to its end, for all outcomes",
             ["transport", "task"],
             registry=registry,
             buckets=_REQUEST_BUCKETS,
         )
-        self._stage = _stage_histogram(registry)
-        self._in_flight = Gauge(
+        self.requests: Children[tuple[str, str, str, str], tuple[Counter, Histogram]] = Children(
+            lambda labels: (requests.labels(*labels), duration.labels(*labels[:2]))
+        )
+        """Counter and duration of requests by transport, task, model and outcome."""
+        stage = _stage_histogram(registry)
+        self.stages: Children[tuple[str, str], Histogram] = Children(lambda labels: stage.labels(*labels))
+        """By stage and task."""
+        self.in_flight = Gauge(
             "convmlp_in_flight_requests",
             "Images in progress",
             registry=registry,
@@ -94,32 +117,13 @@ class FrontEndMetrics:
         # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
         self._restarts = None if MULTIPROC_DIR in os.environ else restart_counter(registry)
 
-    def request(self, transport: str, task: str, model: str, outcome: str, seconds: float) -> None:
-        labels = transport, task, model, outcome
-        known = self._of_requests.get(labels)
-        if known is None:
-            known = self._requests.labels(*labels), self._duration.labels(transport, task)
-            self._of_requests[labels] = known
-        count, duration = known
-        count.inc()
-        duration.observe(seconds)
-
-    def stage(self, stage: str, task: str, seconds: float) -> None:
-        known = self._of_stages.get((stage, task))
-        if known is None:
-            known = self._of_stages[stage, task] = self._stage.labels(stage, task)
-        known.observe(seconds)
-
-    def in_flight(self, change: int) -> None:
-        self._in_flight.inc(change)
-
     def in_flight_limit(self, images: int) -> None:
         self._in_flight_limit.set(images)
 
     def rejected(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
 
-    def told(self, error: ConvMLPError) -> None:
+    def count_error(self, error: ConvMLPError) -> None:
         """Count an error that answers a request or one of its images. `Auth` counts its own refusals."""
         match error:
             case Overloaded():

@@ -39,7 +39,7 @@ class _Reasons(logging.Filter):
     """Suppresses the exporter's own log lines, one for each failure and each retry."""
 
     first = ""
-    """The first line of an export, which has the cause. The last one only says that retries end."""
+    """The first line of an export, which has the cause. The last one only reports the end of the retries."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         self.first = self.first or record.getMessage()

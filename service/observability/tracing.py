@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -179,9 +179,8 @@ NO_TRACING = Tracing(NoOpTracer(), on=False)
 _current: ContextVar[Span] = ContextVar("span", default=NO_SPAN)
 
 
-def current_span() -> Span:
-    """The span of the request, or of its step, in whose context this is called."""
-    return _current.get()
+current_span: Callable[[], Span] = _current.get
+"""The span of the request, or of its step, in whose context this is called."""
 
 
 @contextmanager

@@ -48,7 +48,7 @@ MAX_PORT = 65535
 
 
 class Unplaceable(Exception):
-    """The settings contradict each other; the message says how."""
+    """The settings contradict each other; the message names them."""
 
 
 def place_workers(settings: Settings, folder: Path, count_cuda_devices: Callable[[], int]) -> tuple[Settings, ...]:

@@ -19,7 +19,7 @@ from model.net.semantic_fpn import SemanticFPN
 from model.predictor import Optimisations
 from model.reference import REFERENCE_PICTURE
 from model.types import ClassifyOutput, DetectOutput, SegmentOutput, Size
-from tests.model.net.tiny import ARCHITECTURES, tiny_bundle
+from tests.model.tiny_models import ARCHITECTURES, tiny_bundle
 
 ROOT = Path(__file__).parents[2]
 SIZE = Size(80, 100)

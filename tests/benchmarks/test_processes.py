@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.processes import ServerProcess, free_ports
-from tests.e2e.running import is_alive
+from tests.e2e.convmlp_process import is_alive
 
 ORPHANS = """
 import sys

@@ -121,9 +121,9 @@ def test_it_is_told_healthy(asked: PredictParams) -> None:
         return float(series["value"][1])
 
     assert (value("Ready models", 0), value("Ready models", 1)) == (3, 3)
-    assert value("Workers that answer") == 1
+    assert value("Workers up") == 1
     assert value("Worker restarts") == 0
-    assert value("Parts that do not answer") == 0
+    assert value("Parts down") == 0
     assert value("Failed") == 0
     assert value("Refused") > 0
     assert len(told["Version"][0]) == 1

@@ -24,7 +24,7 @@ from model.types import Task
 from service.settings import Settings
 from tests.deploy.k8s import FRONT_ENDS, deployed, port_of
 from tests.deploy.kustomize import Object
-from tests.e2e.running import RunningService, started
+from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import fake_worker, lying_bundle
 
 FOLDER = "overlays/cpu"

@@ -15,7 +15,7 @@ import pytest
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import running_service, started
+from tests.e2e.convmlp_process import running_service, started
 
 KEY = "0123456789abcdef"
 PICTURE = REFERENCE_PICTURE.read_bytes()

@@ -1,4 +1,4 @@
-"""What `examples/` and `docs/clients.md` show, run as it stands against the real service."""
+"""The code of `examples/` and `docs/clients.md`, run unchanged with the real service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.e2e.running import RunningService
+from tests.e2e.convmlp_process import RunningService
 
 ROOT = Path(__file__).parents[2]
 CAT = ROOT / "examples/cat.jpg"
@@ -20,7 +20,7 @@ DOCS = ROOT / "docs/clients.md"
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Node.js example with its packages, installed as its head says."""
+    """The Node.js example with its packages, installed as its first lines describe."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("Node.js is not installed")
     folder = tmp_path_factory.mktemp("examples")
@@ -30,31 +30,31 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
     installed = subprocess.run(command, cwd=package, capture_output=True, text=True, timeout=240, check=False)
     if installed.returncode and re.search("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT", installed.stderr):
-        pytest.skip("the registry of Node.js packages cannot be reached")
+        pytest.skip("the npm registry is unreachable")
     assert installed.returncode == 0, installed.stderr
     return package
 
 
 def test_node_calls_over_grpc(service: RunningService, node: Path, tmp_path: Path) -> None:
-    """The Node.js example gets every picture's labels in one stream, in spite of one that is no picture, and a box."""
+    """The Node.js example prints the labels of every image of a stream, one error for a bad image, and a box."""
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     paths = [str(CAT), str(broken), *[str(CAT)] * 40]
     answered = _run(["node", "grpc.js", service.grpc_address, *paths], node)
     lines = answered.splitlines()
     shown = [_labels(line) for line in lines[:-1] if str(broken) not in line]
-    assert shown == [_asked(service, top_k=3)] * 41
+    assert shown == [_labels_of_cat(service, top_k=3)] * 41
     assert [line.partition(": ")[2][:6] for line in lines if str(broken) in line] == ["error:"]
     assert re.search(r"cat\.jpg: cat [01]\.\d\d at \d+, \d+, \d+, \d+$", lines[-1])
 
 
 def test_node_calls_over_http(service: RunningService, node: Path) -> None:
-    """The Node.js example that needs no packages prints the labels that the service answers, in their order."""
-    assert _labels(_run(["node", "rest.js", service.url, str(CAT)], node)) == _asked(service, top_k=5)
+    """The Node.js example without packages prints the service's labels in their order."""
+    assert _labels(_run(["node", "rest.js", service.url, str(CAT)], node)) == _labels_of_cat(service, top_k=5)
 
 
 def test_the_documents_python_runs(service: RunningService, tmp_path: Path) -> None:
-    """The Python of docs/clients.md, with Triton's and Hugging Face's unmodified clients, works as it stands."""
+    """The Python code of docs/clients.md works with Triton's and Hugging Face's unmodified clients."""
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert len(blocks) == 2
     source = "\n".join(blocks)
@@ -64,8 +64,8 @@ def test_the_documents_python_runs(service: RunningService, tmp_path: Path) -> N
     assert "b'cat'" in _run([sys.executable, str(script)], tmp_path)
 
 
-def _asked(service: RunningService, top_k: int) -> list[str]:
-    """The names that the service itself gives the cat, the best first."""
+def _labels_of_cat(service: RunningService, top_k: int) -> list[str]:
+    """The names that the service answers for the cat, by falling score."""
     answered = httpx2.post(f"{service.url}/classify", params={"top_k": top_k}, content=CAT.read_bytes(), timeout=60)
     names = [one["label"] for one in answered.json()["results"][0]["labels"]]
     assert len(names) == top_k

@@ -1,4 +1,4 @@
-"""gRPC inside `convmlp serve`: the same answers as REST's, described by the service itself, and what survives what."""
+"""gRPC in `convmlp serve`: REST's answers, reflection, metrics, and killed processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.reference import REFERENCE_PICTURE
 from service.process import EXIT_CONFIG
-from tests.e2e.running import RunningService, running_service, started_service
+from tests.e2e.convmlp_process import RunningService, running_service, started_service
 from tests.service.frontend.api.vision.classify_stream import next_of
 from tests.service.frontend.grpc_server import health_of
 
@@ -38,14 +38,14 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[RunningService]:
-    """A service with two gRPC processes, whose processes tests may kill: it comes back."""
+    """A service with two gRPC processes, whose processes tests may kill: they restart."""
     with running_service(*CLASSIFY_ONLY, "--grpc-processes", "2") as running:
         yield running
 
 
 @asynccontextmanager
 async def connected(service: RunningService) -> AsyncIterator[grpc.aio.Channel]:
-    """A connection of its own: channels of one address share one unless told otherwise."""
+    """A connection of its own: channels of one address share one by default."""
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(service.grpc_address, options) as channel:
         yield channel
@@ -56,8 +56,8 @@ def vision(channel: grpc.aio.Channel) -> VisionAsyncStub:
     return stub
 
 
-async def test_answers_are_rests(service: RunningService) -> None:
-    """For each task the same labels, scores, boxes, areas and masks, to the last digit that REST tells."""
+async def test_answers_equal_rests(service: RunningService) -> None:
+    """Each task's labels, scores, boxes, areas and masks equal REST's, to REST's digits."""
     async with connected(service) as channel, httpx2.AsyncClient(base_url=service.url, timeout=60) as http:
         calls = vision(channel)
         classified = await calls.Classify(pb.ClassifyRequest(image=PICTURE, top_k=37))
@@ -83,7 +83,7 @@ async def test_answers_are_rests(service: RunningService) -> None:
 
 
 def test_a_caller_needs_nothing_but_the_address(service: RunningService) -> None:
-    """As grpcurl does it: services and messages are learnt by reflection, a message is built and the call made."""
+    """As grpcurl does, a client finds services and messages by reflection, and calls a method."""
     with grpc.insecure_channel(service.grpc_address) as channel:
         described = ProtoReflectionDescriptorDatabase(channel)
         assert set(described.get_services()) >= {"convmlp.v1.Vision", "inference.GRPCInferenceService"}
@@ -100,8 +100,8 @@ def test_a_caller_needs_nothing_but_the_address(service: RunningService) -> None
     assert answer.image.width == 451
 
 
-async def test_all_processes_tell_their_metrics_together(service: RunningService) -> None:
-    """REST's /metrics counts the calls that gRPC answered."""
+async def test_metrics_of_all_processes(service: RunningService) -> None:
+    """REST's /metrics counts the calls of the gRPC processes."""
     async with connected(service) as channel, httpx2.AsyncClient(base_url=service.url, timeout=60) as http:
         before = await metric(http, "convmlp_requests_total", transport="grpc", outcome="ok", task="segment")
         await vision(channel).Segment(pb.SegmentRequest(image=PICTURE))
@@ -109,14 +109,14 @@ async def test_all_processes_tell_their_metrics_together(service: RunningService
 
 
 async def metric(http: httpx2.AsyncClient, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels."""
+    """The sum of a metric's samples with these labels."""
     text = (await http.get("/metrics")).text
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
     return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
 
 
 def test_two_services_do_not_share_a_port(service: RunningService) -> None:
-    """gRPC would let the second one join unnoticed; it ends at once, and says which port is taken."""
+    """A second service on the port exits with an error that names it, although gRPC would share the port."""
     port = service.grpc_address.rpartition(":")[2]
     with started_service("--grpc-port", port) as second:
         assert second.process.wait(PATIENCE_S) == EXIT_CONFIG
@@ -125,8 +125,8 @@ def test_two_services_do_not_share_a_port(service: RunningService) -> None:
         assert not [line for line in second.lines if line.get("event") == "started"]
 
 
-async def test_a_killed_worker_is_told_to_watchers_and_comes_back(pair: RunningService) -> None:
-    """kill -9: health says NOT_SERVING of the whole and of the model, and SERVING once another has proven itself."""
+async def test_watchers_see_a_killed_worker_and_its_successor(pair: RunningService) -> None:
+    """After kill -9 of the worker, watchers get NOT_SERVING, and SERVING once another has passed its self-check."""
     async with connected(pair) as channel:
         watches = [health_of(channel).Watch(HealthCheckRequest(service=name)) for name in ("", CLASSIFY_ONLY[1])]
         async with asyncio.timeout(PATIENCE_S):
@@ -142,8 +142,8 @@ async def test_a_killed_worker_is_told_to_watchers_and_comes_back(pair: RunningS
             watch.cancel()
 
 
-async def test_a_killed_front_end_costs_only_the_calls_that_it_had(pair: RunningService) -> None:
-    """kill -9 under load: its calls fail at once, all others and REST's go on; its callers find the service again."""
+async def test_a_killed_front_end_fails_only_its_own_calls(pair: RunningService) -> None:
+    """After kill -9 of a front-end under load, its calls fail at once, all others go on, and its clients reconnect."""
     killed = pair.pid_of("grpc-0")
     stop, outcomes, rest_outcomes = asyncio.Event(), list[grpc.StatusCode](), set[int]()
     async with httpx2.AsyncClient(base_url=pair.url, timeout=30) as http:
@@ -156,7 +156,7 @@ async def test_a_killed_front_end_costs_only_the_calls_that_it_had(pair: Running
             os.kill(killed, signal.SIGKILL)
             while UNAVAILABLE not in outcomes or pair.pid_of("grpc-0") == killed:
                 await asyncio.sleep(0.05)
-            # Whoever was cut off connects again by itself.
+            # Clients that were disconnected reconnect by themselves.
             answered = outcomes.count(OK)
             while outcomes.count(OK) < answered + 64:
                 await asyncio.sleep(0.05)
@@ -167,7 +167,7 @@ async def test_a_killed_front_end_costs_only_the_calls_that_it_had(pair: Running
 
 
 async def grpc_load(service: RunningService, stop: asyncio.Event, outcomes: list[grpc.StatusCode]) -> None:
-    """One client that asks again and again, over one connection of its own."""
+    """A client that calls repeatedly, over one connection of its own."""
     async with connected(service) as channel:
         while not stop.is_set():
             outcomes.append(await vision(channel).Classify(pb.ClassifyRequest(image=PICTURE), timeout=30).code())
@@ -179,8 +179,8 @@ async def rest_load(http: httpx2.AsyncClient, stop: asyncio.Event, outcomes: set
         outcomes.add((await http.post("/classify", content=PICTURE)).status_code)
 
 
-async def test_sigterm_finishes_what_is_in_hand() -> None:
-    """SIGTERM under load: every call that had arrived is answered, and every message that a stream had taken in."""
+async def test_sigterm_finishes_calls_in_flight() -> None:
+    """After SIGTERM under load, every call that had arrived, and every message that a stream had read, is answered."""
     with running_service(*CLASSIFY_ONLY, "--max-stream-in-flight", "8") as service:
         async with connected(service) as channel, httpx2.AsyncClient(base_url=service.url, timeout=60) as http:
             calls = [vision(channel).Classify(pb.ClassifyRequest(image=PICTURE)) for _ in range(16)]
@@ -204,5 +204,5 @@ async def test_sigterm_finishes_what_is_in_hand() -> None:
 
 
 async def arrived(http: httpx2.AsyncClient) -> float:
-    """Images that the service has in hand or has answered."""
+    """Images in the service, and images answered."""
     return await metric(http, "convmlp_in_flight_requests") + await metric(http, "convmlp_requests_total")

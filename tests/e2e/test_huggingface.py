@@ -1,4 +1,4 @@
-"""Hugging Face's own client against the whole service and its embedded models."""
+"""Hugging Face's unmodified client and the whole service with its embedded models."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient, close_session
 from huggingface_hub.errors import HfHubHTTPError
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import RunningService
+from tests.e2e.convmlp_process import RunningService
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _session() -> Iterator[None]:
-    """The client keeps one session for the whole process."""
+    """Close the session that the client keeps for the whole process."""
     yield
     close_session()
 
@@ -29,13 +29,13 @@ def client_of(service: RunningService, task: str) -> InferenceClient:
 
 
 def rest_answer(service: RunningService, path: str) -> dict[str, list[dict[str, object]]]:
-    """What the service's own REST says of the same photograph."""
+    """The REST API's result for the same photograph."""
     reply = httpx2.post(f"{service.url}{path}", content=REFERENCE_PICTURE.read_bytes(), timeout=60)
     return dict(reply.json()["results"][0])
 
 
-def test_labels_are_those_of_rest(service: RunningService) -> None:
-    """A photograph of a cat gets the labels that /classify gives it, from a file as from bytes."""
+def test_labels_equal_those_of_rest(service: RunningService) -> None:
+    """The labels equal those of /classify, whether the image is a path or bytes."""
     expected = [(row["label"], row["score"]) for row in rest_answer(service, "/classify?top_k=3")["labels"]]
     for image in (str(REFERENCE_PICTURE), Path(REFERENCE_PICTURE), REFERENCE_PICTURE.read_bytes()):
         rows = client_of(service, "classify").image_classification(image, top_k=3)
@@ -43,23 +43,23 @@ def test_labels_are_those_of_rest(service: RunningService) -> None:
     assert len(client_of(service, "classify").image_classification(REFERENCE_PICTURE)) == 5
 
 
-def test_boxes_are_those_of_rest(service: RunningService) -> None:
-    """The cat's head is where /detect has it, in whole pixels; a threshold leaves the sure ones."""
+def test_boxes_equal_those_of_rest(service: RunningService) -> None:
+    """The boxes are those of /detect in whole pixels; a threshold drops those that score lower."""
     expected = rest_answer(service, "/detect?mask_format=none")["detections"]
     rows = client_of(service, "detect").object_detection(REFERENCE_PICTURE)
     assert [(row.label, row.score) for row in rows] == [(one["label"], one["score"]) for one in expected]
     for row, one in zip(rows, expected, strict=True):
         assert isinstance(one["box"], dict)
         assert all(abs(row.box[side] - one["box"][side]) <= 0.51 for side in ("xmin", "ymin", "xmax", "ymax"))
-    sure = client_of(service, "detect").object_detection(REFERENCE_PICTURE, threshold=0.5)
-    assert sure == [row for row in rows if row.score > 0.5]
-    assert sure[0].label == "cat"
+    above = client_of(service, "detect").object_detection(REFERENCE_PICTURE, threshold=0.5)
+    assert above == [row for row in rows if row.score > 0.5]
+    assert above[0].label == "cat"
 
 
-def test_masks_are_those_of_rest(service: RunningService) -> None:
-    """Each segment's mask has the area that /segment tells, and together they cover the picture once."""
+def test_masks_equal_those_of_rest(service: RunningService) -> None:
+    """Each mask has the area that /segment answers, and each pixel is in exactly one."""
     expected = rest_answer(service, "/segment?masks=false")["segments"]
-    # Its class declares the mask as text, the client puts a picture there.
+    # The class declares the mask as a string; the client puts an image there.
     rows: list[Any] = [*client_of(service, "segment").image_segmentation(REFERENCE_PICTURE, subtask="semantic")]
     assert [row.label for row in rows] == [one["label"] for one in expected]
     assert all(isinstance(row.mask, PIL.Image.Image) for row in rows)
@@ -69,16 +69,16 @@ def test_masks_are_those_of_rest(service: RunningService) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes/text content.:DeprecationWarning")
-async def test_async_client(service: RunningService) -> None:
-    """The async client gets the same answer as the sync one."""
+async def test_the_async_client_gets_the_same_answer(service: RunningService) -> None:
+    """The async client returns what the sync one returns."""
     async with AsyncInferenceClient(model=f"{service.url}/compat/huggingface/classify") as client:
         rows = await client.image_classification(str(REFERENCE_PICTURE))
     assert rows == client_of(service, "classify").image_classification(REFERENCE_PICTURE)
 
 
-def test_errors_come_in_words(service: RunningService) -> None:
-    """What is no picture, or a parameter that cannot be, is told by the client in the service's own words."""
+def test_errors_have_the_services_message(service: RunningService) -> None:
+    """The client's error about a bad image or parameter has the service's message."""
     with pytest.raises(HfHubHTTPError, match="image format is not supported"):
-        client_of(service, "classify").image_classification(b"no picture")
+        client_of(service, "classify").image_classification(b"not an image")
     with pytest.raises(HfHubHTTPError, match="no model does the subtask 'panoptic' here"):
         client_of(service, "segment").image_segmentation(REFERENCE_PICTURE, subtask="panoptic")

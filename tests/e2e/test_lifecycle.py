@@ -1,4 +1,4 @@
-"""Processes that die, are killed, are told to stop, or never could start."""
+"""Processes that are killed, hang, stop, or cannot start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import RunningService, is_alive, running_service, started_service
+from tests.e2e.convmlp_process import RunningService, is_alive, running_service, started_service
 
 PICTURE = REFERENCE_PICTURE.read_bytes()
 CLASSIFY_ONLY = ("--models", "convmlp_pets_breed")
@@ -26,7 +26,7 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 
 
 
 async def under_load(client: httpx2.AsyncClient, stop: asyncio.Event, outcomes: list[tuple[float, int, str]]) -> None:
-    """One client that asks again and again; notes when each answer came, its status and its words."""
+    """A closed-loop client; records each reply's time, status and text. Status 0: the connection failed."""
     while not stop.is_set():
         try:
             reply = await client.post("/classify", content=PICTURE)
@@ -36,13 +36,13 @@ async def under_load(client: httpx2.AsyncClient, stop: asyncio.Event, outcomes: 
         await asyncio.sleep(0)
 
 
-async def test_a_killed_worker_fails_clearly_and_comes_back() -> None:
-    """kill -9 under load: what was in flight fails clearly and at once, readiness says so, later requests succeed."""
+async def test_a_killed_worker_is_replaced() -> None:
+    """After kill -9 under load, requests in flight get a 503 at once, readiness fails, and later requests succeed."""
     with running_service(*CLASSIFY_ONLY) as service:
         async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
             stop, outcomes = asyncio.Event(), list[tuple[float, int, str]]()
             clients = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(8)]
-            await asyncio.sleep(1.0)
+            await eventually(lambda: _seen(outcomes, 200))
             killed = service.pid_of("worker-0")
             os.kill(killed, signal.SIGKILL)
             killed_s = time.monotonic()
@@ -65,7 +65,7 @@ async def test_a_killed_worker_fails_clearly_and_comes_back() -> None:
         assert statuses == {200, 503}, statuses
         first = min(outcomes, key=lambda one: (one[1] != 503, one[0]))
         assert "worker" in first[2]
-        # In flight when it died: the load never waited for longer than the contract's 5 s for its next answer.
+        # The contract allows 5 s until requests in flight fail.
         after = sorted(when for when, _, _ in outcomes if when > killed_s)
         assert after[0] - killed_s < 5
         assert service.pid_of("worker-0") != killed
@@ -77,16 +77,16 @@ async def _seen(outcomes: list[tuple[float, int, str]], status: int) -> bool:
     return any(one[1] == status for one in outcomes)
 
 
-async def test_one_of_two_workers_is_lost_and_nobody_notices() -> None:
-    """Killed, or hung, under load: the other one answers everything, the service stays ready, the lost one returns."""
+async def test_the_loss_of_one_of_two_workers_fails_no_request() -> None:
+    """If one is killed or hangs under load, the other answers; the service stays ready and replaces the lost one."""
     flags = ("--workers", "2", "--device", "cpu", "--worker-timeout-ms", "3000")
     with running_service(*CLASSIFY_ONLY, *flags) as service:
         async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
 
-            async def whole() -> bool:
+            async def all_ready() -> bool:
                 return bool((await client.get("/readyz")).json().get("reason") == "ready")
 
-            await eventually(whole)
+            await eventually(all_ready)
             stop, outcomes, probes = asyncio.Event(), list[tuple[float, int, str]](), list[int]()
 
             async def probe() -> None:
@@ -94,54 +94,54 @@ async def test_one_of_two_workers_is_lost_and_nobody_notices() -> None:
                     probes.append((await client.get("/readyz")).status_code)
                     await asyncio.sleep(0.05)
 
-            async def not_whole() -> bool:
-                return not await whole()
+            async def degraded() -> bool:
+                return not await all_ready()
 
-            asking = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(8)]
-            asking.append(asyncio.create_task(probe()))
+            tasks = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(8)]
+            tasks.append(asyncio.create_task(probe()))
             await eventually(lambda: _seen(outcomes, 200))
             for part, how in (("worker-1", signal.SIGKILL), ("worker-0", signal.SIGSTOP)):
                 os.kill(service.pid_of(part), how)
-                await eventually(not_whole)
-                await eventually(whole)
+                await eventually(degraded)
+                await eventually(all_ready)
             stop.set()
-            await asyncio.gather(*asking)
+            await asyncio.gather(*tasks)
         assert {status for _, status, _ in outcomes} == {200}
         assert set(probes) == {200}
         assert [_starts(service, part) for part in ("worker-0", "worker-1")] == [2, 2]
 
 
-async def test_sigterm_finishes_what_is_in_hand() -> None:
-    """SIGTERM under load: every request that was sent before it is answered, and all processes end with status 0."""
+async def test_sigterm_drains_the_service() -> None:
+    """Every request sent before SIGTERM is answered, and all processes exit with status 0."""
     with running_service(*CLASSIFY_ONLY) as service:
         pids = [service.pid_of(part) for part in ("worker-0", "rest-0", "grpc-0")]
         async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
             assert (await client.post("/classify", content=PICTURE)).status_code == 200
-            asked = [asyncio.create_task(client.post("/classify", content=PICTURE)) for _ in range(24)]
+            requests = [asyncio.create_task(client.post("/classify", content=PICTURE)) for _ in range(24)]
 
             async def all_arrived() -> bool:
-                return await _in_flight(client) + sum(one.done() for one in asked) >= len(asked)
+                return await _in_flight(client) + sum(one.done() for one in requests) >= len(requests)
 
             await eventually(all_arrived, 30)
             service.process.send_signal(signal.SIGTERM)
-            replies = await asyncio.gather(*asked)
+            replies = await asyncio.gather(*requests)
         assert {reply.status_code: reply.text for reply in replies}.keys() == {200}, replies[-1].text
         assert await asyncio.to_thread(service.process.wait, 60) == 0
         assert not any(is_alive(pid) for pid in pids)
 
 
 async def _in_flight(client: httpx2.AsyncClient) -> float:
-    """Images that the front-end has in hand."""
+    """Images in progress in the front-end."""
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_in_flight_requests"]
     return sum(sample.value for sample in family.samples)
 
 
-async def test_front_ends_share_a_port_and_their_figures() -> None:
-    """Two front-ends answer on one port and either tells the sum of both; one that is killed is replaced."""
+async def test_front_ends_share_a_port_and_their_metrics() -> None:
+    """Two front-ends listen on one port, and /metrics of either has the sum of both; a killed one is replaced."""
     with running_service(*CLASSIFY_ONLY, "--rest-processes", "2") as service:
         killed = service.pid_of("rest-1")
-        # A connection each, so that the kernel spreads them.
+        # A connection each, so that the kernel spreads them over the processes.
         for _ in range(20):
             async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
                 assert (await client.post("/classify", content=PICTURE)).status_code == 200
@@ -161,35 +161,35 @@ async def test_front_ends_share_a_port_and_their_figures() -> None:
 
 
 async def _requests(client: httpx2.AsyncClient) -> float:
-    """Requests that the service says it answered well."""
+    """Successful requests, from /metrics."""
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_requests"]
     samples = [sample for sample in family.samples if sample.name.endswith("_total")]
     return sum(sample.value for sample in samples if sample.labels["outcome"] == "ok")
 
 
-async def test_nothing_outlives_a_killed_supervisor() -> None:
-    """kill -9 of the supervisor: worker and front-ends end by themselves."""
+async def test_no_process_outlives_a_killed_supervisor() -> None:
+    """After kill -9 of the supervisor, worker and front-ends exit by themselves."""
     with running_service(*CLASSIFY_ONLY) as service:
         pids = [service.pid_of(part) for part in ("worker-0", "rest-0", "grpc-0")]
         assert all(is_alive(pid) for pid in pids)
         service.process.kill()
 
-        async def gone() -> bool:
+        async def all_ended() -> bool:
             return not any(is_alive(pid) for pid in pids)
 
-        await eventually(gone, 30)
+        await eventually(all_ended, 30)
 
 
-def test_workers_and_addresses_that_contradict_each_other_end_the_service() -> None:
-    """Two workers at one address are not started: the service says what is wrong and ends."""
+def test_contradictory_workers_and_addresses_are_an_error() -> None:
+    """Two workers at one address are an error in the log, and the service exits."""
     with started_service("--workers", "2", "--worker-address", "ipc:///tmp/convmlp-test-unused") as service:
         assert "set only one of the two" in service.wait_for("cannot serve", role="supervisor")["error"]
         assert service.process.wait(timeout=60) == 78
 
 
-def test_an_unknown_model_ends_the_service_with_a_clear_word() -> None:
-    """A misconfigured part is not started over and over: the service says what is wrong and ends."""
+def test_an_unknown_model_is_an_error() -> None:
+    """A misconfigured part is not restarted: the log has the error, and the service exits."""
     with started_service("--models", "no_such_model") as service:
         line = service.wait_for("cannot serve")
         assert "no_such_model" in line["error"]

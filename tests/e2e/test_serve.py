@@ -1,4 +1,4 @@
-"""The whole service as a newcomer starts it, asked over real sockets."""
+"""The whole service with its default settings, over real sockets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import RunningService
+from tests.e2e.convmlp_process import RunningService
 
 PICTURE = REFERENCE_PICTURE.read_bytes()
 
 
 def jpeg_of(shade: int, size: tuple[int, int] = (300, 260)) -> bytes:
-    """A picture with some structure, different for every shade."""
+    """An image with some structure, different for every shade, as JPEG."""
     width, height = size
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.stack([(rows + shade * 7) % 256, (columns * 2 + shade) % 256, (rows * columns // 97) % 256], axis=2)
@@ -31,7 +31,7 @@ def jpeg_of(shade: int, size: tuple[int, int] = (300, 260)) -> bytes:
 
 
 def test_the_three_tasks_answer_a_photograph(service: RunningService) -> None:
-    """A photograph of a cat gets labels, a cat's head and a cat's outline, in its own pixels."""
+    """A photograph of a cat has labels, a cat's head and a cat's outline, in its own pixels."""
     with httpx2.Client(base_url=service.url, timeout=60) as client:
         labels = client.post("/classify", content=PICTURE).json()["results"][0]
         heads = client.post("/detect", content=PICTURE).json()["results"][0]
@@ -48,21 +48,22 @@ def test_the_three_tasks_answer_a_photograph(service: RunningService) -> None:
     assert areas["cat"] > areas.get("dog", 0)
 
 
-async def test_an_answer_is_the_same_alone_and_in_company(service: RunningService) -> None:
-    """Batches above 1 form, /metrics says so, and no answer depends on who shared its batch."""
+async def test_an_answer_does_not_depend_on_its_batch(service: RunningService) -> None:
+    """Concurrent requests form batches, as /metrics shows, and get the answers that they get alone."""
     pictures = [jpeg_of(shade) for shade in range(32)]
     async with httpx2.AsyncClient(base_url=service.url, timeout=120) as client:
+        before = await batches_above_one(client)
         for path in ("/classify?top_k=37", "/detect", "/segment"):
             alone = [(await client.post(path, content=one)).json()["results"][0] for one in pictures]
-            before = await batches_above_one(client)
             together = await asyncio.gather(*(client.post(path, content=one) for one in pictures))
-            assert await batches_above_one(client) > before
             for expected, reply in zip(alone, together, strict=True):
-                assert_same(reply.json()["results"][0], expected)
+                assert_close(reply.json()["results"][0], expected)
+        # Of all tasks: on a busy machine the best batch that warm-up measures for one of them may be 1.
+        assert await batches_above_one(client) > before
 
 
 async def batches_above_one(client: httpx2.AsyncClient) -> float:
-    """How many batches of two or more images ran so far, by the service's own account."""
+    """The number of batches of two or more images so far, from /metrics."""
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_batch_size"]
     counts = {"total": 0.0, "single": 0.0}
@@ -74,24 +75,24 @@ async def batches_above_one(client: httpx2.AsyncClient) -> float:
     return counts["total"] - counts["single"]
 
 
-def assert_same(found: object, expected: object) -> None:
-    """Equal, but for the last digits of floats, and for a pixel in a hundred of areas."""
+def assert_close(found: object, expected: object) -> None:
+    """Equal up to the last digits of floats, and 1 % of areas."""
     match expected:
         case dict():
             assert isinstance(found, dict)
             assert found.keys() == expected.keys()
             for key, value in expected.items():
                 if key == "mask":
-                    continue  # a pixel on the border may fall either way; `area` bounds how many
+                    continue  # border pixels may differ; `area` bounds how many
                 if key == "area":
                     assert found[key] == pytest.approx(value, rel=0.01, abs=50)
                 else:
-                    assert_same(found[key], value)
+                    assert_close(found[key], value)
         case list():
             assert isinstance(found, list)
             assert len(found) == len(expected)
             for one, other in zip(found, expected, strict=True):
-                assert_same(one, other)
+                assert_close(one, other)
         case float():
             assert found == pytest.approx(expected, rel=1e-3, abs=1e-2 if expected > 1 else 1e-4)
         case _:
@@ -100,7 +101,7 @@ def assert_same(found: object, expected: object) -> None:
 
 @pytest.mark.parametrize("path", ["/classify", "/detect", "/segment"])
 def test_every_orientation_gives_the_same_answer(service: RunningService, path: str) -> None:
-    """A photograph stored in any of EXIF's eight orientations is answered as the upright one, in upright pixels."""
+    """A photograph in any of EXIF's eight orientations has the answer of the upright one, in upright pixels."""
     upright = PIL.Image.open(REFERENCE_PICTURE)
     with httpx2.Client(base_url=service.url, timeout=60) as client:
         bodies = [oriented(upright, tag) for tag in range(1, 9)]
@@ -110,7 +111,7 @@ def test_every_orientation_gives_the_same_answer(service: RunningService, path: 
 
 
 def oriented(upright: PIL.Image.Image, tag: int) -> bytes:
-    """A PNG of the picture, stored so that `tag` turns it upright again."""
+    """A PNG of the image, stored so that the orientation `tag` turns it upright."""
     turn = PIL.Image.Transpose
     stored_by = {
         2: turn.FLIP_LEFT_RIGHT,
@@ -129,8 +130,8 @@ def oriented(upright: PIL.Image.Image, tag: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(("part", "module"), [("rest-0", "rest.main"), ("grpc-0", "rpc.main")])
-def test_a_front_end_never_carries_torch(service: RunningService, part: str, module: str) -> None:
+@pytest.mark.parametrize(("part", "module"), [("rest-0", "http_main"), ("grpc-0", "grpc_main")])
+def test_a_front_end_never_loads_torch(service: RunningService, part: str, module: str) -> None:
     """The running front-end has no torch library mapped, and importing all of it does not load torch."""
     maps = Path(f"/proc/{service.pid_of(part)}/maps").read_text()
     assert "numpy" in maps
@@ -139,11 +140,11 @@ def test_a_front_end_never_carries_torch(service: RunningService, part: str, mod
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_bad_input_costs_nobody_else_anything(service: RunningService) -> None:
-    """Between bad requests of every kind good ones are answered, and the processes are the same ones."""
+def test_bad_input_affects_no_other_request(service: RunningService) -> None:
+    """Good requests between bad ones are answered, and no process restarts."""
     pids = [service.pid_of(part) for part in ("worker-0", "rest-0")]
     with httpx2.Client(base_url=service.url, timeout=60) as client:
-        for body, status in ((b"", 400), (PICTURE[:5000], 400), (b"no image", 415), (b"\xff\xd8\xff" * 99, 400)):
+        for body, status in ((b"", 400), (PICTURE[:5000], 400), (b"not an image", 415), (b"\xff\xd8\xff" * 99, 400)):
             refused = client.post("/classify", content=body)
             assert refused.status_code == status
             assert refused.headers["content-type"] == "application/problem+json"

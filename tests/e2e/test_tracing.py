@@ -1,17 +1,17 @@
-"""The whole service, with its real worker, tells a collector one trace for each request."""
+"""The whole service with its real worker exports one trace per request to a collector."""
 
 from __future__ import annotations
 
 import httpx2
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import running_service
+from tests.e2e.convmlp_process import running_service
 from tests.service.observability.collector import collecting
 from tests.service.observability.span_capture import IMAGE, caller_trace
 
 
 async def test_the_whole_service_is_traced() -> None:
-    """`convmlp serve --otlp-endpoint URL` is all it takes, for the front-end and for the worker."""
+    """`convmlp serve --otlp-endpoint URL` turns on tracing in the front-end and the worker."""
     caller = caller_trace()
     with collecting() as collector:
         with running_service("--otlp-endpoint", collector.url, "--models", "convmlp_pets_breed") as service:

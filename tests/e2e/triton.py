@@ -1,9 +1,8 @@
-"""tritonclient as it comes from the registry, in a process of its own: its generated code and the service's declare
-the same protobuf names, which one process cannot have twice.
+"""Triton's unmodified clients in a process of their own: their generated code declares the service's protobuf names,
+which one process cannot have twice.
 
-The four clients get one face, so that the same cases run over each. Cases are functions of it; they run in the other
-process and raise there.
-"""
+The four clients have one interface, so that the same cases run over each. A case is a function of it that runs in the
+other process and raises there."""
 
 from __future__ import annotations
 
@@ -24,30 +23,30 @@ KINDS = ("http", "http.aio", "grpc", "grpc.aio")
 
 @dataclass(frozen=True)
 class Triton:
-    """Where the service is, and the process of the clients. `run` gives a case's result."""
+    """The service's addresses, and the process of the clients. `run` returns a case's result."""
 
     http: str
     grpc: str
     process: ProcessPoolExecutor
 
     def run(self, case: Callable[..., Any], kind: str, *arguments: object) -> Any:  # noqa: ANN401
-        return self.process.submit(_with_face, case, kind, self.http, self.grpc, arguments).result(timeout=120)
+        return self.process.submit(_with_client, case, kind, self.http, self.grpc, arguments).result(timeout=120)
 
 
-def _with_face(case: Callable[..., Any], kind: str, http: str, grpc: str, arguments: tuple[object, ...]) -> Any:  # noqa: ANN401
-    with Face(kind, http if kind.startswith("http") else grpc) as face:
-        return case(face, *arguments)
+def _with_client(case: Callable[..., Any], kind: str, http: str, grpc: str, arguments: tuple[object, ...]) -> Any:  # noqa: ANN401
+    with AnyClient(kind, http if kind.startswith("http") else grpc) as client:
+        return case(client, *arguments)
 
 
-class Face:
-    """One client, synchronous whichever it is. `call` is any of its methods."""
+class AnyClient:
+    """One client, synchronous or not. `call` runs any of its methods."""
 
     def __init__(self, kind: str, address: str) -> None:
         self.kind = kind
         self.over_http = kind.startswith("http")
         self.module = importlib.import_module(f"tritonclient.{kind}")
         self._loop = asyncio.new_event_loop() if kind.endswith("aio") else None
-        self.client: Any = self._made(address)
+        self.triton: Any = self._made(address)
 
     def _made(self, address: str) -> Any:  # noqa: ANN401
         if self._loop is None:
@@ -58,7 +57,7 @@ class Face:
 
         return self._loop.run_until_complete(make())
 
-    def __enter__(self) -> Face:
+    def __enter__(self) -> AnyClient:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,7 +66,7 @@ class Face:
             self._loop.close()
 
     def call(self, method: str, *arguments: object, **options: object) -> Any:  # noqa: ANN401
-        answer = getattr(self.client, method)(*arguments, **options)
+        answer = getattr(self.triton, method)(*arguments, **options)
         return self.finish(answer) if self._loop is not None and asyncio.iscoroutine(answer) else answer
 
     def finish(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
@@ -75,7 +74,7 @@ class Face:
         return self._loop.run_until_complete(work)
 
     def facts(self, method: str, *arguments: object) -> Any:  # noqa: ANN401
-        """What a method tells, as plain data."""
+        """A method's result, as plain data."""
         return self.call(method, *arguments, **({} if self.over_http else {"as_json": True}))
 
     def encoded(self, *images: bytes) -> Any:  # noqa: ANN401
@@ -110,28 +109,28 @@ class Face:
 
 
 def names_of(result: Any) -> list[str]:  # noqa: ANN401
-    """Of a result's outputs, over either transport."""
+    """The names of a result's outputs, over either transport."""
     response = result.get_response()
     outputs = response["outputs"] if isinstance(response, dict) else response.outputs
     return [output["name"] if isinstance(output, dict) else output.name for output in outputs]
 
 
-def all_at_once(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
-    """Inferences that wait for each other nowhere, by each client's own means; results in the tensors' order."""
-    if face.kind == "http":
-        waiting = [face.client.async_infer(model, [tensor]) for tensor in tensors]
+def all_at_once(client: AnyClient, model: str, tensors: Sequence[Any]) -> list[Any]:
+    """Concurrent inferences by each client's own means; results in the tensors' order."""
+    if client.kind == "http":
+        waiting = [client.triton.async_infer(model, [tensor]) for tensor in tensors]
         return [one.get_result() for one in waiting]
-    if face.kind == "grpc":
-        return _by_callbacks(face, model, tensors)
+    if client.kind == "grpc":
+        return _by_callbacks(client, model, tensors)
 
     async def together() -> list[Any]:
-        return await asyncio.gather(*(face.client.infer(model, [tensor]) for tensor in tensors))
+        return await asyncio.gather(*(client.triton.infer(model, [tensor]) for tensor in tensors))
 
-    results: list[Any] = face.finish(together())
+    results: list[Any] = client.finish(together())
     return results
 
 
-def _by_callbacks(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
+def _by_callbacks(client: AnyClient, model: str, tensors: Sequence[Any]) -> list[Any]:
     results: list[Any] = [None] * len(tensors)
     left = threading.Semaphore(0)
 
@@ -143,28 +142,28 @@ def _by_callbacks(face: Face, model: str, tensors: Sequence[Any]) -> list[Any]:
         return taken
 
     for at, tensor in enumerate(tensors):
-        face.client.async_infer(model, [tensor], take(at))
+        client.triton.async_infer(model, [tensor], take(at))
     for _ in tensors:
         assert left.acquire(timeout=60)
     return results
 
 
-def streamed(face: Face, asks: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
+def streamed(client: AnyClient, asks: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
     """Results and errors of one stream, in the order in which they came."""
-    if face.kind == "grpc.aio":
+    if client.kind == "grpc.aio":
 
         async def converse() -> list[tuple[Any, Any]]:
             async def each() -> Any:  # noqa: ANN401
                 for ask in asks:
                     yield ask
 
-            return [reply async for reply in face.client.stream_infer(each())]
+            return [reply async for reply in client.triton.stream_infer(each())]
 
-        replies: list[tuple[Any, Any]] = face.finish(converse())
+        replies: list[tuple[Any, Any]] = client.finish(converse())
         return replies
     came: list[tuple[Any, Any]] = []
-    face.client.start_stream(lambda result, error: came.append((result, error)))
+    client.triton.start_stream(lambda result, error: came.append((result, error)))
     for ask in asks:
-        face.client.async_stream_infer(**ask)
-    face.client.stop_stream()
+        client.triton.async_stream_infer(**ask)
+    client.triton.stop_stream()
     return came

@@ -13,8 +13,8 @@ from model.types import Batch
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 from service.worker.torch_runner import TorchRunner
-from tests.model.batches import GEOMETRIES, PARAMS, assert_same, pictures
-from tests.model.net.tiny import ARCHITECTURES, tiny_bundle
+from tests.model.batches import GEOMETRIES, PARAMS, assert_close, pictures
+from tests.model.tiny_models import ARCHITECTURES, tiny_bundle
 
 ON_GPU = Settings(device="cuda", precision="exact")
 TIMES = 25
@@ -41,7 +41,7 @@ def test_lanes_do_not_disturb_each_other(tmp_path: Path) -> None:
         asked = [(key, lanes.submit(runner.run, key[0], batches[key[1]], 1)) for _ in range(TIMES) for key in expected]
         for key, given in asked:
             for one, other in zip(given.result(), expected[key], strict=True):
-                assert_same(one, other)
+                assert_close(one, other)
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -55,7 +55,7 @@ def test_a_batch_without_room_is_told_and_harms_nobody(tmp_path: Path) -> None:
     with pytest.raises(OutOfDeviceMemory):
         runner.run("slot", Batch(pixels, GEOMETRIES[:1] * len(pixels), PARAMS[:1] * len(pixels)), 1)
     for one, other in zip(runner.run("slot", small, 1), before, strict=True):
-        assert_same(one, other)
+        assert_close(one, other)
 
 
 def test_a_model_that_leaves_gives_its_memory_back(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import urllib.request
 
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.running import running_service
+from tests.e2e.convmlp_process import running_service
 
 
 def test_a_gpu_worker_answers_all_three_tasks_and_tells_of_its_gpu() -> None:

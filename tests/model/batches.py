@@ -1,4 +1,4 @@
-"""A batch of pictures of one shape, and how far two answers to it may differ."""
+"""A batch of pictures of one shape, and the comparison of its outputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARAMS: tuple[QueryParams, ...] = (
 
 
 def pictures(seed: int = 1) -> UInt8Array:
-    """Smooth random pictures, black where a row is padded."""
+    """Smooth random pictures, zero in the padding."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (len(GEOMETRIES), HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
     pixels = np.ascontiguousarray(coarse.repeat(8, axis=1).repeat(8, axis=2))
@@ -42,8 +42,8 @@ def pictures(seed: int = 1) -> UInt8Array:
     return pixels
 
 
-def assert_same(one: RawOutput, other: RawOutput) -> None:
-    """Equal but for float32's rounding, which may differ with the batch's size."""
+def assert_close(one: RawOutput, other: RawOutput) -> None:
+    """Equal except for float32's rounding, which may differ with the batch size."""
     match one, other:
         case ClassifyOutput(), ClassifyOutput():
             np.testing.assert_array_equal(one.indices, other.indices)

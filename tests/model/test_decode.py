@@ -29,7 +29,7 @@ def encoded(picture: PIL.Image.Image, image_format: str, **options: object) -> b
 
 
 def blocks(rows: int = 3, columns: int = 2) -> UInt8Array:
-    """Even squares of 16 px in different colours, which survive every encoder and every turn exactly."""
+    """Even squares of 16 px in different colours: every encoder and rotation keeps them exactly."""
     colours = np.random.default_rng(1).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
     return colours.repeat(16, axis=0).repeat(16, axis=1)
 
@@ -90,7 +90,7 @@ SAMPLES = {
     ],
 )
 def test_every_format_gives_the_picture(image_format: str, options: dict[str, object]) -> None:
-    """Each accepted format decodes to the picture that was encoded: RGB, contiguous, exact where it is lossless."""
+    """Each supported format decodes to the encoded picture: RGB, contiguous, exact if lossless."""
     upright = blocks()
     pixels = decode(encoded(PIL.Image.fromarray(upright), image_format, **options), LIMITS).pixels
     assert pixels.dtype == np.uint8
@@ -110,7 +110,7 @@ def test_every_format_gives_the_picture(image_format: str, options: dict[str, ob
     ],
 )
 def test_opaque_modes_equal_pillows_plain_conversion(image_format: str, mode: str) -> None:
-    """Grey, palette, bilevel and opaque alpha pictures become the RGB that Pillow converts them to."""
+    """Grey, palette, bilevel and opaque alpha pictures equal Pillow's conversion to RGB."""
     picture = SMALL.convert(mode)
     options = {"lossless": True} if image_format == "WEBP" else {}
     pixels = decode(encoded(picture, image_format, **options), LIMITS).pixels
@@ -118,14 +118,14 @@ def test_opaque_modes_equal_pillows_plain_conversion(image_format: str, mode: st
 
 
 def test_cmyk_jpeg_keeps_its_colours() -> None:
-    """A CMYK JPEG, whose samples Adobe stores inverted, comes out in its colours and not as their negative."""
+    """A CMYK JPEG, whose samples Adobe stores inverted, decodes to its colours, not their negative."""
     pixels = decode(encoded(SMALL.convert("CMYK"), "JPEG", quality=100, subsampling=0), LIMITS).pixels
     np.testing.assert_allclose(pixels, blocks(), atol=6)
 
 
 @pytest.mark.parametrize("low_byte", [0, 128, 255])
 def test_sixteen_bits_are_scaled_and_not_clipped(low_byte: int) -> None:
-    """16-bit grey and 16-bit colour both give the high byte of each sample."""
+    """16-bit grey and 16-bit colour give the high byte of each sample."""
     high = np.arange(256, dtype=np.uint16).reshape(16, 16)
     samples = (high << 8) | low_byte
     expected = np.repeat(high.astype(np.uint8)[:, :, None], 3, axis=2)
@@ -135,8 +135,8 @@ def test_sixteen_bits_are_scaled_and_not_clipped(low_byte: int) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
-def test_alpha_lies_on_white(image_format: str) -> None:
-    """Where a picture is transparent the answer sees white, and half of it where it is half transparent."""
+def test_alpha_is_composited_on_white(image_format: str) -> None:
+    """Transparent pixels are white; half transparent ones are half white."""
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, :] = [(200, 0, 0, 0), (200, 0, 0, 128), (200, 0, 0, 255)]
     data = encoded(PIL.Image.fromarray(rgba), image_format, lossless=True, exact=True)
@@ -154,10 +154,10 @@ def test_alpha_lies_on_white(image_format: str) -> None:
         ("RGB", [(0, 0, 0), (1, 2, 3)], (1, 2, 3)),
     ],
 )
-def test_a_transparent_colour_lies_on_white(
+def test_a_transparent_colour_is_white(
     mode: str, values: list[int] | list[tuple[int, int, int]], transparency: object
 ) -> None:
-    """A palette entry or a colour that a PNG declares transparent shows white; the others keep their colour."""
+    """A palette entry or colour that a PNG declares transparent is white; other colours are kept."""
     picture = PIL.Image.new(mode, (2, 1))
     if mode == "P":
         picture.putpalette([0, 0, 0, 9, 9, 9])
@@ -182,7 +182,7 @@ TURNED = {
 @pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 def test_every_orientation_comes_out_upright(image_format: str, orientation: int) -> None:
-    """The same picture stored under any of the eight EXIF orientations gives the identical array."""
+    """A picture stored under any of the eight EXIF orientations gives the same array."""
     stored = PIL.Image.fromarray(np.ascontiguousarray(TURNED[orientation](blocks())))
     options = {"lossless": True} if image_format == "WEBP" else {"quality": 100, "subsampling": 0}
     upright = decode(encoded(PIL.Image.fromarray(blocks()), image_format, **options), LIMITS)
@@ -191,8 +191,8 @@ def test_every_orientation_comes_out_upright(image_format: str, orientation: int
 
 
 @pytest.mark.parametrize(("order", "kind"), [(">", 3), ("<", 4), (">", 4)])
-def test_orientation_is_read_in_every_spelling(order: str, kind: int) -> None:
-    """Either byte order and a 16- or 32-bit value say the same orientation."""
+def test_orientation_is_read_in_every_encoding(order: str, kind: int) -> None:
+    """Either byte order, and a 16- or 32-bit value."""
     data = encoded(SMALL, "PNG", exif=exif(3, order, kind))
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, blocks()[::-1, ::-1])
 
@@ -212,14 +212,14 @@ def test_orientation_is_read_in_every_spelling(order: str, kind: int) -> None:
     ],
 )
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
-def test_damaged_exif_never_costs_a_good_picture(image_format: str, damaged: bytes) -> None:
-    """An EXIF block that is cut, points nowhere or names no orientation leaves the picture as it is stored."""
+def test_damaged_exif_is_ignored(image_format: str, damaged: bytes) -> None:
+    """A truncated or invalid EXIF block leaves the picture as stored."""
     plain = decode(encoded(SMALL, image_format), LIMITS)
     np.testing.assert_array_equal(decode(encoded(SMALL, image_format, exif=damaged), LIMITS).pixels, plain.pixels)
 
 
 def test_an_empty_body_is_undecodable() -> None:
-    """No bytes are no image, and the message says so."""
+    """No bytes are ImageUndecodable, and the message says "empty"."""
     with pytest.raises(ImageUndecodable, match="empty"):
         decode(b"", LIMITS)
 
@@ -237,14 +237,14 @@ def test_an_empty_body_is_undecodable() -> None:
         b"\0\0\0\x1cftypavif",
     ],
 )
-def test_other_formats_are_refused_by_name_of_the_accepted_ones(data: bytes) -> None:
-    """What is no image, or an image of a format that is not read, is told which formats are."""
+def test_other_formats_are_refused(data: bytes) -> None:
+    """Bytes in no supported format are refused; the error lists the supported formats."""
     with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WebP, BMP, GIF"):
         decode(data, LIMITS)
 
 
 def test_run_length_bmp_is_refused() -> None:
-    """A run-length encoded BMP, whose decoding runs in the interpreter, is refused before it."""
+    """A run-length encoded BMP, which Pillow decodes in Python, is refused before decoding."""
     header = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 14 + 40 + 8)
     info = struct.pack("<IiiHHIIiiII", 40, 1000, 1000, 1, 8, 1, 0, 0, 0, 2, 0)
     with pytest.raises(UnsupportedFormat, match="run-length"):
@@ -254,7 +254,7 @@ def test_run_length_bmp_is_refused() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_a_truncated_file_is_undecodable(name: str, kept: float) -> None:
-    """A file cut short is refused whole; no half picture is ever answered."""
+    """A truncated file is refused; no partial picture is decoded."""
     data = SAMPLES[name]
     # Only the first of the animation's two frames is needed.
     needed = len(data) // 2 if name == "gif" else len(data)
@@ -263,14 +263,14 @@ def test_a_truncated_file_is_undecodable(name: str, kept: float) -> None:
 
 
 def test_too_many_bytes_are_refused_unread() -> None:
-    """The limit of bytes is looked at before the bytes are."""
+    """The size limit is checked before the bytes are read."""
     with pytest.raises(ImageTooLarge, match=r"11 bytes.*10"):
         decode(b"not a image", DecodeLimits(max_bytes=10, max_pixels=10))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_pixels_at_the_limit_pass_and_one_more_does_not(name: str) -> None:
-    """The limit of pixels holds for every format and counts height times width."""
+    """The pixel limit holds for every format and counts height times width."""
     pixels = PHOTO.height * PHOTO.width
     decode(SAMPLES[name], DecodeLimits(LIMITS.max_bytes, pixels))
     with pytest.raises(ImageTooLarge):
@@ -292,13 +292,13 @@ def test_pixels_at_the_limit_pass_and_one_more_does_not(name: str) -> None:
     ids=["png", "jpeg", "bmp", "gif", "gif frame", "gif frame below Pillow's own limit", "webp"],
 )
 def test_too_many_pixels_are_refused_from_the_header(header: bytes) -> None:
-    """A header that declares a huge picture is refused by it alone: the files hold no pixel to decode."""
+    """A header that declares a huge picture is refused; the files have no pixel data."""
     with pytest.raises(ImageTooLarge, match="pixels"):
         decode(header, LIMITS)
 
 
-def test_a_jpeg_of_endless_scans_is_refused() -> None:
-    """A progressive JPEG that draws itself over and over, a few bytes each time, is not decoded."""
+def test_a_jpeg_with_too_many_scans_is_refused() -> None:
+    """A progressive JPEG with a great many short scans is not decoded."""
     data = encoded(PIL.Image.new("RGB", (2000, 2000)), "JPEG", progressive=True)
     assert decode(data, LIMITS).size == Size(2000, 2000)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
@@ -316,8 +316,8 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     ],
     ids=["animation of no frames", "empty animation header", "text that inflates", "text with a wrong checksum"],
 )
-def test_what_is_no_part_of_the_still_png_does_no_harm(extra: bytes) -> None:
-    """Animation and text chunks, sound or not, change nothing of a PNG's still picture."""
+def test_other_png_chunks_are_ignored(extra: bytes) -> None:
+    """Animation and text chunks, valid or not, do not change the still picture."""
     data = encoded(SMALL, "PNG")
     end_of_header = len(png_header(1, 1))
     pixels = decode(data[:end_of_header] + extra + data[end_of_header:], LIMITS).pixels
@@ -325,8 +325,8 @@ def test_what_is_no_part_of_the_still_png_does_no_harm(extra: bytes) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
-def test_an_animation_gives_its_first_picture(image_format: str) -> None:
-    """Of several frames the first is answered."""
+def test_an_animation_gives_its_first_frame(image_format: str) -> None:
+    """Of several frames the first is decoded."""
     options = {"lossless": True} if image_format == "WEBP" else {}
     other = PIL.Image.new("RGB", SMALL.size, (1, 2, 3))
     data = encoded(SMALL, image_format, save_all=True, append_images=[other], **options)
@@ -335,14 +335,14 @@ def test_an_animation_gives_its_first_picture(image_format: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 1)])
 def test_thin_pictures_decode(size: tuple[int, int]) -> None:
-    """One pixel, one row and one column are pictures like any other."""
+    """One pixel, one row and one column decode."""
     height, width = size
     for image_format in ("JPEG", "PNG", "WEBP", "BMP", "GIF"):
         assert decode(encoded(PIL.Image.new("RGB", (width, height)), image_format), LIMITS).size == Size(*size)
 
 
 def test_a_picture_without_pixels_is_undecodable() -> None:
-    """A header of no width or no height is an error of the picture, not of the service."""
+    """A header with zero width or height is ImageUndecodable."""
     for width, height in ((0, 5), (5, 0)):
         with pytest.raises(ImageUndecodable):
             decode(png_header(width, height) + png_chunk(b"IDAT", zlib.compress(b"")), LIMITS)
@@ -359,20 +359,20 @@ def test_a_picture_without_pixels_is_undecodable() -> None:
     ],
 )
 def test_probe_reads_the_header_as_it_is_stored(name: str, image_format: ImageFormat) -> None:
-    """Probing names the format and the stored size, before any orientation."""
+    """Probing gives the format and the stored size, without orientation."""
     assert probe(SAMPLES[name], LIMITS) == Header(image_format, Size(PHOTO.height, PHOTO.width))
 
 
 def test_probe_decodes_nothing() -> None:
-    """A picture whose pixels are missing has a header all the same; decoding it fails."""
+    """A picture without pixel data has a header; decoding it fails."""
     data = SAMPLES["png"][:-200]
     assert probe(data, LIMITS).size == Size(PHOTO.height, PHOTO.width)
     with pytest.raises(ImageUndecodable):
         decode(data, LIMITS)
 
 
-def test_threads_do_not_disturb_each_other() -> None:
-    """Pictures decoded at the same time, broken ones among them, come out as they do alone."""
+def test_threads_are_independent() -> None:
+    """Pictures processed at the same time give what each gives alone."""
     jobs = [*SAMPLES.values(), *(data[: len(data) // 3] for data in SAMPLES.values())] * 10
 
     def attempt(data: bytes) -> UInt8Array | str:
@@ -396,7 +396,7 @@ def test_threads_do_not_disturb_each_other() -> None:
 def test_damaged_bytes_decode_or_are_refused(
     name: str, flips: list[tuple[float, int]], early: bool, kept: float
 ) -> None:
-    """Whatever bytes are changed or missing, the outcome is a picture or one of the domain's errors."""
+    """Whatever bytes are changed or missing, the result is a picture or a domain error."""
     data = bytearray(SAMPLES[name])
     reach = min(len(data), 64) if early else len(data)
     for place, change in flips:

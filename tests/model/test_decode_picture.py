@@ -1,4 +1,4 @@
-"""Pictures that are decoded for a certain use: equal to the last bit, or where that is asked for smaller."""
+"""Decoding for Pillow: equal to decoding to an array, or at a reduced scale."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXIF_TURNED = 6
 
 
 def scene(width: int, height: int, mode: str = "RGB") -> PIL.Image.Image:
-    """Soft waves of colour, as photographs have and noise has not."""
+    """Smooth waves of colour, as in photographs, unlike noise."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [128 + 100 * np.sin(x / (width / 7) + shift) * np.cos(y / (height / 5)) for shift in (0, 1, 2)]
     return PIL.Image.fromarray(np.stack(waves, axis=2).astype(np.uint8)).convert(mode)
@@ -48,7 +48,7 @@ def at_least(size: Size) -> Callable[[Size], Size]:
 def test_inputs_equal_those_of_the_decoded_image(
     size: tuple[int, int], mode: str, image_format: str, orientation: int, spec: Preprocessing
 ) -> None:
-    """The way without an array in between gives the same input and the same geometry, whatever the picture is."""
+    """Preparing Pillow's picture gives the same input and geometry as preparing the decoded array."""
     data = encoded(scene(*size, mode), image_format, 1 if image_format == "GIF" else orientation)
     plain = prepare(decode(data, LIMITS), spec)
     direct = prepare_picture(decode_picture(data, LIMITS), spec)
@@ -69,22 +69,22 @@ def test_inputs_equal_those_of_the_decoded_image(
 )
 @pytest.mark.parametrize("orientation", [1, EXIF_TURNED])
 def test_a_jpeg_is_decoded_no_smaller_than_needed(needed: Size, scaled: Size, orientation: int) -> None:
-    """At a half, a quarter or an eighth; needs and sizes are those of the upright picture, however it is stored."""
+    """At 1/2, 1/4 or 1/8 scale; sizes refer to the upright picture, whatever its orientation."""
     stored = scene(600, 400) if orientation == 1 else scene(400, 600)
     picture = decode_picture(encoded(stored, "JPEG", orientation), LIMITS, at_least(needed))
     assert Size(picture.rgb.height, picture.rgb.width) == scaled
     assert picture.original == Size(400, 600)
 
 
-def test_other_formats_are_decoded_whole() -> None:
-    """Only JPEG's blocks can be made smaller."""
+def test_other_formats_are_decoded_at_full_size() -> None:
+    """Only JPEG has reduced-scale decoding."""
     picture = decode_picture(encoded(scene(600, 400), "PNG"), LIMITS, at_least(Size(10, 10)))
     assert picture.rgb.size == (600, 400)
 
 
 @pytest.mark.parametrize("spec", [CROP, RATIO])
-def test_a_smaller_picture_makes_nearly_the_same_input(spec: Preprocessing) -> None:
-    """The geometry is that of the original, and the pixels are close: boxes come out where they belong."""
+def test_a_reduced_picture_gives_nearly_the_same_input(spec: Preprocessing) -> None:
+    """The geometry is the original's and the pixels are close, so boxes are mapped correctly."""
     data = encoded(scene(1200, 801), "JPEG")
     picture = decode_picture(data, LIMITS, lambda size: content_size(size, spec))
     assert picture.rgb.width < 1200
@@ -93,8 +93,8 @@ def test_a_smaller_picture_makes_nearly_the_same_input(spec: Preprocessing) -> N
     assert np.abs(fast.pixels.astype(int) - exact.pixels).mean() < 2
 
 
-def test_a_truncated_jpeg_is_refused_when_made_smaller_too() -> None:
-    """What is missing is missing at every size."""
+def test_a_truncated_jpeg_is_refused_at_reduced_scale() -> None:
+    """Truncation is detected at every scale."""
     data = encoded(scene(600, 400), "JPEG")
     with pytest.raises(ImageUndecodable):
         decode_picture(data[: len(data) // 2], LIMITS, at_least(Size(10, 10)))

@@ -1,4 +1,4 @@
-"""A backbone and a family that are in the registry alone can do all that the built-in ones can."""
+"""Registering a backbone and a family is all that importing, serving and exporting them needs."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ TINY = StripesSpec(channels=8)
 def test_a_registered_family_is_imported_served_and_exported(
     make: Callable[[], ArchitectureSpec], tmp_path: Path
 ) -> None:
-    """Its checkpoint becomes a bundle, whose worker gives the committed answer; the export has the same tensors."""
+    """Its checkpoint becomes a bundle; the worker's runner gives the reference answer; an export has its tensors."""
     architecture = make()
     torch.manual_seed(1)
     tensors = build_network(architecture, 3).state_dict()
@@ -172,7 +172,7 @@ def test_a_registered_family_is_imported_served_and_exported(
 
 
 def test_a_config_survives_being_written_and_read(tmp_path: Path) -> None:
-    """A config names its family and its backbone's; read again it is the same, and its size is known."""
+    """A config has the names of family and backbone; it is read back equal, with its size."""
     torch.save(build_network(ClassifierSpec(backbone=TINY), 3).state_dict(), tmp_path / "mine.pth")
     bundle = import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine")
     text = (bundle.folder / CONFIG_FILE).read_bytes()

@@ -1,4 +1,4 @@
-"""How a network is run is chosen by what it answers, then by how fast."""
+"""Selection of a precision: by accuracy first, then by speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model.precision import Precision, make_predictor, select_precision
 from model.predictor import load_network
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
-from tests.model.net.tiny import tiny_bundle
+from tests.model.tiny_models import tiny_bundle
 
 CPU = torch.device("cpu")
 
@@ -32,8 +32,8 @@ def first_class(bundle: Bundle, mode: Precision, network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("family", ["classifier", "retinanet", "mask_rcnn", "semantic_fpn"])
-def test_the_fastest_of_what_agrees_is_chosen(tmp_path: Path, family: str) -> None:
-    """Of the modes without an mismatch none was measured faster; float32 is always among those tried."""
+def test_the_fastest_accurate_precision_is_selected(tmp_path: Path, family: str) -> None:
+    """No precision without a mismatch is faster; float32 is always tried."""
     bundle = tiny_bundle(tmp_path, family)
     selection = select_precision(bundle, CPU, load_network(bundle))
     tried = {one.precision: one for one in selection.trials}
@@ -43,8 +43,8 @@ def test_the_fastest_of_what_agrees_is_chosen(tmp_path: Path, family: str) -> No
 
 
 @pytest.mark.skipif(not onednn_accelerates(torch.bfloat16), reason="this processor has no bfloat16 of its own")
-def test_a_precision_that_names_another_class_first_is_not_served(tmp_path: Path) -> None:
-    """Classes that bfloat16 cannot tell apart keep a model in float32, however much faster it would be."""
+def test_a_precision_with_another_top_class_is_not_selected(tmp_path: Path) -> None:
+    """Classes whose scores bfloat16 rounds alike keep a model in float32, however fast bfloat16 is."""
     bundle = tiny_bundle(tmp_path, "classifier")
     network = load_network(bundle)
     assert isinstance(network, ConvMLPClassifier)
@@ -59,4 +59,4 @@ def test_a_precision_that_names_another_class_first_is_not_served(tmp_path: Path
     assert selection.precision is Precision.FP32
     (mismatch,) = (one.mismatch for one in selection.trials if one.precision is Precision.BF16)
     assert mismatch is not None
-    assert "class 0 comes first" in mismatch
+    assert "the top class is 0" in mismatch

@@ -16,8 +16,8 @@ from model.types import (
     QueryParams,
     SegmentOutput,
 )
-from tests.model.batches import GEOMETRIES, HEIGHT, PARAMS, WIDTH, assert_same, pictures
-from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, metadata, tiny_bundle
+from tests.model.batches import GEOMETRIES, HEIGHT, PARAMS, WIDTH, assert_close, pictures
+from tests.model.tiny_models import ARCHITECTURES, NUM_CLASSES, metadata, tiny_bundle
 
 CPU = torch.device("cpu")
 MakePredictor = Callable[[str], Predictor]
@@ -33,21 +33,21 @@ def predictor_of(tmp_path_factory: pytest.TempPathFactory) -> MakePredictor:
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
 def test_an_answer_is_the_same_alone_and_in_a_batch(family: str, predictor_of: MakePredictor) -> None:
-    """Neighbours with other pictures, padding and parameters change nothing in a row's answer."""
+    """Other pictures, padding and parameters in the batch do not change a row's output."""
     predictor, pixels = predictor_of(family), pictures()
     together = predictor.predict(Batch(pixels, GEOMETRIES, PARAMS))
     assert len(together) == len(GEOMETRIES)
     for row in range(len(GEOMETRIES)):
         one = slice(row, row + 1)
         (alone,) = predictor.predict(Batch(pixels[one], GEOMETRIES[one], PARAMS[one]))
-        assert_same(together[row], alone)
+        assert_close(together[row], alone)
     if isinstance(together[1], DetectOutput):
         assert len(together[1].boxes) == 40
 
 
 @pytest.mark.parametrize("family", ["retinanet", "mask_rcnn", "semantic_fpn"])
-def test_what_lies_in_the_padding_does_not_matter(family: str, predictor_of: MakePredictor) -> None:
-    """Padding is zeroed after normalisation, whatever bytes it came with."""
+def test_padding_bytes_do_not_matter(family: str, predictor_of: MakePredictor) -> None:
+    """Padding is set to zero after normalisation, whatever its bytes."""
     predictor, clean, dirty = predictor_of(family), pictures(), pictures()
     for row, geometry in enumerate(GEOMETRIES):
         dirty[row, geometry.content.height :] = 200
@@ -55,12 +55,12 @@ def test_what_lies_in_the_padding_does_not_matter(family: str, predictor_of: Mak
     assert (clean != dirty).any()
     expected = predictor.predict(Batch(clean, GEOMETRIES, PARAMS))
     for one, other in zip(predictor.predict(Batch(dirty, GEOMETRIES, PARAMS)), expected, strict=True):
-        assert_same(one, other)
+        assert_close(one, other)
 
 
 @pytest.mark.parametrize("family", ["retinanet", "mask_rcnn"])
-def test_detections_are_what_each_row_asked_for(family: str, predictor_of: MakePredictor) -> None:
-    """Falling scores above the row's threshold, its number, its masks, boxes within its picture, dtypes."""
+def test_detections_follow_each_rows_parameters(family: str, predictor_of: MakePredictor) -> None:
+    """Scores fall and exceed the row's threshold; limits and masks are the row's; boxes are within its picture."""
     outputs = predictor_of(family).predict(Batch(pictures(), GEOMETRIES, PARAMS))
     for output, geometry, params in zip(outputs, GEOMETRIES, PARAMS, strict=True):
         assert isinstance(output, DetectOutput)
@@ -78,7 +78,7 @@ def test_detections_are_what_each_row_asked_for(family: str, predictor_of: MakeP
 
 @pytest.mark.parametrize("family", ["retinanet", "mask_rcnn"])
 def test_a_threshold_that_nothing_reaches_gives_an_empty_answer(family: str, predictor_of: MakePredictor) -> None:
-    """No detection is an answer, with arrays of no rows."""
+    """Without detections, arrays have no rows."""
     params = (QueryParams(score_threshold=1.0), *PARAMS[1:])
     output = predictor_of(family).predict(Batch(pictures(), GEOMETRIES, params))[0]
     assert isinstance(output, DetectOutput)
@@ -90,7 +90,7 @@ def test_a_threshold_that_nothing_reaches_gives_an_empty_answer(family: str, pre
 
 
 def test_top_k_is_capped_at_the_number_of_classes(predictor_of: MakePredictor) -> None:
-    """Asking for more classes than there are gives them all; the probabilities then sum to one."""
+    """A larger k gives all classes; their probabilities sum to one."""
     outputs = predictor_of("classifier").predict(Batch(pictures(), GEOMETRIES, PARAMS))
     assert all(isinstance(output, ClassifyOutput) for output in outputs)
     assert [len(output.scores) for output in outputs if isinstance(output, ClassifyOutput)] == [2, 5, 1, 5]
@@ -101,7 +101,7 @@ def test_top_k_is_capped_at_the_number_of_classes(predictor_of: MakePredictor) -
 
 
 def test_a_label_map_has_the_pictures_size(predictor_of: MakePredictor) -> None:
-    """Each row's map is as large as its own upright picture."""
+    """Each row's label map has the size of its upright picture."""
     outputs = predictor_of("semantic_fpn").predict(Batch(pictures(), GEOMETRIES, PARAMS))
     for output, geometry in zip(outputs, GEOMETRIES, strict=True):
         assert isinstance(output, SegmentOutput)
@@ -111,7 +111,7 @@ def test_a_label_map_has_the_pictures_size(predictor_of: MakePredictor) -> None:
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
 def test_bf16_answers_nearly_as_fp32(family: str, tmp_path: Path) -> None:
-    """Reduced precision changes figures a little and the shape of nothing."""
+    """Reduced precision changes values slightly and no shape."""
     bundle = tiny_bundle(tmp_path, family)
     params = (QueryParams(max_detections=3),) * len(GEOMETRIES)
     batch = Batch(pictures(), GEOMETRIES, params)
@@ -131,7 +131,7 @@ def test_bf16_answers_nearly_as_fp32(family: str, tmp_path: Path) -> None:
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    """A predictor is never built half filled."""
+    """Weights that do not match are BundleInvalid."""
     wrong, right = tiny_bundle(tmp_path / "a", "retinanet"), tiny_bundle(tmp_path / "b", "classifier")
     right.weights_path.write_bytes(wrong.weights_path.read_bytes())
     with pytest.raises(BundleInvalid, match="does not fit"):
@@ -139,19 +139,19 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 def test_read_only_pixels_are_accepted(predictor_of: MakePredictor) -> None:
-    """Arrays that look into a received message cannot be written to."""
+    """Views of a received message are read-only."""
     pixels = pictures()
     pixels.flags.writeable = False
     assert len(predictor_of("classifier").predict(Batch(pixels, GEOMETRIES, PARAMS))) == len(GEOMETRIES)
 
 
 def test_the_default_device_is_usable() -> None:
-    """Without a GPU it is the CPU, and a tensor can be made on it either way."""
+    """Without a GPU it is the CPU; either way tensors can be made on it."""
     assert torch.zeros(1, device=default_device()).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_the_tiny_bundles_pad_like_detectors_and_segmenters() -> None:
-    """The geometries above fit the bundles' own pipeline: within 128 x 96 pixels, padded to 32."""
+    """The geometries above match the bundles' pipeline: within 128 x 96 px, padded to 32."""
     preprocessing = metadata("retinanet").preprocessing
     assert preprocessing.kind == "keep_ratio"
     assert (preprocessing.long_side, preprocessing.short_side) == (WIDTH, HEIGHT)

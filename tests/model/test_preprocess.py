@@ -21,7 +21,7 @@ def picture(height: int, width: int) -> Image:
 
 
 def normalised(model_input: ModelInput, spec: Preprocessing) -> Float32Array:
-    """float32 (3, h, w), as the network sees it: padding is zero after normalisation."""
+    """float32 (3, h, w), as the network gets it: padding is zero after normalisation."""
     mean, std = np.array(spec.normalisation.mean, np.float32), np.array(spec.normalisation.std, np.float32)
     values = (model_input.pixels.astype(np.float32) - mean) / std
     if isinstance(spec, KeepRatioSpec):
@@ -46,7 +46,7 @@ def normalised(model_input: ModelInput, spec: Preprocessing) -> Float32Array:
     ],
 )
 def test_inputs_equal_those_of_the_authors_pipelines(name: str, spec: Preprocessing) -> None:
-    """What a network gets is what the authors' toolboxes give it: not one grey level differs."""
+    """Inputs equal those of the authors' toolboxes in every grey level."""
     with PIL.Image.open(GOLDENS / "images" / f"{name[-1]}.png") as file:
         image = Image(np.asarray(file.convert("RGB")))
     expected = np.load(GOLDENS / "inputs" / f"{name}.npz")["img"][0]
@@ -55,14 +55,14 @@ def test_inputs_equal_those_of_the_authors_pipelines(name: str, spec: Preprocess
 
 
 def test_a_centre_crop_knows_its_resized_size() -> None:
-    """The geometry of a crop tells the whole resized picture's size; the longer side is rounded down."""
+    """A crop's geometry has the size of the whole resized picture; the longer side is rounded down."""
     assert prepare(picture(427, 640), CLASSIFY).geometry == Geometry(Size(427, 640), Size(248, 371))
     assert prepare(picture(640, 427), CLASSIFY).geometry == Geometry(Size(640, 427), Size(371, 248))
 
 
 @pytest.mark.parametrize(("length", "first"), [(8, 2), (9, 2), (10, 3), (11, 4), (4, 0), (5, 0)])
 def test_a_centre_crop_begins_where_torchvisions_does(length: int, first: int) -> None:
-    """Half a pixel of margin is rounded to the even side."""
+    """A margin of half a pixel is rounded to the even side."""
     image = picture(4, length)
     cropped = prepare(image, CenterCropSpec(resize_shorter=4, crop=4)).pixels
     np.testing.assert_array_equal(cropped, image.pixels[:, first : first + 4])
@@ -70,7 +70,7 @@ def test_a_centre_crop_begins_where_torchvisions_does(length: int, first: int) -
 
 @pytest.mark.parametrize(("crop", "before", "after"), [(6, 1, 1), (7, 1, 2), (9, 2, 3)])
 def test_a_crop_larger_than_the_picture_is_padded(crop: int, before: int, after: int) -> None:
-    """A crop beyond the resized picture is filled up with zeros, the odd pixel to the right and below."""
+    """A crop beyond the resized picture is padded with zeros, the odd pixel to the right and below."""
     image = picture(4, 4)
     cropped = prepare(image, CenterCropSpec(resize_shorter=4, crop=crop)).pixels
     np.testing.assert_array_equal(cropped, np.pad(image.pixels, ((before, after), (before, after), (0, 0))))
@@ -78,7 +78,7 @@ def test_a_crop_larger_than_the_picture_is_padded(crop: int, before: int, after:
 
 @pytest.mark.parametrize("size", [(20, 1000), (1000, 20), (300, 12_000), (12_000, 300)])
 def test_the_window_of_a_thin_picture_equals_the_crop_of_the_whole(size: tuple[int, int]) -> None:
-    """Of a thin picture only the middle is resized; it looks as if all had been."""
+    """Of a thin picture only the middle is resized; the pixels equal those of the whole, resized."""
     height, width = size
     rows, columns = np.mgrid[:height, :width]
     waves = [127 + 60 * np.sin(columns / 7 + shift) + 60 * np.sin(rows / 9) for shift in range(3)]
@@ -92,7 +92,7 @@ def test_the_window_of_a_thin_picture_equals_the_crop_of_the_whole(size: tuple[i
 
 
 def test_keeping_the_ratio_rounds_to_the_nearest_pixel_and_pads_with_zeros() -> None:
-    """The content fills the upper left; sizes are rounded, the padding reaches the next multiple and is zero."""
+    """The content is at the top left; sizes are rounded; the padding reaches the next multiple and is zero."""
     model_input = prepare(Image(np.full((375, 500, 3), 7, np.uint8)), DETECT)
     assert model_input.geometry == Geometry(Size(375, 500), Size(800, 1067))
     assert model_input.pixels.shape == (800, 1088, 3)
@@ -100,8 +100,8 @@ def test_keeping_the_ratio_rounds_to_the_nearest_pixel_and_pads_with_zeros() -> 
     assert not model_input.pixels[:, 1067:].any()
 
 
-def test_a_side_that_would_vanish_keeps_a_pixel() -> None:
-    """A picture of one row stays one row however far it is scaled down."""
+def test_a_side_is_at_least_one_pixel() -> None:
+    """A picture of one row keeps one row at any scale."""
     model_input = prepare(picture(1, 10_000), DETECT)
     assert model_input.geometry.content == Size(1, 1333)
     assert model_input.pixels.shape == (32, 1344, 3)
@@ -110,7 +110,7 @@ def test_a_side_that_would_vanish_keeps_a_pixel() -> None:
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_every_picture_makes_an_input_of_bounded_size(height: int, width: int) -> None:
-    """Whatever its proportions, a picture's input is contiguous and no larger than its spec says."""
+    """Whatever the aspect ratio, the input is contiguous and no larger than the spec allows."""
     image = Image(np.zeros((height, width, 3), np.uint8))
     cropped = prepare(image, CenterCropSpec(resize_shorter=24, crop=22)).pixels
     assert cropped.shape == (22, 22, 3)
@@ -127,7 +127,7 @@ def test_every_picture_makes_an_input_of_bounded_size(height: int, width: int) -
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2_000_000), (2_000_000, 1), (2, 65_535)])
 def test_the_thinnest_pictures_are_prepared(size: tuple[int, int]) -> None:
-    """A line of two million pixels, whose resized whole would fill the memory, is an input like any other."""
+    """A line of two million pixels, which would fill the memory if resized whole, gives an input."""
     image = Image(np.full((*size, 3), 9, np.uint8))
     cropped = prepare(image, CLASSIFY)
     assert cropped.pixels.shape == (224, 224, 3)

@@ -1,4 +1,4 @@
-"""The committed answer: what agrees with it and what does not."""
+"""The reference check: which answers pass."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ HEAD = Box(10, 10, 40, 40)
         (segments(30), labels(1.0), False),
     ],
 )
-def test_an_answer_agrees_only_when_it_is_near(committed: Result, found: Result, agrees: bool) -> None:
-    """Rounding passes; another class, place, score, pixel or task does not, and the objection says something."""
+def test_only_close_answers_pass(committed: Result, found: Result, agrees: bool) -> None:
+    """Rounding passes; another class, place, score, pixel or task gives a mismatch with a reason."""
     objection = mismatch(found, summarise(committed))
     assert (objection is None) is agrees
     assert objection != ""
 
 
 def test_a_detection_at_the_cut_may_be_missing() -> None:
-    """Of an answer cut to its limit, an expected detection that scores like the last one is not insisted on."""
+    """If an answer is cut at its limit, an expected detection that scores like the last one may be missing."""
     boxes = [Box(10 * at, 0, 10 * at + 9, 9) for at in range(6)]
     committed = heads(*((0, 0.9 - 0.001 * at, box) for at, box in enumerate(boxes[:5])))
     found = heads(*((0, 0.9 - 0.001 * at, box) for at, box in enumerate(boxes[1:])))

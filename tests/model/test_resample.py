@@ -1,4 +1,4 @@
-"""The compiled resize, against Pillow's: not one bit differs."""
+"""The compiled resize, against Pillow's: equal bit for bit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def noise(height: int, width: int, seed: int, *, extreme: bool = False) -> PIL.I
 
 @pytest.mark.parametrize("seed", range(100))
 def test_any_window_of_any_resize_equals_pillows(seed: int) -> None:
-    """Larger, smaller, of one pixel, either pass first; black and white pixels make sums beyond 8 bits."""
+    """Larger, smaller, one pixel, either pass first; black and white pixels overshoot 8 bits."""
     rng = np.random.default_rng(seed)
     height, width, new_height, new_width = (int(rng.integers(1, rng.choice([2, 9, 90, 400]))) for _ in range(4))
     picture = noise(height, width, seed, extreme=seed % 2 == 0)
@@ -69,7 +69,7 @@ def test_any_window_of_any_resize_equals_pillows(seed: int) -> None:
 @pytest.mark.parametrize("columns", range(1, 20))
 @pytest.mark.parametrize("left", range(20))
 def test_every_position_of_a_crop_equals_pillows(left: int, columns: int) -> None:
-    """Wherever a window begins and ends, at the borders too."""
+    """Windows at every position, at the borders too."""
     picture = noise(33, 47, 5)
     size = (min(columns, 24 - left // 2), min(columns, 31 - left))
     part = window(picture, (24, 31), (left // 2, left), size)
@@ -87,14 +87,14 @@ def test_every_position_of_a_crop_equals_pillows(left: int, columns: int) -> Non
     ],
 )
 def test_very_elongated_pictures_equal_pillows(size: tuple[int, int], resized: tuple[int, int]) -> None:
-    """Sides up to the longest that is taken, made thousands of times shorter or longer."""
+    """Sides up to the longest allowed, scaled by factors of thousands."""
     picture = noise(*size, 3)
     np.testing.assert_array_equal(window(picture, resized, (0, 0), resized), whole(picture, *resized))
 
 
 @pytest.mark.parametrize("extreme", [1, 2, 3, 5, 1000, 100_000, 1 << 20])
 def test_no_sum_overflows(extreme: int) -> None:
-    """The weights of a pixel add up to one, however many they are: white stays white."""
+    """A pixel's weights sum to one, however many they are: white stays white."""
     white = PIL.Image.new("RGB", (extreme, 1), (255, 255, 255))
     for width in (1, 2, 3, 7):
         np.testing.assert_array_equal(window(white, (1, width), (0, 0), (1, width)), whole(white, 1, width))
@@ -102,14 +102,14 @@ def test_no_sum_overflows(extreme: int) -> None:
 
 @pytest.mark.parametrize("size", [(500, 375), (640, 480), (401, 250), (300, 249), (2600, 1700)])
 def test_the_crop_of_a_photograph_equals_pillows(size: tuple[int, int]) -> None:
-    """The network's input is Pillow's resized picture, cut out; one that Pillow holds in several pieces too."""
+    """The network's input is the crop of Pillow's resized picture, also if Pillow stores it in several blocks."""
     with PIL.Image.open(ROOT / "examples" / "cat.jpg") as file:
         picture = file.convert("RGB").resize(size)
     np.testing.assert_array_equal(prepare(Image(np.asarray(picture)), SPEC).pixels, cropped_by_pillow(picture))
 
 
-def test_threads_do_not_disturb_each_other() -> None:
-    """Without the GIL several pictures are resized at once, each into its own input."""
+def test_threads_are_independent() -> None:
+    """Pictures processed at the same time give what each gives alone."""
     pictures = [noise(300 + 7 * seed, 400, seed) for seed in range(5)]
     expected = [cropped_by_pillow(picture) for picture in pictures]
 
@@ -166,7 +166,7 @@ BIG = 1 << 31
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
-    """Nothing is read or written beyond a buffer: what does not fit together raises before it begins."""
+    """Sizes that do not fit together raise before anything is read or written beyond a buffer."""
     _resample.window(*GOOD.values())
     with pytest.raises((TypeError, ValueError, OverflowError, BufferError)):
         _resample.window(*(GOOD | wrong).values())
@@ -188,7 +188,7 @@ except MemoryError:
 """
 
 
-def test_a_lack_of_memory_is_an_exception() -> None:
-    """A process that may have no more memory goes on, and the buffers are its own again."""
-    told = subprocess.run([sys.executable, "-c", NO_ROOM], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert told.stdout == "refused\n"
+def test_out_of_memory_is_an_exception() -> None:
+    """MemoryError leaves the process running and releases the buffers."""
+    child = subprocess.run([sys.executable, "-c", NO_ROOM], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert child.stdout == "refused\n"

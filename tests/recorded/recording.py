@@ -275,18 +275,17 @@ def _helps(command_line: CommandLine) -> Entries:
 
 def _listed(text: str) -> list[str]:
     """The commands of a help text."""
-    _, _, panel = text.partition("Commands ─")
-    return re.findall(r"^│ ([a-z-]+) ", panel.partition("╰")[0], re.MULTILINE)
+    return re.findall(r"^│ ([a-z][a-z-]*) ", text, re.MULTILINE)
 
 
 def _without_repetition(entries: Entries) -> Entries:
-    """The parts of the service take the same settings, and so have the same help but for the usage's first lines."""
+    """The parts of the service take the same settings, and so have the same help but for its first lines."""
     seen: dict[str, str] = {}
     short: Entries = {}
     for title, text in entries.items():
-        usage, rule, rest = text.partition("\noptions:\n")
-        known = seen.setdefault(re.sub(r"\s+", " ", usage.replace(title, "convmlp")) + rule + rest, title)
-        short[title] = text if known == title else f"as `{known} --help`"
+        head, _, options = text.partition("\noptions:\n")
+        known = seen.setdefault(options or text, title)
+        short[title] = text if known == title else f"{head}\n… as `{known} --help`"
     return short
 
 

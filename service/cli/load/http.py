@@ -1,13 +1,14 @@
-"""Requests over HTTP/1.1 for as little CPU as Python allows.
+"""An HTTP/1.1 client that uses as little CPU as Python allows.
 
-A load client shares its machine's cores with what it measures, or needs more machines than that to keep it busy. So
-requests are bytes that were put together beforehand, connections are kept, and httptools reads the answers:
-`python -m benchmarks.client_cost` measures what that saves against a general HTTP client.
+A load client shares its machine's cores with the service that it measures. So requests are prepared bytes, connections
+are kept open, and httptools parses the responses: `python -m benchmarks.client_cost` compares it with a general HTTP
+client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ CONNECT_S = 10.0
 
 
 class ConnectionBroken(Exception):
-    """No connection, or it ended before the answer did, or what came is not HTTP."""
+    """The connection failed, or ended before the response did, or the response is not HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """`headers` by their names in lower case."""
+    """Names of `headers` are in lower case."""
 
     status: int
     headers: Mapping[bytes, bytes]
@@ -34,31 +35,31 @@ class Response:
 
 
 def request_bytes(method: str, host: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
-    """A whole request, fit to be sent any number of times."""
+    """A complete request, to be sent any number of times."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
     head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
     return head.encode("ascii") + body
 
 
 class Connections:
-    """Kept connections to one server, as many as there are requests at a time."""
+    """Keep-alive connections to one server, as many as there are concurrent requests."""
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._host, self._port, self._tls = host, port, tls
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
 
-    async def ask(self, request: bytes, timeout_s: float) -> Response:
-        """Send a request and wait for its answer.
+    async def request(self, request: bytes, timeout_s: float) -> Response:
+        """Send prepared bytes and wait for the response.
 
         Raises:
-            ConnectionBroken: there is no answer and will be none.
-            TimeoutError: there was none in time.
+            ConnectionBroken: the client cannot connect, or the connection failed.
+            TimeoutError: the response took longer than `timeout_s`.
         """
         connection = await self._connection()
         try:
             async with asyncio.timeout(timeout_s):
-                response = await connection.ask(request)
+                response = await connection.request(request)
         except BaseException:
             connection.close()
             raise
@@ -78,8 +79,12 @@ class Connections:
         try:
             async with asyncio.timeout(CONNECT_S):
                 _, connection = await loop.create_connection(_Connection, self._host, self._port, ssl=self._tls)
-        except OSError as error:  # TimeoutError is one as well
-            raise ConnectionBroken(f"no connection: {error.strerror or type(error).__name__}") from error
+        except TimeoutError:
+            raise ConnectionBroken(f"cannot connect within {CONNECT_S:g} s") from None
+        except OSError as error:
+            # asyncio puts addresses into its message; names that cannot be resolved have a negative errno.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+            raise ConnectionBroken(f"cannot connect: {reason.lower()}") from error
         self._open.add(connection)
         return connection
 
@@ -102,23 +107,23 @@ class _Connection(asyncio.Protocol):
         self.closed = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._answer: asyncio.Future[Response] | None = None
+        self._response: asyncio.Future[Response] | None = None
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._body_bytes = 0
 
-    async def ask(self, request: bytes) -> Response:
+    async def request(self, request: bytes) -> Response:
         assert self._transport is not None
-        self._answer = asyncio.get_running_loop().create_future()
+        self._response = asyncio.get_running_loop().create_future()
         self._transport.write(request)
-        return await self._answer
+        return await self._response
 
     def close(self) -> None:
         self.usable = False
         if self._transport is not None:
             self._transport.abort()
 
-    # asyncio's calls
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's have no common class
@@ -128,7 +133,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self._break("what came is not HTTP/1.1")
+            self._break("the response is not HTTP/1.1")
 
     def connection_lost(self, error: Exception | None) -> None:
         self._break("the connection was reset" if error is not None else "the connection was closed")
@@ -136,10 +141,10 @@ class _Connection(asyncio.Protocol):
 
     def _break(self, why: str) -> None:
         self.close()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionBroken(why))
+        if self._response is not None and not self._response.done():
+            self._response.set_exception(ConnectionBroken(why))
 
-    # httptools' calls
+    # Called by httptools
 
     def on_message_begin(self) -> None:
         self._headers, self._body, self._body_bytes = {}, [], 0
@@ -150,13 +155,13 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         if self._body_bytes > MAX_BODY_BYTES:
-            self._break("the answer is too large")
+            self._break("the response is too large")
         else:
             self._body.append(body)
 
     def on_message_complete(self) -> None:
         if not self._parser.should_keep_alive():
             self.close()
-        if self._answer is not None and not self._answer.done():
+        if self._response is not None and not self._response.done():
             response = Response(self._parser.get_status_code(), self._headers, b"".join(self._body))
-            self._answer.set_result(response)
+            self._response.set_result(response)

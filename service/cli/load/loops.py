@@ -1,9 +1,9 @@
-"""The two ways to load a service.
+"""Two load patterns, and the measurements of both.
 
-Closed loop: so many clients, each of which asks again as soon as it was answered. It finds what a service can do, and
-slows down with it. Open loop: requests come by a Poisson process of a given rate whatever the service does, as those of
-many independent callers would; the latency counts from when a request was due, so that none is forgiven because this
-program was late with it.
+Closed loop: a fixed number of clients, each of which sends its next request when the last one ended. It finds the
+service's capacity, and slows down with the service. Open loop: requests arrive as a Poisson process of a given rate,
+whatever the service does, as those of many independent callers would. Latency counts from when a request was due: a
+request that this program sent late has waited already.
 """
 
 from __future__ import annotations
@@ -11,66 +11,138 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import count
 
-from service.cli.load.outcome import Ask, Ending, Tally
+import numpy as np
 
-MAX_IN_HAND = 1024
-"""Requests of an open loop that may be unanswered at a time; beyond it they are not sent, and are counted so."""
+MAX_IN_FLIGHT = 1024
+"""Unanswered requests of an open loop. Further ones are not sent, and are counted as unsent."""
+
 PAUSE_S = 0.05
-"""What a client of the closed loop waits after a refusal or an error: asking again at once would be an attack."""
+"""How long a client of the closed loop pauses after a refusal or an error: retrying at once would be an attack."""
 
 
-async def closed_loop(ask: Ask, concurrency: int, seconds: float, warm_up_s: float = 0.0) -> Tally:
-    """Ask from `concurrency` clients for `warm_up_s`, then measure for `seconds`, then wait for what is in hand."""
-    tally = Tally(seconds)
+class Status(StrEnum):
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    """The server was overloaded and did no work for it."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one request ended. `reason`: the error's code, or how the connection failed; empty if answered."""
+
+    status: Status
+    reason: str = ""
+
+
+ANSWERED = Outcome(Status.ANSWERED)
+
+Sender = Callable[[int], Awaitable[Outcome]]
+"""Sends the n-th request and waits for its end. Raises nothing: an error is an outcome."""
+
+
+@dataclass(slots=True)
+class Measurement:
+    """The outcomes of one measurement of `seconds`; a loop fills it.
+
+    `latencies_s` are those of answered requests that were due within the window. `answers_in_window` counts answers
+    that arrived within it, whenever they were requested: the rate derives from it, so that neither end of the window
+    distorts it. `unsent` counts requests that were due while MAX_IN_FLIGHT were unanswered.
+    """
+
+    seconds: float
+    latencies_s: list[float] = field(default_factory=list)
+    answers_in_window: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    unsent: int = 0
+
+    def count(self, outcome: Outcome, latency_s: float) -> None:
+        match outcome.status:
+            case Status.ANSWERED:
+                self.latencies_s.append(latency_s)
+            case Status.REFUSED:
+                self.refused[outcome.reason] += 1
+            case Status.FAILED:
+                self.failed[outcome.reason] += 1
+
+    @property
+    def per_second(self) -> float:
+        """Answers per second."""
+        return self.answers_in_window / self.seconds
+
+    @property
+    def requests(self) -> int:
+        """All requests that were due within the window."""
+        return len(self.latencies_s) + self.refused.total() + self.failed.total() + self.unsent
+
+    def percentiles_ms(self, *percents: float) -> list[float]:
+        """Latency percentiles of the answered requests; NaN if there are none."""
+        if not self.latencies_s:
+            return [float("nan")] * len(percents)
+        return [float(value) * 1000 for value in np.percentile(self.latencies_s, percents)]
+
+    @property
+    def mean_ms(self) -> float:
+        return float(np.mean(self.latencies_s)) * 1000 if self.latencies_s else float("nan")
+
+
+async def closed_loop(send: Sender, concurrency: int, seconds: float, warm_up_s: float = 0.0) -> Measurement:
+    """Send from `concurrency` clients for `warm_up_s`, measure for `seconds`, then wait for unanswered requests."""
+    measurement = Measurement(seconds)
     numbers = count()
-    began_s = time.perf_counter() + warm_up_s
-    end_s = began_s + seconds
+    start_s = time.perf_counter() + warm_up_s
+    end_s = start_s + seconds
 
     async def client() -> None:
-        while (asked_s := time.perf_counter()) < end_s:
-            outcome = await ask(next(numbers))
-            answered_s = time.perf_counter()
-            tally.in_window += outcome.ending is Ending.ANSWERED and began_s <= answered_s < end_s
-            if asked_s >= began_s:
-                tally.count(outcome, answered_s - asked_s)
-            if outcome.ending is not Ending.ANSWERED:
+        while (sent_s := time.perf_counter()) < end_s:
+            outcome = await send(next(numbers))
+            ended_s = time.perf_counter()
+            measurement.answers_in_window += outcome.status is Status.ANSWERED and start_s <= ended_s < end_s
+            if sent_s >= start_s:
+                measurement.count(outcome, ended_s - sent_s)
+            if outcome.status is not Status.ANSWERED:
                 await asyncio.sleep(PAUSE_S)
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
-    return tally
+    return measurement
 
 
-async def open_loop(ask: Ask, rate: float, seconds: float, warm_up_s: float = 0.0, seed: int = 0) -> Tally:
-    """Ask `rate` times a second on average for `warm_up_s`, then measure for `seconds`, then wait for what is in hand.
+async def open_loop(send: Sender, rate: float, seconds: float, warm_up_s: float = 0.0, seed: int = 0) -> Measurement:
+    """Send `rate` requests per second on average for `warm_up_s`, measure for `seconds`, then wait for unanswered ones.
 
-    The same seed gives the same arrivals.
+    The same seed gives the same arrival times.
     """
-    tally = Tally(seconds)
+    measurement = Measurement(seconds)
     gaps = random.Random(seed)
     numbers = count()
-    began_s = time.perf_counter() + warm_up_s
-    end_s = began_s + seconds
-    in_hand: set[asyncio.Task[None]] = set()
+    start_s = time.perf_counter() + warm_up_s
+    end_s = start_s + seconds
+    in_flight: set[asyncio.Task[None]] = set()
 
     async def request(due_s: float) -> None:
-        outcome = await ask(next(numbers))
-        answered_s = time.perf_counter()
-        tally.in_window += outcome.ending is Ending.ANSWERED and began_s <= answered_s < end_s
-        if due_s >= began_s:
-            tally.count(outcome, answered_s - due_s)
+        outcome = await send(next(numbers))
+        ended_s = time.perf_counter()
+        measurement.answers_in_window += outcome.status is Status.ANSWERED and start_s <= ended_s < end_s
+        if due_s >= start_s:
+            measurement.count(outcome, ended_s - due_s)
 
-    due_s = began_s - warm_up_s + gaps.expovariate(rate)
+    due_s = start_s - warm_up_s + gaps.expovariate(rate)
     while due_s < end_s:
-        # Without this the loop could fall behind and never let an answer in.
+        # A late loop must sleep too, or the event loop would never read an answer.
         await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-        if len(in_hand) < MAX_IN_HAND:
+        if len(in_flight) < MAX_IN_FLIGHT:
             task = asyncio.create_task(request(due_s))
-            in_hand.add(task)
-            task.add_done_callback(in_hand.discard)
-        elif due_s >= began_s:
-            tally.unsent += 1
+            in_flight.add(task)
+            task.add_done_callback(in_flight.discard)
+        elif due_s >= start_s:
+            measurement.unsent += 1
         due_s += gaps.expovariate(rate)
-    await asyncio.gather(*in_hand)
-    return tally
+    await asyncio.gather(*in_flight)
+    return measurement

@@ -1,4 +1,4 @@
-"""A running service as something to load: over REST by prepared requests, over gRPC by the project's own client."""
+"""Requests to a running service under load: prepared bytes over REST, the project's client over gRPC."""
 
 from __future__ import annotations
 
@@ -15,59 +15,59 @@ from convmlp_client.errors import ClientError, RetryLater
 from convmlp_client.transport import parse_url
 from model.types import Task
 from service.cli.load.http import ConnectionBroken, Connections, Response, request_bytes
-from service.cli.load.outcome import ANSWERED, Ask, Ending, Outcome
+from service.cli.load.loops import ANSWERED, Outcome, Sender, Status
 
 GRACE_S = 0.5
-"""What an answer may take on its way beyond the time that the service was given: its own words are better than ours."""
-TIMED_OUT = Outcome(Ending.FAILED, "no answer in time")
+"""How long a reply may take beyond the deadline that the service knows: its error is clearer than a timeout here."""
+TIMED_OUT = Outcome(Status.FAILED, "timed out")
 REFUSALS = (429, 503)
 
 
 @asynccontextmanager
-async def open_ask(
-    url: str, task: Task, pictures: Sequence[bytes], *, model: str | None, timeout_s: float, api_key: str | None
-) -> AsyncIterator[Ask]:
-    """How to ask the service at `url` about the n-th picture, round and round. One event loop may use it.
+async def open_sender(
+    url: str, task: Task, images: Sequence[bytes], *, model: str | None, timeout_s: float, api_key: str | None
+) -> AsyncIterator[Sender]:
+    """A sender that sends the encoded images in turn to the service at `url`. For one event loop.
 
     Raises:
-        ValueError: no service can be asked so.
+        ValueError: the URL or the key is malformed.
     """
     opened = _rest if parse_url(url).scheme.startswith("http") else _grpc
-    async with opened(url, task, pictures, model, timeout_s, api_key) as ask:
-        yield ask
+    async with opened(url, task, images, model, timeout_s, api_key) as send:
+        yield send
 
 
 @asynccontextmanager
 async def _rest(
-    url: str, task: Task, pictures: Sequence[bytes], model: str | None, timeout_s: float, api_key: str | None
-) -> AsyncIterator[Ask]:
+    url: str, task: Task, images: Sequence[bytes], model: str | None, timeout_s: float, api_key: str | None
+) -> AsyncIterator[Sender]:
     parts = parse_url(url)
     headers = {"X-Request-Timeout-Ms": str(max(1, round(timeout_s * 1000)))}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
     path = f"{parts.path.rstrip('/')}/{task.value}" + (f"?{urlencode({'model': model})}" if model else "")
     host = parts.netloc.rpartition("@")[2]
-    requests = [request_bytes("POST", host, path, headers, picture) for picture in pictures]
+    requests = [request_bytes("POST", host, path, headers, image) for image in images]
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     port = parts.port or (443 if tls else 80)
     async with Connections(parts.hostname or "", port, tls) as connections:
 
-        async def ask(number: int) -> Outcome:
+        async def send(number: int) -> Outcome:
             try:
-                return outcome_of(await connections.ask(requests[number % len(requests)], timeout_s + GRACE_S))
+                return outcome_of(await connections.request(requests[number % len(requests)], timeout_s + GRACE_S))
             except TimeoutError:
                 return TIMED_OUT
             except ConnectionBroken as error:
-                return Outcome(Ending.FAILED, str(error))
+                return Outcome(Status.FAILED, str(error))
 
-        yield ask
+        yield send
 
 
 @asynccontextmanager
 async def _grpc(
-    url: str, task: Task, pictures: Sequence[bytes], model: str | None, timeout_s: float, api_key: str | None
-) -> AsyncIterator[Ask]:
-    # The loops are the bound on what is in hand.
+    url: str, task: Task, images: Sequence[bytes], model: str | None, timeout_s: float, api_key: str | None
+) -> AsyncIterator[Sender]:
+    # The loops bound the requests in flight.
     async with AsyncClient(url, timeout_s=timeout_s, api_key=api_key, retries=0, max_concurrency=10_000) as client:
         methods: dict[Task, Callable[..., Awaitable[object]]] = {
             Task.CLASSIFY: client.classify,
@@ -77,30 +77,30 @@ async def _grpc(
         call = methods[task]
         parameters: dict[str, Any] = {} if model is None else {"model": model}
 
-        async def ask(number: int) -> Outcome:
+        async def send(number: int) -> Outcome:
             try:
-                await call(pictures[number % len(pictures)], **parameters)
+                await call(images[number % len(images)], **parameters)
             except RetryLater as error:
-                return Outcome(Ending.REFUSED, error.code)
+                return Outcome(Status.REFUSED, error.code)
             except ClientError as error:
-                return Outcome(Ending.FAILED, error.code)
+                return Outcome(Status.FAILED, error.code)
             return ANSWERED
 
-        yield ask
+        yield send
 
 
 class _Problem(msgspec.Struct):
-    """What matters here of problem+json."""
+    """The part of problem+json that is needed here."""
 
     type: str = ""
 
 
 def outcome_of(response: Response) -> Outcome:
-    """What a response of this service means; of an error its code, or the status where it has none."""
+    """The outcome that a response of this service means; the reason is the error's code, or the status without one."""
     if response.status == 200:
         return ANSWERED
     try:
         code = msgspec.json.decode(response.body, type=_Problem).type.rpartition("/")[2]
     except msgspec.DecodeError:
         code = ""
-    return Outcome(Ending.REFUSED if response.status in REFUSALS else Ending.FAILED, code or f"HTTP {response.status}")
+    return Outcome(Status.REFUSED if response.status in REFUSALS else Status.FAILED, code or f"HTTP {response.status}")

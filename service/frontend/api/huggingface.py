@@ -1,24 +1,21 @@
-"""A Hugging Face client's body: the bytes of an image, or JSON with base64 and parameters.
+"""POST /compat/huggingface/{classify,detect,segment}: for the unmodified `huggingface_hub.InferenceClient`.
 
-The OpenAPI text of the routes for Hugging Face's clients, made from the structs that the code itself uses.
-
-POST /compat/huggingface/{classify,detect,segment}: for the unmodified `huggingface_hub.InferenceClient`.
-
-Give it the URL of a route as its model, with `?model=NAME` where the task's default model is not meant. `segment`
-is answered by semantic models and by detectors with masks, which do instances.
+Give it the URL of a route as its model, with `?model=NAME` for another than the task's default model. A body is the
+bytes of an image, or JSON with base64 and parameters. `segment` is answered by semantic models and by detectors with
+masks, which do instances.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from starlette import datastructures
+from starlette.types import Receive, Scope, Send
 
-from model.bundle import BundleConfig
 from model.families.registry import family_of
 from model.types import QueryParams, Task
 from service.errors import BadParameter, BadRequest, ModelNotFound
@@ -35,12 +32,11 @@ from service.frontend.api.huggingface_schemas import (
 )
 from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import PARAMETERS, parse_params
-from service.frontend.http.body import from_base64, read_body
-from service.frontend.http.disconnect import cancel_on_disconnect, within_deadline
-from service.frontend.http.middleware import read_timeout_ms, record_of
+from service.frontend.http.body import from_base64
+from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
 from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.settings import Settings
-from service.types import PredictRequest
+from service.types import ModelStatus, PredictRequest
 
 HOW_TO_SEND = 'send the bytes of one image as the body, or JSON {"inputs": "<base64>", "parameters": {…}}'
 
@@ -53,43 +49,24 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     options: msgspec.Raw = msgspec.Raw(b"null")
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One encoded image, and what is asked of it."""
-
-    image: bytes
-    parameters: Parameters
-
-    @property
-    def params(self) -> QueryParams:
-        """The worker's part of the parameters."""
-        match self.parameters:
-            case ClassifyParameters(top_k=top_k):
-                return parse_params(top_k=top_k).params
-            case DetectParameters(threshold=threshold):
-                return parse_params(score_threshold=threshold, masks=False).params
-            case SegmentParameters(threshold=threshold):
-                return parse_params(score_threshold=threshold).params
+def params_of(parameters: Parameters) -> QueryParams:
+    """The worker's part of the parameters."""
+    match parameters:
+        case ClassifyParameters(top_k=top_k):
+            return parse_params(top_k=top_k).params
+        case DetectParameters(threshold=threshold):
+            return parse_params(score_threshold=threshold, masks=False).params
+        case SegmentParameters(threshold=threshold):
+            return parse_params(score_threshold=threshold).params
 
 
-async def read_ask(task: Task, body: bytes) -> Ask:
-    """What a body asks for at the route of `task`.
-
-    No image format begins as a JSON object does, so the Content-Type does not matter.
+def read_json(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
+    """The image and the parameters of a JSON body.
 
     Raises:
-        BadRequest: no body, broken JSON, or another form of it.
-        BadParameter: a parameter is unknown, out of its range, or asks for what cannot be done.
+        BadRequest: broken JSON, or another form of it.
+        BadParameter: a parameter is unknown, out of its range, or not supported.
     """
-    kind = PARAMETERS_OF_TASK[task]
-    if not body:
-        raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
-    if body.lstrip()[:1] == b"{":
-        return await asyncio.to_thread(_from_json, kind, body)
-    return Ask(body, kind())
-
-
-def _from_json(kind: type[Parameters], body: bytes) -> Ask:
     try:
         document = msgspec.json.decode(body, type=_Body)
     except msgspec.ValidationError as error:
@@ -100,7 +77,7 @@ def _from_json(kind: type[Parameters], body: bytes) -> Ask:
     image = from_base64(document.inputs, "inputs")
     if isinstance(image, BadRequest):
         raise image
-    return Ask(image, parameters)
+    return image, parameters
 
 
 def _parameters(kind: type[Parameters], text: msgspec.Raw) -> Parameters:
@@ -108,11 +85,11 @@ def _parameters(kind: type[Parameters], text: msgspec.Raw) -> Parameters:
         parameters = msgspec.json.decode(text, type=kind | None) or kind()
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__)
-        raise BadParameter(f"the JSON body's `parameters` cannot be taken: {error}; known are {known}") from None
+        raise BadParameter(f"the JSON body's `parameters` are invalid: {error}; known parameters: {known}") from None
     function = parameters.function_to_apply if isinstance(parameters, ClassifyParameters) else None
     if function not in (None, Function.SOFTMAX):
         raise BadParameter(
-            f"function_to_apply {function!s} is not to be had: the scores are probabilities, by softmax; leave it out",
+            f"function_to_apply {function!s} is not supported: scores are softmax probabilities; leave it out",
             "function_to_apply",
         )
     return parameters
@@ -126,14 +103,14 @@ SUMMARY = {
 
 
 def operation(task: Task, settings: Settings) -> dict[str, Any]:
-    """What FastAPI merges into the operation of `POST /compat/huggingface/<task>`."""
+    """The part of the operation `POST /compat/huggingface/<task>` that FastAPI does not know."""
     name = PARAMETERS["model"]
     document = {
         "type": "object",
         "properties": {
             "inputs": BASE64,
             "parameters": {"$ref": REF.format(name=PARAMETERS_OF_TASK[task].__name__)},
-            "options": {"description": "Taken and not looked at."},
+            "options": {"description": "Accepted and ignored."},
         },
         "required": ["inputs"],
     }
@@ -146,7 +123,9 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
         ],
         "requestBody": {
             "required": True,
-            "description": "The bytes of one image, or JSON with base64: told by the bytes, not by the Content-Type.",
+            "description": (
+                "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
+            ),
             "content": {
                 "image/*": {"schema": BINARY},
                 "application/octet-stream": {"schema": BINARY},
@@ -155,7 +134,7 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
         },
         "responses": {
             "200": {
-                "description": "A bare list",
+                "description": "A list of results",
                 "headers": RESPONSE_HEADERS,
                 "content": {"application/json": {"schema": elements}},
             },
@@ -171,94 +150,89 @@ def huggingface_components() -> dict[str, Any]:
     return schemas
 
 
-def huggingface(engine: Engine, settings: Settings) -> APIRouter:
-    router = APIRouter(prefix="/compat/huggingface", tags=["huggingface"])
-    compat = HuggingFace(engine, settings)
-    for task in Task:
-        router.add_api_route(
-            f"/{task.value}",
-            _route(compat, task),
-            methods=["POST"],
-            summary=SUMMARY[task],
-            openapi_extra=operation(task, settings),
-            response_class=Response,
-        )
-    return router
-
-
 class HuggingFace:
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self._engine = engine
-        self._settings = settings
+    """ASGI application of `POST /compat/huggingface/<task>`, behind `RequestMiddleware`."""
 
-    async def answer(self, task: Task, request: Request) -> Response:
-        """The whole way of one request; `task` is that of the route.
+    def __init__(self, task: Task, engine: Engine, settings: Settings) -> None:
+        self.path = f"/compat/huggingface/{task.value}"
+        self._task = task
+        self._engine = engine
+        self._max_bytes = settings.max_request_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's)
+        """Answer one request.
 
         Raises:
-            ConvMLPError: what is wrong.
-            ClientDisconnect: the caller left; the work was withdrawn.
+            ConvMLPError: the request's error.
+            ClientDisconnect: the client left, and the work was cancelled.
         """
-        record = record_of(request)
-        record.predicts, record.task = True, task.value
-        deadline_s = self._engine.deadline(read_timeout_ms(request.headers.get("x-request-timeout-ms")))
-        # Before the body is read: a wrong model's name should not cost an upload.
-        able = self._able(task, _model_name(request))
-        with self._engine.body_budget() as take:
-            ask = await within_deadline(self._read(task, request, take), deadline_s)
-            config = _chosen(able, ask.parameters)
-            record.model = config.name
-            prediction = PredictRequest(record.request_id, config.task, config.name, ask.image, ask.params, deadline_s)
-            with cancel_on_disconnect(request):
-                reply = await self._engine.predict(prediction, lambda result: encode_elements(ask.parameters, result))
+        request: HttpRequest = scope[REQUEST]
+        record, engine, kind = request.record, self._engine, PARAMETERS_OF_TASK[self._task]
+        record.predicts, record.task, record.route = True, self._task.value, self.path
+        deadline_s = engine.deadline(request.timeout_ms)
+        # Before the body is read, so that a wrong model name does not cost an upload.
+        models = self._able(_model_name(scope["query_string"]))
+        try:
+            reading = request.read(self._max_bytes, engine.bodies)
+            image = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            parameters = kind()
+            if not image:
+                raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
+            # No image format begins as a JSON object does, so the Content-Type does not matter.
+            if image.lstrip()[:1] == b"{":
+                reading_json = asyncio.to_thread(read_json, kind, image)
+                image, parameters = await within_deadline(reading_json, deadline_s)
+            model = _chosen(models, parameters)
+            record.model = model.config.name
+            prediction = PredictRequest(record.request_id, model, image, params_of(parameters), deadline_s)
+            with request.connection.disconnect:
+                reply = await engine.predict(prediction, partial(encode_elements, parameters))
+        finally:
+            engine.bodies.release(record)
         record.timings = reply.timings
-        return Response(reply.payload, media_type="application/json")
+        await request.respond(reply.payload, "application/json")
 
-    async def _read(self, task: Task, request: Request, take: Callable[[int], None]) -> Ask:
-        return await read_ask(task, await read_body(request, self._settings, take))
-
-    def _able(self, task: Task, name: str | None) -> Sequence[BundleConfig]:
+    def _able(self, name: str | None) -> Sequence[ModelStatus]:
         """The models that may answer, the preferred first; never none."""
-        if task is not Task.SEGMENT:
-            return [self._engine.resolve(task, name).config]
+        engine = self._engine
+        if self._task is not Task.SEGMENT:
+            return [engine.resolve(self._task, name)]
         if name is not None:
-            config = self._engine.model(name).config
-            return [config if _does_instances(config) else self._engine.resolve(task, name).config]
-        served = [status.config for status in self._engine.models()]
-        semantic = [config for config in served if config.task is Task.SEGMENT]
-        able = [*semantic, *(config for config in served if _does_instances(config))]
+            model = engine.model(name)
+            return [model if _does_instances(model) else engine.resolve(self._task, name)]
+        served = engine.models()
+        semantic = [model for model in served if model.config.task is Task.SEGMENT]
+        able = [*semantic, *(model for model in served if _does_instances(model))]
         if not able:
             raise ModelNotFound("this service has no model that segments; see /models")
         return able
 
 
-def _route(compat: HuggingFace, task: Task) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        return await compat.answer(task, request)
-
-    return answer
-
-
-def _model_name(request: Request) -> str | None:
-    given = request.query_params.multi_items()
+def _model_name(query_string: bytes) -> str | None:
+    if not query_string:
+        return None
+    given = datastructures.QueryParams(query_string).multi_items()
     if len(given) > 1 or any(name != "model" for name, _ in given):
-        raise BadParameter("the query string takes `model`, once; all else belongs into the JSON body's `parameters`")
+        raise BadParameter(
+            "the query string takes only `model`, once; other parameters go into the JSON body's `parameters`"
+        )
     return parse_params(model=given[0][1] if given else None).model
 
 
-def _does_instances(config: BundleConfig) -> bool:
-    return family_of(config.architecture).masks
+def _does_instances(model: ModelStatus) -> bool:
+    return family_of(model.config.architecture).masks
 
 
-def _subtask(config: BundleConfig) -> Subtask:
-    return Subtask.INSTANCE if _does_instances(config) else Subtask.SEMANTIC
+def _subtask(model: ModelStatus) -> Subtask:
+    return Subtask.INSTANCE if _does_instances(model) else Subtask.SEMANTIC
 
 
-def _chosen(able: Sequence[BundleConfig], parameters: Parameters) -> BundleConfig:
-    """The first model that does the subtask, where one is asked for."""
+def _chosen(models: Sequence[ModelStatus], parameters: Parameters) -> ModelStatus:
+    """The first model that does the requested subtask; without one, the first."""
     if not isinstance(parameters, SegmentParameters) or parameters.subtask is None:
-        return able[0]
-    for config in able:
-        if _subtask(config) is parameters.subtask:
-            return config
-    does = ", ".join(f"{config.name} does {_subtask(config)}" for config in able)
-    raise BadParameter(f"no model does the subtask {parameters.subtask.value!r} here; {does}", "subtask")
+        return models[0]
+    for model in models:
+        if _subtask(model) is parameters.subtask:
+            return model
+    does = ", ".join(f"{model.config.name} does {_subtask(model)}" for model in models)
+    raise BadParameter(f"no served model does the subtask {parameters.subtask.value!r}; {does}", "subtask")

@@ -1,7 +1,7 @@
-"""What Hugging Face's clients send and expect, by structs that are also its JSON Schema in OpenAPI.
+"""The requests and answers of Hugging Face's clients, by structs that are also their JSON Schema in OpenAPI.
 
 The names and meanings are those of the `image-classification`, `object-detection` and `image-segmentation` tasks
-in `@huggingface/tasks`; what each parameter does here is said beside it.
+in `@huggingface/tasks`; docstrings have the meaning of each parameter here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Annotated
 
 import msgspec
 
+from model.bundle import BundleConfig
 from model.postprocess.masks import EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
-from model.types import Box, ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
+from model.postprocess.results import postprocess
+from model.types import Box, ClassifyResult, Detection, DetectResult, RawOutput, SegmentResult, Size, Task
 from service.frontend.core.parameters import SCORE_THRESHOLD, TOP_K
 
 Threshold = Annotated[float, msgspec.Meta(ge=SCORE_THRESHOLD.low, le=SCORE_THRESHOLD.high)]
@@ -32,27 +34,27 @@ class Subtask(StrEnum):
 
 
 class ClassifyParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k`: how many labels, 5 if left out. `function_to_apply`: softmax, which is what the models were made for."""
+    """`top_k`: number of labels, by default 5. `function_to_apply`: only softmax, which the models were trained for."""
 
     top_k: Annotated[int, msgspec.Meta(ge=TOP_K.low, le=TOP_K.high)] | None = None
     function_to_apply: Function | None = None
 
 
 class DetectParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`threshold`: detections with a score above it are told.
+    """`threshold`: return only detections scoring above this.
 
-    If left out it is the model's own, which is lower than the 0.5 of Hugging Face's pipeline.
+    By default it is the model's own, which is lower than the 0.5 of Hugging Face's pipeline.
     """
 
     threshold: Threshold | None = None
 
 
 class SegmentParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`subtask`: `semantic` or `instance`; if left out, whatever the model does. The others are for instances.
+    """`subtask`: `semantic` or `instance`; by default the model's.
 
-    `threshold`: instances with a score above it are told; the model's own threshold if left out. `mask_threshold`:
-    the probability from which on a pixel belongs to an instance. Segments of a semantic model have no scores, so
-    that neither applies to them; `overlap_mask_area_threshold` is of panoptic segmentation, and applies to none.
+    For instances: `threshold`: return only instances scoring above this; by default the model's own threshold.
+    `mask_threshold`: the minimum probability of a pixel of an instance. Segments of a semantic model have no scores,
+    so neither applies to them. `overlap_mask_area_threshold` is for panoptic segmentation, and is ignored.
     """
 
     subtask: Subtask | None = None
@@ -104,33 +106,33 @@ ELEMENT_OF_TASK: dict[Task, type[LabelElement | DetectionElement | SegmentElemen
 }
 
 
-def encode_elements(parameters: Parameters, result: Result) -> bytes:
+def encode_elements(parameters: Parameters, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
     """The answer: labels and detections by falling score, a semantic model's segments by falling area.
 
     Raises:
-        TypeError: the result is not of the parameters' task.
+        TypeError: the output is not of the parameters' task.
     """
-    match parameters, result:
+    match parameters, postprocess(raw, config, size):
         case ClassifyParameters(), ClassifyResult(labels=labels):
-            return msgspec.json.encode([LabelElement(row.label, rounded_score(row.score)) for row in labels])
+            return msgspec.json.encode([LabelElement(row.label, float(f"{row.score:.6g}")) for row in labels])
         case DetectParameters(), DetectResult(detections=detections):
             return msgspec.json.encode(
                 [DetectionElement(row.label, rounded_score(row.score), _box(row.box)) for row in detections]
             )
-        case SegmentParameters(mask_threshold=threshold), DetectResult(size=size, detections=detections):
+        case SegmentParameters(mask_threshold=threshold), DetectResult(detections=detections):
             return msgspec.json.encode(
                 [
                     SegmentElement(row.label, rounded_score(row.score), _instance_png(row, size, threshold))
                     for row in detections
                 ]
             )
-        case SegmentParameters(), SegmentResult(segments=segments):
+        case SegmentParameters(), SegmentResult(segments=segments) as result:
             masks = encode_segments(result, MaskFormat.PNG)
             return msgspec.json.encode(
                 [SegmentElement(row.label, None, _png(mask)) for row, mask in zip(segments, masks, strict=True)]
             )
         case _:
-            raise TypeError(f"{type(result).__name__} is no answer to {type(parameters).__name__}")
+            raise TypeError(f"{type(raw).__name__} is no answer to {type(parameters).__name__}")
 
 
 def _instance_png(row: Detection, size: Size, mask_threshold: float | None) -> bytes:

@@ -1,17 +1,15 @@
-"""Whether a file changed since it was read.
+"""Who may use the service, and how often: API keys, and rates. Every transport checks both before it reads an image.
 
-API keys from a file: one a line, with a name before it if one likes; `#` begins a comment.
+A file has one API key a line, optionally after a name; `#` begins a comment:
 
     # name    key
     partner   5f3c0e8a1b7d4f60
     9d1b2c3a4e5f6071
 
-Two keys may have one name, so that a caller can go from one to the other; they share its rate.
+Two keys may have one name, so that a caller can change from one to the other; they share its rate.
 
-Who may ask, and how much: the check that every transport makes before it reads an image.
-
-A transport calls `identify` once a request (a gRPC stream: once), `admit` once an image that it is about to take
-in, and `charge` for further images that it found in a body. Nothing here waits or reads a file.
+A transport calls `identify` once for each request (for each gRPC stream: once), `admit` once for each image that it is
+about to read, and `charge` for further images in one body. Nothing here waits or reads a file during a request.
 
 Open to everyone: health and readiness (`/livez`, `/readyz`, `/v2/health/*`, `grpc.health.v1`), `/metrics`, gRPC
 reflection, the pages and `/openapi.json`. All else needs a key where keys are set.
@@ -29,7 +27,6 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NewType
-from urllib.parse import unquote
 
 import structlog
 
@@ -42,7 +39,7 @@ FileVersion = tuple[int, ...] | None
 
 
 def file_version(path: Path) -> FileVersion:
-    """What changes when the file does, also where a link is turned to another file; None where it is missing."""
+    """A value that changes with the file, also where a link is changed to another file; None where it is missing."""
     try:
         status = path.stat()
     except OSError:
@@ -52,12 +49,12 @@ def file_version(path: Path) -> FileVersion:
 
 MAX_FILE_BYTES = 2**20
 MIN_KEY_LENGTH = 16
-"""Nothing but its length keeps a key from being guessed."""
+"""Only its length keeps a key from being guessed."""
 LOOK_INTERVAL_S = 2.0
-"""How often the file is looked at for changes."""
+"""How often the file is checked for changes."""
 
 _KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
-"""What may stand behind `Bearer` (RFC 6750, section 2.1), but for where `=` may stand."""
+"""The characters of a bearer token (RFC 6750, section 2.1); where `=` may stand is not checked."""
 
 log = structlog.get_logger(__name__)
 
@@ -67,24 +64,24 @@ class InvalidKeysFile(Exception):
 
 
 class ApiKeys:
-    """The keys of a file. They are held as hashes under a secret of this process.
+    """The keys of a file, held as hashes under a secret of this process.
 
-    So how long a look-up takes tells nothing of a key: nobody outside can choose the hashes that are compared.
+    So the time that a look-up takes reveals nothing about a key: no caller can choose the hashes that are compared.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises KeysUnusable."""
+        """Raises InvalidKeysFile."""
         self._path = path
         self._secret = secrets.token_bytes(32)
         self._stamp = file_version(path)
         self._names = self._read()
 
     def name_of(self, key: str) -> str | None:
-        """Whose key it is; None for a wrong one."""
+        """The name of the key; None for a wrong one."""
         return self._names.get(self._hash(key))
 
     async def follow(self, interval_s: float = LOOK_INTERVAL_S) -> None:
-        """Read the file again whenever it changed. One that cannot be used is logged, and the last good keys stay."""
+        """Read the file again whenever it changes. An invalid file is logged, and the last valid keys stay in use."""
         while True:
             await asyncio.sleep(interval_s)
             await asyncio.to_thread(self._refresh)
@@ -97,9 +94,9 @@ class ApiKeys:
         try:
             self._names = self._read()
         except InvalidKeysFile as error:
-            log.error("the API keys stay as they were", error=str(error))
+            log.error("API keys not reloaded; the previous ones stay in use", error=str(error))
         else:
-            log.info("the API keys were read again", keys=len(self._names))
+            log.info("API keys reloaded", keys=len(self._names))
 
     def _read(self) -> dict[bytes, str]:
         try:
@@ -126,10 +123,10 @@ class ApiKeys:
                 )
             digest = self._hash(key)
             if digest in names:
-                raise InvalidKeysFile(f"{self._path}, line {number}: the key stands on an earlier line as well")
+                raise InvalidKeysFile(f"{self._path}, line {number}: the key is on an earlier line as well")
             names[digest] = words[0] if len(words) == 2 else f"key of line {number}"
         if not names:
-            raise InvalidKeysFile(f"{self._path}: no API key in it; expected one a line")
+            raise InvalidKeysFile(f"{self._path}: has no API key; expected one a line")
         return names
 
     def _hash(self, key: str) -> bytes:
@@ -137,31 +134,33 @@ class ApiKeys:
 
 
 Caller = NewType("Caller", str)
-"""Whose rate a request counts against: a key's name, or a host. Never a key, so it may be logged."""
+"""The owner of a rate: a key's name, or a host. Never a key, so it may be logged."""
 
-ASK_FOR_KEY = "send the header `Authorization: Bearer KEY` (in gRPC: the metadata `authorization`)"
+SEND_KEY = "send the header `Authorization: Bearer KEY` (in gRPC: the metadata `authorization`)"
 
 
 class Auth:
-    """One for a front-end process, shared by its transports; rates are this process's own.
+    """The checks of a front-end process, shared by its transports. Rates are per process.
 
-    `keys`: None lets everyone in. `limit`: None takes as much as comes.
+    `keys`: None needs no key. `limit`: None limits no rate.
     """
 
     def __init__(self, keys: ApiKeys | None, limit: RateLimit | None, metrics: FrontEndMetrics) -> None:
         self._keys = keys
         self._limit = limit
         self._metrics = metrics
+        self.is_open = keys is None and limit is None
+        """Whether every caller is served, at any rate."""
 
     @property
     def needs_key(self) -> bool:
         return self._keys is not None
 
     def identify(self, authorization: str | None, host: str) -> Caller:
-        """Who is asking. `authorization` is the header's whole value; `host` the peer's address, without its port.
+        """The caller. `authorization` is the header's whole value; `host` is the peer's address, without its port.
 
         Raises:
-            Unauthenticated: keys are set, and none or a wrong one came.
+            Unauthenticated: keys are set, and the request has none or a wrong one.
         """
         if self._keys is None:
             return Caller(_network_of(host) if self._limit is not None else host)
@@ -169,18 +168,18 @@ class Auth:
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
             self._metrics.rejected(Refusal.CREDENTIALS)
-            raise Unauthenticated(f"this service asks for an API key and none came; {ASK_FOR_KEY}")
+            raise Unauthenticated(f"this service needs an API key and the request has none; {SEND_KEY}")
         name = self._keys.name_of(key)
         if name is None:
             self._metrics.rejected(Refusal.CREDENTIALS)
-            raise Unauthenticated(f"the API key is not one that this service knows; {ASK_FOR_KEY}")
+            raise Unauthenticated(f"the API key is wrong; {SEND_KEY}")
         return Caller(name)
 
     def admit(self, caller: Caller) -> None:
-        """Let one image of the caller's in.
+        """Admit one image of the caller's.
 
         Raises:
-            RateLimited: the caller is over its rate; `retry_after_s` is the time until its next image is let in.
+            RateLimited: the caller is over its rate; `retry_after_s` is the time until its next image is admitted.
         """
         if self._limit is None:
             return
@@ -188,22 +187,22 @@ class Auth:
         if wait_s > 0:
             self._metrics.rejected(Refusal.RATE)
             raise RateLimited(
-                f"more than {self._limit.per_s:g} images a second came from this caller; try again in {wait_s:.3g} s",
+                f"this caller sent more than {self._limit.per_s:g} images a second; try again in {wait_s:.3g} s",
                 wait_s,
             )
 
     def charge(self, caller: Caller, images: int) -> None:
-        """Count `images` more of a request that was let in as one image; the caller's next ones wait for it."""
+        """Count `images` more of a request that was admitted as one image. They delay the caller's next ones."""
         if self._limit is not None:
             self._limit.charge(caller, images)
 
 
 @asynccontextmanager
 async def open_auth(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterator[Auth]:
-    """The gate that the settings describe; the file of keys is read again whenever it changes.
+    """The checks that the settings configure. The file of keys is read again whenever it changes.
 
     Raises:
-        KeysUnusable: the file of keys cannot be used now.
+        InvalidKeysFile: the file of keys cannot be used.
     """
     limit = RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst) if settings.rate_limit_per_s else None
     if settings.api_keys_file is None:
@@ -217,17 +216,9 @@ async def open_auth(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterat
         following.cancel()
 
 
-def host_of(peer: str) -> str:
-    """The host in what gRPC calls a peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:...`."""
-    kind, _, address = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return kind
-    return unquote(address).rpartition(":")[0].strip("[]")
-
-
 @lru_cache(maxsize=4096)
 def _network_of(host: str) -> str:
-    """The address itself; of IPv6 its /64, for whoever has one address there has them all."""
+    """The address; of IPv6 its /64, because one caller usually has all addresses of a /64."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:  # a Unix socket has no address

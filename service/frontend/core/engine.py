@@ -1,6 +1,6 @@
-"""Room for requests' bodies: how many bytes all of them together may hold.
+"""Predictions for all transports of a front-end process: admit, prepare, ask a worker, encode.
 
-Engine.predict: admit → prepare → worker → postprocess. One engine a front-end process, for every transport.
+Also the bound on the bytes of requests' bodies, and the control of the workers' models.
 """
 
 from __future__ import annotations
@@ -8,127 +8,139 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from typing import TypeVar
 
-from model.postprocess.results import postprocess
-from model.types import ClassifyOutput, DetectOutput, RawOutput, Result, Task
-from service.errors import BadParameter, Forbidden, ModelNotFound, Overloaded, Refusal, Unavailable
-from service.frontend.core.executor import PreparePool
+from model.bundle import BundleConfig
+from model.types import DetectOutput, RawOutput, SegmentOutput, Size, Task
+from service.errors import (
+    BadParameter,
+    Forbidden,
+    ModelNotFound,
+    Overloaded,
+    Refusal,
+    Unavailable,
+)
+from service.frontend.core.executor import PreparePool, Timed
+from service.frontend.core.request_log import RequestRecord
 from service.observability.metrics import FrontEndMetrics
-from service.observability.tracing import step
+from service.observability.tracing import Span, current_span, step
 from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Readiness, Reply, StoredModel, Timings
 from service.wire.messages import MODEL_CONTROL_OFF
 from service.wire.pool import WorkerPool
 
+T = TypeVar("T")
+
+Encode = Callable[[RawOutput, BundleConfig, Size], T]
+"""Makes what a transport sends of a network's output, its model's config and the picture's upright size."""
+
+SHORT_ANSWER = 20
+"""Labels or boxes, without masks, that are encoded in less time than it takes to reach a thread."""
+
+UNTRACED: nullcontext[Span | None] = nullcontext(None)
+
 
 class ByteBudget:
-    """`limit` bytes. `retry_after_s` tells in how many seconds there may be room again."""
+    """How many bytes the bodies of all requests may hold together: `limit`.
+
+    `retry_after_s` estimates the seconds until there is room again.
+    """
 
     def __init__(self, limit: int, retry_after_s: Callable[[], float]) -> None:
         self._limit = limit
         self._retry_after_s = retry_after_s
         self._held = 0
 
-    def take(self, count: int) -> None:
-        """Raises Overloaded: there is no room for so many more."""
+    def take(self, record: RequestRecord, count: int) -> None:
+        """Hold `count` more bytes for a request. Call `release` when the request no longer needs its body.
+
+        Raises:
+            Overloaded: the bodies would hold more than the limit.
+        """
         if self._held + count > self._limit:
             raise Overloaded(
-                f"the requests in hand hold {self._held} bytes, {self._limit} is the most; try again later",
+                f"the bodies of requests in progress hold {self._held} bytes of at most {self._limit}; try again later",
                 self._retry_after_s(),
                 Refusal.BODIES,
             )
         self._held += count
+        record.held_bytes += count
 
-    def give_back(self, count: int) -> None:
-        self._held -= count
-
-
-class Share:
-    """What one request has of a budget, given back at its end: use as a context manager."""
-
-    __slots__ = ("_budget", "_held")
-
-    def __init__(self, budget: ByteBudget) -> None:
-        self._budget = budget
-        self._held = 0
-
-    def __enter__(self) -> Callable[[int], None]:
-        return self.take
-
-    def __exit__(self, *_: object) -> None:
-        self._budget.give_back(self._held)
-
-    def take(self, count: int) -> None:
-        """Raises Overloaded: there is no room for so many more."""
-        self._budget.take(count)
-        self._held += count
-
-
-T = TypeVar("T")
-
-
-SHORT = 20
-"""Rows of an answer that are written faster than a thread is reached."""
+    def release(self, record: RequestRecord) -> None:
+        """Give back all that a request holds."""
+        self._held -= record.held_bytes
+        record.held_bytes = 0
 
 
 class Engine:
-    """Answers requests with the help of the workers. Front-ends see nothing below it."""
+    """Predicts with the help of the workers. Transports see nothing below it."""
 
-    def __init__(
-        self, workers: WorkerPool, workshop: PreparePool, settings: Settings, metrics: FrontEndMetrics
-    ) -> None:
+    def __init__(self, workers: WorkerPool, threads: PreparePool, settings: Settings, metrics: FrontEndMetrics) -> None:
         self._workers = workers
-        self._workshop = workshop
+        self._threads = threads
         self._settings = settings
         self._metrics = metrics
         self._images = 0
-        self._bodies = ByteBudget(settings.max_in_flight_bytes, workers.retry_after_s)
+        self.bodies = ByteBudget(settings.max_in_flight_bytes, workers.retry_after_s)
 
-    async def predict(self, request: PredictRequest, encode: Callable[[Result], T], *, draws: bool = False) -> Reply[T]:
-        """Answer for one image. `encode` turns the result into what the transport sends, in a thread, or here where
-        it has only a few names and numbers to write; `draws`: it does more than to write.
+    async def predict(self, request: PredictRequest, encode: Encode[T], *, draws: bool = False) -> Reply[T]:
+        """The answer for one image.
+
+        `encode` runs in a thread, unless the answer is short. `draws`: encoding renders a picture, so always use a
+        thread.
 
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
         """
-        model = self.resolve(request.task, request.model)
-        config, task, deadline_s = model.config, request.task, request.deadline_s
-        self._admit(model)
+        model, deadline_s = request.model, request.deadline_s
+        config = model.config
+        if not model.ready:
+            readiness = self.readiness()
+            raise Unavailable(readiness.reason, readiness.retry_after_s)
+        if self._images >= self._settings.max_in_flight:
+            raise Overloaded(
+                f"{self._images} images are in progress, which is the limit; try again later",
+                self._workers.retry_after_s(),
+                Refusal.IN_FLIGHT,
+            )
+        traced = current_span().recording
+        about = {"convmlp.request_id": request.id, "convmlp.model": config.name} if traced else {}
+        self._images += 1
+        self._metrics.in_flight.inc()
         try:
-            with step("predict", {"convmlp.request_id": request.id, "convmlp.model": config.name}) as span:
+            with step("predict", about) if traced else UNTRACED as span:
                 reservation = self._workers.reserve(model, deadline_s)
                 try:
-                    model_input = await self._workshop.prepare(request.image, config.preprocessing, deadline_s)
+                    prepared = await self._threads.run(
+                        deadline_s, self._threads.prepare, request.image, config.preprocessing
+                    )
                 finally:
                     reservation.prepared()
-                self._metrics.stage("decode", task, model_input.seconds)
-                span.record("decode", model_input.started_s, model_input.ended_s)
-                answer = await self._workers.predict(request.id, model, model_input.value, request.params, deadline_s)
-                size = model_input.value.geometry.original
-                output = answer.output
-
-                def encoded() -> T:
-                    return encode(postprocess(output, config, size))
-
-                if _is_short(output) and not draws:
-                    payload = self._workshop.run_here(encoded)
+                self._metrics.stages["decode", config.task].observe(prepared.seconds)
+                if span is not None:
+                    span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
+                answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
+                output, size = answer.output, prepared.value.geometry.original
+                if (
+                    draws
+                    or isinstance(output, SegmentOutput)
+                    or (isinstance(output, DetectOutput) and output.mask_logits is not None)
+                    or len(output.scores) > SHORT_ANSWER
+                ):
+                    encoded = await self._threads.run(deadline_s, encode, output, config, size)
                 else:
-                    payload = await self._workshop.run(encoded, deadline_s)
-                self._metrics.stage("post", task, payload.seconds)
-                span.record("post", payload.started_s, payload.ended_s)
+                    started_s = time.monotonic()
+                    payload = encode(output, config, size)
+                    encoded = Timed(payload, started_s, time.monotonic() - started_s)
+                self._metrics.stages["post", config.task].observe(encoded.seconds)
+                if span is not None:
+                    span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
         finally:
-            self._leave()
-        return Reply(
-            id=request.id,
-            model=config.name,
-            weights_sha256=config.weights_sha256,
-            size=size,
-            payload=payload.value,
-            timings=Timings(model_input.seconds, answer.queue_s, answer.infer_s, payload.seconds),
-            batch_images=answer.batch_images,
-        )
+            self._images -= 1
+            self._metrics.in_flight.dec()
+        timings = Timings(prepared.seconds, answer.queue_s, answer.infer_s, encoded.seconds)
+        return Reply(encoded.value, timings, answer.batch_images)
 
     def resolve(self, task: Task, name: str | None) -> ModelStatus:
         """The model that a request means: the named one, or the first of its task.
@@ -136,11 +148,11 @@ class Engine:
         Raises:
             ModelNotFound: no such model, or none of this task.
             BadParameter: the model does another task.
-            Unavailable: it is not known yet what the worker serves.
+            Unavailable: no worker has reported its models yet.
         """
         if name is None:
-            for model in self.models():
-                if model.config.task == task:
+            for model in self._workers.models() or self.models():
+                if model.config.task is task:
                     return model
             raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
         model = self.model(name)
@@ -162,13 +174,13 @@ class Engine:
             if status.config.name == name:
                 return status
         known = ", ".join(status.config.name for status in self.models())
-        raise ModelNotFound(f"there is no model {name!r} here; served: {known}")
+        raise ModelNotFound(f"there is no model {name!r}; served: {known}")
 
     def models(self) -> tuple[ModelStatus, ...]:
-        """What the worker serves, in its order; still known while a lost worker is being restarted.
+        """The models that the worker serves, in its order; still known while a lost worker is being restarted.
 
         Raises:
-            Unavailable: no worker has said yet what it serves.
+            Unavailable: no worker has reported its models yet.
         """
         models = self._workers.models()
         if models is None:
@@ -176,28 +188,28 @@ class Engine:
         return models
 
     async def repository(self, deadline_s: float | None = None) -> tuple[StoredModel, ...]:
-        """Everything in the worker's store, by name, and everything that it serves.
+        """All models of the worker's store, and all that it serves, by name.
 
         Raises:
-            DeadlineExceeded: there was no answer by `deadline_s`, on the clock of `time.monotonic`; where it is left
-                out, `model_control_timeout_ms` from now.
+            DeadlineExceeded: no answer came by `deadline_s`, on the clock of `time.monotonic`; None means
+                `model_control_timeout_ms` from now.
             Overloaded: too many such requests wait already.
-            Unavailable: there is no worker, it is starting or draining, or it was lost meanwhile.
+            Unavailable: no worker is ready, or it was lost meanwhile.
         """
         return await self._workers.repository(self._control_deadline(deadline_s))
 
     async def load(self, name: str, deadline_s: float | None = None) -> None:
         """Serve a model of the store. When this returns it is ready, and the last of its task.
 
-        One that is served already is read again from disk: where its weights or its config changed, or where it
-        is not ready, it is loaded anew and takes the old one's place, which answers until then; else nothing is
-        done. A call that is cancelled, fails or is late leaves everything as it was; only where one of several
-        workers could not take a changed model do the others keep the change.
+        A model that is served already is read again from disk. If its weights or its config changed, or it is not
+        ready, it is loaded anew and replaces the old one, which answers until then. A call that is cancelled, fails or
+        is late changes nothing; only where one of several workers cannot load a changed model do the others keep the
+        change.
 
         Raises:
-            Forbidden: the service is configured not to let callers do this.
-            ModelNotFound: there is none of that name in the store.
-            Internal: it cannot be served: its bundle is broken, or it does not give its committed answer.
+            Forbidden: model control is off in the settings.
+            ModelNotFound: the store has no model of that name.
+            Internal: its bundle is broken, or it does not give its reference answer.
             Overloaded: the device has no room for it, or too many such requests wait already.
             DeadlineExceeded, Unavailable: as `repository`.
         """
@@ -205,13 +217,13 @@ class Engine:
         await self._workers.load(name, self._control_deadline(deadline_s))
 
     async def unload(self, name: str, deadline_s: float | None = None) -> None:
-        """Serve a model no more. What the worker has in hand for it is answered first, then its memory is free.
+        """Stop serving a model. Its requests in progress are answered first, then its memory is freed.
 
-        Requests that come meanwhile are told ModelNotFound. Any model may go: without the last one the service is
-        not ready, and says why. Once begun it is done to its end, even if the caller has left.
+        New requests for it get ModelNotFound. Without its last model the service is not ready, and readiness has the
+        reason. An unload that has begun is completed, even if the caller leaves.
 
         Raises:
-            Forbidden: the service is configured not to let callers do this.
+            Forbidden: model control is off in the settings.
             ModelNotFound: it is not served.
             Overloaded: too many such requests wait already.
             DeadlineExceeded, Unavailable: as `repository`.
@@ -223,7 +235,7 @@ class Engine:
         return self._workers.readiness()
 
     def next_change(self) -> asyncio.Event:
-        """What is set as soon as `models` or `readiness` say something else than now."""
+        """An event that is set at the next change of `models` or `readiness`."""
         return self._workers.next_change()
 
     def deadline(self, timeout_ms: int | None) -> float:
@@ -238,38 +250,3 @@ class Engine:
     def _control_deadline(self, deadline_s: float | None) -> float:
         latest_s = time.monotonic() + self._settings.model_control_timeout_ms / 1000
         return latest_s if deadline_s is None else min(deadline_s, latest_s)
-
-    def body_budget(self) -> AbstractContextManager[Callable[[int], None]]:
-        """Room for a request's body: call the given function with the bytes of each chunk that came.
-
-        Raises:
-            Overloaded: all bodies together would be over `max_in_flight_bytes`.
-        """
-        return Share(self._bodies)
-
-    def _admit(self, model: ModelStatus) -> None:
-        if not model.ready:
-            readiness = self.readiness()
-            raise Unavailable(readiness.reason, readiness.retry_after_s)
-        if self._images >= self._settings.max_in_flight:
-            raise Overloaded(
-                f"{self._images} images are in hand already, which is the most; try again later",
-                self._workers.retry_after_s(),
-                Refusal.IN_FLIGHT,
-            )
-        self._images += 1
-        self._metrics.in_flight(1)
-
-    def _leave(self) -> None:
-        self._images -= 1
-        self._metrics.in_flight(-1)
-
-
-def _is_short(output: RawOutput) -> bool:
-    match output:
-        case ClassifyOutput():
-            return len(output.scores) <= SHORT
-        case DetectOutput(mask_logits=None):
-            return len(output.scores) <= SHORT
-        case _:
-            return False

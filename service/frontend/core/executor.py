@@ -1,14 +1,13 @@
-"""Threads for an event loop, at a third of what `run_in_executor` costs: no second future, no lock for each, and what
-several threads finish at once wakes the loop once.
+"""Threads for an event loop, and what runs in them: decoding, resizing, encoding and drawing of pictures.
 
-Decoding, encoding and drawing, in as many threads as there are cores.
+This work releases the GIL for most of its time (Pillow, OpenCV, NumPy).
 
-What runs here releases the GIL for most of its time (Pillow, OpenCV, NumPy).
+`ThreadPool` costs a third of `run_in_executor`: one future for each piece of work instead of two, no lock, and one
+wake-up of the loop for all pieces that have ended meanwhile.
 
-A photograph's bytes are copied four times before they are here (the kernel's to uvloop's, to the parser's, to uvicorn's
-buffer, to the message; once more where they came in several): 100 KB, some 5 µs each, and all but the last are the
-server's own. Pillow reads them in place. Its pixels are written by the decoder, and the crop of them by the resizer,
-straight into the array that leaves; the wire says what becomes of that.
+A photograph's bytes are copied four times before they are here (from the kernel to uvloop, to the parser, to uvicorn's
+buffer, to the ASGI message): some 5 µs for each copy of 100 KB. Pillow reads them in place. The decoder writes the
+pixels, and the resizer writes a crop of them straight into the array that goes to the worker.
 """
 
 from __future__ import annotations
@@ -35,139 +34,119 @@ from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
 
-Work = Callable[[], Any]
+
+@dataclass(frozen=True, slots=True)
+class Timed(Generic[T]):
+    """A value, and how long it took. `started_s` is on the clock of `time.monotonic`."""
+
+    value: T
+    started_s: float
+    seconds: float
 
 
 class ThreadPool:
-    """So many threads, which run one piece of work after another. The queue is bounded by who gives the work: the
-    engine has a bound on images in hand."""
+    """Threads that run one piece of work after another.
+
+    Its queue is as long as callers make it: the engine bounds the number of images in the process.
+    """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._queue: SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = SimpleQueue()
-        self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._queue: SimpleQueue[tuple[asyncio.Future[Any], float, Callable[..., Any], tuple[Any, ...]] | None]
+        self._queue = SimpleQueue()
+        self._ended: deque[tuple[asyncio.Future[Any], Timed[Any] | None, BaseException | None]] = deque()
         self._woken = False
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{at}", daemon=True) for at in range(max(threads, 1))
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
+            for number in range(max(threads, 1))
         ]
         for thread in self._threads:
             thread.start()
 
-    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """What comes of `work`, or its error. Work whose future is cancelled before its turn is not begun.
+    def run(self, deadline_s: float, work: Callable[..., T], *args: Any) -> asyncio.Future[Timed[T]]:  # noqa: ANN401
+        """Call `work(*args)` in a thread. `Timed` leaves out the wait for the thread.
+
+        Work that has not started when its future is cancelled, or at `deadline_s` on the clock of `time.monotonic`,
+        never starts. The future raises DeadlineExceeded, or the work's own error.
 
         Raises:
-            RuntimeError: the crew is closed.
+            RuntimeError: the pool is closed.
         """
         if self._closed:
-            raise RuntimeError("these threads have ended")
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._queue.put((work, future))
+            raise RuntimeError("the thread pool is closed")
+        future: asyncio.Future[Timed[T]] = asyncio.get_running_loop().create_future()
+        self._queue.put((future, deadline_s, work, args))
         return future
 
     def close(self) -> None:
-        """Wait for what runs; drop what has not begun."""
+        """Wait for running work; cancel the rest."""
         self._closed = True
         with contextlib.suppress(Empty):
             while (dropped := self._queue.get_nowait()) is not None:
-                dropped[1].cancel()
+                dropped[0].cancel()
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
             thread.join()
 
     def _work(self) -> None:
-        while (given := self._queue.get()) is not None:
-            work, future = given
-            if not future.cancelled():
-                self._finish(future, *_outcome_of(work))
-            del given, work, future  # nothing is kept alive while the thread waits
-
-    def _finish(self, future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:  # noqa: ANN401
-        self._done.append((future, value, error))
-        if not self._woken:
-            self._woken = True
-            future.get_loop().call_soon_threadsafe(self._settle)
-
-    def _settle(self) -> None:
-        # Before the first look: what is finished later wakes the loop anew.
-        self._woken = False
-        while self._done:
-            future, value, error = self._done.popleft()
+        while (item := self._queue.get()) is not None:
+            future, deadline_s, work, args = item
+            value: Timed[Any] | None = None
+            failure: BaseException | None = None
             if future.cancelled():
                 continue
-            if error is None:
+            try:
+                started_s = time.monotonic()
+                if started_s >= deadline_s:
+                    raise DeadlineExceeded("the request's deadline passed before a thread was free for it")
+                result = work(*args)
+                value = Timed(result, started_s, time.monotonic() - started_s)
+            except StopIteration as error:  # a future does not accept it
+                failure = RuntimeError(f"work raised {error!r}")
+            except BaseException as error:
+                failure = error
+            self._ended.append((future, value, failure))
+            if not self._woken:
+                self._woken = True
+                future.get_loop().call_soon_threadsafe(self._settle)
+            # An idle thread keeps nothing alive.
+            del item, future, work, args, value, failure
+            result = None
+
+    def _settle(self) -> None:
+        # Before the first look: work that ends later wakes the loop again.
+        self._woken = False
+        while self._ended:
+            future, value, failure = self._ended.popleft()
+            if future.cancelled():
+                continue
+            if failure is None:
                 future.set_result(value)
             else:
-                future.set_exception(error)
+                future.set_exception(failure)
 
 
-def _outcome_of(work: Work) -> tuple[Any, BaseException | None]:
-    try:
-        return work(), None
-    except StopIteration as error:  # no future takes it
-        return None, RuntimeError(f"work raised {error!r}")
-    except BaseException as error:
-        return None, error
-
-
-@dataclass(frozen=True, slots=True)
-class Timed(Generic[T]):
-    """`started_s` is on the clock of `time.monotonic`."""
-
-    value: T
-    started_s: float
-    seconds: float
-
-    @property
-    def ended_s(self) -> float:
-        return self.started_s + self.seconds
-
-
-class PreparePool:
-    """The threads. `limits` says which images are decoded at all; `fast`: large JPEGs are decoded smaller."""
+class PreparePool(ThreadPool):
+    """The threads of a front-end. `limits` bounds the images that are decoded; `fast` decodes large JPEGs smaller."""
 
     def __init__(self, threads: int, limits: DecodeLimits, *, fast: bool = False) -> None:
-        # These threads are the parallelism; OpenCV's and OpenBLAS's own would only fight with them. (A hundred masks
-        # took seven times as much of the CPU with OpenBLAS's.)
+        # These threads are the parallelism; OpenCV's and OpenBLAS's own would compete with them. With OpenBLAS's,
+        # pasting a hundred masks takes seven times as much CPU.
         cv2.setNumThreads(1)
         threadpool_limits(1, "blas")
-        self._crew = ThreadPool(threads, "prepare")
         self._limits = limits
         self._fast = fast
+        super().__init__(threads, "prepare")
 
-    async def prepare(self, image: bytes | Image, spec: Preprocessing, deadline_s: float) -> Timed[ModelInput]:
-        """An image, its encoded bytes or its pixels, to a network input.
+    def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:
+        """Decode an image where it is encoded, and resize it to a network input. Call it in one of the threads.
 
         Raises:
             ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `model.decode.decode`.
-            DeadlineExceeded: the deadline passed before its turn came.
         """
-        return await self.run(lambda: self._prepared(image, spec), deadline_s)
-
-    async def run(self, work: Callable[[], T], deadline_s: float) -> Timed[T]:
-        """Run `work` in a thread; the seconds are those of the work, without its wait for a thread."""
-
-        def timed() -> Timed[T]:
-            if time.monotonic() >= deadline_s:
-                raise DeadlineExceeded("the request's deadline passed before a thread was free for it")
-            return self.run_here(work)
-
-        return await self._crew.run(timed)
-
-    def run_here(self, work: Callable[[], T]) -> Timed[T]:
-        """The same for work that takes less time than it takes to reach a thread: some tens of microseconds."""
-        started = time.monotonic()
-        value = work()
-        return Timed(value, started, time.monotonic() - started)
-
-    def _prepared(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:
         if isinstance(image, bytes):
             needed = partial(content_size, spec=spec) if self._fast else None
             return prepare_picture(decode_picture(image, self._limits, needed), spec)
         check_pixels(image.size, self._limits)
         return prepare(image, spec)
-
-    def close(self) -> None:
-        """Wait for what runs; drop what has not begun."""
-        self._crew.close()

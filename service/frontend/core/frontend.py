@@ -1,4 +1,4 @@
-"""What every front-end process is made of: workers, workshop, engine, gate, metrics."""
+"""The parts of every front-end process: engine, authentication, metrics, and the workers' clients."""
 
 from __future__ import annotations
 
@@ -26,40 +26,38 @@ log = structlog.get_logger(__name__)
 @dataclass(frozen=True, slots=True)
 class FrontEnd:
     engine: Engine
-    gate: Auth
+    auth: Auth
     metrics: FrontEndMetrics
     registry: CollectorRegistry
-    """What a scrape of this process tells."""
+    """For a scrape: with several processes, the metrics of all of them."""
 
 
 @asynccontextmanager
 async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     """An engine that talks to the workers at `settings.worker_address`.
 
-    Workers that are there are heard first, so that no early request is refused for want of them; one that is not
-    may come later.
+    It waits shortly for running workers to report, so that no early request is refused. Others may start later.
 
     Raises:
-        KeysUnusable: the file of API keys cannot be used.
+        InvalidKeysFile: the file of API keys cannot be used.
     """
     if not COMPILED:
-        log.warning("pictures are resized by Pillow alone, which takes longer: model/resample.c was not compiled")
+        log.warning("model/resample.c is not compiled; Pillow resizes images, which is slower")
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
     metrics.in_flight_limit(settings.max_in_flight)
-    threads = settings.prepare_threads or usable_cores()
-    workshop = PreparePool(threads, settings.decode_limits, fast=settings.fast_decode)
+    threads = PreparePool(settings.prepare_threads or usable_cores(), settings.decode_limits, fast=settings.fast_decode)
     workers = WorkerPool(
         settings.worker_address,
         heartbeat_s=settings.heartbeat_interval_ms / 1000,
         timeout_s=settings.worker_timeout_ms / 1000,
         listener=metrics,
     )
-    async with open_auth(settings, metrics) as gate, workers:
+    async with open_auth(settings, metrics) as auth, workers:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
                 await workers.introduced()
         try:
-            yield FrontEnd(Engine(workers, workshop, settings, metrics), gate, metrics, registry_of_all(registry))
+            yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, registry_of_all(registry))
         finally:
-            workshop.close()
+            threads.close()

@@ -1,4 +1,4 @@
-"""Overlays: a picture with its answer drawn on it, as the client draws it; and pictures as bytes."""
+"""Overlays: a picture with its result drawn on it, in the client's style; and encoding of pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_OVERLAY_SIDE: Final = 16_383
 
 
 class PictureFormat(StrEnum):
-    """Named by the extension that OpenCV's encoders know."""
+    """Values are the file extensions that select OpenCV's encoder."""
 
     PNG = ".png"
     JPEG = ".jpg"
@@ -52,7 +52,7 @@ def render(image: Image, result: Result) -> Image:
     """
     canvas = scaled_down(image)
     size = canvas.size
-    # Of the longer side, which whole pixels make least inexact.
+    # From the longer side, where rounding to whole pixels matters least.
     scale = max(size.height / image.size.height, size.width / image.size.width)
     picture = PIL.Image.fromarray(canvas.pixels)
     match result:

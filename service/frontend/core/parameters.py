@@ -1,4 +1,4 @@
-"""What a request may ask of its images: ranges and defaults, the same over every transport."""
+"""The parameters of a prediction, with ranges and defaults: the same over every transport."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from model.postprocess.masks import MaskFormat
@@ -19,7 +20,7 @@ DEFAULT_MASK_FORMAT = MaskFormat.RLE
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The numbers from `low` to `high`, both included; `kind` is what they are called."""
+    """The numbers from `low` to `high`, both included; `kind` names them in errors."""
 
     kind: str
     low: int
@@ -40,7 +41,7 @@ MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /mo
 
 @dataclass(frozen=True, slots=True)
 class PredictParams:
-    """What is asked of an image. `params` is the worker's part of it, `mask_format` the encoder's."""
+    """The parameters of a prediction. `params` are the worker's, `mask_format` is the encoder's."""
 
     model: str | None
     params: QueryParams
@@ -56,16 +57,16 @@ def parse_params(
     masks: bool = True,
     mask_format: MaskFormat | None = None,
 ) -> PredictParams:
-    """Hold what a caller named to its range; what it did not name gets its default.
+    """Check given values against their ranges; those not given get their defaults.
 
     Raises:
-        BadParameter: a value is out of its range; `field` says which.
+        BadParameter: a value is out of its range; `field` names the parameter.
     """
     if model is not None and not 0 < len(model) <= MAX_MODEL_NAME:
         raise BadParameter(f"parameter 'model' has {len(model)} characters; expected {MODEL_NAME}", "model")
-    _hold("top_k", top_k, TOP_K)
-    _hold("score_threshold", score_threshold, SCORE_THRESHOLD)
-    _hold("max_detections", max_detections, MAX_DETECTIONS)
+    _check("top_k", top_k, TOP_K)
+    _check("score_threshold", score_threshold, SCORE_THRESHOLD)
+    _check("max_detections", max_detections, MAX_DETECTIONS)
     mask_format = DEFAULT_MASK_FORMAT if mask_format is None else mask_format
     params = QueryParams(
         top_k=DEFAULTS.top_k if top_k is None else top_k,
@@ -76,7 +77,11 @@ def parse_params(
     return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE)
 
 
-def _hold(name: str, value: float | None, allowed: Range) -> None:
+cached_params = lru_cache(maxsize=1024)(parse_params)
+"""`parse_params` for clients that repeat their values. Errors are not cached."""
+
+
+def _check(name: str, value: float | None, allowed: Range) -> None:
     if value is not None and value not in allowed:
         raise BadParameter(f"parameter {name!r} is {value:.10g}; expected {allowed}", name)
 
@@ -87,7 +92,7 @@ class View(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """`parse` raises ValueError with the words for what was expected; `schema` is JSON Schema."""
+    """`parse` raises ValueError with the text for what is expected; `schema` is JSON Schema."""
 
     description: str
     schema: Mapping[str, Any]
@@ -101,7 +106,7 @@ def shown(text: str) -> str:
 
 
 def digits(text: str) -> int | None:
-    """The whole number that a text of at most ten ASCII digits is, else None."""
+    """The whole number in a text of at most ten ASCII digits, else None."""
     # `int` alone would take "1_0", " 7 " and digits of other scripts.
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
 
@@ -126,7 +131,7 @@ def _number(allowed: Range) -> Callable[[str], float]:
     return parse
 
 
-def _truth(text: str) -> bool:
+def _boolean(text: str) -> bool:
     try:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     except KeyError:
@@ -145,25 +150,25 @@ def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
 
 PARAMETERS: dict[str, Parameter] = {
     "model": Parameter(
-        "Which model answers; the task's default model if left out.",
+        "Model to use. Default: the task's default model (see /models).",
         {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
         str,
         frozenset(Task),
     ),
     "top_k": Parameter(
-        "How many labels, the best first.",
+        "Number of labels to return, the best first.",
         {"type": "integer", "minimum": TOP_K.low, "maximum": TOP_K.high, "default": DEFAULTS.top_k},
         _whole_number(TOP_K),
         frozenset({Task.CLASSIFY}),
     ),
     "score_threshold": Parameter(
-        "Detections with a score above it are told; the model's own threshold if left out.",
+        "Minimum score: return only detections scoring above this. Default: the model's own threshold.",
         {"type": "number", "minimum": SCORE_THRESHOLD.low, "maximum": SCORE_THRESHOLD.high},
         _number(SCORE_THRESHOLD),
         frozenset({Task.DETECT}),
     ),
     "max_detections": Parameter(
-        "At most so many detections, the best first.",
+        "Maximum number of detections to return, the best first.",
         {
             "type": "integer",
             "minimum": MAX_DETECTIONS.low,
@@ -174,19 +179,19 @@ PARAMETERS: dict[str, Parameter] = {
         frozenset({Task.DETECT}),
     ),
     "masks": Parameter(
-        "Whether masks are told, by models that have them.",
+        "Return masks, if the model has them.",
         {"type": "boolean", "default": True},
-        _truth,
+        _boolean,
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
     "mask_format": Parameter(
-        "How a mask is written: COCO's compressed RLE, a base64 PNG of 0 and 255, or polygons.",
+        "Format of masks: COCO's compressed RLE, a base64 PNG of 0 and 255, polygons, or none.",
         {"type": "string", "enum": list(MaskFormat), "default": DEFAULT_MASK_FORMAT},
         _one_of(MaskFormat),
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
     "view": Parameter(
-        "`labelmap`: the answer is a PNG with the class index of each pixel (16 bit beyond 256 classes).",
+        "`labelmap`: return a PNG with the class index of each pixel (16 bits with more than 256 classes).",
         {"type": "string", "enum": list(View)},
         _one_of(View),
         frozenset({Task.SEGMENT}),

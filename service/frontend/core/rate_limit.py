@@ -1,6 +1,6 @@
-"""A rate for each of many callers, one number each: the generic cell rate algorithm (ITU-T I.371, annex A).
+"""A rate limit for each of many callers: the generic cell rate algorithm (ITU-T I.371, annex A).
 
-It does what a token bucket does: `burst` at once, then `per_s` on average.
+It holds one number for each caller, and allows what a token bucket allows: `burst` at once, then `per_s` on average.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 MAX_CALLERS = 10_000
-"""Beyond it the one that was quiet the longest is forgotten, and would begin anew."""
+"""Beyond it the caller that was quiet the longest is forgotten."""
 
 ROUNDING_S = 1e-6
-"""Who waited for as long as it was told is not refused for the last digits of a float."""
+"""A caller that waited for the returned time is not refused because of a float's last digits."""
 
 
 class RateLimit:
-    """`per_s` > 0 permits a second for each caller, `burst` >= 1 of them at once after a pause.
+    """Gives each caller `per_s` > 0 permits a second, and `burst` >= 1 of them at once after a pause.
 
-    `clock` gives seconds and never goes back.
+    `clock` returns seconds and never goes back.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class RateLimit:
         self._clock = clock
         self._max_callers = max_callers
         self._due_s: OrderedDict[str, float] = OrderedDict()
-        """When each caller will have had its pause: the least recently seen caller first."""
+        """When each caller has its whole burst again; the least recently seen caller first."""
 
     def take(self, caller: str) -> float:
-        """Take a permit and return 0; or take none and return the seconds until there is one."""
+        """Take a permit and return 0, or take none and return the seconds until one is free."""
         now = self._clock()
         due_s = max(self._due_s.get(caller, now), now)
         wait_s = due_s - now - self._tolerance_s
@@ -49,7 +49,7 @@ class RateLimit:
         return 0.0
 
     def charge(self, caller: str, permits: int) -> None:
-        """Take permits whether they are there or not: what is missing delays the caller's next ones."""
+        """Take permits even if they are not free yet: missing ones delay the caller's next ones."""
         now = self._clock()
         self._keep(caller, max(self._due_s.get(caller, now), now) + permits * self._interval_s)
 

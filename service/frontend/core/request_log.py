@@ -8,34 +8,28 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from contextvars import Token
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import structlog
 
 from model.errors import ConvMLPError
-from model.types import Result
-from service.errors import INTERNAL_DETAIL, Internal
-from service.frontend.core.engine import Engine
 from service.observability.logs import request_id
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import CANCELLED, Span, Tracing, code_of, within
-from service.types import PredictRequest, Reply, Timings
+from service.types import Timings
 
 SANE_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """A caller's id that may stand in logs and headers."""
 STAGES = ("decode", "queue", "infer", "post")
 
 access_logger = structlog.get_logger("access")
-log = structlog.get_logger(__name__)
 
 _ids = random.Random()  # ids are unique, not secret; the system's random numbers cost a system call each
-
-T = TypeVar("T")
 
 
 def usable_id(given_id: str) -> str:
@@ -83,7 +77,8 @@ class RequestRecord:
     `method` is HTTP's, or gRPC's `package.Service/Method`; `path` and its `route` are HTTP's; `status` is the
     transport's. `given_id` is the id in a gRPC message. `predicts`: the metrics count it. `outcome` is `ok`,
     `cancelled` or a domain error's code; `failed`: the service is to blame for it. `span` is None where the request is
-    not traced. `durations_ms` has each stage's time and the `total`, once the outcome is known.
+    not traced. `held_bytes` is the request's part of the engine's `ByteBudget`. `durations_ms` has each stage's time
+    and the `total`, once the outcome is known.
     """
 
     log: RequestLog
@@ -104,6 +99,7 @@ class RequestRecord:
     failed: bool = False
     request_bytes: int = 0
     reply_bytes: int = 0
+    held_bytes: int = 0
     span: Span | None = None
     durations_ms: dict[str, float] | None = None
     _token: Token[str] | None = None
@@ -139,7 +135,7 @@ class RequestRecord:
         """The request ends with an error."""
         self.outcome = error.code
         if self.predicts:
-            self.log.metrics.told(error)
+            self.log.metrics.count_error(error)
         self.finish()
 
     def finish(self) -> dict[str, float]:
@@ -165,7 +161,9 @@ class RequestRecord:
         if not self.outcome:
             self.outcome = "ok"
         if self.predicts:
-            self.log.metrics.request(self.log.transport, self.task, self.model, self.outcome, seconds)
+            count, duration = self.log.metrics.requests[self.log.transport, self.task, self.model, self.outcome]
+            count.inc()
+            duration.observe(seconds)
         return durations_ms
 
     def server_timing(self) -> str:
@@ -208,23 +206,3 @@ class RequestRecord:
             span.set({"http.route": self.route})
         # A caller's mistake is no failure of the service.
         span.end(self.outcome if self.failed else "")
-
-
-async def value_or_error(work: Awaitable[T], **about: str | None) -> T | ConvMLPError:
-    """What `work` comes to, or its error. One that nobody expected is logged, with `about`, and becomes Internal."""
-    try:
-        return await work
-    except ConvMLPError as error:
-        return error
-    except Exception:
-        log.exception("unexpected error", **about)
-        return Internal(INTERNAL_DETAIL)
-
-
-async def reply_or_error(
-    engine: Engine, request: PredictRequest, encode: Callable[[Result], T], *, draws: bool = False
-) -> Reply[T] | ConvMLPError:
-    """One image's answer; its errors are returned, so that they cost its neighbours nothing."""
-    return await value_or_error(
-        engine.predict(request, encode, draws=draws), request_id=request.id, model=request.model
-    )

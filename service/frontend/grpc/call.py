@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Never, TypeVar
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -18,7 +19,7 @@ from google.rpc.status_pb2 import Status
 
 from model.errors import ConvMLPError
 from service.errors import INTERNAL_DETAIL, BadRequest, DeadlineExceeded, Internal
-from service.frontend.core.auth import Auth, host_of
+from service.frontend.core.auth import Auth
 from service.frontend.core.request_log import RequestLog, RequestRecord
 from service.frontend.grpc.status import Context, abort, record_error, status_of
 from service.observability.tracing import TraceContext, received_context
@@ -45,7 +46,7 @@ class RpcService:
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def add_unary(self, name: str, method: Method, *, task: str | None = None, probe: bool = False) -> None:
-        """`task`: the metrics count the calls as predictions of it; "" where only a message says which.
+        """`task`: the metrics count the calls as predictions of it; "" where it depends on the message.
 
         A `probe` needs no key and is not logged. Trailing metadata are `x-request-id` and a prediction's
         `server-timing`.
@@ -133,8 +134,9 @@ class RpcService:
         return record
 
     def _identify(self, context: Context, metadata: dict[str, str]) -> str:
-        """Raises Unauthenticated."""
-        return self._auth.identify(metadata.get("authorization"), host_of(context.peer()))
+        """The caller's name, or its host where every caller is served. Raises Unauthenticated."""
+        host = host_of(context.peer())
+        return host if self._auth.is_open else self._auth.identify(metadata.get("authorization"), host)
 
 
 def parse(kind: type[M], data: bytes) -> M:
@@ -203,6 +205,14 @@ def _trace_context(context: Context) -> TraceContext:
     return received_context(traceparents, [value for key, value in metadata if key == "tracestate"])
 
 
+def host_of(peer: str) -> str:
+    """The host of a gRPC peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:...`."""
+    kind, _, address = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    return unquote(address).rpartition(":")[0].strip("[]")
+
+
 def _timeout_ms(context: Context) -> int | None:
     """What remains of the call's deadline; None where it has none."""
     seconds: float | None = context.time_remaining()
@@ -223,6 +233,6 @@ def _domain_error(error: BaseException, record: RequestRecord, timeout_ms: int |
         # gRPC cancels a call whose deadline has passed, too.
         if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000:
             raise error
-        return DeadlineExceeded("the call's deadline passed before its answer was ready")
+        return DeadlineExceeded("timed out before the answer was ready")
     log.error("unexpected error", request_id=record.request_id, exc_info=error)
     return Internal(INTERNAL_DETAIL)

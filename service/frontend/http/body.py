@@ -1,24 +1,21 @@
-"""Images out of a multipart/form-data body (RFC 7578), in memory: nothing is written to disk.
+"""The encoded images in a body: one as it is, several in a form (RFC 7578), or base64 in JSON.
 
-A prediction's body, in any of its three forms, to the encoded images in it.
-
-The bytes are counted as they come, so a body that is too long is refused when it becomes so and not when it ends.
+Nothing is written to disk. Bytes are counted as they come, so a body that is too long is refused before its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Callable
 
 import msgspec
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
 
 from model.errors import ImageTooLarge
 from service.errors import BadRequest
-from service.frontend.http.middleware import header_of
+from service.frontend.core.engine import ByteBudget
+from service.frontend.http.middleware import HttpRequest
 from service.settings import Settings
 
 IMAGE_FIELDS = (b"image", b"file")
@@ -26,13 +23,13 @@ DISPOSITION = b"content-disposition"
 
 
 class FormImages:
-    """Feed it the body's chunks, then take its images. The parser bounds number and size of a part's headers."""
+    """Parses a form: `feed` it the body's chunks, then call `finish`. The parser bounds a part's headers."""
 
     def __init__(self, boundary: bytes, max_images: int) -> None:
         """Raises BadRequest where there is no usable boundary."""
         if not boundary:
             raise BadRequest(
-                "multipart/form-data needs a boundary in its Content-Type; let the client's library write the header"
+                "multipart/form-data needs a boundary in its Content-Type; let the HTTP library set the header"
             )
         self._max_images = max_images
         self._images: list[bytes] = []
@@ -127,87 +124,47 @@ def too_many_images(most: int) -> ImageTooLarge:
 
 
 Upload = bytes | BadRequest
-"""One encoded image, or why there is none in its place."""
+"""One encoded image, or the error in its place."""
 
 HOW_TO_SEND = (
     "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
     '{"image": "<base64>"} or {"images": ["<base64>", …]}'
 )
+EMPTY_BODY = f"the body is empty; {HOW_TO_SEND}"
 FIRST_BYTES_OF_JSON = b'{["-0123456789tfn'
-"""None of them begins an image, so a picture with a wrong Content-Type is still taken for a picture."""
+"""No image begins with one of these, so an image with a wrong Content-Type is still read as an image."""
 
 
 class JsonBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Base64 of one image or of several; a `data:` URL is taken as well."""
+    """Base64, or a `data:` URL, of one image or of several."""
 
     image: str | None = None
     images: list[str] | None = None
 
 
-async def read_uploads(request: Request, settings: Settings, take: Callable[[int], None]) -> list[Upload]:
-    """Read the body; at least one upload, in their order. `take` is told of the bytes of each chunk.
+_JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
+
+
+async def read_uploads(request: HttpRequest, settings: Settings, bodies: ByteBudget) -> list[Upload]:
+    """Read the body: at least one upload, in their order. Its bytes are taken from `bodies` as they come.
 
     Raises:
         BadRequest: broken multipart or JSON, or no image at all.
         ImageTooLarge: more bytes in all, or more images, than one request may have.
-        Overloaded: `take` found no room.
-        ClientDisconnect: the client left before the end.
+        Overloaded: `bodies` has no room.
+        ClientDisconnect: the client left before the body's end.
     """
-    media_type, options = parse_options_header(header_of(request.scope, b"content-type"))
+    media_type, options = parse_options_header(request.headers.get(b"content-type"))
     if media_type == b"multipart/form-data":
         form = FormImages(options.get(b"boundary", b""), settings.max_images)
-        await _read(request, settings, take, form.feed)
+        await request.read(settings.max_request_bytes, bodies, form.feed)
         return [*form.finish()]
-    body = await read_body(request, settings, take)
+    body = await request.read(settings.max_request_bytes, bodies)
     if not body:
-        raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
+        raise BadRequest(EMPTY_BODY)
     if media_type == b"application/json" and body.lstrip()[:1] in _JSON_STARTS:
         return await asyncio.to_thread(_from_json, body, settings.max_images)
     return [body]
-
-
-_JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
-
-
-async def read_body(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
-    """The whole body as it came. `take` is told of the bytes of each chunk.
-
-    Raises:
-        ImageTooLarge: more bytes than one request may have.
-        Overloaded: `take` found no room.
-        ClientDisconnect: the client left before the end.
-    """
-    parts: list[bytes] = []
-    await _read(request, settings, take, parts.append)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _read(
-    request: Request, settings: Settings, take: Callable[[int], None], use: Callable[[bytes], object]
-) -> None:
-    """Each chunk is given to `use`."""
-    length = header_of(request.scope, b"content-length") or ""
-    if length.isdigit() and int(length) > settings.max_request_bytes:
-        raise _too_long(settings)
-    total = 0
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk = message["body"]
-        total += len(chunk)
-        if total > settings.max_request_bytes:
-            raise _too_long(settings)
-        take(len(chunk))
-        use(chunk)
-        more = message["more_body"]
-
-
-def _too_long(settings: Settings) -> ImageTooLarge:
-    return ImageTooLarge(
-        f"the request's body has more than {settings.max_request_bytes:,} bytes; send a smaller image, or fewer"
-    )
 
 
 def _from_json(body: bytes, max_images: int) -> list[Upload]:
@@ -229,7 +186,7 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
 
 
 def from_base64(text: str, name: str) -> Upload:
-    """The bytes of base64 or of a `data:` URL; `name` says in an error where in the JSON body it stood."""
+    """The bytes of base64 or of a `data:` URL; `name` is its place in the JSON body, for errors."""
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):

@@ -1,6 +1,6 @@
 """Parts of the OpenAPI document that several APIs share.
 
-FastAPI writes the rest; here bodies are streamed and answers encoded by hand, so it cannot know them.
+FastAPI makes the rest. It cannot know bodies and answers, because these are read and encoded by hand.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ REF = "#/components/schemas/{name}"
 BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
 BASE64 = {"type": "string", "contentEncoding": "base64", "description": "Base64, or a data: URL."}
 RESPONSE_HEADERS = {
-    "X-Request-Id": {"description": "The request's own, or a new one.", "schema": {"type": "string"}},
+    "X-Request-Id": {"description": "The request's own id, or a new one.", "schema": {"type": "string"}},
     "Server-Timing": {
-        "description": "`decode`, `queue`, `infer`, `post` and `total` in ms; with several images each stage's "
-        "slowest.",
+        "description": "Durations in ms: `decode`, `queue`, `infer`, `post` and `total`; with several images, each "
+        "stage's slowest.",
         "schema": {"type": "string"},
     },
 }
@@ -29,7 +29,7 @@ _SCHEME = "apiKey"
 
 
 def add_components(app: FastAPI, documents: Sequence[Mapping[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """The app's OpenAPI document with the `paths` and the schemas of `documents`, which FastAPI does not know."""
+    """The app's OpenAPI document, with the `paths` and the schemas of `documents` added."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -51,13 +51,13 @@ def header_parameters(settings: Settings) -> list[dict[str, Any]]:
         {
             "name": "X-Request-Timeout-Ms",
             "in": "header",
-            "description": f"The caller's deadline, from the request's arrival on; at most {most} counts.",
+            "description": f"Timeout of the request, in ms from its arrival; values above {most} count as {most}.",
             "schema": {"type": "integer", "minimum": 1, "default": most},
         },
         {
             "name": "X-Request-Id",
             "in": "header",
-            "description": "Comes back in the answer and is written to the logs.",
+            "description": "Id of the request: returned in the answer and written to the logs.",
             "schema": {"type": "string", "maxLength": 128, "pattern": "^[ -~]+$"},
         },
     ]
@@ -81,7 +81,7 @@ def problem_content(description: str) -> dict[str, Any]:
 
 
 def add_security(app: FastAPI, open_paths: Collection[str]) -> Callable[[], dict[str, Any]]:
-    """The app's OpenAPI text, which says that a key is needed and where."""
+    """The app's OpenAPI document, with the API key added to all paths but `open_paths`."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:

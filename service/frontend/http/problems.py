@@ -1,4 +1,4 @@
-"""The one table of this edge: domain error → HTTP status and title, told as problem+json (RFC 9457)."""
+"""The table of HTTP errors: domain error → status and title, sent as problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ PROBLEM_PATH = "/problems"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`tells` says whether the error's own words are for the caller; the others stay in the log."""
+    """`public`: callers get the error's own message; else it stays in the log."""
 
     status: int
     title: str
-    tells: bool = True
+    public: bool = True
 
 
 ERROR_TABLE: dict[type[ConvMLPError], Row] = {
     ImageUndecodable: Row(400, "The image cannot be decoded"),
     UnsupportedFormat: Row(415, "The image format is not supported"),
     ImageTooLarge: Row(413, "Too many bytes, pixels or images"),
-    BadRequest: Row(400, "The request's body cannot be understood"),
-    BadParameter: Row(422, "A parameter has a value that it cannot have"),
-    ModelNotFound: Row(404, "There is no such model"),
+    BadRequest: Row(400, "The request body is invalid"),
+    BadParameter: Row(422, "A parameter is invalid"),
+    ModelNotFound: Row(404, "Model not found"),
     Unauthenticated: Row(401, "Credentials are missing or wrong"),
-    Forbidden: Row(403, "The service is configured not to do this"),
-    Overloaded: Row(503, "The service has too much to do"),
-    RateLimited: Row(429, "Too many requests of one caller"),
+    Forbidden: Row(403, "Forbidden by the service's configuration"),
+    Overloaded: Row(503, "The service is overloaded"),
+    RateLimited: Row(429, "Too many requests from this caller"),
     Unavailable: Row(503, "The service is not available"),
     DeadlineExceeded: Row(504, "The deadline passed"),
-    Internal: Row(500, "Something is wrong inside the service"),
-    BundleInvalid: Row(500, "Something is wrong inside the service", tells=False),
+    Internal: Row(500, "Internal error"),
+    BundleInvalid: Row(500, "Internal error", public=False),
 }
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """What went wrong. `type` names the kind and is stable; `error` repeats `detail` for clients that read it."""
+    """An error. `type` names its kind and is stable; `error` repeats `detail` for clients that read it."""
 
     type: str
     title: str
@@ -74,7 +74,7 @@ def row_of(error: ConvMLPError) -> Row:
 
 def problem_of(error: ConvMLPError, instance: str) -> Problem:
     row = row_of(error)
-    if row.tells:
+    if row.public:
         return problem(error.code, row.status, row.title, error.detail, instance)
     return problem(Internal.code, row.status, row.title, INTERNAL_DETAIL, instance)
 

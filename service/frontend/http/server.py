@@ -1,4 +1,8 @@
-"""uvicorn, with signals left to the process that runs it, and bounds on what a connection may do."""
+"""uvicorn, with signals left to the process that runs it, and bounds on what a connection may do.
+
+What touches uvicorn's private state is measured in docs/decisions, and tests/service/frontend/http/test_server.py fails
+where a new version of uvicorn behaves differently.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,31 @@ import contextlib
 import math
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, cast
+from types import TracebackType
+from typing import Any, ClassVar
 
 import uvicorn
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from service.frontend.http.disconnect import Disconnect, mark_body_received
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers together."""
 KEEP_ALIVE_S = 75
-"""Longer than the idle time-out of common load balancers, so that it is they who close."""
+"""Longer than the idle timeout of common load balancers, so that they are the ones to close a connection."""
 CANCELLED_ANSWERS_S = 2.0
 READ_AHEAD_BYTES = 256 * 2**10
-"""Of a body are kept until its request takes them: what one call to the system brings."""
+"""Of a body that are kept before its endpoint reads them: what one system call brings."""
+CONNECTION = "convmlp.connection"
+"""In a request's scope: its connection."""
 
 
 async def serve(
     app: ASGIApp, sockets: Sequence[socket.socket], should_exit: asyncio.Event, drain_timeout_s: float
 ) -> None:
-    """Serve on listening sockets until `should_exit`; then finish the requests in hand, and close the sockets.
+    """Serve on listening sockets until `should_exit`; then finish the requests in progress, and close the sockets.
 
-    From then on no connection is accepted, idle ones are closed, and answers say `Connection: close`. A request
+    From then on no connection is accepted, idle ones are closed, and answers have `Connection: close`. A request
     that is not finished within `drain_timeout_s` is cancelled and answered 503.
     """
     config = uvicorn.Config(
@@ -47,91 +53,136 @@ async def serve(
     )
     server = Server(config)
     serving = asyncio.create_task(server.serve(list(sockets)))
-    leaving = asyncio.create_task(should_exit.wait())
+    exiting = asyncio.create_task(should_exit.wait())
     try:
-        await asyncio.wait({serving, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({serving, exiting}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
         if server.server_state.tasks:
-            # uvicorn cancelled them and does not wait for what they still have to say.
+            # uvicorn cancelled them and does not wait for their answers.
             await asyncio.wait(server.server_state.tasks, timeout=CANCELLED_ANSWERS_S)
     finally:
-        leaving.cancel()
+        exiting.cancel()
         serving.cancel()
 
 
 class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The process's own handlers stay: uvicorn's would take SIGTERM away from them, and raise it again."""
+        """The process keeps its own signal handlers: uvicorn would replace that of SIGTERM, and raise it again."""
         yield
 
 
+class Disconnect:
+    """Cancels the work for a request when its connection ends: use as a context manager around that work.
+
+    Each connection has one, because it answers one request at a time. ASGI's own message about a disconnect would
+    take another task for each request.
+
+    Raises:
+        ClientDisconnect: the connection ended, before the work or during it.
+    """
+
+    __slots__ = ("_cancellations", "_task", "happened")
+
+    def __init__(self) -> None:
+        self.happened = False
+        self._task: asyncio.Task[Any] | None = None
+
+    def __call__(self) -> None:
+        """The connection ended."""
+        self.happened = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __enter__(self) -> None:
+        if self.happened:
+            raise ClientDisconnect
+        self._task = task = asyncio.current_task()
+        assert task is not None
+        self._cancellations = task.cancelling()  # by others, as `asyncio.timeout` distinguishes them
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        task, self._task = self._task, None
+        if not self.happened:
+            return
+        assert task is not None
+        if kind is None:  # the work was done before the cancellation took effect
+            task.uncancel()
+            raise ClientDisconnect
+        if isinstance(error, asyncio.CancelledError) and task.uncancel() <= self._cancellations:
+            raise ClientDisconnect from None
+
+
 class OneWrite(asyncio.Transport):
-    """A transport on which an answer's head waits for the first of its body: one call to the system instead of two,
-    and one that wakes the caller."""
+    """A transport that holds an answer's head until its body follows: one system call instead of two, and one wake-up
+    of the client."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__()
         self._transport = transport
-        self._head = b""
+        self.head = b""
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        if self._head:
-            head, self._head = self._head, b""
+        if self.head:
+            head, self.head = self.head, b""
             self._transport.writelines((head, data))
         elif isinstance(data, bytes) and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self._head = data
+            self.head = data
         else:
             self._transport.write(data)
 
     def flush(self) -> None:
         """Send a head that has no body."""
-        if self._head:
-            head, self._head = self._head, b""
+        if self.head:
+            head, self.head = self.head, b""
             self._transport.write(head)
 
     def close(self) -> None:
         self.flush()
         self._transport.close()
 
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401  (asyncio's own)
-        return self._transport.get_extra_info(name, default)
-
 
 class BoundedHttp(HttpToolsProtocol):
-    """Refuses a request's head that is too long or too slow; neither parser nor uvicorn would. Requests get to know
-    of their connection's end by a `Disconnect`."""
+    """One connection. Refuses a request's head that is too long or too slow, which uvicorn does not.
+
+    Requests find it in their scope.
+    """
 
     head_timeout_s: ClassVar[float] = 20.0
-    """From the head's first byte, or from the connection's beginning, to its end."""
+    """From the head's first byte, or from the connection's beginning, to the head's end."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (uvicorn's own, passed on)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (uvicorn's)
         super().__init__(*args, **kwargs)
         self._in_head = True
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._hangup = Disconnect()
+        self.disconnect = Disconnect()
+
+    @property
+    def body_received(self) -> bool:
+        """Whether the newest request's body is here to its end, so that reading it does not wait."""
+        return not self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = self._writing = OneWrite(transport)
-        # A long answer is several writes. asyncio sees to this for listeners that it made itself.
+        self.transport = self._one_write = OneWrite(transport)
+        # A long answer is several writes. asyncio does this for listeners that it made itself.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
-        self._hangup()
+        self.disconnect()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._hangup.put_into(cast(dict[str, Any], self.scope))
-        self._stop_timer()
+        self.scope[CONNECTION] = self  # type: ignore[literal-required]
+        if self._head_timer is not None:
+            self._stop_timer()
         self._in_head = True
         self._head_bytes = 0
 
@@ -141,20 +192,18 @@ class BoundedHttp(HttpToolsProtocol):
         if cycle.body or cycle.response_complete or len(body) > READ_AHEAD_BYTES:
             super().on_body(body)
             return
-        cycle.body = body  # type: ignore[assignment]  # it is only added to, and `bytes` of it is itself
+        cycle.body = body  # type: ignore[assignment]  # uvicorn only adds to it, and `bytes` of it is itself
         cycle.message_event.set()
 
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        mark_body_received(cast(dict[str, Any], self.scope))
-
     def on_response_complete(self) -> None:
-        self._writing.flush()
+        if self._one_write.head:
+            self._one_write.flush()
         super().on_response_complete()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._stop_timer()
+        if self._head_timer is not None:
+            self._stop_timer()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-// The reference: openapi.json as a page. Everything is put in as text, never as markup.
+// The reference: openapi.json as a page. Text is inserted as text, never as markup.
 
 const element = (id) => document.getElementById(id);
 
@@ -73,7 +73,7 @@ function operationCard(id, method, path, operation) {
     card.append(make("h3", "Body"), prose("p", operation.requestBody.description));
     card.append(table(["Content-Type", "Content"], contentInWords(operation.requestBody.content)));
   }
-  card.append(make("h3", "Answers"), table(
+  card.append(make("h3", "Responses"), table(
     ["Status", "", "Content"],
     Object.entries(operation.responses).map(([status, { description, content }]) => [
       status, description, contentInWords(content).map(([kind, schema]) => `${kind}${schema ? `: ${schema}` : ""}`).join("; "),

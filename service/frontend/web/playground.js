@@ -1,5 +1,5 @@
-// The playground: one photograph, one task, and what the service answers. It asks twice, for the picture and for the
-// JSON, and shows both as they came. Everything that comes from the service or a file is put in as text, never as markup.
+// The playground: one image, one task, and the result. It sends two requests, for the overlay and for the JSON, and shows
+// both unchanged. Text of the service or of a file is inserted as text, never as markup.
 
 const TASKS = { classify: "Classify", detect: "Detect", segment: "Segment" };
 const JSON_SHOWN = 20_000;
@@ -8,8 +8,8 @@ const KEY = "convmlp-api-key";
 const PARAMETERS = {
   classify: [{ name: "top_k", label: "Labels", min: 1, max: 1000, step: 1, value: "5" }],
   detect: [
-    { name: "score_threshold", label: "Least score", min: 0, max: 1, step: 0.05, value: "", hint: "empty: the model's own" },
-    { name: "max_detections", label: "Most detections", min: 1, max: 1000, step: 1, value: "100" },
+    { name: "score_threshold", label: "Minimum score", min: 0, max: 1, step: 0.05, value: "", hint: "empty: the model's default" },
+    { name: "max_detections", label: "Maximum detections", min: 1, max: 1000, step: 1, value: "100" },
   ],
   segment: [],
 };
@@ -70,7 +70,7 @@ function showModels() {
 function showModelHint() {
   const model = chosenModel();
   if (!model) {
-    element("model-hint").textContent = state.models.length ? "no model for this task is served" : "";
+    element("model-hint").textContent = state.models.length ? "this task has no model" : "";
     return;
   }
   const figures = Object.entries(model.accuracy?.metrics ?? {}).map(([name, value]) => `${name} ${Number(value.toPrecision(3))}`);
@@ -86,8 +86,8 @@ function call(path, { headers, ...options } = {}) {
 
 function askForKey() {
   const refused = sessionStorage.getItem(KEY) !== null;
-  element("state").textContent = "an API key is needed";
-  element("key-hint").textContent = refused ? "The service does not know that key." : "The service answers those who have one.";
+  element("state").textContent = "API key required";
+  element("key-hint").textContent = refused ? "This key is wrong." : "Enter a key of this service.";
   element("key-form").hidden = false;
   element("key").focus();
 }
@@ -104,8 +104,8 @@ function useKey(event) {
 async function learnState() {
   try {
     const ready = await fetch("readyz");
-    const said = await ready.json();
-    element("state").textContent = ready.ok ? "ready" : `not ready: ${said.detail}`;
+    const readiness = await ready.json();
+    element("state").textContent = ready.ok ? "ready" : `not ready: ${readiness.detail}`;
     const models = await call("models");
     if (models.status === 401) {
       askForKey();
@@ -117,7 +117,7 @@ async function learnState() {
     }
     if (!ready.ok || !models.ok) setTimeout(learnState, 2000);
   } catch {
-    element("state").textContent = "the service cannot be reached";
+    element("state").textContent = "cannot reach the service";
     setTimeout(learnState, 2000);
   }
 }
@@ -139,7 +139,7 @@ function hideAnswer() {
   for (const id of ["problem", "answer", "timings", "command", "raw"]) element(id).hidden = true;
 }
 
-// The problem of a refused request, told in its own words; null where all went well.
+// Title and detail of an error; null for a success.
 async function problemOf(response) {
   if (response.ok) return null;
   const kind = response.headers.get("content-type") ?? "";
@@ -218,7 +218,7 @@ async function ask() {
     showCommand(path);
     showJson(text);
   } catch (error) {
-    if (error.name !== "AbortError") showProblem("The service cannot be reached", "Is it still running? Then try again.");
+    if (error.name !== "AbortError") showProblem("Cannot reach the service", "Check that it is running, then try again.");
   } finally {
     if (state.asking === asking) element("picture").classList.remove("busy");
   }

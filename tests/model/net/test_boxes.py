@@ -29,10 +29,10 @@ def boxes(draw: st.DrawFn) -> list[float]:
 
 
 @given(anchor=boxes(), box=boxes(), stds=st.sampled_from([(1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)]))
-def test_decoding_undoes_encoding(
+def test_decoding_inverts_encoding(
     anchor: list[float], box: list[float], stds: tuple[float, float, float, float]
 ) -> None:
-    """A box comes back from its deltas, unless it is so much larger or smaller than the anchor as to be limited."""
+    """Deltas give their box back, except where the size ratio is limited."""
     anchors, targets = torch.tensor([anchor], dtype=torch.float64), torch.tensor([box], dtype=torch.float64)
     ratios = (targets[:, 2:] - targets[:, :2]) / (anchors[:, 2:] - anchors[:, :2])
     decoded = decode_deltas(anchors, encode_deltas(anchors, targets, stds), stds)
@@ -43,28 +43,28 @@ def test_decoding_undoes_encoding(
         torch.testing.assert_close(limited, ratios.clamp(16 / 1000, 1000 / 16), rtol=1e-4, atol=1e-6)
 
 
-def test_a_delta_means_shift_by_size_and_growth_by_exponential() -> None:
-    """dx, dy count in anchor sizes, dw, dh in natural logarithms, each times its std."""
+def test_deltas_shift_by_anchor_size_and_scale_by_exponential() -> None:
+    """dx, dy are in anchor sizes; dw, dh are natural logarithms; each is multiplied by its std."""
     anchors = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
     decoded = decode_deltas(anchors, torch.tensor([[1.0, -1.0, math.log(2) * 5, 0.0]]), (0.1, 0.1, 0.2, 0.2))
     torch.testing.assert_close(decoded, torch.tensor([[2.0, 16.0, 42.0, 56.0]]))
 
 
 def test_iou_of_hand_computed_boxes() -> None:
-    """Overlap by a quarter, identity, touching edges and no area at all."""
+    """Overlap by a quarter, identity, touching edges, no area."""
     box = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
     others = torch.tensor([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 4.0, 2.0], [1.0, 1.0, 1.0, 1.0]])
     assert iou_matrix(box, others)[0].tolist() == pytest.approx([1 / 7, 1.0, 0.0, 0.0])
 
 
-def test_two_boxes_without_area_overlap_by_no_threshold() -> None:
+def test_two_boxes_without_area_pass_no_threshold() -> None:
     """0/0 must not suppress a detection."""
     point = torch.tensor([[1.0, 1.0, 1.0, 1.0]])
     assert not bool((iou_matrix(point, point) > 0.0).any())
 
 
 def test_clipping_uses_each_rows_own_limits() -> None:
-    """In a batch each picture's boxes stay within that picture."""
+    """In a batch, each picture's boxes are clipped to that picture."""
     clipped = clip_boxes(
         torch.tensor([[[-5.0, 3.0, 50.0, 60.0]], [[-5.0, 3.0, 50.0, 60.0]]]),
         torch.tensor([[[40.0, 20.0, 40.0, 20.0]], [[45.0, 100.0, 45.0, 100.0]]]),
@@ -89,7 +89,7 @@ def test_retinanet_has_ratio_outer_and_scale_inner() -> None:
 
 
 def test_anchors_are_centred_at_multiples_of_the_stride_row_by_row() -> None:
-    """The first cell's centre is the origin; x runs before y."""
+    """The first cell's centre is the origin; x varies faster than y."""
     anchors = RPN_ANCHORS.level_anchors(1, (2, 3), CPU)
     centres = ((anchors[:, :2] + anchors[:, 2:]) / 2)[:: RPN_ANCHORS.per_position]
     torch.testing.assert_close(
@@ -101,7 +101,7 @@ def test_anchors_are_centred_at_multiples_of_the_stride_row_by_row() -> None:
 @goldens.requires_goldens
 @pytest.mark.parametrize(("name", "spec"), [("retinanet", RETINANET_ANCHORS), ("rpn", RPN_ANCHORS)])
 def test_all_anchors_are_the_toolboxes(name: str, spec: AnchorSpec) -> None:
-    """Every shape of every level, and a grid of them, equals what the authors' models use."""
+    """Each level's anchor shapes, and a grid of them, equal those of the authors' models."""
     golden = goldens.load("anchors.json")[name]
     assert [[stride, stride] for stride in spec.strides] == golden["strides"]
     for level, expected in enumerate(golden["base_anchors"]):

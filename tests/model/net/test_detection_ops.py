@@ -20,7 +20,7 @@ from model.net.detection_ops import (
 
 
 def greedy(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float, limit: int) -> list[int]:
-    """NMS as it is told in words, one box after the other, of one picture."""
+    """Greedy NMS by its definition, one box after the other, of one picture."""
     largest = boxes[valid].max() if bool(valid.any()) else torch.tensor(0.0)
     shifted = (boxes + (groups * (largest + 1))[:, None]).numpy()
     kept: list[int] = []
@@ -40,7 +40,7 @@ def greedy(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, thresho
 
 
 def crowd(seed: int, pictures: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes on a coarse raster, so that IoU meets the threshold exactly, scores tie and some have no area."""
+    """Boxes on a coarse raster: IoU equals the threshold exactly, scores tie, some boxes have no area."""
     random = torch.Generator().manual_seed(seed)
     low = torch.randint(0, 24, (pictures, n, 2), generator=random).float() * 4
     size = torch.randint(0, 8, (pictures, n, 2), generator=random).float() * 4
@@ -52,8 +52,8 @@ def crowd(seed: int, pictures: int, n: int) -> tuple[Tensor, Tensor, Tensor, Ten
 
 @pytest.mark.parametrize(("n", "limit"), [(1, 1), (60, 7), (BLOCK + 1, 1000), (3 * BLOCK + 5, 1000), (600, 40)])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 0.7])
-def test_keeps_what_the_greedy_definition_keeps(n: int, limit: int, threshold: float) -> None:
-    """Blocks, fixed point, slots and limits give the greedy answer, box by box, for each picture."""
+def test_nms_equals_the_greedy_definition(n: int, limit: int, threshold: float) -> None:
+    """Blocks, fixed point and limits give the greedy result, box by box, for each picture."""
     boxes, scores, groups, valid = crowd(n, pictures=3, n=n)
     kept, filled = grouped_nms(boxes, scores, groups, valid, threshold, limit)
     for row in range(3):
@@ -63,8 +63,8 @@ def test_keeps_what_the_greedy_definition_keeps(n: int, limit: int, threshold: f
 
 @pytest.mark.skipif(torchvision_operator("nms") is None, reason="torchvision is not installed")
 @pytest.mark.parametrize("limit", [3, 500])
-def test_plain_torch_gives_torchvisions_answer(limit: int) -> None:
-    """Installing torchvision changes no answer."""
+def test_plain_torch_nms_equals_torchvision(limit: int) -> None:
+    """Installing torchvision changes no result."""
     nms = torchvision_operator("nms")
     assert nms is not None
     boxes, _, _, _ = crowd(5, pictures=1, n=900)
@@ -74,15 +74,15 @@ def test_plain_torch_gives_torchvisions_answer(limit: int) -> None:
 
 
 def test_a_chain_is_resolved_from_the_best_down() -> None:
-    """Of boxes that each overlap only their neighbours every second one stays: a suppressed box suppresses none."""
+    """Of boxes that each overlap only their neighbours, every second one is kept: a suppressed box suppresses none."""
     left = torch.arange(300.0)[:, None] * 4
     boxes = torch.cat((left, torch.zeros(300, 1), left + 10, torch.full((300, 1), 10.0)), dim=1)[None]
     kept, filled = nms_ordered(boxes, torch.ones(1, 300, dtype=torch.bool), 0.4, 300)
     assert kept[0, filled[0]].tolist() == list(range(0, 300, 2))
 
 
-def test_a_rows_answer_does_not_depend_on_its_neighbours() -> None:
-    """A picture with larger coordinates, or more boxes, beside it changes nothing."""
+def test_rows_are_independent() -> None:
+    """A picture with larger coordinates, or more boxes, in the batch changes no other row."""
     boxes, scores, groups, valid = crowd(11, pictures=4, n=400)
     boxes = boxes * torch.tensor([1.0, 7.3, 0.1, 100.0])[:, None, None]
     together, filled = grouped_nms(boxes, scores, groups, valid, 0.5, 50)
@@ -94,7 +94,7 @@ def test_a_rows_answer_does_not_depend_on_its_neighbours() -> None:
 
 @pytest.mark.parametrize("n", [0, 10])
 def test_nothing_to_keep(n: int) -> None:
-    """No boxes, or none that take part, give an empty answer."""
+    """No boxes, or no valid ones, give an empty result."""
     kept, filled = grouped_nms(
         torch.zeros(2, n, 4), torch.zeros(2, n), torch.zeros(2, n, dtype=torch.int64), torch.zeros(2, n) > 0, 0.5, 5
     )
@@ -147,24 +147,24 @@ def bilinear(features: Tensor, y: float, x: float) -> Tensor:
 
 @pytest.mark.parametrize("size", [2, 7])
 @pytest.mark.parametrize("scale", [0.25, 0.125])
-def test_is_the_definition(size: int, scale: float) -> None:
-    """Small, large, thin, empty, crossing and missing regions, in windows of several sizes, as by the definition."""
+def test_roi_align_equals_the_definition(size: int, scale: float) -> None:
+    """Small, large, thin, empty, border-crossing and outside regions, in windows of several sizes."""
     features = torch.randn(3, int(120 * scale), int(160 * scale), generator=torch.Generator().manual_seed(3))
     expected = slow_roi_align(features, ROIS, size, scale).float()
     torch.testing.assert_close(roi_align_windows(features, ROIS, size, scale), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.skipif(torchvision_operator("roi_align") is None, reason="torchvision is not installed")
-def test_torchvision_gives_the_same() -> None:
-    """Installing torchvision changes no answer."""
+def test_plain_torch_roi_align_equals_torchvision() -> None:
+    """Installing torchvision changes no result."""
     features = torch.randn(8, 30, 40, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(
         roi_align(features, ROIS, 7, 0.25), roi_align_windows(features, ROIS, 7, 0.25), rtol=0, atol=2e-5
     )
 
 
-def test_regions_are_independent_of_each_other() -> None:
-    """Many regions, cut into chunks, give what each gives alone."""
+def test_regions_are_independent() -> None:
+    """Many regions, processed in chunks, give what each gives alone."""
     random = torch.Generator().manual_seed(5)
     features = torch.randn(256, 64, 64, generator=random)
     low = torch.rand(200, 2, generator=random) * 200
@@ -176,5 +176,5 @@ def test_regions_are_independent_of_each_other() -> None:
 
 
 def test_no_regions() -> None:
-    """An empty list of regions is an empty answer."""
+    """No regions give an empty result."""
     assert roi_align_windows(torch.zeros(4, 8, 8), torch.zeros(0, 4), 7, 0.25).shape == (0, 4, 7, 7)

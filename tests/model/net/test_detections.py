@@ -15,7 +15,7 @@ def frames(pictures: int) -> BatchGeometry:
 
 
 def test_the_best_pairs_are_those_of_a_sort_over_all_pairs() -> None:
-    """Picking anchors first loses no pair, also where scores tie; ties come by position, anchor, class."""
+    """Choosing anchors first loses no pair, also with ties; ties are ordered by position, anchor, class."""
     random = torch.Generator().manual_seed(2)
     logits = torch.randint(-3, 3, (2, 2 * CLASSES, 5, 7), generator=random).float()
     logits[:, ::2] *= -1  # and -0.0 ties with 0.0
@@ -36,7 +36,7 @@ def test_the_best_pairs_are_those_of_a_sort_over_all_pairs() -> None:
 
 
 def test_boxes_belong_to_their_scores_and_stay_within_the_content() -> None:
-    """The pair at cell (y 2, x 3), second anchor, is decoded from that anchor; nothing leaves 60 x 40 pixels."""
+    """The pair at cell (y 2, x 3), second anchor, is decoded from that anchor; boxes are clipped to 60 x 40 px."""
     logits, deltas = torch.full((1, 2 * CLASSES, 5, 7), -5.0), torch.zeros(1, 8, 5, 7)
     logits[0, 1 * CLASSES + 2, 2, 3] = 5.0
     deltas[0, 4, 2, 3] = 0.5

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from model.net.fold import fold_batch_norm
 from model.net.layers import ConvModule
 from model.net.mask_rcnn import MaskRCNN
-from tests.model.net.tiny import ARCHITECTURES, tiny_network
+from tests.model.tiny_models import ARCHITECTURES, tiny_network
 
 NORMS = {"classifier": 6, "retinanet": 6, "mask_rcnn": 6, "semantic_fpn": 13}
 """Three in the tokenizer and three in the conv stage; in the Semantic FPN head one a convolution, 1 + 1 + 2 + 3."""
 
 
 def randomised(family: str) -> nn.Module:
-    """A network whose batch norms have statistics and affine parameters far from those of a fresh one."""
+    """A network whose batch norms have statistics and parameters far from a fresh one's."""
     network = tiny_network(family)
     for norm in batch_norms(network):
         assert norm.running_mean is not None
@@ -33,14 +33,14 @@ def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def tensors(out: Tensor | Sequence[Tensor] | Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """All that a network answers, flat."""
+    """All output tensors of a network, flat."""
     return [out] if isinstance(out, Tensor) else [tensor for part in out for tensor in tensors(part)]
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
-def test_a_folded_network_answers_the_same_without_batch_norm(family: str) -> None:
-    """Folding is exact but for rounding, whatever the statistics, and leaves no batch norm in any family."""
+def test_a_folded_network_gives_the_same_outputs(family: str) -> None:
+    """Folding is exact except for rounding, and leaves no batch norm in any family."""
     network = randomised(family)
     x = torch.randn(2, 3, 64, 96)
     expected = [tensor.clone() for tensor in tensors(network(x))]
@@ -54,8 +54,8 @@ def test_a_folded_network_answers_the_same_without_batch_norm(family: str) -> No
 
 
 @torch.inference_mode()
-def test_what_has_no_batch_norm_stays_as_it_is() -> None:
-    """Folding a second time, or a part without batch norm, changes no weight."""
+def test_without_batch_norm_nothing_changes() -> None:
+    """Folding a second time, or a module without batch norm, changes no weight."""
     network = tiny_network("mask_rcnn")
     assert isinstance(network, MaskRCNN)
     heads_before = {key: tensor.clone() for key, tensor in network.roi_head.state_dict().items()}
@@ -70,7 +70,7 @@ def test_what_has_no_batch_norm_stays_as_it_is() -> None:
 
 @torch.inference_mode()
 def test_a_bias_before_the_batch_norm_is_kept() -> None:
-    """A convolution that has a bias of its own folds as exactly as one without."""
+    """A convolution with a bias folds as exactly as one without."""
     norm = nn.BatchNorm2d(4)
     assert norm.running_mean is not None
     nn.init.normal_(norm.running_mean)
@@ -82,7 +82,7 @@ def test_a_bias_before_the_batch_norm_is_kept() -> None:
 
 
 def test_in_training_mode_nothing_is_folded() -> None:
-    """There batch norm follows the batch and no convolution can stand for it."""
+    """In training mode batch norm depends on the batch, so folding is refused."""
     network = ConvModule(3, 4, 3, norm=True).train()
     with pytest.raises(ValueError, match="bn is in training mode"):
         fold_batch_norm(network)
@@ -90,7 +90,7 @@ def test_in_training_mode_nothing_is_folded() -> None:
 
 
 class Backwards(nn.Module):
-    """Lists its parts in another order than it computes them in."""
+    """Its children are not listed in the order of computation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,6 +112,6 @@ class Backwards(nn.Module):
     ids=["first", "after a ReLU", "order unknown"],
 )
 def test_a_batch_norm_without_a_convolution_is_refused(module: nn.Module) -> None:
-    """What cannot be folded is said, never left half done in silence."""
+    """A batch norm that cannot be folded is an error, not silently skipped."""
     with pytest.raises(ValueError, match="does not follow a convolution"):
         fold_batch_norm(module.eval())

@@ -1,7 +1,7 @@
-"""The four families against what the authors' own models answer, with weights that anyone can re-create.
+"""The four families against the outputs of the authors' models, with reproducible weights.
 
-The networks are fed preprocessed inputs, so that only networks and test-time procedures are compared. Bounds are
-a few times float32's rounding, as measured by the goldens' makers.
+Inputs are preprocessed, so that only networks and test-time procedures are compared. Bounds are a few times float32's
+rounding, as measured when the goldens were made.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def semantic_fpn() -> SemanticFPN:
 @torch.inference_mode()
 @pytest.mark.parametrize("picture", ["a", "b"])
 def test_classifier(picture: str, classifier: ConvMLPClassifier) -> None:
-    """All thousand logits, and the five best classes with their probabilities, are the authors'."""
+    """All thousand logits, and the five best classes with their probabilities, equal the authors'."""
     golden = goldens.load(f"final/classifier_s_{picture}.json")
     logits = classifier(goldens.network_input("cls", picture))
     expected = torch.tensor(golden["logits"])
@@ -83,7 +83,7 @@ def test_classifier(picture: str, classifier: ConvMLPClassifier) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("picture", ["a", "b", "d"])
 def test_retinanet(picture: str, retinanet: RetinaNet) -> None:
-    """Boxes, scores and classes are the authors', under their own and under other test settings."""
+    """Boxes, scores and classes equal the authors', under their default and other test settings."""
     golden = goldens.load(f"final/retinanet_s_{picture}.json")
     logits, deltas = retinanet(goldens.network_input("det", picture))
     geometry = goldens.detection_geometry(picture)
@@ -97,7 +97,7 @@ def test_retinanet(picture: str, retinanet: RetinaNet) -> None:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
 @pytest.mark.parametrize("picture", ["a", "b", "d"])
 def test_mask_rcnn(picture: str, mask_rcnn: MaskRCNN) -> None:
-    """Proposals, boxes, scores, classes and masks are the authors'; all but masks under other test settings too."""
+    """Proposals, boxes, scores, classes and masks equal the authors'; all but masks under other test settings too."""
     golden = goldens.load(f"final/maskrcnn_s_{picture}.json")
     pyramid, logits, deltas = mask_rcnn(goldens.network_input("det", picture))
     geometry = goldens.detection_geometry(picture)
@@ -124,7 +124,7 @@ def test_mask_rcnn(picture: str, mask_rcnn: MaskRCNN) -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("picture", ["a", "b", "c"])
 def test_semantic_fpn(picture: str, semantic_fpn: SemanticFPN) -> None:
-    """The label map of 150 classes is the authors' but for pixels where two classes tie within rounding."""
+    """The label map of 150 classes equals the authors', except pixels where two classes tie within rounding."""
     x = goldens.network_input("seg", picture)
     size = Size(x.shape[2], x.shape[3])
     (output,) = label_maps(semantic_fpn(x), size, [Geometry(goldens.picture_size(picture), size)])
@@ -132,7 +132,7 @@ def test_semantic_fpn(picture: str, semantic_fpn: SemanticFPN) -> None:
 
 
 def parsed(settings: str) -> tuple[QueryParams, DetectPostSpec]:
-    """`score_thr=0.3` or `nms_iou=0.3,max_per_img=300` → what to ask; empty: the defaults."""
+    """`score_thr=0.3` or `nms_iou=0.3,max_per_img=300` → parameters; empty: the defaults."""
     values = dict(one.split("=") for one in settings.split(",") if one)
     threshold, most, iou = values.pop("score_thr", None), values.pop("max_per_img", "100"), values.pop("nms_iou", "0.5")
     assert values == {}
@@ -147,7 +147,7 @@ def parsed(settings: str) -> tuple[QueryParams, DetectPostSpec]:
 
 
 def matched(output: DetectOutput, expected: dict[str, Any]) -> list[int]:
-    """Check that the two lists hold the same detections; for each of ours, the position of its partner."""
+    """Check that two lists hold the same detections; return, for each of ours, its partner's position."""
     boxes, labels = np.array(expected["boxes"]).reshape(-1, 5), np.array(expected["labels"])
     assert len(output.boxes) == len(boxes)
     far = np.abs(output.boxes[:, None] - boxes[None, :, :4]).max(axis=2)

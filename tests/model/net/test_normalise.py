@@ -15,7 +15,7 @@ SEGMENT = KeepRatioSpec(long_side=2048, short_side=512)
 
 
 def test_each_channel_has_its_own_mean_and_std() -> None:
-    """Red is the first channel: a swapped colour order would be seen here."""
+    """Red is the first channel; a swapped colour order would fail here."""
     pixels = torch.tensor([10, 20, 30], dtype=torch.uint8).expand(1, 2, 2, 3)
     constants = Normalisation(mean=(10.0, 10.0, 10.0), std=(1.0, 2.0, 5.0))
     for spec in (
@@ -37,7 +37,7 @@ def test_each_channel_has_its_own_mean_and_std() -> None:
     ],
 )
 def test_inputs_are_the_authors_to_the_last_bit(task: str, picture: str, spec: Preprocessing) -> None:
-    """From the file to the network's input, padding included, nothing differs from the authors' pipelines."""
+    """From the file to the network's input, padding included, inputs equal the authors' pipelines bit for bit."""
     data = (goldens.GOLDENS / "images" / f"{picture}.png").read_bytes()
     one = prepare(decode(data, DecodeLimits(10**7, 10**7)), spec)
     contents = [one.geometry.content] if isinstance(spec, KeepRatioSpec) else None
@@ -46,7 +46,7 @@ def test_inputs_are_the_authors_to_the_last_bit(task: str, picture: str, spec: P
 
 
 def test_padding_is_zero_after_normalisation_in_each_row() -> None:
-    """What lies beyond a row's content does not reach the network, and a black pixel inside it does."""
+    """Pixels beyond a row's content do not reach the network; black pixels inside it do."""
     pixels = torch.full((2, 4, 6, 3), 77, dtype=torch.uint8)
     x = Normalise(SEGMENT)(pixels, [Size(4, 5), Size(3, 6)])
     assert bool((x[0, :, :, 5:] == 0).all())

@@ -17,7 +17,7 @@ def random_logits(classes: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("chunk_bytes", [0, 30_000, 1 << 20])
 def test_chunks_of_classes_give_the_argmax_over_all(chunk_bytes: int) -> None:
-    """However little memory is allowed, the answer is that of resizing all classes and taking the best."""
+    """Whatever the memory limit, the result equals resizing all classes and taking the argmax."""
     logits, geometry = random_logits(7), Geometry(Size(51, 33), INPUT)
     at_input = F.interpolate(logits, size=(24, 40), mode="bilinear")
     expected = F.interpolate(at_input, size=(51, 33), mode="bilinear").argmax(dim=1)[0].numpy()
@@ -29,7 +29,7 @@ def test_chunks_of_classes_give_the_argmax_over_all(chunk_bytes: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fitting", [1, 7, 16, 40, 100])
 def test_channels_last_in_memory_gives_the_same_labels(dtype: torch.dtype, fitting: int) -> None:
-    """How logits lie in memory changes how they are resized, not what comes out, padding and chunks included."""
+    """The memory format of the logits changes no label, padding and chunks included."""
     logits = torch.randn(2, 70, 6, 10, generator=torch.Generator().manual_seed(2)).to(dtype)
     geometries = [Geometry(Size(51, 33), Size(20, 31)), Geometry(Size(9, 14), INPUT)]
     chunk_bytes = fitting * 4 * (24 * 40 + 51 * 33)
@@ -40,13 +40,13 @@ def test_channels_last_in_memory_gives_the_same_labels(dtype: torch.dtype, fitti
 
 
 def test_equal_logits_go_to_the_lowest_class() -> None:
-    """As argmax does, across chunks as well as within one."""
+    """As in argmax, within a chunk and across chunks."""
     (output,) = label_maps(torch.zeros(1, 3, 6, 10), INPUT, [Geometry(Size(5, 5), INPUT)], chunk_bytes=0)
     assert not output.label_map.any()
 
 
 def test_padding_is_cut_off_before_the_second_resize() -> None:
-    """A picture that fills the left half of its input is labelled from the left half alone."""
+    """A picture in the left half of its input is labelled from the left half alone."""
     logits = torch.zeros(1, 2, 6, 10)
     logits[:, 1, :, 5:] = 9.0
     (half,) = label_maps(logits, INPUT, [Geometry(Size(48, 36), Size(24, 18))])
@@ -56,7 +56,7 @@ def test_padding_is_cut_off_before_the_second_resize() -> None:
 
 
 def test_more_than_256_classes_need_uint16() -> None:
-    """Class 299 is not class 43."""
+    """Class 299 does not wrap to class 43."""
     logits = torch.zeros(1, 300, 6, 10)
     logits[:, 299] = 1.0
     (output,) = label_maps(logits, INPUT, [Geometry(Size(4, 4), INPUT)])

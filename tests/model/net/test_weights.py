@@ -12,14 +12,14 @@ from model.errors import BundleInvalid
 from model.net.network import build_network
 from model.net.weights import load_weights, write_bundle
 from model.reference import ClassifyReference, ReferenceAnswer, ScoredIndex
-from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, metadata, tiny_bundle, tiny_network
+from tests.model.tiny_models import ARCHITECTURES, NUM_CLASSES, metadata, tiny_bundle, tiny_network
 
 REFERENCE = ClassifyReference(labels=(ScoredIndex(index=3, score=0.5),))
 
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
 def test_what_is_written_is_read_back(tmp_path: Path, family: str) -> None:
-    """A bundle on disk passes the strict reader and gives every tensor back unchanged."""
+    """The strict reader accepts a written bundle and returns every tensor unchanged."""
     written = tiny_bundle(tmp_path, family)
     read = read_bundle(tmp_path / "tiny")
     assert read == written
@@ -30,10 +30,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_reduced_precision_is_stored_so_and_loaded_as_float32(
-    tmp_path: Path, precision: str, dtype: torch.dtype
-) -> None:
-    """The file holds the precision that the config names; the network gets its values as float32."""
+def test_reduced_precision_is_stored_and_loaded_as_float32(tmp_path: Path, precision: str, dtype: torch.dtype) -> None:
+    """The file has the dtype in the config; the network gets float32."""
     one = metadata("classifier", precision="fp16" if precision == "fp16" else "bf16")
     bundle = write_bundle(tmp_path, one, tiny_network("classifier"), lambda _: REFERENCE)
     assert safetensors.torch.load_file(bundle.weights_path)["head.weight"].dtype == dtype
@@ -43,8 +41,8 @@ def test_reduced_precision_is_stored_so_and_loaded_as_float32(
     assert torch.equal(network.state_dict()["head.weight"], expected)
 
 
-def test_the_reference_is_answered_by_the_weights_as_written(tmp_path: Path) -> None:
-    """The answer's maker gets a loadable bundle of the final weights, and its answer is what is committed."""
+def test_the_reference_comes_from_the_weights_as_written(tmp_path: Path) -> None:
+    """The callback gets a loadable bundle with the final weights; its answer is stored."""
     seen: list[str] = []
 
     def answer(bundle: Bundle) -> ReferenceAnswer:
@@ -59,7 +57,7 @@ def test_the_reference_is_answered_by_the_weights_as_written(tmp_path: Path) -> 
 
 
 def test_a_failed_write_leaves_the_old_bundle_and_no_debris(tmp_path: Path) -> None:
-    """Whole or not at all: an error half way changes nothing in the store."""
+    """Writes are atomic: an error half way changes nothing in the store."""
     tiny_bundle(tmp_path, "classifier")
     before = read_bundle(tmp_path / "tiny")
 
@@ -73,7 +71,7 @@ def test_a_failed_write_leaves_the_old_bundle_and_no_debris(tmp_path: Path) -> N
 
 
 def test_writing_again_replaces(tmp_path: Path) -> None:
-    """A second training run's bundle takes the first one's place."""
+    """A second bundle of a name replaces the first."""
     tiny_bundle(tmp_path, "classifier")
     write_bundle(tmp_path, metadata("classifier", precision="fp16"), tiny_network("classifier"), lambda _: REFERENCE)
     assert read_bundle(tmp_path / "tiny").config.precision == "fp16"
@@ -107,7 +105,7 @@ def make_integer(tensors: dict[str, Tensor]) -> None:
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: object, words: str) -> None:
-    """A bundle of another architecture is refused with the keys that tell why."""
+    """A bundle of another architecture is refused; the error lists the keys."""
     bundle = tiny_bundle(tmp_path, "classifier")
     tensors = safetensors.torch.load_file(bundle.weights_path)
     assert callable(damage)
@@ -119,7 +117,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, damage: object, words
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all", None])
 def test_an_unreadable_file_is_an_invalid_bundle(tmp_path: Path, content: bytes | None) -> None:
-    """Truncated, foreign or missing weights are the bundle's fault, said so."""
+    """Truncated, foreign or missing weights are BundleInvalid."""
     bundle = tiny_bundle(tmp_path, "classifier")
     bundle.weights_path.unlink()
     if content is not None:
@@ -129,7 +127,7 @@ def test_an_unreadable_file_is_an_invalid_bundle(tmp_path: Path, content: bytes 
 
 
 def test_the_config_is_plain_json(tmp_path: Path) -> None:
-    """People read and edit it: indented, ending in a newline."""
+    """People read and edit it: indented, with a final newline."""
     text = (tiny_bundle(tmp_path, "classifier").folder / CONFIG_FILE).read_text(encoding="utf-8")
     assert text.startswith('{\n  "format": 1')
     assert text.endswith("}\n")

@@ -31,7 +31,7 @@ from tests.goldens import GOLDENS, requires_goldens
 
 
 def sampled(logits: Float32Array, box: Box, threshold: float, size: Size) -> BoolArray:
-    """The definition: at each pixel's centre, the four nearest cells of the mask weighed bilinearly."""
+    """The definition: at each pixel's centre, bilinear interpolation of the four nearest cells."""
     cells = len(logits)
     probabilities = np.pad(1 / (1 + np.exp(-logits.astype(np.float64))), 2)
     x = (np.arange(size.width) + 0.5 - box.xmin) / (box.xmax - box.xmin) * cells - 0.5
@@ -76,7 +76,7 @@ def test_pasting_samples_the_mask_at_pixel_centres(
 
 
 def test_a_mask_of_many_strips_has_no_seams() -> None:
-    """A mask larger than what is computed at a time equals the definition throughout."""
+    """A mask larger than a strip equals the definition everywhere."""
     size = Size(700, 900)
     assert size.height * size.width > 2 * STRIP_PIXELS
     logits, box = random_logits(1, 28), Box(3.3, 5.1, 896.2, 690.7)
@@ -85,7 +85,7 @@ def test_a_mask_of_many_strips_has_no_seams() -> None:
 
 
 def test_a_certain_mask_fills_its_box() -> None:
-    """Where each cell is certain the mask is the pixels whose centres lie in the box, and nothing beyond."""
+    """If each cell is certain, the mask is the pixels whose centres are in the box."""
     mask = paste_mask(SoftMask(np.full((28, 28), 50, np.float32), 0.5), Box(2.0, 3.0, 12.0, 8.0), Size(20, 30))
     expected = np.zeros((20, 30), np.bool_)
     expected[3:8, 2:12] = True
@@ -93,7 +93,7 @@ def test_a_certain_mask_fills_its_box() -> None:
 
 
 def test_the_region_is_the_box_and_a_pixel_more_within_the_picture() -> None:
-    """Only what the box can reach is computed: rows and columns of the box, one more at each side, none outside."""
+    """The region is the box plus one pixel on each side, within the picture."""
     soft = SoftMask(random_logits(1, 28), 0.5)
     inner = paste_mask(soft, Box(10.5, 20.5, 30.2, 40.2), Size(100, 200))
     assert (inner.top, inner.left, inner.pixels.shape) == (19, 9, (23, 23))
@@ -102,7 +102,7 @@ def test_the_region_is_the_box_and_a_pixel_more_within_the_picture() -> None:
 
 
 def test_a_value_at_the_threshold_is_in_the_mask() -> None:
-    """The threshold itself counts as set."""
+    """A probability equal to the threshold counts as set."""
     mask = paste_mask(SoftMask(np.zeros((1, 1), np.float32), 0.5), Box(0.0, 0.0, 1.0, 1.0), Size(1, 1))
     assert mask.full_mask().tolist() == [[True]]
 
@@ -119,21 +119,21 @@ def test_a_value_at_the_threshold_is_in_the_mask() -> None:
     ],
 )
 def test_a_box_without_area_or_outside_has_no_pixels(box: Box) -> None:
-    """Boxes that cover nothing of the picture give empty masks and no error."""
+    """Boxes without area, or outside of the picture, give empty masks."""
     mask = paste_mask(SoftMask(np.full((28, 28), 50, np.float32), 0.5), box, Size(10, 20))
     assert mask.full_mask().shape == (10, 20)
     assert not mask.full_mask().any()
 
 
-def test_extreme_logits_are_no_overflow() -> None:
-    """Logits beyond what exp holds are certain, not an error."""
+def test_extreme_logits_do_not_overflow() -> None:
+    """Logits beyond exp's range are certain, not an error."""
     logits = np.array([[-1e30, 1e30], [-500, 500]], np.float32)
     mask = paste_mask(SoftMask(logits, 0.5), Box(0.0, 0.0, 4.0, 4.0), Size(4, 4))
     np.testing.assert_array_equal(mask.full_mask(), [[False, False, True, True]] * 4)
 
 
-def test_a_region_lies_where_it_says() -> None:
-    """In the whole picture a region's pixels are at its rows and columns and the rest is unset."""
+def test_a_region_is_at_its_offset() -> None:
+    """In the whole picture the region's pixels are at its rows and columns; the rest is unset."""
     whole = RegionMask(1, 2, np.array([[True, False], [True, True]]), Size(4, 5)).full_mask()
     assert np.argwhere(whole).tolist() == [[1, 2], [2, 2], [2, 3]]
 
@@ -158,7 +158,7 @@ def whole_picture(pixels: BoolArray) -> RegionMask:
 
 @st.composite
 def regions(draw: st.DrawFn) -> RegionMask:
-    """A rectangle, empty or not, anywhere in a picture up to its edges."""
+    """A rectangle, possibly empty, anywhere in a picture, up to its edges."""
     height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     top, left = draw(st.integers(0, height)), draw(st.integers(0, width))
     shape = (draw(st.integers(0, height - top)), draw(st.integers(0, width - left)))
@@ -168,7 +168,7 @@ def regions(draw: st.DrawFn) -> RegionMask:
 @given(mask=regions())
 @settings(max_examples=300, derandomize=True, deadline=None)
 def test_a_region_is_encoded_as_coco_encodes_the_whole(mask: RegionMask) -> None:
-    """A region's text is the one that COCO's own encoder gives for the whole picture, and decodes to it."""
+    """A region's text equals that of COCO's encoder for the whole picture, and decodes to it."""
     rle = encode_rle(mask)
     assert rle.size == mask.size
     assert rle.counts == coco_text(mask.full_mask())
@@ -189,13 +189,13 @@ def test_a_region_is_encoded_as_coco_encodes_the_whole(mask: RegionMask) -> None
     ],
 )
 def test_plain_shapes_survive_the_round_trip(pixels: BoolArray, order: Literal["C", "F"]) -> None:
-    """Empty, full, diagonal, striped and single-pixel masks decode to themselves in either memory order."""
+    """Empty, full, diagonal, striped and single-pixel masks decode to themselves, in either memory order."""
     mask = whole_picture(np.asarray(pixels, order=order))
     assert encode_rle(mask).counts == coco_text(pixels)
 
 
 def test_long_runs_take_as_many_characters_as_they_need() -> None:
-    """Runs on both sides of each length that adds a character, up to millions of pixels, are COCO's text."""
+    """Run lengths around each number of characters, up to millions of pixels, equal COCO's text."""
     for length in (15, 16, 17, 511, 512, 513, 16_383, 16_384, 524_287, 524_288, 3_000_000):
         pixels = np.zeros((length + 3, 2), np.bool_)
         pixels[length, 0] = True
@@ -212,7 +212,7 @@ def test_long_runs_take_as_many_characters_as_they_need() -> None:
 )
 @settings(max_examples=100, derandomize=True, deadline=None)
 def test_segments_are_encoded_class_by_class(label_map: np.ndarray) -> None:
-    """Each segment's text is that of the pixels of its class, in the order of the segments."""
+    """Each segment's text is that of its class's pixels, in the order of the segments."""
     size = Size(*label_map.shape)
     present = np.unique(label_map)[::-1].tolist()
     segments = tuple(Segment(str(index), index, int((label_map == index).sum())) for index in present)
@@ -223,7 +223,7 @@ def test_segments_are_encoded_class_by_class(label_map: np.ndarray) -> None:
 @requires_goldens
 @pytest.mark.parametrize("picture", ["a", "b", "d"])
 def test_real_masks_are_encoded_as_the_authors_are(picture: str) -> None:
-    """The masks of the authors' own answers, decoded and encoded again, are the same text."""
+    """The masks of the authors' answers, decoded and encoded again, are the same text."""
     answer = json.loads((GOLDENS / "final" / f"maskrcnn_s_{picture}.json").read_text(encoding="utf-8"))
     assert answer["masks"]
     for mask in answer["masks"]:
@@ -246,7 +246,7 @@ def read_png(data: object) -> np.ndarray:
 
 
 def holes_closed(pixels: BoolArray) -> BoolArray:
-    """All that cannot be reached from outside the mask without crossing it, corners being closed."""
+    """The mask with its holes filled; diagonal contacts are closed."""
     outside = np.pad(pixels, 1).astype(np.uint8)
     cv2.floodFill(outside, None, (0, 0), 2)
     closed: BoolArray = outside[1:-1, 1:-1] != 2
@@ -260,7 +260,7 @@ def area(polygon: list[int]) -> float:
 
 
 def test_each_format_gives_its_type() -> None:
-    """Run lengths, PNG bytes, polygons or nothing, as asked."""
+    """RLE, PNG bytes, polygons or None."""
     assert encode_mask(MASK, MaskFormat.RLE) == encode_rle(MASK)
     assert isinstance(encode_mask(MASK, MaskFormat.PNG), bytes)
     assert encode_mask(MASK, MaskFormat.POLYGON) == encode_polygons(MASK)
@@ -279,7 +279,7 @@ def test_a_png_is_the_whole_pictures_mask() -> None:
 )
 @settings(max_examples=300, derandomize=True, deadline=None)
 def test_polygons_fill_to_the_mask_with_its_holes_closed(pixels: BoolArray, top: int, left: int) -> None:
-    """Filled, the polygons cover exactly the mask's pixels and its holes, by area and as pycocotools draws them."""
+    """Filled polygons cover exactly the mask's pixels and its holes, by area and as drawn by pycocotools."""
     height, width = pixels.shape
     mask = RegionMask(top, left, pixels, Size(top + height + 2, left + width + 2))
     polygons = encode_polygons(mask)
@@ -291,7 +291,7 @@ def test_polygons_fill_to_the_mask_with_its_holes_closed(pixels: BoolArray, top:
 
 
 def test_a_single_pixel_is_a_square() -> None:
-    """A polygon runs along pixel edges, in the frame of the boxes: the smallest one has four corners."""
+    """Polygons follow pixel edges, in the frame of the boxes: the smallest has four corners."""
     (polygon,) = encode_polygons(RegionMask(2, 3, np.ones((1, 1), np.bool_), Size(9, 9)))
     corners = set(zip(polygon[::2], polygon[1::2], strict=True))
     assert len(polygon) == 8
@@ -299,14 +299,14 @@ def test_a_single_pixel_is_a_square() -> None:
 
 
 def test_a_mask_of_the_whole_picture_has_the_pictures_edges() -> None:
-    """A full mask's outline is the picture's own, up to its width and height."""
+    """A full mask's outline is the picture's edges."""
     (polygon,) = encode_polygons(RegionMask(0, 0, np.ones((4, 6), np.bool_), Size(4, 6)))
     assert (min(polygon), max(polygon[::2]), max(polygon[1::2])) == (0, 6, 4)
     assert area(polygon) == 24
 
 
 def test_an_empty_mask_has_no_polygons() -> None:
-    """Where nothing is set there is nothing to outline, and the other formats say so too."""
+    """An empty mask has no outline; the other formats encode it as empty."""
     empty = RegionMask(3, 3, np.zeros((0, 0), np.bool_), Size(9, 9))
     assert encode_polygons(empty) == []
     assert encode_mask(empty, MaskFormat.RLE) == RLE(Size(9, 9), encode_rle(empty).counts)
@@ -315,7 +315,7 @@ def test_an_empty_mask_has_no_polygons() -> None:
 
 @pytest.mark.parametrize("mask_format", MaskFormat)
 def test_a_detections_mask_is_pasted_where_its_box_is(mask_format: MaskFormat) -> None:
-    """A detection is encoded as its pasted mask is."""
+    """A detection is encoded as its pasted mask."""
     size = Size(20, 30)
     expected = encode_mask(paste_mask(SOFT, DETECTION.box, size), mask_format)
     assert encode_detection(DETECTION, size, mask_format) == expected
@@ -323,13 +323,13 @@ def test_a_detections_mask_is_pasted_where_its_box_is(mask_format: MaskFormat) -
 
 @pytest.mark.parametrize("mask_format", MaskFormat)
 def test_a_detection_without_a_mask_encodes_to_none(mask_format: MaskFormat) -> None:
-    """A box alone has no mask in any format."""
+    """A detection without a mask has none in any format."""
     assert encode_detection(Detection("cat", 0, 0.9, DETECTION.box, None), Size(20, 30), mask_format) is None
 
 
 @pytest.mark.parametrize("mask_format", MaskFormat)
 def test_segments_are_encoded_in_their_order(mask_format: MaskFormat) -> None:
-    """Each segment is encoded as the pixels of its class, one answer a segment, in the order of the result."""
+    """Each segment is encoded as its class's pixels, in the order of the result."""
     label_map = np.array([[2, 2, 2, 0], [2, 1, 1, 1]], np.uint8)
     segments = (Segment("c", 2, 4), Segment("b", 1, 3), Segment("a", 0, 1))
     result = SegmentResult(Size(2, 4), label_map, segments)

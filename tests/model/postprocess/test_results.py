@@ -63,7 +63,7 @@ def config(task: Task) -> BundleConfig:
 
 
 def test_labels_get_their_names_in_the_order_of_their_scores() -> None:
-    """A classifier's rows become labels with the bundle's names, in the order they come."""
+    """A classifier's rows become labels with the bundle's names, in their order."""
     result = postprocess(OUTPUTS[Task.CLASSIFY], config(Task.CLASSIFY), SIZE)
     assert isinstance(result, ClassifyResult)
     assert result.size == SIZE
@@ -82,7 +82,7 @@ def test_detections_get_their_names_and_boxes() -> None:
 
 
 def test_masks_keep_their_own_logits_and_the_bundles_threshold() -> None:
-    """Row i's logits stay with detection i, small, under the threshold that the bundle states."""
+    """Detection i has row i's logits, not pasted, and the bundle's threshold."""
     raw = OUTPUTS[Task.DETECT]
     assert isinstance(raw, DetectOutput)
     logits = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
@@ -95,7 +95,7 @@ def test_masks_keep_their_own_logits_and_the_bundles_threshold() -> None:
 
 
 def test_no_detections_are_an_answer() -> None:
-    """Where nothing was found the result is empty."""
+    """Without detections the result is empty."""
     raw = DetectOutput(
         np.zeros((0, 4), np.float32),
         np.zeros(0, np.float32),
@@ -107,7 +107,7 @@ def test_no_detections_are_an_answer() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_segments_are_the_classes_present_by_falling_area(dtype: type) -> None:
-    """Each class with a pixel is one segment with its count of pixels; the largest comes first, absent ones never."""
+    """Each class with a pixel is one segment with its pixel count; the largest comes first."""
     raw = OUTPUTS[Task.SEGMENT]
     assert isinstance(raw, SegmentOutput)
     result = postprocess(SegmentOutput(raw.label_map.astype(dtype)), config(Task.SEGMENT), SIZE)
@@ -116,14 +116,14 @@ def test_segments_are_the_classes_present_by_falling_area(dtype: type) -> None:
 
 
 def test_segments_of_equal_area_come_by_index() -> None:
-    """A tie is decided by the class's index, so that an answer never varies."""
+    """Ties are ordered by class index, so results are deterministic."""
     result = postprocess(SegmentOutput(np.array([[2, 0, 1, 1]], np.uint8)), config(Task.SEGMENT), Size(1, 4))
     assert isinstance(result, SegmentResult)
     assert [one.index for one in result.segments] == [1, 0, 2]
 
 
 def test_areas_of_a_tall_picture_count_every_row() -> None:
-    """Areas add up to the picture's pixels however many rows it has."""
+    """Areas sum to the picture's pixels, for any number of rows."""
     label_map = np.random.default_rng(3).integers(0, 3, (1000, 7)).astype(np.uint8)
     result = postprocess(SegmentOutput(label_map), config(Task.SEGMENT), Size(1000, 7))
     assert isinstance(result, SegmentResult)
@@ -133,7 +133,7 @@ def test_areas_of_a_tall_picture_count_every_row() -> None:
 @pytest.mark.parametrize("task", Task)
 @pytest.mark.parametrize("other", Task)
 def test_an_output_of_another_task_is_a_programming_error(task: Task, other: Task) -> None:
-    """A bundle's postprocessing takes its own task's output and no other."""
+    """Postprocessing refuses outputs of another task."""
     if task == other:
         postprocess(OUTPUTS[task], config(task), SIZE)
         return

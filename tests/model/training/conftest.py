@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.training.photographs import write_photographs
+from tests.model.training.pets_dataset import write_photographs
 
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Ten made-up photographs in the data set's layout."""
+    """Ten synthetic photographs in the dataset's layout."""
     return write_photographs(tmp_path / "pets")

@@ -18,7 +18,7 @@ TINY = ConvMLPSpec(
 
 
 def test_a_known_temperature_is_found() -> None:
-    """Classes drawn from softmax(z) but announced as softmax(3 z) are brought back by a scale of a third."""
+    """Classes drawn from softmax(z) with probabilities softmax(3 z) give a scale of a third."""
     rng = np.random.default_rng(0)
     honest = torch.from_numpy(rng.normal(size=(4000, 5))).log_softmax(dim=1)
     truth = np.array([rng.choice(5, p=row) for row in honest.exp().numpy()])
@@ -26,8 +26,8 @@ def test_a_known_temperature_is_found() -> None:
     assert temperature_scaling(boastful, truth).scale == pytest.approx(1 / 3, rel=0.1)
 
 
-def test_boastful_detections_become_calibrated() -> None:
-    """Detections that are right half as often as they say have, once corrected, no calibration error to speak of."""
+def test_overconfident_detections_become_calibrated() -> None:
+    """Detections correct half as often as their scores claim have, once calibrated, a calibration error near 0."""
     rng = np.random.default_rng(0)
     scores = rng.uniform(0.05, 0.95, 5000)
     right = rng.random(5000) < scores / 2
@@ -37,13 +37,13 @@ def test_boastful_detections_become_calibrated() -> None:
     assert calibration_error(1 / (1 + np.exp(-logits)), right) < 0.03
 
 
-def test_without_detections_nothing_is_corrected() -> None:
-    """A detector that finds nothing stays as it is."""
+def test_without_detections_nothing_changes() -> None:
+    """A detector without detections gets the identity."""
     assert platt_scaling(np.zeros(0), np.zeros(0, np.bool_)) == Calibration(1.0, 0.0)
 
 
-def test_a_folded_correction_acts_on_the_logits() -> None:
-    """The network itself answers scale times its logits plus shift, at every level of a detector."""
+def test_an_applied_calibration_acts_on_the_logits() -> None:
+    """The network's logits become scale times the logits plus shift, at every level of a detector."""
     torch.manual_seed(0)
     x = torch.randn(1, 3, 64, 64)
     architectures = (ClassifierSpec(backbone=TINY), RetinaNetSpec(backbone=TINY, fpn_channels=8, head_convs=1))
@@ -57,15 +57,15 @@ def test_a_folded_correction_acts_on_the_logits() -> None:
         torch.testing.assert_close(other, 0.5 * one - 1.0)
 
 
-def test_a_correction_that_turns_the_order_round_is_refused() -> None:
-    """Scores that fall as answers get better are no confidence, however scaled."""
+def test_a_calibration_that_inverts_the_order_is_refused() -> None:
+    """A negative scale is refused."""
     architecture = ClassifierSpec(backbone=TINY)
     with pytest.raises(ValueError, match="train longer"):
         apply_calibration(build_network(architecture, 4), architecture, Calibration(-0.1, 0.0))
 
 
 def test_a_network_without_scores_is_refused() -> None:
-    """Outlines have no scores to correct."""
+    """A segmenter has no scores to calibrate."""
     architecture = SemanticFPNSpec(backbone=TINY, fpn_channels=8, head_channels=8)
     with pytest.raises(TypeError, match="semantic_fpn has no scores"):
         apply_calibration(build_network(architecture, 3), architecture, Calibration(1.0, 0.0))

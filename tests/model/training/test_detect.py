@@ -19,21 +19,21 @@ ANCHORS = torch.tensor(
 )
 
 
-def test_anchors_are_positive_between_and_negative_by_iou() -> None:
-    """An anchor belongs to the object from IoU 0.5 on, counts as background below 0.4, and not at all between."""
+def test_anchors_are_positive_ignored_or_negative_by_iou() -> None:
+    """Positive from IoU 0.5 on, background below 0.4, ignored between."""
     found = assign(ANCHORS, torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([1]), 0.5, 0.4)
     assert found.classes.tolist() == [[1, 1, -2, -1, -1]]
     torch.testing.assert_close(decode_deltas(ANCHORS[1], found.deltas[0, 1]), ANCHORS[0])
 
 
-def test_an_object_that_no_anchor_fits_has_its_best_one() -> None:
-    """No object is lost for its odd shape: its best anchor learns it, however small the IoU."""
+def test_an_object_always_has_its_best_anchor() -> None:
+    """An object's best anchor is positive, however small the IoU."""
     found = assign(ANCHORS, torch.tensor([[50.0, 50.0, 52.0, 52.0]]), torch.tensor([0]), 0.5, 0.4)
     assert found.classes.tolist() == [[-1, -1, -1, -1, 0]]
 
 
 def test_without_an_object_all_anchors_are_background() -> None:
-    """A picture without a head teaches background alone, next to one that has a head."""
+    """A picture without a head has background targets alone, in a batch with one that has a head."""
     boxes = torch.tensor([[0.0, 0.0, 0.0, 0.0], [50.0, 50.0, 60.0, 60.0]])
     found = assign(ANCHORS, boxes, torch.tensor([-1, 0]), 0.5, 0.4)
     assert found.classes.tolist() == [[-1] * 5, [-1, -1, -1, -1, 0]]
@@ -41,7 +41,7 @@ def test_without_an_object_all_anchors_are_background() -> None:
 
 
 def test_focal_loss_of_known_scores() -> None:
-    """The loss is the paper's: alpha times the squared miss times the entropy; ignored anchors add nothing."""
+    """alpha times the miss to the power of gamma times the entropy; ignored anchors add nothing."""
     logits = torch.zeros(1, 3, 2)
     found = focal_loss(logits, torch.tensor([[0, -1, -2]]), alpha=0.25, gamma=2.0)
     entropy = math.log(2) * 0.25

@@ -21,8 +21,8 @@ TRUE = Box(10, 10, 50, 50)
 FAR = Box(60, 60, 90, 90)
 
 
-def test_detections_that_nobody_sees_do_not_count_for_calibration() -> None:
-    """Each detection that is shown comes with its score and its verdict; thousands near zero would flatter the rest."""
+def test_low_scores_do_not_count_for_calibration() -> None:
+    """Each detection above the minimum has its score and correctness; those below are left out."""
     records = [Record(Path("a.jpg"), Size(100, 100), 0, 0, 0, TRUE, None)]
     found = [
         [Detection("cat", 0, 0.9, TRUE, None), Detection("dog", 1, 0.3, FAR, None), Detection("", 1, 0.04, FAR, None)]
@@ -59,7 +59,7 @@ def test_average_precision_of_a_hand_made_case() -> None:
 
 
 def test_precision_and_recall_above_a_score() -> None:
-    """Above 0.75: a hit and a miss, of three heads; a head's second box is a miss even where it fits better."""
+    """Above 0.75: a hit and a miss, of three heads; a head's second box is a miss even if it fits better."""
     records = [head(0, TRUE), head(0, TRUE), head(1, TRUE)]
     found = [[detection(0, 0.9, NEAR), detection(0, 0.8, TRUE)], [detection(0, 0.7, TRUE)], []]
     figures = precision_and_recall(found, records, ("cat", "dog"), 0.75)
@@ -67,26 +67,26 @@ def test_precision_and_recall_above_a_score() -> None:
 
 
 def test_precision_falls_with_recall() -> None:
-    """A later, higher precision counts for all recall before it; what is never found costs its share."""
+    """A later, higher precision counts for all lower recalls; heads that are never found lower the area."""
     assert area_under_curve(np.array([False, True, True]), 4) == pytest.approx(2 / 3 * 2 / 4)
     assert area_under_curve(np.array([], np.bool_), 4) == 0
 
 
 def test_top_k_counts_the_rank_of_the_truth() -> None:
-    """First place counts for top 1, first to fifth for top 5."""
+    """Rank 1 counts for top 1; ranks 1 to 5 for top 5."""
     probabilities = np.array([[0.3, 0.2, 0.2, 0.1, 0.1, 0.1], [0.1, 0.3, 0.2, 0.2, 0.15, 0.05]])
     figures = top_k_accuracy(np.concatenate([probabilities, probabilities]), np.array([0, 0, 5, 5]))
     assert figures == {"top1": pytest.approx(1 / 4), "top5": pytest.approx(2 / 4)}
 
 
-def test_calibration_error_is_the_gap_between_score_and_share_right() -> None:
-    """Of two answers at 0.9 one is right: 0.4 too sure; two at 0.3, none right: 0.3; a score of 1 has a bin too."""
+def test_calibration_error_is_the_gap_between_score_and_accuracy() -> None:
+    """One of two at 0.9 correct: 0.4; none of two at 0.3: 0.3; a score of 1 is in the last bin."""
     scores, right = np.array([0.9, 0.9, 0.3, 0.3, 1.0]), np.array([True, False, False, False, True])
     assert calibration_error(scores, right) == pytest.approx((2 * 0.4 + 2 * 0.3 + 0) / 5)
 
 
 def test_iou_from_pixel_counts() -> None:
-    """A class's IoU is what truth and answer share over what either has."""
+    """A class's IoU is the intersection of truth and answer over their union."""
     figures = intersection_over_union(np.array([[6, 2], [1, 1]]), ("background", "cat"))
     assert figures["iou_background"] == pytest.approx(6 / 9)
     assert figures["iou_cat"] == pytest.approx(1 / 4)

@@ -40,8 +40,8 @@ def breed_training(pets: Path) -> BreedTraining:
     return BreedTraining(recipe, BreedNet(TINY, 2), load_photographs(learn), load_photographs(watch))
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(pets: Path, tmp_path: Path) -> None:
-    """A run that is stopped in the middle of an epoch and resumed ends, bit for bit, like one that was not."""
+def test_a_resumed_run_reaches_the_same_weights(pets: Path, tmp_path: Path) -> None:
+    """A run stopped in the middle of an epoch and resumed ends with the same weights, bit for bit."""
     whole = run(breed_training(pets), SCHEDULE, tmp_path / "whole")
     run(breed_training(pets), SCHEDULE, tmp_path / "stopped", stop_after=3)
     resumed = run(breed_training(pets), SCHEDULE, tmp_path / "stopped")
@@ -54,7 +54,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(pets: Path, tmp_path: Path) -
 
 
 def test_each_epoch_leaves_a_log_line_and_the_run_a_checkpoint(pets: Path, tmp_path: Path) -> None:
-    """Whoever watches a training finds one line an epoch, and a checkpoint to go on from."""
+    """Each epoch writes a log line; the run leaves a checkpoint."""
     run(breed_training(pets), SCHEDULE, tmp_path / "out")
     lines = (tmp_path / "out" / LOG_FILE).read_text().splitlines()
     assert len(lines) == SCHEDULE.epochs
@@ -63,7 +63,7 @@ def test_each_epoch_leaves_a_log_line_and_the_run_a_checkpoint(pets: Path, tmp_p
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    """Warm-up leads to the peak, the cosine from there to a hundredth of it."""
+    """Warm-up to the peak, then linear decay to a hundredth of it."""
     rates = [learning_rate(SCHEDULE, epoch / 10) for epoch in range(31)]
     assert rates.index(max(rates)) == 10
     assert rates[10] == pytest.approx(SCHEDULE.learning_rate)
@@ -73,7 +73,7 @@ def test_the_learning_rate_rises_then_falls() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(pets: Path, tmp_path: Path) -> None:
-    """Damaged weights are never trained on, nor saved."""
+    """Damaged weights are neither trained on nor saved."""
     training = breed_training(pets)
     nn.init.constant_(training.module.classifier.head.weight, float("nan"))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
@@ -83,7 +83,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(pets: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("shape", [(2, 8, 32), (2, 32, 8), (1, 16, 16)])
 def test_all_singular_values_come_near_one(shape: tuple[int, int, int]) -> None:
-    """Directions that the gradient hardly knows are followed like the strong ones, and none is turned."""
+    """All singular values come near one; singular vectors are kept."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     result = orthogonalise(matrices)
     values = torch.linalg.svdvals(result)
@@ -95,7 +95,7 @@ def test_all_singular_values_come_near_one(shape: tuple[int, int, int]) -> None:
 
 
 def test_a_step_has_the_length_of_an_adam_step() -> None:
-    """A parameter moves by about 0.2 times the learning rate a value, whatever the gradient's size, and decays."""
+    """A value moves by about 0.2 times the learning rate, whatever the gradient's size, and decays."""
     weight = nn.Parameter(torch.ones(16, 4, 3, 3))
     weight.grad = 1e-6 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     Muon([weight], learning_rate=0.1, weight_decay=0.5).step()
@@ -104,7 +104,7 @@ def test_a_step_has_the_length_of_an_adam_step() -> None:
 
 
 def test_momentum_follows_the_gradients() -> None:
-    """Step by step, a matrix reaches the target that its loss names."""
+    """Step by step, a matrix reaches the minimum of its loss."""
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(8, 12, generator=generator)
     weight = nn.Parameter(torch.zeros(8, 12))
@@ -119,7 +119,7 @@ def test_momentum_follows_the_gradients() -> None:
 
 
 def test_every_parameter_has_one_optimiser() -> None:
-    """Nothing is left untrained or trained twice; filters of one channel and the output layer are AdamW's."""
+    """Each parameter has exactly one optimiser; one-channel filters and output layers have AdamW."""
     network = build_network(ClassifierSpec(backbone=CONVMLP_SIZES["s"]), 10)
     muon, adam = ({p for group in one.param_groups for p in group["params"]} for one in optimisers(network, 1e-3, 0.1))
     assert muon.isdisjoint(adam)

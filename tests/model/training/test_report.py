@@ -13,7 +13,7 @@ from model.types import Size
 
 
 def test_every_embedded_bundle_has_its_figures(pets: Path, tmp_path: Path) -> None:
-    """The committed bundles are measured by one call, from the held-out photographs alone, and the picture drawn."""
+    """One call measures the embedded bundles on the held-out photographs and draws the confusion matrix."""
     picture = tmp_path / "confusion.png"
     figures = report(pets, EMBEDDED_DIR, picture)
     assert {"top1", "top5", "species", "ece"} == figures["convmlp_pets_breed"].keys()
@@ -25,13 +25,13 @@ def test_every_embedded_bundle_has_its_figures(pets: Path, tmp_path: Path) -> No
 
 
 def test_a_store_without_the_bundles_is_refused(pets: Path, tmp_path: Path) -> None:
-    """Whoever names the wrong folder is told so, instead of reading an empty table."""
+    """A folder without the bundles is an error, not an empty table."""
     with pytest.raises(ValueError, match="none of the bundles"):
         report(pets, tmp_path, None)
 
 
 def test_cats_come_first_and_a_share_darkens_its_cell() -> None:
-    """Row and column of a breed are sorted by species, then name; a row's whole share is the darkest blue."""
+    """Breeds are sorted by species, then name; a whole row's share is the darkest blue."""
     config = read_bundle(EMBEDDED_DIR / "convmlp_pets_breed").config
     cats = {"Abyssinian", "Bengal", "Birman"}
     records = [

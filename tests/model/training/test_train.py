@@ -53,8 +53,8 @@ def small(kind: PetsModel) -> Recipe:
 
 
 @pytest.mark.parametrize("kind", list(PetsModel))
-def test_training_leaves_a_bundle_that_is_read_back(kind: PetsModel, pets: Path, tmp_path: Path) -> None:
-    """From photographs to a bundle that loads, states its accuracy, its source and its answer on the reference."""
+def test_training_writes_a_valid_bundle(kind: PetsModel, pets: Path, tmp_path: Path) -> None:
+    """From photographs to a bundle that loads, with its accuracy, source and reference answer."""
     written = train(kind, pets, tmp_path / "out", recipe=small(kind), command="the command")
     bundle = read_bundle(tmp_path / "out" / "bundles" / RECIPES[kind].name)
     config = bundle.config
@@ -68,7 +68,7 @@ def test_training_leaves_a_bundle_that_is_read_back(kind: PetsModel, pets: Path,
 
 
 def test_the_detector_starts_from_the_breed_bundles_backbone(pets: Path, tmp_path: Path) -> None:
-    """A detector that was not trained a step has the breed model's backbone, but for its own averaging."""
+    """A detector trained for no step has the breed model's backbone."""
     breed = train(PetsModel.BREED, pets, tmp_path, recipe=small(PetsModel.BREED), command="")
     heads = train(
         PetsModel.HEADS,
@@ -86,7 +86,7 @@ def test_the_detector_starts_from_the_breed_bundles_backbone(pets: Path, tmp_pat
 
 
 def test_only_a_classifier_gives_its_backbone(pets: Path, tmp_path: Path) -> None:
-    """A bundle of another task is refused by name, before any training."""
+    """A bundle of another task is refused before training."""
     heads = train(PetsModel.HEADS, pets, tmp_path, recipe=small(PetsModel.HEADS), stop_after=0, command="")
     assert heads.config.task is Task.DETECT
     with pytest.raises(ValueError, match="a classifier is needed"):

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.zoo.fetching import CONTENT, Client
-from tests.model.zoo.server import Server, serving
+from tests.model.zoo.download_client import CONTENT, DownloadClient
+from tests.model.zoo.scripted_server import Server, scripted_server
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Client:
-    return Client(tmp_path / "store")
+def client(tmp_path: Path) -> DownloadClient:
+    return DownloadClient(tmp_path / "store")
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with serving(CONTENT) as running:
+    with scripted_server(CONTENT) as running:
         yield running

@@ -1,8 +1,8 @@
-"""The project's own goldens: small networks whose weights, and a picture whose pixels, follow from a formula.
+"""The project's own goldens: small networks with weights, and a picture with pixels, from a formula.
 
-`python -m tests.model.zoo.formula` writes the answers anew, into `own_goldens/`. They are this project's own, made
-when its networks had been shown to answer as the authors' do; they keep that where the authors' answers are not at
-hand. Numbers come from numpy's RandomState, whose streams are frozen for good.
+`python -m tests.model.zoo.formula` writes the answers to `own_goldens/`. They were recorded when the networks equalled
+the authors' and guard that where the authors' goldens are not available. Numbers come from numpy's RandomState, whose
+streams never change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from model.predictor import Predictor
 from model.preprocess import prepare
 from model.types import Batch, ClassifyResult, DetectResult, Image, QueryParams, Result
 from model.zoo.importer import import_checkpoint
-from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES
+from tests.model.tiny_models import ARCHITECTURES, NUM_CLASSES
 
 FOLDER = Path(__file__).parent / "own_goldens"
 GAINS = {
@@ -50,7 +50,7 @@ PARAMS = {
 
 
 def filled(family: str) -> dict[str, Tensor]:
-    """A tiny network's state dict, each value drawn by its name."""
+    """A tiny network's state dict; each tensor's values follow from its name."""
     tensors: dict[str, Tensor] = build_network(ARCHITECTURES[family], NUM_CLASSES).state_dict()
     return {name: _values(name, tensor) for name, tensor in tensors.items()}
 

@@ -1,7 +1,4 @@
-"""The catalogue against what the authors publish, and against our own networks.
-
-The class names behind the published checkpoints' indices.
-"""
+"""The catalogue against the authors' publications and against our networks; and the class names."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ def network_of(one: CatalogueEntry) -> nn.Module:
 
 
 def test_the_catalogue_is_the_21_published_files() -> None:
-    """Every file that the authors publish is there once, at their address, named by its stem."""
+    """Each file that the authors publish has one entry, at their address, named by its stem."""
     assert len(CATALOGUE) == 21
     assert {one.url for one in CATALOGUE.values()} == FILES
     assert all(one.url.endswith(f"/{name}.pth") for name, one in CATALOGUE.items())
@@ -51,14 +48,14 @@ def test_the_catalogue_is_the_21_published_files() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    """Who mistypes a name is told which there are."""
+    """The error lists the published names."""
     with pytest.raises(BundleInvalid, match=r"'convmlp_xl_imagenet'.*convmlp_s_imagenet.*sem_fpn_convmlp_l_ade20k"):
         entry("convmlp_xl_imagenet")
 
 
 @pytest.mark.parametrize("one", ENTRIES)
 def test_parameters_are_the_published_number(one: CatalogueEntry) -> None:
-    """Architecture and number of classes give a network as large as the authors say theirs is."""
+    """Architecture and class count give a network with the published number of parameters."""
     parameters = sum(parameter.numel() for parameter in network_of(one).parameters())
     # Mask R-CNN on ConvMLP-M has 37.048 million, printed as 37.1: the authors round up now and then.
     assert parameters / 1e6 == pytest.approx(one.parameters_millions, abs=0.053)
@@ -66,7 +63,7 @@ def test_parameters_are_the_published_number(one: CatalogueEntry) -> None:
 
 @pytest.mark.parametrize("name", ["convmlp_s_imagenet", "convmlp_m_imagenet", "convmlp_l_imagenet"])
 def test_macs_are_the_published_number(name: str) -> None:
-    """One picture of 224 x 224 costs as many multiply-adds as the authors say."""
+    """A 224 x 224 px picture takes the published number of multiply-adds."""
     one = entry(name)
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
         network_of(one)(torch.zeros(1, 3, 224, 224))
@@ -96,7 +93,7 @@ def test_macs_are_the_published_number(name: str) -> None:
     ],
 )
 def test_figures_are_the_published_ones(name: str, metrics: dict[str, float]) -> None:
-    """A row of each published table, as fractions, and it is said that they are the authors'."""
+    """A row of each published table, as fractions, marked as the authors'."""
     accuracy = entry(name).accuracy
     assert accuracy.metrics == metrics
     assert "published by the authors" in accuracy.measured_on
@@ -136,12 +133,12 @@ def test_figures_are_the_published_ones(name: str, metrics: dict[str, float]) ->
     ],
 )
 def test_preprocessing_is_that_of_the_authors_configurations(name: str, preprocessing: Preprocessing) -> None:
-    """Sizes, and mean and standard deviation in grey levels, are those that each data set was trained with."""
+    """Sizes, and mean and std in grey levels, are those that each dataset was trained with."""
     assert entry(name).preprocessing == preprocessing
 
 
 def test_detectors_run_with_the_toolbox_settings() -> None:
-    """Thresholds and limits are mmdetection's for these models, on which the published AP depends."""
+    """Thresholds and limits are mmdetection's for these models; the published AP depends on them."""
     for one in CATALOGUE.values():
         if one.task is Task.DETECT:
             assert one.postprocessing == DetectPostSpec(
@@ -156,7 +153,7 @@ def test_detectors_run_with_the_toolbox_settings() -> None:
 
 @pytest.mark.parametrize("one", ENTRIES)
 def test_an_entry_becomes_a_valid_config_that_names_its_source(one: CatalogueEntry) -> None:
-    """A bundle can be written of every entry, and it says paper, address and authors."""
+    """Every entry makes a valid bundle config with paper, address and authors."""
     config = published_metadata(one).config(None, "0" * 64)
     assert (config.name, config.task, config.labels) == (one.name, one.task, one.labels)
     assert (config.architecture, config.preprocessing) == (one.architecture, one.preprocessing)
@@ -167,7 +164,7 @@ def test_an_entry_becomes_a_valid_config_that_names_its_source(one: CatalogueEnt
 
 
 def test_the_catalogue_needs_no_torch() -> None:
-    """A command that only lists what can be pulled starts without torch."""
+    """A command that only lists published models starts without torch."""
     code = "import sys, model.zoo.catalogue; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -205,7 +202,7 @@ KNOWN: dict[LabelSet, tuple[int, dict[int, str]]] = {
 
 @pytest.mark.parametrize("label_set", list(LabelSet))
 def test_an_index_has_the_name_that_the_checkpoint_learnt(label_set: LabelSet) -> None:
-    """Every data set has as many names as classes, and known classes stand at their known indices."""
+    """Every dataset has as many names as classes; known classes have their known indices."""
     size, known = KNOWN[label_set]
     labels = read_labels(label_set)
     assert len(labels) == size
@@ -214,7 +211,7 @@ def test_an_index_has_the_name_that_the_checkpoint_learnt(label_set: LabelSet) -
 
 @pytest.mark.parametrize("label_set", list(LabelSet))
 def test_a_name_means_one_class(label_set: LabelSet) -> None:
-    """No two classes share a name, ImageNet's two cranes and two maillots neither; no name has blanks around it."""
+    """Names are unique, also ImageNet's two cranes and two maillots, and have no surrounding blanks."""
     labels = read_labels(label_set)
     assert len(set(labels)) == len(labels)
     assert all(label and label == label.strip() for label in labels)
@@ -222,6 +219,6 @@ def test_a_name_means_one_class(label_set: LabelSet) -> None:
 
 @pytest.mark.parametrize("label_set", [LabelSet.CIFAR10, LabelSet.CIFAR100])
 def test_cifar_is_in_alphabetical_order(label_set: LabelSet) -> None:
-    """CIFAR's own class order and that of folders sorted by name are one, so either way of training gives it."""
+    """CIFAR's class order and that of folders sorted by name are equal."""
     labels = read_labels(label_set)
     assert list(labels) == sorted(labels)

@@ -18,14 +18,13 @@ from model.types import Task
 from model.zoo import checkpoint
 from model.zoo.checkpoint import export_checkpoint, read_checkpoint
 from model.zoo.importer import import_checkpoint
-from tests.model.net.tiny import ARCHITECTURES, REFERENCES, metadata, tiny_bundle, tiny_network
-from tests.model.zoo.checkpoints import tiny_checkpoint
+from tests.model.tiny_models import ARCHITECTURES, REFERENCES, metadata, tiny_bundle, tiny_checkpoint, tiny_network
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.steps": torch.tensor(7)}
 
 
 class Harmful:
-    """Its pickle makes the folder that it names, if it is let."""
+    """Unpickling it makes a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +52,7 @@ def same(found: dict[str, Tensor]) -> bool:
 )
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_every_usual_wrapping_is_read(tmp_path: Path, document: object, zipped: bool) -> None:
-    """Bare, wrapped, DataParallel's, and torch's old file format: always the same tensors under the same names."""
+    """Bare, wrapped, DataParallel's, and torch's legacy format give the same tensors under the same names."""
     torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     assert same(read_checkpoint(tmp_path / "a.pth").tensors)
 
@@ -72,17 +71,15 @@ def test_every_usual_wrapping_is_read(tmp_path: Path, document: object, zipped: 
         ("none", None),
     ],
 )
-def test_class_names_are_taken_where_they_are_sound(
-    tmp_path: Path, meta: object, labels: tuple[str, ...] | None
-) -> None:
-    """mmcv's CLASSES are labels if each is a name; anything else is as if there were none."""
+def test_valid_class_names_are_read(tmp_path: Path, meta: object, labels: tuple[str, ...] | None) -> None:
+    """mmcv's CLASSES are labels if each is a name; anything else is ignored."""
     torch.save({"state_dict": TENSORS, "meta": meta}, tmp_path / "a.pth")
     assert read_checkpoint(tmp_path / "a.pth").labels == labels
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
-    """Code in a checkpoint is named and never run, however deep it hides beside sound weights."""
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    """The error names the code, which is never run, also deep inside a valid document."""
     made = tmp_path / "made"
     document = {"state_dict": TENSORS, "meta": {"hook_msgs": [Harmful(made)]}}
     torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
@@ -92,14 +89,14 @@ def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path: Path, zipped:
 
 
 def test_a_harmless_object_is_refused_as_well(tmp_path: Path) -> None:
-    """A training script's own arguments are no plain values either; the message says what to do."""
+    """A training script's argparse.Namespace is refused too; the message says what to do."""
     torch.save({"state_dict": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
     with pytest.raises(BundleInvalid, match=r"needs argparse\.Namespace to load.*save its state dict alone"):
         read_checkpoint(tmp_path / "a.pth")
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
-    """`torch.save(model)` holds code by name, not weights by name."""
+    """`torch.save(model)` stores code by name."""
     torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
     with pytest.raises(BundleInvalid, match=r"needs torch\.nn\.modules\.linear\.Linear"):
         read_checkpoint(tmp_path / "a.pth")
@@ -117,8 +114,8 @@ def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
     ],
     ids=["empty", "html", "broken zip", "one byte", "other pickle", "noise"],
 )
-def test_what_is_no_checkpoint_is_told(tmp_path: Path, content: bytes, why: str) -> None:
-    """Foreign bytes are the file's fault, in words."""
+def test_other_files_are_refused(tmp_path: Path, content: bytes, why: str) -> None:
+    """Bytes that are no checkpoint are BundleInvalid with a reason."""
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(BundleInvalid, match=why):
         read_checkpoint(tmp_path / "a.pth")
@@ -126,8 +123,8 @@ def test_what_is_no_checkpoint_is_told(tmp_path: Path, content: bytes, why: str)
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
-def test_a_truncated_file_is_told(tmp_path: Path, share: float, zipped: bool) -> None:
-    """Wherever a download broke off, half a checkpoint is no checkpoint."""
+def test_a_truncated_file_is_refused(tmp_path: Path, share: float, zipped: bool) -> None:
+    """A checkpoint truncated anywhere is refused."""
     path = tmp_path / "a.pth"
     torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
@@ -151,15 +148,15 @@ def test_a_truncated_file_is_told(tmp_path: Path, share: float, zipped: bool) ->
     ],
     ids=["nothing", "list", "other", "no tensors", "value", "number", "sparse", "meta", "expanded", "many"],
 )
-def test_a_document_without_weights_is_told(tmp_path: Path, document: object, why: str) -> None:
-    """Tensors by name, dense, within bounds: what is otherwise is named."""
+def test_a_document_without_valid_tensors_is_refused(tmp_path: Path, document: object, why: str) -> None:
+    """Tensors must be named, dense and within limits; the error names what is not."""
     torch.save(document, tmp_path / "a.pth")
     with pytest.raises(BundleInvalid, match=why):
         read_checkpoint(tmp_path / "a.pth")
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
-    """A few bytes that would grow to gigabytes are not unpacked to find out."""
+    """A small archive that would expand to gigabytes is not unpacked."""
     torch.save(TENSORS, tmp_path / "plain.pth")
     with (
         zipfile.ZipFile(tmp_path / "plain.pth") as plain,
@@ -172,15 +169,15 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_too_large_a_file_is_not_read(tmp_path: Path) -> None:
-    """The size is looked at before the content: here it is all hole."""
+    """The size is checked before the content is read."""
     with (tmp_path / "a.pth").open("wb") as file:
         file.truncate(checkpoint.MAX_BYTES + 1)
     with pytest.raises(BundleInvalid, match=r"has 2,147,483,649 bytes; the limit is 2,147,483,648"):
         read_checkpoint(tmp_path / "a.pth")
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    """Missing, or a folder: the system's own words."""
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
+    """Missing, or a folder: the system's message."""
     with pytest.raises(BundleInvalid, match="cannot be read: No such file"):
         read_checkpoint(tmp_path / "nothing.pth")
     with pytest.raises(BundleInvalid, match="cannot be read: Is a directory"):
@@ -189,7 +186,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
 def test_the_round_trip_is_exact(tmp_path: Path, family: str) -> None:
-    """Checkpoint → bundle → checkpoint gives every tensor back, bit for bit, under its name; and once more."""
+    """Checkpoint → bundle → checkpoint keeps every tensor, bit for bit, and its name."""
     file = tiny_checkpoint(tmp_path, family)
     bundle = import_checkpoint(file, tmp_path, "mine", labels=["a", "b", "c", "d", "e"])
     export_checkpoint(bundle, tmp_path / "out.pth")
@@ -204,7 +201,7 @@ def test_the_round_trip_is_exact(tmp_path: Path, family: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_the_dtype_is_kept(tmp_path: Path, precision: DtypeName) -> None:
-    """What the bundle holds in half precision is not blown up."""
+    """Half-precision weights are exported in half precision."""
     one = metadata("classifier", precision=precision)
     bundle = write_bundle(tmp_path, one, tiny_network("classifier"), lambda _: REFERENCES[Task.CLASSIFY])
     export_checkpoint(bundle, tmp_path / "out.pth")
@@ -216,7 +213,7 @@ def test_the_dtype_is_kept(tmp_path: Path, precision: DtypeName) -> None:
 
 
 def test_the_wrapping_is_the_toolboxes(tmp_path: Path) -> None:
-    """A classifier's state dict is bare; mmcv finds a detector's under its key, with the class names in `meta`."""
+    """A classifier's state dict is bare; a detector's has mmcv's wrapping, with the class names in `meta`."""
     export_checkpoint(tiny_bundle(tmp_path, "classifier"), tmp_path / "bare.pth")
     bare = torch.load(tmp_path / "bare.pth", weights_only=True)
     assert all(isinstance(tensor, torch.Tensor) for tensor in bare.values())
@@ -227,7 +224,7 @@ def test_the_wrapping_is_the_toolboxes(tmp_path: Path) -> None:
 
 
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
-    """Whole or not at all: damaged weights cost neither the file that was there nor leave half of one."""
+    """The write is atomic: damaged weights leave the existing file unchanged."""
     bundle = tiny_bundle(tmp_path / "store", "classifier")
     (tmp_path / "out.pth").write_bytes(b"precious")
     bundle.weights_path.write_bytes(b"damaged")
@@ -237,7 +234,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pth", "store"]
 
 
-def test_a_folder_that_is_not_there_is_the_systems_error(tmp_path: Path) -> None:
-    """The caller is told by the system what is missing."""
+def test_a_missing_folder_is_the_systems_error(tmp_path: Path) -> None:
+    """The error is FileNotFoundError."""
     with pytest.raises(FileNotFoundError):
         export_checkpoint(tiny_bundle(tmp_path, "classifier"), tmp_path / "nowhere" / "out.pth")

@@ -1,7 +1,7 @@
 """The published checkpoints, end to end: file → `convmlp models import` → `convmlp … --local --json` → the answer.
 
-The files are made as the goldens say that the published ones are: the same names, shapes and wrapping, with weights
-that anyone can re-create. What comes out must be what the authors' own code answers.
+The files have the published names, shapes and wrapping, and reproducible weights. The answers must equal those of the
+authors' code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from model.net.network import build_network
 from model.zoo.catalogue import CATALOGUE
 from tests import goldens
-from tests.service.cli.command import convmlp
+from tests.service.cli.convmlp_command import convmlp
 
 pytestmark = [
     goldens.requires_goldens,
@@ -92,7 +92,7 @@ async def answer(folder: Path, model: str, name: str, picture: str) -> dict[str,
 
 
 def partners(found: list[dict[str, Any]], golden: dict[str, Any]) -> list[int]:
-    """Check that both hold the same detections; for each of ours, the position of its partner."""
+    """Check that both hold the same detections; return, for each of ours, its partner's position."""
     boxes = np.array([[one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for one in found])
     scores, indices = np.array([one["score"] for one in found]), np.array([one["index"] for one in found])
     expected, labels = np.array(golden["boxes"]), np.array(golden["labels"])

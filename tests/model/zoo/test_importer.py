@@ -16,8 +16,7 @@ from model.predictor import reference_answer
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE
 from model.zoo.importer import import_checkpoint
-from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES, tiny_network
-from tests.model.zoo.checkpoints import tiny_checkpoint
+from tests.model.tiny_models import ARCHITECTURES, NUM_CLASSES, tiny_checkpoint, tiny_network
 
 DEFAULT_LABELS = tuple(f"class {index}" for index in range(NUM_CLASSES))
 
@@ -28,15 +27,15 @@ def import_tensors(folder: Path, tensors: dict[str, Tensor], precision: DtypeNam
 
 
 def published_tensors(name: str) -> dict[str, Tensor]:
-    """A state dict of a published model's names and shapes; all weights are 0."""
+    """A state dict with a published model's names and shapes; all weights are 0."""
     entry = CATALOGUE[name]
     tensors: dict[str, Tensor] = build_network(entry.architecture, len(entry.labels)).state_dict()
     return {key: torch.zeros_like(tensor) for key, tensor in tensors.items()}
 
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
-def test_a_checkpoint_of_ones_own_becomes_a_whole_bundle(tmp_path: Path, family: str) -> None:
-    """From weights alone: architecture, the family's pipelines, default labels, where it is from, its own answer."""
+def test_an_own_checkpoint_becomes_a_bundle(tmp_path: Path, family: str) -> None:
+    """From weights alone: architecture, default pipelines and labels, source, reference answer."""
     file = tiny_checkpoint(tmp_path, family)
     written = import_checkpoint(file, tmp_path / "store", "mine")
     bundle = read_bundle(tmp_path / "store" / "mine")
@@ -55,8 +54,8 @@ def test_a_checkpoint_of_ones_own_becomes_a_whole_bundle(tmp_path: Path, family:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_weights_are_kept_in_the_precision_asked_for(tmp_path: Path, precision: DtypeName) -> None:
-    """Half the size; the config says so."""
+def test_weights_are_stored_in_the_given_precision(tmp_path: Path, precision: DtypeName) -> None:
+    """Half the size; the config has the dtype."""
     bundle = import_checkpoint(tiny_checkpoint(tmp_path, "classifier"), tmp_path, "mine", precision=precision)
     found = safetensors.torch.load_file(bundle.weights_path)
     expected = tiny_network("classifier").state_dict()["head.weight"].to(DTYPES[precision])
@@ -65,7 +64,7 @@ def test_weights_are_kept_in_the_precision_asked_for(tmp_path: Path, precision: 
 
 
 def test_double_and_half_precision_are_read(tmp_path: Path) -> None:
-    """Checkpoints come in any float type."""
+    """Checkpoints may have any float dtype."""
     tensors = tiny_network("classifier").state_dict()
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         converted = {key: one.to(dtype) if one.is_floating_point() else one for key, one in tensors.items()}
@@ -74,7 +73,7 @@ def test_double_and_half_precision_are_read(tmp_path: Path) -> None:
 
 
 def test_tensors_that_share_memory_are_read(tmp_path: Path) -> None:
-    """Slices of one storage, and one storage under two names, as some training scripts save them."""
+    """Slices of one storage, and one storage under two names."""
     tensors = tiny_network("classifier").state_dict()
     both = torch.cat((tensors["norm.weight"], tensors["norm.bias"]))
     tensors["norm.weight"], tensors["norm.bias"] = both[:16], both[16:]
@@ -85,20 +84,20 @@ def test_tensors_that_share_memory_are_read(tmp_path: Path) -> None:
 
 
 def test_labels_are_those_given_else_the_files_own(tmp_path: Path) -> None:
-    """--labels wins over the toolbox's CLASSES, which win over `class 0`; names of the wrong number are no names."""
+    """`labels` take precedence over the file's CLASSES, which precede `class 0`; a wrong number is ignored."""
     tensors = tiny_network("classifier").state_dict()
-    given, told = ("a", "b", "c", "d", "e"), ("v", "w", "x", "y", "z")
-    torch.save({"state_dict": tensors, "meta": {"CLASSES": told}}, tmp_path / "mine.pth")
-    assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine").config.labels == told
+    given, stored = ("a", "b", "c", "d", "e"), ("v", "w", "x", "y", "z")
+    torch.save({"state_dict": tensors, "meta": {"CLASSES": stored}}, tmp_path / "mine.pth")
+    assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine").config.labels == stored
     assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine", labels=given).config.labels == given
-    torch.save({"state_dict": tensors, "meta": {"CLASSES": told[:4]}}, tmp_path / "mine.pth")
+    torch.save({"state_dict": tensors, "meta": {"CLASSES": stored[:4]}}, tmp_path / "mine.pth")
     assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine").config.labels == DEFAULT_LABELS
     with pytest.raises(BundleInvalid, match=r"4 labels are given; .*mine\.pth has 5 classes"):
         import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine", labels=given[:4])
 
 
-def test_the_task_is_checked_where_it_is_told(tmp_path: Path) -> None:
-    """Who expects another model than the file holds is told before anything is written."""
+def test_the_task_is_checked_if_given(tmp_path: Path) -> None:
+    """Another task than the network's is refused before anything is written."""
     file = tiny_checkpoint(tmp_path, "mask_rcnn")
     with pytest.raises(BundleInvalid, match="has a mask_rcnn, which is for detect, not for classify"):
         import_checkpoint(file, tmp_path / "store", "mine", task=Task.CLASSIFY)
@@ -107,7 +106,7 @@ def test_the_task_is_checked_where_it_is_told(tmp_path: Path) -> None:
 
 
 def test_a_published_name_brings_labels_pipelines_and_source(tmp_path: Path) -> None:
-    """Of the model's name, or of the file's where the model is called otherwise."""
+    """The model's name, or the file's, if it is a published model's."""
     torch.save(published_tensors("convmlp_s_cifar10"), tmp_path / "convmlp_s_cifar10.pth")
     torch.save(published_tensors("convmlp_s_cifar10"), tmp_path / "any.pth")
     entry = CATALOGUE["convmlp_s_cifar10"]
@@ -120,8 +119,8 @@ def test_a_published_name_brings_labels_pipelines_and_source(tmp_path: Path) -> 
         )
 
 
-def test_what_is_not_the_published_model_is_no_such_model(tmp_path: Path) -> None:
-    """Its name is refused to another network and to other labels; a file of that name may be one's own."""
+def test_a_published_name_needs_the_published_network(tmp_path: Path) -> None:
+    """Another network or other labels are refused; a file of that name may be one's own."""
     file = tiny_checkpoint(tmp_path, "classifier", name="convmlp_s_imagenet.pth")
     with pytest.raises(BundleInvalid, match="has a classifier of size custom and 5 classes; the published model is"):
         import_checkpoint(file, tmp_path, "convmlp_s_imagenet")
@@ -130,8 +129,8 @@ def test_what_is_not_the_published_model_is_no_such_model(tmp_path: Path) -> Non
     assert import_checkpoint(file, tmp_path, "mine").config.labels == DEFAULT_LABELS
 
 
-def test_given_labels_make_a_file_of_a_published_name_ones_own(tmp_path: Path) -> None:
-    """Who fine-tunes on ten other classes and keeps the file's name gets neither CIFAR's source nor its figures."""
+def test_given_labels_make_an_own_model(tmp_path: Path) -> None:
+    """With labels given, a file with a published name gets neither its source nor its accuracy."""
     torch.save(published_tensors("convmlp_s_cifar10"), tmp_path / "convmlp_s_cifar10.pth")
     labels = [f"flower {index}" for index in range(10)]
     config = import_checkpoint(tmp_path / "convmlp_s_cifar10.pth", tmp_path, "mine", labels=labels).config
@@ -140,8 +139,8 @@ def test_given_labels_make_a_file_of_a_published_name_ones_own(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["", "../mine", "Mine", "a/b", ".hidden", "x" * 65, "a b"])
-def test_a_name_that_no_model_can_have_is_refused(tmp_path: Path, name: str) -> None:
-    """No name leads out of the store or clashes on file systems that fold cases."""
+def test_an_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
+    """No name escapes the store or clashes on case-insensitive file systems."""
     with pytest.raises(BundleInvalid, match="is not a valid model name"):
         import_checkpoint(tiny_checkpoint(tmp_path, "classifier"), tmp_path / "store", name)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.pth"]
@@ -156,8 +155,8 @@ def test_a_name_that_no_model_can_have_is_refused(tmp_path: Path, name: str) -> 
         (3e38, "fp32", "gives scores that are not finite"),
     ],
 )
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float, precision: DtypeName, why: str) -> None:
-    """A diverged training, or values too large for the precision or for adding up, never become a bundle."""
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, precision: DtypeName, why: str) -> None:
+    """Diverged training, or values too large for the dtype or for sums, do not become a bundle."""
     tensors = tiny_network("classifier").state_dict()
     tensors["head.bias"][2] = value
     if value == 3e38:
@@ -168,7 +167,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float, p
 
 
 def test_a_failed_import_leaves_the_old_model(tmp_path: Path) -> None:
-    """Whole or not at all."""
+    """The write is atomic."""
     file = tiny_checkpoint(tmp_path, "classifier")
     before = import_checkpoint(file, tmp_path / "store", "mine")
     file.write_bytes(file.read_bytes()[:-500])

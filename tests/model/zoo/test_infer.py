@@ -17,7 +17,7 @@ from model.net.network import build_network, meta_network
 from model.zoo.checkpoint import Checkpoint
 from model.zoo.infer import infer_architecture
 from tests import goldens
-from tests.model.net.tiny import ARCHITECTURES, NUM_CLASSES
+from tests.model.tiny_models import ARCHITECTURES, NUM_CLASSES
 
 ODD = ConvMLPSpec(
     tokenizer_channels=10, conv_blocks=3, stage_channels=(6, 9, 20), stage_depths=(2, 12, 1), mlp_ratios=(1, 4, 3)
@@ -43,8 +43,8 @@ def checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
     ],
     ids=lambda spec: f"{spec.family}-{spec.backbone.stage_depths}",
 )
-def test_the_numbers_are_found_again(architecture: Architecture, num_classes: int) -> None:
-    """Whatever widths, depths and classes a network was built with, its tensors tell them."""
+def test_the_architecture_is_inferred(architecture: Architecture, num_classes: int) -> None:
+    """Widths, depths and class count are inferred from the tensors."""
     network = meta_network(architecture, num_classes)
     found, count = infer_architecture(
         checkpoint(
@@ -61,7 +61,7 @@ def test_the_numbers_are_found_again(architecture: Architecture, num_classes: in
 @pytest.mark.parametrize("size", ["s", "m", "l"])
 @pytest.mark.parametrize("model", list(FILES))
 def test_the_published_names_and_shapes_are_known(model: str, size: str) -> None:
-    """All twelve kinds of published checkpoint are told from names and shapes alone."""
+    """All twelve kinds of published checkpoint are recognised by names and shapes."""
     keys = goldens.load(f"keys/keys_{model}_{size}.json")["keys"]
     dtypes = {"float32": torch.float32, "int64": torch.int64}
     tensors = {name: torch.zeros((), dtype=dtypes[dtype]).expand(shape) for name, shape, dtype in keys}
@@ -130,8 +130,8 @@ def with_a_scalar(tensors: dict[str, Tensor]) -> None:
         (with_a_scalar, r"tensor tokenizer\.block\.6\.weight is missing"),
     ],
 )
-def test_what_does_not_fit_is_named(damage: object, why: str) -> None:
-    """A network that is none of ours, or one that lost or gained a tensor, is refused with the names that tell."""
+def test_mismatching_tensors_are_named(damage: object, why: str) -> None:
+    """A network of no family, or with missing, extra or changed tensors, is refused; the error names them."""
     tensors = build_network(ARCHITECTURES["classifier"], NUM_CLASSES).state_dict()
     assert callable(damage)
     damage(tensors)
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_named(damage: object, why: str) -> None:
         infer_architecture(checkpoint(tensors))
 
 
-def test_too_few_rows_for_the_anchors_are_told() -> None:
+def test_too_few_rows_for_the_anchors_are_refused() -> None:
     """A RetinaNet with fewer outputs than anchors has no class."""
     tensors = build_network(ARCHITECTURES["retinanet"], NUM_CLASSES).state_dict()
     tensors["bbox_head.retina_cls.weight"] = torch.zeros(8, 16, 3, 3)

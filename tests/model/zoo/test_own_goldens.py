@@ -15,10 +15,9 @@ SIZE = (120, 160)
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' decoder
 @pytest.mark.parametrize("family", ["classifier", "retinanet", "mask_rcnn", "semantic_fpn"])
-def test_the_answer_is_the_one_that_was_recorded(family: str) -> None:
-    """Import, preprocessing, network and postprocessing answer as they did when they were the authors'.
-
-    The bounds are those by which the authors' goldens are judged.
+def test_the_answer_equals_the_recorded_one(family: str) -> None:
+    """Import, preprocessing, network and postprocessing give the recorded answer, within the bounds of the authors'
+    goldens.
     """
     expected = json.loads((formula.FOLDER / f"{family}.json").read_text(encoding="utf-8"))
     found = formula.answer(family)
@@ -37,7 +36,7 @@ def test_the_answer_is_the_one_that_was_recorded(family: str) -> None:
 
 
 def partners(found: dict[str, Any], expected: dict[str, Any]) -> list[int]:
-    """For each of ours the nearest of the expected ones of its class: close scores may swap."""
+    """Check that both hold the same detections; return, for each of ours, its partner's position."""
     assert len(found["indices"]) == len(expected["indices"])
     far = np.abs(np.subtract.outer(np.array(found["scores"]), np.array(expected["scores"])))
     if "boxes" in expected:

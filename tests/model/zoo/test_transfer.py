@@ -7,63 +7,71 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.zoo.fetching import BOUND, CHILD, CONTENT, OTHER, Client, assert_whole, given
-from tests.model.zoo.server import OLD_DATE, Act, Server, serving
+from tests.model.zoo.download_client import (
+    CONTENT,
+    DOWNLOAD_SCRIPT,
+    MAX_BYTES,
+    OTHER,
+    DownloadClient,
+    assert_whole,
+    expected_hash,
+)
+from tests.model.zoo.scripted_server import OLD_DATE, ScriptedReply, Server, scripted_server
 
 
 @pytest.mark.parametrize("said", [400_000, 900_000])
-def test_a_length_too_long(client: Client, server: Server, said: int) -> None:
-    """A file that ends before its Content-Length is not taken for whole, however often it is asked for."""
-    server.then = Act(length=said, ranges=False)
+def test_a_truncated_body_is_incomplete(client: DownloadClient, server: Server, said: int) -> None:
+    """A body shorter than its Content-Length is incomplete, at every attempt."""
+    server.default = ScriptedReply(length=said, ranges=False)
     assert "127.0.0.1 closed the connection" in client.fails(server.url)
     assert not client.target.exists()
 
 
-def test_a_length_above_the_bound(client: Client, server: Server) -> None:
-    """A file that says it is too large is refused before it comes, at once, and leaves nothing."""
-    server.then = Act(length=BOUND + 1)
+def test_a_length_above_the_limit(client: DownloadClient, server: Server) -> None:
+    """A Content-Length above the limit is refused before the body is read."""
+    server.default = ScriptedReply(length=MAX_BYTES + 1)
     said = client.fails(server.url)
-    assert f"it has at least {BOUND + 1} bytes; the limit is {BOUND}" in said
+    assert f"it has at least {MAX_BYTES + 1} bytes; the limit is {MAX_BYTES}" in said
     assert (len(server.requests), client.seen, client.part.exists()) == (1, [], False)
 
 
-def test_more_bytes_than_the_bound(client: Client, server: Server) -> None:
-    """A server that names no length and sends too much is cut off at the bound."""
-    server.then = Act(content=bytes(5 * BOUND), framing="chunked")
-    assert f"the limit is {BOUND}" in client.fails(server.url)
+def test_a_body_above_the_limit(client: DownloadClient, server: Server) -> None:
+    """Without a Content-Length, the download stops at the limit."""
+    server.default = ScriptedReply(content=bytes(5 * MAX_BYTES), framing="chunked")
+    assert f"the limit is {MAX_BYTES}" in client.fails(server.url)
     assert (len(server.requests), client.part.exists()) == (1, False)
-    assert max(size for size, _ in client.seen) <= BOUND
+    assert max(size for size, _ in client.seen) <= MAX_BYTES
 
 
-def test_chunks_without_a_length(client: Client, server: Server) -> None:
-    """A chunked response has a sure end: it is whole or gone on from, though its size is not known before."""
-    server.acts = [Act(framing="chunked", cut_after=100_000)]
-    server.then = Act(framing="chunked")
+def test_a_chunked_body(client: DownloadClient, server: Server) -> None:
+    """A chunked body marks its end: it is complete or resumed, although its size is not known before."""
+    server.replies = [ScriptedReply(framing="chunked", cut_after=100_000)]
+    server.default = ScriptedReply(framing="chunked")
     client.fetch(server.url)
     assert_whole(client)
     assert client.seen[0][1] is None
     assert server.ranges[1] == "bytes=100000-"
 
 
-def test_chunks_overrule_a_length(client: Client, server: Server) -> None:
-    """A length beside chunks means nothing, as the standard says."""
-    server.then = Act(framing="chunked", headers={"Content-Length": "5"})
+def test_chunks_override_a_length(client: DownloadClient, server: Server) -> None:
+    """Content-Length is ignored with Transfer-Encoding."""
+    server.default = ScriptedReply(framing="chunked", headers={"Content-Length": "5"})
     client.fetch(server.url)
     assert_whole(client)
 
 
-def test_no_end_that_one_can_see(client: Client, server: Server) -> None:
-    """A response that ends with its connection is taken only where a hash can prove it whole."""
-    server.then = Act(framing="none")
+def test_a_body_without_a_marked_end(client: DownloadClient, server: Server) -> None:
+    """A body that ends with the connection is accepted only with a hash."""
+    server.default = ScriptedReply(framing="none")
     assert "give its hash with --sha256" in client.fails(server.url)
-    client.fetch(server.url, given(CONTENT))
+    client.fetch(server.url, expected_hash(CONTENT))
     assert_whole(client)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 204, 304])
-def test_a_clear_no_is_not_asked_again(client: Client, server: Server, status: int) -> None:
-    """A response that will not change ends the download at once and says where else to look."""
-    server.then = Act(status=status, framing="none")
+def test_permanent_statuses_are_not_retried(client: DownloadClient, server: Server, status: int) -> None:
+    """A permanent status fails at once; the error names other sources."""
+    server.default = ScriptedReply(status=status, framing="none")
     said = client.fails(server.url)
     assert str(status) in said
     assert "--mirror or --url" in said
@@ -77,26 +85,28 @@ def test_a_clear_no_is_not_asked_again(client: Client, server: Server, status: i
         ({"Content-Encoding": "gzip"}, "encoded as gzip"),
     ],
 )
-def test_what_is_no_file(client: Client, server: Server, headers: dict[str, str], said: str) -> None:
-    """A web page, as portals and error pages are, and an encoded response are not taken for the file."""
-    server.then = Act(headers=headers)
+def test_a_response_that_is_no_file_is_refused(
+    client: DownloadClient, server: Server, headers: dict[str, str], said: str
+) -> None:
+    """Web pages, as of portals and error pages, and encoded bodies are refused."""
+    server.default = ScriptedReply(headers=headers)
     assert said in client.fails(server.url)
 
 
-def test_redirects_are_followed_and_resumed(client: Client, server: Server) -> None:
-    """One redirect, to another host, is followed; a cut behind it is gone on from, by way of the first address."""
-    with serving(CONTENT, Act(cut_after=100_000)) as other:
+def test_redirects_are_followed_and_resumed(client: DownloadClient, server: Server) -> None:
+    """A redirect to another host is followed; an interrupted body is resumed from the first address."""
+    with scripted_server(CONTENT, ScriptedReply(cut_after=100_000)) as other:
         there = other.url.replace("127.0.0.1", "localhost")
-        server.then = Act(status=302, headers={"Location": there})
+        server.default = ScriptedReply(status=302, headers={"Location": there})
         client.fetch(server.url)
     assert_whole(client)
     assert other.ranges == [None, "bytes=100000-"]
 
 
-def test_credentials_stay_with_their_host(client: Client, server: Server) -> None:
-    """A password in the URL goes to its host alone, and into neither messages nor files."""
-    with serving(CONTENT, Act(cut_after=100_000), Act(status=404)) as other:
-        server.then = Act(status=302, headers={"Location": other.url.replace("127.0.0.1", "localhost")})
+def test_credentials_stay_with_their_host(client: DownloadClient, server: Server) -> None:
+    """A password in the URL is sent to its host alone, and is in neither messages nor files."""
+    with scripted_server(CONTENT, ScriptedReply(cut_after=100_000), ScriptedReply(status=404)) as other:
+        server.default = ScriptedReply(status=302, headers={"Location": other.url.replace("127.0.0.1", "localhost")})
         said = client.fails(server.url.replace("127.0.0.1", "me:secret@127.0.0.1"))
     assert server.requests[0]["Authorization"] is not None
     assert other.requests[0]["Authorization"] is None
@@ -104,21 +114,21 @@ def test_credentials_stay_with_their_host(client: Client, server: Server) -> Non
     assert b"secret" not in left + said.encode() + "".join(client.notices).encode()
 
 
-def test_a_loop_of_redirects(client: Client, server: Server) -> None:
-    """Redirects are bounded."""
-    server.then = Act(status=301, headers={"Location": server.url})
+def test_a_loop_of_redirects(client: DownloadClient, server: Server) -> None:
+    """Redirects are limited."""
+    server.default = ScriptedReply(status=301, headers={"Location": server.url})
     assert "redirects more than 5 times" in client.fails(server.url)
     assert len(server.requests) == 6
 
 
-def test_a_redirect_to_no_web_address(client: Client, server: Server) -> None:
+def test_a_redirect_to_another_scheme(client: DownloadClient, server: Server) -> None:
     """Only http and https are followed."""
-    server.then = Act(status=302, headers={"Location": "ftp://127.0.0.1/weights.pth"})
+    server.default = ScriptedReply(status=302, headers={"Location": "ftp://127.0.0.1/weights.pth"})
     assert "redirects to an unsupported address" in client.fails(server.url)
 
 
-def test_a_proxy_of_the_environment(client: Client, server: Server) -> None:
-    """The environment's proxy is asked in a host's place, but for the hosts that NO_PROXY names."""
+def test_a_proxy_of_the_environment(client: DownloadClient, server: Server) -> None:
+    """The environment's proxy is used, except for hosts in NO_PROXY."""
     proxy = server.url.removesuffix("/weights.pth")
     assert _in_child(client, "http://weights.invalid/weights.pth", {"HTTP_PROXY": proxy}) == ""
     assert server.requests[0]["Host"] == "weights.invalid"
@@ -128,26 +138,26 @@ def test_a_proxy_of_the_environment(client: Client, server: Server) -> None:
 
 
 @pytest.mark.parametrize("value", ["ftp://127.0.0.1:1", "http://127.0.0.1:no-number"])
-def test_a_proxy_that_cannot_be(client: Client, server: Server, value: str) -> None:
-    """A proxy that is none is a failure with its reason, not a trace, and the host is not asked past it."""
-    assert _in_child(client, server.url, {"HTTP_PROXY": value}).startswith("the environment's proxy or certificates ")
+def test_an_invalid_proxy(client: DownloadClient, server: Server, value: str) -> None:
+    """An invalid proxy is an error with its reason; the host is not contacted directly."""
+    assert _in_child(client, server.url, {"HTTP_PROXY": value}).startswith("invalid proxy")
     assert server.requests == []
 
 
-def test_certificates_that_are_not_there(client: Client, server: Server, tmp_path: Path) -> None:
-    """A file of trusted certificates that cannot be read is a failure that names its variable."""
-    assert "SSL_CERT_FILE) cannot be used" in _in_child(client, server.url, {"SSL_CERT_FILE": f"{tmp_path}/none.pem"})
+def test_missing_certificates(client: DownloadClient, server: Server, tmp_path: Path) -> None:
+    """Unreadable certificates are an error that names the variable."""
+    assert "SSL_CERT_FILE)" in _in_child(client, server.url, {"SSL_CERT_FILE": f"{tmp_path}/none.pem"})
 
 
-def _in_child(client: Client, url: str, env: dict[str, str]) -> str:
-    """The same download in a process with this environment alone; what it says as it fails."""
-    command = [sys.executable, "-c", CHILD, url, str(client.target)]
+def _in_child(client: DownloadClient, url: str, env: dict[str, str]) -> str:
+    """Runs the download in a process with this environment alone; returns its stderr."""
+    command = [sys.executable, "-c", DOWNLOAD_SCRIPT, url, str(client.target)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env).stderr
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that nobody trusts, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("the certificate is made with the openssl command")
@@ -160,16 +170,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pem
 
 
-def test_a_certificate_that_nobody_trusts(client: Client, certificate: Path) -> None:
-    """An untrusted server is refused at once, before a request reaches it."""
-    with serving(CONTENT, certificate=certificate) as secure:
+def test_an_untrusted_certificate(client: DownloadClient, certificate: Path) -> None:
+    """An untrusted server is refused before a request is sent."""
+    with scripted_server(CONTENT, certificate=certificate) as secure:
         assert "the certificate is not trusted" in client.fails(secure.url)
     assert (secure.requests, client.waits_s) == ([], [])
 
 
-def test_https_is_not_left_for_http(client: Client, server: Server, certificate: Path) -> None:
-    """Over https the file comes; a redirect from there to http is refused, and http is not asked."""
-    with serving(CONTENT, Act(status=302, headers={"Location": server.url}), certificate=certificate) as secure:
+def test_https_is_not_left_for_http(client: DownloadClient, server: Server, certificate: Path) -> None:
+    """Over https a file is downloaded; a redirect from https to http is refused."""
+    with scripted_server(
+        CONTENT, ScriptedReply(status=302, headers={"Location": server.url}), certificate=certificate
+    ) as secure:
         env = {"SSL_CERT_FILE": str(certificate)}
         assert "it redirects from https to http (to 127.0.0.1)" in _in_child(client, secure.url, env)
         assert server.requests == []
@@ -177,9 +189,13 @@ def test_https_is_not_left_for_http(client: Client, server: Server, certificate:
     assert_whole(client)
 
 
-def test_cuts_are_gone_on_from(client: Client, server: Server) -> None:
-    """After each of several cuts only the missing rest is asked for, and the pauses do not grow while bytes come."""
-    server.acts = [Act(cut_after=100_000), Act(cut_after=50_000), Act(cut_after=70_000)]
+def test_interruptions_are_resumed(client: DownloadClient, server: Server) -> None:
+    """After each interruption only the rest is requested; waits do not grow while there is progress."""
+    server.replies = [
+        ScriptedReply(cut_after=100_000),
+        ScriptedReply(cut_after=50_000),
+        ScriptedReply(cut_after=70_000),
+    ]
     client.fetch(server.url)
     assert_whole(client)
     assert server.ranges == [None, "bytes=100000-", "bytes=150000-", "bytes=220000-"]
@@ -188,39 +204,47 @@ def test_cuts_are_gone_on_from(client: Client, server: Server) -> None:
     assert sizes == sorted(sizes)
 
 
-@pytest.mark.parametrize("act", [Act(ranges=False), Act(etag=None), Act(etag='W/"one"'), Act(etag='"n\xf6"')])
-def test_where_no_part_can_be_had(client: Client, server: Server, act: Act) -> None:
-    """A server that ignores Range, or cannot tell versions apart for sure, sends the whole file again."""
-    cut = Act(cut_after=100_000, etag=act.etag)
-    server.acts, server.then = [cut], act
+@pytest.mark.parametrize(
+    "act",
+    [
+        ScriptedReply(ranges=False),
+        ScriptedReply(etag=None),
+        ScriptedReply(etag='W/"one"'),
+        ScriptedReply(etag='"n\xf6"'),
+    ],
+)
+def test_a_server_without_ranges(client: DownloadClient, server: Server, act: ScriptedReply) -> None:
+    """A server without Range or strong validators sends the whole file again."""
+    cut = ScriptedReply(cut_after=100_000, etag=act.etag)
+    server.replies, server.default = [cut], act
     client.fetch(server.url)
     assert_whole(client)
     assert len(server.requests) == 2
 
 
-def test_modification_date_as_validator(client: Client, server: Server) -> None:
-    """Without an ETag, Last-Modified says whether the part still fits."""
-    server.acts = [Act(etag=None, last_modified=OLD_DATE, cut_after=100_000)]
-    server.then = Act(etag=None, last_modified=OLD_DATE)
+def test_modification_date_as_validator(client: DownloadClient, server: Server) -> None:
+    """Without an ETag, Last-Modified is the validator."""
+    server.replies = [ScriptedReply(etag=None, last_modified=OLD_DATE, cut_after=100_000)]
+    server.default = ScriptedReply(etag=None, last_modified=OLD_DATE)
     client.fetch(server.url)
     assert_whole(client)
     assert server.requests[1]["If-Range"] == OLD_DATE
     assert server.ranges[1] == "bytes=100000-"
 
 
-def test_a_date_of_this_very_second_is_no_validator(client: Client, server: Server) -> None:
-    """A file modified in the second of the response may change within it, so its rest is not asked for."""
-    server.acts = [Act(etag=None, last_modified=OLD_DATE, date=OLD_DATE, cut_after=100_000)]
+def test_a_date_of_this_very_second_is_no_validator(client: DownloadClient, server: Server) -> None:
+    """A file modified in the second of the response may change within it, so it is not resumed."""
+    server.replies = [ScriptedReply(etag=None, last_modified=OLD_DATE, date=OLD_DATE, cut_after=100_000)]
     client.fetch(server.url)
     assert_whole(client)
     assert server.ranges == [None, None]
 
 
 @pytest.mark.parametrize("if_range", [True, False])
-def test_a_file_that_changed_is_not_glued(client: Client, server: Server, if_range: bool) -> None:
-    """A new version replaces what came of the old one, even where the server sends its rest all the same."""
-    server.acts = [Act(cut_after=100_000)]
-    server.then = Act(content=OTHER, etag='"two"', if_range=if_range)
+def test_versions_are_not_mixed(client: DownloadClient, server: Server, if_range: bool) -> None:
+    """A new version replaces the old one's bytes, even if the server ignores If-Range."""
+    server.replies = [ScriptedReply(cut_after=100_000)]
+    server.default = ScriptedReply(content=OTHER, etag='"two"', if_range=if_range)
     client.fetch(server.url)
     assert_whole(client, OTHER)
 
@@ -228,45 +252,45 @@ def test_a_file_that_changed_is_not_glued(client: Client, server: Server, if_ran
 @pytest.mark.parametrize(
     "content_range", ["bytes 99999-299999/300000", "bytes 100000-299999/300001", "bytes */300000", "chickens", ""]
 )
-def test_a_part_that_was_not_asked_for(client: Client, server: Server, content_range: str) -> None:
-    """A partial response of another place or size is not appended; the file comes anew."""
-    server.acts = [Act(cut_after=100_000), Act(headers={"Content-Range": content_range})]
+def test_an_unrequested_range_is_discarded(client: DownloadClient, server: Server, content_range: str) -> None:
+    """A partial response of another range or size is not appended; the download starts over."""
+    server.replies = [ScriptedReply(cut_after=100_000), ScriptedReply(headers={"Content-Range": content_range})]
     client.fetch(server.url)
     assert_whole(client)
     assert server.ranges == [None, "bytes=100000-", None]
 
 
 @pytest.mark.parametrize(("size", "asked_next"), [(200_000, "bytes=200000-"), (300_001, None)])
-def test_a_part_of_another_length(client: Client, server: Server, size: int, asked_next: str | None) -> None:
-    """A rest that ends early is gone on from; one that is longer than the file discredits what came."""
+def test_a_range_of_another_length(client: DownloadClient, server: Server, size: int, asked_next: str | None) -> None:
+    """A shorter rest is resumed; a longer one discards the partial file."""
     rest = {"Content-Range": "bytes 100000-299999/300000"}
-    server.acts = [Act(cut_after=100_000), Act(content=(CONTENT + b"!")[:size], headers=rest)]
+    server.replies = [ScriptedReply(cut_after=100_000), ScriptedReply(content=(CONTENT + b"!")[:size], headers=rest)]
     client.fetch(server.url)
     assert_whole(client)
     assert server.ranges == [None, "bytes=100000-", asked_next]
 
 
-def test_a_part_that_the_server_has_not(client: Client, server: Server) -> None:
-    """416 lets the part go, and the file comes anew."""
-    server.acts = [Act(cut_after=100_000), Act(status=416)]
+def test_an_unsatisfiable_range(client: DownloadClient, server: Server) -> None:
+    """416 discards the partial file; the download starts over."""
+    server.replies = [ScriptedReply(cut_after=100_000), ScriptedReply(status=416)]
     client.fetch(server.url)
     assert_whole(client)
     assert server.ranges == [None, "bytes=100000-", None]
 
 
-def test_a_part_of_another_url(client: Client, server: Server) -> None:
-    """What came from one address is not gone on from at another, even with the same ETag."""
-    server.acts = [Act(cut_after=100_000), Act(status=404)]
+def test_a_part_of_another_url(client: DownloadClient, server: Server) -> None:
+    """A partial file of another URL is not resumed, even with an equal ETag."""
+    server.replies = [ScriptedReply(cut_after=100_000), ScriptedReply(status=404)]
     client.fails(server.url)
-    with serving(OTHER) as mirror:
+    with scripted_server(OTHER) as mirror:
         client.fetch(mirror.url)
     assert_whole(client, OTHER)
     assert mirror.ranges == [None]
 
 
-def test_a_part_that_only_wanted_its_name(client: Client, server: Server) -> None:
-    """Bytes that were all there when the process ended are taken without asking for them again."""
-    server.acts = [Act(cut_after=299_999), Act(status=404)]
+def test_a_complete_partial_file_is_renamed(client: DownloadClient, server: Server) -> None:
+    """Complete bytes are used without a request."""
+    server.replies = [ScriptedReply(cut_after=299_999), ScriptedReply(status=404)]
     client.fails(server.url)
     with client.part.open("ab") as file:
         file.write(CONTENT[-1:])
@@ -276,9 +300,9 @@ def test_a_part_that_only_wanted_its_name(client: Client, server: Server) -> Non
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"url": "ht', b"[]", b"\xff"])
-def test_a_part_of_unknown_origin(client: Client, server: Server, torn: bytes) -> None:
-    """A part whose description is torn counts as nothing."""
-    server.acts = [Act(cut_after=100_000), Act(status=404)]
+def test_a_part_of_unknown_origin(client: DownloadClient, server: Server, torn: bytes) -> None:
+    """A partial file with a damaged version file is discarded."""
+    server.replies = [ScriptedReply(cut_after=100_000), ScriptedReply(status=404)]
     client.fails(server.url)
     client.part.with_name("weights.pth.part.json").write_bytes(torn)
     client.fetch(server.url)

@@ -1,27 +1,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.service.cli.command import convmlp
+from tests.service.cli.convmlp_command import convmlp, url
 from tests.service.frontend.grpc_server import open_rpc_at
 from tests.service.frontend.rest_server import Rest, open_rest, picture
 
 SHORT = ("--seconds", "0.3", "--warm-up", "0.1")
-
-
-@pytest.fixture
-async def rest() -> AsyncIterator[Rest]:
-    """A front-end with default settings."""
-    async with open_rest() as running:
-        yield running
-
-
-def url(rest: Rest) -> str:
-    return str(rest.http.base_url)
 
 
 async def requests_of(rest: Rest, task: str) -> float:
@@ -30,12 +18,12 @@ async def requests_of(rest: Rest, task: str) -> float:
     )
 
 
-async def test_a_table_says_what_the_service_did(rest: Rest) -> None:
-    """A row for each load, closed loops before open ones, with figures; the exit status says that all was well."""
+async def test_a_table_shows_throughput_and_latency(rest: Rest) -> None:
+    """There is a row per load, closed loops before open ones, and the exit status is 0."""
     ran = await convmlp("bench", "--url", url(rest), "--concurrency", "1,4", "--rate", "50", *SHORT)
     assert ran.status == 0
     rows = [line.split() for line in ran.lines]
-    assert rows[0][:3] == ["classify", "at", url(rest)]
+    assert rows[0] == ["classify", "at", f"{url(rest)},", "1", "image(s)"]
     assert [row[:2] for row in rows[2:4]] == [["1", "clients"], ["4", "clients"]]
     assert rows[4][0] == "50/s"
     assert [row[-1] for row in rows[2:]] == ["-"] * 3
@@ -43,10 +31,8 @@ async def test_a_table_says_what_the_service_did(rest: Rest) -> None:
 
 
 @pytest.mark.parametrize("task", ["classify", "detect", "segment"])
-async def test_json_has_the_figures_of_the_requests_that_the_service_answered(
-    rest: Rest, tmp_path: Path, task: str
-) -> None:
-    """No more answers are told than the service gave, of the task that was asked for and about the given pictures."""
+async def test_json_has_the_same_figures(rest: Rest, tmp_path: Path, task: str) -> None:
+    """The requests are of the task and the images that were given, and no more are reported than the service counts."""
     files = [tmp_path / f"{grey}.png" for grey in (100, 110)]
     for file in files:
         file.write_bytes(picture(int(file.stem)))
@@ -54,9 +40,9 @@ async def test_json_has_the_figures_of_the_requests_that_the_service_answered(
         "bench", *map(str, files), "--task", task, "--url", url(rest), "--concurrency", "2", *SHORT, "--json"
     )
     assert ran.status == 0
-    told = json.loads(ran.out)
-    assert (told["url"], told["task"], told["pictures"]) == (url(rest), task, 2)
-    (measured,) = told["measured"]
+    report = json.loads(ran.out)
+    assert (report["url"], report["task"], report["pictures"]) == (url(rest), task, 2)
+    (measured,) = report["measured"]
     assert (measured["loop"], measured["concurrency"], measured["seconds"]) == ("closed", 2, 0.3)
     assert 0 < measured["requests"] < await requests_of(rest, task)
     assert measured["answers_per_second"] > 0
@@ -67,8 +53,8 @@ async def test_json_has_the_figures_of_the_requests_that_the_service_answered(
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_refusals_are_told_apart_from_errors(scheme: str) -> None:
-    """What the service refuses is counted by its code, the same over either transport, beside what it answered."""
+async def test_refusals_are_counted_apart_from_errors(scheme: str) -> None:
+    """Refusals are counted by their code, the same over both transports, beside the answers."""
     async with (
         open_rest(rate_limit_per_s=0.1, rate_limit_burst=5) as rest,
         open_rpc_at(rest.worker.address, rest.settings) as rpc,
@@ -84,10 +70,10 @@ async def test_refusals_are_told_apart_from_errors(scheme: str) -> None:
 
 
 async def test_errors_are_counted_by_kind(rest: Rest, tmp_path: Path) -> None:
-    """What the service could not answer is named by the error's code, in the table as well, and costs nothing else."""
+    """Errors are counted by their code, in the table as well, and affect no other request."""
     good, broken = tmp_path / "good.png", tmp_path / "broken.png"
     good.write_bytes(picture())
-    broken.write_bytes(b"no picture at all")
+    broken.write_bytes(b"not an image")
     loads = (str(good), str(broken), "--url", url(rest), "--concurrency", "2", *SHORT)
     (measured,) = json.loads((await convmlp("bench", *loads, "--json")).out)["measured"]
     assert list(measured["failed"]) == ["unsupported-format"]
@@ -98,10 +84,9 @@ async def test_errors_are_counted_by_kind(rest: Rest, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["classify", "detect", "segment"])
-async def test_grpc_is_loaded_by_its_scheme(rest: Rest, task: str) -> None:
-    """A `grpc://` URL is asked over gRPC, and nothing over REST; without a word a few closed loops are run."""
-    async with open_rpc_at(rest.worker.address, rest.settings) as rpc:
-        ran = await convmlp("bench", "--url", f"grpc://127.0.0.1:{rpc.port}", "--task", task, "--json", *SHORT)
+async def test_a_grpc_url_is_called_over_grpc(rest: Rest, grpc_url: str, task: str) -> None:
+    """A `grpc://` URL sends nothing over REST. The default is three closed loops."""
+    ran = await convmlp("bench", "--url", grpc_url, "--task", task, "--json", *SHORT)
     assert ran.status == 0
     measured = json.loads(ran.out)["measured"]
     assert [one["concurrency"] for one in measured] == [1, 8, 32]
@@ -110,7 +95,7 @@ async def test_grpc_is_loaded_by_its_scheme(rest: Rest, task: str) -> None:
 
 
 async def test_the_api_key_is_sent(tmp_path: Path) -> None:
-    """Where the service asks for a key, the load has it; without it the first request's error is told."""
+    """Requests carry the API key; without it the first request's error is printed."""
     keys = tmp_path / "keys"
     keys.write_text("a-key-that-is-long-enough\n")
     async with open_rest(api_keys_file=keys) as rest:
@@ -121,33 +106,33 @@ async def test_the_api_key_is_sent(tmp_path: Path) -> None:
         assert "unauthenticated" in ran.err
 
 
-async def test_a_service_that_cannot_answer_is_not_loaded(rest: Rest) -> None:
-    """What is wrong with every request is said once, from the first: here the model's name."""
+async def test_an_error_of_every_request_is_printed_once(rest: Rest) -> None:
+    """If the first request fails, as with an unknown model, no load follows."""
     before = await requests_of(rest, "classify")
-    ran = await convmlp("bench", "--url", url(rest), "--model", "nobody", *SHORT)
+    ran = await convmlp("bench", "--url", url(rest), "--model", "unknown", *SHORT)
     assert (ran.status, ran.out) == (1, b"")
     assert "model-not-found" in ran.err
     assert await requests_of(rest, "classify") == before
 
 
-async def test_nobody_there() -> None:
-    """Where nothing listens there is one line about it, and no table."""
+async def test_no_service_is_an_error() -> None:
+    """If nothing listens, the error is one line, and there is no table."""
     ran = await convmlp("bench", "--url", "http://127.0.0.1:9", *SHORT)
     assert (ran.status, ran.out) == (1, b"")
-    assert "no connection" in ran.err
+    assert ran.err == "convmlp: the first request to http://127.0.0.1:9 failed: cannot connect: connection refused\n"
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
-        (("--concurrency", "0"), "above 0"),
-        (("--concurrency", "1.5"), "whole clients"),
-        (("--rate", "fast"), "not numbers"),
+        (("--concurrency", "0"), "outside 0 < N"),
+        (("--concurrency", "1.5"), "expects whole numbers"),
+        (("--rate", "fast"), "not a list of numbers"),
         (("--url", "ftp://here"), "not the URL of a service"),
     ],
 )
-async def test_nonsense_is_refused(flags: tuple[str, str], words: str) -> None:
-    """Bounds hold before anything is sent, and the message names the flag."""
+async def test_wrong_flags_are_refused(flags: tuple[str, str], message: str) -> None:
+    """Flags are checked before anything is sent, and the message names the flag."""
     ran = await convmlp("bench", *flags)
     assert ran.status == 2
-    assert words in " ".join(ran.err.replace("│", " ").split())
+    assert message in " ".join(ran.err.replace("│", " ").split())

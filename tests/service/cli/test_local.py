@@ -14,8 +14,8 @@ from model.predictor import reference_answer
 from model.reference import REFERENCE_PICTURE
 from service.cli.app import app
 from service.settings import EMBEDDED_MODELS
-from tests.model.net.tiny import metadata, tiny_network
-from tests.service.cli.command import started
+from tests.model.tiny_models import metadata, tiny_network
+from tests.service.cli.convmlp_command import started
 
 CAT = str(REFERENCE_PICTURE)
 FAMILIES = {"classify": "classifier", "detect": "mask_rcnn", "segment": "semantic_fpn"}
@@ -35,8 +35,8 @@ def local(*arguments: str, store: Path | None = None, stdin: bytes | None = None
     return CliRunner().invoke(app, [*arguments, "--local"], env={"CONVMLP_DEVICE": "cpu", **folder}, input=stdin)
 
 
-async def test_local_answers_are_the_services(store: Path) -> None:
-    """For every task `--local --json` and `--local --save` give what `convmlp serve` gives in fp32, byte for byte."""
+async def test_local_results_equal_the_services(store: Path) -> None:
+    """For every task, `--local` with `--json` or `--save` writes what `convmlp serve` answers in fp32."""
     options = ["--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0", "--log-format", "json"]
     options += ["--device", "cpu", "--precision", "exact", "--models-dir", str(store), "--models", ",".join(FAMILIES)]
     async with started("serve", *options) as process, httpx2.AsyncClient(timeout=60) as http:
@@ -62,14 +62,14 @@ async def test_local_answers_are_the_services(store: Path) -> None:
 
 @pytest.mark.parametrize(("task", "model"), list(zip(FAMILIES, EMBEDDED_MODELS, strict=True)))
 def test_the_embedded_model_is_the_default(task: str, model: str) -> None:
-    """Without --model and without a store the task's embedded model answers."""
+    """Without --model and without a store, the task's embedded model is used."""
     ran = local(task, CAT)
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert ran.stdout.splitlines()[0] == f"{CAT}  451 x 300  {model}"
 
 
-def test_a_bad_image_costs_only_itself(store: Path, tmp_path: Path) -> None:
-    """The other images are answered, stdin among them; stderr and the exit status say that one was not."""
+def test_a_bad_image_affects_no_other_image(store: Path, tmp_path: Path) -> None:
+    """The other images, stdin among them, have their results; stderr and the exit status report the bad one."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(REFERENCE_PICTURE.read_bytes()[:5000])
     arguments = ["classify", CAT, str(broken), "-", "--model", "classify", "--json"]
@@ -83,17 +83,17 @@ def test_a_bad_image_costs_only_itself(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("task", "model", "why"),
-    [("classify", "nobody", "there is no model 'nobody' in the store"), ("classify", "detect", "is for 'detect'")],
+    [("classify", "unknown", "there is no model 'unknown' in the store"), ("classify", "detect", "is for 'detect'")],
 )
-def test_a_wrong_model_is_told(store: Path, task: str, model: str, why: str) -> None:
-    """A model that is not there, or of another task, is told in words; the exit status is 1."""
+def test_a_wrong_model_is_an_error(store: Path, task: str, model: str, why: str) -> None:
+    """A model that is not in the store, or for another task, is an error message with exit status 1."""
     ran = local(task, CAT, "--model", model, store=store)
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert why in ran.stderr
 
 
 def test_parameters_shape_the_answer(store: Path) -> None:
-    """The flags mean the same as they do for a service."""
+    """The flags mean the same as with a service."""
     labels = json.loads(local("classify", CAT, "--model", "classify", "--top-k", "2", "--json", store=store).stdout)
     assert len(labels["results"][0]["labels"]) == 2
     found = json.loads(local("detect", CAT, "--model", "detect", "--no-masks", "--json", store=store).stdout)
@@ -101,16 +101,16 @@ def test_parameters_shape_the_answer(store: Path) -> None:
     assert not any("mask" in one for one in found["results"][0]["detections"])
 
 
-def test_a_drawing_that_cannot_be_written_is_told(store: Path, tmp_path: Path) -> None:
-    """Neither a traceback nor silence where the target's folder is a file."""
+def test_a_drawing_that_cannot_be_written_is_an_error(store: Path, tmp_path: Path) -> None:
+    """If the folder of the drawing is a file, the error message has the reason."""
     (tmp_path / "file").touch()
     ran = local("classify", CAT, "--model", "classify", "--save", str(tmp_path / "file/out.png"), store=store)
     assert ran.exit_code == 1
     assert "cannot be written" in ran.stderr
 
 
-async def test_without_torch_local_says_what_to_install() -> None:
-    """An installation for asking services has no torch; --local then tells which extra has it."""
+async def test_without_torch_the_extra_is_named() -> None:
+    """Calling a service needs no torch. The error of --local names the extra that installs it."""
     script = "import sys; sys.modules['torch'] = None; from service.cli.app import main; main()"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", script, "classify", CAT, "--local"), stderr=asyncio.subprocess.PIPE

@@ -3,37 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.service.cli.command import convmlp, started
+from tests.service.cli.convmlp_command import convmlp, started, url
 from tests.service.frontend.rest_server import Rest, open_rest, picture
 
 
-@pytest.fixture
-async def rest() -> AsyncIterator[Rest]:
-    """A front-end with default settings."""
-    async with open_rest() as running:
-        yield running
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    """More pictures than are asked about at a time, each of a grey level of its own."""
-    paths = [tmp_path / f"{grey}.png" for grey in range(100, 112)]
-    for path in paths:
-        path.write_bytes(picture(int(path.stem), width=60 + int(path.stem) % 7))
-    return [str(path) for path in paths]
-
-
-def url(rest: Rest) -> str:
-    return str(rest.http.base_url)
-
-
 async def body(rest: Rest, path: str, files: list[str], accept: str = "application/json") -> bytes:
-    """What the service itself answers to these files in one request."""
+    """The service's own answer to these files in one request."""
     parts = [("image", file.read_bytes()) for file in map(Path, files)]
     response = await rest.http.post(path, files=parts, headers={"Accept": accept})
     assert response.status_code == 200
@@ -50,28 +29,28 @@ async def body(rest: Rest, path: str, files: list[str], accept: str = "applicati
         ("segment --masks --mask-format png", "/segment?masks=true&mask_format=png"),
     ],
 )
-async def test_json_is_what_the_service_answers(rest: Rest, files: list[str], arguments: str, path: str) -> None:
-    """`--json` prints the REST answer byte for byte, with each flag the query parameter that it is named after."""
+async def test_json_is_the_rest_answer(rest: Rest, files: list[str], arguments: str, path: str) -> None:
+    """`--json` prints the REST answer byte for byte; each flag sets the query parameter of its name."""
     ran = await convmlp(*arguments.split(), files[0], "--json", "--url", url(rest))
     assert (ran.status, ran.err) == (0, "")
     assert ran.out == await body(rest, path, files[:1]) + b"\n"
 
 
 async def test_several_images_are_one_document_in_their_order(rest: Rest, files: list[str]) -> None:
-    """Many images, though asked about one by one and several at a time, give what one request for all would."""
+    """Images are sent one per request, several at once; the document equals that of one request for all."""
     ran = await convmlp("classify", *files, "--json", "--url", url(rest))
     assert ran.status == 0
     assert ran.out == await body(rest, "/classify", files) + b"\n"
 
 
-async def test_the_service_is_found_by_its_environment_variable(rest: Rest, files: list[str]) -> None:
-    """CONVMLP_URL stands for --url."""
+async def test_an_environment_variable_sets_the_url(rest: Rest, files: list[str]) -> None:
+    """CONVMLP_URL replaces --url."""
     ran = await convmlp("classify", files[0], "--json", environment={"CONVMLP_URL": url(rest)})
     assert json.loads(ran.out)["model"] == "fake_classify"
 
 
 async def test_tables_are_readable_in_a_pipe(rest: Rest, files: list[str]) -> None:
-    """Without a terminal a table is plain text, one row a line, under a line that names the picture."""
+    """Without a terminal, a table is plain text, one line per row, under a line with the image's name."""
     ran = await convmlp("classify", *files[:2], "--url", url(rest))
     assert ran.status == 0
     assert ran.lines[0].split() == [files[0], "62", "x", "60", "fake_classify"]
@@ -83,18 +62,18 @@ async def test_tables_are_readable_in_a_pipe(rest: Rest, files: list[str]) -> No
 
 @pytest.mark.parametrize(
     ("task", "row"),
-    [("detect", ["cat", "0.9000", "0.0", "0.0", "31.0", "30.0"]), ("segment", ["background", "1860", "50.0%"])],
+    [("detect", ["cat", "0.9000", "0.0", "0.0", "31.0", "30.0"]), ("segment", ["background", "1860", "50.0"])],
 )
-async def test_tables_have_the_figures_of_their_task(rest: Rest, files: list[str], task: str, row: list[str]) -> None:
-    """Boxes in pixels for detections; area and share of the picture for segments."""
+async def test_tables_have_the_columns_of_their_task(rest: Rest, files: list[str], task: str, row: list[str]) -> None:
+    """Detections have boxes in pixels; segments have areas in pixels and as a percentage of the image."""
     ran = await convmlp(task, files[0], "--url", url(rest))
     assert row in [line.split() for line in ran.lines]
 
 
-async def test_a_bad_image_costs_only_itself(rest: Rest, files: list[str], tmp_path: Path) -> None:
-    """The others are answered in their places; stderr says which failed and why, and so does the exit status."""
+async def test_a_bad_image_affects_no_other_image(rest: Rest, files: list[str], tmp_path: Path) -> None:
+    """The others have their results in their places; stderr has the error of each that failed; the exit status is 1."""
     broken, missing = tmp_path / "broken.jpg", tmp_path / "missing.jpg"
-    broken.write_bytes(b"no picture at all")
+    broken.write_bytes(b"not an image")
     ran = await convmlp("classify", files[0], str(broken), str(missing), files[1], "--json", "--url", url(rest))
     assert ran.status == 1
     results = json.loads(ran.out)["results"]
@@ -106,8 +85,8 @@ async def test_a_bad_image_costs_only_itself(rest: Rest, files: list[str], tmp_p
     assert f"{missing}: cannot be read: No such file or directory" in ran.err
 
 
-async def test_a_single_bad_image_has_no_answer(rest: Rest, tmp_path: Path) -> None:
-    """Nothing on stdout that could be taken for an answer, the service's words on stderr, exit status 1."""
+async def test_a_single_bad_image_has_no_result(rest: Rest, tmp_path: Path) -> None:
+    """stdout is empty, stderr has the service's message, the exit status is 1."""
     empty = tmp_path / "empty.png"
     empty.touch()
     ran = await convmlp("detect", str(empty), "--json", "--url", url(rest))
@@ -126,15 +105,15 @@ async def test_stdin_is_an_image(rest: Rest) -> None:
 async def test_save_writes_the_services_drawing(
     rest: Rest, files: list[str], tmp_path: Path, suffix: str, media_type: str
 ) -> None:
-    """`--save` writes the picture that the service draws, in the format of the file's name."""
+    """`--save` writes the drawing that the service answers, in the format of the file's suffix."""
     target = tmp_path / f"drawn{suffix}"
     ran = await convmlp("detect", files[0], "--save", str(target), "--url", url(rest))
     assert (ran.status, ran.err) == (0, "")
     assert target.read_bytes() == await body(rest, "/detect", files[:1], f"image/{media_type}")
 
 
-async def test_save_draws_several_into_a_folder(rest: Rest, files: list[str], tmp_path: Path) -> None:
-    """Each picture is drawn under its own name into a folder, which is made if need be."""
+async def test_save_writes_several_drawings_into_a_folder(rest: Rest, files: list[str], tmp_path: Path) -> None:
+    """Each drawing has its image's name; the folder is created if necessary."""
     ran = await convmlp("segment", *files, "--save", f"{tmp_path}/new/drawn/", "--url", url(rest))
     assert ran.status == 0
     for file in files:
@@ -142,10 +121,8 @@ async def test_save_draws_several_into_a_folder(rest: Rest, files: list[str], tm
         assert drawn.read_bytes() == await body(rest, "/segment", [file], "image/png")
 
 
-async def test_what_is_drawn_does_not_depend_on_how_json_writes_masks(
-    rest: Rest, files: list[str], tmp_path: Path
-) -> None:
-    """`--mask-format` is for `--json`; only without masks is a drawing another one."""
+async def test_drawings_do_not_depend_on_the_mask_format(rest: Rest, files: list[str], tmp_path: Path) -> None:
+    """`--mask-format` is for `--json`; only a drawing without masks differs."""
     drawn = []
     for flags in ([], ["--mask-format", "polygon"], ["--mask-format", "none"], ["--no-masks"]):
         target = tmp_path / "drawn.png"
@@ -156,15 +133,15 @@ async def test_what_is_drawn_does_not_depend_on_how_json_writes_masks(
     assert drawn[0] != drawn[2] == drawn[3]
 
 
-async def test_what_fails_for_all_is_told_once(rest: Rest, files: list[str]) -> None:
-    """A model that is not there is the service's word, once, whatever the number of images."""
-    ran = await convmlp("classify", *files, "--model", "nobody", "--url", url(rest))
+async def test_an_error_of_every_image_is_printed_once(rest: Rest, files: list[str]) -> None:
+    """The service's message about an unknown model is printed once, whatever the number of images."""
+    ran = await convmlp("classify", *files, "--model", "unknown", "--url", url(rest))
     assert (ran.status, ran.out) == (1, b"")
-    assert ran.err == "convmlp: there is no model 'nobody' here; served: fake_classify, fake_detect, fake_segment\n"
+    assert ran.err == "convmlp: there is no model 'unknown' here; served: fake_classify, fake_detect, fake_segment\n"
 
 
-async def test_a_busy_service_is_asked_again(files: list[str]) -> None:
-    """A refusal with Retry-After is not the end: the command waits as told and gets its answer."""
+async def test_a_busy_service_is_retried(files: list[str]) -> None:
+    """After a refusal with Retry-After the command waits and retries."""
     async with open_rest(max_in_flight=1) as rest:
         rest.worker.runner.gate.clear()
         ahead = asyncio.create_task(rest.http.post("/classify", content=picture()))
@@ -179,8 +156,8 @@ async def test_a_busy_service_is_asked_again(files: list[str]) -> None:
             assert out == await body(rest, "/classify", files[:1]) + b"\n"
 
 
-async def test_no_attempt_is_made_beyond_the_callers_time(files: list[str]) -> None:
-    """Where Retry-After would end after --timeout-ms, the refusal is final."""
+async def test_no_retry_exceeds_the_deadline(files: list[str]) -> None:
+    """If Retry-After ends after --timeout-ms, the refusal is the error."""
     async with open_rest(max_in_flight=1) as rest:
         rest.worker.runner.gate.clear()
         ahead = asyncio.create_task(rest.http.post("/classify", content=picture()))
@@ -194,7 +171,7 @@ async def test_no_attempt_is_made_beyond_the_callers_time(files: list[str]) -> N
 
 
 async def test_the_deadline_reaches_the_service(rest: Rest, files: list[str]) -> None:
-    """--timeout-ms is the service's deadline too: it is the service that says that it passed."""
+    """--timeout-ms is the service's deadline too: the service reports that it passed."""
     rest.worker.runner.gate.clear()
     ran = await convmlp("classify", files[0], "--timeout-ms", "1500", "--url", url(rest))
     assert ran.status == 1
@@ -202,13 +179,13 @@ async def test_the_deadline_reaches_the_service(rest: Rest, files: list[str]) ->
     assert await rest.count('convmlp_rejected_total{reason="deadline"}') == 1
 
 
-async def test_nobody_there_is_told_in_words(files: list[str]) -> None:
-    """Where nothing listens the command says so, and what to do, without a traceback."""
+async def test_no_service_is_an_error(files: list[str]) -> None:
+    """If nothing listens, the error is one line, with what to do."""
     ran = await convmlp("classify", *files, "--json", "--url", "http://127.0.0.1:1")
     assert (ran.status, ran.out) == (1, b"")
     assert len(ran.err.splitlines()) == 1
     assert "cannot connect to http://127.0.0.1:1: " in ran.err
-    assert "; start `convmlp serve`, name another --url, or use --local" in ran.err
+    assert "; start `convmlp serve`, set --url, or use --local" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -222,8 +199,8 @@ async def test_nobody_there_is_told_in_words(files: list[str]) -> None:
         b"",
     ],
 )
-async def test_another_server_is_told_in_words(files: list[str], answer: bytes) -> None:
-    """Whatever else listens there, one line says so and nothing is shown as an answer."""
+async def test_another_server_is_an_error(files: list[str], answer: bytes) -> None:
+    """If another program listens there, the error is one line, and stdout is empty."""
 
     async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -238,8 +215,8 @@ async def test_another_server_is_told_in_words(files: list[str], answer: bytes) 
     assert f"http://127.0.0.1:{port}" in ran.err
 
 
-async def test_asking_a_service_imports_no_torch(rest: Rest, files: list[str]) -> None:
-    """A command that asks a service needs neither torch's start-up time nor its installation."""
+async def test_calling_a_service_imports_no_torch(rest: Rest, files: list[str]) -> None:
+    """A command that calls a service does not import torch, and works where it is not installed."""
     script = (
         "import sys; from service.cli.app import app; app(sys.argv[1:], standalone_mode=False); "
         "assert 'torch' not in sys.modules"
@@ -253,11 +230,11 @@ async def test_asking_a_service_imports_no_torch(rest: Rest, files: list[str]) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-async def test_an_answer_that_cannot_be_printed_is_told(rest: Rest, files: list[str]) -> None:
-    """A full disk behind stdout is told in words and by the exit status."""
+async def test_a_result_that_cannot_be_printed_is_an_error(rest: Rest, files: list[str]) -> None:
+    """A full disk behind stdout is one line on stderr and exit status 1."""
     command = (sys.executable, "-m", "service.cli", "classify", files[0], "--url", url(rest))
     with open("/dev/full", "wb") as full:  # noqa: ASYNC230, PTH123
         process = await asyncio.create_subprocess_exec(*command, stdout=full, stderr=asyncio.subprocess.PIPE)
     _, error = await process.communicate()
     assert process.returncode == 1
-    assert error == b"convmlp: the answer cannot be printed: No space left on device\n"
+    assert error == b"convmlp: cannot print the result: No space left on device\n"

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli.train import train_app
-from tests.model.training.photographs import write_photographs
+from tests.model.training.pets_dataset import write_photographs
 
 
 @pytest.fixture
@@ -18,8 +18,8 @@ def train(*arguments: str | Path) -> Result:
     return CliRunner().invoke(train_app, [str(one) for one in arguments], env={"NO_COLOR": "1"})
 
 
-def test_the_embedded_bundles_are_measured_by_one_command(pets: Path) -> None:
-    """A line for each figure of each of the three."""
+def test_one_command_evaluates_the_embedded_bundles(pets: Path) -> None:
+    """The table has a line per metric of each of the three."""
     ran = train("evaluate", "--data", pets)
     assert (ran.exit_code, ran.stderr) == (0, "")
     lines = [line.split()[:2] for line in ran.stdout.splitlines()]
@@ -28,22 +28,22 @@ def test_the_embedded_bundles_are_measured_by_one_command(pets: Path) -> None:
 
 
 @pytest.mark.parametrize("course", ["heads", "outline"])
-def test_without_a_breed_model_the_others_say_what_to_do(course: str, pets: Path, tmp_path: Path) -> None:
-    """Nothing is trained from a random backbone by oversight."""
+def test_heads_and_outline_need_a_breed_model(course: str, pets: Path, tmp_path: Path) -> None:
+    """Without one, the message has the ways to make or set it."""
     ran = train(course, "--data", pets, "--out", tmp_path / "out")
     assert ran.exit_code == 2
-    assert "run `convmlp train breed` first, or name one by --backbone-from" in ran.stderr
+    assert "run `convmlp train breed` first, or set --backbone-from" in ran.stderr
 
 
-def test_too_few_photographs_are_a_line_and_not_a_trace(pets: Path, tmp_path: Path) -> None:
-    """Data that no batch can be made of is refused in words, with status 1."""
+def test_too_few_photographs_are_an_error(pets: Path, tmp_path: Path) -> None:
+    """Fewer photographs than a batch are an error message with exit status 1."""
     ran = train("breed", "--data", pets, "--out", tmp_path / "out", "--threads", "1")
     assert ran.exit_code == 1
     assert ran.stderr.splitlines()[-1] == "convmlp: there are 8 examples, fewer than a batch of 48"
 
 
-def test_a_folder_without_bundles_is_a_line_and_not_a_trace(pets: Path, tmp_path: Path) -> None:
-    """The wrong folder is named, with status 1."""
+def test_a_folder_without_bundles_is_an_error(pets: Path, tmp_path: Path) -> None:
+    """The message names the folder; the exit status is 1."""
     ran = train("evaluate", "--data", pets, "--bundles", tmp_path)
     assert ran.exit_code == 1
     assert str(tmp_path) in ran.stderr

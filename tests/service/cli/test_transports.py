@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.service.cli.command import convmlp
+from tests.service.cli.convmlp_command import convmlp, url
 from tests.service.frontend.grpc_server import open_rpc_at
 from tests.service.frontend.rest_server import Rest, open_rest, picture
 
@@ -13,27 +12,10 @@ KEY = "a-key-that-is-long-enough"
 
 
 @pytest.fixture
-async def rest() -> AsyncIterator[Rest]:
-    async with open_rest() as running:
-        yield running
-
-
-@pytest.fixture
-async def grpc_url(rest: Rest) -> AsyncIterator[str]:
-    """A gRPC front-end beside the REST one, of the same worker."""
-    async with open_rpc_at(rest.worker.address, rest.settings) as rpc:
-        yield f"grpc://127.0.0.1:{rpc.port}"
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> str:
     path = tmp_path / "grey.png"
     path.write_bytes(picture(101))
     return str(path)
-
-
-def url(rest: Rest) -> str:
-    return str(rest.http.base_url)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +28,8 @@ def url(rest: Rest) -> str:
         "segment --no-masks",
     ],
 )
-async def test_grpc_answers_as_rest_does(rest: Rest, grpc_url: str, file: str, arguments: str) -> None:
-    """`--json` prints the same bytes, whichever of its front-ends the service is asked at."""
+async def test_grpc_gives_the_same_json_as_rest(rest: Rest, grpc_url: str, file: str, arguments: str) -> None:
+    """`--json` prints the same bytes over either transport."""
     over_rest = await convmlp(*arguments.split(), file, "--json", "--url", url(rest))
     over_grpc = await convmlp(*arguments.split(), file, "--json", "--url", grpc_url)
     assert (over_grpc.status, over_grpc.err) == (0, "")
@@ -55,29 +37,29 @@ async def test_grpc_answers_as_rest_does(rest: Rest, grpc_url: str, file: str, a
 
 
 @pytest.mark.parametrize("task", ["classify", "detect", "segment"])
-async def test_grpc_answers_are_drawn_as_rest_draws_them(
+async def test_grpc_gives_the_same_drawing_as_rest(
     rest: Rest, grpc_url: str, file: str, tmp_path: Path, task: str
 ) -> None:
-    """`--save` gives the picture that the REST API gives, though gRPC itself gives none."""
+    """`--save` writes the drawing that the REST API answers, which the gRPC API does not have."""
     ran = await convmlp(task, file, "--save", str(tmp_path / "drawn.png"), "--url", grpc_url)
     assert (ran.status, ran.err) == (0, "")
     response = await rest.http.post(f"/{task}", content=picture(101), headers={"Accept": "image/png"})
     assert (tmp_path / "drawn.png").read_bytes() == response.content
 
 
-async def test_grpc_errors_are_told_as_rests(rest: Rest, grpc_url: str, tmp_path: Path) -> None:
-    """A bad picture and an unknown model meet the same words and exit status."""
+async def test_grpc_gives_the_same_errors_as_rest(rest: Rest, grpc_url: str, tmp_path: Path) -> None:
+    """A bad image and an unknown model have the same message and exit status."""
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture at all")
-    for arguments in (["classify", str(broken)], ["classify", str(broken), "--model", "nobody"]):
+    broken.write_bytes(b"not an image")
+    for arguments in (["classify", str(broken)], ["classify", str(broken), "--model", "unknown"]):
         over_rest = await convmlp(*arguments, "--url", url(rest))
         over_grpc = await convmlp(*arguments, "--url", grpc_url)
         assert over_rest.status == 1
         assert (over_grpc.status, over_grpc.err) == (over_rest.status, over_rest.err)
 
 
-async def test_nobody_at_a_grpc_address_is_told_in_words(file: str) -> None:
-    """Where nothing listens one line says so, as for REST."""
+async def test_no_service_at_a_grpc_address_is_an_error(file: str) -> None:
+    """If nothing listens, the error is one line, as for REST."""
     ran = await convmlp("classify", file, file, "--url", "grpc://127.0.0.1:1")
     assert (ran.status, ran.out, len(ran.err.splitlines())) == (1, b"", 1)
     assert "grpc://127.0.0.1:1" in ran.err
@@ -85,8 +67,8 @@ async def test_nobody_at_a_grpc_address_is_told_in_words(file: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["flag", "variable"])
-async def test_a_key_opens_the_service(file: str, tmp_path: Path, form: str) -> None:
-    """`--api-key`, or CONVMLP_API_KEY, is what a service that asks for a key is shown, over REST and gRPC."""
+async def test_the_api_key_is_sent(file: str, tmp_path: Path, form: str) -> None:
+    """`--api-key` and CONVMLP_API_KEY set the key, over REST and gRPC."""
     keys = tmp_path / "keys"
     keys.write_text(f"tester {KEY}\n")
     given = ["--api-key", KEY] if form == "flag" else []
@@ -97,8 +79,8 @@ async def test_a_key_opens_the_service(file: str, tmp_path: Path, form: str) -> 
             assert (ran.status, ran.err) == (0, "")
 
 
-async def test_a_missing_key_is_told_once(file: str, tmp_path: Path) -> None:
-    """Without the key, or with a wrong one, the service's words are told once for all pictures; the key never is."""
+async def test_a_missing_key_is_one_error(file: str, tmp_path: Path) -> None:
+    """The service's message about a missing or wrong key is printed once for all images, without the key."""
     keys = tmp_path / "keys"
     keys.write_text(f"{KEY}\n")
     async with open_rest(api_keys_file=keys) as rest:
@@ -110,7 +92,7 @@ async def test_a_missing_key_is_told_once(file: str, tmp_path: Path) -> None:
 
 
 async def test_a_key_that_cannot_be_sent_is_refused(file: str) -> None:
-    """A key with a line break or letters beyond ASCII is wrong usage, and is not quoted."""
+    """A key with a line break or non-ASCII characters is wrong usage, and is not printed."""
     for key in ("sécret", "secret\nsecret"):
         ran = await convmlp("classify", file, "--api-key", key)
         assert (ran.status, ran.out) == (2, b"")

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from service.cli.app import app
-from service.cli.later import LATER
+from service.cli.app import LAZY_COMMANDS, app
+from service.cli.flags import GROUPS
+from service.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -29,46 +31,71 @@ from service.cli.later import LATER
     ],
 )
 def test_wrong_usage_is_refused_before_anything_is_done(arguments: str, why: str) -> None:
-    """Exit status 2 and words on stderr; neither is a picture read nor a service asked."""
+    """The exit status is 2 with a message on stderr; no image is read and no request is sent."""
     ran = CliRunner().invoke(app, arguments.split())
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert why in ran.stderr
 
 
 def test_a_wrong_setting_is_named() -> None:
-    """A bad environment variable is told by the setting's name, with exit status 2."""
+    """The message about a wrong environment variable has the setting's name; the exit status is 2."""
     ran = CliRunner().invoke(app, ["models", "list"], env={"CONVMLP_MAX_IMAGES": "many"})
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert "setting max_images: " in ran.stderr
 
 
 def test_the_command_line_itself_is_light() -> None:
-    """What every process of the service imports, the worker's too, has neither HTTP's libraries nor torch in it."""
-    heavy = {"torch", "fastapi", "httpx2", "cv2", "uvicorn", "numpy", "PIL"}
+    """Every process of the service imports it, the worker too: it imports neither HTTP libraries nor torch."""
+    heavy = {"torch", "fastapi", "httpx2", "cv2", "uvicorn", "numpy", "PIL", "rich"}
     script = f"import sys, service.cli.app; print({heavy} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"set()\n"
 
 
 def test_a_health_check_imports_no_other_command() -> None:
-    """Containers run it every few seconds: of the command line it imports only itself, and a front-end's no NumPy."""
+    """Containers run it every few seconds: it imports no other command, and for a front-end no NumPy."""
     command = [sys.executable, "-X", "importtime", "-m", "service.cli", "health", "rest", "--http-port", "1"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    imported = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
+    log = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    imported = {line.rpartition("|")[2].strip() for line in log.splitlines() if line.startswith("import time:")}
     assert "service.cli.health" in imported
-    assert not imported & {"numpy", "zmq", *(place.partition(":")[0] for place in LATER.values())}
+    assert not imported & {"numpy", "zmq", "rich", *(lazy.place.partition(":")[0] for lazy in LAZY_COMMANDS.values())}
 
 
-def test_help_tells_of_every_command() -> None:
-    """All that there is, in one list; each with help of its own."""
-    names = ["serve", "worker", "rest", "grpc", "health", *LATER]
+def test_help_lists_every_command() -> None:
+    """Each command is in the help, and has a help of its own."""
+    names = ["serve", "worker", "rest", "grpc", "health", *LAZY_COMMANDS]
     listed = CliRunner().invoke(app, ["--help"], env={"TERMINAL_WIDTH": "100"}).stdout
     assert [line.split()[1] for line in listed.splitlines() if line.startswith("│ ") and line[2].islower()] == names
-    for name in LATER:
+    for name in LAZY_COMMANDS:
         assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
 
 
 def test_the_nearest_command_is_named() -> None:
-    """Of a word that is none, the framework names the command that is most like it."""
+    """For an unknown command, the message suggests the most similar one."""
     ran = CliRunner().invoke(app, ["clasify"])
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert "Did you mean 'classify'?" in ran.stderr
+
+
+def test_the_flags_of_serve_are_grouped() -> None:
+    """Every setting is a flag in the group of its subject, and the usage line does not repeat them all."""
+    shown = CliRunner().invoke(app, ["serve", "--help"]).stdout
+    titles = [line.removesuffix(":") for line in shown.splitlines() if line.endswith(":") and line[0].isalpha()]
+    assert titles == ["options", *GROUPS.values()]
+    flags = re.findall(r"^  (--[a-z0-9-]+)", shown, re.MULTILINE)
+    assert flags == [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
+    assert shown.splitlines()[0].endswith(" serve [--FLAG VALUE …]")
+
+
+def test_defaults_are_written_as_a_user_writes_them() -> None:
+    """The help shows a list of names with commas between, and no default where there is none."""
+    shown = CliRunner().invoke(app, ["serve", "--help"]).stdout
+    assert "(default: convmlp_pets_breed, convmlp_pets_heads, convmlp_pets_outline)" in " ".join(shown.split())
+    assert "None" not in shown
+    assert "()" not in shown
+
+
+def test_a_conflict_of_settings_names_them() -> None:
+    """A check across several settings prints its message alone, without all settings."""
+    ran = CliRunner().invoke(app, ["serve", "--models", "some", "--model-weights", "other=1"])
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr == "convmlp: model_weights: 'other' is not a served model; served: some\n"

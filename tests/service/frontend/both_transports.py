@@ -70,7 +70,7 @@ async def serving_http(front_end: FrontEnd, settings: Settings) -> AsyncIterator
     listener = socket.create_server(("127.0.0.1", 0))
     stop = asyncio.Event()
     app = create_app(
-        front_end.engine, front_end.gate, settings, front_end.metrics, lambda: exposition(front_end.registry)
+        front_end.engine, front_end.auth, settings, front_end.metrics, lambda: exposition(front_end.registry)
     )
     serving = asyncio.create_task(serve(app, [listener], stop, drain_timeout_s=1.0))
     try:

@@ -138,7 +138,7 @@ async def serving(
     drain_timeout_s: float = 5.0,
 ) -> AsyncIterator[RunningServer]:
     """The gRPC server of a front-end."""
-    rpc = create_rpc(front_end.engine, front_end.gate, settings, front_end.metrics, keep_alive)
+    rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, keep_alive)
     stop = asyncio.Event()
     with hold_port("127.0.0.1", 0) as held:
         address = listen_at(rpc.server, held, credentials)

@@ -85,7 +85,7 @@ async def open_rest(
             stop = asyncio.Event()
             app = create_app(
                 front_end.engine,
-                front_end.gate,
+                front_end.auth,
                 settings,
                 front_end.metrics,
                 metrics_text or (lambda: exposition(front_end.registry)),

@@ -16,7 +16,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from service.observability.tracing import open_tracing
 from service.settings import Settings
-from tests.e2e.running import RunningService, started
+from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.frontend.grpc_server import health_of
 from tests.service.observability.collector import Collector, collecting

@@ -18,7 +18,7 @@ from convmlp.v1.vision_pb2_grpc import VisionStub
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as oip
 from service.frontend.api.oip.generated.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
 from service.settings import Settings
-from tests.e2e.running import RunningService, started
+from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import fake_worker
 from tests.service.frontend.grpc_server import health_of, refusal
 from tests.service.frontend.rest_server import picture

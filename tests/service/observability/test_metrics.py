@@ -66,7 +66,7 @@ def test_all_reasons_are_told_from_the_start() -> None:
 def test_an_error_is_a_refusal_or_it_is_not(kind: type[ConvMLPError]) -> None:
     """Those that say "not now" are counted, once, but for the gate's own, which it counts itself; no other is."""
     registry = CollectorRegistry()
-    FrontEndMetrics(registry).told(kind("words"))
+    FrontEndMetrics(registry).count_error(kind("words"))
     counted = sum(registry.get_sample_value("convmlp_rejected_total", {"reason": one}) or 0 for one in Refusal)
     by_the_gate = kind in (RateLimited, Unauthenticated)
     later = issubclass(kind, RetryLater) or kind.code == "deadline-exceeded"
@@ -78,8 +78,8 @@ def test_what_was_full_is_the_reason(reason: Refusal) -> None:
     """One error, whose reason says which bound was met."""
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
-    metrics.told(Overloaded("full", 1.0, reason))
-    metrics.told(ImageUndecodable("no image"))
+    metrics.count_error(Overloaded("full", 1.0, reason))
+    metrics.count_error(ImageUndecodable("no image"))
     assert registry.get_sample_value("convmlp_rejected_total", {"reason": reason}) == 1
 
 

@@ -19,7 +19,7 @@ from convmlp.v1.vision_pb2_grpc import VisionStub
 from service.observability.tracing import NO_SPAN, TraceContext, open_tracing
 from service.process import EXIT_CONFIG
 from service.settings import Settings
-from tests.e2e.running import started
+from tests.e2e.convmlp_process import started
 from tests.fakes import fake_worker
 from tests.service.frontend.grpc_server import refusal
 from tests.service.frontend.rest_server import picture

@@ -19,7 +19,7 @@ from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
 from service.settings import Settings
 from service.worker.torch_runner import TorchRunner, is_out_of_memory
-from tests.model.net.tiny import tiny_bundle
+from tests.model.tiny_models import tiny_bundle
 
 SETTINGS = Settings(device="cpu", compute_threads=1, precision="exact")
 

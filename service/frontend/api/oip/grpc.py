@@ -66,18 +66,20 @@ class InferMethod:
     ) -> bytes:
         """The reply to one inference request."""
         deadline_s = self._engine.deadline(timeout_ms)
-        caller = Caller(record.caller)
-        with self._engine.body_budget() as take:
-            self._auth.admit(caller)
-            take(len(data))
+        try:
+            if not self._auth.is_open:
+                self._auth.admit(Caller(record.caller))
+            self._engine.bodies.take(record, len(data))
             message = parse(pb.ModelInferRequest, data)
             record.given_id = message.id
-            config = self._inference.resolve(record, message.model_name, message.model_version)
+            model = self._inference.resolve(record, message.model_name, message.model_version)
             # Raw tensors are copied, not parsed.
             nbytes = len(data) // 256 if message.raw_input_contents else len(data)
             request = await offload(partial(read_request, message), nbytes)
             del message  # it holds a copy of the tensors
-            return await self._inference.infer(config, record, caller, deadline_s, request, encode)
+            return await self._inference.infer(model, record, deadline_s, request, encode)
+        finally:
+            self._engine.bodies.release(record)
 
 
 def _stream_error(record: RequestRecord, status: Status) -> bytes:

@@ -27,9 +27,7 @@ from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
-from service.frontend.http.body import read_body
-from service.frontend.http.disconnect import body_received, cancel_on_disconnect, within_deadline
-from service.frontend.http.middleware import caller_of, header_of, read_timeout_ms, record_of
+from service.frontend.http.middleware import request_of, within_deadline
 from service.settings import Settings
 
 NOT_IMPLEMENTED = 501
@@ -50,7 +48,7 @@ def open_inference(engine: Engine, settings: Settings, auth: Auth) -> APIRouter:
 
     def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
         async def endpoint(request: Request) -> Response:
-            record_of(request).route = path  # FastAPI sets it for its own routes only
+            request_of(request).record.route = path  # FastAPI sets it for its own routes only
             return await answer(request)
 
         router.add_route(path, endpoint, methods)
@@ -90,23 +88,26 @@ class OpenInferenceHttp:
         self._repository = ModelRepository(engine, settings)
         self._inference = Inference(engine, auth, settings, self._repository)
 
-    async def infer(self, request: Request) -> Response:
-        scope, record = request.scope, record_of(request)
+    async def infer(self, framework_request: Request) -> Response:
+        request = request_of(framework_request)
+        record, headers, bodies = request.record, request.headers, self._engine.bodies
         record.predicts = True
         # Before the body is read, so that a wrong model name does not cost an upload.
-        config = self._inference.resolve(record, *_model(request))
-        deadline_s = self._engine.deadline(_timeout_ms(request))
-        coding = negotiate_coding(header_of(scope, b"accept-encoding"))
-        with self._engine.body_budget() as take:
-            reading = read_decompressed(request, self._settings, take)
-            body = await (reading if body_received(request) else within_deadline(reading, deadline_s))
-            length = json_length(header_of(scope, HEADER_LENGTH_KEY), len(body))
+        model = self._inference.resolve(record, *_model(framework_request))
+        deadline_s = self._engine.deadline(request.timeout_ms)
+        coding = negotiate_coding(_text(headers.get(b"accept-encoding")))
+        try:
+            reading = read_decompressed(request, self._settings.max_request_bytes, bodies)
+            body = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            length = json_length(_text(headers.get(HEADER_LENGTH_KEY)), len(body))
             parsed = await offload(partial(read_request, body, length), len(body) if length is None else length)
-            with cancel_on_disconnect(request):
-                body, headers = await self._inference.infer(
-                    config, record, caller_of(request), deadline_s, parsed, partial(encode_response, coding=coding)
+            with request.connection.disconnect:
+                content, response_headers = await self._inference.infer(
+                    model, record, deadline_s, parsed, partial(encode_response, coding=coding)
                 )
-        return Response(body, headers=headers)
+        finally:
+            bodies.release(record)
+        return Response(content, headers=response_headers)
 
     async def metadata(self, _: Request) -> Response:
         return _json(server_metadata())
@@ -138,21 +139,21 @@ class OpenInferenceHttp:
 
     async def index(self, request: Request) -> Response:
         body = await self._control_body(request)
-        with cancel_on_disconnect(request):
+        with request_of(request).connection.disconnect:
             listing = await self._repository.index(only_ready=body.ready, deadline_s=_control_deadline_s(request))
         return _json(listing)
 
     async def load(self, request: Request) -> Response:
         name, _ = _model(request)
         parameters = (await self._control_body(request)).parameters
-        with cancel_on_disconnect(request):
+        with request_of(request).connection.disconnect:
             await self._repository.load(name, parameters, _control_deadline_s(request))
         return Response()
 
     async def unload(self, request: Request) -> Response:
         name, _ = _model(request)
         await self._control_body(request)
-        with cancel_on_disconnect(request):
+        with request_of(request).connection.disconnect:
             await self._repository.unload(name, _control_deadline_s(request))
         return Response()
 
@@ -165,14 +166,16 @@ class OpenInferenceHttp:
     async def no_settings(self, _: Request) -> Never:
         raise HTTPException(NOT_IMPLEMENTED, NO_SETTINGS)
 
-    async def _control_body(self, request: Request) -> _ControlBody:
-        deadline_s = self._engine.deadline(_timeout_ms(request))
-        with self._engine.body_budget() as take:
-            body = await within_deadline(read_body(request, self._settings, take), deadline_s)
-            try:
-                return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise BadRequest(f"the body does not have the expected form: {error}") from None
+    async def _control_body(self, framework_request: Request) -> _ControlBody:
+        request, bodies = request_of(framework_request), self._engine.bodies
+        deadline_s = self._engine.deadline(request.timeout_ms)
+        try:
+            body = await within_deadline(request.read(self._settings.max_request_bytes, bodies), deadline_s)
+            return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the body does not have the expected form: {error}") from None
+        finally:
+            bodies.release(request.record)
 
 
 def _model(request: Request) -> tuple[str, str]:
@@ -180,13 +183,13 @@ def _model(request: Request) -> tuple[str, str]:
     return request.path_params.get("name", ""), request.path_params.get("version", "")
 
 
-def _timeout_ms(request: Request) -> int | None:
-    return read_timeout_ms(header_of(request.scope, b"x-request-timeout-ms"))
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
 
 
 def _control_deadline_s(request: Request) -> float | None:
     """None without a timeout of the client's: loading may take longer than a prediction."""
-    timeout_ms = _timeout_ms(request)
+    timeout_ms = request_of(request).timeout_ms
     return None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
 
 

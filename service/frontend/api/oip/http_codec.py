@@ -11,11 +11,11 @@ import binascii
 import gzip
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
-from starlette.requests import Request
 
 from model.errors import ImageTooLarge
 from service.errors import BadRequest
@@ -32,9 +32,8 @@ from service.frontend.api.oip.protocol import (
     class_count,
     refuse_shared_memory,
 )
-from service.frontend.http.body import read_body
-from service.frontend.http.middleware import header_of
-from service.settings import Settings
+from service.frontend.core.engine import ByteBudget
+from service.frontend.http.middleware import HttpRequest
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
@@ -49,20 +48,22 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
 """The preferred first. `deflate` is zlib's format (RFC 9110, section 8.4.1.2)."""
 
 
-async def read_decompressed(request: Request, settings: Settings, take: Callable[[int], None]) -> bytes:
-    """The whole body, decompressed. `take` is called with the bytes of each chunk, and of each piece decompressed.
+async def read_decompressed(request: HttpRequest, max_bytes: int, bodies: ByteBudget) -> bytes:
+    """The whole body, decompressed. `bodies` holds the bytes of each chunk, and of each piece decompressed.
 
     Raises:
         BadRequest: the coding is unknown, or the data is not of the coding.
-        ImageTooLarge: the body exceeds `max_request_bytes`, as received or decompressed.
-        Overloaded: raised by `take`.
+        ImageTooLarge: the body exceeds `max_bytes`, as received or decompressed.
+        Overloaded: `bodies` has no room.
         ClientDisconnect: the client left before the end.
     """
-    coding = (header_of(request.scope, b"content-encoding") or "identity").strip().lower()
+    coding = request.headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
     if coding != "identity" and coding not in WINDOW_BITS:
         raise BadRequest(f"the header Content-Encoding is {coding[:40]!r}; send gzip, deflate, or no coding")
-    body = await read_body(request, settings, take)
-    return body if coding == "identity" else await _decompressed(body, coding, settings.max_request_bytes, take)
+    body = await request.read(max_bytes, bodies)
+    if coding == "identity":
+        return body
+    return await _decompressed(body, coding, max_bytes, partial(bodies.take, request.record))
 
 
 async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable[[int], None]) -> bytes:

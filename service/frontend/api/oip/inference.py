@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from model.bundle import BundleConfig
 from model.errors import ConvMLPError
 from service.errors import Overloaded, RetryLater, error_from_code
 from service.frontend.api.oip.metadata import ModelRepository
@@ -21,7 +20,7 @@ from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.request_log import RequestRecord, slowest
 from service.settings import Settings
-from service.types import PredictRequest, Reply
+from service.types import ModelStatus, PredictRequest, Reply
 
 T = TypeVar("T")
 
@@ -44,24 +43,23 @@ class Inference:
         self._max_bytes = settings.max_request_bytes
         self._statistics = repository.statistics
 
-    def resolve(self, record: RequestRecord, name: str, version: str) -> BundleConfig:
+    def resolve(self, record: RequestRecord, name: str, version: str) -> ModelStatus:
         """The model that a request names; its record gets the task and the name.
 
         Raises:
             ModelNotFound: it is not served, or has no such version.
             Unavailable: no worker has reported its models yet.
         """
-        config = self._engine.model(name).config
-        record.task = config.task.value
+        model = self._engine.model(name)
+        record.task = model.config.task.value
         check_version(name, version)
-        record.model = config.name
-        return config
+        record.model = model.config.name
+        return model
 
     async def infer(
         self,
-        config: BundleConfig,
+        model: ModelStatus,
         record: RequestRecord,
-        caller: Caller,
         deadline_s: float,
         request: InferRequest,
         encode: Callable[[InferResponse], T],
@@ -73,6 +71,7 @@ class Inference:
         Raises:
             ConvMLPError: the request's error, or that of one of its images.
         """
+        config = model.config
         counts = self._statistics[config.name]
         try:
             selection = select_outputs(config, request, read_params(config.task, request.parameters))
@@ -82,13 +81,13 @@ class Inference:
                 deadline_s = min(deadline_s, record.started_s + timeout_s)
 
             def predict_request(image_id: str, at: int) -> PredictRequest:
-                return PredictRequest(image_id, config.task, config.name, images[at], selection.params, deadline_s)
+                return PredictRequest(image_id, model, images[at], selection.params, deadline_s)
 
             if len(images) == 1:
                 replies = [await self._engine.predict(predict_request(record.request_id, 0), selection.compute)]
                 record.timings = replies[0].timings
             else:
-                self._auth.charge(caller, len(images) - 1)
+                self._auth.charge(Caller(record.caller), len(images) - 1)
                 requests = [predict_request(f"{record.request_id}-{at}", at) for at in range(len(images))]
                 replies = await self._predict_all(requests, selection)
                 record.timings = slowest([reply.timings for reply in replies])

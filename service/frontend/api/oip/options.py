@@ -9,7 +9,7 @@ from model.postprocess.masks import MaskFormat
 from model.types import Task
 from service.errors import BadParameter
 from service.frontend.api.oip.protocol import Parameter
-from service.frontend.core.parameters import MAX_DETECTIONS, SCORE_THRESHOLD, TOP_K, PredictParams, parse_params
+from service.frontend.core.parameters import MAX_DETECTIONS, SCORE_THRESHOLD, TOP_K, PredictParams, cached_params
 
 OF_TASK: dict[Task, tuple[str, ...]] = {
     Task.CLASSIFY: ("top_k",),
@@ -50,7 +50,7 @@ def read_params(task: Task, parameters: Mapping[str, Parameter]) -> PredictParam
                 f"{', '.join([*known, TIMEOUT])}",
                 name[:80],
             )
-    return parse_params(**values)
+    return cached_params(**values)
 
 
 def read_timeout_s(parameters: Mapping[str, Parameter]) -> float | None:

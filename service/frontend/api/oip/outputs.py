@@ -20,7 +20,8 @@ from model.bundle import BundleConfig
 from model.errors import ImageTooLarge
 from model.families.registry import family_of
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.types import ClassifyResult, DetectResult, QueryParams, Result, SegmentResult, Task
+from model.postprocess.results import postprocess
+from model.types import ClassifyResult, DetectResult, QueryParams, RawOutput, Result, SegmentResult, Size, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.api.oip.protocol import DTYPES, Datatype, InferRequest, RequestedOutput, Tensor, Values
 from service.frontend.core.overlay import encode_label_map
@@ -56,8 +57,9 @@ class OutputSelection:
     top_k: int
     mask_format: MaskFormat
 
-    def compute(self, result: Result) -> list[Values]:
+    def compute(self, raw: RawOutput, config: BundleConfig, size: Size) -> list[Values]:
         """One image's values of each output."""
+        result = postprocess(raw, config, size)
         items: Sequence[Any]
         match result:
             case ClassifyResult(labels=labels):

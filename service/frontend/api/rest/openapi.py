@@ -1,6 +1,6 @@
-"""The OpenAPI text of the predictions, made from the tables and structs that the code itself uses.
+"""The OpenAPI document of the predictions, made from the tables and structs that the code itself uses.
 
-FastAPI writes the rest; here the bodies are streamed and the answers encoded by hand, so it cannot know them.
+FastAPI makes the rest. It cannot know bodies and answers, because these are read and encoded by hand.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS,
 from service.settings import Settings
 
 SUMMARY = {
-    Task.CLASSIFY: "What is in a picture: labels with scores",
-    Task.DETECT: "Where it is: boxes with labels and scores, and masks where the model has them",
-    Task.SEGMENT: "Which pixel belongs to which class",
+    Task.CLASSIFY: "Classify images: labels with scores",
+    Task.DETECT: "Detect objects: boxes with labels and scores, and masks if the model has them",
+    Task.SEGMENT: "Segment images: the class of each pixel",
 }
 
 
 def prediction_operation(task: Task, settings: Settings) -> dict[str, Any]:
-    """What FastAPI merges into the operation of `POST /<task>`."""
+    """The part of the operation `POST /<task>` that FastAPI does not know."""
     return {
         "operationId": task.value,
         "parameters": [*_query_parameters(task), *header_parameters(settings)],
@@ -59,8 +59,8 @@ def _body(settings: Settings) -> dict[str, Any]:
     return {
         "required": True,
         "description": (
-            "The bytes of an image; or a form with one or several parts named `image` or `file`; or JSON with base64. "
-            "JPEG, PNG, WebP, BMP or GIF, told by the bytes and not by the Content-Type. At most "
+            "The bytes of an image, a form with one or more parts named `image` or `file`, or JSON with base64. "
+            "JPEG, PNG, WebP, BMP or GIF, detected from the bytes, not from the Content-Type. At most "
             f"{settings.max_image_bytes:,} bytes and {settings.max_image_mpx} megapixels an image, "
             f"{settings.max_request_bytes:,} bytes in all."
         ),
@@ -76,7 +76,7 @@ def _body(settings: Settings) -> dict[str, Any]:
 def _answer(task: Task) -> dict[str, Any]:
     pictures = {medium.value: {"schema": BINARY} for medium in Medium if medium is not Medium.JSON}
     return {
-        "description": "JSON, or the picture with the answer drawn on it if `Accept` prefers that (one image only)",
+        "description": "JSON, or the image with the result drawn on it if `Accept` prefers that (one image only)",
         "headers": RESPONSE_HEADERS,
         "content": {
             Medium.JSON.value: {"schema": {"$ref": REF.format(name=_answer_name(task))}},
@@ -97,7 +97,11 @@ def prediction_components() -> dict[str, Any]:
             "properties": {
                 "model": {"type": "string"},
                 "task": {"const": task.value},
-                "results": {"type": "array", "items": {"anyOf": items}, "description": "In upload order."},
+                "results": {
+                    "type": "array",
+                    "items": {"anyOf": items},
+                    "description": "In upload order.",
+                },
             },
             "required": ["model", "task", "results"],
         }

@@ -1,62 +1,38 @@
-"""A response whose bytes and headers are known: Starlette's own looks at each header and at the body's type again.
-
-POST /classify, /detect, /segment: from the request to its answer.
-"""
+"""POST /classify, /detect, /segment: from the request to its answer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Never
 
-from fastapi import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+import structlog
+from starlette.types import Receive, Scope, Send
 
 from model.bundle import BundleConfig
 from model.decode import decode
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
-from model.types import Result, SegmentResult, Task
-from service.errors import BadParameter, BadRequest
-from service.frontend.api.rest.query import Medium, Query, negotiate, read_query
-from service.frontend.api.rest.schemas import encode_answer, encode_error, encode_result
-from service.frontend.core.auth import Auth
+from model.postprocess.results import postprocess
+from model.types import RawOutput, SegmentResult, Size, Task
+from service.errors import INTERNAL_DETAIL, BadParameter, BadRequest, Internal
+from service.frontend.api.rest.query import MAX_CACHED, Medium, Query, cached_query, read_query
+from service.frontend.api.rest.schemas import encode_answer, encode_error, encode_output
+from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
-from service.frontend.core.request_log import slowest, value_or_error
-from service.frontend.http.body import Upload, read_uploads
-from service.frontend.http.disconnect import body_received, cancel_on_disconnect, within_deadline
-from service.frontend.http.middleware import caller_of, header_of, instance_uri, read_timeout_ms, record_of
+from service.frontend.core.request_log import slowest
+from service.frontend.http.body import EMPTY_BODY, Upload, read_uploads
+from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
 from service.frontend.http.problems import problem_of
-from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
-from service.types import PredictRequest, Reply
+from service.types import ModelStatus, PredictRequest, Reply
 
-
-class BytesResponse(Response):
-    """200 with a body of one media type, which needs no charset; `headers` are more of them, names in lower case."""
-
-    def __init__(self, body: bytes, media_type: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = body
-        self.raw_headers = [
-            *headers,
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", media_type.encode("latin-1")),
-        ]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's)
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body})
-
-
-Outcome = Reply[bytes] | ConvMLPError
 VARY = ((b"vary", b"Accept"),)
 
-FAULTS_OF_AN_IMAGE = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest)
-"""Errors that another try cannot mend; of all others one says that the service failed."""
+IMAGE_FAULTS = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest)
+"""Errors of an image. Any other is a failure of the service, and trying again may help."""
 
 PICTURE_FORMATS = {
     Medium.PNG: PictureFormat.PNG,
@@ -64,123 +40,136 @@ PICTURE_FORMATS = {
     Medium.WEBP: PictureFormat.WEBP,
 }
 
+IMAGE_TYPES = (b"image/", b"application/octet-stream")
+"""How the Content-Type of a body begins that is one image."""
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a request wants to know of each of its images, and in which form."""
-
-    config: BundleConfig
-    query: Query
-    medium: Medium
-    deadline_s: float
+log = structlog.get_logger(__name__)
 
 
-class Predictions:
-    def __init__(self, engine: Engine, gate: Auth, settings: Settings, metrics: FrontEndMetrics) -> None:
+class Predict:
+    """ASGI application of `POST /<task>`, behind `RequestMiddleware`."""
+
+    def __init__(self, task: Task, engine: Engine, auth: Auth, settings: Settings) -> None:
+        self.path = f"/{task.value}"
+        self._task = task
         self._engine = engine
-        self._gate = gate
+        self._auth = auth
         self._settings = settings
-        self._metrics = metrics
         self._limits = settings.decode_limits
 
-    def endpoint(self, task: Task, path: str) -> ASGIApp:
-        """The ASGI application behind the route `path`."""
-
-        async def predict(scope: Scope, receive: Receive, send: Send) -> None:
-            request = Request(scope, receive, send)
-            record_of(request).route = path
-            response = await self.answer(task, request)
-            await response(scope, receive, send)
-
-        return predict
-
-    async def answer(self, task: Task, request: Request) -> Response:
-        """The whole way of one request.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's)
+        """Answer one request.
 
         Raises:
-            ConvMLPError: the request's own error; one image's among several is told in its place.
-            ClientDisconnect: the caller left; the work was withdrawn.
+            ConvMLPError: the request's own error; one image's among several stands in its place.
+            ClientDisconnect: the client left, and the work was cancelled.
         """
-        scope, record = request.scope, record_of(request)
-        record.predicts, record.task = True, task.value
-        query = read_query(task, scope["query_string"])
-        deadline_s = self._engine.deadline(read_timeout_ms(header_of(scope, b"x-request-timeout-ms")))
-        medium = Medium.PNG if query.view else negotiate(header_of(scope, b"accept"))
-        # Before the body is read: a wrong model's name should not cost an upload.
-        ask = Ask(self._engine.resolve(task, query.model).config, query, medium, deadline_s)
-        record.model = ask.config.name
-        with self._engine.body_budget() as take:
-            reading = read_uploads(request, self._settings, take)
-            uploads = await (reading if body_received(request) else within_deadline(reading, deadline_s))
-            if len(uploads) == 1:
-                with cancel_on_disconnect(request):
-                    reply = await self._predict(record.request_id, ask, uploads[0])
-                record.timings = reply.timings
-                return _response(ask, reply.payload)
-            self._gate.charge(caller_of(request), len(uploads) - 1)
-            if medium is not Medium.JSON:
-                raise BadParameter(
-                    f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
-                    f"or accept {Medium.JSON}"
-                )
-            with cancel_on_disconnect(request):
-                outcomes = await self._predict_all(record.request_id, ask, uploads)
-        own_error = _own_error(outcomes)
-        for outcome in outcomes:
-            if isinstance(outcome, ConvMLPError) and outcome is not own_error:
-                self._metrics.told(outcome)
-        if own_error is not None:
-            raise own_error
-        record.timings = slowest(outcome.timings for outcome in outcomes if isinstance(outcome, Reply))
-        return _response(ask, *_places(request, outcomes))
-
-    async def _predict_all(self, request_id: str, ask: Ask, uploads: Sequence[Upload]) -> list[Outcome]:
-        """Each image's answer or error: none costs its neighbours theirs."""
-        ids = [f"{request_id}-{at}" for at in range(len(uploads))]
-        return await asyncio.gather(
-            *(
-                value_or_error(self._predict(image_id, ask, upload), request_id=image_id, model=ask.config.name)
-                for image_id, upload in zip(ids, uploads, strict=True)
+        request: HttpRequest = scope[REQUEST]
+        record, headers, engine = request.record, request.headers, self._engine
+        record.predicts, record.task, record.route = True, self._task.value, self.path
+        query_string, accept = scope["query_string"], headers.get(b"accept", b"")
+        read = cached_query if len(query_string) + len(accept) <= MAX_CACHED else read_query
+        query = read(self._task, query_string, accept)
+        deadline_s = engine.deadline(request.timeout_ms)
+        # Before the body is read, so that a wrong model name does not cost an upload.
+        model = engine.resolve(self._task, query.model)
+        record.model = model.config.name
+        try:
+            is_image = headers.get(b"content-type", b"").startswith(IMAGE_TYPES)
+            reading: Awaitable[bytes | list[Upload]] = (
+                request.read(self._settings.max_request_bytes, engine.bodies)
+                if is_image
+                else read_uploads(request, self._settings, engine.bodies)
             )
-        )
+            body = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            uploads: list[Upload] = [body] if isinstance(body, bytes) else body
+            if not body:
+                raise BadRequest(EMPTY_BODY)
+            if len(uploads) == 1:
+                with request.connection.disconnect:
+                    reply = await self._predict(record.request_id, model, query, uploads[0], deadline_s)
+                record.timings = reply.timings
+                results = [reply.payload]
+            else:
+                self._auth.charge(Caller(record.caller), len(uploads) - 1)
+                if query.medium is not Medium.JSON:
+                    raise BadParameter(
+                        f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
+                        f"or accept {Medium.JSON}"
+                    )
+                with request.connection.disconnect:
+                    results = await self._predict_all(request, model, query, uploads, deadline_s)
+        finally:
+            engine.bodies.release(record)
+        answer = encode_answer(model.config, results) if query.medium is Medium.JSON else results[0]
+        await request.respond(answer, query.medium, VARY)
 
-    async def _predict(self, image_id: str, ask: Ask, upload: Upload) -> Reply[bytes]:
+    def _predict(
+        self, image_id: str, model: ModelStatus, query: Query, upload: Upload, deadline_s: float
+    ) -> Coroutine[Any, Any, Reply[bytes]]:
+        """The answer for one image, encoded. Raises ConvMLPError."""
         if isinstance(upload, BadRequest):
-            raise upload
-        config, query = ask.config, ask.query
-        request = PredictRequest(image_id, config.task, config.name, upload, query.params, ask.deadline_s)
-        draws = ask.medium is not Medium.JSON
-        return await self._engine.predict(request, lambda result: self._encode(ask, upload, result), draws=draws)
+            return _fail(upload)
+        request = PredictRequest(image_id, model, upload, query.params, deadline_s)
+        if query.medium is Medium.JSON:
+            return self._engine.predict(request, partial(encode_output, query.mask_format))
+        return self._engine.predict(request, partial(self._draw, query, upload), draws=True)
 
-    def _encode(self, ask: Ask, image: bytes, result: Result) -> bytes:
-        if ask.query.view is View.LABEL_MAP and isinstance(result, SegmentResult):
+    def _draw(self, query: Query, image: bytes, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
+        """A picture: the class of each pixel, or the image with the answer drawn on it."""
+        result = postprocess(raw, config, size)
+        if query.view is View.LABEL_MAP and isinstance(result, SegmentResult):
             return encode_label_map(result.label_map)
-        if ask.medium is Medium.JSON:
-            return encode_result(result, ask.query.mask_format)
-        # Decoded pictures are not kept while a request waits; few ask for an overlay.
-        return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[ask.medium])
+        # Decoded pictures are not kept while a request waits, because few ask for this.
+        return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[query.medium])
+
+    async def _predict_all(
+        self,
+        request: HttpRequest,
+        model: ModelStatus,
+        query: Query,
+        uploads: Sequence[Upload],
+        deadline_s: float,
+    ) -> list[bytes]:
+        """The place of each image in `results`: its answer or its error, which costs its neighbours nothing.
+
+        Raises:
+            ConvMLPError: the service could answer none of the images.
+        """
+        record = request.record
+        ids = [f"{record.request_id}-{position}" for position in range(len(uploads))]
+        outcomes: list[Reply[bytes] | BaseException] = await asyncio.gather(
+            *[
+                self._predict(image_id, model, query, upload, deadline_s)
+                for image_id, upload in zip(ids, uploads, strict=True)
+            ],
+            return_exceptions=True,
+        )
+        replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
+        record.timings = slowest(reply.timings for reply in replies)
+        errors = [
+            (position, _domain_error(outcome, ids[position], record.model))
+            for position, outcome in enumerate(outcomes)
+            if isinstance(outcome, BaseException)
+        ]
+        if not replies:
+            for _, error in errors:
+                if not isinstance(error, IMAGE_FAULTS):
+                    raise error
+        places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
+        for position, error in errors:
+            record.log.metrics.count_error(error)
+            places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))
+        return places
 
 
-def _own_error(outcomes: Sequence[Outcome]) -> ConvMLPError | None:
-    """The service's own error where it could answer none of several images."""
-    errors = [outcome for outcome in outcomes if isinstance(outcome, ConvMLPError)]
-    if len(errors) < len(outcomes):
-        return None
-    return next((error for error in errors if not isinstance(error, FAULTS_OF_AN_IMAGE)), None)
+async def _fail(error: ConvMLPError) -> Never:
+    raise error
 
 
-def _places(request: Request, outcomes: Sequence[Outcome]) -> list[bytes]:
-    """What stands in each image's place."""
-    return [
-        outcome.payload
-        if isinstance(outcome, Reply)
-        else encode_error(problem_of(outcome, f"{instance_uri(request)}-{at}"))
-        for at, outcome in enumerate(outcomes)
-    ]
-
-
-def _response(ask: Ask, *results: bytes) -> Response:
-    """A picture, or all results in one answer."""
-    if ask.medium is not Medium.JSON:
-        return BytesResponse(results[0], ask.medium, VARY)
-    return BytesResponse(encode_answer(ask.config, results), ask.medium, VARY)
+def _domain_error(error: BaseException, image_id: str, model: str) -> ConvMLPError:
+    """The error itself. An unexpected one is logged, and becomes Internal."""
+    if isinstance(error, ConvMLPError):
+        return error
+    log.error("unexpected error", request_id=image_id, model=model, exc_info=error)
+    return Internal(INTERNAL_DETAIL)

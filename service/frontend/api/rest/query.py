@@ -1,6 +1,7 @@
-"""The query string of a prediction: one table of parameters, from which it is read and the OpenAPI text is made.
+"""The parameters of a prediction over HTTP: its query string, and the media type of its answer.
 
-Content negotiation (RFC 9110, section 12.5.1): JSON, or a picture in one of three formats.
+The table of parameters in `core/parameters.py` also makes their OpenAPI text. Content negotiation follows RFC 9110,
+section 12.5.1.
 """
 
 from __future__ import annotations
@@ -17,37 +18,46 @@ from service.errors import BadParameter
 from service.frontend.core.parameters import PARAMETERS, View, parse_params, shown
 
 MAX_FIELDS = 32
-MAX_KEPT = 256
-"""Bytes of a query string that is remembered: callers ask the same again and again."""
+MAX_CACHED = 512
+"""Bytes of a query string and a header Accept that are cached."""
+
+
+class Medium(StrEnum):
+    """The media types of a prediction's answer, the preferred first."""
+
+    JSON = "application/json"
+    PNG = "image/png"
+    JPEG = "image/jpeg"
+    WEBP = "image/webp"
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the query asks for. `params` is the worker's part of it."""
+    """The parameters of a request. `params` are the worker's."""
 
     model: str | None
     params: QueryParams
     mask_format: MaskFormat
     view: View | None
+    medium: Medium = Medium.JSON
 
 
-def read_query(task: Task, query_string: bytes) -> Query:
-    """Parse and check a query string.
+def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
+    """Parse and check a query string, and the header Accept.
 
     Raises:
-        BadParameter: a parameter is unknown, not of this task, given twice, unparsable or out of its range.
+        BadParameter: a parameter is unknown, not of this task, given twice, unparsable or out of its range; or Accept
+            excludes all media types.
     """
-    return _kept(task, query_string) if len(query_string) <= MAX_KEPT else _read(task, query_string)
-
-
-def _read(task: Task, query_string: bytes) -> Query:
     values = {name: _parsed(name, text) for name, text in _fields(task, query_string).items()}
     view = values.pop("view", None)
-    meant = parse_params(**values)
-    return Query(meant.model, meant.params, meant.mask_format, view)
+    parsed = parse_params(**values)
+    medium = Medium.PNG if view else negotiate(accept.decode("latin-1"))
+    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium)
 
 
-_kept = lru_cache(maxsize=1024)(_read)  # of errors none is kept
+cached_query = lru_cache(maxsize=1024)(read_query)
+"""The same for requests of at most `MAX_CACHED` bytes: clients repeat theirs. Errors are not cached."""
 
 
 def _fields(task: Task, query_string: bytes) -> dict[str, str]:
@@ -78,32 +88,14 @@ def _parsed(name: str, text: str) -> Any:  # noqa: ANN401  (each parameter has a
         raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
 
 
-"""Characters of a header that is remembered: a client library sends the same with each request."""
+def negotiate(accept: str) -> Medium:
+    """The media type of highest quality; among equals the most exactly named one, then the first.
 
-
-class Medium(StrEnum):
-    """What a prediction can be answered in, the preferred first."""
-
-    JSON = "application/json"
-    PNG = "image/png"
-    JPEG = "image/jpeg"
-    WEBP = "image/webp"
-
-
-def negotiate(accept: str | None) -> Medium:
-    """The medium of highest quality; among equals the one that was named most exactly, then first.
-
-    `*/*` and no header at all mean JSON, `image/*` PNG.
+    `*/*` and an empty header mean JSON, `image/*` means PNG.
 
     Raises:
-        BadParameter: the header takes none of them.
+        BadParameter: the header excludes all of them.
     """
-    if accept is None:
-        return Medium.JSON
-    return _kept_negotiation(accept) if len(accept) <= MAX_KEPT else _negotiate(accept)
-
-
-def _negotiate(accept: str) -> Medium:
     if not accept.strip():
         return Medium.JSON
     ranges = [parsed for part in accept.split(",") if (parsed := _media_range(part)) is not None]
@@ -119,11 +111,8 @@ def _negotiate(accept: str) -> Medium:
     return max(ranked)[-1]
 
 
-_kept_negotiation = lru_cache(maxsize=256)(_negotiate)  # of errors none is kept
-
-
 def _media_range(part: str) -> tuple[str, float] | None:
-    """A range's `type/subtype` and its quality; None where it is malformed, which says nothing then."""
+    """A range's `type/subtype` and its quality; None where it is malformed."""
     name, *parameters = (piece.strip().lower() for piece in part.split(";"))
     quality = 1.0
     for parameter in parameters:

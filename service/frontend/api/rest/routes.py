@@ -1,6 +1,6 @@
-"""GET /models, /livez, /readyz, /metrics: what the service says of itself.
+"""GET /models, /livez, /readyz, /metrics; and the pages: the playground at `/`, the reference at `/docs`.
 
-The pages for people: the playground at `/`, the reference at `/docs`. Nothing comes from another host.
+The pages load nothing from another host.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MetricsText = Callable[[], tuple[bytes, str]]
 
 
 class ModelCard(BaseModel):
-    """A served model. `default`: it answers where a request of its task names none. Labels by class index."""
+    """A served model. `default`: used if a request of its task names no model. `labels` are by class index."""
 
     name: str
     task: Task
@@ -57,21 +57,21 @@ class ReadyAnswer(BaseModel):
 
 
 def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
-    router = APIRouter(responses={"default": problem_content("An error, as RFC 9457 has it")})
+    router = APIRouter(responses={"default": problem_content("An error (RFC 9457)")})
 
-    @router.get("/models", tags=["models"], summary="The models that are served")
+    @router.get("/models", tags=["models"], summary="List the served models")
     async def models() -> ModelList:
         return ModelList(models=[_card(engine, status) for status in engine.models()])
 
-    @router.get("/models/{name}", tags=["models"], summary="One model")
+    @router.get("/models/{name}", tags=["models"], summary="Describe one model")
     async def model(name: str) -> ModelCard:
         return _card(engine, engine.model(name))
 
-    @router.get("/livez", tags=["operation"], summary="This process answers")
+    @router.get("/livez", tags=["operation"], summary="Liveness of this process")
     async def livez() -> Liveness:
         return Liveness(live=True)
 
-    @router.get("/readyz", tags=["operation"], summary="Predictions are answered; 503 with the reason if not")
+    @router.get("/readyz", tags=["operation"], summary="Readiness to answer predictions; 503 with the reason if not")
     async def readyz() -> ReadyAnswer:
         readiness = engine.readiness()
         if not readiness.ready:
@@ -86,7 +86,7 @@ def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     def metrics() -> Response:
-        # In a thread: with several processes it reads their files.
+        # Not async, so that it runs in a thread: with several processes it reads their files.
         text, media_type = metrics_text()
         return Response(text, media_type=media_type)
 
@@ -123,7 +123,7 @@ FILES = {
     "/web/sample.jpg": REFERENCE_PICTURE,
 }
 HEADERS = {
-    # Pictures that a person picked are shown from blob: URLs, the icon from a data: URL.
+    # The playground shows chosen images from blob: URLs, and the icon is a data: URL.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,7 +1,7 @@
-"""The JSON of an answer: `Result` → bytes, by structs that are also its JSON Schema in OpenAPI.
+"""The JSON of an answer, by structs that are also its JSON Schema in OpenAPI.
 
-Coordinates have two decimals and scores six significant digits: more would be the networks' rounding noise. Bytes
-are written as base64.
+Coordinates have two decimals and scores six significant digits: more would be rounding noise of the networks. Bytes
+are base64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import msgspec
 
 from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
-from model.types import Box, ClassifyResult, DetectResult, Result, SegmentResult, Task
+from model.postprocess.results import postprocess
+from model.types import Box, ClassifyOutput, ClassifyResult, DetectResult, RawOutput, SegmentResult, Size, Task
 from service.frontend.http.problems import Problem
 
 
@@ -51,7 +52,7 @@ MaskItem = RLEItem | bytes | list[list[int]]
 
 
 class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Without `mask` where the model has none, or none was asked for."""
+    """`mask` is missing if the model has no masks, or none were requested."""
 
     label: str
     index: int
@@ -61,7 +62,7 @@ class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SegmentItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All pixels of one class; `area` is their number. Without `mask` where none was asked for."""
+    """All pixels of one class; `area` is their number. `mask` is missing if none were requested."""
 
     label: str
     index: int
@@ -98,39 +99,49 @@ RESULT_OF_TASK: dict[Task, type[Classification | Detections | Segmentation]] = {
 
 
 class ImageError(msgspec.Struct, frozen=True):
-    """In the place of an image that could not be answered, among several."""
+    """In the place of one of several images that has an error."""
 
     error: Problem
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Its results are JSON already: each was encoded in a thread of its own."""
+    """Results are JSON already, because each image is encoded by itself."""
 
     model: str
     task: Task
     results: list[msgspec.Raw]
 
 
-def encode_result(result: Result, mask_format: MaskFormat) -> bytes:
-    """One image's place in `results`."""
+def encode_output(mask_format: MaskFormat, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
+    """One image's place in `results`. `size` is the upright picture's."""
+    if not isinstance(raw, ClassifyOutput):
+        result = postprocess(raw, config, size)
+        assert not isinstance(result, ClassifyResult)
+        return encode_result(result, mask_format)
+    rows, names = [], config.labels
+    for index, score in zip(raw.indices.tolist(), raw.scores.tolist(), strict=True):
+        rows.append(LabelItem(names[index], index, float(f"{score:.6g}")))
+    return msgspec.json.encode(Classification(ImageSize(size.width, size.height), rows))
+
+
+def encode_result(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> bytes:
+    """The place in `results` of an image with detections or segments."""
     return msgspec.json.encode(_item(result, mask_format))
 
 
 def encode_error(problem: Problem) -> bytes:
-    """The place in `results` of an image that could not be answered."""
+    """The place in `results` of an image with an error."""
     return msgspec.json.encode(ImageError(problem))
 
 
 def encode_answer(config: BundleConfig, results: Sequence[bytes]) -> bytes:
     """The whole answer, of the model of `config`, around results that are encoded already."""
-    return msgspec.json.encode(Answer(config.name, config.task, [msgspec.Raw(result) for result in results]))
+    return msgspec.json.encode(Answer(config.name, config.task, list(map(msgspec.Raw, results))))
 
 
-def _item(result: Result, mask_format: MaskFormat) -> Classification | Detections | Segmentation:
+def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Detections | Segmentation:
     image = ImageSize(result.size.width, result.size.height)
     match result:
-        case ClassifyResult(labels=labels):
-            return Classification(image, [LabelItem(row.label, row.index, rounded_score(row.score)) for row in labels])
         case DetectResult(size=size, detections=detections):
             return Detections(
                 image,

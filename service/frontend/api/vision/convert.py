@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from google.rpc.status_pb2 import Status
 
 from convmlp.v1 import vision_pb2 as pb
+from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.types import ClassifyResult, Detection, DetectResult, Result, SegmentResult, Size, Task
+from model.postprocess.results import postprocess
+from model.types import ClassifyOutput, ClassifyResult, Detection, DetectResult, RawOutput, SegmentResult, Size, Task
 from service.errors import BadParameter
 from service.frontend.core.overlay import encode_label_map
-from service.frontend.core.parameters import PredictParams, parse_params
+from service.frontend.core.parameters import PredictParams, cached_params
 from service.frontend.core.request_log import RequestRecord
 
 Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest
@@ -56,25 +58,40 @@ def read_params(request: Request) -> PredictParams:
     model = request.model or None
     match request:
         case pb.ClassifyRequest():
-            return parse_params(model=model, top_k=request.top_k if request.HasField("top_k") else None)
+            return cached_params(model=model, top_k=request.top_k if request.HasField("top_k") else None)
         case pb.DetectRequest():
-            return parse_params(
+            return cached_params(
                 model=model,
                 score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
                 max_detections=request.max_detections if request.HasField("max_detections") else None,
                 mask_format=_mask_format(request.mask_format),
             )
         case pb.SegmentRequest():
-            return parse_params(model=model, mask_format=_mask_format(request.mask_format))
+            return cached_params(model=model, mask_format=_mask_format(request.mask_format))
 
 
-def response_of(result: Result, mask_format: MaskFormat, *, label_map: bool) -> Response:
-    """A result as its task's response, with encoded masks; `label_map`: with the label map as PNG."""
+def encode_response(
+    mask_format: MaskFormat,
+    label_map: bool,
+    raw: RawOutput,
+    config: BundleConfig,
+    size: Size,
+) -> Response:
+    """A network's output as its task's response; `label_map`: with the label map as PNG."""
+    if not isinstance(raw, ClassifyOutput):
+        result = postprocess(raw, config, size)
+        assert not isinstance(result, ClassifyResult)
+        return response_of(result, mask_format, label_map=label_map)
+    names = config.labels
+    scored = zip(raw.indices.tolist(), raw.scores.tolist(), strict=True)
+    rows = [pb.Label(label=names[index], index=index, score=score) for index, score in scored]
+    return pb.ClassifyResponse(image=pb.ImageSize(width=size.width, height=size.height), labels=rows)
+
+
+def response_of(result: DetectResult | SegmentResult, mask_format: MaskFormat, *, label_map: bool) -> Response:
+    """Detections or segments as their response, with encoded masks."""
     image = pb.ImageSize(width=result.size.width, height=result.size.height)
     match result:
-        case ClassifyResult(labels=labels):
-            rows = [pb.Label(label=row.label, index=row.index, score=row.score) for row in labels]
-            return pb.ClassifyResponse(image=image, labels=rows)
         case DetectResult(size=size, detections=detections):
             found = [_detection(row, size, mask_format) for row in detections]
             return pb.DetectResponse(image=image, detections=found)

@@ -11,7 +11,7 @@ from model.bundle import Accuracy, BundleConfig
 from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocessing
 from model.types import Task
 from service.errors import BadParameter
-from service.frontend.api.vision.convert import METHODS, PredictMethod, read_params, response_of
+from service.frontend.api.vision.convert import METHODS, PredictMethod, encode_response, read_params
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.request_log import SANE_ID, RequestLog, RequestRecord
@@ -55,22 +55,27 @@ class Vision:
     async def predict(self, method: PredictMethod, record: RequestRecord, data: bytes, timeout_ms: int | None) -> bytes:
         """One image's answer."""
         deadline_s = self._engine.deadline(timeout_ms)
-        with self._engine.body_budget() as take:
+        try:
             message = parse(method.request, data)
-            _use_id(record, message.id)  # first, so that every later error has it
-            self._auth.admit(Caller(record.caller))
-            take(len(data))
+            if message.id:
+                _use_id(record, message.id)  # first, so that every later error has it
+            if not self._auth.is_open:
+                self._auth.admit(Caller(record.caller))
+            self._engine.bodies.take(record, len(data))
             params = read_params(message)
-            model = record.model = self._engine.resolve(method.task, params.model).config.name
-            request = PredictRequest(record.request_id, method.task, model, message.image, params.params, deadline_s)
+            model = self._engine.resolve(method.task, params.model)
+            record.model = model.config.name
+            request = PredictRequest(record.request_id, model, message.image, params.params, deadline_s)
             label_map = isinstance(message, pb.SegmentRequest) and message.label_map
-            encode = partial(response_of, mask_format=params.mask_format, label_map=label_map)
+            encode = partial(encode_response, params.mask_format, label_map)
             del message  # it holds a copy of the image
             reply = await self._engine.predict(request, encode)
+        finally:
+            self._engine.bodies.release(record)
         record.timings = reply.timings
         response = reply.payload
         response.id = record.given_id or record.request_id
-        response.model = reply.model
+        response.model = record.model
         milliseconds = record.finish()
         response.timings.decode_ms = milliseconds["decode"]
         response.timings.queue_ms = milliseconds["queue"]

@@ -1,7 +1,4 @@
-"""A convolution by oneDNN's operator: the same answers as torch's, whatever its input's size.
-
-Winograd's convolution: the same answers with fewer multiplications.
-"""
+"""Convolutions by oneDNN's operator and by Winograd's algorithm equal torch's, for any input size."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ pytestmark = pytest.mark.skipif(not onednn_available(), reason="this build of to
 
 
 @torch.inference_mode()
-def test_each_size_of_input_gets_its_answer() -> None:
-    """Sizes that want the weight in another layout, and a size seen before, are answered as by torch."""
+def test_each_input_size_equals_torch() -> None:
+    """New and repeated sizes, which need different packings of the weight, give torch's result."""
     conv = nn.Conv2d(64, 96, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ours = Conv(conv)
     for batch, height, width in ((1, 56, 56), (1, 7, 7), (4, 7, 10), (1, 1, 1), (1, 56, 56), (0, 5, 5)):
@@ -27,8 +24,8 @@ def test_each_size_of_input_gets_its_answer() -> None:
 
 
 @torch.inference_mode()
-def test_more_sizes_than_are_remembered_are_answered() -> None:
-    """A detector that sees one size of picture after another neither fails nor answers wrongly."""
+def test_more_sizes_than_are_cached_are_computed() -> None:
+    """More input sizes than the cache holds give correct results."""
     conv = nn.Conv2d(4, 4, 1)
     ours = Conv(conv)
     for width in (*range(1, MAX_CACHED_SIZES + 10), 1):
@@ -38,8 +35,8 @@ def test_more_sizes_than_are_remembered_are_answered() -> None:
 
 @pytest.mark.parametrize("relu", [False, True])
 @torch.inference_mode()
-def test_an_addend_comes_before_the_relu(relu: bool) -> None:
-    """The sum is rectified, not the convolution alone."""
+def test_the_addend_is_added_before_the_relu(relu: bool) -> None:
+    """The ReLU applies to the sum, not to the convolution alone."""
     conv = nn.Conv2d(8, 16, 3, padding=1)
     x, addend = torch.randn(2, 8, 5, 6), torch.randn(2, 16, 5, 6)
     expected = conv(x) + addend
@@ -53,8 +50,8 @@ CHANNELS = MIN_CHANNELS
 @pytest.mark.parametrize("size", [(32, 32), (29, 40), (30, 35), (39, 27), (1, MIN_POSITIONS), (2, 600), (7, 9)])
 @pytest.mark.parametrize(("relu", "bias"), [(False, True), (True, True), (True, False)])
 @torch.inference_mode()
-def test_it_answers_as_the_definition_does(size: tuple[int, int], relu: bool, bias: bool) -> None:
-    """Within float32's rounding of the sum in float64, where tiles of four rows fit and where they do not."""
+def test_winograd_equals_the_definition(size: tuple[int, int], relu: bool, bias: bool) -> None:
+    """Within float32's rounding of the sum in float64, for heights that are and are not multiples of a tile."""
     conv = nn.Conv2d(CHANNELS, CHANNELS + 32, 3, padding=1, bias=bias)
     x = torch.randn(2, CHANNELS, *size)
     exact = F.conv2d(x.double(), conv.weight.double(), conv.bias.double() if conv.bias is not None else None, padding=1)
@@ -65,8 +62,8 @@ def test_it_answers_as_the_definition_does(size: tuple[int, int], relu: bool, bi
 
 
 @torch.inference_mode()
-def test_no_pictures_are_no_error() -> None:
-    """Where there are no regions, their heads get an empty batch."""
+def test_an_empty_batch_is_no_error() -> None:
+    """Without regions, the region heads get an empty batch."""
     conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
     assert WinogradConv(conv)(torch.zeros(0, CHANNELS, 14, 14)).shape == (0, CHANNELS, 14, 14)
 
@@ -83,6 +80,6 @@ def test_no_pictures_are_no_error() -> None:
     ],
     ids=["strided", "unpadded", "depthwise", "pointwise", "narrow", "bf16"],
 )
-def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
-    """What it cannot compute, not gain from, or not round well enough is no case for it."""
+def test_winograd_does_not_apply_to_other_convolutions(conv: nn.Conv2d) -> None:
+    """Other kernels, few channels, and half precision do not use it."""
     assert not winograd_applies(conv)

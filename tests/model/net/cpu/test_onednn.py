@@ -1,4 +1,4 @@
-"""Networks by oneDNN's operators: the same answers as by torch's own layers."""
+"""Networks by oneDNN's operators: the same outputs as torch's layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model.net.cpu.onednn import convert_to_onednn, onednn_available
 from model.net.fold import fold_batch_norm
-from tests.model.net.tiny import tiny_network
+from tests.model.tiny_models import tiny_network
 
 pytestmark = pytest.mark.skipif(not onednn_available(), reason="this build of torch has no oneDNN operators")
 
@@ -23,8 +23,8 @@ def flat(answer: object) -> list[Tensor]:
 @pytest.mark.parametrize("family", ["classifier", "retinanet", "mask_rcnn", "semantic_fpn"])
 @pytest.mark.parametrize("size", [(64, 64), (65, 97)])
 @torch.inference_mode()
-def test_each_family_answers_as_before(family: str, size: tuple[int, int]) -> None:
-    """Laying weights out anew and fusing activations changes no output beyond rounding, at even and odd sizes."""
+def test_each_family_gives_the_same_outputs(family: str, size: tuple[int, int]) -> None:
+    """Packed weights and fused operations change no output beyond rounding, at even and odd sizes."""
     network = tiny_network(family).eval()
     x = torch.randn(2, 3, *size)
     expected = flat(network(x))
@@ -38,8 +38,8 @@ def test_each_family_answers_as_before(family: str, size: tuple[int, int]) -> No
 @pytest.mark.parametrize("size", [(112, 112), (5, 7), (6, 9), (2, 1), (1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_pooling_after_relu_is_the_same_to_the_last_bit(size: tuple[int, int], dtype: torch.dtype) -> None:
-    """Pooling one axis after the other is a maximum over the same windows, also where they reach over the border."""
+def test_pooling_after_relu_is_equal_bit_for_bit(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Pooling one axis after the other equals torch's, also at the border."""
     x = torch.randn(2, 16, *size).to(dtype, memory_format=torch.channels_last)
     network = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)).eval()
     network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -51,8 +51,8 @@ def test_pooling_after_relu_is_the_same_to_the_last_bit(size: tuple[int, int], d
 
 
 @torch.inference_mode()
-def test_pooling_of_what_may_be_negative_is_left_alone() -> None:
-    """Only behind a ReLU may what lies outside the map be left out of a maximum."""
+def test_pooling_without_relu_is_not_replaced() -> None:
+    """Padding may be left out of the maximum only if no value is negative."""
     network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.MaxPool2d(3, stride=2, padding=1)).eval()
     convert_to_onednn(network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     assert isinstance(network[1], nn.MaxPool2d)

@@ -38,7 +38,7 @@ async def server(serve: Serve) -> AsyncIterator[Connections]:
 
 
 def answering(*answers: bytes) -> Serve:
-    """Serves one answer a request, on any number of connections."""
+    """A handler that answers one request after another with `answers`, on any number of connections."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for answer in answers:
@@ -50,8 +50,8 @@ def answering(*answers: bytes) -> Serve:
     return serve
 
 
-def test_a_request_is_as_it_should_be_on_the_wire() -> None:
-    """Request line, host, headers, length, body."""
+def test_a_request_has_the_bytes_of_http() -> None:
+    """They are request line, host, headers, length and body."""
     made = request_bytes("POST", "here:80", "/x?y=1", {"A": "b"}, b"\x00body")
     assert made == b"POST /x?y=1 HTTP/1.1\r\nHost: here:80\r\nA: b\r\nContent-Length: 5\r\n\r\n\x00body"
 
@@ -63,15 +63,15 @@ def test_a_request_is_as_it_should_be_on_the_wire() -> None:
         b"HTTP/1.1 503 No\r\nretry-after: 1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nb\r\n3\r\nody\r\n0\r\n\r\n",
     ],
 )
-async def test_an_answer_is_read_whole(answer: bytes) -> None:
-    """With a length or in chunks; header names in lower case."""
+async def test_a_response_is_read_completely(answer: bytes) -> None:
+    """Its body may have a length or come in chunks; header names are in lower case."""
     async with server(answering(answer)) as connections:
-        response = await connections.ask(GET, 5)
+        response = await connections.request(GET, 5)
     assert (response.status, response.headers[b"retry-after"], response.body) == (503, b"1", b"body")
 
 
-async def test_a_connection_is_kept_and_used_again() -> None:
-    """Requests one after the other share a connection; two at once need two."""
+async def test_connections_are_kept_alive() -> None:
+    """Consecutive requests share a connection; two concurrent ones need two."""
     opened = 0
     both = asyncio.Event()
 
@@ -86,31 +86,31 @@ async def test_a_connection_is_kept_and_used_again() -> None:
                 await both.wait()
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    quick, wait = (request_bytes("POST", "here", "/", {}, body) for body in (b"ask.", b"wait"))
+    quick, wait = (request_bytes("POST", "here", "/", {}, body) for body in (b"next", b"wait"))
     async with server(serve) as connections:
         for _ in range(3):
-            await connections.ask(quick, 5)
+            await connections.request(quick, 5)
         assert opened == 1
-        await asyncio.gather(*(connections.ask(wait, 5) for _ in range(2)))
+        await asyncio.gather(*(connections.request(wait, 5) for _ in range(2)))
     assert opened == 2
 
 
-async def test_a_server_that_closes_is_connected_to_again() -> None:
-    """`Connection: close` is honoured: the next request has a connection of its own."""
+async def test_a_closed_connection_is_not_used_again() -> None:
+    """After `Connection: close`, the next request opens a new connection."""
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     async with server(answering(answer)) as connections:
-        assert [(await connections.ask(GET, 5)).status for _ in range(3)] == [200, 200, 200]
+        assert [(await connections.request(GET, 5)).status for _ in range(3)] == [200, 200, 200]
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answer", "message"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", "closed"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "not HTTP"),
     ],
 )
-async def test_what_is_no_answer_is_an_error(answer: bytes, words: str) -> None:
-    """An answer cut off, or something else than HTTP, raises, and the next request has a new connection."""
+async def test_a_malformed_response_is_an_error(answer: bytes, message: str) -> None:
+    """A truncated response, or one that is not HTTP, raises; the next request opens a new connection."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -119,37 +119,37 @@ async def test_what_is_no_answer_is_an_error(answer: bytes, words: str) -> None:
 
     async with server(serve) as connections:
         for _ in range(2):
-            with pytest.raises(ConnectionBroken, match=words):
-                await connections.ask(GET, 5)
+            with pytest.raises(ConnectionBroken, match=message):
+                await connections.request(GET, 5)
 
 
-async def test_an_answer_that_does_not_come_is_given_up() -> None:
-    """TimeoutError after the given time; what comes too late is not taken for the next request's answer."""
+async def test_a_late_response_is_a_timeout() -> None:
+    """TimeoutError after the given time; a late response is not taken for the next request's."""
     late = asyncio.Event()
-    asked = 0
+    received = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal asked
+        nonlocal received
         await reader.readuntil(b"\r\n\r\n")
-        asked += 1
-        if asked == 1:
+        received += 1
+        if received == 1:
             await late.wait()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % asked)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % received)
         await reader.read()
 
     async with server(serve) as connections:
         with pytest.raises(TimeoutError):
-            await connections.ask(GET, 0.05)
+            await connections.request(GET, 0.05)
         late.set()
-        assert (await connections.ask(GET, 5)).body == b"2"
+        assert (await connections.request(GET, 5)).body == b"2"
 
 
 async def test_no_server_is_an_error() -> None:
-    """Nobody listens: the error says that there is no connection."""
+    """The message of a failed connection has the system's reason."""
     closed = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
     port = closed.sockets[0].getsockname()[1]
     closed.close()
     await closed.wait_closed()
     async with Connections("127.0.0.1", port) as connections:
-        with pytest.raises(ConnectionBroken, match="no connection"):
-            await connections.ask(GET, 5)
+        with pytest.raises(ConnectionBroken, match="cannot connect: connection refused"):
+            await connections.request(GET, 5)

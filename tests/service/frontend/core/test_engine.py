@@ -11,12 +11,17 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from prometheus_client import CollectorRegistry
 
+from model.bundle import BundleConfig
 from model.errors import ImageUndecodable
-from model.types import ClassifyResult, QueryParams, Result, Task
+from model.types import ClassifyOutput, QueryParams, RawOutput, Size, Task
 from service.errors import BadParameter, DeadlineExceeded, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
+from service.frontend.core.request_log import RequestLog
+from service.observability.metrics import FrontEndMetrics
+from service.observability.tracing import NO_TRACING
 from service.settings import Settings
 from service.types import PredictRequest
 from service.wire.messages import WaitEstimate
@@ -33,13 +38,14 @@ def png_of(level: int) -> bytes:
     return buffer.getvalue()
 
 
-def asked(image: bytes, *, model: str | None = None, task: Task = Task.CLASSIFY, seconds: float = 20) -> PredictRequest:
-    return PredictRequest("r", task, model, image, QueryParams(top_k=1), time.monotonic() + seconds)
+def request_for(engine: Engine, image: bytes, *, seconds: float = 20) -> PredictRequest:
+    model = engine.resolve(Task.CLASSIFY, None)
+    return PredictRequest("r", model, image, QueryParams(top_k=1), time.monotonic() + seconds)
 
 
-def first_label(result: Result) -> int:
-    assert isinstance(result, ClassifyResult)
-    return result.labels[0].index
+def first_label(raw: RawOutput, _: BundleConfig, __: Size) -> int:
+    assert isinstance(raw, ClassifyOutput)
+    return int(raw.indices[0])
 
 
 @asynccontextmanager
@@ -55,22 +61,23 @@ async def engine_at_work() -> AsyncIterator[tuple[Engine, FakeWorker]]:
 
 
 async def test_an_image_is_answered_by_the_task_s_default_model() -> None:
-    """Bytes go in, the encoded result comes out, with the model, the upright size and the stages' times."""
+    """Bytes go in; what `encode` makes of the output comes out, with the times of the stages."""
     async with engine_at_work() as (engine, _):
-        reply = await engine.predict(asked(png_of(77)), first_label)
-        assert (reply.payload, reply.model) == (77, "fake_classify")
-        assert (reply.size.width, reply.size.height) == (60, 40)
+        reply = await engine.predict(request_for(engine, png_of(77)), first_label)
+        assert reply.payload == 77
         assert reply.timings.decode > 0
         assert reply.timings.infer > 0
 
 
 async def test_a_model_is_resolved_or_refused_by_name() -> None:
-    """An unknown name and a model of another task are errors of their own."""
+    """Without a name it is the first of its task; an unknown name and a model of another task are errors."""
     async with engine_at_work() as (engine, _):
+        assert engine.resolve(Task.CLASSIFY, None).config.name == "fake_classify"
+        assert engine.resolve(Task.CLASSIFY, "fake_classify") is engine.resolve(Task.CLASSIFY, None)
         with pytest.raises(ModelNotFound, match="nonesuch"):
-            await engine.predict(asked(png_of(1), model="nonesuch"), first_label)
+            engine.resolve(Task.CLASSIFY, "nonesuch")
         with pytest.raises(BadParameter, match="classify"):
-            await engine.predict(asked(png_of(1), model="fake_classify", task=Task.DETECT), first_label)
+            engine.resolve(Task.DETECT, "fake_classify")
 
 
 async def test_a_bad_image_never_reaches_the_worker() -> None:
@@ -78,7 +85,7 @@ async def test_a_bad_image_never_reaches_the_worker() -> None:
     async with engine_at_work() as (engine, worker):
         before = len(worker.runner.batches)
         with pytest.raises(ImageUndecodable):
-            await engine.predict(asked(png_of(1)[:40]), first_label)
+            await engine.predict(request_for(engine, png_of(1)[:40]), first_label)
         assert len(worker.runner.batches) == before
 
 
@@ -86,24 +93,28 @@ async def test_images_in_hand_are_bounded() -> None:
     """Beyond the bound a request is refused at once, and the bound frees up again."""
     async with engine_at_work() as (engine, worker):
         worker.runner.gate.clear()
-        held = [asyncio.create_task(engine.predict(asked(png_of(level)), first_label)) for level in (3, 4)]
+        held = [
+            asyncio.create_task(engine.predict(request_for(engine, png_of(level)), first_label)) for level in (3, 4)
+        ]
         await asyncio.sleep(0.05)
         with pytest.raises(Overloaded):
-            await engine.predict(asked(png_of(5)), first_label)
+            await engine.predict(request_for(engine, png_of(5)), first_label)
         worker.runner.gate.set()
         assert [(await one).payload for one in held] == [3, 4]
-        assert (await engine.predict(asked(png_of(6)), first_label)).payload == 6
+        assert (await engine.predict(request_for(engine, png_of(6)), first_label)).payload == 6
 
 
 async def test_bytes_in_hand_are_bounded() -> None:
     """All bodies together have a budget; what one request held is free once it is done."""
     async with engine_at_work() as (engine, _):
-        with engine.body_budget() as take:
-            take(900)
-            with engine.body_budget() as other, pytest.raises(Overloaded):
-                other(101)
-        with engine.body_budget() as take:
-            take(1000)
+        log = RequestLog("rest", FrontEndMetrics(CollectorRegistry()), NO_TRACING, access_log=False)
+        first, second = log.request("1", "POST"), log.request("2", "POST")
+        engine.bodies.take(first, 900)
+        with pytest.raises(Overloaded):
+            engine.bodies.take(second, 101)
+        engine.bodies.release(second)
+        engine.bodies.release(first)
+        engine.bodies.take(second, 1000)
 
 
 async def test_a_deadline_that_has_passed_costs_no_decoding() -> None:
@@ -111,7 +122,7 @@ async def test_a_deadline_that_has_passed_costs_no_decoding() -> None:
     async with engine_at_work() as (engine, worker):
         before = len(worker.runner.batches)
         with pytest.raises(DeadlineExceeded):
-            await engine.predict(asked(png_of(1), seconds=-1), first_label)
+            await engine.predict(request_for(engine, png_of(1), seconds=-1), first_label)
         assert len(worker.runner.batches) == before
 
 
@@ -123,20 +134,23 @@ async def test_without_a_worker_the_engine_says_so() -> None:
         with pytest.raises(Unavailable):
             front_end.engine.models()
         with pytest.raises(Unavailable):
-            await front_end.engine.predict(asked(png_of(1)), first_label)
+            front_end.engine.resolve(Task.CLASSIFY, None)
 
 
 async def test_what_would_be_too_late_is_refused_undecoded(tmp_path: Path) -> None:
     """A worker told that an answer takes longer than the deadline: the picture is not looked at, its caller hears at
     once when to come back; the worker's next answer may say better."""
     settings = SETTINGS.with_changes(worker_address=f"ipc://{tmp_path}/w")
-    no_picture = asked(png_of(1)[:40])
     async with open_front_end(settings) as front_end, ScriptedWorker(f"ipc://{tmp_path}/w") as worker:
         await worker.introduce()
         await until(lambda: front_end.engine.readiness().ready)
+        picture = request_for(front_end.engine, png_of(1))
+        no_picture = request_for(front_end.engine, png_of(1)[:40])
 
         async def answered(estimate: WaitEstimate) -> None:
-            asking = asyncio.create_task(front_end.engine.predict(asked(png_of(1)), first_label))
+            asking = asyncio.create_task(
+                front_end.engine.predict(request_for(front_end.engine, png_of(1)), first_label)
+            )
             job = await worker.next_job()
             if estimate is NO_WAIT:
                 with pytest.raises(Overloaded) as caught:
@@ -150,7 +164,7 @@ async def test_what_would_be_too_late_is_refused_undecoded(tmp_path: Path) -> No
         with pytest.raises(ImageUndecodable):  # nothing else is in hand: it is tried, whatever is expected
             await front_end.engine.predict(no_picture, first_label)
         await answered(NO_WAIT)
-        asking = asyncio.create_task(front_end.engine.predict(asked(png_of(1)), first_label))
+        asking = asyncio.create_task(front_end.engine.predict(picture, first_label))
         await worker.next_job()
         with pytest.raises(ImageUndecodable):
             await front_end.engine.predict(no_picture, first_label)

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 import PIL.Image
 import pytest
 
-from model.types import ClassifyResult, QueryParams, Result, Task
+from model.bundle import BundleConfig
+from model.types import ClassifyOutput, QueryParams, RawOutput, Size, Task
 from service.errors import DeadlineExceeded, Forbidden, ModelNotFound, Unavailable
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
@@ -39,15 +40,14 @@ async def grey_level(engine: Engine, model: str | None) -> tuple[str, int]:
     """Which model answers, and what, about a picture of grey level 77."""
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (60, 40), (77, 77, 77)).save(buffer, "PNG")
-    params = QueryParams(top_k=1)
-    request = PredictRequest("r", Task.CLASSIFY, model, buffer.getvalue(), params, time.monotonic() + 20)
+    status = engine.resolve(Task.CLASSIFY, model)
+    request = PredictRequest("r", status, buffer.getvalue(), QueryParams(top_k=1), time.monotonic() + 20)
 
-    def first(result: Result) -> int:
-        assert isinstance(result, ClassifyResult)
-        return result.labels[0].index
+    def first(raw: RawOutput, config: BundleConfig, _: Size) -> tuple[str, int]:
+        assert isinstance(raw, ClassifyOutput)
+        return config.name, int(raw.indices[0])
 
-    reply = await engine.predict(request, first)
-    return reply.model, reply.payload
+    return (await engine.predict(request, first)).payload
 
 
 async def test_a_model_comes_and_goes() -> None:

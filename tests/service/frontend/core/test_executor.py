@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -10,16 +11,19 @@ from contextlib import contextmanager
 
 import pytest
 
+from service.errors import DeadlineExceeded
 from service.frontend.core.executor import ThreadPool
+
+NEVER_S = math.inf
 
 
 @contextmanager
-def crew_of(threads: int) -> Iterator[ThreadPool]:
-    crew = ThreadPool(threads, "test")
+def pool_of(threads: int) -> Iterator[ThreadPool]:
+    pool = ThreadPool(threads, "test")
     try:
-        yield crew
+        yield pool
     finally:
-        crew.close()
+        pool.close()
 
 
 async def test_work_comes_back_with_its_own_value() -> None:
@@ -29,10 +33,11 @@ async def test_work_comes_back_with_its_own_value() -> None:
         time.sleep(0.001 * (number % 3))  # so that they end in another order than they began
         return number, threading.current_thread().name
 
-    with crew_of(3) as crew:
-        done = await asyncio.gather(*(crew.run(lambda number=number: work(number)) for number in range(100)))  # type: ignore[misc]
-    assert [number for number, _ in done] == list(range(100))
-    assert {name for _, name in done} <= {"test-0", "test-1", "test-2"}
+    with pool_of(3) as pool:
+        done = await asyncio.gather(*(pool.run(NEVER_S, work, number) for number in range(100)))
+    values = [timed.value for timed in done]
+    assert [number for number, _ in values] == list(range(100))
+    assert {name for _, name in values} <= {"test-0", "test-1", "test-2"}
 
 
 async def test_an_error_is_its_giver_s_alone() -> None:
@@ -41,11 +46,11 @@ async def test_an_error_is_its_giver_s_alone() -> None:
     def fail() -> None:
         raise LookupError("nothing there")
 
-    with crew_of(1) as crew:
-        failing, working = crew.run(fail), crew.run(lambda: 7)
+    with pool_of(1) as pool:
+        failing, working = pool.run(NEVER_S, fail), pool.run(NEVER_S, lambda: 7)
         with pytest.raises(LookupError, match="nothing there"):
             await failing
-        assert await working == 7
+        assert (await working).value == 7
 
 
 async def test_cancelled_work_is_not_begun() -> None:
@@ -58,13 +63,17 @@ async def test_cancelled_work_is_not_begun() -> None:
         held.wait(20)
         begun.append("first")
 
-    with crew_of(1) as crew:
-        first, second, third = crew.run(hold), crew.run(lambda: begun.append("second")), crew.run(lambda: "third")
+    with pool_of(1) as pool:
+        first, second, third = (
+            pool.run(NEVER_S, hold),
+            pool.run(NEVER_S, begun.append, "second"),
+            pool.run(NEVER_S, lambda: "third"),
+        )
         await asyncio.to_thread(running.wait, 20)
         first.cancel()
         second.cancel()
         held.set()
-        assert await third == "third"
+        assert (await third).value == "third"
         assert begun == ["first"]
 
 
@@ -77,16 +86,16 @@ async def test_closing_waits_for_what_runs_and_drops_the_rest() -> None:
         time.sleep(0.05)
         ended.set()
 
-    crew = ThreadPool(1, "test-closing")
-    first, second = crew.run(slow), crew.run(lambda: None)
+    pool = ThreadPool(1, "test-closing")
+    first, second = pool.run(NEVER_S, slow), pool.run(NEVER_S, int)
     await asyncio.to_thread(running.wait, 20)
-    crew.close()
+    pool.close()
     assert ended.is_set()
     assert second.cancelled()
     assert not any(thread.name.startswith("test-closing") for thread in threading.enumerate())
     await first
-    with pytest.raises(RuntimeError, match="ended"):
-        crew.run(lambda: None)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.run(NEVER_S, int)
 
 
 async def test_an_error_that_no_future_takes_is_told_all_the_same() -> None:
@@ -95,5 +104,15 @@ async def test_an_error_that_no_future_takes_is_told_all_the_same() -> None:
     def exhausted() -> None:
         next(iter(()))
 
-    with crew_of(1) as crew, pytest.raises(RuntimeError, match="StopIteration"):
-        await crew.run(exhausted)
+    with pool_of(1) as pool, pytest.raises(RuntimeError, match="StopIteration"):
+        await pool.run(NEVER_S, exhausted)
+
+
+async def test_work_whose_deadline_has_passed_does_not_start() -> None:
+    """What waited for a thread until its deadline is refused without being run."""
+    started: list[int] = []
+    with pool_of(1) as pool:
+        with pytest.raises(DeadlineExceeded):
+            await pool.run(time.monotonic(), started.append, 1)
+        await pool.run(NEVER_S, started.append, 2)
+    assert started == [2]

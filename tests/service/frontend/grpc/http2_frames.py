@@ -1,4 +1,4 @@
-"""Just enough of HTTP/2 (RFC 9113) to see what a connection is told beside its calls."""
+"""The frames of an HTTP/2 connection (RFC 9113) that carry no call: settings, pings and GOAWAY."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Http2:
         await self._writer.drain()
 
     async def next(self, kind: int, flags: int = 0) -> Frame:
-        """The next frame of that kind with those flags; what comes before it is skipped."""
+        """The next frame of that kind with those flags; other frames are skipped."""
         async with asyncio.timeout(20):
             while True:
                 head = await self._reader.readexactly(9)

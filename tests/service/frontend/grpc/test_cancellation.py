@@ -1,4 +1,4 @@
-"""Calls that wait: for their deadline, for a worker that is lost or full, or no longer, for their caller has left."""
+"""Calls that wait: deadlines, cancellation, and workers that are full or lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ask(rpc: RpcWithWorker, grey: int = 100, timeout: float | None = None) -> Ca
 
 
 async def held(rpc: RpcWithWorker, waiting: int) -> list[Call]:
-    """A call that the device holds, and `waiting` more behind it."""
+    """A call that the device holds, and `waiting` more in the queue."""
     before = len(rpc.worker.runner.batches)
     rpc.worker.runner.gate.clear()
     calls = [ask(rpc, 1)]
@@ -45,7 +45,7 @@ async def held(rpc: RpcWithWorker, waiting: int) -> list[Call]:
 
 
 async def test_a_callers_deadline_reaches_the_queue() -> None:
-    """A call whose deadline passes while it waits leaves the queue and never runs."""
+    """A call whose deadline passes in the queue leaves it and never runs."""
     async with open_rpc() as rpc:
         (first,) = await held(rpc, 0)
         before = len(rpc.worker.runner.batches)
@@ -59,7 +59,7 @@ async def test_a_callers_deadline_reaches_the_queue() -> None:
 
 
 async def test_a_deadline_that_passes_anywhere_is_counted_as_one() -> None:
-    """Calls that gRPC cancels at their deadline, here while pictures are decoded, are not taken for ones given up."""
+    """A call that gRPC cancels at its deadline, here during decoding, counts as deadline-exceeded, not as cancelled."""
     _, data = cv2.imencode(".png", np.zeros((7000, 7000), np.uint8))
     async with open_rpc(prepare_threads=1) as rpc:
         rpc.worker.runner.gate.clear()
@@ -70,13 +70,13 @@ async def test_a_deadline_that_passes_anywhere_is_counted_as_one() -> None:
 
 
 async def test_a_deadline_in_reach_is_met() -> None:
-    """A deadline is no reason to refuse what can be answered before it."""
+    """A call that can be answered before its deadline is not refused."""
     async with open_rpc() as rpc:
         assert (await ask(rpc, 5, timeout=30)).labels[0].index == 5
 
 
-async def test_the_services_own_limit_ends_a_call_that_names_none() -> None:
-    """Without a deadline of the caller's the service's counts, and says so in words and details."""
+async def test_the_services_own_timeout() -> None:
+    """Without a deadline of the client's, the service's applies; the status has message and details."""
     async with open_rpc(request_timeout_ms=500) as rpc:
         rpc.worker.runner.gate.clear()
         error = await refusal(ask(rpc))
@@ -85,8 +85,8 @@ async def test_the_services_own_limit_ends_a_call_that_names_none() -> None:
         assert retry_s(rich(error)) is None
 
 
-async def test_a_caller_who_leaves_withdraws_its_job() -> None:
-    """Cancelling a call takes its job out of the worker's queue: the device never sees it."""
+async def test_a_cancelled_call_leaves_the_queue() -> None:
+    """Cancelling a call removes its job from the worker's queue: the device never runs it."""
     async with open_rpc() as rpc:
         first, second = await held(rpc, 1)
         before = len(rpc.worker.runner.batches)
@@ -100,8 +100,8 @@ async def test_a_caller_who_leaves_withdraws_its_job() -> None:
         assert rpc.in_flight == 0
 
 
-async def test_a_channel_that_closes_withdraws_all_its_jobs() -> None:
-    """A client that disappears with calls in hand leaves nothing behind."""
+async def test_a_closed_channel_cancels_its_calls() -> None:
+    """Closing a channel cancels all its calls and jobs."""
     async with open_rpc() as rpc:
         (first,) = await held(rpc, 0)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
@@ -114,8 +114,8 @@ async def test_a_channel_that_closes_withdraws_all_its_jobs() -> None:
         await first
 
 
-async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
-    """Beyond the queue's bound a call is RESOURCE_EXHAUSTED with RetryInfo, while those in line are answered."""
+async def test_a_full_queue_refuses_at_once() -> None:
+    """With a full queue a call is RESOURCE_EXHAUSTED with RetryInfo, and those in the queue are answered."""
     async with open_rpc(max_queue_images=1) as rpc:
         calls = await held(rpc, 1)
         error = await refusal(ask(rpc))
@@ -123,14 +123,14 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None
         delay_s = retry_s(rich(error))
         assert reason(rich(error)) == "OVERLOADED"
         assert delay_s is not None
-        # What gRPC's own retries go by says the same.
+        # gRPC's own retries wait equally long.
         assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == str(round(delay_s * 1000))
         rpc.worker.runner.gate.set()
         assert [(await call).labels[0].index for call in calls] == [1, 2]
 
 
-async def test_messages_in_hand_have_a_budget() -> None:
-    """All messages together may hold so many bytes; beyond it a call is refused, and the budget frees up again."""
+async def test_messages_in_flight_have_a_budget() -> None:
+    """All messages in flight share a limit of bytes. A call over it is refused; it is free again once they end."""
     async with open_rpc(max_in_flight_bytes=300) as rpc:
         assert len(picture()) < 300 < 2 * len(picture())
         (first,) = await held(rpc, 0)
@@ -141,7 +141,7 @@ async def test_messages_in_hand_have_a_budget() -> None:
 
 
 async def test_a_lost_worker_fails_its_calls_at_once(tmp_path: Path) -> None:
-    """When the worker is gone its calls are UNAVAILABLE long before their deadline, and so are the next ones."""
+    """When the worker is lost its calls are UNAVAILABLE long before their deadline, and so are the next ones."""
     address = f"ipc://{tmp_path}/w"
     async with open_rpc_at(address, Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)) as rpc:
         async with ScriptedWorker(address) as worker:
@@ -157,7 +157,7 @@ async def test_a_lost_worker_fails_its_calls_at_once(tmp_path: Path) -> None:
 
 
 async def test_grpcs_own_retries_heed_the_pushback() -> None:
-    """A client that only configured gRPC's retries gets its answer from a service that was full at first."""
+    """gRPC's own retries wait for the pushback in the status, and succeed once the queue has room."""
     policy = """{"methodConfig": [{"name": [{"service": "convmlp.v1.Vision"}], "retryPolicy": {"maxAttempts": 5,
         "initialBackoff": "100s", "maxBackoff": "100s", "backoffMultiplier": 1,
         "retryableStatusCodes": ["RESOURCE_EXHAUSTED", "UNAVAILABLE"]}}]}"""

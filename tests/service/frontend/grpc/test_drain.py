@@ -1,4 +1,4 @@
-"""What becomes of calls in hand, and of new ones, while the server is being stopped."""
+"""Calls in flight, and new calls, while the server stops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def classify(grey: int, name: str = "") -> pb.ClassifyRequest:
     return pb.ClassifyRequest(id=name, image=picture(grey), top_k=1)
 
 
-def says_unavailable(error: grpc.aio.AioRpcError, words: str) -> None:
+def assert_unavailable(error: grpc.aio.AioRpcError, words: str) -> None:
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert words in (error.details() or "")
     assert reason(rich(error)) == "UNAVAILABLE"
@@ -36,7 +36,7 @@ def says_unavailable(error: grpc.aio.AioRpcError, words: str) -> None:
 
 
 async def drain_begun(rpc: RpcWithWorker) -> None:
-    """Tell the server to stop, and wait until it accepts no connection."""
+    """Stop the server, and wait until it accepts no connection."""
     rpc.server.stop.set()
     host, _, port = rpc.address.rpartition(":")
     async with asyncio.timeout(20):
@@ -49,8 +49,8 @@ async def drain_begun(rpc: RpcWithWorker) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_calls_in_hand_are_finished() -> None:
-    """Who waits gets the answer, while new calls are sent elsewhere; then the server ends."""
+async def test_calls_in_flight_are_finished() -> None:
+    """Calls in flight are answered, new calls are UNAVAILABLE, and then the server ends."""
     async with open_rpc() as rpc:
         rpc.worker.runner.gate.clear()
         held = [asyncio.ensure_future(rpc.stub.Classify(classify(grey))) for grey in (5, 6, 7)]
@@ -63,7 +63,7 @@ async def test_calls_in_hand_are_finished() -> None:
 
 
 async def test_the_port_is_free_again_at_once() -> None:
-    """Though connections that the server closed linger for a minute: it can be started again right away."""
+    """The port can be used again immediately, although closed connections linger for a minute."""
     async with open_rpc() as rpc:
         assert (await rpc.stub.Classify(classify(5))).labels[0].index == 5
         rpc.server.stop.set()
@@ -72,8 +72,8 @@ async def test_the_port_is_free_again_at_once() -> None:
     hold_port("127.0.0.1", port).close()
 
 
-async def test_a_call_that_outlasts_the_drain_is_told_so() -> None:
-    """It is UNAVAILABLE, in words, under its own id, and the server ends in time."""
+async def test_a_call_that_outlasts_the_drain_is_unavailable() -> None:
+    """A call that outlasts the drain is UNAVAILABLE, with its own id, and the server ends in time."""
     async with open_rpc(drain_timeout_s=0.5) as rpc:
         rpc.worker.runner.gate.clear()
         held = asyncio.ensure_future(rpc.stub.Classify(classify(5), metadata=[("x-request-id", "mine")]))
@@ -82,16 +82,16 @@ async def test_a_call_that_outlasts_the_drain_is_told_so() -> None:
         await until(lambda: rpc.in_flight == 2)
         rpc.server.stop.set()
         error = await refusal(held)
-        says_unavailable(error, "no time left")
+        assert_unavailable(error, "no time left")
         assert request_id(rich(error)) == "mine"
         error = await refusal(stream.read())
-        says_unavailable(error, "no time left")
+        assert_unavailable(error, "no time left")
         assert request_id(rich(error)) == "stream"
         await asyncio.wait_for(rpc.server.ended, 20)
 
 
-async def test_a_stream_takes_in_no_more_and_delivers_what_it_has() -> None:
-    """Replies in hand come; what was sent later is not read, and the end says so."""
+async def test_a_stream_reads_no_more_and_delivers_its_replies() -> None:
+    """A stream delivers the replies in flight, reads no later message, and ends with UNAVAILABLE."""
     async with open_rpc() as rpc:
         stream = rpc.stub.ClassifyStream()
         rpc.worker.runner.gate.clear()
@@ -102,12 +102,12 @@ async def test_a_stream_takes_in_no_more_and_delivers_what_it_has() -> None:
         await stream.write(classify(7, name="7"))
         rpc.worker.runner.gate.set()
         assert {(await next_of(stream)).id for _ in range(2)} == {"5", "6"}
-        says_unavailable(await refusal(stream.read()), "send the messages without a reply again")
+        assert_unavailable(await refusal(stream.read()), "send the messages without a reply again")
         await asyncio.wait_for(rpc.server.ended, 20)
 
 
-async def test_a_stream_whose_caller_had_sent_all_ends_well() -> None:
-    """All replies come and the status is OK, however long the drain found it waiting."""
+async def test_a_stream_whose_client_had_sent_all_ends_with_ok() -> None:
+    """A stream whose client had sent all messages delivers all replies and ends with OK."""
     async with open_rpc() as rpc:
         stream = rpc.stub.ClassifyStream()
         rpc.worker.runner.gate.clear()
@@ -123,8 +123,8 @@ async def test_a_stream_whose_caller_had_sent_all_ends_well() -> None:
         await asyncio.wait_for(rpc.server.ended, 20)
 
 
-async def test_a_full_stream_whose_caller_had_sent_all_ends_well() -> None:
-    """Also where the caller's last word had not been read yet, for the stream had as much in hand as it may."""
+async def test_a_full_stream_whose_client_had_sent_all_ends_with_ok() -> None:
+    """The same where the end of the client's messages was not read yet, because the stream was at its limit."""
     async with open_rpc(max_stream_in_flight=2) as rpc:
         stream = rpc.stub.ClassifyStream()
         rpc.worker.runner.gate.clear()
@@ -140,8 +140,8 @@ async def test_a_full_stream_whose_caller_had_sent_all_ends_well() -> None:
         await asyncio.wait_for(rpc.server.ended, 20)
 
 
-async def test_idle_streams_of_any_service_do_not_hold_up_the_end() -> None:
-    """A stream that says nothing is ended, one of Vision like one of reflection."""
+async def test_idle_streams_end_at_once() -> None:
+    """Idle streams end at once, those of Vision as those of reflection."""
     async with open_rpc(drain_timeout_s=60) as rpc:
         idle = rpc.stub.SegmentStream()
         curious = reflection_of(rpc.channel)()
@@ -150,5 +150,5 @@ async def test_idle_streams_of_any_service_do_not_hold_up_the_end() -> None:
         await curious.read()
         rpc.server.stop.set()
         for stream in (idle, curious):
-            says_unavailable(await refusal(stream.read()), "shutting down")
+            assert_unavailable(await refusal(stream.read()), "shutting down")
         await asyncio.wait_for(rpc.server.ended, 20)

@@ -1,4 +1,4 @@
-"""grpc.health.v1: what callers, load balancers and orchestrators are told, and how soon."""
+"""grpc.health.v1: the status of the server, its services and models, and how fast watchers receive changes."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ async def watch(rpc: Rpc, name: str) -> AsyncIterator[int]:
         call.cancel()
 
 
-async def told(watching: AsyncIterator[int]) -> int:
-    """The next status that a watcher is told."""
+async def next_status(watching: AsyncIterator[int]) -> int:
+    """The next status that a watcher receives."""
     async with asyncio.timeout(PATIENCE_S):
         return await anext(watching)
 
 
 @pytest.mark.parametrize("name", [*SERVICES, *MODELS])
 async def test_everything_that_is_ready_is_serving(rpc: RpcWithWorker, name: str) -> None:
-    """The whole, each service, and each model under its own name."""
+    """The server, each service, and each model under its name are SERVING."""
     assert await check(rpc, name) == SERVING
 
 
-async def test_an_unknown_name_is_said_to_be_unknown(rpc: RpcWithWorker) -> None:
-    """A check of it is NOT_FOUND, with words; a watch is told SERVICE_UNKNOWN and goes on."""
+async def test_an_unknown_name(rpc: RpcWithWorker) -> None:
+    """A check of an unknown name is NOT_FOUND and lists the known ones; a watch gets SERVICE_UNKNOWN and goes on."""
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await check(rpc, "convmlp.v1.Visoin")
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
@@ -67,51 +67,51 @@ async def test_an_unknown_name_is_said_to_be_unknown(rpc: RpcWithWorker) -> None
         refused.value.details() or ""
     )
     async with aclosing(watch(rpc, "no_such_model")) as watching:  # type: ignore[type-var]
-        assert await told(watching) == SERVICE_UNKNOWN
+        assert await next_status(watching) == SERVICE_UNKNOWN
 
 
 async def test_watchers_follow_a_worker_that_comes_and_goes() -> None:
-    """Nothing is serving without a worker. Models are unknown until one was there, and remembered when it is lost."""
+    """Without a worker nothing is serving. Models are unknown until a worker has come, and known when it is lost."""
     with tempfile.TemporaryDirectory(prefix="convmlp-test-") as folder:
         address = f"ipc://{folder}/worker"
         async with open_rpc_at(address, Settings(heartbeat_interval_ms=50)) as rpc:
             assert [await check(rpc, name) for name in SERVICES] == [NOT_SERVING] * len(SERVICES)
             whole, model = watch(rpc, ""), watch(rpc, "fake_detect")
-            assert [await told(whole), await told(model)] == [NOT_SERVING, SERVICE_UNKNOWN]
+            assert [await next_status(whole), await next_status(model)] == [NOT_SERVING, SERVICE_UNKNOWN]
             settings = Settings(heartbeat_interval_ms=50)
             for _ in range(2):
                 async with fake_worker(settings, address):
-                    assert await told(whole) == SERVING
-                    while (status := await told(model)) != SERVING:
+                    assert await next_status(whole) == SERVING
+                    while (status := await next_status(model)) != SERVING:
                         assert status == NOT_SERVING  # not proven yet
-                assert [await told(whole), await told(model)] == [NOT_SERVING] * 2
+                assert [await next_status(whole), await next_status(model)] == [NOT_SERVING] * 2
                 assert await check(rpc, "fake_detect") == NOT_SERVING
 
 
 async def test_a_model_whose_answers_are_wrong_is_not_serving() -> None:
-    """It is told under its own name; the others keep their health, but for the service as a whole."""
+    """A model that fails its self-check is NOT_SERVING, and so is the server; other models stay SERVING."""
     async with open_rpc(self_check_interval_ms=50) as rpc:
         broken, whole = watch(rpc, "fake_classify"), watch(rpc, "")
-        assert [await told(broken), await told(whole)] == [SERVING, SERVING]
+        assert [await next_status(broken), await next_status(whole)] == [SERVING, SERVING]
         rpc.worker.runner.shift = 40
-        assert [await told(broken), await told(whole)] == [NOT_SERVING, NOT_SERVING]
+        assert [await next_status(broken), await next_status(whole)] == [NOT_SERVING, NOT_SERVING]
         assert await check(rpc, "convmlp.v1.Vision") == NOT_SERVING
         rpc.worker.runner.shift = 0
-        assert [await told(broken), await told(whole)] == [SERVING, SERVING]
+        assert [await next_status(broken), await next_status(whole)] == [SERVING, SERVING]
 
 
-async def test_a_watcher_that_leaves_costs_the_others_nothing() -> None:
-    """They are told of all changes as before."""
+async def test_a_watcher_that_disconnects() -> None:
+    """When a watcher disconnects, the others still receive every change."""
     async with open_rpc(self_check_interval_ms=50) as rpc:
         leaving, staying = watch(rpc, ""), watch(rpc, "")
-        assert [await told(leaving), await told(staying)] == [SERVING, SERVING]
+        assert [await next_status(leaving), await next_status(staying)] == [SERVING, SERVING]
         await leaving.aclose()  # type: ignore[attr-defined]
         rpc.worker.runner.shift = 40
-        assert await told(staying) == NOT_SERVING
+        assert await next_status(staying) == NOT_SERVING
 
 
-async def test_a_drain_is_told_first() -> None:
-    """While the calls in hand are finished all watchers have heard NOT_SERVING, and their streams have ended."""
+async def test_a_drain_reaches_watchers_first() -> None:
+    """A drain sends NOT_SERVING to all watchers first, and ends their streams."""
     async with open_rpc() as rpc:
         call = rpc.health.Watch(HealthCheckRequest(service="fake_segment"))
         assert (await call.read()).status == SERVING

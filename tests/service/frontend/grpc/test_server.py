@@ -1,4 +1,4 @@
-"""The server's bounds and its connections: messages, compression, keep-alive, age."""
+"""The server's limits and connections: messages, compression, keep-alive, age."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ async def rpc() -> AsyncIterator[RpcWithWorker]:
 
 
 def bitmap(size: int) -> bytes:
-    """A grey picture that has nearly `size` bytes, and no more."""
+    """A grey picture of nearly, and at most, `size` bytes."""
     side = int(((size - 1000) / 3) ** 0.5)
     file = io.BytesIO()
     PIL.Image.fromarray(np.full((side, side, 3), 7, np.uint8)).save(file, "BMP")
     return file.getvalue()
 
 
-async def test_an_image_as_large_as_may_be_is_answered() -> None:
-    """With the settings as they come: 20 MiB, where gRPC itself would stop at 4 MiB."""
+async def test_an_image_of_the_maximum_size_is_answered() -> None:
+    """By default an image may have 20 MiB, beyond gRPC's own default of 4 MiB."""
     async with open_rpc() as rpc:
         image = bitmap(20 * MIB)
         assert len(image) > 19.9 * MIB
@@ -62,17 +62,17 @@ async def test_an_image_as_large_as_may_be_is_answered() -> None:
 
 @pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + EXTRA_BYTES - 1000])
 @pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip])
-async def test_too_many_bytes_are_refused_in_the_tables_words(
+async def test_too_many_bytes_are_an_error_of_the_service(
     rpc: RpcWithWorker, size: int, compression: grpc.Compression | None
 ) -> None:
-    """A message over the limits is INVALID_ARGUMENT and says how much it may have."""
+    """A message over the limits is INVALID_ARGUMENT and names the limit."""
     error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=bytes(size)), compression=compression))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert f"the limit is {LIMIT:,}" in (error.details() or "")
 
 
-async def test_what_is_far_too_long_is_refused_by_its_announced_length(rpc: RpcWithWorker) -> None:
-    """gRPC's own bound: RESOURCE_EXHAUSTED, and the connection goes on to serve."""
+async def test_far_too_many_bytes_are_an_error_of_grpc(rpc: RpcWithWorker) -> None:
+    """gRPC itself refuses a far longer message with RESOURCE_EXHAUSTED, and the connection stays usable."""
     error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=bytes(LIMIT + EXTRA_BYTES + 1))))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in (error.details() or "")
@@ -80,8 +80,8 @@ async def test_what_is_far_too_long_is_refused_by_its_announced_length(rpc: RpcW
 
 
 @pytest.mark.parametrize(("setting", "shrinks"), [("none", False), ("gzip", True), ("deflate", True)])
-async def test_replies_are_compressed_where_the_setting_says_so(setting: str, shrinks: bool) -> None:
-    """The same reply comes in fewer bytes."""
+async def test_replies_are_compressed_by_setting(setting: str, shrinks: bool) -> None:
+    """With the setting the same reply takes fewer bytes."""
     async with open_rpc(grpc_compression=setting) as rpc, relay(rpc.address) as (address, received):
         async with grpc.aio.insecure_channel(address) as channel:
             models = await stub_of(channel).ListModels(pb.ListModelsRequest())
@@ -91,7 +91,7 @@ async def test_replies_are_compressed_where_the_setting_says_so(setting: str, sh
 
 @asynccontextmanager
 async def relay(target: str) -> AsyncIterator[tuple[str, list[int]]]:
-    """An address that stands for another, and how many bytes came from there, piece by piece."""
+    """An address that forwards to another, and the sizes of the chunks that came back."""
     received: list[int] = []
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, counts: list[int]) -> None:
@@ -110,15 +110,15 @@ async def relay(target: str) -> AsyncIterator[tuple[str, list[int]]]:
 
 
 async def test_idle_connections_are_pinged() -> None:
-    """Whatever lies between sees traffic before it forgets the connection; who answers stays connected."""
+    """An idle connection carries pings, so that proxies keep it open; a client that answers stays connected."""
     async with open_rpc(keep_alive=KeepAlive(interval_ms=100)) as rpc, open_http2(rpc.address) as connection:
         for _ in range(5):
             ping = await connection.next(PING)
             await connection.send(PING, ACK, ping.payload)
 
 
-async def test_a_peer_that_is_gone_is_noticed() -> None:
-    """Without an answer to its pings the server closes the connection."""
+async def test_a_dead_peer_is_disconnected() -> None:
+    """The server closes the connection of a client that does not answer its pings."""
     keep_alive = KeepAlive(interval_ms=100, timeout_ms=200)
     async with open_rpc(keep_alive=keep_alive) as rpc, open_http2(rpc.address) as silent:
         await silent.next(PING)
@@ -128,7 +128,7 @@ async def test_a_peer_that_is_gone_is_noticed() -> None:
 
 
 async def test_callers_may_ping_often() -> None:
-    """Without a call in hand, at the allowed interval, for as long as they like; who floods is told to be calm."""
+    """Clients without a call may ping at the allowed interval; faster ones get ENHANCE_YOUR_CALM."""
     interval_ms = 100
     async with open_rpc(keep_alive=KeepAlive(client_interval_ms=interval_ms)) as rpc:
         async with open_http2(rpc.address) as polite:
@@ -141,21 +141,21 @@ async def test_callers_may_ping_often() -> None:
             assert error_code(await flooding.next(GOAWAY)) == ENHANCE_YOUR_CALM
 
 
-async def test_keep_alive_suits_what_lies_between() -> None:
-    """Pings come well below the shortest common idle time-out, 60 s, and clients may ping every 10 s."""
+async def test_keep_alive_suits_load_balancers() -> None:
+    """Pings come well below the shortest common idle timeout, 60 s, and clients may ping every 10 s."""
     keep_alive = KeepAlive()
     assert keep_alive.interval_ms + keep_alive.timeout_ms < 60_000
     assert keep_alive.client_interval_ms < 10_000
 
 
-async def test_settings_beyond_what_grpc_takes_are_no_obstacle() -> None:
-    """Whatever the settings allow for REST, gRPC serves, within its own bounds."""
+async def test_settings_beyond_grpcs_range() -> None:
+    """Settings beyond gRPC's range are cut to it."""
     async with open_rpc(max_request_bytes=2**40, grpc_max_connection_age_ms=2**40) as rpc:
         assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
 
 
 async def test_connections_end_at_their_age_and_calls_do_not() -> None:
-    """Callers are sent elsewhere after a while; what they have in hand is finished, and they come again."""
+    """A connection past its maximum age gets GOAWAY; its calls are finished, and the client reconnects."""
     async with open_rpc(grpc_max_connection_age_ms=300) as rpc:
         async with open_http2(rpc.address) as connection:
             assert error_code(await connection.next(GOAWAY)) == NO_ERROR
@@ -167,21 +167,21 @@ async def test_connections_end_at_their_age_and_calls_do_not() -> None:
         assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
 
 
-async def test_calls_beyond_what_may_be_in_hand_are_refused_at_once() -> None:
-    """One connection has no more calls open than the process takes; another's are told to come later."""
+async def test_calls_beyond_the_limit_are_refused_at_once() -> None:
+    """A connection has no more open calls than the process accepts; calls of another are refused."""
     async with open_rpc(max_in_flight=2) as rpc, another_channel(rpc) as other:
         rpc.worker.runner.gate.clear()
         held = [asyncio.ensure_future(rpc.stub.Classify(pb.ClassifyRequest(image=picture()))) for _ in range(3)]
         await until(lambda: rpc.in_flight == 2)
         error = await refusal(stub_of(other).Classify(pb.ClassifyRequest(image=picture())))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "2 images are in hand already" in (error.details() or "")
+        assert "2 images are in" in (error.details() or "")
         rpc.worker.runner.gate.set()
         assert [len((await one).labels) for one in held] == [5, 5, 5]
 
 
 async def test_open_calls_are_bounded_over_all_connections() -> None:
-    """Streams that send nothing are open calls too: beyond the bound further calls are refused, until one ends."""
+    """Idle streams are open calls too: beyond the limit further calls are refused until one ends."""
     async with open_rpc(max_in_flight=1) as rpc, another_channel(rpc) as second, another_channel(rpc) as third:
         idle = [stub_of(channel).ClassifyStream() for channel in (rpc.channel, second)]
         for stream in idle:
@@ -201,13 +201,13 @@ async def _code(call: grpc.aio.UnaryUnaryCall[Any, Any]) -> grpc.StatusCode:
 
 @asynccontextmanager
 async def another_channel(rpc: RpcWithWorker) -> AsyncIterator[grpc.aio.Channel]:
-    """A connection of its own: channels of the same address share one unless told otherwise."""
+    """A connection of its own: channels of one address share one by default."""
     async with grpc.aio.insecure_channel(rpc.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         yield channel
 
 
-async def test_reflection_tells_all_services(rpc: RpcWithWorker) -> None:
-    """And itself; each with its whole description."""
+async def test_reflection_lists_all_services(rpc: RpcWithWorker) -> None:
+    """Reflection lists all services, itself included, with their descriptions."""
     asked = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="convmlp.v1.Vision"),

@@ -1,4 +1,4 @@
-"""`convmlp grpc` alone, as a container runs it: a process of its own, a worker elsewhere."""
+"""`convmlp grpc` as a process of its own, as in a container, with a worker elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from convmlp.v1 import vision_pb2 as pb
 from service.process import EXIT_CONFIG
 from service.settings import Settings
-from tests.e2e.running import RunningService, started
+from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.frontend.grpc_server import health_of, refusal, stub_of
 from tests.service.frontend.rest_server import picture
@@ -29,7 +29,7 @@ FREE_PORTS = ("--grpc-port", "0", "--grpc-metrics-port", "0", "--heartbeat-inter
 
 @asynccontextmanager
 async def started_grpc(*flags: str) -> AsyncIterator[tuple[RunningService, FakeWorker]]:
-    """The process, which listens at its `grpc_address` and tells its metrics at its `url`, and its worker."""
+    """The process, with its `grpc_address` and the `url` of its metrics, and its worker."""
     async with fake_worker(Settings()) as worker:
         with started("grpc", "--worker-address", worker.address, *FREE_PORTS, *flags) as process:
             process.url = (await asyncio.to_thread(process.wait_for, "serving metrics"))["url"]
@@ -49,8 +49,8 @@ async def serving(channel: grpc.aio.Channel) -> None:
             return
 
 
-async def test_it_answers_and_tells_its_own_metrics() -> None:
-    """Its /metrics counts the calls."""
+async def test_it_answers_and_serves_its_own_metrics() -> None:
+    """The process answers calls, and its own /metrics counts them."""
     async with started_grpc() as (process, _), grpc.aio.insecure_channel(process.grpc_address) as channel:
         await serving(channel)
         answer = await stub_of(channel).Classify(pb.ClassifyRequest(image=picture(9)))
@@ -61,8 +61,8 @@ async def test_it_answers_and_tells_its_own_metrics() -> None:
         assert wanted in text.splitlines()
 
 
-async def test_a_message_that_swells_is_refused_before_it_has() -> None:
-    """An eighth of a MiB that would become 128 MiB is refused, and the process never had that much."""
+async def test_a_decompression_bomb_is_refused_early() -> None:
+    """A message that would decompress to 128 MiB is refused before the process has allocated that much."""
     bomb = pb.ClassifyRequest(image=bytes(128 * MIB))
     async with started_grpc("--max-request-bytes", f"{MIB}", "--max-image-bytes", f"{MIB}") as (process, _):
         async with grpc.aio.insecure_channel(process.grpc_address) as channel:
@@ -82,7 +82,7 @@ def _peak_bytes(pid: int) -> int:
 
 
 async def test_its_port_is_its_own() -> None:
-    """A second front-end of the same user on that port ends with a clear word, though gRPC would let it join."""
+    """A second front-end on the port exits with an error, although gRPC would share the port."""
     async with started_grpc() as (process, worker):
         port = process.grpc_address.rpartition(":")[2]
         flags = ("--worker-address", worker.address, *FREE_PORTS, "--grpc-port", port)
@@ -93,8 +93,8 @@ async def test_its_port_is_its_own() -> None:
 
 
 @pytest.mark.parametrize("setting", ["--grpc-port", "--grpc-metrics-port"])
-def test_a_port_that_another_program_has_is_a_clear_error(setting: str) -> None:
-    """It says which, and ends as misconfigured."""
+def test_a_port_in_use_is_a_clear_error(setting: str) -> None:
+    """The error names the port, and the exit status means a wrong configuration."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with started("grpc", "--worker-address", "ipc:///nobody", *FREE_PORTS, setting, str(port)) as process:
@@ -110,8 +110,8 @@ def test_a_port_that_another_program_has_is_a_clear_error(setting: str) -> None:
         (("--api-keys-file", "{folder}/none"), "No such file"),
     ],
 )
-def test_what_it_cannot_use_ends_it_with_a_clear_word(tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
-    """Certificates and keys are looked at before anything is served."""
+def test_invalid_files_end_it(tmp_path: Path, flags: tuple[str, ...], words: str) -> None:
+    """Invalid certificates and key files end the process before it serves, with an error that names them."""
     given = [flag.format(folder=tmp_path) for flag in flags]
     with started("grpc", "--worker-address", "ipc:///nobody", *FREE_PORTS, *given) as process:
         assert process.process.wait(60) == EXIT_CONFIG

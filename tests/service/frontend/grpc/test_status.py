@@ -40,13 +40,13 @@ CONTRACT: dict[type[ConvMLPError], grpc.StatusCode] = {
 
 
 def test_table_covers_every_domain_error() -> None:
-    """No error that can reach this edge is without a row of its own."""
+    """Every domain error has its own row."""
     assert set(ERROR_TABLE) == set(DOMAIN_ERRORS)
 
 
 @pytest.mark.parametrize("kind", DOMAIN_ERRORS)
 def test_every_error_has_the_contracts_code(kind: type[ConvMLPError]) -> None:
-    """Each domain error becomes the status that the contract gives it, and its reason names it exactly."""
+    """Each domain error has the contract's status code, and its own reason."""
     status = status_of(kind("what was wrong"), "abc")
     assert status.code == CONTRACT[kind].value[0]
     assert request_id(status) == "abc"
@@ -57,22 +57,22 @@ def test_every_error_has_the_contracts_code(kind: type[ConvMLPError]) -> None:
         assert reason(status) == kind.code.upper().replace("-", "_")
 
 
-def test_reasons_tell_errors_of_one_code_apart() -> None:
-    """A client can tell any two errors from each other, though many share a gRPC code."""
+def test_reasons_are_unique() -> None:
+    """The reasons of any two errors differ, although many share a code."""
     reasons = [reason(status_of(kind(""), "")) for kind in DOMAIN_ERRORS if kind is not BundleInvalid]
     assert len(set(reasons)) == len(reasons)
 
 
 @pytest.mark.parametrize("kind", DOMAIN_ERRORS)
-def test_only_what_may_succeed_later_says_when(kind: type[ConvMLPError]) -> None:
-    """RetryInfo comes with the errors that another try may mend, and with no other."""
+def test_retry_info(kind: type[ConvMLPError]) -> None:
+    """RetryInfo comes with the errors that a retry may solve, and with no other."""
     assert (retry_s(status_of(kind(""), "")) is not None) == issubclass(kind, RetryLater)
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.0, 0.1), (0.2, 0.2), (1.2345, 1.235), (30.0, 30.0)])
-def test_retry_delay_is_never_too_short(seconds: float, told: float) -> None:
-    """Who waits for as long as RetryInfo says never comes back too early, nor at once."""
-    assert retry_s(status_of(Overloaded("later", seconds), "")) == told
+@pytest.mark.parametrize(("seconds", "delay_s"), [(0.0, 0.1), (0.2, 0.2), (1.2345, 1.235), (30.0, 30.0)])
+def test_retry_delay_is_never_too_short(seconds: float, delay_s: float) -> None:
+    """The delay of RetryInfo is never shorter than the wait, and never 0."""
+    assert retry_s(status_of(Overloaded("later", seconds), "")) == delay_s
 
 
 @pytest.mark.parametrize(
@@ -88,18 +88,18 @@ def test_retry_delay_is_never_too_short(seconds: float, told: float) -> None:
     ],
 )
 def test_the_field_at_fault_is_named(error: ConvMLPError, expected: str | None) -> None:
-    """BadRequest names the message's field, where there is one at fault."""
+    """BadRequest names the message's field at fault, if there is one."""
     assert field(status_of(error, "")) == expected
 
 
-def test_bundle_invalid_keeps_its_words_to_itself() -> None:
-    """The message of a broken bundle names folders of the server, so callers do not see it."""
+def test_bundle_invalid_has_no_public_message() -> None:
+    """The error of an invalid bundle names the server's folders, so its message is replaced."""
     status = status_of(BundleInvalid("bundle /srv/secret: config.json is not valid"), "")
     assert b"secret" not in status.SerializeToString()
 
 
 def test_messages_are_bounded() -> None:
-    """A long message is cut, for clients drop a call whose headers are longer than a few KiB."""
+    """A long message is cut, because clients drop a call whose headers exceed a few KiB."""
     status = status_of(BadParameter("x" * 10_000, "model"), "i" * 128)
     assert len(status.message) == MAX_MESSAGE
     assert status.message.endswith("x…")

@@ -1,4 +1,4 @@
-"""TLS and mTLS with real certificates: who is let in, what renewal does, what is refused at the start."""
+"""TLS and mTLS with real certificates: who may connect, renewal, and invalid files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from service.frontend.grpc.tls import CertificateFiles, InvalidCertificates, certificate_files, server_credentials
 from service.settings import Settings
-from tests.e2e.running import started
+from tests.e2e.convmlp_process import started
 from tests.service.frontend.grpc_server import health_of, open_rpc, refusal
 
 
 @dataclass(frozen=True)
 class Authority:
-    """An authority, and the files of a server that it vouches for."""
+    """An authority, and the files of a server with its certificate."""
 
     ca: trustme.CA
     folder: Path
@@ -40,11 +40,11 @@ class Authority:
 
     @property
     def mutual(self) -> CertificateFiles:
-        """The same, and callers must have a certificate of this authority's."""
+        """The same, and clients need a certificate of this authority."""
         return CertificateFiles(self.files.certificate, self.files.key, self.folder / "ca.pem")
 
     def issue(self) -> None:
-        """Write a new certificate and its key; each file is replaced at one stroke."""
+        """Write a new certificate and its key; each file is replaced atomically."""
         issued = self.ca.issue_cert("localhost")
         chain = b"".join(one.bytes() for one in issued.cert_chain_pems)
         _replace(self.files.certificate, chain)
@@ -74,7 +74,7 @@ def authority(tmp_path: Path) -> Authority:
 async def secure(
     address: str, trusted: Authority, own: trustme.LeafCert | None = None
 ) -> AsyncIterator[grpc.aio.Channel]:
-    """A new connection of a caller that trusts an authority and shows its `own` certificate, if any."""
+    """A new connection of a client that trusts an authority and presents its `own` certificate, if any."""
     chain = b"".join(one.bytes() for one in own.cert_chain_pems) if own else None
     credentials = grpc.ssl_channel_credentials(
         trusted.ca.cert_pem.bytes(), own.private_key_pem.bytes() if own else None, chain
@@ -85,23 +85,23 @@ async def secure(
         yield channel
 
 
-async def lets_in(address: str, trusted: Authority, own: trustme.LeafCert | None = None) -> bool:
+async def connects(address: str, trusted: Authority, own: trustme.LeafCert | None = None) -> bool:
     async with secure(address, trusted, own) as channel:
         code = await health_of(channel).Check(HealthCheckRequest(), timeout=20).code()
     return bool(code is grpc.StatusCode.OK)
 
 
-async def test_callers_are_served_over_tls_alone(authority: Authority, tmp_path: Path) -> None:
-    """Who trusts the server's authority is let in; who trusts another, or speaks plainly, is not."""
+async def test_tls_only(authority: Authority, tmp_path: Path) -> None:
+    """Clients that trust the server's authority connect; clients that trust another, or use no TLS, do not."""
     async with open_rpc(credentials=server_credentials(authority.files)) as rpc:
-        assert await lets_in(rpc.address, authority)
-        assert not await lets_in(rpc.address, authority_in(tmp_path / "other"))
+        assert await connects(rpc.address, authority)
+        assert not await connects(rpc.address, authority_in(tmp_path / "other"))
         error = await refusal(rpc.health.Check(HealthCheckRequest(), timeout=20))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_the_process_serves_over_tls(authority: Authority) -> None:
-    """`convmlp grpc` with the two flags; who speaks plainly is hung up on, and the log keeps its format."""
+    """`convmlp grpc` with the two flags serves TLS only, and its log keeps its format."""
     files = authority.files
     flags = ("--grpc-tls-certificate", str(files.certificate), "--grpc-tls-key", str(files.key))
     ports = ("--grpc-port", "0", "--grpc-metrics-port", "0")
@@ -112,33 +112,33 @@ async def test_the_process_serves_over_tls(authority: Authority) -> None:
         with socket.create_connection((host, int(port)), timeout=20) as plain:
             plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             assert b"HTTP" not in plain.recv(100)
-        assert await lets_in(listening["address"], authority)
+        assert await connects(listening["address"], authority)
     assert [line for line in process.lines if "role" not in line] == []
 
 
-async def test_callers_must_show_a_certificate_where_an_authority_is_set(authority: Authority, tmp_path: Path) -> None:
-    """One of that authority's; none, or another's, is no good."""
+async def test_client_certificates(authority: Authority, tmp_path: Path) -> None:
+    """With a client authority, a client needs a certificate of that authority."""
     async with open_rpc(credentials=server_credentials(authority.mutual)) as rpc:
-        assert await lets_in(rpc.address, authority, authority.ca.issue_cert("caller"))
-        assert not await lets_in(rpc.address, authority)
-        assert not await lets_in(rpc.address, authority, authority_in(tmp_path / "other").ca.issue_cert("caller"))
+        assert await connects(rpc.address, authority, authority.ca.issue_cert("caller"))
+        assert not await connects(rpc.address, authority)
+        assert not await connects(rpc.address, authority, authority_in(tmp_path / "other").ca.issue_cert("caller"))
 
 
-async def test_renewed_certificates_are_taken_up(authority: Authority, tmp_path: Path) -> None:
-    """New connections get the new certificate, and callers are held to the new authority; no restart."""
+async def test_renewed_certificates_are_used(authority: Authority, tmp_path: Path) -> None:
+    """New connections get the renewed certificate, and the new client authority applies, without a restart."""
     other = authority_in(tmp_path / "other")
     caller, others_caller = authority.ca.issue_cert("caller"), other.ca.issue_cert("caller")
     async with open_rpc(credentials=server_credentials(authority.mutual)) as rpc:
-        assert await lets_in(rpc.address, authority, caller)
+        assert await connects(rpc.address, authority, caller)
         for path in other.folder.iterdir():
             _replace(authority.folder / path.name, path.read_bytes())
-        assert await lets_in(rpc.address, other, others_caller)
-        assert not await lets_in(rpc.address, authority, others_caller)
-        assert not await lets_in(rpc.address, other, caller)
+        assert await connects(rpc.address, other, others_caller)
+        assert not await connects(rpc.address, authority, others_caller)
+        assert not await connects(rpc.address, other, caller)
 
 
-async def test_a_renewal_gone_wrong_leaves_the_last_good_certificate(authority: Authority) -> None:
-    """Half a renewal, or a missing file, is no reason to stop serving; the other half mends it."""
+async def test_a_failed_renewal_leaves_the_last_valid_certificate(authority: Authority) -> None:
+    """An incomplete renewal or a missing file leaves the last valid certificate in use until it is complete."""
     async with open_rpc(credentials=server_credentials(authority.files)) as rpc:
         old, old_key = authority.files.certificate.read_text(), authority.files.key.read_bytes()
         authority.issue()
@@ -147,14 +147,14 @@ async def test_a_renewal_gone_wrong_leaves_the_last_good_certificate(authority: 
         assert old.startswith(await shown(rpc.address))
         authority.files.key.unlink()
         assert old.startswith(await shown(rpc.address))
-        assert await lets_in(rpc.address, authority)
+        assert await connects(rpc.address, authority)
         _replace(authority.files.key, new_key)
         assert new.startswith(await shown(rpc.address))
-        assert await lets_in(rpc.address, authority)
+        assert await connects(rpc.address, authority)
 
 
 async def shown(address: str) -> str:
-    """The certificate that a new connection is shown."""
+    """The certificate that a new connection receives."""
     host, _, port = address.rpartition(":")
     return (await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))).strip()
 
@@ -164,8 +164,8 @@ def encrypted(key: bytes) -> bytes:
     return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
 
 
-def test_files_that_are_not_what_they_should_be_are_refused(authority: Authority, tmp_path: Path) -> None:
-    """The message names the file and what was expected, and nobody is asked for a password."""
+def test_invalid_files_are_refused(authority: Authority, tmp_path: Path) -> None:
+    """The error names the file and the expected content, and no password prompt appears."""
     other = authority_in(tmp_path / "other")
     certificate, key, client_ca = authority.mutual.paths
     broken = tmp_path / "broken.pem"
@@ -190,7 +190,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(authority: Authority
 
 
 def test_certificate_and_key_come_together() -> None:
-    """None of them is no TLS; one of them, or an authority for callers alone, is a mistake that is told."""
+    """Without files there is no TLS; a certificate or key alone, or a client authority alone, is an error."""
     some = Path("some.pem")
     assert certificate_files(Settings()) is None
     assert certificate_files(Settings(grpc_tls_certificate=some, grpc_tls_key=some)) == CertificateFiles(

@@ -1,4 +1,4 @@
-"""A protobuf description as plain data; run as a program it tells tritonclient's."""
+"""A protobuf description as plain data. As a program it prints tritonclient's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, FileDescriptor
 
-Told = dict[str, dict[str, Any]]
+Description = dict[str, dict[str, Any]]
 """By full name: a message's fields, an enum's values, a service's methods."""
 
 
-def told(file: FileDescriptor) -> Told:
-    facts: Told = {}
+def described(file: FileDescriptor) -> Description:
+    facts: Description = {}
     for message in _messages(list(file.message_types_by_name.values())):
         facts[message.full_name] = {field.name: _field(field) for field in message.fields}
         facts.update({enum.full_name: _values(enum) for enum in message.enum_types})
@@ -40,7 +40,7 @@ def _messages(messages: list[Descriptor]) -> Iterator[Descriptor]:
 
 
 def _field(field: FieldDescriptor) -> list[Any]:
-    """Number, kind, what it is a message or an enum of, and in which choice it stands."""
+    """Number, type, label, the full name of its message or enum, and its oneof."""
     kind = field.message_type or field.enum_type
     choice = field.containing_oneof
     return [
@@ -58,4 +58,4 @@ def _values(enum: EnumDescriptor) -> dict[str, Any]:
 
 if __name__ == "__main__":
     modules = (importlib.import_module(f"tritonclient.grpc.{name}") for name in ("service_pb2", "model_config_pb2"))
-    json.dump([told(module.DESCRIPTOR) for module in modules], sys.stdout)
+    json.dump([described(module.DESCRIPTOR) for module in modules], sys.stdout)

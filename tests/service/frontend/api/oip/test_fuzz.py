@@ -1,4 +1,4 @@
-"""Bodies that nobody meant: what reads them either understands them, or says what is wrong."""
+"""Arbitrary bodies: each is either understood or a domain error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ documents = st.fixed_dictionaries(
 
 
 def understood(request: InferRequest) -> None:
-    """Of a request that was understood the pictures are what its shape says."""
+    """The images of a request that was understood have the input's shape."""
     pictures = images_of(request.inputs, MAX_IMAGES)
     (tensor,) = request.inputs
     assert len(pictures) == tensor.shape[0] <= MAX_IMAGES
@@ -60,7 +60,7 @@ def understood(request: InferRequest) -> None:
 @settings(deadline=None, max_examples=150)
 @given(documents | json_values, st.binary(max_size=60), st.integers(-3, 3) | st.none())
 def test_http_bodies(document: Any, rest: bytes, shift: int | None) -> None:  # noqa: ANN401
-    """A request in JSON, raw tensors behind it, and a length that may lie: never anything but a domain error."""
+    """JSON of any content, raw tensors, and a wrong length never raise anything but a domain error."""
     text = json.dumps(document).encode()
     with suppress(*REFUSALS):
         body = text + rest
@@ -70,7 +70,7 @@ def test_http_bodies(document: Any, rest: bytes, shift: int | None) -> None:  # 
 @settings(deadline=None, max_examples=150)
 @given(st.binary(max_size=120), st.text(max_size=5) | st.integers(-1, 130).map(str) | st.none())
 def test_http_bytes(body: bytes, length: str | None) -> None:
-    """Any bytes and any header: never anything but a domain error."""
+    """Any bytes and any header never raise anything but a domain error."""
     with suppress(*REFUSALS):
         understood(read_request(body, json_length(length, len(body))))
 
@@ -101,7 +101,7 @@ messages = st.builds(
 @settings(deadline=None, max_examples=150)
 @given(messages)
 def test_grpc_messages(message: pb.ModelInferRequest) -> None:
-    """Any message of the protocol: never anything but a domain error."""
+    """Any message of the protocol never raises anything but a domain error."""
     with suppress(*REFUSALS):
         understood(read_message(message))
 
@@ -109,7 +109,7 @@ def test_grpc_messages(message: pb.ModelInferRequest) -> None:
 @settings(deadline=None, max_examples=150)
 @given(messages, st.data())
 def test_damaged_grpc_messages(message: pb.ModelInferRequest, data: st.DataObject) -> None:
-    """Bytes that were a message and are one still after damage are held to the same."""
+    """The same for messages with one damaged byte."""
     damaged = bytearray(message.SerializeToString())
     if damaged:
         damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))

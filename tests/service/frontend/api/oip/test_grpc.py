@@ -1,4 +1,4 @@
-"""What only gRPC has: contents, streams in order, deadlines and cancellation, metadata, and the other methods."""
+"""gRPC alone: contents, ordered streams, deadlines and cancellation, metadata, and the other methods."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_data_in_contents(rpc: OipGrpcClient) -> None:
 
 
 async def test_data_in_the_wrong_place(rpc: OipGrpcClient) -> None:
-    """Data that is missing, twice there or in another type's field is told, with where it belongs."""
+    """Data that is missing, given twice or in another type's field is an error that names the right field."""
 
     async def words(request: pb.ModelInferRequest) -> str:
         error = await refusal(rpc.stub.ModelInfer(request))
@@ -101,7 +101,7 @@ async def test_data_in_the_wrong_place(rpc: OipGrpcClient) -> None:
 
 
 async def test_bytes_that_are_no_message(oip: OipFrontEnds) -> None:
-    """Bytes that are no message of the protocol are the caller's mistake, in a call and within a stream."""
+    """Bytes that are not a message are an INVALID_ARGUMENT, of a call and of one message of a stream."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{oip.pair.rpc.port}") as channel:
         for method in ("ModelInfer", "ModelReady"):
             error = await refusal(raw_method(channel, method)(b"\xff\xff\xff"))
@@ -120,7 +120,7 @@ async def test_bytes_that_are_no_message(oip: OipFrontEnds) -> None:
 
 
 async def test_stream_keeps_the_order_of_its_requests(oip: OipFrontEnds) -> None:
-    """Clients of Triton match replies by their order: also where a later request was ready long before."""
+    """Replies come in the order of the requests, on which Triton's clients rely, though a later one is ready first."""
     requests = [
         grpc_request(
             encoded_request("fake_segment", picture(1, width=2500, height=2000), id="slow", outputs=["areas"])
@@ -134,7 +134,7 @@ async def test_stream_keeps_the_order_of_its_requests(oip: OipFrontEnds) -> None
 
 
 async def test_stream_goes_on_after_an_error(rpc: OipGrpcClient) -> None:
-    """A request that cannot be answered is an error in its own reply, which has its id."""
+    """The reply to a request that fails has the error and its id; the stream goes on."""
     requests = [
         grey(1, id="a"),
         grpc_request(encoded_request("fake_classify", b"no picture", id="b")),
@@ -145,12 +145,12 @@ async def test_stream_goes_on_after_an_error(rpc: OipGrpcClient) -> None:
     assert [reply.infer_response.id for reply in replies] == ["a", "b", "c", "d"]
     assert [bool(reply.error_message) for reply in replies] == [False, True, True, False]
     assert "the image format is not supported" in replies[1].error_message
-    assert "there is no model 'nothing' here" in replies[2].error_message
+    assert "there is no model 'nothing'" in replies[2].error_message
     assert not replies[1].infer_response.outputs
 
 
-async def test_a_stream_that_is_cancelled_withdraws_its_images() -> None:
-    """What a stream had in hand is withdrawn when its caller leaves."""
+async def test_a_cancelled_stream_cancels_its_images() -> None:
+    """Cancelling a stream cancels its images."""
     async with open_oip() as oip:
         oip.worker.runner.gate.clear()
         registry = oip.pair.rpc.front_end.registry
@@ -161,7 +161,7 @@ async def test_a_stream_that_is_cancelled_withdraws_its_images() -> None:
 
 
 async def test_a_calls_deadline() -> None:
-    """A call's deadline withdraws its images from the front-end as well."""
+    """A call's deadline cancels its images, and counts as deadline-exceeded."""
     async with open_oip() as oip:
         oip.worker.runner.gate.clear()
         error = await refusal(oip.rpc.stub.ModelInfer(grpc_request(GOOD), timeout=0.7))
@@ -173,7 +173,7 @@ async def test_a_calls_deadline() -> None:
 
 
 async def test_metadata_of_a_call(rpc: OipGrpcClient) -> None:
-    """A call has an id, its caller's or a new one, and tells where its time went."""
+    """A call has an id, the client's or a new one, and the time of each stage."""
     call = rpc.stub.ModelInfer(grpc_request(GOOD), metadata=(("x-request-id", "mine"),))
     await call
     trailing = dict(await call.trailing_metadata())
@@ -184,7 +184,7 @@ async def test_metadata_of_a_call(rpc: OipGrpcClient) -> None:
 
 
 async def test_keys(tmp_path: Path) -> None:
-    """Where keys are set health is open, all else needs one; a stream without one ends at once."""
+    """With keys set, health is open and everything else needs one; a stream without one ends at once."""
     keys = tmp_path / "keys"
     keys.write_text("partner 0123456789abcdef\n")
     async with open_oip(api_keys_file=keys) as oip:
@@ -207,7 +207,7 @@ async def test_keys(tmp_path: Path) -> None:
 
 
 async def test_rate_counts_images() -> None:
-    """Each image of a request counts against its caller's rate, over both transports."""
+    """Each image of a request counts against its client's rate, over both transports."""
     async with open_oip(rate_limit_per_s=0.001, rate_limit_burst=5) as oip:
         for client, status in ((oip.http, 429), (oip.rpc, "RESOURCE_EXHAUSTED")):
             await client.infer(encoded_request("fake_classify", *[IMAGE] * 5))
@@ -216,16 +216,16 @@ async def test_rate_counts_images() -> None:
             assert refused.value.status == status
 
 
-async def test_other_methods_say_what_http_says(oip: OipFrontEnds) -> None:
-    """Metadata, config and statistics are the same facts over both transports."""
+async def test_other_methods_agree_with_http(oip: OipFrontEnds) -> None:
+    """Metadata and configuration are the same over both transports."""
     stub, http = oip.rpc.stub, oip.http.http
     server = await stub.ServerMetadata(pb.ServerMetadataRequest())
     assert list(server.extensions) == (await http.get("/v2")).json()["extensions"]
     for model in ("fake_classify", "fake_instances", "fake_segment"):
-        told = (await http.get(f"/v2/models/{model}")).json()
+        received = (await http.get(f"/v2/models/{model}")).json()
         metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name=model))
         assert [(output.name, output.datatype, list(output.shape)) for output in metadata.outputs] == [
-            (output["name"], output["datatype"], output["shape"]) for output in told["outputs"]
+            (output["name"], output["datatype"], output["shape"]) for output in received["outputs"]
         ]
         config = (await stub.ModelConfig(pb.ModelConfigRequest(name=model))).config
         assert config.max_batch_size == 64
@@ -236,7 +236,7 @@ async def test_other_methods_say_what_http_says(oip: OipFrontEnds) -> None:
 
 
 async def test_readiness(rpc: OipGrpcClient) -> None:
-    """A model that is not there is not ready; asking for anything else of it is an error."""
+    """An unknown model is not ready; every other query of it is an error."""
     assert (await rpc.stub.ModelReady(pb.ModelReadyRequest(name="fake_detect"))).ready
     assert not (await rpc.stub.ModelReady(pb.ModelReadyRequest(name="nothing"))).ready
     assert not (await rpc.stub.ModelReady(pb.ModelReadyRequest(name="fake_detect", version="2"))).ready
@@ -245,7 +245,7 @@ async def test_readiness(rpc: OipGrpcClient) -> None:
 
 
 async def test_statistics() -> None:
-    """What was inferred over gRPC is told over gRPC."""
+    """Requests over gRPC are in the statistics over gRPC."""
     async with open_oip() as oip:
         await oip.rpc.infer(encoded_request("fake_detect", IMAGE, IMAGE))
         (stats,) = (await oip.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake_detect"))).model_stats
@@ -261,7 +261,7 @@ async def test_statistics() -> None:
 
 
 async def test_repository() -> None:
-    """The index is told; loading is refused unless the operator allows it, and then done."""
+    """The index lists the models; loading and unloading work only if the setting allows them."""
     async with open_oip() as oip:
         index = await oip.rpc.stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))
         assert "fake_detect" in [model.name for model in index.models]
@@ -277,8 +277,8 @@ async def test_repository() -> None:
         assert (await stub.ModelReady(pb.ModelReadyRequest(name="fake_detect"))).ready
 
 
-async def test_what_is_not_offered(rpc: OipGrpcClient) -> None:
-    """Shared memory, tracing and logging answer UNIMPLEMENTED in words; no region is registered."""
+async def test_unsupported_methods(rpc: OipGrpcClient) -> None:
+    """Shared memory, tracing and logging end with UNIMPLEMENTED and a message; no region is registered."""
     assert not (await rpc.stub.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest())).regions
     assert not (await rpc.stub.CudaSharedMemoryStatus(pb.CudaSharedMemoryStatusRequest())).regions
     for call in (
@@ -295,7 +295,7 @@ async def test_what_is_not_offered(rpc: OipGrpcClient) -> None:
 
 
 async def test_every_method_of_the_protocol_is_answered(oip: OipFrontEnds) -> None:
-    """No method that the protocol declares is unknown to the server."""
+    """The server has every method of the protocol."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{oip.pair.rpc.port}") as channel:
         for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
             if not method.client_streaming:
@@ -304,7 +304,7 @@ async def test_every_method_of_the_protocol_is_answered(oip: OipFrontEnds) -> No
 
 
 async def test_health_and_reflection_know_the_service(oip: OipFrontEnds) -> None:
-    """The standard health service tells of this one by its name, and reflection shows its whole description."""
+    """Health and reflection know the service by its name."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{oip.pair.rpc.port}") as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         status = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))

@@ -1,4 +1,4 @@
-"""What only HTTP has: JSON tensors, the binary extension's lengths, compression, and the routes beside inference."""
+"""HTTP alone: JSON tensors, the lengths of the binary extension, compression, and the other routes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def http(oip: OipFrontEnds) -> httpx2.AsyncClient:
 
 
 def listed(data: object, datatype: str = "UINT8", shape: tuple[int, ...] = (1, 2, 2, 3)) -> dict[str, Any]:
-    """A request whose tensor is in its JSON."""
+    """A request with its tensor in the JSON."""
     return {"inputs": [{"name": "image", "datatype": datatype, "shape": shape, "data": data}]}
 
 
@@ -50,8 +50,8 @@ async def refused(response: httpx2.Response) -> Refused:
     return error.value
 
 
-async def test_server_and_model_say_what_they_are(http: httpx2.AsyncClient) -> None:
-    """Server metadata and a model's, with and without its version, have the members of the protocol."""
+async def test_metadata(http: httpx2.AsyncClient) -> None:
+    """The metadata of the server and of a model, with and without its version, have the protocol's members."""
     server = (await http.get("/v2")).json()
     assert server.keys() == {"name", "version", "extensions"}
     assert "binary_tensor_data" in server["extensions"]
@@ -64,7 +64,7 @@ async def test_server_and_model_say_what_they_are(http: httpx2.AsyncClient) -> N
 
 @pytest.mark.parametrize("model", ["fake_classify", "fake_detect", "fake_instances", "fake_segment"])
 async def test_metadata_are_true(oip: OipFrontEnds, model: str) -> None:
-    """Each output that metadata and config list can be had, by that datatype and shape; and there are no others."""
+    """Every output in metadata and configuration exists with that datatype and shape, and no other exists."""
     metadata = (await oip.http.http.get(f"/v2/models/{model}")).json()
     config = (await oip.http.http.get(f"/v2/models/{model}/config")).json()
     names = [output["name"] for output in metadata["outputs"]]
@@ -74,17 +74,17 @@ async def test_metadata_are_true(oip: OipFrontEnds, model: str) -> None:
     body, headers = http_body(pixels_request(model, pixels, outputs=names))
     response = await oip.http.http.post(f"/v2/models/{model}/infer", content=body, headers=headers)
     document = json.loads(response.content[: int(response.headers[JSON_LENGTH])])
-    for told, made in zip(metadata["outputs"], document["outputs"], strict=True):
-        assert made["datatype"] == told["datatype"]
-        assert len(made["shape"]) == len(told["shape"])
+    for received, made in zip(metadata["outputs"], document["outputs"], strict=True):
+        assert made["datatype"] == received["datatype"]
+        assert len(made["shape"]) == len(received["shape"])
         assert made["shape"][0] == 3
-        assert all(size in (-1, real) for size, real in zip(told["shape"], made["shape"], strict=True)), told
+        assert all(size in (-1, real) for size, real in zip(received["shape"], made["shape"], strict=True)), received
     usual = await oip.http.infer(pixels_request(model, pixels))
     assert set(usual.outputs) <= set(names)
 
 
 async def test_config(oip: OipFrontEnds) -> None:
-    """A model's config holds the bounds that requests are really held to."""
+    """A model's configuration has the limits that apply to requests."""
     config = (await oip.http.http.get("/v2/models/fake_segment/config")).json()
     assert config["max_batch_size"] == 64
     assert config["instance_group"] == [{"name": "fake_segment_0", "kind": "KIND_CPU", "count": 1}]
@@ -94,7 +94,7 @@ async def test_config(oip: OipFrontEnds) -> None:
 
 
 async def test_health(http: httpx2.AsyncClient) -> None:
-    """A live, ready server and model answer 200; what is not there 404."""
+    """A live, ready server and model are 200; unknown ones are 404."""
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/fake_detect/ready"):
         assert (await http.get(path)).status_code == 200
     for path in ("/v2/models/nothing/ready", "/v2/models/nothing", "/v2/models/fake_detect/versions/3/ready"):
@@ -102,7 +102,7 @@ async def test_health(http: httpx2.AsyncClient) -> None:
 
 
 async def test_health_without_a_worker() -> None:
-    """A front-end without a worker is alive and not ready, and says when to come back."""
+    """A front-end without a worker is live and not ready, with the time to retry."""
     async with open_oip() as oip:
         oip.worker.stop.set()
         async with asyncio.timeout(20):
@@ -116,7 +116,7 @@ async def test_health_without_a_worker() -> None:
 
 
 async def test_statistics_count_requests_images_and_time() -> None:
-    """Success, failure and images are counted by model, and stages of one request are within its whole time."""
+    """Success, failure and images count by model, and a request's stages add up to less than its time."""
     async with open_oip() as oip:
         await oip.http.infer(encoded_request("fake_classify", IMAGE, IMAGE, IMAGE))
         await oip.http.infer(GOOD)
@@ -134,7 +134,7 @@ async def test_statistics_count_requests_images_and_time() -> None:
 
 
 async def test_repository(http: httpx2.AsyncClient) -> None:
-    """The index lists what is served, and loading is refused where the operator has not allowed it."""
+    """The index lists the served models, and loading is forbidden by default."""
     index = (await http.post("/v2/repository/index", content=b"")).json()
     assert {"name": "fake_detect", "version": "1", "state": "READY", "reason": ""} in index
     ready = (await http.post("/v2/repository/index", json={"ready": True})).json()
@@ -149,7 +149,7 @@ async def test_repository(http: httpx2.AsyncClient) -> None:
 
 
 async def test_load_and_unload() -> None:
-    """Where the operator allows it a model goes and comes back, and the index tells which."""
+    """With the setting a model can be unloaded and loaded, and the index has its state."""
     async with open_oip(model_control=True) as oip:
         http = oip.http.http
         assert (await http.post("/v2/repository/models/fake_detect/unload", json={})).status_code == 200
@@ -161,8 +161,8 @@ async def test_load_and_unload() -> None:
         assert (await http.post("/v2/repository/models/nothing/load", json={})).status_code == 404
 
 
-async def test_what_is_not_offered(http: httpx2.AsyncClient) -> None:
-    """Shared memory, tracing and logging are refused in words; that no region is registered is the truth."""
+async def test_unsupported_routes(http: httpx2.AsyncClient) -> None:
+    """Shared memory, tracing and logging are 501 with a message; no region is registered."""
     assert (await http.get("/v2/systemsharedmemory/status")).json() == []
     assert (await http.get("/v2/cudasharedmemory/status")).json() == []
     for method, path in [
@@ -181,7 +181,7 @@ async def test_what_is_not_offered(http: httpx2.AsyncClient) -> None:
 @pytest.mark.parametrize("side", [2, 64])
 @pytest.mark.parametrize("nested", [True, False])
 async def test_pixels_in_json(http: httpx2.AsyncClient, nested: bool, side: int) -> None:
-    """Numbers may be nested as the shape is, or in one row; few, or many."""
+    """Numbers may be nested like the shape, or flat."""
     pixels = np.full((1, side, side, 3), 77, np.uint8)
     data = pixels.tolist() if nested else pixels.ravel().tolist()
     answer = read_http(await http.post(INFER, json=listed(data, shape=pixels.shape)))
@@ -189,7 +189,7 @@ async def test_pixels_in_json(http: httpx2.AsyncClient, nested: bool, side: int)
 
 
 async def test_encoded_images_in_json(http: httpx2.AsyncClient) -> None:
-    """JSON carries an encoded image as base64, for its bytes are no text."""
+    """In JSON an encoded image is base64."""
     text = base64.b64encode(IMAGE).decode()
     for data, shape in ((([text, text]), (2,)), ([[text], [text]], (2, 1))):
         answer = read_http(await http.post(INFER, json=listed(data, "BYTES", shape)))
@@ -197,7 +197,7 @@ async def test_encoded_images_in_json(http: httpx2.AsyncClient) -> None:
 
 
 async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
-    """With a JSON of no length the body is the image, as Triton's raw binary request has it."""
+    """With a length of 0 the body is one image, as Triton's raw binary request."""
     answer = read_http(await http.post(INFER, content=IMAGE, headers={JSON_LENGTH: "0"}))
     assert answer["indices"][0, 0] == 33
 
@@ -228,7 +228,7 @@ async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
 async def test_bad_data_in_json(
     http: httpx2.AsyncClient, data: object, datatype: str, shape: tuple[int, ...], words: str
 ) -> None:
-    """Whatever stands in `data`, it is the caller who is told, and in which way it is wrong."""
+    """Invalid `data` is an error that gives the expected form."""
     error = await refused(await http.post(INFER, json=listed(data, datatype, shape)))
     assert error.status == 400
     assert words in error.message
@@ -260,15 +260,15 @@ async def test_bad_data_in_json(
     ],
 )
 async def test_bad_json(http: httpx2.AsyncClient, body: bytes, words: str) -> None:
-    """A body that is no inference request is told where it stops being one."""
+    """A body that is not an inference request is an error that gives the place."""
     error = await refused(await http.post(INFER, content=body))
     assert error.status == 400
     assert words in error.message
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "", "seven", "99999999999999999999", "100000", "٣"])
-async def test_header_length_that_cannot_be(http: httpx2.AsyncClient, length: str) -> None:
-    """The JSON's length is a number within the body."""
+async def test_invalid_header_length(http: httpx2.AsyncClient, length: str) -> None:
+    """A length that is not a number, or exceeds the body, is an error."""
     body, _ = http_body(GOOD)
     headers = {JSON_LENGTH.encode(): length.encode()}
     error = await refused(await http.post(INFER, content=body, headers=headers))
@@ -276,8 +276,8 @@ async def test_header_length_that_cannot_be(http: httpx2.AsyncClient, length: st
     assert "expected the JSON's length in bytes" in error.message
 
 
-async def test_header_length_that_lies(http: httpx2.AsyncClient) -> None:
-    """A length that cuts the JSON, or takes tensor bytes for JSON, is found out."""
+async def test_wrong_header_length(http: httpx2.AsyncClient) -> None:
+    """A length that cuts the JSON, or includes tensor bytes, is an error."""
     body, headers = http_body(GOOD)
     for length in (int(headers[JSON_LENGTH]) - 1, int(headers[JSON_LENGTH]) + 1):
         error = await refused(await http.post(INFER, content=body, headers={JSON_LENGTH: str(length)}))
@@ -288,8 +288,8 @@ async def test_header_length_that_lies(http: httpx2.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("size", [-1, 10**12, "12", True, 1.5])
-async def test_binary_sizes_that_cannot_be(http: httpx2.AsyncClient, size: object) -> None:
-    """An input's size in bytes is held against what is there."""
+async def test_invalid_binary_sizes(http: httpx2.AsyncClient, size: object) -> None:
+    """A binary size that is not a number, or exceeds the body, is an error."""
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": size}}
     text = json.dumps({"inputs": [tensor]}).encode()
     error = await refused(await http.post(INFER, content=text + encoded(IMAGE), headers={JSON_LENGTH: str(len(text))}))
@@ -298,7 +298,7 @@ async def test_binary_sizes_that_cannot_be(http: httpx2.AsyncClient, size: objec
 
 
 async def test_bytes_behind_the_last_input(http: httpx2.AsyncClient) -> None:
-    """Bytes that belong to no input are a mistake in the sizes, and told."""
+    """Bytes after the last input are an error."""
     body, headers = http_body(GOOD)
     error = await refused(await http.post(INFER, content=body + b"more", headers=headers))
     assert "4 bytes follow the last input" in error.message
@@ -306,7 +306,7 @@ async def test_bytes_behind_the_last_input(http: httpx2.AsyncClient) -> None:
 
 @pytest.mark.parametrize("binary", [True, False])
 async def test_form_of_single_outputs(http: httpx2.AsyncClient, binary: bool) -> None:
-    """`binary_data` of one output goes before the request's `binary_data_output`."""
+    """`binary_data` of an output overrides the request's `binary_data_output`."""
     body, headers = http_body(
         GOOD, outputs=[{"name": "indices", "parameters": {"binary_data": binary}}, {"name": "labels"}], id="7"
     )
@@ -319,7 +319,7 @@ async def test_form_of_single_outputs(http: httpx2.AsyncClient, binary: bool) ->
 
 
 async def test_json_alone(http: httpx2.AsyncClient) -> None:
-    """Who asks for no raw bytes gets JSON and nothing else; what is no text is base64 in it."""
+    """Without raw outputs the response is JSON only; bytes that are not text are base64."""
     body, headers = http_body(
         encoded_request("fake_segment", IMAGE, outputs=["label_map_png", "labels"]), parameters={}
     )
@@ -332,7 +332,7 @@ async def test_json_alone(http: httpx2.AsyncClient) -> None:
 
 
 async def test_classification() -> None:
-    """`classification` answers the best classes as text, as Triton does, however many the other outputs have."""
+    """`classification` gives the best classes as text, as Triton's, whatever the number of the other outputs."""
     async with open_oip() as oip:
         body, headers = http_body(
             GOOD, outputs=[{"name": "scores", "parameters": {"classification": 7}}, {"name": "indices"}]
@@ -350,7 +350,7 @@ async def test_classification() -> None:
     ("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress)]
 )
 async def test_compressed_request(http: httpx2.AsyncClient, coding: str, compress: Any) -> None:  # noqa: ANN401
-    """A compressed body is read as what it was; the JSON's length is that before compression."""
+    """A compressed body is decompressed; the JSON's length is that before compression."""
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=compress(body), headers={**headers, "Content-Encoding": coding})
     assert read_http(response)["indices"][0, 0] == 33
@@ -358,7 +358,7 @@ async def test_compressed_request(http: httpx2.AsyncClient, coding: str, compres
 
 @pytest.mark.parametrize(("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 async def test_large_compressed_request(oip: OipFrontEnds, coding: str, compress: Any) -> None:  # noqa: ANN401
-    """Megabytes are read as they were, whether compression made them small or not."""
+    """Large bodies are decompressed, whether or not compression made them small."""
     noise = np.random.default_rng(3).integers(0, 256, (1, 1100, 1000, 3), np.uint8)
     for pixels in (noise, np.full_like(noise, 9)):
         request = pixels_request("fake_classify", pixels)
@@ -383,14 +383,14 @@ async def test_large_compressed_request(oip: OipFrontEnds, coding: str, compress
     ],
 )
 async def test_bad_compression(http: httpx2.AsyncClient, body: bytes, coding: str, words: str) -> None:
-    """What is not of the coding that the header names is refused, and so is a coding that is not known."""
+    """Data that is not of its coding, and unknown codings, are errors."""
     error = await refused(await http.post(INFER, content=body, headers={"Content-Encoding": coding}))
     assert error.status == 400
     assert words in error.message
 
 
-async def test_compressed_to_almost_nothing() -> None:
-    """A small body that would become a large one is refused at the limit, long before its end."""
+async def test_decompression_bomb() -> None:
+    """A small body that decompresses beyond the limit is refused at the limit."""
     async with open_oip(max_request_bytes=2**20) as oip:
         bomb = gzip.compress(bytes(2**25), 9)
         assert len(bomb) < 2**16
@@ -417,7 +417,7 @@ async def test_compressed_to_almost_nothing() -> None:
     ],
 )
 async def test_compressed_response(http: httpx2.AsyncClient, accepted: str, coding: str | None) -> None:
-    """The response is compressed as its caller likes best; the JSON's length is that before compression."""
+    """A response has the client's preferred coding; the JSON's length is that before compression."""
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=body, headers={**headers, "Accept-Encoding": accepted})
     assert response.headers.get("content-encoding") == coding
@@ -425,7 +425,7 @@ async def test_compressed_response(http: httpx2.AsyncClient, accepted: str, codi
 
 
 async def test_too_many_numbers_for_json(oip: OipFrontEnds, http: httpx2.AsyncClient) -> None:
-    """A large label map is not written out as JSON, and a large picture not read from it: raw bytes can be had."""
+    """JSON carries a limited number of elements, in both directions; raw bytes carry more."""
     big = picture(width=2100, height=2000)
     body, headers = http_body(encoded_request("fake_segment", big, outputs=["label_map"]), parameters={})
     error = await refused(await http.post("/v2/models/fake_segment/infer", content=body, headers=headers))
@@ -438,8 +438,8 @@ async def test_too_many_numbers_for_json(oip: OipFrontEnds, http: httpx2.AsyncCl
     assert (error.status, "send it as binary data" in error.message) == (400, True)
 
 
-async def test_a_caller_that_leaves_withdraws_its_images() -> None:
-    """When a connection breaks none of its request's images stays in hand, though the device holds them all up."""
+async def test_a_broken_connection_cancels_its_images() -> None:
+    """A broken connection cancels its request's images."""
     async with open_oip() as oip:
         oip.worker.runner.gate.clear()
         body, headers = http_body(encoded_request("fake_detect", *[IMAGE] * 5))
@@ -451,7 +451,7 @@ async def test_a_caller_that_leaves_withdraws_its_images() -> None:
 
 
 async def test_metrics_count_by_task_and_model() -> None:
-    """Requests of the protocol are counted as all others, under their model once that is known."""
+    """Metrics count the requests of the protocol, by model once it is known."""
     async with open_oip() as oip:
         await oip.http.infer(GOOD)
         with pytest.raises(Refused):
@@ -464,7 +464,7 @@ async def test_metrics_count_by_task_and_model() -> None:
 
 
 async def test_server_timing(http: httpx2.AsyncClient) -> None:
-    """The answer says where its time went, as every other prediction's does."""
+    """A response has the time of each stage, as of every other prediction."""
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=body, headers=headers)
     timing = response.headers["server-timing"]

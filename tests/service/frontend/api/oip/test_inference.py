@@ -1,4 +1,4 @@
-"""Inference over both transports: what comes in, and what comes out of each task."""
+"""Inference over both transports: inputs, and the outputs of each task."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def png(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> bytes:
 
 
 async def test_labels_of_an_encoded_image(client: OipClient) -> None:
-    """A classifier answers its best classes, each with score, index and name, and says the picture's size."""
+    """A classifier gives its best classes, each with score, index and name, and the image's size."""
     answer = await client.infer(encoded_request("fake_classify", picture(100), id="first"))
     assert (answer.model, answer.id) == ("fake_classify", "first")
     assert answer["scores"].tolist() == [[0.5, 0.25, 0.125, 0.0625, 0.03125]]
@@ -54,14 +54,14 @@ async def test_labels_of_an_encoded_image(client: OipClient) -> None:
 
 @pytest.mark.parametrize("shape", [[1], [1, 1]])
 async def test_both_shapes_of_encoded_images(client: OipClient, shape: list[int]) -> None:
-    """Encoded images may come as [N] or as [N, 1]."""
+    """Encoded images may have the shape [N] or [N, 1]."""
     answer = await client.infer(OipRequest("fake_classify", "BYTES", shape, encoded(picture(7))))
     assert answer["indices"][0, 0] == 7
 
 
 @pytest.mark.parametrize("model", ["fake_classify", "fake_detect", "fake_segment", "fake_instances"])
 async def test_pixels_and_their_lossless_file_get_the_same_answer(client: OipClient, model: str) -> None:
-    """Pixels go the way of a decoded picture: resizing and all after it are the same."""
+    """Pixels and a lossless file of them have the same answer."""
     pixels = gradient()
     of_pixels = await client.infer(pixels_request(model, pixels[None]))
     of_file = await client.infer(encoded_request(model, png(pixels)))
@@ -71,7 +71,7 @@ async def test_pixels_and_their_lossless_file_get_the_same_answer(client: OipCli
 
 
 async def test_batch_keeps_its_order(client: OipClient) -> None:
-    """Each image of a request has the place in the outputs that it has in the input."""
+    """The images of a request have the same order in the outputs as in the input."""
     levels = [3, 200, 41, 90]
     answer = await client.infer(encoded_request("fake_classify", *map(picture, levels), parameters={"top_k": 1}))
     assert answer["indices"].tolist() == [[level] for level in levels]
@@ -81,7 +81,7 @@ async def test_batch_keeps_its_order(client: OipClient) -> None:
 
 
 async def test_detections(client: OipClient) -> None:
-    """A detector answers boxes in pixels, by falling score; without masks where it has none."""
+    """A detector gives boxes in pixels, by descending score; without masks where the model has none."""
     answer = await client.infer(encoded_request("fake_detect", picture(100)))
     assert list(answer.outputs) == ["num_detections", "boxes", "scores", "indices", "labels", "image_size"]
     assert answer["num_detections"].tolist() == [[2]]
@@ -91,7 +91,7 @@ async def test_detections(client: OipClient) -> None:
 
 @pytest.mark.parametrize(("threshold", "most", "found"), [(0.7, 100, 1), (0.0, 1, 1), (1, 100, 0)])
 async def test_fewer_detections(client: OipClient, threshold: float, most: int, found: int) -> None:
-    """Threshold and bound are honoured, down to an answer with no detection at all."""
+    """Threshold and maximum apply, down to an answer without detections."""
     parameters = {"score_threshold": threshold, "max_detections": most}
     answer = await client.infer(encoded_request("fake_detect", picture(), parameters=parameters))
     assert answer["num_detections"].tolist() == [[found]]
@@ -100,7 +100,7 @@ async def test_fewer_detections(client: OipClient, threshold: float, most: int, 
 
 
 async def test_masks_are_coco_run_lengths(client: OipClient) -> None:
-    """A mask is the JSON that pycocotools decodes, of the picture's size, and lies within its box."""
+    """By default a mask is COCO's JSON for pycocotools, of the image's size, and within its box."""
     answer = await client.infer(encoded_request("fake_instances", picture(), outputs=["boxes", "masks"]))
     assert list(answer.outputs) == ["boxes", "masks"]
     mask = coco.decode(json.loads(answer["masks"][0, 0]))
@@ -110,7 +110,7 @@ async def test_masks_are_coco_run_lengths(client: OipClient) -> None:
 
 
 async def test_masks_as_png_or_polygons(client: OipClient) -> None:
-    """`mask_format` chooses between run lengths, a PNG and polygons; `none` leaves the output out."""
+    """`mask_format` selects run lengths, a PNG or polygons; `none` leaves the output out."""
 
     async def ask(mask_format: str) -> dict[str, object]:
         answer = await client.infer(
@@ -129,7 +129,7 @@ async def test_masks_as_png_or_polygons(client: OipClient) -> None:
 
 
 async def test_segments(client: OipClient) -> None:
-    """A label map has the class of each pixel, the segments their areas; costly copies only come when named."""
+    """A label map has each pixel's class, segments have their areas; the large outputs come only when named."""
     answer = await client.infer(encoded_request("fake_segment", picture(101)))
     assert list(answer.outputs) == ["label_map", "num_segments", "indices", "labels", "areas", "image_size"]
     assert answer["label_map"].dtype == np.uint8
@@ -140,7 +140,7 @@ async def test_segments(client: OipClient) -> None:
 
 
 async def test_label_map_as_png_and_segments_masks(client: OipClient) -> None:
-    """The PNG holds the label map itself, and a segment's mask the pixels of its class."""
+    """The PNG holds the label map, and a segment's mask the pixels of its class."""
     answer = await client.infer(
         encoded_request("fake_segment", picture(100), outputs=["masks", "label_map_png", "label_map", "indices"])
     )
@@ -151,7 +151,7 @@ async def test_label_map_as_png_and_segments_masks(client: OipClient) -> None:
 
 
 async def test_pictures_of_several_sizes(client: OipClient) -> None:
-    """Smaller label maps are padded on the right and below; `image_size` says how much of each is real."""
+    """Smaller label maps are padded on the right and below; `image_size` gives the size without padding."""
     images = [picture(100, width=80, height=20), picture(101, width=30, height=60)]
     answer = await client.infer(encoded_request("fake_segment", *images))
     assert answer["label_map"].shape == (2, 60, 80)
@@ -165,13 +165,13 @@ async def test_pictures_of_several_sizes(client: OipClient) -> None:
 
 
 async def test_order_of_outputs(client: OipClient) -> None:
-    """Outputs come in the order in which they were named, and no others."""
+    """Only the named outputs come, in the order of the request."""
     answer = await client.infer(encoded_request("fake_classify", picture(), outputs=["labels", "scores"]))
     assert list(answer.outputs) == ["labels", "scores"]
 
 
 async def test_parameters_without_effect(client: OipClient) -> None:
-    """Priorities and sequences change nothing here, and are no reason to refuse a client that sends them."""
+    """Parameters of priorities and sequences are accepted and change nothing."""
     plain = await client.infer(encoded_request("fake_classify", picture(50)))
     parameters = {"priority": 1, "sequence_id": 7, "sequence_start": True, "sequence_end": False, "timeout": 9_000_000}
     answer = await client.infer(encoded_request("fake_classify", picture(50), parameters=parameters))
@@ -181,10 +181,10 @@ async def test_parameters_without_effect(client: OipClient) -> None:
 
 
 async def test_one_bad_image_fails_its_request_and_no_other(oip: OipFrontEnds, client: OipClient) -> None:
-    """A request has one status: the bad image is named by its position, and other requests are answered."""
+    """An invalid image fails its request, which names the image's position; other requests are answered."""
     oip.worker.runner.gate.clear()
     images = [picture(1), picture(2), b"no picture", picture(4)]
-    with pytest.raises(Refused, match=re.escape("element 2 of input 'image': the bytes are of no image format")):
+    with pytest.raises(Refused, match=re.escape("element 2 of input 'image': the image format is not supported")):
         await client.infer(encoded_request("fake_classify", *images))
     oip.worker.runner.gate.set()
     answer = await client.infer(encoded_request("fake_classify", picture(9)))
@@ -192,7 +192,7 @@ async def test_one_bad_image_fails_its_request_and_no_other(oip: OipFrontEnds, c
 
 
 async def test_version(client: OipClient) -> None:
-    """A model has the version 1, and no other."""
+    """A model has the version 1 only."""
     assert (await client.infer(encoded_request("fake_classify", picture(), version="1"))).model == "fake_classify"
     with pytest.raises(Refused, match="has no version '2', only '1'") as refused:
         await client.infer(encoded_request("fake_classify", picture(), version="2"))
@@ -200,7 +200,7 @@ async def test_version(client: OipClient) -> None:
 
 
 async def test_long_work_runs_in_a_thread() -> None:
-    """Short work runs in the event loop, which is faster than to reach a thread; long work does not block the loop."""
+    """Short work runs in the event loop, which is faster than a thread; long work does not block the loop."""
     here = threading.get_ident()
     assert await offload(threading.get_ident, OFFLOAD_FROM_BYTES) == here
     assert await offload(threading.get_ident, OFFLOAD_FROM_BYTES + 1) != here

@@ -1,4 +1,4 @@
-"""What /openapi.json says of the protocol, held against what is asked and answered."""
+"""/openapi.json describes the requests and responses of the protocol as they are."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def follows(document: dict[str, Any], value: object, schema: dict[str, Any]) -> 
 
 
 def named(document: dict[str, Any], name: str) -> dict[str, Any]:
-    """A schema that a good value follows, and that others do not: it must say something."""
+    """A schema that a valid value matches and other values do not: it is not empty."""
     Draft202012Validator.check_schema(document["components"]["schemas"][name])
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 async def test_answers_follow_their_schemas(oip: OipFrontEnds, document: dict[str, Any]) -> None:
-    """Of every path that is read without a body, for each model."""
+    """Responses of every path without a body match their schemas, for each model."""
     paths = [path for path, operations in document["paths"].items() if path.startswith("/v2") and "get" in operations]
     assert len(paths) == 12
     for path in paths:
@@ -52,7 +52,7 @@ async def test_answers_follow_their_schemas(oip: OipFrontEnds, document: dict[st
 
 @pytest.mark.parametrize("task", Task)
 async def test_predictions_follow_their_schemas(oip: OipFrontEnds, document: dict[str, Any], task: Task) -> None:
-    """A request that the schema allows is answered as its schema says: in JSON, and with raw tensors behind it."""
+    """A request that the schema allows gets a response that matches its schema, in JSON and with raw tensors."""
     path = f"/v2/models/fake_{task}/infer"
     asked, answered = (named(document, f"inference_{one}") for one in ("request", "response"))
     request = {"id": "mine", "inputs": [INPUT]}
@@ -63,9 +63,9 @@ async def test_predictions_follow_their_schemas(oip: OipFrontEnds, document: dic
     answer = await oip.http.http.post(path, content=body, headers=headers)
     length = int(answer.headers[JSON_LENGTH])
     assert follows(document, json.loads(answer.content[:length]), answered)
-    told = document["paths"]["/v2/models/{name}/infer"]["post"]["responses"]["200"]
-    assert {JSON_LENGTH, "Server-Timing"} <= told["headers"].keys()
-    assert answer.headers["content-type"] in told["content"]
+    received = document["paths"]["/v2/models/{name}/infer"]["post"]["responses"]["200"]
+    assert {JSON_LENGTH, "Server-Timing"} <= received["headers"].keys()
+    assert answer.headers["content-type"] in received["content"]
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ async def test_predictions_follow_their_schemas(oip: OipFrontEnds, document: dic
 async def test_what_the_schema_forbids_is_refused(
     oip: OipFrontEnds, document: dict[str, Any], request_: dict[str, Any], status: int
 ) -> None:
-    """Ranges and choices are those that are checked, and the refusal is one that the document names."""
+    """Values outside the ranges and choices of the schema are errors with a documented status."""
     assert not follows(document, request_, named(document, "inference_request"))
     answer = await oip.http.http.post("/v2/models/fake_classify/infer", json=request_)
     assert answer.status_code == status
-    told = document["paths"]["/v2/models/{name}/infer"]["post"]["responses"][str(status)]["content"]
-    assert follows(document, answer.json(), told[answer.headers["content-type"]]["schema"])
-    assert not follows(document, {}, told[answer.headers["content-type"]]["schema"])
+    received = document["paths"]["/v2/models/{name}/infer"]["post"]["responses"][str(status)]["content"]
+    assert follows(document, answer.json(), received[answer.headers["content-type"]]["schema"])
+    assert not follows(document, {}, received[answer.headers["content-type"]]["schema"])

@@ -5,7 +5,7 @@ import pytest
 from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
-from service.frontend.api.rest.query import Query, read_query
+from service.frontend.api.rest.query import Medium, Query, read_query
 from service.frontend.core.parameters import PARAMETERS, View
 from service.frontend.http.middleware import read_timeout_ms
 
@@ -29,7 +29,7 @@ def test_defaults(task: Task) -> None:
         (Task.DETECT, b"mask_format=none", Query(None, QueryParams(masks=False), MaskFormat.NONE, None)),
         (Task.SEGMENT, b"mask_format=png", Query(None, QueryParams(), MaskFormat.PNG, None)),
         (Task.SEGMENT, b"mask_format=polygon&masks=1", Query(None, QueryParams(), MaskFormat.POLYGON, None)),
-        (Task.SEGMENT, b"view=labelmap", Query(None, QueryParams(), MaskFormat.RLE, View.LABEL_MAP)),
+        (Task.SEGMENT, b"view=labelmap", Query(None, QueryParams(), MaskFormat.RLE, View.LABEL_MAP, Medium.PNG)),
     ],
 )
 def test_values_are_read(task: Task, text: bytes, expected: Query) -> None:

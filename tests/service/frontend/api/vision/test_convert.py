@@ -1,4 +1,4 @@
-"""The code against the contract: nothing that vision.proto names is forgotten."""
+"""The code matches the contract: it covers everything in vision.proto."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.frontend.api.vision.servicer import TASKS, accuracy_of
 
 
 def test_every_prediction_of_the_contract_is_answered() -> None:
-    """The table of methods and the contract's service name the same calls and messages."""
+    """The table of methods and the contract's service have the same methods and messages."""
     service = pb.DESCRIPTOR.services_by_name["Vision"]
     expected = {}
     for method in METHODS:
@@ -32,7 +32,7 @@ def test_every_prediction_of_the_contract_is_answered() -> None:
 
 
 def test_every_enum_value_has_its_meaning() -> None:
-    """Mask formats and tasks of the contract and of the code are the same, one for one."""
+    """Mask formats and tasks of the contract and of the code correspond one to one."""
     assert set(MASK_FORMATS) == set(pb.MaskFormat.values())
     assert set(MASK_FORMATS.values()) - {None} == set(MaskFormat)
     for name, value in pb.MaskFormat.items():
@@ -42,22 +42,22 @@ def test_every_enum_value_has_its_meaning() -> None:
     }
 
 
-def test_zero_is_not_nothing() -> None:
-    """A threshold of 0 asks for everything; one that is left out is the model's own."""
+def test_a_threshold_of_zero() -> None:
+    """A threshold of 0 returns everything; without one the model's own applies."""
     assert read_params(pb.DetectRequest(score_threshold=0)).params.score_threshold == 0
     assert read_params(pb.DetectRequest()).params.score_threshold is None
 
 
 @pytest.mark.parametrize("kind", [pb.DetectRequest, pb.SegmentRequest])
 def test_no_masks_means_none_are_made(kind: type[pb.DetectRequest | pb.SegmentRequest]) -> None:
-    """MASK_FORMAT_NONE spares the network its masks, not only the reply."""
+    """With MASK_FORMAT_NONE the network computes no masks."""
     asked = read_params(kind(mask_format=pb.MASK_FORMAT_NONE))
     assert (asked.params.masks, asked.mask_format) == (False, MaskFormat.NONE)
     assert read_params(kind()).params.masks
 
 
 def test_label_maps_beyond_256_classes_are_16_bit() -> None:
-    """A class index above 255 is told as it is."""
+    """A label map with class indices above 255 is a 16-bit PNG."""
     label_map = np.full((4, 6), 300, np.uint16)
     result = SegmentResult(Size(4, 6), label_map, (Segment("far", 300, 24),))
     response = response_of(result, MaskFormat.NONE, label_map=True)
@@ -65,8 +65,8 @@ def test_label_maps_beyond_256_classes_are_16_bit() -> None:
     assert np.array_equal(np.asarray(PIL.Image.open(io.BytesIO(response.label_map_png))), label_map)
 
 
-def test_accuracy_is_told() -> None:
-    """Measured figures reach the caller by their names."""
-    told = accuracy_of(Accuracy(metrics={"top1": 0.5}, measured_on="held-out pets"))
-    assert told is not None
-    assert (dict(told.metrics), told.measured_on) == ({"top1": 0.5}, "held-out pets")
+def test_accuracy() -> None:
+    """A model's measured accuracy is in its message."""
+    received = accuracy_of(Accuracy(metrics={"top1": 0.5}, measured_on="held-out pets"))
+    assert received is not None
+    assert (dict(received.metrics), received.measured_on) == ({"top1": 0.5}, "held-out pets")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_models_are_listed(rpc: RpcWithWorker) -> None:
-    """ListModels tells every served model, in the worker's order, with all that GET /models tells."""
+    """ListModels has every served model, in the worker's order, with all fields of GET /models."""
     call = rpc.stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "mine"),))
     models = (await call).models
     assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
@@ -52,8 +52,8 @@ async def test_models_are_listed(rpc: RpcWithWorker) -> None:
         assert model.HasField("score_threshold") == isinstance(config.postprocessing, DetectPostSpec)
 
 
-async def test_before_a_worker_came() -> None:
-    """Without a worker nobody knows what is served: UNAVAILABLE, and when to ask again."""
+async def test_models_before_a_worker_has_come() -> None:
+    """Until a worker has reported its models, ListModels is UNAVAILABLE with RetryInfo."""
     async with open_rpc_at("ipc:///tmp/convmlp-test-nobody-is-here", Settings(heartbeat_interval_ms=50)) as rpc:
         call = rpc.stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "mine"),))
         error = await refusal(call)
@@ -62,8 +62,8 @@ async def test_before_a_worker_came() -> None:
         assert retry_s(rich(error)) is not None
 
 
-async def test_models_are_for_those_with_a_key(tmp_path: Path) -> None:
-    """Where keys are set, what is served is told to their holders only."""
+async def test_models_need_a_key(tmp_path: Path) -> None:
+    """Where keys are set, ListModels needs one."""
     keys = tmp_path / "keys"
     keys.write_text("0123456789abcdef\n")
     async with open_rpc(api_keys_file=keys) as rpc:

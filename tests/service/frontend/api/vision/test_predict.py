@@ -1,4 +1,4 @@
-"""Unary calls: answers in all their forms, over real connections."""
+"""Unary predictions: answers of each task in every form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMATS = {"rle": pb.MASK_FORMAT_RLE, "png": pb.MASK_FORMAT_PNG, "polygon": pb.M
 
 
 def decoded(mask: pb.Mask, size: pb.ImageSize) -> BoolArray:
-    """A mask in whichever encoding it has, bool (height, width)."""
+    """A mask in any encoding, bool (height, width)."""
     match mask.WhichOneof("encoding"):
         case "rle":
             return np.asarray(coco.decode({"size": [size.height, size.width], "counts": mask.rle})).astype(bool)
@@ -36,7 +36,7 @@ def decoded(mask: pb.Mask, size: pb.ImageSize) -> BoolArray:
             pixels: BoolArray = np.asarray(png) == 255
             return pixels
         case "polygons":
-            # Twice the size, so that OpenCV's filling, which includes the outline, is told apart from it.
+            # Twice the size, so that OpenCV's filling, which includes the outline, is distinguishable from it.
             canvas = np.zeros((2 * size.height + 1, 2 * size.width + 1), np.uint8)
             for polygon in mask.polygons.polygons:
                 corners = np.array(polygon.coordinates, np.int32).reshape(-1, 1, 2)
@@ -46,17 +46,17 @@ def decoded(mask: pb.Mask, size: pb.ImageSize) -> BoolArray:
 
 
 async def test_classify(rpc: RpcWithWorker) -> None:
-    """Labels by falling score, as many as asked for, with the picture's own size."""
+    """The requested number of labels by descending score, with the image's size."""
     reply = await rpc.stub.Classify(pb.ClassifyRequest(image=picture(7, width=90, height=50), top_k=3))
     assert reply.model == "fake_classify"
     assert (reply.image.width, reply.image.height) == (90, 50)
-    told = [(row.label, row.index, row.score) for row in reply.labels]
-    assert told == [("grey 7", 7, 0.5), ("grey 8", 8, 0.25), ("grey 9", 9, 0.125)]
+    received = [(row.label, row.index, row.score) for row in reply.labels]
+    assert received == [("grey 7", 7, 0.5), ("grey 8", 8, 0.25), ("grey 9", 9, 0.125)]
     assert not reply.HasField("error")
 
 
 async def test_defaults_are_the_services(rpc: RpcWithWorker) -> None:
-    """What a request leaves out gets the same default as over REST: five labels, the model's threshold, RLE."""
+    """Parameters have REST's defaults: five labels, the model's threshold, RLE."""
     classified = await rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
     assert len(classified.labels) == 5
     detected = await rpc.stub.Detect(pb.DetectRequest(image=picture()))
@@ -64,14 +64,14 @@ async def test_defaults_are_the_services(rpc: RpcWithWorker) -> None:
 
 
 async def test_detect_without_masks(rpc: RpcWithWorker) -> None:
-    """Boxes in pixels of the picture; nothing is said of masks where none were asked for."""
+    """Boxes are in pixels of the image; without masks the field is not set."""
     request = pb.DetectRequest(image=picture(2, width=96, height=64), mask_format=pb.MASK_FORMAT_NONE)
     reply = await rpc.stub.Detect(request)
-    told = [
+    received = [
         (row.label, row.index, round(row.score, 6), (row.box.xmin, row.box.ymin, row.box.xmax, row.box.ymax))
         for row in reply.detections
     ]
-    assert told == [("cat", 0, 0.9, (0, 0, 48, 32)), ("dog", 1, 0.6, (24, 16, 96, 64))]
+    assert received == [("cat", 0, 0.9, (0, 0, 48, 32)), ("dog", 1, 0.6, (24, 16, 96, 64))]
     assert not any(row.HasField("mask") for row in reply.detections)
 
 
@@ -80,14 +80,14 @@ async def test_detect_without_masks(rpc: RpcWithWorker) -> None:
     [({"score_threshold": 0.7}, 1), ({"max_detections": 1}, 1), ({"score_threshold": 0.95}, 0), ({}, 2)],
 )
 async def test_detect_parameters(rpc: RpcWithWorker, parameters: dict[str, float], count: int) -> None:
-    """Threshold and limit of detections reach the worker."""
+    """The threshold and the number of detections reach the worker."""
     request = pb.DetectRequest(image=picture(), **parameters)  # type: ignore[arg-type]
     assert len((await rpc.stub.Detect(request)).detections) == count
 
 
 @pytest.mark.parametrize("mask_format", FORMATS)
 async def test_detect_masks(rpc: RpcWithWorker, mask_format: str) -> None:
-    """A detection's mask, in each format, fills its box where the network said so."""
+    """A detection's mask, in each format, has the pixels of the network's mask."""
     request = pb.DetectRequest(image=picture(width=80, height=40), mask_format=FORMATS[mask_format])
     reply = await rpc.stub.Detect(request)
     expected = np.zeros((40, 80), bool)
@@ -97,7 +97,7 @@ async def test_detect_masks(rpc: RpcWithWorker, mask_format: str) -> None:
 
 @pytest.mark.parametrize("mask_format", FORMATS)
 async def test_segment_masks(rpc: RpcWithWorker, mask_format: str) -> None:
-    """Segments by falling area; their masks, in each format, cover every pixel once."""
+    """Segments come by descending area; their masks, in each format, cover every pixel once."""
     request = pb.SegmentRequest(image=picture(3, width=81, height=60), mask_format=FORMATS[mask_format])
     reply = await rpc.stub.Segment(request)
     assert [(row.index > 0, row.area) for row in reply.segments] == [(True, 41 * 60), (False, 40 * 60)]
@@ -108,7 +108,7 @@ async def test_segment_masks(rpc: RpcWithWorker, mask_format: str) -> None:
 
 
 async def test_label_map(rpc: RpcWithWorker) -> None:
-    """The class index of each pixel comes as a PNG if it is asked for, with masks or without."""
+    """The label map comes as a PNG if requested, with masks or without."""
     request = pb.SegmentRequest(image=picture(3, width=81, height=60), mask_format=pb.MASK_FORMAT_NONE, label_map=True)
     reply = await rpc.stub.Segment(request)
     assert not any(row.HasField("mask") for row in reply.segments)
@@ -120,7 +120,7 @@ async def test_label_map(rpc: RpcWithWorker) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 async def test_answers_are_upright(rpc: RpcWithWorker, orientation: int) -> None:
-    """A picture with an EXIF orientation is answered as it is seen: size, and right half of the segments."""
+    """An image with an EXIF orientation is answered upright: its size, and the right half of the segments."""
     file = io.BytesIO()
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
@@ -133,8 +133,8 @@ async def test_answers_are_upright(rpc: RpcWithWorker, orientation: int) -> None
     assert np.array_equal(decoded(right.mask, reply.image), expected)
 
 
-async def test_answers_agree_with_rests() -> None:
-    """Both transports tell the same of the same picture, to the digits that REST writes."""
+async def test_answers_equal_rests() -> None:
+    """gRPC and REST give the same answers, to REST's digits."""
     image = picture(9, width=97, height=61, form="JPEG")
     async with open_pair() as pair:
         (labels,) = (await pair.http.post("/classify", content=image)).json()["results"]
@@ -162,15 +162,15 @@ async def test_answers_agree_with_rests() -> None:
 
 
 async def test_timings(rpc: RpcWithWorker) -> None:
-    """A reply tells where its time went, in ms; the trailing metadata say the same as REST's Server-Timing."""
+    """A reply has the milliseconds of each stage; the trailing metadata agree with REST's Server-Timing."""
     call = rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
     timings = (await call).timings
     stages = [timings.decode_ms, timings.queue_ms, timings.infer_ms, timings.post_ms]
     assert all(0 <= stage <= timings.total_ms for stage in stages)
     assert timings.decode_ms > 0
-    told = dict(await call.trailing_metadata())["server-timing"]
-    assert isinstance(told, str)
-    durations = dict(part.split(";dur=") for part in told.split(", "))
+    received = dict(await call.trailing_metadata())["server-timing"]
+    assert isinstance(received, str)
+    durations = dict(part.split(";dur=") for part in received.split(", "))
     assert list(durations) == ["decode", "queue", "infer", "post", "total"]
     assert float(durations["decode"]) == pytest.approx(timings.decode_ms, abs=0.006)
 
@@ -185,7 +185,7 @@ async def test_timings(rpc: RpcWithWorker) -> None:
     ],
 )
 async def test_ids(rpc: RpcWithWorker, message: str, metadata: str, reply: str, logged: str) -> None:
-    """A reply has its message's id, else its call's; metadata have the one that is fit for logs."""
+    """A reply has its message's id, else its call's; metadata have the one that logs may have."""
     request = pb.ClassifyRequest(id=message, image=picture())
     call = rpc.stub.Classify(request, metadata=(("x-request-id", metadata),))
     assert (await call).id == reply
@@ -196,8 +196,8 @@ async def test_ids(rpc: RpcWithWorker, message: str, metadata: str, reply: str, 
 
 
 @pytest.mark.parametrize("metadata", [(), (("x-request-id", "x" * 129),)])
-async def test_an_id_is_made_where_none_is_fit(rpc: RpcWithWorker, metadata: tuple[tuple[str, str], ...]) -> None:
-    """Without an id, or with one that is no good, each call gets a new one."""
+async def test_a_new_id_where_none_is_valid(rpc: RpcWithWorker, metadata: tuple[tuple[str, str], ...]) -> None:
+    """A call without a valid id gets a new one."""
     replies = [await rpc.stub.Classify(pb.ClassifyRequest(image=picture()), metadata=metadata) for _ in range(2)]
     assert len({reply.id for reply in replies}) == 2
     assert all(len(reply.id) == 32 for reply in replies)
@@ -205,7 +205,7 @@ async def test_an_id_is_made_where_none_is_fit(rpc: RpcWithWorker, metadata: tup
 
 @pytest.mark.parametrize("task", Task)
 async def test_outcomes_are_counted(task: Task) -> None:
-    """Good answers and each kind of error are counted apart, under no label that a caller can invent."""
+    """Metrics count answers and each kind of error separately, without labels that a client can choose."""
     async with open_rpc() as rpc:
         request_of = {Task.CLASSIFY: pb.ClassifyRequest, Task.DETECT: pb.DetectRequest, Task.SEGMENT: pb.SegmentRequest}
         ask = {Task.CLASSIFY: rpc.stub.Classify, Task.DETECT: rpc.stub.Detect, Task.SEGMENT: rpc.stub.Segment}[task]

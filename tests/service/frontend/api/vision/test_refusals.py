@@ -1,4 +1,4 @@
-"""Unary calls that are refused: what their caller did wrong, by the name of the field."""
+"""Unary calls with invalid parameters or messages: the status names the field."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def test_bad_values_are_named(
     rpc: RpcWithWorker, request_: pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest, name: str
 ) -> None:
-    """A value out of its range is refused with the name of its field, never ignored or put right."""
+    """A value out of its range is an error that names its field; it is never ignored or corrected."""
     request_.image = picture()
     match request_:
         case pb.ClassifyRequest():
@@ -51,14 +51,14 @@ async def test_bad_values_are_named(
 
 @pytest.mark.parametrize("top_k", [1, 1000])
 async def test_ends_of_a_range_are_in_it(rpc: RpcWithWorker, top_k: int) -> None:
-    """The least and the most that a parameter may be are answered; there are 256 classes."""
+    """The smallest and the largest value of a range are valid; there are 256 classes."""
     reply = await rpc.stub.Classify(pb.ClassifyRequest(image=picture(), top_k=top_k))
     assert len(reply.labels) == min(top_k, 256)
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x01\xff", b"garbage"])
 async def test_malformed_messages_are_refused(rpc: RpcWithWorker, data: bytes) -> None:
-    """Bytes that are no protobuf message are the caller's fault, told without a word of internals."""
+    """Bytes that are not a protobuf message are an INVALID_ARGUMENT without internals."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
         raw: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/convmlp.v1.Vision/Classify")
         error = await refusal(raw(data))
@@ -68,7 +68,7 @@ async def test_malformed_messages_are_refused(rpc: RpcWithWorker, data: bytes) -
 
 
 async def test_unknown_model_lists_the_known(rpc: RpcWithWorker) -> None:
-    """A mistyped name is NOT_FOUND, and the caller learns which there are."""
+    """An unknown model is NOT_FOUND, and the message lists the served ones."""
     error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=picture(), model="nothing")))
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert "fake_classify" in str(error.details())

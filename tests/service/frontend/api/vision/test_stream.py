@@ -1,4 +1,4 @@
-"""Streams: each message is answered by its id, and a bad one ends nothing."""
+"""Streams: replies with the ids of their messages, and errors of single messages."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_each_reply_has_its_requests_id(rpc: RpcWithWorker) -> None:
-    """Every request is answered once, by its id, with its own picture's answer; then the stream ends well."""
+    """Every message gets one reply, with its id and its own image's answer; then the stream ends with OK."""
     stream = rpc.stub.ClassifyStream()
     await send(stream, [request(f"picture {grey}", grey) for grey in range(64)])
-    told = {reply.id: reply.labels[0].index for reply in await rest_of(stream)}
-    assert told == {f"picture {grey}": grey for grey in range(64)}
+    received = {reply.id: reply.labels[0].index for reply in await rest_of(stream)}
+    assert received == {f"picture {grey}": grey for grey in range(64)}
     assert await status_of(stream) is grpc.StatusCode.OK
 
 
 async def test_every_task_streams(rpc: RpcWithWorker) -> None:
-    """Detections and segments stream as labels do, with the same parameters as unary calls."""
+    """Detections and segments stream as labels do, with the parameters of unary calls."""
 
     async def detect() -> AsyncIterator[pb.DetectRequest]:
         yield pb.DetectRequest(id="a", image=picture(), max_detections=1, mask_format=pb.MASK_FORMAT_PNG)
@@ -55,7 +55,7 @@ async def test_every_task_streams(rpc: RpcWithWorker) -> None:
 
 
 async def test_a_reply_waits_for_no_other() -> None:
-    """What is ready first comes first: a refusal overtakes a picture that the device still holds."""
+    """Replies come as they are ready: an error overtakes an image that the device still holds."""
     async with open_rpc() as rpc:
         rpc.worker.runner.gate.clear()
         stream = rpc.stub.ClassifyStream()
@@ -66,7 +66,7 @@ async def test_a_reply_waits_for_no_other() -> None:
 
 
 async def test_a_bad_message_is_an_error_of_its_own(rpc: RpcWithWorker) -> None:
-    """A bad picture, parameter, model or id is told in its own reply, richly, and its neighbours are answered."""
+    """A bad image, parameter, model or id is an error with details in its own reply; other messages are answered."""
     stream = rpc.stub.ClassifyStream()
     bad = [
         pb.ClassifyRequest(id="format", image=b"%PDF"),
@@ -95,7 +95,7 @@ async def test_a_bad_message_is_an_error_of_its_own(rpc: RpcWithWorker) -> None:
 
 
 async def test_a_malformed_message_is_an_error_of_its_own(rpc: RpcWithWorker) -> None:
-    """Bytes that are no message cost the stream nothing else."""
+    """Bytes that are not a message are an error in their own reply."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
         raw: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(
             "/convmlp.v1.Vision/ClassifyStream"
@@ -109,16 +109,16 @@ async def test_a_malformed_message_is_an_error_of_its_own(rpc: RpcWithWorker) ->
 
 
 async def test_messages_without_an_id_are_numbered(rpc: RpcWithWorker) -> None:
-    """Replies to messages without an id have the call's id and the message's position; the call tells its id first."""
+    """A reply to a message without an id has the call's id, from the initial metadata, and the message's position."""
     stream = rpc.stub.ClassifyStream(metadata=(("x-request-id", "mine"),))
     assert dict(await stream.initial_metadata())["x-request-id"] == "mine"
     await send(stream, [request("", grey) for grey in (10, 11, 12)])
-    told = {reply.id: reply.labels[0].index for reply in await rest_of(stream)}
-    assert told == {"mine-0": 10, "mine-1": 11, "mine-2": 12}
+    received = {reply.id: reply.labels[0].index for reply in await rest_of(stream)}
+    assert received == {"mine-0": 10, "mine-1": 11, "mine-2": 12}
 
 
-async def test_an_empty_stream_ends_well(rpc: RpcWithWorker) -> None:
-    """A caller that sends nothing gets nothing, and no error."""
+async def test_an_empty_stream_ends_with_ok(rpc: RpcWithWorker) -> None:
+    """A stream without messages has no replies and ends with OK."""
     stream = rpc.stub.ClassifyStream()
     await stream.done_writing()
     assert await rest_of(stream) == []
@@ -126,14 +126,14 @@ async def test_an_empty_stream_ends_well(rpc: RpcWithWorker) -> None:
 
 
 async def test_a_lost_worker_fails_the_messages_and_not_the_stream(tmp_path: Path) -> None:
-    """Messages that a lost worker had are UNAVAILABLE at once; the stream stays, for the next worker."""
+    """Messages of a lost worker are UNAVAILABLE at once; the stream stays open."""
     address = f"ipc://{tmp_path}/w"
     async with open_rpc_at(address, Settings(heartbeat_interval_ms=50, request_timeout_ms=10**6)) as rpc:
         stream = rpc.stub.ClassifyStream()
         async with ScriptedWorker(address) as worker:
             await worker.introduce()
             await until(lambda: rpc.front_end.engine.readiness().ready)
-            await send(stream, [request("in hand")], close=False)
+            await send(stream, [request("in flight")], close=False)
             await worker.next_job()
         assert reason((await next_of(stream)).error) == "UNAVAILABLE"
         await send(stream, [request("after")])
@@ -143,7 +143,7 @@ async def test_a_lost_worker_fails_the_messages_and_not_the_stream(tmp_path: Pat
 
 
 async def test_an_image_over_its_limit_is_an_error_of_its_own() -> None:
-    """Too large an image is refused in its own reply."""
+    """An image over the limit of bytes is an error in its own reply."""
     async with open_rpc(max_image_bytes=1000) as rpc:
         stream = rpc.stub.ClassifyStream()
         await send(stream, [pb.ClassifyRequest(id="large", image=bytes(2000)), request("good")])
@@ -153,7 +153,7 @@ async def test_an_image_over_its_limit_is_an_error_of_its_own() -> None:
 
 
 async def test_wrong_credentials_fail_the_whole_stream_at_once(tmp_path: Path) -> None:
-    """Without a key a stream ends before anything of it is read; with one it is answered."""
+    """A stream without a valid key ends before its messages are read."""
     keys = tmp_path / "keys"
     keys.write_text("partner 0123456789abcdef\n")
     async with open_rpc(api_keys_file=keys) as rpc:
@@ -166,7 +166,7 @@ async def test_wrong_credentials_fail_the_whole_stream_at_once(tmp_path: Path) -
 
 
 async def test_a_rate_refuses_messages_one_by_one() -> None:
-    """A caller over its rate is told so in the replies of what was too much."""
+    """Messages over the rate are errors in their own replies."""
     async with open_rpc(rate_limit_per_s=0.001, rate_limit_burst=2) as rpc:
         stream = rpc.stub.ClassifyStream()
         await send(stream, [request(str(at)) for at in range(4)])

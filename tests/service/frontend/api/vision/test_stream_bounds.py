@@ -1,4 +1,4 @@
-"""Streams: what their callers may cost others, how they end, and what is left of them."""
+"""Streams: limits, cancellation, deadlines, and what they leave to other calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.service.frontend.grpc_server import open_rpc, reason, retry_s, stub_o
 
 
 async def test_half_closing_waits_for_the_replies() -> None:
-    """A caller may say that it is done long before its pictures are answered: none is lost."""
+    """A client may end its messages long before they are answered; no reply is lost."""
     async with open_rpc() as rpc:
         rpc.worker.runner.gate.clear()
         stream = rpc.stub.ClassifyStream()
@@ -27,12 +27,12 @@ async def test_half_closing_waits_for_the_replies() -> None:
         assert len(await rest_of(stream)) == 10
 
 
-async def test_who_pours_is_read_no_faster_than_answered() -> None:
-    """A stream has only so many images in hand, whatever its caller sends, and keeps nobody else from being served."""
+async def test_a_fast_client_is_read_no_faster_than_answered() -> None:
+    """However fast a client sends, its stream has a limited number of images in flight, and other calls are served."""
     async with open_rpc(max_stream_in_flight=4) as rpc:
         rpc.worker.runner.gate.clear()
         stream = rpc.stub.ClassifyStream()
-        pouring = asyncio.create_task(send(stream, [request(str(at), at) for at in range(100)]))
+        sending = asyncio.create_task(send(stream, [request(str(at), at) for at in range(100)]))
         await until(lambda: rpc.in_flight == 4)
         other = rpc.stub.Classify(request("other", 200))
         await until(lambda: rpc.in_flight == 5)
@@ -43,11 +43,11 @@ async def test_who_pours_is_read_no_faster_than_answered() -> None:
         rpc.worker.runner.gate.set()
         assert (await other).labels[0].index == 200
         assert {reply.labels[0].index for reply in await rest_of(stream)} == set(range(100))
-        await pouring
+        await sending
 
 
-async def test_who_does_not_read_holds_back_only_itself() -> None:
-    """Replies that are not taken stop their own stream's reading: others are served, and none of them is lost."""
+async def test_a_client_that_does_not_read_delays_only_itself() -> None:
+    """Replies that are not read stop the reading of their own stream only, and none is lost."""
     total, bound = 300, 4
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]
     async with open_rpc(options, max_stream_in_flight=bound) as rpc:
@@ -69,8 +69,8 @@ async def test_who_does_not_read_holds_back_only_itself() -> None:
         await sending
 
 
-async def test_who_leaves_without_reading_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """A caller that cancels while its replies wait to be taken costs nobody anything, not even a line in the log."""
+async def test_a_client_that_cancels_with_unread_replies(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that cancels with unread replies leaves no images in flight and no error in the log."""
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16)]
     async with open_rpc(options, max_stream_in_flight=8) as rpc:
         stream = rpc.stub.ClassifyStream()
@@ -84,7 +84,7 @@ async def test_who_leaves_without_reading_leaves_nothing(caplog: pytest.LogCaptu
 
 
 async def settled(count: Callable[[], float]) -> float:
-    """A count once it has not changed for a while."""
+    """A count once it has stopped changing."""
     value, unchanged = 0.0, 0
     async with asyncio.timeout(30):
         while unchanged < 25:
@@ -94,8 +94,8 @@ async def settled(count: Callable[[], float]) -> float:
     return value
 
 
-async def test_cancelling_withdraws_every_job() -> None:
-    """A caller that cancels leaves nothing in the queue: the device goes on with what it ran already, and no more."""
+async def test_cancelling_a_stream_cancels_its_jobs() -> None:
+    """Cancelling a stream removes its jobs from the worker's queue; only the batch on the device runs."""
     async with open_rpc() as rpc:
         before = len(rpc.worker.runner.batches)
         rpc.worker.runner.gate.clear()
@@ -113,7 +113,7 @@ async def test_cancelling_withdraws_every_job() -> None:
 
 
 async def test_the_streams_deadline_ends_it_and_its_jobs() -> None:
-    """A stream's deadline is its messages': when it passes they leave the queue."""
+    """A stream's deadline applies to its messages: when it passes, they leave the queue."""
     async with open_rpc() as rpc:
         rpc.worker.runner.gate.clear()
         stream = rpc.stub.ClassifyStream(timeout=0.7)
@@ -124,7 +124,7 @@ async def test_the_streams_deadline_ends_it_and_its_jobs() -> None:
 
 
 async def test_each_message_has_the_services_time_from_its_arrival() -> None:
-    """A message that takes too long is an error in its own reply; those that come later have their own time."""
+    """The service's timeout counts from each message's arrival; a late one is an error in its own reply."""
     async with open_rpc(request_timeout_ms=1000) as rpc:
         rpc.worker.runner.gate.clear()
         stream = rpc.stub.ClassifyStream()
@@ -137,7 +137,7 @@ async def test_each_message_has_the_services_time_from_its_arrival() -> None:
 
 
 async def test_an_overloaded_service_refuses_messages_one_by_one() -> None:
-    """What does not fit into the queue is refused in its own reply, with the time to come back; others are answered."""
+    """Messages beyond a full queue are errors with RetryInfo in their own replies; the others are answered."""
     async with open_rpc(max_queue_images=2) as rpc:
         before = len(rpc.worker.runner.batches)
         rpc.worker.runner.gate.clear()
@@ -155,7 +155,7 @@ async def test_an_overloaded_service_refuses_messages_one_by_one() -> None:
 
 
 async def test_a_huge_message_ends_its_stream_alone() -> None:
-    """A message that gRPC itself will not take ends its stream, withdraws its jobs, and harms nobody else."""
+    """A message that gRPC itself refuses ends its stream, cancels its jobs, and affects no other stream."""
     async with open_rpc(max_image_bytes=1000, max_request_bytes=1000) as rpc:
         rpc.worker.runner.gate.clear()
         stream, neighbour = rpc.stub.ClassifyStream(), rpc.stub.ClassifyStream()

@@ -1,0 +1,195 @@
+"""What predicts for a command: a running service, or with `--local` this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from convmlp_client.aio import AsyncClient
+from convmlp_client.convert import result_from_json
+from convmlp_client.errors import ClientError, ConnectionFailed, ProtocolError
+from convmlp_client.results import Meta, Result
+from convmlp_client.results import Task as ClientTask
+from model.bundle import Bundle, find_bundle, read_bundle
+from model.decode import decode
+from model.errors import ConvMLPError
+from model.preprocess import prepare
+from model.types import Batch, Task
+from service.cli.console import print_error
+from service.errors import BadParameter, ModelNotFound, Overloaded, error_from_code
+from service.frontend.api.rest.query import Query
+from service.frontend.api.rest.schemas import encode_output
+from service.settings import Settings
+from service.worker.runner import DeviceMissing, OutOfDeviceMemory
+
+DEFAULT_TIMEOUT_S = 120.0
+"""Limit of a prediction without --timeout-ms. The service's own limit is shorter."""
+
+SILENT_RETRY_S = 1.0
+"""A shorter wait before a retry is not reported."""
+
+
+class NoAnswer(ConvMLPError):
+    """No prediction is possible: no service, no device, or an answer that is not this service's."""
+
+    code = "no-answer"
+
+
+class Backend(Protocol):
+    """Predicts for one task with fixed parameters."""
+
+    @property
+    def concurrency(self) -> int:
+        """The number of images worth predicting at once."""
+        ...
+
+    async def predict(self, image: bytes) -> Result:
+        """The result for one encoded image. Raises ConvMLPError."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+class RemoteBackend:
+    """The service at `url`, called with the project's client: one image per request, several requests at once.
+
+    The service batches concurrent requests, so a request of many images would gain nothing, and would put all of
+    them under one deadline.
+    """
+
+    concurrency = 8
+
+    def __init__(
+        self, url: str, api_key: str | None, task: Task, parameters: Mapping[str, Any], timeout_ms: int | None
+    ) -> None:
+        """Raises BadParameter if the URL or the key is malformed."""
+        try:
+            self._client = AsyncClient(
+                url,
+                api_key=api_key,
+                timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
+                max_concurrency=self.concurrency,
+            )
+        except ValueError as error:
+            raise BadParameter(f"--url or --api-key: {error}") from None
+        methods: dict[Task, Callable[..., Awaitable[Result]]] = {
+            Task.CLASSIFY: self._client.classify,
+            Task.DETECT: self._client.detect,
+            Task.SEGMENT: self._client.segment,
+        }
+        self._method = methods[task]
+        self._parameters = parameters
+        _print_retries()
+
+    async def predict(self, image: bytes) -> Result:
+        """The service's result.
+
+        Raises:
+            NoAnswer: the client cannot connect, or the answer is not this service's.
+            ConvMLPError: the error that the service answered.
+        """
+        try:
+            return await self._method(image, **self._parameters)
+        except ClientError as error:
+            raise _domain_error(error) from error
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+def _domain_error(error: ClientError) -> ConvMLPError:
+    match error:
+        case ConnectionFailed():
+            return NoAnswer(f"{error.detail}; start `convmlp serve`, set --url, or use --local")
+        case ProtocolError():
+            return NoAnswer(f"{error.detail}; check --url")
+        case _:
+            return error_from_code(error.code, error.detail, error.retry_after_s)
+
+
+def _print_retries() -> None:
+    """Print the client's log on stderr: it logs each wait before a retry."""
+    log = logging.getLogger("convmlp_client")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers = [_RetryHandler()]
+
+
+class _RetryHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        match record.args:
+            case (_, float(wait_s)) if wait_s < SILENT_RETRY_S:
+                pass
+            case _:
+                print_error(record.getMessage())
+
+
+class LocalBackend:
+    """A model of the store in this process: the service's steps without queue and network."""
+
+    concurrency = 1
+
+    def __init__(self, task: Task, query: Query, settings: Settings) -> None:
+        """Load the model that `query` names, or the first of `settings.models` for the task.
+
+        Raises:
+            BundleInvalid: the model is not in the store, or is damaged.
+            BadParameter: it is for another task.
+            ModelNotFound: `query` names none, and none of `settings.models` is for the task.
+            NoAnswer: this machine does not have the device that the settings name.
+            ModuleNotFoundError: torch is not installed.
+        """
+        from service.worker.torch_runner import TorchRunner  # torch: calling a service must not need it
+
+        bundle = _bundle(task, query.model, settings)
+        self._config = bundle.config
+        self._query = query
+        self._limits = settings.decode_limits
+        # Measuring which precision is fastest takes longer than a few predictions.
+        if settings.precision == "auto":
+            settings = settings.with_changes(precision="exact")
+        try:
+            self._runner = TorchRunner([bundle], settings)
+        except DeviceMissing as error:
+            raise NoAnswer(str(error)) from error
+
+    async def predict(self, image: bytes) -> Result:
+        """The result that the service would answer.
+
+        Raises:
+            ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `model.decode.decode`.
+            Overloaded: the image does not fit into the device's memory.
+        """
+        picture = decode(image, self._limits)
+        model_input = prepare(picture, self._config.preprocessing)
+        batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (self._query.params,))
+        try:
+            (output,) = self._runner.run(self._config.name, batch, self._runner.lanes)
+        except OutOfDeviceMemory as error:
+            raise Overloaded(
+                "the image does not fit into the device's memory; send a smaller one, or set CONVMLP_DEVICE=cpu"
+            ) from error
+        meta = Meta(self._config.name, ClientTask(self._config.task))
+        encoded = encode_output(self._query.mask_format, output, self._config, picture.size)
+        return result_from_json(encoded, meta)
+
+    async def aclose(self) -> None:
+        self._runner.close()
+
+
+def _bundle(task: Task, name: str | None, settings: Settings) -> Bundle:
+    if name is not None:
+        bundle = read_bundle(find_bundle(name, settings.models_dir))
+        if bundle.config.task != task:
+            raise BadParameter(
+                f"model {name!r} is for {bundle.config.task.value!r}, not for {task.value!r}; see `convmlp models list`"
+            )
+        return bundle
+    for served in settings.models:
+        bundle = read_bundle(find_bundle(served, settings.models_dir))
+        if bundle.config.task == task:
+            return bundle
+    raise ModelNotFound(f"none of {', '.join(settings.models)} is for {task.value!r}; name one with --model")

@@ -1,0 +1,158 @@
+"""What commands print: messages on stderr, tables on stdout, progress bars on a terminal.
+
+`rich` is imported by the functions that draw with it: a container's health check prints one line and needs none of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Column
+
+MAX_LINE_WIDTH = 1000
+"""Characters of a table's line that is not wrapped. A table takes no more than it needs."""
+
+STEP_PERCENT = 10
+"""How often the progress of a download is printed where stderr is no terminal."""
+
+
+def printable(text: str) -> str:
+    """`text` with every character replaced that could control a terminal or cannot be written.
+
+    File names and labels may contain anything.
+    """
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+
+
+def print_error(message: str) -> None:
+    """Print `convmlp: MESSAGE` on stderr."""
+    typer.echo(f"convmlp: {printable(message)}", err=True)
+
+
+def text_column(header: str, max_width: int | None = None) -> Column:
+    """A left-aligned column; text beyond `max_width` characters is cut off."""
+    from rich.table import Column
+
+    if max_width is None:
+        return Column(header, overflow="fold")
+    return Column(header, max_width=max_width, no_wrap=True)
+
+
+def number_column(header: str) -> Column:
+    """A right-aligned column."""
+    from rich.table import Column
+
+    return Column(header, justify="right")
+
+
+def print_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], *, title: str = "", wrap: bool = False
+) -> None:
+    """Print a table on stdout, one line per row, under a line with the title if there is one.
+
+    With `wrap`, and on a terminal, long cells take several lines instead.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    width = None if wrap and sys.stdout.isatty() else MAX_LINE_WIDTH
+    # Names and labels are no markup.
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    has_header = any(column.header for column in columns)
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim", show_header=has_header)
+    for row in rows:
+        table.add_row(*map(printable, row))
+    with console.capture() as capture:
+        if title:
+            console.print(printable(title), style="bold")
+        console.print(table)
+    # Cells are padded to the width of their column; a line needs no padding at its end.
+    typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+@contextmanager
+def image_progress(total: int, *, printing: bool) -> Iterator[Callable[[], None]]:
+    """A bar on stderr that disappears at the end; yields the function that advances it by one image.
+
+    There is no bar for a single image, nor where stderr is no terminal. With `printing`, results go to stdout as they
+    arrive: on a terminal they are the progress, and a bar would be drawn between their lines.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(file=sys.stderr)
+    if total < 2 or not console.is_terminal or (printing and sys.stdout.isatty()):
+        yield lambda: None
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # stdout is not redirected: it may be a pipe, while the bar is on the terminal.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
+
+
+class DownloadProgress(Protocol):
+    def progress(self, done: int, total: int | None) -> None:
+        """`done` bytes are on disk, of `total` if that is known."""
+        ...
+
+    def notice(self, message: str) -> None:
+        """Something delays the download."""
+        ...
+
+
+@contextmanager
+def download_progress(name: str) -> Iterator[DownloadProgress]:
+    """Progress of downloading the file `name`, on stderr: a bar on a terminal, about ten lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield _DownloadLines(name)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        yield _DownloadBar(bar, name)
+
+
+class _DownloadBar:
+    def __init__(self, bar: Progress, name: str) -> None:
+        self._bar = bar
+        self._task = bar.add_task(_escaped(name), total=None)
+
+    def progress(self, done: int, total: int | None) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+    def notice(self, message: str) -> None:
+        self._bar.console.print(_escaped(f"convmlp: {message}"), highlight=False)
+
+
+class _DownloadLines:
+    """A line per STEP_PERCENT where the size is known, else none."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._next_percent = STEP_PERCENT
+
+    def progress(self, done: int, total: int | None) -> None:
+        percent = 100 * done // total if total else 0
+        if percent >= self._next_percent and total:
+            self._next_percent = percent - percent % STEP_PERCENT + STEP_PERCENT
+            print_error(f"{self._name}: {percent} % of {total / 1e6:.1f} MB")
+
+    def notice(self, message: str) -> None:
+        print_error(message)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(printable(text))

@@ -1,0 +1,159 @@
+"""Predicts every image of a command and prints the results: as tables, as JSON, or drawn into files.
+
+An error of one image affects no other image. An error that every image would meet, such as a service that is not
+there, ends the command: it is printed once, and results that came before are still printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+import typer
+
+from convmlp_client.results import Classification, Detections, Result, Segmentation
+from model.decode import DecodeLimits, decode
+from model.errors import BundleInvalid, ConvMLPError
+from model.types import Image, Task
+from service.cli.backends import Backend, NoAnswer
+from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
+from service.cli.inputs import FORMATS, MAX_READ_BYTES, ImageFile
+from service.errors import BadParameter, Forbidden, ModelNotFound, Unauthenticated, Unavailable
+from service.frontend.api.rest.schemas import Answer, encode_error
+from service.frontend.core.overlay import PictureFormat, encode_picture, scaled_down
+from service.frontend.http.problems import problem_of
+
+FATAL = (NoAnswer, Unavailable, ModelNotFound, BadParameter, Unauthenticated, Forbidden, BundleInvalid)
+"""Errors that every other image would meet as well."""
+
+T = TypeVar("T")
+
+
+async def print_tables(backend: Backend, images: Sequence[ImageFile]) -> bool:
+    """Print a table for each image. Returns whether all succeeded."""
+    complete = True
+    async for image, outcome in _each(backend.predict, images, backend.concurrency, printing=True):
+        if isinstance(outcome, ConvMLPError):
+            complete = False
+        else:
+            print_result(image.name, outcome)
+    return complete
+
+
+def print_result(name: str, result: Result) -> None:
+    """One image's table, under a line with its name, its size and the model."""
+    width, height = result.image.width, result.image.height
+    match result:
+        case Classification(labels=labels):
+            columns = [text_column("label"), number_column("score")]
+            rows = [[one.label, f"{one.score:.4f}"] for one in labels]
+        case Detections(detections=detections):
+            columns = [text_column("label"), *map(number_column, ("score", "xmin", "ymin", "xmax", "ymax"))]
+            rows = [
+                [one.label, f"{one.score:.4f}", *(f"{side:.1f}" for side in (box.xmin, box.ymin, box.xmax, box.ymax))]
+                for one in detections
+                for box in (one.box,)
+            ]
+        case Segmentation(segments=segments):
+            columns = [text_column("label"), number_column("area px"), number_column("area %")]
+            rows = [[one.label, str(one.area), f"{100 * one.area / (width * height):.1f}"] for one in segments]
+    print_table(columns, rows, title=f"{name}  {width} x {height}  {result.meta.model}")
+
+
+async def print_json(backend: Backend, task: Task, images: Sequence[ImageFile]) -> bool:
+    """Print the REST answer for all images, if any succeeded. Returns whether all did.
+
+    Raises:
+        NoAnswer: different models answered, and the answer names only one.
+    """
+    results: list[msgspec.Raw] = []
+    models: set[str] = set()
+    complete = True
+    async for image, outcome in _each(backend.predict, images, backend.concurrency, printing=False):
+        if isinstance(outcome, ConvMLPError):
+            complete = False
+            results.append(msgspec.Raw(encode_error(problem_of(outcome, quote(image.name, errors="replace")))))
+        else:
+            models.add(outcome.meta.model)
+            results.append(msgspec.Raw(msgspec.json.encode(outcome.to_dict())))
+    if len(models) > 1:
+        raise NoAnswer(f"the service changed its model meanwhile ({', '.join(sorted(models))}); name one with --model")
+    if models:
+        typer.echo(msgspec.json.encode(Answer(models.pop(), task, results)))
+    return complete
+
+
+async def save_drawings(backend: Backend, images: Sequence[ImageFile], paths: Sequence[Path]) -> bool:
+    """Draw each result on its image and write it to its path. Returns whether all succeeded."""
+    picture_format = FORMATS[paths[0].suffix.lower()]
+    target_of = dict(zip(images, paths, strict=True))
+
+    async def draw(image: bytes) -> bytes:
+        return await asyncio.to_thread(_drawn, image, await backend.predict(image), picture_format)
+
+    complete = True
+    async for image, outcome in _each(draw, images, backend.concurrency, printing=True):
+        if isinstance(outcome, ConvMLPError):
+            complete = False
+            continue
+        target = target_of[image]
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(outcome)
+        except OSError as error:
+            print_error(f"{target}: cannot be written: {error.strerror}")
+            complete = False
+        else:
+            typer.echo(printable(f"{image.name} -> {target}"))
+    return complete
+
+
+def _drawn(image: bytes, result: Result, picture_format: PictureFormat) -> bytes:
+    # Decoded as the service decodes it, so that the coordinates fit for any orientation.
+    picture = decode(image, DecodeLimits(MAX_READ_BYTES, result.image.width * result.image.height))
+    try:
+        drawing = result.draw(picture.pixels)
+    except ValueError as error:
+        raise NoAnswer(f"the result cannot be drawn: {error}") from error
+    return encode_picture(scaled_down(Image(np.asarray(drawing))), picture_format)
+
+
+async def _each(
+    predict: Callable[[bytes], Awaitable[T]], images: Sequence[ImageFile], concurrency: int, *, printing: bool
+) -> AsyncIterator[tuple[ImageFile, T | ConvMLPError]]:
+    """The images in their order, each with its result, or with an error that was printed."""
+    slots = asyncio.Semaphore(concurrency)
+    fatal: ConvMLPError | None = None
+
+    async def outcome_of(image: ImageFile) -> T | ConvMLPError:
+        nonlocal fatal
+        async with slots:
+            if fatal is not None:
+                return fatal
+            try:
+                return await predict(image.read())
+            except FATAL as error:
+                fatal = fatal or error
+                return fatal
+            except ConvMLPError as error:
+                return error
+            finally:
+                advance()
+
+    with image_progress(len(images), printing=printing) as advance:
+        tasks = [asyncio.create_task(outcome_of(image)) for image in images]
+        printed = False
+        for image, task in zip(images, tasks, strict=True):
+            outcome = await task
+            if isinstance(outcome, FATAL):
+                if not printed:
+                    print_error(outcome.detail)
+                printed = True
+            elif isinstance(outcome, ConvMLPError):
+                print_error(f"{image.name}: {outcome.detail}")
+            yield image, outcome

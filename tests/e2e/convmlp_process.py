@@ -1,0 +1,107 @@
+"""Starts `convmlp serve`, or a part of it, on free ports, and reads its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+START_TIMEOUT_S = 120.0
+
+
+@dataclass
+class RunningService:
+    """A process and its log so far. `url` and `grpc_address` (HOST:PORT) are set for a whole service."""
+
+    process: subprocess.Popen[str]
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
+    grpc_address: str = ""
+    _unread: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
+
+    def read(self) -> None:
+        """Read the log until the process closes it."""
+        assert self.process.stderr is not None
+        for text in self.process.stderr:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                line = {"event": text.rstrip()}
+            self.lines.append(line)
+            self._unread.put(line)
+        self._unread.put(None)
+
+    def wait_for(self, event: str, **values: object) -> dict[str, Any]:
+        """The next log line with this event and these values."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            line = self._unread.get(timeout=max(0.0, deadline_s - time.monotonic()))
+            assert line is not None, f"ended without {event!r}: {self.lines}"
+            if line["event"] == event and all(line.get(name) == value for name, value in values.items()):
+                return line
+
+    def pid_of(self, part: str) -> int:
+        """The process that now runs this part, such as `worker-0`."""
+        started = [line for line in self.lines if line["event"] == "started" and line["part"] == part]
+        return int(started[-1]["pid"])
+
+
+@contextmanager
+def running_service(*flags: str) -> Iterator[RunningService]:
+    """`convmlp serve` with these flags, ready; stopped gracefully at the end."""
+    with started_service(*flags) as service:
+        ready = service.wait_for("ready", role="supervisor")
+        service.url, service.grpc_address = ready["url"], ready["grpc_address"]
+        yield service
+
+
+@contextmanager
+def started_service(*flags: str) -> Iterator[RunningService]:
+    """As `running_service`, but it may not be ready yet."""
+    ports = ("--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0")
+    with started("serve", *ports, *flags) as service:
+        yield service
+
+
+@contextmanager
+def started(command: str, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+    """`convmlp COMMAND` with these flags and variables; it gets SIGTERM at the end, if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", command, "--log-format", "json", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+    )
+    service = RunningService(process)
+    reader = threading.Thread(target=service.read, daemon=True)
+    reader.start()
+    try:
+        yield service
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+        reader.join(timeout=10)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from model.bundle import read_bundle
+from model.zoo.checkpoint import read_checkpoint
+from service.cli.app import app
+from tests.model.tiny_models import tiny_checkpoint
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A folder that does not exist yet."""
+    return tmp_path / "models"
+
+
+def models(*arguments: str | Path, store: Path | None = None) -> Result:
+    environment = {"CONVMLP_MODELS_DIR": str(store) if store else None, "NO_COLOR": "1"}
+    return CliRunner().invoke(app, ["models", *map(str, arguments)], env=environment)
+
+
+def test_an_imported_model_is_in_the_store(tmp_path: Path, store: Path) -> None:
+    """The command prints what the model is and where; `list` and `show` have it."""
+    ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "mine", store=store)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert ran.stdout == f"mine: detect, retinanet custom, 5 labels, 0.2 MB -> {store / 'mine'}\n"
+    assert "mine" in models("list", store=store).stdout
+    assert "imported from mine.pth (sha256 " in models("show", "mine", store=store).stdout
+
+
+def test_labels_task_and_precision_can_be_given(tmp_path: Path, store: Path) -> None:
+    """A label file may have a byte order mark, Windows line ends, and blanks around the names."""
+    labels = tmp_path / "labels.txt"
+    labels.write_bytes("\ufeffcat\r\ndog \r\nZürich\r\n\tox\r\nhen".encode())
+    options = ["--task", "classify", "--labels", str(labels), "--precision", "bf16", "--models-dir", str(store)]
+    ran = models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", *options)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    config = read_bundle(store / "mine").config
+    assert (config.labels, config.precision) == (("cat", "dog", "Zürich", "ox", "hen"), "bf16")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"cat\ndog\n", "2 labels are given"),
+        (b"cat\n\ndog\nox\nhen\n", "line 2 is empty"),
+        (b"cat\xff\ndog\nox\nhen\npig\n", "is not UTF-8 text"),
+        (b"x" * (2**20 + 1), "has more than 1,048,576 bytes"),
+        (None, "cannot be read: No such file"),
+    ],
+    ids=["two", "gap", "latin", "huge", "missing"],
+)
+def test_wrong_labels_are_an_error(tmp_path: Path, store: Path, content: bytes | None, why: str) -> None:
+    """A wrong label file is an error message, and no model is made."""
+    labels = tmp_path / "labels.txt"
+    if content is not None:
+        labels.write_bytes(content)
+    ran = models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", "--labels", labels, store=store)
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert why in ran.stderr
+    assert not store.exists()
+
+
+def test_an_existing_model_is_replaced_only_by_force(tmp_path: Path, store: Path) -> None:
+    """An existing name, also of an embedded model, is an error; --force overrides it."""
+    classifier, segmenter = (tiny_checkpoint(tmp_path, one, f"{one}.pth") for one in ("classifier", "semantic_fpn"))
+    assert models("import", classifier, "--as", "mine", store=store).exit_code == 0
+    again = models("import", segmenter, "--as", "mine", store=store)
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert f"model mine exists already, in {store}; --force" in again.stderr
+    assert read_bundle(store / "mine").config.task == "classify"
+    assert models("import", segmenter, "--as", "mine", "--force", store=store).exit_code == 0
+    assert read_bundle(store / "mine").config.task == "segment"
+    embedded = models("import", classifier, "--as", "convmlp_pets_breed", store=store)
+    assert (embedded.exit_code, "already, embedded" in embedded.stderr) == (1, True)
+    assert models("import", classifier, "--as", "convmlp_pets_breed", "--force", store=store).exit_code == 0
+    assert str(store / "convmlp_pets_breed") in models("list", store=store).stdout
+
+
+@pytest.mark.parametrize("command", [["import", "a.pth", "--as", "mine"], ["pull", "convmlp_s_imagenet"]])
+def test_without_a_folder_of_models_the_ways_to_set_it_are_listed(command: list[str]) -> None:
+    """Without a folder, nothing is read, downloaded or written."""
+    ran = models(*command)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert "--models-dir DIR, CONVMLP_MODELS_DIR, or models_dir in convmlp.toml" in ran.stderr
+
+
+def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path, store: Path) -> None:
+    """The message is one line, the exit status is 1, and the store is not created."""
+    (tmp_path / "a.pth").write_bytes(b"<html>")
+    for file, why in ((tmp_path / "a.pth", "is not a checkpoint"), (tmp_path / "b.pth", "No such file")):
+        ran = models("import", file, "--as", "mine", store=store)
+        assert (ran.exit_code, ran.stdout) == (1, "")
+        assert why in ran.stderr
+        assert ran.stderr.count("\n") == 1
+    assert not store.exists()
+
+
+def test_a_store_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """If a file is in the way, the message has the path and the system's reason."""
+    (tmp_path / "file").touch()
+    ran = models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", store=tmp_path / "file" / "store")
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert f"{tmp_path / 'file'}" in ran.stderr
+    assert "cannot be written: Not a directory" in ran.stderr
+
+
+def test_without_torch_the_extra_is_named(tmp_path: Path, store: Path) -> None:
+    """Calling a service needs no torch. The error of `import` names the extra that installs it."""
+    script = "import sys; sys.modules['torch'] = None; from service.cli.app import main; main()"
+    arguments = ["import", str(tiny_checkpoint(tmp_path, "classifier")), "--as", "mine", "--models-dir", str(store)]
+    command = [sys.executable, "-c", script, "models", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        "convmlp: this command needs torch, which is not installed; install this package's extra `worker`\n"
+    )
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path, store: Path) -> None:
+    """The message is one line, and no partial model or file is left."""
+    checkpoint = tiny_checkpoint(tmp_path, "retinanet")
+    # A process over its limit of file size gets the same kind of error as on a full disk.
+    script = (
+        "import resource, service.cli.app as it; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000,) * 2); it.main()"
+    )
+    for arguments in (
+        ("import", str(checkpoint), "--as", "mine", "--models-dir", str(store)),
+        ("export", "convmlp_pets_heads", str(tmp_path / "out.pth")),
+    ):
+        command = [sys.executable, "-c", script, "models", *arguments]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (1, "")
+        assert "cannot be written: " in ran.stderr
+        assert "File too large" in ran.stderr
+        assert ran.stderr.count("\n") == 1
+    assert list(store.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pth", "models"]
+
+
+def test_export_writes_the_imported_checkpoint(tmp_path: Path, store: Path) -> None:
+    """An embedded model can be exported too, without a store."""
+    file = tiny_checkpoint(tmp_path, "mask_rcnn")
+    assert models("import", file, "--as", "mine", store=store).exit_code == 0
+    out = tmp_path / "out.pth"
+    ran = models("export", "mine", out, store=store)
+    assert (ran.exit_code, ran.stdout, ran.stderr) == (0, f"mine -> {out}\n", "")
+    before, after = read_checkpoint(file).tensors, read_checkpoint(out).tensors
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert models("export", "convmlp_pets_heads", tmp_path / "heads.pth").exit_code == 0
+    assert read_checkpoint(tmp_path / "heads.pth").tensors
+
+
+def test_export_overwrites_only_by_force(tmp_path: Path) -> None:
+    """An existing file stays as it is without --force; an unknown model is an error."""
+    out = tmp_path / "out.pth"
+    out.write_bytes(b"precious")
+    ran = models("export", "convmlp_pets_heads", out)
+    assert (ran.exit_code, ran.stdout, out.read_bytes()) == (1, "", b"precious")
+    assert "exists already; --force overwrites it" in ran.stderr
+    assert models("export", "convmlp_pets_heads", out, "--force").exit_code == 0
+    assert read_checkpoint(out).tensors
+    for arguments, why in (
+        (("unknown", tmp_path / "a.pth"), "there is no model 'unknown' in the store"),
+        (("convmlp_pets_heads", tmp_path / "no" / "a.pth"), "cannot be written: No such file or directory"),
+    ):
+        ran = models("export", *arguments)
+        assert (ran.exit_code, ran.stdout) == (1, "")
+        assert why in ran.stderr
