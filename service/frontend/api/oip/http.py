@@ -25,7 +25,7 @@ from service.frontend.api.oip.http_codec import (
 )
 from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
-from service.frontend.core.auth import Auth, Caller
+from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
 from service.frontend.http.middleware import request_of, within_deadline
 from service.settings import Settings
@@ -98,12 +98,12 @@ class OpenInferenceHttp:
         coding = negotiate_coding(_text(headers.get(b"accept-encoding")))
         try:
             reading = read_decompressed(request, self._settings.max_request_bytes, bodies)
-            body = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            body = await within_deadline(reading, deadline_s)
             length = json_length(_text(headers.get(HEADER_LENGTH_KEY)), len(body))
             parsed = await offload(partial(read_request, body, length), len(body) if length is None else length)
             with request.connection.disconnect:
                 content, response_headers = await self._inference.infer(
-                    model, record, Caller(record.caller), deadline_s, parsed, partial(encode_response, coding=coding)
+                    model, record, deadline_s, parsed, partial(encode_response, coding=coding)
                 )
         finally:
             bodies.release(record)

@@ -132,7 +132,7 @@ async def test_where_only_instances_are_served() -> None:
     """Without a semantic model a detector with masks answers; without either there is no such model."""
     async with open_rest(tasks=(), more=[fake_instances()]) as rest:
         assert (await ask(rest, "segment", picture()))[0].score == 0.9
-        with pytest.raises(HfHubHTTPError, match="no model does the subtask 'semantic' here"):
+        with pytest.raises(HfHubHTTPError, match="no served model does the subtask 'semantic'"):
             await ask(rest, "segment", picture(), subtask="semantic")
         with pytest.raises(HfHubHTTPError, match="no model for the task 'classify'"):
             await ask(rest, "classify", picture())
@@ -195,7 +195,7 @@ async def test_async_client(served: Rest) -> None:
 async def test_errors_carry_our_words(
     served: Rest, task: str, body: bytes, parameters: dict[str, Any], query: str, status: int, words: str
 ) -> None:
-    """What the client raises has the contract's status and says what was wrong, in the service's own words."""
+    """What the client raises has the contract's status and the service's own message."""
     with pytest.raises(HfHubHTTPError, match=words) as raised:
         await ask(served, task, body, query, **parameters)
     assert raised.value.response.status_code == status
@@ -204,7 +204,7 @@ async def test_errors_carry_our_words(
 
 
 async def test_the_token_is_the_key(tmp_path: Path) -> None:
-    """The client's `token` (or `api_key`) opens a guarded service; without it the client tells how."""
+    """The client's `token` (or `api_key`) opens a guarded service; without it the error names the header."""
     key = "hf_0123456789abcdef"
     (tmp_path / "keys").write_text(f"{key}\n", encoding="ascii")
     async with open_rest(api_keys_file=tmp_path / "keys") as rest:
@@ -220,7 +220,7 @@ async def test_the_token_is_the_key(tmp_path: Path) -> None:
 
 
 async def test_over_the_rate() -> None:
-    """The client tells that it came too often, and when to come back."""
+    """A client over its rate gets a 429 with Retry-After."""
     async with open_rest(rate_limit_per_s=0.001, rate_limit_burst=1) as rest:
         await ask(rest, "classify", picture())
         with pytest.raises(HfHubHTTPError, match="try again in") as raised:
@@ -243,7 +243,7 @@ async def test_deadlines() -> None:
 
 
 async def test_no_worker() -> None:
-    """Without a worker the client raises a 503 that says why."""
+    """Without a worker the client raises a 503 with the reason."""
     async with open_rest(with_worker=False) as rest:
         with pytest.raises(HfHubHTTPError, match="worker") as raised:
             await ask(rest, "segment", picture())
