@@ -235,8 +235,8 @@ async def test_deadlines() -> None:
         rest.worker.runner.gate.clear()
         url = url_of(rest, "classify")
         with pytest.raises(InferenceTimeoutError):
-            await asyncio.to_thread(InferenceClient(model=url, timeout=0.2).image_classification, picture())
-        patient = InferenceClient(model=url, headers={"X-Request-Timeout-Ms": "80"})
+            await asyncio.to_thread(InferenceClient(model=url, timeout=0.5).image_classification, picture())
+        patient = InferenceClient(model=url, headers={"X-Request-Timeout-Ms": "500"})
         with pytest.raises(HfHubHTTPError, match="timed out") as raised:
             await asyncio.to_thread(patient.image_classification, picture())
         assert raised.value.response.status_code == 504

@@ -96,7 +96,7 @@ async def test_images_in_flight_are_bounded() -> None:
         held = [
             asyncio.create_task(engine.predict(request_for(engine, png_of(level)), first_label)) for level in (3, 4)
         ]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # both are admitted
         with pytest.raises(Overloaded):
             await engine.predict(request_for(engine, png_of(5)), first_label)
         worker.runner.gate.set()

@@ -90,7 +90,7 @@ async def test_without_models_the_service_knows_that_it_has_none() -> None:
 
 async def test_a_deadline_holds_for_models_too() -> None:
     """The caller's deadline, or the setting's where it is sooner, ends the wait for a load."""
-    async with engine_at_work(SETTINGS.with_changes(model_control_timeout_ms=300)) as (engine, worker):
+    async with engine_at_work(SETTINGS.with_changes(model_control_timeout_ms=500)) as (engine, worker):
         worker.runner.reading.clear()
         with pytest.raises(DeadlineExceeded):
             await engine.load("second", time.monotonic() + 0.2)
