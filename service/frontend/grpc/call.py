@@ -24,6 +24,9 @@ from service.frontend.core.request_log import RequestLog, RequestRecord
 from service.frontend.grpc.status import Context, abort, record_error, status_of
 from service.observability.tracing import TraceContext, received_context
 
+EARLY_S = 0.02
+"""How much too early gRPC may cancel a call at its deadline: its timers read a coarse clock."""
+
 M = TypeVar("M", bound=Message)
 
 Method = Callable[[RequestRecord, bytes, int | None], Awaitable[bytes]]
@@ -231,7 +234,7 @@ def _domain_error(error: BaseException, record: RequestRecord, timeout_ms: int |
         return error
     if isinstance(error, asyncio.CancelledError):
         # gRPC cancels a call whose deadline has passed, too.
-        if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000:
+        if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000 - EARLY_S:
             raise error
         return DeadlineExceeded("timed out before the answer was ready")
     log.error("unexpected error", request_id=record.request_id, exc_info=error)
