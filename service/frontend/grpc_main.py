@@ -32,6 +32,13 @@ from service.settings import Settings
 
 SERVICES = (VISION, OPEN_INFERENCE)
 
+log = structlog.get_logger(__name__)
+
+
+def run_grpc(settings: Settings) -> int:
+    """Serve gRPC until a signal; the exit status."""
+    return run_process("grpc", settings, lambda stop: _serve(settings, stop))
+
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
@@ -61,9 +68,6 @@ def create_rpc(
     return Rpc(server, health, drain)
 
 
-log = structlog.get_logger(__name__)
-
-
 class CannotListen(Exception):
     """A port cannot be used."""
 
@@ -71,11 +75,6 @@ class CannotListen(Exception):
         super().__init__(f"port {port}: {reason}")
         self.port = port
         self.reason = reason
-
-
-def run_grpc(settings: Settings) -> int:
-    """Serve gRPC until a signal; the exit status."""
-    return run_process("grpc", settings, lambda stop: _serve(settings, stop))
 
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:

@@ -44,6 +44,13 @@ DESCRIPTION = """Send an image, get labels, boxes and masks.
 Coordinates are pixels of the upright image (EXIF orientation applied), origin at the top left. Errors are
 `application/problem+json` (RFC 9457); `Retry-After` has the seconds to wait where trying again may help."""
 
+log = structlog.get_logger(__name__)
+
+
+def run_rest(settings: Settings) -> int:
+    """Serve HTTP until a signal; the exit status."""
+    return run_process("rest", settings, lambda stop: _serve(settings, stop))
+
 
 def create_app(
     engine: Engine,
@@ -116,14 +123,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     ours.record.outcome = code
     answer = problem(code, error.status_code, title, detail, ours.instance)
     return problem_response(answer, dict(error.headers or {}))
-
-
-log = structlog.get_logger(__name__)
-
-
-def run_rest(settings: Settings) -> int:
-    """Serve HTTP until a signal; the exit status."""
-    return run_process("rest", settings, lambda stop: _serve(settings, stop))
 
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:

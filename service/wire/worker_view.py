@@ -18,6 +18,9 @@ from service.wire.messages import MalformedMessage, ModelState, Phase, State
 NO_WORKER = "there is no worker at the moment; one is being started"
 NO_WORKER_RETRY_S = 2.0
 
+MAX_CONFIGS = 64
+"""Configs that are kept besides those of served models, for models that are served again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -45,10 +48,6 @@ class WorkerView:
 
     def has_ready(self, version: str) -> bool:
         return any(model.version == version and model.ready for model in self.models or ())
-
-
-MAX_CONFIGS = 64
-"""Configs that are kept besides those of served models, for models that are served again."""
 
 
 class ModelConfigs:

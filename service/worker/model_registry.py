@@ -19,6 +19,8 @@ from model.reference import reference_input
 from model.types import ModelInput
 from service.errors import ModelNotFound, Unavailable
 
+log = structlog.get_logger(__name__)
+
 _numbers = itertools.count(1)
 
 
@@ -118,16 +120,6 @@ class ModelRegistry:
         self.by_version = {model.version: model for model in (*replaced, *self._served.values())}
 
 
-log = structlog.get_logger(__name__)
-
-
-class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file's content. `configured`: the models of the settings; once these change, `served` is out of date."""
-
-    configured: tuple[str, ...]
-    served: tuple[str, ...]
-
-
 class StateFile:
     """Keeps the names of the served models, in order. Without a `path` nothing is kept."""
 
@@ -168,3 +160,10 @@ class StateFile:
             except BaseException:
                 Path(file.name).unlink()
                 raise
+
+
+class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file's content. `configured`: the models of the settings; once these change, `served` is out of date."""
+
+    configured: tuple[str, ...]
+    served: tuple[str, ...]

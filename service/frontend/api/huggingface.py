@@ -40,114 +40,11 @@ from service.types import ModelStatus, PredictRequest
 
 HOW_TO_SEND = 'send the bytes of one image as the body, or JSON {"inputs": "<base64>", "parameters": {…}}'
 
-
-class _Body(msgspec.Struct, forbid_unknown_fields=True):
-    """`options` are hints to Hugging Face's own servers (caches, cold models) and change no answer."""
-
-    inputs: str
-    parameters: msgspec.Raw = msgspec.Raw(b"null")
-    options: msgspec.Raw = msgspec.Raw(b"null")
-
-
-def params_of(parameters: Parameters) -> QueryParams:
-    """The worker's part of the parameters."""
-    match parameters:
-        case ClassifyParameters(top_k=top_k):
-            return parse_params(top_k=top_k).params
-        case DetectParameters(threshold=threshold):
-            return parse_params(score_threshold=threshold, masks=False).params
-        case SegmentParameters(threshold=threshold):
-            return parse_params(score_threshold=threshold).params
-
-
-def read_json(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
-    """The image and the parameters of a JSON body.
-
-    Raises:
-        BadRequest: broken JSON, or another form of it.
-        BadParameter: a parameter is unknown, out of its range, or not supported.
-    """
-    try:
-        document = msgspec.json.decode(body, type=_Body)
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the body is not valid JSON: {error}") from None
-    parameters = _parameters(kind, document.parameters)
-    image = from_base64(document.inputs, "inputs")
-    if isinstance(image, BadRequest):
-        raise image
-    return image, parameters
-
-
-def _parameters(kind: type[Parameters], text: msgspec.Raw) -> Parameters:
-    try:
-        parameters = msgspec.json.decode(text, type=kind | None) or kind()
-    except msgspec.ValidationError as error:
-        known = ", ".join(kind.__struct_fields__)
-        raise BadParameter(f"the JSON body's `parameters` are invalid: {error}; known parameters: {known}") from None
-    function = parameters.function_to_apply if isinstance(parameters, ClassifyParameters) else None
-    if function not in (None, Function.SOFTMAX):
-        raise BadParameter(
-            f"function_to_apply {function!s} is not supported: scores are softmax probabilities; leave it out",
-            "function_to_apply",
-        )
-    return parameters
-
-
 SUMMARY = {
     Task.CLASSIFY: "For `InferenceClient.image_classification`",
     Task.DETECT: "For `InferenceClient.object_detection`",
     Task.SEGMENT: "For `InferenceClient.image_segmentation`",
 }
-
-
-def operation(task: Task, settings: Settings) -> dict[str, Any]:
-    """The part of the operation `POST /compat/huggingface/<task>` that FastAPI does not know."""
-    name = PARAMETERS["model"]
-    document = {
-        "type": "object",
-        "properties": {
-            "inputs": BASE64,
-            "parameters": {"$ref": REF.format(name=PARAMETERS_OF_TASK[task].__name__)},
-            "options": {"description": "Accepted and ignored."},
-        },
-        "required": ["inputs"],
-    }
-    elements = {"type": "array", "items": {"$ref": REF.format(name=ELEMENT_OF_TASK[task].__name__)}}
-    return {
-        "operationId": f"huggingface_{task.value}",
-        "parameters": [
-            {"name": "model", "in": "query", "description": name.description, "schema": dict(name.schema)},
-            *header_parameters(settings),
-        ],
-        "requestBody": {
-            "required": True,
-            "description": (
-                "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
-            ),
-            "content": {
-                "image/*": {"schema": BINARY},
-                "application/octet-stream": {"schema": BINARY},
-                "application/json": {"schema": document},
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "A list of results",
-                "headers": RESPONSE_HEADERS,
-                "content": {"application/json": {"schema": elements}},
-            },
-            **error_answers(),
-        },
-    }
-
-
-def huggingface_components() -> dict[str, Any]:
-    """The schemas that `operation` refers to, by name."""
-    structs = [*PARAMETERS_OF_TASK.values(), *ELEMENT_OF_TASK.values()]
-    _, schemas = msgspec.json.schema_components(structs, ref_template=REF)
-    return schemas
 
 
 class HuggingFace:
@@ -208,6 +105,54 @@ class HuggingFace:
         return able
 
 
+def operation(task: Task, settings: Settings) -> dict[str, Any]:
+    """The part of the operation `POST /compat/huggingface/<task>` that FastAPI does not know."""
+    name = PARAMETERS["model"]
+    document = {
+        "type": "object",
+        "properties": {
+            "inputs": BASE64,
+            "parameters": {"$ref": REF.format(name=PARAMETERS_OF_TASK[task].__name__)},
+            "options": {"description": "Accepted and ignored."},
+        },
+        "required": ["inputs"],
+    }
+    elements = {"type": "array", "items": {"$ref": REF.format(name=ELEMENT_OF_TASK[task].__name__)}}
+    return {
+        "operationId": f"huggingface_{task.value}",
+        "parameters": [
+            {"name": "model", "in": "query", "description": name.description, "schema": dict(name.schema)},
+            *header_parameters(settings),
+        ],
+        "requestBody": {
+            "required": True,
+            "description": (
+                "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
+            ),
+            "content": {
+                "image/*": {"schema": BINARY},
+                "application/octet-stream": {"schema": BINARY},
+                "application/json": {"schema": document},
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "A list of results",
+                "headers": RESPONSE_HEADERS,
+                "content": {"application/json": {"schema": elements}},
+            },
+            **error_answers(),
+        },
+    }
+
+
+def huggingface_components() -> dict[str, Any]:
+    """The schemas that `operation` refers to, by name."""
+    structs = [*PARAMETERS_OF_TASK.values(), *ELEMENT_OF_TASK.values()]
+    _, schemas = msgspec.json.schema_components(structs, ref_template=REF)
+    return schemas
+
+
 def _model_name(query_string: bytes) -> str | None:
     if not query_string:
         return None
@@ -236,3 +181,57 @@ def _chosen(models: Sequence[ModelStatus], parameters: Parameters) -> ModelStatu
             return model
     does = ", ".join(f"{model.config.name} does {_subtask(model)}" for model in models)
     raise BadParameter(f"no served model does the subtask {parameters.subtask.value!r}; {does}", "subtask")
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+    """`options` are hints to Hugging Face's own servers (caches, cold models) and change no answer."""
+
+    inputs: str
+    parameters: msgspec.Raw = msgspec.Raw(b"null")
+    options: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def params_of(parameters: Parameters) -> QueryParams:
+    """The worker's part of the parameters."""
+    match parameters:
+        case ClassifyParameters(top_k=top_k):
+            return parse_params(top_k=top_k).params
+        case DetectParameters(threshold=threshold):
+            return parse_params(score_threshold=threshold, masks=False).params
+        case SegmentParameters(threshold=threshold):
+            return parse_params(score_threshold=threshold).params
+
+
+def read_json(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
+    """The image and the parameters of a JSON body.
+
+    Raises:
+        BadRequest: broken JSON, or another form of it.
+        BadParameter: a parameter is unknown, out of its range, or not supported.
+    """
+    try:
+        document = msgspec.json.decode(body, type=_Body)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    parameters = _parameters(kind, document.parameters)
+    image = from_base64(document.inputs, "inputs")
+    if isinstance(image, BadRequest):
+        raise image
+    return image, parameters
+
+
+def _parameters(kind: type[Parameters], text: msgspec.Raw) -> Parameters:
+    try:
+        parameters = msgspec.json.decode(text, type=kind | None) or kind()
+    except msgspec.ValidationError as error:
+        known = ", ".join(kind.__struct_fields__)
+        raise BadParameter(f"the JSON body's `parameters` are invalid: {error}; known parameters: {known}") from None
+    function = parameters.function_to_apply if isinstance(parameters, ClassifyParameters) else None
+    if function not in (None, Function.SOFTMAX):
+        raise BadParameter(
+            f"function_to_apply {function!s} is not supported: scores are softmax probabilities; leave it out",
+            "function_to_apply",
+        )
+    return parameters

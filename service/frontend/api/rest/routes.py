@@ -24,6 +24,28 @@ from service.types import ModelStatus
 
 MetricsText = Callable[[], tuple[bytes, str]]
 
+WEB = Path(__file__).parents[2] / "web"
+
+FILES = {
+    "/": WEB / "playground.html",
+    "/docs": WEB / "docs.html",
+    "/web/playground.js": WEB / "playground.js",
+    "/web/docs.js": WEB / "docs.js",
+    "/web/style.css": WEB / "style.css",
+    "/web/sample.jpg": REFERENCE_PICTURE,
+}
+
+HEADERS = {
+    # The playground shows chosen images from blob: URLs, and the icon is a data: URL.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
 
 class ModelCard(BaseModel):
     """A served model. `default`: used if a request of its task names no model. `labels` are by class index."""
@@ -93,6 +115,13 @@ def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     return router
 
 
+def pages() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    for path, file in FILES.items():
+        router.add_api_route(path, _page(file), methods=["GET", "HEAD"])
+    return router
+
+
 def _card(engine: Engine, status: ModelStatus) -> ModelCard:
     config: BundleConfig = status.config
     return ModelCard(
@@ -110,35 +139,6 @@ def _card(engine: Engine, status: ModelStatus) -> ModelCard:
         source=config.source,
         accuracy=config.accuracy,
     )
-
-
-WEB = Path(__file__).parents[2] / "web"
-
-FILES = {
-    "/": WEB / "playground.html",
-    "/docs": WEB / "docs.html",
-    "/web/playground.js": WEB / "playground.js",
-    "/web/docs.js": WEB / "docs.js",
-    "/web/style.css": WEB / "style.css",
-    "/web/sample.jpg": REFERENCE_PICTURE,
-}
-HEADERS = {
-    # The playground shows chosen images from blob: URLs, and the icon is a data: URL.
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
-
-
-def pages() -> APIRouter:
-    router = APIRouter(include_in_schema=False)
-    for path, file in FILES.items():
-        router.add_api_route(path, _page(file), methods=["GET", "HEAD"])
-    return router
 
 
 def _page(file: Path) -> Callable[[], Awaitable[FileResponse]]:
