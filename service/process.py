@@ -63,7 +63,7 @@ def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], A
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_main(main, int(lifeline) if lifeline is not None else None))
+        return runner.run(_run_main(main, int(lifeline) if lifeline is not None else None))
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -121,7 +121,7 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-async def _main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: int | None) -> int:
+async def _run_main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: int | None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

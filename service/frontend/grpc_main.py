@@ -79,15 +79,15 @@ class CannotListen(Exception):
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
-        supervised = inherited_socket()
-        with _opening(settings.grpc_port):
-            held = supervised or hold_port(settings.host, settings.grpc_port)
+        inherited = inherited_socket()
+        with _port_errors(settings.grpc_port):
+            held = inherited or hold_port(settings.host, settings.grpc_port)
         files = certificate_files(settings)
         credentials = server_credentials(files) if files else None
         with open_tracing(settings, "grpc") as tracing:
             async with open_front_end(settings) as front_end:
                 # Under a supervisor REST's /metrics has the metrics of all processes.
-                metrics = contextlib.nullcontext() if supervised else _serving_metrics(front_end.registry, settings)
+                metrics = contextlib.nullcontext() if inherited else _serving_metrics(front_end.registry, settings)
                 with metrics:
                     await _serve_at(held, front_end, credentials, settings, stop, tracing)
     except CannotListen as error:
@@ -112,7 +112,7 @@ async def _serve_at(
     tracing: Tracing,
 ) -> None:
     rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, tracing=tracing)
-    with _opening(held.getsockname()[1]):
+    with _port_errors(held.getsockname()[1]):
         address = listen_at(rpc.server, held, credentials)
     await rpc.server.start()
     log.info("listening", address=address, tls=credentials is not None)
@@ -121,7 +121,7 @@ async def _serve_at(
 
 @contextlib.contextmanager
 def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
-    with _opening(settings.grpc_metrics_port):
+    with _port_errors(settings.grpc_metrics_port):
         exporter, _ = start_http_server(settings.grpc_metrics_port, settings.host, registry)
     log.info("serving metrics", url=f"http://{settings.host}:{exporter.server_port}/metrics")
     try:
@@ -132,7 +132,7 @@ def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterato
 
 
 @contextlib.contextmanager
-def _opening(port: int) -> Iterator[None]:
+def _port_errors(port: int) -> Iterator[None]:
     """Turns an OSError inside the context into CannotListen."""
     try:
         yield

@@ -20,8 +20,8 @@ from service.wire.worker_view import merge_models, merge_readiness
 class Listener(Protocol):
     """Called back for events of the workers."""
 
-    def workers_up(self, up: int, of: int) -> None:
-        """So many of all configured workers answer now."""
+    def workers_up(self, up: int, total: int) -> None:
+        """`up` of the `total` configured workers answer now."""
 
     def worker_replaced(self) -> None:
         """Another worker process took the place of one."""
@@ -35,7 +35,8 @@ class WorkerPool:
 
     def __init__(self, addresses: Sequence[str], heartbeat_s: float, timeout_s: float, listener: Listener) -> None:
         self._clients = tuple(
-            WorkerClient(one, heartbeat_s, timeout_s, self._changed, listener.worker_replaced) for one in addresses
+            WorkerClient(address, heartbeat_s, timeout_s, self._changed, listener.worker_replaced)
+            for address in addresses
         )
         self._listener = listener
         self._change = asyncio.Event()

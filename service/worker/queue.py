@@ -124,9 +124,9 @@ class JobQueue:
         if queue is None:
             return 0.0
         place = bisect_right(queue.entries, (deadline_s,), key=lambda entry: entry[:1])
-        own = queue.seconds * place / len(queue.entries)
+        own_s = queue.seconds * place / len(queue.entries)
         weights = sum(self.shares.weight(other) for other in self.models if other != model)
-        return own + min(self.seconds - queue.seconds, own * weights / self.shares.weight(model))
+        return own_s + min(self.seconds - queue.seconds, own_s * weights / self.shares.weight(model))
 
     def put(self, job: Job, seconds: float, retry_after_s: float) -> None:
         """Add a job that is expected to take so many seconds of one lane. It replaces a waiting job of the same key.

@@ -77,7 +77,7 @@ class ApiKeys:
         """Raises InvalidKeysFile."""
         self._path = path
         self._secret = secrets.token_bytes(32)
-        self._stamp = file_version(path)
+        self._version = file_version(path)
         self._names = self._read()
 
     def name_of(self, key: str) -> str | None:
@@ -92,9 +92,9 @@ class ApiKeys:
 
     def _refresh(self) -> None:
         now = file_version(self._path)
-        if now == self._stamp:
+        if now == self._version:
             return
-        self._stamp = now
+        self._version = now
         try:
             self._names = self._read()
         except InvalidKeysFile as error:

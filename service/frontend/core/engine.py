@@ -105,11 +105,11 @@ class Engine:
                 Refusal.IN_FLIGHT,
             )
         traced = current_span().recording
-        about = {"convmlp.request_id": request.id, "convmlp.model": config.name} if traced else {}
+        attributes = {"convmlp.request_id": request.id, "convmlp.model": config.name} if traced else {}
         self._images += 1
         self._metrics.in_flight.inc()
         try:
-            with step("predict", about) if traced else UNTRACED as span:
+            with step("predict", attributes) if traced else UNTRACED as span:
                 reservation = self._workers.reserve(model, deadline_s)
                 try:
                     prepared = await self._threads.run(
@@ -170,10 +170,10 @@ class Engine:
         Raises:
             ModelNotFound, Unavailable: as `resolve`.
         """
-        for status in self.models():
-            if status.config.name == name:
-                return status
-        known = ", ".join(status.config.name for status in self.models())
+        for model in self.models():
+            if model.config.name == name:
+                return model
+        known = ", ".join(model.config.name for model in self.models())
         raise ModelNotFound(f"there is no model {name!r}; served: {known}")
 
     def models(self) -> tuple[ModelStatus, ...]:

@@ -301,14 +301,14 @@ class RequestMiddleware:
 
     def _begin_span(self, request: HttpRequest) -> Span:
         method, scope = request.record.method, request.scope
-        about = {
+        attributes = {
             "http.request.method": method,
             "network.protocol.version": scope["http_version"],
             "url.scheme": scope["scheme"],
         }
         headers = Request(scope).headers
         context = received_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
-        return self._log.tracing.request(method if method != OTHER_METHOD else "HTTP", context, about)
+        return self._log.tracing.request(method if method != OTHER_METHOD else "HTTP", context, attributes)
 
 
 class FastPath:
