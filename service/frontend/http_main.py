@@ -18,7 +18,7 @@ from service.frontend.api.oip.http import open_inference
 from service.frontend.api.oip.openapi import open_inference_document
 from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
 from service.frontend.api.rest.predict import Predict
-from service.frontend.api.rest.routes import FILES, MetricsText, catalogue, pages
+from service.frontend.api.rest.routes import FILES, MetricsText, page_routes, service_routes
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
@@ -91,9 +91,9 @@ def create_app(
             summary=HUGGINGFACE_SUMMARY[task],
             openapi_extra=huggingface_operation(task, settings),
         )
-    app.include_router(open_inference(engine, settings, auth))
-    app.include_router(catalogue(engine, metrics_text))
-    app.include_router(pages())
+    app.include_router(open_inference(engine, auth, settings))
+    app.include_router(service_routes(engine, metrics_text))
+    app.include_router(page_routes())
     # FastAPI's own way to extend it.
     documents = [
         {"components": {"schemas": {**prediction_components(), **huggingface_components()}}},

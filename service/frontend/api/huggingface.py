@@ -68,7 +68,7 @@ class HuggingFace:
         record.predicts, record.task, record.route = True, self._task.value, self.path
         deadline_s = engine.deadline(request.timeout_ms)
         # Before the body is read, so that a wrong model name does not cost an upload.
-        models = self._able(_model_name(scope["query_string"]))
+        candidates = self._candidates(_model_name(scope["query_string"]))
         try:
             reading = request.read(self._max_bytes, engine.bodies)
             image = await within_deadline(reading, deadline_s)
@@ -79,7 +79,7 @@ class HuggingFace:
             if image.lstrip()[:1] == b"{":
                 reading_json = asyncio.to_thread(read_json, kind, image)
                 image, parameters = await within_deadline(reading_json, deadline_s)
-            model = _chosen(models, parameters)
+            model = _select_model(candidates, parameters)
             record.model = model.config.name
             prediction = PredictRequest(record.request_id, model, image, params_of(parameters), deadline_s)
             with request.connection.disconnect:
@@ -89,7 +89,7 @@ class HuggingFace:
         record.timings = reply.timings
         await request.respond(reply.payload, "application/json")
 
-    def _able(self, name: str | None) -> Sequence[ModelStatus]:
+    def _candidates(self, name: str | None) -> Sequence[ModelStatus]:
         """The models that may answer, the preferred first; never none."""
         engine = self._engine
         if self._task is not Task.SEGMENT:
@@ -99,10 +99,10 @@ class HuggingFace:
             return [model if _does_instances(model) else engine.resolve(self._task, name)]
         served = engine.models()
         semantic = [model for model in served if model.config.task is Task.SEGMENT]
-        able = [*semantic, *(model for model in served if _does_instances(model))]
-        if not able:
+        candidates = [*semantic, *(model for model in served if _does_instances(model))]
+        if not candidates:
             raise ModelNotFound("this service has no model that segments; see /models")
-        return able
+        return candidates
 
 
 def operation(task: Task, settings: Settings) -> dict[str, Any]:
@@ -172,15 +172,15 @@ def _subtask(model: ModelStatus) -> Subtask:
     return Subtask.INSTANCE if _does_instances(model) else Subtask.SEMANTIC
 
 
-def _chosen(models: Sequence[ModelStatus], parameters: Parameters) -> ModelStatus:
+def _select_model(models: Sequence[ModelStatus], parameters: Parameters) -> ModelStatus:
     """The first model that does the requested subtask; without one, the first."""
     if not isinstance(parameters, SegmentParameters) or parameters.subtask is None:
         return models[0]
     for model in models:
         if _subtask(model) is parameters.subtask:
             return model
-    does = ", ".join(f"{model.config.name} does {_subtask(model)}" for model in models)
-    raise BadParameter(f"no served model does the subtask {parameters.subtask.value!r}; {does}", "subtask")
+    subtasks = ", ".join(f"{model.config.name} does {_subtask(model)}" for model in models)
+    raise BadParameter(f"no served model does the subtask {parameters.subtask.value!r}; {subtasks}", "subtask")
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):

@@ -88,7 +88,7 @@ class Disconnect:
         self.happened = False
         self._task: asyncio.Task[Any] | None = None
 
-    def __call__(self) -> None:
+    def notify(self) -> None:
         """The connection ended."""
         self.happened = True
         if self._task is not None:
@@ -138,7 +138,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
-        self.disconnect()
+        self.disconnect.notify()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -1,6 +1,6 @@
-"""GET /models, /livez, /readyz, /metrics; and the pages: the playground at `/`, the reference at `/docs`.
+"""GET /models, /livez, /readyz, /metrics; and the page_routes: the playground at `/`, the reference at `/docs`.
 
-The pages load nothing from another host.
+The page_routes load nothing from another host.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from model.bundle import Accuracy, BundleConfig, Source
+from model.bundle import Accuracy, Source
 from model.families.registry import Architecture
 from model.reference import REFERENCE_PICTURE
 from model.spec import Postprocessing, Preprocessing
@@ -78,12 +78,12 @@ class ReadyAnswer(BaseModel):
     reason: str
 
 
-def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
+def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     router = APIRouter(responses={"default": problem_content("An error (RFC 9457)")})
 
     @router.get("/models", tags=["models"], summary="List the served models")
     async def models() -> ModelList:
-        return ModelList(models=[_card(engine, status) for status in engine.models()])
+        return ModelList(models=[_card(engine, model) for model in engine.models()])
 
     @router.get("/models/{name}", tags=["models"], summary="Describe one model")
     async def model(name: str) -> ModelCard:
@@ -115,22 +115,22 @@ def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     return router
 
 
-def pages() -> APIRouter:
+def page_routes() -> APIRouter:
     router = APIRouter(include_in_schema=False)
     for path, file in FILES.items():
         router.add_api_route(path, _page(file), methods=["GET", "HEAD"])
     return router
 
 
-def _card(engine: Engine, status: ModelStatus) -> ModelCard:
-    config: BundleConfig = status.config
+def _card(engine: Engine, model: ModelStatus) -> ModelCard:
+    config = model.config
     return ModelCard(
         name=config.name,
         task=config.task,
         default=engine.resolve(config.task, None).config.name == config.name,
-        ready=status.ready,
-        device=status.device,
-        precision=status.precision,
+        ready=model.ready,
+        device=model.device,
+        precision=model.precision,
         labels=config.labels,
         input=config.preprocessing,
         postprocessing=config.postprocessing,
