@@ -161,7 +161,7 @@ class _ModelMetrics:
 
 
 class WorkerMetrics:
-    """The metrics of a worker process. `tasks` has the task of each model; `add_model` adds more."""
+    """The metrics of a worker process. `tasks` has the task of each model that is served at the start."""
 
     def __init__(self, registry: CollectorRegistry, tasks: Mapping[str, str]) -> None:
         self._models: dict[str, _ModelMetrics] = {}
@@ -258,7 +258,7 @@ class WorkerMetrics:
         self._models[model].queue.observe(seconds)
 
     def queue(self, model: str, images: int, pixels: int) -> None:
-        """So many images of a model wait, and so many pixels of all models."""
+        """Set the gauges of the queue: the waiting images of one model, and the waiting pixels of all models."""
         self._models[model].depth.set(images)
         self._pixels.set(pixels)
 

@@ -123,9 +123,9 @@ class CollectorExporter(SpanExporter):
 
 
 def _resource(part: str) -> Resource:
-    own = {
+    attributes = {
         SERVICE_NAME: f"convmlp-{part}",
         SERVICE_VERSION: version(PACKAGE),
         SERVICE_INSTANCE_ID: f"{socket.gethostname()}:{os.getpid()}",
     }
-    return Resource.create({**own, **OTELResourceDetector().detect().attributes})
+    return Resource.create({**attributes, **OTELResourceDetector().detect().attributes})

@@ -24,7 +24,7 @@ from service.observability.exposition import forget_process
 from service.observability.metrics import MULTIPROC_DIR, restart_counter
 from service.process import EXIT_CONFIG, address_of, hold_port, open_listener, run_process
 from service.settings import Settings
-from service.supervision.child import Child, Part
+from service.supervision.child import Child, ChildSpec
 from service.supervision.placement import Unplaceable, count_cuda_devices, place_workers
 from service.wire.worker_client import WorkerClient
 
@@ -74,23 +74,24 @@ async def _supervise_at(
 ) -> int:
     restarts = restart_counter(CollectorRegistry())
 
-    def child(part: Part, settings: Settings) -> Child:
+    def make_child(spec: ChildSpec, settings: Settings) -> Child:
         def lost() -> None:
-            forget_process(part.role, folder)
-            if part.command == "worker":
+            forget_process(spec.role, folder)
+            if spec.command == "worker":
                 restarts.inc()
 
         # A front-end's small NumPy products gain nothing from BLAS threads.
-        return Child(part, {"OPENBLAS_NUM_THREADS": "1", **os.environ, **settings.as_environment()}, lost)
+        return Child(spec, {"OPENBLAS_NUM_THREADS": "1", **os.environ, **settings.as_environment()}, lost)
 
     workers = [
-        child(Part(f"worker-{n}", "worker"), worker_settings) for n, worker_settings in enumerate(workers_settings)
+        make_child(ChildSpec(f"worker-{n}", "worker"), worker_settings)
+        for n, worker_settings in enumerate(workers_settings)
     ]
     front_ends = [
-        *(child(Part(f"rest-{n}", "rest", http.fileno()), settings) for n in range(settings.rest_processes)),
-        *(child(Part(f"grpc-{n}", "grpc", grpc.fileno()), settings) for n in range(settings.grpc_processes)),
+        *(make_child(ChildSpec(f"rest-{n}", "rest", http.fileno()), settings) for n in range(settings.rest_processes)),
+        *(make_child(ChildSpec(f"grpc-{n}", "grpc", grpc.fileno()), settings) for n in range(settings.grpc_processes)),
     ]
-    running = {part: asyncio.create_task(part.run()) for part in (*workers, *front_ends)}
+    running = {child: asyncio.create_task(child.run()) for child in (*workers, *front_ends)}
     watching = asyncio.create_task(_watch(settings, workers, address_of(http), address_of(grpc)))
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([stopping, *running.values()], return_when=asyncio.FIRST_COMPLETED)
@@ -104,7 +105,7 @@ async def _supervise_at(
     # Front-ends first: their requests in progress still need the workers.
     grace_s = settings.drain_timeout_ms / 1000 + KILL_GRACE_S
     for group in (front_ends, workers):
-        await asyncio.gather(*(part.stop(running[part], grace_s) for part in group))
+        await asyncio.gather(*(child.stop(running[child], grace_s) for child in group))
     await asyncio.gather(watching, stopping, *running.values(), return_exceptions=True)
     return status
 

@@ -38,7 +38,7 @@ async def broadcast_list(clients: Sequence[WorkerClient], deadline_s: float) -> 
 
 
 async def broadcast_load(clients: Sequence[WorkerClient], model: str, deadline_s: float) -> None:
-    """Have a model served by every worker.
+    """Load a model on every worker.
 
     Where a worker cannot, or the call is cancelled, the workers that did not serve the model before unload it again.
     Those that served another version keep the new one.
@@ -67,7 +67,7 @@ async def broadcast_load(clients: Sequence[WorkerClient], model: str, deadline_s
 
 
 async def broadcast_unload(clients: Sequence[WorkerClient], model: str, deadline_s: float) -> None:
-    """Have a model unloaded by every worker. Raises as `broadcast_load`; ModelNotFound: no worker served it."""
+    """Unload a model on every worker. Raises as `broadcast_load`; ModelNotFound: no worker served it."""
     _check_all_up(clients)
     try:
         done, failed = await _call_all(clients, lambda client: client.unload(model, deadline_s))

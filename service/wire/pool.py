@@ -81,7 +81,7 @@ class WorkerPool:
     async def predict(
         self, request_id: str, model: ModelStatus, model_input: ModelInput, params: QueryParams, deadline_s: float
     ) -> WorkerAnswer:
-        """Have one input answered. Cancelling the call, or its deadline, cancels the job at its worker.
+        """Run one input on a worker. Cancelling the call, or its deadline, cancels the job at its worker.
 
         `model` is one of `models`: the input was prepared for it. A job whose worker is lost, or refuses it for now, is
         sent once more where another worker is ready.
@@ -120,7 +120,7 @@ class WorkerPool:
         return await broadcast_list(self._clients, deadline_s)
 
     async def load(self, model: str, deadline_s: float) -> None:
-        """Have a model served by every worker; `models` knows it when this returns.
+        """Load a model on every worker; `models` includes it when this returns.
 
         Where one of them cannot, those that did not serve it before unload it again.
 
@@ -132,12 +132,12 @@ class WorkerPool:
         await broadcast_load(self._clients, model, deadline_s)
 
     async def unload(self, model: str, deadline_s: float) -> None:
-        """Have a model unloaded by every worker; an unload that has started is completed. Raises as `load`."""
+        """Unload a model on every worker; an unload that has started is completed. Raises as `load`."""
         await broadcast_unload(self._clients, model, deadline_s)
 
-    async def introduced(self) -> None:
+    async def wait_for_state(self) -> None:
         """Wait until every worker has sent its first State."""
-        await asyncio.gather(*(client.introduced() for client in self._clients))
+        await asyncio.gather(*(client.wait_for_state() for client in self._clients))
 
     def next_change(self) -> asyncio.Event:
         """An event that is set at the next change of `models` or `readiness`."""

@@ -139,12 +139,12 @@ class WorkerClient:
         self._on_replaced = on_replaced
         self._job_numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[WorkerAnswer]] = {}
-        """By job: who waits for an Answer."""
+        """By job: the future of its Answer."""
         self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
-        """By job: who waits for a Store."""
+        """By job: the future of its Store."""
         self._state: State | None = None
         self._instance = ""
-        self._introduced = asyncio.Event()
+        self._state_received = asyncio.Event()
         self._received_s = 0.0
         self._pixels = 0
         self._configs = ModelConfigs()
@@ -176,7 +176,7 @@ class WorkerClient:
         params: QueryParams,
         deadline_s: float,
     ) -> WorkerAnswer:
-        """Have one input answered. Cancelling the call, or its deadline, cancels the job at the worker.
+        """Run one input on the worker. Cancelling the call, or its deadline, cancels the job at the worker.
 
         Raises:
             DeadlineExceeded: no answer came in time.
@@ -219,7 +219,7 @@ class WorkerClient:
         return await self._request(self._stores, job, budget_s, encode(ListStore(job, budget_s)))
 
     async def load(self, model: str, deadline_s: float) -> None:
-        """Have a model served; `view` has it when this returns. A cancelled call changes nothing.
+        """Load a model; `view` includes it when this returns. A cancelled call changes nothing.
 
         Raises:
             DeadlineExceeded: it was not done in time.
@@ -230,13 +230,13 @@ class WorkerClient:
         await self._request(self._stores, job, budget_s, encode(Load(job, budget_s, model)))
 
     async def unload(self, model: str, deadline_s: float) -> None:
-        """Have a model unloaded; an unload that has begun is completed. Raises as `load`."""
+        """Unload a model; an unload that has begun is completed. Raises as `load`."""
         job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         await self._request(self._stores, job, budget_s, encode(Unload(job, budget_s, model)))
 
-    async def introduced(self) -> None:
+    async def wait_for_state(self) -> None:
         """Wait until a worker has sent its first State."""
-        await self._introduced.wait()
+        await self._state_received.wait()
 
     @property
     def phase(self) -> Phase | None:
@@ -368,7 +368,7 @@ class WorkerClient:
         before, self._state = self._state, state
         if before is None or state.configs or (before.phase, before.models) != (state.phase, state.models):
             self._on_change()
-        self._introduced.set()
+        self._state_received.set()
 
     def _is_ready(self) -> bool:
         state = self._state

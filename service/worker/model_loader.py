@@ -187,7 +187,7 @@ class ModelLoader:
             raise
 
     async def _put_on_device(self, model: LoadedModel) -> None:
-        put = await self._run_in(self._reading_thread, self._runner.prepare, model.slot, model.bundle)
+        put = await self._run_in(self._reading_thread, self._runner.load, model.slot, model.bundle)
         await self._run_in(self._device_thread, put)
         model.precision = self._runner.precision(model.slot)
 

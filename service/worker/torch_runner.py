@@ -61,7 +61,7 @@ class TorchRunner:
         self._ping_tensor = torch.zeros(1, device=self._device)
         self._slots: dict[str, _Slot] = {}
         for bundle in bundles:
-            self.prepare(bundle.config.name, bundle)()
+            self.load(bundle.config.name, bundle)()
 
     def gpu(self) -> tuple[str, str] | None:
         """The GPU's UUID, as NVML has it, and its name; None on a CPU."""
@@ -74,11 +74,11 @@ class TorchRunner:
         served = self._slots.get(slot)
         return served.precision.value if served else ""
 
-    def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
+    def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed on several cores, and
         # once these are more than the cores, all of them sleep after each layer.
-        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as thread:
-            served = thread.submit(self._load, bundle).result()
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+            served = thread.submit(self._read, bundle).result()
 
         def put() -> None:
             self._slots[slot] = served
@@ -100,7 +100,7 @@ class TorchRunner:
     def close(self) -> None:
         self._slots.clear()
 
-    def _load(self, bundle: Bundle) -> _Slot:
+    def _read(self, bundle: Bundle) -> _Slot:
         with self._memory_errors(), self._lane(self._cores):
             return self._make_slot(bundle)
 

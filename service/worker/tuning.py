@@ -35,7 +35,7 @@ def best_of(curve: Mapping[int, float]) -> int:
     return min(images for images, image_s in curve.items() if image_s <= fastest * (1 + TOLERANCE))
 
 
-def goes_on(curve: Mapping[int, float]) -> bool:
+def should_continue(curve: Mapping[int, float]) -> bool:
     """Whether to try a larger batch: one of the last two sizes made images faster, and the last not much slower."""
     image_s = list(curve.values())
     if len(image_s) < 2:
@@ -84,7 +84,7 @@ class Tuner:
         try:
             for images in _sizes(self._limits.configured(shape)):
                 left_s = until_s - self._clock()
-                if model.retired or not goes_on(curve) or (curve and 2 * images * min(curve.values()) > left_s):
+                if model.retired or not should_continue(curve) or (curve and 2 * images * min(curve.values()) > left_s):
                     break
                 curve[images] = await self._time(job, images, until_s) / images
             for images in ROUNDS * list(curve):

@@ -40,7 +40,7 @@ MIN_KEY_LENGTH = 16
 """Only its length keeps a key from being guessed."""
 
 SEND_KEY = "send the header `Authorization: Bearer KEY` (in gRPC: the metadata `authorization`)"
-LOOK_INTERVAL_S = 2.0
+CHECK_INTERVAL_S = 2.0
 """How often the file is checked for changes."""
 
 _KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
@@ -84,7 +84,7 @@ class ApiKeys:
         """The name of the key; None for a wrong one."""
         return self._names.get(self._hash(key))
 
-    async def follow(self, interval_s: float = LOOK_INTERVAL_S) -> None:
+    async def follow(self, interval_s: float = CHECK_INTERVAL_S) -> None:
         """Read the file again whenever it changes. An invalid file is logged, and the last valid keys stay in use."""
         while True:
             await asyncio.sleep(interval_s)

@@ -1,6 +1,7 @@
-"""One inference request → its response: its images are batched one by one, and share one status.
+"""One inference request → its response, for both transports.
 
-Every transport takes this way. It brings what reads the request and what writes the response.
+Each image is a job of its own, and the first error fails the request. A transport parses the request, and passes the
+function that encodes the response.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from service.types import ModelStatus, PredictRequest, Reply
 T = TypeVar("T")
 
 OFFLOAD_FROM_BYTES = 2**12
-"""Of JSON, or of an answer's values: less is read or written faster than a thread is reached, some 0.1 ms."""
+"""So many bytes of JSON, or of an answer's values, are handled without a thread: to reach one takes some 0.1 ms."""
 
 
 async def offload(work: Callable[[], T], nbytes: int) -> T:

@@ -21,7 +21,7 @@ from service.settings import Settings
 from service.types import ModelStatus, StoredModel, Timings
 
 Fields = dict[str, Any]
-"""The fields of a message."""
+"""The fields of a protocol message, by name."""
 
 DISTRIBUTION = "convmlp-serving"
 EXTENSIONS = (
@@ -52,7 +52,7 @@ class ModelStatistics:
     """One model's counts over the requests of this protocol that this front-end answered.
 
     A request counts once whatever its number of images; each stage is its slowest image's. A batch may hold images of
-    other requests, APIs and front-ends: of its execution each image counts its part, one over the images of the batch.
+    other requests, APIs and front-ends, so an image counts as 1/N of an execution, where N is the size of its batch.
     `convmlp_batch_size` of the worker's metrics counts batches, so there are no `batch_stats`.
     """
 

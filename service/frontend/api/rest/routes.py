@@ -1,6 +1,6 @@
-"""GET /models, /livez, /readyz, /metrics; and the page_routes: the playground at `/`, the reference at `/docs`.
+"""GET /models, /livez, /readyz, /metrics; and the pages: the playground at `/`, the reference at `/docs`.
 
-The page_routes load nothing from another host.
+The pages load nothing from another host.
 """
 
 from __future__ import annotations
