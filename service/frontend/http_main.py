@@ -119,9 +119,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: ("not-found", "Not found", f"there is nothing at {path!r}; see /docs"),
         405: ("method-not-allowed", "Method not allowed", f"{path!r} takes other methods; see /docs"),
     }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
-    ours = request_of(request)
-    ours.record.outcome = code
-    answer = problem(code, error.status_code, title, detail, ours.instance)
+    http_request = request_of(request)
+    http_request.record.outcome = code
+    answer = problem(code, error.status_code, title, detail, http_request.instance)
     return problem_response(answer, dict(error.headers or {}))
 
 

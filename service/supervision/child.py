@@ -73,7 +73,7 @@ class Child:
             backoff_s = min(backoff_s * 2, LAST_BACKOFF_S)
 
     async def _run_once(self) -> int:
-        lifeline, ours = os.pipe()
+        lifeline, write_end = os.pipe()
         try:
             environment = {**self._environment, LIFELINE_FD: str(lifeline), ROLE: self._spec.role}
             descriptors = [lifeline]
@@ -93,7 +93,7 @@ class Child:
                 self.signal(signal.SIGTERM)
             return await self._process.wait()
         finally:
-            for descriptor in (lifeline, ours):
+            for descriptor in (lifeline, write_end):
                 if descriptor >= 0:
                     os.close(descriptor)
 

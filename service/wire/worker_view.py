@@ -123,13 +123,13 @@ def _merge_model(models: Sequence[ServedModel]) -> ModelStatus:
     ready = Counter(model.version for model in models if model.ready)
     version = max(models, key=lambda model: ready[model.version]).version
     same = [model for model in models if model.version == version]
-    able = [model for model in same if model.ready] or same
+    serving = [model for model in same if model.ready] or same
     return ModelStatus(
         config=same[0].config,
         version=version,
-        ready=able[0].ready,
-        devices=tuple(model.device for model in able if model.device),
-        precision=", ".join(dict.fromkeys(model.precision for model in able if model.precision)),
+        ready=serving[0].ready,
+        devices=tuple(model.device for model in serving if model.device),
+        precision=", ".join(dict.fromkeys(model.precision for model in serving if model.precision)),
     )
 
 

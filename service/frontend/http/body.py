@@ -163,8 +163,8 @@ class FormImages:
         self._complete = True
 
 
-def too_many_images(most: int) -> ImageTooLarge:
-    return ImageTooLarge(f"the request has more than {most} images; send them in several requests")
+def too_many_images(max_images: int) -> ImageTooLarge:
+    return ImageTooLarge(f"the request has more than {max_images} images; send them in several requests")
 
 
 def from_base64(text: str, name: str) -> Upload:
@@ -196,4 +196,4 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
         raise BadRequest("the JSON body's `images` is empty; give at least one image")
     if len(document.images) > max_images:
         raise too_many_images(max_images)
-    return [from_base64(text, f"images[{at}]") for at, text in enumerate(document.images)]
+    return [from_base64(text, f"images[{index}]") for index, text in enumerate(document.images)]

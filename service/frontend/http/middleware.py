@@ -202,8 +202,8 @@ def _too_long(max_bytes: int) -> ImageTooLarge:
 
 def request_of(request: Request) -> HttpRequest:
     """The request that the framework passes to an endpoint as its own type."""
-    ours: HttpRequest = request.scope[REQUEST]
-    return ours
+    http_request: HttpRequest = request.scope[REQUEST]
+    return http_request
 
 
 def read_timeout_ms(header: str | None) -> int | None:

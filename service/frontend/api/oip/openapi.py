@@ -54,11 +54,11 @@ def open_inference_document(settings: Settings) -> dict[str, Any]:
     }
     paths: dict[str, dict[str, Operation]] = {}
     for path, (name, summary, schema) in gets.items():
-        for place, suffix in _with_version(path):
+        for variant, suffix in _with_version(path):
             answer = {"description": "The response", "content": {JSON: {"schema": schema}}}
-            paths[place] = {"get": _operation(place, name + suffix, summary, answer)}
-    for place, suffix in _with_version(f"{MODEL}/infer"):
-        paths[place] = {"post": _infer(place, f"infer{suffix}", settings)}
+            paths[variant] = {"get": _operation(variant, name + suffix, summary, answer)}
+    for variant, suffix in _with_version(f"{MODEL}/infer"):
+        paths[variant] = {"post": _infer(variant, f"infer{suffix}", settings)}
     paths |= _repository()
     return {"paths": paths, "components": {"schemas": schemas(settings.max_images)}}
 
