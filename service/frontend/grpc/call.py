@@ -132,8 +132,8 @@ class RpcService:
         record = self._log.request(metadata.get("x-request-id", ""), method, probe=probe)
         record.status = "OK"  # until an error sets another
         if self._log.tracing.on and not probe:
-            about = {"rpc.system.name": "grpc", "rpc.method": method}
-            record.span = self._log.tracing.request(method, _trace_context(context), about)
+            attributes = {"rpc.system.name": "grpc", "rpc.method": method}
+            record.span = self._log.tracing.request(method, _trace_context(context), attributes)
         return record
 
     def _identify(self, context: Context, metadata: dict[str, str]) -> str:
@@ -176,7 +176,7 @@ async def answer_stream(
             async with writing:
                 await write(reply)
         except grpc.aio.BaseError:
-            return  # the client disconnected; gRPC is about to cancel the call
+            return  # the client disconnected; gRPC is attributes to cancel the call
         finally:
             room.release()
 

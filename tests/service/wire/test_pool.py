@@ -410,10 +410,10 @@ async def test_before_the_first_worker_nothing_is_known(tmp_path: Path) -> None:
             await until(lambda: pool.readiness().ready)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
-                    await pool.introduced()
+                    await pool.wait_for_state()
             async with ScriptedWorker(f"ipc://{tmp_path}/0") as other, asyncio.timeout(20):
                 await other.introduce()
-                await pool.introduced()
+                await pool.wait_for_state()
 
 
 async def test_a_pool_that_closes_fails_its_pending_jobs(tmp_path: Path) -> None:
