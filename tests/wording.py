@@ -28,6 +28,8 @@ CHECKED = (
     *("service/errors.py", "service/process.py", "service/settings.py", "service/types.py"),
     "service/frontend/api/oip",
     "service/frontend/api/vision",
+    "service/frontend/grpc",
+    "service/frontend/grpc_main.py",
     "service/supervision",
     "tests/e2e",
     "tests/service/cli",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -59,12 +58,13 @@ class WorkerEndpoint:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._send_answers()
+        self.flush()
         self._socket.close()
         self._context.term()
 
-    async def run(self, on_message: Callable[[Envelope], None]) -> None:
-        """Call `on_message` with each well-formed message until cancelled. Raises what `on_message` raises.
+    async def run(self, on_message: Callable[[Envelope], None], on_drained: Callable[[], None]) -> None:
+        """Call `on_message` with each well-formed message, and `on_drained` after those that arrived together, until
+        cancelled. Raises what the callbacks raise.
 
         Malformed messages are logged and dropped, because their sender does not speak this protocol.
         """
@@ -77,7 +77,7 @@ class WorkerEndpoint:
             else:
                 on_message(envelope)
 
-        await self._socket.run(receive)
+        await self._socket.run(receive, on_drained)
 
     def answer(
         self,
@@ -89,12 +89,7 @@ class WorkerEndpoint:
         batch_images: int,
         estimate: WaitEstimate,
     ) -> None:
-        """Answer a job. All answers to one front-end in one iteration of the event loop leave as one message.
-
-        `batch_images` counts the images of the job's batch, itself included.
-        """
-        if not self._outbox:
-            asyncio.get_running_loop().call_soon(self._send_answers)
+        """Answer a job at the next `flush`. `batch_images` counts the images of its batch, itself included."""
         kind, arrays, frames = pack_output(output)
         answer = Answer(job, kind, arrays, queue_s, infer_s, batch_images, estimate)
         known = self._outbox.get(receiver)
@@ -114,7 +109,8 @@ class WorkerEndpoint:
     def send_state(self, receiver: bytes, state: State) -> None:
         self._send(receiver, state)
 
-    def _send_answers(self) -> None:
+    def flush(self) -> None:
+        """Send the answers since the last call: one message to each front-end."""
         outbox, self._outbox = self._outbox, {}
         for receiver, (answers, frames) in outbox.items():
             self._send(receiver, Answers(tuple(answers)), *frames)

@@ -27,6 +27,10 @@ _EVENTS = int(zmq.EVENTS)
 OnMessage = Callable[[Sequence[zmq.Frame]], None]
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class ZmqSocket:
     """Owns a socket of pyzmq. All calls belong to the thread of the event loop in which it was made."""
 
@@ -35,15 +39,17 @@ class ZmqSocket:
         self._loop = asyncio.get_running_loop()
         self._descriptor = int(socket.FD)
         self._on_message: OnMessage | None = None
+        self._on_drained: Callable[[], None] = _nothing
         self._ended: asyncio.Future[None] | None = None
 
-    async def run(self, on_message: OnMessage) -> None:
+    async def run(self, on_message: OnMessage, on_drained: Callable[[], None] = _nothing) -> None:
         """Call `on_message` with the parts of each message, until the socket is closed or this call is cancelled.
 
-        The memory of the parts is libzmq's, which keeps it for as long as the parts are kept. Raises what `on_message`
-        raises.
+        `on_drained` is called after the last message that has arrived, or after `IN_A_ROW` of them. The memory of the
+        parts is libzmq's, which keeps it for as long as the parts are kept. Raises what the callbacks raise.
         """
-        self._on_message, self._ended = on_message, self._loop.create_future()
+        self._on_message, self._on_drained = on_message, on_drained
+        self._ended = self._loop.create_future()
         self._loop.add_reader(self._descriptor, self._receive)
         self._loop.call_soon(self._receive)  # the descriptor does not report what arrived before
         try:
@@ -81,25 +87,27 @@ class ZmqSocket:
             self._loop.remove_reader(self._descriptor)
 
     def _receive(self) -> None:
-        socket = self._socket
+        socket, received = self._socket, 0
         try:
-            for _ in range(IN_A_ROW):
-                # To ask first costs less than half of an exception. It also resets the descriptor.
-                if self._on_message is None or not int(socket.get(_EVENTS)) & _READABLE:
-                    return
+            # To ask first costs less than half of an exception. It also resets the descriptor.
+            while self._on_message is not None and int(socket.get(_EVENTS)) & _READABLE:
+                if received == IN_A_ROW:
+                    self._loop.call_soon(self._receive)
+                    break
                 part = socket.recv(_NOW, copy=False)
                 parts = [part]
                 while part.more:
                     part = socket.recv(_NOW, copy=False)
                     parts.append(part)
+                received += 1
                 self._on_message(parts)
+            if received:
+                self._on_drained()
         except Exception as error:  # raised by `run`
             if self._ended is None or self._ended.done():
                 raise
             self._ended.set_exception(error)
             self._stop()
-            return
-        self._loop.call_soon(self._receive)
 
 
 class WorkerConnection:

@@ -1,6 +1,6 @@
 """Between queue and device: which jobs run next, on which lanes, and the replies to each batch.
 
-The loop: `worker.py` receives jobs; `Dispatcher._step` publishes the batches that ended, refuses late jobs, and
+The loop: `worker.py` receives jobs; `Dispatcher.step` publishes the batches that ended, refuses late jobs, and
 schedules and forwards batches while lanes are free.
 """
 
@@ -116,7 +116,10 @@ class DeviceExecutor:
 
 
 class Dispatcher:
-    """Runs jobs in batches on the device's lanes, and replies to each job once."""
+    """Runs jobs in batches on the device's lanes, and replies to each job once.
+
+    `on_replies` is called after the replies of a step.
+    """
 
     def __init__(
         self,
@@ -128,10 +131,12 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing = NO_TRACING,
         idle_s: float = IDLE_S,
+        on_replies: Callable[[], None] | None = None,
     ) -> None:
         self._runner = runner
         self.executor = DeviceExecutor(runner.lanes, device_thread, clock)
         self._idle_s = idle_s
+        self._on_replies = on_replies
         self._queue = queue
         self._limits = limits
         self._metrics = metrics
@@ -153,7 +158,12 @@ class Dispatcher:
         """While `run` runs: takes the error that ends it."""
 
     def submit(self, job: Job) -> None:
-        """Admit a job, or reply to it at once with why not."""
+        """Admit a job and take a step soon."""
+        self.admit(job)
+        self._step_soon()
+
+    def admit(self, job: Job) -> None:
+        """Queue a job for the next `step`, or reply to it at once with why not."""
         try:
             self.admission.admit(job)
         except Overloaded as refusal:
@@ -161,7 +171,6 @@ class Dispatcher:
             return
         self._utilisation.record(1 - self.executor.free / self.executor.lanes, self._clock())
         self._changed.add(job.shape.model)
-        self._step_soon()
 
     def cancel(self, key: JobKey) -> None:
         """Drop a job that still waits, without a reply. A job that runs is finished and replied to."""
@@ -169,6 +178,31 @@ class Dispatcher:
         if job is not None:
             self._changed.add(job.shape.model)
             self._step_soon()
+
+    def step(self) -> None:
+        """Publish what ended, then start what can be started. The caller has admitted all jobs that have arrived, so
+        that a burst is seen as one."""
+        self._step_due = False
+        if self._failure is None or self._failure.done():
+            return
+        try:
+            replies = bool(self._ended)
+            while self._ended:
+                self._publish(*self._ended.popleft())
+            if self._queue.images and self.executor.free:
+                self._refuse_late()
+            while self.executor.free and (batch := self._schedule()) is not None:
+                self._forward(batch)
+            if replies and self._on_replies is not None:
+                self._on_replies()
+            for model in self._changed:
+                self._metrics.queue(model, self._queue.depth(model), self._queue.pixels)
+            self._changed.clear()
+            if self._progress is not None:
+                self._progress.set()
+                self._progress = None
+        except Exception as error:  # raised by `run`
+            self._failure.set_exception(error)
 
     async def time_batch(self, job: Job, images: int) -> float:
         """Run a batch that holds one job `images` times on one lane, without a reply; its seconds.
@@ -216,27 +250,7 @@ class Dispatcher:
         """Step after everything that has arrived already, so that a burst is seen as one."""
         if not self._step_due and self._failure is not None:
             self._step_due = True
-            asyncio.get_running_loop().call_soon(self._step)
-
-    def _step(self) -> None:
-        self._step_due = False
-        if self._failure is None or self._failure.done():
-            return
-        try:
-            while self._ended:
-                self._publish(*self._ended.popleft())
-            if self._queue.images and self.executor.free:
-                self._refuse_late()
-            while self.executor.free and (batch := self._schedule()) is not None:
-                self._forward(batch)
-            for model in self._changed:
-                self._metrics.queue(model, self._queue.depth(model), self._queue.pixels)
-            self._changed.clear()
-            if self._progress is not None:
-                self._progress.set()
-                self._progress = None
-        except Exception as error:  # raised by `run`
-            self._failure.set_exception(error)
+            asyncio.get_running_loop().call_soon(self.step)
 
     def _schedule(self) -> RunningBatch | None:
         """The next batch, where a lane is free. None: nothing waits, or it must wait for more lanes."""
@@ -275,7 +289,7 @@ class Dispatcher:
 
     def _on_ended(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
         self._ended.append((batch, call))
-        self._step()
+        self.step()
 
     def _publish(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
         """Reply to each job of a batch that ended. Where it failed, smaller parts of it may run again instead."""

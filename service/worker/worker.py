@@ -131,7 +131,7 @@ class Worker:
         """
         self._endpoint = endpoint
         async with asyncio.TaskGroup() as tasks:
-            receiving = tasks.create_task(endpoint.run(self._on_message), name="receive")
+            receiving = tasks.create_task(endpoint.run(self._on_message, self._on_drained), name="receive")
             loop = asyncio.get_running_loop()
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
             limits = BatchSizeLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
@@ -176,6 +176,7 @@ class Worker:
             limits,
             self._metrics,
             tracing=self._tracing,
+            on_replies=self._endpoint.flush,
         )
 
     def _on_message(self, envelope: Envelope) -> None:
@@ -192,6 +193,10 @@ class Worker:
                 self._control.cancel((sender, message.job))
         else:
             self._control_models(sender, message)
+
+    def _on_drained(self) -> None:
+        if self._dispatcher is not None:
+            self._dispatcher.step()
 
     def _predict(self, sender: bytes, message: Predict, frames: Sequence[Frame]) -> None:
         """Make a message a job, or answer it with its error."""
@@ -213,7 +218,7 @@ class Worker:
             self._endpoint.fail(sender, message.job, Internal("the worker did not understand the front-end"))
             return
         traced = self._tracing.on and message.traceparent
-        dispatcher.submit(
+        dispatcher.admit(
             Job(
                 (sender, message.job),
                 Shape(message.model, model.slot, message.height, message.width),

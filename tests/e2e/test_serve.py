@@ -52,13 +52,14 @@ async def test_an_answer_does_not_depend_on_its_batch(service: RunningService) -
     """Concurrent requests form batches, as /metrics shows, and get the answers that they get alone."""
     pictures = [jpeg_of(shade) for shade in range(32)]
     async with httpx2.AsyncClient(base_url=service.url, timeout=120) as client:
+        before = await batches_above_one(client)
         for path in ("/classify?top_k=37", "/detect", "/segment"):
             alone = [(await client.post(path, content=one)).json()["results"][0] for one in pictures]
-            before = await batches_above_one(client)
             together = await asyncio.gather(*(client.post(path, content=one) for one in pictures))
-            assert await batches_above_one(client) > before
             for expected, reply in zip(alone, together, strict=True):
                 assert_close(reply.json()["results"][0], expected)
+        # Of all tasks: on a busy machine the best batch that warm-up measures for one of them may be 1.
+        assert await batches_above_one(client) > before
 
 
 async def batches_above_one(client: httpx2.AsyncClient) -> float:

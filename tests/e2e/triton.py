@@ -30,12 +30,12 @@ class Triton:
     process: ProcessPoolExecutor
 
     def run(self, case: Callable[..., Any], kind: str, *arguments: object) -> Any:  # noqa: ANN401
-        return self.process.submit(_with_face, case, kind, self.http, self.grpc, arguments).result(timeout=120)
+        return self.process.submit(_with_client, case, kind, self.http, self.grpc, arguments).result(timeout=120)
 
 
-def _with_face(case: Callable[..., Any], kind: str, http: str, grpc: str, arguments: tuple[object, ...]) -> Any:  # noqa: ANN401
-    with AnyClient(kind, http if kind.startswith("http") else grpc) as face:
-        return case(face, *arguments)
+def _with_client(case: Callable[..., Any], kind: str, http: str, grpc: str, arguments: tuple[object, ...]) -> Any:  # noqa: ANN401
+    with AnyClient(kind, http if kind.startswith("http") else grpc) as client:
+        return case(client, *arguments)
 
 
 class AnyClient:
@@ -46,7 +46,7 @@ class AnyClient:
         self.over_http = kind.startswith("http")
         self.module = importlib.import_module(f"tritonclient.{kind}")
         self._loop = asyncio.new_event_loop() if kind.endswith("aio") else None
-        self.client: Any = self._made(address)
+        self.triton: Any = self._made(address)
 
     def _made(self, address: str) -> Any:  # noqa: ANN401
         if self._loop is None:
@@ -66,7 +66,7 @@ class AnyClient:
             self._loop.close()
 
     def call(self, method: str, *arguments: object, **options: object) -> Any:  # noqa: ANN401
-        answer = getattr(self.client, method)(*arguments, **options)
+        answer = getattr(self.triton, method)(*arguments, **options)
         return self.finish(answer) if self._loop is not None and asyncio.iscoroutine(answer) else answer
 
     def finish(self, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
@@ -115,22 +115,22 @@ def names_of(result: Any) -> list[str]:  # noqa: ANN401
     return [output["name"] if isinstance(output, dict) else output.name for output in outputs]
 
 
-def all_at_once(face: AnyClient, model: str, tensors: Sequence[Any]) -> list[Any]:
+def all_at_once(client: AnyClient, model: str, tensors: Sequence[Any]) -> list[Any]:
     """Concurrent inferences by each client's own means; results in the tensors' order."""
-    if face.kind == "http":
-        waiting = [face.client.async_infer(model, [tensor]) for tensor in tensors]
+    if client.kind == "http":
+        waiting = [client.triton.async_infer(model, [tensor]) for tensor in tensors]
         return [one.get_result() for one in waiting]
-    if face.kind == "grpc":
-        return _by_callbacks(face, model, tensors)
+    if client.kind == "grpc":
+        return _by_callbacks(client, model, tensors)
 
     async def together() -> list[Any]:
-        return await asyncio.gather(*(face.client.infer(model, [tensor]) for tensor in tensors))
+        return await asyncio.gather(*(client.triton.infer(model, [tensor]) for tensor in tensors))
 
-    results: list[Any] = face.finish(together())
+    results: list[Any] = client.finish(together())
     return results
 
 
-def _by_callbacks(face: AnyClient, model: str, tensors: Sequence[Any]) -> list[Any]:
+def _by_callbacks(client: AnyClient, model: str, tensors: Sequence[Any]) -> list[Any]:
     results: list[Any] = [None] * len(tensors)
     left = threading.Semaphore(0)
 
@@ -142,28 +142,28 @@ def _by_callbacks(face: AnyClient, model: str, tensors: Sequence[Any]) -> list[A
         return taken
 
     for at, tensor in enumerate(tensors):
-        face.client.async_infer(model, [tensor], take(at))
+        client.triton.async_infer(model, [tensor], take(at))
     for _ in tensors:
         assert left.acquire(timeout=60)
     return results
 
 
-def streamed(face: AnyClient, asks: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
+def streamed(client: AnyClient, asks: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
     """Results and errors of one stream, in the order in which they came."""
-    if face.kind == "grpc.aio":
+    if client.kind == "grpc.aio":
 
         async def converse() -> list[tuple[Any, Any]]:
             async def each() -> Any:  # noqa: ANN401
                 for ask in asks:
                     yield ask
 
-            return [reply async for reply in face.client.stream_infer(each())]
+            return [reply async for reply in client.triton.stream_infer(each())]
 
-        replies: list[tuple[Any, Any]] = face.finish(converse())
+        replies: list[tuple[Any, Any]] = client.finish(converse())
         return replies
     came: list[tuple[Any, Any]] = []
-    face.client.start_stream(lambda result, error: came.append((result, error)))
+    client.triton.start_stream(lambda result, error: came.append((result, error)))
     for ask in asks:
-        face.client.async_stream_infer(**ask)
-    face.client.stop_stream()
+        client.triton.async_stream_infer(**ask)
+    client.triton.stop_stream()
     return came

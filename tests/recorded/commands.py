@@ -54,7 +54,7 @@ class CommandLine:
             if done[stream]:
                 lines.append(f"--- {stream}")
                 lines += [line.rstrip() for line in done[stream].strip("\n").splitlines()]
-        return "\n".join(lines)
+        return "\n".join(lines).rstrip("\n")  # typer ends an epilogue with a line of blanks
 
 
 def main(module: str) -> None:

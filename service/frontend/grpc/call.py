@@ -46,7 +46,7 @@ class RpcService:
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def add_unary(self, name: str, method: Method, *, task: str | None = None, probe: bool = False) -> None:
-        """`task`: the metrics count the calls as predictions of it; "" where only a message says which.
+        """`task`: the metrics count the calls as predictions of it; "" where it depends on the message.
 
         A `probe` needs no key and is not logged. Trailing metadata are `x-request-id` and a prediction's
         `server-timing`.
@@ -233,6 +233,6 @@ def _domain_error(error: BaseException, record: RequestRecord, timeout_ms: int |
         # gRPC cancels a call whose deadline has passed, too.
         if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000:
             raise error
-        return DeadlineExceeded("the call's deadline passed before its answer was ready")
+        return DeadlineExceeded("timed out before the answer was ready")
     log.error("unexpected error", request_id=record.request_id, exc_info=error)
     return Internal(INTERNAL_DETAIL)

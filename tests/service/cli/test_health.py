@@ -78,7 +78,9 @@ async def test_a_missing_part_is_neither_healthy_nor_alive() -> None:
 async def worker_in_state(state: State, folder: Path) -> AsyncIterator[str]:
     """The address of a worker endpoint that answers each greeting with this state."""
     async with WorkerEndpoint(f"ipc://{folder}/worker") as endpoint:
-        answering = asyncio.create_task(endpoint.run(lambda envelope: endpoint.send_state(envelope.sender, state)))
+        answering = asyncio.create_task(
+            endpoint.run(lambda envelope: endpoint.send_state(envelope.sender, state), lambda: None)
+        )
         try:
             yield endpoint.address
         finally:

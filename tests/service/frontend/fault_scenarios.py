@@ -10,6 +10,7 @@ from typing import Any
 
 from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
+from service.wire.messages import WaitEstimate
 from tests.service.frontend.both_transports import Pair, PairAtWork, open_pair, open_pair_at
 from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
@@ -55,19 +56,31 @@ async def full(_: Path) -> AsyncIterator[Pair]:
         yield pair
 
 
+BACKLOG_S = 1000.0
+"""What the worker of `slow` expects another request to wait."""
+
+
 @asynccontextmanager
-async def slow(_: Path) -> AsyncIterator[Pair]:
-    """An image was seen to take the device a second, one runs, and ten that are due later are in line."""
-    async with open_pair(max_batch_images=1) as pair:
-        before = len(pair.worker.runner.batches)
-        pair.worker.runner.gate.clear()
-        first = pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
-        await until(lambda: len(pair.worker.runner.batches) > before)
-        await asyncio.sleep(1.0)
-        pair.worker.runner.gate.set()
-        await first
-        async with held(pair, 10):
-            yield pair
+async def slow(folder: Path) -> AsyncIterator[Pair]:
+    """The worker's latest answers came with an estimate of `BACKLOG_S`, and each front-end has a request at it."""
+    address = f"ipc://{folder}/w"
+    settings = Settings(heartbeat_interval_ms=50, worker_timeout_ms=60_000, request_timeout_ms=10**6)
+    async with open_pair_at(address, settings) as pair, ScriptedWorker(address) as worker:
+        while not pair.ready:
+            await worker.introduce()
+        calls = []
+        for call in (
+            lambda: pair.http.post("/classify", content=picture()),
+            lambda: pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture())),
+        ):
+            first = asyncio.ensure_future(call())
+            (await worker.next_job()).answer(estimate=WaitEstimate(BACKLOG_S, 0.0))
+            await first
+            calls.append((asyncio.ensure_future(call()), await worker.next_job()))
+        yield pair
+        for waiting, job in calls:
+            job.answer()
+            await waiting
 
 
 @asynccontextmanager

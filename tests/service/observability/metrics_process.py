@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,7 +28,7 @@ def main(role: str) -> None:
     configure_logs("warning", "console", role)
     join_metrics(role)
     registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry, {}) if role.startswith("worker") else FrontEndMetrics(registry)
+    metrics: Any = WorkerMetrics(registry, {}) if role.startswith("worker") else FrontEndMetrics(registry)
     of_one, of_all = registry_of_one(registry), registry_of_all(registry)
     for line in sys.stdin:
         match json.loads(line):
@@ -35,6 +36,14 @@ def main(role: str) -> None:
                 answer = exposition(of_one)[0].decode()
             case ["scrape_all"]:
                 answer = exposition(of_all)[0].decode()
+            case ["request", transport, task, model, outcome, seconds]:
+                count, duration = metrics.requests[transport, task, model, outcome]
+                count.inc()
+                answer = duration.observe(seconds)
+            case ["stage", stage, task, seconds]:
+                answer = metrics.stages[stage, task].observe(seconds)
+            case ["in_flight", images]:
+                answer = metrics.in_flight.inc(images)
             case [method, *arguments, dict() as named]:
                 answer = getattr(metrics, method)(*arguments, **named)
             case [method, *arguments]:

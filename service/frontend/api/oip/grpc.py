@@ -66,10 +66,9 @@ class InferMethod:
     ) -> bytes:
         """The reply to one inference request."""
         deadline_s = self._engine.deadline(timeout_ms)
-        caller = Caller(record.caller)
         try:
             if not self._auth.is_open:
-                self._auth.admit(caller)
+                self._auth.admit(Caller(record.caller))
             self._engine.bodies.take(record, len(data))
             message = parse(pb.ModelInferRequest, data)
             record.given_id = message.id
@@ -78,7 +77,7 @@ class InferMethod:
             nbytes = len(data) // 256 if message.raw_input_contents else len(data)
             request = await offload(partial(read_request, message), nbytes)
             del message  # it holds a copy of the tensors
-            return await self._inference.infer(model, record, caller, deadline_s, request, encode)
+            return await self._inference.infer(model, record, deadline_s, request, encode)
         finally:
             self._engine.bodies.release(record)
 

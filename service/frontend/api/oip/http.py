@@ -25,7 +25,7 @@ from service.frontend.api.oip.http_codec import (
 )
 from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
-from service.frontend.core.auth import Auth, Caller
+from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
 from service.frontend.http.middleware import request_of, within_deadline
 from service.settings import Settings
@@ -103,7 +103,7 @@ class OpenInferenceHttp:
             parsed = await offload(partial(read_request, body, length), len(body) if length is None else length)
             with request.connection.disconnect:
                 content, response_headers = await self._inference.infer(
-                    model, record, Caller(record.caller), deadline_s, parsed, partial(encode_response, coding=coding)
+                    model, record, deadline_s, parsed, partial(encode_response, coding=coding)
                 )
         finally:
             bodies.release(record)

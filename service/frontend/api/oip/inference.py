@@ -60,7 +60,6 @@ class Inference:
         self,
         model: ModelStatus,
         record: RequestRecord,
-        caller: Caller,
         deadline_s: float,
         request: InferRequest,
         encode: Callable[[InferResponse], T],
@@ -88,7 +87,7 @@ class Inference:
                 replies = [await self._engine.predict(predict_request(record.request_id, 0), selection.compute)]
                 record.timings = replies[0].timings
             else:
-                self._auth.charge(caller, len(images) - 1)
+                self._auth.charge(Caller(record.caller), len(images) - 1)
                 requests = [predict_request(f"{record.request_id}-{at}", at) for at in range(len(images))]
                 replies = await self._predict_all(requests, selection)
                 record.timings = slowest([reply.timings for reply in replies])

@@ -132,7 +132,7 @@ async def test_where_only_instances_are_served() -> None:
     """Without a semantic model a detector with masks answers; without either there is no such model."""
     async with open_rest(tasks=(), more=[fake_instances()]) as rest:
         assert (await ask(rest, "segment", picture()))[0].score == 0.9
-        with pytest.raises(HfHubHTTPError, match="no model does the subtask 'semantic' here"):
+        with pytest.raises(HfHubHTTPError, match="no served model does the subtask 'semantic'"):
             await ask(rest, "segment", picture(), subtask="semantic")
         with pytest.raises(HfHubHTTPError, match="no model for the task 'classify'"):
             await ask(rest, "classify", picture())

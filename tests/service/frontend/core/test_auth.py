@@ -1,4 +1,4 @@
-"""Who is let in, under which name, and how often."""
+"""Which callers are admitted, under which name, and how often."""
 
 from __future__ import annotations
 
@@ -37,77 +37,77 @@ def rejected(registry: CollectorRegistry, reason: str) -> float:
 
 
 @pytest.mark.parametrize("authorization", [None, "", "nonsense", f"Bearer {KEY}"])
-def test_without_keys_everyone_is_let_in(registry: CollectorRegistry, authorization: str | None) -> None:
+def test_without_keys_every_caller_is_admitted(registry: CollectorRegistry, authorization: str | None) -> None:
     """An open service takes whatever credentials come, and a caller is its host."""
-    gate = Auth(None, None, FrontEndMetrics(registry))
-    assert gate.identify(authorization, "192.0.2.7") == "192.0.2.7"
-    assert not gate.needs_key
+    auth = Auth(None, None, FrontEndMetrics(registry))
+    assert auth.identify(authorization, "192.0.2.7") == "192.0.2.7"
+    assert not auth.needs_key
 
 
 @pytest.mark.parametrize("authorization", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER   {KEY} "])
 def test_a_key_names_its_caller(registry: CollectorRegistry, keys: ApiKeys, authorization: str) -> None:
     """With a good key the caller is the key's name, wherever it comes from; the scheme's case is free."""
-    gate = Auth(keys, None, FrontEndMetrics(registry))
-    assert gate.identify(authorization, "192.0.2.7") == gate.identify(authorization, "192.0.2.8") == "partner"
+    auth = Auth(keys, None, FrontEndMetrics(registry))
+    assert auth.identify(authorization, "192.0.2.7") == auth.identify(authorization, "192.0.2.8") == "partner"
     assert rejected(registry, "credentials") == 0
 
 
 @pytest.mark.parametrize(
     ("authorization", "words"),
     [
-        (None, "none came"),
-        ("", "none came"),
-        (KEY, "none came"),
-        ("Bearer", "none came"),
-        ("Bearer ", "none came"),
-        (f"Basic {KEY}", "none came"),
-        (f"Bearer{KEY}", "none came"),
-        ("Bearer fedcba9876543210", "not one that this service knows"),
-        (f"Bearer {KEY} {KEY}", "not one that this service knows"),
-        ("Bearer partner", "not one that this service knows"),
+        (None, "the request has none"),
+        ("", "the request has none"),
+        (KEY, "the request has none"),
+        ("Bearer", "the request has none"),
+        ("Bearer ", "the request has none"),
+        (f"Basic {KEY}", "the request has none"),
+        (f"Bearer{KEY}", "the request has none"),
+        ("Bearer fedcba9876543210", "the API key is wrong"),
+        (f"Bearer {KEY} {KEY}", "the API key is wrong"),
+        ("Bearer partner", "the API key is wrong"),
     ],
 )
 def test_no_key_or_a_wrong_one(
     registry: CollectorRegistry, keys: ApiKeys, authorization: str | None, words: str
 ) -> None:
     """Anything but a known key is refused in words that do not repeat it, and counted."""
-    gate = Auth(keys, None, FrontEndMetrics(registry))
+    auth = Auth(keys, None, FrontEndMetrics(registry))
     with pytest.raises(Unauthenticated, match=words) as refused:
-        gate.identify(authorization, "192.0.2.7")
+        auth.identify(authorization, "192.0.2.7")
     assert "0123456789abcdef" not in str(refused.value)
     assert "fedcba" not in str(refused.value)
     assert rejected(registry, "credentials") == 1
 
 
 def test_over_the_rate(registry: CollectorRegistry) -> None:
-    """A caller over its rate is told when its next image is let in, is counted, and costs others nothing."""
-    gate = Auth(None, one_a_minute(), FrontEndMetrics(registry))
-    first, second = gate.identify(None, "192.0.2.7"), gate.identify(None, "192.0.2.8")
-    gate.admit(first)
+    """A caller over its rate gets the time until its next image is admitted, is counted, and costs others nothing."""
+    auth = Auth(None, one_a_minute(), FrontEndMetrics(registry))
+    first, second = auth.identify(None, "192.0.2.7"), auth.identify(None, "192.0.2.8")
+    auth.admit(first)
     with pytest.raises(RateLimited) as refused:
-        gate.admit(first)
+        auth.admit(first)
     assert refused.value.retry_after_s == pytest.approx(60, abs=1e-3)
     assert rejected(registry, "rate") == 1
-    gate.admit(second)
+    auth.admit(second)
 
 
 def test_further_images_are_charged(registry: CollectorRegistry) -> None:
-    """A request of several images is let in as one, and its caller waits for all of them."""
-    gate = Auth(None, one_a_minute(), FrontEndMetrics(registry))
-    caller = gate.identify(None, "192.0.2.7")
-    gate.admit(caller)
-    gate.charge(caller, 3)
+    """A request of several images is admitted as one, and its caller waits for all of them."""
+    auth = Auth(None, one_a_minute(), FrontEndMetrics(registry))
+    caller = auth.identify(None, "192.0.2.7")
+    auth.admit(caller)
+    auth.charge(caller, 3)
     with pytest.raises(RateLimited) as refused:
-        gate.admit(caller)
+        auth.admit(caller)
     assert refused.value.retry_after_s == pytest.approx(4 * 60, abs=1e-3)
 
 
 def test_without_a_rate_nothing_is_limited(registry: CollectorRegistry) -> None:
     """No limit means none, whatever was charged."""
-    gate = Auth(None, None, FrontEndMetrics(registry))
+    auth = Auth(None, None, FrontEndMetrics(registry))
     for _ in range(1000):
-        gate.admit(Caller("a"))
-        gate.charge(Caller("a"), 1000)
+        auth.admit(Caller("a"))
+        auth.charge(Caller("a"), 1000)
 
 
 @pytest.mark.parametrize(
@@ -126,20 +126,20 @@ def test_hosts_whose_rate_is_one(registry: CollectorRegistry, host: str, caller:
     assert Auth(None, one_a_minute(), FrontEndMetrics(registry)).identify(None, host) == caller
 
 
-async def test_settings_make_the_gate(registry: CollectorRegistry, keys: ApiKeys, tmp_path: Path) -> None:
-    """The file and the rate of the settings are those that the gate holds callers to."""
+async def test_settings_configure_authentication(registry: CollectorRegistry, keys: ApiKeys, tmp_path: Path) -> None:
+    """The file and the rate of the settings apply to callers."""
     settings = Settings(api_keys_file=tmp_path / "keys", rate_limit_per_s=0.001, rate_limit_burst=2)
-    async with open_auth(settings, FrontEndMetrics(registry)) as gate:
-        assert gate.needs_key
-        caller = gate.identify(f"Bearer {KEY}", "")
+    async with open_auth(settings, FrontEndMetrics(registry)) as auth:
+        assert auth.needs_key
+        caller = auth.identify(f"Bearer {KEY}", "")
         assert caller == keys.name_of(KEY)
-        gate.admit(caller)
-        gate.admit(caller)
+        auth.admit(caller)
+        auth.admit(caller)
         with pytest.raises(RateLimited):
-            gate.admit(caller)
+            auth.admit(caller)
 
 
-async def test_a_file_that_cannot_be_used_opens_no_gate(registry: CollectorRegistry, tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_used_starts_nothing(registry: CollectorRegistry, tmp_path: Path) -> None:
     """A service that was meant to have keys never opens without them."""
     with pytest.raises(InvalidKeysFile):
         async with open_auth(Settings(api_keys_file=tmp_path / "none"), FrontEndMetrics(registry)):

@@ -123,7 +123,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
         delay_s = retry_s(rich(error))
         assert reason(rich(error)) == "OVERLOADED"
         assert delay_s is not None
-        # What gRPC's own retries go by says the same.
+        # gRPC's own retries wait equally long.
         assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == str(round(delay_s * 1000))
         rpc.worker.runner.gate.set()
         assert [(await call).labels[0].index for call in calls] == [1, 2]

@@ -57,7 +57,7 @@ def test_every_error_has_the_contracts_code(kind: type[ConvMLPError]) -> None:
         assert reason(status) == kind.code.upper().replace("-", "_")
 
 
-def test_reasons_tell_errors_of_one_code_apart() -> None:
+def test_reasons_are_unique() -> None:
     """The reasons of any two errors differ, although many share a code."""
     reasons = [reason(status_of(kind(""), "")) for kind in DOMAIN_ERRORS if kind is not BundleInvalid]
     assert len(set(reasons)) == len(reasons)

@@ -145,7 +145,7 @@ async def test_stream_goes_on_after_an_error(rpc: OipGrpcClient) -> None:
     assert [reply.infer_response.id for reply in replies] == ["a", "b", "c", "d"]
     assert [bool(reply.error_message) for reply in replies] == [False, True, True, False]
     assert "the image format is not supported" in replies[1].error_message
-    assert "there is no model 'nothing' here" in replies[2].error_message
+    assert "there is no model 'nothing'" in replies[2].error_message
     assert not replies[1].infer_response.outputs
 
 
