@@ -152,10 +152,11 @@ class Predict:
             for position, outcome in enumerate(outcomes)
             if isinstance(outcome, BaseException)
         ]
-        if not replies:
-            for _, error in errors:
-                if not isinstance(error, IMAGE_FAULTS):
-                    raise error
+        failures = [error for _, error in errors if not isinstance(error, IMAGE_FAULTS)]
+        if failures and not replies:
+            for error in failures[1:]:  # the request counts the one that it raises
+                record.log.metrics.count_error(error)
+            raise failures[0]
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
             record.log.metrics.count_error(error)
