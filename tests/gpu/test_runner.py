@@ -45,7 +45,7 @@ def test_lanes_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_a_batch_without_room_is_told_and_harms_nobody(tmp_path: Path) -> None:
+def test_a_batch_without_room_fails_alone(tmp_path: Path) -> None:
     """A batch that does not fit raises OutOfDeviceMemory; the next one that does is answered as before."""
     runner = TorchRunner((), ON_GPU)
     runner.prepare("slot", tiny_bundle(tmp_path, "classifier"))()
@@ -79,7 +79,7 @@ def test_the_device_answers_and_names_itself() -> None:
 
 
 def test_a_device_that_is_not_there_is_missed_at_once() -> None:
-    """A number beyond the last GPU is an error that says how many there are."""
+    """A number beyond the last GPU is an error with the number of GPUs."""
     count = torch.cuda.device_count()
     with pytest.raises(DeviceMissing, match=str(count)):
         TorchRunner((), Settings(device=f"cuda:{count}"))
