@@ -167,7 +167,9 @@ class Settings(BaseSettings):
 
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines to write."""
     log_format: Literal["console", "json"] = "console"
+    """console: for people; json: one object per line."""
     access_log: bool = True
     """Log one line per request, at level info. Health and metrics probes are not logged."""
 

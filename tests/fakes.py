@@ -77,7 +77,7 @@ _PARTS: dict[Task, tuple[Architecture, Postprocessing, ReferenceAnswer]] = {
 
 
 def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: QueryParams) -> RawOutput:
-    """An answer that tells pictures apart: the class is the mean grey level of the input, 0 to 255."""
+    """An answer that depends on the picture: the class is the mean grey level of the input, 0 to 255."""
     level = int(pixels.mean())
     height, width = geometry.original.height, geometry.original.width
     match task:
@@ -158,13 +158,13 @@ class FakeClock:
 
 @dataclass
 class FakeRunner:
-    """Answers with `fake_answer`. Closing `gate` holds every batch at the device until it is opened again."""
+    """Answers with `fake_answer`. Clearing `gate` holds every batch on the device until it is set again."""
 
     bundles: Sequence[Bundle] = ()
-    """Those that lie in the slots of their names from the start."""
+    """The models in the slots of their names from the start."""
     gate: threading.Event = field(default_factory=threading.Event)
     reading: threading.Event = field(default_factory=threading.Event)
-    """Closing it holds every model that is being read from disk."""
+    """Clearing it holds every model that is being read from disk."""
     memory_images: int | None = None
     """A batch of more images than this runs out of device memory."""
     memory_models: int | None = None
@@ -186,15 +186,15 @@ class FakeRunner:
     taken_at_once: list[int] = field(default_factory=list)
     """The lanes that were taken when each of them began."""
     takes: Callable[[str, int, int], None] | None = None
-    """Told of each batch's model, images and lanes while it runs: may move a test's clock, or raise."""
+    """Called with each batch's model, images and lanes while it runs: may move a test's clock, or raise."""
     slots: dict[str, Bundle] = field(default_factory=dict)
-    """What is in memory."""
+    """The models in memory, by slot."""
     device: str = "cpu"
     lanes: int = 1
     lost: bool = False
-    """The device fails when it is asked for a sign of life."""
+    """The device fails when it is pinged."""
     pings: int = 0
-    """How often it gave one."""
+    """How often it answered a ping."""
     _read_now: int = 0
     _lanes_taken: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -151,7 +151,9 @@ class Dispatcher:
         self._trials: deque[RunningBatch] = deque()
         self._step_due = False
         self._changed: set[str] = set()
-        """Models whose queue changed since its depth was published."""
+        """Models whose queue changed since the last step."""
+        self._depths: dict[str, tuple[int, int]] = {}
+        """By model: the depth of its queue, and the pixels of all queues, as its metrics have them."""
         self._progress: asyncio.Event | None = None
         """Set at the next change, where somebody waits for one."""
         self._failure: asyncio.Future[None] | None = None
@@ -196,7 +198,10 @@ class Dispatcher:
             if replies and self._on_replies is not None:
                 self._on_replies()
             for model in self._changed:
-                self._metrics.queue(model, self._queue.depth(model), self._queue.pixels)
+                depth = self._queue.depth(model), self._queue.pixels
+                if depth != self._depths.get(model):
+                    self._depths[model] = depth
+                    self._metrics.queue(model, *depth)
             self._changed.clear()
             if self._progress is not None:
                 self._progress.set()

@@ -1,4 +1,4 @@
-"""The real runner on a real GPU: streams, memory, signs of life."""
+"""The real runner on a real GPU: streams, memory, pings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMES = 25
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """torch takes no more than a hundredth of the GPU's memory."""
+    """torch may use a hundredth of the GPU's memory."""
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.01)
     yield
@@ -30,7 +30,7 @@ def little_memory() -> Iterator[None]:
 
 
 def test_lanes_do_not_disturb_each_other(tmp_path: Path) -> None:
-    """Batches that run on two streams at once, of all families, are answered as each is alone."""
+    """Batches of all families that run on two streams at once have the answers that each has alone."""
     bundles = {family: tiny_bundle(tmp_path / family, family) for family in ARCHITECTURES}
     runner = TorchRunner((), ON_GPU)
     for family, bundle in bundles.items():
@@ -45,7 +45,7 @@ def test_lanes_do_not_disturb_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_a_batch_without_room_fails_alone(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_disturbs_no_other(tmp_path: Path) -> None:
     """A batch that does not fit raises OutOfDeviceMemory; the next one that does is answered as before."""
     runner = TorchRunner((), ON_GPU)
     runner.prepare("slot", tiny_bundle(tmp_path, "classifier"))()
@@ -58,8 +58,8 @@ def test_a_batch_without_room_fails_alone(tmp_path: Path) -> None:
         assert_close(one, other)
 
 
-def test_a_model_that_leaves_gives_its_memory_back(tmp_path: Path) -> None:
-    """Once its slot is empty the GPU has as much memory left as before it came."""
+def test_an_emptied_slot_frees_its_memory(tmp_path: Path) -> None:
+    """After `remove` the GPU has as much free memory as before the model was loaded."""
     runner = TorchRunner((), ON_GPU)
     before = torch.cuda.memory_allocated()
     runner.prepare("slot", tiny_bundle(tmp_path, "classifier"))()
@@ -78,7 +78,7 @@ def test_the_device_answers_and_names_itself() -> None:
     assert gpu[0].startswith("GPU-")
 
 
-def test_a_device_that_is_not_there_is_missed_at_once() -> None:
+def test_a_missing_device_is_an_error() -> None:
     """A number beyond the last GPU is an error with the number of GPUs."""
     count = torch.cuda.device_count()
     with pytest.raises(DeviceMissing, match=str(count)):

@@ -9,8 +9,8 @@ from model.reference import REFERENCE_PICTURE
 from tests.e2e.convmlp_process import running_service
 
 
-def test_a_gpu_worker_answers_all_three_tasks_and_exposes_its_gpu() -> None:
-    """`convmlp serve` finds the GPU by itself: /models names it, all tasks answer, and its memory is in the metrics."""
+def test_a_gpu_worker_answers_all_three_tasks() -> None:
+    """`convmlp serve` finds the GPU: /models lists it, all tasks are answered, and its memory is in the metrics."""
     with running_service() as service:
         for task in ("classify", "detect", "segment"):
             request = urllib.request.Request(f"{service.url}/{task}", REFERENCE_PICTURE.read_bytes())

@@ -174,7 +174,7 @@ class HuggingFace:
         models = self._able(_model_name(scope["query_string"]))
         try:
             reading = request.read(self._max_bytes, engine.bodies)
-            image = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            image = await within_deadline(reading, deadline_s)
             parameters = kind()
             if not image:
                 raise BadRequest(f"the body is empty; {HOW_TO_SEND}")

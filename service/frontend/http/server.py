@@ -1,7 +1,6 @@
 """uvicorn, with signals left to the process that runs it, and bounds on what a connection may do.
 
-What touches uvicorn's private state is measured in docs/decisions, and tests/service/frontend/http/test_server.py fails
-where a new version of uvicorn behaves differently.
+`Disconnect` and `BoundedHttp.on_body` use uvicorn's private state; docs/decisions/0008-uvicorn.md has what they save.
 """
 
 from __future__ import annotations
@@ -114,37 +113,6 @@ class Disconnect:
             raise ClientDisconnect from None
 
 
-class OneWrite(asyncio.Transport):
-    """A transport that holds an answer's head until its body follows: one system call instead of two, and one wake-up
-    of the client."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._transport = transport
-        self.head = b""
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]
-        self.get_extra_info = transport.get_extra_info  # type: ignore[method-assign]
-
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        if self.head:
-            head, self.head = self.head, b""
-            self._transport.writelines((head, data))
-        elif isinstance(data, bytes) and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self.head = data
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        """Send a head that has no body."""
-        if self.head:
-            head, self.head = self.head, b""
-            self._transport.write(head)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-
 class BoundedHttp(HttpToolsProtocol):
     """One connection. Refuses a request's head that is too long or too slow, which uvicorn does not.
 
@@ -161,14 +129,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self.disconnect = Disconnect()
 
-    @property
-    def body_received(self) -> bool:
-        """Whether the newest request's body is here to its end, so that reading it does not wait."""
-        return not self.cycle.more_body
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = self._one_write = OneWrite(transport)
         # A long answer is several writes. asyncio does this for listeners that it made itself.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._start_timer()
@@ -187,18 +149,16 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes = 0
 
     def on_body(self, body: bytes) -> None:
-        """uvicorn copies a body twice and stops reading the socket after 64 KB of it; most come in one piece."""
+        """Pass on a body that arrives in one piece, as most do.
+
+        uvicorn would copy it twice, and stop reading the socket after 64 KB of it.
+        """
         cycle = self.cycle
         if cycle.body or cycle.response_complete or len(body) > READ_AHEAD_BYTES:
             super().on_body(body)
             return
         cycle.body = body  # type: ignore[assignment]  # uvicorn only adds to it, and `bytes` of it is itself
         cycle.message_event.set()
-
-    def on_response_complete(self) -> None:
-        if self._one_write.head:
-            self._one_write.flush()
-        super().on_response_complete()
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -137,7 +137,7 @@ async def test_an_error_of_every_image_is_printed_once(rest: Rest, files: list[s
     """The service's message about an unknown model is printed once, whatever the number of images."""
     ran = await convmlp("classify", *files, "--model", "unknown", "--url", url(rest))
     assert (ran.status, ran.out) == (1, b"")
-    assert ran.err == "convmlp: there is no model 'unknown' here; served: fake_classify, fake_detect, fake_segment\n"
+    assert ran.err == "convmlp: there is no model 'unknown'; served: fake_classify, fake_detect, fake_segment\n"
 
 
 async def test_a_busy_service_is_retried(files: list[str]) -> None:

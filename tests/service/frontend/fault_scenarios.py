@@ -43,8 +43,8 @@ def queued(pair: PairAtWork) -> float:
 
 @asynccontextmanager
 async def busy(_: Path) -> AsyncIterator[Pair]:
-    """The device is held, by a service that gives a request a tenth of a second."""
-    async with open_pair(request_timeout_ms=100) as pair:
+    """The device is held, by a service that gives a request half a second."""
+    async with open_pair(request_timeout_ms=500) as pair:
         pair.worker.runner.gate.clear()
         yield pair
 

@@ -111,7 +111,7 @@ def picture(grey: int = 100, width: int = 80, height: int = 60, form: str = "PNG
 
 
 def oversized_png(width: int, height: int) -> bytes:
-    """A small PNG whose header says that it is large."""
+    """A small PNG with a header of a large one."""
     png = picture()
     header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]

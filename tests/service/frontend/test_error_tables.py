@@ -121,7 +121,7 @@ async def well() -> AsyncIterator[Pair]:
 class Case:
     """How an error comes about, and the contract's row for it.
 
-    `scene` None: without anything else. `retry`: the caller is told when to come back.
+    `scene` None: without anything else. `retry`: the caller gets the time to come back.
     """
 
     name: str
@@ -174,15 +174,15 @@ CASES = (
 async def test_row(case: Case, transport: Transport, well: Pair, tmp_path: Path) -> None:
     """An error comes with its row's status, its own name, its id, and the time to come back where there is one."""
     async with case.scene(tmp_path) if case.scene else nullcontext(well) as pair, asyncio.timeout(30):
-        told = await transport(pair, case.question)
+        refusal_ = await transport(pair, case.question)
     if transport is over_rest:
-        assert (told.status, told.name) == (case.http, (case.error_over_rest or case.error).code)
+        assert (refusal_.status, refusal_.name) == (case.http, (case.error_over_rest or case.error).code)
     else:
-        assert (told.status, told.name) == (case.code, case.error.code)
-    assert (told.retry_after_s is not None) == case.retry
-    assert told.retry_after_s is None or told.retry_after_s > 0
-    assert told.detail
-    assert "poison" not in told.detail
+        assert (refusal_.status, refusal_.name) == (case.code, case.error.code)
+    assert (refusal_.retry_after_s is not None) == case.retry
+    assert refusal_.retry_after_s is None or refusal_.retry_after_s > 0
+    assert refusal_.detail
+    assert "poison" not in refusal_.detail
 
 
 def test_every_error_is_provoked() -> None:

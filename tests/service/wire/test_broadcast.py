@@ -1,4 +1,4 @@
-"""Loading and unloading on several workers: real ones but for their devices, each with a store of its own."""
+"""Loading and unloading on several workers: real ones with fake devices, each with its own store."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ async def stored(pool: WorkerPool, name: str) -> StoredModel:
     return next(one for one in await pool.repository(far_deadline_s()) if one.name == name)
 
 
-async def test_a_model_comes_and_goes_everywhere() -> None:
-    """When a load returns every worker serves the model, when an unload returns none does."""
+async def test_loads_and_unloads_reach_every_worker() -> None:
+    """When a load returns every worker serves the model; when an unload returns none does."""
     async with at_work(3) as (pool, workers):
         assert await stored(pool, "second") == StoredModel("second", False, False, "it is not loaded")
         await pool.load("second", far_deadline_s())
@@ -61,8 +61,8 @@ async def test_a_model_comes_and_goes_everywhere() -> None:
             await pool.load("nonesuch", far_deadline_s())
 
 
-async def test_a_load_that_fails_somewhere_is_taken_back_everywhere() -> None:
-    """One worker has no room: the caller hears of how many that is true, and no worker serves the model."""
+async def test_a_load_that_fails_on_one_worker_is_undone() -> None:
+    """One worker has no memory: the error counts the workers that it is true of, and no worker serves the model."""
     async with at_work() as (pool, workers):
         workers[1].runner.memory_models = 1
         with pytest.raises(Overloaded, match=r"no memory .*\(on 1 of 2 workers; the others unloaded it again\)"):
@@ -74,8 +74,8 @@ async def test_a_load_that_fails_somewhere_is_taken_back_everywhere() -> None:
         assert in_memory(workers) == [[CLASSIFY, "second"]] * 2
 
 
-async def test_what_fails_alike_everywhere_is_told_plainly() -> None:
-    """A bundle that is broken for all workers is told as by a single one."""
+async def test_an_error_of_all_workers_is_passed_on_as_it_is() -> None:
+    """A bundle that is broken for all workers gives the error of a single one."""
     async with at_work() as (pool, workers):
         for worker in workers:
             worker.runner.damaged = frozenset({"second"})
@@ -84,8 +84,8 @@ async def test_what_fails_alike_everywhere_is_told_plainly() -> None:
         assert in_memory(workers) == [[CLASSIFY]] * 2
 
 
-async def test_a_new_version_stays_where_it_came() -> None:
-    """Where one worker cannot take a new version the others keep it, and the service answers with one of the two."""
+async def test_a_new_version_stays_where_it_was_loaded() -> None:
+    """Where one worker cannot load a new version the others keep it, and the service answers with one of the two."""
     async with at_work(3) as (pool, workers):
         changed = fake_bundle(Task.CLASSIFY, CLASSIFY, weights=b"trained for longer")
         for worker in workers:
@@ -105,8 +105,8 @@ async def test_a_new_version_stays_where_it_came() -> None:
 
 
 @pytest.mark.parametrize("why", ["it left", "its deadline passed"])
-async def test_a_load_without_its_caller_leaves_no_trace(why: str) -> None:
-    """A caller leaves, or is out of time, when one of two workers has loaded: neither serves the model then."""
+async def test_a_cancelled_load_is_undone(why: str) -> None:
+    """A call ends early when one of two workers has loaded the model: neither serves it then."""
     async with at_work() as (pool, workers):
         workers[1].runner.reading.clear()
         deadline_s = far_deadline_s() if why == "it left" else time.monotonic() + 2.0
@@ -121,8 +121,8 @@ async def test_a_load_without_its_caller_leaves_no_trace(why: str) -> None:
         await until(lambda: in_memory(workers) == [[CLASSIFY]] * 2)
 
 
-async def test_an_unload_goes_on_everywhere_without_its_caller() -> None:
-    """A model that began to leave leaves every worker, though nobody waits for it any more."""
+async def test_an_unload_is_completed_without_its_caller() -> None:
+    """An unload that has started is completed on every worker, though its call was cancelled."""
     async with at_work() as (pool, workers):
         for worker in workers:
             worker.runner.gate.clear()
@@ -140,8 +140,8 @@ async def test_an_unload_goes_on_everywhere_without_its_caller() -> None:
         await until(lambda: in_memory(workers) == [[], []])
 
 
-async def test_an_unload_that_began_somewhere_is_done_everywhere() -> None:
-    """A caller leaves while one of two workers has let a model go and the other is busy with a load: both do it."""
+async def test_an_unload_that_started_on_one_worker_is_completed_on_all() -> None:
+    """A call is cancelled when one worker has unloaded the model and the other is busy: both unload it."""
     async with at_work() as (pool, workers), open_pool(workers[1].address) as (of_one, _):
         await all_ready(of_one)
         workers[1].runner.reading.clear()
@@ -160,8 +160,8 @@ async def test_an_unload_that_began_somewhere_is_done_everywhere() -> None:
         assert in_memory(workers) == [[], ["second"]]
 
 
-async def test_what_is_stored_is_told_without_those_who_are_silent(tmp_path: Path) -> None:
-    """A worker that was not heard of yet keeps nobody waiting for what the others have."""
+async def test_the_store_is_listed_without_silent_workers(tmp_path: Path) -> None:
+    """A worker that has never sent anything delays no listing of the others' stores."""
     async with (
         fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as there,
         ScriptedWorker(f"ipc://{tmp_path}/w") as silent,
@@ -174,8 +174,8 @@ async def test_what_is_stored_is_told_without_those_who_are_silent(tmp_path: Pat
         assert CLASSIFY in [model.name for model in store]
 
 
-async def test_workers_that_differ_are_made_alike() -> None:
-    """What only one worker serves is unloaded there, and a load gives it to those that lack it."""
+async def test_workers_that_differ_become_alike() -> None:
+    """A model that only one worker serves is unloaded there, or loaded on the others."""
     async with at_work() as (pool, workers):
         for command in ("load", "unload"):
             async with open_pool(workers[1].address) as (of_one, _):
@@ -193,7 +193,7 @@ async def test_workers_that_differ_are_made_alike() -> None:
 
 
 async def test_models_stay_as_they_are_while_a_worker_is_missing(tmp_path: Path) -> None:
-    """Nothing is changed on some workers only: until the missing one is back the caller is told to wait for it."""
+    """While a worker is missing no model is loaded or unloaded; the error asks to wait for it."""
     missing = f"ipc://{tmp_path}/missing"
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as there, open_pool(there.address, missing) as (pool, _):
         await until(lambda: pool.readiness().ready)
@@ -205,8 +205,8 @@ async def test_models_stay_as_they_are_while_a_worker_is_missing(tmp_path: Path)
         assert not (await stored(pool, "second")).served
 
 
-async def test_a_worker_lost_in_a_load_fails_it(tmp_path: Path) -> None:
-    """One of two workers dies while it loads: the caller hears it at once, and the other lets the model go again."""
+async def test_a_worker_lost_during_a_load_fails_it(tmp_path: Path) -> None:
+    """One of two workers dies during a load: the caller gets its error at once, and the other unloads the model."""
     address = f"ipc://{tmp_path}/w"
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as other, open_pool(address, other.address) as (pool, _):
         store_bundle(other.store, fake_bundle(Task.CLASSIFY, "second"))

@@ -1,4 +1,4 @@
-"""What several workers say, put together."""
+"""The views of several workers, merged."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def lost(*versions: str) -> WorkerView:
 UNHEARD = WorkerView(None, "gone", 2.0, None)
 
 
-def test_each_model_is_told_once_with_all_its_devices() -> None:
-    """One entry a model, ready where it is on any worker; devices are those that answer, in the workers' order."""
+def test_each_model_is_listed_once_with_all_its_devices() -> None:
+    """A model is ready where any worker is; its devices are those that answer, in the workers' order."""
     views = [
         view(offer("a"), offer("b", ready=False)),
         view(offer("a", device="cuda:1", precision="bf16"), offer("b", ready=False, device="cuda:1")),
@@ -51,28 +51,28 @@ def test_each_model_is_told_once_with_all_its_devices() -> None:
     assert (b.ready, b.device, b.precision) == (False, "cuda:0, cuda:1, cuda:2", "fp32")
 
 
-def test_workers_on_one_device_are_one_word_and_several_devices() -> None:
-    """Two workers on the CPU: the word for callers is `cpu`, the number of workers is not lost."""
+def test_workers_on_one_kind_of_device() -> None:
+    """Two workers on the CPU: callers see `cpu` once, and the number of workers is kept."""
     (status,) = merge_models([view(offer("a", device="cpu")), view(offer("a", device="cpu"))]) or ()
     assert (status.device, status.devices) == ("cpu", ("cpu", "cpu"))
 
 
-def test_the_order_is_of_a_worker_that_is_there() -> None:
-    """The first of a task is its default: what a lost worker served before says nothing of that."""
+def test_the_order_is_that_of_a_present_worker() -> None:
+    """The first model of a task is its default: a lost worker's order does not decide it."""
     names = [status.config.name for status in merge_models([lost("c", "b", "a"), view(offer("a"), offer("b"))]) or ()]
     assert names == ["a", "b", "c"]
 
 
 def test_a_lost_worker_s_models_are_known_and_not_ready() -> None:
-    """A model that only a lost worker served is not forgotten: it is to come back."""
+    """A model that only a lost worker served is still listed, because the worker is restarted."""
     (status,) = merge_models([lost("a"), UNHEARD]) or ()
     assert (status.config, status.ready, status.device, status.precision) == (A, False, "", "")
     assert merge_models([UNHEARD, UNHEARD]) is None
     assert merge_models([UNHEARD, view()]) == ()
 
 
-def test_of_two_versions_the_more_ready_one_is_the_model() -> None:
-    """While a model is replaced one worker after the other, callers get the version that most workers answer for."""
+def test_of_two_versions_the_one_with_more_ready_workers_counts() -> None:
+    """While a model is replaced on one worker after the other, callers get the version that most workers answer for."""
     old, new = offer("a"), offer("a2")
     for offers, config in (((old, new, old), A), ((old, new, new), NEW_A), ((old, new), A), ((new, old), NEW_A)):
         (status,) = merge_models([view(one) for one in offers]) or ()
@@ -100,13 +100,13 @@ STARTING = view(offer("a", ready=False), phase=Phase.STARTING, reason="it is loa
         ([view(offer("a"), retry_after_s=0.25)], Readiness(True, "ready", 0.25)),
     ],
 )
-def test_ready_means_that_each_model_is_ready_somewhere(views: list[WorkerView], expected: Readiness) -> None:
-    """Not more is needed, and not less; what is missing is named, and the time is that of the first who is free."""
+def test_ready_means_that_each_model_is_ready_on_a_worker(views: list[WorkerView], expected: Readiness) -> None:
+    """The reason names what is missing; Retry-After is that of the worker that is free first."""
     assert merge_readiness(views) == expected
 
 
-def test_a_model_is_stored_as_the_worker_says_that_comes_closest() -> None:
-    """Ready before served, served before not; each name once, sorted."""
+def test_a_stored_model_has_its_best_state() -> None:
+    """Ready before served, served before stored; each name once, sorted."""
     on_disk = StoredModel("b", False, False, "it is not loaded")
     broken = StoredModel("b", True, False, "it does not give its committed answer")
     fit = StoredModel("b", True, True, "")

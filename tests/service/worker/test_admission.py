@@ -1,4 +1,4 @@
-"""Who is told at once that there is no time, and who once there is none left."""
+"""Which jobs are refused when they arrive, and which are removed from the queue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.service.worker.dispatcher_bench import FIRST, SIDE, Gates, dispatcher
 
 
 async def test_the_queue_is_bounded() -> None:
-    """Beyond the bound a job is refused at once with a time to come back; those inside are answered."""
+    """Beyond the bound a job is refused at once with a Retry-After; the admitted jobs are answered."""
     async with dispatcher_bench(max_images=3) as it:
         it.runner.gate.clear()
         it.submit(0)
@@ -27,7 +27,7 @@ async def test_the_queue_is_bounded() -> None:
 
 
 async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
-    """Once the pace is known, a job whose deadline lies before its turn is not let in; the first batch says nothing."""
+    """A job whose answer is expected after its deadline is refused. The first batch of a shape sets no expectation."""
     async with dispatcher_bench() as it:
         for number, batch_s in enumerate((100.0, 4.0)):
             it.runner.gate.clear()
@@ -45,8 +45,8 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
         assert error.retry_after_s == pytest.approx(4.0)
 
 
-async def test_an_urgent_job_is_let_in_though_much_waits_that_is_not() -> None:
-    """What is due later does not count against a job that goes before it; what is due sooner does."""
+async def test_jobs_that_are_due_later_do_not_count() -> None:
+    """Only jobs with earlier deadlines count as the wait of a new job."""
     async with dispatcher_bench(batch=1) as it:
         await it.learn(1.0)
         it.runner.gate.clear()
@@ -65,8 +65,8 @@ async def test_an_urgent_job_is_let_in_though_much_waits_that_is_not() -> None:
         assert all(it.label(number) == 0 for number in range(13))
 
 
-async def test_an_idle_device_tries_whatever_comes() -> None:
-    """An estimate that was too high is found out: one whose deadline is shorter runs where nothing waits before it."""
+async def test_an_idle_device_tries_every_job() -> None:
+    """Where nothing waits, a job runs though it is expected to be late, so that a wrong estimate is corrected."""
     async with dispatcher_bench() as it:
         await it.learn(10.0)
         it.submit(0, budget_s=1.0)
@@ -74,8 +74,8 @@ async def test_an_idle_device_tries_whatever_comes() -> None:
         assert it.label(0) == 0
 
 
-async def test_a_deadline_that_passes_in_the_queue_costs_the_device_nothing() -> None:
-    """An expired job is told so and never reaches the device; its neighbours do."""
+async def test_an_expired_job_never_runs() -> None:
+    """A job whose deadline passes in the queue gets DeadlineExceeded and does not run; its neighbours do."""
     async with dispatcher_bench() as it:
         it.runner.gate.clear()
         it.submit(0)
@@ -89,8 +89,8 @@ async def test_a_deadline_that_passes_in_the_queue_costs_the_device_nothing() ->
         assert [images for _, images in it.runner.batches] == [1, 1]
 
 
-async def test_what_has_become_hopeless_is_not_run() -> None:
-    """Jobs that the device cannot answer in time any more are told so when a lane is free, and cost it nothing."""
+async def test_a_job_that_cannot_be_in_time_any_more_does_not_run() -> None:
+    """Jobs that the device cannot answer in time any more are refused when a lane is free, and do not run."""
     async with dispatcher_bench(batch=1) as it:
         await it.learn(1.0)
         it.runner.gate.clear()
@@ -107,8 +107,8 @@ async def test_what_has_become_hopeless_is_not_run() -> None:
         assert it.runner.batches == [(FIRST, 1)] * 2
 
 
-async def test_under_overload_what_runs_is_answered_in_time() -> None:
-    """Twice what the device can do, each due in 5 s: nothing runs in vain, and whoever is refused hears at once."""
+async def test_under_overload_every_job_that_runs_is_in_time() -> None:
+    """At twice the device's capacity no batch is wasted, and a refused job is refused when it arrives."""
     async with dispatcher_bench(batch=4, max_images=500) as it:
         await it.learn(0.1)
         gates = Gates(it)
@@ -135,9 +135,9 @@ async def test_under_overload_what_runs_is_answered_in_time() -> None:
         assert len(refused) >= 0.4 * len(told)
 
 
-async def test_the_outlook_is_what_the_next_one_is_judged_by() -> None:
-    """What is told of one more job is what it is let in or refused by: what runs still, and what is due before it;
-    each that is let in delays the next as was told."""
+async def test_the_wait_estimate_is_what_admission_applies() -> None:
+    """A job that is due just before its estimate is refused, one that is due just after it is admitted. Each admitted
+    job delays the next by `image_s`."""
     shape = Shape(FIRST, FIRST, SIDE, SIDE)
     async with dispatcher_bench(batch=1) as it:
         await it.learn(1.0)
@@ -158,8 +158,8 @@ async def test_the_outlook_is_what_the_next_one_is_judged_by() -> None:
         it.runner.gate.set()
 
 
-async def test_a_lone_job_s_time_on_all_lanes_promises_nothing() -> None:
-    """What several lanes take together for one image is not what it takes of one, where all have something to do."""
+async def test_a_batch_on_several_lanes_sets_no_expectation() -> None:
+    """The time of an image on several lanes is not the time that it takes on one lane, where all lanes are busy."""
     shape = Shape(FIRST, FIRST, SIDE, SIDE)
     async with dispatcher_bench(lanes=2) as it:
         await it.learn(5.0)

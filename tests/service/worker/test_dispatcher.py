@@ -1,4 +1,4 @@
-"""Queue, policy and device together, with a device that the test holds in its hand."""
+"""Queue, batching and device together, with a device that the test controls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.service.worker.dispatcher_bench import SIDE, dispatcher_bench
 
 
 async def test_while_the_device_is_busy_the_next_batch_grows() -> None:
-    """A lone job runs alone at once; those that came meanwhile run together, and each gets its own answer."""
+    """A lone job runs alone at once; jobs that arrive meanwhile run together, and each gets its own answer."""
     async with dispatcher_bench() as it:
         it.runner.gate.clear()
         it.submit(0, level=7)
@@ -32,8 +32,8 @@ async def test_while_the_device_is_busy_the_next_batch_grows() -> None:
         assert [it.label(number) for number in range(6)] == [7, 10, 20, 30, 40, 50]
 
 
-async def test_a_cancelled_job_is_forgotten() -> None:
-    """A job that is withdrawn while it waits is neither run nor answered, and its neighbours are."""
+async def test_a_cancelled_job_does_not_run() -> None:
+    """A job that is cancelled while it waits does not run and gets no reply; its neighbours do."""
     async with dispatcher_bench() as it:
         it.runner.gate.clear()
         it.submit(0)
@@ -49,7 +49,7 @@ async def test_a_cancelled_job_is_forgotten() -> None:
 
 
 async def test_one_can_wait_for_the_jobs_of_one_slot() -> None:
-    """A slot is finished once none of its jobs waits or runs, whether they were answered, late or withdrawn."""
+    """The wait for a slot ends once none of its jobs waits or runs, however they ended."""
     async with dispatcher_bench(batch=1) as it:
         await it.dispatcher.wait_until_done("fake_classify")  # nobody is there
         it.runner.gate.clear()
@@ -68,8 +68,8 @@ async def test_one_can_wait_for_the_jobs_of_one_slot() -> None:
         assert sorted(it.results) == [0, 1]
 
 
-async def test_an_idle_device_is_asked_for_a_sign_of_life() -> None:
-    """What the device answered last is never long ago while it works, whether there are jobs or not."""
+async def test_an_idle_device_is_pinged() -> None:
+    """The device's silence stays short while it works, with jobs or without."""
     async with dispatcher_bench(idle_s=0.01) as it:
         it.clock.now_s += 9.0
         assert it.dispatcher.executor.silent_s() == 9.0
@@ -85,8 +85,8 @@ async def test_an_idle_device_is_asked_for_a_sign_of_life() -> None:
         assert it.dispatcher.executor.silent_s() == 0.0
 
 
-async def test_a_device_that_fails_without_work_is_lost() -> None:
-    """The dispatcher ends with the reason, so that the worker does and another one is started."""
+async def test_an_idle_device_that_fails_is_lost() -> None:
+    """The dispatcher ends with the reason, so that the worker ends and another one is started."""
     with ThreadPoolExecutor(1) as thread:
         dispatcher = Dispatcher(
             FakeRunner([fake_bundle(Task.CLASSIFY)], lost=True),

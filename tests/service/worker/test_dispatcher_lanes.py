@@ -12,8 +12,8 @@ from service.errors import Internal
 from tests.service.worker.dispatcher_bench import FIRST, Gates, dispatcher_bench
 
 
-async def test_a_lone_job_has_all_lanes_and_the_next_has_what_is_free() -> None:
-    """One that is alone takes the device; while it runs others wait, and then share it."""
+async def test_a_lone_job_gets_all_lanes() -> None:
+    """A lone job takes the whole device; jobs that arrive meanwhile wait, and then share it."""
     async with dispatcher_bench(lanes=4) as it:
         gates = Gates(it)
         it.submit(0)
@@ -27,8 +27,8 @@ async def test_a_lone_job_has_all_lanes_and_the_next_has_what_is_free() -> None:
         await it.until(lambda: len(it.results) == 3)
 
 
-async def test_a_lone_job_leaves_lanes_for_others_where_they_were_taken_lately() -> None:
-    """Once jobs come while others run, one that is alone for a moment has a part of the device; in quiet times all."""
+async def test_a_lone_job_leaves_lanes_free_on_a_busy_device() -> None:
+    """Where jobs lately arrived while others ran, a lone job gets a part of the lanes; after a quiet time all."""
     async with dispatcher_bench(lanes=4) as it:
         gates = Gates(it)
         for number in range(8):  # each of them comes while the one before it runs
@@ -49,8 +49,8 @@ async def test_a_lone_job_leaves_lanes_for_others_where_they_were_taken_lately()
         await it.until(lambda: len(it.results) == 9)
 
 
-async def test_a_lane_leaves_some_of_what_waits_to_one_that_is_free_soon() -> None:
-    """Four wait while one lane is through and the other nearly so: each takes two."""
+async def test_jobs_are_left_to_a_lane_that_is_free_soon() -> None:
+    """Four jobs wait, one lane is free and the other nearly so: each takes two."""
     async with dispatcher_bench(lanes=2) as it:
         await it.trial(1.0)
         gates = Gates(it)
@@ -71,7 +71,7 @@ async def test_a_lane_leaves_some_of_what_waits_to_one_that_is_free_soon() -> No
 
 
 async def test_a_deep_queue_gives_each_lane_a_batch() -> None:
-    """With enough for all, each lane runs batches of the best size by itself; a lane that is through takes the next."""
+    """With enough jobs each lane runs batches of the best size by itself, and takes the next one when it is free."""
     async with dispatcher_bench(lanes=2, batch=3) as it:
         gates = Gates(it)
         for number in range(9):
@@ -88,8 +88,8 @@ async def test_a_deep_queue_gives_each_lane_a_batch() -> None:
         assert {done.batch_images for done in it.results.values()} == {3}
 
 
-async def test_what_is_too_little_for_a_batch_each_is_spread() -> None:
-    """Three images on two lanes: both work."""
+async def test_few_jobs_are_spread_over_the_lanes() -> None:
+    """Three images on two lanes: both lanes work."""
     async with dispatcher_bench(lanes=2) as it:
         for number in range(3):
             it.submit(number)
@@ -98,8 +98,8 @@ async def test_what_is_too_little_for_a_batch_each_is_spread() -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 5])
-async def test_never_more_lanes_are_taken_than_there_are(lanes: int) -> None:
-    """Whatever comes and whatever fails, the runner (which counts) is never asked for more than it has."""
+async def test_no_more_lanes_are_used_than_there_are(lanes: int) -> None:
+    """Whatever arrives and fails, the runner's lanes suffice; the runner counts them."""
     with capture_logs():  # to draw hundreds of traces takes minutes
         await _hail(lanes)
 
@@ -121,8 +121,8 @@ async def _hail(lanes: int) -> None:
         assert all(it.label(number) == 7 for number in it.results.keys() - poisoned)
 
 
-async def test_the_batch_that_runs_for_longest_is_watched() -> None:
-    """A lane that hangs is seen while the others answer: how long it runs is how long the device is silent."""
+async def test_the_oldest_batch_is_watched() -> None:
+    """While one lane hangs and others answer, its time is the silence of the device."""
     async with dispatcher_bench(lanes=2) as it:
         gates = Gates(it)
         it.submit(0)
@@ -142,8 +142,8 @@ async def test_the_batch_that_runs_for_longest_is_watched() -> None:
         await it.until(lambda: len(it.results) == 3)
 
 
-async def test_a_slot_is_finished_once_none_of_its_batches_runs() -> None:
-    """All lanes are waited for, not only the first that is through."""
+async def test_the_wait_for_a_slot_includes_all_lanes() -> None:
+    """The wait for a slot ends after its last batch, on whichever lane."""
     async with dispatcher_bench(lanes=2) as it:
         gates = Gates(it)
         it.submit(0)
@@ -158,8 +158,8 @@ async def test_a_slot_is_finished_once_none_of_its_batches_runs() -> None:
         await asyncio.wait_for(finished, 10)
 
 
-async def test_the_backlog_is_shared_by_the_lanes() -> None:
-    """Two lanes are through with what waits in half of the time; of what runs only that counts which is left."""
+async def test_the_drain_time_is_divided_by_the_lanes() -> None:
+    """Two lanes finish the waiting jobs in half the time; of a running batch only the rest counts."""
     async with dispatcher_bench(lanes=2, batch=1) as it:
         await it.trial(3.0)
         gates = Gates(it)

@@ -1,4 +1,4 @@
-"""Models that come and go while the worker serves: the real worker over real sockets, but for its device."""
+"""Models that are loaded and unloaded while the worker serves, over real sockets and with a fake device."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def until_being_loaded(pool: WorkerPool, name: str) -> None:
 
 
 async def test_a_loaded_model_answers_at_once_and_everywhere() -> None:
-    """When a load returns its model is ready, the last of all; other front-ends hear of it, and the store says it."""
+    """When a load returns, its model is ready and last in order; other front-ends have it, and the store lists it."""
     async with at_work() as (worker, pool), front_end(worker.address) as other:
         assert await stored(pool, "second") == StoredModel("second", False, False, "it is not loaded")
         await pool.load("second", far_deadline_s())
@@ -75,8 +75,8 @@ async def test_a_loaded_model_answers_at_once_and_everywhere() -> None:
         assert gauge(worker, "convmlp_model_ready", "second") == 1
 
 
-async def test_front_ends_hear_of_a_change_before_they_ask() -> None:
-    """The worker tells of a change by itself: a front-end whose next heartbeat is far away knows it as soon."""
+async def test_a_change_is_sent_to_all_front_ends() -> None:
+    """The worker announces a change by itself, long before a front-end's next heartbeat."""
     settings = SETTINGS.with_changes(heartbeat_interval_ms=20, worker_timeout_ms=100_000)
     async with (
         at_work(settings) as (worker, pool),
@@ -90,8 +90,8 @@ async def test_front_ends_hear_of_a_change_before_they_ask() -> None:
         await until(lambda: served(rare) == [FIRST])
 
 
-async def test_without_leave_nothing_changes() -> None:
-    """Unless the setting allows it nobody loads or unloads; what the store holds may be asked."""
+async def test_without_the_setting_nothing_changes() -> None:
+    """Unless `model_control` allows it nobody loads or unloads; the store can be listed."""
     async with at_work(SETTINGS.with_changes(model_control=False)) as (worker, pool):
         with pytest.raises(Forbidden, match="model_control"):
             await pool.load("second", far_deadline_s())
@@ -102,8 +102,8 @@ async def test_without_leave_nothing_changes() -> None:
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "", "..", f"../{FIRST}", "/etc", "a\0b", "x" * 5000])
-async def test_what_is_not_in_the_store_is_not_found(name: str) -> None:
-    """Only names that the store lists are looked at: no caller's text becomes a path."""
+async def test_a_name_that_is_not_in_the_store_is_not_found(name: str) -> None:
+    """Only names that the store lists are opened: no caller's text becomes a path."""
     async with at_work() as (worker, pool):
         with pytest.raises(ModelNotFound):
             await pool.load(name, far_deadline_s())
@@ -113,8 +113,8 @@ async def test_what_is_not_in_the_store_is_not_found(name: str) -> None:
         assert await classify(pool) == LEVEL
 
 
-async def test_a_broken_bundle_is_told_without_naming_places() -> None:
-    """A wrong hash and weights that do not fit are clear errors in words without a path, and leave nothing behind."""
+async def test_a_broken_bundle_s_error_names_no_path() -> None:
+    """A wrong hash and weights that do not fit are errors without a path, and leave nothing behind."""
     async with at_work() as (worker, pool):
         (worker.store / "second" / WEIGHTS_FILE).write_bytes(b"another")
         worker.runner.damaged = frozenset({"third"})
@@ -126,8 +126,8 @@ async def test_a_broken_bundle_is_told_without_naming_places() -> None:
         assert served(pool) == in_memory(worker) == [FIRST]
 
 
-async def test_a_model_that_does_not_prove_itself_is_not_served() -> None:
-    """A model with another answer on the reference picture leaves memory again, and the caller hears why."""
+async def test_a_model_that_fails_its_self_check_is_not_served() -> None:
+    """A model with a wrong answer on the reference picture is removed from memory, and the caller gets the reason."""
     async with at_work() as (worker, pool):
         store_bundle(worker.store, lying_bundle("second"))
         with pytest.raises(Internal, match="the reference is"):
@@ -138,8 +138,8 @@ async def test_a_model_that_does_not_prove_itself_is_not_served() -> None:
         assert gauge(worker, "convmlp_queue_depth", "second") is None
 
 
-async def test_without_room_on_the_device_nothing_is_loaded() -> None:
-    """A model that does not fit is refused and the others answer on; once another has left it fits."""
+async def test_a_model_without_memory_is_not_loaded() -> None:
+    """A model that does not fit is refused and the others answer; it fits once another one is unloaded."""
     async with at_work() as (worker, pool):
         await pool.load("second", far_deadline_s())
         worker.runner.memory_models = 2
@@ -152,8 +152,8 @@ async def test_without_room_on_the_device_nothing_is_loaded() -> None:
         assert served(pool) == in_memory(worker) == ["second", "third"]
 
 
-async def test_loading_what_is_served_changes_nothing_unless_the_disk_did() -> None:
-    """The same bundle stays where it is; another config under the name takes its place, in the old order."""
+async def test_loading_a_served_model_changes_it_only_with_the_disk() -> None:
+    """The same bundle stays as it is; another config under its name replaces it, in the same place."""
     async with at_work() as (worker, pool):
         await pool.load("second", far_deadline_s())
         before = dict(worker.runner.slots)
@@ -169,7 +169,7 @@ async def test_loading_what_is_served_changes_nothing_unless_the_disk_did() -> N
 
 
 async def test_a_model_that_is_not_ready_is_loaded_anew() -> None:
-    """A load never returns without the model being ready: one that lost its proof is read again."""
+    """A load returns only when the model is ready: one whose self-check fails is read again."""
     settings = SETTINGS.with_changes(self_check_interval_ms=20)
     async with at_work(settings) as (worker, pool):
         (slot,) = worker.runner.slots
@@ -182,8 +182,8 @@ async def test_a_model_that_is_not_ready_is_loaded_anew() -> None:
         assert slot not in worker.runner.slots
 
 
-async def test_a_replaced_model_answers_what_was_made_for_it() -> None:
-    """Inputs that were prepared for the old version are run by the old one for a while, then told to come again."""
+async def test_a_replaced_model_answers_its_own_inputs() -> None:
+    """Inputs that were prepared for the old version run on it for a while; after that they are Unavailable."""
     settings = SETTINGS.with_changes(heartbeat_interval_ms=300)
     async with at_work(settings) as (worker, pool):
         old = status_of(pool, FIRST)
@@ -202,8 +202,8 @@ async def test_a_replaced_model_answers_what_was_made_for_it() -> None:
             await classify(pool, model=old)
 
 
-async def test_unloading_answers_what_is_in_hand_first() -> None:
-    """Requests in the queue of a model that goes get their answers; those that come meanwhile get ModelNotFound."""
+async def test_unloading_answers_pending_jobs_first() -> None:
+    """The jobs in an unloaded model's queue are answered; later ones get ModelNotFound."""
     async with at_work() as (worker, pool):
         await pool.load("second", far_deadline_s())
         model = status_of(pool, FIRST)
@@ -227,8 +227,8 @@ async def test_unloading_answers_what_is_in_hand_first() -> None:
         assert await classify(pool, model="second") == LEVEL
 
 
-async def test_a_model_that_left_leaves_only_its_counts() -> None:
-    """Gauges of an unloaded model disappear, its counters stay; loaded again it goes on counting."""
+async def test_an_unloaded_model_keeps_its_counters() -> None:
+    """An unload removes a model's gauges and keeps its counters, which go on counting after a load."""
     async with at_work() as (worker, pool):
         await classify(pool)
         images = gauge(worker, "convmlp_images_total", FIRST)
@@ -242,8 +242,8 @@ async def test_a_model_that_left_leaves_only_its_counts() -> None:
         assert (gauge(worker, "convmlp_images_total", FIRST) or 0) > images
 
 
-async def test_the_last_model_may_go() -> None:
-    """Without any model the service is not ready and says why; a model that is loaded then makes it ready."""
+async def test_the_last_model_can_be_unloaded() -> None:
+    """Without any model the service is not ready and gives the reason; the next load makes it ready."""
     async with at_work() as (worker, pool):
         await pool.unload(FIRST, far_deadline_s())
         assert pool.models() == ()
@@ -258,7 +258,7 @@ async def test_the_last_model_may_go() -> None:
 
 
 async def test_others_are_served_while_a_model_is_read() -> None:
-    """Reading a model from disk takes nothing of the device's time."""
+    """Reading a model from disk takes no device time."""
     async with at_work() as (worker, pool):
         worker.runner.reading.clear()
         loading = asyncio.create_task(pool.load("second", far_deadline_s()))
@@ -270,7 +270,7 @@ async def test_others_are_served_while_a_model_is_read() -> None:
 
 
 async def test_a_model_is_loaded_while_batches_run() -> None:
-    """Under steady load a model comes and goes without a single request of another one failing."""
+    """Under steady load a model is loaded and unloaded, and no request of another model fails."""
     async with at_work() as (worker, pool):
         stop = asyncio.Event()
 
@@ -292,8 +292,8 @@ async def test_a_model_is_loaded_while_batches_run() -> None:
         assert in_memory(worker) == [FIRST]
 
 
-async def test_two_loads_at_once_take_their_turns() -> None:
-    """Two front-ends that load the same model and another one all succeed, with one copy of each in memory."""
+async def test_loads_run_one_after_the_other() -> None:
+    """Two front-ends load the same model and another one: all loads succeed, with one copy of each in memory."""
     async with at_work() as (worker, pool), front_end(worker.address) as other:
         await other.introduced()
         worker.runner.reading.clear()
@@ -309,8 +309,8 @@ async def test_two_loads_at_once_take_their_turns() -> None:
         assert worker.runner.most_read_at_once == 1
 
 
-async def test_requests_about_models_are_bounded() -> None:
-    """Beyond the bound one is refused at once; those inside are carried out."""
+async def test_model_requests_are_bounded() -> None:
+    """Beyond the bound a request is refused at once; the others are carried out."""
     async with at_work() as (worker, pool):
         worker.runner.reading.clear()
         inside = [asyncio.create_task(pool.load("second", far_deadline_s())) for _ in range(MAX_REQUESTS)]
@@ -322,8 +322,8 @@ async def test_requests_about_models_are_bounded() -> None:
         assert served(pool) == [FIRST, "second"]
 
 
-async def test_a_load_that_is_cancelled_leaves_no_trace() -> None:
-    """Whether the model is read, waits for the device or is proven when its caller leaves, nothing of it stays."""
+async def test_a_cancelled_load_changes_nothing() -> None:
+    """Whether the model is being read, waits for the device or is checked when its caller leaves, it is removed."""
     async with at_work() as (worker, pool):
         worker.runner.reading.clear()
         loading = asyncio.create_task(pool.load("second", far_deadline_s()))
@@ -353,8 +353,8 @@ async def test_a_load_that_is_cancelled_leaves_no_trace() -> None:
         assert served(pool) == in_memory(worker) == [FIRST, "second"]
 
 
-async def test_a_load_that_is_late_leaves_no_trace() -> None:
-    """A load whose deadline passes is told so, and its model is not served afterwards."""
+async def test_a_late_load_changes_nothing() -> None:
+    """A load whose deadline passes gets DeadlineExceeded, and its model is not served afterwards."""
     async with at_work() as (worker, pool):
         worker.runner.reading.clear()
         with pytest.raises(DeadlineExceeded):
@@ -365,8 +365,8 @@ async def test_a_load_that_is_late_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize("why", ["it left", "its deadline passed"])
-async def test_an_unload_goes_on_without_its_caller(why: str) -> None:
-    """Half an unload helps nobody: once begun it ends, even if nobody waits for it any more."""
+async def test_an_unload_is_completed_without_its_caller(why: str) -> None:
+    """An unload that has started is completed, even after its caller left."""
     async with at_work() as (worker, pool):
         worker.runner.gate.clear()
         asked = asyncio.create_task(classify(pool))
@@ -385,7 +385,7 @@ async def test_an_unload_goes_on_without_its_caller(why: str) -> None:
 
 
 async def test_a_config_is_sent_once() -> None:
-    """Of what a front-end said to know, or was sent before, the worker sends no config again."""
+    """The worker sends no config that a front-end named or was sent before."""
     async with at_work() as (worker, pool):
         context = zmq.asyncio.Context()
         with context.socket(zmq.DEALER) as front_end:
@@ -412,8 +412,8 @@ async def test_a_config_is_sent_once() -> None:
         context.term()
 
 
-async def test_a_front_end_that_comes_in_the_middle_sees_what_is_true() -> None:
-    """During a load a new front-end is told the old set, and the new one as soon as it is served."""
+async def test_a_new_front_end_gets_the_present_models() -> None:
+    """During a load a new front-end gets the old set, and the new one as soon as it is served."""
     async with at_work() as (worker, pool):
         worker.runner.reading.clear()
         loading = asyncio.create_task(pool.load("second", far_deadline_s()))
@@ -427,8 +427,8 @@ async def test_a_front_end_that_comes_in_the_middle_sees_what_is_true() -> None:
             assert await classify(late, model="second") == LEVEL
 
 
-async def test_a_worker_that_ends_tells_whoever_waits_for_a_load() -> None:
-    """SIGTERM in the middle of a load: its caller is told at once, and the worker ends."""
+async def test_a_worker_that_ends_fails_pending_loads() -> None:
+    """On SIGTERM during a load its caller gets an error at once, and the worker ends."""
     async with at_work() as (worker, pool):
         worker.runner.reading.clear()
         loading = asyncio.create_task(pool.load("second", far_deadline_s()))
@@ -440,8 +440,8 @@ async def test_a_worker_that_ends_tells_whoever_waits_for_a_load() -> None:
             await pool.load("third", far_deadline_s())
 
 
-async def test_what_is_served_is_written_down(tmp_path: Path) -> None:
-    """Each change is in the file when its caller hears of it; where it cannot be written, the change is made still."""
+async def test_the_served_models_are_saved(tmp_path: Path) -> None:
+    """Each change is in the file when its call returns. Where the file cannot be written the change is still made."""
     file = tmp_path / "served.json"
     async with at_work(SETTINGS.with_changes(served_models_file=file)) as (_, pool):
         assert not file.exists()

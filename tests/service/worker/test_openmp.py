@@ -1,4 +1,4 @@
-"""What the worker tells OpenMP, as OpenMP itself tells it."""
+"""The spin count that the worker gives OpenMP, as libgomp reports it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SHOWS = "from service.worker.openmp import SPINS, spin_briefly; spin_briefly(); 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is that of torch's wheels for Linux")
 @pytest.mark.parametrize(("given", "heard"), [({}, None), ({"GOMP_SPINCOUNT": "1234"}, "1234")])
-def test_openmp_hears_of_it_before_it_is_loaded(given: dict[str, str], heard: str | None) -> None:
-    """libgomp's own report has the worker's number, or the operator's where there is one."""
+def test_openmp_gets_the_spin_count(given: dict[str, str], heard: str | None) -> None:
+    """libgomp reports the worker's spin count, or the operator's where it is set."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
     ran = subprocess.run(
         [sys.executable, "-c", SHOWS],

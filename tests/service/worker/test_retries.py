@@ -9,7 +9,7 @@ from service.worker.runner import OutOfDeviceMemory
 from tests.service.worker.dispatcher_bench import Gates, dispatcher_bench
 
 
-async def test_out_of_memory_halves_the_batch_and_remembers() -> None:
+async def test_out_of_memory_halves_the_batch_from_then_on() -> None:
     """No job is lost when a batch does not fit; later batches of that shape are small enough from the start."""
     async with dispatcher_bench() as it:
         it.runner.memory_images = 2
@@ -29,7 +29,7 @@ async def test_out_of_memory_halves_the_batch_and_remembers() -> None:
 
 
 async def test_an_image_that_never_fits_is_refused_alone() -> None:
-    """Out of memory on a single image is its own clear error, and the worker goes on."""
+    """A single image that does not fit gets its own error, and the worker goes on."""
     async with dispatcher_bench() as it:
         it.runner.memory_images = 0
         it.submit(0)
@@ -41,8 +41,8 @@ async def test_an_image_that_never_fits_is_refused_alone() -> None:
         assert it.label(1) == 5
 
 
-async def test_what_has_no_room_beside_others_runs_alone() -> None:
-    """An image that does not fit while another lane has memory is tried by itself before it is refused."""
+async def test_an_image_that_does_not_fit_beside_others_runs_alone() -> None:
+    """An image that does not fit while another lane uses memory is tried alone before it is refused."""
     async with dispatcher_bench(lanes=2) as it:
         gates = Gates(it)
         wait = it.runner.takes
@@ -74,8 +74,8 @@ async def test_what_has_no_room_beside_others_runs_alone() -> None:
         assert isinstance(it.error(5), Overloaded)
 
 
-async def test_a_poisoned_input_costs_only_itself() -> None:
-    """When the network fails on a batch, each job is tried alone: one Internal error, the others' answers."""
+async def test_a_bad_input_fails_alone() -> None:
+    """When the network fails on a batch, each job runs alone: one gets Internal, the others their answers."""
     async with dispatcher_bench() as it:
         it.runner.poison = 13
         await it.hold()
@@ -88,8 +88,8 @@ async def test_a_poisoned_input_costs_only_itself() -> None:
         assert (it.label(1), it.label(3)) == (11, 15)
 
 
-async def test_the_failure_of_one_lane_leaves_the_others_answers_alone() -> None:
-    """A batch that fails while another runs costs that one nothing; its own neighbours are answered as ever."""
+async def test_a_failed_batch_does_not_disturb_another_lane() -> None:
+    """While a batch fails, the batch on the other lane is answered; so are the failed batch's good jobs."""
     async with dispatcher_bench(lanes=2, batch=2) as it:
         it.runner.poison = 13
         gates = Gates(it)

@@ -11,8 +11,8 @@ from service.worker.model_registry import StateFile
 CONFIGURED = ("a", "b")
 
 
-def test_what_was_written_is_read_in_its_order(tmp_path: Path) -> None:
-    """Names come back as they were written, an empty set too, and nothing else is left in the folder."""
+def test_names_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Names are read in their order, an empty set too, and the folder has no other file."""
     path = tmp_path / "served.json"
     for served in (("b", "c"), ("c", "b", "a"), ()):
         StateFile(path, CONFIGURED).write(served)
@@ -21,7 +21,7 @@ def test_what_was_written_is_read_in_its_order(tmp_path: Path) -> None:
 
 
 def test_without_a_file_the_configured_models_are_served(tmp_path: Path) -> None:
-    """Nothing written yet, and no place to write to, both mean the settings."""
+    """Without a file, and without a path for one, the configured models are served."""
     assert StateFile(tmp_path / "served.json", CONFIGURED).read() == CONFIGURED
     nowhere = StateFile(None, CONFIGURED)
     nowhere.write(("c",))
@@ -41,10 +41,8 @@ def test_without_a_file_the_configured_models_are_served(tmp_path: Path) -> None
         b'{"configured": ["other"], "served": ["c"]}',
     ],
 )
-def test_a_file_that_cannot_be_used_is_left_aside(
-    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Damaged, half written, or of another configuration: the configured models are served, and the log says so."""
+def test_an_unusable_file_is_ignored(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A damaged, half-written or outdated file is ignored with a warning: the configured models are served."""
     path = tmp_path / "served.json"
     path.write_bytes(content)
     assert StateFile(path, CONFIGURED).read() == CONFIGURED
@@ -52,7 +50,7 @@ def test_a_file_that_cannot_be_used_is_left_aside(
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    """Where the place is taken by a folder or is not there, the error is the caller's and no scrap stays."""
+    """Where the path is a folder, or its folder is missing, the caller gets the error and no temporary file stays."""
     (tmp_path / "served.json").mkdir()
     with pytest.raises(OSError, match=r"served\.json"):
         StateFile(tmp_path / "served.json", CONFIGURED).write(("c",))

@@ -1,4 +1,4 @@
-"""Models that come into the real runner's memory and leave it."""
+"""Models in the memory of the real runner."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def scores(runner: TorchRunner, slot: str, bundle: Bundle) -> list[float]:
     return [float(score) for score in output.scores]
 
 
-def test_a_model_prepared_in_another_thread_answers_as_one_from_the_start(tmp_path: Path) -> None:
-    """Where the weights are read changes no answer; two slots of one bundle stand beside each other."""
+def test_a_model_prepared_in_another_thread_answers_the_same(tmp_path: Path) -> None:
+    """The thread that reads the weights changes no answer; two slots of one bundle are independent."""
     bundle = tiny_bundle(tmp_path, "classifier")
     runner = TorchRunner([bundle], SETTINGS)
     puts: list[object] = []
@@ -49,8 +49,8 @@ def test_a_model_prepared_in_another_thread_answers_as_one_from_the_start(tmp_pa
     assert scores(runner, "another", bundle) == scores(runner, bundle.config.name, bundle)
 
 
-def test_a_model_that_leaves_gives_its_memory_back(tmp_path: Path) -> None:
-    """Once its slot is empty nothing holds the weights: they are free at once, without a collection of garbage."""
+def test_an_emptied_slot_frees_its_memory(tmp_path: Path) -> None:
+    """After `remove` nothing holds the weights: they are free at once, without garbage collection."""
     bundle = tiny_bundle(tmp_path, "classifier")
     runner = TorchRunner((), SETTINGS)
     gc.collect()
@@ -74,7 +74,7 @@ def tensors() -> list[torch.Tensor]:
     return [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
 
 
-def test_weights_that_do_not_fit_are_refused_before_the_device_hears_of_them(tmp_path: Path) -> None:
+def test_damaged_weights_never_reach_the_device(tmp_path: Path) -> None:
     """A damaged bundle fails while it is read; its slot stays empty."""
     bundle = tiny_bundle(tmp_path, "classifier")
     safetensors.torch.save_file({"stranger": torch.zeros(1)}, bundle.weights_path)
@@ -85,16 +85,16 @@ def test_weights_that_do_not_fit_are_refused_before_the_device_hears_of_them(tmp
         runner.run("slot", batch_for(bundle), 1)
 
 
-def test_what_a_model_computes_in_is_told_for_each(tmp_path: Path) -> None:
-    """By default each model has what was measured for it; what the settings name holds for all."""
+def test_every_model_has_its_own_precision(tmp_path: Path) -> None:
+    """By default each model has its measured precision; a configured precision holds for all."""
     bundle = tiny_bundle(tmp_path, "classifier")
     assert TorchRunner([bundle], SETTINGS).precision(bundle.config.name) == "exact"
     assert TorchRunner([bundle], Settings(device="cpu")).precision(bundle.config.name) in {"fp32", "bf16"}
     assert TorchRunner((), SETTINGS).precision("slot") == ""
 
 
-def test_batches_run_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
-    """Two lanes compute in the same weights at the same time, and neither disturbs the other."""
+def test_batches_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
+    """Two lanes compute with the same weights at the same time and do not disturb each other."""
     bundle = tiny_bundle(tmp_path, "classifier")
     runner = TorchRunner([bundle], Settings(device="cpu", compute_threads=2, precision="fp32"))
     expected = scores(runner, bundle.config.name, bundle)
@@ -104,9 +104,8 @@ def test_batches_run_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
         assert one == pytest.approx(expected, abs=1e-6)
 
 
-def test_no_room_on_the_host_is_told_from_other_errors() -> None:
-    """What torch raises where the host has no room for a tensor is known by its words; another error is not taken for
-    that."""
+def test_out_of_host_memory_is_recognised() -> None:
+    """torch's error for a tensor that does not fit into host memory is recognised, and no other error."""
     with pytest.raises(RuntimeError) as no_room:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(no_room.value)
@@ -118,6 +117,6 @@ def test_no_room_on_the_host_is_told_from_other_errors() -> None:
 @pytest.mark.parametrize(
     "library", ["cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"]
 )
-def test_no_room_for_a_library_of_cuda_s_is_no_room(library: str) -> None:
-    """cuDNN and cuBLAS, which take workspaces beside torch's own memory, say so in words of their own."""
+def test_out_of_memory_of_cuda_libraries_is_recognised(library: str) -> None:
+    """cuDNN and cuBLAS allocate workspaces of their own, and have messages of their own."""
     assert is_out_of_memory(RuntimeError(f"{library} when calling `create(handle)`"))

@@ -60,10 +60,10 @@ def a_cpu(images: int) -> float:
         (lambda images: {1: 10.0, 2: 10.2}.get(images, 8.0), 4, [1, 2, 4, 8, 16]),  # a bump
     ],
 )
-async def test_the_smallest_batch_that_is_about_as_fast_as_the_fastest(
+async def test_the_smallest_size_that_is_about_as_fast_as_the_fastest(
     each_ms: Callable[[int], float], best: int, tried: list[int]
 ) -> None:
-    """The choice follows the device's curve, which is followed as long as there may be something to gain."""
+    """The choice follows the device's curve, which is measured as long as a larger batch may be faster."""
     async with dispatcher_bench() as it:
         has_curve(it, each_ms)
         assert await tuner(it).tune(loaded(it)) == best
@@ -71,8 +71,8 @@ async def test_the_smallest_batch_that_is_about_as_fast_as_the_fastest(
         assert set(it.runner.shares) == {1}
 
 
-def test_a_curve_ends_where_nothing_is_gained_twice_or_much_is_lost() -> None:
-    """One size without a gain is not the end; two are, and so is one that is much slower."""
+def test_a_curve_ends_after_two_sizes_without_gain() -> None:
+    """One size without a gain does not end a curve; two do, and so does one that is much slower."""
     assert goes_on({})
     assert goes_on({1: 10.0})
     assert goes_on({1: 10.0, 2: 10.5})
@@ -83,8 +83,8 @@ def test_a_curve_ends_where_nothing_is_gained_twice_or_much_is_lost() -> None:
     assert best_of({1: 10.0, 2: 9.0, 4: 8.9}) == 2
 
 
-async def test_it_keeps_to_its_budget() -> None:
-    """A model that is slow is timed as far as there is time for, and at least once."""
+async def test_tuning_keeps_to_its_budget() -> None:
+    """A slow model is timed for as many sizes as the budget allows, at least one."""
     for each_s, tried in ((0.05, [1, 2, 4]), (0.4, [1]), (3.0, [1])):
         async with dispatcher_bench() as it:
             has_curve(it, lambda images: 1000 * each_s * (0.9 + 0.1 / images))  # noqa: B023
@@ -95,7 +95,7 @@ async def test_it_keeps_to_its_budget() -> None:
 
 
 async def test_the_fastest_of_some_runs_counts_and_never_the_first() -> None:
-    """What finds memory, or is disturbed by a neighbour, says nothing of the model."""
+    """A run that allocates memory or is disturbed does not count against a size."""
     async with dispatcher_bench() as it:
         seen: list[int] = []
 
@@ -110,8 +110,8 @@ async def test_the_fastest_of_some_runs_counts_and_never_the_first() -> None:
         assert seen.count(1) == seen.count(2) == 1 + RUNS + ROUNDS
 
 
-async def test_batches_are_as_large_as_is_best_and_by_pixels_for_other_shapes() -> None:
-    """Four images of the reference's size are best: of four times the pixels one, of a quarter of them sixteen."""
+async def test_the_best_size_holds_by_pixels_for_other_shapes() -> None:
+    """Where four images of the reference's size are best, one of four times the pixels is, and sixteen of a quarter."""
     async with dispatcher_bench(batch=32, max_images=200) as it:
         has_curve(it, a_cpu)
         await Tuner(it.dispatcher, it.limits, it.clock, budget_s=1000.0).tune(loaded(it))
@@ -128,8 +128,8 @@ async def test_batches_are_as_large_as_is_best_and_by_pixels_for_other_shapes() 
                 await asyncio.sleep(0.001)
 
 
-async def test_what_does_not_fit_ends_the_curve() -> None:
-    """A device without memory for the next size has the best of those that fit, and goes on to serve."""
+async def test_a_batch_that_does_not_fit_ends_the_curve() -> None:
+    """Where the next size does not fit, the best of the others is used, and the model serves."""
     async with dispatcher_bench() as it:
         it.runner.memory_images = 4
         has_curve(it, lambda images: 100 / images)
@@ -141,8 +141,8 @@ async def test_what_does_not_fit_ends_the_curve() -> None:
         assert it.label(0) == 7
 
 
-async def test_others_have_their_turn_between_trials() -> None:
-    """A job that comes while a model is measured waits for one trial alone; so does who waits for the slot."""
+async def test_requests_run_between_trials() -> None:
+    """A job that arrives while a model is measured waits for one trial alone; so does an unload of the model."""
     async with dispatcher_bench() as it:
         gates = Gates(it)
         model = loaded(it)

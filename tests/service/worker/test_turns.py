@@ -1,4 +1,4 @@
-"""Who is next: deadlines, and shares of the device."""
+"""Which job is next: deadlines, and shares of the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.service.worker.dispatcher_bench import dispatcher_bench
 
 
 async def test_the_earliest_deadline_is_answered_first() -> None:
-    """Jobs of one model leave by deadline, not by arrival."""
+    """Jobs of one model run by deadline, not by arrival."""
     async with dispatcher_bench(batch=1) as it:
         await it.hold()
         for number, budget_s in ((1, 30.0), (2, 10.0), (3, 20.0)):
@@ -18,8 +18,8 @@ async def test_the_earliest_deadline_is_answered_first() -> None:
         assert list(it.results) == [0, 2, 3, 1]
 
 
-async def test_a_model_that_is_flooded_leaves_the_other_its_share() -> None:
-    """Sixty images of one model wait: the other's are answered in turn with them, and are let in for that."""
+async def test_a_flooded_model_leaves_the_other_its_share() -> None:
+    """Sixty images of one model wait: those of the other are admitted, and run in turn with them."""
     async with dispatcher_bench(batch=4, models=["flood", "other"]) as it:
         for model in ("flood", "other"):
             await it.learn(1.0, model)
@@ -36,8 +36,8 @@ async def test_a_model_that_is_flooded_leaves_the_other_its_share() -> None:
         assert max(it.results[number].queue_s for number in range(60, 64)) <= 8.0
 
 
-async def test_a_weight_of_two_is_twice_the_time() -> None:
-    """While both models are asked for more than the device can do, the one of weight 2 has two thirds of it."""
+async def test_a_weight_of_two_gives_twice_the_time() -> None:
+    """Where two models want more than the device can do, the one of weight 2 gets two thirds of it."""
     async with dispatcher_bench(batch=2, models=["a", "b"], weights={"a": 2.0}) as it:
         for model in ("a", "b"):
             await it.learn(1.0, model)

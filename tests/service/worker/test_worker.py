@@ -1,4 +1,4 @@
-"""The worker's life over its real wire: starting, proving itself, draining, giving up."""
+"""The worker's life over its real wire: start, self-check, drain, end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def worker_and_channel(settings: Settings = SETTINGS) -> AsyncIterator[tup
 
 
 async def test_a_model_that_answers_wrongly_is_not_ready() -> None:
-    """A worker whose model does not give its committed answer is not ready; once it does, it is."""
+    """A model that does not give its committed answer is not ready; once it does, it is."""
     async with worker_and_channel() as (worker, pool):
         await until(lambda: pool.readiness().ready)
         worker.runner.shift = 50
@@ -45,8 +45,8 @@ async def test_a_model_that_answers_wrongly_is_not_ready() -> None:
         assert await classify(pool) == LEVEL
 
 
-async def test_a_worker_says_that_it_is_starting_until_it_has_proven_itself() -> None:
-    """Before the reference answer was given, requests are refused as Unavailable, not queued."""
+async def test_a_starting_worker_refuses_requests() -> None:
+    """Before its self-check a worker answers Unavailable and queues nothing."""
     async with worker_and_channel() as (worker, pool):
         worker.runner.gate.clear()
         await until(lambda: bool(pool.models()))
@@ -57,8 +57,8 @@ async def test_a_worker_says_that_it_is_starting_until_it_has_proven_itself() ->
         await until(lambda: pool.readiness().ready)
 
 
-async def test_a_model_that_could_not_be_asked_is_not_proven() -> None:
-    """A device without room for the reference picture proves nothing; once it answers, the worker is ready."""
+async def test_a_check_that_cannot_run_leaves_a_model_unready() -> None:
+    """While the device has no memory for the reference picture the model is not ready; once it answers, it is."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker:
         worker.runner.memory_images = 0
         async with front_end(worker.address) as pool:
@@ -68,8 +68,8 @@ async def test_a_model_that_could_not_be_asked_is_not_proven() -> None:
             await until(lambda: pool.readiness().ready)
 
 
-async def test_a_model_that_is_not_proven_is_asked_again_soon() -> None:
-    """A check that fails is not left until the next of all checks, which here never comes."""
+async def test_a_failed_check_is_repeated_soon() -> None:
+    """A failed check does not wait for the next interval, which never ends in this test."""
     settings = SETTINGS.with_changes(self_check_interval_ms=10**9)
     async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker:
         worker.runner.shift = 50
@@ -80,8 +80,8 @@ async def test_a_model_that_is_not_proven_is_asked_again_soon() -> None:
             await until(lambda: pool.readiness().ready)
 
 
-async def test_a_model_that_is_not_proven_does_not_hold_up_the_others() -> None:
-    """One of two models never proves itself: the service is not ready and names it, the other one answers."""
+async def test_an_unready_model_does_not_delay_the_others() -> None:
+    """One of two models is never ready: readiness names it, and the other one answers."""
     async with (
         fake_worker(SETTINGS, tasks=[Task.CLASSIFY], more=[lying_bundle("liar")]) as worker,
         front_end(worker.address) as pool,
@@ -94,7 +94,7 @@ async def test_a_model_that_is_not_proven_does_not_hold_up_the_others() -> None:
 
 
 async def test_only_a_configured_model_must_load_at_the_start(tmp_path: Path) -> None:
-    """Of what was served last, a caller's model that fits no more is left out; a configured one ends the worker."""
+    """A caller's model that does not fit any more is left out; a configured one ends the worker."""
     bundles = [store_bundle(tmp_path, fake_bundle(Task.CLASSIFY, name)) for name in ("configured", "loaded")]
 
     def worker(damaged: str) -> Worker:
@@ -105,20 +105,24 @@ async def test_only_a_configured_model_must_load_at_the_start(tmp_path: Path) ->
             WorkerMetrics(CollectorRegistry(), {"configured": "classify", "loaded": "classify"}),
         )
 
-    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door, front_end(door.address) as pool, asyncio.timeout(20):
+    async with (
+        WorkerEndpoint(f"ipc://{tmp_path}/w") as endpoint,
+        front_end(endpoint.address) as pool,
+        asyncio.timeout(20),
+    ):
         stop = asyncio.Event()
-        serving = asyncio.create_task(worker("loaded").run(door, stop))
+        serving = asyncio.create_task(worker("loaded").run(endpoint, stop))
         await until(lambda: pool.readiness().ready)
         assert served(pool) == ["configured"]
         stop.set()
         await serving
         with pytest.raises(ExceptionGroup) as caught:
-            await worker("configured").run(door, asyncio.Event())
+            await worker("configured").run(endpoint, asyncio.Event())
         assert caught.group_contains(BundleInvalid)
 
 
-async def test_draining_finishes_what_is_in_hand() -> None:
-    """After the signal jobs in hand are answered, front-ends hear of it, and the worker ends."""
+async def test_draining_answers_pending_jobs() -> None:
+    """After SIGTERM pending jobs are answered, front-ends get the new state, and the worker ends."""
     async with worker_and_channel() as (worker, pool):
         await until(lambda: pool.readiness().ready)
         worker.runner.gate.clear()
@@ -135,7 +139,7 @@ async def test_draining_finishes_what_is_in_hand() -> None:
 
 @pytest.mark.parametrize("when", ["at the start", "in a load"])
 async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> None:
-    """A batch that never ends is noticed: the worker gives up, so that another can take its place."""
+    """A batch that never ends ends the worker, so that another one can take its place."""
     runner = FakeRunner()
     if when == "at the start":
         runner.gate.clear()
@@ -152,7 +156,11 @@ async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> Non
         WorkerMetrics(CollectorRegistry(), {"fake_classify": "classify"}),
     )
     store_bundle(tmp_path, fake_bundle(Task.CLASSIFY, "second"))
-    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as door, front_end(door.address) as pool, asyncio.timeout(20):
+    async with (
+        WorkerEndpoint(f"ipc://{tmp_path}/w") as endpoint,
+        front_end(endpoint.address) as pool,
+        asyncio.timeout(20),
+    ):
 
         async def load() -> None:
             if when == "in a load":
@@ -162,7 +170,7 @@ async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> Non
 
         loading = asyncio.create_task(load())
         with pytest.raises(ExceptionGroup) as caught:
-            await worker.run(door, asyncio.Event())
+            await worker.run(endpoint, asyncio.Event())
         loading.cancel()
     runner.gate.set()
     assert caught.group_contains(WorkerWedged)

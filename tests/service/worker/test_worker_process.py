@@ -1,4 +1,4 @@
-"""The real worker process with its real networks: killed at any instant it comes back with what it served."""
+"""The real worker process with its real networks: after a kill it serves the same models again."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def scrape(folder: Path) -> str:
     return httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
 
 
-async def test_a_killed_worker_comes_back_with_what_it_served(tmp_path: Path) -> None:
-    """After loads and an unload, kill -9: the next process serves the changed set, but for what left the disk."""
+async def test_a_killed_worker_serves_its_models_again(tmp_path: Path) -> None:
+    """After loads, an unload and kill -9 the next process serves the changed set, without models that left the disk."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     async with patient_front_end(tmp_path) as pool:
         with worker_process(tmp_path) as process:
@@ -148,8 +148,8 @@ async def kill(process: subprocess.Popen[bytes], pool: WorkerPool) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_worker_killed_in_the_middle_of_a_load_fails_it_at_once(tmp_path: Path) -> None:
-    """kill -9 while a model is being read: the caller hears it long before the deadline."""
+async def test_a_worker_killed_during_a_load_fails_it_at_once(tmp_path: Path) -> None:
+    """After kill -9 while a model is being read, the caller gets its error long before the deadline."""
     async with patient_front_end(tmp_path) as pool:
         with worker_process(tmp_path) as process:
             await until_ready(pool, process, tmp_path)

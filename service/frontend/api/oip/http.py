@@ -98,7 +98,7 @@ class OpenInferenceHttp:
         coding = negotiate_coding(_text(headers.get(b"accept-encoding")))
         try:
             reading = read_decompressed(request, self._settings.max_request_bytes, bodies)
-            body = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            body = await within_deadline(reading, deadline_s)
             length = json_length(_text(headers.get(HEADER_LENGTH_KEY)), len(body))
             parsed = await offload(partial(read_request, body, length), len(body) if length is None else length)
             with request.connection.disconnect:

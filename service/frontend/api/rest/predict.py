@@ -81,7 +81,7 @@ class Predict:
                 if is_image
                 else read_uploads(request, self._settings, engine.bodies)
             )
-            body = await (reading if request.connection.body_received else within_deadline(reading, deadline_s))
+            body = await within_deadline(reading, deadline_s)
             uploads: list[Upload] = [body] if isinstance(body, bytes) else body
             if not body:
                 raise BadRequest(EMPTY_BODY)
@@ -152,14 +152,14 @@ class Predict:
             for position, outcome in enumerate(outcomes)
             if isinstance(outcome, BaseException)
         ]
-        failures = [error for _, error in errors if not isinstance(error, IMAGE_FAULTS)]
-        if failures and not replies:
-            for error in failures[1:]:  # the request counts the one that it raises
+        own = None if replies else next((error for _, error in errors if not isinstance(error, IMAGE_FAULTS)), None)
+        for _, error in errors:
+            if error is not own:  # the request's own error is counted where it ends
                 record.log.metrics.count_error(error)
-            raise failures[0]
+        if own is not None:
+            raise own
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
-            record.log.metrics.count_error(error)
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))
         return places
 

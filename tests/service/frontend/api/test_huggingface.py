@@ -195,7 +195,7 @@ async def test_async_client(served: Rest) -> None:
 async def test_errors_carry_our_words(
     served: Rest, task: str, body: bytes, parameters: dict[str, Any], query: str, status: int, words: str
 ) -> None:
-    """What the client raises has the contract's status and says what was wrong, in the service's own words."""
+    """What the client raises has the contract's status and the service's own message."""
     with pytest.raises(HfHubHTTPError, match=words) as raised:
         await ask(served, task, body, query, **parameters)
     assert raised.value.response.status_code == status
@@ -204,7 +204,7 @@ async def test_errors_carry_our_words(
 
 
 async def test_the_token_is_the_key(tmp_path: Path) -> None:
-    """The client's `token` (or `api_key`) opens a guarded service; without it the client tells how."""
+    """The client's `token` (or `api_key`) opens a guarded service; without it the error names the header."""
     key = "hf_0123456789abcdef"
     (tmp_path / "keys").write_text(f"{key}\n", encoding="ascii")
     async with open_rest(api_keys_file=tmp_path / "keys") as rest:
@@ -220,7 +220,7 @@ async def test_the_token_is_the_key(tmp_path: Path) -> None:
 
 
 async def test_over_the_rate() -> None:
-    """The client tells that it came too often, and when to come back."""
+    """A client over its rate gets a 429 with Retry-After."""
     async with open_rest(rate_limit_per_s=0.001, rate_limit_burst=1) as rest:
         await ask(rest, "classify", picture())
         with pytest.raises(HfHubHTTPError, match="try again in") as raised:
@@ -235,15 +235,15 @@ async def test_deadlines() -> None:
         rest.worker.runner.gate.clear()
         url = url_of(rest, "classify")
         with pytest.raises(InferenceTimeoutError):
-            await asyncio.to_thread(InferenceClient(model=url, timeout=0.2).image_classification, picture())
-        patient = InferenceClient(model=url, headers={"X-Request-Timeout-Ms": "80"})
+            await asyncio.to_thread(InferenceClient(model=url, timeout=0.5).image_classification, picture())
+        patient = InferenceClient(model=url, headers={"X-Request-Timeout-Ms": "500"})
         with pytest.raises(HfHubHTTPError, match="timed out") as raised:
             await asyncio.to_thread(patient.image_classification, picture())
         assert raised.value.response.status_code == 504
 
 
 async def test_no_worker() -> None:
-    """Without a worker the client raises a 503 that says why."""
+    """Without a worker the client raises a 503 with the reason."""
     async with open_rest(with_worker=False) as rest:
         with pytest.raises(HfHubHTTPError, match="worker") as raised:
             await ask(rest, "segment", picture())

@@ -22,7 +22,7 @@ BASE64 = base64.b64encode(picture(7)).decode()
 
 @pytest.mark.parametrize("content_type", [None, "image/png", "text/plain", "application/json", "nonsense"])
 async def test_content_type_does_not_matter(rest: Rest, content_type: str | None) -> None:
-    """Bytes and JSON are told apart by what they begin with, whatever the header says."""
+    """Bytes and JSON are distinguished by their first byte, not by the header."""
     headers = {"Content-Type": content_type} if content_type is not None else {}
     for body in (picture(7), json.dumps({"inputs": BASE64}).encode()):
         response = await rest.http.post(CLASSIFY, content=body, headers=headers)
@@ -71,7 +71,7 @@ async def test_forms_of_json(rest: Rest, document: dict[str, Any]) -> None:
     ],
 )
 async def test_bad_bodies(rest: Rest, body: bytes, status: int, words: str) -> None:
-    """Each is told in words, as a problem, and the service goes on."""
+    """Each is a problem with a message, and the service goes on."""
     response = await rest.http.post(CLASSIFY, content=body)
     assert response.status_code == status, response.text
     assert words in problem_of(response.content)["detail"]
@@ -113,7 +113,7 @@ async def test_a_body_that_does_not_come() -> None:
 
 @pytest.mark.parametrize("task", Task)
 async def test_requests_are_counted_and_timed(task: Task) -> None:
-    """They count as REST's, by task, model and outcome, and tell their stages as other predictions do."""
+    """They count as REST's, by task, model and outcome, with their stages as other predictions."""
     async with open_rest() as rest:
         path = f"/compat/huggingface/{task}"
         response = await rest.http.post(path, content=picture(), headers={"X-Request-Id": "abc"})

@@ -56,7 +56,7 @@ def test_two_keys_of_one_name(tmp_path: Path) -> None:
     ],
 )
 def test_malformed_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
-    """The error says what is wrong and where, and quotes no key."""
+    """The error names the fault and its place, and quotes no key."""
     with pytest.raises(InvalidKeysFile, match=words) as refused:
         keys_of(tmp_path, text)
     assert str(tmp_path / "keys") in str(refused.value)
@@ -64,7 +64,7 @@ def test_malformed_files_are_refused(tmp_path: Path, text: str, words: str) -> N
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
-    """A path that leads nowhere, or to a folder, is told as that."""
+    """A missing path and a folder are errors of their own."""
     with pytest.raises(InvalidKeysFile, match="No such file"):
         ApiKeys(tmp_path / "keys")
     with pytest.raises(InvalidKeysFile, match="directory"):
@@ -104,7 +104,7 @@ async def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 
 
 async def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
-    """A file that became unusable, or is gone, is logged once; the last good keys hold until a good one is there."""
+    """An invalid or missing file is logged once; the last valid keys stay until a valid file is there."""
     keys = keys_of(tmp_path, f"{KEY}\n")
     path = tmp_path / "keys"
     with capture_logs() as logs:

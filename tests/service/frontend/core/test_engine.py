@@ -81,7 +81,7 @@ async def test_a_model_is_resolved_or_refused_by_name() -> None:
 
 
 async def test_a_bad_image_never_reaches_the_worker() -> None:
-    """Undecodable bytes are refused in the front-end; the device hears nothing of them."""
+    """Undecodable bytes are refused in the front-end; they never reach the device."""
     async with engine_at_work() as (engine, worker):
         before = len(worker.runner.batches)
         with pytest.raises(ImageUndecodable):
@@ -89,14 +89,14 @@ async def test_a_bad_image_never_reaches_the_worker() -> None:
         assert len(worker.runner.batches) == before
 
 
-async def test_images_in_hand_are_bounded() -> None:
+async def test_images_in_flight_are_bounded() -> None:
     """Beyond the bound a request is refused at once, and the bound frees up again."""
     async with engine_at_work() as (engine, worker):
         worker.runner.gate.clear()
         held = [
             asyncio.create_task(engine.predict(request_for(engine, png_of(level)), first_label)) for level in (3, 4)
         ]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # both are admitted
         with pytest.raises(Overloaded):
             await engine.predict(request_for(engine, png_of(5)), first_label)
         worker.runner.gate.set()
@@ -104,7 +104,7 @@ async def test_images_in_hand_are_bounded() -> None:
         assert (await engine.predict(request_for(engine, png_of(6)), first_label)).payload == 6
 
 
-async def test_bytes_in_hand_are_bounded() -> None:
+async def test_bytes_of_bodies_are_bounded() -> None:
     """All bodies together have a budget; what one request held is free once it is done."""
     async with engine_at_work() as (engine, _):
         log = RequestLog("rest", FrontEndMetrics(CollectorRegistry()), NO_TRACING, access_log=False)
@@ -118,7 +118,7 @@ async def test_bytes_in_hand_are_bounded() -> None:
 
 
 async def test_a_deadline_that_has_passed_costs_no_decoding() -> None:
-    """A request whose time is over is told so before anything is done for it."""
+    """A request whose deadline has passed is refused before anything is done for it."""
     async with engine_at_work() as (engine, worker):
         before = len(worker.runner.batches)
         with pytest.raises(DeadlineExceeded):
@@ -126,8 +126,8 @@ async def test_a_deadline_that_has_passed_costs_no_decoding() -> None:
         assert len(worker.runner.batches) == before
 
 
-async def test_without_a_worker_the_engine_says_so() -> None:
-    """Before any worker was heard of, predictions and the list of models are Unavailable."""
+async def test_without_a_worker_the_engine_is_unavailable() -> None:
+    """Before any worker reports, no model can be resolved and the list of models is Unavailable."""
     settings = SETTINGS.with_changes(worker_address="ipc:///tmp/convmlp-test-nobody-is-here")
     async with open_front_end(settings) as front_end:
         assert not front_end.engine.readiness().ready
@@ -138,8 +138,8 @@ async def test_without_a_worker_the_engine_says_so() -> None:
 
 
 async def test_what_would_be_too_late_is_refused_undecoded(tmp_path: Path) -> None:
-    """A worker told that an answer takes longer than the deadline: the picture is not looked at, its caller hears at
-    once when to come back; the worker's next answer may say better."""
+    """If the worker's estimate is after the deadline the picture is not decoded, and the caller gets the time to come
+    back at once; the worker's next answer may bring a better estimate."""
     settings = SETTINGS.with_changes(worker_address=f"ipc://{tmp_path}/w")
     async with open_front_end(settings) as front_end, ScriptedWorker(f"ipc://{tmp_path}/w") as worker:
         await worker.introduce()
@@ -161,7 +161,7 @@ async def test_what_would_be_too_late_is_refused_undecoded(tmp_path: Path) -> No
             await asking
 
         await answered(WaitEstimate(100.0, 1.0))
-        with pytest.raises(ImageUndecodable):  # nothing else is in hand: it is tried, whatever is expected
+        with pytest.raises(ImageUndecodable):  # nothing else is in flight: it is tried, whatever the estimate
             await front_end.engine.predict(no_picture, first_label)
         await answered(NO_WAIT)
         asking = asyncio.create_task(front_end.engine.predict(picture, first_label))

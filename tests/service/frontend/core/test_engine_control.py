@@ -51,7 +51,7 @@ async def grey_level(engine: Engine, model: str | None) -> tuple[str, int]:
 
 
 async def test_a_model_comes_and_goes() -> None:
-    """A loaded model answers when the load returns, and the default stays; once its task's first is gone, it is it."""
+    """A loaded model answers when the load returns, and the default stays; it is the next default of its task."""
     async with engine_at_work() as (engine, _):
         await engine.load("second")
         assert await grey_level(engine, "second") == ("second", 77)
@@ -78,7 +78,7 @@ async def test_a_front_end_may_forbid_what_its_worker_allows() -> None:
 
 
 async def test_without_models_the_service_knows_that_it_has_none() -> None:
-    """After the last unload the list of models is empty, not unknown: no model is found, and readiness says why."""
+    """After the last unload the list of models is empty, not unknown, and readiness has the reason."""
     async with engine_at_work() as (engine, _):
         for status in engine.models():
             await engine.unload(status.config.name)
@@ -90,7 +90,7 @@ async def test_without_models_the_service_knows_that_it_has_none() -> None:
 
 async def test_a_deadline_holds_for_models_too() -> None:
     """The caller's deadline, or the setting's where it is sooner, ends the wait for a load."""
-    async with engine_at_work(SETTINGS.with_changes(model_control_timeout_ms=300)) as (engine, worker):
+    async with engine_at_work(SETTINGS.with_changes(model_control_timeout_ms=500)) as (engine, worker):
         worker.runner.reading.clear()
         with pytest.raises(DeadlineExceeded):
             await engine.load("second", time.monotonic() + 0.2)
@@ -103,7 +103,7 @@ async def test_a_deadline_holds_for_models_too() -> None:
 
 
 async def test_without_a_worker_nothing_can_be_asked_about_models() -> None:
-    """Before any worker was heard of, the repository is Unavailable at once."""
+    """Before any worker reports, the repository is Unavailable at once."""
     settings = SETTINGS.with_changes(worker_address="ipc:///tmp/convmlp-test-nobody-is-here")
     async with open_front_end(settings) as front_end:
         with pytest.raises(Unavailable):

@@ -1,4 +1,4 @@
-"""The threads that an event loop gives work to."""
+"""`ThreadPool`: values, errors, cancellation, deadlines and the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pool_of(threads: int) -> Iterator[ThreadPool]:
 
 
 async def test_work_comes_back_with_its_own_value() -> None:
-    """A hundred pieces of work, in three threads that are not the loop's, each to whoever gave it."""
+    """A hundred pieces of work, in three threads that are not the loop's, each with its own future."""
 
     def work(number: int) -> tuple[int, str]:
         time.sleep(0.001 * (number % 3))  # so that they end in another order than they began
@@ -40,8 +40,8 @@ async def test_work_comes_back_with_its_own_value() -> None:
     assert {name for _, name in values} <= {"test-0", "test-1", "test-2"}
 
 
-async def test_an_error_is_its_giver_s_alone() -> None:
-    """Work that fails tells whoever gave it, and its thread goes on."""
+async def test_an_error_is_in_its_own_future() -> None:
+    """The error of work is in its own future, and its thread goes on."""
 
     def fail() -> None:
         raise LookupError("nothing there")
@@ -54,7 +54,7 @@ async def test_an_error_is_its_giver_s_alone() -> None:
 
 
 async def test_cancelled_work_is_not_begun() -> None:
-    """Who leaves while others are at work costs nothing, and what runs for one who left disturbs nobody."""
+    """Work cancelled in the queue never starts; work cancelled while it runs disturbs no other."""
     begun: list[str] = []
     held, running = threading.Event(), threading.Event()
 
@@ -98,7 +98,7 @@ async def test_closing_waits_for_what_runs_and_drops_the_rest() -> None:
         pool.run(NEVER_S, int)
 
 
-async def test_an_error_that_no_future_takes_is_told_all_the_same() -> None:
+async def test_an_error_that_no_future_takes_is_replaced() -> None:
     """A StopIteration on its way out of a piece of work leaves nobody waiting."""
 
     def exhausted() -> None:

@@ -32,8 +32,8 @@ def test_a_burst_then_the_rate() -> None:
 
 @pytest.mark.parametrize("per_s", [0.1, 0.3, 3.0, 7.0, 333.3])
 @pytest.mark.parametrize("start_s", [0.0, 12.345, 9.9e5])
-def test_who_waits_as_told_is_let_in(per_s: float, start_s: float) -> None:
-    """The time that a refusal tells is enough, whatever rounding does; and the rate holds in the long run."""
+def test_a_caller_that_waits_is_admitted(per_s: float, start_s: float) -> None:
+    """The time that a refusal returns is enough, whatever rounding does; and the rate holds in the long run."""
     clock = Clock(start_s)
     limit = RateLimit(per_s, burst=4, clock=clock)
     taken = 0
@@ -47,7 +47,7 @@ def test_who_waits_as_told_is_let_in(per_s: float, start_s: float) -> None:
 
 
 def test_refusals_cost_nothing() -> None:
-    """Who goes on asking while refused is let in no later for it."""
+    """Requests that are refused do not delay the next permit."""
     clock = Clock()
     limit = RateLimit(per_s=1.0, burst=1, clock=clock)
     assert limit.take("a") == 0
@@ -81,7 +81,7 @@ def test_memory_is_bounded() -> None:
     limit = RateLimit(per_s=1.0, burst=1, clock=Clock(), max_callers=3)
     for caller in ("a", "b", "c"):
         assert limit.take(caller) == 0
-    assert limit.take("a") > 0  # refused, but heard of
+    assert limit.take("a") > 0  # refused, but seen
     assert limit.take("d") == 0
     assert limit.take("a") > 0
     assert limit.take("c") > 0

@@ -52,7 +52,7 @@ async def test_predictions_need_a_key(guarded: Rest, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/models", "/models/fake_classify", "/v2", "/v2/models/fake_classify"])
 async def test_what_is_served_needs_a_key(guarded: Rest, path: str) -> None:
-    """What the models are is told to those with a key alone."""
+    """The list of models needs a key."""
     assert (await guarded.http.get(path)).status_code == 401
     assert (await guarded.http.get(path, headers=WITH_KEY)).status_code != 401
 
@@ -98,7 +98,7 @@ async def test_refusals_are_counted(guarded: Rest) -> None:
     assert [await guarded.count(requests), await guarded.count(rejected)] == [before[0] + 2, before[1] + 3]
 
 
-async def test_openapi_says_that_a_key_is_needed(guarded: Rest, rest: Rest) -> None:
+async def test_openapi_has_the_key(guarded: Rest, rest: Rest) -> None:
     """Where keys are set each guarded operation names the scheme and no open one does; else none does."""
     document = (await guarded.http.get("/openapi.json")).json()
     (name,) = document["components"]["securitySchemes"]
@@ -111,7 +111,7 @@ async def test_openapi_says_that_a_key_is_needed(guarded: Rest, rest: Rest) -> N
 
 
 async def test_over_the_rate() -> None:
-    """A caller over its rate gets a 429 that says when to come back; what is no prediction is not limited."""
+    """A caller over its rate gets a 429 with Retry-After; only predictions are limited."""
     async with open_rest(**SLOW) as rest:
         for path in ("/classify", "/compat/huggingface/classify"):
             assert (await rest.http.post(path, content=picture())).status_code == 200
@@ -160,7 +160,7 @@ async def test_forwarded_addresses_are_not_believed() -> None:
 
 @pytest.mark.parametrize("text", [None, "", "short\n"])
 async def test_a_front_end_without_usable_keys_ends(tmp_path: Path, text: str | None) -> None:
-    """With a file of keys that is missing, empty or malformed the process ends at once, and says why."""
+    """With a file of keys that is missing, empty or malformed the process ends at once, and logs the reason."""
     path = tmp_path / "keys"
     if text is not None:
         path.write_text(text, encoding="ascii")

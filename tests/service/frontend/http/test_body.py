@@ -58,7 +58,7 @@ def refusal(response: httpx2.Response) -> tuple[int, str]:
     ],
 )
 async def test_raw_bytes_with_any_content_type(rest: Rest, content_type: str | None) -> None:
-    """The bytes say what they are; the header, curl's default among them, does not matter."""
+    """An image is detected from its bytes; the header, curl's default among them, does not matter."""
     headers = {} if content_type is None else {"Content-Type": content_type}
     assert greys(await rest.http.post("/classify", content=picture(42), headers=headers)) == [42]
 
@@ -155,7 +155,7 @@ async def test_json_takes_data_urls_and_line_breaks(rest: Rest, text: str) -> No
     ],
 )
 async def test_broken_json(rest: Rest, document: bytes, word: str) -> None:
-    """A JSON body that cannot be understood is a 400 that says what is wrong with it."""
+    """A JSON body that cannot be understood is a 400 that names the fault."""
     status, detail = refusal(await rest.http.post("/classify", content=document, headers=JSON))
     assert status == 400
     assert word in detail
@@ -189,7 +189,7 @@ async def test_empty_base64_is_an_empty_image(rest: Rest) -> None:
     ],
 )
 async def test_broken_form(rest: Rest, headers: dict[str, str], body: bytes, word: str) -> None:
-    """A form that breaks its format, ends early or has foreign parts is a 400 that says so."""
+    """A form that breaks its format, ends early or has foreign parts is a 400 that names the fault."""
     status, detail = refusal(await rest.http.post("/classify", content=body, headers=headers))
     assert status == 400
     assert word in detail
@@ -234,7 +234,7 @@ async def test_bad_images_among_good_ones(rest: Rest) -> None:
     }
 
 
-async def test_only_bad_images_are_told_in_their_places(rest: Rest) -> None:
+async def test_only_bad_images_are_errors_in_their_places(rest: Rest) -> None:
     """Where all of several images are bad the request itself is still answered."""
     response = await rest.http.post("/classify", files=[("image", b"a"), ("image", b"b")])
     assert response.status_code == 200
@@ -282,7 +282,7 @@ async def test_slow_body_meets_the_deadline(rest: Rest) -> None:
 
 
 async def test_bodies_beyond_the_memory_budget_are_refused() -> None:
-    """All bodies together have a bound; the one beyond it is told to come back, and room is given back."""
+    """All bodies together have a bound; the one beyond it is refused with Retry-After, and room is given back."""
     body = picture()
     async with open_rest(max_in_flight_bytes=len(body) + 100) as rest:
         rest.worker.runner.gate.clear()
@@ -305,7 +305,7 @@ async def test_expect_100_continue_is_refused_without_the_body() -> None:
         writer.close()
 
 
-async def test_answers_say_which_image_is_which(rest: Rest) -> None:
+async def test_answers_are_in_upload_order(rest: Rest) -> None:
     """The answer to a single image has the contract's shape, and no other member."""
     response = await rest.http.post("/classify?top_k=1", content=picture(12, width=50, height=40))
     assert json.loads(response.content) == {

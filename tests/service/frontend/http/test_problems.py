@@ -54,11 +54,11 @@ def test_every_error_has_the_contracts_status(kind: type[ConvMLPError]) -> None:
     assert problem["instance"] == "/classify#1"
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (30.0, "30")])
+@pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (30.0, "30")])
 @pytest.mark.parametrize("kind", [kind for kind in DOMAIN_ERRORS if issubclass(kind, RetryLater)])
-def test_retry_after_is_rounded_up_to_whole_seconds(kind: type[RetryLater], seconds: float, told: str) -> None:
-    """Who waits for as long as Retry-After says never comes back too early, nor at once."""
-    assert error_response(kind("later", seconds), "/").headers["retry-after"] == told
+def test_retry_after_is_rounded_up_to_whole_seconds(kind: type[RetryLater], seconds: float, header: str) -> None:
+    """Retry-After is never too short, and never 0."""
+    assert error_response(kind("later", seconds), "/").headers["retry-after"] == header
 
 
 def test_bundle_invalid_keeps_its_words_to_itself() -> None:
@@ -68,5 +68,5 @@ def test_bundle_invalid_keeps_its_words_to_itself() -> None:
 
 
 def test_unauthenticated_names_a_scheme() -> None:
-    """A 401 says how to authenticate, as HTTP demands."""
+    """A 401 names the authentication scheme, as HTTP demands."""
     assert error_response(Unauthenticated("no token"), "/").headers["www-authenticate"] == "Bearer"

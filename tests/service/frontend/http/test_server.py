@@ -1,4 +1,4 @@
-"""Connections: draining, heads that are too long or too slow, bodies that nobody reads."""
+"""Connections: draining, heads that are too long or too slow, unread bodies, and uvicorn's private parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import uvicorn
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.frontend.http.server import MAX_HEAD_BYTES, BoundedHttp, Server
+from service.frontend.http.server import CONNECTION, MAX_HEAD_BYTES, BoundedHttp, Server
 from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -38,7 +38,7 @@ async def connection_server(
         await serving
 
 
-async def test_requests_in_hand_are_finished_on_drain() -> None:
+async def test_requests_in_flight_are_finished_on_drain() -> None:
     """After the word to exit no connection is accepted, but who waits gets the answer, and the connection's end."""
     async with open_rest() as rest:
         rest.worker.runner.gate.clear()
@@ -193,3 +193,66 @@ async def _accepts(port: int) -> bool:
         return False
     writer.close()
     return True
+
+
+class Uploads:
+    """An ASGI application that answers with the number of messages and of bytes of each body, and keeps the bodies."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        chunks = []
+        more = True
+        while more:
+            message = await receive()
+            chunks.append(message["body"])
+            more = message["more_body"]
+        self.bodies.append(b"".join(chunks))
+        await Response(f"{len(chunks)} {len(self.bodies[-1])}")(scope, receive, send)
+
+
+@pytest.mark.parametrize("nbytes", [1, 65_536, 200_000, 300_000, 3_000_000])
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_bodies_arrive_as_they_were_sent(nbytes: int, pieces: int) -> None:
+    """`BoundedHttp.on_body` sets uvicorn's own buffer: no byte is lost or doubled, whatever the size and the pieces."""
+    body = (bytes(range(256)) * (nbytes // 256 + 1))[:nbytes]
+    head = f"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {nbytes}\r\n\r\n".encode()
+    application = Uploads()
+    async with connection_server(BoundedHttp, application) as (_, address):
+        reader, writer = await asyncio.open_connection(*address)
+        for _ in range(2):  # the second one on the kept connection
+            writer.write(head)
+            size = nbytes // pieces + 1
+            for start in range(0, nbytes, size):
+                writer.write(body[start : start + size])
+                await writer.drain()
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200")
+            length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            assert (await reader.readexactly(length)).split()[1] == str(nbytes).encode()
+        writer.close()
+    assert application.bodies == [body, body]
+
+
+async def test_uvicorn_has_the_private_parts_in_use() -> None:
+    """The attributes of uvicorn's that `BoundedHttp` reads and sets exist, and have the types that it relies on."""
+    seen: dict[str, object] = {}
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        connection: BoundedHttp = scope[CONNECTION]
+        cycle = connection.cycle
+        seen.update(
+            body=type(cycle.body),
+            event=type(cycle.message_event),
+            complete=cycle.response_complete,
+            receive=getattr(receive, "__self__", None) is cycle,
+            happened=connection.disconnect.happened,
+        )
+        await Response("")(scope, receive, send)
+
+    async with connection_server(BoundedHttp, application) as (_, (host, port)), httpx2.AsyncClient() as http:
+        await http.post(f"http://{host}:{port}", content=b"x")
+    assert seen["body"] in (bytes, bytearray)
+    del seen["body"]
+    assert seen == {"event": asyncio.Event, "complete": False, "receive": True, "happened": False}

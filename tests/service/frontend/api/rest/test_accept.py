@@ -37,6 +37,6 @@ def test_what_is_chosen(accept: str, medium: Medium) -> None:
 
 @pytest.mark.parametrize("accept", ["text/html", "image/gif", "image/png;q=0", "nonsense"])
 def test_nothing_acceptable_is_refused(accept: str) -> None:
-    """Who accepts none of our media is told so instead of getting one of them."""
+    """A header that excludes all media types is an error."""
     with pytest.raises(BadParameter, match="Accept"):
         negotiate(accept)

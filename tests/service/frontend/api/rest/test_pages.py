@@ -12,7 +12,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_pages_need_nothing_from_elsewhere(rest: Rest, path: str) -> None:
-    """Everything that a page loads comes from this service, has no inline code, and the browser is told so."""
+    """Everything that a page loads comes from this service, has no inline code, and the headers enforce it."""
     page = await rest.http.get(path)
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]

@@ -39,7 +39,7 @@ def opened(response: httpx2.Response) -> PIL.Image.Image:
 
 
 def decoded(mask: Any, mask_format: str, height: int, width: int) -> BoolArray:  # noqa: ANN401
-    """A mask as told in JSON, bool (height, width)."""
+    """A mask in JSON as bool (height, width)."""
     if mask_format == "rle":
         assert mask["size"] == [height, width]
         return np.asarray(coco.decode(mask)).astype(bool)
@@ -70,7 +70,7 @@ async def test_classify(rest: Rest) -> None:
 
 
 async def test_detect_without_masks(rest: Rest) -> None:
-    """Boxes in pixels of the picture; nothing is said of masks where none were asked for."""
+    """Boxes in pixels of the picture; without masks where none were requested."""
     result = await only_result(rest, "/detect?mask_format=none", picture(2, width=96, height=64))
     assert result == {
         "image": {"width": 96, "height": 64},
@@ -92,7 +92,7 @@ async def test_detect_parameters(rest: Rest, query: str, count: int) -> None:
 
 @pytest.mark.parametrize("mask_format", ["rle", "png", "polygon"])
 async def test_detect_masks(rest: Rest, mask_format: str) -> None:
-    """A detection's mask, in each format, fills its box where the network said so."""
+    """A detection's mask, in each format, fills its box where the network set it."""
     result = await only_result(rest, f"/detect?mask_format={mask_format}", picture(width=80, height=40))
     expected = np.zeros((40, 80), bool)
     expected[10:40, 20:80] = True
@@ -131,7 +131,7 @@ async def test_overlay(rest: Rest, task: Task, accept: str, form: str) -> None:
 
 
 async def test_overlay_of_a_bad_image(rest: Rest) -> None:
-    """The error of an overlay is problem+json, whatever `Accept` says."""
+    """The error of an overlay is problem+json, whatever `Accept` is."""
     response = await rest.http.post("/detect", content=b"%PDF", headers={"Accept": "image/png"})
     assert (response.status_code, response.headers["content-type"]) == (415, "application/problem+json")
 
@@ -145,7 +145,7 @@ async def test_overlay_of_several_images_is_refused(rest: Rest) -> None:
 
 
 async def test_label_map(rest: Rest) -> None:
-    """`view=labelmap` is an 8-bit PNG with the class index of each pixel, whatever `Accept` says."""
+    """`view=labelmap` is an 8-bit PNG with the class index of each pixel, whatever `Accept` is."""
     body = picture(width=81, height=60)
     result = await only_result(rest, "/segment?masks=false", body)
     expected = np.where(np.arange(81) >= 40, result["segments"][0]["index"], 0)

@@ -78,7 +78,7 @@ def test_bad_values_are_named(task: Task, text: bytes, name: str) -> None:
 
 
 def test_unknown_parameter_lists_the_known() -> None:
-    """Whoever mistypes a parameter learns which there are for the task."""
+    """The error of an unknown parameter lists those of the task."""
     with pytest.raises(BadParameter) as caught:
         read_query(Task.DETECT, b"threshold=0.5")
     for name, parameter in PARAMETERS.items():

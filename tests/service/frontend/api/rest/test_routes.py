@@ -10,7 +10,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_models_are_listed(rest: Rest) -> None:
-    """/models tells every served model, in the worker's order, with all that the contract promises."""
+    """/models lists every served model, in the worker's order, with all fields of the contract."""
     models = (await rest.http.get("/models")).json()["models"]
     assert [model["name"] for model in models] == [f"fake_{task}" for task in Task]
     for model, task in zip(models, Task, strict=True):
@@ -35,7 +35,7 @@ async def test_unknown_model(rest: Rest) -> None:
 
 
 async def test_probes(rest: Rest) -> None:
-    """A live process with a ready worker says so."""
+    """A live process with a ready worker is live and ready."""
     assert (await rest.http.get("/livez")).json() == {"live": True}
     assert (await rest.http.get("/readyz")).json()["ready"] is True
 

@@ -1,4 +1,4 @@
-"""What a front-end makes of the worker's States."""
+"""The configs that a front-end collects from a worker's States."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def state(*versions: str, **configs: str) -> State:
     return State("one", Phase.READY, "ready", 0.0, models, configs)
 
 
-def test_a_config_is_heard_once() -> None:
-    """What was sent once is known from then on, also while its model is not served; the worker's order counts."""
+def test_a_config_is_kept() -> None:
+    """A config that was sent once is kept while its model is not served; the worker's order counts."""
     configs = ModelConfigs()
     assert configs.models(Phase.READY) is None
     configs.learn(state("v1", "v2", v1=CONFIG.model_dump_json(), v2=OTHER.model_dump_json()))
@@ -32,8 +32,8 @@ def test_a_config_is_heard_once() -> None:
     assert configs.models(Phase.READY) == ()
 
 
-def test_a_config_that_was_not_sent_is_left_out_until_it_is() -> None:
-    """A model whose config got lost is not listed, and the next heartbeat asks for it."""
+def test_a_model_without_a_config_is_left_out() -> None:
+    """A model whose config was not sent is not listed, and the next Hello asks for it."""
     configs = ModelConfigs()
     configs.learn(state("v1", "v2", v1=CONFIG.model_dump_json()))
     assert [one.config for one in configs.models(Phase.READY) or ()] == [CONFIG]
@@ -43,7 +43,7 @@ def test_a_config_that_was_not_sent_is_left_out_until_it_is() -> None:
 
 
 def test_models_are_ready_only_while_the_worker_is() -> None:
-    """A lost, starting or draining worker's models are still known, and none of them is ready."""
+    """The models of a lost, starting or draining worker are still known, and none of them is ready."""
     configs = ModelConfigs()
     configs.learn(state("v1", v1=CONFIG.model_dump_json()))
     for phase in (None, Phase.STARTING, Phase.DRAINING):
@@ -53,8 +53,8 @@ def test_models_are_ready_only_while_the_worker_is() -> None:
     assert (status.ready, status.device) == (True, "cpu")
 
 
-def test_versions_with_equal_configs_are_told_apart() -> None:
-    """What is offered says its version; one that is served no more is still known, and a stranger's is not."""
+def test_versions_with_equal_configs_are_distinct() -> None:
+    """Each model has its version; a version that is not served any more is still known, an unknown one is not."""
     configs = ModelConfigs()
     configs.learn(state("v1", v1=CONFIG.model_dump_json()))
     (first,) = configs.models(Phase.READY) or ()
@@ -66,8 +66,8 @@ def test_versions_with_equal_configs_are_told_apart() -> None:
     assert "v3" not in configs
 
 
-def test_configs_are_bounded() -> None:
-    """Of models that are served no more only so many are kept, the latest."""
+def test_the_number_of_configs_is_bounded() -> None:
+    """Of the models that are not served any more, only the latest are kept."""
     configs = ModelConfigs()
     for number in range(MAX_CONFIGS + 10):
         configs.learn(state(f"v{number}", **{f"v{number}": CONFIG.model_dump_json()}))
@@ -76,8 +76,8 @@ def test_configs_are_bounded() -> None:
     assert "v0" not in configs.versions
 
 
-def test_what_is_no_config_is_a_malformed_message() -> None:
-    """A worker of another kind is refused as a message, and what was known stays."""
+def test_an_invalid_config_is_a_malformed_message() -> None:
+    """A State with an invalid config is refused, and nothing changes."""
     configs = ModelConfigs()
     configs.learn(state("v1", v1=CONFIG.model_dump_json()))
     with pytest.raises(MalformedMessage):
