@@ -52,11 +52,11 @@ class LocalService:
     @contextmanager
     def device_blocked(self) -> Iterator[None]:
         """The device finishes no batch inside this block."""
-        self.worker.runner.gate.clear()
+        self.worker.runner.unblocked.clear()
         try:
             yield
         finally:
-            self.worker.runner.gate.set()
+            self.worker.runner.unblocked.set()
 
 
 @contextmanager
@@ -83,7 +83,7 @@ async def _open(settings: Settings) -> AsyncIterator[LocalService]:
             try:
                 yield LocalService(worker, front_end, listener.getsockname()[1], grpc_server.port)
             finally:
-                worker.runner.gate.set()
+                worker.runner.unblocked.set()
                 stop.set()
                 await rest
 

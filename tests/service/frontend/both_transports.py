@@ -48,7 +48,7 @@ async def open_pair(**overrides: Any) -> AsyncIterator[PairAtWork]:  # noqa: ANN
         try:
             yield PairAtWork(pair.http, pair.rest, pair.rpc, worker)
         finally:
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()
 
 
 @asynccontextmanager

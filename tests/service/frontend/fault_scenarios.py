@@ -26,14 +26,14 @@ Scene = Callable[[Path], AbstractAsyncContextManager[Pair]]
 async def held(pair: PairAtWork, waiting: int) -> AsyncIterator[None]:
     """The device holds an image, and `waiting` more are in line behind it."""
     before = len(pair.worker.runner.batches)
-    pair.worker.runner.gate.clear()
+    pair.worker.runner.unblocked.clear()
     calls: list[Awaitable[Any]] = [pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture(1)))]
     await until(lambda: len(pair.worker.runner.batches) == before + 1)
     for at in range(waiting):
         calls.append(pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture(2 + at))))
     await until(lambda: queued(pair) == waiting)
     yield
-    pair.worker.runner.gate.set()
+    pair.worker.runner.unblocked.set()
     await asyncio.gather(*calls)
 
 
@@ -45,7 +45,7 @@ def queued(pair: PairAtWork) -> float:
 async def busy(_: Path) -> AsyncIterator[Pair]:
     """The device is held, by a service that gives a request half a second."""
     async with open_pair(request_timeout_ms=500) as pair:
-        pair.worker.runner.gate.clear()
+        pair.worker.runner.unblocked.clear()
         yield pair
 
 

@@ -114,7 +114,7 @@ async def open_rpc(
             try:
                 yield RpcWithWorker(front_end, server, channel, worker)
             finally:
-                worker.runner.gate.set()
+                worker.runner.unblocked.set()
 
 
 @asynccontextmanager

@@ -97,7 +97,7 @@ async def open_rest(
                         await asyncio.sleep(0.01)
                     yield Rest(http, front_end.engine, worker, settings, port, stop, serving)
             finally:
-                worker.runner.gate.set()
+                worker.runner.unblocked.set()
                 stop.set()
                 with contextlib.suppress(asyncio.CancelledError):
                     await serving

@@ -142,7 +142,7 @@ async def test_a_refusal_is_counted_once(
             if reason is Refusal.RATE:
                 await ask(pair, None)  # the one that its burst allows
             if reason in HELD:
-                worker.runner.gate.clear()
+                worker.runner.unblocked.clear()
                 before = len(worker.runner.batches)
                 for number in range(1, HELD[reason] + 1):
                     held.create_task(ask(pair, None))
@@ -150,7 +150,7 @@ async def test_a_refusal_is_counted_once(
                     await until(partial(_there, worker, before + number))
             await ask(pair, 1.0 if reason is Refusal.DEADLINE else None)
             await settled(registry, reason)
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()
 
 
 HELD = {Refusal.DEADLINE: 1, Refusal.IN_FLIGHT: 1, Refusal.QUEUE: 2}
@@ -184,12 +184,12 @@ async def test_a_request_that_is_refused_as_a_whole_counts_all_its_images() -> N
     settings = Settings(heartbeat_interval_ms=50, max_in_flight=1)
     async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, open_pair_at(worker.address, settings) as pair:
         await until(lambda: pair.ready)
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         held = asyncio.create_task(pair.http.post("/classify", content=PICTURE))
         await until(lambda: _in_flight(pair.rest.registry) == 1)
         reply = await pair.http.post("/classify", files=[("image", PICTURE)] * 4)
         assert reply.status_code == 503
         assert rejected(pair.rest.registry) == {"in_flight": 4}
         assert refused_outcomes(pair.rest.registry) == 1
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         assert (await held).status_code == 200

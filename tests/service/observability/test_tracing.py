@@ -167,7 +167,7 @@ async def test_each_image_of_a_request_has_its_span(service: Traced) -> None:
 async def test_a_batch_is_linked_with_all_its_requests(service: Traced) -> None:
     """Requests of both transports that shared the device link to one batch, which links to each of them."""
     runner = service.worker.runner
-    runner.gate.clear()
+    runner.unblocked.clear()
     callers = [caller_trace() for _ in range(4)]
     before = len(runner.batches)
 
@@ -183,7 +183,7 @@ async def test_a_batch_is_linked_with_all_its_requests(service: Traced) -> None:
         asking = [asyncio.create_task(ask(at, caller)) for at, caller in enumerate(callers)]
         await until_waiting(service, len(callers))
     finally:
-        runner.gate.set()
+        runner.unblocked.set()
     await asyncio.gather(*asking)
     batches = []
     for caller, name in zip(callers, ["POST /classify"] * 2 + ["convmlp.v1.Vision/Classify"] * 2, strict=True):
@@ -263,7 +263,7 @@ async def test_a_device_error_is_in_the_spans_that_it_broke(service: Traced) -> 
 async def test_a_deadline_that_passes_in_the_queue_is_in_the_spans(service: Traced) -> None:
     """A request whose deadline passes in the queue ends with that error and has no time on the device."""
     runner = service.worker.runner
-    runner.gate.clear()
+    runner.unblocked.clear()
     before = len(runner.batches)
     caller = caller_trace()
     try:
@@ -272,7 +272,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_in_the_spans(service: Trac
         headers = {**caller.headers, "x-request-timeout-ms": "1000"}
         answer = await service.http.post("/classify", content=picture(9), headers=headers)
     finally:
-        runner.gate.set()
+        runner.unblocked.set()
     await holding
     assert answer.status_code == 504
     await service.collector.until(lambda spans: _has(spans, caller, "POST /classify"))
@@ -284,7 +284,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_in_the_spans(service: Trac
 async def test_a_caller_that_leaves_is_no_failure_of_the_service(service: Traced) -> None:
     """The trace of a caller that disconnects ends as cancelled, without an error."""
     runner = service.worker.runner
-    runner.gate.clear()
+    runner.unblocked.clear()
     caller = caller_trace()
     before = len(runner.batches)
     try:
@@ -295,7 +295,7 @@ async def test_a_caller_that_leaves_is_no_failure_of_the_service(service: Traced
         await asyncio.wait([asking])
         await service.collector.until(lambda spans: _has(spans, caller, "POST /classify"))
     finally:
-        runner.gate.set()
+        runner.unblocked.set()
     (request,) = [one for one in service.collector.trace(caller.trace) if one.name == "POST /classify"]
     assert (request.attributes["convmlp.outcome"], request.error) == ("cancelled", "")
     assert "http.response.status_code" not in request.attributes

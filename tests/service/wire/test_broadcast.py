@@ -125,7 +125,7 @@ async def test_an_unload_is_completed_without_its_caller() -> None:
     """An unload that has started is completed on every worker, though its call was cancelled."""
     async with at_work() as (pool, workers):
         for worker in workers:
-            worker.runner.gate.clear()
+            worker.runner.unblocked.clear()
         ran = [len(worker.runner.batches) for worker in workers]
         asked = [asyncio.create_task(classify(pool, 4)) for _ in workers]
         await until(lambda: all(len(one.runner.batches) > seen for one, seen in zip(workers, ran, strict=True)))
@@ -133,7 +133,7 @@ async def test_an_unload_is_completed_without_its_caller() -> None:
         await until(lambda: served(pool) == [])
         unloading.cancel()
         for worker in workers:
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()
         with pytest.raises(asyncio.CancelledError):
             await unloading
         assert await asyncio.gather(*asked) == [4, 4]

@@ -9,43 +9,43 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.errors import Internal
-from tests.service.worker.dispatcher_bench import FIRST, Gates, dispatcher_bench
+from tests.service.worker.dispatcher_bench import FIRST, HeldBatches, dispatcher_bench
 
 
 async def test_a_lone_job_gets_all_lanes() -> None:
     """A lone job takes the whole device; jobs that arrive meanwhile wait, and then share it."""
     async with dispatcher_bench(lanes=4) as it:
-        gates = Gates(it)
+        held = HeldBatches(it)
         it.submit(0)
-        await it.until(lambda: len(gates) == 1)
+        await it.until(lambda: len(held) == 1)
         it.submit(1)
         it.submit(2)
-        gates.open(0)
-        await it.until(lambda: len(gates) == 3)
+        held.release(0)
+        await it.until(lambda: len(held) == 3)
         assert it.runner.shares == [4, 2, 2]
-        gates.open_all()
+        held.release_all()
         await it.until(lambda: len(it.results) == 3)
 
 
 async def test_a_lone_job_leaves_lanes_free_on_a_busy_device() -> None:
     """Where jobs lately arrived while others ran, a lone job gets a part of the lanes; after a quiet time all."""
     async with dispatcher_bench(lanes=4) as it:
-        gates = Gates(it)
+        held = HeldBatches(it)
         for number in range(8):  # each of them comes while the one before it runs
             it.clock.now_s += 0.5
             it.submit(number)
             if number:
-                gates.open(number - 1)
-            await it.until(lambda: len(gates) == number + 1)  # noqa: B023
+                held.release(number - 1)
+            await it.until(lambda: len(held) == number + 1)  # noqa: B023
         assert it.runner.shares[0] == 4
         assert it.runner.shares[-1] < 4
-        gates.open_all()
+        held.release_all()
         await it.until(lambda: len(it.results) == 8)
         it.clock.now_s += 60.0
         it.submit(8)
-        await it.until(lambda: len(gates) == 9)
+        await it.until(lambda: len(held) == 9)
         assert it.runner.shares[-1] == 4
-        gates.open_all()
+        held.release_all()
         await it.until(lambda: len(it.results) == 9)
 
 
@@ -53,19 +53,19 @@ async def test_jobs_are_left_to_a_lane_that_is_free_soon() -> None:
     """Four jobs wait, one lane is free and the other nearly so: each takes two."""
     async with dispatcher_bench(lanes=2) as it:
         await it.trial(1.0)
-        gates = Gates(it)
+        held = HeldBatches(it)
         for number in range(2):
             it.submit(number)
-        await it.until(lambda: len(gates) == 2)
+        await it.until(lambda: len(held) == 2)
         for number in range(2, 6):
             it.submit(number)
         it.clock.now_s += 0.9
-        gates.open(0)
-        await it.until(lambda: len(gates) == 3)
+        held.release(0)
+        await it.until(lambda: len(held) == 3)
         assert it.runner.batches[2:] == [(FIRST, 2)]
-        gates.open_all()
-        await it.until(lambda: len(gates) == 4)
-        gates.open_all()
+        held.release_all()
+        await it.until(lambda: len(held) == 4)
+        held.release_all()
         await it.until(lambda: len(it.results) == 6)
         assert it.runner.batches[2:] == [(FIRST, 2)] * 2
 
@@ -73,15 +73,15 @@ async def test_jobs_are_left_to_a_lane_that_is_free_soon() -> None:
 async def test_a_deep_queue_gives_each_lane_a_batch() -> None:
     """With enough jobs each lane runs batches of the best size by itself, and takes the next one when it is free."""
     async with dispatcher_bench(lanes=2, batch=3) as it:
-        gates = Gates(it)
+        held = HeldBatches(it)
         for number in range(9):
             it.submit(number, level=number)
-        await it.until(lambda: len(gates) == 2)
+        await it.until(lambda: len(held) == 2)
         assert it.runner.batches == [(FIRST, 3)] * 2
-        gates.open(1)
-        await it.until(lambda: len(gates) == 3)
+        held.release(1)
+        await it.until(lambda: len(held) == 3)
         assert sorted(it.results) in ([0, 1, 2], [3, 4, 5])  # the other batch runs still
-        gates.open(0, 2)
+        held.release(0, 2)
         await it.until(lambda: len(it.results) == 9)
         assert it.runner.shares == [1] * 3
         assert [it.label(number) for number in range(9)] == list(range(9))
@@ -124,37 +124,37 @@ async def _hail(lanes: int) -> None:
 async def test_the_oldest_batch_is_watched() -> None:
     """While one lane hangs and others answer, its time is the silence of the device."""
     async with dispatcher_bench(lanes=2) as it:
-        gates = Gates(it)
+        held = HeldBatches(it)
         it.submit(0)
         it.submit(1)
-        await it.until(lambda: len(gates) == 2)
+        await it.until(lambda: len(held) == 2)
         it.clock.now_s += 5.0
-        gates.open(1)
+        held.release(1)
         await it.until(lambda: len(it.results) == 1)
         it.clock.now_s += 2.0
         it.submit(2)
-        await it.until(lambda: len(gates) == 3)
+        await it.until(lambda: len(held) == 3)
         assert it.dispatcher.executor.busy_s() == it.dispatcher.executor.silent_s() == 7.0
-        gates.open(0)
+        held.release(0)
         await it.until(lambda: len(it.results) == 2)
         assert it.dispatcher.executor.busy_s() == 0.0
-        gates.open_all()
+        held.release_all()
         await it.until(lambda: len(it.results) == 3)
 
 
 async def test_the_wait_for_a_slot_includes_all_lanes() -> None:
     """The wait for a slot ends after its last batch, on whichever lane."""
     async with dispatcher_bench(lanes=2) as it:
-        gates = Gates(it)
+        held = HeldBatches(it)
         it.submit(0)
         it.submit(1)
-        await it.until(lambda: len(gates) == 2)
+        await it.until(lambda: len(held) == 2)
         finished = asyncio.create_task(it.dispatcher.wait_until_done(FIRST))
-        gates.open(1)
+        held.release(1)
         await it.until(lambda: len(it.results) == 1)
         await asyncio.sleep(0.01)
         assert not finished.done()
-        gates.open(0)
+        held.release(0)
         await asyncio.wait_for(finished, 10)
 
 
@@ -162,16 +162,16 @@ async def test_the_drain_time_is_divided_by_the_lanes() -> None:
     """Two lanes finish the waiting jobs in half the time; of a running batch only the rest counts."""
     async with dispatcher_bench(lanes=2, batch=1) as it:
         await it.trial(3.0)
-        gates = Gates(it)
+        held = HeldBatches(it)
         assert it.dispatcher.admission.drain_s() == 0.0
         for number in range(4):
             it.submit(number)
         assert it.dispatcher.admission.drain_s() == pytest.approx(6.0)
-        await it.until(lambda: len(gates) == 2)
+        await it.until(lambda: len(held) == 2)
         it.clock.now_s += 2.0
         assert it.dispatcher.admission.drain_s() == pytest.approx(4.0)
         while len(it.results) < 4:
-            gates.open_all()
+            held.release_all()
             await asyncio.sleep(0.001)
         busy_s = it.registry.get_sample_value("convmlp_device_busy_seconds_total", {"model": FIRST})
         assert busy_s == pytest.approx(2.0)

@@ -14,7 +14,7 @@ from service.worker.batching import BatchSizeLimits
 from service.worker.model_registry import LoadedModel, new_model
 from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, goes_on
 from tests.fakes import fake_bundle
-from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench, Gates, dispatcher_bench
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench, HeldBatches, dispatcher_bench
 
 
 def loaded(it: DispatcherBench) -> LoadedModel:
@@ -116,15 +116,15 @@ async def test_the_best_size_holds_by_pixels_for_other_shapes() -> None:
         has_curve(it, a_cpu)
         await Tuner(it.dispatcher, it.limits, it.clock, budget_s=1000.0).tune(loaded(it))
         it.runner.batches.clear()
-        gates = Gates(it)
+        held = HeldBatches(it)
         for side, images in ((SIDE, 4), (2 * SIDE, 1), (SIDE // 2, 16)):
-            ran, answered = len(gates), len(it.results)
+            ran, answered = len(held), len(it.results)
             for number in range(20):
                 it.submit(1000 * side + number, side=side)
-            await it.until(lambda: len(gates) == ran + 1)  # noqa: B023
+            await it.until(lambda: len(held) == ran + 1)  # noqa: B023
             assert it.runner.batches[-1] == (FIRST, images)
             while len(it.results) < answered + 20:
-                gates.open_all()
+                held.release_all()
                 await asyncio.sleep(0.001)
 
 
@@ -144,20 +144,20 @@ async def test_a_batch_that_does_not_fit_ends_the_curve() -> None:
 async def test_requests_run_between_trials() -> None:
     """A job that arrives while a model is measured waits for one trial alone; so does an unload of the model."""
     async with dispatcher_bench() as it:
-        gates = Gates(it)
+        held = HeldBatches(it)
         model = loaded(it)
         tuning = asyncio.create_task(tuner(it).tune(model))
-        await it.until(lambda: len(gates) == 1)
+        await it.until(lambda: len(held) == 1)
         finished = asyncio.create_task(it.dispatcher.wait_until_done(FIRST))
         it.submit(0)
-        gates.open(0)
-        await it.until(lambda: len(gates) == 2)
+        held.release(0)
+        await it.until(lambda: len(held) == 2)
         assert not finished.done()
-        gates.open(1)
+        held.release(1)
         await it.until(lambda: len(it.results) == 1)
         model.retired = True  # its slot is wanted: no more trials
         while not tuning.done():
-            gates.open_all()
+            held.release_all()
             await asyncio.sleep(0.001)
         await asyncio.wait_for(finished, 10)
-        assert len(gates) < 2 + 2 * (1 + RUNS)
+        assert len(held) < 2 + 2 * (1 + RUNS)

@@ -232,7 +232,7 @@ async def test_over_the_rate() -> None:
 async def test_deadlines() -> None:
     """The client's own time-out, and the deadline that it may send as a header, both end its wait."""
     async with open_rest() as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         url = url_of(rest, "classify")
         with pytest.raises(InferenceTimeoutError):
             await asyncio.to_thread(InferenceClient(model=url, timeout=0.5).image_classification, picture())

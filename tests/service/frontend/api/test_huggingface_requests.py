@@ -151,7 +151,7 @@ async def test_caller_who_leaves_withdraws_its_job() -> None:
     async with open_rest() as rest:
         batches = rest.worker.runner.batches
         before = len(batches)
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         held = asyncio.create_task(rest.http.post(CLASSIFY, content=picture(1)))
         async with asyncio.timeout(20):
             while len(batches) == before:
@@ -166,6 +166,6 @@ async def test_caller_who_leaves_withdraws_its_job() -> None:
         labels = 'model="fake_classify",outcome="cancelled",task="classify",transport="rest"'
         await rest.until(f"convmlp_requests_total{{{labels}}}", 1)
         await rest.until_waiting(0)  # the word of it has come to the worker, who may go on now
-        rest.worker.runner.gate.set()
+        rest.worker.runner.unblocked.set()
         assert (await held).status_code == 200
         assert batches[before:] == [("fake_classify", 1)]

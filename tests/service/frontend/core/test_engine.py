@@ -92,14 +92,14 @@ async def test_a_bad_image_never_reaches_the_worker() -> None:
 async def test_images_in_flight_are_bounded() -> None:
     """Beyond the bound a request is refused at once, and the bound frees up again."""
     async with engine_at_work() as (engine, worker):
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         held = [
             asyncio.create_task(engine.predict(request_for(engine, png_of(level)), first_label)) for level in (3, 4)
         ]
         await asyncio.sleep(0)  # both are admitted
         with pytest.raises(Overloaded):
             await engine.predict(request_for(engine, png_of(5)), first_label)
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         assert [(await one).payload for one in held] == [3, 4]
         assert (await engine.predict(request_for(engine, png_of(6)), first_label)).payload == 6
 

@@ -35,7 +35,7 @@ def ask(rpc: RpcWithWorker, grey: int = 100, timeout: float | None = None) -> Ca
 async def held(rpc: RpcWithWorker, waiting: int) -> list[Call]:
     """A call that the device holds, and `waiting` more in the queue."""
     before = len(rpc.worker.runner.batches)
-    rpc.worker.runner.gate.clear()
+    rpc.worker.runner.unblocked.clear()
     calls = [ask(rpc, 1)]
     await until(lambda: len(rpc.worker.runner.batches) == before + 1)
     for at in range(waiting):
@@ -53,7 +53,7 @@ async def test_a_callers_deadline_reaches_the_queue() -> None:
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: rpc.waiting == 0 and rpc.in_flight == 1)
         await until(lambda: rpc.outcomes("classify", "deadline-exceeded") == 1)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert (await first).labels[0].index == 1
         assert len(rpc.worker.runner.batches) == before
 
@@ -62,7 +62,7 @@ async def test_a_deadline_that_passes_anywhere_is_counted_as_one() -> None:
     """A call that gRPC cancels at its deadline, here during decoding, counts as deadline-exceeded, not as cancelled."""
     _, data = cv2.imencode(".png", np.zeros((7000, 7000), np.uint8))
     async with open_rpc(prepare_threads=1) as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         request = pb.ClassifyRequest(image=data.tobytes())
         errors = await asyncio.gather(*(refusal(rpc.stub.Classify(request, timeout=0.7)) for _ in range(6)))
         assert {error.code() for error in errors} == {grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -78,7 +78,7 @@ async def test_a_deadline_in_reach_is_met() -> None:
 async def test_the_services_own_timeout() -> None:
     """Without a deadline of the client's, the service's applies; the status has message and details."""
     async with open_rpc(request_timeout_ms=500) as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         error = await refusal(ask(rpc))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert reason(rich(error)) == "DEADLINE_EXCEEDED"
@@ -93,7 +93,7 @@ async def test_a_cancelled_call_leaves_the_queue() -> None:
         second.cancel()
         await until(lambda: rpc.waiting == 0)
         await until(lambda: rpc.outcomes("classify", "cancelled") == 1)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert (await first).labels[0].index == 1
         assert (await ask(rpc, 9)).labels[0].index == 9
         assert rpc.worker.runner.batches[before:] == [("fake_classify", 1)]
@@ -110,7 +110,7 @@ async def test_a_closed_channel_cancels_its_calls() -> None:
             await until(lambda: rpc.waiting == 5)
         assert all(call.cancelled() for call in calls)
         await until(lambda: rpc.waiting == 0 and rpc.in_flight == 1)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         await first
 
 
@@ -125,7 +125,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
         assert delay_s is not None
         # gRPC's own retries wait equally long.
         assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == str(round(delay_s * 1000))
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert [(await call).labels[0].index for call in calls] == [1, 2]
 
 
@@ -135,7 +135,7 @@ async def test_messages_in_flight_have_a_budget() -> None:
         assert len(picture()) < 300 < 2 * len(picture())
         (first,) = await held(rpc, 0)
         assert reason(rich(await refusal(ask(rpc)))) == "OVERLOADED"
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         await first
         await ask(rpc)
 
@@ -164,5 +164,5 @@ async def test_grpcs_own_retries_heed_the_pushback() -> None:
     async with open_rpc([("grpc.service_config", policy)], max_queue_images=1) as rpc:
         calls = [*await held(rpc, 1), ask(rpc, 3, timeout=60)]  # the policy's own delay would be too long for it
         await until(lambda: rpc.count("convmlp_rejected_total", reason="queue") > 0)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert [(await call).labels[0].index for call in calls] == [1, 2, 3]

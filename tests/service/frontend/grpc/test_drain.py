@@ -52,12 +52,12 @@ async def drain_begun(rpc: RpcWithWorker) -> None:
 async def test_calls_in_flight_are_finished() -> None:
     """Calls in flight are answered, new calls are UNAVAILABLE, and then the server ends."""
     async with open_rpc() as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         held = [asyncio.ensure_future(rpc.stub.Classify(classify(grey))) for grey in (5, 6, 7)]
         await until(lambda: rpc.in_flight == 3)
         await drain_begun(rpc)
         assert (await refusal(rpc.stub.Classify(classify(1)))).code() is grpc.StatusCode.UNAVAILABLE
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert [(await one).labels[0].index for one in held] == [5, 6, 7]
         await asyncio.wait_for(rpc.server.ended, 20)
 
@@ -75,7 +75,7 @@ async def test_the_port_is_free_again_at_once() -> None:
 async def test_a_call_that_outlasts_the_drain_is_unavailable() -> None:
     """A call that outlasts the drain is UNAVAILABLE, with its own id, and the server ends in time."""
     async with open_rpc(drain_timeout_s=0.5) as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         held = asyncio.ensure_future(rpc.stub.Classify(classify(5), metadata=[("x-request-id", "mine")]))
         stream = rpc.stub.ClassifyStream(metadata=[("x-request-id", "stream")])
         await stream.write(classify(6))
@@ -94,13 +94,13 @@ async def test_a_stream_reads_no_more_and_delivers_its_replies() -> None:
     """A stream delivers the replies in flight, reads no later message, and ends with UNAVAILABLE."""
     async with open_rpc() as rpc:
         stream = rpc.stub.ClassifyStream()
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         for grey in (5, 6):
             await stream.write(classify(grey, name=str(grey)))
         await until(lambda: rpc.in_flight == 2)
         await drain_begun(rpc)
         await stream.write(classify(7, name="7"))
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert {(await next_of(stream)).id for _ in range(2)} == {"5", "6"}
         assert_unavailable(await refusal(stream.read()), "send the messages without a reply again")
         await asyncio.wait_for(rpc.server.ended, 20)
@@ -110,13 +110,13 @@ async def test_a_stream_whose_client_had_sent_all_ends_with_ok() -> None:
     """A stream whose client had sent all messages delivers all replies and ends with OK."""
     async with open_rpc() as rpc:
         stream = rpc.stub.ClassifyStream()
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         for grey in (5, 6):
             await stream.write(classify(grey))
         await stream.done_writing()
         await until(lambda: rpc.in_flight == 2)
         await drain_begun(rpc)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
         assert await stream.read() is grpc.aio.EOF
         assert await stream.code() is grpc.StatusCode.OK
@@ -127,13 +127,13 @@ async def test_a_full_stream_whose_client_had_sent_all_ends_with_ok() -> None:
     """The same where the end of the client's messages was not read yet, because the stream was at its limit."""
     async with open_rpc(max_stream_in_flight=2) as rpc:
         stream = rpc.stub.ClassifyStream()
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         for grey in (5, 6):
             await stream.write(classify(grey))
         await stream.done_writing()
         await until(lambda: rpc.in_flight == 2)
         await drain_begun(rpc)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
         assert await stream.read() is grpc.aio.EOF
         assert await stream.code() is grpc.StatusCode.OK

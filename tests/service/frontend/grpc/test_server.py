@@ -159,10 +159,10 @@ async def test_connections_end_at_their_age_and_calls_do_not() -> None:
     async with open_rpc(grpc_max_connection_age_ms=300) as rpc:
         async with open_http2(rpc.address) as connection:
             assert error_code(await connection.next(GOAWAY)) == NO_ERROR
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         held = asyncio.ensure_future(rpc.stub.Classify(pb.ClassifyRequest(image=picture(5))))
         await asyncio.sleep(0.5)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert (await held).labels[0].index == 5
         assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
 
@@ -170,13 +170,13 @@ async def test_connections_end_at_their_age_and_calls_do_not() -> None:
 async def test_calls_beyond_the_limit_are_refused_at_once() -> None:
     """A connection has no more open calls than the process accepts; calls of another are refused."""
     async with open_rpc(max_in_flight=2) as rpc, another_channel(rpc) as other:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         held = [asyncio.ensure_future(rpc.stub.Classify(pb.ClassifyRequest(image=picture()))) for _ in range(3)]
         await until(lambda: rpc.in_flight == 2)
         error = await refusal(stub_of(other).Classify(pb.ClassifyRequest(image=picture())))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "2 images are in" in (error.details() or "")
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert [len((await one).labels) for one in held] == [5, 5, 5]
 
 

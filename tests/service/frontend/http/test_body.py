@@ -285,13 +285,13 @@ async def test_bodies_beyond_the_memory_budget_are_refused() -> None:
     """All bodies together have a bound; the one beyond it is refused with Retry-After, and room is given back."""
     body = picture()
     async with open_rest(max_in_flight_bytes=len(body) + 100) as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         held = asyncio.create_task(rest.http.post("/classify", content=body))
         await rest.until("convmlp_in_flight_requests", 1)
         refused = await rest.http.post("/classify", content=body)
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/overloaded")
         assert int(refused.headers["retry-after"]) >= 1
-        rest.worker.runner.gate.set()
+        rest.worker.runner.unblocked.set()
         assert (await held).status_code == 200
         assert (await rest.http.post("/classify", content=body)).status_code == 200
 

@@ -41,14 +41,14 @@ async def connection_server(
 async def test_requests_in_flight_are_finished_on_drain() -> None:
     """After the word to exit no connection is accepted, but who waits gets the answer, and the connection's end."""
     async with open_rest() as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         held = asyncio.create_task(rest.http.post("/classify", content=picture(5)))
         await rest.until("convmlp_in_flight_requests", 1)
         rest.stop.set()
         async with asyncio.timeout(20):
             while await _accepts(rest.port):
                 await asyncio.sleep(0.01)
-        rest.worker.runner.gate.set()
+        rest.worker.runner.unblocked.set()
         response = await held
         assert response.status_code == 200
         assert response.json()["results"][0]["labels"][0]["index"] == 5
@@ -59,7 +59,7 @@ async def test_requests_in_flight_are_finished_on_drain() -> None:
 async def test_drain_ends_in_time() -> None:
     """A request that outlasts the drain is answered 503, and the server ends."""
     async with open_rest(drain_timeout_s=1) as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         held = asyncio.create_task(rest.http.post("/classify", content=picture()))
         await rest.until("convmlp_in_flight_requests", 1)
         rest.stop.set()

@@ -216,4 +216,4 @@ async def open_oip(**overrides: Any) -> AsyncIterator[OipFrontEnds]:  # noqa: AN
         try:
             yield OipFrontEnds(OipHttpClient(pair.http), OipGrpcClient(channel), pair, worker)
         finally:
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()

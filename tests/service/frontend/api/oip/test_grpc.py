@@ -152,7 +152,7 @@ async def test_stream_goes_on_after_an_error(rpc: OipGrpcClient) -> None:
 async def test_a_cancelled_stream_cancels_its_images() -> None:
     """Cancelling a stream cancels its images."""
     async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
+        oip.worker.runner.unblocked.clear()
         registry = oip.pair.rpc.front_end.registry
         stream = oip.rpc.stub.ModelStreamInfer(each([grey(level) for level in range(6)]))
         await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 6)
@@ -163,7 +163,7 @@ async def test_a_cancelled_stream_cancels_its_images() -> None:
 async def test_a_calls_deadline() -> None:
     """A call's deadline cancels its images, and counts as deadline-exceeded."""
     async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
+        oip.worker.runner.unblocked.clear()
         error = await refusal(oip.rpc.stub.ModelInfer(grpc_request(GOOD), timeout=0.7))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         registry = oip.pair.rpc.front_end.registry

@@ -441,7 +441,7 @@ async def test_too_many_numbers_for_json(oip: OipFrontEnds, http: httpx2.AsyncCl
 async def test_a_broken_connection_cancels_its_images() -> None:
     """A broken connection cancels its request's images."""
     async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
+        oip.worker.runner.unblocked.clear()
         body, headers = http_body(encoded_request("fake_detect", *[IMAGE] * 5))
         asking = asyncio.create_task(oip.http.http.post("/v2/models/fake_detect/infer", content=body, headers=headers))
         registry = oip.pair.rest.registry

@@ -137,7 +137,7 @@ async def test_answer_too_large() -> None:
 async def test_timeout_of_the_request() -> None:
     """The parameter `timeout`, in microseconds, ends the wait for a busy device."""
     async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
+        oip.worker.runner.unblocked.clear()
         for client in (oip.http, oip.rpc):
             refused = await refusal(client, replace(GOOD, parameters={"timeout": 500_000}))
             assert refused.status in (504, "DEADLINE_EXCEEDED")
@@ -146,7 +146,7 @@ async def test_timeout_of_the_request() -> None:
 async def test_full_queue_fails_the_whole_request() -> None:
     """Where some images of a request find no room, the request fails, with the time to retry."""
     async with open_oip(max_in_flight=2) as oip:
-        oip.worker.runner.gate.clear()
+        oip.worker.runner.unblocked.clear()
         for client in (oip.http, oip.rpc):
             refused = await refusal(client, encoded_request("fake_classify", IMAGE, IMAGE, IMAGE))
             assert refused.status in (503, "RESOURCE_EXHAUSTED")
@@ -156,7 +156,7 @@ async def test_full_queue_fails_the_whole_request() -> None:
 async def test_failed_requests_are_cancelled() -> None:
     """When one image of a request fails, its other images are cancelled."""
     async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
+        oip.worker.runner.unblocked.clear()
         for client, front_end in ((oip.http, oip.pair.rest), (oip.rpc, oip.pair.rpc.front_end)):
             await refusal(client, encoded_request("fake_detect", IMAGE, IMAGE, b"no picture"))
             registry = front_end.registry

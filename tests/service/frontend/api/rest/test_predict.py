@@ -213,7 +213,7 @@ async def test_caller_who_leaves_withdraws_its_job() -> None:
     async with open_rest() as rest:
         batches = rest.worker.runner.batches
         before = len(batches)
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         first = asyncio.create_task(rest.http.post("/classify", content=picture(1)))
         async with asyncio.timeout(20):
             while len(batches) == before:
@@ -228,7 +228,7 @@ async def test_caller_who_leaves_withdraws_its_job() -> None:
         await rest.until_waiting(0)  # the word of it has come to the worker, who may go on now
         last = asyncio.create_task(rest.http.post("/classify", content=picture(3)))
         await rest.until("convmlp_in_flight_requests", 2)
-        rest.worker.runner.gate.set()
+        rest.worker.runner.unblocked.set()
         assert [(await task).status_code for task in (first, last)] == [200, 200]
         assert batches[before:] == [("fake_classify", 1)] * 2
 

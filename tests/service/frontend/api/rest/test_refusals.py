@@ -55,7 +55,7 @@ async def test_unknown_path_and_method(rest: Rest) -> None:
 async def test_deadline_passed() -> None:
     """A caller's deadline ends its wait for a busy device with a 504."""
     async with open_rest() as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         response = await rest.http.post("/classify", content=picture(), headers={"X-Request-Timeout-Ms": "500"})
         assert (response.status_code, problem_of(response.content)["type"]) == (504, "/problems/deadline-exceeded")
 
@@ -72,7 +72,7 @@ async def test_device_failure() -> None:
 async def test_worker_draining() -> None:
     """Without a worker that takes jobs predictions and /readyz are a 503 with Retry-After."""
     async with open_rest() as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         held = asyncio.create_task(rest.http.post("/classify", content=picture()))
         await rest.until("convmlp_in_flight_requests", 1)
         rest.worker.stop.set()
@@ -83,7 +83,7 @@ async def test_worker_draining() -> None:
             assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
             assert int(response.headers["retry-after"]) >= 1
         assert (await rest.http.get("/livez")).status_code == 200
-        rest.worker.runner.gate.set()
+        rest.worker.runner.unblocked.set()
         await held
 
 

@@ -57,11 +57,11 @@ async def test_every_task_streams(rpc: RpcWithWorker) -> None:
 async def test_a_reply_waits_for_no_other() -> None:
     """Replies come as they are ready: an error overtakes an image that the device still holds."""
     async with open_rpc() as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         stream = rpc.stub.ClassifyStream()
         await send(stream, [request("held"), pb.ClassifyRequest(id="refused", image=b"%PDF")])
         assert (await next_of(stream)).id == "refused"
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert [reply.id for reply in await rest_of(stream)] == ["held"]
 
 

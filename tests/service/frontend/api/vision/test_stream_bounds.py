@@ -19,18 +19,18 @@ from tests.service.frontend.grpc_server import open_rpc, reason, retry_s, stub_o
 async def test_half_closing_waits_for_the_replies() -> None:
     """A client may end its messages long before they are answered; no reply is lost."""
     async with open_rpc() as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         stream = rpc.stub.ClassifyStream()
         await send(stream, [request(str(grey), grey) for grey in range(10)])
         await until(lambda: rpc.in_flight == 10)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert len(await rest_of(stream)) == 10
 
 
 async def test_a_fast_client_is_read_no_faster_than_answered() -> None:
     """However fast a client sends, its stream has a limited number of images in flight, and other calls are served."""
     async with open_rpc(max_stream_in_flight=4) as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         stream = rpc.stub.ClassifyStream()
         sending = asyncio.create_task(send(stream, [request(str(at), at) for at in range(100)]))
         await until(lambda: rpc.in_flight == 4)
@@ -40,7 +40,7 @@ async def test_a_fast_client_is_read_no_faster_than_answered() -> None:
             reply = rpc.stub.Classify(pb.ClassifyRequest(image=b"%PDF"))
             assert await reply.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert rpc.in_flight == 5
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert (await other).labels[0].index == 200
         assert {reply.labels[0].index for reply in await rest_of(stream)} == set(range(100))
         await sending
@@ -98,7 +98,7 @@ async def test_cancelling_a_stream_cancels_its_jobs() -> None:
     """Cancelling a stream removes its jobs from the worker's queue; only the batch on the device runs."""
     async with open_rpc() as rpc:
         before = len(rpc.worker.runner.batches)
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         stream = rpc.stub.ClassifyStream()
         await send(stream, [request("first")], close=False)
         await until(lambda: len(rpc.worker.runner.batches) == before + 1)
@@ -107,7 +107,7 @@ async def test_cancelling_a_stream_cancels_its_jobs() -> None:
         stream.cancel()
         await until(lambda: rpc.waiting == 0 and rpc.in_flight == 0)
         await until(lambda: rpc.outcomes("classify", "cancelled") == 6)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         await rpc.stub.Classify(request("other"))
         assert rpc.worker.runner.batches[before:] == [("fake_classify", 1)] * 2
 
@@ -115,7 +115,7 @@ async def test_cancelling_a_stream_cancels_its_jobs() -> None:
 async def test_the_streams_deadline_ends_it_and_its_jobs() -> None:
     """A stream's deadline applies to its messages: when it passes, they leave the queue."""
     async with open_rpc() as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         stream = rpc.stub.ClassifyStream(timeout=0.7)
         await send(stream, [request(str(at)) for at in range(3)], close=False)
         assert await status_of(stream) is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -126,12 +126,12 @@ async def test_the_streams_deadline_ends_it_and_its_jobs() -> None:
 async def test_each_message_has_the_services_time_from_its_arrival() -> None:
     """The service's timeout counts from each message's arrival; a late one is an error in its own reply."""
     async with open_rpc(request_timeout_ms=1000) as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         stream = rpc.stub.ClassifyStream()
         await send(stream, [request("late")], close=False)
         late = await next_of(stream)
         assert (late.id, reason(late.error)) == ("late", "DEADLINE_EXCEEDED")
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         await send(stream, [request("in time", 8)])
         assert [(reply.id, reply.labels[0].index) for reply in await rest_of(stream)] == [("in time", 8)]
 
@@ -140,7 +140,7 @@ async def test_an_overloaded_service_refuses_messages_one_by_one() -> None:
     """Messages beyond a full queue are errors with RetryInfo in their own replies; the others are answered."""
     async with open_rpc(max_queue_images=2) as rpc:
         before = len(rpc.worker.runner.batches)
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         stream = rpc.stub.ClassifyStream()
         await send(stream, [request("first")], close=False)
         await until(lambda: len(rpc.worker.runner.batches) == before + 1)
@@ -148,7 +148,7 @@ async def test_an_overloaded_service_refuses_messages_one_by_one() -> None:
         refused = [await next_of(stream) for _ in range(3)]
         assert {reason(reply.error) for reply in refused} == {"OVERLOADED"}
         assert all(retry_s(reply.error) is not None for reply in refused)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         answered = await rest_of(stream)
         assert len(answered) == 3
         assert not any(reply.HasField("error") for reply in answered)
@@ -157,7 +157,7 @@ async def test_an_overloaded_service_refuses_messages_one_by_one() -> None:
 async def test_a_huge_message_ends_its_stream_alone() -> None:
     """A message that gRPC itself refuses ends its stream, cancels its jobs, and affects no other stream."""
     async with open_rpc(max_image_bytes=1000, max_request_bytes=1000) as rpc:
-        rpc.worker.runner.gate.clear()
+        rpc.worker.runner.unblocked.clear()
         stream, neighbour = rpc.stub.ClassifyStream(), rpc.stub.ClassifyStream()
         await send(stream, [request("held")], close=False)
         await send(neighbour, [request("neighbour", 5)])
@@ -165,5 +165,5 @@ async def test_a_huge_message_ends_its_stream_alone() -> None:
         await stream.write(pb.ClassifyRequest(image=bytes(40 * 2**20)))
         assert await status_of(stream) is grpc.StatusCode.RESOURCE_EXHAUSTED
         await until(lambda: rpc.in_flight == 1)
-        rpc.worker.runner.gate.set()
+        rpc.worker.runner.unblocked.set()
         assert [reply.labels[0].index for reply in await rest_of(neighbour)] == [5]
