@@ -1,5 +1,5 @@
-"""Build steps that pyproject.toml has no field for: generate the gRPC code from the contract before packing, and compile
-the C where there is a compiler."""
+"""Build steps that pyproject.toml has no field for: make the gRPC code of the contract before packing, and compile the
+C where there is a compiler."""
 
 from __future__ import annotations
 
