@@ -73,6 +73,11 @@ class DispatcherBench:
             while not condition():
                 await asyncio.sleep(0.001)
 
+    async def settle(self) -> None:
+        """Run the event loop until nothing more happens while the device is blocked."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+
     async def hold(self, number: int = 0, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST) -> None:
         """Put one job on the device and block it there; jobs submitted later wait in the queue."""
         ran = len(self.runner.batches)

@@ -61,7 +61,7 @@ async def test_one_can_wait_for_the_jobs_of_one_slot() -> None:
         await asyncio.wait_for(it.dispatcher.wait_until_done("another slot"), 10)
         it.dispatcher.cancel((b"test", 2))
         it.clock.now_s += 2.0
-        await asyncio.sleep(0.05)
+        await it.settle()
         assert not waiting.done()
         it.runner.unblocked.set()
         await asyncio.wait_for(waiting, 10)

@@ -152,7 +152,7 @@ async def test_the_wait_for_a_slot_includes_all_lanes() -> None:
         finished = asyncio.create_task(it.dispatcher.wait_until_done(FIRST))
         held.release(1)
         await it.until(lambda: len(it.results) == 1)
-        await asyncio.sleep(0.01)
+        await it.settle()
         assert not finished.done()
         held.release(0)
         await asyncio.wait_for(finished, 10)

@@ -149,7 +149,7 @@ async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> Non
         Settings(
             models=("fake",),
             heartbeat_interval_ms=20,
-            batch_timeout_ms=100,
+            batch_timeout_ms=1000,
             models_dir=tmp_path,
             model_control=True,
         ),

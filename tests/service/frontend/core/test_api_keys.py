@@ -113,7 +113,7 @@ async def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
             await until(lambda: len(logs) == 1)
             path.unlink()
             await until(lambda: len(logs) == 2)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # ten more looks at the file
             assert [line["log_level"] for line in logs] == ["error", "error"]
             assert keys.name_of(KEY) is not None
             path.write_text(f"{OTHER}\n", encoding="ascii")

@@ -161,7 +161,8 @@ async def test_connections_end_at_their_age_and_calls_do_not() -> None:
             assert error_code(await connection.next(GOAWAY)) == NO_ERROR
         rpc.worker.runner.unblocked.clear()
         held = asyncio.ensure_future(rpc.stub.Classify(pb.ClassifyRequest(image=picture(5))))
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(20):
+            await rpc.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
         rpc.worker.runner.unblocked.set()
         assert (await held).labels[0].index == 5
         assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
