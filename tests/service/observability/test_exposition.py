@@ -106,7 +106,7 @@ def test_a_lost_worker_leaves_no_readiness(tmp_path: Path) -> None:
         with metrics_process("worker-0", tmp_path) as worker:
             worker.do("add_model", "m", "classify")
             worker.do("model_ready", "m", {"ready": True})
-            worker.do("queue_depth", "m", 4)
+            worker.do("queue", "m", 4, 100)
             worker.do("queue_limits", 256, 10**8)
             worker.do("batch", "m", 1, 0.1)
             assert rest.scrape_all()("convmlp_model_ready", model="m") == 1
