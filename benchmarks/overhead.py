@@ -39,6 +39,8 @@ CLIENTS = (1, 8)
 PARTS = {"rest": "front-end", "worker": "worker"}
 """Names of the processes, by the last words of their command lines."""
 BOTH = "both"
+USER = " user"
+"""Ends the names of the same times without the kernel's part: what Python and the libraries below it take."""
 HOST = "127.0.0.1"
 WARM_UP_S = 0.5
 TURN_S = 0.2
@@ -59,7 +61,7 @@ class Load(NamedTuple):
 def cpu_us(loads: Sequence[Load]) -> Mapping[str, float]:
     """µs of CPU an answer of all loads together, by part."""
     answers = sum(one.answers for one in loads)
-    return {part: sum(one.cpu_s[part] for one in loads) / answers * 1e6 for part in PARTS.values()}
+    return {part: sum(one.cpu_s[part] for one in loads) / answers * 1e6 for part in loads[0].cpu_s}
 
 
 class Measured(NamedTuple):
@@ -90,7 +92,7 @@ def rows(measured: Sequence[Measured]) -> Iterator[Row]:
         of_load = [one for one in measured if (one.threads, one.clients) == (threads, clients)]
         ours, theirs = ({one.round: one.cpu_us for one in of_load if one.version == name} for name in (OURS, THEIRS))
         rounds = sorted(ours.keys() & theirs.keys())
-        for part in (*PARTS.values(), BOTH):
+        for part in (f"{name}{kind}" for kind in ("", USER) for name in (*PARTS.values(), BOTH)):
             pairs = [(_of(part, ours[number]), _of(part, theirs[number])) for number in rounds]
             yield Row(
                 threads,
@@ -103,7 +105,8 @@ def rows(measured: Sequence[Measured]) -> Iterator[Row]:
 
 
 def _of(part: str, cpu_us: Mapping[str, float]) -> float:
-    return sum(cpu_us.values()) if part == BOTH else cpu_us[part]
+    name, kind = part.removesuffix(USER), USER if part.endswith(USER) else ""
+    return sum(cpu_us[f"{one}{kind}"] for one in (PARTS.values() if name == BOTH else (name,)))
 
 
 class Version:
@@ -148,9 +151,10 @@ class Version:
         return True
 
     def cpu_s(self) -> dict[str, float]:
-        """CPU seconds until now, by part."""
-        parts = {child.cmdline()[-1]: cpu_s(child) for child in self._process.children()}
-        return {name: parts[word] for word, name in PARTS.items()}
+        """CPU seconds until now, by part: in all, and in user mode."""
+        parts = {child.cmdline()[-1]: child for child in self._process.children()}
+        seconds = {name: cpu_s(parts[word]) for word, name in PARTS.items()}
+        return seconds | {f"{name}{USER}": parts[word].cpu_times().user for word, name in PARTS.items()}
 
     def close(self) -> None:
         """End the first process; the others end with it."""
@@ -283,10 +287,10 @@ async def by_turns(
 
 def table(measured: Sequence[Measured], revision: str) -> Iterator[str]:
     yield "µs of CPU for one answer: the median over the rounds, minimum and maximum in brackets"
-    yield f"{'':33}{'this tree':>24}{revision[:24]:>24}{'this tree / ' + revision[:12]:>26}"
+    yield f"{'':39}{'this tree':>24}{revision[:24]:>24}{'this tree / ' + revision[:12]:>26}"
     for row in rows(measured):
         load = f"{'threads' if row.threads else 'no threads'}, {row.clients} client{'s' * (row.clients > 1)}"
-        yield (f"{load:23}{row.part:10}{row.ours.text(0):>24}{row.theirs.text(0):>24}{row.ratio.text(2):>26}")
+        yield (f"{load:23}{row.part:16}{row.ours.text(0):>24}{row.theirs.text(0):>24}{row.ratio.text(2):>26}")
 
 
 def main() -> None:

@@ -11,7 +11,13 @@ from benchmarks.servers import REPOSITORY
 
 
 def measured(number: int, version: str, front_end: float, worker: float, clients: int = 1) -> Measured:
-    return Measured(number, version, False, clients, {"front-end": front_end, "worker": worker})
+    return Measured(
+        number,
+        version,
+        False,
+        clients,
+        {"front-end": front_end, "worker": worker, "front-end user": front_end / 2, "worker user": worker / 2},
+    )
 
 
 def test_cpu_is_shared_by_the_answers_of_all_turns() -> None:
@@ -28,7 +34,7 @@ def test_ratios_are_taken_within_a_round() -> None:
         measured(1, THEIRS, 200, 200),
         measured(1, OURS, 120, 40),
     ]
-    front_end, worker, both = rows(runs)
+    front_end, worker, both, *_ = rows(runs)
     assert [row.ratio.values for row in (front_end, worker, both)] == [(0.6, 0.6), (0.2, 0.2), (0.4, 0.4)]
     assert front_end.ours.values == (60.0, 120.0)
     assert both.theirs.values == (200.0, 400.0)
@@ -49,7 +55,7 @@ def test_an_interrupted_round_does_not_count() -> None:
     ]
     _, heading, *lines = table(runs, "v1")
     assert "this tree / v1" in heading
-    assert lines[-1].split() == ["no", "threads,", "8", "clients", "both", "40", "80", "0.50"]
+    assert lines[-1].split() == ["no", "threads,", "8", "clients", "both", "user", "20", "40", "0.50"]
 
 
 def test_cpu_of_front_end_and_worker_is_measured(tmp_path: Path) -> None:
