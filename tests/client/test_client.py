@@ -28,8 +28,9 @@ from convmlp_client import (
     Unauthenticated,
     UnsupportedFormat,
 )
-from tests.client.local_service import VARIANTS, LocalService, Variant, open_service, until
+from tests.client.local_service import VARIANTS, LocalService, Variant, open_service
 from tests.service.frontend.rest_server import oversized_png, picture
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from convmlp_client import AsyncClient, Client, ClientClosed, ConnectionFailed, DeadlineExceeded, UnsupportedFormat
-from tests.client.local_service import LocalService, Variant, open_service, until, wait_until
+from tests.client.local_service import LocalService, Variant, open_service, wait_until
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 
 def pictures(count: int) -> list[bytes]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.local_service import LocalService, open_service, until
+from tests.client.local_service import LocalService, open_service
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 
 @dataclass(frozen=True)

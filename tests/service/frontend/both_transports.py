@@ -18,7 +18,8 @@ from service.frontend.http_main import create_app
 from service.observability.exposition import exposition
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
-from tests.service.frontend.grpc_server import Rpc, open_rpc_at, until
+from tests.service.frontend.grpc_server import Rpc, open_rpc_at
+from tests.waiting import until
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
 from service.wire.messages import WaitEstimate
 from tests.service.frontend.both_transports import Pair, PairAtWork, open_pair, open_pair_at
-from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
 from tests.service.wire.scripted_worker import ScriptedWorker
+from tests.waiting import until
 
 KEY = "0123456789abcdef"
 """What callers need where it is asked for."""

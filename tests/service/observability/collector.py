@@ -15,6 +15,8 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
+from tests.waiting import PATIENCE_S
+
 SERVER = SpanMessage.SPAN_KIND_SERVER
 INTERNAL = SpanMessage.SPAN_KIND_INTERNAL
 
@@ -61,7 +63,7 @@ class Collector:
 
     async def until(self, enough: Callable[[list[ReceivedSpan]], bool]) -> list[ReceivedSpan]:
         """Wait until `enough` of all spans is true, and return them."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not enough(spans := self.spans):
                 await asyncio.sleep(0.02)
         return spans

@@ -26,8 +26,9 @@ from tests.service.frontend.api.oip.oip_client import (
     http_body,
 )
 from tests.service.frontend.both_transports import Pair, open_pair_at
-from tests.service.frontend.grpc_server import stub_of, until
+from tests.service.frontend.grpc_server import stub_of
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 PICTURE = picture()
 INFER: OipRequest = encoded_request("fake_classify", PICTURE)

@@ -10,7 +10,7 @@ from model.types import Task
 from service.frontend.core.frontend import open_front_end
 from service.settings import Settings
 from tests.fakes import fake_worker
-from tests.service.frontend.grpc_server import until
+from tests.waiting import until
 
 
 def metric(registry: CollectorRegistry, name: str) -> float | None:

@@ -14,10 +14,11 @@ from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as oip
 from service.frontend.api.oip.generated.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from tests.service.frontend.grpc_server import refusal, until
+from tests.service.frontend.grpc_server import refusal
 from tests.service.frontend.rest_server import picture
 from tests.service.observability.collector import INTERNAL, SERVER, ReceivedSpan, Tree
 from tests.service.observability.span_capture import IMAGE, POISON, CallerTrace, Traced, caller_trace
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub

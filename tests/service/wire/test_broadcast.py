@@ -17,7 +17,8 @@ from service.types import StoredModel
 from service.wire.pool import WorkerPool
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, store_bundle
 from tests.service.wire.scripted_worker import ScriptedWorker
-from tests.service.wire.worker_pool import CLASSIFY, all_ready, classify, far_deadline_s, open_pool, served, until
+from tests.service.wire.worker_pool import CLASSIFY, all_ready, classify, far_deadline_s, open_pool, served
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=10**9, model_control=True)
 

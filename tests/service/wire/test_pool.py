@@ -29,8 +29,8 @@ from tests.service.wire.worker_pool import (
     open_pool,
     picture,
     served,
-    until,
 )
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=10**9)
 

@@ -40,7 +40,8 @@ from service.wire.worker_view import NO_WORKER
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
 from tests.service.wire.scripted_worker import ScriptedWorker
-from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture, until
+from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
 

@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from service.wire.zmq_socket import BORROWED_FROM, IN_A_ROW, ZmqSocket
+from tests.waiting import until
 
 
 class Pair(NamedTuple):
@@ -60,9 +61,7 @@ class Inbox:
         self.messages.append([part.bytes for part in parts])
 
     async def until(self, count: int) -> list[list[bytes]]:
-        async with asyncio.timeout(20):
-            while len(self.messages) < count:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self.messages) >= count)
         return self.messages
 
 
@@ -103,9 +102,7 @@ async def test_a_socket_without_messages_does_not_wake_the_loop(pair: Pair) -> N
     async with Inbox(pair.other) as inbox:
         pair.one.send(b"first")
         await inbox.until(1)
-        async with asyncio.timeout(20):
-            while select.select([pair.other_socket.FD], [], [], 0)[0]:
-                await asyncio.sleep(0.001)
+        await until(lambda: not select.select([pair.other_socket.FD], [], [], 0)[0])
 
 
 async def test_a_flood_leaves_turns_to_others(pair: Pair) -> None:

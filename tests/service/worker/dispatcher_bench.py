@@ -20,6 +20,7 @@ from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.types import Job, JobResult, Shape
 from tests.fakes import FakeClock, FakeRunner, fake_bundle
+from tests.waiting import until
 
 SIDE = 32
 FIRST = "fake_classify"
@@ -69,9 +70,7 @@ class DispatcherBench:
         return result
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.001)
+        await until(condition)
 
     async def settle(self) -> None:
         """Run the event loop until nothing more happens while the device is blocked."""

@@ -21,7 +21,8 @@ from service.wire.messages import PROTOCOL, Hello, State, decode_to_front_end, e
 from service.wire.pool import WorkerPool
 from service.worker.model_control import MAX_REQUESTS
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, status_of, until
+from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, status_of
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, model_control=True)
 FIRST = "fake_classify"

@@ -19,7 +19,8 @@ from service.wire.pool import WorkerPool
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.worker import Worker, WorkerWedged
 from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, until
+from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=50)
 

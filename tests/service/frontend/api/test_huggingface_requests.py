@@ -13,6 +13,7 @@ import pytest
 from model.types import Task
 from service.frontend.api.huggingface_schemas import ELEMENT_OF_TASK
 from tests.service.frontend.rest_server import Rest, picture, problem_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -150,9 +151,7 @@ async def test_caller_who_leaves_withdraws_its_job(fresh_rest: Rest) -> None:
     before = len(batches)
     fresh_rest.worker.runner.unblocked.clear()
     held = asyncio.create_task(fresh_rest.http.post(CLASSIFY, content=picture(1)))
-    async with asyncio.timeout(20):
-        while len(batches) == before:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(batches) != before)
     body = picture(2)
     _, writer = await asyncio.open_connection("127.0.0.1", fresh_rest.port)
     writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CLASSIFY.encode(), len(body)) + body)

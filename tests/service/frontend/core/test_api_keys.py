@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from service.frontend.core.auth import MAX_FILE_BYTES, ApiKeys, InvalidKeysFile
+from tests.waiting import until
 
 KEY = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -69,12 +70,6 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         ApiKeys(tmp_path / "keys")
     with pytest.raises(InvalidKeysFile, match="directory"):
         ApiKeys(tmp_path)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

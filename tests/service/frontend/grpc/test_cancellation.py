@@ -21,10 +21,10 @@ from tests.service.frontend.grpc_server import (
     retry_s,
     rich,
     stub_of,
-    until,
 )
 from tests.service.frontend.rest_server import picture
 from tests.service.wire.scripted_worker import ScriptedWorker
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

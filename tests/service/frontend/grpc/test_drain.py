@@ -20,9 +20,9 @@ from tests.service.frontend.grpc_server import (
     request_id,
     retry_s,
     rich,
-    until,
 )
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

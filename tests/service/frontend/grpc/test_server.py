@@ -27,8 +27,9 @@ from tests.service.frontend.grpc.http2_frames import (
     error_code,
     open_http2,
 )
-from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reflection_of, refusal, stub_of, until
+from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reflection_of, refusal, stub_of
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.frontend.http.server import CONNECTION, MAX_HEAD_BYTES, BoundedHttp, Server
 from tests.service.frontend.rest_server import Rest, picture, problem_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -137,9 +138,7 @@ async def test_answers_do_not_wait_for_acknowledgements() -> None:
 
     async with connection_server(BoundedHttp) as (server, address):
         _, writer = await asyncio.open_connection(*address)
-        async with asyncio.timeout(20):
-            while not server.server_state.connections:
-                await asyncio.sleep(0.01)
+        await until(lambda: bool(server.server_state.connections))
         (connection,) = server.server_state.connections
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

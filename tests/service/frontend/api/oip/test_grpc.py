@@ -24,8 +24,9 @@ from tests.service.frontend.api.oip.oip_client import (
     pixels_request,
     read_grpc,
 )
-from tests.service.frontend.grpc_server import refusal, until
+from tests.service.frontend.grpc_server import refusal
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -23,8 +23,8 @@ from tests.service.frontend.api.oip.oip_client import (
     pixels_request,
     read_http,
 )
-from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -17,6 +17,7 @@ from pycocotools import mask as coco
 from model.reference import REFERENCE_PICTURE
 from model.types import BoolArray, Task
 from tests.service.frontend.rest_server import Rest, picture
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -214,9 +215,7 @@ async def test_caller_who_leaves_withdraws_its_job(fresh_rest: Rest) -> None:
     before = len(batches)
     fresh_rest.worker.runner.unblocked.clear()
     first = asyncio.create_task(fresh_rest.http.post("/classify", content=picture(1)))
-    async with asyncio.timeout(20):
-        while len(batches) == before:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(batches) != before)
     body = picture(2)
     _, writer = await asyncio.open_connection("127.0.0.1", fresh_rest.port)
     writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)

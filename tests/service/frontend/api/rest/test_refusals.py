@@ -8,6 +8,7 @@ import pytest
 
 from model.types import Task
 from tests.service.frontend.rest_server import Rest, open_rest, oversized_png, picture, problem_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -73,9 +74,7 @@ async def test_worker_draining(fresh_rest: Rest) -> None:
     held = asyncio.create_task(fresh_rest.http.post("/classify", content=picture()))
     await fresh_rest.until("convmlp_in_flight_requests", 1)
     fresh_rest.worker.stop.set()
-    async with asyncio.timeout(20):
-        while fresh_rest.engine.readiness().ready:
-            await asyncio.sleep(0.01)
+    await until(lambda: not fresh_rest.engine.readiness().ready)
     for response in (await fresh_rest.http.post("/classify", content=picture()), await fresh_rest.http.get("/readyz")):
         assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
         assert int(response.headers["retry-after"]) >= 1

@@ -19,10 +19,10 @@ from tests.service.frontend.grpc_server import (
     reason,
     request_id,
     retry_s,
-    until,
 )
 from tests.service.frontend.rest_server import picture
 from tests.service.wire.scripted_worker import ScriptedWorker
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,7 +13,8 @@ import pytest
 
 from convmlp.v1 import vision_pb2 as pb
 from tests.service.frontend.api.vision.classify_stream import next_of, request, rest_of, send, status_of
-from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reason, retry_s, stub_of, until
+from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reason, retry_s, stub_of
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -87,7 +88,7 @@ async def test_a_client_that_cancels_with_unread_replies(caplog: pytest.LogCaptu
 async def settled(count: Callable[[], float]) -> float:
     """A count once it has stopped changing."""
     value, unchanged = 0.0, 0
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while unchanged < 25:
             await asyncio.sleep(0.02)
             before, value = value, count()
