@@ -76,16 +76,6 @@ async def test_a_deadline_in_reach_is_met(fresh_rpc: RpcWithWorker) -> None:
     assert (await ask(fresh_rpc, 5, timeout=30)).labels[0].index == 5
 
 
-@pytest.mark.settings(request_timeout_ms=500)
-async def test_the_services_own_timeout(fresh_rpc: RpcWithWorker) -> None:
-    """Without a deadline of the client's, the service's applies; the status has message and details."""
-    fresh_rpc.worker.runner.unblocked.clear()
-    error = await refusal(ask(fresh_rpc))
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert reason(rich(error)) == "DEADLINE_EXCEEDED"
-    assert retry_s(rich(error)) is None
-
-
 async def test_a_cancelled_call_leaves_the_queue(fresh_rpc: RpcWithWorker) -> None:
     """Cancelling a call removes its job from the worker's queue: the device never runs it."""
     first, second = await held(fresh_rpc, 1)

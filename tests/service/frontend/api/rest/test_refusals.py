@@ -1,4 +1,4 @@
-"""What each kind of refusal looks like to a caller, over real connections."""
+"""Refusals of REST alone; `test_error_tables.py` has those that both transports share."""
 
 from __future__ import annotations
 
@@ -7,33 +7,10 @@ import asyncio
 import pytest
 
 from model.types import Task
-from tests.service.frontend.rest_server import Rest, open_rest, oversized_png, picture, problem_of
+from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
 from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status", "code"),
-    [
-        ("/classify", b"", 400, "bad-request"),
-        ("/classify", picture()[:60], 400, "image-undecodable"),
-        ("/classify", picture(form="JPEG")[:400], 400, "image-undecodable"),
-        ("/classify", b"%PDF-1.7 not a picture", 415, "unsupported-format"),
-        ("/classify", oversized_png(width=20_000, height=20_000), 413, "image-too-large"),
-        ("/classify?model=nothing", picture(), 404, "model-not-found"),
-        ("/classify?model=fake_detect", picture(), 422, "bad-parameter"),
-        ("/classify?top_k=0", picture(), 422, "bad-parameter"),
-    ],
-)
-async def test_what_callers_do_wrong(rest: Rest, path: str, body: bytes, status: int, code: str) -> None:
-    """Bad input gets the contract's error over a real connection, and the service goes on answering."""
-    response = await rest.http.post(path, content=body)
-    problem = problem_of(response.content)
-    assert (response.status_code, problem["status"], problem["type"]) == (status, status, f"/problems/{code}")
-    assert response.headers["content-type"] == "application/problem+json"
-    assert problem["instance"] == f"/classify#{response.headers['x-request-id']}"
-    assert (await rest.http.post("/classify", content=picture())).status_code == 200
 
 
 @pytest.mark.settings(max_image_bytes=1000, max_request_bytes=10000)
@@ -58,14 +35,6 @@ async def test_deadline_passed(fresh_rest: Rest) -> None:
     fresh_rest.worker.runner.unblocked.clear()
     response = await fresh_rest.http.post("/classify", content=picture(), headers={"X-Request-Timeout-Ms": "500"})
     assert (response.status_code, problem_of(response.content)["type"]) == (504, "/problems/deadline-exceeded")
-
-
-async def test_device_failure(fresh_rest: Rest) -> None:
-    """A failing device is a 500 without internals."""
-    fresh_rest.worker.runner.poison = 66
-    response = await fresh_rest.http.post("/classify", content=picture(66))
-    assert (response.status_code, problem_of(response.content)["type"]) == (500, "/problems/internal")
-    assert b"poison" not in response.content
 
 
 async def test_worker_draining(fresh_rest: Rest) -> None:
