@@ -1,5 +1,5 @@
-"""Adds to the build what pyproject.toml cannot say: the gRPC code is made of the contract, before it is packed, and the
-C is compiled, where there is a compiler."""
+"""Build steps that pyproject.toml has no field for: make the gRPC code of the contract before packing, and compile the
+C where there is a compiler."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Source(Spec):
 
 
 class Accuracy(Spec):
-    """Measured figures, fractions of 1 unless the name says otherwise, and the data they were measured on."""
+    """Measured figures, fractions of 1 unless the name has a unit, and the data they were measured on."""
 
     metrics: dict[str, float]
     measured_on: str
@@ -69,7 +69,7 @@ class BundleConfig(Spec):
         }
         for part, task in tasks.items():
             if task != self.task:
-                raise ValueError(f"{part} is for task {task.value}, the bundle says {self.task.value}")
+                raise ValueError(f"{part} is for task {task.value}, the bundle's task is {self.task.value}")
         return self
 
 

@@ -286,7 +286,7 @@ def _orientation(exif: bytes) -> int:
             offset = directory + 2 + 12 * entry
             tag, kind = struct.unpack_from(f"{order}HH", tiff, offset)
             if tag == EXIF_ORIENTATION:
-                # The standard says a 16-bit value; some writers make it 32-bit.
+                # The standard asks for a 16-bit value; some writers make it 32-bit.
                 (value,) = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, offset + 8)
                 return int(value)
     except struct.error:

@@ -168,7 +168,7 @@ static void resample_anywhere(const Work *work) { resample(work); }
 
 __attribute__((target("avx2"))) static void resample_avx2(const Work *work) { resample(work); }
 
-/* Not __builtin_cpu_supports: it says no to all in what Zig's compiler makes. */
+/* Not __builtin_cpu_supports: built by Zig's compiler, it returns 0 for all. */
 static int has_avx2(void)
 {
     unsigned a, b, c, d;

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -62,6 +63,13 @@ SLOW = (
     "*/test_metrics_refusals.py",
     "*/test_tracing.py",
 )
+
+
+@pytest.fixture
+def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The arguments of the test's marker `settings`, for fixtures that start a part of the service for one test."""
+    marker = request.node.get_closest_marker("settings")
+    return dict(marker.kwargs) if marker else {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

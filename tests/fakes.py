@@ -131,7 +131,7 @@ def fake_instances() -> Bundle:
 
 
 def lying_bundle(name: str) -> Bundle:
-    """A fake classifier that does not give the answer that its bundle says."""
+    """A fake classifier whose answer differs from its bundle's reference."""
     bundle = fake_bundle(Task.CLASSIFY, name)
     reference = ClassifyReference(labels=(ScoredIndex(index=1, score=0.9),))
     return Bundle(bundle.folder, bundle.config.model_copy(update={"reference": reference}))
@@ -158,11 +158,11 @@ class FakeClock:
 
 @dataclass
 class FakeRunner:
-    """Answers with `fake_answer`. Clearing `gate` holds every batch on the device until it is set again."""
+    """Answers with `fake_answer`. Clearing `unblocked` holds every batch on the device until it is set again."""
 
     bundles: Sequence[Bundle] = ()
     """The models in the slots of their names from the start."""
-    gate: threading.Event = field(default_factory=threading.Event)
+    unblocked: threading.Event = field(default_factory=threading.Event)
     reading: threading.Event = field(default_factory=threading.Event)
     """Clearing it holds every model that is being read from disk."""
     memory_images: int | None = None
@@ -200,7 +200,7 @@ class FakeRunner:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.gate.set()
+        self.unblocked.set()
         self.reading.set()
         self.slots.update({bundle.config.name: bundle for bundle in self.bundles})
 
@@ -244,7 +244,7 @@ class FakeRunner:
 
     def _answer(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
         config = self.slots[slot].config
-        assert self.gate.wait(timeout=60), "a test left its gate closed"
+        assert self.unblocked.wait(timeout=60), "a test left the device blocked"
         if self.takes is not None:
             self.takes(config.name, len(batch), lanes)
         if self.memory_images is not None and len(batch) > self.memory_images:
@@ -306,6 +306,6 @@ async def fake_worker(
                 yield FakeWorker(endpoint.address, runner, registry, stop, store)
             finally:
                 runner.reading.set()
-                runner.gate.set()
+                runner.unblocked.set()
                 stop.set()
                 await serving

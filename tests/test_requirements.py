@@ -1,4 +1,4 @@
-"""requirements/, which `make` installs from, against what the project says that it needs; and versions of its own."""
+"""requirements/, which `make` installs from, matches the project's requirements; and the project has one version."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from typing import ClassVar
 class ClientError(Exception):
     """Base class of the errors of a request.
 
-    `code` is the service's stable name of the error. `detail` says what was wrong, what was expected, and what to do.
+    `code` is the service's stable name of the error. `detail` names what was wrong, what was expected, and what to do.
     `request_id` identifies the request in the service's log; it is empty if the service gave none.
     `retry_after_s` is the pause in seconds that the service asks for; None if it does not ask for one.
     """

@@ -31,8 +31,8 @@ R = TypeVar("R", bound=Result)
 T = TypeVar("T")
 
 REPLY_MARGIN_S = 0.5
-"""How long the client waits for the reply beyond the timeout that the service has. The service's own error says more
-than a timeout here."""
+"""How long the client waits for the reply beyond the service's timeout. The service's own error is more precise than
+a timeout here."""
 READY_POLL_INTERVAL_S = 0.25
 CLOSE_TIMEOUT_S = 1.0
 """How long `aclose` waits for requests and streams to end before it closes their connections."""

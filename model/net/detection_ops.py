@@ -109,7 +109,7 @@ def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) 
 
 
 def _survivors(overlaps: Tensor, alive: Tensor) -> Tensor:
-    """Which boxes of a block survive: bool (N, b), where `overlaps` (N, b, b) says that box j suppresses later box i.
+    """Which boxes of a block survive: bool (N, b), where `overlaps` (N, b, b) marks that box j suppresses later box i.
 
     The result of greedy suppression is the unique fixed point of: alive, and overlapped by no survivor. After i rounds
     the first i boxes are final, so there are at most b rounds; in real pictures a handful.

@@ -107,7 +107,7 @@ def write_bundle(
 
     Args:
         store: a folder of bundles.
-        metadata: what the config says.
+        metadata: the config's.
         network: its state dict is written, floats as `metadata.precision`.
         answer: given the bundle as it will be read, but without a reference, its answer on the reference
             picture; so the answer is that of the weights as rounded in the file.

@@ -4,7 +4,7 @@ Torch-free. Figures are from the README of https://github.com/SHI-Labs/Convoluti
 2109.04454) and more. Preprocessing is that of its training configurations. This project measured none of the figures.
 
 `labels/*.txt` have the data sets' class names: line i + 1 is class index i of the checkpoint's last layer.
-`docs/decisions/0003-catalogue.md` says how each order was established.
+`docs/decisions/0003-catalogue.md` describes how each order was established.
 """
 
 from __future__ import annotations

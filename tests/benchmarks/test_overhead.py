@@ -21,7 +21,7 @@ def measured(number: int, version: str, front_end: float, worker: float, clients
 
 
 def test_cpu_is_shared_by_the_answers_of_all_turns() -> None:
-    """A turn counts by its answers: 3 ms for 10 and 5 ms for 30 are 200 µs for one."""
+    """A version's turn counts by its answers: 3 ms for 10 and 5 ms for 30 are 200 µs for one."""
     loads = [Load(10, {"front-end": 0.003, "worker": 0.001}), Load(30, {"front-end": 0.005, "worker": 0.001})]
     assert cpu_us(loads) == pytest.approx({"front-end": 200.0, "worker": 50.0})
 

@@ -50,7 +50,7 @@ ONE = boxes((0, 0, 40, 60, 0.8, 0), mask=5.0)
 
 
 def test_equal_answers_agree_fully() -> None:
-    """Every share is 1 and every difference 0 where both say the same."""
+    """Of equal answers every share is 1 and every difference 0."""
     classified = agreement([labels(0.2, 0.8), labels(0.7, 0.3)], [labels(0.2, 0.8), labels(0.7, 0.3)], SIZES)
     assert (classified.top1, classified.probability_difference) == (1.0, 0.0)
     detected = agreement([TWO, ONE], [TWO, ONE], SIZES)
@@ -178,7 +178,7 @@ def test_calibrated_weights_give_lively_answers() -> None:
 
 
 def test_the_command_prints_a_row_for_each_variant(tmp_path: Path) -> None:
-    """From a store to figures for every variant; one that this machine cannot run is said to be so, with a reason."""
+    """From a store to figures for every variant; one that this machine cannot run is listed, with a reason."""
     tiny_bundle(tmp_path / "store", "mask_rcnn")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "cat.jpg").symlink_to(REFERENCE_PICTURE)

@@ -56,7 +56,7 @@ def test_no_process_of_a_server_is_left(tmp_path: Path) -> None:
 
 
 def test_usage_counts_cpu_and_memory_of_all_processes(tmp_path: Path) -> None:
-    """A child's work and memory are the server's, and it does not outlive the server, though it was not told to end."""
+    """A child's work and memory are the server's, and it ends with the server, without a signal of its own."""
     child = "import time\ndata = bytearray(100_000_000)\nwhile time.process_time() < 0.5: pass\ntime.sleep(60)"
     server = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
     process = ServerProcess([sys.executable, "-c", server], {}, tmp_path / "log", tmp_path)

@@ -78,7 +78,7 @@ def test_the_best_of_the_mean_limit_was_tried_both_times() -> None:
 
 
 def test_detection_and_segmentation_are_held_against_their_networks(measured: Measured) -> None:
-    """The goal is for the paper's sizes; with the embedded models, which decoding costs much of, it is only told."""
+    """The goal is for the paper's sizes; for the embedded models, where decoding dominates, the ratio has no goal."""
     run = measured.run
     measured.add(0, "convmlp", "large", load(190, 8, task="detect"), load(100, 8, task="segment"))
     measured.add(0, "convmlp", Kind.FASTEST, load(150, task="detect"))
@@ -100,8 +100,8 @@ def test_limits_of_a_round_are_put_together(measured: Measured) -> None:
     assert len(run.limits_of(MODEL)) == 2
 
 
-def test_the_report_tells_medians_and_what_is_missing(measured: Measured) -> None:
-    """Medians with least and most; peers that could not be had, or failed, are said, not left out."""
+def test_the_report_has_medians_and_what_is_missing(measured: Measured) -> None:
+    """The report has medians with minimum and maximum, and lists the peers that were unavailable or failed."""
     run = measured.run
     for number, answers in enumerate((60.0, 70.0)):
         measured.add(number, "convmlp", Kind.FASTEST, load(answers), load(40, 1), load(50, 0.8, "open"))

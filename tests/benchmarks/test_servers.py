@@ -30,8 +30,8 @@ def test_a_server_without_a_model_is_measured(server: Server, tmp_path: Path) ->
         assert {"decode", "queue", "infer", "post", "total"} == set(closed.stages)
 
 
-def test_a_server_that_ends_is_told(tmp_path: Path) -> None:
-    """What does not start is in the results, with where to look."""
+def test_a_server_that_ends_is_in_the_results(tmp_path: Path) -> None:
+    """A server that does not start is in the results, with the name of its log."""
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "one.jpg").touch()
     (tmp_path / "answers.json").write_text("[0]")

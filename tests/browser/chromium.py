@@ -68,7 +68,7 @@ class Page:
                 await asyncio.sleep(0.02)
 
     async def listen(self) -> None:
-        """Sort what the browser says, until it ends."""
+        """Sort the browser's messages, until it ends."""
         while True:
             try:
                 message = json.loads((await self._reader.readuntil(b"\0"))[:-1])

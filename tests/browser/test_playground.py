@@ -45,8 +45,8 @@ async def test_playground_answers(tmp_path: Path) -> None:
         assert all(url.startswith((f"http://127.0.0.1:{rest.port}/", "blob:", "data:")) for url in page.requests)
 
 
-async def test_playground_tells_errors_in_words(tmp_path: Path) -> None:
-    """A refused request shows the service's own words, and the next good one clears them."""
+async def test_playground_shows_errors(tmp_path: Path) -> None:
+    """A refused request shows the service's own detail, and the next good one clears it."""
     async with open_rest() as rest, open_page(tmp_path) as page:
         await open_playground(page, rest)
         paper = tmp_path / "paper.txt"
@@ -68,7 +68,7 @@ async def test_playground_takes_a_file(tmp_path: Path) -> None:
 
 
 async def test_playground_asks_for_a_key(tmp_path: Path) -> None:
-    """Behind a gate the page asks for a key, again after a wrong one, and then works; the tab alone remembers it."""
+    """Where keys are required the page asks for one, again after a wrong one, and works; only the tab stores it."""
     key = "0123456789abcdef"
     (tmp_path / "keys").write_text(f"{key}\n", encoding="ascii")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -14,8 +15,15 @@ hypothesis.settings.load_profile("no-deadline")
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[LocalService]:
-    """A service that the tests of a module share. Tests that change it or need other settings call `open_service`."""
+    """A service that the tests of a module share. Tests that change it or need other settings use `fresh_service`."""
     with open_service() as running:
+        yield running
+
+
+@pytest.fixture
+def fresh_service(overrides: dict[str, Any]) -> Iterator[LocalService]:
+    """A service of the test's own, with the settings of its marker `settings`."""
+    with open_service(**overrides) as running:
         yield running
 
 

@@ -19,6 +19,7 @@ from service.frontend.http_main import create_app
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.frontend.grpc_server import serving
+from tests.waiting import PATIENCE_S
 
 TRANSPORTS = ("rest", "grpc")
 
@@ -52,11 +53,11 @@ class LocalService:
     @contextmanager
     def device_blocked(self) -> Iterator[None]:
         """The device finishes no batch inside this block."""
-        self.worker.runner.gate.clear()
+        self.worker.runner.unblocked.clear()
         try:
             yield
         finally:
-            self.worker.runner.gate.set()
+            self.worker.runner.unblocked.set()
 
 
 @contextmanager
@@ -83,7 +84,7 @@ async def _open(settings: Settings) -> AsyncIterator[LocalService]:
             try:
                 yield LocalService(worker, front_end, listener.getsockname()[1], grpc_server.port)
             finally:
-                worker.runner.gate.set()
+                worker.runner.unblocked.set()
                 stop.set()
                 await rest
 
@@ -137,16 +138,9 @@ VARIANTS = {
 }
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds; TimeoutError after 20 s."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 def wait_until(condition: Callable[[], bool]) -> None:
-    """As `until`, for tests without an event loop; AssertionError after 20 s."""
-    end_s = time.monotonic() + 20
+    """As `until`, for tests without an event loop; AssertionError after `PATIENCE_S`."""
+    end_s = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < end_s, "the condition did not hold within 20 s"
+        assert time.monotonic() < end_s, f"the condition did not hold within {PATIENCE_S} s"
         time.sleep(0.005)

@@ -28,8 +28,9 @@ from convmlp_client import (
     Unauthenticated,
     UnsupportedFormat,
 )
-from tests.client.local_service import VARIANTS, LocalService, Variant, open_service, until
+from tests.client.local_service import VARIANTS, LocalService, Variant, open_service
 from tests.service.frontend.rest_server import oversized_png, picture
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(
@@ -138,15 +139,14 @@ async def test_invalid_arguments_raise_before_sending(service: LocalService, var
     assert service.request_count("ok") == before
 
 
-async def test_a_timeout_cancels_the_request(variant: Variant) -> None:
+async def test_a_timeout_cancels_the_request(fresh_service: LocalService, variant: Variant) -> None:
     """A request that times out raises DeadlineExceeded, and the service stops working on it."""
-    with open_service() as service:
-        async with variant.open(service, timeout_s=60.0) as client:
-            with service.device_blocked():
-                with pytest.raises(DeadlineExceeded):
-                    await client.call("classify", picture(), timeout_s=0.5)
-                await until(lambda: service.in_flight == 0)
-            assert await client.call("classify", picture())
+    async with variant.open(fresh_service, timeout_s=60.0) as client:
+        with fresh_service.device_blocked():
+            with pytest.raises(DeadlineExceeded):
+                await client.call("classify", picture(), timeout_s=0.5)
+            await until(lambda: fresh_service.in_flight == 0)
+        assert await client.call("classify", picture())
 
 
 async def test_cancelling_a_task_cancels_the_request(service: LocalService) -> None:
@@ -179,14 +179,14 @@ async def test_overload_has_a_retry_after(variant: Variant) -> None:
         assert refusal.request_id
 
 
-async def test_overload_is_retried(variant: Variant) -> None:
+@pytest.mark.settings(max_queue_images=1)
+async def test_overload_is_retried(fresh_service: LocalService, variant: Variant) -> None:
     """With retries, requests that were refused with Overloaded succeed later."""
-    with open_service(max_queue_images=1) as service:
-        async with variant.open(service, retries=10) as client:
-            with service.device_blocked():
-                tasks = [asyncio.create_task(client.call("classify", picture(grey))) for grey in range(6)]
-                await until(lambda: service.request_count("overloaded") > 0)
-            assert [(await task).labels[0].index for task in tasks] == [*range(6)]
+    async with variant.open(fresh_service, retries=10) as client:
+        with fresh_service.device_blocked():
+            tasks = [asyncio.create_task(client.call("classify", picture(grey))) for grey in range(6)]
+            await until(lambda: fresh_service.request_count("overloaded") > 0)
+        assert [(await task).labels[0].index for task in tasks] == [*range(6)]
 
 
 async def test_rate_limits_have_their_own_error(variant: Variant) -> None:

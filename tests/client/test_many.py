@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from convmlp_client import AsyncClient, Client, ClientClosed, ConnectionFailed, DeadlineExceeded, UnsupportedFormat
-from tests.client.local_service import LocalService, Variant, open_service, until, wait_until
+from tests.client.local_service import LocalService, Variant, open_service, wait_until
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 
 def pictures(count: int) -> list[bytes]:
@@ -92,32 +93,33 @@ async def test_stopping_early_cancels_running_requests(transport: str) -> None:
             assert (await client.classify(picture(9))).labels[0].index == 9
 
 
-def test_stopping_early_cancels_running_requests_of_the_sync_client(transport: str) -> None:
+def test_stopping_early_cancels_running_requests_of_the_sync_client(
+    fresh_service: LocalService, transport: str
+) -> None:
     """Closing the generator cancels the requests at the service. The client remains usable."""
-    with open_service() as service, Client(service.url(transport)) as client:
+    with Client(fresh_service.url(transport)) as client:
         outcomes = client.classify_many((picture(number % 250) for number in itertools.count()), concurrency=4)
         assert next(outcomes).result.labels[0].index == 0
-        with service.device_blocked():
+        with fresh_service.device_blocked():
             outcomes.close()
-            wait_until(lambda: service.in_flight == 0)
+            wait_until(lambda: fresh_service.in_flight == 0)
         assert client.classify(picture(9)).labels[0].index == 9
 
 
-async def test_concurrency_is_bounded(transport: str) -> None:
+async def test_concurrency_is_bounded(fresh_service: LocalService, transport: str) -> None:
     """The service never has more images of the caller than `concurrency`, nor more than `max_concurrency`."""
-    with open_service() as service:
-        for concurrency, bound in ((5, 64), (64, 5)):
-            async with (
-                AsyncClient(service.url(transport), max_concurrency=bound) as client,
-                AsyncClient(service.url(transport)) as other,
-            ):
-                with service.device_blocked():
-                    task = asyncio.create_task(_all(client, pictures(40), concurrency))
-                    await until(lambda: service.in_flight == 5)
-                    for _ in range(10):  # round trips, in which a sixth request would have arrived
-                        assert await other.ready()
-                    assert service.in_flight == 5
-                assert await task == 40
+    for concurrency, bound in ((5, 64), (64, 5)):
+        async with (
+            AsyncClient(fresh_service.url(transport), max_concurrency=bound) as client,
+            AsyncClient(fresh_service.url(transport)) as other,
+        ):
+            with fresh_service.device_blocked():
+                task = asyncio.create_task(_all(client, pictures(40), concurrency))
+                await until(lambda: fresh_service.in_flight == 5)
+                for _ in range(10):  # round trips, in which a sixth request would have arrived
+                    assert await other.ready()
+                assert fresh_service.in_flight == 5
+            assert await task == 40
 
 
 async def _all(client: AsyncClient, images: list[bytes], concurrency: int) -> int:
@@ -137,14 +139,13 @@ async def test_an_asynchronous_source(service: LocalService) -> None:
         await outcomes.aclose()
 
 
-async def test_each_image_has_its_own_timeout(variant: Variant) -> None:
+async def test_each_image_has_its_own_timeout(fresh_service: LocalService, variant: Variant) -> None:
     """The timeout starts anew for each image. Later images succeed once the service is fast again."""
-    with open_service() as service:
-        async with variant.open(service) as client:
-            with service.device_blocked():
-                outcomes = await client.call_many("classify_many", pictures(6), concurrency=2, timeout_s=0.5)
-            assert [type(one.error) for one in outcomes] == [DeadlineExceeded] * 6
-            assert all(one.error is None for one in await client.call_many("classify_many", pictures(6), concurrency=2))
+    async with variant.open(fresh_service) as client:
+        with fresh_service.device_blocked():
+            outcomes = await client.call_many("classify_many", pictures(6), concurrency=2, timeout_s=0.5)
+        assert [type(one.error) for one in outcomes] == [DeadlineExceeded] * 6
+        assert all(one.error is None for one in await client.call_many("classify_many", pictures(6), concurrency=2))
 
 
 async def test_a_stopped_service_fails_each_image(variant: Variant) -> None:
@@ -156,14 +157,14 @@ async def test_a_stopped_service_fails_each_image(variant: Variant) -> None:
     assert [type(one.error) for one in outcomes] == [ConnectionFailed] * 3
 
 
-async def test_overload_among_many_is_retried(variant: Variant) -> None:
+@pytest.mark.settings(max_queue_images=1)
+async def test_overload_among_many_is_retried(fresh_service: LocalService, variant: Variant) -> None:
     """Images refused with Overloaded are retried, and all have results."""
-    with open_service(max_queue_images=1) as service:
-        async with variant.open(service, retries=10) as client:
-            with service.device_blocked():
-                task = asyncio.create_task(client.call_many("classify_many", pictures(8), concurrency=8))
-                await until(lambda: service.request_count("overloaded") > 0)
-            assert [one.result.labels[0].index for one in await task] == [*range(8)]
+    async with variant.open(fresh_service, retries=10) as client:
+        with fresh_service.device_blocked():
+            task = asyncio.create_task(client.call_many("classify_many", pictures(8), concurrency=8))
+            await until(lambda: fresh_service.request_count("overloaded") > 0)
+        assert [one.result.labels[0].index for one in await task] == [*range(8)]
 
 
 async def test_closing_the_client_ends_the_iteration(service: LocalService, variant: Variant) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.local_service import LocalService, open_service, until
+from tests.client.local_service import LocalService, open_service
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,9 @@ for _ in range(2):
     assert (ran.status, ran.out, ran.err) == (0, "42\n42\n", "")
 
 
-async def test_ctrl_c_cancels_the_request(image: str, transport: str) -> None:
+async def test_ctrl_c_cancels_the_request(fresh_service: LocalService, image: str, transport: str) -> None:
     """Ctrl-C raises KeyboardInterrupt at once, and cancels the request at the service."""
-    with open_service() as service, service.device_blocked():
+    with fresh_service.device_blocked():
         process = await start(
             """
 import signal
@@ -239,13 +240,13 @@ with Client(sys.argv[1]) as client:
         print("interrupted", flush=True)
         sys.stdin.read()
 """,
-            *(service.url(transport), image),
+            *(fresh_service.url(transport), image),
         )
-        await until(lambda: service.in_flight == 1)
+        await until(lambda: fresh_service.in_flight == 1)
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         assert await process.stdout.readline() == b"interrupted\n"
-        await until(lambda: service.in_flight == 0)
+        await until(lambda: fresh_service.in_flight == 0)
         out, err = await process.communicate()
         assert (process.returncode, out, err) == (0, b"", b"")
 

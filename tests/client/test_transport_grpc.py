@@ -86,7 +86,7 @@ async def test_details_decide_the_error(code: Code, reason: str, kind: type[Clie
         (Code.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 8)", TooLarge),
         (Code.UNIMPLEMENTED, "Method not found!", ProtocolError),
         (Code.DEADLINE_EXCEEDED, "late", DeadlineExceeded),
-        (Code.DATA_LOSS, "gone", Internal),
+        (Code.DATA_LOSS, "lost", Internal),
         (Code.UNKNOWN, "", Internal),
     ],
 )

@@ -18,7 +18,7 @@ ASKED_FOR = "CONVMLP_TEST_COMPOSE"
 BUILD_TIMEOUT_S = 1800.0
 HERE = Path(__file__).parent
 FIGURES = pytest.StashKey[list[str]]()
-"""Sizes and times, told at the end."""
+"""Sizes and times, printed at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,20 +34,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session", autouse=True)
 def engine() -> None:
-    """Skip where nobody asked for these tests, or there is no Docker engine to run them on."""
+    """Skip these tests unless they are asked for and there is a Docker engine."""
     if ASKED_FOR not in os.environ:
         pytest.skip("needs a Docker engine and minutes; `make test-compose` runs these")
     try:
-        told = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=30)
+        ran = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False, timeout=30)
     except FileNotFoundError:
         pytest.skip("there is no docker here")
-    if told.returncode != 0:
-        pytest.skip(f"there is no Docker engine: {told.stderr.strip()}")
+    if ran.returncode != 0:
+        pytest.skip(f"there is no Docker engine: {ran.stderr.strip()}")
 
 
 @pytest.fixture(scope="session")
 def figures(request: pytest.FixtureRequest) -> list[str]:
-    """What is told at the end."""
+    """Lines to print at the end."""
     return request.config.stash.setdefault(FIGURES, [])
 
 

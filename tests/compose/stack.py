@@ -35,7 +35,7 @@ class Ran:
 def run(
     *words: str, environment: Mapping[str, str] | None = None, check: bool = True, timeout_s: float = PATIENCE_S
 ) -> Ran:
-    """A command in the root of the tree; unless told otherwise it must succeed."""
+    """Run a command in the root of the tree; with `check` it must succeed."""
     done = subprocess.run(
         words,
         cwd=ROOT,
@@ -51,7 +51,7 @@ def run(
 
 
 def build(image: str, dockerfile: str) -> None:
-    """Make a stand-in for an image that comes from a registry; skip where not even its packages can be had."""
+    """Make a stand-in for an image that comes from a registry; skip where its packages are not available."""
     words = ["docker", "build", "--quiet", "--tag", image, "-"]
     done = subprocess.run(words, input=dockerfile, text=True, capture_output=True, check=False, timeout=PATIENCE_S)
     if done.returncode != 0:
@@ -59,7 +59,7 @@ def build(image: str, dockerfile: str) -> None:
 
 
 def inspect(name: str) -> dict[str, Any]:
-    """All that the engine knows of a container or an image."""
+    """The engine's description of a container or an image."""
     found: list[dict[str, Any]] = json.loads(run("docker", "inspect", name).out)
     return found[0]
 
@@ -117,7 +117,7 @@ class Stack:
         return sorted(ids, key=lambda one: str(inspect(one)["Name"]))
 
     def container(self, service: str) -> dict[str, Any]:
-        """All that the engine knows of a service's only container."""
+        """The engine's description of a service's only container."""
         (one,) = self.containers(service)
         return inspect(one)
 

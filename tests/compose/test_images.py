@@ -1,4 +1,4 @@
-"""The images: what is in them, what is not, and what they tell of themselves."""
+"""The images: their contents, what they leave out, and their labels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_there_is_no_shell_and_no_compiler(image: str) -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_says_what_it_is(image: str) -> None:
+def test_an_image_has_labels(image: str) -> None:
     """Labels, a user without rights, and a check of health that needs no shell."""
     config = inspect(image)["Config"]
     labels = config["Labels"]
@@ -98,12 +98,12 @@ def test_the_front_end_carries_no_weights() -> None:
 
 @pytest.mark.parametrize("part", ["rest", "grpc"])
 def test_a_front_end_without_a_worker_is_not_healthy(part: str) -> None:
-    """It listens and answers, but no prediction, and its health says so, with the reason."""
+    """A front-end without a worker listens, and its health check fails with the reason."""
     with container(SOCKETS, FRONTEND, part) as name:
         eventually(lambda: "listening" in run("docker", "logs", name).err, 60)
-        told = run("docker", "exec", name, "convmlp", "health", check=False)
-    assert told.status == 1
-    assert f"{part} is not healthy" in told.err
+        ran = run("docker", "exec", name, "convmlp", "health", check=False)
+    assert ran.status == 1
+    assert f"{part} is not healthy" in ran.err
 
 
 def test_a_worker_is_healthy_from_its_proof_on_and_while_it_answers() -> None:
@@ -137,25 +137,25 @@ def test_one_container_serves_everything() -> None:
         eventually(lambda: run("docker", "exec", name, "convmlp", "health", check=False).status == 0)
 
 
-def test_a_host_without_the_nvidia_toolkit_is_told_so() -> None:
-    """Where Docker cannot hand out GPUs, the preflight says what is missing and what to do instead of it."""
+def test_a_host_without_the_nvidia_toolkit_gets_an_error() -> None:
+    """Where Docker has no GPU driver, the preflight names what is missing and the alternative."""
     asked = run("docker", "run", "--rm", "--gpus=all", "--entrypoint=python", WORKER, "-c", "", check=False)
     if "could not select device driver" not in asked.err:
         pytest.skip("Docker hands out GPUs on this host")
     as_cuda = f"convmlp-serving/worker:{VERSION}-cuda"
     project = {"CONVMLP_VERSION": VERSION, "COMPOSE_PROJECT_NAME": "convmlp-test-preflight", "COMPOSE_FILE": BASE}
-    run("docker", "tag", WORKER, as_cuda)  # it does not come so far as to look inside
+    run("docker", "tag", WORKER, as_cuda)  # the preflight fails before it reads the image
     try:
-        told = run("docker/preflight.sh", environment=project, check=False)
+        ran = run("docker/preflight.sh", environment=project, check=False)
     finally:
         run("docker", "compose", "down", "--volumes", environment=project)
         run("docker", "rmi", as_cuda)
-    assert told.status == 1
-    assert "NVIDIA Container Toolkit" in told.err
-    assert "docker-compose.cpu.yml" in told.err
+    assert ran.status == 1
+    assert "NVIDIA Container Toolkit" in ran.err
+    assert "docker-compose.cpu.yml" in ran.err
 
 
 def test_a_host_that_needs_no_gpu_passes_the_preflight() -> None:
-    """Without a reservation of a GPU there is nothing to miss, and nothing is said."""
-    told = run("docker/preflight.sh", environment={"COMPOSE_FILE": ":".join(ON_CPU)})
-    assert (told.out, told.err) == ("", "")
+    """Without a GPU reservation the preflight succeeds and prints nothing."""
+    ran = run("docker/preflight.sh", environment={"COMPOSE_FILE": ":".join(ON_CPU)})
+    assert (ran.out, ran.err) == ("", "")

@@ -1,4 +1,4 @@
-"""Containers that are stopped, killed and started again while they are asked."""
+"""Containers that are stopped, killed and restarted under load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ASKED = 24
 
 
 async def test_stop_loses_no_request(stack: Stack, figures: list[str]) -> None:
-    """`docker compose stop` under load: whatever a front-end had in hand is answered, and every part ends by itself."""
+    """`docker compose stop` under load: each request in flight is answered, and every part exits with status 0."""
     async with httpx2.AsyncClient(base_url=f"http://{stack.address('rest', 8000)}", timeout=60) as client:
         assert (await client.post("/detect", content=PICTURE)).status_code == 200
         asked = [asyncio.create_task(client.post("/detect", content=PICTURE)) for _ in range(ASKED)]
@@ -30,7 +30,7 @@ async def test_stop_loses_no_request(stack: Stack, figures: list[str]) -> None:
         unanswered = sum(not one.done() for one in asked)
         stopped_s = time.monotonic()
         await asyncio.to_thread(stack.compose, "stop")
-        figures.append(f"stopped with {unanswered} requests in hand in {time.monotonic() - stopped_s:.1f} s")
+        figures.append(f"stopped with {unanswered} requests in flight in {time.monotonic() - stopped_s:.1f} s")
         replies = await asyncio.gather(*asked)
     assert unanswered > 0  # else this showed nothing
     assert {reply.status_code for reply in replies} == {200}
@@ -40,16 +40,16 @@ async def test_stop_loses_no_request(stack: Stack, figures: list[str]) -> None:
 
 
 async def test_a_killed_worker_fails_clearly_and_comes_back(stack: Stack) -> None:
-    """kill -9 of the worker under load: callers hear 503 with a reason and when to come back, Docker starts it again,
-    and later requests are answered by front-ends that went on all the while."""
+    """kill -9 of the worker under load: callers get 503 with a reason and Retry-After, Docker restarts the worker, and
+    the same front-ends answer later requests."""
     before = stack.container("worker")["State"]["Pid"]
     front_end = stack.container("rest")["State"]["StartedAt"]
     async with httpx2.AsyncClient(base_url=f"http://{stack.address('rest', 8000)}", timeout=60) as client:
         stop, replies = asyncio.Event(), list[httpx2.Response]()
         clients = [asyncio.create_task(_ask(client, stop, replies)) for _ in range(8)]
-        await _until(lambda: _heard(replies, 200))
+        await _until(lambda: _answered_with(replies, 200))
         await asyncio.to_thread(send_signal, stack.container("worker")["Id"], signal.SIGKILL)
-        await _until(lambda: _heard(replies, 503))
+        await _until(lambda: _answered_with(replies, 503))
         answered = sum(reply.status_code == 200 for reply in replies)
 
         async def answers_again() -> bool:
@@ -70,7 +70,7 @@ async def test_a_killed_worker_fails_clearly_and_comes_back(stack: Stack) -> Non
 
 
 async def _ask(client: httpx2.AsyncClient, stop: asyncio.Event, replies: list[httpx2.Response]) -> None:
-    """Ask again and again, a little later where that was refused."""
+    """Send requests until `stop`, with a pause after each refusal."""
     while not stop.is_set():
         reply = await client.post("/classify", content=PICTURE)
         replies.append(reply)
@@ -78,12 +78,12 @@ async def _ask(client: httpx2.AsyncClient, stop: asyncio.Event, replies: list[ht
             await asyncio.sleep(0.2)
 
 
-async def _heard(replies: list[httpx2.Response], status: int) -> bool:
+async def _answered_with(replies: list[httpx2.Response], status: int) -> bool:
     return any(reply.status_code == status for reply in replies)
 
 
 async def _in_flight(client: httpx2.AsyncClient) -> float:
-    """Images that the front-end has in hand."""
+    """Images that the front-end has in flight."""
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_in_flight_requests"]
     return sum(sample.value for sample in family.samples)

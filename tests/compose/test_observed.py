@@ -90,8 +90,8 @@ def test_every_query_of_the_dashboard_is_answered(prometheus: Prometheus, panel:
 
 
 def test_traces_reach_a_collector(observed: Stack) -> None:
-    """`CONVMLP_OTLP_ENDPOINT` is all it takes: both front-ends and the worker, which has no way out, tell of a request
-    under the trace that its caller began."""
+    """With `CONVMLP_OTLP_ENDPOINT` alone, both front-ends and the worker, whose network is internal, send a request's
+    spans under its caller's trace."""
     rest, rpc = secrets.token_hex(16), secrets.token_hex(16)
     header = {trace: f"00-{trace}-{secrets.token_hex(8)}-01" for trace in (rest, rpc)}
     url = f"http://{observed.address('rest', 8000)}/classify"
@@ -100,10 +100,10 @@ def test_traces_reach_a_collector(observed: Stack) -> None:
         metadata = (("traceparent", header[rpc]),)
         assert VisionStub(channel).Classify(pb.ClassifyRequest(image=PICTURE), timeout=60, metadata=metadata).labels
 
-    def told() -> bool:
+    def arrived() -> bool:
         lines = run("docker", "logs", observed.container("collector")["Id"]).out.splitlines()
         services = {tuple(line.split()[:2]) for line in lines}
         wanted = {(rest, "convmlp-rest"), (rest, "convmlp-worker"), (rpc, "convmlp-grpc"), (rpc, "convmlp-worker")}
         return wanted <= services
 
-    eventually(told, 60)
+    eventually(arrived, 60)

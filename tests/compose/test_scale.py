@@ -39,7 +39,7 @@ def scaled(images: None) -> Iterator[Stack]:  # noqa: ARG001
 
 
 def requests_of(container: str, port: int) -> float:
-    """Requests that one replica says it answered."""
+    """Requests that one replica answered, by its own metrics."""
     code = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/metrics').read().decode())"
     text = run("docker", "exec", container, "python", "-c", code).out
     families = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_requests"]
@@ -47,7 +47,7 @@ def requests_of(container: str, port: int) -> float:
 
 
 def test_all_replicas_answer_behind_one_port(scaled: Stack) -> None:
-    """REST requests and gRPC calls, also on one connection, are shared by all replicas; each tells its own."""
+    """REST requests and gRPC calls, also on one connection, are shared by all replicas; each counts its own."""
     with httpx2.Client(base_url=f"http://{scaled.address('balancer', 8000)}", timeout=60) as client:
         for _ in range(REQUESTS):
             assert client.post("/classify", content=PICTURE).status_code == 200

@@ -1,4 +1,4 @@
-"""API keys and certificates, as the comments in docker-compose.yml say that they are set."""
+"""API keys and certificates, set as the comments in docker-compose.yml describe."""
 
 from __future__ import annotations
 

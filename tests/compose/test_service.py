@@ -49,8 +49,8 @@ def test_photographs_are_answered(stack: Stack, task: str, answers: str) -> None
     assert reply.json()["results"][0][answers]
 
 
-def test_grpc_is_answered_and_tells_its_health(stack: Stack) -> None:
-    """The published gRPC port tells SERVING, and answers as REST does."""
+def test_grpc_answers_and_reports_its_health(stack: Stack) -> None:
+    """The published gRPC port reports SERVING, and answers as REST does."""
     with grpc.insecure_channel(stack.address("grpc", 8001)) as channel:
         health: Any = HealthStub(channel)
         status = health.Check(HealthCheckRequest(), timeout=30).status
@@ -101,8 +101,8 @@ def test_a_container_has_no_rights(stack: Stack, service: str) -> None:
     assert limits["PidsLimit"] > 0
 
 
-def test_every_container_tells_its_metrics(stack: Stack) -> None:
-    """Each is reached by its service's name, as Prometheus does it, and tells what only it can know."""
+def test_every_container_exposes_its_metrics(stack: Stack) -> None:
+    """Each container is reached by its service's name, as Prometheus does it, and exposes its own part's metrics."""
     httpx2.post(f"{url(stack)}/classify", content=PICTURE, timeout=60)
     for address, metric in (
         ("rest:8000", "convmlp_requests"),

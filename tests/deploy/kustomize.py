@@ -1,6 +1,6 @@
 """Builds the folders of deploy/k8s as `kubectl kustomize` does, for machines without it.
 
-Knows what those folders use and refuses everything else. Where kubectl is there, a test says that both build the same.
+It supports the fields that those folders use and refuses all others. Where kubectl is installed, a test compares both.
 """
 
 from __future__ import annotations

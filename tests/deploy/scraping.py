@@ -17,7 +17,7 @@ import yaml
 
 CONFIGURATION = Path(__file__).parents[2] / "docker/prometheus"
 INTERVAL_S = 2.0
-"""Also the time that a scrape may take, on a machine that has other things to do as well."""
+"""Also the time limit of a scrape, on a busy machine."""
 START_TIMEOUT_S = 60.0
 
 Series = dict[str, Any]
@@ -30,8 +30,8 @@ class Prometheus:
 
     http: httpx2.Client
 
-    def ask(self, path: str, **parameters: str | float) -> Any:  # noqa: ANN401  (whatever the API answers)
-        """Raises AssertionError where Prometheus finds fault with the query."""
+    def ask(self, path: str, **parameters: str | float) -> Any:  # noqa: ANN401  (any JSON of the API)
+        """The data of the answer. AssertionError: Prometheus refuses the query."""
         answer = self.http.post(f"/api/v1/{path}", data=parameters).json()
         assert answer["status"] == "success", f"{parameters}: {answer.get('error')}"
         return answer["data"]
@@ -113,7 +113,7 @@ def _wait_until_ready(http: httpx2.Client, process: subprocess.Popen[bytes], log
 
 
 def _free_port() -> int:
-    """Prometheus takes 0 for an answer and does not say which port it got."""
+    """A port that was free a moment ago: Prometheus accepts port 0, but does not report its port."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         port: int = held.getsockname()[1]
         return port

@@ -55,7 +55,7 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_panels_have_their_places() -> None:
-    """No two panels share an id or a place, all fit in the 24 columns, and each with queries says what it shows."""
+    """No two panels share an id or a place, all fit in the 24 columns, and each with queries has a description."""
     dashboard = json.loads(DASHBOARD.read_text())
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     taken: set[tuple[int, int]] = set()
@@ -96,7 +96,7 @@ def test_every_query_is_answered(asked: PredictParams, panel: dict[str, Any]) ->
 
 
 def test_nothing_is_counted_twice_or_not_at_all(asked: PredictParams) -> None:
-    """What all scrapes together tell of requests and refusals is what was sent, however the service is deployed."""
+    """In each way to deploy, the sums over all scrapes are the requests and refusals that were sent."""
     prometheus, outcomes = asked.prometheus, asked.outcomes
     counted = {
         series["metric"]["outcome"]: float(series["value"][1])
@@ -112,12 +112,12 @@ def test_nothing_is_counted_twice_or_not_at_all(asked: PredictParams) -> None:
     assert prometheus.value("sum(convmlp_request_duration_seconds_count)") == sum(outcomes.values())
 
 
-def test_it_is_told_healthy(asked: PredictParams) -> None:
-    """All models ready, the worker heard by every front-end, none restarted, one version, no alert."""
-    told = {panel["title"]: list(answers(asked.prometheus, panel).values()) for panel in panels()}
+def test_the_dashboard_shows_a_healthy_service(asked: PredictParams) -> None:
+    """All models are ready, every front-end has its worker, there are no restarts and no alerts, and one version."""
+    shown = {panel["title"]: list(answers(asked.prometheus, panel).values()) for panel in panels()}
 
     def value(title: str, at: int = 0) -> float:
-        (series,) = told[title][at]
+        (series,) = shown[title][at]
         return float(series["value"][1])
 
     assert (value("Ready models", 0), value("Ready models", 1)) == (3, 3)
@@ -126,7 +126,7 @@ def test_it_is_told_healthy(asked: PredictParams) -> None:
     assert value("Parts down") == 0
     assert value("Failed") == 0
     assert value("Refused") > 0
-    assert len(told["Version"][0]) == 1
+    assert len(shown["Version"][0]) == 1
     firing = asked.prometheus.instant('ALERTS{alertstate="firing", severity="critical"}')
     assert firing == []
 

@@ -74,7 +74,7 @@ def test_the_documentation_names_what_is_there() -> None:
 
 
 def test_the_overlay_that_the_documentation_shows_works(tmp_path: Path) -> None:
-    """Put where it says it belongs it can be built, is valid, and has as many workers as front-ends know."""
+    """In the folder that it names, the overlay builds, is valid and has a worker for each address in its front-ends."""
     (overlay,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8"), re.DOTALL)
     shutil.copytree(K8S, tmp_path / "deploy/k8s")
     folder = tmp_path / MINE

@@ -29,10 +29,10 @@ def may_reach(there: Deployed, peer: Peer, part: str, port: int) -> bool:
     """What a plugin that enforces the policies would decide."""
     policies = [one["spec"] for one in there.all("NetworkPolicy")]
     meant = [one for one in policies if selects(one["podSelector"], there.labels(part))]
-    return not meant or any(_lets_in(rule, peer, port) for one in meant for rule in one["ingress"])
+    return not meant or any(_admits(rule, peer, port) for one in meant for rule in one["ingress"])
 
 
-def _lets_in(rule: Object, peer: Peer, port: int) -> bool:
+def _admits(rule: Object, peer: Peer, port: int) -> bool:
     return port in [one["port"] for one in rule["ports"]] and (
         "from" not in rule or any(_is(one, peer) for one in rule["from"])
     )
@@ -71,7 +71,7 @@ def test_only_front_ends_reach_the_wire(folder: str) -> None:
 @pytest.mark.parametrize("folder", SERVICES)
 @pytest.mark.parametrize("part", PARTS)
 def test_prometheus_reaches_the_metrics(folder: str, part: str) -> None:
-    """Of every part, where it tells them."""
+    """Prometheus reaches the metrics port of every part."""
     there = deployed(folder)
     (port,) = (one["containerPort"] for one in there.container(part)["ports"] if one["name"] in ("metrics", "http"))
     assert may_reach(there, PROMETHEUS, part, port)
@@ -79,7 +79,7 @@ def test_prometheus_reaches_the_metrics(folder: str, part: str) -> None:
 
 @pytest.mark.parametrize("folder", SERVICES)
 def test_callers_reach_what_is_theirs_and_no_more(folder: str) -> None:
-    """REST and gRPC from anywhere; the ports that only tell metrics from nowhere but Prometheus' namespace."""
+    """REST and gRPC are reached from anywhere; the metrics ports only from Prometheus' namespace."""
     there = deployed(folder)
     for peer in (STRANGER, FAR_STRANGER):
         reached = {

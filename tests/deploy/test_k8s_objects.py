@@ -81,7 +81,7 @@ def test_selectors_meet_the_pods_that_they_are_for(folder: str, part: str) -> No
 
 @pytest.mark.parametrize(("folder", "part"), EVERY_PART)
 def test_ports_are_where_the_part_listens(folder: str, part: str) -> None:
-    """Ports of Services and probes are ports of the container, and those are what its settings say."""
+    """Ports of Services and probes are ports of the container, and the container's are those of its settings."""
     there, settings = deployed(folder), settings_of(folder, part)
     container = there.container(part)
     (wire,) = {address.rpartition(":")[2] for address in settings.worker_address}
@@ -123,7 +123,7 @@ def test_what_runs_is_a_command_and_is_asked_about_itself(folder: str, part: str
 
 @pytest.mark.parametrize(("folder", "part"), EVERY_PART)
 def test_a_pod_has_time_to_end(folder: str, part: str) -> None:
-    """Its grace is longer than everything that it does after it was told to end, with some seconds to spare."""
+    """A pod's grace period exceeds all that it does after SIGTERM by some seconds."""
     there = deployed(folder)
     before_s = there.container(part).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     assert (before_s > 0) == (part in FRONT_ENDS)
@@ -158,13 +158,13 @@ def test_no_container_may_do_more_than_it_needs(workload: Object) -> None:
 
 @pytest.mark.parametrize("workload", workloads(), ids=lambda one: one["metadata"]["name"])
 def test_no_variable_comes_from_the_cluster(workload: Object) -> None:
-    """Kubernetes would tell of a Service convmlp-grpc as CONVMLP_GRPC_PORT=tcp://…, which is the name of a setting."""
+    """Kubernetes sets no variables for Services: for convmlp-grpc it would set CONVMLP_GRPC_PORT, a setting's name."""
     assert pod_of(workload)["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("workload", workloads(), ids=lambda one: one["metadata"]["name"])
-def test_the_cluster_says_why_a_container_ended(workload: Object) -> None:
-    """What a part says last, such as which bundle cannot be read, is in the pod's status."""
+def test_the_cluster_reports_why_a_container_ended(workload: Object) -> None:
+    """A part's last log lines, such as an unreadable bundle's name, are in the pod's status."""
     assert container_of(workload)["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
@@ -181,7 +181,7 @@ def test_volumes_that_are_mounted_are_there(workload: Object) -> None:
 
 
 def test_files_that_settings_name_are_mounted() -> None:
-    """Keys, certificates and models lie in a volume that is mounted, and read only, where the settings say."""
+    """Keys, certificates and models are in volumes, mounted read-only at the paths of the settings."""
     for part, names in {
         "worker": ["models_dir"],
         "rest": ["api_keys_file"],

@@ -83,9 +83,9 @@ async def _connect(probe: Object, port: int) -> bool:
 PUT = {"httpGet": _get, "grpc": _check, "tcpSocket": _connect}
 
 
-async def test_probes_say_what_they_are_there_to_say(tmp_path: Path) -> None:
-    """Front-ends are ready while there is a worker, and alive without one; a worker is ready once it has proven
-    itself; none is alive while it hangs."""
+async def test_probes_follow_the_state_of_each_part(tmp_path: Path) -> None:
+    """Front-ends are ready while there is a worker, and alive without one; a worker is ready after its self-check; a
+    part that hangs is not alive."""
     address = f"ipc://{tmp_path}/worker"
     with ExitStack() as parts:
 
@@ -124,8 +124,8 @@ async def test_probes_say_what_they_are_there_to_say(tmp_path: Path) -> None:
 
 
 async def test_a_worker_with_a_bad_model_is_not_restarted(tmp_path: Path) -> None:
-    """It is through with its start and alive, for its other models are served and a new process would be no better;
-    but it is not ready, and says which model it is."""
+    """A worker with a bad model has started and is alive: it serves its other models, and a restart mends nothing. It
+    is not ready, and names the model."""
     address = f"ipc://{tmp_path}/worker"
     async with fake_worker(Settings(), address, [Task.CLASSIFY], more=[lying_bundle("liar")]):
         worker = Running("worker", {}, {"CONVMLP_WORKER_ADDRESS": address})

@@ -27,7 +27,7 @@ def test_front_ends_know_every_worker_that_there_may_be(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", SERVICES)
 def test_a_worker_has_a_name_before_it_is_ready(folder: str) -> None:
-    """The Service that gives the names is headless, and does not wait for readiness: workers tell of theirs."""
+    """The Service that gives the names is headless, and does not wait for readiness: workers report their own."""
     there = deployed(folder)
     service = there.one("Service", there.workload("worker")["spec"]["serviceName"])
     assert service["spec"]["clusterIP"] == "None"
@@ -59,8 +59,8 @@ def test_front_ends_are_scaled_by_the_cpu_that_they_ask_for(folder: str, part: s
     assert target < float(resources["limits"]["cpu"])
 
 
-def test_workers_are_scaled_by_a_metric_that_they_tell() -> None:
-    """The autoscaler asks for what the adapter's rule gives, and that is a gauge of each worker, within its bounds."""
+def test_workers_are_scaled_by_a_metric_that_they_expose() -> None:
+    """The autoscaler's metric is the adapter's rule's: a gauge of each worker, with a target within its bounds."""
     scaler = deployed(COMPLETE).one("HorizontalPodAutoscaler", "convmlp-worker")
     (metric,) = scaler["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]

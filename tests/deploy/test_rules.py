@@ -56,8 +56,8 @@ def test_every_alert_is_tested_both_ways() -> None:
 
 
 @pytest.mark.parametrize("name", alerts())
-def test_every_alert_says_what_to_do(name: str) -> None:
-    """It has a summary, a description, a severity, and a place in the runbook that exists and is not empty."""
+def test_every_alert_has_a_runbook(name: str) -> None:
+    """Every alert has a summary, a description, a severity, and a section of the runbook that is not empty."""
     rule = alerts()[name]
     assert rule["labels"]["severity"] in ("warning", "critical")
     assert rule["annotations"].keys() == {"summary", "description", "runbook"}

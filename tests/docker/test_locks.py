@@ -1,4 +1,4 @@
-"""The lock files of the images, against what the project says that it needs."""
+"""The images' lock files match the requirements of the project."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def test_damaged_exif_is_ignored(image_format: str, damaged: bytes) -> None:
 
 
 def test_an_empty_body_is_undecodable() -> None:
-    """No bytes are ImageUndecodable, and the message says "empty"."""
+    """No bytes are ImageUndecodable, and the message has the word "empty"."""
     with pytest.raises(ImageUndecodable, match="empty"):
         decode(b"", LIMITS)
 

@@ -83,7 +83,7 @@ def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]], *, claims: tuple[int, int]
 
 
 def huge() -> bytes:
-    """A small file that says it is large."""
+    """A small file whose header claims a large picture."""
     return _png(np.zeros((2, 2, 3), np.uint8), claims=(20_000, 20_000))
 
 

@@ -47,9 +47,9 @@ async def open_worker(**settings: Any) -> AsyncIterator[Worker]:  # noqa: ANN401
             try:
                 yield Worker(
                     worker.address,
-                    runner.gate.clear,
-                    runner.gate.set,
+                    runner.unblocked.clear,
+                    runner.unblocked.set,
                     lambda: prometheus_client.generate_latest(worker.registry).decode(),
                 )
             finally:
-                runner.gate.set()
+                runner.unblocked.set()

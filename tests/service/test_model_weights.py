@@ -30,7 +30,7 @@ def test_a_weight_must_be_positive() -> None:
 
 
 def test_a_weight_is_of_a_model_that_is_served() -> None:
-    """A wrong name is told with the right ones; where callers may load models it may be one of theirs."""
+    """An unknown model's weight is an error that lists the served ones; with model control it is accepted."""
     with pytest.raises(ValidationError, match="'c' is not a served model; served: a, b"):
         Settings(models=("a", "b"), model_weights=("c=2",))
     assert Settings(models=("a",), model_weights=("c=2",), model_control=True).weights == {"c": 2.0}

@@ -56,11 +56,11 @@ def _accepts(listener: socket.socket) -> bool:
 
 
 def test_a_port_is_free_again_at_once() -> None:
-    """Also where connections of before still linger: a service can be started again right away."""
+    """A port can be bound again at once, even while its old connections linger."""
     with hold_port(LOOPBACK, 0) as held:
         port = held.getsockname()[1]
         with listen_beside(port) as listener, socket.create_connection((LOOPBACK, port), timeout=20) as caller:
-            listener.accept()[0].close()  # whoever closes first keeps the lingering end
+            listener.accept()[0].close()  # the side that closes first keeps the lingering end
             assert caller.recv(1) == b""
     hold_port(LOOPBACK, port).close()
 

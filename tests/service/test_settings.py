@@ -59,7 +59,7 @@ def test_addresses_of_workers_come_as_a_list_with_commas(tmp_path: Path) -> None
 
 
 def test_another_process_reads_the_same_settings(tmp_path: Path) -> None:
-    """What `as_environment` says is understood by a child exactly as it was meant."""
+    """A child that reads `as_environment` has the same settings."""
     settings = Settings(models=("x", "y"), http_port=0, models_dir=tmp_path, worker_address="ipc://z")
     found = settings_of(tmp_path, **settings.as_environment())
     assert found == json.loads(settings.model_dump_json())

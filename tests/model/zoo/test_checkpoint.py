@@ -89,7 +89,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -
 
 
 def test_a_harmless_object_is_refused_as_well(tmp_path: Path) -> None:
-    """A training script's argparse.Namespace is refused too; the message says what to do."""
+    """A training script's argparse.Namespace is refused too; the message names the remedy."""
     torch.save({"state_dict": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
     with pytest.raises(BundleInvalid, match=r"needs argparse\.Namespace to load.*save its state dict alone"):
         read_checkpoint(tmp_path / "a.pth")

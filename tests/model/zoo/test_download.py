@@ -58,13 +58,13 @@ def test_a_stalled_server_times_out(client: DownloadClient, server: Server) -> N
 
 
 def test_a_server_that_never_answers(client: DownloadClient, server: Server) -> None:
-    """Attempts without a byte are limited, the waits grow, and the error says what to do."""
+    """Attempts without a byte are limited, the waits grow, and the error names the remedy."""
     client.read_timeout_s = 0.2
     server.default = ScriptedReply(stall_after=0)
-    said = client.fails(server.url)
+    error = client.fails(server.url)
     assert len(server.requests) == 6
     assert all(0.5 * 2**k <= wait_s <= 2**k for k, wait_s in enumerate(client.waits_s))
-    assert said == (
+    assert error == (
         f"cannot download {server.url}: 127.0.0.1 timed out (attempt 6, the last); try again later, "
         "or try another source with --mirror or --url"
     )
@@ -115,8 +115,8 @@ def test_nobody_listens(client: DownloadClient) -> None:
     """Refused connections fail after a limited number of attempts."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        said = client.fails(f"http://127.0.0.1:{bound.getsockname()[1]}/weights.pth")
-    assert "cannot connect to 127.0.0.1" in said
+        error = client.fails(f"http://127.0.0.1:{bound.getsockname()[1]}/weights.pth")
+    assert "cannot connect to 127.0.0.1" in error
     assert len(client.waits_s) == 5
 
 
@@ -131,9 +131,9 @@ def test_a_wrong_hash(client: DownloadClient, server: Server) -> None:
     """A damaged file is an error with both hashes and the expected one's origin, and leaves no file."""
     damaged = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
     server.default = ScriptedReply(content=damaged)
-    said = client.fails(server.url, expected_hash(CONTENT))
-    assert f"has SHA-256 {sha256(damaged)}" in said
-    assert f"{sha256(CONTENT)} was given with --sha256" in said
+    error = client.fails(server.url, expected_hash(CONTENT))
+    assert f"has SHA-256 {sha256(damaged)}" in error
+    assert f"{sha256(CONTENT)} was given with --sha256" in error
     assert not client.part.exists()
 
 

@@ -19,10 +19,10 @@ from tests.model.zoo.download_client import (
 from tests.model.zoo.scripted_server import OLD_DATE, ScriptedReply, Server, scripted_server
 
 
-@pytest.mark.parametrize("said", [400_000, 900_000])
-def test_a_truncated_body_is_incomplete(client: DownloadClient, server: Server, said: int) -> None:
+@pytest.mark.parametrize("length", [400_000, 900_000])
+def test_a_truncated_body_is_incomplete(client: DownloadClient, server: Server, length: int) -> None:
     """A body shorter than its Content-Length is incomplete, at every attempt."""
-    server.default = ScriptedReply(length=said, ranges=False)
+    server.default = ScriptedReply(length=length, ranges=False)
     assert "127.0.0.1 closed the connection" in client.fails(server.url)
     assert not client.target.exists()
 
@@ -30,8 +30,8 @@ def test_a_truncated_body_is_incomplete(client: DownloadClient, server: Server, 
 def test_a_length_above_the_limit(client: DownloadClient, server: Server) -> None:
     """A Content-Length above the limit is refused before the body is read."""
     server.default = ScriptedReply(length=MAX_BYTES + 1)
-    said = client.fails(server.url)
-    assert f"it has at least {MAX_BYTES + 1} bytes; the limit is {MAX_BYTES}" in said
+    error = client.fails(server.url)
+    assert f"it has at least {MAX_BYTES + 1} bytes; the limit is {MAX_BYTES}" in error
     assert (len(server.requests), client.seen, client.part.exists()) == (1, [], False)
 
 
@@ -72,25 +72,25 @@ def test_a_body_without_a_marked_end(client: DownloadClient, server: Server) -> 
 def test_permanent_statuses_are_not_retried(client: DownloadClient, server: Server, status: int) -> None:
     """A permanent status fails at once; the error names other sources."""
     server.default = ScriptedReply(status=status, framing="none")
-    said = client.fails(server.url)
-    assert str(status) in said
-    assert "--mirror or --url" in said
+    error = client.fails(server.url)
+    assert str(status) in error
+    assert "--mirror or --url" in error
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("headers", "said"),
+    ("headers", "expected"),
     [
         ({"Content-Type": "text/html; charset=utf-8"}, "the response is a web page"),
         ({"Content-Encoding": "gzip"}, "encoded as gzip"),
     ],
 )
 def test_a_response_that_is_no_file_is_refused(
-    client: DownloadClient, server: Server, headers: dict[str, str], said: str
+    client: DownloadClient, server: Server, headers: dict[str, str], expected: str
 ) -> None:
     """Web pages, as of portals and error pages, and encoded bodies are refused."""
     server.default = ScriptedReply(headers=headers)
-    assert said in client.fails(server.url)
+    assert expected in client.fails(server.url)
 
 
 def test_redirects_are_followed_and_resumed(client: DownloadClient, server: Server) -> None:
@@ -107,11 +107,11 @@ def test_credentials_stay_with_their_host(client: DownloadClient, server: Server
     """A password in the URL is sent to its host alone, and is in neither messages nor files."""
     with scripted_server(CONTENT, ScriptedReply(cut_after=100_000), ScriptedReply(status=404)) as other:
         server.default = ScriptedReply(status=302, headers={"Location": other.url.replace("127.0.0.1", "localhost")})
-        said = client.fails(server.url.replace("127.0.0.1", "me:secret@127.0.0.1"))
+        error = client.fails(server.url.replace("127.0.0.1", "me:secret@127.0.0.1"))
     assert server.requests[0]["Authorization"] is not None
     assert other.requests[0]["Authorization"] is None
     left = b"".join(path.read_bytes() for path in client.folder.iterdir())
-    assert b"secret" not in left + said.encode() + "".join(client.notices).encode()
+    assert b"secret" not in left + error.encode() + "".join(client.notices).encode()
 
 
 def test_a_loop_of_redirects(client: DownloadClient, server: Server) -> None:

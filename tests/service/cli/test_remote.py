@@ -143,13 +143,13 @@ async def test_an_error_of_every_image_is_printed_once(rest: Rest, files: list[s
 async def test_a_busy_service_is_retried(files: list[str]) -> None:
     """After a refusal with Retry-After the command waits and retries."""
     async with open_rest(max_in_flight=1) as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         ahead = asyncio.create_task(rest.http.post("/classify", content=picture()))
         await rest.until("convmlp_in_flight_requests", 1)
         async with started("classify", files[0], "--json", "--url", url(rest)) as process:
             assert process.stderr is not None
             assert b"trying again" in await process.stderr.readline()
-            rest.worker.runner.gate.set()
+            rest.worker.runner.unblocked.set()
             assert (await ahead).status_code == 200
             out, _ = await process.communicate()
             assert process.returncode == 0
@@ -159,11 +159,11 @@ async def test_a_busy_service_is_retried(files: list[str]) -> None:
 async def test_no_retry_exceeds_the_deadline(files: list[str]) -> None:
     """If Retry-After ends after --timeout-ms, the refusal is the error."""
     async with open_rest(max_in_flight=1) as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         ahead = asyncio.create_task(rest.http.post("/classify", content=picture()))
         await rest.until("convmlp_in_flight_requests", 1)
         ran = await convmlp("classify", files[0], "--timeout-ms", "900", "--url", url(rest))
-        rest.worker.runner.gate.set()
+        rest.worker.runner.unblocked.set()
         await ahead
     assert ran.status == 1
     assert "try again later" in ran.err
@@ -172,7 +172,7 @@ async def test_no_retry_exceeds_the_deadline(files: list[str]) -> None:
 
 async def test_the_deadline_reaches_the_service(rest: Rest, files: list[str]) -> None:
     """--timeout-ms is the service's deadline too: the service reports that it passed."""
-    rest.worker.runner.gate.clear()
+    rest.worker.runner.unblocked.clear()
     ran = await convmlp("classify", files[0], "--timeout-ms", "1500", "--url", url(rest))
     assert ran.status == 1
     assert "deadline" in ran.err

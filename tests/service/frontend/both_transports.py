@@ -18,7 +18,8 @@ from service.frontend.http_main import create_app
 from service.observability.exposition import exposition
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
-from tests.service.frontend.grpc_server import Rpc, open_rpc_at, until
+from tests.service.frontend.grpc_server import Rpc, open_rpc_at
+from tests.waiting import until
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ async def open_pair(**overrides: Any) -> AsyncIterator[PairAtWork]:  # noqa: ANN
         try:
             yield PairAtWork(pair.http, pair.rest, pair.rpc, worker)
         finally:
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()
 
 
 @asynccontextmanager

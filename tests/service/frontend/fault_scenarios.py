@@ -12,9 +12,9 @@ from convmlp.v1 import vision_pb2 as pb
 from service.settings import Settings
 from service.wire.messages import WaitEstimate
 from tests.service.frontend.both_transports import Pair, PairAtWork, open_pair, open_pair_at
-from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
 from tests.service.wire.scripted_worker import ScriptedWorker
+from tests.waiting import until
 
 KEY = "0123456789abcdef"
 """What callers need where it is asked for."""
@@ -26,14 +26,14 @@ Scene = Callable[[Path], AbstractAsyncContextManager[Pair]]
 async def held(pair: PairAtWork, waiting: int) -> AsyncIterator[None]:
     """The device holds an image, and `waiting` more are in line behind it."""
     before = len(pair.worker.runner.batches)
-    pair.worker.runner.gate.clear()
+    pair.worker.runner.unblocked.clear()
     calls: list[Awaitable[Any]] = [pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture(1)))]
     await until(lambda: len(pair.worker.runner.batches) == before + 1)
     for at in range(waiting):
         calls.append(pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture(2 + at))))
     await until(lambda: queued(pair) == waiting)
     yield
-    pair.worker.runner.gate.set()
+    pair.worker.runner.unblocked.set()
     await asyncio.gather(*calls)
 
 
@@ -45,7 +45,7 @@ def queued(pair: PairAtWork) -> float:
 async def busy(_: Path) -> AsyncIterator[Pair]:
     """The device is held, by a service that gives a request half a second."""
     async with open_pair(request_timeout_ms=500) as pair:
-        pair.worker.runner.gate.clear()
+        pair.worker.runner.unblocked.clear()
         yield pair
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,7 @@ from service.frontend.grpc_main import create_rpc
 from service.process import hold_port
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
@@ -114,7 +115,7 @@ async def open_rpc(
             try:
                 yield RpcWithWorker(front_end, server, channel, worker)
             finally:
-                worker.runner.gate.set()
+                worker.runner.unblocked.set()
 
 
 @asynccontextmanager
@@ -163,12 +164,6 @@ def health_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401  (its type stub
 def reflection_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401  (likewise)
     stub: Any = ServerReflectionStub
     return stub(channel).ServerReflectionInfo
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def refusal(call: Awaitable[Any]) -> grpc.aio.AioRpcError:

@@ -28,6 +28,7 @@ from service.frontend.http_main import create_app
 from service.observability.exposition import exposition
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
+from tests.waiting import PATIENCE_S, until
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,14 @@ class Rest:
 
     async def until(self, metric: str, value: float) -> None:
         """Wait for `count(metric)` to be `value`."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while await self.count(metric) != value:
                 await asyncio.sleep(0.01)
 
     async def until_waiting(self, images: int) -> None:
         """Wait until so many images wait for the device, by the worker's own count."""
         labels = {"model": "fake_classify"}
-        async with asyncio.timeout(20):
-            while self.worker.registry.get_sample_value("convmlp_queue_depth", labels) != images:
-                await asyncio.sleep(0.01)
+        await until(lambda: self.worker.registry.get_sample_value("convmlp_queue_depth", labels) == images)
 
 
 @asynccontextmanager
@@ -97,7 +96,7 @@ async def open_rest(
                         await asyncio.sleep(0.01)
                     yield Rest(http, front_end.engine, worker, settings, port, stop, serving)
             finally:
-                worker.runner.gate.set()
+                worker.runner.unblocked.set()
                 stop.set()
                 with contextlib.suppress(asyncio.CancelledError):
                     await serving

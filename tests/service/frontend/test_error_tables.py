@@ -86,6 +86,7 @@ async def over_rest(pair: Pair, question: Question) -> Refusal:
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["x-request-id"] == "mine"
     assert problem["status"] == response.status_code
+    assert problem["instance"] == "/classify#mine"
     retry_after = response.headers.get("retry-after")
     return Refusal(
         response.status_code,
@@ -172,9 +173,15 @@ CASES = (
 @pytest.mark.parametrize("transport", [over_rest, over_grpc], ids=["rest", "grpc"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_row(case: Case, transport: Transport, well: Pair, tmp_path: Path) -> None:
-    """An error comes with its row's status, its own name, its id, and the time to come back where there is one."""
-    async with case.scene(tmp_path) if case.scene else nullcontext(well) as pair, asyncio.timeout(30):
+    """An error has its row's status, its name, the request's id, and the time to retry if there is one.
+
+    After a caller's fault the service answers the next request.
+    """
+    async with case.scene(tmp_path) if case.scene else nullcontext(well) as pair, asyncio.timeout(60):
         refusal_ = await transport(pair, case.question)
+        if case.scene is None:
+            assert (await pair.http.post("/classify", content=picture())).status_code == 200
+            assert (await pair.rpc.stub.Classify(pb.ClassifyRequest(image=picture()))).labels
     if transport is over_rest:
         assert (refusal_.status, refusal_.name) == (case.http, (case.error_over_rest or case.error).code)
     else:

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector on a free port: takes OTLP over HTTP, and keeps what it was told."""
+"""An OpenTelemetry collector on a free port: it accepts OTLP over HTTP and keeps each request."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
+from tests.waiting import PATIENCE_S
+
 SERVER = SpanMessage.SPAN_KIND_SERVER
 INTERNAL = SpanMessage.SPAN_KIND_INTERNAL
 
 
 @dataclass(frozen=True)
-class Told:
-    """One span, its ids in hexadecimal; `parent` is empty for the first of a trace, `error` where all went well."""
+class ReceivedSpan:
+    """One span, its ids in hexadecimal. `parent` is empty in a trace's first span, `error` in a span without one."""
 
     resource: Mapping[str, Any]
     name: str
@@ -43,7 +45,7 @@ class Told:
 
 
 class Collector:
-    """What came. `bodies` are the requests as they were sent; while it is `refusing` it only counts them."""
+    """The requests received. `bodies` are theirs, undecoded; while `refusing` is set, requests are only counted."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -53,21 +55,21 @@ class Collector:
         self.refused = 0
 
     @property
-    def spans(self) -> list[Told]:
+    def spans(self) -> list[ReceivedSpan]:
         return [span for body in tuple(self.bodies) for span in _spans(body)]
 
-    def trace(self, trace: str) -> list[Told]:
+    def trace(self, trace: str) -> list[ReceivedSpan]:
         return [span for span in self.spans if span.trace == trace]
 
-    async def until(self, enough: Callable[[list[Told]], bool]) -> list[Told]:
-        """All spans, once they are enough."""
-        async with asyncio.timeout(20):
+    async def until(self, enough: Callable[[list[ReceivedSpan]], bool]) -> list[ReceivedSpan]:
+        """Wait until `enough` of all spans is true, and return them."""
+        async with asyncio.timeout(PATIENCE_S):
             while not enough(spans := self.spans):
                 await asyncio.sleep(0.02)
         return spans
 
     async def named(self, trace: str, *names: str) -> Tree:
-        """A trace, once it has exactly spans of these names (and as many of each)."""
+        """Wait until a trace has exactly the spans of these names, each as often as named, and return it."""
         try:
             await self.until(lambda _: sorted(one.name for one in self.trace(trace)) == sorted(names))
         except TimeoutError:
@@ -79,25 +81,25 @@ class Collector:
 class Tree:
     """The spans of one trace."""
 
-    spans: list[Told]
+    spans: list[ReceivedSpan]
     collector: Collector
 
-    def __getitem__(self, name: str) -> Told:
+    def __getitem__(self, name: str) -> ReceivedSpan:
         """The one span of that name."""
         (span,) = self.all(name)
         return span
 
-    def all(self, name: str) -> list[Told]:
+    def all(self, name: str) -> list[ReceivedSpan]:
         return [span for span in self.spans if span.name == name]
 
-    def children(self, of: Told) -> dict[str, Told]:
+    def children(self, of: ReceivedSpan) -> dict[str, ReceivedSpan]:
         found = [span for span in self.spans if span.parent == of.id]
         by_name = {span.name: span for span in found}
         assert len(by_name) == len(found)
         return by_name
 
-    async def batch_of(self, infer: Told) -> Told:
-        """The batch in which an image was on the device, told with a trace of its own."""
+    async def batch_of(self, infer: ReceivedSpan) -> ReceivedSpan:
+        """The batch in which an image was on the device; it has a trace of its own."""
         (link,) = infer.links
         spans = await self.collector.until(lambda spans: any((one.trace, one.id) == link for one in spans))
         (batch,) = [one for one in spans if (one.trace, one.id) == link]
@@ -136,12 +138,12 @@ def collecting(port: int = 0) -> Iterator[Collector]:
         server.server_close()
 
 
-def _spans(body: bytes) -> Iterator[Told]:
+def _spans(body: bytes) -> Iterator[ReceivedSpan]:
     for group in ExportTraceServiceRequest.FromString(body).resource_spans:
         resource = _values(group.resource.attributes)
         for scope in group.scope_spans:
             for span in scope.spans:
-                yield Told(
+                yield ReceivedSpan(
                     resource=resource,
                     name=span.name,
                     kind=span.kind,

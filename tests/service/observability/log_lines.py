@@ -19,20 +19,20 @@ from service.settings import Settings
 
 MARKER = "MaRkEr"
 LIE = "sad\r\n2026-01-01T00:00:00Z [info] all is well \x1b[2K\x9b2K\u2028\u202e\x00"
-"""What would begin a line of its own, or play with a terminal."""
+"""Characters that break a line, or that a terminal obeys."""
 
 
 def main(style: str, level: str) -> None:
     configure_logs(level, style, "a-role")
     log = structlog.get_logger()
-    log.debug("of ours, for those who look closely")
+    log.debug("the service's own, at debug")
     log.info(f"event {LIE}", value=LIE, values=[LIE], number=1)
     try:
         raise ValueError(LIE)
     except ValueError:
         log.exception("failed", request_id="r-1")
     for library in ("uvicorn.error", "grpc._cython", "asyncio"):
-        logging.getLogger(library).warning("library says %s", LIE)
+        logging.getLogger(library).warning("library reports %s", LIE)
         logging.getLogger(library).debug(MARKER)
     logging.getLogger("uvicorn.access").info("127.0.0.1 GET /")
     warnings.warn(f"beware {LIE}", stacklevel=1)
@@ -41,7 +41,7 @@ def main(style: str, level: str) -> None:
 
 
 def _answer_a_request() -> None:
-    """What is logged on the way, by us and by a library, and what is told of it at the end."""
+    """Log during a request, by the service and by a library; the request's own line follows at its end."""
     settings = Settings(otlp_endpoint="http://127.0.0.1:9", drain_timeout_ms=1)
     with open_tracing(settings, "rest") as tracing:
         request_log = RequestLog("rest", FrontEndMetrics(CollectorRegistry()), tracing, access_log=True)
@@ -54,7 +54,7 @@ def _answer_a_request() -> None:
 
 
 def _decode_picture_with_a_secret() -> None:
-    """Pillow tells at level debug what it finds in a picture."""
+    """Decode a picture with a tag that Pillow logs at level debug."""
     exif = PIL.Image.Exif()
     exif[0x010F] = MARKER
     file = io.BytesIO()

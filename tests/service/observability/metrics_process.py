@@ -1,7 +1,7 @@
-"""A process with metrics, which does what its stdin says: `python -m tests.service.observability.metrics_process ROLE`.
+"""A process with metrics and commands on stdin: `python -m tests.service.observability.metrics_process ROLE`.
 
-A line is a JSON list: the name of a method of the role's metrics and its arguments, or `scrape` for what the
-process tells of itself or `scrape_all` for what it tells of all.
+A line is a JSON list: the name of a method of the role's metrics and its arguments; or `scrape`, which returns the
+process's own metrics; or `scrape_all`, which returns those of all processes that share its folder.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(role: str) -> None:
         sys.stdout.flush()
 
 
-class Telling:
+class MetricsProcess:
     """The process, from outside."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -67,21 +67,21 @@ class Telling:
         answer: str = json.loads(self._process.stdout.readline())
         return answer
 
-    def scrape(self) -> Told:
-        """What it tells of itself."""
-        return Told(self.do("scrape"))
+    def scrape(self) -> Scrape:
+        """The process's own metrics."""
+        return Scrape(self.do("scrape"))
 
-    def scrape_all(self) -> Told:
-        """What it tells of all that share its folder."""
-        return Told(self.do("scrape_all"))
+    def scrape_all(self) -> Scrape:
+        """The metrics of all processes that share its folder."""
+        return Scrape(self.do("scrape_all"))
 
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(timeout=30)
 
 
-class Told:
-    """A scrape's answer."""
+class Scrape:
+    """The answer to a scrape, parsed."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -91,7 +91,7 @@ class Told:
         """The value of the one sample of this name with these labels and no others; None where there is none."""
         samples = [one for family in self.families.values() for one in family.samples if one.name == name]
         found = [one.value for one in samples if one.labels == labels]
-        assert len(found) <= 1, f"told twice: {name} {labels}"
+        assert len(found) <= 1, f"two samples: {name} {labels}"
         return found[0] if found else None
 
     def values(self, name: str, label: str) -> set[str]:
@@ -101,8 +101,8 @@ class Told:
 
 
 @contextmanager
-def telling(role: str, folder: Path | None = None) -> Iterator[Telling]:
-    """A process of this role, whose files are in `folder`, or nowhere."""
+def metrics_process(role: str, folder: Path | None = None) -> Iterator[MetricsProcess]:
+    """Start a process of this role, whose metrics files are in `folder`; without a folder it has none."""
     environment = {name: value for name, value in os.environ.items() if name != MULTIPROC_DIR}
     if folder is not None:
         environment[MULTIPROC_DIR] = str(folder)
@@ -114,7 +114,7 @@ def telling(role: str, folder: Path | None = None) -> Iterator[Telling]:
         text=True,
     )
     try:
-        yield Telling(process)
+        yield MetricsProcess(process)
     finally:
         process.kill()
         process.communicate(timeout=30)

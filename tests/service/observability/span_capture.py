@@ -1,4 +1,4 @@
-"""Both front-ends as processes of their own, a worker but for its device, and a collector that all of them tell."""
+"""Both front-ends as processes of their own, a worker with a fake device, and a collector that receives all spans."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "20"
 
 IMAGE = ("predict", "decode", "queue", "infer", "post")
 """The spans of one image."""
+POISON = 66
+"""The grey level of a picture whose batch fails on the device."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class CallerTrace:
-    """A caller's own trace, and its span that asks."""
+    """A caller's own trace, and the span that sends the request."""
 
     trace: str
     span: str
@@ -63,7 +65,7 @@ def caller_trace(*, sampled: bool = True) -> CallerTrace:
 
 @asynccontextmanager
 async def traced_service(*flags: str) -> AsyncIterator[Traced]:
-    """All parts, ready; the front-ends have the given flags. The worker checks itself all the time."""
+    """Start all parts, the front-ends with `flags`, and wait until they are ready. The worker always checks itself."""
     with collecting() as collector:
         settings = Settings(heartbeat_interval_ms=50, otlp_endpoint=collector.url, self_check_interval_ms=20)
         with open_tracing(settings, "worker", follows=True) as tracing:
@@ -74,6 +76,7 @@ async def traced_service(*flags: str) -> AsyncIterator[Traced]:
                 httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
                 grpc.aio.insecure_channel(rpc.grpc_address) as channel,
             ):
+                worker.runner.poison = POISON
                 yield Traced(collector, http, channel, rest, rpc, worker)
 
 
@@ -81,7 +84,7 @@ async def traced_service(*flags: str) -> AsyncIterator[Traced]:
 async def front_end(
     kind: str, worker_address: str, collector: str, *flags: str, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[RunningService]:
-    """`convmlp rest` or `convmlp grpc`, ready; it must end well when we do, if it still runs."""
+    """Start `convmlp rest` or `convmlp grpc` and wait until it is ready. At the end it must stop with exit status 0."""
     ports = ("--http-port", "0") if kind == "rest" else ("--grpc-port", "0", "--grpc-metrics-port", "0")
     common = ("--worker-address", worker_address, "--heartbeat-interval-ms", "50", "--otlp-endpoint", collector)
     with started(kind, *ports, *common, *flags, environment=environment) as process:
@@ -95,14 +98,14 @@ async def front_end(
 
 
 async def stopped(process: RunningService) -> None:
-    """Ask a process to end, and wait for its good end. Its worker may live in this event loop."""
+    """Stop a process and wait for its exit status 0. The wait is in a thread: its worker may run in this event loop."""
     if process.process.poll() is None:
         process.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(process.process.wait, 60) == 0
 
 
 async def _ready(process: RunningService) -> None:
-    """Wait until it has heard of its worker."""
+    """Wait until it has a worker."""
     if process.url:
         async with httpx2.AsyncClient(base_url=process.url) as http:
             while not (await http.get("/readyz")).is_success:

@@ -1,4 +1,4 @@
-"""Real processes with real files: what each tells of itself, and of all together."""
+"""Metrics of real processes with real files: each process's own, and all together."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from importlib.metadata import version
 from pathlib import Path
 
 from service.observability.exposition import forget_process
-from tests.service.observability.metrics_process import telling
+from tests.service.observability.metrics_process import metrics_process
 
 COUNTED = "convmlp_requests_total"
 OK = {"transport": "rest", "task": "classify", "model": "m", "outcome": "ok"}
 REQUEST = ("request", "rest", "classify", "m", "ok", 0.01)
 
 
-def test_a_process_of_its_own_tells_of_itself() -> None:
-    """Without a shared folder: its counts, the version, and its own memory, CPU time and descriptors."""
-    with telling("rest") as rest:
+def test_a_process_without_a_folder_exposes_its_own_metrics() -> None:
+    """Without a shared folder a process exposes its counts, the version, and its memory, CPU time and descriptors."""
+    with metrics_process("rest") as rest:
         rest.do(*REQUEST)
-        for told in (rest.scrape(), rest.scrape_all()):
-            assert told(COUNTED, **OK) == 1
-            assert told("convmlp_build_info", version=version("convmlp-serving")) == 1
-            memory = told("process_resident_memory_bytes", process="rest")
+        for scrape in (rest.scrape(), rest.scrape_all()):
+            assert scrape(COUNTED, **OK) == 1
+            assert scrape("convmlp_build_info", version=version("convmlp-serving")) == 1
+            memory = scrape("process_resident_memory_bytes", process="rest")
             assert memory is not None
             assert 2**22 < memory < 2**32
             for name in ("process_cpu_seconds_total", "process_open_fds", "process_start_time_seconds"):
-                assert (told(name, process="rest") or 0) > 0
-            assert "_created" not in told.text
+                assert (scrape(name, process="rest") or 0) > 0
+            assert "_created" not in scrape.text
 
 
-def test_each_tells_the_sum_of_all(tmp_path: Path) -> None:
-    """Two front-ends and a worker: any of them tells what all count, and how each of them is."""
+def test_each_process_exposes_the_sum_of_all(tmp_path: Path) -> None:
+    """Of two front-ends and a worker each exposes the counts of all three and the process figures of each."""
     with (
-        telling("rest-0", tmp_path) as one,
-        telling("grpc-0", tmp_path) as two,
-        telling("worker-0", tmp_path) as worker,
+        metrics_process("rest-0", tmp_path) as one,
+        metrics_process("grpc-0", tmp_path) as two,
+        metrics_process("worker-0", tmp_path) as worker,
     ):
         one.do(*REQUEST)
         two.do(*REQUEST)
@@ -46,25 +46,25 @@ def test_each_tells_the_sum_of_all(tmp_path: Path) -> None:
         worker.do("add_model", "m", "classify")
         worker.do("waited", "m", 0.02)
         worker.do("batch", "m", 3, 0.5)
-        for told in (one.scrape_all(), two.scrape_all(), worker.scrape_all()):
-            assert told(COUNTED, **OK) == 2
-            assert told("convmlp_in_flight_requests") == 5
-            assert told("convmlp_in_flight_limit") == 20
-            assert told("convmlp_batch_size_sum", model="m") == 3
-            assert told("convmlp_images_total", model="m") == 3
-            assert told("convmlp_device_busy_seconds_total", model="m") == 0.5
+        for scrape in (one.scrape_all(), two.scrape_all(), worker.scrape_all()):
+            assert scrape(COUNTED, **OK) == 2
+            assert scrape("convmlp_in_flight_requests") == 5
+            assert scrape("convmlp_in_flight_limit") == 20
+            assert scrape("convmlp_batch_size_sum", model="m") == 3
+            assert scrape("convmlp_images_total", model="m") == 3
+            assert scrape("convmlp_device_busy_seconds_total", model="m") == 0.5
             for stage, images in (("decode", 1), ("queue", 1), ("infer", 3)):
-                assert told("convmlp_stage_duration_seconds_count", stage=stage, task="classify") == images
-            assert told.values("process_resident_memory_bytes", "process") == {"rest-0", "grpc-0", "worker-0"}
-            assert told("convmlp_build_info", version=version("convmlp-serving")) == 1
+                assert scrape("convmlp_stage_duration_seconds_count", stage=stage, task="classify") == images
+            assert scrape.values("process_resident_memory_bytes", "process") == {"rest-0", "grpc-0", "worker-0"}
+            assert scrape("convmlp_build_info", version=version("convmlp-serving")) == 1
 
 
-def test_a_worker_tells_of_itself_alone(tmp_path: Path) -> None:
-    """Its own port has nothing of front-ends, nor of another worker: who scrapes all of a kind counts nothing twice."""
+def test_a_worker_exposes_its_own_metrics_alone(tmp_path: Path) -> None:
+    """A worker's port has no metrics of front-ends nor of another worker: scraping all workers counts nothing twice."""
     with (
-        telling("rest-0", tmp_path) as rest,
-        telling("worker-0", tmp_path) as one,
-        telling("worker-1", tmp_path) as two,
+        metrics_process("rest-0", tmp_path) as rest,
+        metrics_process("worker-0", tmp_path) as one,
+        metrics_process("worker-1", tmp_path) as two,
     ):
         rest.do(*REQUEST)
         for worker, images in ((one, 2), (two, 5)):
@@ -73,37 +73,37 @@ def test_a_worker_tells_of_itself_alone(tmp_path: Path) -> None:
         assert one.scrape()("convmlp_images_total", model="m") == 2
         assert two.scrape()("convmlp_images_total", model="m") == 5
         assert rest.scrape_all()("convmlp_images_total", model="m") == 7
-        told = one.scrape()
-        assert told(COUNTED, **OK) is None
-        assert told.values("process_resident_memory_bytes", "process") == {"worker-0"}
+        scrape = one.scrape()
+        assert scrape(COUNTED, **OK) is None
+        assert scrape.values("process_resident_memory_bytes", "process") == {"worker-0"}
 
 
 def test_a_successor_counts_on(tmp_path: Path) -> None:
-    """A killed process's counts stay, and its successor goes on with them; what it said of the present goes with it."""
-    with telling("rest-0", tmp_path) as witness:
+    """A killed process's counts stay, and its successor adds to them; its gauges of the present are removed."""
+    with metrics_process("rest-0", tmp_path) as witness:
         witness.do("in_flight", 1)
-        with telling("grpc-0", tmp_path) as killed:
+        with metrics_process("grpc-0", tmp_path) as killed:
             killed.do(*REQUEST)
             killed.do("in_flight", 7)
             killed.do("workers_up", 1, 1)
             assert witness.scrape_all()("convmlp_in_flight_requests") == 8
             killed.kill()
         forget_process("grpc-0", tmp_path)
-        told = witness.scrape_all()
-        assert told("convmlp_in_flight_requests") == 1
-        assert told(COUNTED, **OK) == 1
-        assert told.values("process_open_fds", "process") == {"rest-0"}
-        with telling("grpc-0", tmp_path) as successor:
+        scrape = witness.scrape_all()
+        assert scrape("convmlp_in_flight_requests") == 1
+        assert scrape(COUNTED, **OK) == 1
+        assert scrape.values("process_open_fds", "process") == {"rest-0"}
+        with metrics_process("grpc-0", tmp_path) as successor:
             successor.do(*REQUEST)
-            told = witness.scrape_all()
-            assert told(COUNTED, **OK) == 2
-            assert told("convmlp_in_flight_requests") == 1
+            scrape = witness.scrape_all()
+            assert scrape(COUNTED, **OK) == 2
+            assert scrape("convmlp_in_flight_requests") == 1
 
 
 def test_a_lost_worker_leaves_no_readiness(tmp_path: Path) -> None:
-    """Once it is forgotten no model is told ready and no image waiting, while its counts stay."""
-    with telling("rest-0", tmp_path) as rest:
-        with telling("worker-0", tmp_path) as worker:
+    """After `forget_process` a worker has no ready model and no waiting image; its counts stay."""
+    with metrics_process("rest-0", tmp_path) as rest:
+        with metrics_process("worker-0", tmp_path) as worker:
             worker.do("add_model", "m", "classify")
             worker.do("model_ready", "m", {"ready": True})
             worker.do("queue", "m", 4, 100)
@@ -112,15 +112,15 @@ def test_a_lost_worker_leaves_no_readiness(tmp_path: Path) -> None:
             assert rest.scrape_all()("convmlp_model_ready", model="m") == 1
             worker.kill()
         forget_process("worker-0", tmp_path)
-        told = rest.scrape_all()
+        scrape = rest.scrape_all()
         for name in ("convmlp_model_ready", "convmlp_queue_depth", "convmlp_queue_limit"):
-            assert name not in told.families
-        assert told("convmlp_images_total", model="m") == 1
+            assert name not in scrape.families
+        assert scrape("convmlp_images_total", model="m") == 1
 
 
-def test_one_front_end_that_hears_no_worker_is_seen(tmp_path: Path) -> None:
+def test_one_front_end_without_workers_is_seen(tmp_path: Path) -> None:
     """`worker_up` and `workers_up` are the worst that any front-end sees, `model_ready` the worst of any worker."""
-    with telling("rest-0", tmp_path) as one, telling("rest-1", tmp_path) as two:
+    with metrics_process("rest-0", tmp_path) as one, metrics_process("rest-1", tmp_path) as two:
         one.do("workers_up", 2, 2)
         two.scrape()  # it has started
         assert one.scrape_all()("convmlp_worker_up") == 0
@@ -132,73 +132,73 @@ def test_one_front_end_that_hears_no_worker_is_seen(tmp_path: Path) -> None:
         assert one.scrape_all()("convmlp_workers_up") == 2
 
 
-def test_an_unloaded_model_is_not_told_of(tmp_path: Path) -> None:
-    """Shared or not, its readiness and its queue vanish, its counts stay; loaded again it is there again."""
+def test_an_unloaded_model_has_no_readiness(tmp_path: Path) -> None:
+    """With a shared folder or without, its readiness and queue vanish and its counts stay; a new load restores them."""
     for folder in (None, tmp_path):
-        with telling("worker-0", folder) as worker:
+        with metrics_process("worker-0", folder) as worker:
             for model in ("stays", "goes"):
                 worker.do("add_model", model, "classify")
                 worker.do("model_ready", model, {"ready": True})
                 worker.do("batch", model, 1, 0.1)
             worker.do("remove_model", "goes")
-            for told in (worker.scrape(), worker.scrape_all()):
-                assert told.values("convmlp_model_ready", "model") == {"stays"}
-                assert told.values("convmlp_queue_depth", "model") == {"stays"}
-                assert told.values("convmlp_images_total", "model") == {"stays", "goes"}
+            for scrape in (worker.scrape(), worker.scrape_all()):
+                assert scrape.values("convmlp_model_ready", "model") == {"stays"}
+                assert scrape.values("convmlp_queue_depth", "model") == {"stays"}
+                assert scrape.values("convmlp_images_total", "model") == {"stays", "goes"}
             worker.do("add_model", "goes", "classify")
             assert worker.scrape()("convmlp_model_ready", model="goes") == 0
 
 
 def test_restarts_are_counted_once(tmp_path: Path) -> None:
-    """A front-end of its own counts the workers that it meets; under a supervisor, which counts them, it does not."""
-    with telling("rest") as alone:
+    """A front-end without a supervisor counts its workers' restarts; a supervised one leaves that to the supervisor."""
+    with metrics_process("rest") as alone:
         assert alone.scrape()("convmlp_worker_restarts_total") == 0
         alone.do("worker_replaced")
         assert alone.scrape()("convmlp_worker_restarts_total") == 1
-    with telling("rest-0", tmp_path) as supervised:
+    with metrics_process("rest-0", tmp_path) as supervised:
         supervised.do("worker_replaced")
         assert supervised.scrape_all()("convmlp_worker_restarts_total") is None
 
 
 def test_a_worker_that_is_half_forgotten_does_no_harm(tmp_path: Path) -> None:
-    """While its files are removed one after the other a scrape tells what is left."""
-    with telling("rest-0", tmp_path) as rest, telling("worker-0", tmp_path) as worker:
+    """While a worker's files are removed one after the other, a scrape exposes the rest."""
+    with metrics_process("rest-0", tmp_path) as rest, metrics_process("worker-0", tmp_path) as worker:
         worker.do("add_model", "m", "classify")
         worker.kill()
         (tmp_path / "gauge_livesum_worker-0.db").unlink()
-        told = rest.scrape_all()
-        assert told("convmlp_model_ready", model="m") == 0
-        assert "convmlp_queue_depth" not in told.families
+        scrape = rest.scrape_all()
+        assert scrape("convmlp_model_ready", model="m") == 0
+        assert "convmlp_queue_depth" not in scrape.families
 
 
 def test_a_process_that_is_just_starting_does_no_harm(tmp_path: Path) -> None:
-    """Its files and the one with its number are empty for a moment."""
-    with telling("rest-0", tmp_path) as rest:
+    """A scrape succeeds while a new process's metrics files and pid file are still empty."""
+    with metrics_process("rest-0", tmp_path) as rest:
         rest.do(*REQUEST)
         (tmp_path / "counter_rest-1.db").touch()
         (tmp_path / "rest-1.pid").touch()
-        told = rest.scrape_all()
-        assert told(COUNTED, **OK) == 1
-        assert told.values("process_open_fds", "process") == {"rest-0"}
+        scrape = rest.scrape_all()
+        assert scrape(COUNTED, **OK) == 1
+        assert scrape.values("process_open_fds", "process") == {"rest-0"}
 
 
 def test_every_process_knows_which_gpus_are_used(tmp_path: Path) -> None:
-    """A worker says which GPU is its own; whoever tells of all tells of it, until the worker is gone."""
-    with telling("rest-0", tmp_path) as rest:
-        with telling("worker-0", tmp_path) as worker:
+    """A worker's GPU is in its own metrics and in those of all processes, until the worker is forgotten."""
+    with metrics_process("rest-0", tmp_path) as rest:
+        with metrics_process("worker-0", tmp_path) as worker:
             assert "gpu" not in rest.scrape_all().text
             worker.do("uses_gpu", "GPU-1", "NVIDIA H200", "cuda:0")
-            for told in (worker.scrape(), rest.scrape_all()):
-                assert told("convmlp_gpu_info", gpu="GPU-1", name="NVIDIA H200", device="cuda:0") == 1
+            for scrape in (worker.scrape(), rest.scrape_all()):
+                assert scrape("convmlp_gpu_info", gpu="GPU-1", name="NVIDIA H200", device="cuda:0") == 1
             worker.kill()
         forget_process("worker-0", tmp_path)
         assert "gpu" not in rest.scrape_all().text
 
 
 def test_a_process_that_ended_has_no_figures(tmp_path: Path) -> None:
-    """Between its end and its supervisor's noticing nothing is told of its memory, and the rest is told as ever."""
-    with telling("rest-0", tmp_path) as rest:
-        with telling("rest-1", tmp_path) as ended:
+    """A process that ended has no process figures, even before its supervisor notices; the others keep theirs."""
+    with metrics_process("rest-0", tmp_path) as rest:
+        with metrics_process("rest-1", tmp_path) as ended:
             ended.scrape()
             ended.kill()
         assert (tmp_path / "rest-1.pid").read_text() == str(ended.pid)

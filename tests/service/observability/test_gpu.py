@@ -1,4 +1,4 @@
-"""GPU figures, with a stand-in for NVML; and the real binding, on a machine that may have no GPU."""
+"""GPU figures, with a fake NVML, and with the real binding on a machine that may have no GPU."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def figures(nvml: FakeNvml, clock: Clock) -> GpuFigures:
     return GpuFigures(lambda: nvml, clock)
 
 
-def told(figures: GpuFigures, *gpus: str) -> dict[tuple[str, str], float]:
+def samples(figures: GpuFigures, *gpus: str) -> dict[tuple[str, str], float]:
     """Each sample's value, by its metric's name without the prefix, and its GPU."""
     families = figures.read(set(gpus))
     return {
@@ -96,19 +96,19 @@ def told(figures: GpuFigures, *gpus: str) -> dict[tuple[str, str], float]:
     }
 
 
-def test_the_gpus_that_are_used_are_told_of(figures: GpuFigures) -> None:
-    """In the contract's units, by UUID; of another GPU in the machine nothing is told."""
-    assert told(figures, ONE) == {
+def test_the_gpus_in_use_have_samples(figures: GpuFigures) -> None:
+    """Samples are in the contract's units, by UUID; another GPU of the machine has none."""
+    assert samples(figures, ONE) == {
         ("utilization_ratio", ONE): 0.73,
         ("memory_used_bytes", ONE): 3 * GIB,
         ("memory_total_bytes", ONE): 80 * GIB,
     }
-    assert told(figures, ONE, OTHER)["memory_used_bytes", OTHER] == 0
-    assert told(figures, OTHER).keys() == {(name, OTHER) for name, _ in told(figures, OTHER)}
+    assert samples(figures, ONE, OTHER)["memory_used_bytes", OTHER] == 0
+    assert samples(figures, OTHER).keys() == {(name, OTHER) for name, _ in samples(figures, OTHER)}
 
 
 def test_a_scrape_has_the_workers_gpu(figures: GpuFigures, nvml: FakeNvml, clock: Clock) -> None:
-    """As soon as the worker has said which is its own; read anew at each scrape."""
+    """A scrape has the GPU's figures once the worker has named its GPU, read anew each time."""
     own = CollectorRegistry()
     metrics, registry = WorkerMetrics(own, {}), registry_of_one(own, figures)
     assert b"gpu" not in exposition(registry)[0]
@@ -121,16 +121,16 @@ def test_a_scrape_has_the_workers_gpu(figures: GpuFigures, nvml: FakeNvml, clock
 
 
 def test_without_a_gpu_nvml_is_not_even_loaded() -> None:
-    """A worker on a CPU, or a front-end without the binding, tells nothing and needs nothing."""
+    """A process without a GPU has no GPU samples and does not load the binding."""
 
     def load() -> Any:  # noqa: ANN401
         raise AssertionError("loaded")
 
-    assert told(GpuFigures(load)) == {}
+    assert samples(GpuFigures(load)) == {}
 
 
 def test_where_it_is_not_installed_all_is_left_out() -> None:
-    """No binding: no samples, and one word in the log however often it is scraped."""
+    """Without the binding there are no samples, and one log line for all scrapes."""
 
     def load() -> Any:  # noqa: ANN401
         raise ImportError("No module named 'pynvml'")
@@ -139,7 +139,7 @@ def test_where_it_is_not_installed_all_is_left_out() -> None:
         clock = Clock()
         figures = GpuFigures(load, clock)
         for _ in range(3):
-            assert told(figures, ONE) == {}
+            assert samples(figures, ONE) == {}
             clock.now_s += 10
     assert len(logs) == 1
     assert "pynvml" in logs[0]["error"]
@@ -149,21 +149,21 @@ def test_the_real_binding_knows_no_such_gpu() -> None:
     """With the real library, whether or not this machine has a driver, an unknown GPU has no samples."""
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     with capture_logs() as logs:
-        assert told(GpuFigures(load_nvml), ONE) == {}
+        assert samples(GpuFigures(load_nvml), ONE) == {}
     assert len(logs) == 1
 
 
 def test_a_driver_that_comes_later_is_found(figures: GpuFigures, nvml: FakeNvml, clock: Clock) -> None:
-    """A failed start is tried again, said once; a good one is made once."""
+    """A failed NVML start is retried at each scrape and logged once; after a successful one there is no other."""
     nvml.broken = {"init"}
     with capture_logs() as logs:
         for _ in range(3):
-            assert told(figures, ONE) == {}
+            assert samples(figures, ONE) == {}
             clock.now_s += 10
     assert len(logs) == 1
     nvml.broken = set()
     for _ in range(3):
-        assert len(told(figures, ONE)) == 3
+        assert len(samples(figures, ONE)) == 3
         clock.now_s += 10
     assert nvml.calls.count("init") == 4
 
@@ -179,39 +179,39 @@ def test_a_driver_that_comes_later_is_found(figures: GpuFigures, nvml: FakeNvml,
 def test_what_cannot_be_read_is_left_out(
     figures: GpuFigures, nvml: FakeNvml, clock: Clock, broken: str, left: set[str]
 ) -> None:
-    """Never 0, never the figure of before; said once; and there again as soon as it can be read."""
-    assert len(told(figures, ONE)) == 3
+    """A figure that cannot be read has no sample, neither 0 nor the last one, and one log line; it returns later."""
+    assert len(samples(figures, ONE)) == 3
     nvml.broken = {broken}
     with capture_logs() as logs:
         for _ in range(3):
             clock.now_s += 10
-            assert {name for name, _ in told(figures, ONE)} == left
+            assert {name for name, _ in samples(figures, ONE)} == left
     assert [log["error"] for log in logs] == [f"{broken} is broken"]
     assert logs[0]["gpu"] == ONE
     nvml.broken = set()
     clock.now_s += 10
-    assert len(told(figures, ONE)) == 3
+    assert len(samples(figures, ONE)) == 3
 
 
-def test_scrapes_in_quick_succession_ask_once(figures: GpuFigures, nvml: FakeNvml, clock: Clock) -> None:
-    """Whoever scrapes as fast as he can costs the driver one reading a second."""
+def test_scrapes_in_quick_succession_read_once(figures: GpuFigures, nvml: FakeNvml, clock: Clock) -> None:
+    """Scrapes in quick succession share one reading of the driver a second."""
     for _ in range(50):
-        told(figures, ONE)
+        samples(figures, ONE)
     assert nvml.calls.count("memory") == 1
     nvml.utilization[ONE] = 20
     clock.now_s += MAX_AGE_S
-    assert told(figures, ONE)["utilization_ratio", ONE] == 0.2
+    assert samples(figures, ONE)["utilization_ratio", ONE] == 0.2
     assert nvml.calls.count("memory") == 2
 
 
 def test_a_driver_that_hangs_holds_up_one_scrape(figures: GpuFigures, nvml: FakeNvml, clock: Clock) -> None:
-    """The others are told nothing at once, no further threads are made, and once it answers all is as before."""
+    """While the driver hangs, later scrapes return no samples at once and start no threads; its answer ends that."""
     nvml.answering.clear()
     with capture_logs() as logs:
-        assert told(figures, ONE) == {}
+        assert samples(figures, ONE) == {}
         for _ in range(5):
             clock.now_s += 10
-            assert told(figures, ONE) == {}
+            assert samples(figures, ONE) == {}
     assert nvml.calls == ["init"]
     assert len(logs) == 1
     nvml.answering.set()
@@ -219,4 +219,4 @@ def test_a_driver_that_hangs_holds_up_one_scrape(figures: GpuFigures, nvml: Fake
         if thread.name == "nvml":
             thread.join(timeout=30)
     clock.now_s += 10
-    assert len(told(figures, ONE)) == 3
+    assert len(samples(figures, ONE)) == 3

@@ -1,4 +1,4 @@
-"""The log: one pipeline for all that is said, and lines that nobody else can write."""
+"""The log: all messages take one path, and a caller's text cannot begin a line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.service.observability.log_lines import MARKER
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
-def said(style: str, level: str = "info") -> str:
-    """What the process of `logged.py` writes."""
+def written(style: str, level: str = "info") -> str:
+    """The standard error of a process of `log_lines.py`."""
     command = [sys.executable, "-m", "tests.service.observability.log_lines", style, level]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert done.stdout == b""
@@ -26,11 +26,11 @@ def said(style: str, level: str = "info") -> str:
 
 
 def json_lines(level: str = "info") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in said("json", level).splitlines()]
+    return [json.loads(line) for line in written("json", level).splitlines()]
 
 
 def test_every_line_of_json_is_an_object_with_its_time_in_utc() -> None:
-    """What a caller sent, a library said or a warning quotes is a value of one line; values come back unchanged."""
+    """Text of a caller, a library or a warning is a value in one line, and parses back unchanged."""
     lines = json_lines()
     assert all(UTC.fullmatch(line["timestamp"]) and line["role"] == "a-role" for line in lines)
     assert [line["event"].split(" ")[0] for line in lines[:2]] == ["event", "failed"]
@@ -56,27 +56,27 @@ def test_processes_that_share_a_log_do_not_break_each_other_s_lines() -> None:
 
 
 def test_libraries_and_warnings_go_the_same_way() -> None:
-    """uvicorn's, gRPC's, asyncio's and Python's own words are lines like all others, under their logger's name."""
+    """uvicorn's, gRPC's, asyncio's and Python's own messages are lines like all others, under their logger's name."""
     others = [(line["logger"], line["level"]) for line in json_lines() if "logger" in line]
     libraries = ["uvicorn.error", "grpc._cython", "asyncio", "py.warnings"]
     assert others[:-1] == [(name, "warning") for name in libraries]
 
 
 def test_lines_in_a_request_s_context_name_it() -> None:
-    """Ours and a library's, by the request's id and the span of its step; outside of it there is neither."""
+    """The service's and a library's lines carry the request's id and its step's span; lines outside carry neither."""
     lines = [line for line in json_lines() if line["event"] in ("on the way", "request", "after it")]
-    ours, library, told, after = lines
+    ours, library, request, after = lines
     assert library["logger"] == "library"
-    assert {line["request_id"] for line in (ours, library, told)} == {"r-2"}
-    assert len({line["trace_id"] for line in (ours, library, told)}) == 1
+    assert {line["request_id"] for line in (ours, library, request)} == {"r-2"}
+    assert len({line["trace_id"] for line in (ours, library, request)}) == 1
     assert ours["span_id"] == library["span_id"] == ours["step"]
-    assert told["span_id"] == ours["request"]
+    assert request["span_id"] == ours["request"]
     assert after.keys().isdisjoint({"request_id", "trace_id", "span_id"})
 
 
-def test_nobody_else_can_begin_a_line_for_people() -> None:
-    """Line breaks and control characters are escaped wherever they come from; a traceback's lines are set in."""
-    text = said("console")
+def test_a_callers_text_cannot_begin_a_console_line() -> None:
+    """Line breaks and control characters are escaped in every message; a traceback's lines are indented."""
+    text = written("console")
     assert re.search(r"[^\x20-\x7e\n]", text) is None
     lines = text.split("\n")[:-1]
     for line in lines:
@@ -87,9 +87,9 @@ def test_nobody_else_can_begin_a_line_for_people() -> None:
 
 
 @pytest.mark.parametrize("style", ["console", "json"])
-def test_at_debug_we_say_more_and_libraries_do_not(style: str) -> None:
-    """Pillow would tell what is in a picture."""
-    text = said(style, "debug")
-    assert "for those who look closely" in text
+def test_debug_adds_own_lines_and_none_of_libraries(style: str) -> None:
+    """At level debug the service logs more, and libraries do not: Pillow logs a picture's contents."""
+    text = written(style, "debug")
+    assert "the service's own, at debug" in text
     assert MARKER not in text
     assert "GET /" not in text

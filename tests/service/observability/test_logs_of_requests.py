@@ -1,16 +1,15 @@
-"""One line for each request, in the log of a real process, under the ids by which it is found again."""
+"""The log of a real process has one line for each request, with the ids of the request and its trace."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
-import pytest_asyncio
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from convmlp.v1 import vision_pb2 as pb
@@ -22,7 +21,7 @@ from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import fake_worker
 from tests.service.frontend.grpc_server import health_of, refusal
 from tests.service.frontend.rest_server import picture
-from tests.service.observability.span_capture import Traced, caller_trace, front_end, stopped, traced_service
+from tests.service.observability.span_capture import Traced, caller_trace, front_end, stopped
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -31,14 +30,8 @@ STAGES = {"decode_ms", "queue_ms", "infer_ms", "post_ms", "total_ms"}
 Lines = list[dict[str, Any]]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service() -> AsyncIterator[Traced]:
-    async with traced_service() as traced:
-        yield traced
-
-
 async def lines_of(process: RunningService, wanted: Callable[[dict[str, Any]], bool], count: int = 1) -> Lines:
-    """The lines that are wanted, once there are as many."""
+    """Wait until there are `count` wanted lines, and return them."""
     async with asyncio.timeout(20):
         while len(found := [line for line in process.lines if wanted(line)]) < count:
             await asyncio.sleep(0.01)
@@ -50,8 +43,8 @@ async def line_of(process: RunningService, request_id: str, event: str = "reques
     return line
 
 
-async def test_a_line_says_what_became_of_a_request(service: Traced) -> None:
-    """Over REST: who asked for what, the outcome, how much, and where the time went; with the ids of its trace."""
+async def test_a_request_has_one_line(service: Traced) -> None:
+    """A REST request's line has caller, task, model, outcome, bytes, milliseconds by stage, and its trace's ids."""
     caller = caller_trace()
     image = picture(9)
     headers = {**caller.headers, "x-request-id": "rest-1"}
@@ -79,8 +72,8 @@ async def test_a_line_says_what_became_of_a_request(service: Traced) -> None:
     assert [span.name for span in spans if span.id == line["span_id"]] == ["POST /classify"]
 
 
-async def test_a_line_says_what_became_of_a_call(service: Traced) -> None:
-    """Over gRPC the same, under the id in the message."""
+async def test_a_call_has_one_line(service: Traced) -> None:
+    """A gRPC call's line has the same fields, under the id in the message."""
     caller = caller_trace()
     request = pb.ClassifyRequest(image=picture(9), id="rpc-1")
     reply = await VisionStub(service.channel).Classify(request, metadata=caller.metadata)
@@ -92,7 +85,7 @@ async def test_a_line_says_what_became_of_a_call(service: Traced) -> None:
 
 
 async def test_errors_are_lines_as_well(service: Traced) -> None:
-    """With the domain error's code and the transport's status; the time of stages that there were none of is not."""
+    """A failed request's line has the error's code and the transport's status, and no time of stages that never ran."""
     await service.http.post("/detect?top_k=0", content=picture(9), headers={"x-request-id": "bad-1"})
     line = await line_of(service.rest, "bad-1")
     assert (line["task"], line["outcome"], line["status"]) == ("detect", "bad-parameter", 422)
@@ -107,7 +100,7 @@ async def test_errors_are_lines_as_well(service: Traced) -> None:
 
 
 async def test_each_message_of_a_stream_is_a_line_and_the_call_another(service: Traced) -> None:
-    """The call's line has the bytes of all."""
+    """Each message of a stream has a line; the call's line adds up their bytes."""
     metadata = (("x-request-id", "stream-1"), *caller_trace().metadata)
     requests = [pb.ClassifyRequest(id="one", image=picture(9)), pb.ClassifyRequest(image=b"no picture")]
     async for _ in VisionStub(service.channel).ClassifyStream(iter(requests), metadata=metadata):
@@ -123,7 +116,7 @@ async def test_each_message_of_a_stream_is_a_line_and_the_call_another(service: 
 
 
 async def test_unrecorded_requests_have_no_trace_in_their_lines(service: Traced) -> None:
-    """Also the second of two on one connection whose first was recorded."""
+    """An unrecorded request's line has no trace, even after a recorded one on the same connection."""
     headers = {**caller_trace().headers, "x-request-id": "recorded"}
     unrecorded = {**caller_trace(sampled=False).headers, "x-request-id": "unrecorded"}
     await service.http.post("/classify", content=picture(9), headers=headers)
@@ -133,7 +126,7 @@ async def test_unrecorded_requests_have_no_trace_in_their_lines(service: Traced)
 
 
 async def test_requests_sent_at_once_on_one_connection_are_kept_apart(service: Traced) -> None:
-    """Of pipelined requests each has its own ids, though the second begins where the first ends."""
+    """Each of two pipelined requests has its own ids."""
     recorded, unrecorded = caller_trace(), caller_trace(sampled=False)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(service.rest.url.rpartition(":")[2]))
     for name, caller in (("pipe-1", recorded), ("pipe-2", unrecorded)):
@@ -150,7 +143,7 @@ async def test_requests_sent_at_once_on_one_connection_are_kept_apart(service: T
 
 
 async def test_probes_are_no_lines(service: Traced) -> None:
-    """Whoever asks for health or metrics every second does not fill the log."""
+    """Requests for health and metrics have no lines."""
     for path in ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
         assert (await service.http.get(path, headers={"x-request-id": "probe"})).status_code == 200
     probe = (("x-request-id", "probe"),)
@@ -165,7 +158,7 @@ async def test_probes_are_no_lines(service: Traced) -> None:
 
 
 async def test_without_an_access_log_requests_are_no_lines() -> None:
-    """Errors that nobody expected still are."""
+    """With --no-access-log requests have no lines."""
     async with (
         fake_worker(Settings()) as worker,
         front_end("rest", worker.address, "", "--no-access-log") as rest,
@@ -177,11 +170,11 @@ async def test_without_an_access_log_requests_are_no_lines() -> None:
 
 
 LIES = (b"%0d%0a2026 [info] all is well", b"%1b%5b2K", b"%e2%80%ae", b"\x1b[2K", b"%00")
-"""To be put into a path; none may begin a line, or reach a terminal as it is."""
+"""Parts of a path; none may begin a line, nor reach a terminal unescaped."""
 
 
-async def test_callers_cannot_write_lines_for_people() -> None:
-    """Control characters in an id or in a path, however encoded, are escaped."""
+async def test_callers_cannot_write_console_lines() -> None:
+    """Control characters in an id or a path are escaped, in each encoding."""
     async with fake_worker(Settings()) as worker:
         flags = ("--http-port", "0", "--worker-address", worker.address, "--log-format", "console")
         with started("rest", *flags) as process:
@@ -205,7 +198,7 @@ async def _send(port: int, lie: bytes) -> None:
 
 
 async def test_callers_choose_no_unprintable_ids(service: Traced) -> None:
-    """An id that is not printable ASCII is not the one in the log."""
+    """An id that is not printable ASCII is replaced by a random one in the log."""
     image = picture(9, width=77)
     await VisionStub(service.channel).Classify(pb.ClassifyRequest(image=image, id="a\r\nb\x1b[2K\u202e"))
     size = pb.ClassifyRequest(image=image, id="a\r\nb\x1b[2K\u202e").ByteSize()

@@ -1,4 +1,4 @@
-"""What is counted, and under which names and labels."""
+"""The metrics: their names and labels, and what each counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from model.errors import ConvMLPError, ImageUndecodable
 from service.errors import DOMAIN_ERRORS, Overloaded, RateLimited, Refusal, RetryLater, Unauthenticated
 from service.observability.metrics import FrontEndMetrics, WorkerMetrics
-from tests.service.observability.metrics_process import telling
+from tests.service.observability.metrics_process import metrics_process
 
 FRONT_END = {
     "convmlp_requests_total": {"transport", "task", "model", "outcome"},
@@ -29,33 +29,33 @@ WORKER = {
 
 
 def test_front_ends_names_are_the_contracts() -> None:
-    """A front-end tells every metric of its own by the fixed name, with the fixed labels."""
-    with telling("rest") as rest:
+    """A front-end exposes each of its metrics under the contract's name and labels."""
+    with metrics_process("rest") as rest:
         rest.do("request", "rest", "classify", "m", "ok", 0.01)
         rest.do("stage", "decode", "classify", 0.01)
-        told = rest.scrape()
+        scrape = rest.scrape()
     for name, labels in FRONT_END.items():
-        samples = [one for family in told.families.values() for one in family.samples if one.name == name]
+        samples = [one for family in scrape.families.values() for one in family.samples if one.name == name]
         assert samples, name
         assert all(set(one.labels) == labels for one in samples), name
 
 
 def test_a_workers_names_are_the_contracts() -> None:
-    """A worker tells every metric of its own by the fixed name, with the fixed labels; without a GPU none of a GPU."""
-    with telling("worker") as worker:
+    """A worker exposes each of its metrics under the contract's name and labels, and without a GPU none of a GPU."""
+    with metrics_process("worker") as worker:
         worker.do("add_model", "m", "classify")
         worker.do("waited", "m", 0.01)
         worker.do("batch", "m", 1, 0.01)
-        told = worker.scrape()
+        scrape = worker.scrape()
     for name, labels in WORKER.items():
-        samples = [one for family in told.families.values() for one in family.samples if one.name == name]
+        samples = [one for family in scrape.families.values() for one in family.samples if one.name == name]
         assert samples, name
         assert all(set(one.labels) == labels for one in samples), name
-    assert "gpu" not in told.text
+    assert "gpu" not in scrape.text
 
 
-def test_all_reasons_are_told_from_the_start() -> None:
-    """A refusal that never happened is 0 and not missing: the first one is a rise, which a rate sees."""
+def test_all_reasons_have_samples_from_the_start() -> None:
+    """A reason without refusals has the sample 0, so that `rate()` sees the first refusal."""
     registry = CollectorRegistry()
     FrontEndMetrics(registry)
     for reason in Refusal:
@@ -64,18 +64,18 @@ def test_all_reasons_are_told_from_the_start() -> None:
 
 @pytest.mark.parametrize("kind", DOMAIN_ERRORS)
 def test_an_error_is_a_refusal_or_it_is_not(kind: type[ConvMLPError]) -> None:
-    """Those that say "not now" are counted, once, but for the gate's own, which it counts itself; no other is."""
+    """An error that asks to retry later is one refusal; authentication counts its own errors; no other error counts."""
     registry = CollectorRegistry()
     FrontEndMetrics(registry).count_error(kind("words"))
     counted = sum(registry.get_sample_value("convmlp_rejected_total", {"reason": one}) or 0 for one in Refusal)
-    by_the_gate = kind in (RateLimited, Unauthenticated)
+    by_authentication = kind in (RateLimited, Unauthenticated)
     later = issubclass(kind, RetryLater) or kind.code == "deadline-exceeded"
-    assert counted == (1 if later and not by_the_gate else 0)
+    assert counted == (1 if later and not by_authentication else 0)
 
 
 @pytest.mark.parametrize("reason", [Refusal.QUEUE, Refusal.BODIES, Refusal.IN_FLIGHT])
 def test_what_was_full_is_the_reason(reason: Refusal) -> None:
-    """One error, whose reason says which bound was met."""
+    """One error has several reasons; the count is under the bound that was met."""
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
     metrics.count_error(Overloaded("full", 1.0, reason))
@@ -84,7 +84,7 @@ def test_what_was_full_is_the_reason(reason: Refusal) -> None:
 
 
 def test_every_image_of_a_batch_is_inferred_for_as_long_as_the_batch() -> None:
-    """Stages are an image's; what the device was busy is counted once."""
+    """Stage durations are per image; the device's busy time counts once a batch."""
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {"m": "detect"})
     metrics.batch("m", 4, 0.25)
@@ -97,7 +97,7 @@ def test_every_image_of_a_batch_is_inferred_for_as_long_as_the_batch() -> None:
 
 
 def test_a_batch_on_a_part_of_the_device_keeps_that_part_busy() -> None:
-    """Two batches next to each other for a second, each on half of the device, are one second of it."""
+    """Two batches that run side by side for a second, each on half of the device, are one busy second."""
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {"m": "detect"})
     for _ in range(2):
@@ -106,8 +106,8 @@ def test_a_batch_on_a_part_of_the_device_keeps_that_part_busy() -> None:
     assert registry.get_sample_value("convmlp_stage_duration_seconds_sum", {"stage": "infer", "task": "detect"}) == 8.0
 
 
-def test_the_best_batch_is_told_while_a_model_is_served() -> None:
-    """Its size is there once it was measured, and goes with the model."""
+def test_the_best_batch_has_a_sample_while_its_model_is_served() -> None:
+    """The best batch size has a sample once measured, and none after its model is removed."""
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {"m": "detect"})
     assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) is None

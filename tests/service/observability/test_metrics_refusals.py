@@ -1,4 +1,4 @@
-"""Every refusal is counted once, by its reason, whichever way the request came: as often as its outcome."""
+"""Every refusal counts once, by its reason, in every API: as often as its outcome."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from tests.service.frontend.api.oip.oip_client import (
     http_body,
 )
 from tests.service.frontend.both_transports import Pair, open_pair_at
-from tests.service.frontend.grpc_server import stub_of, until
+from tests.service.frontend.grpc_server import stub_of
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 PICTURE = picture()
 INFER: OipRequest = encoded_request("fake_classify", PICTURE)
 REFUSALS = {"unauthenticated", "rate-limited", "overloaded", "deadline-exceeded", "unavailable"}
-"""Outcomes that say nothing against the image."""
+"""Outcomes that are refusals, not faults of the image."""
 
 Route = Callable[[Pair, float | None], Coroutine[Any, Any, None]]
-"""Sends a picture to be classified, with a deadline in seconds or without, and takes whatever the answer is."""
+"""Sends a picture to be classified, with a deadline in seconds or without, and returns after any answer."""
 
 
 async def rest(pair: Pair, timeout_s: float | None) -> None:
@@ -62,7 +63,7 @@ async def open_inference_grpc(pair: Pair, timeout_s: float | None) -> None:
 
 
 def _own_connection(pair: Pair) -> grpc.aio.Channel:
-    """On one connection gRPC itself sends no more calls at once than may be in hand."""
+    """A connection for one call: gRPC itself limits the calls at once on one connection to `max_in_flight`."""
     return grpc.aio.insecure_channel(f"127.0.0.1:{pair.rpc.port}", [("grpc.use_local_subchannel_pool", 1)])
 
 
@@ -89,7 +90,7 @@ def registry_of(pair: Pair, route: str) -> CollectorRegistry:
 
 
 def rejected(registry: CollectorRegistry) -> dict[str, float]:
-    """Refusals by reason, without those that there are none of."""
+    """Refusals by reason, without the zeros."""
     found = {reason: registry.get_sample_value("convmlp_rejected_total", {"reason": reason}) or 0 for reason in Refusal}
     return {reason.value: count for reason, count in found.items() if count}
 
@@ -105,7 +106,7 @@ def refused_outcomes(registry: CollectorRegistry) -> float:
 
 
 async def settled(registry: CollectorRegistry, reason: Refusal) -> None:
-    """gRPC tells a caller of its deadline before the server has heard of it."""
+    """Wait for the server's count: gRPC reports a passed deadline to its caller before the server notices it."""
     await until(lambda: bool(rejected(registry)))
     await until(lambda: refused_outcomes(registry) == sum(rejected(registry).values()))
     assert rejected(registry) == {reason: 1}
@@ -127,7 +128,7 @@ async def settled(registry: CollectorRegistry, reason: Refusal) -> None:
 async def test_a_refusal_is_counted_once(
     reason: Refusal, overrides: dict[str, Any], route: str, tmp_path: Path
 ) -> None:
-    """One request that is refused is one more in `rejected_total`, by its reason, and one in `requests_total`."""
+    """A refused request adds one to `rejected_total`, by its reason, and one to `requests_total`."""
     if reason is Refusal.CREDENTIALS:
         (tmp_path / "keys").write_text("someone 0123456789abcdef\n")
         overrides = {"api_keys_file": tmp_path / "keys"}
@@ -142,15 +143,15 @@ async def test_a_refusal_is_counted_once(
             if reason is Refusal.RATE:
                 await ask(pair, None)  # the one that its burst allows
             if reason in HELD:
-                worker.runner.gate.clear()
+                worker.runner.unblocked.clear()
                 before = len(worker.runner.batches)
                 for number in range(1, HELD[reason] + 1):
                     held.create_task(ask(pair, None))
                     # One at a time: the first gets to the device, the next waits in the queue.
                     await until(partial(_there, worker, before + number))
-            await ask(pair, 0.2 if reason is Refusal.DEADLINE else None)
+            await ask(pair, 1.0 if reason is Refusal.DEADLINE else None)
             await settled(registry, reason)
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()
 
 
 HELD = {Refusal.DEADLINE: 1, Refusal.IN_FLIGHT: 1, Refusal.QUEUE: 2}
@@ -158,17 +159,17 @@ HELD = {Refusal.DEADLINE: 1, Refusal.IN_FLIGHT: 1, Refusal.QUEUE: 2}
 
 
 def _there(worker: FakeWorker, images: int) -> bool:
-    """So many came to the device, since it was started, or wait in the queue."""
+    """Whether so many images have reached the device or the queue since the start."""
     waiting = worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"}) or 0
     return len(worker.runner.batches) + waiting >= images
 
 
-def _in_hand(registry: CollectorRegistry) -> float:
+def _in_flight(registry: CollectorRegistry) -> float:
     return registry.get_sample_value("convmlp_in_flight_requests") or 0
 
 
 async def test_each_image_of_a_request_counts() -> None:
-    """Of four images in one request two are refused and told so in their place: two refusals, and the request is ok."""
+    """Of four images in one request two are refused, each in its place: two refusals, and the request is ok."""
     settings = Settings(heartbeat_interval_ms=50, max_in_flight=2)
     async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, open_pair_at(worker.address, settings) as pair:
         await until(lambda: pair.ready)
@@ -180,16 +181,16 @@ async def test_each_image_of_a_request_counts() -> None:
 
 
 async def test_a_request_that_is_refused_as_a_whole_counts_all_its_images() -> None:
-    """Where none of four images is let in, the request's own error is one of four refusals, not a fifth."""
+    """If none of four images is admitted, the request's own error is one of four refusals, not a fifth."""
     settings = Settings(heartbeat_interval_ms=50, max_in_flight=1)
     async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, open_pair_at(worker.address, settings) as pair:
         await until(lambda: pair.ready)
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         held = asyncio.create_task(pair.http.post("/classify", content=PICTURE))
-        await until(lambda: _in_hand(pair.rest.registry) == 1)
+        await until(lambda: _in_flight(pair.rest.registry) == 1)
         reply = await pair.http.post("/classify", files=[("image", PICTURE)] * 4)
         assert reply.status_code == 503
         assert rejected(pair.rest.registry) == {"in_flight": 4}
         assert refused_outcomes(pair.rest.registry) == 1
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         assert (await held).status_code == 200

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import httpx2
 import numpy as np
 import pytest
-import pytest_asyncio
 from structlog.testing import capture_logs
 
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as oip
 from service.frontend.api.oip.generated.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from tests.service.frontend.grpc_server import refusal, until
+from tests.service.frontend.grpc_server import refusal
 from tests.service.frontend.rest_server import picture
-from tests.service.observability.collector import INTERNAL, SERVER, Told, Tree
-from tests.service.observability.span_capture import IMAGE, CallerTrace, Traced, caller_trace, traced_service
+from tests.service.observability.collector import INTERNAL, SERVER, ReceivedSpan, Tree
+from tests.service.observability.span_capture import IMAGE, POISON, CallerTrace, Traced, caller_trace
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-POISON = 66
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def service() -> AsyncIterator[Traced]:
-    async with traced_service() as traced:
-        traced.worker.runner.poison = POISON
-        yield traced
-
 
 def vision_of(service: Traced) -> VisionAsyncStub:
     stub: VisionAsyncStub = VisionStub(service.channel)
     return stub
+
+
+async def until_waiting(service: Traced, images: int) -> None:
+    """Wait until so many images wait for the device."""
+    metric = ("convmlp_queue_depth", {"model": "fake_classify"})
+    await until(lambda: service.worker.registry.get_sample_value(*metric) == images)
 
 
 def inference_of(service: Traced) -> Any:  # noqa: ANN401  (its type stubs know no asyncio)
@@ -52,7 +47,7 @@ def infer_request() -> oip.ModelInferRequest:
     return oip.ModelInferRequest(model_name="fake_classify", inputs=[tensor], raw_input_contents=[pixels])
 
 
-async def check_image(tree: Tree, predict: Told, model: str, size: int = 1) -> None:
+async def check_image(tree: Tree, predict: ReceivedSpan, model: str, size: int = 1) -> None:
     """The stages of one image, which share a batch of `size` with none but the device's."""
     stages = tree.children(predict)
     assert set(stages) == {"decode", "queue", "infer", "post"}
@@ -101,7 +96,7 @@ async def test_a_request_over_rest_is_one_trace(service: Traced) -> None:
 
 
 async def test_a_call_over_grpc_is_one_trace(service: Traced) -> None:
-    """As over REST, from the metadata on."""
+    """A gRPC call is one trace as over REST; the caller's context is in its metadata."""
     caller = caller_trace()
     await vision_of(service).Detect(pb.DetectRequest(image=picture(9), id="rpc-1"), metadata=caller.metadata)
     tree = await service.collector.named(caller.trace, "convmlp.v1.Vision/Detect", *IMAGE)
@@ -121,7 +116,7 @@ async def test_a_call_over_grpc_is_one_trace(service: Traced) -> None:
 
 
 async def test_the_open_inference_protocol_is_traced_alike(service: Traced) -> None:
-    """Over HTTP under its route, without the model's name, and over gRPC."""
+    """Open Inference requests are traced over HTTP, by the route without the model's name, and over gRPC."""
     over_http, over_grpc = caller_trace(), caller_trace()
     body = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2, 2, 3], "data": [9] * 12}]}
     path = "/v2/models/fake_classify/infer"
@@ -136,8 +131,8 @@ async def test_the_open_inference_protocol_is_traced_alike(service: Traced) -> N
         await check_image(tree, tree["predict"], "fake_classify")
 
 
-async def test_hugging_face_and_questions_are_traced(service: Traced) -> None:
-    """Other routes have their spans as well; those that predict nothing have no other."""
+async def test_hugging_face_and_other_routes_are_traced(service: Traced) -> None:
+    """Every route has a span; a route that predicts nothing has no other."""
     predicting, asking, nowhere = caller_trace(), caller_trace(), caller_trace()
     path = "/compat/huggingface/classify"
     await service.http.post(path, content=picture(9), headers=predicting.headers)
@@ -152,7 +147,7 @@ async def test_hugging_face_and_questions_are_traced(service: Traced) -> None:
 
 
 async def test_each_image_of_a_request_has_its_span(service: Traced) -> None:
-    """Several images are several steps of one request, under ids of their own; a bad one costs the others nothing."""
+    """Each of several images is a step of its request, with its own id; a bad one fails alone."""
     caller = caller_trace()
     files = [("image", picture(9)), ("image", b"no picture"), ("image", picture(10))]
     headers = {**caller.headers, "x-request-id": "many"}
@@ -173,7 +168,7 @@ async def test_each_image_of_a_request_has_its_span(service: Traced) -> None:
 async def test_a_batch_is_linked_with_all_its_requests(service: Traced) -> None:
     """Requests of both transports that shared the device link to one batch, which links to each of them."""
     runner = service.worker.runner
-    runner.gate.clear()
+    runner.unblocked.clear()
     callers = [caller_trace() for _ in range(4)]
     before = len(runner.batches)
 
@@ -184,13 +179,12 @@ async def test_a_batch_is_linked_with_all_its_requests(service: Traced) -> None:
             await vision_of(service).Classify(pb.ClassifyRequest(image=picture(at)), metadata=caller.metadata)
 
     try:
-        # The device is held in a self-check, of which there is one at a time; what comes now waits together.
+        # A self-check holds the device, and there is one at a time: the requests below wait together.
         await until(lambda: len(runner.batches) > before)
         asking = [asyncio.create_task(ask(at, caller)) for at, caller in enumerate(callers)]
-        metric = ("convmlp_queue_depth", {"model": "fake_classify"})
-        await until(lambda: service.worker.registry.get_sample_value(*metric) == len(callers))
+        await until_waiting(service, len(callers))
     finally:
-        runner.gate.set()
+        runner.unblocked.set()
     await asyncio.gather(*asking)
     batches = []
     for caller, name in zip(callers, ["POST /classify"] * 2 + ["convmlp.v1.Vision/Classify"] * 2, strict=True):
@@ -202,7 +196,7 @@ async def test_a_batch_is_linked_with_all_its_requests(service: Traced) -> None:
 
 
 async def test_a_stream_has_a_span_and_each_of_its_messages(service: Traced) -> None:
-    """Messages are children of their call, and images of their messages; an error is its message's alone."""
+    """Messages are children of their call, and images of their messages; an error is in its message alone."""
     caller = caller_trace()
     requests = [pb.ClassifyRequest(id=f"m{at}", image=picture(grey)) for at, grey in enumerate((9, POISON, 10))]
     async for _ in vision_of(service).ClassifyStream(iter(requests), metadata=caller.metadata):
@@ -219,7 +213,7 @@ async def test_a_stream_has_a_span_and_each_of_its_messages(service: Traced) -> 
 
 
 async def test_open_inference_streams_are_traced_alike(service: Traced) -> None:
-    """ModelStreamInfer: one span, and one for each message."""
+    """ModelStreamInfer has one span, and one for each message."""
     caller = caller_trace()
     async for reply in inference_of(service).ModelStreamInfer(iter([infer_request()] * 2), metadata=caller.metadata):
         assert not reply.error_message
@@ -238,7 +232,7 @@ async def test_open_inference_streams_are_traced_alike(service: Traced) -> None:
         ("/classify", picture(POISON), 500, "internal", True),
     ],
 )
-async def test_errors_are_told_by_their_code(
+async def test_errors_have_their_code(
     service: Traced, path: str, image: bytes, status: int, code: str, is_failure: bool
 ) -> None:
     """Every error has its domain code; by the conventions only the service's own are failures of a server's span."""
@@ -252,7 +246,7 @@ async def test_errors_are_told_by_their_code(
     assert request.error == (code if is_failure else "")
 
 
-async def test_what_broke_on_the_device_is_told_where_it_broke(service: Traced) -> None:
+async def test_a_device_error_is_in_the_spans_that_it_broke(service: Traced) -> None:
     """The batch, the image's time on the device and the request all end with the error; the worker's log names it."""
     caller = caller_trace()
     request = pb.ClassifyRequest(image=picture(POISON), id="poisoned")
@@ -267,19 +261,19 @@ async def test_what_broke_on_the_device_is_told_where_it_broke(service: Traced) 
     assert (await tree.batch_of(tree["infer"])).error == "internal"
 
 
-async def test_a_deadline_that_passes_in_the_queue_is_told(service: Traced) -> None:
-    """The request is a failure by its deadline; it never was on the device."""
+async def test_a_deadline_that_passes_in_the_queue_is_in_the_spans(service: Traced) -> None:
+    """A request whose deadline passes in the queue ends with that error and has no time on the device."""
     runner = service.worker.runner
-    runner.gate.clear()
+    runner.unblocked.clear()
     before = len(runner.batches)
     caller = caller_trace()
     try:
         holding = asyncio.ensure_future(service.http.post("/classify", content=picture(1)))
         await until(lambda: len(runner.batches) > before)  # the device is taken
-        headers = {**caller.headers, "x-request-timeout-ms": "100"}
+        headers = {**caller.headers, "x-request-timeout-ms": "1000"}
         answer = await service.http.post("/classify", content=picture(9), headers=headers)
     finally:
-        runner.gate.set()
+        runner.unblocked.set()
     await holding
     assert answer.status_code == 504
     await service.collector.until(lambda spans: _has(spans, caller, "POST /classify"))
@@ -289,15 +283,20 @@ async def test_a_deadline_that_passes_in_the_queue_is_told(service: Traced) -> N
 
 
 async def test_a_caller_that_leaves_is_no_failure_of_the_service(service: Traced) -> None:
-    """Its trace ends as cancelled."""
-    service.worker.runner.gate.clear()
+    """The trace of a caller that disconnects ends as cancelled, without an error."""
+    runner = service.worker.runner
+    runner.unblocked.clear()
     caller = caller_trace()
+    before = len(runner.batches)
     try:
-        with pytest.raises(httpx2.ReadTimeout):
-            await service.http.post("/classify", content=picture(9), headers=caller.headers, timeout=0.3)
+        await until(lambda: len(runner.batches) > before)  # a self-check holds the device
+        asking = asyncio.create_task(service.http.post("/classify", content=picture(9), headers=caller.headers))
+        await until_waiting(service, 1)
+        asking.cancel()
+        await asyncio.wait([asking])
         await service.collector.until(lambda spans: _has(spans, caller, "POST /classify"))
     finally:
-        service.worker.runner.gate.set()
+        runner.unblocked.set()
     (request,) = [one for one in service.collector.trace(caller.trace) if one.name == "POST /classify"]
     assert (request.attributes["convmlp.outcome"], request.error) == ("cancelled", "")
     assert "http.response.status_code" not in request.attributes
@@ -311,11 +310,11 @@ async def test_what_its_caller_does_not_record_is_not_recorded(service: Traced) 
     await inference_of(service).ModelInfer(infer_request(), metadata=unsampled[2].metadata)
     await service.http.post("/classify", content=picture(9), headers=sampled.headers)
     await vision_of(service).Classify(pb.ClassifyRequest(image=picture(9)), metadata=sampled.metadata)
-    # Spans are sent in their order: those of what came before would have come before.
+    # Spans are sent in order: spans of the requests before would be here by now.
     await service.collector.named(sampled.trace, "POST /classify", "convmlp.v1.Vision/Classify", *IMAGE, *IMAGE)
-    told = {span.trace for span in service.collector.spans}
-    told |= {trace for span in service.collector.spans for trace, _ in span.links}
-    assert told.isdisjoint(caller.trace for caller in unsampled)
+    traces = {span.trace for span in service.collector.spans}
+    traces |= {trace for span in service.collector.spans for trace, _ in span.links}
+    assert traces.isdisjoint(caller.trace for caller in unsampled)
 
 
 @pytest.mark.parametrize(
@@ -332,12 +331,12 @@ async def test_what_its_caller_does_not_record_is_not_recorded(service: Traced) 
 async def test_without_a_sound_context_a_trace_begins_here(
     service: Traced, headers: list[tuple[str, str]], request: pytest.FixtureRequest
 ) -> None:
-    """A request is traced from here on, as if its caller had said nothing."""
+    """A request with a broken context gets a trace of its own, as one without a context."""
     request_id = f"from-here-{request.node.callspec.id}"
     sent = [*headers, ("x-request-id", request_id)]
     assert (await service.http.post("/classify", content=picture(9), headers=sent)).status_code == 200
 
-    def ours(spans: list[Told]) -> list[Told]:
+    def ours(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
         wanted = [span for span in spans if span.attributes.get("convmlp.request_id") == request_id]
         return [span for span in wanted if span.name == "POST /classify"]
 
@@ -347,10 +346,10 @@ async def test_without_a_sound_context_a_trace_begins_here(
 
 
 async def test_probes_and_self_checks_are_not_traced(service: Traced) -> None:
-    """However often they come, nothing is told of them, neither by front-ends nor by the worker."""
+    """Probes and self-checks have no spans, neither in front-ends nor in the worker."""
     runner = service.worker.runner
     before = len(runner.batches)
-    await until(lambda: len(runner.batches) > before + 10)  # the worker asks itself
+    await until(lambda: len(runner.batches) > before + 10)  # the worker checks itself
     caller = caller_trace()
     for path in ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
         await service.http.get(path, headers=caller.headers)
@@ -365,5 +364,5 @@ async def test_probes_and_self_checks_are_not_traced(service: Traced) -> None:
     assert all(batch.links for batch in batches)
 
 
-def _has(spans: list[Told], caller: CallerTrace, name: str) -> bool:
+def _has(spans: list[ReceivedSpan], caller: CallerTrace, name: str) -> bool:
     return any(span.trace == caller.trace and span.name == name for span in spans)

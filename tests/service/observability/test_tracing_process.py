@@ -1,4 +1,4 @@
-"""Tracing as an operator meets it: switched on, misconfigured, with a dead collector, at the end of a process."""
+"""Tracing in real processes: switched on, misconfigured, with a dead collector, at the end of a process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Missing(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Missing())
 """
-"""Has a process find everything but what the extra installs."""
+"""Hides the extra's packages from a process."""
 
 
 @pytest.fixture
@@ -51,17 +51,17 @@ def without_extra(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("part", ["rest", "grpc", "worker"])
 async def test_without_opentelemetry_tracing_is_a_misconfiguration(part: str, without_extra: dict[str, str]) -> None:
-    """A part that should trace and cannot ends at once, for good, and says what to install."""
+    """A part that cannot trace as configured exits at once with EXIT_CONFIG and names the extra to install."""
     flags = ("--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0")
     address = ("--worker-address", "ipc:///tmp/convmlp-test-nobody-is-here", "--otlp-endpoint", NOWHERE)
     with started(part, *flags, *address, environment=without_extra) as process:
         assert await asyncio.to_thread(process.process.wait, 60) == EXIT_CONFIG
-    (said,) = [line["error"] for line in process.lines if line.get("level") == "error"]
-    assert "convmlp-serving[tracing]" in said
+    (error,) = [line["error"] for line in process.lines if line.get("level") == "error"]
+    assert "convmlp-serving[tracing]" in error
 
 
 async def test_without_opentelemetry_all_else_works(without_extra: dict[str, str]) -> None:
-    """Where no traces are asked for, a front-end neither needs nor imports what makes them."""
+    """Without --otlp-endpoint a front-end neither needs nor imports the extra's packages."""
     async with (
         fake_worker(Settings()) as worker,
         front_end("rest", worker.address, "", environment=without_extra) as rest,
@@ -72,7 +72,7 @@ async def test_without_opentelemetry_all_else_works(without_extra: dict[str, str
 
 
 async def test_what_is_not_sent_yet_is_sent_at_the_end() -> None:
-    """A process that is told to stop delivers its last spans, under the names that OpenTelemetry's variables give."""
+    """A process delivers its last spans before it stops, under the names of OpenTelemetry's variables."""
     environment = {
         "OTEL_BSP_SCHEDULE_DELAY": "600000",
         "OTEL_SERVICE_NAME": "pictures",
@@ -95,7 +95,7 @@ async def test_what_is_not_sent_yet_is_sent_at_the_end() -> None:
 
 
 async def test_a_collector_that_refuses_costs_a_line_in_the_log() -> None:
-    """However often it does: one line says what is lost, and one that it works again."""
+    """For all refusals together one line reports the loss, and one the recovery."""
     with collecting() as collector:
         collector.refusing = True
         async with (
@@ -108,14 +108,14 @@ async def test_a_collector_that_refuses_costs_a_line_in_the_log() -> None:
             collector.refusing = False
             await http.post("/classify", content=picture(9))
             await asyncio.to_thread(rest.wait_for, "traces are delivered again")
-    (said,) = [line for line in rest.lines if line["level"] != "info"]
-    assert said["event"] == "traces cannot be delivered and are dropped until the collector answers"
-    assert said["collector"] == collector.url
-    assert "400" in said["reason"]
+    (warning,) = [line for line in rest.lines if line["level"] != "info"]
+    assert warning["event"] == "traces cannot be delivered and are dropped until the collector answers"
+    assert warning["collector"] == collector.url
+    assert "400" in warning["reason"]
 
 
 async def test_a_dead_collector_costs_a_line_in_the_log() -> None:
-    """Requests are answered, more than there is room for spans, and the process ends well."""
+    """With a dead collector more requests than the span queue holds are answered, and the process exits with 0."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
@@ -132,15 +132,15 @@ async def test_a_dead_collector_costs_a_line_in_the_log() -> None:
         await asyncio.to_thread(rest.wait_for, "traces cannot be delivered and are dropped until the collector answers")
         for _ in range(60):
             assert (await http.post("/classify", content=picture(9))).status_code == 200
-    said, *more = [line for line in rest.lines if line["level"] != "info"]
-    assert said["collector"] == f"http://127.0.0.1:{port}"
-    assert "refused" in said["reason"]
+    warning, *more = [line for line in rest.lines if line["level"] != "info"]
+    assert warning["collector"] == f"http://127.0.0.1:{port}"
+    assert "refused" in warning["reason"]
     assert [line["event"] for line in more] == ["the last traces were not delivered in time and are lost"]
     assert "secret" not in str(rest.lines)
 
 
-async def test_an_address_that_answers_no_more_does_not_hold_up_the_end() -> None:
-    """Where the collector takes connections and says nothing, the end of a process does not wait for it."""
+async def test_a_silent_collector_does_not_hold_up_the_end() -> None:
+    """A process does not wait at its end for a collector that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         slow = {"OTEL_EXPORTER_OTLP_TIMEOUT": "100000", "OTEL_BSP_SCHEDULE_DELAY": "20"}
@@ -150,12 +150,12 @@ async def test_an_address_that_answers_no_more_does_not_hold_up_the_end() -> Non
         ):
             async with httpx2.AsyncClient(base_url=rest.url) as http:
                 assert (await http.post("/classify", content=picture(9))).status_code == 200
-            await stopped(rest)  # within a minute, where the exporter alone would take more
+            await stopped(rest)  # within a minute; the exporter's own timeout is longer
     assert rest.lines[-1]["event"] == "the last traces were not delivered in time and are lost"
 
 
 async def test_the_ratio_decides_where_the_caller_does_not() -> None:
-    """With a ratio of 0 a request is recorded where its caller records, and not otherwise."""
+    """With a ratio of 0 a request is recorded if its caller records, and only then."""
     with collecting() as collector:
         settings = Settings(otlp_endpoint=collector.url, trace_sample_ratio=0.0)
         caller = caller_trace()
@@ -164,16 +164,16 @@ async def test_the_ratio_decides_where_the_caller_does_not() -> None:
             span = tracing.request("with its caller", tracing.remote(_context(caller.headers)).context)
             assert span.recording
             span.end()
-        (told,) = collector.spans
-        assert (told.name, told.trace, told.parent) == ("with its caller", caller.trace, caller.span)
+        (received,) = collector.spans
+        assert (received.name, received.trace, received.parent) == ("with its caller", caller.trace, caller.span)
 
 
 def _context(headers: dict[str, str]) -> TraceContext:
     return TraceContext(headers["traceparent"])
 
 
-async def test_nothing_secret_is_told(tmp_path: Path) -> None:
-    """Neither a picture's content nor keys nor queries come into a span or, at any level, into a log line."""
+async def test_spans_and_logs_hold_no_secrets(tmp_path: Path) -> None:
+    """No picture content, key or query is in a span or, at any level, in a log line."""
     marker = "MaRkEr"
     keys = tmp_path / "keys"
     keys.write_text(f"alice {marker}-key-that-is-long-enough\n")
@@ -198,16 +198,16 @@ async def test_nothing_secret_is_told(tmp_path: Path) -> None:
         assert bad.code() is grpc.StatusCode.UNAUTHENTICATED
     requests = [span for span in service.collector.spans if span.kind == SERVER]
     assert len(requests) == 2 * len(pictures) + 4 + 1 + 3
-    told = b"".join(service.collector.bodies)
+    received = b"".join(service.collector.bodies)
     logged = str([*service.rest.lines, *service.rpc.lines])
     assert "alice" in logged
     for form in (marker, base64.b64encode(marker.encode()).decode().rstrip("="), repr(marker.encode() * 3)):
-        assert form.encode() not in told
+        assert form.encode() not in received
         assert form not in logged
 
 
 def _marked(marker: str) -> bytes:
-    """A sound picture that says something in its EXIF data and in its text."""
+    """A valid picture with the marker in its EXIF data and in its text."""
     exif = PIL.Image.Exif()
     exif[0x010F] = marker
     text = PIL.PngImagePlugin.PngInfo()

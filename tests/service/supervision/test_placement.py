@@ -37,10 +37,8 @@ def placed(gpus: int = 0, **settings: Any) -> tuple[Settings, ...]:  # noqa: ANN
         (3, {"worker_address": "tcp://127.0.0.1:1"}, ["auto"]),
     ],
 )
-def test_each_gpu_gets_a_worker_unless_the_settings_say_else(
-    gpus: int, settings: dict[str, Any], devices: list[str]
-) -> None:
-    """By itself one a GPU, and one where there is none; a number of workers or of addresses is taken at its word."""
+def test_each_gpu_gets_a_worker_unless_set_otherwise(gpus: int, settings: dict[str, Any], devices: list[str]) -> None:
+    """By default there is one worker per GPU, or one without a GPU; a set number of workers or addresses wins."""
     assert [one.device for one in placed(gpus, **settings)] == devices
 
 
@@ -67,7 +65,7 @@ def test_workers_have_what_is_their_own() -> None:
     assert {one.served_models_file for one in chosen} == {Path("/data/served.json")}
 
 
-def test_a_lone_worker_is_as_the_settings_say() -> None:
+def test_a_lone_worker_keeps_its_settings() -> None:
     """One worker keeps all cores and its port."""
     (one,) = placed(workers=1, worker_metrics_port=9000)
     assert (one.worker_metrics_port, one.compute_threads, one.device) == (9000, 0, "auto")

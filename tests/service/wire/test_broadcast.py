@@ -17,7 +17,8 @@ from service.types import StoredModel
 from service.wire.pool import WorkerPool
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, store_bundle
 from tests.service.wire.scripted_worker import ScriptedWorker
-from tests.service.wire.worker_pool import CLASSIFY, all_ready, classify, far_deadline_s, open_pool, served, until
+from tests.service.wire.worker_pool import CLASSIFY, all_ready, classify, far_deadline_s, open_pool, served
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=10**9, model_control=True)
 
@@ -125,7 +126,7 @@ async def test_an_unload_is_completed_without_its_caller() -> None:
     """An unload that has started is completed on every worker, though its call was cancelled."""
     async with at_work() as (pool, workers):
         for worker in workers:
-            worker.runner.gate.clear()
+            worker.runner.unblocked.clear()
         ran = [len(worker.runner.batches) for worker in workers]
         asked = [asyncio.create_task(classify(pool, 4)) for _ in workers]
         await until(lambda: all(len(one.runner.batches) > seen for one, seen in zip(workers, ran, strict=True)))
@@ -133,7 +134,7 @@ async def test_an_unload_is_completed_without_its_caller() -> None:
         await until(lambda: served(pool) == [])
         unloading.cancel()
         for worker in workers:
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()
         with pytest.raises(asyncio.CancelledError):
             await unloading
         assert await asyncio.gather(*asked) == [4, 4]

@@ -27,10 +27,10 @@ def view(
 
 def lost(*versions: str) -> WorkerView:
     offers = tuple(offer(version, ready=False, device="", precision="") for version in versions)
-    return WorkerView(None, "gone", 2.0, offers)
+    return WorkerView(None, "lost", 2.0, offers)
 
 
-UNHEARD = WorkerView(None, "gone", 2.0, None)
+LOST = WorkerView(None, "lost", 2.0, None)
 
 
 def test_each_model_is_listed_once_with_all_its_devices() -> None:
@@ -65,10 +65,10 @@ def test_the_order_is_that_of_a_present_worker() -> None:
 
 def test_a_lost_worker_s_models_are_known_and_not_ready() -> None:
     """A model that only a lost worker served is still listed, because the worker is restarted."""
-    (status,) = merge_models([lost("a"), UNHEARD]) or ()
+    (status,) = merge_models([lost("a"), LOST]) or ()
     assert (status.config, status.ready, status.device, status.precision) == (A, False, "", "")
-    assert merge_models([UNHEARD, UNHEARD]) is None
-    assert merge_models([UNHEARD, view()]) == ()
+    assert merge_models([LOST, LOST]) is None
+    assert merge_models([LOST, view()]) == ()
 
 
 def test_of_two_versions_the_one_with_more_ready_workers_counts() -> None:
@@ -88,8 +88,8 @@ STARTING = view(offer("a", ready=False), phase=Phase.STARTING, reason="it is loa
 @pytest.mark.parametrize(
     ("views", "expected"),
     [
-        ([UNHEARD, UNHEARD], Readiness(False, "gone", 2.0)),
-        ([UNHEARD, STARTING], Readiness(False, "it is loading", 3.0)),
+        ([LOST, LOST], Readiness(False, "lost", 2.0)),
+        ([LOST, STARTING], Readiness(False, "it is loading", 3.0)),
         ([lost("a"), view(offer("a"), retry_after_s=0.5)], Readiness(True, "ready, with 1 of 2 workers", 0.5)),
         ([STARTING, view(offer("a"))], Readiness(True, "ready, with 1 of 2 workers", 1.0)),
         ([view(offer("a"), retry_after_s=4.0), view(offer("a"), retry_after_s=2.0)], Readiness(True, "ready", 2.0)),

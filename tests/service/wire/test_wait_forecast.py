@@ -7,7 +7,7 @@ from service.wire.worker_client import WaitForecast
 from tests.fakes import FakeClock
 
 BUDGET_S = 10.0
-"""What every request of these tests has left, unless a test says otherwise."""
+"""The time left of every request in these tests, unless a test sets another."""
 
 
 def learnt(clock: FakeClock) -> WaitForecast:

@@ -40,7 +40,8 @@ from service.wire.worker_view import NO_WORKER
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
 from tests.service.wire.scripted_worker import ScriptedWorker
-from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture, until
+from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
 
@@ -157,14 +158,14 @@ async def test_a_batch_is_answered_in_one_message() -> None:
             front_end.setsockopt(zmq.LINGER, 0)
             front_end.connect(worker.address)
             before = len(worker.runner.batches)
-            worker.runner.gate.clear()
+            worker.runner.unblocked.clear()
             await send_predict(front_end, 1)
             await until(lambda: len(worker.runner.batches) == before + 1)
             for job in range(2, 6):
                 await send_predict(front_end, job)
             depth = "convmlp_queue_depth"
             await until(lambda: worker.registry.get_sample_value(depth, {"model": "fake_classify"}) == 4)
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()
             answered: list[list[int]] = []
             while sum(map(len, answered)) < 5:
                 message = decode_to_front_end((await front_end.recv_multipart())[0])
@@ -204,13 +205,13 @@ async def test_a_deadline_ends_the_wait_and_cancels_the_job() -> None:
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, connect(worker.address) as client:
         await until(lambda: ready(client))
         before = len(worker.runner.batches)
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         first = asyncio.create_task(predict(client))
         await until(lambda: len(worker.runner.batches) == before + 1)
         with pytest.raises(DeadlineExceeded):
             await predict(client, seconds=0.5)
         await until(lambda: worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"}) == 0)
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         await first
         assert len(worker.runner.batches) == before + 1
 
@@ -224,14 +225,14 @@ async def test_a_cancelled_call_cancels_its_job() -> None:
             return worker.registry.get_sample_value("convmlp_queue_depth", {"model": "fake_classify"})
 
         before = len(worker.runner.batches)
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         first = asyncio.create_task(predict(client))
         await until(lambda: len(worker.runner.batches) == before + 1)
         second = asyncio.create_task(predict(client))
         await until(lambda: depth() == 1)
         second.cancel()
         await until(lambda: depth() == 0)
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         await first
         assert len(worker.runner.batches) == before + 1
 

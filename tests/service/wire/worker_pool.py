@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ import numpy as np
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size
 from service.types import ModelStatus
 from service.wire.pool import WorkerPool
+from tests.waiting import until
 
 CLASSIFY = "fake_classify"
 SIZE = Size(40, 60)
@@ -27,12 +27,6 @@ def picture(level: int = 1, height: int = 32, width: int = 64) -> ModelInput:
 def far_deadline_s() -> float:
     """A deadline that is met unless something hangs."""
     return time.monotonic() + 20
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @dataclass

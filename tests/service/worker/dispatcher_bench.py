@@ -20,6 +20,7 @@ from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.types import Job, JobResult, Shape
 from tests.fakes import FakeClock, FakeRunner, fake_bundle
+from tests.waiting import until
 
 SIDE = 32
 FIRST = "fake_classify"
@@ -69,14 +70,17 @@ class DispatcherBench:
         return result
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.001)
+        await until(condition)
+
+    async def settle(self) -> None:
+        """Run the event loop until nothing more happens while the device is blocked."""
+        for _ in range(50):
+            await asyncio.sleep(0)
 
     async def hold(self, number: int = 0, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST) -> None:
-        """Have one job on the device until the gate is opened; jobs that are submitted meanwhile wait."""
+        """Put one job on the device and block it there; jobs submitted later wait in the queue."""
         ran = len(self.runner.batches)
-        self.runner.gate.clear()
+        self.runner.unblocked.clear()
         self.submit(number, level=level, budget_s=budget_s, model=model)
         await self.until(lambda: len(self.runner.batches) == ran + 1)
 
@@ -86,7 +90,7 @@ class DispatcherBench:
             number = 10**6 + len(self.results)
             await self.hold(number, budget_s=10**6, model=model)
             self.clock.now_s += seconds
-            self.runner.gate.set()
+            self.runner.unblocked.set()
             await self.until(lambda: number in self.results)  # noqa: B023
         self.runner.batches.clear()
         self.runner.shares.clear()
@@ -107,29 +111,29 @@ class DispatcherBench:
         self.runner.takes = takes
 
 
-class Gates:
-    """Holds each batch on the device by itself: `open` releases the batches of these numbers, from 0 on."""
+class HeldBatches:
+    """Holds each batch on the device. `release` ends the batches of these numbers, by their start, from 0."""
 
     def __init__(self, it: DispatcherBench) -> None:
-        self._gates: list[threading.Event] = []
+        self._released: list[threading.Event] = []
         self._lock = threading.Lock()
         it.runner.takes = self._wait
 
     def _wait(self, model: str, images: int, lanes: int) -> None:  # noqa: ARG002
         with self._lock:
-            gate = threading.Event()
-            self._gates.append(gate)
-        assert gate.wait(timeout=60), "a test left a batch on the device"
+            released = threading.Event()
+            self._released.append(released)
+        assert released.wait(timeout=60), "a test left a batch on the device"
 
     def __len__(self) -> int:
-        return len(self._gates)
+        return len(self._released)
 
-    def open(self, *numbers: int) -> None:
+    def release(self, *numbers: int) -> None:
         for number in numbers:
-            self._gates[number].set()
+            self._released[number].set()
 
-    def open_all(self) -> None:
-        self.open(*range(len(self)))
+    def release_all(self) -> None:
+        self.release(*range(len(self)))
 
 
 @asynccontextmanager
@@ -158,7 +162,7 @@ async def dispatcher_bench(
         try:
             yield DispatcherBench(dispatcher, runner, clock, registry, limits)
         finally:
-            runner.gate.set()
+            runner.unblocked.set()
             serving.cancel()
             await asyncio.wait([serving])
             dispatcher.close()

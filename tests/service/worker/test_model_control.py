@@ -21,7 +21,8 @@ from service.wire.messages import PROTOCOL, Hello, State, decode_to_front_end, e
 from service.wire.pool import WorkerPool
 from service.worker.model_control import MAX_REQUESTS
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, status_of, until
+from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, status_of
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, model_control=True)
 FIRST = "fake_classify"
@@ -208,7 +209,7 @@ async def test_unloading_answers_pending_jobs_first() -> None:
         await pool.load("second", far_deadline_s())
         model = status_of(pool, FIRST)
         ran = len(worker.runner.batches)
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         asked = [asyncio.create_task(classify(pool))]
         await until(lambda: len(worker.runner.batches) > ran)
         asked += [asyncio.create_task(classify(pool)) for _ in range(4)]
@@ -220,7 +221,7 @@ async def test_unloading_answers_pending_jobs_first() -> None:
         assert (await stored(pool, FIRST)).reason == "it is being unloaded"
         assert in_memory(worker) == [FIRST, "second"]
         assert not unloading.done()
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         assert await asyncio.gather(*asked) == [LEVEL] * 5
         await unloading
         assert in_memory(worker) == ["second"]
@@ -335,7 +336,7 @@ async def test_a_cancelled_load_changes_nothing() -> None:
 
         for device_is_busy in (True, False):
             ran = len(worker.runner.batches)
-            worker.runner.gate.clear()
+            worker.runner.unblocked.clear()
             asked = [asyncio.create_task(classify(pool))] if device_is_busy else []
             await until(lambda: len(worker.runner.batches) > ran or not asked)  # noqa: B023
             loading = asyncio.create_task(pool.load("third", far_deadline_s()))
@@ -345,7 +346,7 @@ async def test_a_cancelled_load_changes_nothing() -> None:
                 await until(lambda: worker.runner.batches[-1][0] == "third")
             loading.cancel()
             await until(lambda: gauge(worker, "convmlp_queue_depth", "third") is None)
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()
             assert await asyncio.gather(*asked) == [LEVEL] * len(asked)
             await until(lambda: in_memory(worker) == [FIRST])
 
@@ -368,7 +369,7 @@ async def test_a_late_load_changes_nothing() -> None:
 async def test_an_unload_is_completed_without_its_caller(why: str) -> None:
     """An unload that has started is completed, even after its caller left."""
     async with at_work() as (worker, pool):
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         asked = asyncio.create_task(classify(pool))
         await until(lambda: bool(worker.runner.batches) and depth(worker) == 0)
         deadline_s = far_deadline_s() if why == "it left" else time.monotonic() + 2.0
@@ -379,7 +380,7 @@ async def test_an_unload_is_completed_without_its_caller(why: str) -> None:
         with pytest.raises((asyncio.CancelledError, DeadlineExceeded)):
             await unloading
         assert in_memory(worker) == [FIRST]
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         assert await asked == LEVEL
         await until(lambda: in_memory(worker) == [])
 
@@ -392,23 +393,23 @@ async def test_a_config_is_sent_once() -> None:
             front_end.setsockopt(zmq.LINGER, 0)
             front_end.connect(worker.address)
 
-            async def hear() -> State:
+            async def received() -> State:
                 message = decode_to_front_end((await front_end.recv_multipart())[0])
                 assert isinstance(message, State)
                 return message
 
             await front_end.send_multipart([encode(Hello(PROTOCOL, ()))])
-            first = await hear()
+            first = await received()
             assert list(first.configs) == [first.models[0].version]
             await pool.load("second", far_deadline_s())
-            second = await hear()
+            second = await received()
             assert [model.name for model in second.models] == [FIRST, "second"]
             assert list(second.configs) == [second.models[1].version]
             await pool.load("third", far_deadline_s())
-            third = await hear()
+            third = await received()
             assert list(third.configs) == [third.models[2].version]
             await front_end.send_multipart([encode(Hello(PROTOCOL, tuple(third.configs)))])
-            assert set((await hear()).configs) == {*first.configs, *second.configs}
+            assert set((await received()).configs) == {*first.configs, *second.configs}
         context.term()
 
 

@@ -4,105 +4,104 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from service.errors import Internal, Overloaded
 from service.worker.runner import OutOfDeviceMemory
-from tests.service.worker.dispatcher_bench import Gates, dispatcher_bench
+from tests.service.worker.dispatcher_bench import DispatcherBench, HeldBatches
 
 
-async def test_out_of_memory_halves_the_batch_from_then_on() -> None:
+async def test_out_of_memory_halves_the_batch_from_then_on(bench: DispatcherBench) -> None:
     """No job is lost when a batch does not fit; later batches of that shape are small enough from the start."""
-    async with dispatcher_bench() as it:
-        it.runner.memory_images = 2
-        await it.hold()
-        for number in range(1, 9):
-            it.submit(number, level=number)
-        it.runner.gate.set()
-        await it.until(lambda: len(it.results) == 9)
-        assert [it.label(number) for number in range(9)] == list(range(9))
-        it.runner.batches.clear()
-        await it.hold(10)
-        for number in range(11, 15):
-            it.submit(number)
-        it.runner.gate.set()
-        await it.until(lambda: len(it.results) == 14)
-        assert [images for _, images in it.runner.batches] == [1, 2, 2]
+    bench.runner.memory_images = 2
+    await bench.hold()
+    for number in range(1, 9):
+        bench.submit(number, level=number)
+    bench.runner.unblocked.set()
+    await bench.until(lambda: len(bench.results) == 9)
+    assert [bench.label(number) for number in range(9)] == list(range(9))
+    bench.runner.batches.clear()
+    await bench.hold(10)
+    for number in range(11, 15):
+        bench.submit(number)
+    bench.runner.unblocked.set()
+    await bench.until(lambda: len(bench.results) == 14)
+    assert [images for _, images in bench.runner.batches] == [1, 2, 2]
 
 
-async def test_an_image_that_never_fits_is_refused_alone() -> None:
+async def test_an_image_that_never_fits_is_refused_alone(bench: DispatcherBench) -> None:
     """A single image that does not fit gets its own error, and the worker goes on."""
-    async with dispatcher_bench() as it:
-        it.runner.memory_images = 0
-        it.submit(0)
-        await it.until(lambda: 0 in it.results)
-        assert isinstance(it.error(0), Overloaded)
-        it.runner.memory_images = None
-        it.submit(1, level=5)
-        await it.until(lambda: 1 in it.results)
-        assert it.label(1) == 5
+    bench.runner.memory_images = 0
+    bench.submit(0)
+    await bench.until(lambda: 0 in bench.results)
+    assert isinstance(bench.error(0), Overloaded)
+    bench.runner.memory_images = None
+    bench.submit(1, level=5)
+    await bench.until(lambda: 1 in bench.results)
+    assert bench.label(1) == 5
 
 
-async def test_an_image_that_does_not_fit_beside_others_runs_alone() -> None:
+@pytest.mark.settings(lanes=2)
+async def test_an_image_that_does_not_fit_beside_others_runs_alone(bench: DispatcherBench) -> None:
     """An image that does not fit while another lane uses memory is tried alone before it is refused."""
-    async with dispatcher_bench(lanes=2) as it:
-        gates = Gates(it)
-        wait = it.runner.takes
-        assert wait is not None
+    held = HeldBatches(bench)
+    wait = bench.runner.takes
+    assert wait is not None
 
-        def takes(model: str, images: int, lanes: int) -> None:
-            wait(model, images, lanes)
-            if lanes < 2:
-                raise OutOfDeviceMemory("somebody else has it")
+    def takes(model: str, images: int, lanes: int) -> None:
+        wait(model, images, lanes)
+        if lanes < 2:
+            raise OutOfDeviceMemory("somebody else has it")
 
-        it.runner.takes = takes
-        for number in range(3):
-            it.submit(number, level=5)
-        await it.until(lambda: len(gates) == 2)
-        while len(it.results) < 3:
-            gates.open_all()
-            await asyncio.sleep(0.001)
-        assert [it.label(number) for number in range(3)] == [5] * 3
-        assert it.runner.shares.count(2) == 3
+    bench.runner.takes = takes
+    for number in range(3):
+        bench.submit(number, level=5)
+    await bench.until(lambda: len(held) == 2)
+    while len(bench.results) < 3:
+        held.release_all()
+        await asyncio.sleep(0.001)
+    assert [bench.label(number) for number in range(3)] == [5] * 3
+    assert bench.runner.shares.count(2) == 3
 
-        def never(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
-            raise OutOfDeviceMemory("too large")
+    def never(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
+        raise OutOfDeviceMemory("too large")
 
-        it.runner.takes = never
-        it.submit(4)
-        it.submit(5)
-        await it.until(lambda: len(it.results) == 5)
-        assert isinstance(it.error(4), Overloaded)
-        assert isinstance(it.error(5), Overloaded)
+    bench.runner.takes = never
+    bench.submit(4)
+    bench.submit(5)
+    await bench.until(lambda: len(bench.results) == 5)
+    assert isinstance(bench.error(4), Overloaded)
+    assert isinstance(bench.error(5), Overloaded)
 
 
-async def test_a_bad_input_fails_alone() -> None:
+async def test_a_bad_input_fails_alone(bench: DispatcherBench) -> None:
     """When the network fails on a batch, each job runs alone: one gets Internal, the others their answers."""
-    async with dispatcher_bench() as it:
-        it.runner.poison = 13
-        await it.hold()
-        for number, level in ((1, 11), (2, 13), (3, 15)):
-            it.submit(number, level=level)
-        it.runner.gate.set()
-        await it.until(lambda: len(it.results) == 4)
-        assert isinstance(it.error(2), Internal)
-        assert "poisoned" not in it.error(2).detail
-        assert (it.label(1), it.label(3)) == (11, 15)
+    bench.runner.poison = 13
+    await bench.hold()
+    for number, level in ((1, 11), (2, 13), (3, 15)):
+        bench.submit(number, level=level)
+    bench.runner.unblocked.set()
+    await bench.until(lambda: len(bench.results) == 4)
+    assert isinstance(bench.error(2), Internal)
+    assert "poisoned" not in bench.error(2).detail
+    assert (bench.label(1), bench.label(3)) == (11, 15)
 
 
-async def test_a_failed_batch_does_not_disturb_another_lane() -> None:
+@pytest.mark.settings(lanes=2, batch=2)
+async def test_a_failed_batch_does_not_disturb_another_lane(bench: DispatcherBench) -> None:
     """While a batch fails, the batch on the other lane is answered; so are the failed batch's good jobs."""
-    async with dispatcher_bench(lanes=2, batch=2) as it:
-        it.runner.poison = 13
-        gates = Gates(it)
-        for number, level in enumerate((13, 1, 2, 3)):
-            it.submit(number, level=level)
-        await it.until(lambda: len(gates) == 2)
-        gates.open(0)
-        await it.until(lambda: len(gates) == 3)  # the first of the two runs again, alone
-        gates.open(1)
-        await it.until(lambda: {2, 3} <= it.results.keys())
-        assert (it.label(2), it.label(3)) == (2, 3)
-        await it.until(lambda: len(gates) == 4)
-        gates.open_all()
-        await it.until(lambda: len(it.results) == 4)
-        assert isinstance(it.error(0), Internal)
-        assert it.label(1) == 1
+    bench.runner.poison = 13
+    held = HeldBatches(bench)
+    for number, level in enumerate((13, 1, 2, 3)):
+        bench.submit(number, level=level)
+    await bench.until(lambda: len(held) == 2)
+    held.release(0)
+    await bench.until(lambda: len(held) == 3)  # the first of the two runs again, alone
+    held.release(1)
+    await bench.until(lambda: {2, 3} <= bench.results.keys())
+    assert (bench.label(2), bench.label(3)) == (2, 3)
+    await bench.until(lambda: len(held) == 4)
+    held.release_all()
+    await bench.until(lambda: len(bench.results) == 4)
+    assert isinstance(bench.error(0), Internal)
+    assert bench.label(1) == 1

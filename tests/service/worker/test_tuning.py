@@ -14,7 +14,7 @@ from service.worker.batching import BatchSizeLimits
 from service.worker.model_registry import LoadedModel, new_model
 from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, should_continue
 from tests.fakes import fake_bundle
-from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench, Gates, dispatcher_bench
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench, HeldBatches, dispatcher_bench
 
 
 def loaded(it: DispatcherBench) -> LoadedModel:
@@ -61,14 +61,13 @@ def a_cpu(images: int) -> float:
     ],
 )
 async def test_the_smallest_size_that_is_about_as_fast_as_the_fastest(
-    each_ms: Callable[[int], float], best: int, tried: list[int]
+    bench: DispatcherBench, each_ms: Callable[[int], float], best: int, tried: list[int]
 ) -> None:
     """The choice follows the device's curve, which is measured as long as a larger batch may be faster."""
-    async with dispatcher_bench() as it:
-        has_curve(it, each_ms)
-        assert await tuner(it).tune(loaded(it)) == best
-        assert sizes(it) == tried
-        assert set(it.runner.shares) == {1}
+    has_curve(bench, each_ms)
+    assert await tuner(bench).tune(loaded(bench)) == best
+    assert sizes(bench) == tried
+    assert set(bench.runner.shares) == {1}
 
 
 def test_a_curve_ends_after_two_sizes_without_gain() -> None:
@@ -94,70 +93,67 @@ async def test_tuning_keeps_to_its_budget() -> None:
             assert it.clock() - start_s <= max(1.0, each_s)
 
 
-async def test_the_fastest_of_some_runs_counts_and_never_the_first() -> None:
+async def test_the_fastest_of_some_runs_counts_and_never_the_first(bench: DispatcherBench) -> None:
     """A run that allocates memory or is disturbed does not count against a size."""
-    async with dispatcher_bench() as it:
-        seen: list[int] = []
+    seen: list[int] = []
 
-        def each_ms(images: int) -> float:
-            seen.append(images)
-            undisturbed = {1: 10.0, 2: 8.0}.get(images, 20.0)
-            return 0.1 if seen.count(images) == 1 else undisturbed * (5.0 if draw.random() < 0.5 else 1.0)
+    def each_ms(images: int) -> float:
+        seen.append(images)
+        undisturbed = {1: 10.0, 2: 8.0}.get(images, 20.0)
+        return 0.1 if seen.count(images) == 1 else undisturbed * (5.0 if draw.random() < 0.5 else 1.0)
 
-        draw = random.Random(1)
-        has_curve(it, each_ms)
-        assert await tuner(it).tune(loaded(it)) == 2
-        assert seen.count(1) == seen.count(2) == 1 + RUNS + ROUNDS
+    draw = random.Random(1)
+    has_curve(bench, each_ms)
+    assert await tuner(bench).tune(loaded(bench)) == 2
+    assert seen.count(1) == seen.count(2) == 1 + RUNS + ROUNDS
 
 
-async def test_the_best_size_holds_by_pixels_for_other_shapes() -> None:
+@pytest.mark.settings(batch=32, max_images=200)
+async def test_the_best_size_holds_by_pixels_for_other_shapes(bench: DispatcherBench) -> None:
     """Where four images of the reference's size are best, one of four times the pixels is, and sixteen of a quarter."""
-    async with dispatcher_bench(batch=32, max_images=200) as it:
-        has_curve(it, a_cpu)
-        await Tuner(it.dispatcher, it.limits, it.clock, budget_s=1000.0).tune(loaded(it))
-        it.runner.batches.clear()
-        gates = Gates(it)
-        for side, images in ((SIDE, 4), (2 * SIDE, 1), (SIDE // 2, 16)):
-            ran, answered = len(gates), len(it.results)
-            for number in range(20):
-                it.submit(1000 * side + number, side=side)
-            await it.until(lambda: len(gates) == ran + 1)  # noqa: B023
-            assert it.runner.batches[-1] == (FIRST, images)
-            while len(it.results) < answered + 20:
-                gates.open_all()
-                await asyncio.sleep(0.001)
-
-
-async def test_a_batch_that_does_not_fit_ends_the_curve() -> None:
-    """Where the next size does not fit, the best of the others is used, and the model serves."""
-    async with dispatcher_bench() as it:
-        it.runner.memory_images = 4
-        has_curve(it, lambda images: 100 / images)
-        with capture_logs() as logs:
-            assert await tuner(it).tune(loaded(it)) == 4
-        assert [line["event"] for line in logs] == ["batch does not fit into memory", "best batch"]
-        it.submit(0, level=7)
-        await it.until(lambda: 0 in it.results)
-        assert it.label(0) == 7
-
-
-async def test_requests_run_between_trials() -> None:
-    """A job that arrives while a model is measured waits for one trial alone; so does an unload of the model."""
-    async with dispatcher_bench() as it:
-        gates = Gates(it)
-        model = loaded(it)
-        tuning = asyncio.create_task(tuner(it).tune(model))
-        await it.until(lambda: len(gates) == 1)
-        finished = asyncio.create_task(it.dispatcher.wait_until_done(FIRST))
-        it.submit(0)
-        gates.open(0)
-        await it.until(lambda: len(gates) == 2)
-        assert not finished.done()
-        gates.open(1)
-        await it.until(lambda: len(it.results) == 1)
-        model.retired = True  # its slot is wanted: no more trials
-        while not tuning.done():
-            gates.open_all()
+    has_curve(bench, a_cpu)
+    await Tuner(bench.dispatcher, bench.limits, bench.clock, budget_s=1000.0).tune(loaded(bench))
+    bench.runner.batches.clear()
+    held = HeldBatches(bench)
+    for side, images in ((SIDE, 4), (2 * SIDE, 1), (SIDE // 2, 16)):
+        ran, answered = len(held), len(bench.results)
+        for number in range(20):
+            bench.submit(1000 * side + number, side=side)
+        await bench.until(lambda: len(held) == ran + 1)  # noqa: B023
+        assert bench.runner.batches[-1] == (FIRST, images)
+        while len(bench.results) < answered + 20:
+            held.release_all()
             await asyncio.sleep(0.001)
-        await asyncio.wait_for(finished, 10)
-        assert len(gates) < 2 + 2 * (1 + RUNS)
+
+
+async def test_a_batch_that_does_not_fit_ends_the_curve(bench: DispatcherBench) -> None:
+    """Where the next size does not fit, the best of the others is used, and the model serves."""
+    bench.runner.memory_images = 4
+    has_curve(bench, lambda images: 100 / images)
+    with capture_logs() as logs:
+        assert await tuner(bench).tune(loaded(bench)) == 4
+    assert [line["event"] for line in logs] == ["batch does not fit into memory", "best batch"]
+    bench.submit(0, level=7)
+    await bench.until(lambda: 0 in bench.results)
+    assert bench.label(0) == 7
+
+
+async def test_requests_run_between_trials(bench: DispatcherBench) -> None:
+    """A job that arrives while a model is measured waits for one trial alone; so does an unload of the model."""
+    held = HeldBatches(bench)
+    model = loaded(bench)
+    tuning = asyncio.create_task(tuner(bench).tune(model))
+    await bench.until(lambda: len(held) == 1)
+    finished = asyncio.create_task(bench.dispatcher.wait_until_done(FIRST))
+    bench.submit(0)
+    held.release(0)
+    await bench.until(lambda: len(held) == 2)
+    assert not finished.done()
+    held.release(1)
+    await bench.until(lambda: len(bench.results) == 1)
+    model.retired = True  # its slot is wanted: no more trials
+    while not tuning.done():
+        held.release_all()
+        await asyncio.sleep(0.001)
+    await asyncio.wait_for(finished, 10)
+    assert len(held) < 2 + 2 * (1 + RUNS)

@@ -19,7 +19,8 @@ from service.wire.pool import WorkerPool
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.worker import Worker, WorkerWedged
 from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
-from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, until
+from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=50)
 
@@ -48,12 +49,12 @@ async def test_a_model_that_answers_wrongly_is_not_ready() -> None:
 async def test_a_starting_worker_refuses_requests() -> None:
     """Before its self-check a worker answers Unavailable and queues nothing."""
     async with worker_and_channel() as (worker, pool):
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         await until(lambda: bool(pool.models()))
-        if not pool.readiness().ready:  # the self-check may have been through before the gate closed
+        if not pool.readiness().ready:  # the self-check may have ended before the device was blocked
             with pytest.raises(Unavailable):
                 await classify(pool)
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         await until(lambda: pool.readiness().ready)
 
 
@@ -125,7 +126,7 @@ async def test_draining_answers_pending_jobs() -> None:
     """After SIGTERM pending jobs are answered, front-ends get the new state, and the worker ends."""
     async with worker_and_channel() as (worker, pool):
         await until(lambda: pool.readiness().ready)
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         asked = [asyncio.create_task(classify(pool)) for _ in range(9)]
         depth = "convmlp_queue_depth"
         await until(lambda: (worker.registry.get_sample_value(depth, {"model": "fake_classify"}) or 0) >= 1)
@@ -133,7 +134,7 @@ async def test_draining_answers_pending_jobs() -> None:
         await until(lambda: not pool.readiness().ready)
         assert "shutting down" in pool.readiness().reason
         assert [model.ready for model in pool.models() or ()] == [False]
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         assert await asyncio.gather(*asked) == [LEVEL] * 9
 
 
@@ -142,14 +143,14 @@ async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> Non
     """A batch that never ends ends the worker, so that another one can take its place."""
     runner = FakeRunner()
     if when == "at the start":
-        runner.gate.clear()
+        runner.unblocked.clear()
     worker = Worker(
         [store_bundle(tmp_path, fake_bundle(Task.CLASSIFY))],
         lambda _: runner,
         Settings(
             models=("fake",),
             heartbeat_interval_ms=20,
-            batch_timeout_ms=100,
+            batch_timeout_ms=1000,
             models_dir=tmp_path,
             model_control=True,
         ),
@@ -165,12 +166,12 @@ async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> Non
         async def load() -> None:
             if when == "in a load":
                 await until(lambda: pool.readiness().ready)
-                runner.gate.clear()
+                runner.unblocked.clear()
                 await pool.load("second", far_deadline_s())
 
         loading = asyncio.create_task(load())
         with pytest.raises(ExceptionGroup) as caught:
             await worker.run(endpoint, asyncio.Event())
         loading.cancel()
-    runner.gate.set()
+    runner.unblocked.set()
     assert caught.group_contains(WorkerWedged)

@@ -75,7 +75,7 @@ async def until_ready(pool: WorkerPool, process: subprocess.Popen[bytes], folder
 
 
 async def agrees(pool: WorkerPool, model: str) -> bool:
-    """Whether a model gives its committed answer to whoever asks."""
+    """Whether a model gives its committed answer."""
     status = status_of(pool, model)
     config = status.config
     one = reference_input(config.preprocessing)

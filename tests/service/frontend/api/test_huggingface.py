@@ -128,14 +128,14 @@ async def test_a_model_is_named_in_the_url(served: Rest) -> None:
     assert rows[0].score is None
 
 
-async def test_where_only_instances_are_served() -> None:
+@pytest.mark.settings(tasks=(), more=[fake_instances()])
+async def test_where_only_instances_are_served(fresh_rest: Rest) -> None:
     """Without a semantic model a detector with masks answers; without either there is no such model."""
-    async with open_rest(tasks=(), more=[fake_instances()]) as rest:
-        assert (await ask(rest, "segment", picture()))[0].score == 0.9
-        with pytest.raises(HfHubHTTPError, match="no served model does the subtask 'semantic'"):
-            await ask(rest, "segment", picture(), subtask="semantic")
-        with pytest.raises(HfHubHTTPError, match="no model for the task 'classify'"):
-            await ask(rest, "classify", picture())
+    assert (await ask(fresh_rest, "segment", picture()))[0].score == 0.9
+    with pytest.raises(HfHubHTTPError, match="no served model does the subtask 'semantic'"):
+        await ask(fresh_rest, "segment", picture(), subtask="semantic")
+    with pytest.raises(HfHubHTTPError, match="no model for the task 'classify'"):
+        await ask(fresh_rest, "classify", picture())
 
 
 async def test_every_kind_of_input(served: Rest, tmp_path: Path) -> None:
@@ -219,32 +219,31 @@ async def test_the_token_is_the_key(tmp_path: Path) -> None:
         assert raised.value.response.status_code == 401
 
 
-async def test_over_the_rate() -> None:
+@pytest.mark.settings(rate_limit_per_s=0.001, rate_limit_burst=1)
+async def test_over_the_rate(fresh_rest: Rest) -> None:
     """A client over its rate gets a 429 with Retry-After."""
-    async with open_rest(rate_limit_per_s=0.001, rate_limit_burst=1) as rest:
-        await ask(rest, "classify", picture())
-        with pytest.raises(HfHubHTTPError, match="try again in") as raised:
-            await ask(rest, "classify", picture())
-        assert raised.value.response.status_code == 429
-        assert int(raised.value.response.headers["retry-after"]) > 0
+    await ask(fresh_rest, "classify", picture())
+    with pytest.raises(HfHubHTTPError, match="try again in") as raised:
+        await ask(fresh_rest, "classify", picture())
+    assert raised.value.response.status_code == 429
+    assert int(raised.value.response.headers["retry-after"]) > 0
 
 
-async def test_deadlines() -> None:
+async def test_deadlines(fresh_rest: Rest) -> None:
     """The client's own time-out, and the deadline that it may send as a header, both end its wait."""
-    async with open_rest() as rest:
-        rest.worker.runner.gate.clear()
-        url = url_of(rest, "classify")
-        with pytest.raises(InferenceTimeoutError):
-            await asyncio.to_thread(InferenceClient(model=url, timeout=0.5).image_classification, picture())
-        patient = InferenceClient(model=url, headers={"X-Request-Timeout-Ms": "500"})
-        with pytest.raises(HfHubHTTPError, match="timed out") as raised:
-            await asyncio.to_thread(patient.image_classification, picture())
-        assert raised.value.response.status_code == 504
+    fresh_rest.worker.runner.unblocked.clear()
+    url = url_of(fresh_rest, "classify")
+    with pytest.raises(InferenceTimeoutError):
+        await asyncio.to_thread(InferenceClient(model=url, timeout=0.5).image_classification, picture())
+    patient = InferenceClient(model=url, headers={"X-Request-Timeout-Ms": "500"})
+    with pytest.raises(HfHubHTTPError, match="timed out") as raised:
+        await asyncio.to_thread(patient.image_classification, picture())
+    assert raised.value.response.status_code == 504
 
 
-async def test_no_worker() -> None:
+@pytest.mark.settings(with_worker=False)
+async def test_no_worker(fresh_rest: Rest) -> None:
     """Without a worker the client raises a 503 with the reason."""
-    async with open_rest(with_worker=False) as rest:
-        with pytest.raises(HfHubHTTPError, match="worker") as raised:
-            await ask(rest, "segment", picture())
-        assert raised.value.response.status_code == 503
+    with pytest.raises(HfHubHTTPError, match="worker") as raised:
+        await ask(fresh_rest, "segment", picture())
+    assert raised.value.response.status_code == 503

@@ -12,7 +12,8 @@ import pytest
 
 from model.types import Task
 from service.frontend.api.huggingface_schemas import ELEMENT_OF_TASK
-from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
+from tests.service.frontend.rest_server import Rest, picture, problem_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -94,41 +95,39 @@ async def test_the_query_names_a_model(rest: Rest, query: str, status: int) -> N
     assert (await rest.http.post(CLASSIFY + query, content=picture())).status_code == status
 
 
-async def test_bodies_are_bounded() -> None:
+@pytest.mark.settings(max_image_bytes=1000, max_request_bytes=5000)
+async def test_bodies_are_bounded(fresh_rest: Rest) -> None:
     """A body that is too long for the service is refused, as one image that is too large is."""
-    async with open_rest(max_image_bytes=1000, max_request_bytes=5000) as rest:
-        for body in (picture() + bytes(1000), picture() + bytes(5000)):
-            assert (await rest.http.post(CLASSIFY, content=body)).status_code == 413
+    for body in (picture() + bytes(1000), picture() + bytes(5000)):
+        assert (await fresh_rest.http.post(CLASSIFY, content=body)).status_code == 413
 
 
-async def test_a_body_that_does_not_come() -> None:
+async def test_a_body_that_does_not_come(fresh_rest: Rest) -> None:
     """A caller's deadline holds for its own upload as well."""
-    async with open_rest() as rest:
-        reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
-        head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nX-Request-Timeout-Ms: 50\r\nContent-Length: 9\r\n\r\n"
-        writer.write(head.encode())
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
-        writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", fresh_rest.port)
+    head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nX-Request-Timeout-Ms: 50\r\nContent-Length: 9\r\n\r\n"
+    writer.write(head.encode())
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
+    writer.close()
 
 
 @pytest.mark.parametrize("task", Task)
-async def test_requests_are_counted_and_timed(task: Task) -> None:
+async def test_requests_are_counted_and_timed(fresh_rest: Rest, task: Task) -> None:
     """They count as REST's, by task, model and outcome, with their stages as other predictions."""
-    async with open_rest() as rest:
-        path = f"/compat/huggingface/{task}"
-        response = await rest.http.post(path, content=picture(), headers={"X-Request-Id": "abc"})
-        assert response.headers["x-request-id"] == "abc"
-        assert [part.split(";")[0] for part in response.headers["server-timing"].split(", ")] == [
-            "decode",
-            "queue",
-            "infer",
-            "post",
-            "total",
-        ]
-        assert (await rest.http.post(path, content=b"%PDF")).status_code == 415
-        for outcome in ("ok", "unsupported-format"):
-            labels = f'model="fake_{task}",outcome="{outcome}",task="{task}",transport="rest"'
-            assert await rest.count(f"convmlp_requests_total{{{labels}}}") == 1
+    path = f"/compat/huggingface/{task}"
+    response = await fresh_rest.http.post(path, content=picture(), headers={"X-Request-Id": "abc"})
+    assert response.headers["x-request-id"] == "abc"
+    assert [part.split(";")[0] for part in response.headers["server-timing"].split(", ")] == [
+        "decode",
+        "queue",
+        "infer",
+        "post",
+        "total",
+    ]
+    assert (await fresh_rest.http.post(path, content=b"%PDF")).status_code == 415
+    for outcome in ("ok", "unsupported-format"):
+        labels = f'model="fake_{task}",outcome="{outcome}",task="{task}",transport="rest"'
+        assert await fresh_rest.count(f"convmlp_requests_total{{{labels}}}") == 1
 
 
 @pytest.mark.parametrize("task", Task)
@@ -146,26 +145,21 @@ async def test_answers_follow_their_schema(rest: Rest, task: Task) -> None:
     assert operation["tags"] == ["huggingface"]
 
 
-async def test_caller_who_leaves_withdraws_its_job() -> None:
+async def test_caller_who_leaves_withdraws_its_job(fresh_rest: Rest) -> None:
     """A connection that breaks while its job waits takes the job out of the worker's queue."""
-    async with open_rest() as rest:
-        batches = rest.worker.runner.batches
-        before = len(batches)
-        rest.worker.runner.gate.clear()
-        held = asyncio.create_task(rest.http.post(CLASSIFY, content=picture(1)))
-        async with asyncio.timeout(20):
-            while len(batches) == before:
-                await asyncio.sleep(0.01)
-        body = picture(2)
-        _, writer = await asyncio.open_connection("127.0.0.1", rest.port)
-        writer.write(
-            b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CLASSIFY.encode(), len(body)) + body
-        )
-        await rest.until_waiting(1)
-        writer.close()
-        labels = 'model="fake_classify",outcome="cancelled",task="classify",transport="rest"'
-        await rest.until(f"convmlp_requests_total{{{labels}}}", 1)
-        await rest.until_waiting(0)  # the word of it has come to the worker, who may go on now
-        rest.worker.runner.gate.set()
-        assert (await held).status_code == 200
-        assert batches[before:] == [("fake_classify", 1)]
+    batches = fresh_rest.worker.runner.batches
+    before = len(batches)
+    fresh_rest.worker.runner.unblocked.clear()
+    held = asyncio.create_task(fresh_rest.http.post(CLASSIFY, content=picture(1)))
+    await until(lambda: len(batches) != before)
+    body = picture(2)
+    _, writer = await asyncio.open_connection("127.0.0.1", fresh_rest.port)
+    writer.write(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (CLASSIFY.encode(), len(body)) + body)
+    await fresh_rest.until_waiting(1)
+    writer.close()
+    labels = 'model="fake_classify",outcome="cancelled",task="classify",transport="rest"'
+    await fresh_rest.until(f"convmlp_requests_total{{{labels}}}", 1)
+    await fresh_rest.until_waiting(0)  # the word of it has come to the worker, who may go on now
+    fresh_rest.worker.runner.unblocked.set()
+    assert (await held).status_code == 200
+    assert batches[before:] == [("fake_classify", 1)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from service.frontend.core.auth import MAX_FILE_BYTES, ApiKeys, InvalidKeysFile
+from tests.waiting import until
 
 KEY = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -71,12 +72,6 @@ def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
         ApiKeys(tmp_path)
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.005)
-
-
 @contextlib.asynccontextmanager
 async def followed(keys: ApiKeys) -> AsyncIterator[None]:
     following = asyncio.create_task(keys.follow(interval_s=0.005))
@@ -113,7 +108,7 @@ async def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
             await until(lambda: len(logs) == 1)
             path.unlink()
             await until(lambda: len(logs) == 2)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # ten more looks at the file
             assert [line["log_level"] for line in logs] == ["error", "error"]
             assert keys.name_of(KEY) is not None
             path.write_text(f"{OTHER}\n", encoding="ascii")

@@ -27,7 +27,7 @@ from service.types import PredictRequest
 from service.wire.messages import WaitEstimate
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.wire.scripted_worker import NO_WAIT, ScriptedWorker
-from tests.service.wire.worker_pool import until
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50, max_in_flight=2, max_in_flight_bytes=1000)
 
@@ -54,9 +54,7 @@ async def engine_at_work() -> AsyncIterator[tuple[Engine, FakeWorker]]:
         fake_worker(SETTINGS) as worker,
         open_front_end(SETTINGS.with_changes(worker_address=worker.address)) as front_end,
     ):
-        async with asyncio.timeout(10):
-            while not front_end.engine.readiness().ready:
-                await asyncio.sleep(0.01)
+        await until(lambda: front_end.engine.readiness().ready)
         yield front_end.engine, worker
 
 
@@ -92,14 +90,14 @@ async def test_a_bad_image_never_reaches_the_worker() -> None:
 async def test_images_in_flight_are_bounded() -> None:
     """Beyond the bound a request is refused at once, and the bound frees up again."""
     async with engine_at_work() as (engine, worker):
-        worker.runner.gate.clear()
+        worker.runner.unblocked.clear()
         held = [
             asyncio.create_task(engine.predict(request_for(engine, png_of(level)), first_label)) for level in (3, 4)
         ]
         await asyncio.sleep(0)  # both are admitted
         with pytest.raises(Overloaded):
             await engine.predict(request_for(engine, png_of(5)), first_label)
-        worker.runner.gate.set()
+        worker.runner.unblocked.set()
         assert [(await one).payload for one in held] == [3, 4]
         assert (await engine.predict(request_for(engine, png_of(6)), first_label)).payload == 6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ from service.frontend.core.frontend import open_front_end
 from service.settings import Settings
 from service.types import PredictRequest
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, store_bundle
+from tests.waiting import until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50, model_control=True)
 
@@ -30,9 +30,7 @@ async def engine_at_work(settings: Settings = SETTINGS) -> AsyncIterator[tuple[E
         open_front_end(settings.with_changes(worker_address=worker.address)) as front_end,
     ):
         store_bundle(worker.store, fake_bundle(Task.CLASSIFY, "second"))
-        async with asyncio.timeout(20):
-            while not front_end.engine.readiness().ready:
-                await asyncio.sleep(0.01)
+        await until(lambda: front_end.engine.readiness().ready)
         yield front_end.engine, worker
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import grpc
+import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from convmlp.v1 import vision_pb2 as pb
@@ -19,9 +20,11 @@ from tests.service.frontend.grpc_server import (
     request_id,
     retry_s,
     rich,
-    until,
 )
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def classify(grey: int, name: str = "") -> pb.ClassifyRequest:
@@ -49,17 +52,16 @@ async def drain_begun(rpc: RpcWithWorker) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_calls_in_flight_are_finished() -> None:
+async def test_calls_in_flight_are_finished(fresh_rpc: RpcWithWorker) -> None:
     """Calls in flight are answered, new calls are UNAVAILABLE, and then the server ends."""
-    async with open_rpc() as rpc:
-        rpc.worker.runner.gate.clear()
-        held = [asyncio.ensure_future(rpc.stub.Classify(classify(grey))) for grey in (5, 6, 7)]
-        await until(lambda: rpc.in_flight == 3)
-        await drain_begun(rpc)
-        assert (await refusal(rpc.stub.Classify(classify(1)))).code() is grpc.StatusCode.UNAVAILABLE
-        rpc.worker.runner.gate.set()
-        assert [(await one).labels[0].index for one in held] == [5, 6, 7]
-        await asyncio.wait_for(rpc.server.ended, 20)
+    fresh_rpc.worker.runner.unblocked.clear()
+    held = [asyncio.ensure_future(fresh_rpc.stub.Classify(classify(grey))) for grey in (5, 6, 7)]
+    await until(lambda: fresh_rpc.in_flight == 3)
+    await drain_begun(fresh_rpc)
+    assert (await refusal(fresh_rpc.stub.Classify(classify(1)))).code() is grpc.StatusCode.UNAVAILABLE
+    fresh_rpc.worker.runner.unblocked.set()
+    assert [(await one).labels[0].index for one in held] == [5, 6, 7]
+    await asyncio.wait_for(fresh_rpc.server.ended, 20)
 
 
 async def test_the_port_is_free_again_at_once() -> None:
@@ -72,83 +74,81 @@ async def test_the_port_is_free_again_at_once() -> None:
     hold_port("127.0.0.1", port).close()
 
 
-async def test_a_call_that_outlasts_the_drain_is_unavailable() -> None:
+@pytest.mark.settings(drain_timeout_s=0.5)
+async def test_a_call_that_outlasts_the_drain_is_unavailable(fresh_rpc: RpcWithWorker) -> None:
     """A call that outlasts the drain is UNAVAILABLE, with its own id, and the server ends in time."""
-    async with open_rpc(drain_timeout_s=0.5) as rpc:
-        rpc.worker.runner.gate.clear()
-        held = asyncio.ensure_future(rpc.stub.Classify(classify(5), metadata=[("x-request-id", "mine")]))
-        stream = rpc.stub.ClassifyStream(metadata=[("x-request-id", "stream")])
-        await stream.write(classify(6))
-        await until(lambda: rpc.in_flight == 2)
-        rpc.server.stop.set()
-        error = await refusal(held)
-        assert_unavailable(error, "no time left")
-        assert request_id(rich(error)) == "mine"
-        error = await refusal(stream.read())
-        assert_unavailable(error, "no time left")
-        assert request_id(rich(error)) == "stream"
-        await asyncio.wait_for(rpc.server.ended, 20)
+    fresh_rpc.worker.runner.unblocked.clear()
+    held = asyncio.ensure_future(fresh_rpc.stub.Classify(classify(5), metadata=[("x-request-id", "mine")]))
+    stream = fresh_rpc.stub.ClassifyStream(metadata=[("x-request-id", "stream")])
+    await stream.write(classify(6))
+    await until(lambda: fresh_rpc.in_flight == 2)
+    fresh_rpc.server.stop.set()
+    error = await refusal(held)
+    assert_unavailable(error, "no time left")
+    assert request_id(rich(error)) == "mine"
+    error = await refusal(stream.read())
+    assert_unavailable(error, "no time left")
+    assert request_id(rich(error)) == "stream"
+    await asyncio.wait_for(fresh_rpc.server.ended, 20)
 
 
-async def test_a_stream_reads_no_more_and_delivers_its_replies() -> None:
+async def test_a_stream_reads_no_more_and_delivers_its_replies(fresh_rpc: RpcWithWorker) -> None:
     """A stream delivers the replies in flight, reads no later message, and ends with UNAVAILABLE."""
-    async with open_rpc() as rpc:
-        stream = rpc.stub.ClassifyStream()
-        rpc.worker.runner.gate.clear()
-        for grey in (5, 6):
-            await stream.write(classify(grey, name=str(grey)))
-        await until(lambda: rpc.in_flight == 2)
-        await drain_begun(rpc)
-        await stream.write(classify(7, name="7"))
-        rpc.worker.runner.gate.set()
-        assert {(await next_of(stream)).id for _ in range(2)} == {"5", "6"}
-        assert_unavailable(await refusal(stream.read()), "send the messages without a reply again")
-        await asyncio.wait_for(rpc.server.ended, 20)
+    stream = fresh_rpc.stub.ClassifyStream()
+    fresh_rpc.worker.runner.unblocked.clear()
+    for grey in (5, 6):
+        await stream.write(classify(grey, name=str(grey)))
+    await until(lambda: fresh_rpc.in_flight == 2)
+    await drain_begun(fresh_rpc)
+    await stream.write(classify(7, name="7"))
+    fresh_rpc.worker.runner.unblocked.set()
+    assert {(await next_of(stream)).id for _ in range(2)} == {"5", "6"}
+    assert_unavailable(await refusal(stream.read()), "send the messages without a reply again")
+    await asyncio.wait_for(fresh_rpc.server.ended, 20)
 
 
-async def test_a_stream_whose_client_had_sent_all_ends_with_ok() -> None:
+async def test_a_stream_whose_client_had_sent_all_ends_with_ok(fresh_rpc: RpcWithWorker) -> None:
     """A stream whose client had sent all messages delivers all replies and ends with OK."""
-    async with open_rpc() as rpc:
-        stream = rpc.stub.ClassifyStream()
-        rpc.worker.runner.gate.clear()
-        for grey in (5, 6):
-            await stream.write(classify(grey))
-        await stream.done_writing()
-        await until(lambda: rpc.in_flight == 2)
-        await drain_begun(rpc)
-        rpc.worker.runner.gate.set()
-        assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
-        assert await stream.read() is grpc.aio.EOF
-        assert await stream.code() is grpc.StatusCode.OK
-        await asyncio.wait_for(rpc.server.ended, 20)
+    stream = fresh_rpc.stub.ClassifyStream()
+    fresh_rpc.worker.runner.unblocked.clear()
+    for grey in (5, 6):
+        await stream.write(classify(grey))
+    await stream.done_writing()
+    await until(lambda: fresh_rpc.in_flight == 2)
+    await drain_begun(fresh_rpc)
+    fresh_rpc.worker.runner.unblocked.set()
+    assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
+    assert await stream.read() is grpc.aio.EOF
+    assert await stream.code() is grpc.StatusCode.OK
+    await asyncio.wait_for(fresh_rpc.server.ended, 20)
 
 
-async def test_a_full_stream_whose_client_had_sent_all_ends_with_ok() -> None:
+@pytest.mark.settings(max_stream_in_flight=2)
+async def test_a_full_stream_whose_client_had_sent_all_ends_with_ok(fresh_rpc: RpcWithWorker) -> None:
     """The same where the end of the client's messages was not read yet, because the stream was at its limit."""
-    async with open_rpc(max_stream_in_flight=2) as rpc:
-        stream = rpc.stub.ClassifyStream()
-        rpc.worker.runner.gate.clear()
-        for grey in (5, 6):
-            await stream.write(classify(grey))
-        await stream.done_writing()
-        await until(lambda: rpc.in_flight == 2)
-        await drain_begun(rpc)
-        rpc.worker.runner.gate.set()
-        assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
-        assert await stream.read() is grpc.aio.EOF
-        assert await stream.code() is grpc.StatusCode.OK
-        await asyncio.wait_for(rpc.server.ended, 20)
+    stream = fresh_rpc.stub.ClassifyStream()
+    fresh_rpc.worker.runner.unblocked.clear()
+    for grey in (5, 6):
+        await stream.write(classify(grey))
+    await stream.done_writing()
+    await until(lambda: fresh_rpc.in_flight == 2)
+    await drain_begun(fresh_rpc)
+    fresh_rpc.worker.runner.unblocked.set()
+    assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
+    assert await stream.read() is grpc.aio.EOF
+    assert await stream.code() is grpc.StatusCode.OK
+    await asyncio.wait_for(fresh_rpc.server.ended, 20)
 
 
-async def test_idle_streams_end_at_once() -> None:
+@pytest.mark.settings(drain_timeout_s=60)
+async def test_idle_streams_end_at_once(fresh_rpc: RpcWithWorker) -> None:
     """Idle streams end at once, those of Vision as those of reflection."""
-    async with open_rpc(drain_timeout_s=60) as rpc:
-        idle = rpc.stub.SegmentStream()
-        curious = reflection_of(rpc.channel)()
-        await idle.wait_for_connection()
-        await curious.write(reflection_pb2.ServerReflectionRequest(list_services=""))
-        await curious.read()
-        rpc.server.stop.set()
-        for stream in (idle, curious):
-            assert_unavailable(await refusal(stream.read()), "shutting down")
-        await asyncio.wait_for(rpc.server.ended, 20)
+    idle = fresh_rpc.stub.SegmentStream()
+    curious = reflection_of(fresh_rpc.channel)()
+    await idle.wait_for_connection()
+    await curious.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    await curious.read()
+    fresh_rpc.server.stop.set()
+    for stream in (idle, curious):
+        assert_unavailable(await refusal(stream.read()), "shutting down")
+    await asyncio.wait_for(fresh_rpc.server.ended, 20)

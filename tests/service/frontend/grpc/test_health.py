@@ -88,38 +88,37 @@ async def test_watchers_follow_a_worker_that_comes_and_goes() -> None:
                 assert await check(rpc, "fake_detect") == NOT_SERVING
 
 
-async def test_a_model_whose_answers_are_wrong_is_not_serving() -> None:
+@pytest.mark.settings(self_check_interval_ms=50)
+async def test_a_model_whose_answers_are_wrong_is_not_serving(fresh_rpc: RpcWithWorker) -> None:
     """A model that fails its self-check is NOT_SERVING, and so is the server; other models stay SERVING."""
-    async with open_rpc(self_check_interval_ms=50) as rpc:
-        broken, whole = watch(rpc, "fake_classify"), watch(rpc, "")
-        assert [await next_status(broken), await next_status(whole)] == [SERVING, SERVING]
-        rpc.worker.runner.shift = 40
-        assert [await next_status(broken), await next_status(whole)] == [NOT_SERVING, NOT_SERVING]
-        assert await check(rpc, "convmlp.v1.Vision") == NOT_SERVING
-        rpc.worker.runner.shift = 0
-        assert [await next_status(broken), await next_status(whole)] == [SERVING, SERVING]
+    broken, whole = watch(fresh_rpc, "fake_classify"), watch(fresh_rpc, "")
+    assert [await next_status(broken), await next_status(whole)] == [SERVING, SERVING]
+    fresh_rpc.worker.runner.shift = 40
+    assert [await next_status(broken), await next_status(whole)] == [NOT_SERVING, NOT_SERVING]
+    assert await check(fresh_rpc, "convmlp.v1.Vision") == NOT_SERVING
+    fresh_rpc.worker.runner.shift = 0
+    assert [await next_status(broken), await next_status(whole)] == [SERVING, SERVING]
 
 
-async def test_a_watcher_that_disconnects() -> None:
+@pytest.mark.settings(self_check_interval_ms=50)
+async def test_a_watcher_that_disconnects(fresh_rpc: RpcWithWorker) -> None:
     """When a watcher disconnects, the others still receive every change."""
-    async with open_rpc(self_check_interval_ms=50) as rpc:
-        leaving, staying = watch(rpc, ""), watch(rpc, "")
-        assert [await next_status(leaving), await next_status(staying)] == [SERVING, SERVING]
-        await leaving.aclose()  # type: ignore[attr-defined]
-        rpc.worker.runner.shift = 40
-        assert await next_status(staying) == NOT_SERVING
+    leaving, staying = watch(fresh_rpc, ""), watch(fresh_rpc, "")
+    assert [await next_status(leaving), await next_status(staying)] == [SERVING, SERVING]
+    await leaving.aclose()  # type: ignore[attr-defined]
+    fresh_rpc.worker.runner.shift = 40
+    assert await next_status(staying) == NOT_SERVING
 
 
-async def test_a_drain_reaches_watchers_first() -> None:
+async def test_a_drain_reaches_watchers_first(fresh_rpc: RpcWithWorker) -> None:
     """A drain sends NOT_SERVING to all watchers first, and ends their streams."""
-    async with open_rpc() as rpc:
-        call = rpc.health.Watch(HealthCheckRequest(service="fake_segment"))
-        assert (await call.read()).status == SERVING
-        rpc.server.stop.set()
-        async with asyncio.timeout(PATIENCE_S):
-            assert (await call.read()).status == NOT_SERVING
-            with pytest.raises(grpc.aio.AioRpcError) as ended:
-                await call.read()
-        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "shutting down" in (ended.value.details() or "")
-        await rpc.server.ended
+    call = fresh_rpc.health.Watch(HealthCheckRequest(service="fake_segment"))
+    assert (await call.read()).status == SERVING
+    fresh_rpc.server.stop.set()
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await call.read()).status == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await call.read()
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "shutting down" in (ended.value.details() or "")
+    await fresh_rpc.server.ended

@@ -27,8 +27,9 @@ from tests.service.frontend.grpc.http2_frames import (
     error_code,
     open_http2,
 )
-from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reflection_of, refusal, stub_of, until
+from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reflection_of, refusal, stub_of
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -109,9 +110,10 @@ async def relay(target: str) -> AsyncIterator[tuple[str, list[int]]]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", received
 
 
-async def test_idle_connections_are_pinged() -> None:
+@pytest.mark.settings(keep_alive=KeepAlive(interval_ms=100))
+async def test_idle_connections_are_pinged(fresh_rpc: RpcWithWorker) -> None:
     """An idle connection carries pings, so that proxies keep it open; a client that answers stays connected."""
-    async with open_rpc(keep_alive=KeepAlive(interval_ms=100)) as rpc, open_http2(rpc.address) as connection:
+    async with open_http2(fresh_rpc.address) as connection:
         for _ in range(5):
             ping = await connection.next(PING)
             await connection.send(PING, ACK, ping.payload)
@@ -148,42 +150,46 @@ async def test_keep_alive_suits_load_balancers() -> None:
     assert keep_alive.client_interval_ms < 10_000
 
 
-async def test_settings_beyond_grpcs_range() -> None:
+@pytest.mark.settings(max_request_bytes=2**40, grpc_max_connection_age_ms=2**40)
+async def test_settings_beyond_grpcs_range(fresh_rpc: RpcWithWorker) -> None:
     """Settings beyond gRPC's range are cut to it."""
-    async with open_rpc(max_request_bytes=2**40, grpc_max_connection_age_ms=2**40) as rpc:
-        assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
+    assert (await fresh_rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
 
 
-async def test_connections_end_at_their_age_and_calls_do_not() -> None:
+@pytest.mark.settings(grpc_max_connection_age_ms=300)
+async def test_connections_end_at_their_age_and_calls_do_not(fresh_rpc: RpcWithWorker) -> None:
     """A connection past its maximum age gets GOAWAY; its calls are finished, and the client reconnects."""
-    async with open_rpc(grpc_max_connection_age_ms=300) as rpc:
-        async with open_http2(rpc.address) as connection:
-            assert error_code(await connection.next(GOAWAY)) == NO_ERROR
-        rpc.worker.runner.gate.clear()
-        held = asyncio.ensure_future(rpc.stub.Classify(pb.ClassifyRequest(image=picture(5))))
-        await asyncio.sleep(0.5)
-        rpc.worker.runner.gate.set()
-        assert (await held).labels[0].index == 5
-        assert (await rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
+    async with open_http2(fresh_rpc.address) as connection:
+        assert error_code(await connection.next(GOAWAY)) == NO_ERROR
+    fresh_rpc.worker.runner.unblocked.clear()
+    held = asyncio.ensure_future(fresh_rpc.stub.Classify(pb.ClassifyRequest(image=picture(5))))
+    await until(lambda: fresh_rpc.in_flight == 1)
+    async with asyncio.timeout(20):
+        await fresh_rpc.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+    fresh_rpc.worker.runner.unblocked.set()
+    assert (await held).labels[0].index == 5
+    assert (await fresh_rpc.stub.Classify(pb.ClassifyRequest(image=picture(6)))).labels[0].index == 6
 
 
-async def test_calls_beyond_the_limit_are_refused_at_once() -> None:
+@pytest.mark.settings(max_in_flight=2)
+async def test_calls_beyond_the_limit_are_refused_at_once(fresh_rpc: RpcWithWorker) -> None:
     """A connection has no more open calls than the process accepts; calls of another are refused."""
-    async with open_rpc(max_in_flight=2) as rpc, another_channel(rpc) as other:
-        rpc.worker.runner.gate.clear()
-        held = [asyncio.ensure_future(rpc.stub.Classify(pb.ClassifyRequest(image=picture()))) for _ in range(3)]
-        await until(lambda: rpc.in_flight == 2)
+    async with another_channel(fresh_rpc) as other:
+        fresh_rpc.worker.runner.unblocked.clear()
+        held = [asyncio.ensure_future(fresh_rpc.stub.Classify(pb.ClassifyRequest(image=picture()))) for _ in range(3)]
+        await until(lambda: fresh_rpc.in_flight == 2)
         error = await refusal(stub_of(other).Classify(pb.ClassifyRequest(image=picture())))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "2 images are in" in (error.details() or "")
-        rpc.worker.runner.gate.set()
+        fresh_rpc.worker.runner.unblocked.set()
         assert [len((await one).labels) for one in held] == [5, 5, 5]
 
 
-async def test_open_calls_are_bounded_over_all_connections() -> None:
+@pytest.mark.settings(max_in_flight=1)
+async def test_open_calls_are_bounded_over_all_connections(fresh_rpc: RpcWithWorker) -> None:
     """Idle streams are open calls too: beyond the limit further calls are refused until one ends."""
-    async with open_rpc(max_in_flight=1) as rpc, another_channel(rpc) as second, another_channel(rpc) as third:
-        idle = [stub_of(channel).ClassifyStream() for channel in (rpc.channel, second)]
+    async with another_channel(fresh_rpc) as second, another_channel(fresh_rpc) as third:
+        idle = [stub_of(channel).ClassifyStream() for channel in (fresh_rpc.channel, second)]
         for stream in idle:
             await stream.initial_metadata()  # the server has taken it up
         error = await refusal(stub_of(third).Classify(pb.ClassifyRequest(image=picture())))

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEY = "0123456789abcdef"
 WITH_KEY = {"Authorization": f"Bearer {KEY}"}
-SLOW: dict[str, Any] = {"rate_limit_per_s": 0.02, "rate_limit_burst": 2}
+SLOW = pytest.mark.settings(rate_limit_per_s=0.02, rate_limit_burst=2)
 """No third image while a test lasts."""
 
 
@@ -110,29 +109,29 @@ async def test_openapi_has_the_key(guarded: Rest, rest: Rest) -> None:
     assert "security" not in (await rest.http.get("/openapi.json")).text
 
 
-async def test_over_the_rate() -> None:
+@SLOW
+async def test_over_the_rate(fresh_rest: Rest) -> None:
     """A caller over its rate gets a 429 with Retry-After; only predictions are limited."""
-    async with open_rest(**SLOW) as rest:
-        for path in ("/classify", "/compat/huggingface/classify"):
-            assert (await rest.http.post(path, content=picture())).status_code == 200
-        for path in PREDICTIONS:
-            response = await rest.http.post(path, content=picture())
-            assert (response.status_code, problem_of(response.content)["type"]) == (429, "/problems/rate-limited")
-            assert 0 < int(response.headers["retry-after"]) <= 50
-        assert (await rest.http.get("/models")).status_code == 200
-        assert await rest.count('convmlp_rejected_total{reason="rate"}') == 6
-        labels = 'model="",outcome="rate-limited",task="segment",transport="rest"'
-        assert await rest.count(f"convmlp_requests_total{{{labels}}}") == 2
+    for path in ("/classify", "/compat/huggingface/classify"):
+        assert (await fresh_rest.http.post(path, content=picture())).status_code == 200
+    for path in PREDICTIONS:
+        response = await fresh_rest.http.post(path, content=picture())
+        assert (response.status_code, problem_of(response.content)["type"]) == (429, "/problems/rate-limited")
+        assert 0 < int(response.headers["retry-after"]) <= 50
+    assert (await fresh_rest.http.get("/models")).status_code == 200
+    assert await fresh_rest.count('convmlp_rejected_total{reason="rate"}') == 6
+    labels = 'model="",outcome="rate-limited",task="segment",transport="rest"'
+    assert await fresh_rest.count(f"convmlp_requests_total{{{labels}}}") == 2
 
 
-async def test_every_image_counts() -> None:
+@SLOW
+async def test_every_image_counts(fresh_rest: Rest) -> None:
     """Images that come in one request use up the rate as if they came one by one."""
-    async with open_rest(**SLOW) as rest:
-        files = [("image", picture())] * 3
-        assert (await rest.http.post("/classify", files=files)).status_code == 200
-        response = await rest.http.post("/classify", content=picture())
-        assert response.status_code == 429
-        assert 50 < int(response.headers["retry-after"]) <= 100
+    files = [("image", picture())] * 3
+    assert (await fresh_rest.http.post("/classify", files=files)).status_code == 200
+    response = await fresh_rest.http.post("/classify", content=picture())
+    assert response.status_code == 429
+    assert 50 < int(response.headers["retry-after"]) <= 100
 
 
 async def test_callers_with_keys_have_rates_of_their_own(tmp_path: Path) -> None:
@@ -146,16 +145,16 @@ async def test_callers_with_keys_have_rates_of_their_own(tmp_path: Path) -> None
             assert (await rest.http.post("/classify", content=picture(), headers=headers)).status_code == status
 
 
-async def test_forwarded_addresses_are_not_believed() -> None:
+@SLOW
+async def test_forwarded_addresses_are_not_believed(fresh_rest: Rest) -> None:
     """A header that anybody can invent gives nobody a new rate."""
-    async with open_rest(**SLOW) as rest:
-        statuses = [
-            (
-                await rest.http.post("/classify", content=picture(), headers={"X-Forwarded-For": f"192.0.2.{n}"})
-            ).status_code
-            for n in range(3)
-        ]
-        assert statuses == [200, 200, 429]
+    statuses = [
+        (
+            await fresh_rest.http.post("/classify", content=picture(), headers={"X-Forwarded-For": f"192.0.2.{n}"})
+        ).status_code
+        for n in range(3)
+    ]
+    assert statuses == [200, 200, 429]
 
 
 @pytest.mark.parametrize("text", [None, "", "short\n"])

@@ -196,17 +196,17 @@ async def test_broken_form(rest: Rest, headers: dict[str, str], body: bytes, wor
 
 
 @pytest.mark.parametrize("form", ["multipart", "json"])
-async def test_too_many_images(form: str) -> None:
+@pytest.mark.settings(max_images=3)
+async def test_too_many_images(fresh_rest: Rest, form: str) -> None:
     """As many images as the limit are answered; one more is a 413."""
-    async with open_rest(max_images=3) as rest:
-        for count, status in ((3, 200), (4, 413)):
-            images = [picture(grey) for grey in range(count)]
-            sent: dict[str, Any] = (
-                {"files": [("image", image) for image in images]}
-                if form == "multipart"
-                else {"json": {"images": [b64(image) for image in images]}}
-            )
-            assert (await rest.http.post("/classify", **sent)).status_code == status
+    for count, status in ((3, 200), (4, 413)):
+        images = [picture(grey) for grey in range(count)]
+        sent: dict[str, Any] = (
+            {"files": [("image", image) for image in images]}
+            if form == "multipart"
+            else {"json": {"images": [b64(image) for image in images]}}
+        )
+        assert (await fresh_rest.http.post("/classify", **sent)).status_code == status
 
 
 async def test_bad_images_among_good_ones(rest: Rest) -> None:
@@ -241,35 +241,34 @@ async def test_only_bad_images_are_errors_in_their_places(rest: Rest) -> None:
     assert ["error" in result for result in response.json()["results"]] == [True, True]
 
 
-async def test_a_failing_service_is_not_hidden_behind_several_images() -> None:
+async def test_a_failing_service_is_not_hidden_behind_several_images(fresh_rest: Rest) -> None:
     """Where the service could answer none of several images the response is its error, not a 200."""
-    async with open_rest() as rest:
-        rest.worker.runner.poison = 66
-        response = await rest.http.post("/classify", files=[("image", picture(66)), ("image", picture(66))])
-        assert response.status_code == 500
+    fresh_rest.worker.runner.poison = 66
+    response = await fresh_rest.http.post("/classify", files=[("image", picture(66)), ("image", picture(66))])
+    assert response.status_code == 500
 
 
-async def test_long_body_is_refused_before_it_came() -> None:
+@pytest.mark.settings(max_request_bytes=100000)
+async def test_long_body_is_refused_before_it_came(fresh_rest: Rest) -> None:
     """Content-Length alone is enough to refuse, and the answer arrives although the body was never read."""
-    async with open_rest(max_request_bytes=100_000) as rest:
-        reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
-        writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nbegin")
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 413 ")
-        assert b"connection: close" in head.lower()
-        writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", fresh_rest.port)
+    writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\nbegin")
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in head.lower()
+    writer.close()
 
 
-async def test_long_body_of_unknown_length_is_refused_as_it_comes() -> None:
+@pytest.mark.settings(max_request_bytes=100000)
+async def test_long_body_of_unknown_length_is_refused_as_it_comes(fresh_rest: Rest) -> None:
     """A chunked body is counted, and refused as soon as it is too long; the sender still gets the answer."""
-    async with open_rest(max_request_bytes=100_000) as rest:
 
-        async def pieces() -> AsyncIterator[bytes]:
-            for _ in range(300):
-                yield bytes(10_000)
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(300):
+            yield bytes(10_000)
 
-        response = await rest.http.post("/classify", content=pieces())
-        assert refusal(response)[0] == 413
+    response = await fresh_rest.http.post("/classify", content=pieces())
+    assert refusal(response)[0] == 413
 
 
 async def test_slow_body_meets_the_deadline(rest: Rest) -> None:
@@ -285,24 +284,24 @@ async def test_bodies_beyond_the_memory_budget_are_refused() -> None:
     """All bodies together have a bound; the one beyond it is refused with Retry-After, and room is given back."""
     body = picture()
     async with open_rest(max_in_flight_bytes=len(body) + 100) as rest:
-        rest.worker.runner.gate.clear()
+        rest.worker.runner.unblocked.clear()
         held = asyncio.create_task(rest.http.post("/classify", content=body))
         await rest.until("convmlp_in_flight_requests", 1)
         refused = await rest.http.post("/classify", content=body)
         assert (refused.status_code, refused.json()["type"]) == (503, "/problems/overloaded")
         assert int(refused.headers["retry-after"]) >= 1
-        rest.worker.runner.gate.set()
+        rest.worker.runner.unblocked.set()
         assert (await held).status_code == 200
         assert (await rest.http.post("/classify", content=body)).status_code == 200
 
 
-async def test_expect_100_continue_is_refused_without_the_body() -> None:
+@pytest.mark.settings(max_request_bytes=1000)
+async def test_expect_100_continue_is_refused_without_the_body(fresh_rest: Rest) -> None:
     """Who asks before sending a large body is refused at once and need not send it."""
-    async with open_rest(max_request_bytes=1000) as rest:
-        reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
-        writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n")
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
-        writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", fresh_rest.port)
+    writer.write(b"POST /detect HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\nExpect: 100-continue\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413 ")
+    writer.close()
 
 
 async def test_answers_are_in_upload_order(rest: Rest) -> None:

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.frontend.http.server import CONNECTION, MAX_HEAD_BYTES, BoundedHttp, Server
-from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
+from tests.service.frontend.rest_server import Rest, picture, problem_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -38,35 +39,34 @@ async def connection_server(
         await serving
 
 
-async def test_requests_in_flight_are_finished_on_drain() -> None:
+async def test_requests_in_flight_are_finished_on_drain(fresh_rest: Rest) -> None:
     """After the word to exit no connection is accepted, but who waits gets the answer, and the connection's end."""
-    async with open_rest() as rest:
-        rest.worker.runner.gate.clear()
-        held = asyncio.create_task(rest.http.post("/classify", content=picture(5)))
-        await rest.until("convmlp_in_flight_requests", 1)
-        rest.stop.set()
-        async with asyncio.timeout(20):
-            while await _accepts(rest.port):
-                await asyncio.sleep(0.01)
-        rest.worker.runner.gate.set()
-        response = await held
-        assert response.status_code == 200
-        assert response.json()["results"][0]["labels"][0]["index"] == 5
-        assert response.headers["connection"] == "close"
-        await rest.serving
+    fresh_rest.worker.runner.unblocked.clear()
+    held = asyncio.create_task(fresh_rest.http.post("/classify", content=picture(5)))
+    await fresh_rest.until("convmlp_in_flight_requests", 1)
+    fresh_rest.stop.set()
+    async with asyncio.timeout(20):
+        while await _accepts(fresh_rest.port):
+            await asyncio.sleep(0.01)
+    fresh_rest.worker.runner.unblocked.set()
+    response = await held
+    assert response.status_code == 200
+    assert response.json()["results"][0]["labels"][0]["index"] == 5
+    assert response.headers["connection"] == "close"
+    await fresh_rest.serving
 
 
-async def test_drain_ends_in_time() -> None:
+@pytest.mark.settings(drain_timeout_s=1)
+async def test_drain_ends_in_time(fresh_rest: Rest) -> None:
     """A request that outlasts the drain is answered 503, and the server ends."""
-    async with open_rest(drain_timeout_s=1) as rest:
-        rest.worker.runner.gate.clear()
-        held = asyncio.create_task(rest.http.post("/classify", content=picture()))
-        await rest.until("convmlp_in_flight_requests", 1)
-        rest.stop.set()
-        response = await held
-        assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
-        assert "shutting down" in response.json()["detail"]
-        await rest.serving
+    fresh_rest.worker.runner.unblocked.clear()
+    held = asyncio.create_task(fresh_rest.http.post("/classify", content=picture()))
+    await fresh_rest.until("convmlp_in_flight_requests", 1)
+    fresh_rest.stop.set()
+    response = await held
+    assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
+    assert "shutting down" in response.json()["detail"]
+    await fresh_rest.serving
 
 
 async def test_a_connection_serves_many_requests(rest: Rest) -> None:
@@ -138,9 +138,7 @@ async def test_answers_do_not_wait_for_acknowledgements() -> None:
 
     async with connection_server(BoundedHttp) as (server, address):
         _, writer = await asyncio.open_connection(*address)
-        async with asyncio.timeout(20):
-            while not server.server_state.connections:
-                await asyncio.sleep(0.01)
+        await until(lambda: bool(server.server_state.connections))
         (connection,) = server.server_state.connections
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

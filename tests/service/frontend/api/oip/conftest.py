@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -10,8 +11,15 @@ from tests.service.frontend.api.oip.oip_client import OipClient, OipFrontEnds, o
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def oip() -> AsyncIterator[OipFrontEnds]:
-    """Front-ends that a module's tests share; tests that change them, or need other settings, call `open_oip`."""
+    """Front-ends that a module's tests share; those that change them, or need other settings, use `fresh_oip`."""
     async with open_oip() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fresh_oip(overrides: dict[str, Any]) -> AsyncIterator[OipFrontEnds]:
+    """Front-ends and a worker of the test's own, with the settings of its marker `settings`."""
+    async with open_oip(**overrides) as running:
         yield running
 
 

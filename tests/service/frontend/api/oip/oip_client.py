@@ -22,7 +22,7 @@ from service.frontend.api.oip.generated.grpc_predict_v2_pb2_grpc import GRPCInfe
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_instances, fake_worker
 from tests.service.frontend.both_transports import Pair, open_pair_at
-from tests.service.frontend.grpc_server import until
+from tests.waiting import until
 
 DTYPES = {"UINT8": "u1", "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4"}
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -216,4 +216,4 @@ async def open_oip(**overrides: Any) -> AsyncIterator[OipFrontEnds]:  # noqa: AN
         try:
             yield OipFrontEnds(OipHttpClient(pair.http), OipGrpcClient(channel), pair, worker)
         finally:
-            worker.runner.gate.set()
+            worker.runner.unblocked.set()

@@ -24,8 +24,9 @@ from tests.service.frontend.api.oip.oip_client import (
     pixels_request,
     read_grpc,
 )
-from tests.service.frontend.grpc_server import refusal, until
+from tests.service.frontend.grpc_server import refusal
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -149,27 +150,25 @@ async def test_stream_goes_on_after_an_error(rpc: OipGrpcClient) -> None:
     assert not replies[1].infer_response.outputs
 
 
-async def test_a_cancelled_stream_cancels_its_images() -> None:
+async def test_a_cancelled_stream_cancels_its_images(fresh_oip: OipFrontEnds) -> None:
     """Cancelling a stream cancels its images."""
-    async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
-        registry = oip.pair.rpc.front_end.registry
-        stream = oip.rpc.stub.ModelStreamInfer(each([grey(level) for level in range(6)]))
-        await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 6)
-        stream.cancel()
-        await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)
+    fresh_oip.worker.runner.unblocked.clear()
+    registry = fresh_oip.pair.rpc.front_end.registry
+    stream = fresh_oip.rpc.stub.ModelStreamInfer(each([grey(level) for level in range(6)]))
+    await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 6)
+    stream.cancel()
+    await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)
 
 
-async def test_a_calls_deadline() -> None:
+async def test_a_calls_deadline(fresh_oip: OipFrontEnds) -> None:
     """A call's deadline cancels its images, and counts as deadline-exceeded."""
-    async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
-        error = await refusal(oip.rpc.stub.ModelInfer(grpc_request(GOOD), timeout=0.7))
-        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        registry = oip.pair.rpc.front_end.registry
-        await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)
-        late = {"transport": "grpc", "task": "classify", "model": "fake_classify", "outcome": "deadline-exceeded"}
-        await until(lambda: registry.get_sample_value("convmlp_requests_total", late) == 1)
+    fresh_oip.worker.runner.unblocked.clear()
+    error = await refusal(fresh_oip.rpc.stub.ModelInfer(grpc_request(GOOD), timeout=0.7))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    registry = fresh_oip.pair.rpc.front_end.registry
+    await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)
+    late = {"transport": "grpc", "task": "classify", "model": "fake_classify", "outcome": "deadline-exceeded"}
+    await until(lambda: registry.get_sample_value("convmlp_requests_total", late) == 1)
 
 
 async def test_metadata_of_a_call(rpc: OipGrpcClient) -> None:
@@ -206,14 +205,14 @@ async def test_keys(tmp_path: Path) -> None:
         assert refused.value.status == 401
 
 
-async def test_rate_counts_images() -> None:
+@pytest.mark.settings(rate_limit_per_s=0.001, rate_limit_burst=5)
+async def test_rate_counts_images(fresh_oip: OipFrontEnds) -> None:
     """Each image of a request counts against its client's rate, over both transports."""
-    async with open_oip(rate_limit_per_s=0.001, rate_limit_burst=5) as oip:
-        for client, status in ((oip.http, 429), (oip.rpc, "RESOURCE_EXHAUSTED")):
-            await client.infer(encoded_request("fake_classify", *[IMAGE] * 5))
-            with pytest.raises(Refused) as refused:
-                await client.infer(GOOD)
-            assert refused.value.status == status
+    for client, status in ((fresh_oip.http, 429), (fresh_oip.rpc, "RESOURCE_EXHAUSTED")):
+        await client.infer(encoded_request("fake_classify", *[IMAGE] * 5))
+        with pytest.raises(Refused) as refused:
+            await client.infer(GOOD)
+        assert refused.value.status == status
 
 
 async def test_other_methods_agree_with_http(oip: OipFrontEnds) -> None:
@@ -244,20 +243,19 @@ async def test_readiness(rpc: OipGrpcClient) -> None:
     assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_statistics() -> None:
+async def test_statistics(fresh_oip: OipFrontEnds) -> None:
     """Requests over gRPC are in the statistics over gRPC."""
-    async with open_oip() as oip:
-        await oip.rpc.infer(encoded_request("fake_detect", IMAGE, IMAGE))
-        (stats,) = (await oip.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake_detect"))).model_stats
-        assert (stats.inference_count, stats.inference_stats.success.count) == (2, 1)
-        assert stats.inference_stats.compute_infer.ns > 0
-        assert 1 <= stats.execution_count <= 2  # together or one after the other
-        for _ in range(2):
-            await oip.rpc.infer(encoded_request("fake_detect", IMAGE))
-        (later,) = (await oip.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake_detect"))).model_stats
-        assert (later.inference_count, later.execution_count) == (4, stats.execution_count + 2)
-        every = (await oip.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest())).model_stats
-        assert len(every) == 4
+    await fresh_oip.rpc.infer(encoded_request("fake_detect", IMAGE, IMAGE))
+    (stats,) = (await fresh_oip.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake_detect"))).model_stats
+    assert (stats.inference_count, stats.inference_stats.success.count) == (2, 1)
+    assert stats.inference_stats.compute_infer.ns > 0
+    assert 1 <= stats.execution_count <= 2  # together or one after the other
+    for _ in range(2):
+        await fresh_oip.rpc.infer(encoded_request("fake_detect", IMAGE))
+    (later,) = (await fresh_oip.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake_detect"))).model_stats
+    assert (later.inference_count, later.execution_count) == (4, stats.execution_count + 2)
+    every = (await fresh_oip.rpc.stub.ModelStatistics(pb.ModelStatisticsRequest())).model_stats
+    assert len(every) == 4
 
 
 async def test_repository() -> None:

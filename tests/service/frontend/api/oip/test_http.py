@@ -20,12 +20,11 @@ from tests.service.frontend.api.oip.oip_client import (
     encoded,
     encoded_request,
     http_body,
-    open_oip,
     pixels_request,
     read_http,
 )
-from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -101,36 +100,34 @@ async def test_health(http: httpx2.AsyncClient) -> None:
         assert (await http.get(path)).status_code == 404
 
 
-async def test_health_without_a_worker() -> None:
+async def test_health_without_a_worker(fresh_oip: OipFrontEnds) -> None:
     """A front-end without a worker is live and not ready, with the time to retry."""
-    async with open_oip() as oip:
-        oip.worker.stop.set()
-        async with asyncio.timeout(20):
-            while (await oip.http.http.get("/v2/health/ready")).status_code == 200:
-                await asyncio.sleep(0.01)
-        for path in ("/v2/health/ready", "/v2/models/fake_detect/ready"):
-            response = await oip.http.http.get(path)
-            assert response.status_code == 503
-            assert int(response.headers["retry-after"]) >= 1
-        assert (await oip.http.http.get("/v2/health/live")).json() == {"live": True}
+    fresh_oip.worker.stop.set()
+    async with asyncio.timeout(20):
+        while (await fresh_oip.http.http.get("/v2/health/ready")).status_code == 200:
+            await asyncio.sleep(0.01)
+    for path in ("/v2/health/ready", "/v2/models/fake_detect/ready"):
+        response = await fresh_oip.http.http.get(path)
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+    assert (await fresh_oip.http.http.get("/v2/health/live")).json() == {"live": True}
 
 
-async def test_statistics_count_requests_images_and_time() -> None:
+async def test_statistics_count_requests_images_and_time(fresh_oip: OipFrontEnds) -> None:
     """Success, failure and images count by model, and a request's stages add up to less than its time."""
-    async with open_oip() as oip:
-        await oip.http.infer(encoded_request("fake_classify", IMAGE, IMAGE, IMAGE))
-        await oip.http.infer(GOOD)
-        with pytest.raises(Refused):
-            await oip.http.infer(encoded_request("fake_classify", b"no picture"))
-        (one,) = (await oip.http.http.get("/v2/models/fake_classify/stats")).json()["model_stats"]
-        assert (one["name"], one["version"], one["inference_count"]) == ("fake_classify", "1", 4)
-        stats = one["inference_stats"]
-        assert (stats["success"]["count"], stats["fail"]["count"]) == (2, 1)
-        stages = [stats[stage] for stage in ("queue", "compute_input", "compute_infer", "compute_output")]
-        assert {stage["count"] for stage in stages} == {2}
-        assert 0 < sum(stage["ns"] for stage in stages) < stats["success"]["ns"]
-        every = (await oip.http.http.get("/v2/models/stats")).json()["model_stats"]
-        assert [model["inference_count"] for model in every] == [4, 0, 0, 0]
+    await fresh_oip.http.infer(encoded_request("fake_classify", IMAGE, IMAGE, IMAGE))
+    await fresh_oip.http.infer(GOOD)
+    with pytest.raises(Refused):
+        await fresh_oip.http.infer(encoded_request("fake_classify", b"no picture"))
+    (one,) = (await fresh_oip.http.http.get("/v2/models/fake_classify/stats")).json()["model_stats"]
+    assert (one["name"], one["version"], one["inference_count"]) == ("fake_classify", "1", 4)
+    stats = one["inference_stats"]
+    assert (stats["success"]["count"], stats["fail"]["count"]) == (2, 1)
+    stages = [stats[stage] for stage in ("queue", "compute_input", "compute_infer", "compute_output")]
+    assert {stage["count"] for stage in stages} == {2}
+    assert 0 < sum(stage["ns"] for stage in stages) < stats["success"]["ns"]
+    every = (await fresh_oip.http.http.get("/v2/models/stats")).json()["model_stats"]
+    assert [model["inference_count"] for model in every] == [4, 0, 0, 0]
 
 
 async def test_repository(http: httpx2.AsyncClient) -> None:
@@ -148,17 +145,17 @@ async def test_repository(http: httpx2.AsyncClient) -> None:
     assert (await http.post("/v2/repository/index", content=b"[")).status_code == 400
 
 
-async def test_load_and_unload() -> None:
+@pytest.mark.settings(model_control=True)
+async def test_load_and_unload(fresh_oip: OipFrontEnds) -> None:
     """With the setting a model can be unloaded and loaded, and the index has its state."""
-    async with open_oip(model_control=True) as oip:
-        http = oip.http.http
-        assert (await http.post("/v2/repository/models/fake_detect/unload", json={})).status_code == 200
-        assert (await http.get("/v2/models/fake_detect/ready")).status_code == 404
-        states = {model["name"]: model["state"] for model in (await http.post("/v2/repository/index")).json()}
-        assert (states["fake_detect"], states["fake_segment"]) == ("UNAVAILABLE", "READY")
-        assert (await http.post("/v2/repository/models/fake_detect/load", json={})).status_code == 200
-        assert (await http.get("/v2/models/fake_detect/ready")).status_code == 200
-        assert (await http.post("/v2/repository/models/nothing/load", json={})).status_code == 404
+    http = fresh_oip.http.http
+    assert (await http.post("/v2/repository/models/fake_detect/unload", json={})).status_code == 200
+    assert (await http.get("/v2/models/fake_detect/ready")).status_code == 404
+    states = {model["name"]: model["state"] for model in (await http.post("/v2/repository/index")).json()}
+    assert (states["fake_detect"], states["fake_segment"]) == ("UNAVAILABLE", "READY")
+    assert (await http.post("/v2/repository/models/fake_detect/load", json={})).status_code == 200
+    assert (await http.get("/v2/models/fake_detect/ready")).status_code == 200
+    assert (await http.post("/v2/repository/models/nothing/load", json={})).status_code == 404
 
 
 async def test_unsupported_routes(http: httpx2.AsyncClient) -> None:
@@ -331,19 +328,18 @@ async def test_json_alone(http: httpx2.AsyncClient) -> None:
     assert labels == ["background", "dog"]
 
 
-async def test_classification() -> None:
+async def test_classification(fresh_oip: OipFrontEnds) -> None:
     """`classification` gives the best classes as text, as Triton's, whatever the number of the other outputs."""
-    async with open_oip() as oip:
-        body, headers = http_body(
-            GOOD, outputs=[{"name": "scores", "parameters": {"classification": 7}}, {"name": "indices"}]
-        )
-        answer = read_http(await oip.http.http.post(INFER, content=body, headers=headers))
-        assert answer["scores"].shape == (1, 7)
-        assert answer["scores"][0, 0] == b"0.500000:33:grey 33"
-        assert answer["indices"].shape == (1, 5)
-        body, headers = http_body(GOOD, outputs=[{"name": "labels", "parameters": {"classification": 7}}])
-        error = await refused(await oip.http.http.post(INFER, content=body, headers=headers))
-        assert (error.status, "has no classification" in error.message) == (422, True)
+    body, headers = http_body(
+        GOOD, outputs=[{"name": "scores", "parameters": {"classification": 7}}, {"name": "indices"}]
+    )
+    answer = read_http(await fresh_oip.http.http.post(INFER, content=body, headers=headers))
+    assert answer["scores"].shape == (1, 7)
+    assert answer["scores"][0, 0] == b"0.500000:33:grey 33"
+    assert answer["indices"].shape == (1, 5)
+    body, headers = http_body(GOOD, outputs=[{"name": "labels", "parameters": {"classification": 7}}])
+    error = await refused(await fresh_oip.http.http.post(INFER, content=body, headers=headers))
+    assert (error.status, "has no classification" in error.message) == (422, True)
 
 
 @pytest.mark.parametrize(
@@ -389,17 +385,17 @@ async def test_bad_compression(http: httpx2.AsyncClient, body: bytes, coding: st
     assert words in error.message
 
 
-async def test_decompression_bomb() -> None:
+@pytest.mark.settings(max_request_bytes=2**20)
+async def test_decompression_bomb(fresh_oip: OipFrontEnds) -> None:
     """A small body that decompresses beyond the limit is refused at the limit."""
-    async with open_oip(max_request_bytes=2**20) as oip:
-        bomb = gzip.compress(bytes(2**25), 9)
-        assert len(bomb) < 2**16
-        error = await refused(await oip.http.http.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"}))
-        assert (error.status, error.message) == (
-            413,
-            "the decompressed body has more than 1,048,576 bytes; send fewer or smaller images",
-        )
-        assert (await oip.http.infer(GOOD)).model == "fake_classify"
+    bomb = gzip.compress(bytes(2**25), 9)
+    assert len(bomb) < 2**16
+    error = await refused(await fresh_oip.http.http.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"}))
+    assert (error.status, error.message) == (
+        413,
+        "the decompressed body has more than 1,048,576 bytes; send fewer or smaller images",
+    )
+    assert (await fresh_oip.http.infer(GOOD)).model == "fake_classify"
 
 
 @pytest.mark.parametrize(
@@ -438,29 +434,29 @@ async def test_too_many_numbers_for_json(oip: OipFrontEnds, http: httpx2.AsyncCl
     assert (error.status, "send it as binary data" in error.message) == (400, True)
 
 
-async def test_a_broken_connection_cancels_its_images() -> None:
+async def test_a_broken_connection_cancels_its_images(fresh_oip: OipFrontEnds) -> None:
     """A broken connection cancels its request's images."""
-    async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
-        body, headers = http_body(encoded_request("fake_detect", *[IMAGE] * 5))
-        asking = asyncio.create_task(oip.http.http.post("/v2/models/fake_detect/infer", content=body, headers=headers))
-        registry = oip.pair.rest.registry
-        await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 5)
-        asking.cancel()
-        await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)
+    fresh_oip.worker.runner.unblocked.clear()
+    body, headers = http_body(encoded_request("fake_detect", *[IMAGE] * 5))
+    asking = asyncio.create_task(
+        fresh_oip.http.http.post("/v2/models/fake_detect/infer", content=body, headers=headers)
+    )
+    registry = fresh_oip.pair.rest.registry
+    await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 5)
+    asking.cancel()
+    await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)
 
 
-async def test_metrics_count_by_task_and_model() -> None:
+async def test_metrics_count_by_task_and_model(fresh_oip: OipFrontEnds) -> None:
     """Metrics count the requests of the protocol, by model once it is known."""
-    async with open_oip() as oip:
-        await oip.http.infer(GOOD)
-        with pytest.raises(Refused):
-            await oip.http.infer(encoded_request("nothing", IMAGE))
-        text = (await oip.http.http.get("/metrics")).text
-        ok = 'convmlp_requests_total{model="fake_classify",outcome="ok",task="classify",transport="rest"} 1.0'
-        lost = 'convmlp_requests_total{model="",outcome="model-not-found",task="",transport="rest"} 1.0'
-        assert ok in text
-        assert lost in text
+    await fresh_oip.http.infer(GOOD)
+    with pytest.raises(Refused):
+        await fresh_oip.http.infer(encoded_request("nothing", IMAGE))
+    text = (await fresh_oip.http.http.get("/metrics")).text
+    ok = 'convmlp_requests_total{model="fake_classify",outcome="ok",task="classify",transport="rest"} 1.0'
+    lost = 'convmlp_requests_total{model="",outcome="model-not-found",task="",transport="rest"} 1.0'
+    assert ok in text
+    assert lost in text
 
 
 async def test_server_timing(http: httpx2.AsyncClient) -> None:

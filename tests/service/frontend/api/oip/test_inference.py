@@ -182,11 +182,11 @@ async def test_parameters_without_effect(client: OipClient) -> None:
 
 async def test_one_bad_image_fails_its_request_and_no_other(oip: OipFrontEnds, client: OipClient) -> None:
     """An invalid image fails its request, which names the image's position; other requests are answered."""
-    oip.worker.runner.gate.clear()
+    oip.worker.runner.unblocked.clear()
     images = [picture(1), picture(2), b"no picture", picture(4)]
     with pytest.raises(Refused, match=re.escape("element 2 of input 'image': the image format is not supported")):
         await client.infer(encoded_request("fake_classify", *images))
-    oip.worker.runner.gate.set()
+    oip.worker.runner.unblocked.set()
     answer = await client.infer(encoded_request("fake_classify", picture(9)))
     assert answer["indices"][0, 0] == 9
 

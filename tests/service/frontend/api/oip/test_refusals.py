@@ -12,15 +12,15 @@ import pytest
 
 from tests.service.frontend.api.oip.oip_client import (
     OipClient,
+    OipFrontEnds,
     OipRequest,
     Refused,
     encoded,
     encoded_request,
-    open_oip,
     pixels_request,
 )
-from tests.service.frontend.grpc_server import until
 from tests.service.frontend.rest_server import picture
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -112,52 +112,50 @@ async def test_bad_detector_selections(client: OipClient, case: str) -> None:
     assert words in refused.message
 
 
-async def test_pixel_limit() -> None:
+@pytest.mark.settings(max_image_mpx=1)
+async def test_pixel_limit(fresh_oip: OipFrontEnds) -> None:
     """The limit of pixels applies to inputs of pixels as to files."""
-    async with open_oip(max_image_mpx=1) as oip:
-        large = pixels_request("fake_classify", np.zeros((1, 1001, 1000, 3), np.uint8))
-        for client in (oip.http, oip.rpc):
-            refused = await refusal(client, large)
-            assert refused.status in (413, "INVALID_ARGUMENT")
-            assert "1,001,000 pixels" in refused.message
+    large = pixels_request("fake_classify", np.zeros((1, 1001, 1000, 3), np.uint8))
+    for client in (fresh_oip.http, fresh_oip.rpc):
+        refused = await refusal(client, large)
+        assert refused.status in (413, "INVALID_ARGUMENT")
+        assert "1,001,000 pixels" in refused.message
 
 
-async def test_answer_too_large() -> None:
+@pytest.mark.settings(max_request_bytes=100000)
+async def test_answer_too_large(fresh_oip: OipFrontEnds) -> None:
     """A response has a limit of bytes, for one large image as for the padding of many small ones."""
-    async with open_oip(max_request_bytes=100_000) as oip:
-        for images in ([picture(width=400, height=300)], [picture(width=1, height=300), picture(width=400, height=1)]):
-            for client in (oip.http, oip.rpc):
-                refused = await refusal(client, encoded_request("fake_segment", *images))
-                assert refused.status in (413, "INVALID_ARGUMENT")
-                assert "with the output 'label_map' the response would have more than 100,000 bytes" in refused.message
-                slim = encoded_request("fake_segment", *images, outputs=["label_map_png", "areas"])
-                assert len((await client.infer(slim)).outputs) == 2
+    for images in ([picture(width=400, height=300)], [picture(width=1, height=300), picture(width=400, height=1)]):
+        for client in (fresh_oip.http, fresh_oip.rpc):
+            refused = await refusal(client, encoded_request("fake_segment", *images))
+            assert refused.status in (413, "INVALID_ARGUMENT")
+            assert "with the output 'label_map' the response would have more than 100,000 bytes" in refused.message
+            slim = encoded_request("fake_segment", *images, outputs=["label_map_png", "areas"])
+            assert len((await client.infer(slim)).outputs) == 2
 
 
-async def test_timeout_of_the_request() -> None:
+async def test_timeout_of_the_request(fresh_oip: OipFrontEnds) -> None:
     """The parameter `timeout`, in microseconds, ends the wait for a busy device."""
-    async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
-        for client in (oip.http, oip.rpc):
-            refused = await refusal(client, replace(GOOD, parameters={"timeout": 500_000}))
-            assert refused.status in (504, "DEADLINE_EXCEEDED")
+    fresh_oip.worker.runner.unblocked.clear()
+    for client in (fresh_oip.http, fresh_oip.rpc):
+        refused = await refusal(client, replace(GOOD, parameters={"timeout": 500_000}))
+        assert refused.status in (504, "DEADLINE_EXCEEDED")
 
 
-async def test_full_queue_fails_the_whole_request() -> None:
+@pytest.mark.settings(max_in_flight=2)
+async def test_full_queue_fails_the_whole_request(fresh_oip: OipFrontEnds) -> None:
     """Where some images of a request find no room, the request fails, with the time to retry."""
-    async with open_oip(max_in_flight=2) as oip:
-        oip.worker.runner.gate.clear()
-        for client in (oip.http, oip.rpc):
-            refused = await refusal(client, encoded_request("fake_classify", IMAGE, IMAGE, IMAGE))
-            assert refused.status in (503, "RESOURCE_EXHAUSTED")
-            assert re.match(r"element \d of input 'image': 2 images are in", refused.message)
+    fresh_oip.worker.runner.unblocked.clear()
+    for client in (fresh_oip.http, fresh_oip.rpc):
+        refused = await refusal(client, encoded_request("fake_classify", IMAGE, IMAGE, IMAGE))
+        assert refused.status in (503, "RESOURCE_EXHAUSTED")
+        assert re.match(r"element \d of input 'image': 2 images are in", refused.message)
 
 
-async def test_failed_requests_are_cancelled() -> None:
+async def test_failed_requests_are_cancelled(fresh_oip: OipFrontEnds) -> None:
     """When one image of a request fails, its other images are cancelled."""
-    async with open_oip() as oip:
-        oip.worker.runner.gate.clear()
-        for client, front_end in ((oip.http, oip.pair.rest), (oip.rpc, oip.pair.rpc.front_end)):
-            await refusal(client, encoded_request("fake_detect", IMAGE, IMAGE, b"no picture"))
-            registry = front_end.registry
-            await until(lambda registry=registry: registry.get_sample_value("convmlp_in_flight_requests") == 0)  # type: ignore[misc]
+    fresh_oip.worker.runner.unblocked.clear()
+    for client, front_end in ((fresh_oip.http, fresh_oip.pair.rest), (fresh_oip.rpc, fresh_oip.pair.rpc.front_end)):
+        await refusal(client, encoded_request("fake_detect", IMAGE, IMAGE, b"no picture"))
+        registry = front_end.registry
+        await until(lambda registry=registry: registry.get_sample_value("convmlp_in_flight_requests") == 0)  # type: ignore[misc]

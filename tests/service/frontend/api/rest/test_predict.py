@@ -16,7 +16,8 @@ from pycocotools import mask as coco
 
 from model.reference import REFERENCE_PICTURE
 from model.types import BoolArray, Task
-from tests.service.frontend.rest_server import Rest, open_rest, picture
+from tests.service.frontend.rest_server import Rest, picture
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -208,36 +209,33 @@ async def test_long_deadline_is_cut(rest: Rest) -> None:
     assert response.status_code == 200
 
 
-async def test_caller_who_leaves_withdraws_its_job() -> None:
+async def test_caller_who_leaves_withdraws_its_job(fresh_rest: Rest) -> None:
     """A connection that breaks while its job waits takes the job out of the worker's queue."""
-    async with open_rest() as rest:
-        batches = rest.worker.runner.batches
-        before = len(batches)
-        rest.worker.runner.gate.clear()
-        first = asyncio.create_task(rest.http.post("/classify", content=picture(1)))
-        async with asyncio.timeout(20):
-            while len(batches) == before:
-                await asyncio.sleep(0.01)
-        body = picture(2)
-        _, writer = await asyncio.open_connection("127.0.0.1", rest.port)
-        writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        await rest.until_waiting(1)
-        writer.close()
-        cancelled = 'convmlp_requests_total{model="fake_classify",outcome="cancelled",task="classify",transport="rest"}'
-        await rest.until(cancelled, 1)
-        await rest.until_waiting(0)  # the word of it has come to the worker, who may go on now
-        last = asyncio.create_task(rest.http.post("/classify", content=picture(3)))
-        await rest.until("convmlp_in_flight_requests", 2)
-        rest.worker.runner.gate.set()
-        assert [(await task).status_code for task in (first, last)] == [200, 200]
-        assert batches[before:] == [("fake_classify", 1)] * 2
+    batches = fresh_rest.worker.runner.batches
+    before = len(batches)
+    fresh_rest.worker.runner.unblocked.clear()
+    first = asyncio.create_task(fresh_rest.http.post("/classify", content=picture(1)))
+    await until(lambda: len(batches) != before)
+    body = picture(2)
+    _, writer = await asyncio.open_connection("127.0.0.1", fresh_rest.port)
+    writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    await fresh_rest.until_waiting(1)
+    writer.close()
+    cancelled = 'convmlp_requests_total{model="fake_classify",outcome="cancelled",task="classify",transport="rest"}'
+    await fresh_rest.until(cancelled, 1)
+    await fresh_rest.until_waiting(0)  # the word of it has come to the worker, who may go on now
+    last = asyncio.create_task(fresh_rest.http.post("/classify", content=picture(3)))
+    await fresh_rest.until("convmlp_in_flight_requests", 2)
+    fresh_rest.worker.runner.unblocked.set()
+    assert [(await task).status_code for task in (first, last)] == [200, 200]
+    assert batches[before:] == [("fake_classify", 1)] * 2
 
 
-async def test_large_overlay_is_bounded() -> None:
+@pytest.mark.settings(max_image_mpx=30)
+async def test_large_overlay_is_bounded(fresh_rest: Rest) -> None:
     """A very large picture's overlay comes scaled down, in its own proportions."""
-    async with open_rest(max_image_mpx=30) as rest:
-        _, data = cv2.imencode(".png", np.zeros((4000, 6000), np.uint8))
-        response = await rest.http.post("/segment", content=data.tobytes(), headers={"Accept": "image/png"})
-        width, height = opened(response).size
-        assert width * height <= 16_000_000
-        assert width / height == pytest.approx(1.5, abs=0.01)
+    _, data = cv2.imencode(".png", np.zeros((4000, 6000), np.uint8))
+    response = await fresh_rest.http.post("/segment", content=data.tobytes(), headers={"Accept": "image/png"})
+    width, height = opened(response).size
+    assert width * height <= 16_000_000
+    assert width / height == pytest.approx(1.5, abs=0.01)

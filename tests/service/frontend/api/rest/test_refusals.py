@@ -1,4 +1,4 @@
-"""What each kind of refusal looks like to a caller, over real connections."""
+"""Refusals of REST alone; `test_error_tables.py` has those that both transports share."""
 
 from __future__ import annotations
 
@@ -7,40 +7,18 @@ import asyncio
 import pytest
 
 from model.types import Task
-from tests.service.frontend.rest_server import Rest, open_rest, oversized_png, picture, problem_of
+from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "code"),
-    [
-        ("/classify", b"", 400, "bad-request"),
-        ("/classify", picture()[:60], 400, "image-undecodable"),
-        ("/classify", picture(form="JPEG")[:400], 400, "image-undecodable"),
-        ("/classify", b"%PDF-1.7 not a picture", 415, "unsupported-format"),
-        ("/classify", oversized_png(width=20_000, height=20_000), 413, "image-too-large"),
-        ("/classify?model=nothing", picture(), 404, "model-not-found"),
-        ("/classify?model=fake_detect", picture(), 422, "bad-parameter"),
-        ("/classify?top_k=0", picture(), 422, "bad-parameter"),
-    ],
-)
-async def test_what_callers_do_wrong(rest: Rest, path: str, body: bytes, status: int, code: str) -> None:
-    """Bad input gets the contract's error over a real connection, and the service goes on answering."""
-    response = await rest.http.post(path, content=body)
-    problem = problem_of(response.content)
-    assert (response.status_code, problem["status"], problem["type"]) == (status, status, f"/problems/{code}")
-    assert response.headers["content-type"] == "application/problem+json"
-    assert problem["instance"] == f"/classify#{response.headers['x-request-id']}"
-    assert (await rest.http.post("/classify", content=picture())).status_code == 200
-
-
-async def test_too_many_bytes() -> None:
+@pytest.mark.settings(max_image_bytes=1000, max_request_bytes=10000)
+async def test_too_many_bytes(fresh_rest: Rest) -> None:
     """An image above the limit in bytes is a 413 even where the request as a whole is within its own."""
-    async with open_rest(max_image_bytes=1000, max_request_bytes=10_000) as rest:
-        response = await rest.http.post("/classify", content=picture() + bytes(1000))
-        assert response.status_code == 413
-        assert "1,000" in problem_of(response.content)["detail"]
+    response = await fresh_rest.http.post("/classify", content=picture() + bytes(1000))
+    assert response.status_code == 413
+    assert "1,000" in problem_of(response.content)["detail"]
 
 
 async def test_unknown_path_and_method(rest: Rest) -> None:
@@ -52,39 +30,26 @@ async def test_unknown_path_and_method(rest: Rest) -> None:
     assert wrong.headers["allow"] == "POST"
 
 
-async def test_deadline_passed() -> None:
+async def test_deadline_passed(fresh_rest: Rest) -> None:
     """A caller's deadline ends its wait for a busy device with a 504."""
-    async with open_rest() as rest:
-        rest.worker.runner.gate.clear()
-        response = await rest.http.post("/classify", content=picture(), headers={"X-Request-Timeout-Ms": "500"})
-        assert (response.status_code, problem_of(response.content)["type"]) == (504, "/problems/deadline-exceeded")
+    fresh_rest.worker.runner.unblocked.clear()
+    response = await fresh_rest.http.post("/classify", content=picture(), headers={"X-Request-Timeout-Ms": "500"})
+    assert (response.status_code, problem_of(response.content)["type"]) == (504, "/problems/deadline-exceeded")
 
 
-async def test_device_failure() -> None:
-    """A failing device is a 500 without internals."""
-    async with open_rest() as rest:
-        rest.worker.runner.poison = 66
-        response = await rest.http.post("/classify", content=picture(66))
-        assert (response.status_code, problem_of(response.content)["type"]) == (500, "/problems/internal")
-        assert b"poison" not in response.content
-
-
-async def test_worker_draining() -> None:
+async def test_worker_draining(fresh_rest: Rest) -> None:
     """Without a worker that takes jobs predictions and /readyz are a 503 with Retry-After."""
-    async with open_rest() as rest:
-        rest.worker.runner.gate.clear()
-        held = asyncio.create_task(rest.http.post("/classify", content=picture()))
-        await rest.until("convmlp_in_flight_requests", 1)
-        rest.worker.stop.set()
-        async with asyncio.timeout(20):
-            while rest.engine.readiness().ready:
-                await asyncio.sleep(0.01)
-        for response in (await rest.http.post("/classify", content=picture()), await rest.http.get("/readyz")):
-            assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
-            assert int(response.headers["retry-after"]) >= 1
-        assert (await rest.http.get("/livez")).status_code == 200
-        rest.worker.runner.gate.set()
-        await held
+    fresh_rest.worker.runner.unblocked.clear()
+    held = asyncio.create_task(fresh_rest.http.post("/classify", content=picture()))
+    await fresh_rest.until("convmlp_in_flight_requests", 1)
+    fresh_rest.worker.stop.set()
+    await until(lambda: not fresh_rest.engine.readiness().ready)
+    for response in (await fresh_rest.http.post("/classify", content=picture()), await fresh_rest.http.get("/readyz")):
+        assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
+        assert int(response.headers["retry-after"]) >= 1
+    assert (await fresh_rest.http.get("/livez")).status_code == 200
+    fresh_rest.worker.runner.unblocked.set()
+    await held
 
 
 async def test_unexpected_error_has_no_internals() -> None:
@@ -102,14 +67,13 @@ async def test_unexpected_error_has_no_internals() -> None:
 
 
 @pytest.mark.parametrize("task", Task)
-async def test_outcomes_are_counted(task: Task) -> None:
+async def test_outcomes_are_counted(fresh_rest: Rest, task: Task) -> None:
     """/metrics counts good answers and each kind of error apart, and has no label that a caller can invent."""
-    async with open_rest() as rest:
-        await rest.http.post(f"/{task}", content=picture())
-        await rest.http.post(f"/{task}", content=b"%PDF")
-        await rest.http.post(f"/{task}?model=invented", content=picture())
-        text = (await rest.http.get("/metrics")).text
-        for model, outcome in ((f"fake_{task}", "ok"), (f"fake_{task}", "unsupported-format"), ("", "model-not-found")):
-            labels = f'model="{model}",outcome="{outcome}",task="{task}",transport="rest"'
-            assert f"convmlp_requests_total{{{labels}}} 1.0" in text
-        assert "invented" not in text
+    await fresh_rest.http.post(f"/{task}", content=picture())
+    await fresh_rest.http.post(f"/{task}", content=b"%PDF")
+    await fresh_rest.http.post(f"/{task}?model=invented", content=picture())
+    text = (await fresh_rest.http.get("/metrics")).text
+    for model, outcome in ((f"fake_{task}", "ok"), (f"fake_{task}", "unsupported-format"), ("", "model-not-found")):
+        labels = f'model="{model}",outcome="{outcome}",task="{task}",transport="rest"'
+        assert f"convmlp_requests_total{{{labels}}} 1.0" in text
+    assert "invented" not in text

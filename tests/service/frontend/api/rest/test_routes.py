@@ -4,7 +4,7 @@ import pytest
 
 from model.types import Task
 from tests.fakes import fake_bundle
-from tests.service.frontend.rest_server import Rest, open_rest, problem_of
+from tests.service.frontend.rest_server import Rest, problem_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -40,16 +40,16 @@ async def test_probes(rest: Rest) -> None:
     assert (await rest.http.get("/readyz")).json()["ready"] is True
 
 
-async def test_before_a_worker_came() -> None:
+@pytest.mark.settings(with_worker=False)
+async def test_before_a_worker_came(fresh_rest: Rest) -> None:
     """Without a worker the process is alive, not ready, and knows no models; each is a clear 503."""
-    async with open_rest(with_worker=False) as rest:
-        assert (await rest.http.get("/livez")).status_code == 200
-        for path in ("/readyz", "/models", "/models/fake_detect"):
-            response = await rest.http.get(path)
-            assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
-            assert int(response.headers["retry-after"]) >= 1
-        response = await rest.http.post("/classify", content=b"x")
+    assert (await fresh_rest.http.get("/livez")).status_code == 200
+    for path in ("/readyz", "/models", "/models/fake_detect"):
+        response = await fresh_rest.http.get(path)
         assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
+        assert int(response.headers["retry-after"]) >= 1
+    response = await fresh_rest.http.post("/classify", content=b"x")
+    assert (response.status_code, problem_of(response.content)["type"]) == (503, "/problems/unavailable")
 
 
 async def test_metrics(rest: Rest) -> None:

@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from convmlp.v1 import vision_pb2 as pb
 from model.types import BoolArray, Task
 from tests.service.frontend.both_transports import open_pair
-from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, refusal, request_id, rich
+from tests.service.frontend.grpc_server import RpcWithWorker, refusal, request_id, rich
 from tests.service.frontend.rest_server import picture
 
 pytestmark = [
@@ -204,19 +204,22 @@ async def test_a_new_id_where_none_is_valid(rpc: RpcWithWorker, metadata: tuple[
 
 
 @pytest.mark.parametrize("task", Task)
-async def test_outcomes_are_counted(task: Task) -> None:
+async def test_outcomes_are_counted(fresh_rpc: RpcWithWorker, task: Task) -> None:
     """Metrics count answers and each kind of error separately, without labels that a client can choose."""
-    async with open_rpc() as rpc:
-        request_of = {Task.CLASSIFY: pb.ClassifyRequest, Task.DETECT: pb.DetectRequest, Task.SEGMENT: pb.SegmentRequest}
-        ask = {Task.CLASSIFY: rpc.stub.Classify, Task.DETECT: rpc.stub.Detect, Task.SEGMENT: rpc.stub.Segment}[task]
-        request = request_of[task](image=picture())
-        await ask(request)  # type: ignore[operator]
-        request.image = b"%PDF"
-        await refusal(ask(request))  # type: ignore[operator]
-        request.model = "invented"
-        await refusal(ask(request))  # type: ignore[operator]
-        assert rpc.outcomes(task, "ok") == 1
-        assert rpc.outcomes(task, "unsupported-format") == 1
-        assert rpc.outcomes(task, "model-not-found", model="") == 1
-        assert rpc.count("convmlp_request_duration_seconds_count", transport="grpc", task=task) == 3
-        assert rpc.in_flight == 0
+    request_of = {Task.CLASSIFY: pb.ClassifyRequest, Task.DETECT: pb.DetectRequest, Task.SEGMENT: pb.SegmentRequest}
+    ask = {
+        Task.CLASSIFY: fresh_rpc.stub.Classify,
+        Task.DETECT: fresh_rpc.stub.Detect,
+        Task.SEGMENT: fresh_rpc.stub.Segment,
+    }[task]
+    request = request_of[task](image=picture())
+    await ask(request)  # type: ignore[operator]
+    request.image = b"%PDF"
+    await refusal(ask(request))  # type: ignore[operator]
+    request.model = "invented"
+    await refusal(ask(request))  # type: ignore[operator]
+    assert fresh_rpc.outcomes(task, "ok") == 1
+    assert fresh_rpc.outcomes(task, "unsupported-format") == 1
+    assert fresh_rpc.outcomes(task, "model-not-found", model="") == 1
+    assert fresh_rpc.count("convmlp_request_duration_seconds_count", transport="grpc", task=task) == 3
+    assert fresh_rpc.in_flight == 0

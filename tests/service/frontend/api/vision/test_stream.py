@@ -19,10 +19,10 @@ from tests.service.frontend.grpc_server import (
     reason,
     request_id,
     retry_s,
-    until,
 )
 from tests.service.frontend.rest_server import picture
 from tests.service.wire.scripted_worker import ScriptedWorker
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -54,15 +54,14 @@ async def test_every_task_streams(rpc: RpcWithWorker) -> None:
     assert segmented.label_map_png
 
 
-async def test_a_reply_waits_for_no_other() -> None:
+async def test_a_reply_waits_for_no_other(fresh_rpc: RpcWithWorker) -> None:
     """Replies come as they are ready: an error overtakes an image that the device still holds."""
-    async with open_rpc() as rpc:
-        rpc.worker.runner.gate.clear()
-        stream = rpc.stub.ClassifyStream()
-        await send(stream, [request("held"), pb.ClassifyRequest(id="refused", image=b"%PDF")])
-        assert (await next_of(stream)).id == "refused"
-        rpc.worker.runner.gate.set()
-        assert [reply.id for reply in await rest_of(stream)] == ["held"]
+    fresh_rpc.worker.runner.unblocked.clear()
+    stream = fresh_rpc.stub.ClassifyStream()
+    await send(stream, [request("held"), pb.ClassifyRequest(id="refused", image=b"%PDF")])
+    assert (await next_of(stream)).id == "refused"
+    fresh_rpc.worker.runner.unblocked.set()
+    assert [reply.id for reply in await rest_of(stream)] == ["held"]
 
 
 async def test_a_bad_message_is_an_error_of_its_own(rpc: RpcWithWorker) -> None:
@@ -142,14 +141,14 @@ async def test_a_lost_worker_fails_the_messages_and_not_the_stream(tmp_path: Pat
         assert await status_of(stream) is grpc.StatusCode.OK
 
 
-async def test_an_image_over_its_limit_is_an_error_of_its_own() -> None:
+@pytest.mark.settings(max_image_bytes=1000)
+async def test_an_image_over_its_limit_is_an_error_of_its_own(fresh_rpc: RpcWithWorker) -> None:
     """An image over the limit of bytes is an error in its own reply."""
-    async with open_rpc(max_image_bytes=1000) as rpc:
-        stream = rpc.stub.ClassifyStream()
-        await send(stream, [pb.ClassifyRequest(id="large", image=bytes(2000)), request("good")])
-        replies = {reply.id: reply for reply in await rest_of(stream)}
-        assert reason(replies["large"].error) == "IMAGE_TOO_LARGE"
-        assert replies["good"].labels
+    stream = fresh_rpc.stub.ClassifyStream()
+    await send(stream, [pb.ClassifyRequest(id="large", image=bytes(2000)), request("good")])
+    replies = {reply.id: reply for reply in await rest_of(stream)}
+    assert reason(replies["large"].error) == "IMAGE_TOO_LARGE"
+    assert replies["good"].labels
 
 
 async def test_wrong_credentials_fail_the_whole_stream_at_once(tmp_path: Path) -> None:
@@ -165,12 +164,12 @@ async def test_wrong_credentials_fail_the_whole_stream_at_once(tmp_path: Path) -
         assert [reply.labels[0].index for reply in await rest_of(allowed)] == [4]
 
 
-async def test_a_rate_refuses_messages_one_by_one() -> None:
+@pytest.mark.settings(rate_limit_per_s=0.001, rate_limit_burst=2)
+async def test_a_rate_refuses_messages_one_by_one(fresh_rpc: RpcWithWorker) -> None:
     """Messages over the rate are errors in their own replies."""
-    async with open_rpc(rate_limit_per_s=0.001, rate_limit_burst=2) as rpc:
-        stream = rpc.stub.ClassifyStream()
-        await send(stream, [request(str(at)) for at in range(4)])
-        replies = await rest_of(stream)
-        refused = [reply.error for reply in replies if reply.HasField("error")]
-        assert (len(replies), [reason(error) for error in refused]) == (4, ["RATE_LIMITED"] * 2)
-        assert all((retry_s(error) or 0) > 100 for error in refused)
+    stream = fresh_rpc.stub.ClassifyStream()
+    await send(stream, [request(str(at)) for at in range(4)])
+    replies = await rest_of(stream)
+    refused = [reply.error for reply in replies if reply.HasField("error")]
+    assert (len(replies), [reason(error) for error in refused]) == (4, ["RATE_LIMITED"] * 2)
+    assert all((retry_s(error) or 0) > 100 for error in refused)

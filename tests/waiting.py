@@ -1,0 +1,16 @@
+"""Waits for conditions. Tests wait for what happens, and not for a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+PATIENCE_S = 60.0
+"""Far longer than anything that a test waits for takes, even on a busy machine."""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition to hold. TimeoutError after `PATIENCE_S`."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.002)
