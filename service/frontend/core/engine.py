@@ -93,7 +93,7 @@ class Engine:
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
         """
-        model, deadline_s = request.model, request.deadline_s
+        model, deadline_s = self._current(request.model), request.deadline_s
         config = model.config
         if not model.ready:
             readiness = self.readiness()
@@ -242,6 +242,13 @@ class Engine:
         """The deadline of a request that came now, on the clock of `time.monotonic`."""
         limit = self._settings.request_timeout_ms
         return time.monotonic() + min(timeout_ms if timeout_ms is not None else limit, limit) / 1000
+
+    def _current(self, model: ModelStatus) -> ModelStatus:
+        """The model as it is served now: it may have changed while the request's body arrived. Raises as `resolve`."""
+        for current in self._workers.models() or ():
+            if current is model:
+                return model
+        return self.resolve(model.config.task, model.config.name)
 
     def _check_model_control(self) -> None:
         if not self._settings.model_control:

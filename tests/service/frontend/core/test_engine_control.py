@@ -16,7 +16,7 @@ from service.errors import DeadlineExceeded, Forbidden, ModelNotFound, Unavailab
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.settings import Settings
-from service.types import PredictRequest
+from service.types import ModelStatus, PredictRequest
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, store_bundle
 from tests.waiting import until
 
@@ -36,9 +36,13 @@ async def engine_at_work(settings: Settings = SETTINGS) -> AsyncIterator[tuple[E
 
 async def grey_level(engine: Engine, model: str | None) -> tuple[str, int]:
     """Which model answers, and what, about a picture of grey level 77."""
+    return await grey_level_by(engine, engine.resolve(Task.CLASSIFY, model))
+
+
+async def grey_level_by(engine: Engine, status: ModelStatus) -> tuple[str, int]:
+    """The same by a model that was resolved before."""
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (60, 40), (77, 77, 77)).save(buffer, "PNG")
-    status = engine.resolve(Task.CLASSIFY, model)
     request = PredictRequest("r", status, buffer.getvalue(), QueryParams(top_k=1), time.monotonic() + 20)
 
     def first(raw: RawOutput, config: BundleConfig, _: Size) -> tuple[str, int]:
@@ -62,6 +66,21 @@ async def test_a_model_comes_and_goes() -> None:
         assert (states["second"], states["fake_classify"]) == (True, False)
         await engine.load("fake_classify")
         assert await grey_level(engine, None) == ("second", 77)  # who comes back comes last
+
+
+async def test_a_model_may_change_while_a_body_arrives() -> None:
+    """A request that resolved a model before its upload is answered by the version that is served after it."""
+    async with engine_at_work() as (engine, worker):
+        resolved = engine.resolve(Task.CLASSIFY, "fake_classify")
+        changed = fake_bundle(Task.CLASSIFY, "fake_classify", weights=b"trained for longer")
+        store_bundle(worker.store, changed, weights=b"trained for longer")
+        await engine.load("fake_classify")
+        assert engine.model("fake_classify").version != resolved.version
+        assert await grey_level_by(engine, resolved) == ("fake_classify", 77)
+        await engine.load("second")
+        await engine.unload("fake_classify")
+        with pytest.raises(ModelNotFound, match="fake_classify"):
+            await grey_level_by(engine, resolved)
 
 
 async def test_a_front_end_may_forbid_what_its_worker_allows() -> None:
