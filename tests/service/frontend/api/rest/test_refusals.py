@@ -23,8 +23,13 @@ async def test_too_many_bytes(fresh_rest: Rest) -> None:
 
 async def test_unknown_path_and_method(rest: Rest) -> None:
     """What the framework refuses has the same form as every other error."""
-    missing = await rest.http.get("/classify/extra")
-    assert (missing.status_code, problem_of(missing.content)["type"]) == (404, "/problems/not-found")
+    for method, path in (
+        ("GET", "/classify/extra"),
+        ("POST", "/classify%0A"),
+        ("POST", "/compat/huggingface/detect%0A"),
+    ):
+        missing = await rest.http.request(method, path)
+        assert (missing.status_code, problem_of(missing.content)["type"]) == (404, "/problems/not-found")
     wrong = await rest.http.get("/classify")
     assert (wrong.status_code, problem_of(wrong.content)["type"]) == (405, "/problems/method-not-allowed")
     assert wrong.headers["allow"] == "POST"
