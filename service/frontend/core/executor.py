@@ -95,6 +95,7 @@ class ThreadPool:
             value: Timed[Any] | None = None
             failure: BaseException | None = None
             if future.cancelled():
+                del item, future, work, args  # an idle thread keeps nothing alive
                 continue
             try:
                 started_s = time.monotonic()
@@ -110,7 +111,6 @@ class ThreadPool:
             if not self._woken:
                 self._woken = True
                 future.get_loop().call_soon_threadsafe(self._settle)
-            # An idle thread keeps nothing alive.
             del item, future, work, args, value, failure
             result = None
 

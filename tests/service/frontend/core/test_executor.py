@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ import pytest
 
 from service.errors import DeadlineExceeded
 from service.frontend.core.executor import ThreadPool
+from tests.waiting import until
 
 NEVER_S = math.inf
 
@@ -75,6 +77,30 @@ async def test_cancelled_work_is_not_begun() -> None:
         held.set()
         assert (await third).value == "third"
         assert begun == ["first"]
+
+
+async def test_an_idle_thread_keeps_no_cancelled_work() -> None:
+    """Work that was cancelled in the queue is freed at once, with its arguments: they may be a large image."""
+
+    class Argument:
+        """Can have a weak reference."""
+
+    held, running = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        running.set()
+        held.wait(20)
+
+    with pool_of(1) as pool:
+        argument = Argument()
+        freed = weakref.ref(argument)
+        first, second = pool.run(NEVER_S, hold), pool.run(NEVER_S, id, argument)
+        await asyncio.to_thread(running.wait, 20)
+        second.cancel()
+        del argument
+        held.set()
+        await first
+        await until(lambda: freed() is None)
 
 
 async def test_closing_waits_for_what_runs_and_drops_the_rest() -> None:
