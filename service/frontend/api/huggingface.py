@@ -215,6 +215,8 @@ def read_json(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
         raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise BadRequest("the JSON body is nested too deeply") from None
     parameters = _parameters(kind, document.parameters)
     image = from_base64(document.inputs, "inputs")
     if isinstance(image, BadRequest):

@@ -56,6 +56,7 @@ async def test_forms_of_json(rest: Rest, document: dict[str, Any]) -> None:
         (b"", 400, "empty"),
         (b"{", 400, "not valid JSON"),
         (b'{"inputs": "\xff"}', 400, "JSON"),
+        (b'{"inputs": "", "options": ' + b"[" * 100_000, 400, "nested"),
         (b"{}", 400, "inputs"),
         (b'{"image": "AAAA"}', 400, "image"),
         (b'{"inputs": 1}', 400, "inputs"),
