@@ -146,7 +146,6 @@ class Predict:
             return_exceptions=True,
         )
         replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
-        record.timings = slowest(reply.timings for reply in replies)
         errors = [
             (position, _domain_error(outcome, ids[position], record.model))
             for position, outcome in enumerate(outcomes)
@@ -158,6 +157,7 @@ class Predict:
                 record.log.metrics.count_error(error)
         if failure is not None:
             raise failure
+        record.timings = slowest(reply.timings for reply in replies)
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))

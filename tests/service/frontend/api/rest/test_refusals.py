@@ -82,3 +82,13 @@ async def test_outcomes_are_counted(fresh_rest: Rest, task: Task) -> None:
         labels = f'model="{model}",outcome="{outcome}",task="{task}",transport="rest"'
         assert f"convmlp_requests_total{{{labels}}} 1.0" in text
     assert "invented" not in text
+
+
+async def test_a_failure_of_all_images_has_no_stages() -> None:
+    """Server-Timing has only the total where no image was answered."""
+    async with open_rest() as rest:
+        rest.worker.runner.poison = 66
+        form = [("image", ("a.png", picture(66), "image/png"))] * 2
+        response = await rest.http.post("/classify", files=form)
+        assert response.status_code == 500
+        assert response.headers["server-timing"].startswith("total;dur=")
