@@ -81,7 +81,7 @@ async def test_playground_asks_for_a_key(tmp_path: Path) -> None:
         await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/")
         await page.until("document.readyState === 'complete'")
         await give(page, "not-this-one-at-all")
-        await page.until("document.getElementById('key-hint').textContent.includes('does not know that key')")
+        await page.until("document.getElementById('key-hint').textContent.includes('key is wrong')")
         await give(page, key)
         await page.until("document.getElementById('state').textContent === 'ready'")
         await page.until("document.querySelectorAll('#model option').length > 0")
