@@ -141,8 +141,11 @@ def _scale(file: ImageFile, needed: Callable[[Size], Size]) -> tuple[int, int]:
     """Set a JPEG's decoding scale to the smallest that is large enough; return its full (width, height) as stored."""
     width, height = file.size
     orientation = _orientation(file.info.get("exif", b""))
-    wanted = needed(_upright((width, height), orientation))
-    file.draft(file.mode, (wanted.height, wanted.width) if orientation in SIDEWAYS else (wanted.width, wanted.height))
+    needed_size = needed(_upright((width, height), orientation))
+    file.draft(
+        file.mode,
+        (needed_size.height, needed_size.width) if orientation in SIDEWAYS else (needed_size.width, needed_size.height),
+    )
     return width, height
 
 
@@ -230,13 +233,13 @@ class _Jpeg(JpegImageFile):
 def _open_png(data: bytes) -> ImageFile:
     # Drop text, profiles and animation frames: damage there, or a compression bomb, would fail the still picture.
     chunks = [data[:8]]
-    at = 8
-    while at + 8 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        end = at + 12 + length
-        if data[at + 4 : at + 8] in PNG_STILL_CHUNKS:
-            chunks.append(data[at:end])
-        at = end
+    offset = 8
+    while offset + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, offset)
+        end = offset + 12 + length
+        if data[offset + 4 : offset + 8] in PNG_STILL_CHUNKS:
+            chunks.append(data[offset:end])
+        offset = end
     return PngImageFile(BytesIO(b"".join(chunks)))
 
 
@@ -280,11 +283,11 @@ def _orientation(exif: bytes) -> int:
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
         (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
         for entry in range(entries):
-            at = directory + 2 + 12 * entry
-            tag, kind = struct.unpack_from(f"{order}HH", tiff, at)
+            offset = directory + 2 + 12 * entry
+            tag, kind = struct.unpack_from(f"{order}HH", tiff, offset)
             if tag == EXIF_ORIENTATION:
                 # The standard asks for a 16-bit value; some writers make it 32-bit.
-                (value,) = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, at + 8)
+                (value,) = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, offset + 8)
                 return int(value)
     except struct.error:
         return 1

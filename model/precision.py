@@ -89,8 +89,8 @@ def select_precision(bundle: Bundle, device: torch.device, network: nn.Module) -
     trials: list[Trial] = []
     for precision in _candidates(device):
         predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
-        found = _results(predictor, config, pictures)
-        mismatches = (_mismatch(one, other) for one, other in zip(found, expected, strict=True))
+        results = _results(predictor, config, pictures)
+        mismatches = (_mismatch(result, other) for result, other in zip(results, expected, strict=True))
         trials.append(Trial(precision, predictor, inf, next(filter(None, mismatches), None)))
     trials = _timed(trials, _batch(pictures[0]))
     fit = [trial for trial in trials if trial.mismatch is None]
@@ -108,12 +108,12 @@ def _candidates(device: torch.device) -> tuple[Precision, ...]:
 
 
 def _pictures(config: BundleConfig) -> Sequence[ModelInput]:
-    plain = reference_input(config.preprocessing)
-    height, width = plain.geometry.content.height, plain.geometry.content.width
-    mirrored = plain.pixels.copy()
+    original = reference_input(config.preprocessing)
+    height, width = original.geometry.content.height, original.geometry.content.width
+    mirrored = original.pixels.copy()
     # Padding stays to the right and below.
-    mirrored[:height, :width] = plain.pixels[:height, :width][:, ::-1]
-    return (plain, ModelInput(mirrored, plain.geometry), ModelInput(plain.pixels // 2, plain.geometry))
+    mirrored[:height, :width] = original.pixels[:height, :width][:, ::-1]
+    return (original, ModelInput(mirrored, original.geometry), ModelInput(original.pixels // 2, original.geometry))
 
 
 def _results(predictor: Predictor, config: BundleConfig, pictures: Sequence[ModelInput]) -> list[Result]:
@@ -131,14 +131,14 @@ def _batch(picture: ModelInput) -> Batch:
 def _timed(trials: Sequence[Trial], batch: Batch) -> list[Trial]:
     """The fewest seconds of each trial. Trials alternate; other load on the machine only makes a run slower."""
     fewest = [inf] * len(trials)
-    until_s = time.monotonic() + TIMING_S
+    end_s = time.monotonic() + TIMING_S
     for number in range(TIMED_ROUNDS):
-        if number and time.monotonic() > until_s:
+        if number and time.monotonic() > end_s:
             break
-        for at, trial in enumerate(trials):
+        for index, trial in enumerate(trials):
             started_s = time.perf_counter()
             trial.predictor.predict(batch)
-            fewest[at] = min(fewest[at], time.perf_counter() - started_s)
+            fewest[index] = min(fewest[index], time.perf_counter() - started_s)
     return [replace(trial, seconds=seconds) for trial, seconds in zip(trials, fewest, strict=True)]
 
 

@@ -133,7 +133,7 @@ def predict_image(predictor: Predictor, config: BundleConfig, data: bytes, param
         ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`.
         torch.OutOfMemoryError: the image is too large for the device.
     """
-    return _predict_one(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
+    return _predict_input(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
 
 
 def reference_answer(bundle: Bundle) -> ReferenceAnswer:
@@ -144,8 +144,8 @@ def reference_answer(bundle: Bundle) -> ReferenceAnswer:
     """
     config = bundle.config
     predictor = Predictor(bundle, torch.device("cpu"))
-    result = _predict_one(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
-    if isinstance(result, ClassifyResult) and not all(math.isfinite(one.score) for one in result.labels):
+    result = _predict_input(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
+    if isinstance(result, ClassifyResult) and not all(math.isfinite(label.score) for label in result.labels):
         raise BundleInvalid(
             f"model {config.name} gives scores that are not finite: its weights are damaged or overflow "
             f"{config.precision}"
@@ -153,6 +153,6 @@ def reference_answer(bundle: Bundle) -> ReferenceAnswer:
     return summarise(result)
 
 
-def _predict_one(predictor: Predictor, config: BundleConfig, one: ModelInput, params: QueryParams) -> Result:
-    (raw,) = predictor.predict(Batch(np.stack((one.pixels,)), (one.geometry,), (params,)))
-    return postprocess(raw, config, one.geometry.original)
+def _predict_input(predictor: Predictor, config: BundleConfig, model_input: ModelInput, params: QueryParams) -> Result:
+    (raw,) = predictor.predict(Batch(np.stack((model_input.pixels,)), (model_input.geometry,), (params,)))
+    return postprocess(raw, config, model_input.geometry.original)

@@ -74,22 +74,22 @@ def summarise(result: Result) -> ReferenceAnswer:
     match result:
         case ClassifyResult():
             return ClassifyReference(
-                labels=tuple(ScoredIndex(index=one.index, score=round(one.score, 5)) for one in result.labels)
+                labels=tuple(ScoredIndex(index=label.index, score=round(label.score, 5)) for label in result.labels)
             )
         case DetectResult():
             return DetectReference(
                 detections=tuple(
                     ScoredBox(
-                        index=one.index,
-                        score=round(one.score, 5),
+                        index=detection.index,
+                        score=round(detection.score, 5),
                         box=(
-                            round(one.box.xmin, 2),
-                            round(one.box.ymin, 2),
-                            round(one.box.xmax, 2),
-                            round(one.box.ymax, 2),
+                            round(detection.box.xmin, 2),
+                            round(detection.box.ymin, 2),
+                            round(detection.box.xmax, 2),
+                            round(detection.box.ymax, 2),
                         ),
                     )
-                    for one in result.detections
+                    for detection in result.detections
                 )
             )
         case SegmentResult():
@@ -114,7 +114,7 @@ def mismatch(result: Result, reference: ReferenceAnswer) -> str | None:
 
 
 def _labels_mismatch(result: ClassifyResult, reference: ClassifyReference) -> str | None:
-    found = {one.index: one.score for one in result.labels}
+    found = {label.index: label.score for label in result.labels}
     floor = min(found.values(), default=0.0)
     for expected in reference.labels:
         # A class that is not in the top k scores at most as much as the last of them.
@@ -132,11 +132,11 @@ def _detections_mismatch(result: DetectResult, reference: DetectReference) -> st
         if expected.score < floor + SCORE_TOLERANCE:
             continue  # may have been cut off
         near = (
-            one
-            for one in result.detections
-            if one.index == expected.index
-            and abs(one.score - expected.score) <= SCORE_TOLERANCE
-            and iou(one.box, Box(*expected.box)) >= BOX_IOU
+            detection
+            for detection in result.detections
+            if detection.index == expected.index
+            and abs(detection.score - expected.score) <= SCORE_TOLERANCE
+            and iou(detection.box, Box(*expected.box)) >= BOX_IOU
         )
         if next(near, None) is None:
             return f"the reference detection of class {expected.index}, score {expected.score:.3f}, is missing"
@@ -148,7 +148,7 @@ def iou(first: Box, second: Box) -> float:
     width = min(first.xmax, second.xmax) - max(first.xmin, second.xmin)
     height = min(first.ymax, second.ymax) - max(first.ymin, second.ymin)
     shared = max(width, 0.0) * max(height, 0.0)
-    areas = sum((one.xmax - one.xmin) * (one.ymax - one.ymin) for one in (first, second))
+    areas = sum((box.xmax - box.xmin) * (box.ymax - box.ymin) for box in (first, second))
     return shared / max(areas - shared, 1e-9)
 
 

@@ -22,6 +22,19 @@ from service.observability.exposition import join_metrics
 from service.observability.logs import configure_logs
 from service.settings import Settings
 
+LIFELINE_FD = "CONVMLP_LIFELINE_FD"
+LISTEN_FD = "CONVMLP_LISTEN_FD"
+ROLE = "CONVMLP_ROLE"
+
+EXIT_CONFIG = 78
+"""Exit status: the configuration is wrong, a restart would not help (BSD's EX_CONFIG)."""
+
+EXIT_WEDGED = 75
+"""Exit status: the process is stuck, a restart may help (BSD's EX_TEMPFAIL)."""
+
+COLLECT_AFTER = 10_000
+"""New objects between collections of cycles. Python's default of 700 is reached within some twenty requests."""
+
 KEPT_BYTES = 256 << 20
 """Free memory that the allocator keeps."""
 MAPPED_FROM_BYTES = 32 << 20
@@ -35,35 +48,6 @@ _OPTIONS = {
     "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES),
 }
 """By the environment variable with which an operator can override it."""
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next batch. Call it before the process starts threads.
-
-    By default glibc returns large blocks to the kernel at once and maps them again for the next batch, page by page
-    and zeroed: a fifth of a worker's time on two cores. It also gives each thread an arena, each of which grows to its
-    largest batch. Here one arena serves all threads: few of them allocate much, and Python's small objects do not
-    come from glibc. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    for variable, (option, value) in _OPTIONS.items():
-        if variable not in os.environ:
-            mallopt(option, value)
-
-
-LIFELINE_FD = "CONVMLP_LIFELINE_FD"
-LISTEN_FD = "CONVMLP_LISTEN_FD"
-ROLE = "CONVMLP_ROLE"
-
-EXIT_CONFIG = 78
-"""Exit status: the configuration is wrong, a restart would not help (BSD's EX_CONFIG)."""
-EXIT_WEDGED = 75
-"""Exit status: the process is stuck, a restart may help (BSD's EX_TEMPFAIL)."""
-
-COLLECT_AFTER = 10_000
-"""New objects between collections of cycles. Python's default of 700 is reached within some twenty requests."""
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +63,7 @@ def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], A
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_main(main, int(lifeline) if lifeline is not None else None))
+        return runner.run(_run_main(main, int(lifeline) if lifeline is not None else None))
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -109,10 +93,6 @@ def hold_port(host: str, port: int) -> socket.socket:
     return held
 
 
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
 def address_of(bound: socket.socket) -> str:
     """The address of a bound socket as `HOST:PORT`, as in a URL."""
     host, port = bound.getsockname()[:2]
@@ -125,7 +105,23 @@ def inherited_socket() -> socket.socket | None:
     return socket.socket(fileno=int(fd)) if fd is not None else None
 
 
-async def _main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: int | None) -> int:
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next batch. Call it before the process starts threads.
+
+    By default glibc returns large blocks to the kernel at once and maps them again for the next batch, page by page
+    and zeroed: a fifth of a worker's time on two cores. It also gives each thread an arena, each of which grows to its
+    largest batch. Here one arena serves all threads: few of them allocate much, and Python's small objects do not
+    come from glibc. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    for variable, (option, value) in _OPTIONS.items():
+        if variable not in os.environ:
+            mallopt(option, value)
+
+
+async def _run_main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: int | None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -148,3 +144,7 @@ async def _main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: int |
 
         loop.add_reader(lifeline, on_supervisor_exit)
     return await main(stop)
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -7,6 +7,7 @@ and then those with it, one at a time. `make test-fast` runs the tests with neit
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,13 @@ SLOW = (
     # They start `convmlp`, a part of the service, or another process for each test.
     "benchmarks/test_parity.py",
     "benchmarks/test_path.py",
+    "client/test_example.py",
     "client/test_process.py",
+    "client/test_readme.py",
+    "deploy/test_k8s_build.py",
+    "model/zoo/test_transfer.py",
     "service/cli/test_*.py",
-    "*/test_logs.py",
+    "*/test_logs*.py",
     "*/test_openmp.py",
     "*/test_exposition.py",
     "*/test_server_process.py",
@@ -52,7 +57,8 @@ SLOW = (
     # Large pictures, and thousands of generated inputs.
     "*/test_detection_ops.py",
     "*/test_overlay.py",
-    # Both transports, a fresh service for each test.
+    # A fresh service for each test, or hundreds of requests.
+    "client/test_many.py",
     "*/test_error_tables.py",
     "*/test_metrics_refusals.py",
     "*/test_tracing.py",
@@ -68,11 +74,15 @@ def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        path = item.path.relative_to(HERE)
-        if matches(path, SERIAL):
-            item.add_marker(pytest.mark.serial)
-        if matches(path, SLOW):
-            item.add_marker(pytest.mark.slow)
+        for mark in marks(item.path.relative_to(HERE)):
+            item.add_marker(mark)
+
+
+@cache
+def marks(path: Path) -> tuple[pytest.MarkDecorator, ...]:
+    """Of a file's tests; its path is relative to tests/."""
+    table = ((pytest.mark.serial, SERIAL), (pytest.mark.slow, SLOW))
+    return tuple(mark for mark, patterns in table if matches(path, patterns))
 
 
 def matches(path: Path, patterns: tuple[str, ...]) -> bool:

@@ -208,7 +208,7 @@ class FakeRunner:
     def max_lanes_per_batch(self) -> int:
         return self.lanes
 
-    def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
+    def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         self._read_now += 1
         self.most_read_at_once = max(self.most_read_at_once, self._read_now)
         assert self.reading.wait(timeout=60), "a test left reading held"

@@ -7,5 +7,5 @@ from model.families.registry import BACKBONES, FAMILIES
 from model.families.retinanet import RETINANET
 from model.families.semantic_fpn import SEMANTIC_FPN
 
-BACKBONES |= {one.name: one for one in (CONVMLP,)}
-FAMILIES |= {one.name: one for one in (CLASSIFIER, RETINANET, MASK_RCNN, SEMANTIC_FPN)}
+BACKBONES |= {backbone.name: backbone for backbone in (CONVMLP,)}
+FAMILIES |= {family.name: family for family in (CLASSIFIER, RETINANET, MASK_RCNN, SEMANTIC_FPN)}

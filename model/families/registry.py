@@ -68,7 +68,7 @@ class _Registered(Generic[AnySpec]):
                 return specs[family].model_validate_json(json.dumps(value))
             return specs[family].model_validate(value)
         except ValidationError as error:
-            problems = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
             raise PydanticCustomError("spec", "{problems}", {"problems": "; ".join(problems)}) from error
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -86,7 +86,9 @@ if TYPE_CHECKING:
     Backbone = BackboneSpec
 else:
     # Any: FastAPI would list the base class in OpenAPI.
-    Backbone = Annotated[Any, _Registered(lambda: {name: one.spec for name, one in BACKBONES.items()}, "convmlp")]
+    Backbone = Annotated[
+        Any, _Registered(lambda: {name: backbone.spec for name, backbone in BACKBONES.items()}, "convmlp")
+    ]
 
 
 class ArchitectureSpec(Spec):
@@ -99,7 +101,7 @@ class ArchitectureSpec(Spec):
 if TYPE_CHECKING:
     Architecture = ArchitectureSpec
 else:
-    Architecture = Annotated[Any, _Registered(lambda: {name: one.spec for name, one in FAMILIES.items()})]
+    Architecture = Annotated[Any, _Registered(lambda: {name: family.spec for name, family in FAMILIES.items()})]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ FAMILIES: dict[str, ModelFamily] = {}
 
 def backbone_of(spec: BackboneSpec) -> BackboneFamily:
     """The registered backbone of a spec."""
-    return next(one for one in BACKBONES.values() if one.spec is type(spec))
+    return next(backbone for backbone in BACKBONES.values() if backbone.spec is type(spec))
 
 
 def family_of(architecture: ArchitectureSpec) -> ModelFamily:

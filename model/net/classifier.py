@@ -22,11 +22,11 @@ def top_k_classes(logits: Tensor, params: Sequence[QueryParams]) -> list[Classif
     """
     probabilities = logits.float().softmax(dim=1)
     ordered, indices = probabilities.sort(dim=1, descending=True, stable=True)
-    most = max(one.top_k for one in params)
-    scores, classes = ordered[:, :most].cpu().numpy(), indices[:, :most].cpu().numpy()
+    most_labels = max(row_params.top_k for row_params in params)
+    scores, classes = ordered[:, :most_labels].cpu().numpy(), indices[:, :most_labels].cpu().numpy()
     return [
-        ClassifyOutput(indices=classes[row, : one.top_k], scores=scores[row, : one.top_k])
-        for row, one in enumerate(params)
+        ClassifyOutput(indices=classes[row, : row_params.top_k], scores=scores[row, : row_params.top_k])
+        for row, row_params in enumerate(params)
     ]
 
 

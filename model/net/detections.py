@@ -24,8 +24,8 @@ class BatchGeometry:
 
     @classmethod
     def of(cls, geometries: Sequence[Geometry], device: torch.device) -> BatchGeometry:
-        limits = [[one.content.width, one.content.height] * 2 for one in geometries]
-        scales = [[one.scale_x, one.scale_y] * 2 for one in geometries]
+        limits = [[geometry.content.width, geometry.content.height] * 2 for geometry in geometries]
+        scales = [[geometry.scale_x, geometry.scale_y] * 2 for geometry in geometries]
         return cls(
             torch.tensor(limits, dtype=torch.float32, device=device)[:, None],
             torch.tensor(scales, dtype=torch.float32, device=device)[:, None],
@@ -106,7 +106,7 @@ def detect_outputs(
     counts = filled.sum(dim=1).tolist()
     host_boxes, host_scores, host_classes = (x.cpu().numpy() for x in (boxes, scores, classes))
     outputs = []
-    for row, (count, one) in enumerate(zip(counts, params, strict=True)):
-        kept = slice(min(count, one.max_detections))
+    for row, (count, row_params) in enumerate(zip(counts, params, strict=True)):
+        kept = slice(min(count, row_params.max_detections))
         outputs.append(DetectOutput(host_boxes[row, kept], host_scores[row, kept], host_classes[row, kept], None))
     return outputs

@@ -131,13 +131,13 @@ def mask_rcnn_detections(
     frames = BatchGeometry.of(geometries, logits[0].device)
     proposals, filled = make_proposals(logits, deltas, frames, spec)
     outputs = []
-    for row, one in enumerate(params):
+    for row, row_params in enumerate(params):
         levels = [level[row].float() for level in pyramid]
         regions = proposals[row, filled[row]]
         limits, scales = frames.limits[row], frames.scales[row]
-        boxes, scores, classes = detect_regions(heads, levels, regions, limits, scales, one, spec)
-        (output,) = detect_outputs(boxes, scores, classes, torch.ones_like(scores, dtype=torch.bool), [one])
-        if one.masks:
+        boxes, scores, classes = detect_regions(heads, levels, regions, limits, scales, row_params, spec)
+        (output,) = detect_outputs(boxes, scores, classes, torch.ones_like(scores, dtype=torch.bool), [row_params])
+        if row_params.masks:
             masks = mask_logits(heads, levels, boxes[0] * scales, classes[0])
             output = DetectOutput(output.boxes, output.scores, output.classes, masks)
         outputs.append(output)

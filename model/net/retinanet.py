@@ -92,9 +92,12 @@ def retinanet_detections(
     boxes = torch.cat([level.boxes for level in levels], dim=1) / frames.scales
     scores = torch.cat([level.scores for level in levels], dim=1)
     classes = torch.cat([level.classes for level in levels], dim=1)
-    thresholds = [spec.score_threshold if one.score_threshold is None else one.score_threshold for one in params]
+    thresholds = [
+        spec.score_threshold if row_params.score_threshold is None else row_params.score_threshold
+        for row_params in params
+    ]
     valid = scores > torch.tensor(thresholds, dtype=torch.float32, device=scores.device)[:, None]
-    limit = max(one.max_detections for one in params)
+    limit = max(row_params.max_detections for row_params in params)
     kept, filled = grouped_nms(boxes, scores, classes, valid, spec.nms_iou, limit)
     return detect_outputs(
         boxes.gather(1, kept[..., None].expand(-1, -1, 4)),

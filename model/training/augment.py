@@ -209,7 +209,7 @@ def mix(rng: np.random.Generator, x: Tensor, targets: Tensor, maps: Tensor, cell
     """
     if rng.random() < 0.5:
         share = float(rng.beta(0.3, 0.3))
-        return tuple(share * one + (1 - share) * one.flip(0) for one in (x, targets, maps))  # type: ignore[return-value]
+        return tuple(share * part + (1 - share) * part.flip(0) for part in (x, targets, maps))  # type: ignore[return-value]
     rows, columns = maps.shape[2:]
     side = math.sqrt(1 - rng.random())
     h, w = round(side * rows), round(side * columns)

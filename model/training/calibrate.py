@@ -34,7 +34,7 @@ def fit_calibration(predictor: Predictor, config: BundleConfig, records: Sequenc
     """The calibration that fits a bundle's scores to the truth; None if its answers have no scores."""
     match config.task:
         case Task.CLASSIFY:
-            breeds = np.array([one.breed for one in records])
+            breeds = np.array([record.breed for record in records])
             return temperature_scaling(class_probabilities(predictor, config, records), breeds)
         case Task.DETECT:
             return platt_scaling(*scored_matches(detections(predictor, config, records), records, config.labels))

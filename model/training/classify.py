@@ -92,8 +92,8 @@ class BreedTraining:
         self.device = next(module.parameters()).device
         self.examples = len(learn.records)
         self.num_classes = module.classifier.head.out_features
-        self.held_out_breeds = torch.tensor([one.breed for one in held_out.records])
-        windows = [central_square(one.size, TEST_SHARE, recipe.test_size) for one in held_out.records]
+        self.held_out_breeds = torch.tensor([record.breed for record in held_out.records])
+        windows = [central_square(record.size, TEST_SHARE, recipe.test_size) for record in held_out.records]
         self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out.pictures, strict=True)])
 
     def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:

@@ -39,10 +39,10 @@ class PetIndex:
     breeds: tuple[str, ...]
 
     def training(self) -> tuple[Record, ...]:
-        return tuple(one for one in self.records if one.fold != HELD_OUT_FOLD)
+        return tuple(record for record in self.records if record.fold != HELD_OUT_FOLD)
 
     def held_out(self) -> tuple[Record, ...]:
-        return tuple(one for one in self.records if one.fold == HELD_OUT_FOLD)
+        return tuple(record for record in self.records if record.fold == HELD_OUT_FOLD)
 
 
 def read_index(data_dir: Path) -> PetIndex:
@@ -87,16 +87,18 @@ class Photographs:
 
 def load_photographs(records: Sequence[Record]) -> Photographs:
     """Decode all photographs, about 260 kB of memory each. Raises OSError."""
-    pictures = [cv2.cvtColor(_read(one.path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.uint8) for one in records]
+    pictures = [
+        cv2.cvtColor(_read(record.path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.uint8) for record in records
+    ]
     return Photographs(records, pictures)
 
 
 def load_label_maps(records: Sequence[Record]) -> dict[int, UInt8Array]:
     """The label maps of the records that have a mask, by index: uint8 (H, W), see `label_map`. Raises OSError."""
     return {
-        index: label_map(_read(one.mask, cv2.IMREAD_GRAYSCALE), one.species)
-        for index, one in enumerate(records)
-        if one.mask is not None
+        index: label_map(_read(record.mask, cv2.IMREAD_GRAYSCALE), record.species)
+        for index, record in enumerate(records)
+        if record.mask is not None
     }
 
 

@@ -107,7 +107,7 @@ class HeadTraining:
         self.records, self.pictures = learn.records, learn.pictures
         self.device = next(module.parameters()).device
         self.examples = len(learn.records)
-        windows = [whole_picture(one.size, recipe.test_side) for one in held_out.records]
+        windows = [whole_picture(record.size, recipe.test_side) for record in held_out.records]
         self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out.pictures, strict=True)])
         self.held_out_boxes, self.held_out_labels = self._objects(held_out.records, windows)
 
@@ -125,7 +125,7 @@ class HeadTraining:
         records = [self.records[index] for index in indices]
         side = side_at(recipe.sizes, progress)
         out = Size(side, side)
-        windows = [random_window(rng, one.size, out, recipe.zoom, one.head) for one in records]
+        windows = [random_window(rng, record.size, out, recipe.zoom, record.head) for record in records]
         pixels = np.stack([w.apply(self.pictures[index]) for w, index in zip(windows, indices, strict=True)])
         boxes, labels = self._objects(records, windows)
         x = jitter_colours(rng, to_tensor(pixels, self.device), recipe.colour_jitter, recipe.grey_share)

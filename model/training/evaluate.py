@@ -42,10 +42,12 @@ def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record
     match config.task:
         case Task.CLASSIFY:
             probabilities = class_probabilities(predictor, config, records)
-            breeds = np.array([one.breed for one in records])
+            breeds = np.array([record.breed for record in records])
             best = probabilities.argmax(axis=1)
-            kinds = {one.breed: one.species for one in records}
-            right_kind = [kinds.get(breed) == one.species for breed, one in zip(best.tolist(), records, strict=True)]
+            kinds = {record.breed: record.species for record in records}
+            right_kind = [
+                kinds.get(breed) == record.species for breed, record in zip(best.tolist(), records, strict=True)
+            ]
             figures = top_k_accuracy(probabilities, breeds)
             figures |= {"species": float(np.mean(right_kind))}
             figures |= {"ece": calibration_error(probabilities.max(axis=1), best == breeds)}
@@ -90,7 +92,7 @@ def scored_matches(
 
 def pixel_confusion(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> IntArray:
     """Confusion matrix of known pixels, [truth, answer]: int64 (classes, classes)."""
-    masked = [one for one in records if one.mask is not None]
+    masked = [record for record in records if record.mask is not None]
     confusion = np.zeros((len(config.labels), len(config.labels)), np.int64)
     results = _answers(predictor, config, masked, QueryParams())
     for true, result in zip(load_label_maps(masked).values(), results, strict=True):
@@ -103,7 +105,7 @@ def pixel_confusion(predictor: Predictor, config: BundleConfig, records: Sequenc
 def _answers(
     predictor: Predictor, config: BundleConfig, records: Sequence[Record], params: QueryParams
 ) -> Iterator[Result]:
-    return (predict_image(predictor, config, one.path.read_bytes(), params) for one in records)
+    return (predict_image(predictor, config, record.path.read_bytes(), params) for record in records)
 
 
 Float64Array = npt.NDArray[np.float64]
@@ -122,7 +124,7 @@ def calibration_error(scores: Float64Array, right: BoolArray, bins: int = 15) ->
     if N is 0.
     """
     place = np.minimum((scores * bins).astype(int), bins - 1)
-    gaps = [abs((scores - right)[place == one].sum()) for one in range(bins)]
+    gaps = [abs((scores - right)[place == number].sum()) for number in range(bins)]
     return float(sum(gaps) / max(len(scores), 1))
 
 
@@ -164,11 +166,11 @@ def match_detections(
             continue
         free = record.species == index
         heads += free
-        for one in detections:
-            if one.index == index:
-                hit = free and iou(one.box, record.head) >= min_iou
+        for detection in detections:
+            if detection.index == index:
+                hit = free and iou(detection.box, record.head) >= min_iou
                 free = free and not hit
-                pairs.append((one.score, hit))
+                pairs.append((detection.score, hit))
     return sorted(pairs, key=lambda pair: -pair[0]), heads
 
 

@@ -86,7 +86,7 @@ class _State:
         parts = {
             "module": self.module.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "optimisers": [one.state_dict() for one in self.optimisers],
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
         }
         partial = path.with_suffix(".partial")
@@ -156,7 +156,7 @@ def _step(training: Training, schedule: Schedule, state: _State, steps_an_epoch:
     epoch, position = divmod(state.step, steps_an_epoch)
     order = np.random.default_rng((schedule.seed, 0, epoch)).permutation(training.examples)
     indices = order[position * schedule.batch_size : (position + 1) * schedule.batch_size]
-    for group in (group for one in state.optimisers for group in one.param_groups):
+    for group in (group for optimiser in state.optimisers for group in optimiser.param_groups):
         group["lr"] = learning_rate(schedule, state.step / steps_an_epoch)
     with torch.autocast(training.device.type, torch.bfloat16, enabled=schedule.bf16):
         rng = np.random.default_rng((schedule.seed, 1, state.step))

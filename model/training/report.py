@@ -51,13 +51,13 @@ def breed_confusion(predictor: Predictor, config: BundleConfig, records: Sequenc
     """Confusion matrix of photographs, [truth, top label]: int64 (classes, classes)."""
     best = class_probabilities(predictor, config, records).argmax(axis=1)
     confusion = np.zeros((len(config.labels), len(config.labels)), np.int64)
-    np.add.at(confusion, ([one.breed for one in records], best), 1)
+    np.add.at(confusion, ([record.breed for record in records], best), 1)
     return confusion
 
 
 def draw_confusion(confusion: IntArray, config: BundleConfig, records: Sequence[Record]) -> Image.Image:
     """The confusion matrix: true breeds in rows, answers in columns, cats first; darker: a larger share of the row."""
-    kinds = {one.breed: one.species for one in records}
+    kinds = {record.breed: record.species for record in records}
     order = sorted(kinds, key=lambda breed: (kinds[breed], config.labels[breed].lower()))
     names = [config.labels[breed] for breed in order]
     counts = confusion[np.ix_(order, order)]

@@ -56,12 +56,14 @@ class OutlineTraining:
         self.device = next(module.parameters()).device
         self.maps = load_label_maps(learn.records)
         self.masked = list(self.maps)
-        self.hinted = [index for index, one in enumerate(learn.records) if one.mask is None and one.head is not None]
+        self.hinted = [
+            index for index, record in enumerate(learn.records) if record.mask is None and record.head is not None
+        ]
         self.examples = len(self.masked)
         maps = load_label_maps(held_out.records)
         windows = {index: whole_picture(held_out.records[index].size, recipe.test_side) for index in maps}
-        self.held_out_pixels = np.stack([one.apply(held_out.pictures[index]) for index, one in windows.items()])
-        self.held_out_maps = np.stack([one.apply_to_mask(maps[index], IGNORE) for index, one in windows.items()])
+        self.held_out_pixels = np.stack([window.apply(held_out.pictures[index]) for index, window in windows.items()])
+        self.held_out_maps = np.stack([window.apply_to_mask(maps[index], IGNORE) for index, window in windows.items()])
 
     def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
         recipe = self.recipe

@@ -157,8 +157,8 @@ def export(
 def _measured_on(task: Task, held_out: Sequence[Record]) -> str:
     counted = {
         Task.CLASSIFY: f"all {len(held_out)} photographs",
-        Task.DETECT: f"the {sum(one.head is not None for one in held_out)} photographs with an annotated head",
-        Task.SEGMENT: f"the {sum(one.mask is not None for one in held_out)} photographs with a mask",
+        Task.DETECT: f"the {sum(record.head is not None for record in held_out)} photographs with an annotated head",
+        Task.SEGMENT: f"the {sum(record.mask is not None for record in held_out)} photographs with a mask",
     }
     return (
         f"{counted[task]} of fold {HELD_OUT_FOLD} (of five) of Oxford-IIIT Pet's trainval part, shorter side 256 "

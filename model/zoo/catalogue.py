@@ -260,5 +260,5 @@ _GROUPS = (
     ),
 )
 
-CATALOGUE: dict[str, CatalogueEntry] = {one.name: one for group in _GROUPS for one in group.entries()}
+CATALOGUE: dict[str, CatalogueEntry] = {entry.name: entry for group in _GROUPS for entry in group.entries()}
 """By name: the file's name without `.pth`."""

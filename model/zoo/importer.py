@@ -85,8 +85,8 @@ def _check_name(name: str) -> None:
 
 
 def _published(file: Path, name: str, architecture: Architecture, num_classes: int) -> CatalogueEntry | None:
-    for one, is_asked_for in ((name, True), (file.stem, False)):
-        entry = CATALOGUE.get(one)
+    for candidate, is_asked_for in ((name, True), (file.stem, False)):
+        entry = CATALOGUE.get(candidate)
         if entry is None:
             continue
         if (entry.architecture, len(entry.labels)) == (architecture, num_classes):

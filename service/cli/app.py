@@ -28,9 +28,9 @@ EPILOG = (
 
 @dataclass(frozen=True, slots=True)
 class LazyCommand:
-    """A command, or an application with commands below it, imported on first use."""
+    """A command, or an application with commands below it, imported on first use from `import_path`, MODULE:NAME."""
 
-    place: str
+    import_path: str
     panel: str
 
 
@@ -55,12 +55,12 @@ class LazyGroup(TyperGroup):
         if cmd_name not in self.commands:
             # For an unknown name typer suggests similar ones of all commands.
             for name in (cmd_name,) if cmd_name in LAZY_COMMANDS else LAZY_COMMANDS:
-                self.commands[name] = _imported(name, LAZY_COMMANDS[name])
+                self.commands[name] = _load_command(name, LAZY_COMMANDS[name])
         return super().get_command(ctx, cmd_name)
 
 
-def _imported(name: str, lazy: LazyCommand) -> Any:  # noqa: ANN401
-    found = resolve_name(lazy.place)
+def _load_command(name: str, lazy: LazyCommand) -> Any:  # noqa: ANN401
+    found = resolve_name(lazy.import_path)
     group = typer.Typer(add_completion=False)
     if isinstance(found, typer.Typer):
         group.add_typer(found, name=name, rich_help_panel=lazy.panel)

@@ -28,7 +28,7 @@ def printable(text: str) -> str:
 
     File names and labels may contain anything.
     """
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def print_error(message: str) -> None:

@@ -78,7 +78,7 @@ def run_health(arguments: Sequence[str]) -> int:
         typer.Exit: with status 2, if no part is named or a flag is wrong.
     """
     live = LIVE in arguments
-    arguments = [one for one in arguments if one != LIVE]
+    arguments = [argument for argument in arguments if argument != LIVE]
     if arguments and arguments[0] in ("-h", "--help"):
         typer.echo(HELP)
         return 0

@@ -37,7 +37,7 @@ T = TypeVar("T")
 async def print_tables(backend: Backend, images: Sequence[ImageFile]) -> bool:
     """Print a table for each image. Returns whether all succeeded."""
     complete = True
-    async for image, outcome in _each(backend.predict, images, backend.concurrency, printing=True):
+    async for image, outcome in _predict_each(backend.predict, images, backend.concurrency, printing=True):
         if isinstance(outcome, ConvMLPError):
             complete = False
         else:
@@ -51,17 +51,24 @@ def print_result(name: str, result: Result) -> None:
     match result:
         case Classification(labels=labels):
             columns = [text_column("label"), number_column("score")]
-            rows = [[one.label, f"{one.score:.4f}"] for one in labels]
+            rows = [[label.label, f"{label.score:.4f}"] for label in labels]
         case Detections(detections=detections):
             columns = [text_column("label"), *map(number_column, ("score", "xmin", "ymin", "xmax", "ymax"))]
             rows = [
-                [one.label, f"{one.score:.4f}", *(f"{side:.1f}" for side in (box.xmin, box.ymin, box.xmax, box.ymax))]
-                for one in detections
-                for box in (one.box,)
+                [
+                    detection.label,
+                    f"{detection.score:.4f}",
+                    *(f"{side:.1f}" for side in (box.xmin, box.ymin, box.xmax, box.ymax)),
+                ]
+                for detection in detections
+                for box in (detection.box,)
             ]
         case Segmentation(segments=segments):
             columns = [text_column("label"), number_column("area px"), number_column("area %")]
-            rows = [[one.label, str(one.area), f"{100 * one.area / (width * height):.1f}"] for one in segments]
+            rows = [
+                [segment.label, str(segment.area), f"{100 * segment.area / (width * height):.1f}"]
+                for segment in segments
+            ]
     print_table(columns, rows, title=f"{name}  {width} x {height}  {result.meta.model}")
 
 
@@ -74,7 +81,7 @@ async def print_json(backend: Backend, task: Task, images: Sequence[ImageFile]) 
     results: list[msgspec.Raw] = []
     models: set[str] = set()
     complete = True
-    async for image, outcome in _each(backend.predict, images, backend.concurrency, printing=False):
+    async for image, outcome in _predict_each(backend.predict, images, backend.concurrency, printing=False):
         if isinstance(outcome, ConvMLPError):
             complete = False
             results.append(msgspec.Raw(encode_error(problem_of(outcome, quote(image.name, errors="replace")))))
@@ -97,7 +104,7 @@ async def save_drawings(backend: Backend, images: Sequence[ImageFile], paths: Se
         return await asyncio.to_thread(_drawn, image, await backend.predict(image), picture_format)
 
     complete = True
-    async for image, outcome in _each(draw, images, backend.concurrency, printing=True):
+    async for image, outcome in _predict_each(draw, images, backend.concurrency, printing=True):
         if isinstance(outcome, ConvMLPError):
             complete = False
             continue
@@ -123,7 +130,7 @@ def _drawn(image: bytes, result: Result, picture_format: PictureFormat) -> bytes
     return encode_picture(scaled_down(Image(np.asarray(drawing))), picture_format)
 
 
-async def _each(
+async def _predict_each(
     predict: Callable[[bytes], Awaitable[T]], images: Sequence[ImageFile], concurrency: int, *, printing: bool
 ) -> AsyncIterator[tuple[ImageFile, T | ConvMLPError]]:
     """The images in their order, each with its result, or with an error that was printed."""

@@ -32,6 +32,13 @@ from service.settings import Settings
 
 SERVICES = (VISION, OPEN_INFERENCE)
 
+log = structlog.get_logger(__name__)
+
+
+def run_grpc(settings: Settings) -> int:
+    """Serve gRPC until a signal; the exit status."""
+    return run_process("grpc", settings, lambda stop: _serve(settings, stop))
+
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
@@ -54,14 +61,11 @@ def create_rpc(
     drain = Drain()
     server = create_server(settings, drain, keep_alive)
     request_log = RequestLog("grpc", metrics, tracing, access_log=settings.access_log)
-    add_vision(server, engine, settings, auth, request_log)
-    add_open_inference(server, engine, settings, auth, request_log)
+    add_vision(server, engine, auth, settings, request_log)
+    add_open_inference(server, engine, auth, settings, request_log)
     health = add_health(server, engine, SERVICES)
     reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
     return Rpc(server, health, drain)
-
-
-log = structlog.get_logger(__name__)
 
 
 class CannotListen(Exception):
@@ -73,22 +77,17 @@ class CannotListen(Exception):
         self.reason = reason
 
 
-def run_grpc(settings: Settings) -> int:
-    """Serve gRPC until a signal; the exit status."""
-    return run_process("grpc", settings, lambda stop: _serve(settings, stop))
-
-
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
-        supervised = inherited_socket()
-        with _opening(settings.grpc_port):
-            held = supervised or hold_port(settings.host, settings.grpc_port)
+        inherited = inherited_socket()
+        with _port_errors(settings.grpc_port):
+            held = inherited or hold_port(settings.host, settings.grpc_port)
         files = certificate_files(settings)
         credentials = server_credentials(files) if files else None
         with open_tracing(settings, "grpc") as tracing:
             async with open_front_end(settings) as front_end:
                 # Under a supervisor REST's /metrics has the metrics of all processes.
-                metrics = contextlib.nullcontext() if supervised else _serving_metrics(front_end.registry, settings)
+                metrics = contextlib.nullcontext() if inherited else _serving_metrics(front_end.registry, settings)
                 with metrics:
                     await _serve_at(held, front_end, credentials, settings, stop, tracing)
     except CannotListen as error:
@@ -113,7 +112,7 @@ async def _serve_at(
     tracing: Tracing,
 ) -> None:
     rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, tracing=tracing)
-    with _opening(held.getsockname()[1]):
+    with _port_errors(held.getsockname()[1]):
         address = listen_at(rpc.server, held, credentials)
     await rpc.server.start()
     log.info("listening", address=address, tls=credentials is not None)
@@ -122,7 +121,7 @@ async def _serve_at(
 
 @contextlib.contextmanager
 def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
-    with _opening(settings.grpc_metrics_port):
+    with _port_errors(settings.grpc_metrics_port):
         exporter, _ = start_http_server(settings.grpc_metrics_port, settings.host, registry)
     log.info("serving metrics", url=f"http://{settings.host}:{exporter.server_port}/metrics")
     try:
@@ -133,7 +132,7 @@ def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterato
 
 
 @contextlib.contextmanager
-def _opening(port: int) -> Iterator[None]:
+def _port_errors(port: int) -> Iterator[None]:
     """Turns an OSError inside the context into CannotListen."""
     try:
         yield

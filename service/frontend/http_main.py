@@ -18,7 +18,7 @@ from service.frontend.api.oip.http import open_inference
 from service.frontend.api.oip.openapi import open_inference_document
 from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
 from service.frontend.api.rest.predict import Predict
-from service.frontend.api.rest.routes import FILES, MetricsText, catalogue, pages
+from service.frontend.api.rest.routes import FILES, MetricsText, page_routes, service_routes
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
@@ -43,6 +43,13 @@ DESCRIPTION = """Send an image, get labels, boxes and masks.
 
 Coordinates are pixels of the upright image (EXIF orientation applied), origin at the top left. Errors are
 `application/problem+json` (RFC 9457); `Retry-After` has the seconds to wait where trying again may help."""
+
+log = structlog.get_logger(__name__)
+
+
+def run_rest(settings: Settings) -> int:
+    """Serve HTTP until a signal; the exit status."""
+    return run_process("rest", settings, lambda stop: _serve(settings, stop))
 
 
 def create_app(
@@ -84,9 +91,9 @@ def create_app(
             summary=HUGGINGFACE_SUMMARY[task],
             openapi_extra=huggingface_operation(task, settings),
         )
-    app.include_router(open_inference(engine, settings, auth))
-    app.include_router(catalogue(engine, metrics_text))
-    app.include_router(pages())
+    app.include_router(open_inference(engine, auth, settings))
+    app.include_router(service_routes(engine, metrics_text))
+    app.include_router(page_routes())
     # FastAPI's own way to extend it.
     documents = [
         {"components": {"schemas": {**prediction_components(), **huggingface_components()}}},
@@ -112,18 +119,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: ("not-found", "Not found", f"there is nothing at {path!r}; see /docs"),
         405: ("method-not-allowed", "Method not allowed", f"{path!r} takes other methods; see /docs"),
     }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
-    ours = request_of(request)
-    ours.record.outcome = code
-    answer = problem(code, error.status_code, title, detail, ours.instance)
+    http_request = request_of(request)
+    http_request.record.outcome = code
+    answer = problem(code, error.status_code, title, detail, http_request.instance)
     return problem_response(answer, dict(error.headers or {}))
-
-
-log = structlog.get_logger(__name__)
-
-
-def run_rest(settings: Settings) -> int:
-    """Serve HTTP until a signal; the exit status."""
-    return run_process("rest", settings, lambda stop: _serve(settings, stop))
 
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:

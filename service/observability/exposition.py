@@ -42,19 +42,19 @@ def forget_process(role: str, folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def registry_of_all(own: CollectorRegistry) -> CollectorRegistry:
+def registry_of_all(registry: CollectorRegistry) -> CollectorRegistry:
     """All processes that share a folder with this one; without a folder, this one."""
     if MULTIPROC_DIR not in os.environ:
-        return registry_of_one(own)
+        return registry_of_one(registry)
     folder = _shared_folder()
     return _registry(lambda: _counted_in(folder, "*"), lambda: _pids_in(folder))
 
 
-def registry_of_one(own: CollectorRegistry, gpus: GpuFigures | None = None) -> CollectorRegistry:
-    """This process alone; `own` has its metrics. With a shared folder, its predecessors' counters are included."""
+def registry_of_one(registry: CollectorRegistry, gpus: GpuFigures | None = None) -> CollectorRegistry:
+    """This process alone; `registry` has its metrics. With a shared folder, its predecessors' counters are included."""
     role = _role.get()
     if MULTIPROC_DIR not in os.environ:
-        return _registry(own.collect, lambda: {role: "self"}, gpus)
+        return _registry(registry.collect, lambda: {role: "self"}, gpus)
     folder = _shared_folder()
     return _registry(lambda: _counted_in(folder, role), lambda: {role: "self"}, gpus)
 

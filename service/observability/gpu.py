@@ -50,7 +50,7 @@ class GpuFigures:
         self._lock = threading.Lock()
         self._reading: threading.Thread | None = None
         self._figures: dict[tuple[str, str], float] = {}
-        self._of: Set[str] = frozenset()
+        self._gpus: Set[str] = frozenset()
         self._read_s = -MAX_AGE_S
         self._logged: set[str] = set()
 
@@ -70,8 +70,8 @@ class GpuFigures:
             if self._reading is not None and self._reading.is_alive():
                 return {}
             now_s = self._clock()
-            if gpus != self._of or now_s - self._read_s >= MAX_AGE_S:
-                self._figures, self._of, self._read_s = {}, gpus, now_s
+            if gpus != self._gpus or now_s - self._read_s >= MAX_AGE_S:
+                self._figures, self._gpus, self._read_s = {}, gpus, now_s
                 # In a thread of its own, because a faulty driver may never answer.
                 self._reading = threading.Thread(target=self._read, args=(gpus,), name="nvml", daemon=True)
                 self._reading.start()
@@ -122,9 +122,9 @@ class GpuFigures:
         yield (USED, gpu), memory.used
         yield (TOTAL, gpu), memory.total
 
-    def _log_once(self, event: str, **about: str) -> None:
+    def _log_once(self, event: str, **fields: str) -> None:
         """Log only the first time: scrapes repeat every few seconds."""
-        key = event + about.get("gpu", "")
+        key = event + fields.get("gpu", "")
         if key not in self._logged:
             self._logged.add(key)
-            log.warning(event, **about)
+            log.warning(event, **fields)

@@ -133,10 +133,10 @@ class FrontEndMetrics:
             case Unavailable():
                 self.rejected(Refusal.UNAVAILABLE)
             case _:
-                """A fault of the request or of the service, no rejection."""
+                pass  # a fault of the request or of the service, no rejection
 
-    def workers_up(self, up: int, of: int) -> None:
-        self._worker_up.set(up == of)
+    def workers_up(self, up: int, total: int) -> None:
+        self._worker_up.set(up == total)
         self._workers_up.set(up)
 
     def resent(self, reason: str) -> None:
@@ -149,7 +149,7 @@ class FrontEndMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class _OfModel:
+class _ModelMetrics:
     """A model's metrics. Looking them up by label each time takes longer than counting."""
 
     queue: Histogram
@@ -161,10 +161,10 @@ class _OfModel:
 
 
 class WorkerMetrics:
-    """The metrics of a worker process. `tasks` has the task of each model; `add_model` adds more."""
+    """The metrics of a worker process. `tasks` has the task of each model that is served at the start."""
 
     def __init__(self, registry: CollectorRegistry, tasks: Mapping[str, str]) -> None:
-        self._models: dict[str, _OfModel] = {}
+        self._models: dict[str, _ModelMetrics] = {}
         self._stage = _stage_histogram(registry)
         self._batch_size = Histogram(
             "convmlp_batch_size",
@@ -192,10 +192,12 @@ class WorkerMetrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self._depth = _sum(registry, QUEUE_DEPTH, "Images that wait for the device", ["model"])
-        self._limit = _sum(registry, "convmlp_queue_limit", "Limit of images that wait; further ones are rejected")
-        self._pixels = _sum(registry, "convmlp_queue_pixels", "Pixels of network input that wait for the device")
-        self._pixels_limit = _sum(
+        self._depth = _sum_gauge(registry, QUEUE_DEPTH, "Images that wait for the device", ["model"])
+        self._limit = _sum_gauge(
+            registry, "convmlp_queue_limit", "Limit of images that wait; further ones are rejected"
+        )
+        self._pixels = _sum_gauge(registry, "convmlp_queue_pixels", "Pixels of network input that wait for the device")
+        self._pixels_limit = _sum_gauge(
             registry,
             "convmlp_queue_pixels_limit",
             "Limit of pixels of network input that wait; further ones are rejected",
@@ -219,7 +221,7 @@ class WorkerMetrics:
 
     def add_model(self, model: str, task: str) -> None:
         """Add a model. It is not ready yet."""
-        self._models[model] = _OfModel(
+        self._models[model] = _ModelMetrics(
             queue=self._stage.labels("queue", task),
             infer=self._stage.labels("infer", task),
             batch_size=self._batch_size.labels(model),
@@ -245,18 +247,18 @@ class WorkerMetrics:
 
     def batch(self, model: str, images: int, seconds: float, part: float = 1.0) -> None:
         """A batch of `images` ran for `seconds` on this part (0 to 1) of the device."""
-        of = self._models[model]
-        of.batch_size.observe(images)
-        of.images.inc(images)
-        of.busy.inc(seconds * part)
+        metrics = self._models[model]
+        metrics.batch_size.observe(images)
+        metrics.images.inc(images)
+        metrics.busy.inc(seconds * part)
         for _ in range(images):  # each image took as long as its batch
-            of.infer.observe(seconds)
+            metrics.infer.observe(seconds)
 
     def waited(self, model: str, seconds: float) -> None:
         self._models[model].queue.observe(seconds)
 
     def queue(self, model: str, images: int, pixels: int) -> None:
-        """So many images of a model wait, and so many pixels of all models."""
+        """Set the gauges of the queue: the waiting images of one model, and the waiting pixels of all models."""
         self._models[model].depth.set(images)
         self._pixels.set(pixels)
 
@@ -276,7 +278,9 @@ def restart_counter(registry: CollectorRegistry) -> Counter:
     return Counter("convmlp_worker_restarts", "Worker processes that replaced a lost one", registry=registry)
 
 
-def _sum(registry: CollectorRegistry, name: str, help_text: str, labels: tuple[str, ...] | list[str] = ()) -> Gauge:
+def _sum_gauge(
+    registry: CollectorRegistry, name: str, help_text: str, labels: tuple[str, ...] | list[str] = ()
+) -> Gauge:
     """A gauge that is the sum over processes."""
     return Gauge(name, help_text, labels, registry=registry, multiprocess_mode="livesum")
 

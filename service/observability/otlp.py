@@ -28,6 +28,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
 
+PACKAGE = "convmlp-serving"
+
 PATH = "/v1/traces"
 
 log = structlog.get_logger(__name__)
@@ -48,6 +50,28 @@ class _Reasons(logging.Filter):
 
 _reasons = _Reasons()
 logging.getLogger(OTLPSpanExporter.__module__).addFilter(_reasons)
+
+
+class OtlpPipeline:
+    """OpenTelemetry's SDK for one process: `tracer` starts spans, a bounded queue sends them to the URL `endpoint`.
+
+    `ratio`: the share of requests without a traced caller that are recorded; None: this process starts no traces.
+    """
+
+    def __init__(self, endpoint: str, part: str, ratio: float | None) -> None:
+        self._exporter = CollectorExporter(endpoint)
+        self._provider = TracerProvider(
+            # The caller decides, by the sampled flag in its context.
+            sampler=ParentBased(ALWAYS_ON if ratio is None else TraceIdRatioBased(ratio)),
+            resource=_resource(part),
+            shutdown_on_exit=False,
+        )
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self.tracer: trace.Tracer = self._provider.get_tracer(PACKAGE, version(PACKAGE))
+
+    def close(self, within_s: float) -> None:
+        """Deliver the last spans, and wait at most `within_s` seconds for that."""
+        self._exporter.finish(self._provider.shutdown, within_s)
 
 
 class CollectorExporter(SpanExporter):
@@ -98,35 +122,10 @@ class CollectorExporter(SpanExporter):
         return not self._failing
 
 
-PACKAGE = "convmlp-serving"
-
-
-class OtlpPipeline:
-    """OpenTelemetry's SDK for one process: `tracer` starts spans, a bounded queue sends them to the URL `endpoint`.
-
-    `ratio`: the share of requests without a traced caller that are recorded; None: this process starts no traces.
-    """
-
-    def __init__(self, endpoint: str, part: str, ratio: float | None) -> None:
-        self._exporter = CollectorExporter(endpoint)
-        self._provider = TracerProvider(
-            # The caller decides, by the sampled flag in its context.
-            sampler=ParentBased(ALWAYS_ON if ratio is None else TraceIdRatioBased(ratio)),
-            resource=_resource(part),
-            shutdown_on_exit=False,
-        )
-        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
-        self.tracer: trace.Tracer = self._provider.get_tracer(PACKAGE, version(PACKAGE))
-
-    def close(self, within_s: float) -> None:
-        """Deliver the last spans, and wait at most `within_s` seconds for that."""
-        self._exporter.finish(self._provider.shutdown, within_s)
-
-
 def _resource(part: str) -> Resource:
-    own = {
+    attributes = {
         SERVICE_NAME: f"convmlp-{part}",
         SERVICE_VERSION: version(PACKAGE),
         SERVICE_INSTANCE_ID: f"{socket.gethostname()}:{os.getpid()}",
     }
-    return Resource.create({**own, **OTELResourceDetector().detect().attributes})
+    return Resource.create({**attributes, **OTELResourceDetector().detect().attributes})

@@ -28,7 +28,7 @@ class Misconfigured(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ChildSpec:
     """One child process: its role, its command, and the listening socket that it inherits, if any."""
 
     role: str
@@ -37,10 +37,10 @@ class Part:
 
 
 class Child:
-    """Runs one part and restarts it until `stop`. `on_lost` is called after each unexpected exit."""
+    """Runs one child process and restarts it until `stop`. `on_lost` is called after each unexpected exit."""
 
-    def __init__(self, part: Part, environment: dict[str, str], on_lost: Callable[[], None]) -> None:
-        self._part = part
+    def __init__(self, spec: ChildSpec, environment: dict[str, str], on_lost: Callable[[], None]) -> None:
+        self._spec = spec
         self._environment = environment
         self._on_lost = on_lost
         self._process: asyncio.subprocess.Process | None = None
@@ -64,36 +64,36 @@ class Child:
             if self._stopping:
                 return
             if status == EXIT_CONFIG:
-                raise Misconfigured(self._part.role)
+                raise Misconfigured(self._spec.role)
             if self.age_s() > HEALTHY_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
-            log.error("process exited; restarting it", part=self._part.role, status=status, after_s=backoff_s)
+            log.error("process exited; restarting it", part=self._spec.role, status=status, after_s=backoff_s)
             self._on_lost()
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, LAST_BACKOFF_S)
 
     async def _run_once(self) -> int:
-        lifeline, ours = os.pipe()
+        lifeline, write_end = os.pipe()
         try:
-            environment = {**self._environment, LIFELINE_FD: str(lifeline), ROLE: self._part.role}
+            environment = {**self._environment, LIFELINE_FD: str(lifeline), ROLE: self._spec.role}
             descriptors = [lifeline]
-            if self._part.listen_fd is not None:
-                environment[LISTEN_FD] = str(self._part.listen_fd)
-                descriptors.append(self._part.listen_fd)
+            if self._spec.listen_fd is not None:
+                environment[LISTEN_FD] = str(self._spec.listen_fd)
+                descriptors.append(self._spec.listen_fd)
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "service.cli", self._part.command),
+                *(sys.executable, "-m", "service.cli", self._spec.command),
                 env=environment,
                 pass_fds=descriptors,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-            log.info("started", part=self._part.role, pid=self._process.pid)
+            log.info("started", part=self._spec.role, pid=self._process.pid)
             os.close(lifeline)
             lifeline = -1
             if self._stopping:  # `stop` was called while it started
                 self.signal(signal.SIGTERM)
             return await self._process.wait()
         finally:
-            for descriptor in (lifeline, ours):
+            for descriptor in (lifeline, write_end):
                 if descriptor >= 0:
                     os.close(descriptor)
 
@@ -110,6 +110,6 @@ class Child:
             running.cancel()  # it waits for its back-off
         _, pending = await asyncio.wait([running], timeout=grace_s)
         if pending:
-            log.error("did not stop in time; killed", part=self._part.role)
+            log.error("did not stop in time; killed", part=self._spec.role)
             self.signal(signal.SIGKILL)
             await asyncio.wait([running])

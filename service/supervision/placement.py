@@ -14,6 +14,8 @@ from service.settings import Settings, usable_cores
 DRIVER_TIMEOUT_S = 60.0
 """A driver without its persistence daemon initialises the GPUs one after the other."""
 
+MAX_PORT = 65535
+
 # The driver answers quickly. Torch takes seconds to load and decides in the end: its build may lack CUDA.
 _COUNT = """
 import ctypes
@@ -26,25 +28,6 @@ else:
 """
 
 log = structlog.get_logger(__name__)
-
-
-def count_cuda_devices() -> int:
-    """CUDA devices that a worker can use now; 0 if there are none or the driver does not work.
-
-    The count comes from the driver, so that CUDA_VISIBLE_DEVICES, MIG and a container's GPUs apply as they will for
-    the worker. It runs in a process of its own, because a driver allocates memory and threads and may hang.
-    """
-    try:
-        counted = subprocess.run(
-            [sys.executable, "-P", "-c", _COUNT], capture_output=True, text=True, timeout=DRIVER_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        log.warning("the CUDA driver does not answer; assuming that there are no GPUs")
-        return 0
-    return int(counted.stdout or 0)
-
-
-MAX_PORT = 65535
 
 
 class Unplaceable(Exception):
@@ -83,3 +66,19 @@ def place_workers(settings: Settings, folder: Path, count_cuda_devices: Callable
         )
         for number in range(count)
     )
+
+
+def count_cuda_devices() -> int:
+    """CUDA devices that a worker can use now; 0 if there are none or the driver does not work.
+
+    The count comes from the driver, so that CUDA_VISIBLE_DEVICES, MIG and a container's GPUs apply as they will for
+    the worker. It runs in a process of its own, because a driver allocates memory and threads and may hang.
+    """
+    try:
+        counted = subprocess.run(
+            [sys.executable, "-P", "-c", _COUNT], capture_output=True, text=True, timeout=DRIVER_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        log.warning("the CUDA driver does not answer; assuming that there are no GPUs")
+        return 0
+    return int(counted.stdout or 0)

@@ -24,7 +24,7 @@ from service.observability.exposition import forget_process
 from service.observability.metrics import MULTIPROC_DIR, restart_counter
 from service.process import EXIT_CONFIG, address_of, hold_port, open_listener, run_process
 from service.settings import Settings
-from service.supervision.child import Child, Part
+from service.supervision.child import Child, ChildSpec
 from service.supervision.placement import Unplaceable, count_cuda_devices, place_workers
 from service.wire.worker_client import WorkerClient
 
@@ -50,7 +50,7 @@ async def _supervise(settings: Settings, folder: Path, stop: asyncio.Event) -> i
     except Unplaceable as error:
         log.error("cannot serve", error=str(error))
         return EXIT_CONFIG
-    addresses = [one.worker_address[0] for one in workers]
+    addresses = [worker.worker_address[0] for worker in workers]
     settings = settings.with_changes(worker_address=addresses)
     with contextlib.ExitStack() as sockets:
         try:
@@ -74,21 +74,24 @@ async def _supervise_at(
 ) -> int:
     restarts = restart_counter(CollectorRegistry())
 
-    def child(part: Part, settings: Settings) -> Child:
+    def make_child(spec: ChildSpec, settings: Settings) -> Child:
         def lost() -> None:
-            forget_process(part.role, folder)
-            if part.command == "worker":
+            forget_process(spec.role, folder)
+            if spec.command == "worker":
                 restarts.inc()
 
         # A front-end's small NumPy products gain nothing from BLAS threads.
-        return Child(part, {"OPENBLAS_NUM_THREADS": "1", **os.environ, **settings.as_environment()}, lost)
+        return Child(spec, {"OPENBLAS_NUM_THREADS": "1", **os.environ, **settings.as_environment()}, lost)
 
-    workers = [child(Part(f"worker-{n}", "worker"), one) for n, one in enumerate(workers_settings)]
-    front_ends = [
-        *(child(Part(f"rest-{n}", "rest", http.fileno()), settings) for n in range(settings.rest_processes)),
-        *(child(Part(f"grpc-{n}", "grpc", grpc.fileno()), settings) for n in range(settings.grpc_processes)),
+    workers = [
+        make_child(ChildSpec(f"worker-{n}", "worker"), worker_settings)
+        for n, worker_settings in enumerate(workers_settings)
     ]
-    running = {one: asyncio.create_task(one.run()) for one in (*workers, *front_ends)}
+    front_ends = [
+        *(make_child(ChildSpec(f"rest-{n}", "rest", http.fileno()), settings) for n in range(settings.rest_processes)),
+        *(make_child(ChildSpec(f"grpc-{n}", "grpc", grpc.fileno()), settings) for n in range(settings.grpc_processes)),
+    ]
+    running = {child: asyncio.create_task(child.run()) for child in (*workers, *front_ends)}
     watching = asyncio.create_task(_watch(settings, workers, address_of(http), address_of(grpc)))
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([stopping, *running.values()], return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +105,7 @@ async def _supervise_at(
     # Front-ends first: their requests in progress still need the workers.
     grace_s = settings.drain_timeout_ms / 1000 + KILL_GRACE_S
     for group in (front_ends, workers):
-        await asyncio.gather(*(one.stop(running[one], grace_s) for one in group))
+        await asyncio.gather(*(child.stop(running[child], grace_s) for child in group))
     await asyncio.gather(watching, stopping, *running.values(), return_exceptions=True)
     return status
 
@@ -110,10 +113,10 @@ async def _supervise_at(
 async def _watch(settings: Settings, workers: Sequence[Child], http: str, grpc: str) -> None:
     """Log when the service is ready; kill a worker that does not answer any more, so that it is restarted."""
     heartbeat_s, url = settings.heartbeat_interval_ms / 1000, f"http://{http}"
-    async with contextlib.AsyncExitStack() as open_while_watching:
+    async with contextlib.AsyncExitStack() as stack:
         for address, worker in zip(settings.worker_address, workers, strict=True):
-            await open_while_watching.enter_async_context(_watch_worker(worker, address, settings))
-        client = await open_while_watching.enter_async_context(httpx2.AsyncClient())
+            await stack.enter_async_context(_watch_worker(worker, address, settings))
+        client = await stack.enter_async_context(httpx2.AsyncClient())
         ready = False
         while True:
             ready, before = await _answers_ready(client, url) and (ready or await _listens(grpc)), ready

@@ -31,14 +31,14 @@ log = structlog.get_logger(__name__)
 async def broadcast_list(clients: Sequence[WorkerClient], deadline_s: float) -> tuple[StoredModel, ...]:
     """The models that the present workers have on disk or serve. Raises as `broadcast_load` where none answers."""
     present = [client for client in clients if client.phase is not None] or clients
-    stores, failed = await _each(present, lambda client: client.repository(deadline_s))
+    stores, failed = await _call_all(present, lambda client: client.repository(deadline_s))
     if not stores:
         raise next(iter(failed.values()))
     return merge_stores(stores.values())
 
 
 async def broadcast_load(clients: Sequence[WorkerClient], model: str, deadline_s: float) -> None:
-    """Have a model served by every worker.
+    """Load a model on every worker.
 
     Where a worker cannot, or the call is cancelled, the workers that did not serve the model before unload it again.
     Those that served another version keep the new one.
@@ -51,29 +51,29 @@ async def broadcast_load(clients: Sequence[WorkerClient], model: str, deadline_s
     _check_all_up(clients)
     without = [client for client in clients if not _serves(client, model)]
     try:
-        done, failed = await _each(clients, lambda client: client.load(model, deadline_s))
+        done, failed = await _call_all(clients, lambda client: client.load(model, deadline_s))
     except asyncio.CancelledError:
         if len(clients) > 1:  # a single worker changed everything or nothing
-            await _unload_everywhere(without, model)
+            await _unload_all(without, model)
         raise
     if not failed:
         return
     if not done:
         raise next(iter(failed.values()))
-    await _unload_everywhere(without, model)
+    await _unload_all(without, model)
     kept = [client for client in done if client not in without]
     outcome = f"{len(kept)} of the others serve it" if kept else "the others unloaded it again"
     raise _partial_failure(failed, clients, outcome)
 
 
 async def broadcast_unload(clients: Sequence[WorkerClient], model: str, deadline_s: float) -> None:
-    """Have a model unloaded by every worker. Raises as `broadcast_load`; ModelNotFound: no worker served it."""
+    """Unload a model on every worker. Raises as `broadcast_load`; ModelNotFound: no worker served it."""
     _check_all_up(clients)
     try:
-        done, failed = await _each(clients, lambda client: client.unload(model, deadline_s))
+        done, failed = await _call_all(clients, lambda client: client.unload(model, deadline_s))
     except asyncio.CancelledError:
         if len(clients) > 1:  # some workers may have started, and an unload that has started is completed
-            await _unload_everywhere(clients, model)
+            await _unload_all(clients, model)
         raise
     remain = {client: error for client, error in failed.items() if not isinstance(error, ModelNotFound)}
     if not done and failed:
@@ -97,15 +97,15 @@ def _serves(client: WorkerClient, model: str) -> bool:
     return any(served.config.name == model for served in client.view().models or ())
 
 
-async def _unload_everywhere(clients: Sequence[WorkerClient], model: str) -> None:
+async def _unload_all(clients: Sequence[WorkerClient], model: str) -> None:
     deadline_s = time.monotonic() + ROLLBACK_TIMEOUT_S
-    _, failed = await _each(clients, lambda client: client.unload(model, deadline_s))
+    _, failed = await _call_all(clients, lambda client: client.unload(model, deadline_s))
     for error in failed.values():
         if not isinstance(error, ModelNotFound):
             log.error("a model is left on some of the workers", model=model, error=error.detail)
 
 
-async def _each(
+async def _call_all(
     clients: Sequence[WorkerClient], call: Callable[[WorkerClient], Awaitable[T]]
 ) -> tuple[dict[WorkerClient, T], dict[WorkerClient, ConvMLPError]]:
     """Call all workers at once and wait for all of them: the answers, and the errors."""

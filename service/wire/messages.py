@@ -26,9 +26,16 @@ from service.types import StoredModel
 PROTOCOL = 6
 """Both ends must speak the same; raised with every change to the messages of this file."""
 
+INLINE_BYTES = 4096
+"""An array of no more bytes travels in the header: a frame costs about as much as the message itself."""
+
 MODEL_CONTROL_OFF = (
     "this service does not let callers load or unload models; its operator can allow it with the setting model_control"
 )
+
+
+class MalformedMessage(Exception):
+    """The other end does not speak this protocol."""
 
 
 class Phase(StrEnum):
@@ -180,10 +187,6 @@ _to_worker = msgspec.msgpack.Decoder(ToWorker)
 _to_front_end = msgspec.msgpack.Decoder(ToFrontEnd)
 
 
-class MalformedMessage(Exception):
-    """The other end does not speak this protocol."""
-
-
 def decode_to_worker(header: bytes | memoryview) -> ToWorker:
     """Raises MalformedMessage."""
     try:
@@ -202,10 +205,6 @@ def decode_to_front_end(header: bytes | memoryview) -> ToFrontEnd:
     except msgspec.DecodeError as error:
         raise MalformedMessage(str(error)) from error
     return message
-
-
-INLINE_BYTES = 4096
-"""An array of no more bytes travels in the header: a frame costs about as much as the message itself."""
 
 
 def input_from_frames(message: Predict, frames: Sequence[Frame]) -> ModelInput:

@@ -20,8 +20,8 @@ from service.wire.worker_view import merge_models, merge_readiness
 class Listener(Protocol):
     """Called back for events of the workers."""
 
-    def workers_up(self, up: int, of: int) -> None:
-        """So many of all configured workers answer now."""
+    def workers_up(self, up: int, total: int) -> None:
+        """`up` of the `total` configured workers answer now."""
 
     def worker_replaced(self) -> None:
         """Another worker process took the place of one."""
@@ -35,7 +35,8 @@ class WorkerPool:
 
     def __init__(self, addresses: Sequence[str], heartbeat_s: float, timeout_s: float, listener: Listener) -> None:
         self._clients = tuple(
-            WorkerClient(one, heartbeat_s, timeout_s, self._changed, listener.worker_replaced) for one in addresses
+            WorkerClient(address, heartbeat_s, timeout_s, self._changed, listener.worker_replaced)
+            for address in addresses
         )
         self._listener = listener
         self._change = asyncio.Event()
@@ -80,7 +81,7 @@ class WorkerPool:
     async def predict(
         self, request_id: str, model: ModelStatus, model_input: ModelInput, params: QueryParams, deadline_s: float
     ) -> WorkerAnswer:
-        """Have one input answered. Cancelling the call, or its deadline, cancels the job at its worker.
+        """Run one input on a worker. Cancelling the call, or its deadline, cancels the job at its worker.
 
         `model` is one of `models`: the input was prepared for it. A job whose worker is lost, or refuses it for now, is
         sent once more where another worker is ready.
@@ -119,7 +120,7 @@ class WorkerPool:
         return await broadcast_list(self._clients, deadline_s)
 
     async def load(self, model: str, deadline_s: float) -> None:
-        """Have a model served by every worker; `models` knows it when this returns.
+        """Load a model on every worker; `models` includes it when this returns.
 
         Where one of them cannot, those that did not serve it before unload it again.
 
@@ -131,12 +132,12 @@ class WorkerPool:
         await broadcast_load(self._clients, model, deadline_s)
 
     async def unload(self, model: str, deadline_s: float) -> None:
-        """Have a model unloaded by every worker; an unload that has started is completed. Raises as `load`."""
+        """Unload a model on every worker; an unload that has started is completed. Raises as `load`."""
         await broadcast_unload(self._clients, model, deadline_s)
 
-    async def introduced(self) -> None:
+    async def wait_for_state(self) -> None:
         """Wait until every worker has sent its first State."""
-        await asyncio.gather(*(client.introduced() for client in self._clients))
+        await asyncio.gather(*(client.wait_for_state() for client in self._clients))
 
     def next_change(self) -> asyncio.Event:
         """An event that is set at the next change of `models` or `readiness`."""

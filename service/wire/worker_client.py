@@ -137,14 +137,14 @@ class WorkerClient:
         self._timeout_s = timeout_s
         self._on_change = on_change
         self._on_replaced = on_replaced
-        self._numbers = itertools.count(1)
+        self._job_numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[WorkerAnswer]] = {}
-        """By job: who waits for an Answer."""
+        """By job: the future of its Answer."""
         self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
-        """By job: who waits for a Store."""
+        """By job: the future of its Store."""
         self._state: State | None = None
         self._instance = ""
-        self._introduced = asyncio.Event()
+        self._state_received = asyncio.Event()
         self._received_s = 0.0
         self._pixels = 0
         self._configs = ModelConfigs()
@@ -156,7 +156,7 @@ class WorkerClient:
         self._tasks = [
             asyncio.create_task(self._connection.messages.run(self._on_message), name="worker-messages"),
             asyncio.create_task(self._connection.events.run(self._on_event), name="worker-connection"),
-            asyncio.create_task(self._beat(), name="worker-heartbeat"),
+            asyncio.create_task(self._keep_heartbeat(), name="worker-heartbeat"),
         ]
         return self
 
@@ -176,7 +176,7 @@ class WorkerClient:
         params: QueryParams,
         deadline_s: float,
     ) -> WorkerAnswer:
-        """Have one input answered. Cancelling the call, or its deadline, cancels the job at the worker.
+        """Run one input on the worker. Cancelling the call, or its deadline, cancels the job at the worker.
 
         Raises:
             DeadlineExceeded: no answer came in time.
@@ -187,7 +187,7 @@ class WorkerClient:
         pixels, geometry = height * width, model_input.geometry
         span = current_span()
         trace = span.context if span.recording else NO_CONTEXT
-        job, budget_s = next(self._numbers), deadline_s - time.monotonic()
+        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         header = Predict(
             job,
             request_id,
@@ -215,28 +215,28 @@ class WorkerClient:
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
         """The models that the worker has on disk or serves. Raises as `load`."""
-        job, budget_s = next(self._numbers), deadline_s - time.monotonic()
+        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         return await self._request(self._stores, job, budget_s, encode(ListStore(job, budget_s)))
 
     async def load(self, model: str, deadline_s: float) -> None:
-        """Have a model served; `view` has it when this returns. A cancelled call changes nothing.
+        """Load a model; `view` includes it when this returns. A cancelled call changes nothing.
 
         Raises:
             DeadlineExceeded: it was not done in time.
             Unavailable: there is no worker, or it was lost meanwhile.
             ModelNotFound, Forbidden, Overloaded, Internal: what the worker answered.
         """
-        job, budget_s = next(self._numbers), deadline_s - time.monotonic()
+        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         await self._request(self._stores, job, budget_s, encode(Load(job, budget_s, model)))
 
     async def unload(self, model: str, deadline_s: float) -> None:
-        """Have a model unloaded; an unload that has begun is completed. Raises as `load`."""
-        job, budget_s = next(self._numbers), deadline_s - time.monotonic()
+        """Unload a model; an unload that has begun is completed. Raises as `load`."""
+        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         await self._request(self._stores, job, budget_s, encode(Unload(job, budget_s, model)))
 
-    async def introduced(self) -> None:
+    async def wait_for_state(self) -> None:
         """Wait until a worker has sent its first State."""
-        await self._introduced.wait()
+        await self._state_received.wait()
 
     @property
     def phase(self) -> Phase | None:
@@ -305,23 +305,23 @@ class WorkerClient:
         with contextlib.suppress(zmq.Again):  # a lost worker has lost the job as well
             self._connection.messages.send(encode(Cancel(job)))
 
-    def _greet(self) -> None:
+    def _send_hello(self) -> None:
         with contextlib.suppress(zmq.Again):
             self._connection.messages.send(encode(Hello(PROTOCOL, self._configs.versions)))
 
-    async def _beat(self) -> None:
+    async def _keep_heartbeat(self) -> None:
         while True:
-            self._greet()
+            self._send_hello()
             # A worker that is not ready soon changes its state.
             await asyncio.sleep(self._heartbeat_s if self._is_ready() else self._heartbeat_s / 5)
             if self._state is not None and time.monotonic() - self._received_s > self._timeout_s:
-                self._lose(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
+                self._on_lost(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
         if parse_monitor_message([part.bytes for part in parts])["event"] == zmq.EVENT_DISCONNECTED:
-            self._lose("the worker was lost; another is being started")
+            self._on_lost("the worker was lost; another is being started")
         else:
-            self._greet()
+            self._send_hello()
 
     def _on_message(self, parts: Sequence[zmq.Frame]) -> None:
         self._received_s = time.monotonic()
@@ -332,7 +332,7 @@ class WorkerClient:
                 for answer in message.answers:
                     self._settle_answer(answer, frames)
             elif isinstance(message, State):
-                self._learn(message)
+                self._on_state(message)
             elif isinstance(message, Store):
                 _settle(self._stores.get(message.job), message.models)
             else:
@@ -358,9 +358,9 @@ class WorkerClient:
         _settle(self._answers.get(failure.job), error)
         _settle(self._stores.get(failure.job), error)
 
-    def _learn(self, state: State) -> None:
+    def _on_state(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
-            self._lose("the worker was restarted")
+            self._on_lost("the worker was restarted")
         self._configs.learn(state)
         if self._instance not in ("", state.instance):
             self._on_replaced()
@@ -368,13 +368,13 @@ class WorkerClient:
         before, self._state = self._state, state
         if before is None or state.configs or (before.phase, before.models) != (state.phase, state.models):
             self._on_change()
-        self._introduced.set()
+        self._state_received.set()
 
     def _is_ready(self) -> bool:
         state = self._state
         return state is not None and state.phase is Phase.READY and all(model.ready for model in state.models)
 
-    def _lose(self, reason: str) -> None:
+    def _on_lost(self, reason: str) -> None:
         if self._state is not None:
             jobs = len(self._answers) + len(self._stores)
             log.warning("worker lost", address=self._address, reason=reason, jobs=jobs)

@@ -18,6 +18,9 @@ from service.wire.messages import MalformedMessage, ModelState, Phase, State
 NO_WORKER = "there is no worker at the moment; one is being started"
 NO_WORKER_RETRY_S = 2.0
 
+MAX_CONFIGS = 64
+"""Configs that are kept besides those of served models, for models that are served again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -45,10 +48,6 @@ class WorkerView:
 
     def has_ready(self, version: str) -> bool:
         return any(model.version == version and model.ready for model in self.models or ())
-
-
-MAX_CONFIGS = 64
-"""Configs that are kept besides those of served models, for models that are served again."""
 
 
 class ModelConfigs:
@@ -124,13 +123,13 @@ def _merge_model(models: Sequence[ServedModel]) -> ModelStatus:
     ready = Counter(model.version for model in models if model.ready)
     version = max(models, key=lambda model: ready[model.version]).version
     same = [model for model in models if model.version == version]
-    able = [model for model in same if model.ready] or same
+    serving = [model for model in same if model.ready] or same
     return ModelStatus(
         config=same[0].config,
         version=version,
-        ready=able[0].ready,
-        devices=tuple(model.device for model in able if model.device),
-        precision=", ".join(dict.fromkeys(model.precision for model in able if model.precision)),
+        ready=serving[0].ready,
+        devices=tuple(model.device for model in serving if model.device),
+        precision=", ".join(dict.fromkeys(model.precision for model in serving if model.precision)),
     )
 
 

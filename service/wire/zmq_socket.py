@@ -74,7 +74,7 @@ class ZmqSocket:
                 self._loop.call_soon(self._receive)
 
     def close(self, linger_ms: int | None = None) -> None:
-        """Close the socket, too. Sent messages still leave within `linger_ms`, or within the socket's own time."""
+        """Stop receiving and close. Sent messages still leave within `linger_ms`, or within the socket's own time."""
         ended = self._ended
         self._stop()
         self._socket.close(linger_ms)

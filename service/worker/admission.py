@@ -1,6 +1,6 @@
-"""How long work takes on the device, and what follows for jobs: whether one is admitted, when another one may come.
+"""How long jobs take on the device, which jobs are admitted, and Retry-After.
 
-All estimates of time, Retry-After among them, are made here. Messages carry them to the front-ends.
+All estimates of time are made here. Messages carry them to the front-ends.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class LatencyEstimator:
         self._by_pixel: dict[str, float] = {}
 
     def record_trial(self, shape: Shape, images: int, seconds: float) -> None:
-        """A trial took so many seconds on one lane."""
+        """Record a trial: a batch of `images` took `seconds` on one lane."""
         self._by_pixel[shape.slot] = seconds / images / shape.pixels
         self._forget()
 
     def record(self, shape: Shape, images: int, seconds: float) -> None:
-        """A batch took so many seconds on one lane."""
+        """Record a batch of `images` that took `seconds` on one lane."""
         known = shape in self._seconds
         image_s, before = seconds / images, self._seconds.pop(shape, None)
         if not known:

@@ -75,11 +75,11 @@ def plan_batch(
     lanes = batches - min(others, batches - 1)  # of the batches, those that the other shapes do not fill
     images = -(-waiting // lanes)
     if running and image_s and not others:
-        images = _level(waiting, lanes, running, image_s, now_s)
+        images = _balanced_images(waiting, lanes, running, image_s, now_s)
     return BatchPlan(min(max_images, images), min(max_lanes, free // batches))
 
 
-def _level(waiting: int, free: int, running: Sequence[RunningBatch], image_s: float, now_s: float) -> int:
+def _balanced_images(waiting: int, free: int, running: Sequence[RunningBatch], image_s: float, now_s: float) -> int:
     """The images of the next batch where all lanes finish at the same time, including those that are busy now."""
     waits = [batch.left_s(now_s) / batch.lanes / image_s for batch in running for _ in range(batch.lanes)]
     total, lanes = float(waiting), free

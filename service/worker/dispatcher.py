@@ -241,8 +241,8 @@ class Dispatcher:
         self._step_soon()
         try:
             done, _ = await asyncio.wait((self._failure, heartbeat), return_when=asyncio.FIRST_COMPLETED)
-            for one in done:
-                one.result()
+            for task in done:
+                task.result()
         finally:
             self._failure = None
             heartbeat.cancel()

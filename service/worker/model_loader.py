@@ -119,7 +119,7 @@ class ModelLoader:
             Overloaded: the device has no room for it, or the worker is too busy to check it.
         """
         started_s = time.monotonic()
-        with self._status(name, "it is being loaded"):
+        with self._store_reason(name, "it is being loaded"):
             try:
                 model = await self._run_in(self._reading_thread, self._read, name)
                 served = self._registry.get(name)
@@ -151,7 +151,7 @@ class ModelLoader:
         """
         model = self._registry.remove(name)
         commit()
-        with self._status(name, "it is being unloaded"):
+        with self._store_reason(name, "it is being unloaded"):
             await self._save_and_announce()
             await self._remove(model)
         self._metrics.remove_model(name)
@@ -187,7 +187,7 @@ class ModelLoader:
             raise
 
     async def _put_on_device(self, model: LoadedModel) -> None:
-        put = await self._run_in(self._reading_thread, self._runner.prepare, model.slot, model.bundle)
+        put = await self._run_in(self._reading_thread, self._runner.load, model.slot, model.bundle)
         await self._run_in(self._device_thread, put)
         model.precision = self._runner.precision(model.slot)
 
@@ -235,7 +235,7 @@ class ModelLoader:
         return StoredModel(name, served=True, ready=model.unready_reason is None, reason=model.unready_reason or "")
 
     @contextmanager
-    def _status(self, name: str, reason: str) -> Iterator[None]:
+    def _store_reason(self, name: str, reason: str) -> Iterator[None]:
         """The reason that `store` gives for a model that is not served, while the context is open."""
         self._changing[name] = reason
         try:

@@ -19,7 +19,9 @@ from model.reference import reference_input
 from model.types import ModelInput
 from service.errors import ModelNotFound, Unavailable
 
-_numbers = itertools.count(1)
+log = structlog.get_logger(__name__)
+
+_slot_numbers = itertools.count(1)
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +55,7 @@ def new_model(bundle: Bundle) -> LoadedModel:
     """A model with a slot of its own, not loaded yet."""
     config = bundle.config
     version = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
-    return LoadedModel(bundle, f"{config.name}#{next(_numbers)}", version, reference_input(config.preprocessing))
+    return LoadedModel(bundle, f"{config.name}#{next(_slot_numbers)}", version, reference_input(config.preprocessing))
 
 
 class ModelRegistry:
@@ -118,16 +120,6 @@ class ModelRegistry:
         self.by_version = {model.version: model for model in (*replaced, *self._served.values())}
 
 
-log = structlog.get_logger(__name__)
-
-
-class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file's content. `configured`: the models of the settings; once these change, `served` is out of date."""
-
-    configured: tuple[str, ...]
-    served: tuple[str, ...]
-
-
 class StateFile:
     """Keeps the names of the served models, in order. Without a `path` nothing is kept."""
 
@@ -140,16 +132,16 @@ class StateFile:
         if self._path is None:
             return self._configured
         try:
-            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+            content = msgspec.json.decode(self._path.read_bytes(), type=_FileContent)
         except FileNotFoundError:
             return self._configured
         except (OSError, msgspec.DecodeError) as error:
             log.warning("cannot read the models served last; serving the configured ones", error=str(error))
             return self._configured
-        if kept.configured != self._configured:
+        if content.configured != self._configured:
             log.warning("the configured models changed since the last start; serving the configured ones")
             return self._configured
-        return kept.served
+        return content.served
 
     def write(self, served: Sequence[str]) -> None:
         """Keep names: the file is replaced as a whole or not at all.
@@ -161,10 +153,17 @@ class StateFile:
             return
         with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=f".{self._path.name}-", delete=False) as file:
             try:
-                file.write(msgspec.json.encode(_Kept(self._configured, tuple(served))))
+                file.write(msgspec.json.encode(_FileContent(self._configured, tuple(served))))
                 file.flush()
                 os.fsync(file.fileno())
                 Path(file.name).replace(self._path)
             except BaseException:
                 Path(file.name).unlink()
                 raise
+
+
+class _FileContent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file's content. `configured`: the models of the settings; once these change, `served` is out of date."""
+
+    configured: tuple[str, ...]
+    served: tuple[str, ...]

@@ -32,7 +32,7 @@ class FairShares:
         return self._weights.get(model, 1.0)
 
     def enter(self, model: str) -> None:
-        """A model of which no job waited has one."""
+        """Call when a job of a model waits and none did before."""
         self._times[model] = max(self._times.pop(model, 0.0), self._present)
         if len(self._times) > MAX_MODELS:
             del self._times[next(iter(self._times))]  # the model that entered longest ago
@@ -47,7 +47,7 @@ class FairShares:
         return model
 
     def charge(self, model: str, seconds: float) -> None:
-        """A model used so many seconds of one lane; fewer than 0 where a batch was charged more than it took."""
+        """Charge a model for seconds of one lane; negative ones return what a batch was charged too much."""
         self._times[model] = self._times.get(model, self._present) + seconds / self._weights.get(model, 1.0)
 
     def _time(self, model: str) -> float:
@@ -118,15 +118,18 @@ class JobQueue:
         return any(shape.slot == slot for queue in self.models.values() for shape in queue.shapes)
 
     def seconds_before(self, model: str, deadline_s: float) -> float:
-        """Seconds of one lane that are served before a job with this deadline, about: the jobs of its own model with an
-        earlier deadline, and what other models get by their shares meanwhile, but no more than they have."""
+        """Estimated seconds of one lane that are served before a job with this deadline.
+
+        They are the jobs of its own model with an earlier deadline, and what other models get by their shares
+        meanwhile, but no more than they have.
+        """
         queue = self.models.get(model)
         if queue is None:
             return 0.0
         place = bisect_right(queue.entries, (deadline_s,), key=lambda entry: entry[:1])
-        own = queue.seconds * place / len(queue.entries)
+        own_s = queue.seconds * place / len(queue.entries)
         weights = sum(self.shares.weight(other) for other in self.models if other != model)
-        return own + min(self.seconds - queue.seconds, own * weights / self.shares.weight(model))
+        return own_s + min(self.seconds - queue.seconds, own_s * weights / self.shares.weight(model))
 
     def put(self, job: Job, seconds: float, retry_after_s: float) -> None:
         """Add a job that is expected to take so many seconds of one lane. It replaces a waiting job of the same key.

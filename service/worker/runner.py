@@ -24,7 +24,7 @@ class DeviceLost(Exception):
 class Runner(Protocol):
     """Owns the device. Each model has a slot, whose name the caller chooses.
 
-    `prepare` is called from any thread, `run` from several at once; every other call is made from one thread, which
+    `load` is called from any thread, `run` from several at once; every other call is made from one thread, which
     is one of those that call `run`.
     """
 
@@ -47,7 +47,7 @@ class Runner(Protocol):
         """The precision of the model in a slot: `fp32`, `fp16` or `bf16`."""
         ...
 
-    def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
+    def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         """Read a model into host memory, in any thread, while the device works.
 
         Returns:

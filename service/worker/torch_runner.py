@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Served:
+class _Slot:
     predictor: Predictor
     precision: Precision
 
@@ -58,10 +58,10 @@ class TorchRunner:
         )
         self._precision = None if settings.precision == "auto" else Precision(settings.precision)
         self._streams = threading.local()
-        self._pulse = torch.zeros(1, device=self._device)
-        self._served: dict[str, _Served] = {}
+        self._ping_tensor = torch.zeros(1, device=self._device)
+        self._slots: dict[str, _Slot] = {}
         for bundle in bundles:
-            self.prepare(bundle.config.name, bundle)()
+            self.load(bundle.config.name, bundle)()
 
     def gpu(self) -> tuple[str, str] | None:
         """The GPU's UUID, as NVML has it, and its name; None on a CPU."""
@@ -71,51 +71,53 @@ class TorchRunner:
         return f"GPU-{found.uuid}", found.name
 
     def precision(self, slot: str) -> str:
-        served = self._served.get(slot)
+        served = self._slots.get(slot)
         return served.precision.value if served else ""
 
-    def prepare(self, slot: str, bundle: Bundle) -> Callable[[], None]:
+    def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed on several cores, and
         # once these are more than the cores, all of them sleep after each layer.
-        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as thread:
-            served = thread.submit(self._make, bundle).result()
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+            served = thread.submit(self._read, bundle).result()
 
         def put() -> None:
-            self._served[slot] = served
+            self._slots[slot] = served
 
         return put
 
     def remove(self, slot: str) -> None:
-        self._served.pop(slot, None)
+        self._slots.pop(slot, None)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
         with self._memory_errors(), self._lane(lanes):
-            return self._served[slot].predictor.predict(batch)
+            return self._slots[slot].predictor.predict(batch)
 
     def ping(self) -> None:
-        self._pulse.logical_not_().item()  # what is copied back was computed there
+        self._ping_tensor.logical_not_().item()  # what is copied back was computed there
 
     def close(self) -> None:
-        self._served.clear()
+        self._slots.clear()
 
-    def _make(self, bundle: Bundle) -> _Served:
+    def _read(self, bundle: Bundle) -> _Slot:
         with self._memory_errors(), self._lane(self._cores):
-            return self._choose(bundle)
+            return self._make_slot(bundle)
 
-    def _choose(self, bundle: Bundle) -> _Served:
+    def _make_slot(self, bundle: Bundle) -> _Slot:
         network = load_network(bundle)
         if self._precision is not None:
-            return _Served(make_predictor(bundle, self._device, self._precision, network), self._precision)
+            return _Slot(make_predictor(bundle, self._device, self._precision, network), self._precision)
         selection = select_precision(bundle, self._device, network)
         log.info(
             "precision",
             model=bundle.config.name,
             chosen=selection.precision.value,
-            tried={one.precision.value: one.mismatch or f"{one.seconds * 1000:.1f} ms" for one in selection.trials},
+            tried={
+                trial.precision.value: trial.mismatch or f"{trial.seconds * 1000:.1f} ms" for trial in selection.trials
+            },
         )
-        return _Served(selection.predictor, selection.precision)
+        return _Slot(selection.predictor, selection.precision)
 
     @contextmanager
     def _lane(self, cores: int) -> Iterator[None]:
@@ -124,12 +126,12 @@ class TorchRunner:
             torch.set_num_threads(cores)  # OpenMP keeps the number for each calling thread
             yield
             return
-        if not hasattr(self._streams, "own"):
-            self._streams.own = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(self._streams.own):
+        if not hasattr(self._streams, "stream"):
+            self._streams.stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(self._streams.stream):
             yield
             # Other streams may use, or free, what was computed here.
-            self._streams.own.synchronize()
+            self._streams.stream.synchronize()
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ def best_of(curve: Mapping[int, float]) -> int:
     return min(images for images, image_s in curve.items() if image_s <= fastest * (1 + TOLERANCE))
 
 
-def goes_on(curve: Mapping[int, float]) -> bool:
+def should_continue(curve: Mapping[int, float]) -> bool:
     """Whether to try a larger batch: one of the last two sizes made images faster, and the last not much slower."""
     image_s = list(curve.values())
     if len(image_s) < 2:
@@ -68,7 +68,7 @@ class Tuner:
         Returns:
             The size, for inputs of the reference picture's height and width.
         """
-        until_s = self._clock() + self._budget_s
+        end_s = self._clock() + self._budget_s
         height, width, _ = model.reference.pixels.shape
         shape = Shape(model.name, model.slot, height, width)
         job = Job(
@@ -76,19 +76,19 @@ class Tuner:
             shape=shape,
             input=model.reference,
             params=REFERENCE_PARAMS,
-            enqueued_s=until_s,
-            deadline_s=until_s,
+            enqueued_s=end_s,
+            deadline_s=end_s,
             reply=_no_reply,
         )
         curve: dict[int, float] = {}
         try:
             for images in _sizes(self._limits.configured(shape)):
-                left_s = until_s - self._clock()
-                if model.retired or not goes_on(curve) or (curve and 2 * images * min(curve.values()) > left_s):
+                left_s = end_s - self._clock()
+                if model.retired or not should_continue(curve) or (curve and 2 * images * min(curve.values()) > left_s):
                     break
-                curve[images] = await self._time(job, images, until_s) / images
+                curve[images] = await self._time(job, images, end_s) / images
             for images in ROUNDS * list(curve):
-                if model.retired or self._clock() + images * curve[images] > until_s:
+                if model.retired or self._clock() + images * curve[images] > end_s:
                     break
                 curve[images] = min(curve[images], await self._dispatcher.time_batch(job, images) / images)
         except OutOfDeviceMemory:
@@ -107,12 +107,12 @@ class Tuner:
         """A slot was emptied: drop what was measured of its model."""
         self._limits.forget(slot)
 
-    async def _time(self, job: Job, images: int, until_s: float) -> float:
+    async def _time(self, job: Job, images: int, end_s: float) -> float:
         """The seconds of a batch, from as many runs as there is time for."""
         # The first run allocates memory and chooses kernels; it counts only where there is no time for another.
         fastest = await self._dispatcher.time_batch(job, images)
         for run in range(RUNS):
-            if self._clock() + fastest > until_s:
+            if self._clock() + fastest > end_s:
                 break
             seconds = await self._dispatcher.time_batch(job, images)
             fastest = min(fastest, seconds) if run else seconds

@@ -113,7 +113,7 @@ class Worker:
         self._metrics = metrics
         self._tracing = tracing
         self._instance = uuid.uuid4().hex
-        self._begun_s = time.monotonic()
+        self._started_s = time.monotonic()
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
         self._subscribers = Subscribers(settings.worker_timeout_ms / 1000)
@@ -156,7 +156,7 @@ class Worker:
                 tasks.create_task(self._keep_checking(loader), name="self-check"),
             ]
             await stop.wait()
-            log.info("draining", seconds=round(time.monotonic() - self._begun_s))
+            log.info("draining", seconds=round(time.monotonic() - self._started_s))
             await self._drain()
             self._control.abandon()
             for task in serving:
@@ -232,14 +232,16 @@ class Worker:
             )
         )
 
-    def _reply(self, job: Job, done: JobResult) -> None:
+    def _reply(self, job: Job, result: JobResult) -> None:
         sender, number = job.key
-        if isinstance(done.result, ConvMLPError):
-            self._endpoint.fail(sender, number, done.result)
+        if isinstance(result.result, ConvMLPError):
+            self._endpoint.fail(sender, number, result.result)
             return
         assert self._dispatcher is not None
         estimate = self._dispatcher.admission.wait_estimate(job.shape, job.deadline_s - job.enqueued_s)
-        self._endpoint.answer(sender, number, done.result, done.queue_s, done.infer_s, done.batch_images, estimate)
+        self._endpoint.answer(
+            sender, number, result.result, result.queue_s, result.infer_s, result.batch_images, estimate
+        )
 
     def _control_models(self, sender: bytes, request: ControlRequest) -> None:
         self._subscribers.received(sender)  # the sender gets the State that follows from its request
@@ -280,7 +282,7 @@ class Worker:
     def _silent_s(self) -> float:
         """See State. At its start a worker opens a device that may hang, and that has answered nothing yet."""
         if self._phase is Phase.STARTING or self._dispatcher is None:
-            return time.monotonic() - self._begun_s
+            return time.monotonic() - self._started_s
         return self._dispatcher.executor.silent_s()
 
     async def _keep_checking(self, loader: ModelLoader) -> None:

@@ -34,7 +34,7 @@ def test_lanes_do_not_disturb_each_other(tmp_path: Path) -> None:
     bundles = {family: tiny_bundle(tmp_path / family, family) for family in ARCHITECTURES}
     runner = TorchRunner((), ON_GPU)
     for family, bundle in bundles.items():
-        runner.prepare(family, bundle)()
+        runner.load(family, bundle)()
     batches = [Batch(pictures(seed), GEOMETRIES, PARAMS) for seed in range(4)]
     expected = {(family, at): runner.run(family, batch, 1) for family in bundles for at, batch in enumerate(batches)}
     with ThreadPoolExecutor(runner.lanes) as lanes:
@@ -48,7 +48,7 @@ def test_lanes_do_not_disturb_each_other(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_disturbs_no_other(tmp_path: Path) -> None:
     """A batch that does not fit raises OutOfDeviceMemory; the next one that does is answered as before."""
     runner = TorchRunner((), ON_GPU)
-    runner.prepare("slot", tiny_bundle(tmp_path, "classifier"))()
+    runner.load("slot", tiny_bundle(tmp_path, "classifier"))()
     small = Batch(pictures(), GEOMETRIES, PARAMS)
     before = runner.run("slot", small, 1)
     pixels = torch.zeros(4096, 512, 512, 3, dtype=torch.uint8).numpy()
@@ -62,7 +62,7 @@ def test_an_emptied_slot_frees_its_memory(tmp_path: Path) -> None:
     """After `remove` the GPU has as much free memory as before the model was loaded."""
     runner = TorchRunner((), ON_GPU)
     before = torch.cuda.memory_allocated()
-    runner.prepare("slot", tiny_bundle(tmp_path, "classifier"))()
+    runner.load("slot", tiny_bundle(tmp_path, "classifier"))()
     assert torch.cuda.memory_allocated() > before
     runner.remove("slot")
     assert torch.cuda.memory_allocated() == before

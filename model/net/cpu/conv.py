@@ -63,7 +63,7 @@ class Conv(nn.Module):
     def _pack(self, size: _Size) -> Tensor:
         made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self._plain, *self._geometry, list(size[0]))
         content = _packed_bytes(made)
-        weight = next((one for one in self._packed_weights if _packed_bytes(one) == content), made)
+        weight = next((packed for packed in self._packed_weights if _packed_bytes(packed) == content), made)
         if weight is made:
             self._packed_weights.append(made)
         if len(self._packed_for) >= MAX_CACHED_SIZES:

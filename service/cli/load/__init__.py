@@ -1,1 +1,1 @@
-"""Load on a running service: what one request came to, the two loops that send them, and the figures of both."""
+"""Load tests of a running service: an HTTP client, the requests, and the loops that send and measure them."""

@@ -18,7 +18,7 @@ from typing import Self, cast
 import httptools
 
 MAX_BODY_BYTES = 256 * 2**20
-CONNECT_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 
 
 class ConnectionBroken(Exception):
@@ -77,10 +77,10 @@ class Connections:
             self._open.discard(idle)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(_Connection, self._host, self._port, ssl=self._tls)
         except TimeoutError:
-            raise ConnectionBroken(f"cannot connect within {CONNECT_S:g} s") from None
+            raise ConnectionBroken(f"cannot connect within {CONNECT_TIMEOUT_S:g} s") from None
         except OSError as error:
             # asyncio puts addresses into its message; names that cannot be resolved have a negative errno.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
@@ -139,10 +139,10 @@ class _Connection(asyncio.Protocol):
         self._break("the connection was reset" if error is not None else "the connection was closed")
         self.closed.set()
 
-    def _break(self, why: str) -> None:
+    def _break(self, reason: str) -> None:
         self.close()
         if self._response is not None and not self._response.done():
-            self._response.set_exception(ConnectionBroken(why))
+            self._response.set_exception(ConnectionBroken(reason))
 
     # Called by httptools
 

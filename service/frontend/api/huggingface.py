@@ -40,6 +40,148 @@ from service.types import ModelStatus, PredictRequest
 
 HOW_TO_SEND = 'send the bytes of one image as the body, or JSON {"inputs": "<base64>", "parameters": {…}}'
 
+SUMMARY = {
+    Task.CLASSIFY: "For `InferenceClient.image_classification`",
+    Task.DETECT: "For `InferenceClient.object_detection`",
+    Task.SEGMENT: "For `InferenceClient.image_segmentation`",
+}
+
+
+class HuggingFace:
+    """ASGI application of `POST /compat/huggingface/<task>`, behind `RequestMiddleware`."""
+
+    def __init__(self, task: Task, engine: Engine, settings: Settings) -> None:
+        self.path = f"/compat/huggingface/{task.value}"
+        self._task = task
+        self._engine = engine
+        self._max_bytes = settings.max_request_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's)
+        """Answer one request.
+
+        Raises:
+            ConvMLPError: the request's error.
+            ClientDisconnect: the client left, and the work was cancelled.
+        """
+        request: HttpRequest = scope[REQUEST]
+        record, engine, kind = request.record, self._engine, PARAMETERS_OF_TASK[self._task]
+        record.predicts, record.task, record.route = True, self._task.value, self.path
+        deadline_s = engine.deadline(request.timeout_ms)
+        # Before the body is read, so that a wrong model name does not cost an upload.
+        candidates = self._candidates(_model_name(scope["query_string"]))
+        try:
+            reading = request.read(self._max_bytes, engine.bodies)
+            image = await within_deadline(reading, deadline_s)
+            parameters = kind()
+            if not image:
+                raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
+            # No image format begins as a JSON object does, so the Content-Type does not matter.
+            if image.lstrip()[:1] == b"{":
+                reading_json = asyncio.to_thread(read_json, kind, image)
+                image, parameters = await within_deadline(reading_json, deadline_s)
+            model = _select_model(candidates, parameters)
+            record.model = model.config.name
+            prediction = PredictRequest(record.request_id, model, image, params_of(parameters), deadline_s)
+            with request.connection.disconnect:
+                reply = await engine.predict(prediction, partial(encode_elements, parameters))
+        finally:
+            engine.bodies.release(record)
+        record.timings = reply.timings
+        await request.respond(reply.payload, "application/json")
+
+    def _candidates(self, name: str | None) -> Sequence[ModelStatus]:
+        """The models that may answer, the preferred first; never none."""
+        engine = self._engine
+        if self._task is not Task.SEGMENT:
+            return [engine.resolve(self._task, name)]
+        if name is not None:
+            model = engine.model(name)
+            return [model if _does_instances(model) else engine.resolve(self._task, name)]
+        served = engine.models()
+        semantic = [model for model in served if model.config.task is Task.SEGMENT]
+        candidates = [*semantic, *(model for model in served if _does_instances(model))]
+        if not candidates:
+            raise ModelNotFound("this service has no model that segments; see /models")
+        return candidates
+
+
+def operation(task: Task, settings: Settings) -> dict[str, Any]:
+    """The part of the operation `POST /compat/huggingface/<task>` that FastAPI does not know."""
+    name = PARAMETERS["model"]
+    document = {
+        "type": "object",
+        "properties": {
+            "inputs": BASE64,
+            "parameters": {"$ref": REF.format(name=PARAMETERS_OF_TASK[task].__name__)},
+            "options": {"description": "Accepted and ignored."},
+        },
+        "required": ["inputs"],
+    }
+    elements = {"type": "array", "items": {"$ref": REF.format(name=ELEMENT_OF_TASK[task].__name__)}}
+    return {
+        "operationId": f"huggingface_{task.value}",
+        "parameters": [
+            {"name": "model", "in": "query", "description": name.description, "schema": dict(name.schema)},
+            *header_parameters(settings),
+        ],
+        "requestBody": {
+            "required": True,
+            "description": (
+                "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
+            ),
+            "content": {
+                "image/*": {"schema": BINARY},
+                "application/octet-stream": {"schema": BINARY},
+                "application/json": {"schema": document},
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "A list of results",
+                "headers": RESPONSE_HEADERS,
+                "content": {"application/json": {"schema": elements}},
+            },
+            **error_answers(),
+        },
+    }
+
+
+def huggingface_components() -> dict[str, Any]:
+    """The schemas that `operation` refers to, by name."""
+    structs = [*PARAMETERS_OF_TASK.values(), *ELEMENT_OF_TASK.values()]
+    _, schemas = msgspec.json.schema_components(structs, ref_template=REF)
+    return schemas
+
+
+def _model_name(query_string: bytes) -> str | None:
+    if not query_string:
+        return None
+    given = datastructures.QueryParams(query_string).multi_items()
+    if len(given) > 1 or any(name != "model" for name, _ in given):
+        raise BadParameter(
+            "the query string takes only `model`, once; other parameters go into the JSON body's `parameters`"
+        )
+    return parse_params(model=given[0][1] if given else None).model
+
+
+def _does_instances(model: ModelStatus) -> bool:
+    return family_of(model.config.architecture).masks
+
+
+def _subtask(model: ModelStatus) -> Subtask:
+    return Subtask.INSTANCE if _does_instances(model) else Subtask.SEMANTIC
+
+
+def _select_model(models: Sequence[ModelStatus], parameters: Parameters) -> ModelStatus:
+    """The first model that does the requested subtask; without one, the first."""
+    if not isinstance(parameters, SegmentParameters) or parameters.subtask is None:
+        return models[0]
+    for model in models:
+        if _subtask(model) is parameters.subtask:
+            return model
+    subtasks = ", ".join(f"{model.config.name} does {_subtask(model)}" for model in models)
+    raise BadParameter(f"no served model does the subtask {parameters.subtask.value!r}; {subtasks}", "subtask")
+
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
     """`options` are hints to Hugging Face's own servers (caches, cold models) and change no answer."""
@@ -93,146 +235,3 @@ def _parameters(kind: type[Parameters], text: msgspec.Raw) -> Parameters:
             "function_to_apply",
         )
     return parameters
-
-
-SUMMARY = {
-    Task.CLASSIFY: "For `InferenceClient.image_classification`",
-    Task.DETECT: "For `InferenceClient.object_detection`",
-    Task.SEGMENT: "For `InferenceClient.image_segmentation`",
-}
-
-
-def operation(task: Task, settings: Settings) -> dict[str, Any]:
-    """The part of the operation `POST /compat/huggingface/<task>` that FastAPI does not know."""
-    name = PARAMETERS["model"]
-    document = {
-        "type": "object",
-        "properties": {
-            "inputs": BASE64,
-            "parameters": {"$ref": REF.format(name=PARAMETERS_OF_TASK[task].__name__)},
-            "options": {"description": "Accepted and ignored."},
-        },
-        "required": ["inputs"],
-    }
-    elements = {"type": "array", "items": {"$ref": REF.format(name=ELEMENT_OF_TASK[task].__name__)}}
-    return {
-        "operationId": f"huggingface_{task.value}",
-        "parameters": [
-            {"name": "model", "in": "query", "description": name.description, "schema": dict(name.schema)},
-            *header_parameters(settings),
-        ],
-        "requestBody": {
-            "required": True,
-            "description": (
-                "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
-            ),
-            "content": {
-                "image/*": {"schema": BINARY},
-                "application/octet-stream": {"schema": BINARY},
-                "application/json": {"schema": document},
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "A list of results",
-                "headers": RESPONSE_HEADERS,
-                "content": {"application/json": {"schema": elements}},
-            },
-            **error_answers(),
-        },
-    }
-
-
-def huggingface_components() -> dict[str, Any]:
-    """The schemas that `operation` refers to, by name."""
-    structs = [*PARAMETERS_OF_TASK.values(), *ELEMENT_OF_TASK.values()]
-    _, schemas = msgspec.json.schema_components(structs, ref_template=REF)
-    return schemas
-
-
-class HuggingFace:
-    """ASGI application of `POST /compat/huggingface/<task>`, behind `RequestMiddleware`."""
-
-    def __init__(self, task: Task, engine: Engine, settings: Settings) -> None:
-        self.path = f"/compat/huggingface/{task.value}"
-        self._task = task
-        self._engine = engine
-        self._max_bytes = settings.max_request_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's)
-        """Answer one request.
-
-        Raises:
-            ConvMLPError: the request's error.
-            ClientDisconnect: the client left, and the work was cancelled.
-        """
-        request: HttpRequest = scope[REQUEST]
-        record, engine, kind = request.record, self._engine, PARAMETERS_OF_TASK[self._task]
-        record.predicts, record.task, record.route = True, self._task.value, self.path
-        deadline_s = engine.deadline(request.timeout_ms)
-        # Before the body is read, so that a wrong model name does not cost an upload.
-        models = self._able(_model_name(scope["query_string"]))
-        try:
-            reading = request.read(self._max_bytes, engine.bodies)
-            image = await within_deadline(reading, deadline_s)
-            parameters = kind()
-            if not image:
-                raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
-            # No image format begins as a JSON object does, so the Content-Type does not matter.
-            if image.lstrip()[:1] == b"{":
-                reading_json = asyncio.to_thread(read_json, kind, image)
-                image, parameters = await within_deadline(reading_json, deadline_s)
-            model = _chosen(models, parameters)
-            record.model = model.config.name
-            prediction = PredictRequest(record.request_id, model, image, params_of(parameters), deadline_s)
-            with request.connection.disconnect:
-                reply = await engine.predict(prediction, partial(encode_elements, parameters))
-        finally:
-            engine.bodies.release(record)
-        record.timings = reply.timings
-        await request.respond(reply.payload, "application/json")
-
-    def _able(self, name: str | None) -> Sequence[ModelStatus]:
-        """The models that may answer, the preferred first; never none."""
-        engine = self._engine
-        if self._task is not Task.SEGMENT:
-            return [engine.resolve(self._task, name)]
-        if name is not None:
-            model = engine.model(name)
-            return [model if _does_instances(model) else engine.resolve(self._task, name)]
-        served = engine.models()
-        semantic = [model for model in served if model.config.task is Task.SEGMENT]
-        able = [*semantic, *(model for model in served if _does_instances(model))]
-        if not able:
-            raise ModelNotFound("this service has no model that segments; see /models")
-        return able
-
-
-def _model_name(query_string: bytes) -> str | None:
-    if not query_string:
-        return None
-    given = datastructures.QueryParams(query_string).multi_items()
-    if len(given) > 1 or any(name != "model" for name, _ in given):
-        raise BadParameter(
-            "the query string takes only `model`, once; other parameters go into the JSON body's `parameters`"
-        )
-    return parse_params(model=given[0][1] if given else None).model
-
-
-def _does_instances(model: ModelStatus) -> bool:
-    return family_of(model.config.architecture).masks
-
-
-def _subtask(model: ModelStatus) -> Subtask:
-    return Subtask.INSTANCE if _does_instances(model) else Subtask.SEMANTIC
-
-
-def _chosen(models: Sequence[ModelStatus], parameters: Parameters) -> ModelStatus:
-    """The first model that does the requested subtask; without one, the first."""
-    if not isinstance(parameters, SegmentParameters) or parameters.subtask is None:
-        return models[0]
-    for model in models:
-        if _subtask(model) is parameters.subtask:
-            return model
-    does = ", ".join(f"{model.config.name} does {_subtask(model)}" for model in models)
-    raise BadParameter(f"no served model does the subtask {parameters.subtask.value!r}; {does}", "subtask")

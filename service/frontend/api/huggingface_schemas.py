@@ -114,36 +114,41 @@ def encode_elements(parameters: Parameters, raw: RawOutput, config: BundleConfig
     """
     match parameters, postprocess(raw, config, size):
         case ClassifyParameters(), ClassifyResult(labels=labels):
-            return msgspec.json.encode([LabelElement(row.label, float(f"{row.score:.6g}")) for row in labels])
+            return msgspec.json.encode([LabelElement(label.label, float(f"{label.score:.6g}")) for label in labels])
         case DetectParameters(), DetectResult(detections=detections):
             return msgspec.json.encode(
-                [DetectionElement(row.label, rounded_score(row.score), _box(row.box)) for row in detections]
+                [
+                    DetectionElement(detection.label, rounded_score(detection.score), _box(detection.box))
+                    for detection in detections
+                ]
             )
         case SegmentParameters(mask_threshold=threshold), DetectResult(detections=detections):
             return msgspec.json.encode(
                 [
-                    SegmentElement(row.label, rounded_score(row.score), _instance_png(row, size, threshold))
-                    for row in detections
+                    SegmentElement(
+                        detection.label, rounded_score(detection.score), _instance_png(detection, size, threshold)
+                    )
+                    for detection in detections
                 ]
             )
         case SegmentParameters(), SegmentResult(segments=segments) as result:
             masks = encode_segments(result, MaskFormat.PNG)
             return msgspec.json.encode(
-                [SegmentElement(row.label, None, _png(mask)) for row, mask in zip(segments, masks, strict=True)]
+                [SegmentElement(segment.label, None, _png(mask)) for segment, mask in zip(segments, masks, strict=True)]
             )
         case _:
             raise TypeError(f"{type(raw).__name__} is no answer to {type(parameters).__name__}")
 
 
-def _instance_png(row: Detection, size: Size, mask_threshold: float | None) -> bytes:
-    if row.mask is not None and mask_threshold is not None:
-        row = replace(row, mask=replace(row.mask, threshold=mask_threshold))
-    return _png(encode_detection(row, size, MaskFormat.PNG))
+def _instance_png(detection: Detection, size: Size, mask_threshold: float | None) -> bytes:
+    if detection.mask is not None and mask_threshold is not None:
+        detection = replace(detection, mask=replace(detection.mask, threshold=mask_threshold))
+    return _png(encode_detection(detection, size, MaskFormat.PNG))
 
 
 def _png(mask: EncodedMask) -> bytes:
     if not isinstance(mask, bytes):
-        raise TypeError(f"expected a mask as PNG, found {type(mask).__name__}")
+        raise TypeError(f"expected a mask as PNG, detection {type(mask).__name__}")
     return mask
 
 

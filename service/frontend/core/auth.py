@@ -35,6 +35,22 @@ from service.frontend.core.rate_limit import RateLimit
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 
+MAX_FILE_BYTES = 2**20
+MIN_KEY_LENGTH = 16
+"""Only its length keeps a key from being guessed."""
+
+SEND_KEY = "send the header `Authorization: Bearer KEY` (in gRPC: the metadata `authorization`)"
+CHECK_INTERVAL_S = 2.0
+"""How often the file is checked for changes."""
+
+_KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
+"""The characters of a bearer token (RFC 6750, section 2.1); where `=` may stand is not checked."""
+
+log = structlog.get_logger(__name__)
+
+Caller = NewType("Caller", str)
+"""The owner of a rate: a key's name, or a host. Never a key, so it may be logged."""
+
 FileVersion = tuple[int, ...] | None
 
 
@@ -45,18 +61,6 @@ def file_version(path: Path) -> FileVersion:
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
-
-
-MAX_FILE_BYTES = 2**20
-MIN_KEY_LENGTH = 16
-"""Only its length keeps a key from being guessed."""
-LOOK_INTERVAL_S = 2.0
-"""How often the file is checked for changes."""
-
-_KEY = re.compile(r"[A-Za-z0-9._~+/=-]+")
-"""The characters of a bearer token (RFC 6750, section 2.1); where `=` may stand is not checked."""
-
-log = structlog.get_logger(__name__)
 
 
 class InvalidKeysFile(Exception):
@@ -73,14 +77,14 @@ class ApiKeys:
         """Raises InvalidKeysFile."""
         self._path = path
         self._secret = secrets.token_bytes(32)
-        self._stamp = file_version(path)
+        self._version = file_version(path)
         self._names = self._read()
 
     def name_of(self, key: str) -> str | None:
         """The name of the key; None for a wrong one."""
         return self._names.get(self._hash(key))
 
-    async def follow(self, interval_s: float = LOOK_INTERVAL_S) -> None:
+    async def follow(self, interval_s: float = CHECK_INTERVAL_S) -> None:
         """Read the file again whenever it changes. An invalid file is logged, and the last valid keys stay in use."""
         while True:
             await asyncio.sleep(interval_s)
@@ -88,9 +92,9 @@ class ApiKeys:
 
     def _refresh(self) -> None:
         now = file_version(self._path)
-        if now == self._stamp:
+        if now == self._version:
             return
-        self._stamp = now
+        self._version = now
         try:
             self._names = self._read()
         except InvalidKeysFile as error:
@@ -131,12 +135,6 @@ class ApiKeys:
 
     def _hash(self, key: str) -> bytes:
         return hmac.digest(self._secret, key.encode("utf-8", "replace"), "sha256")
-
-
-Caller = NewType("Caller", str)
-"""The owner of a rate: a key's name, or a host. Never a key, so it may be logged."""
-
-SEND_KEY = "send the header `Authorization: Bearer KEY` (in gRPC: the metadata `authorization`)"
 
 
 class Auth:

@@ -33,7 +33,7 @@ from service.wire.pool import WorkerPool
 T = TypeVar("T")
 
 Encode = Callable[[RawOutput, BundleConfig, Size], T]
-"""Makes what a transport sends of a network's output, its model's config and the picture's upright size."""
+"""Encodes a network's output for a transport. Also takes the model's config and the upright size of the image."""
 
 SHORT_ANSWER = 20
 """Labels or boxes, without masks, that are encoded in less time than it takes to reach a thread."""
@@ -42,9 +42,9 @@ UNTRACED: nullcontext[Span | None] = nullcontext(None)
 
 
 class ByteBudget:
-    """How many bytes the bodies of all requests may hold together: `limit`.
+    """Bounds the bytes that the bodies of all requests hold together to `limit`.
 
-    `retry_after_s` estimates the seconds until there is room again.
+    `retry_after_s` estimates the seconds until a body fits again.
     """
 
     def __init__(self, limit: int, retry_after_s: Callable[[], float]) -> None:
@@ -68,13 +68,13 @@ class ByteBudget:
         record.held_bytes += count
 
     def release(self, record: RequestRecord) -> None:
-        """Give back all that a request holds."""
+        """Release all bytes that a request holds."""
         self._held -= record.held_bytes
         record.held_bytes = 0
 
 
 class Engine:
-    """Predicts with the help of the workers. Transports see nothing below it."""
+    """Predicts on the workers. Transports use nothing below it."""
 
     def __init__(self, workers: WorkerPool, threads: PreparePool, settings: Settings, metrics: FrontEndMetrics) -> None:
         self._workers = workers
@@ -105,11 +105,11 @@ class Engine:
                 Refusal.IN_FLIGHT,
             )
         traced = current_span().recording
-        about = {"convmlp.request_id": request.id, "convmlp.model": config.name} if traced else {}
+        attributes = {"convmlp.request_id": request.id, "convmlp.model": config.name} if traced else {}
         self._images += 1
         self._metrics.in_flight.inc()
         try:
-            with step("predict", about) if traced else UNTRACED as span:
+            with step("predict", attributes) if traced else UNTRACED as span:
                 reservation = self._workers.reserve(model, deadline_s)
                 try:
                     prepared = await self._threads.run(
@@ -170,10 +170,10 @@ class Engine:
         Raises:
             ModelNotFound, Unavailable: as `resolve`.
         """
-        for status in self.models():
-            if status.config.name == name:
-                return status
-        known = ", ".join(status.config.name for status in self.models())
+        for model in self.models():
+            if model.config.name == name:
+                return model
+        known = ", ".join(model.config.name for model in self.models())
         raise ModelNotFound(f"there is no model {name!r}; served: {known}")
 
     def models(self) -> tuple[ModelStatus, ...]:

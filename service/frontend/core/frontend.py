@@ -56,7 +56,7 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     async with open_auth(settings, metrics) as auth, workers:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
-                await workers.introduced()
+                await workers.wait_for_state()
         try:
             yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, registry_of_all(registry))
         finally:

@@ -39,6 +39,10 @@ SCORE_THRESHOLD = Range("a number", 0, 1)
 MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /models)"
 
 
+class View(StrEnum):
+    LABEL_MAP = "labelmap"
+
+
 @dataclass(frozen=True, slots=True)
 class PredictParams:
     """The parameters of a prediction. `params` are the worker's, `mask_format` is the encoder's."""
@@ -84,10 +88,6 @@ cached_params = lru_cache(maxsize=1024)(parse_params)
 def _check(name: str, value: float | None, allowed: Range) -> None:
     if value is not None and value not in allowed:
         raise BadParameter(f"parameter {name!r} is {value:.10g}; expected {allowed}", name)
-
-
-class View(StrEnum):
-    LABEL_MAP = "labelmap"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,10 @@ def usable_id(given_id: str) -> str:
 
 def slowest(timings: Iterable[Timings]) -> Timings:
     """Each stage's longest; 0 where there is none."""
-    every = tuple(timings)
-    return Timings(*(max((getattr(each, stage) for each in every), default=0.0) for stage in STAGES))
+    all_timings = tuple(timings)
+    return Timings(
+        *(max((getattr(image_timings, stage) for image_timings in all_timings), default=0.0) for stage in STAGES)
+    )
 
 
 class RequestLog:
@@ -139,7 +141,7 @@ class RequestRecord:
         self.finish()
 
     def finish(self) -> dict[str, float]:
-        """The answer is known and about to be sent: stop the clock and count the request, once.
+        """The answer is known and attributes to be sent: stop the clock and count the request, once.
 
         Returns the milliseconds by stage, and their `total`; with several images each stage is its slowest image's.
         """
@@ -189,14 +191,14 @@ class RequestRecord:
         access_logger.info(self.event, **fields)
 
     def _end_span(self, span: Span) -> None:
-        about = {
+        attributes = {
             "convmlp.request_id": self.request_id,
             "convmlp.task": self.task,
             "convmlp.model": self.model,
             "convmlp.outcome": self.outcome,
             "error.type": "" if self.outcome == "ok" else self.outcome,
         }
-        span.set({name: value for name, value in about.items() if value})
+        span.set({name: value for name, value in attributes.items() if value})
         if isinstance(self.status, int):
             span.set({"http.response.status_code": self.status})
         elif self.status is not None:

@@ -24,6 +24,9 @@ from service.frontend.core.request_log import RequestLog, RequestRecord
 from service.frontend.grpc.status import Context, abort, record_error, status_of
 from service.observability.tracing import TraceContext, received_context
 
+EARLY_S = 0.02
+"""How much too early gRPC may cancel a call at its deadline: its timers read a coarse clock."""
+
 M = TypeVar("M", bound=Message)
 
 Method = Callable[[RequestRecord, bytes, int | None], Awaitable[bytes]]
@@ -129,8 +132,8 @@ class RpcService:
         record = self._log.request(metadata.get("x-request-id", ""), method, probe=probe)
         record.status = "OK"  # until an error sets another
         if self._log.tracing.on and not probe:
-            about = {"rpc.system.name": "grpc", "rpc.method": method}
-            record.span = self._log.tracing.request(method, _trace_context(context), about)
+            attributes = {"rpc.system.name": "grpc", "rpc.method": method}
+            record.span = self._log.tracing.request(method, _trace_context(context), attributes)
         return record
 
     def _identify(self, context: Context, metadata: dict[str, str]) -> str:
@@ -173,7 +176,7 @@ async def answer_stream(
             async with writing:
                 await write(reply)
         except grpc.aio.BaseError:
-            return  # the client disconnected; gRPC is about to cancel the call
+            return  # the client disconnected; gRPC is attributes to cancel the call
         finally:
             room.release()
 
@@ -231,7 +234,7 @@ def _domain_error(error: BaseException, record: RequestRecord, timeout_ms: int |
         return error
     if isinstance(error, asyncio.CancelledError):
         # gRPC cancels a call whose deadline has passed, too.
-        if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000:
+        if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000 - EARLY_S:
             raise error
         return DeadlineExceeded("timed out before the answer was ready")
     log.error("unexpected error", request_id=record.request_id, exc_info=error)

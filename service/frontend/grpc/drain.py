@@ -67,18 +67,18 @@ class Drain(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:  # no such method
                 return None
-            tracked = self._handlers[method] = self._tracked(handler)
+            tracked = self._handlers[method] = self._track_handler(handler)
         return tracked
 
-    def _tracked(self, handler: Handler) -> Handler:
+    def _track_handler(self, handler: Handler) -> Handler:
         name, make = KINDS[handler.request_streaming, handler.response_streaming]
         behaviour = getattr(handler, name)
         if inspect.isasyncgenfunction(behaviour):
-            behaviour = _writes(behaviour)
-        behaviour = self._tracks(behaviour, streams=handler.request_streaming)
+            behaviour = _write_replies(behaviour)
+        behaviour = self._track_calls(behaviour, streams=handler.request_streaming)
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
-    def _tracks(self, behaviour: Behaviour, *, streams: bool) -> Behaviour:
+    def _track_calls(self, behaviour: Behaviour, *, streams: bool) -> Behaviour:
         async def answer(request: Any, context: Context) -> Any:  # noqa: ANN401  (any message type)
             task = asyncio.current_task()
             assert task is not None
@@ -147,7 +147,7 @@ class _Messages:
         return self._reading
 
 
-def _writes(generator: Callable[[Any, Context], Any]) -> Behaviour:
+def _write_replies(generator: Callable[[Any, Context], Any]) -> Behaviour:
     """An async generator's replies, written to the context."""
 
     async def answer(request: object, context: Context) -> None:

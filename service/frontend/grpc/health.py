@@ -87,8 +87,8 @@ class Health(health_pb2_grpc.HealthServicer):
     def _status(self, name: str) -> int:
         if name in self._services:
             ready = self._engine.readiness().ready
-        elif (model := self._models().get(name)) is not None:
-            ready = model
+        elif (model_ready := self._models().get(name)) is not None:
+            ready = model_ready
         else:
             return HealthCheckResponse.SERVICE_UNKNOWN
         return HealthCheckResponse.SERVING if ready and not self._draining else HealthCheckResponse.NOT_SERVING

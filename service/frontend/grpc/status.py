@@ -35,7 +35,7 @@ from service.errors import (
 from service.frontend.core.request_log import RequestRecord
 
 DOMAIN = "convmlp.v1"
-"""Of ErrorInfo: a reason always means the same error within it."""
+"""The domain of ErrorInfo, within which a reason always means the same error."""
 MAX_MESSAGE = 1000
 """Characters. Headers carry the message three times, and clients accept at most 8 KiB of headers."""
 MIN_RETRY_S = 0.1

@@ -21,6 +21,50 @@ from service.settings import Settings
 IMAGE_FIELDS = (b"image", b"file")
 DISPOSITION = b"content-disposition"
 
+FIRST_BYTES_OF_JSON = b'{["-0123456789tfn'
+"""No image begins with one of these, so an image with a wrong Content-Type is still read as an image."""
+
+_JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
+
+HOW_TO_SEND = (
+    "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
+    '{"image": "<base64>"} or {"images": ["<base64>", …]}'
+)
+
+EMPTY_BODY = f"the body is empty; {HOW_TO_SEND}"
+
+Upload = bytes | BadRequest
+"""One encoded image, or the error in its place."""
+
+
+class JsonBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Base64, or a `data:` URL, of one image or of several."""
+
+    image: str | None = None
+    images: list[str] | None = None
+
+
+async def read_uploads(request: HttpRequest, settings: Settings, bodies: ByteBudget) -> list[Upload]:
+    """Read the body: at least one upload, in their order. Its bytes are taken from `bodies` as they come.
+
+    Raises:
+        BadRequest: broken multipart or JSON, or no image at all.
+        ImageTooLarge: more bytes in all, or more images, than one request may have.
+        Overloaded: `bodies` has no room.
+        ClientDisconnect: the client left before the body's end.
+    """
+    media_type, options = parse_options_header(request.headers.get(b"content-type"))
+    if media_type == b"multipart/form-data":
+        form = FormImages(options.get(b"boundary", b""), settings.max_images)
+        await request.read(settings.max_request_bytes, bodies, form.feed)
+        return [*form.finish()]
+    body = await request.read(settings.max_request_bytes, bodies)
+    if not body:
+        raise BadRequest(EMPTY_BODY)
+    if media_type == b"application/json" and body.lstrip()[:1] in _JSON_STARTS:
+        return await asyncio.to_thread(_from_json, body, settings.max_images)
+    return [body]
+
 
 class FormImages:
     """Parses a form: `feed` it the body's chunks, then call `finish`. The parser bounds a part's headers."""
@@ -119,52 +163,22 @@ class FormImages:
         self._complete = True
 
 
-def too_many_images(most: int) -> ImageTooLarge:
-    return ImageTooLarge(f"the request has more than {most} images; send them in several requests")
+def too_many_images(max_images: int) -> ImageTooLarge:
+    return ImageTooLarge(f"the request has more than {max_images} images; send them in several requests")
 
 
-Upload = bytes | BadRequest
-"""One encoded image, or the error in its place."""
-
-HOW_TO_SEND = (
-    "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
-    '{"image": "<base64>"} or {"images": ["<base64>", …]}'
-)
-EMPTY_BODY = f"the body is empty; {HOW_TO_SEND}"
-FIRST_BYTES_OF_JSON = b'{["-0123456789tfn'
-"""No image begins with one of these, so an image with a wrong Content-Type is still read as an image."""
-
-
-class JsonBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Base64, or a `data:` URL, of one image or of several."""
-
-    image: str | None = None
-    images: list[str] | None = None
-
-
-_JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
-
-
-async def read_uploads(request: HttpRequest, settings: Settings, bodies: ByteBudget) -> list[Upload]:
-    """Read the body: at least one upload, in their order. Its bytes are taken from `bodies` as they come.
-
-    Raises:
-        BadRequest: broken multipart or JSON, or no image at all.
-        ImageTooLarge: more bytes in all, or more images, than one request may have.
-        Overloaded: `bodies` has no room.
-        ClientDisconnect: the client left before the body's end.
-    """
-    media_type, options = parse_options_header(request.headers.get(b"content-type"))
-    if media_type == b"multipart/form-data":
-        form = FormImages(options.get(b"boundary", b""), settings.max_images)
-        await request.read(settings.max_request_bytes, bodies, form.feed)
-        return [*form.finish()]
-    body = await request.read(settings.max_request_bytes, bodies)
-    if not body:
-        raise BadRequest(EMPTY_BODY)
-    if media_type == b"application/json" and body.lstrip()[:1] in _JSON_STARTS:
-        return await asyncio.to_thread(_from_json, body, settings.max_images)
-    return [body]
+def from_base64(text: str, name: str) -> Upload:
+    """The bytes of base64 or of a `data:` URL; `name` is its place in the JSON body, for errors."""
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            return BadRequest(f"the JSON body's `{name}` is a data: URL without `;base64,`; only base64 is read")
+    for candidate in (text, "".join(text.split())):  # line breaks are common and harmless
+        try:
+            return binascii.a2b_base64(candidate, strict_mode=True)
+        except ValueError:
+            continue
+    return BadRequest(f"the JSON body's `{name}` is not valid base64 (RFC 4648, with padding)")
 
 
 def _from_json(body: bytes, max_images: int) -> list[Upload]:
@@ -182,18 +196,4 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
         raise BadRequest("the JSON body's `images` is empty; give at least one image")
     if len(document.images) > max_images:
         raise too_many_images(max_images)
-    return [from_base64(text, f"images[{at}]") for at, text in enumerate(document.images)]
-
-
-def from_base64(text: str, name: str) -> Upload:
-    """The bytes of base64 or of a `data:` URL; `name` is its place in the JSON body, for errors."""
-    if text[:5].lower() == "data:":
-        head, _, text = text.partition(",")
-        if not head.lower().endswith(";base64"):
-            return BadRequest(f"the JSON body's `{name}` is a data: URL without `;base64,`; only base64 is read")
-    for candidate in (text, "".join(text.split())):  # line breaks are common and harmless
-        try:
-            return binascii.a2b_base64(candidate, strict_mode=True)
-        except ValueError:
-            continue
-    return BadRequest(f"the JSON body's `{name}` is not valid base64 (RFC 4648, with padding)")
+    return [from_base64(text, f"images[{index}]") for index, text in enumerate(document.images)]

@@ -1,7 +1,7 @@
 """The outermost layer around every HTTP request: its record, credentials and rates, its errors, and unread bodies.
 
-Credentials and rates are checked before a byte of a body is read. Paths that are not named open need a key where keys
-are set, so a new route is guarded from the start.
+Credentials and rates are checked before a byte of a body is read. Where keys are set, all paths but the
+open ones need a key, and so does a new route.
 
 Spans follow OpenTelemetry's semantic conventions for HTTP servers. Neither paths nor query strings are attributes of
 them, only the route.
@@ -46,7 +46,7 @@ NOT_PREDICTIONS = "/v2/repository/"
 SHUT_DOWN = "this process is shutting down and had no time left for the request; send it again"
 
 REQUEST = "convmlp.request"
-"""In a request's scope: its `HttpRequest`."""
+"""Key of the `HttpRequest` in a request's scope."""
 
 _TASKS = frozenset(task.value for task in Task)
 
@@ -202,8 +202,8 @@ def _too_long(max_bytes: int) -> ImageTooLarge:
 
 def request_of(request: Request) -> HttpRequest:
     """The request that the framework passes to an endpoint as its own type."""
-    ours: HttpRequest = request.scope[REQUEST]
-    return ours
+    http_request: HttpRequest = request.scope[REQUEST]
+    return http_request
 
 
 def read_timeout_ms(header: str | None) -> int | None:
@@ -301,14 +301,14 @@ class RequestMiddleware:
 
     def _begin_span(self, request: HttpRequest) -> Span:
         method, scope = request.record.method, request.scope
-        about = {
+        attributes = {
             "http.request.method": method,
             "network.protocol.version": scope["http_version"],
             "url.scheme": scope["scheme"],
         }
         headers = Request(scope).headers
         context = received_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
-        return self._log.tracing.request(method if method != OTHER_METHOD else "HTTP", context, about)
+        return self._log.tracing.request(method if method != OTHER_METHOD else "HTTP", context, attributes)
 
 
 class FastPath:

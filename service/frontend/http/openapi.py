@@ -30,11 +30,11 @@ _SCHEME = "apiKey"
 
 def add_components(app: FastAPI, documents: Sequence[Mapping[str, Any]]) -> Callable[[], dict[str, Any]]:
     """The app's OpenAPI document, with the `paths` and the schemas of `documents` added."""
-    plain = app.openapi
+    base_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = plain()
+            document = base_openapi()
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             for more in documents:
                 document["paths"].update(more.get("paths", {}))
@@ -82,10 +82,10 @@ def problem_content(description: str) -> dict[str, Any]:
 
 def add_security(app: FastAPI, open_paths: Collection[str]) -> Callable[[], dict[str, Any]]:
     """The app's OpenAPI document, with the API key added to all paths but `open_paths`."""
-    plain = app.openapi
+    base_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = plain()
+        document = base_openapi()
         document["components"]["securitySchemes"] = {
             _SCHEME: {"type": "http", "scheme": "bearer", "description": "An API key of this service."}
         }

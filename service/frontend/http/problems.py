@@ -30,7 +30,7 @@ PROBLEM_PATH = "/problems"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ProblemRow:
     """`public`: callers get the error's own message; else it stays in the log."""
 
     status: int
@@ -38,21 +38,21 @@ class Row:
     public: bool = True
 
 
-ERROR_TABLE: dict[type[ConvMLPError], Row] = {
-    ImageUndecodable: Row(400, "The image cannot be decoded"),
-    UnsupportedFormat: Row(415, "The image format is not supported"),
-    ImageTooLarge: Row(413, "Too many bytes, pixels or images"),
-    BadRequest: Row(400, "The request body is invalid"),
-    BadParameter: Row(422, "A parameter is invalid"),
-    ModelNotFound: Row(404, "Model not found"),
-    Unauthenticated: Row(401, "Credentials are missing or wrong"),
-    Forbidden: Row(403, "Forbidden by the service's configuration"),
-    Overloaded: Row(503, "The service is overloaded"),
-    RateLimited: Row(429, "Too many requests from this caller"),
-    Unavailable: Row(503, "The service is not available"),
-    DeadlineExceeded: Row(504, "The deadline passed"),
-    Internal: Row(500, "Internal error"),
-    BundleInvalid: Row(500, "Internal error", public=False),
+ERROR_TABLE: dict[type[ConvMLPError], ProblemRow] = {
+    ImageUndecodable: ProblemRow(400, "The image cannot be decoded"),
+    UnsupportedFormat: ProblemRow(415, "The image format is not supported"),
+    ImageTooLarge: ProblemRow(413, "Too many bytes, pixels or images"),
+    BadRequest: ProblemRow(400, "The request body is invalid"),
+    BadParameter: ProblemRow(422, "A parameter is invalid"),
+    ModelNotFound: ProblemRow(404, "Model not found"),
+    Unauthenticated: ProblemRow(401, "Credentials are missing or wrong"),
+    Forbidden: ProblemRow(403, "Forbidden by the service's configuration"),
+    Overloaded: ProblemRow(503, "The service is overloaded"),
+    RateLimited: ProblemRow(429, "Too many requests from this caller"),
+    Unavailable: ProblemRow(503, "The service is not available"),
+    DeadlineExceeded: ProblemRow(504, "The deadline passed"),
+    Internal: ProblemRow(500, "Internal error"),
+    BundleInvalid: ProblemRow(500, "Internal error", public=False),
 }
 
 
@@ -67,7 +67,7 @@ class Problem(msgspec.Struct, frozen=True):
     error: str
 
 
-def row_of(error: ConvMLPError) -> Row:
+def row_of(error: ConvMLPError) -> ProblemRow:
     """The table's row for an error, or for the nearest of its bases; else that of Internal."""
     return next((ERROR_TABLE[kind] for kind in type(error).__mro__ if kind in ERROR_TABLE), ERROR_TABLE[Internal])
 

@@ -23,10 +23,11 @@ MAX_HEAD_BYTES = 64 * 2**10
 KEEP_ALIVE_S = 75
 """Longer than the idle timeout of common load balancers, so that they are the ones to close a connection."""
 CANCELLED_ANSWERS_S = 2.0
+"""How long requests that were cancelled at the end of the drain may take to send their answers."""
 READ_AHEAD_BYTES = 256 * 2**10
 """Of a body that are kept before its endpoint reads them: what one system call brings."""
 CONNECTION = "convmlp.connection"
-"""In a request's scope: its connection."""
+"""Key of the connection in a request's scope."""
 
 
 async def serve(
@@ -88,7 +89,7 @@ class Disconnect:
         self.happened = False
         self._task: asyncio.Task[Any] | None = None
 
-    def __call__(self) -> None:
+    def notify(self) -> None:
         """The connection ended."""
         self.happened = True
         if self._task is not None:
@@ -138,7 +139,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
-        self.disconnect()
+        self.disconnect.notify()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -57,7 +57,12 @@ def test_a_health_check_imports_no_other_command() -> None:
     log = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     imported = {line.rpartition("|")[2].strip() for line in log.splitlines() if line.startswith("import time:")}
     assert "service.cli.health" in imported
-    assert not imported & {"numpy", "zmq", "rich", *(lazy.place.partition(":")[0] for lazy in LAZY_COMMANDS.values())}
+    assert not imported & {
+        "numpy",
+        "zmq",
+        "rich",
+        *(lazy.import_path.partition(":")[0] for lazy in LAZY_COMMANDS.values()),
+    }
 
 
 def test_help_lists_every_command() -> None:

@@ -408,7 +408,7 @@ async def test_before_the_first_worker_nothing_is_known(tmp_path: Path) -> None:
         async with ScriptedWorker(f"ipc://{tmp_path}/1") as first:
             await first.introduce()
             await until(lambda: pool.readiness().ready)
-            introduced = asyncio.create_task(pool.introduced())
+            introduced = asyncio.create_task(pool.wait_for_state())
             for _ in range(10):
                 await asyncio.sleep(0)
             assert not introduced.done()

@@ -83,7 +83,7 @@ async def test_a_change_is_sent_to_all_front_ends() -> None:
         at_work(settings) as (worker, pool),
         front_end(worker.address, heartbeat_s=1000.0, timeout_s=5000.0) as rare,
     ):
-        await rare.introduced()
+        await rare.wait_for_state()
         await pool.load("second", far_deadline_s())
         await until(lambda: served(rare) == [FIRST, "second"])
         assert await classify(rare, model="second") == LEVEL
@@ -296,7 +296,7 @@ async def test_a_model_is_loaded_while_batches_run() -> None:
 async def test_loads_run_one_after_the_other() -> None:
     """Two front-ends load the same model and another one: all loads succeed, with one copy of each in memory."""
     async with at_work() as (worker, pool), front_end(worker.address) as other:
-        await other.introduced()
+        await other.wait_for_state()
         worker.runner.reading.clear()
         loads = [
             asyncio.create_task(one.load(name, far_deadline_s()))

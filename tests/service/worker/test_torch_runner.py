@@ -40,7 +40,7 @@ def test_a_model_prepared_in_another_thread_answers_the_same(tmp_path: Path) -> 
     bundle = tiny_bundle(tmp_path, "classifier")
     runner = TorchRunner([bundle], SETTINGS)
     puts: list[object] = []
-    reader = threading.Thread(target=lambda: puts.append(runner.prepare("another", bundle)))
+    reader = threading.Thread(target=lambda: puts.append(runner.load("another", bundle)))
     reader.start()
     reader.join()
     (put,) = puts
@@ -55,7 +55,7 @@ def test_an_emptied_slot_frees_its_memory(tmp_path: Path) -> None:
     runner = TorchRunner((), SETTINGS)
     gc.collect()
     before = tensors()
-    runner.prepare("slot", bundle)()
+    runner.load("slot", bundle)()
     scores(runner, "slot", bundle)
     weights = [weakref.ref(tensor) for tensor in tensors() if not any(tensor is one for one in before)]
     assert weights
@@ -80,7 +80,7 @@ def test_damaged_weights_never_reach_the_device(tmp_path: Path) -> None:
     safetensors.torch.save_file({"stranger": torch.zeros(1)}, bundle.weights_path)
     runner = TorchRunner((), SETTINGS)
     with pytest.raises(BundleInvalid, match="is missing"):
-        runner.prepare("slot", bundle)
+        runner.load("slot", bundle)
     with pytest.raises(KeyError):
         runner.run("slot", batch_for(bundle), 1)
 

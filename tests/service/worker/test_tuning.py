@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from model.types import Task
 from service.worker.batching import BatchSizeLimits
 from service.worker.model_registry import LoadedModel, new_model
-from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, goes_on
+from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, should_continue
 from tests.fakes import fake_bundle
 from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench, HeldBatches, dispatcher_bench
 
@@ -72,12 +72,12 @@ async def test_the_smallest_size_that_is_about_as_fast_as_the_fastest(
 
 def test_a_curve_ends_after_two_sizes_without_gain() -> None:
     """One size without a gain does not end a curve; two do, and so does one that is much slower."""
-    assert goes_on({})
-    assert goes_on({1: 10.0})
-    assert goes_on({1: 10.0, 2: 10.5})
-    assert goes_on({1: 10.0, 2: 10.5, 4: 9.0})
-    assert not goes_on({1: 10.0, 2: 10.5, 4: 9.9})
-    assert not goes_on({1: 10.0, 2: 12.0})
+    assert should_continue({})
+    assert should_continue({1: 10.0})
+    assert should_continue({1: 10.0, 2: 10.5})
+    assert should_continue({1: 10.0, 2: 10.5, 4: 9.0})
+    assert not should_continue({1: 10.0, 2: 10.5, 4: 9.9})
+    assert not should_continue({1: 10.0, 2: 12.0})
     assert best_of({1: 10.0, 2: 9.8, 4: 9.75}) == 1
     assert best_of({1: 10.0, 2: 9.0, 4: 8.9}) == 2
 

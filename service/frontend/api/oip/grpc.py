@@ -37,7 +37,7 @@ UNSUPPORTED = {
 
 
 def add_open_inference(
-    server: grpc.aio.Server, engine: Engine, settings: Settings, auth: Auth, request_log: RequestLog
+    server: grpc.aio.Server, engine: Engine, auth: Auth, settings: Settings, request_log: RequestLog
 ) -> None:
     """Add the service to a server."""
     repository = ModelRepository(engine, settings)
@@ -120,7 +120,7 @@ def unary_methods(engine: Engine, repository: ModelRepository) -> dict[str, Unar
 
     async def model_ready(message: pb.ModelReadyRequest, _: float | None) -> Fields:
         try:
-            return {"ready": repository.status(message.name, message.version).ready}
+            return {"ready": repository.model(message.name, message.version).ready}
         except (ModelNotFound, Unavailable):  # Triton, too, reports an unknown model as not ready
             return {"ready": False}
 

@@ -33,7 +33,7 @@ def read_request(message: pb.ModelInferRequest) -> InferRequest:
         )
     return InferRequest(
         message.id,
-        tuple([_input(tensor, raw[at] if raw else None) for at, tensor in enumerate(message.inputs)]),
+        tuple([_input(tensor, raw[index] if raw else None) for index, tensor in enumerate(message.inputs)]),
         tuple([_output(output) for output in message.outputs]),
         parameters_of(message.parameters),
     )

@@ -41,9 +41,9 @@ class _ControlBody(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-def open_inference(engine: Engine, settings: Settings, auth: Auth) -> APIRouter:
+def open_inference(engine: Engine, auth: Auth, settings: Settings) -> APIRouter:
     """All routes of the protocol."""
-    server = OpenInferenceHttp(engine, settings, auth)
+    server = OpenInferenceHttp(engine, auth, settings)
     router = APIRouter()
 
     def add(path: str, answer: Callable[[Request], Awaitable[Response]], *methods: str) -> None:
@@ -82,7 +82,7 @@ def open_inference(engine: Engine, settings: Settings, auth: Auth) -> APIRouter:
 class OpenInferenceHttp:
     """The routes' endpoints. All raise domain errors, and ClientDisconnect when the client leaves."""
 
-    def __init__(self, engine: Engine, settings: Settings, auth: Auth) -> None:
+    def __init__(self, engine: Engine, auth: Auth, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
         self._repository = ModelRepository(engine, settings)
@@ -123,7 +123,7 @@ class OpenInferenceHttp:
 
     async def model_ready(self, request: Request) -> Response:
         name, version = _model(request)
-        if not self._repository.status(name, version).ready:
+        if not self._repository.model(name, version).ready:
             readiness = self._engine.readiness()
             raise Unavailable(f"model {name!r} is not ready: {readiness.reason}", readiness.retry_after_s)
         return _json({"name": name, "ready": True})

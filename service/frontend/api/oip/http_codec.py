@@ -70,12 +70,12 @@ async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable
     """In pieces, so that a small body that decompresses to a huge one is refused early."""
     decompressor = zlib.decompressobj(WINDOW_BITS[coding])
     pieces: list[bytes] = []
-    total = at = 0
+    total = offset = 0
     rest = b""
     while not decompressor.eof:
         if not rest:
-            rest = body[at : at + PIECE_BYTES]
-            at += len(rest)
+            rest = body[offset : offset + PIECE_BYTES]
+            offset += len(rest)
         try:
             piece = await asyncio.to_thread(decompressor.decompress, rest, PIECE_BYTES)
         except zlib.error:
@@ -90,9 +90,9 @@ async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable
             )
         take(len(piece))
         pieces.append(piece)
-    behind = len(decompressor.unused_data) + len(body) - at
-    if behind:
-        raise BadRequest(f"{behind:,} bytes follow the end of the body's {coding} data")
+    trailing = len(decompressor.unused_data) + len(body) - offset
+    if trailing:
+        raise BadRequest(f"{trailing:,} bytes follow the end of the body's {coding} data")
     return b"".join(pieces)
 
 
@@ -223,11 +223,11 @@ def _from_base64(name: str, values: object) -> list[bytes]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise BadRequest(f"input {name!r}: its `data` must be a list of strings, each the base64 of an encoded image")
     elements = []
-    for at, text in enumerate(values):
+    for index, text in enumerate(values):
         try:
             elements.append(binascii.a2b_base64(text, strict_mode=True))
         except ValueError:
-            raise BadRequest(f"input {name!r}: element {at} is not valid base64 (RFC 4648, with padding)") from None
+            raise BadRequest(f"input {name!r}: element {index} is not valid base64 (RFC 4648, with padding)") from None
     return elements
 
 

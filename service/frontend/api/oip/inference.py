@@ -1,6 +1,7 @@
-"""One inference request → its response: its images are batched one by one, and share one status.
+"""One inference request → its response, for both transports.
 
-Every transport takes this way. It brings what reads the request and what writes the response.
+Each image is a job of its own, and the first error fails the request. A transport parses the request, and passes the
+function that encodes the response.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from service.types import ModelStatus, PredictRequest, Reply
 T = TypeVar("T")
 
 OFFLOAD_FROM_BYTES = 2**12
-"""Of JSON, or of an answer's values: less is read or written faster than a thread is reached, some 0.1 ms."""
+"""So many bytes of JSON, or of an answer's values, are handled without a thread: to reach one takes some 0.1 ms."""
 
 
 async def offload(work: Callable[[], T], nbytes: int) -> T:
@@ -80,15 +81,15 @@ class Inference:
             if timeout_s is not None:
                 deadline_s = min(deadline_s, record.started_s + timeout_s)
 
-            def predict_request(image_id: str, at: int) -> PredictRequest:
-                return PredictRequest(image_id, model, images[at], selection.params, deadline_s)
+            def predict_request(image_id: str, index: int) -> PredictRequest:
+                return PredictRequest(image_id, model, images[index], selection.params, deadline_s)
 
             if len(images) == 1:
                 replies = [await self._engine.predict(predict_request(record.request_id, 0), selection.compute)]
                 record.timings = replies[0].timings
             else:
                 self._auth.charge(Caller(record.caller), len(images) - 1)
-                requests = [predict_request(f"{record.request_id}-{at}", at) for at in range(len(images))]
+                requests = [predict_request(f"{record.request_id}-{index}", index) for index in range(len(images))]
                 replies = await self._predict_all(requests, selection)
                 record.timings = slowest([reply.timings for reply in replies])
             values = [reply.payload for reply in replies]
@@ -113,18 +114,18 @@ class Inference:
         """In the images' order. The first error cancels the other images: the request has failed."""
         held = 0
 
-        async def predict(at: int, request: PredictRequest) -> Reply[list[Values]]:
+        async def predict(index: int, request: PredictRequest) -> Reply[list[Values]]:
             nonlocal held
             try:
                 reply = await self._engine.predict(request, selection.compute)
             except ConvMLPError as error:
-                raise _error_of_element(error, at) from None
+                raise _error_of_element(error, index) from None
             held += nbytes_of(reply.payload)
             if held > self._max_bytes:
                 raise selection.too_large(reply.payload, self._max_bytes)
             return reply
 
-        tasks = [asyncio.create_task(predict(at, request)) for at, request in enumerate(requests)]
+        tasks = [asyncio.create_task(predict(index, request)) for index, request in enumerate(requests)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             # Of several errors at once the first image's is raised.
@@ -135,9 +136,9 @@ class Inference:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _error_of_element(error: ConvMLPError, at: int) -> ConvMLPError:
+def _error_of_element(error: ConvMLPError, index: int) -> ConvMLPError:
     """The error, with the position of its image."""
-    detail = f"element {at} of input {INPUT!r}: {error.detail}"
+    detail = f"element {index} of input {INPUT!r}: {error.detail}"
     if isinstance(error, Overloaded):
         return Overloaded(detail, error.retry_after_s, error.reason)
     retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None

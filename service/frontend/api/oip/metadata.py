@@ -21,7 +21,7 @@ from service.settings import Settings
 from service.types import ModelStatus, StoredModel, Timings
 
 Fields = dict[str, Any]
-"""The fields of a message."""
+"""The fields of a protocol message, by name."""
 
 DISTRIBUTION = "convmlp-serving"
 EXTENSIONS = (
@@ -52,7 +52,7 @@ class ModelStatistics:
     """One model's counts over the requests of this protocol that this front-end answered.
 
     A request counts once whatever its number of images; each stage is its slowest image's. A batch may hold images of
-    other requests, APIs and front-ends: of its execution each image counts its part, one over the images of the batch.
+    other requests, APIs and front-ends, so an image counts as 1/N of an execution, where N is the size of its batch.
     `convmlp_batch_size` of the worker's metrics counts batches, so there are no `batch_stats`.
     """
 
@@ -127,21 +127,21 @@ class ModelRepository:
         self.statistics: defaultdict[str, ModelStatistics] = defaultdict(ModelStatistics)
         """By model; only served models are looked up, so they are few."""
 
-    def status(self, name: str, version: str) -> ModelStatus:
-        status = self._engine.model(name)
+    def model(self, name: str, version: str) -> ModelStatus:
+        model = self._engine.model(name)
         check_version(name, version)
-        return status
+        return model
 
     def metadata(self, name: str, version: str) -> Fields:
-        return model_metadata(self.status(name, version).config)
+        return model_metadata(self.model(name, version).config)
 
     def config(self, name: str, version: str) -> Fields:
-        return model_config(self.status(name, version), self._settings)
+        return model_config(self.model(name, version), self._settings)
 
     def statistics_of(self, name: str = "", version: str = "") -> Fields:
         """Of one model, or of all served models where none is named."""
-        statuses = [self.status(name, version)] if name else self._engine.models()
-        names = [status.config.name for status in statuses]
+        models = [self.model(name, version)] if name else self._engine.models()
+        names = [model.config.name for model in models]
         return {"model_stats": [self.statistics[name].fields(name) for name in names]}
 
     async def index(self, *, only_ready: bool, deadline_s: float | None) -> list[Fields]:
@@ -179,13 +179,13 @@ def model_metadata(config: BundleConfig) -> Fields:
     }
 
 
-def model_config(status: ModelStatus, settings: Settings) -> Fields:
+def model_config(model: ModelStatus, settings: Settings) -> Fields:
     """The fields of Triton's model configuration that apply here; `dims` are without the batch's."""
-    config = status.config
+    config = model.config
     facts = {
         "task": config.task.value,
         "image": IMAGE_FORMS,
-        "precision": status.precision,
+        "precision": model.precision,
         "weights_sha256": config.weights_sha256,
     }
     return {
@@ -208,7 +208,7 @@ def model_config(status: ModelStatus, settings: Settings) -> Fields:
                 "allow_timeout_override": True,
             },
         },
-        "instance_group": _instances(config.name, status.devices),
+        "instance_group": _instances(config.name, model.devices),
         "parameters": {name: {"string_value": text} for name, text in facts.items()},
         "model_transaction_policy": {"decoupled": False},
     }

@@ -22,6 +22,14 @@ from service.frontend.http.openapi import (
 from service.settings import Settings
 
 Schema = dict[str, Any]
+Operation = dict[str, Any]
+
+TAG = "open inference protocol"
+MODEL = "/v2/models/{name}"
+OF_VERSION = f"{MODEL}/versions/{{version}}"
+JSON = "application/json"
+RAW = "application/octet-stream"
+ERROR = {"default": problem_content("An RFC 9457 problem; clients of the protocol read its member `error`")}
 
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
@@ -30,12 +38,29 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 SHAPE: Schema = {"type": "array", "items": WHOLE, "description": "-1 where it varies."}
 
 
-def ref(name: str) -> Schema:
-    return {"$ref": REF.format(name=name)}
-
-
-def many(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
+def open_inference_document(settings: Settings) -> dict[str, Any]:
+    """`paths`, and the `components` they refer to."""
+    live = {"type": "object", "properties": {"live": BOOLEAN}, "required": ["live"]}
+    ready = {"type": "object", "properties": {"ready": BOOLEAN, "name": TEXT}, "required": ["ready"]}
+    gets = {
+        "/v2": ("server_metadata", "Server metadata", ref("metadata_server_response")),
+        "/v2/health/live": ("live", "Liveness", live),
+        "/v2/health/ready": ("ready", "Readiness; 503 with the reason if not ready", ready),
+        "/v2/models/stats": ("statistics", "Statistics of all models", ref("model_statistics")),
+        MODEL: ("model_metadata", "Model metadata: inputs and outputs", ref("metadata_model_response")),
+        f"{MODEL}/ready": ("model_ready", "Model readiness; 503 with the reason if not ready", ready),
+        f"{MODEL}/config": ("model_config", "Model configuration", ref("model_configuration")),
+        f"{MODEL}/stats": ("model_statistics", "Statistics of a model", ref("model_statistics")),
+    }
+    paths: dict[str, dict[str, Operation]] = {}
+    for path, (name, summary, schema) in gets.items():
+        for variant, suffix in _with_version(path):
+            answer = {"description": "The response", "content": {JSON: {"schema": schema}}}
+            paths[variant] = {"get": _operation(variant, name + suffix, summary, answer)}
+    for variant, suffix in _with_version(f"{MODEL}/infer"):
+        paths[variant] = {"post": _infer(variant, f"infer{suffix}", settings)}
+    paths |= _repository()
+    return {"paths": paths, "components": {"schemas": schemas(settings.max_images)}}
 
 
 def schemas(max_images: int) -> dict[str, Schema]:
@@ -144,41 +169,6 @@ def _parameters() -> Schema:
     return {"type": "object", "properties": known, "additionalProperties": False}
 
 
-TAG = "open inference protocol"
-MODEL = "/v2/models/{name}"
-OF_VERSION = f"{MODEL}/versions/{{version}}"
-JSON = "application/json"
-RAW = "application/octet-stream"
-ERROR = {"default": problem_content("An RFC 9457 problem; clients of the protocol read its member `error`")}
-
-Operation = dict[str, Any]
-
-
-def open_inference_document(settings: Settings) -> dict[str, Any]:
-    """`paths`, and the `components` they refer to."""
-    live = {"type": "object", "properties": {"live": BOOLEAN}, "required": ["live"]}
-    ready = {"type": "object", "properties": {"ready": BOOLEAN, "name": TEXT}, "required": ["ready"]}
-    gets = {
-        "/v2": ("server_metadata", "Server metadata", ref("metadata_server_response")),
-        "/v2/health/live": ("live", "Liveness", live),
-        "/v2/health/ready": ("ready", "Readiness; 503 with the reason if not ready", ready),
-        "/v2/models/stats": ("statistics", "Statistics of all models", ref("model_statistics")),
-        MODEL: ("model_metadata", "Model metadata: inputs and outputs", ref("metadata_model_response")),
-        f"{MODEL}/ready": ("model_ready", "Model readiness; 503 with the reason if not ready", ready),
-        f"{MODEL}/config": ("model_config", "Model configuration", ref("model_configuration")),
-        f"{MODEL}/stats": ("model_statistics", "Statistics of a model", ref("model_statistics")),
-    }
-    paths: dict[str, dict[str, Operation]] = {}
-    for path, (name, summary, schema) in gets.items():
-        for place, suffix in _with_version(path):
-            answer = {"description": "The response", "content": {JSON: {"schema": schema}}}
-            paths[place] = {"get": _operation(place, name + suffix, summary, answer)}
-    for place, suffix in _with_version(f"{MODEL}/infer"):
-        paths[place] = {"post": _infer(place, f"infer{suffix}", settings)}
-    paths |= _repository()
-    return {"paths": paths, "components": {"schemas": schemas(settings.max_images)}}
-
-
 def _with_version(path: str) -> list[tuple[str, str]]:
     """The variants of a path, with and without a model's version, each with the suffix of its operation's name."""
     if not path.startswith(MODEL):
@@ -241,3 +231,11 @@ def _repository() -> dict[str, dict[str, Operation]]:
         operation["requestBody"] = {"content": {JSON: {"schema": {"type": "object"}}}}
         paths[path] = {"post": operation}
     return paths
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": REF.format(name=name)}
+
+
+def many(items: Schema) -> Schema:
+    return {"type": "array", "items": items}

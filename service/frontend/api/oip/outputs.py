@@ -41,7 +41,7 @@ class Output:
     compute: Compute
     default: bool = True
     padding: int = 0
-    """Of numbers."""
+    """The value that numbers are padded with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,23 +227,24 @@ def split_elements(name: str, data: memoryview, count: int) -> list[bytes]:
         BadRequest: there are not exactly `count`, or a length exceeds the data that remains.
     """
     elements: list[bytes] = []
-    at = 0
-    while at < len(data) and len(elements) < count:
-        if len(data) - at < _LENGTH.size:
+    offset = 0
+    while offset < len(data) and len(elements) < count:
+        if len(data) - offset < _LENGTH.size:
             raise BadRequest(
-                f"input {name!r}: element {len(elements)} is cut off after {len(data) - at} bytes of its length, a "
+                f"input {name!r}: element {len(elements)} is cut off after {len(data) - offset} bytes of its length, a "
                 f"little-endian uint32"
             )
-        (length,) = _LENGTH.unpack_from(data, at)
-        at += _LENGTH.size
-        if length > len(data) - at:
+        (length,) = _LENGTH.unpack_from(data, offset)
+        offset += _LENGTH.size
+        if length > len(data) - offset:
             raise BadRequest(
-                f"input {name!r}: element {len(elements)} has a length of {length:,} bytes, {len(data) - at:,} remain"
+                f"input {name!r}: element {len(elements)} has a length of {length:,} bytes, "
+                f"{len(data) - offset:,} remain"
             )
-        elements.append(bytes(data[at : at + length]))
-        at += length
-    if at < len(data) or len(elements) < count:
-        more = " and more" if at < len(data) else ""
+        elements.append(bytes(data[offset : offset + length]))
+        offset += length
+    if offset < len(data) or len(elements) < count:
+        more = " and more" if offset < len(data) else ""
         raise BadRequest(f"input {name!r}: its data has {len(elements)} elements{more}, its shape needs {count}")
     return elements
 

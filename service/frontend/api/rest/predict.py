@@ -152,12 +152,12 @@ class Predict:
             for position, outcome in enumerate(outcomes)
             if isinstance(outcome, BaseException)
         ]
-        own = None if replies else next((error for _, error in errors if not isinstance(error, IMAGE_FAULTS)), None)
+        failure = None if replies else next((error for _, error in errors if not isinstance(error, IMAGE_FAULTS)), None)
         for _, error in errors:
-            if error is not own:  # the request's own error is counted where it ends
+            if error is not failure:  # the request's own error is counted where it ends
                 record.log.metrics.count_error(error)
-        if own is not None:
-            raise own
+        if failure is not None:
+            raise failure
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))

@@ -101,7 +101,7 @@ def negotiate(accept: str) -> Medium:
     ranges = [parsed for part in accept.split(",") if (parsed := _media_range(part)) is not None]
     ranked = []
     for preference, medium in enumerate(Medium):
-        matches = [(_exactness(pattern, medium), quality, -at) for at, (pattern, quality) in enumerate(ranges)]
+        matches = [(_exactness(pattern, medium), quality, -index) for index, (pattern, quality) in enumerate(ranges)]
         # The most exact range that names a medium is the one that speaks of it.
         exactness, quality, position = max(matches, default=(0, 0.0, 0))
         if exactness and quality > 0:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from model.bundle import Accuracy, BundleConfig, Source
+from model.bundle import Accuracy, Source
 from model.families.registry import Architecture
 from model.reference import REFERENCE_PICTURE
 from model.spec import Postprocessing, Preprocessing
@@ -23,6 +23,28 @@ from service.frontend.http.openapi import problem_content
 from service.types import ModelStatus
 
 MetricsText = Callable[[], tuple[bytes, str]]
+
+WEB = Path(__file__).parents[2] / "web"
+
+FILES = {
+    "/": WEB / "playground.html",
+    "/docs": WEB / "docs.html",
+    "/web/playground.js": WEB / "playground.js",
+    "/web/docs.js": WEB / "docs.js",
+    "/web/style.css": WEB / "style.css",
+    "/web/sample.jpg": REFERENCE_PICTURE,
+}
+
+HEADERS = {
+    # The playground shows chosen images from blob: URLs, and the icon is a data: URL.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 
 
 class ModelCard(BaseModel):
@@ -56,12 +78,12 @@ class ReadyAnswer(BaseModel):
     reason: str
 
 
-def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
+def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     router = APIRouter(responses={"default": problem_content("An error (RFC 9457)")})
 
     @router.get("/models", tags=["models"], summary="List the served models")
     async def models() -> ModelList:
-        return ModelList(models=[_card(engine, status) for status in engine.models()])
+        return ModelList(models=[_card(engine, model) for model in engine.models()])
 
     @router.get("/models/{name}", tags=["models"], summary="Describe one model")
     async def model(name: str) -> ModelCard:
@@ -93,15 +115,22 @@ def catalogue(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     return router
 
 
-def _card(engine: Engine, status: ModelStatus) -> ModelCard:
-    config: BundleConfig = status.config
+def page_routes() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    for path, file in FILES.items():
+        router.add_api_route(path, _page(file), methods=["GET", "HEAD"])
+    return router
+
+
+def _card(engine: Engine, model: ModelStatus) -> ModelCard:
+    config = model.config
     return ModelCard(
         name=config.name,
         task=config.task,
         default=engine.resolve(config.task, None).config.name == config.name,
-        ready=status.ready,
-        device=status.device,
-        precision=status.precision,
+        ready=model.ready,
+        device=model.device,
+        precision=model.precision,
         labels=config.labels,
         input=config.preprocessing,
         postprocessing=config.postprocessing,
@@ -110,35 +139,6 @@ def _card(engine: Engine, status: ModelStatus) -> ModelCard:
         source=config.source,
         accuracy=config.accuracy,
     )
-
-
-WEB = Path(__file__).parents[2] / "web"
-
-FILES = {
-    "/": WEB / "playground.html",
-    "/docs": WEB / "docs.html",
-    "/web/playground.js": WEB / "playground.js",
-    "/web/docs.js": WEB / "docs.js",
-    "/web/style.css": WEB / "style.css",
-    "/web/sample.jpg": REFERENCE_PICTURE,
-}
-HEADERS = {
-    # The playground shows chosen images from blob: URLs, and the icon is a data: URL.
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
-
-
-def pages() -> APIRouter:
-    router = APIRouter(include_in_schema=False)
-    for path, file in FILES.items():
-        router.add_api_route(path, _page(file), methods=["GET", "HEAD"])
-    return router
 
 
 def _page(file: Path) -> Callable[[], Awaitable[FileResponse]]:

@@ -118,10 +118,11 @@ def encode_output(mask_format: MaskFormat, raw: RawOutput, config: BundleConfig,
         result = postprocess(raw, config, size)
         assert not isinstance(result, ClassifyResult)
         return encode_result(result, mask_format)
-    rows, names = [], config.labels
+    # Labels are encoded straight from the arrays; `postprocess` would make an object for each in between.
+    items, labels = [], config.labels
     for index, score in zip(raw.indices.tolist(), raw.scores.tolist(), strict=True):
-        rows.append(LabelItem(names[index], index, float(f"{score:.6g}")))
-    return msgspec.json.encode(Classification(ImageSize(size.width, size.height), rows))
+        items.append(LabelItem(labels[index], index, float(f"{score:.6g}")))
+    return msgspec.json.encode(Classification(ImageSize(size.width, size.height), items))
 
 
 def encode_result(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> bytes:
@@ -147,13 +148,13 @@ def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Dete
                 image,
                 [
                     DetectionItem(
-                        row.label,
-                        row.index,
-                        rounded_score(row.score),
-                        _box(row.box),
-                        _mask(encode_detection(row, size, mask_format)),
+                        detection.label,
+                        detection.index,
+                        rounded_score(detection.score),
+                        _box(detection.box),
+                        _mask(encode_detection(detection, size, mask_format)),
                     )
-                    for row in detections
+                    for detection in detections
                 ],
             )
         case SegmentResult(segments=segments):
@@ -161,8 +162,8 @@ def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Dete
             return Segmentation(
                 image,
                 [
-                    SegmentItem(row.label, row.index, row.area, _mask(mask))
-                    for row, mask in zip(segments, masks, strict=True)
+                    SegmentItem(segment.label, segment.index, segment.area, _mask(mask))
+                    for segment, mask in zip(segments, masks, strict=True)
                 ],
             )
         case _:

@@ -82,10 +82,11 @@ def encode_response(
         result = postprocess(raw, config, size)
         assert not isinstance(result, ClassifyResult)
         return response_of(result, mask_format, label_map=label_map)
+    # Labels are encoded straight from the arrays; `postprocess` would make an object for each in between.
     names = config.labels
     scored = zip(raw.indices.tolist(), raw.scores.tolist(), strict=True)
-    rows = [pb.Label(label=names[index], index=index, score=score) for index, score in scored]
-    return pb.ClassifyResponse(image=pb.ImageSize(width=size.width, height=size.height), labels=rows)
+    labels = [pb.Label(label=names[index], index=index, score=score) for index, score in scored]
+    return pb.ClassifyResponse(image=pb.ImageSize(width=size.width, height=size.height), labels=labels)
 
 
 def response_of(result: DetectResult | SegmentResult, mask_format: MaskFormat, *, label_map: bool) -> Response:
@@ -93,21 +94,21 @@ def response_of(result: DetectResult | SegmentResult, mask_format: MaskFormat, *
     image = pb.ImageSize(width=result.size.width, height=result.size.height)
     match result:
         case DetectResult(size=size, detections=detections):
-            found = [_detection(row, size, mask_format) for row in detections]
+            found = [_detection(detection, size, mask_format) for detection in detections]
             return pb.DetectResponse(image=image, detections=found)
         case SegmentResult(segments=segments):
             parts = [
-                pb.Segment(label=row.label, index=row.index, area=row.area, mask=_mask(mask))
-                for row, mask in zip(segments, encode_segments(result, mask_format), strict=True)
+                pb.Segment(label=segment.label, index=segment.index, area=segment.area, mask=_mask(mask))
+                for segment, mask in zip(segments, encode_segments(result, mask_format), strict=True)
             ]
             png = encode_label_map(result.label_map) if label_map else b""
             return pb.SegmentResponse(image=image, segments=parts, label_map_png=png)
 
 
-def _detection(row: Detection, size: Size, mask_format: MaskFormat) -> pb.Detection:
-    box = pb.Box(xmin=row.box.xmin, ymin=row.box.ymin, xmax=row.box.xmax, ymax=row.box.ymax)
-    mask = _mask(encode_detection(row, size, mask_format))
-    return pb.Detection(label=row.label, index=row.index, score=row.score, box=box, mask=mask)
+def _detection(detection: Detection, size: Size, mask_format: MaskFormat) -> pb.Detection:
+    box = pb.Box(xmin=detection.box.xmin, ymin=detection.box.ymin, xmax=detection.box.xmax, ymax=detection.box.ymax)
+    mask = _mask(encode_detection(detection, size, mask_format))
+    return pb.Detection(label=detection.label, index=detection.index, score=detection.score, box=box, mask=mask)
 
 
 def _mask(mask: EncodedMask) -> pb.Mask | None:

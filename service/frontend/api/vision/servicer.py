@@ -7,7 +7,7 @@ from functools import partial
 import grpc
 
 from convmlp.v1 import vision_pb2 as pb
-from model.bundle import Accuracy, BundleConfig
+from model.bundle import Accuracy
 from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocessing
 from model.types import Task
 from service.errors import BadParameter
@@ -32,7 +32,7 @@ TASKS: dict[Task, pb.Task.ValueType] = {
 
 
 def add_vision(
-    server: grpc.aio.Server, engine: Engine, settings: Settings, auth: Auth, request_log: RequestLog
+    server: grpc.aio.Server, engine: Engine, auth: Auth, settings: Settings, request_log: RequestLog
 ) -> None:
     """Add the service to a server."""
     vision = Vision(engine, auth)
@@ -90,7 +90,7 @@ class Vision:
         Raises:
             Unavailable: no worker has reported its models yet.
         """
-        models = [_model(self._engine, status) for status in self._engine.models()]
+        models = [_model(self._engine, model) for model in self._engine.models()]
         return pb.ListModelsResponse(models=models).SerializeToString()
 
 
@@ -108,18 +108,18 @@ def _use_id(record: RequestRecord, given_id: str) -> None:
         request_id.set(given_id)
 
 
-def _model(engine: Engine, status: ModelStatus) -> pb.Model:
-    config: BundleConfig = status.config
+def _model(engine: Engine, model: ModelStatus) -> pb.Model:
+    config = model.config
     post = config.postprocessing
     return pb.Model(
         name=config.name,
         task=TASKS[config.task],
-        ready=status.ready,
+        ready=model.ready,
         labels=config.labels,
         weights_sha256=config.weights_sha256,
         is_default=engine.resolve(config.task, None).config.name == config.name,
-        device=status.device,
-        precision=status.precision,
+        device=model.device,
+        precision=model.precision,
         family=config.architecture.family,
         backbone=config.architecture.backbone.size,
         input=_input(config.preprocessing),
