@@ -28,7 +28,7 @@ async def pick(page: Page, file: Path) -> None:
 
 
 async def test_playground_answers(tmp_path: Path) -> None:
-    """The sample, each task in turn: overlay, table, timings, command and JSON, with nothing from elsewhere."""
+    """For each task the sample gets overlay, table, timings, command and JSON, with no request to another host."""
     async with open_rest() as rest, open_page(tmp_path) as page:
         await open_playground(page, rest)
         for card in ("key-form", "command"):
