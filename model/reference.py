@@ -113,6 +113,20 @@ def mismatch(result: Result, reference: ReferenceAnswer) -> str | None:
             return f"the answer is a {type(result).__name__}, the reference is for {reference.task}"
 
 
+def reference_input(preprocessing: Preprocessing) -> ModelInput:
+    """The reference picture, decoded and preprocessed for a model."""
+    return prepare(decode(REFERENCE_PICTURE.read_bytes(), LIMITS), preprocessing)
+
+
+def iou(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(first.xmax, second.xmax) - max(first.xmin, second.xmin)
+    height = min(first.ymax, second.ymax) - max(first.ymin, second.ymin)
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box.xmax - box.xmin) * (box.ymax - box.ymin) for box in (first, second))
+    return shared / max(areas - shared, 1e-9)
+
+
 def _labels_mismatch(result: ClassifyResult, reference: ClassifyReference) -> str | None:
     found = {label.index: label.score for label in result.labels}
     floor = min(found.values(), default=0.0)
@@ -143,23 +157,9 @@ def _detections_mismatch(result: DetectResult, reference: DetectReference) -> st
     return None
 
 
-def iou(first: Box, second: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(first.xmax, second.xmax) - max(first.xmin, second.xmin)
-    height = min(first.ymax, second.ymax) - max(first.ymin, second.ymin)
-    shared = max(width, 0.0) * max(height, 0.0)
-    areas = sum((box.xmax - box.xmin) * (box.ymax - box.ymin) for box in (first, second))
-    return shared / max(areas - shared, 1e-9)
-
-
 def _grid(label_map: LabelMapArray) -> LabelMapArray:
     height, width = label_map.shape
     rows = ((np.arange(GRID) + 0.5) * height / GRID).astype(int)
     columns = ((np.arange(GRID) + 0.5) * width / GRID).astype(int)
     grid: LabelMapArray = label_map[np.ix_(rows, columns)]
     return grid
-
-
-def reference_input(preprocessing: Preprocessing) -> ModelInput:
-    """The reference picture, decoded and preprocessed for a model."""
-    return prepare(decode(REFERENCE_PICTURE.read_bytes(), LIMITS), preprocessing)

@@ -20,6 +20,13 @@ from enum import StrEnum
 
 from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 
+INTERNAL_DETAIL = "internal error; the service's log has the details under this request's id"
+
+MODEL_CONTROL_OFF = (
+    "this service does not let callers load or unload models; its operator can allow it with the setting model_control"
+)
+"""The detail of Forbidden where a load or unload is requested."""
+
 
 class BadRequest(ConvMLPError):
     """The body is not in a form that the endpoint accepts: malformed multipart, malformed JSON, no image."""
@@ -59,9 +66,6 @@ class Internal(ConvMLPError):
     """A fault of the service itself. The message contains no internals; the log has them."""
 
     code = "internal"
-
-
-INTERNAL_DETAIL = "internal error; the service's log has the details under this request's id"
 
 
 class RetryLater(ConvMLPError):

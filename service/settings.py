@@ -167,7 +167,7 @@ class Settings(BaseSettings):
 
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log lines to write."""
+    """Minimum severity of log lines."""
     log_format: Literal["console", "json"] = "console"
     """console: for people; json: one object per line."""
     access_log: bool = True

@@ -19,7 +19,7 @@ from tests.wording import ROOT, files, findings
     ],
 )
 def test_finds_words_not_to_be_used(text: str, line: int, word: str) -> None:
-    """In prose and in names, also where a phrase goes on in the next line; with the line, and a word to use instead."""
+    """A word is found in prose and in names, also over a line's end; the finding has the line and an alternative."""
     (found,) = findings("a.py", text)
     assert (found.path, found.line, found.word) == ("a.py", line, word)
     assert found.instead

@@ -29,10 +29,6 @@ PROTOCOL = 6
 INLINE_BYTES = 4096
 """An array of no more bytes travels in the header: a frame costs about as much as the message itself."""
 
-MODEL_CONTROL_OFF = (
-    "this service does not let callers load or unload models; its operator can allow it with the setting model_control"
-)
-
 
 class MalformedMessage(Exception):
     """The other end does not speak this protocol."""

@@ -118,21 +118,6 @@ def merge_models(views: Sequence[WorkerView]) -> tuple[ModelStatus, ...] | None:
     return tuple(map(_merge_model, by_name.values()))
 
 
-def _merge_model(models: Sequence[ServedModel]) -> ModelStatus:
-    # While a model is being replaced there are two versions. The one that most workers are ready for counts.
-    ready = Counter(model.version for model in models if model.ready)
-    version = max(models, key=lambda model: ready[model.version]).version
-    same = [model for model in models if model.version == version]
-    serving = [model for model in same if model.ready] or same
-    return ModelStatus(
-        config=same[0].config,
-        version=version,
-        ready=serving[0].ready,
-        devices=tuple(model.device for model in serving if model.device),
-        precision=", ".join(dict.fromkeys(model.precision for model in serving if model.precision)),
-    )
-
-
 def merge_readiness(views: Sequence[WorkerView]) -> Readiness:
     """Ready while each model is ready on at least one worker."""
     up = [view for view in views if view.phase is Phase.READY]
@@ -160,3 +145,18 @@ def merge_stores(stores: Iterable[Sequence[StoredModel]]) -> tuple[StoredModel, 
             if known is None or (model.ready, model.served) > (known.ready, known.served):
                 best[model.name] = model
     return tuple(best[name] for name in sorted(best))
+
+
+def _merge_model(models: Sequence[ServedModel]) -> ModelStatus:
+    # While a model is being replaced there are two versions. The one that most workers are ready for counts.
+    ready = Counter(model.version for model in models if model.ready)
+    version = max(models, key=lambda model: ready[model.version]).version
+    same = [model for model in models if model.version == version]
+    serving = [model for model in same if model.ready] or same
+    return ModelStatus(
+        config=same[0].config,
+        version=version,
+        ready=serving[0].ready,
+        devices=tuple(model.device for model in serving if model.device),
+        precision=", ".join(dict.fromkeys(model.precision for model in serving if model.precision)),
+    )

@@ -9,8 +9,8 @@ from typing import Any
 import structlog
 
 from model.errors import ConvMLPError
-from service.errors import DeadlineExceeded, Forbidden, Internal, Overloaded, Unavailable
-from service.wire.messages import MODEL_CONTROL_OFF, ControlRequest, ListStore, Load, Unload
+from service.errors import MODEL_CONTROL_OFF, DeadlineExceeded, Forbidden, Internal, Overloaded, Unavailable
+from service.wire.messages import ControlRequest, ListStore, Load, Unload
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.model_loader import ModelLoader
 from service.worker.types import JobKey

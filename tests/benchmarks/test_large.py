@@ -26,7 +26,7 @@ def pictures() -> torch.Tensor:
 
 @torch.no_grad()
 def test_a_fitted_detector_finds_as_much_as_a_trained_one_might(pictures: torch.Tensor) -> None:
-    """As many candidates as wanted are above the threshold, so that NMS has work, but not all there are."""
+    """The wanted number of candidates is above the threshold: NMS has work, and some candidates are left out."""
     torch.manual_seed(0)
     network = RetinaNet(RetinaNetSpec(backbone=BACKBONE, fpn_channels=16, head_convs=2), 80).eval()
     fit_detector(network, pictures)
@@ -39,7 +39,7 @@ def test_a_fitted_detector_finds_as_much_as_a_trained_one_might(pictures: torch.
 
 @torch.no_grad()
 def test_a_fitted_segmenter_has_some_classes_and_keeps_them_in_bf16(pictures: torch.Tensor) -> None:
-    """Not one class everywhere, nor another at each pixel; and an answer in bf16 can be held against one in fp32."""
+    """The label map has several classes in large areas, and an answer in bf16 is comparable with one in fp32."""
     torch.manual_seed(0)
     network = SemanticFPN(SemanticFPNSpec(backbone=BACKBONE, fpn_channels=16, head_channels=16), 150).eval()
     fit_segmenter(network, pictures)

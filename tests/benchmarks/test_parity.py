@@ -114,7 +114,7 @@ def test_an_empty_mask_agrees_with_an_empty_mask() -> None:
 
 
 def test_answers_without_detections_are_compared() -> None:
-    """Nothing lost where nothing was expected, everything where all is missing."""
+    """A truth without objects loses nothing; an answer without any of the expected objects loses all."""
     none = boxes()
     assert agreement([none], [none], SIZES[:1]).box_ap is None
     assert agreement([none], [none], SIZES[:1]).matched is None
@@ -124,7 +124,7 @@ def test_answers_without_detections_are_compared() -> None:
 
 
 def test_pixels_of_all_pictures_count_alike() -> None:
-    """A share of all pixels, not a mean over pictures of other sizes."""
+    """The agreement is a share of all pixels, not a mean over pictures of different sizes."""
     small, large = np.zeros((1, 4), np.uint8), np.zeros((3, 4), np.uint8)
     changed = small.copy()
     changed[0, :2] = 1

@@ -71,6 +71,6 @@ def test_usage_counts_cpu_and_memory_of_all_processes(tmp_path: Path) -> None:
 
 
 def test_free_ports_are_in_a_row() -> None:
-    """So many from the first on can be listened at."""
+    """The ports from the first on are free, as many as asked for."""
     first = free_ports(6)
     assert 1024 < first <= 65536 - 6

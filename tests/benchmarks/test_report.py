@@ -40,7 +40,7 @@ def test_the_limit_is_of_the_network_and_decoding_one_after_the_other(measured: 
 
 
 def test_the_best_peer_is_of_one_network_and_never_this_service(measured: Measured) -> None:
-    """By the median rate; a peer that was measured with another network is not compared."""
+    """Peers are compared by the median rate; a peer with another network is not compared."""
     measured.add(0, "convmlp", Kind.EAGER, load(99))
     measured.add(0, "fastapi", Kind.EAGER, load(20))
     measured.add(0, "mosec", Kind.EAGER, load(30))
@@ -50,7 +50,7 @@ def test_the_best_peer_is_of_one_network_and_never_this_service(measured: Measur
 
 
 def test_goals_are_held_against_the_better_arrangement(measured: Measured) -> None:
-    """A peer that does better as advised than tuned is the one to beat; as-advised peers have rows of their own."""
+    """A peer's better arrangement, as advised or tuned, is the one to beat; as-advised peers have rows of their own."""
     measured.add(0, "convmlp", Kind.FASTEST, load(90))
     measured.add(0, "mosec", Kind.EAGER, load(30))
     measured.add(0, "fastapi", Kind.EAGER, load(45), arrangement=Arrangement.AS_ADVISED)

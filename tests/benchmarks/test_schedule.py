@@ -29,7 +29,7 @@ def advised(run: Run, number: int) -> list[Who]:
 
 
 def test_all_peers_begin_and_the_best_of_each_arrangement_go_on(begun: Measured) -> None:
-    """Rounds after the first are for those that were best as they are arranged there."""
+    """Rounds after the first measure the arrangements that were best in it."""
     assert advised(begun.run, 0) == [
         Who(name, kind, 1, ADVISED) for kind in (Kind.EAGER, Kind.FASTEST) for name in PEERS
     ]
@@ -42,14 +42,14 @@ def test_all_peers_begin_and_the_best_of_each_arrangement_go_on(begun: Measured)
 
 
 def test_as_advised_is_left_out_where_the_plan_has_it_not(begun: Measured) -> None:
-    """A quick run is of tuned peers alone."""
+    """A quick run measures tuned peers only."""
     begun.run.plan.arrangements = [Arrangement.TUNED]
     assert advised(begun.run, 0) == []
     assert {one.who for one in servers_of(begun.run, 0)} >= {MAIN, Who("mosec", Kind.EAGER)}
 
 
 def test_as_advised_is_measured_at_the_main_level_alone(begun: Measured) -> None:
-    """With the eager network as well, whose tuned peers are measured at every level, and later in open loops."""
+    """A full run measures the eager network too: its tuned peers at every level, and later in open loops."""
     begun.add(0, "mosec", Kind.EAGER, load(30))
     begun.add(0, "mosec", Kind.EAGER, load(20), arrangement=ADVISED)
     main_level = Step("classify", "closed", 32, 3.0)
@@ -59,7 +59,7 @@ def test_as_advised_is_measured_at_the_main_level_alone(begun: Measured) -> None
 
 
 def test_the_papers_sizes_have_a_visit_of_their_own(begun: Measured, tmp_path: Path) -> None:
-    """They are not loaded beside what is compared with peers, whose memory and time they would change."""
+    """Large models are not loaded in visits that are compared with peers: they would change memory and time."""
     begun.run.plan.subjects = ["classify", "large"]
     assert [one.who for one in servers_of(begun.run, 1) if one.who.network == LARGE] == [LARGE_MAIN]
     steps = list(steps_of(begun.run, ours(LARGE), 1))
@@ -71,7 +71,7 @@ def test_the_papers_sizes_have_a_visit_of_their_own(begun: Measured, tmp_path: P
 
 @pytest.mark.parametrize("arrangement", list(Arrangement))
 def test_each_arrangement_uses_every_core_once(arrangement: Arrangement, tmp_path: Path) -> None:
-    """Copies times threads are the cores: neither leaves one idle, nor has threads fight for one."""
+    """Copies times threads equal the cores: no core is idle, and no two threads share one."""
     start = start_of(peer(Who("fastapi", Kind.EAGER, 1, arrangement)), 1234, Material(tmp_path), tmp_path)
     cores = str(usable_cores())
     copies_and_threads = ("1", cores) if arrangement is ADVISED else (cores, "1")

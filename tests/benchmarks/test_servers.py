@@ -15,7 +15,7 @@ from model.net.normalise import Normalise
 
 @pytest.mark.parametrize("server", [ours(NOOP, 2), peer(Who("fastapi", NOOP))], ids=lambda server: server.who.server)
 def test_a_server_without_a_model_is_measured(server: Server, tmp_path: Path) -> None:
-    """The no-op service, whole but for decoding and device, and the bare FastAPI: they answer, cost CPU, and end."""
+    """The no-op service, without decoding and device, and the bare FastAPI answer, use CPU, and stop."""
     steps = [Step("classify", "closed", 4, 0.5), Step("classify", "open", 0.5, 0.5)]
     done = visit(server, steps, 0, Material(tmp_path), tmp_path)
     assert done.trouble == "", next((tmp_path / "logs").iterdir()).read_text()

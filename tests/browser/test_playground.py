@@ -28,7 +28,7 @@ async def pick(page: Page, file: Path) -> None:
 
 
 async def test_playground_answers(tmp_path: Path) -> None:
-    """The sample, each task in turn: overlay, table, timings, command and JSON, with nothing from elsewhere."""
+    """For each task the sample gets overlay, table, timings, command and JSON, with no request to another host."""
     async with open_rest() as rest, open_page(tmp_path) as page:
         await open_playground(page, rest)
         for card in ("key-form", "command"):
@@ -81,7 +81,7 @@ async def test_playground_asks_for_a_key(tmp_path: Path) -> None:
         await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/")
         await page.until("document.readyState === 'complete'")
         await give(page, "not-this-one-at-all")
-        await page.until("document.getElementById('key-hint').textContent.includes('does not know that key')")
+        await page.until("document.getElementById('key-hint').textContent.includes('key is wrong')")
         await give(page, key)
         await page.until("document.getElementById('state').textContent === 'ready'")
         await page.until("document.querySelectorAll('#model option').length > 0")

@@ -55,7 +55,7 @@ def test_a_stop_waits_for_the_drain() -> None:
 
 
 def test_only_the_worker_gets_a_gpu_and_on_the_cpu_nobody() -> None:
-    """A GPU is reserved for each worker, another one each, and for nobody else."""
+    """Each worker reserves a GPU of its own; no other container reserves one."""
     reserved = {name: _gpus(one) for name, one in services(BASE, "docker-compose.gpus.yml").items() if _gpus(one)}
     assert reserved == {"worker": ["0"], "worker-1": ["1"]}
     assert not any(_gpus(one) for one in services(*ON_CPU).values())

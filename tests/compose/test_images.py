@@ -69,7 +69,7 @@ def test_there_is_no_shell_and_no_compiler(image: str) -> None:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_has_labels(image: str) -> None:
-    """Labels, a user without rights, and a check of health that needs no shell."""
+    """An image has labels, a user without rights, and a health check that needs no shell."""
     config = inspect(image)["Config"]
     labels = config["Labels"]
     assert labels["org.opencontainers.image.title"].startswith("ConvMLP Serving")

@@ -81,7 +81,7 @@ def test_rules_are_evaluated_and_none_alarms(prometheus: Prometheus) -> None:
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: str(panel["title"]))
 def test_every_query_of_the_dashboard_is_answered(prometheus: Prometheus, panel: dict[str, object]) -> None:
-    """Each finds figures; those about a GPU find none, for there is none."""
+    """Each query finds figures, but those about a GPU, of which there is none."""
     for query, found in answers(prometheus, panel).items():
         names = set(re.findall(r"convmlp_\w+", query))
         about_a_gpu = bool(names) and names <= {*HELP, GPU_INFO}

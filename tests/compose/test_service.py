@@ -81,8 +81,8 @@ def _time(text: str) -> datetime:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_container_has_no_rights(stack: Stack, service: str) -> None:
-    """It runs as nobody in particular, without capabilities, and can write to /tmp, and to the sockets' folder where it
-    makes one, but nowhere else."""
+    """A container runs as an unprivileged user without capabilities, and can write to /tmp, and to the sockets' folder
+    if it makes one, but nowhere else."""
     found = json.loads(stack.python(service, CONFINEMENT).out)
     sockets = "written" if service == "worker" else "EROFS"
     assert found == {
@@ -114,7 +114,7 @@ def test_every_container_exposes_its_metrics(stack: Stack) -> None:
 
 
 def test_the_worker_cannot_be_reached_from_outside(stack: Stack) -> None:
-    """It publishes no port and is on no network that leads out; its socket is a file."""
+    """The worker publishes no port and is on no network that leads out; its socket is a file."""
     worker = stack.container("worker")
     assert not any(worker["NetworkSettings"]["Ports"].values())
     assert [inspect(name)["Internal"] for name in worker["NetworkSettings"]["Networks"]] == [True]

@@ -87,7 +87,7 @@ def test_it_asks_the_provisioned_data_source() -> None:
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda panel: str(panel["title"]))
 def test_every_query_is_answered(asked: PredictParams, panel: dict[str, Any]) -> None:
-    """Each one is understood and finds figures; those about a GPU are understood, and empty without one."""
+    """Each query is valid and finds figures; those about a GPU are valid, and empty without one."""
     for query, found in answers(asked.prometheus, panel).items():
         names = set(re.findall(r"convmlp_\w+", query))
         about_a_gpu = bool(names) and names <= {*HELP, GPU_INFO}

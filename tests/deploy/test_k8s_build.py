@@ -28,7 +28,7 @@ MINE = "deploy/k8s/overlays/mine"
 
 @pytest.mark.parametrize("folder", [*SERVICES, PULL_MODEL])
 def test_kubectl_builds_the_same(folder: str) -> None:
-    """What the other tests look at is what kubectl would apply."""
+    """The objects that the other tests read are those that kubectl builds."""
     if (kubectl := shutil.which("kubectl")) is None:
         pytest.skip("there is no kubectl, whose `kustomize` is the real builder")
     assert _sorted(_built_by(kubectl, K8S / folder)) == _sorted(build(K8S / folder))
@@ -45,7 +45,7 @@ def test_every_object_fits_its_schema(folder: str, kubernetes: str) -> None:
 
 @pytest.mark.parametrize("folder", [*SERVICES, PULL_MODEL])
 def test_objects_have_names_of_their_own_and_one_namespace(folder: str) -> None:
-    """None overwrites another, and none lands in whatever namespace kubectl stands in."""
+    """No object overwrites another, and each has a namespace, so that kubectl's current one does not matter."""
     objects = deployed(folder).objects
     names = [_name(one) for one in objects]
     assert len(names) == len(set(names))

@@ -52,7 +52,7 @@ def _is(source: Object, peer: Peer) -> bool:
 
 @pytest.mark.parametrize("folder", SERVICES)
 def test_only_front_ends_reach_the_wire(folder: str) -> None:
-    """It has no authentication: neither other pods here, nor look-alikes elsewhere, nor Prometheus get to it."""
+    """The worker has no authentication, so no other pod, look-alike elsewhere or Prometheus reaches its socket."""
     there = deployed(folder)
     (job,) = deployed(PULL_MODEL).all("Job")
     for part in FRONT_ENDS:

@@ -53,7 +53,7 @@ def workloads() -> list[Object]:
 
 @pytest.mark.parametrize(("folder", "part"), EVERY_PART)
 def test_every_variable_is_a_setting(folder: str, part: str) -> None:
-    """No name is invented, and every value is one that the part takes."""
+    """Every variable is a setting, and every value is valid for its part."""
     for name in deployed(folder).environment(part).keys() - NOT_OURS:
         assert name.removeprefix("CONVMLP_").lower() in Settings.model_fields, name
         assert name.startswith("CONVMLP_")
@@ -62,7 +62,7 @@ def test_every_variable_is_a_setting(folder: str, part: str) -> None:
 
 @pytest.mark.parametrize(("folder", "part"), EVERY_PART)
 def test_selectors_meet_the_pods_that_they_are_for(folder: str, part: str) -> None:
-    """A workload's own, and those of its Services, budget and policy: each meets this part's pods and no others."""
+    """The selectors of a workload, its Services, budget and policy select this part's pods and no others."""
     there = deployed(folder)
     selectors = [
         there.workload(part)["spec"]["selector"],
@@ -134,7 +134,7 @@ def test_a_pod_has_time_to_end(folder: str, part: str) -> None:
 
 @pytest.mark.parametrize("workload", workloads(), ids=lambda one: one["metadata"]["name"])
 def test_no_container_may_do_more_than_it_needs(workload: Object) -> None:
-    """Non-root on a read-only file system, without capabilities, tokens or bounds to exceed, as `restricted` asks."""
+    """A pod is non-root with a read-only file system, without capabilities or tokens, as `restricted` asks."""
     pod, container = pod_of(workload), container_of(workload)
     user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "docker/Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert user
@@ -196,7 +196,7 @@ def test_files_that_settings_name_are_mounted() -> None:
 
 
 def test_images_are_those_that_compose_builds() -> None:
-    """Name and tag of each are compose's, for this version of the project."""
+    """Each image has compose's name and tag, for this version of the project."""
     text = "".join(
         (ROOT / name).read_text(encoding="utf-8") for name in ("docker-compose.yml", "docker-compose.cpu.yml")
     )
@@ -209,7 +209,7 @@ def test_images_are_those_that_compose_builds() -> None:
 
 
 def test_only_the_gpu_overlays_ask_for_a_gpu() -> None:
-    """There a worker has one, insists on it and tolerates such nodes' taint; elsewhere it does without."""
+    """In the GPU overlays a worker requires a GPU and tolerates the taint of GPU nodes; elsewhere it has none."""
     for folder in SERVICES:
         there = deployed(folder)
         gpu = folder != "overlays/cpu"
@@ -220,7 +220,7 @@ def test_only_the_gpu_overlays_ask_for_a_gpu() -> None:
 
 
 def test_the_job_pulls_a_published_model_into_the_store() -> None:
-    """Its words are `convmlp models pull` of a model of the catalogue, into the claim that workers read."""
+    """The job's command is `convmlp models pull` of a model of the catalogue, into the claim that workers read."""
     (job,) = deployed(PULL_MODEL).all("Job")
     container = container_of(job)
     *command, name = container["args"]

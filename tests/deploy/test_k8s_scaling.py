@@ -15,7 +15,7 @@ from tests.deploy.k8s import COMPLETE, FRONT_ENDS, K8S, PARTS, ROOT, SERVICES, d
 
 @pytest.mark.parametrize("folder", SERVICES)
 def test_front_ends_know_every_worker_that_there_may_be(folder: str) -> None:
-    """Their addresses are the names of the StatefulSet's pods, and a worker listens where they call."""
+    """Front-ends' addresses of workers are the StatefulSet's pods, at the port where a worker listens."""
     there = deployed(folder)
     _, most = there.fewest_and_most("worker")
     service = there.workload("worker")["spec"]["serviceName"]
@@ -36,7 +36,7 @@ def test_a_worker_has_a_name_before_it_is_ready(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", SERVICES)
 def test_each_autoscaler_has_one_workload_to_itself(folder: str) -> None:
-    """It exists, no other scales it, and applying the manifests again does not undo what was scaled."""
+    """An autoscaler's target exists, has no other autoscaler, and sets no replicas, which applying would restore."""
     there = deployed(folder)
     for scaler in there.all("HorizontalPodAutoscaler"):
         (workload,) = (one for part in PARTS if is_target(one := there.workload(part), scaler))

@@ -34,19 +34,19 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def test_the_configuration_is_valid() -> None:
-    """Prometheus would start with it, rules included."""
+    """promtool accepts the configuration and its rules."""
     checked = promtool("check", "config", CONFIGURATION / "prometheus.yml")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_alerts_fire_when_they_should() -> None:
-    """And do not when they should not; see alerts.yml."""
+    """Alerts fire when they should, and do not when they should not; alerts.yml has the cases."""
     tested = promtool("test", "rules", TESTS)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 def test_every_alert_is_tested_both_ways() -> None:
-    """For each there is a moment at which it fires and one at which it does not."""
+    """Each alert has a case in which it fires and one in which it does not."""
     cases = [
         (case["alertname"], bool(case.get("exp_alerts")))
         for test in yaml.safe_load(TESTS.read_text())["tests"]

@@ -47,7 +47,7 @@ def extra(project: dict[str, Any], name: str) -> list[str]:
     ids=["build", "frontend", "worker-cpu", "worker-cuda"],
 )
 def test_what_is_needed_is_locked(locks: list[str], wanted: list[str]) -> None:
-    """Whatever pyproject.toml asks for the images have, in a version that it allows; else: `make locks`."""
+    """The locks have each requirement of pyproject.toml in an allowed version; if not, `make locks` mends it."""
     versions = locked(*locks)
     for one in map(Requirement, wanted):
         if not one.name.startswith("convmlp-"):
@@ -57,7 +57,7 @@ def test_what_is_needed_is_locked(locks: list[str], wanted: list[str]) -> None:
 
 
 def test_every_file_has_a_hash() -> None:
-    """No package is taken on its name alone."""
+    """Every package has hashes."""
     for lock in LOCKS.glob("*.txt"):
         for package in re.split(r"\n(?=\S)", lock.read_text().strip()):
             assert PINNED.match(package), package

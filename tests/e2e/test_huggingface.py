@@ -80,5 +80,5 @@ def test_errors_have_the_services_message(service: RunningService) -> None:
     """The client's error about a bad image or parameter has the service's message."""
     with pytest.raises(HfHubHTTPError, match="image format is not supported"):
         client_of(service, "classify").image_classification(b"not an image")
-    with pytest.raises(HfHubHTTPError, match="no model does the subtask 'panoptic' here"):
+    with pytest.raises(HfHubHTTPError, match="no served model does the subtask 'panoptic'"):
         client_of(service, "segment").image_segmentation(REFERENCE_PICTURE, subtask="panoptic")

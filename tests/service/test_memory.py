@@ -40,7 +40,7 @@ def faults(**environment: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
 def test_freed_memory_is_kept() -> None:
-    """Blocks as large as a batch's come from what was freed before, not from the kernel; an operator's own settings
-    stand."""
+    """Blocks as large as a batch's reuse freed memory, not new memory of the kernel; an operator's own settings take
+    precedence."""
     assert faults() < 8192
     assert faults(MALLOC_TRIM_THRESHOLD_="1000000", MALLOC_MMAP_THRESHOLD_="1000000") > 10 * 8192

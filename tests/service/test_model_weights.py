@@ -9,7 +9,7 @@ from service.settings import Settings
 
 
 def test_weights_are_named_numbers() -> None:
-    """`a=2,b=.5` is 2 for a and a half for b, and survives the way to another process."""
+    """`a=2,b=.5` means 2 for a and 0.5 for b, also in another process."""
     settings = Settings.model_validate({"models": "a,b,c", "model_weights": "a=2, b=.5"})
     assert settings.weights == {"a": 2.0, "b": 0.5}
     assert settings.as_environment()["CONVMLP_MODEL_WEIGHTS"] == "a=2,b=.5"
@@ -18,13 +18,13 @@ def test_weights_are_named_numbers() -> None:
 
 @pytest.mark.parametrize("text", ["a", "a=", "a=two", "a=-1", "=2", "a=1=2=", "a=nan", "a=inf"])
 def test_anything_else_is_refused(text: str) -> None:
-    """What is not a name and a number is an error, not a guess."""
+    """A weight that is not a name and a number is an error."""
     with pytest.raises(ValidationError):
         Settings(models=("a",), model_weights=(text,))
 
 
 def test_a_weight_must_be_positive() -> None:
-    """A model of weight 0 would never have its turn."""
+    """A weight of 0 is an error: its model would never run."""
     with pytest.raises(ValidationError, match="the weight of 'a' is 0; expected a number above 0"):
         Settings(models=("a",), model_weights=("a=0",))
 

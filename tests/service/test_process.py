@@ -31,7 +31,7 @@ def refused(take: Callable[[str, int], socket.socket], port: int) -> bool:
 
 
 def test_a_held_port_is_for_its_own_listeners_alone() -> None:
-    """Several may listen there and get all connections; nobody else holds it or listens, before, during or after."""
+    """Several listeners of a held port get all its connections; no other process can hold it or listen at it."""
     with hold_port(LOOPBACK, 0) as held:
         port = held.getsockname()[1]
         assert (refused(hold_port, port), refused(open_listener, port)) == (True, True)
@@ -67,13 +67,13 @@ def test_a_port_is_free_again_at_once() -> None:
 
 @pytest.mark.parametrize("take", [open_listener, listen_beside])
 def test_a_port_in_use_is_not_held(take: Callable[..., socket.socket]) -> None:
-    """Neither a plain program's, nor that of one which would let others of its user join."""
+    """A port in use cannot be held, whether its listener is exclusive or shares it within its user."""
     with open_listener(LOOPBACK, 0) if take is open_listener else listen_beside(0) as other:
         assert refused(hold_port, other.getsockname()[1])
 
 
 def test_addresses_are_written_as_in_a_url() -> None:
-    """IPv6's in brackets."""
+    """An IPv6 address is in brackets."""
     with hold_port(LOOPBACK, 0) as four:
         assert address_of(four) == f"127.0.0.1:{four.getsockname()[1]}"
     if socket.has_dualstack_ipv6():

@@ -51,7 +51,7 @@ def test_names_of_models_come_as_a_list_with_commas(tmp_path: Path) -> None:
 
 
 def test_addresses_of_workers_come_as_a_list_with_commas(tmp_path: Path) -> None:
-    """`--worker-address a,b` and CONVMLP_WORKER_ADDRESS=a,b mean two workers; none is none."""
+    """`--worker-address a,b` and CONVMLP_WORKER_ADDRESS=a,b mean two workers; an empty value means none."""
     two = ["tcp://gpu-1:5555", "ipc:///run/convmlp/worker"]
     assert settings_of(tmp_path, "--worker-address", ", ".join(two))["worker_address"] == two
     assert settings_of(tmp_path, CONVMLP_WORKER_ADDRESS=",".join(two))["worker_address"] == two
@@ -76,6 +76,6 @@ def test_another_process_reads_the_same_settings(tmp_path: Path) -> None:
     ],
 )
 def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
-    """A value out of range, or a name that is none, is an error and not a default."""
+    """A value out of range, or an unknown name, is an error."""
     with pytest.raises(ValidationError):
         Settings(**wrong)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import TypeVar
 from model.bundle import BundleConfig
 from model.types import DetectOutput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
+    MODEL_CONTROL_OFF,
     BadParameter,
     Forbidden,
     ModelNotFound,
@@ -27,7 +28,6 @@ from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import Span, current_span, step
 from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Readiness, Reply, StoredModel, Timings
-from service.wire.messages import MODEL_CONTROL_OFF
 from service.wire.pool import WorkerPool
 
 T = TypeVar("T")

@@ -196,6 +196,14 @@ def request_id_of(context: Context) -> str:
     return _first_values(context).get("x-request-id", "")
 
 
+def host_of(peer: str) -> str:
+    """The host of a gRPC peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:...`."""
+    kind, _, address = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return kind
+    return unquote(address).rpartition(":")[0].strip("[]")
+
+
 def _first_values(context: Context) -> dict[str, str]:
     """The first value of each key of the call's metadata; only keys that end with -bin have values that are bytes."""
     metadata: Any = context.invocation_metadata() or ()
@@ -206,14 +214,6 @@ def _trace_context(context: Context) -> TraceContext:
     metadata: Any = context.invocation_metadata() or ()
     traceparents = [value for key, value in metadata if key == "traceparent"]
     return received_context(traceparents, [value for key, value in metadata if key == "tracestate"])
-
-
-def host_of(peer: str) -> str:
-    """The host of a gRPC peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:...`."""
-    kind, _, address = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return kind
-    return unquote(address).rpartition(":")[0].strip("[]")
 
 
 def _timeout_ms(context: Context) -> int | None:

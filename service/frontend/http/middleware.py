@@ -196,10 +196,6 @@ class HttpRequest:
             return
 
 
-def _too_long(max_bytes: int) -> ImageTooLarge:
-    return ImageTooLarge(f"the request's body has more than {max_bytes:,} bytes; send a smaller image, or fewer")
-
-
 def request_of(request: Request) -> HttpRequest:
     """The request that the framework passes to an endpoint as its own type."""
     http_request: HttpRequest = request.scope[REQUEST]
@@ -327,3 +323,7 @@ class FastPath:
         if scope["type"] == "http" and scope["method"] == "POST":
             app = self._direct.get(scope["path"], app)
         return app(scope, receive, send)
+
+
+def _too_long(max_bytes: int) -> ImageTooLarge:
+    return ImageTooLarge(f"the request's body has more than {max_bytes:,} bytes; send a smaller image, or fewer")

@@ -43,7 +43,7 @@ def test_each_gpu_gets_a_worker_unless_set_otherwise(gpus: int, settings: dict[s
 
 
 def test_gpus_are_counted_only_where_they_matter() -> None:
-    """A service on the CPU, on a certain GPU, or of one worker does not wake up a driver."""
+    """A service on the CPU, on a certain GPU, or of one worker does not load a driver."""
 
     def unasked() -> int:
         raise AssertionError("the driver was asked")

@@ -66,6 +66,84 @@ async def read_decompressed(request: HttpRequest, max_bytes: int, bodies: ByteBu
     return await _decompressed(body, coding, max_bytes, partial(bodies.take, request.record))
 
 
+def json_length(header: str | None, body_bytes: int) -> int | None:
+    """The length of the JSON that a body begins with, by the header `Inference-Header-Content-Length`; None: all of it.
+
+    Raises:
+        BadRequest: the header is not a number, or exceeds the body.
+    """
+    if header is None:
+        return None
+    text = header.strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= body_bytes):
+        raise BadRequest(
+            f"the header {HEADER_LENGTH} is {text[:20]!r}; expected the JSON's length in bytes, at most the body's "
+            f"{body_bytes:,}"
+        )
+    return int(text)
+
+
+def read_request(body: bytes, length: int | None) -> InferRequest:
+    """Parse a decompressed body that begins with `length` bytes of JSON. Inputs of raw bytes are views on the body.
+
+    Raises:
+        BadRequest: the JSON, a length or an input's data is wrong.
+    """
+    if length == 0:
+        return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
+    document = _parsed(body[:length])
+    parameters = document.parameters
+    binary = _boolean("binary_data_output", parameters.pop("binary_data_output", False))
+    outputs = [_output(output, binary) for output in document.outputs]
+    inputs = _inputs(document.inputs, memoryview(body)[len(body) if length is None else length :])
+    return InferRequest(document.id, inputs, tuple(outputs), parameters, binary)
+
+
+def encode_response(response: InferResponse, coding: str | None) -> tuple[bytes, dict[str, str]]:
+    """The body and its headers. `coding`: one of CODINGS, or None.
+
+    Raises:
+        BadRequest: an output has too many numbers for JSON.
+    """
+    outputs: list[dict[str, object]] = []
+    parts: list[bytes] = []
+    for tensor, binary in response.outputs:
+        if binary:
+            raw = tensor.raw()
+            parts.append(raw)
+            data: dict[str, object] = {"parameters": {"binary_data_size": len(raw)}}
+        else:
+            data = {"data": tensor.listed()}
+        outputs.append({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, **data})
+    document: dict[str, object] = {"model_name": response.model, "model_version": VERSION}
+    if response.id:
+        document["id"] = response.id
+    document["outputs"] = outputs
+    body = msgspec.json.encode(document)
+    headers = {"Content-Type": "application/json", "Vary": "Accept-Encoding"}
+    if parts:
+        headers["Content-Type"] = "application/octet-stream"
+        headers[HEADER_LENGTH] = str(len(body))
+        body = b"".join((body, *parts))
+    if coding is not None:
+        headers["Content-Encoding"] = coding
+        body = CODINGS[coding](body)
+    return body, headers
+
+
+def negotiate_coding(accept_encoding: str | None) -> str | None:
+    """The coding that a client prefers; None where it accepts none, or prefers none."""
+    if accept_encoding is None:
+        return None
+    qualities = dict(map(_quality, accept_encoding.split(",")))
+    others = qualities.get("*", 0.0)
+    best, quality = None, qualities.get("identity", 0.0)
+    for coding in CODINGS:
+        if qualities.get(coding, others) > quality:
+            best, quality = coding, qualities.get(coding, others)
+    return best
+
+
 async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable[[int], None]) -> bytes:
     """In pieces, so that a small body that decompresses to a huge one is refused early."""
     decompressor = zlib.decompressobj(WINDOW_BITS[coding])
@@ -119,39 +197,6 @@ class _Body(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Body)
-
-
-def json_length(header: str | None, body_bytes: int) -> int | None:
-    """The length of the JSON that a body begins with, by the header `Inference-Header-Content-Length`; None: all of it.
-
-    Raises:
-        BadRequest: the header is not a number, or exceeds the body.
-    """
-    if header is None:
-        return None
-    text = header.strip()
-    if not (text.isascii() and text.isdigit() and len(text) <= 12 and int(text) <= body_bytes):
-        raise BadRequest(
-            f"the header {HEADER_LENGTH} is {text[:20]!r}; expected the JSON's length in bytes, at most the body's "
-            f"{body_bytes:,}"
-        )
-    return int(text)
-
-
-def read_request(body: bytes, length: int | None) -> InferRequest:
-    """Parse a decompressed body that begins with `length` bytes of JSON. Inputs of raw bytes are views on the body.
-
-    Raises:
-        BadRequest: the JSON, a length or an input's data is wrong.
-    """
-    if length == 0:
-        return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
-    document = _parsed(body[:length])
-    parameters = document.parameters
-    binary = _boolean("binary_data_output", parameters.pop("binary_data_output", False))
-    outputs = [_output(output, binary) for output in document.outputs]
-    inputs = _inputs(document.inputs, memoryview(body)[len(body) if length is None else length :])
-    return InferRequest(document.id, inputs, tuple(outputs), parameters, binary)
 
 
 def _parsed(text: bytes) -> _Body:
@@ -241,51 +286,6 @@ def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise BadRequest(f"the parameter {name} is {value!r:.40}; expected true or false")
     return value
-
-
-def encode_response(response: InferResponse, coding: str | None) -> tuple[bytes, dict[str, str]]:
-    """The body and its headers. `coding`: one of CODINGS, or None.
-
-    Raises:
-        BadRequest: an output has too many numbers for JSON.
-    """
-    outputs: list[dict[str, object]] = []
-    parts: list[bytes] = []
-    for tensor, binary in response.outputs:
-        if binary:
-            raw = tensor.raw()
-            parts.append(raw)
-            data: dict[str, object] = {"parameters": {"binary_data_size": len(raw)}}
-        else:
-            data = {"data": tensor.listed()}
-        outputs.append({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, **data})
-    document: dict[str, object] = {"model_name": response.model, "model_version": VERSION}
-    if response.id:
-        document["id"] = response.id
-    document["outputs"] = outputs
-    body = msgspec.json.encode(document)
-    headers = {"Content-Type": "application/json", "Vary": "Accept-Encoding"}
-    if parts:
-        headers["Content-Type"] = "application/octet-stream"
-        headers[HEADER_LENGTH] = str(len(body))
-        body = b"".join((body, *parts))
-    if coding is not None:
-        headers["Content-Encoding"] = coding
-        body = CODINGS[coding](body)
-    return body, headers
-
-
-def negotiate_coding(accept_encoding: str | None) -> str | None:
-    """The coding that a client prefers; None where it accepts none, or prefers none."""
-    if accept_encoding is None:
-        return None
-    qualities = dict(map(_quality, accept_encoding.split(",")))
-    others = qualities.get("*", 0.0)
-    best, quality = None, qualities.get("identity", 0.0)
-    for coding in CODINGS:
-        if qualities.get(coding, others) > quality:
-            best, quality = coding, qualities.get(coding, others)
-    return best
 
 
 def _quality(part: str) -> tuple[str, float]:

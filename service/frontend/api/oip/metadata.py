@@ -110,10 +110,6 @@ class ModelStatistics:
         }
 
 
-def _duration(count: int, seconds: float) -> Fields:
-    return {"count": count, "ns": round(seconds * 1e9)}
-
-
 class ModelRepository:
     """The models that are served and stored.
 
@@ -229,6 +225,10 @@ def repository_entry(model: StoredModel) -> Fields:
         "state": "READY" if model.ready else "UNAVAILABLE",
         "reason": model.reason,
     }
+
+
+def _duration(count: int, seconds: float) -> Fields:
+    return {"count": count, "ns": round(seconds * 1e9)}
 
 
 def _tensor(name: str, datatype: Datatype, dims: tuple[int, ...]) -> Fields:

@@ -124,6 +124,14 @@ def select_outputs(config: BundleConfig, request: InferRequest, requested: Predi
     return OutputSelection(selected, params, requested.params.top_k, mask_format)
 
 
+def nbytes_of(values: Sequence[Values]) -> int:
+    """The bytes that values hold in memory."""
+    total = 0
+    for part in values:
+        total += part.nbytes if isinstance(part, np.ndarray) else sum(map(len, part))
+    return total
+
+
 def _named(config: BundleConfig, known: Sequence[Output], wanted: RequestedOutput) -> Output:
     output = next((output for output in known if output.name == wanted.name), None)
     if output is None:
@@ -170,14 +178,6 @@ def _stack(output: Output, parts: Sequence[Values], max_bytes: int) -> Tensor:
     for place, array in zip(values, arrays, strict=True):
         place[tuple(map(slice, array.shape))] = array
     return Tensor(output.name, output.datatype, values.shape, values)
-
-
-def nbytes_of(values: Sequence[Values]) -> int:
-    """The bytes that values hold in memory."""
-    total = 0
-    for part in values:
-        total += part.nbytes if isinstance(part, np.ndarray) else sum(map(len, part))
-    return total
 
 
 def _too_large(output: Output, max_bytes: int) -> ImageTooLarge:

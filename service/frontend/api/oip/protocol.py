@@ -188,24 +188,6 @@ def images_of(inputs: Sequence[InputTensor], max_images: int) -> Sequence[bytes 
     return _encoded_images(tensor, count) if encoded else _pixel_images(tensor, count)
 
 
-def _encoded_images(tensor: InputTensor, count: int) -> Sequence[bytes]:
-    if isinstance(tensor.data, memoryview):
-        return split_elements(INPUT, tensor.data, count)
-    if len(tensor.data) != count:
-        raise BadRequest(f"input {INPUT!r}: its data has {len(tensor.data):,} elements, its shape needs {count}")
-    return tensor.data
-
-
-def _pixel_images(tensor: InputTensor, count: int) -> Sequence[Image]:
-    if not isinstance(tensor.data, memoryview) or tensor.data.nbytes != count:
-        size = tensor.data.nbytes if isinstance(tensor.data, memoryview) else len(tensor.data)
-        raise BadRequest(
-            f"input {INPUT!r}: its data has {size:,} elements, its shape {list(tensor.shape)} needs {count:,}"
-        )
-    batch = np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
-    return [Image(pixels) for pixels in batch]
-
-
 def element_count(name: str, shape: Sequence[int]) -> int:
     """The number of elements of a tensor of this shape.
 
@@ -252,3 +234,21 @@ def split_elements(name: str, data: memoryview, count: int) -> list[bytes]:
 def join_elements(elements: Sequence[bytes]) -> bytes:
     """Elements of BYTES as raw data."""
     return b"".join([part for element in elements for part in (_LENGTH.pack(len(element)), element)])
+
+
+def _encoded_images(tensor: InputTensor, count: int) -> Sequence[bytes]:
+    if isinstance(tensor.data, memoryview):
+        return split_elements(INPUT, tensor.data, count)
+    if len(tensor.data) != count:
+        raise BadRequest(f"input {INPUT!r}: its data has {len(tensor.data):,} elements, its shape needs {count}")
+    return tensor.data
+
+
+def _pixel_images(tensor: InputTensor, count: int) -> Sequence[Image]:
+    if not isinstance(tensor.data, memoryview) or tensor.data.nbytes != count:
+        size = tensor.data.nbytes if isinstance(tensor.data, memoryview) else len(tensor.data)
+        raise BadRequest(
+            f"input {INPUT!r}: its data has {size:,} elements, its shape {list(tensor.shape)} needs {count:,}"
+        )
+    batch = np.frombuffer(tensor.data, np.uint8).reshape(tensor.shape)
+    return [Image(pixels) for pixels in batch]

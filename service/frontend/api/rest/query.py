@@ -60,6 +60,29 @@ cached_query = lru_cache(maxsize=1024)(read_query)
 """The same for requests of at most `MAX_CACHED` bytes: clients repeat theirs. Errors are not cached."""
 
 
+def negotiate(accept: str) -> Medium:
+    """The media type of highest quality; among equals the most exactly named one, then the first.
+
+    `*/*` and an empty header mean JSON, `image/*` means PNG.
+
+    Raises:
+        BadParameter: the header excludes all of them.
+    """
+    if not accept.strip():
+        return Medium.JSON
+    ranges = [parsed for part in accept.split(",") if (parsed := _media_range(part)) is not None]
+    ranked = []
+    for preference, medium in enumerate(Medium):
+        matches = [(_exactness(pattern, medium), quality, -index) for index, (pattern, quality) in enumerate(ranges)]
+        # The most exact range that names a medium is the one that speaks of it.
+        exactness, quality, position = max(matches, default=(0, 0.0, 0))
+        if exactness and quality > 0:
+            ranked.append((quality, exactness, position, -preference, medium))
+    if not ranked:
+        raise BadParameter(f"the header Accept takes none of {', '.join(Medium)}; name one, or leave it out")
+    return max(ranked)[-1]
+
+
 def _fields(task: Task, query_string: bytes) -> dict[str, str]:
     known = [name for name, parameter in PARAMETERS.items() if task in parameter.tasks]
     try:
@@ -86,29 +109,6 @@ def _parsed(name: str, text: str) -> Any:  # noqa: ANN401  (each parameter has a
         return PARAMETERS[name].parse(text)
     except ValueError as error:
         raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
-
-
-def negotiate(accept: str) -> Medium:
-    """The media type of highest quality; among equals the most exactly named one, then the first.
-
-    `*/*` and an empty header mean JSON, `image/*` means PNG.
-
-    Raises:
-        BadParameter: the header excludes all of them.
-    """
-    if not accept.strip():
-        return Medium.JSON
-    ranges = [parsed for part in accept.split(",") if (parsed := _media_range(part)) is not None]
-    ranked = []
-    for preference, medium in enumerate(Medium):
-        matches = [(_exactness(pattern, medium), quality, -index) for index, (pattern, quality) in enumerate(ranges)]
-        # The most exact range that names a medium is the one that speaks of it.
-        exactness, quality, position = max(matches, default=(0, 0.0, 0))
-        if exactness and quality > 0:
-            ranked.append((quality, exactness, position, -preference, medium))
-    if not ranked:
-        raise BadParameter(f"the header Accept takes none of {', '.join(Medium)}; name one, or leave it out")
-    return max(ranked)[-1]
 
 
 def _media_range(part: str) -> tuple[str, float] | None:

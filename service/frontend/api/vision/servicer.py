@@ -94,6 +94,10 @@ class Vision:
         return pb.ListModelsResponse(models=models).SerializeToString()
 
 
+def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
+    return None if accuracy is None else pb.Accuracy(metrics=accuracy.metrics, measured_on=accuracy.measured_on)
+
+
 def _use_id(record: RequestRecord, given_id: str) -> None:
     """Take the id of a request's message; logs use it if it is printable ASCII.
 
@@ -138,7 +142,3 @@ def _input(spec: Preprocessing) -> pb.Input:
         case KeepRatioSpec():
             ratio = pb.KeepRatio(long_side=spec.long_side, short_side=spec.short_side, pad_multiple=spec.pad_multiple)
             return pb.Input(keep_ratio=ratio, mean=normalisation.mean, std=normalisation.std)
-
-
-def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
-    return None if accuracy is None else pb.Accuracy(metrics=accuracy.metrics, measured_on=accuracy.measured_on)
