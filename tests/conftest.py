@@ -32,6 +32,7 @@ SERIAL = (
     "benchmarks/test_overhead.py",
     "benchmarks/test_processes.py",
     "benchmarks/test_servers.py",
+    "service/cli/test_bench.py",
     # Chromium has processes of its own, one for each core.
     "browser",
 )
