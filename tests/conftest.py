@@ -21,11 +21,12 @@ hypothesis.settings.load_profile("tests")
 HERE = Path(__file__).parent
 
 SERIAL = (
-    # Whole services, and processes that are killed: they use all cores, and have deadlines.
+    # Whole services that are killed or have deadlines: they need all cores.
     "compose",
-    "e2e",
+    "e2e/test_grpc.py",
+    "e2e/test_lifecycle.py",
+    "e2e/test_serve.py",
     "gpu",
-    "deploy/test_k8s_probes.py",
     "*/test_tracing_process.py",
     "*/test_worker_process.py",
     # CPU time, memory and rates are measured.
@@ -41,13 +42,15 @@ SLOW = (
     # The authors' own networks, at their size.
     "model/net/test_goldens.py",
     "model/zoo/test_golden_answers.py",
-    # They start `convmlp`, a part of the service, or another process for each test.
+    # They start the service, a part of it, `convmlp` or another process.
+    "e2e",
     "benchmarks/test_parity.py",
     "benchmarks/test_path.py",
     "client/test_example.py",
     "client/test_process.py",
     "client/test_readme.py",
     "deploy/test_k8s_build.py",
+    "deploy/test_k8s_probes.py",
     "model/zoo/test_transfer.py",
     "service/cli/test_*.py",
     "*/test_logs*.py",
