@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ IMAGE = ("predict", "decode", "queue", "infer", "post")
 """The spans of one image."""
 POISON = 66
 """The grey level of a picture whose batch fails on the device."""
+BATCH_S = 0.002
+"""The time of any batch on the device."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,17 @@ async def traced_service(*flags: str) -> AsyncIterator[Traced]:
     with collecting() as collector:
         settings = Settings(heartbeat_interval_ms=50, otlp_endpoint=collector.url, self_check_interval_ms=20)
         with open_tracing(settings, "worker", follows=True) as tracing:
-            async with (
-                fake_worker(settings, tracing=tracing) as worker,
-                front_end("rest", worker.address, collector.url, *flags) as rest,
-                front_end("grpc", worker.address, collector.url, *flags) as rpc,
-                httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
-                grpc.aio.insecure_channel(rpc.grpc_address) as channel,
-            ):
+            async with fake_worker(settings, tracing=tracing) as worker:
                 worker.runner.poison = POISON
-                yield Traced(collector, http, channel, rest, rpc, worker)
+                # A batch takes equally long for any number of images: the worker measures that large batches are best.
+                worker.runner.takes = lambda *_: time.sleep(BATCH_S)
+                async with (
+                    front_end("rest", worker.address, collector.url, *flags) as rest,
+                    front_end("grpc", worker.address, collector.url, *flags) as rpc,
+                    httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
+                    grpc.aio.insecure_channel(rpc.grpc_address) as channel,
+                ):
+                    yield Traced(collector, http, channel, rest, rpc, worker)
 
 
 @asynccontextmanager
