@@ -13,10 +13,19 @@ from typing import Any
 
 import hypothesis
 import pytest
+import structlog
 
 # On a busy machine any example may take long.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
+
+# As the service logs. structlog's default renders the values of all frames, and blocks an event loop for seconds.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 HERE = Path(__file__).parent
 
