@@ -117,7 +117,7 @@ def test_a_worker_is_healthy_from_its_proof_on_and_while_it_answers() -> None:
             run("docker", "exec", name, "convmlp", "health", *more, check=False) for more in ((), ("--live",))
         )
         assert (hung.status, dead.status) == (1, 1)
-        assert "no answer" in hung.err
+        assert "no reply" in hung.err
         send_signal(name, signal.SIGCONT)
         eventually(lambda: run("docker", "exec", name, "convmlp", "health", check=False).status == 0)
 
