@@ -141,7 +141,7 @@ class RequestRecord:
         self.finish()
 
     def finish(self) -> dict[str, float]:
-        """The answer is known and attributes to be sent: stop the clock and count the request, once.
+        """The answer is known and about to be sent: stop the clock and count the request, once.
 
         Returns the milliseconds by stage, and their `total`; with several images each stage is its slowest image's.
         """

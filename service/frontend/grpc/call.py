@@ -176,7 +176,7 @@ async def answer_stream(
             async with writing:
                 await write(reply)
         except grpc.aio.BaseError:
-            return  # the client disconnected; gRPC is attributes to cancel the call
+            return  # the client disconnected; gRPC is about to cancel the call
         finally:
             room.release()
 
