@@ -107,37 +107,31 @@ async def test_a_stream_reads_no_more_and_delivers_its_replies(fresh_rpc: RpcWit
     await asyncio.wait_for(fresh_rpc.server.ended, 20)
 
 
-async def test_a_stream_whose_client_had_sent_all_ends_with_ok(fresh_rpc: RpcWithWorker) -> None:
-    """A stream whose client had sent all messages delivers all replies and ends with OK."""
-    stream = fresh_rpc.stub.ClassifyStream()
-    fresh_rpc.worker.runner.unblocked.clear()
+async def check_sent_stream_ends_with_ok(rpc: RpcWithWorker) -> None:
+    """A stream of two messages, all sent before the drain begins, delivers both replies and ends with OK."""
+    stream = rpc.stub.ClassifyStream()
+    rpc.worker.runner.unblocked.clear()
     for grey in (5, 6):
         await stream.write(classify(grey))
     await stream.done_writing()
-    await until(lambda: fresh_rpc.in_flight == 2)
-    await drain_begun(fresh_rpc)
-    fresh_rpc.worker.runner.unblocked.set()
+    await until(lambda: rpc.in_flight == 2)
+    await drain_begun(rpc)
+    rpc.worker.runner.unblocked.set()
     assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
     assert await stream.read() is grpc.aio.EOF
     assert await stream.code() is grpc.StatusCode.OK
-    await asyncio.wait_for(fresh_rpc.server.ended, 20)
+    await asyncio.wait_for(rpc.server.ended, 20)
+
+
+async def test_a_stream_whose_client_had_sent_all_ends_with_ok(fresh_rpc: RpcWithWorker) -> None:
+    """A stream whose client had sent all messages delivers all replies and ends with OK."""
+    await check_sent_stream_ends_with_ok(fresh_rpc)
 
 
 @pytest.mark.settings(max_stream_in_flight=2)
 async def test_a_full_stream_whose_client_had_sent_all_ends_with_ok(fresh_rpc: RpcWithWorker) -> None:
     """The same where the end of the client's messages was not read yet, because the stream was at its limit."""
-    stream = fresh_rpc.stub.ClassifyStream()
-    fresh_rpc.worker.runner.unblocked.clear()
-    for grey in (5, 6):
-        await stream.write(classify(grey))
-    await stream.done_writing()
-    await until(lambda: fresh_rpc.in_flight == 2)
-    await drain_begun(fresh_rpc)
-    fresh_rpc.worker.runner.unblocked.set()
-    assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
-    assert await stream.read() is grpc.aio.EOF
-    assert await stream.code() is grpc.StatusCode.OK
-    await asyncio.wait_for(fresh_rpc.server.ended, 20)
+    await check_sent_stream_ends_with_ok(fresh_rpc)
 
 
 @pytest.mark.settings(drain_timeout_s=60)
