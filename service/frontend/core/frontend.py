@@ -15,7 +15,7 @@ from model.preprocess import COMPILED
 from service.frontend.core.auth import Auth, open_auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.executor import PreparePool
-from service.observability.exposition import registry_of_all
+from service.observability.exposition import open_metrics
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings, usable_cores
 from service.wire.pool import WorkerPool
@@ -58,6 +58,7 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
                 await workers.wait_for_state()
         try:
-            yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, registry_of_all(registry))
+            with open_metrics(registry) as shared:
+                yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, shared.of_all())
         finally:
             threads.close()
