@@ -85,6 +85,22 @@ class FrontEndMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._waiting = _sum_gauge(registry, "convmlp_decode_queue_images", "Images that wait for a thread")
+        self._abandoned = _sum_gauge(
+            registry, "convmlp_abandoned_images", "Images that a thread works on although their request has ended"
+        )
+        self._decoded = _sum_gauge(
+            registry, "convmlp_decoded_bytes", "Memory charged to decoded images, network inputs and label maps"
+        )
+        self._decoded_limit = _sum_gauge(
+            registry, "convmlp_decoded_bytes_limit", "Limit of this memory; further images wait"
+        )
+        self._lag = Gauge(
+            "convmlp_event_loop_lag_seconds",
+            "Longest time of the last half minute for which a process handled no request",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._rejected = Counter(
             "convmlp_rejected",
             "Predictions rejected although their images are valid, by reason",
@@ -117,8 +133,19 @@ class FrontEndMetrics:
         # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
         self._restarts = None if MULTIPROC_DIR in os.environ else restart_counter(registry)
 
-    def in_flight_limit(self, images: int) -> None:
+    def limits(self, images: int, decoded_bytes: int) -> None:
+        """Set the gauges of the limits."""
         self._in_flight_limit.set(images)
+        self._decoded_limit.set(decoded_bytes)
+
+    def threads(self, waiting: int, abandoned: int, decoded_bytes: int) -> None:
+        """Set the gauges of the threads, of which there are several changes for each request."""
+        self._waiting.set(waiting)
+        self._abandoned.set(abandoned)
+        self._decoded.set(decoded_bytes)
+
+    def event_loop_lag(self, seconds: float) -> None:
+        self._lag.set(seconds)
 
     def rejected(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
