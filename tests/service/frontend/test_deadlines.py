@@ -145,13 +145,13 @@ async def test_a_deadline_is_kept_while_an_answer_is_encoded() -> None:
 async def test_a_caller_that_leaves_costs_no_thread() -> None:
     """A picture whose caller disconnects while it waits for a thread is never decoded."""
     async with open_pair() as pair:
-        threads, body = pair.rest.engine.threads, picture()
+        body = picture()
         async with held_threads(pair.rest):
             _, writer = await asyncio.open_connection("127.0.0.1", pair.http.base_url.port)
             writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            await until(lambda: threads.waiting == 1)
+            await until(lambda: pair.rest.registry.get_sample_value("convmlp_in_flight_requests") == 1)
             writer.close()
-            await until(lambda: threads.waiting == 0)
+            await until(lambda: pair.rest.registry.get_sample_value("convmlp_in_flight_requests") == 0)
         before = len(pair.worker.runner.batches)
         assert (await pair.http.post("/classify", content=picture(7))).status_code == 200
         assert len(pair.worker.runner.batches) == before + 1
