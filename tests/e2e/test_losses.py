@@ -18,8 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.reference import REFERENCE_PICTURE
 from tests.e2e.convmlp_process import RunningService, is_alive, running_service, started_service
-from tests.e2e.test_lifecycle import eventually
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 PICTURE = REFERENCE_PICTURE.read_bytes()
 FLAGS = ("--models", "convmlp_pets_heads")
