@@ -132,6 +132,8 @@ class Settings(BaseSettings):
     """How often front-ends ask a worker for its state."""
     worker_timeout_ms: PositiveInt = 5_000
     """A worker that has not answered for this long counts as dead."""
+    front_end_timeout_ms: PositiveInt = 15_000
+    """Under `serve`, a front-end process that has not responded for this long is killed and restarted."""
     batch_timeout_ms: PositiveInt = 120_000
     """A worker whose batch has run for this long exits, and the supervisor restarts it."""
     self_check_interval_ms: PositiveInt = 60_000

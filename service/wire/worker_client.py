@@ -24,6 +24,7 @@ from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
 from service.observability.tracing import NO_CONTEXT, current_span
 from service.types import StoredModel
+from service.wire.deadlines import Deadlines
 from service.wire.messages import (
     PROTOCOL,
     Answer,
@@ -149,6 +150,8 @@ class WorkerClient:
         self._pixels = 0
         self._configs = ModelConfigs()
         self._forecasts: dict[str, WaitForecast] = {}
+        self._deadlines = Deadlines(self._expire)
+        """Of jobs."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> WorkerClient:
@@ -164,6 +167,7 @@ class WorkerClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._deadlines.close()
         self._fail_pending("this process is shutting down")
         await self._connection.__aexit__()
 
@@ -279,11 +283,12 @@ class WorkerClient:
         """
         if budget_s <= 0:
             raise DeadlineExceeded("timed out before the request was sent to the worker")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         pending[job] = future
-        # One timer for a job: `asyncio.timeout` costs several times that, and takes part in every cancellation.
-        timer = loop.call_later(budget_s, self._expire, future, job, budget_s)
+        deadline_s = time.monotonic() + budget_s
+        self._deadlines.pending[job] = deadline_s
+        if deadline_s < self._deadlines.next_s:
+            self._deadlines.wake_at(deadline_s)
         try:
             self._connection.messages.send(header, *frames)
             return await future
@@ -293,13 +298,14 @@ class WorkerClient:
             self._cancel(job)
             raise
         finally:
-            timer.cancel()
+            self._deadlines.pending.pop(job, None)
             del pending[job]
 
-    def _expire(self, future: asyncio.Future[T], job: int, budget_s: float) -> None:
-        if not future.done():  # else it was answered in time, and its caller has not run yet
+    def _expire(self, job: int) -> None:
+        future = self._answers.get(job) or self._stores.get(job)
+        if future is not None and not future.done():  # else it was answered in time, and its caller has not run yet
             self._cancel(job)
-            future.set_exception(DeadlineExceeded(f"timed out: the worker did not answer within {budget_s:.3f} s"))
+            future.set_exception(DeadlineExceeded("timed out: the worker did not answer in time"))
 
     def _cancel(self, job: int) -> None:
         with contextlib.suppress(zmq.Again):  # a lost worker has lost the job as well

@@ -35,6 +35,7 @@ from model.spec import Preprocessing
 from model.types import Image, ModelInput
 from service.errors import DeadlineExceeded, Overloaded
 from service.frontend.core.fair_queue import FairQueue, Place
+from service.wire.deadlines import Deadlines
 
 T = TypeVar("T")
 
@@ -54,10 +55,6 @@ STUCK_S = 0.1
 """Work that runs for so many times its expected time, and so long, may run for any time: its thread does not count."""
 CLOSE_S = 10.0
 """How long closing a pool waits for running work."""
-MAX_TIMER_S = 1e6
-"""The longest timer that is set for a deadline."""
-TIMER_S = 0.001
-"""Resolution of uvloop's timers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +147,8 @@ class ThreadPool:
         self._ready: SimpleQueue[Work[Any] | None] = SimpleQueue()
         self._ended: deque[tuple[Work[Any], Timed[Any] | None, BaseException | None]] = deque()
         self._woken = False
-        self._open: set[Work[Any]] = set()
-        """Submitted and not ended."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._expires_s = math.inf
-        """When the timer is due."""
+        self._deadlines = Deadlines(self._expire)
+        """Of work that has not ended."""
         self._closed = False
         self._size = max(threads, 1)
         self._threads = [
@@ -185,9 +179,9 @@ class ThreadPool:
         if left_s <= 0:
             raise DeadlineExceeded("timed out before the request reached a thread")
         work.future = asyncio.get_running_loop().create_future()
-        self._open.add(work)
-        if work.deadline_s < self._expires_s:
-            self._expire_at(work.deadline_s)
+        self._deadlines.pending[work] = work.deadline_s
+        if work.deadline_s < self._deadlines.next_s:
+            self._deadlines.wake_at(work.deadline_s)
         held_bytes = self.held_bytes + work.nbytes
         # Most work finds a free thread. This is what `_enqueue` and `_hand_out` would do with it.
         if len(self._handed) < self._size and held_bytes <= self.max_bytes and not self.waiting:
@@ -251,8 +245,7 @@ class ThreadPool:
     def close(self) -> None:
         """Wait for running work, but no longer than `CLOSE_S`; cancel the rest."""
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadlines.close()
         while self.waiting:
             self.waiting -= 1
             (self._urgent.popleft() if self._urgent else self._queue.take()).future.cancel()
@@ -278,7 +271,7 @@ class ThreadPool:
     def _dequeue(self, work: Work[Any]) -> None:
         """Remove work that waits. Its future has an error, or nobody waits for it."""
         work.stage = Stage.ENDED
-        self._open.discard(work)
+        self._deadlines.pending.pop(work, None)
         self.waiting -= 1
         if work.place is None:
             self._urgent.remove(work)
@@ -313,34 +306,19 @@ class ThreadPool:
         if not self.waiting or time.monotonic() + self._speed.seconds(work.cost) < work.deadline_s:
             return False
         work.stage = Stage.ENDED
-        self._open.discard(work)
+        self._deadlines.pending.pop(work, None)
         if not work.future.done():
             retry_after_s = self._queue.seconds / self._size
             work.future.set_exception(Overloaded("the deadline is too near to decode the image", retry_after_s))
         return True
 
-    def _expire_at(self, deadline_s: float) -> None:
-        """Set the timer. There is one for all work: a timer of uvloop costs 20 µs where it is cancelled, as nearly all
-        would be."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._expires_s = deadline_s
-        left_s = min(max(deadline_s - time.monotonic(), 0.0), MAX_TIMER_S)
-        self._timer = asyncio.get_running_loop().call_later(left_s, self._expire)
-
-    def _expire(self) -> None:
-        """Answer all work whose deadline has passed; that which waits never starts."""
-        now_s = time.monotonic() + TIMER_S
-        for work in [work for work in self._open if work.deadline_s <= now_s]:
-            self._open.discard(work)
-            if not work.future.done():
-                waited = "before a thread was free for it" if not work.started_s else "while a thread worked on it"
-                work.future.set_exception(DeadlineExceeded(f"the request timed out {waited}"))
-            if work.stage is Stage.WAITING:
-                self._dequeue(work)
-        self._timer, self._expires_s = None, math.inf
-        if self._open:
-            self._expire_at(min(work.deadline_s for work in self._open))
+    def _expire(self, work: Work[Any]) -> None:
+        """Answer work whose deadline has passed. If it waits it never starts."""
+        if not work.future.done():
+            waited = "before a thread was free for it" if not work.started_s else "while a thread worked on it"
+            work.future.set_exception(DeadlineExceeded(f"the request timed out {waited}"))
+        if work.stage is Stage.WAITING:
+            self._dequeue(work)
 
     def _run(self) -> None:
         """In a thread."""
@@ -370,7 +348,7 @@ class ThreadPool:
         while self._ended:
             work, value, failure = self._ended.popleft()
             self._handed.remove(work)
-            self._open.discard(work)
+            self._deadlines.pending.pop(work, None)
             work.stage = Stage.ENDED
             future, kept_bytes = work.future, 0
             if value is not None:

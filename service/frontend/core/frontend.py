@@ -16,7 +16,7 @@ from service.frontend.core.auth import Auth, open_auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.executor import PreparePool
 from service.observability.event_loop import watch_event_loop
-from service.observability.exposition import registry_of_all
+from service.observability.exposition import open_metrics
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings, usable_cores
 from service.wire.pool import WorkerPool
@@ -70,7 +70,8 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
                 await workers.wait_for_state()
         watching = asyncio.create_task(watch_event_loop(report), name="event-loop")
         try:
-            yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, registry_of_all(registry))
+            with open_metrics(registry) as shared:
+                yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, shared.of_all())
         finally:
             watching.cancel()
             threads.close()
