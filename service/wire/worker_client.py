@@ -45,7 +45,7 @@ from service.wire.messages import (
     encode,
     unpack_output,
 )
-from service.wire.worker_view import NO_WORKER, NO_WORKER_RETRY_S, ModelConfigs, WorkerView
+from service.wire.worker_view import NO_WORKER, ModelConfigs, Recovery, WorkerView
 from service.wire.zmq_socket import WorkerConnection
 
 MAX_FORECASTS = 256
@@ -146,6 +146,7 @@ class WorkerClient:
         self._state: State | None = None
         self._instance = ""
         self._state_received = asyncio.Event()
+        self._recovery = Recovery()
         self._received_s = 0.0
         self._pixels = 0
         self._configs = ModelConfigs()
@@ -250,7 +251,7 @@ class WorkerClient:
     def view(self) -> WorkerView:
         state = self._state
         if state is None:
-            return WorkerView(None, NO_WORKER, NO_WORKER_RETRY_S, self._configs.models(None))
+            return WorkerView(None, NO_WORKER, self._recovery.left_s(), self._configs.models(None))
         return WorkerView(state.phase, state.reason, state.retry_after_s, self._configs.models(state.phase))
 
     def knows(self, version: str) -> bool:
@@ -293,7 +294,7 @@ class WorkerClient:
             self._connection.messages.send(header, *frames)
             return await future
         except zmq.Again:
-            raise Unavailable(NO_WORKER, NO_WORKER_RETRY_S) from None
+            raise Unavailable(NO_WORKER, self._recovery.left_s()) from None
         except asyncio.CancelledError:
             self._cancel(job)
             raise
@@ -372,6 +373,11 @@ class WorkerClient:
             self._on_replaced()
         self._instance = state.instance
         before, self._state = self._state, state
+        self._recovery.learn(state.start_s)
+        if self._is_ready():
+            self._recovery.ready()
+        elif state.phase is not Phase.READY:
+            self._recovery.lost()
         if before is None or state.configs or (before.phase, before.models) != (state.phase, state.models):
             self._on_change()
         self._state_received.set()
@@ -385,6 +391,7 @@ class WorkerClient:
             jobs = len(self._answers) + len(self._stores)
             log.warning("worker lost", address=self._address, reason=reason, jobs=jobs)
             self._state = None
+            self._recovery.lost()
             self._forecasts.clear()
             self._on_change()
         self._fail_pending(reason)
@@ -392,8 +399,9 @@ class WorkerClient:
     def _fail_pending(self, reason: str) -> None:
         # An error for each caller: one error raised by several would collect the tracebacks of all.
         futures: list[asyncio.Future[Any]] = [*self._answers.values(), *self._stores.values()]
+        retry_after_s = self._recovery.left_s()
         for future in futures:
-            _settle(future, Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S))
+            _settle(future, Unavailable(f"{reason}; send the request again", retry_after_s))
 
 
 def _settle(future: asyncio.Future[T] | None, result: T | ConvMLPError) -> None:
