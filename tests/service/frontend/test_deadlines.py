@@ -132,7 +132,7 @@ async def test_a_deadline_is_kept_while_an_answer_is_encoded() -> None:
     async with open_pair() as pair:
         engine = pair.rest.engine
         model = engine.model("fake_segment")
-        request = PredictRequest("r", model, picture(), QueryParams(), time.monotonic() + 1.0, "caller")
+        request = PredictRequest("r", model, picture(), QueryParams(), time.monotonic() + DEADLINE_S, "caller")
         began_s = time.monotonic()
         with pytest.raises(DeadlineExceeded, match="while a thread worked on it"):
             await engine.predict(request, slow)
