@@ -4,8 +4,9 @@
     ├── ImageUndecodable      empty, truncated or corrupt
     ├── UnsupportedFormat     not one of the formats we read
     ├── ImageTooLarge         too many bytes or pixels, or decoding would take too much memory or work
-    ├── OutOfMemory           decoding got no memory now
-    └── BundleInvalid         a model bundle that must not be served
+    ├── OutOfMemory           no memory to decode an image now
+    ├── BundleInvalid         a model bundle that must not be served
+    └── NotFinite             a network's output has NaN or infinity
 
 `service/errors.py` adds those of a running service.
 """
@@ -57,3 +58,13 @@ class BundleInvalid(ConvMLPError):
     """A bundle's files are missing, malformed or do not belong together."""
 
     code = "bundle-invalid"
+
+
+class NotFinite(ConvMLPError):
+    """A network's output for one image has NaN or infinity. For callers it is an internal error, whose code it has."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's output for this image is not finite (NaN or infinity): its weights are damaged, or too large "
+            "for its precision"
+        )

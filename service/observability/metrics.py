@@ -157,6 +157,7 @@ class _ModelMetrics:
     batch_size: Histogram
     images: Counter
     busy: Counter
+    not_finite: Counter
     depth: Gauge
 
 
@@ -182,6 +183,12 @@ class WorkerMetrics:
         self._busy = Counter(
             "convmlp_device_busy_seconds",
             "Time in which the device ran batches of the model; a batch on part of the device counts by that part",
+            ["model"],
+            registry=registry,
+        )
+        self._not_finite = Counter(
+            "convmlp_non_finite_outputs",
+            "Images for which the network's output had NaN or infinity, including the worker's own checks",
             ["model"],
             registry=registry,
         )
@@ -227,6 +234,7 @@ class WorkerMetrics:
             batch_size=self._batch_size.labels(model),
             images=self._images.labels(model),
             busy=self._busy.labels(model),
+            not_finite=self._not_finite.labels(model),
             depth=self._depth.labels(model),
         )
         self._models[model].depth.set(0)
@@ -253,6 +261,10 @@ class WorkerMetrics:
         metrics.busy.inc(seconds * part)
         for _ in range(images):  # each image took as long as its batch
             metrics.infer.observe(seconds)
+
+    def not_finite(self, model: str) -> None:
+        """An output had NaN or infinity."""
+        self._models[model].not_finite.inc()
 
     def waited(self, model: str, seconds: float) -> None:
         self._models[model].queue.observe(seconds)

@@ -46,7 +46,12 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
     metrics.in_flight_limit(settings.max_in_flight)
-    threads = PreparePool(settings.prepare_threads or usable_cores(), settings.decode_limits, fast=settings.fast_decode)
+    threads = PreparePool(
+        settings.prepare_threads or usable_cores(),
+        settings.decode_limits,
+        fast=settings.fast_decode,
+        max_bytes=settings.decoded_bytes,
+    )
     workers = WorkerPool(
         settings.worker_address,
         heartbeat_s=settings.heartbeat_interval_ms / 1000,
