@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 
 import numpy as np
@@ -30,9 +30,7 @@ from model.containers.header import (
     UPRIGHT,
     Header,
     ImageFormat,
-    check_size,
     exif_orientation,
-    header_of,
     too_many_parts,
 )
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, OutOfMemory, UnsupportedFormat
@@ -47,10 +45,12 @@ PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 ARITHMETIC = frozenset(range(0xC9, 0xD0)) - TABLES
 DECODED = FRAMES | TABLES | {SOS}
 APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
-"""Application segments that say how colours are coded, and how they begin."""
+"""Application segments that define how colours are coded, and how they begin."""
 BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 """Markers without a segment. Zero follows a byte 0xFF that is data."""
 NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+SAMPLE_COST, SCANNED_COST = 0.4, 0.25
+"""Of each sample, and of each that one of several scans passes over."""
 USUAL_SCANS = 5
 """Times that the scans of a progressive JPEG pass over all its samples, as usual encoders write it: in ten scans, most
 of them of one component."""
@@ -58,7 +58,7 @@ of them of one component."""
 COST_PER_PIXEL = 10
 """Largest cost of decoding, for each pixel of the largest picture: with the default of 50 million pixels, up to 2 s."""
 MIN_DECODE_BYTES, MIN_DECODE_COST = 64 << 20, 50_000_000
-"""Least limits: small pictures take no account of their form."""
+"""The limits of memory and work are no lower, so that a low limit of pixels is the same for all formats."""
 
 Needed = Callable[[Size], Size]
 
@@ -67,22 +67,18 @@ Needed = Callable[[Size], Size]
 class DecodeLimits:
     """Upper limits of encoded bytes and of pixels (height x width).
 
-    The memory and the work that decoding takes are limited by what the largest picture needs in its usual form: see
-    `max_decode_bytes` and `max_decode_cost`.
+    From `max_pixels` follow the limits of `Header.decode_bytes` and `Header.decode_cost`: what the largest picture
+    takes in its usual forms, 300 MB and 2 s with the default of 50 million pixels.
     """
 
     max_bytes: int
     max_pixels: int
+    max_decode_bytes: int = field(init=False)
+    max_decode_cost: int = field(init=False)
 
-    @property
-    def max_decode_bytes(self) -> int:
-        """Of `Header.decode_bytes`: 300 MB with the default of 50 million pixels."""
-        return max(DECODED_BYTES * self.max_pixels, MIN_DECODE_BYTES)
-
-    @property
-    def max_decode_cost(self) -> int:
-        """Of `Header.decode_cost`."""
-        return max(COST_PER_PIXEL * self.max_pixels, MIN_DECODE_COST)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_decode_bytes", max(DECODED_BYTES * self.max_pixels, MIN_DECODE_BYTES))
+        object.__setattr__(self, "max_decode_cost", max(COST_PER_PIXEL * self.max_pixels, MIN_DECODE_COST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +117,8 @@ def read_header(data: bytes, limits: DecodeLimits) -> Header:
             f"decoding this {image_format} takes {header.decode_bytes:,} bytes of memory; the limit is "
             f"{limits.max_decode_bytes:,}; scale it down, or save it as a baseline JPEG"
         )
-    _check_cost(header.format, header.decode_cost, limits)
+    if header.decode_cost > limits.max_decode_cost:
+        raise _too_much_work(header.format, header.decode_cost, limits)
     return header
 
 
@@ -140,34 +137,42 @@ def decode(data: bytes, limits: DecodeLimits) -> Image:
     return Image(packed(as_array(decode_picture(data, limits).source)))
 
 
-def decode_picture(data: bytes, limits: DecodeLimits, needed: Needed | None = None) -> Picture:
+def decode_picture(
+    data: bytes, limits: DecodeLimits, needed: Needed | None = None, header: Header | None = None
+) -> Picture:
     """Decode an image and keep it in the decoder's memory: resizing reads it there.
 
     `needed` maps the upright size to the size that the caller resizes to. A JPEG is then decoded at 1/2, 1/4 or 1/8
     scale if that is still as large (libjpeg's scaling in the DCT domain), which takes less time. The pixels are close
     to, not equal to, those of the full picture resized.
 
+    `header` is that of `data`, where the caller has read it already.
+
     Raises:
         ImageUndecodable, UnsupportedFormat, ImageTooLarge, OutOfMemory: as `decode`.
     """
-    header = read_header(data, limits)
+    if header is None:
+        header = read_header(data, limits)
     try:
         if header.format is ImageFormat.JPEG:
-            decoded, orientation = _load_jpeg(data, limits, header, needed)
+            source, orientation = _load_jpeg(data, limits, header, needed)
         else:
-            decoded, orientation = _LOADERS[header.format](data, header)
-        size = Size(header.size.width, header.size.height) if orientation in SIDEWAYS else header.size
-        if orientation == UPRIGHT and isinstance(decoded, PIL.Image.Image) and decoded.mode == "RGB":
-            if not decoded.has_transparency_data:
-                return Picture(decoded, size)
-        return Picture(upright_rgb(decoded, orientation), size)
+            source, orientation = _LOADERS[header.format](data, header)
+        if (
+            orientation != UPRIGHT
+            or isinstance(source, np.ndarray)
+            or source.mode != "RGB"
+            or source.has_transparency_data
+        ):
+            source = upright_rgb(source, orientation)
+        return Picture(source, _upright(header.size, orientation))
     except ConvMLPError:
         raise
     except MemoryError as error:
         raise _out_of_memory(header) from error
     except Exception as error:
-        # Decoders do not document what damaged data raises: a dozen exception types. Some of them say no more than
-        # that where they got no memory.
+        # Decoders do not document what damaged data raises: a dozen exception types. Some of them raise the
+        # same where they got no memory.
         if not _is_available(header.decode_bytes):
             raise _out_of_memory(header) from error
         raise _undecodable(header.format) from error
@@ -183,14 +188,6 @@ def check_pixels(size: Size, limits: DecodeLimits) -> None:
         )
 
 
-def _check_cost(image_format: ImageFormat, cost: float, limits: DecodeLimits, scans: str = "") -> None:
-    if cost > limits.max_decode_cost:
-        raise ImageTooLarge(
-            f"decoding this {image_format}{scans} takes the work of {cost:,.0f} pixels of a baseline JPEG; the limit is "
-            f"{limits.max_decode_cost:,}; scale it down, or save it as a baseline JPEG"
-        )
-
-
 def _format_of(data: bytes) -> ImageFormat:
     if data.startswith(b"\xff\xd8\xff"):
         return ImageFormat.JPEG
@@ -203,6 +200,18 @@ def _format_of(data: bytes) -> ImageFormat:
     if data.startswith(b"BM"):
         return ImageFormat.BMP
     raise UnsupportedFormat(f"the image format is not supported; send one of {ACCEPTED}")
+
+
+def _upright(size: Size, orientation: int) -> Size:
+    """A stored size → the upright one, or back."""
+    return Size(size.width, size.height) if orientation in SIDEWAYS else size
+
+
+def _too_much_work(what: str, cost: int, limits: DecodeLimits) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"decoding this {what} takes the work of {cost:,} pixels of a baseline JPEG; "
+        f"the limit is {limits.max_decode_cost:,}; scale it down, or save it as a baseline JPEG"
+    )
 
 
 def _undecodable(image_format: ImageFormat) -> ImageUndecodable:
@@ -225,22 +234,25 @@ def _is_available(size: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Jpeg:
+class _JpegLayout:
     """What a JPEG has before the data of its first scan.
 
-    `segments` are (marker, start, end). `planes` maps a component's id to its samples, in whole blocks, of which the
-    picture has `samples`. `several_scans`: the decoder keeps the whole picture's coefficients until the last one.
+    `segments` are (marker, start, end). The picture has `samples`, in whole blocks; a component has `unit` of them for
+    each block that its sampling has in a group: its two factors, of 4 bits each. `several_scans`: the decoder keeps
+    the whole picture's coefficients until the last one.
     """
 
     segments: list[tuple[int, int, int]]
-    frame: int
-    size: Size
-    planes: dict[int, int]
+    components: bytes
+    samplings: bytes
+    unit: int
     samples: int
     several_scans: bool
+    cost: float
+    """Without that of several scans."""
 
 
-def _read_jpeg(data: bytes) -> _Jpeg:
+def _jpeg_header(data: bytes) -> Header:
     """Raises what `read_header` catches, ImageUndecodable or ImageTooLarge."""
     segments: list[tuple[int, int, int]] = []
     frame = 0
@@ -256,83 +268,80 @@ def _read_jpeg(data: bytes) -> _Jpeg:
         start = offset
         offset += 2 + (data[start + 2] << 8 | data[start + 3])
         if marker == EOI or offset < start + 4 or offset > len(data):
-            break
+            raise _undecodable(ImageFormat.JPEG)
         segments.append((marker, start, offset))
         if marker in FRAMES:
             if frame:
-                break
+                raise ImageUndecodable("the JPEG has several frame headers; save it again")
             frame = marker
-            height, width, components = struct.unpack_from(">HHB", data, start + 5)
-            samplings = [(data[at], data[at + 1]) for at in range(start + 10, start + 10 + 3 * components, 3)]
+            height, width, number = struct.unpack_from(">HHB", data, start + 5)
+            components, samplings = data[start + 10 : offset : 3], data[start + 11 : offset : 3]
         elif marker == SOS:
-            if not frame:
-                break
-            # A sampling has two factors of 4 bits.
-            across, down = max(s >> 4 for _, s in samplings), max(s & 15 for _, s in samplings)
-            unit = 64 * -(-width // (8 * across)) * -(-height // (8 * down))
-            planes = {component: unit * (s >> 4) * (s & 15) for component, s in samplings}
-            samples = unit * sum((s >> 4) * (s & 15) for _, s in samplings)
-            several = frame in PROGRESSIVE or data[start + 4] < components
-            return _Jpeg(segments, frame, Size(height, width), planes, samples, several)
+            break
     else:
         raise too_many_parts(ImageFormat.JPEG, "segments before its first scan", MAX_HEADER_PARTS)
-    raise _undecodable(ImageFormat.JPEG)
-
-
-def _jpeg_header(data: bytes) -> Header:
-    jpeg = _read_jpeg(data)
-    height, width = jpeg.size.height, jpeg.size.width
-    scanned = USUAL_SCANS * jpeg.samples if jpeg.several_scans else 0
-    # Coefficients have two bytes each; Pillow's picture is beside them.
-    coefficient_bytes = 2 * jpeg.samples if jpeg.several_scans else 0
-    pixel_bytes = 1 if len(jpeg.planes) == 1 else PIXEL_BYTES
-    decode_bytes = max(DECODED_BYTES * height * width, coefficient_bytes + pixel_bytes * height * width)
-    return header_of(ImageFormat.JPEG, width, height, _jpeg_cost(jpeg, scanned, len(data)), decode_bytes)
-
-
-def _jpeg_cost(jpeg: _Jpeg, scanned: int, encoded_bytes: int) -> float:
-    """The cost of decoding. `scanned`: samples that its scans pass over; 0 if there is one scan."""
-    byte_cost = 24 if jpeg.frame in ARITHMETIC else 12 if jpeg.frame in PROGRESSIVE else 3
-    return 0.4 * jpeg.samples + 0.25 * scanned + byte_cost * encoded_bytes
+    if not frame or len(samplings) != number or not height or not width:
+        raise ImageUndecodable("the JPEG has no frame header, or one without pixels; send the whole file")
+    across, down, blocks = max(samplings) >> 4, 0, 0
+    for sampling in samplings:
+        down = max(down, sampling & 15)
+        blocks += (sampling >> 4) * (sampling & 15)
+    unit = 64 * -(-width // (8 * across)) * -(-height // (8 * down))
+    samples = unit * blocks
+    several_scans = frame in PROGRESSIVE or data[segments[-1][1] + 4] < number
+    byte_cost = 24 if frame in ARITHMETIC else 12 if frame in PROGRESSIVE else 3
+    cost = SAMPLE_COST * samples + byte_cost * len(data)
+    layout = _JpegLayout(segments, components, samplings, unit, samples, several_scans, cost)
+    decode_bytes = DECODED_BYTES * height * width
+    if several_scans:
+        # Coefficients have two bytes each; the picture is beside them.
+        decode_bytes = max(decode_bytes, 2 * samples + (PIXEL_BYTES if number > 1 else 1) * height * width)
+        cost += USUAL_SCANS * SCANNED_COST * samples
+    return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, int(cost), layout)
 
 
 def _load_jpeg(
     data: bytes, limits: DecodeLimits, header: Header, needed: Needed | None
-) -> tuple[PIL.Image.Image, int]:
+) -> tuple[PIL.Image.Image | UInt8Array, int]:
     """The picture as it is stored, and its EXIF orientation. The decoder gets only what decoding needs."""
-    jpeg = _read_jpeg(data)
+    layout = header.layout
+    assert isinstance(layout, _JpegLayout)
     parts = [b"\xff\xd8"]
     exif = b""
-    for marker, start, end in jpeg.segments:
+    for marker, start, end in layout.segments:
         if marker in DECODED or (marker in APPLICATIONS and data.startswith(APPLICATIONS[marker], start + 4)):
             parts.append(data[start:end])
         elif marker == APP1 and data.startswith(b"Exif\0\0", start + 4):
             # A long block continues in further segments.
             exif += data[start + 10 : end]
-    if jpeg.several_scans:
-        parts[-1:] = _scans(data, jpeg, limits)
+    if layout.several_scans:
+        parts[-1:] = _scans(data, layout, limits)
     else:
         parts.append(data[end:])
     file = JpegImageFile(BytesIO(b"".join(parts)))
+    if file.size != (header.size.width, header.size.height):
+        raise _undecodable(ImageFormat.JPEG)
     orientation = exif_orientation(exif) if exif else UPRIGHT
-    check_size(file, header)
     if needed is not None:
-        sideways = orientation in SIDEWAYS
-        size = needed(Size(*file.size) if sideways else header.size)
-        file.draft(file.mode, (size.height, size.width) if sideways else (size.width, size.height))
+        size = _upright(needed(_upright(header.size, orientation)), orientation)
+        file.draft(file.mode, (size.width, size.height))
     file.load()
     return file, orientation
 
 
-def _scans(data: bytes, jpeg: _Jpeg, limits: DecodeLimits) -> list[bytes]:
+def _scans(data: bytes, layout: _JpegLayout, limits: DecodeLimits) -> list[bytes]:
     """All scans with their data, and the tables between them.
 
     Raises:
-        IndexError, KeyError, struct.error, ImageUndecodable: damaged.
+        IndexError, KeyError, ImageUndecodable: damaged.
         ImageTooLarge: too many segments, or the scans take too much work.
     """
+    planes = {
+        component: layout.unit * (sampling >> 4) * (sampling & 15)
+        for component, sampling in zip(layout.components, layout.samplings, strict=True)
+    }
     parts: list[bytes] = []
-    offset, scans, samples = jpeg.segments[-1][1], 0, 0
+    offset, scans, samples = layout.segments[-1][1], 0, 0
     for _ in range(MAX_PARTS):
         marker = data[offset + 1]
         if marker == EOI:
@@ -345,8 +354,10 @@ def _scans(data: bytes, jpeg: _Jpeg, limits: DecodeLimits) -> list[bytes]:
         if marker == SOS:
             parts.append(data[offset : found.start()])
             scans += 1
-            samples += sum(jpeg.planes[data[at]] for at in range(offset + 5, offset + 5 + 2 * data[offset + 4], 2))
-            _check_cost(ImageFormat.JPEG, _jpeg_cost(jpeg, samples, len(data)), limits, f" in {scans:,} scans or more")
+            samples += sum(planes[data[at]] for at in range(offset + 5, offset + 5 + 2 * data[offset + 4], 2))
+            cost = int(layout.cost + SCANNED_COST * samples)
+            if cost > limits.max_decode_cost:
+                raise _too_much_work(f"JPEG with {scans:,} scans or more", cost, limits)
         elif marker in DECODED:
             parts.append(data[offset:end])
         offset = found.start()

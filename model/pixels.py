@@ -22,15 +22,14 @@ WHITE = (255, 255, 255)
 PIXEL_BYTES = 4
 """Of Pillow's modes with several channels."""
 
-_FLIPS = {2: 1, 3: -1, 4: 0}
-"""EXIF orientation → OpenCV's axis."""
-_TURNS = {6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap width and height."""
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+"""EXIF orientation → OpenCV's number of the flip that makes it upright, of a sideways one after transposition."""
 
 # So large that Pillow stores every picture that is accepted in one block, as its Arrow export needs. It allocates what
 # the picture takes. Large blocks are mapped, and unmapped with the picture.
-PIL.Image.core.set_block_size((1 << 31) - (1 << 20))
+PIL.Image.core.set_block_size((1 << 31) - (1 << 20))  # type: ignore[attr-defined]
 
 
 class _ArrowArray(ctypes.Structure):
@@ -87,15 +86,12 @@ def upright_rgb(decoded: PIL.Image.Image | UInt8Array, orientation: int) -> UInt
     of 16 bits keep their high byte. `orientation` is EXIF's, 1 to 8.
     """
     pixels = _bgr_to_rgb(decoded) if isinstance(decoded, np.ndarray) else _pillow_to_rgb(decoded)
+    if orientation in SIDEWAYS:
+        stored = packed(pixels)
+        pixels = np.empty((stored.shape[1], stored.shape[0], 3), np.uint8)
+        cv2.transpose(stored, dst=pixels)
     if orientation in _FLIPS:
         cv2.flip(pixels, _FLIPS[orientation], dst=pixels)
-    elif orientation in SIDEWAYS:
-        pixels = packed(pixels)
-        if orientation in _TURNS:
-            return cv2.rotate(pixels, _TURNS[orientation])
-        pixels = cv2.transpose(pixels)
-        if orientation == 7:
-            cv2.flip(pixels, -1, dst=pixels)
     return pixels
 
 

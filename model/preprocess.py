@@ -100,9 +100,7 @@ def _center_crop(source: PIL.Image.Image | UInt8Array, original: Size, spec: Cen
     return ModelInput(pixels, Geometry(original, content))
 
 
-def _computed_window(
-    source: PIL.Image.Image | UInt8Array, content: Size, rows: range, columns: range
-) -> UInt8Array:
+def _computed_window(source: PIL.Image.Image | UInt8Array, content: Size, rows: range, columns: range) -> UInt8Array:
     """The given rows and columns of the picture resized to `content`, equal to Pillow's bit for bit."""
     if isinstance(source, PIL.Image.Image):
         picture: tuple[object, object] | UInt8Array = source.__arrow_c_array__()

@@ -30,7 +30,9 @@ def read_header(data: bytes) -> Header:
     else:
         width, height, _, _, compression = struct.unpack_from("<IiHHI", data, 18)
         if compression in RUN_LENGTHS:
-            raise UnsupportedFormat(f"run-length encoded BMP is not supported; send one of {ACCEPTED}, BMP uncompressed")
+            raise UnsupportedFormat(
+                f"run-length encoded BMP is not supported; send one of {ACCEPTED}, BMP uncompressed"
+            )
     # A negative height: the rows are stored from the top.
     return header_of(ImageFormat.BMP, width, abs(height), width * abs(height))
 

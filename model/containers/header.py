@@ -1,9 +1,9 @@
-"""What an image's header says, in any format."""
+"""The header of an encoded image, in any format."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from PIL.ImageFile import ImageFile
@@ -14,7 +14,7 @@ from model.types import Size
 MAX_PARTS = 16_384
 """Parts of a container (segments, chunks) that are read. A PNG of 20 MiB in chunks of 8 KiB has 2,560."""
 MAX_HEADER_PARTS = 1024
-"""Parts that are read for the header. A JPEG has some ten; a profile or a long description is divided among hundreds."""
+"""Parts that are read for the header. A JPEG has some ten; a long profile or description is divided among hundreds."""
 
 DECODED_BYTES = 6
 """Bytes that a pixel takes at most while it is decoded, converted and turned upright, in most formats: Pillow's four,
@@ -34,30 +34,38 @@ class ImageFormat(StrEnum):
 
 ACCEPTED = ", ".join(ImageFormat)
 
+
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image's header says.
+    """The header of an encoded image.
 
     `size` is as stored: EXIF orientation is not applied. `decode_bytes` is an upper bound of the memory that decoding,
     conversion and turning take at their peak, in bytes, without the encoded file. `decode_cost` is their CPU time, in
     pixels of a baseline JPEG; of a JPEG in several scans, an estimate, which decoding replaces by the true one.
+    `layout` is what the format's own loader needs to know about the file.
     """
 
     format: ImageFormat
     size: Size
     decode_bytes: int
     decode_cost: int
+    layout: object = field(default=None, repr=False, compare=False)
 
 
 def header_of(
-    image_format: ImageFormat, width: int, height: int, cost: float, decode_bytes: int | None = None
+    image_format: ImageFormat,
+    width: int,
+    height: int,
+    cost: float,
+    decode_bytes: int | None = None,
+    layout: object = None,
 ) -> Header:
     """A header. `decode_bytes` is by default what most formats take. Raises ImageUndecodable: no pixels."""
     if width <= 0 or height <= 0:
         raise ImageUndecodable(f"the {image_format} declares {width} x {height} pixels; send a picture with pixels")
     if decode_bytes is None:
         decode_bytes = DECODED_BYTES * width * height
-    return Header(image_format, Size(height, width), decode_bytes, int(cost))
+    return Header(image_format, Size(height, width), decode_bytes, int(cost), layout)
 
 
 def check_size(file: ImageFile, header: Header) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -75,17 +76,18 @@ def read_header(data: bytes) -> Header:
     else:
         cost = (LOSSY_COST + ALPHA_COST * alpha) * width * height + LOSSY_BYTE_COST * encoded_bytes
     pixel_bytes = LOSSLESS_BYTES if layout.lossless or alpha else DECODED_BYTES
-    return header_of(ImageFormat.WEBP, width, height, cost, pixel_bytes * width * height)
+    return header_of(ImageFormat.WEBP, width, height, cost, pixel_bytes * width * height, layout)
 
 
-def load(data: bytes, _: Header) -> tuple[UInt8Array, int]:
+def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
     """The picture as it is stored, uint8 (H, W, 3 or 4): BGR, or BGRA; and its EXIF orientation.
 
     Raises:
         struct.error, IndexError, ImageUndecodable, ImageTooLarge: as `read_header`, or corrupt.
     """
-    layout = _layout(data)
-    picture = cv2.imdecode(np.frombuffer(_encoded(data, layout), np.uint8), cv2.IMREAD_UNCHANGED)
+    layout = header.layout
+    assert isinstance(layout, _Layout)
+    picture: Any = cv2.imdecode(np.frombuffer(_encoded(data, layout), np.uint8), cv2.IMREAD_UNCHANGED)
     width, height = layout.frame
     if picture is None or picture.shape[:2] != (height, width):
         raise ImageUndecodable("the WebP is truncated or corrupt; send the whole file")
@@ -139,7 +141,7 @@ def _layout(data: bytes) -> _Layout:
 
 
 def _encoded(data: bytes, layout: _Layout) -> bytes:
-    """A still WebP file of the picture's chunks alone. Alpha is as the file's own flags say, and else the chunks'."""
+    """A still WebP file of the picture's chunks alone. It has alpha where the file's own flags, or a frame's chunks, have it."""
     flags = layout.flags & HAS_ALPHA if layout.still else HAS_ALPHA * (len(layout.chunks) > 1)
     width, height = layout.frame
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
