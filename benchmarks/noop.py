@@ -95,8 +95,8 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
     async with open_auth(settings, metrics) as auth, workers:
         engine = Engine(workers, workshop, settings, metrics)
         registry = registry_of_all(CollectorRegistry())
-        app = create_app(engine, auth, settings, metrics, lambda: exposition(registry))
-        await serve(app, [listener], stop, 1.0)
+        service = create_app(engine, auth, settings, metrics, lambda: exposition(registry))
+        await serve(service, [listener], stop, 1.0)
     workshop.close()
     return 0
 

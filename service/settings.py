@@ -159,6 +159,10 @@ class Settings(BaseSettings):
     max_batch_mpx: PositiveInt = 8
     """Megapixels of network input in one batch. A larger image runs alone."""
 
+    max_connections: PositiveInt = 4096
+    """Connections of one REST process; gRPC: of one gRPC process. Beyond it idle ones are closed. REST answers probes
+    on a few more, and refuses other requests on them. The limit of open files may lower it."""
+
     # Time limits
     request_timeout_ms: PositiveInt = 30_000
     """Default deadline of a request, and the longest that a caller may set."""
