@@ -13,6 +13,7 @@ import pytest_asyncio
 from service.frontend.api.rest.routes import FILES
 from service.frontend.http.middleware import PROBES
 from tests.service.frontend.rest_server import Rest, picture, problem_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -82,10 +83,13 @@ async def test_json_of_any_depth_is_answered(rest: Rest, path: str, body: str) -
 @pytest.mark.settings(max_connections=3)
 async def test_probes_are_answered_beyond_the_limit(fresh_rest: Rest) -> None:
     """While callers hold all connections, probes are answered, and others are refused with the time to come back."""
-    fresh_rest.worker.runner.unblocked.clear()
-    base = str(fresh_rest.http.base_url)
+    runner, base = fresh_rest.worker.runner, str(fresh_rest.http.base_url)
+    runner.unblocked.clear()
+    batches = len(runner.batches)
+    held = [asyncio.create_task(fresh_rest.http.post("/classify", content=picture(7)))]
+    await until(lambda: len(runner.batches) > batches)  # else all three would share a batch, and none would wait
     callers = [httpx2.AsyncClient(base_url=base, timeout=60) for _ in range(2)]
-    held = [asyncio.create_task(caller.post("/classify", content=picture(7))) for caller in (fresh_rest.http, *callers)]
+    held += [asyncio.create_task(caller.post("/classify", content=picture(7))) for caller in callers]
     await fresh_rest.until_waiting(2)
     async with httpx2.AsyncClient(base_url=base, timeout=60) as late:
         for path in PROBES:
@@ -99,7 +103,7 @@ async def test_probes_are_answered_beyond_the_limit(fresh_rest: Rest) -> None:
         metrics = (await late.get("/metrics")).text
         assert 'convmlp_rejected_total{reason="connections"} 1.0' in metrics
         assert "convmlp_connections_limit 3.0" in metrics
-    fresh_rest.worker.runner.unblocked.set()
+    runner.unblocked.set()
     assert [answer.status_code for answer in await asyncio.gather(*held)] == [200, 200, 200]
     for caller in callers:
         await caller.aclose()
