@@ -7,7 +7,7 @@ ARGS ?=
 # Without bytecode each process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast lint bench parity proto clean up down images sbom wheels locks test-compose
+.PHONY: help serve test test-fast lint bench soak parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts, wording
 
 bench: $(VENV)/.bench ## this service beside its peers and the limit: docs/performance.md; ARGS=--quick for minutes
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+soak: $(VENV)/.dev ## ten minutes of mixed callers and faults, with an account at the end; ARGS="--seconds 60" shortens it
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answers from plain fp32
 	$(BIN)/python -m benchmarks.parity $(ARGS)

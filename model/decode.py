@@ -76,6 +76,8 @@ class Header:
 
     format: ImageFormat
     size: Size
+    decode_bytes: int = 0
+    decode_cost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,12 @@ def probe(data: bytes, limits: DecodeLimits) -> Header:
     """
     image_format, file = _open(data, limits)
     return Header(image_format, Size(file.height, file.width))
+
+
+def read_header(data: bytes, limits: DecodeLimits) -> Header:
+    header = probe(data, limits)
+    pixels = header.size.height * header.size.width
+    return Header(header.format, header.size, 6 * pixels, pixels)
 
 
 def decode(data: bytes, limits: DecodeLimits) -> Image:

@@ -4,7 +4,8 @@
     ├── ImageUndecodable      empty, truncated or corrupt
     ├── UnsupportedFormat     not one of the formats we read
     ├── ImageTooLarge         too many bytes or too many pixels
-    └── BundleInvalid         a model bundle that must not be served
+    ├── BundleInvalid         a model bundle that must not be served
+    └── NotFinite             a network's output has NaN or infinity
 
 `service/errors.py` adds those of a running service.
 """
@@ -50,3 +51,13 @@ class BundleInvalid(ConvMLPError):
     """A bundle's files are missing, malformed or do not belong together."""
 
     code = "bundle-invalid"
+
+
+class NotFinite(ConvMLPError):
+    """A network's output for one image has NaN or infinity. For callers it is an internal error, whose code it has."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's output for this image is not finite (NaN or infinity): its weights are damaged, or too large "
+            "for its precision"
+        )

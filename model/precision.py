@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle, BundleConfig
+from model.errors import NotFinite
 from model.net.cpu.onednn import onednn_accelerates
 from model.net.weights import DTYPES, DtypeName
-from model.postprocess.results import postprocess
+from model.postprocess.results import postprocess, require_finite
 from model.predictor import Optimisations, Predictor
 from model.reference import REFERENCE_PARAMS, mismatch, reference_input, summarise
 from model.types import Batch, ClassifyResult, ModelInput, Result
@@ -85,11 +86,18 @@ def select_precision(bundle: Bundle, device: torch.device, network: nn.Module) -
     config = bundle.config
     pictures = _pictures(config)
     exact = make_predictor(bundle, device, Precision.EXACT, copy.deepcopy(network))
-    expected = _results(exact, config, pictures)
+    try:
+        expected = _results(exact, config, pictures)
+    except NotFinite:  # no precision helps; the self-check fails
+        return Selection(exact, Precision.EXACT, ())
     trials: list[Trial] = []
     for precision in _candidates(device):
         predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
-        results = _results(predictor, config, pictures)
+        try:
+            results = _results(predictor, config, pictures)
+        except NotFinite as error:
+            trials.append(Trial(precision, predictor, inf, error.detail))
+            continue
         mismatches = (_mismatch(result, other) for result, other in zip(results, expected, strict=True))
         trials.append(Trial(precision, predictor, inf, next(filter(None, mismatches), None)))
     trials = _timed(trials, _batch(pictures[0]))
@@ -120,7 +128,7 @@ def _results(predictor: Predictor, config: BundleConfig, pictures: Sequence[Mode
     results = []
     for picture in pictures:
         (raw,) = predictor.predict(_batch(picture))
-        results.append(postprocess(raw, config, picture.geometry.original))
+        results.append(postprocess(require_finite(raw), config, picture.geometry.original))
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +10,18 @@ from torch import nn
 
 from model.bundle import Bundle, BundleConfig
 from model.decode import DecodeLimits, decode
-from model.errors import BundleInvalid
+from model.errors import BundleInvalid, NotFinite
 from model.families.registry import family_of
 from model.net.cpu.onednn import convert_to_onednn
 from model.net.fold import fold_batch_norm
 from model.net.network import build_network, network_of
 from model.net.normalise import Normalise
 from model.net.weights import DTYPES, DtypeName, load_weights
-from model.postprocess.results import postprocess
+from model.postprocess.results import postprocess, require_finite
 from model.preprocess import prepare
 from model.reference import REFERENCE_PARAMS, ReferenceAnswer, reference_input, summarise
 from model.spec import KeepRatioSpec
-from model.types import Batch, ClassifyResult, ModelInput, QueryParams, RawOutput, Result
+from model.types import Batch, ModelInput, QueryParams, RawOutput, Result
 
 LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 
@@ -111,7 +110,8 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, batch: Batch) -> tuple[RawOutput, ...]:
-        """Run the network on a batch: row i of the outputs answers input i, as if it were alone in the batch.
+        """Run the network on a batch: row i of the outputs answers input i, as if it were alone in the batch. A row
+        may be not `finite`, whatever the others are.
 
         Raises:
             torch.OutOfMemoryError: the batch is too large for the device; a smaller one may fit.
@@ -131,6 +131,7 @@ def predict_image(predictor: Predictor, config: BundleConfig, data: bytes, param
 
     Raises:
         ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`.
+        NotFinite: the network's output has NaN or infinity.
         torch.OutOfMemoryError: the image is too large for the device.
     """
     return _predict_input(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
@@ -140,19 +141,20 @@ def reference_answer(bundle: Bundle) -> ReferenceAnswer:
     """The bundle's answer to the reference picture, on the CPU in fp32.
 
     Raises:
-        BundleInvalid: the weights do not fit the architecture, or give scores that are not finite.
+        BundleInvalid: the weights do not fit the architecture, or give an output that is not finite.
     """
     config = bundle.config
     predictor = Predictor(bundle, torch.device("cpu"))
-    result = _predict_input(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
-    if isinstance(result, ClassifyResult) and not all(math.isfinite(label.score) for label in result.labels):
+    try:
+        result = _predict_input(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
+    except NotFinite:
         raise BundleInvalid(
-            f"model {config.name} gives scores that are not finite: its weights are damaged or overflow "
-            f"{config.precision}"
-        )
+            f"model {config.name} gives an output that is not finite (NaN or infinity): its weights are damaged or "
+            f"overflow {config.precision}"
+        ) from None
     return summarise(result)
 
 
 def _predict_input(predictor: Predictor, config: BundleConfig, model_input: ModelInput, params: QueryParams) -> Result:
     (raw,) = predictor.predict(Batch(np.stack((model_input.pixels,)), (model_input.geometry,), (params,)))
-    return postprocess(raw, config, model_input.geometry.original)
+    return postprocess(require_finite(raw), config, model_input.geometry.original)

@@ -6,6 +6,8 @@ kernels; they fail a wrong colour order, missing normalisation or damaged weight
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,7 +99,12 @@ def summarise(result: Result) -> ReferenceAnswer:
 
 
 def mismatch(result: Result, reference: ReferenceAnswer) -> str | None:
-    """Why `result` is not within the tolerances of `reference`; None if it is."""
+    """Why `result` is not within the tolerances of `reference`; None if it is.
+
+    Comparisons fail closed: a number that is not finite agrees with none.
+    """
+    if not all(map(math.isfinite, _numbers(result))):
+        return "the answer has numbers that are not finite (NaN or infinity)"
     match result, reference:
         case ClassifyResult(), ClassifyReference():
             return _labels_mismatch(result, reference)
@@ -106,9 +113,9 @@ def mismatch(result: Result, reference: ReferenceAnswer) -> str | None:
         case SegmentResult(), SegmentReference():
             expected = np.array([[int(value) for value in row.split()] for row in reference.grid])
             share = float((expected == _grid(result.label_map)).mean())
-            if share < GRID_AGREEMENT:
-                return f"{share:.1%} of the reference label map's raster agree; {GRID_AGREEMENT:.0%} must"
-            return None
+            if share >= GRID_AGREEMENT:
+                return None
+            return f"{share:.1%} of the reference label map's raster agree; {GRID_AGREEMENT:.0%} must"
         case _:
             return f"the answer is a {type(result).__name__}, the reference is for {reference.task}"
 
@@ -127,13 +134,24 @@ def iou(first: Box, second: Box) -> float:
     return shared / max(areas - shared, 1e-9)
 
 
+def _numbers(result: Result) -> Iterator[float]:
+    """The scores and coordinates of a result."""
+    match result:
+        case ClassifyResult():
+            yield from (label.score for label in result.labels)
+        case DetectResult():
+            for detection in result.detections:
+                box = detection.box
+                yield from (detection.score, box.xmin, box.ymin, box.xmax, box.ymax)
+
+
 def _labels_mismatch(result: ClassifyResult, reference: ClassifyReference) -> str | None:
     found = {label.index: label.score for label in result.labels}
     floor = min(found.values(), default=0.0)
     for expected in reference.labels:
         # A class that is not in the top k scores at most as much as the last of them.
         score = found.get(expected.index, floor)
-        if abs(score - expected.score) > SCORE_TOLERANCE:
+        if not abs(score - expected.score) <= SCORE_TOLERANCE:
             return f"class {expected.index} scores {score:.3f}; the reference is {expected.score:.3f}"
     return None
 

@@ -13,9 +13,9 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Spec(BaseModel):
-    """Base of all parts of a config: immutable and strict. An unknown or mistyped field is an error."""
+    """Base of all parts of a config: immutable and strict. Unknown or mistyped fields, NaN and infinity are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Normalisation(Spec):

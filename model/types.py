@@ -108,6 +108,11 @@ class ClassifyOutput:
     indices: IntArray
     scores: Float32Array
 
+    @property
+    def finite(self) -> bool:
+        """Whether no number is NaN or infinite. NaN sorts before every score, so the first k would have it."""
+        return bool(np.isfinite(self.scores).all())
+
 
 @dataclass(frozen=True, slots=True)
 class DetectOutput:
@@ -122,12 +127,25 @@ class DetectOutput:
     classes: IntArray
     mask_logits: Float32Array | None
 
+    @property
+    def finite(self) -> bool:
+        """Whether no number is NaN or infinite. Candidates that are not finite are detections, the first ones."""
+        return bool(
+            np.isfinite(self.scores).all()
+            and np.isfinite(self.boxes).all()
+            and (self.mask_logits is None or np.isfinite(self.mask_logits).all())
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentOutput:
-    """The class index of each pixel of the upright picture: uint8 (H, W), uint16 beyond 256 classes."""
+    """The class index of each pixel of the upright picture: uint8 (H, W), uint16 beyond 256 classes.
+
+    `finite`: whether the logits that it was made from were; a class index cannot show it.
+    """
 
     label_map: LabelMapArray
+    finite: bool = True
 
 
 RawOutput = ClassifyOutput | DetectOutput | SegmentOutput

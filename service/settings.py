@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 EMBEDDED_MODELS = ("convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline")
 
+MAX_DEFAULT_DECODED_BYTES = 400 * 10**6
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0 = any free port."""
 
@@ -130,6 +132,8 @@ class Settings(BaseSettings):
     """How often front-ends ask a worker for its state."""
     worker_timeout_ms: PositiveInt = 5_000
     """A worker that has not answered for this long counts as dead."""
+    front_end_timeout_ms: PositiveInt = 15_000
+    """Under `serve`, a front-end process that has not responded for this long is killed and restarted."""
     batch_timeout_ms: PositiveInt = 120_000
     """A worker whose batch has run for this long exits, and the supervisor restarts it."""
     self_check_interval_ms: PositiveInt = 60_000
@@ -148,8 +152,11 @@ class Settings(BaseSettings):
     """Images in progress in one front-end process."""
     max_stream_in_flight: PositiveInt = 64
     """Images in progress in one gRPC stream, including replies that the caller has not read. Further ones wait."""
-    max_in_flight_bytes: PositiveInt = 512 * 2**20
+    max_in_flight_bytes: PositiveInt = 256 * 2**20
     """Bytes of all request bodies in one front-end process."""
+    max_decoded_bytes: NonNegativeInt = 0
+    """Bytes of all decoded images, network inputs and label maps in one front-end process. Further images wait; one
+    that needs more alone is refused. (0 = a third of the memory that the process may use, at most 400 MB.)"""
     max_queue_images: PositiveInt = 256
     """Images that wait for the device."""
     max_queue_mpx: PositiveInt = 256
@@ -216,6 +223,11 @@ class Settings(BaseSettings):
 
         return DecodeLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_mpx * 10**6)
 
+    @property
+    def decoded_bytes(self) -> int:
+        """`max_decoded_bytes`, or its default on this machine."""
+        return self.max_decoded_bytes or min(usable_memory() // 3, MAX_DEFAULT_DECODED_BYTES)
+
     def with_changes(self, **changes: Any) -> Settings:  # noqa: ANN401  (any field's own type)
         return Settings(**{**self.model_dump(), **changes})
 
@@ -236,3 +248,13 @@ def usable_cores() -> int:
     except (OSError, ValueError):  # no cgroup v2: only the affinity is known
         return cores
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def usable_memory() -> int:
+    """Bytes of memory that this process may use: its cgroup's limit where there is one, else the machine's memory."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
+        return physical
+    return min(limit, physical)

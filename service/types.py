@@ -13,13 +13,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """One image, encoded or decoded, and its parameters. `deadline_s` is on the clock of `time.monotonic`."""
+    """One image, encoded or decoded, and its parameters. `deadline_s` is on the clock of `time.monotonic`. Callers get
+    fair shares of the front-end's threads."""
 
     id: str
     model: ModelStatus
     image: bytes | Image
     params: QueryParams
     deadline_s: float
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

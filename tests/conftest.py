@@ -55,6 +55,7 @@ SLOW = (
     "e2e",
     "benchmarks/test_parity.py",
     "benchmarks/test_path.py",
+    "benchmarks/test_soak.py",
     "client/test_example.py",
     "client/test_process.py",
     "client/test_readme.py",

@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +171,8 @@ class FakeRunner:
     """More models than this do not fit on the device."""
     shift: int = 0
     """Added to the grey level of every input: a model whose answers are wrong."""
+    not_finite: Container[int] = ()
+    """Inputs whose mean grey level is one of these have an output with NaN."""
     poison: int | None = None
     """An input whose mean grey level is this makes the whole batch fail."""
     damaged: frozenset[str] = frozenset()
@@ -255,8 +257,16 @@ class FakeRunner:
         shift = 50 if slot in self.damaged_slots else self.shift
         rows = zip(batch.pixels, batch.geometries, batch.params, strict=True)
         return tuple(
-            fake_answer(config.task, pixels + np.uint8(shift), geometry, params) for pixels, geometry, params in rows
+            self._spoil(fake_answer(config.task, pixels + np.uint8(shift), geometry, params), pixels)
+            for pixels, geometry, params in rows
         )
+
+    def _spoil(self, answer: RawOutput, pixels: UInt8Array) -> RawOutput:
+        if int(pixels.mean()) not in self.not_finite:
+            return answer
+        if isinstance(answer, SegmentOutput):
+            return replace(answer, finite=False)
+        return replace(answer, scores=answer.scores * np.float32("nan"))
 
     def ping(self) -> None:
         if self.lost:

@@ -1,4 +1,8 @@
-"""Steps that detectors share at test time: candidates of a level, coordinate geometry, outputs on the host."""
+"""Steps that detectors share at test time: candidates of a level, coordinate geometry, outputs on the host.
+
+Numbers that are not finite never get lost on the way: NaN ranks above every score, passes every threshold and is
+suppressed by no box, and infinity becomes NaN. So an output is finite only if all that decided about it was.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,10 @@ class BatchGeometry:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Boxes (N, k, 4) in input pixels, clipped, with scores (N, k) float32 and classes (N, k) int64."""
+    """Boxes (N, k, 4) in input pixels, clipped, with scores (N, k) float32 and classes (N, k) int64.
+
+    Scores and boxes of logits and deltas that are not finite are NaN.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -44,7 +51,7 @@ class Candidates:
 def level_candidates(
     logits: Tensor, deltas: Tensor, anchors: AnchorSpec, level: int, geometry: BatchGeometry, limit: int
 ) -> Candidates:
-    """The `limit` best-scored (anchor, class) pairs of one level, by falling score.
+    """The `limit` best-scored (anchor, class) pairs of one level, by falling score, NaN first.
 
     Equal scores are ordered by position, anchor, class, whatever the batch.
 
@@ -67,10 +74,15 @@ def level_candidates(
     priors = anchors.level_anchors(level, (height, width), logits.device)[anchor]
     moves = _by_anchor(deltas, 4).gather(1, anchor[..., None].expand(-1, -1, 4)).float()
     return Candidates(
-        boxes=clip_boxes(decode_deltas(priors, moves), geometry.limits),
-        scores=pairs.gather(1, chosen).float().sigmoid(),
+        boxes=clip_boxes(decode_deltas(priors, nan_unless_finite(moves)), geometry.limits),
+        scores=nan_unless_finite(pairs.gather(1, chosen).float()).sigmoid(),
         classes=chosen % num_classes,
     )
+
+
+def nan_unless_finite(x: Tensor) -> Tensor:
+    """`x`, with NaN for infinity, which a sigmoid or a clamp would turn into an ordinary number."""
+    return x + (x - x)
 
 
 def _by_anchor(x: Tensor, values: int) -> Tensor:
@@ -79,13 +91,14 @@ def _by_anchor(x: Tensor, values: int) -> Tensor:
 
 
 def _top_k(scores: Tensor, limit: int) -> Tensor:
-    """Positions of the best scores along axis 1, by falling score: (N, n) → int64 (N, min(limit, n)).
+    """Positions of the best scores along axis 1, by falling score, NaN first: (N, n) → int64 (N, min(limit, n)).
 
     Equal scores are ordered by position. torch.topk breaks ties in no defined order, which changes with the batch
     size; it gets unique keys instead: the score's bits as an integer of the same order, then the position.
     """
-    bits = (scores.float() + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0
-    ordered = bits ^ ((bits >> 31) & 0x7FFF_FFFF)
+    scores = scores.float()
+    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).masked_fill_(scores.isnan(), 0x7FFF_FFFF)
     positions = torch.arange(scores.shape[1], device=scores.device)
     keys = (ordered.long() << 32) | (0xFFFF_FFFF - positions)
     return keys.topk(min(limit, scores.shape[1]), dim=1).indices

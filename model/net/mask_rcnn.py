@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.families.mask_rcnn import MaskRCNNSpec
 from model.net.boxes import RPN_ANCHORS, box_areas, clip_boxes, decode_deltas
 from model.net.detection_ops import grouped_nms, roi_align
-from model.net.detections import BatchGeometry, detect_outputs, level_candidates
+from model.net.detections import BatchGeometry, detect_outputs, level_candidates, nan_unless_finite
 from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
@@ -147,7 +147,10 @@ def mask_rcnn_detections(
 def make_proposals(
     logits: Sequence[Tensor], deltas: Sequence[Tensor], frames: BatchGeometry, spec: DetectPostSpec
 ) -> tuple[Tensor, Tensor]:
-    """The RPN's proposals by falling score: boxes (N, k, 4) in input pixels; bool (N, k): which are proposals."""
+    """The RPN's proposals by falling score: boxes (N, k, 4) in input pixels; bool (N, k): which are proposals.
+
+    Boxes of scores or deltas that are not finite are NaN, and proposals.
+    """
     levels = [
         level_candidates(scores, moves, RPN_ANCHORS, level, frames, spec.candidates_per_level)
         for level, (scores, moves) in enumerate(zip(logits, deltas, strict=True))
@@ -155,7 +158,8 @@ def make_proposals(
     boxes = torch.cat([level.boxes for level in levels], dim=1)
     scores = torch.cat([level.scores for level in levels], dim=1)
     groups = torch.cat([level.classes + number for number, level in enumerate(levels)], dim=1)
-    valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
+    boxes = boxes.masked_fill(scores.isnan()[..., None], torch.nan)
+    valid = ~(boxes[..., 2:] <= boxes[..., :2]).any(dim=2)
     kept, filled = grouped_nms(boxes, scores, groups, valid, spec.proposal_nms_iou, spec.proposals)
     return boxes.gather(1, kept[..., None].expand(-1, -1, 4)), filled
 
@@ -174,9 +178,9 @@ def detect_regions(
     logits, deltas = heads.bbox_head(features.to(_dtype(heads)))
     probabilities = logits.float().softmax(dim=1)[:, :-1]
     threshold = spec.score_threshold if params.score_threshold is None else params.score_threshold
-    region, label = (probabilities > threshold).nonzero(as_tuple=True)
+    region, label = (~(probabilities <= threshold)).nonzero(as_tuple=True)
     scores = probabilities[region, label]
-    moves = deltas.float().unflatten(1, (-1, 4))[region, label]
+    moves = nan_unless_finite(deltas.float().unflatten(1, (-1, 4))[region, label])
     boxes = clip_boxes(decode_deltas(regions[region], moves, BOX_STDS), limits) / scales
     valid = torch.ones_like(scores, dtype=torch.bool)
     kept, filled = grouped_nms(boxes[None], scores[None], label[None], valid[None], spec.nms_iou, params.max_detections)
@@ -203,10 +207,10 @@ def roi_features(levels: Sequence[Tensor], regions: Tensor, size: int) -> Tensor
         size: side of the grid, in cells.
 
     Returns:
-        float32 (R, C, size, size).
+        float32 (R, C, size, size); NaN for regions that are not finite.
     """
     level_of = (box_areas(regions).sqrt() / FINEST_ROI_SIZE + 1e-6).log2().floor().clamp(0, len(levels) - 1)
-    pooled = levels[0].new_zeros(len(regions), levels[0].shape[0], size, size)
+    pooled = levels[0].new_full((len(regions), levels[0].shape[0], size, size), torch.nan)
     for number, level in enumerate(levels):
         chosen = (level_of == number).nonzero()[:, 0]
         if len(chosen):

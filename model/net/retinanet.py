@@ -81,8 +81,8 @@ def retinanet_detections(
 ) -> list[DetectOutput]:
     """The network's logits and deltas → each row's detections in pixels of its picture.
 
-    Takes the best candidates of each level, scored strictly above the row's threshold; clips boxes to the input
-    without padding; scales them to the picture; applies NMS per class there; keeps the best `max_detections`.
+    Takes the best candidates of each level, scored strictly above the row's threshold or not finite; clips boxes to the
+    input without padding; scales them to the picture; applies NMS per class there; keeps the best `max_detections`.
     """
     frames = BatchGeometry.of(geometries, logits[0].device)
     levels = [
@@ -96,7 +96,7 @@ def retinanet_detections(
         spec.score_threshold if row_params.score_threshold is None else row_params.score_threshold
         for row_params in params
     ]
-    valid = scores > torch.tensor(thresholds, dtype=torch.float32, device=scores.device)[:, None]
+    valid = ~(scores <= torch.tensor(thresholds, dtype=torch.float32, device=scores.device)[:, None])
     limit = max(row_params.max_detections for row_params in params)
     kept, filled = grouped_nms(boxes, scores, classes, valid, spec.nms_iou, limit)
     return detect_outputs(

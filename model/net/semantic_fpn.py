@@ -84,20 +84,19 @@ def label_maps(
     """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel.
 
     Logits are resized bilinearly (align_corners=False), first to the input's size, where padding is cut off, then to
-    the picture's size. Of equal logits the lowest class index wins.
+    the picture's size. Of equal logits the lowest class index wins. An output is finite if the highest logit of each
+    pixel is.
 
     Logits that are channels-last in memory stay so, which is several times as fast on a CPU; others are resized in
     the authors' order of operations.
     """
     return [
-        SegmentOutput(_label_map(row, input_size, geometry, chunk_bytes))
+        _label_map(row, input_size, geometry, chunk_bytes)
         for row, geometry in zip(logits.split(1), geometries, strict=True)
     ]
 
 
-def _label_map(
-    logits: Tensor, input_size: Size, geometry: Geometry, chunk_bytes: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+def _label_map(logits: Tensor, input_size: Size, geometry: Geometry, chunk_bytes: int) -> SegmentOutput:
     content, original = geometry.content, geometry.original
     narrow = logits.shape[1] <= MAX_UINT8_CLASSES
     size = (original.height, original.width)
@@ -114,7 +113,8 @@ def _label_map(
             torch.maximum(best, scores, out=best)
         first += chunk.shape[1]
     host = labels.cpu().numpy()
-    return host if narrow else host.astype(np.uint16)
+    finite = bool(torch.stack(best.aminmax()).isfinite().all())  # NaN is both the least and the largest
+    return SegmentOutput(host if narrow else host.astype(np.uint16), finite)
 
 
 def _chunk_classes(fitting: int) -> int:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from model.bundle import BundleConfig
+from model.errors import NotFinite
 from model.spec import ClassifyPostSpec, DetectPostSpec, SegmentPostSpec
 from model.types import (
     Box,
@@ -29,7 +30,7 @@ def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
     """The result of one picture.
 
     Args:
-        raw: the network's output for it.
+        raw: the network's output for it, finite.
         config: of the bundle.
         size: of the upright picture.
 
@@ -45,6 +46,13 @@ def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
             return name_segments(raw, config.labels, size)
         case _:
             raise TypeError(f"model {config.name} is for {config.task}; its output is a {type(raw).__name__}")
+
+
+def require_finite(raw: RawOutput) -> RawOutput:
+    """The output itself. Raises NotFinite if it has NaN or infinity."""
+    if not raw.finite:
+        raise NotFinite
+    return raw
 
 
 def name_labels(raw: ClassifyOutput, labels: tuple[str, ...], size: Size) -> ClassifyResult:

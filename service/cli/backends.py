@@ -16,6 +16,7 @@ from convmlp_client.results import Task as ClientTask
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
 from model.errors import ConvMLPError
+from model.postprocess.results import require_finite
 from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.console import print_error
@@ -161,6 +162,7 @@ class LocalBackend:
 
         Raises:
             ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `model.decode.decode`.
+            NotFinite: the network's output has NaN or infinity.
             Overloaded: the image does not fit into the device's memory.
         """
         picture = decode(image, self._limits)
@@ -173,7 +175,7 @@ class LocalBackend:
                 "the image does not fit into the device's memory; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
         meta = Meta(self._config.name, ClientTask(self._config.task))
-        encoded = encode_output(self._query.mask_format, output, self._config, picture.size)
+        encoded = encode_output(self._query.mask_format, require_finite(output), self._config, picture.size)
         return result_from_json(encoded, meta)
 
     async def aclose(self) -> None:

@@ -2,32 +2,36 @@
 
 Log lines of libraries take the same form. Lines in a request's context have its `request_id` and, if its trace is
 recorded, `trace_id` and `span_id`. Image content and credentials are never logged. A caller cannot forge a line:
-characters that are not printable are escaped.
+characters that are not printable are escaped. A line that cannot be written at once is dropped and counted.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from contextvars import ContextVar
 
 import structlog
 from structlog.typing import EventDict, Processor
 
+from service.observability.log_stream import LogStream, open_log_stream
 from service.observability.tracing import current_span
 
 LIBRARIES_LEVEL = logging.INFO
 """The most detailed level of libraries: at DEBUG some log image content."""
 CHATTY = ("httpx2", "uvicorn")
 """Libraries that log every request."""
+QUOTED_CHARACTERS = frozenset(" \t=\r\n\"'")
+"""A string with one of them is quoted in a console line."""
 
+log = structlog.get_logger(__name__)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """Id of the request in whose context a line is logged."""
 
 
-def configure_logs(level: str, style: str, role: str) -> None:
-    """`style` is `console` or `json`; `role` names the process in each line."""
+def configure_logs(level: str, style: str, role: str) -> LogStream:
+    """`style` is `console` or `json`; `role` names the process in each line. Returns the stream of all lines."""
+    stream = open_log_stream()
 
     def add_context(_: object, __: str, event: EventDict) -> EventDict:
         if known_id := request_id.get():
@@ -49,18 +53,16 @@ def configure_logs(level: str, style: str, role: str) -> None:
         last = structlog.processors.JSONRenderer()  # it escapes
     else:
         shared.append(escape)
-        last = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-        )
+        last = coloured_console() if stream.isatty() else render_console
     structlog.configure(
         processors=[*shared, last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # One write per line including its end. Printing makes two if Python does not buffer, and another process's line
         # can come between.
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),  # type: ignore[arg-type]  # it only writes and flushes
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processor=last, foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared]
@@ -70,6 +72,26 @@ def configure_logs(level: str, style: str, role: str) -> None:
     logging.captureWarnings(True)
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    stream.on_recovery = lambda lines: log.warning("log lines were dropped: they could not be written", lines=lines)
+    return stream
+
+
+def coloured_console() -> Processor:
+    """Renders a line for a terminal."""
+    return structlog.dev.ConsoleRenderer(colors=True, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback)
+
+
+def render_console(_: object, __: str, event: EventDict) -> str:
+    """Render a line as structlog's ConsoleRenderer does without colours, in a tenth of the time."""
+    line = f"{event.pop('timestamp')} [{event.pop('level'):<9}] {event.pop('event')}"
+    if (logger := event.pop("logger", None)) is not None:
+        line += f" [{logger}]"
+    exception = event.pop("exception", None)
+    for name in sorted(event):
+        value = event[name]
+        plain = isinstance(value, str) and QUOTED_CHARACTERS.isdisjoint(value)
+        line += f" {name}={value}" if plain else f" {name}={value!r}"
+    return line if exception is None else f"{line}\n{exception}"
 
 
 def escape(_: object, __: str, event: EventDict) -> EventDict:

@@ -6,7 +6,7 @@ No label value comes from a caller: models are the served ones, and every other 
 
 from __future__ import annotations
 
-import math
+import operator
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,13 +17,25 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from model.errors import ConvMLPError
 from service.errors import ConnectionEnd, DeadlineExceeded, Overloaded, Refusal, Unavailable
 
-MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable of prometheus_client: the folder in which the processes of one service share their metrics."""
+METRICS_DIR = "CONVMLP_METRICS_DIR"
+"""Environment variable: the folder in which the processes of one service share their metrics."""
 
 QUEUE_DEPTH, MODEL_READY, GPU_INFO = "convmlp_queue_depth", "convmlp_model_ready", "convmlp_gpu_info"
 BEST_BATCH = "convmlp_best_batch_size"
-UNLOADED = math.inf
-"""Readiness of an unloaded model. A shared file cannot remove a sample, so the exposition leaves this value out."""
+GAUGE_MERGE: Mapping[str, Callable[[float, float], float]] = {
+    "convmlp_in_flight_requests": operator.add,
+    "convmlp_in_flight_limit": operator.add,
+    "convmlp_worker_up": min,
+    "convmlp_workers_up": min,
+    QUEUE_DEPTH: operator.add,
+    "convmlp_queue_limit": operator.add,
+    "convmlp_queue_pixels": operator.add,
+    "convmlp_queue_pixels_limit": operator.add,
+    MODEL_READY: min,
+    BEST_BATCH: max,
+    GPU_INFO: max,
+}
+"""What a gauge of several live processes is. Every gauge is listed."""
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -77,13 +89,11 @@ class FrontEndMetrics:
             "convmlp_in_flight_requests",
             "Images in progress",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._in_flight_limit = Gauge(
             "convmlp_in_flight_limit",
             "Limit of images in progress; further ones are rejected",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._rejected = Counter(
             "convmlp_rejected",
@@ -117,14 +127,12 @@ class FrontEndMetrics:
             "convmlp_worker_up",
             "1 while all workers answer, else 0",
             registry=registry,
-            multiprocess_mode="livemin",
         )
         self._worker_up.set(0)
         self._workers_up = Gauge(
             "convmlp_workers_up",
             "Workers that answer",
             registry=registry,
-            multiprocess_mode="livemin",
         )
         self._resent = Counter(
             "convmlp_resent",
@@ -135,7 +143,7 @@ class FrontEndMetrics:
         for error in (Overloaded, Unavailable):
             self._resent.labels(error.code)
         # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
-        self._restarts = None if MULTIPROC_DIR in os.environ else restart_counter(registry)
+        self._restarts = None if METRICS_DIR in os.environ else restart_counter(registry)
 
     def in_flight_limit(self, images: int) -> None:
         self._in_flight_limit.set(images)
@@ -186,6 +194,7 @@ class _ModelMetrics:
     batch_size: Histogram
     images: Counter
     busy: Counter
+    not_finite: Counter
     depth: Gauge
 
 
@@ -214,36 +223,41 @@ class WorkerMetrics:
             ["model"],
             registry=registry,
         )
+        self._not_finite = Counter(
+            "convmlp_non_finite_outputs",
+            "Images for which the network's output had NaN or infinity, including the worker's own checks",
+            ["model"],
+            registry=registry,
+        )
         self._best_batch = Gauge(
             BEST_BATCH,
             "Fastest batch size of the model, as measured when it was loaded",
             ["model"],
             registry=registry,
-            multiprocess_mode="livemax",
         )
-        self._depth = _sum_gauge(registry, QUEUE_DEPTH, "Images that wait for the device", ["model"])
-        self._limit = _sum_gauge(
-            registry, "convmlp_queue_limit", "Limit of images that wait; further ones are rejected"
+        self._depth = Gauge(QUEUE_DEPTH, "Images that wait for the device", ["model"], registry=registry)
+        self._limit = Gauge(
+            "convmlp_queue_limit", "Limit of images that wait; further ones are rejected", registry=registry
         )
-        self._pixels = _sum_gauge(registry, "convmlp_queue_pixels", "Pixels of network input that wait for the device")
-        self._pixels_limit = _sum_gauge(
-            registry,
+        self._pixels = Gauge(
+            "convmlp_queue_pixels", "Pixels of network input that wait for the device", registry=registry
+        )
+        self._pixels_limit = Gauge(
             "convmlp_queue_pixels_limit",
             "Limit of pixels of network input that wait; further ones are rejected",
+            registry=registry,
         )
         self._ready = Gauge(
             MODEL_READY,
             "1 while the model gives its committed answer on the reference picture, else 0",
             ["model"],
             registry=registry,
-            multiprocess_mode="livemin",
         )
         self._gpu = Gauge(
             GPU_INFO,
             "Always 1; a GPU in use: its UUID, its name, and the worker's name for it",
             ["gpu", "name", "device"],
             registry=registry,
-            multiprocess_mode="livemax",
         )
         for model, task in tasks.items():
             self.add_model(model, task)
@@ -256,6 +270,7 @@ class WorkerMetrics:
             batch_size=self._batch_size.labels(model),
             images=self._images.labels(model),
             busy=self._busy.labels(model),
+            not_finite=self._not_finite.labels(model),
             depth=self._depth.labels(model),
         )
         self._models[model].depth.set(0)
@@ -263,12 +278,8 @@ class WorkerMetrics:
 
     def remove_model(self, model: str) -> None:
         """Remove a model's gauges. Its counters stay."""
-        if MULTIPROC_DIR in os.environ:
-            self._depth.labels(model).set(0)
-            self._ready.labels(model).set(UNLOADED)
-        else:
-            for gauge in (self._depth, self._ready, self._best_batch):
-                gauge.remove(model)
+        for gauge in (self._depth, self._ready, self._best_batch):
+            gauge.remove(model)
 
     def uses_gpu(self, uuid: str, name: str, device: str) -> None:
         """`uuid` as NVML has it; `device` as torch does: `cuda:0` is the first that the process may see."""
@@ -282,6 +293,10 @@ class WorkerMetrics:
         metrics.busy.inc(seconds * part)
         for _ in range(images):  # each image took as long as its batch
             metrics.infer.observe(seconds)
+
+    def not_finite(self, model: str) -> None:
+        """An output had NaN or infinity."""
+        self._models[model].not_finite.inc()
 
     def waited(self, model: str, seconds: float) -> None:
         self._models[model].queue.observe(seconds)
@@ -302,16 +317,30 @@ class WorkerMetrics:
         self._ready.labels(model).set(ready)
 
 
+class SupervisorMetrics:
+    """The metrics of a supervisor."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._worker_restarts = restart_counter(registry)
+        self._restarts = Counter(
+            "convmlp_process_restarts",
+            "Processes that were restarted, by reason: exited, or unresponsive and therefore killed",
+            ["process", "reason"],
+            registry=registry,
+        )
+
+    def restarts(self, process: str, reason: str) -> Counter:
+        return self._restarts.labels(process, reason)
+
+    def restarted(self, process: str, reason: str, *, worker: bool) -> None:
+        self.restarts(process, reason).inc()
+        if worker:
+            self._worker_restarts.inc()
+
+
 def restart_counter(registry: CollectorRegistry) -> Counter:
     """Counted by the supervisor, or without one by each front-end that finds another worker process than before."""
     return Counter("convmlp_worker_restarts", "Worker processes that replaced a lost one", registry=registry)
-
-
-def _sum_gauge(
-    registry: CollectorRegistry, name: str, help_text: str, labels: tuple[str, ...] | list[str] = ()
-) -> Gauge:
-    """A gauge that is the sum over processes."""
-    return Gauge(name, help_text, labels, registry=registry, multiprocess_mode="livesum")
 
 
 def _stage_histogram(registry: CollectorRegistry) -> Histogram:

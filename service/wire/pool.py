@@ -56,11 +56,13 @@ class WorkerPool:
         self._closing = True
         await self._open.aclose()
 
-    def reserve(self, model: ModelStatus, deadline_s: float) -> WaitForecast:
+    def reserve(self, model: ModelStatus, deadline_s: float, ready_s: float = 0.0) -> WaitForecast:
         """Reserve a slot for a request whose picture is being prepared; call `.prepared()` when decoding ends.
 
+        `ready_s`: the expected seconds until its answer where no worker has anything else to do; 0 if not known.
+
         Raises:
-            Overloaded: the forecast of every worker is after the deadline, so decoding would be wasted.
+            Overloaded: the answer is expected after the deadline on every worker, so decoding would be wasted.
         """
         left_s = deadline_s - time.monotonic()
         workers = self._ready.get(model.version) or self._ready_for(model.version)
@@ -73,6 +75,8 @@ class WorkerPool:
                 other = worker.forecast(model.version)
                 if (other_s := other.expected_s(left_s)) < expected_s:
                     reservation, expected_s = other, other_s
+            # A worker goes on with what it has while the picture is decoded.
+            expected_s = max(expected_s, ready_s)
             if expected_s > left_s:
                 raise too_late(expected_s, expected_s)
         reservation.reserve()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -27,6 +30,9 @@ from service.wire.messages import (
     pack_output,
 )
 from service.wire.zmq_socket import HIGH_WATER_MARK, ZmqSocket
+
+BIND_INTERVAL_S = 1.0
+"""Between two looks at the file of an `ipc://` address."""
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +60,7 @@ class WorkerEndpoint:
         socket.set_hwm(HIGH_WATER_MARK)
         socket.bind(self.address)
         self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._bind = socket.bind
         self._socket = ZmqSocket(socket)
         return self
 
@@ -77,7 +84,32 @@ class WorkerEndpoint:
             else:
                 on_message(envelope)
 
-        await self._socket.run(receive, on_drained)
+        binding = asyncio.create_task(self._keep_bound(), name="worker-address")
+        try:
+            await self._socket.run(receive, on_drained)
+        finally:
+            binding.cancel()
+
+    async def _keep_bound(self) -> None:
+        """Bind an `ipc://` address again when something deleted its file.
+
+        Connections live on without the file; new ones, of a restarted front-end, need it.
+        """
+        protocol, _, name = self.address.partition("://")
+        path, lost = Path(name), False
+        while protocol == "ipc" and not name.startswith("@"):  # an abstract address has no file
+            await asyncio.sleep(BIND_INTERVAL_S)
+            if not _is_lost(path):
+                continue
+            try:
+                self._bind(self.address)
+            except zmq.ZMQError as error:
+                if not lost:
+                    log.error("the worker's socket was deleted and cannot be made again", path=name, error=str(error))
+                lost = True
+            else:
+                lost = False
+                log.warning("the worker's socket was deleted; made it again", path=name)
 
     def answer(
         self,
@@ -121,3 +153,12 @@ class WorkerEndpoint:
         except zmq.ZMQError as error:
             # The front-end has left, or reads no more: nobody is left to answer.
             log.info("message to a front-end dropped", error=str(error), message=type(header).__name__)
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether a socket's file is gone and may be made again."""
+    try:
+        # A folder of another user, put in the place of this one, must not get the socket.
+        return not path.exists() and path.parent.stat().st_uid in (0, os.geteuid())
+    except OSError:  # the folder is gone as well
+        return True

@@ -200,12 +200,15 @@ def make_batch(jobs: Sequence[Job]) -> Batch:
     """The inputs of jobs of one shape: uint8 (N, h, w, 3), contiguous; row i is job i's.
 
     Each input is copied once, into the array that goes to the device. An input that is alone is not copied.
+
+    Raises:
+        OutOfDeviceMemory: the host has no memory for it.
     """
-    if len(jobs) == 1:
-        job = jobs[0]
-        return Batch(np.ascontiguousarray(job.input.pixels[np.newaxis]), (job.input.geometry,), (job.params,))
-    return Batch(
-        np.stack([job.input.pixels for job in jobs]),
-        tuple([job.input.geometry for job in jobs]),
-        tuple([job.params for job in jobs]),
-    )
+    try:
+        if len(jobs) == 1:
+            job = jobs[0]
+            return Batch(np.ascontiguousarray(job.input.pixels[np.newaxis]), (job.input.geometry,), (job.params,))
+        pixels = np.stack([job.input.pixels for job in jobs])
+    except MemoryError as error:
+        raise OutOfDeviceMemory(str(error)) from error
+    return Batch(pixels, tuple([job.input.geometry for job in jobs]), tuple([job.params for job in jobs]))

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from model.errors import ConvMLPError
+import structlog
+
+from model.errors import ConvMLPError, NotFinite
 from model.types import RawOutput
 from service.errors import Internal, Overloaded
 from service.observability.metrics import WorkerMetrics
@@ -32,9 +34,11 @@ IDLE_S = 5.0
 OUT_OF_MEMORY = "out-of-device-memory"
 """Error code of a batch's span."""
 
-Outputs = tuple[RawOutput, ...]
+Outputs = tuple[RawOutput | NotFinite, ...]
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +122,7 @@ class DeviceExecutor:
 class Dispatcher:
     """Runs jobs in batches on the device's lanes, and replies to each job once.
 
-    `on_replies` is called after the replies of a step.
+    `on_replies` is called after the replies of a step; `on_not_finite` when the output of a request is not finite.
     """
 
     def __init__(
@@ -132,11 +136,13 @@ class Dispatcher:
         tracing: Tracing = NO_TRACING,
         idle_s: float = IDLE_S,
         on_replies: Callable[[], None] | None = None,
+        on_not_finite: Callable[[], None] | None = None,
     ) -> None:
         self._runner = runner
         self.executor = DeviceExecutor(runner.lanes, device_thread, clock)
         self._idle_s = idle_s
         self._on_replies = on_replies
+        self._on_not_finite = on_not_finite
         self._queue = queue
         self._limits = limits
         self._metrics = metrics
@@ -290,7 +296,8 @@ class Dispatcher:
 
     def _compute(self, batch: RunningBatch) -> Outputs:
         """In a lane's thread. Inputs are copied into the batch here, where it delays nothing else."""
-        return self._runner.run(batch.jobs[0].shape.slot, make_batch(batch.jobs), batch.lanes)
+        outputs = self._runner.run(batch.jobs[0].shape.slot, make_batch(batch.jobs), batch.lanes)
+        return tuple([output if output.finite else NotFinite() for output in outputs])
 
     def _on_ended(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
         self._ended.append((batch, call))
@@ -318,7 +325,15 @@ class Dispatcher:
             self._latency.record(shape, len(jobs), infer_s)
         self._metrics.batch(shape.model, len(jobs), infer_s, batch.lanes / self.executor.lanes)
         for job, output in zip(jobs, outputs, strict=True):
+            if isinstance(output, NotFinite):
+                self._count_not_finite(job)
             self._reply(job, JobResult(output, call.started_s - job.enqueued_s, infer_s, len(jobs)), span)
+
+    def _count_not_finite(self, job: Job) -> None:
+        self._metrics.not_finite(job.shape.model)
+        log.error("output is not finite", model=job.shape.model, request_id=job.request_id)
+        if job.request_id and self._on_not_finite is not None:  # else it is a self-check, which sees for itself
+            self._on_not_finite()
 
     def _refuse_late(self) -> None:
         now_s = self._clock()

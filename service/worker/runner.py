@@ -14,7 +14,7 @@ class DeviceMissing(Exception):
 
 
 class OutOfDeviceMemory(Exception):
-    """A batch, or a model, did not fit into the device's memory. A smaller batch may fit."""
+    """A batch, or a model, did not fit into the device's memory or the host's. A smaller batch may fit."""
 
 
 class DeviceLost(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,13 @@ from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
 CUDA_LANES = 2
 """One batch is copied and answered while the other is computed."""
-_NO_MEMORY = ("can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Errors of torch on the CPU, cuDNN and cuBLAS are plain RuntimeErrors, which only their messages distinguish."""
+_NO_MEMORY = re.compile(
+    "can't allocate memory"  # torch on the CPU
+    # oneDNN: it cannot allocate its workspace. (An operation that it does not implement has no "primitive descriptor".)
+    "|could not create a primitive(?! descriptor)|could not create a memory object"
+    "|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED"
+)
+"""These errors are plain RuntimeErrors, which only their messages distinguish."""
 
 log = structlog.get_logger(__name__)
 
@@ -147,4 +153,4 @@ class TorchRunner:
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether an error of torch means that the device, or the host, has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)) is not None

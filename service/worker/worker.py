@@ -121,6 +121,8 @@ class Worker:
         self._runner: Runner | None = None
         self._dispatcher: Dispatcher | None = None
         self._control: ModelControl | None = None
+        self._check_due = asyncio.Event()
+        """Set when a self-check should not wait for its interval."""
 
     async def run(self, endpoint: WorkerEndpoint, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish the jobs that wait or run.
@@ -156,8 +158,10 @@ class Worker:
                 tasks.create_task(self._keep_checking(loader), name="self-check"),
             ]
             await stop.wait()
-            log.info("draining", seconds=round(time.monotonic() - self._started_s))
+            log.info("draining")
+            drain_started_s = time.monotonic()
             await self._drain()
+            log.info("drained", seconds=round(time.monotonic() - drain_started_s, 1))
             self._control.abandon()
             for task in serving:
                 task.cancel()
@@ -177,6 +181,7 @@ class Worker:
             self._metrics,
             tracing=self._tracing,
             on_replies=self._endpoint.flush,
+            on_not_finite=self._check_due.set,
         )
 
     def _on_message(self, envelope: Envelope) -> None:
@@ -289,13 +294,19 @@ class Worker:
         interval_s = self._settings.self_check_interval_ms / 1000
         pause_s = FIRST_RECHECK_S
         while True:
+            self._check_due.clear()
             ready = await loader.check()
             if self._phase is Phase.STARTING:
                 self._phase, self._reason = Phase.READY, "ready"
                 served = self._registry.served
                 log.info("ready", models=[model.name for model in served if model.unready_reason is None])
                 self._announce()
-            await asyncio.sleep(interval_s if ready else min(pause_s, interval_s))
+            wait_s = interval_s if ready else min(pause_s, interval_s)
+            # Never more often: each request may set the event.
+            await asyncio.sleep(min(FIRST_RECHECK_S, wait_s))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s - FIRST_RECHECK_S):
+                    await self._check_due.wait()
             pause_s = FIRST_RECHECK_S if ready else min(2 * pause_s, interval_s)
 
     async def _watch_device(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,18 @@ def test_only_close_answers_pass(committed: Result, found: Result, agrees: bool)
     objection = mismatch(found, summarise(committed))
     assert (objection is None) is agrees
     assert objection != ""
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("committed", [labels(0.6), heads((0, 0.9, HEAD)), labels(), heads()])
+def test_numbers_that_are_not_finite_never_pass(committed: Result, number: float) -> None:
+    """NaN and infinity agree with no reference, not even with an empty one: every comparison fails closed."""
+    wrong_box = Box(10, number, 40, 40)
+    answers = labels(number), labels(0.6, number), heads((0, number, HEAD)), heads((0, 0.9, HEAD), (0, 0.8, wrong_box))
+    for found in answers:
+        objection = mismatch(found, summarise(committed))
+        assert objection is not None
+        assert "not finite" in objection
 
 
 def test_a_detection_at_the_cut_may_be_missing() -> None:

@@ -36,6 +36,12 @@ REFERENCES: dict[Task, ReferenceAnswer] = {
     Task.DETECT: DetectReference(detections=()),
     Task.SEGMENT: SegmentReference(grid=("0",)),
 }
+LAST_LAYER = {
+    "classifier": "head",
+    "retinanet": "bbox_head.retina_cls",
+    "mask_rcnn": "roi_head.bbox_head.fc_cls",
+    "semantic_fpn": "decode_head.conv_seg",
+}
 POSTPROCESSING: dict[Task, Postprocessing] = {
     Task.CLASSIFY: ClassifyPostSpec(),
     Task.DETECT: DetectPostSpec(score_threshold=0.3, candidates_per_level=200, proposals=100),
@@ -99,6 +105,15 @@ def metadata(family: str, name: str = "tiny", precision: DtypeName = "fp32") -> 
 def tiny_bundle(store: Path, family: str) -> Bundle:
     reference = REFERENCES[family_of(ARCHITECTURES[family]).task]
     return write_bundle(store, metadata(family), tiny_network(family), lambda _: reference)
+
+
+def damaged_bundle(store: Path, family: str) -> Bundle:
+    """A tiny bundle, valid but for its last layer, whose weights are NaN."""
+    network = tiny_network(family)
+    with torch.no_grad():
+        network.get_submodule(LAST_LAYER[family]).weight.fill_(torch.nan)  # type: ignore[operator]
+    reference = REFERENCES[family_of(ARCHITECTURES[family]).task]
+    return write_bundle(store, metadata(family), network, lambda _: reference)
 
 
 def tiny_checkpoint(folder: Path, family: str, name: str = "mine.pth") -> Path:

@@ -81,7 +81,8 @@ class HuggingFace:
                 image, parameters = await within_deadline(reading_json, deadline_s)
             model = _select_model(candidates, parameters)
             record.model = model.config.name
-            prediction = PredictRequest(record.request_id, model, image, params_of(parameters), deadline_s)
+            params = params_of(parameters)
+            prediction = PredictRequest(record.request_id, model, image, params, deadline_s, record.caller)
             with request.connection.disconnect:
                 reply = await engine.predict(prediction, partial(encode_elements, parameters))
         finally:

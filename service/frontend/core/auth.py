@@ -161,7 +161,7 @@ class Auth:
             Unauthenticated: keys are set, and the request has none or a wrong one.
         """
         if self._keys is None:
-            return Caller(_network_of(host) if self._limit is not None else host)
+            return Caller(network_of(host) if self._limit is not None else host)
         scheme, _, key = (authorization or "").strip().partition(" ")
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
@@ -215,7 +215,7 @@ async def open_auth(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterat
 
 
 @lru_cache(maxsize=4096)
-def _network_of(host: str) -> str:
+def network_of(host: str) -> str:
     """The address; of IPv6 its /64, because one caller usually has all addresses of a /64."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

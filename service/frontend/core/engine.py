@@ -12,7 +12,9 @@ from contextlib import nullcontext
 from typing import TypeVar
 
 from model.bundle import BundleConfig
-from model.types import DetectOutput, RawOutput, SegmentOutput, Size, Task
+from model.decode import check_pixels, read_header
+from model.errors import ImageTooLarge
+from model.types import DetectOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
     MODEL_CONTROL_OFF,
     BadParameter,
@@ -22,7 +24,8 @@ from service.errors import (
     Refusal,
     Unavailable,
 )
-from service.frontend.core.executor import PreparePool, Timed
+from service.frontend.core.auth import network_of
+from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.core.request_log import RequestRecord
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import Span, current_span, step
@@ -37,6 +40,19 @@ Encode = Callable[[RawOutput, BundleConfig, Size], T]
 
 SHORT_ANSWER = 20
 """Labels or boxes, without masks, that are encoded in less time than it takes to reach a thread."""
+
+CALLER_SHARE = 4
+"""A caller may have so many times as many images in progress as the process has room for, which leaves a fifth of the
+limit for others (dynamic thresholds, Choudhury and Hahne 1998)."""
+RESIZE_BYTES = 4
+"""Of memory for each pixel of an image that is only resized."""
+LABEL_MAP_BYTES = 1
+"""For each pixel of an image."""
+POST_BYTES = 4
+"""Of memory for each pixel of the image that encoding masks or drawing takes."""
+SMOOTHING = 0.1
+"""Weight of the latest answer in the means of its times."""
+NOTHING_KNOWN = (0.0, 0.0)
 
 UNTRACED: nullcontext[Span | None] = nullcontext(None)
 
@@ -81,14 +97,20 @@ class Engine:
         self._threads = threads
         self._settings = settings
         self._metrics = metrics
+        self._limits = settings.decode_limits
         self._images = 0
+        self._images_of: dict[str, int] = {}
+        """Images in progress by caller."""
+        self._after_s: dict[Task, tuple[float, float]] = {}
+        """By task, means of the seconds of an answer after decoding where nothing waits, and of those after the
+        worker."""
         self.bodies = ByteBudget(settings.max_in_flight_bytes, workers.retry_after_s)
 
     async def predict(self, request: PredictRequest, encode: Encode[T], *, draws: bool = False) -> Reply[T]:
         """The answer for one image.
 
         `encode` runs in a thread, unless the answer is short. `draws`: encoding renders a picture, so always use a
-        thread.
+        thread. Whatever a thread does, the call ends at the request's deadline.
 
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
@@ -98,23 +120,25 @@ class Engine:
         if not model.ready:
             readiness = self.readiness()
             raise Unavailable(readiness.reason, readiness.retry_after_s)
-        if self._images >= self._settings.max_in_flight:
-            raise Overloaded(
-                f"{self._images} images are in progress, which is the limit; try again later",
-                self._workers.retry_after_s(),
-                Refusal.IN_FLIGHT,
-            )
+        preparing = self._preparation(request, config)
+        caller = preparing.caller
+        of_caller = self._images_of.get(caller, 0)
+        if of_caller >= CALLER_SHARE * (self._settings.max_in_flight - self._images):
+            raise self._full(of_caller)
         traced = current_span().recording
         attributes = {"convmlp.request_id": request.id, "convmlp.model": config.name} if traced else {}
         self._images += 1
+        self._images_of[caller] = of_caller + 1
         self._metrics.in_flight.inc()
         try:
             with step("predict", attributes) if traced else UNTRACED as span:
-                reservation = self._workers.reserve(model, deadline_s)
+                after_s, post_s = self._after_s.get(config.task, NOTHING_KNOWN)
+                prepared_s = self._threads.expected_s(preparing)
+                ready_s = prepared_s + after_s if prepared_s else 0.0
+                reservation = self._workers.reserve(model, deadline_s - post_s, ready_s)
                 try:
-                    prepared = await self._threads.run(
-                        deadline_s, self._threads.prepare, request.image, config.preprocessing
-                    )
+                    self._threads.submit(preparing)
+                    prepared = await preparing.future
                 finally:
                     reservation.prepared()
                 self._metrics.stages["decode", config.task].observe(prepared.seconds)
@@ -128,7 +152,10 @@ class Engine:
                     or (isinstance(output, DetectOutput) and output.mask_logits is not None)
                     or len(output.scores) > SHORT_ANSWER
                 ):
-                    encoded = await self._threads.run(deadline_s, encode, output, config, size)
+                    encoding = Work(encode, (output, config, size), deadline_s, caller, urgent=True)
+                    # Pictures are decoded once more to be drawn on.
+                    encoding.nbytes = size.height * size.width * POST_BYTES + (preparing.nbytes if draws else 0)
+                    encoded = await self._threads.run(encoding)
                 else:
                     started_s = time.monotonic()
                     payload = encode(output, config, size)
@@ -138,7 +165,16 @@ class Engine:
                     span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
         finally:
             self._images -= 1
+            if of_caller := self._images_of[caller] - 1:
+                self._images_of[caller] = of_caller
+            else:
+                del self._images_of[caller]
             self._metrics.in_flight.dec()
+            self._threads.release(preparing)
+        self._after_s[config.task] = (
+            after_s + SMOOTHING * (answer.infer_s + encoded.seconds - after_s),
+            post_s + SMOOTHING * (encoded.seconds - post_s),
+        )
         timings = Timings(prepared.seconds, answer.queue_s, answer.infer_s, encoded.seconds)
         return Reply(encoded.value, timings, answer.batch_images)
 
@@ -242,6 +278,36 @@ class Engine:
         """The deadline of a request that came now, on the clock of `time.monotonic`."""
         limit = self._settings.request_timeout_ms
         return time.monotonic() + min(timeout_ms if timeout_ms is not None else limit, limit) / 1000
+
+    def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
+        """The decoding and resizing of a request's image. Raises as `model.decode.read_header`."""
+        image, caller = request.image, request.caller
+        if isinstance(image, bytes):
+            header = read_header(image, self._limits)
+            pixels, cost, nbytes = header.size.height * header.size.width, header.decode_cost, header.decode_bytes
+        else:
+            check_pixels(image.size, self._limits)
+            pixels = cost = image.size.height * image.size.width
+            nbytes = RESIZE_BYTES * pixels
+        if nbytes > self._threads.max_bytes:
+            raise ImageTooLarge(
+                f"to decode the image takes up to {nbytes:,} bytes of memory; "
+                f"the limit is {self._threads.max_bytes:,}; scale it down"
+            )
+        if ":" in caller:
+            caller = network_of(caller)
+        output_bytes = LABEL_MAP_BYTES * pixels if config.task is Task.SEGMENT else 0
+        args = (image, config.preprocessing)
+        return Work(self._threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
+
+    def _full(self, of_caller: int) -> Overloaded:
+        limit = self._settings.max_in_flight
+        detail = (
+            f"{self._images} images are in progress, which is the limit"
+            if self._images >= limit
+            else f"{of_caller} images of this caller are in progress, which is its share of the limit of {limit}"
+        )
+        return Overloaded(f"{detail}; try again later", self._workers.retry_after_s(), Refusal.IN_FLIGHT)
 
     def _current(self, model: ModelStatus) -> ModelStatus:
         """The model as it is served now: it may have changed while the request's body arrived. Raises as `resolve`."""

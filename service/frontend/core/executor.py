@@ -2,8 +2,9 @@
 
 This work releases the GIL for most of its time (Pillow, OpenCV, NumPy).
 
-`ThreadPool` costs a third of `run_in_executor`: one future for each piece of work instead of two, no lock, and one
-wake-up of the loop for all pieces that have ended meanwhile.
+All decisions are made on the event loop: which work is next, what fits into memory, what is too late. Threads only run
+what they are handed. `ThreadPool` costs a third of `run_in_executor`: one future for each piece of work instead of two,
+no lock, and one wake-up of the loop for all pieces that have ended meanwhile.
 
 A photograph's bytes are copied four times before they are here (from the kernel to uvloop, to the parser, to uvicorn's
 buffer, to the ASGI message): some 5 µs for each copy of 100 KB. Pillow reads them in place. The decoder writes the
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -30,9 +33,29 @@ from model.decode import DecodeLimits, check_pixels, decode_picture
 from model.preprocess import content_size, prepare, prepare_picture
 from model.spec import Preprocessing
 from model.types import Image, ModelInput
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, Overloaded
+from service.frontend.core.fair_queue import FairQueue, Place
 
 T = TypeVar("T")
+
+PREFETCH_S = 0.005
+"""Threads are handed work ahead, one piece each, if it takes no longer than this: they need not wait for the event loop
+between short pieces. It has left the queue, so nothing can overtake it any more."""
+MARGIN = 1.2
+"""Factor on the expected wait: an estimate that is met on average is missed half of the time."""
+SMOOTHING = 0.1
+"""Weight of the latest piece of work in the means of `WorkSpeed`."""
+ASSUMED_S = 1e-8
+"""Seconds for each unit of cost, before any work has been measured: for the order in the queue, not for refusals."""
+FADING = 0.98
+"""Factor, for each piece of work, on the thread times whose ratio is the share of urgent work."""
+STUCK_FACTOR = 3.0
+STUCK_S = 0.1
+"""Work that runs for so many times its expected time, and so long, may run for any time: its thread does not count."""
+CLOSE_S = 10.0
+"""How long closing a pool waits for running work."""
+MAX_TIMER_S = 1e6
+"""The longest timer that is set for a deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,100 +67,321 @@ class Timed(Generic[T]):
     seconds: float
 
 
-class ThreadPool:
-    """Threads that run one piece of work after another.
+class Stage(Enum):
+    """Of a piece of work."""
 
-    Its queue is as long as callers make it: the engine bounds the number of images in the process.
+    NEW = auto()
+    WAITING = auto()
+    HANDED = auto()
+    """It runs, or is about to be taken by a thread."""
+    ENDED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Work(Generic[T]):
+    """A piece of work for a pool: `call(*args)`. Once it is submitted `future` has its result.
+
+    `cost` is the expected work, in the unit of `model.decode.Header`; 0 where it is not known. `nbytes` of the pool's
+    memory are charged from its start until it has ended; then those of its result, and `reserved_bytes`, until it is
+    released. `urgent`: it goes before all that is not.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
-        self._queue: SimpleQueue[tuple[asyncio.Future[Any], float, Callable[..., Any], tuple[Any, ...]] | None]
-        self._queue = SimpleQueue()
-        self._ended: deque[tuple[asyncio.Future[Any], Timed[Any] | None, BaseException | None]] = deque()
+    call: Callable[..., T]
+    args: tuple[Any, ...]
+    deadline_s: float
+    caller: str = ""
+    model: str = ""
+    cost: float = 0.0
+    nbytes: int = 0
+    reserved_bytes: int = 0
+    urgent: bool = False
+    future: asyncio.Future[Timed[T]] = field(init=False)
+    timer: asyncio.TimerHandle = field(init=False)
+    stage: Stage = Stage.NEW
+    place: Place | None = None
+    """In the queue, while it waits there."""
+    charged_bytes: int = 0
+    started_s: float = 0.0
+    """When a thread took it; 0 before."""
+    released: bool = False
+
+
+class WorkSpeed:
+    """Seconds that work takes by its cost: exponential means of the seconds for each unit of cost.
+
+    There is one for each doubling of the cost, because small pictures take longer for each pixel than large ones.
+    """
+
+    def __init__(self) -> None:
+        self._by_doubling: dict[int, float] = {}
+        self._latest = 0.0
+
+    def record(self, cost: float, seconds: float) -> None:
+        """Work of a cost above 0 took so many seconds."""
+        doubling, latest = math.frexp(cost)[1], seconds / cost
+        before = self._by_doubling.get(doubling, latest)
+        self._by_doubling[doubling] = self._latest = before + SMOOTHING * (latest - before)
+
+    def seconds(self, cost: float) -> float:
+        """Expected seconds; 0 where nothing is known."""
+        return self._by_doubling.get(math.frexp(cost)[1], self._latest) * cost
+
+
+class ThreadPool:
+    """Threads that run one piece of work after another, in at most `max_bytes` of memory.
+
+    Work that does not fit waits until it does, and so does everything behind it; but one piece may always run. How much
+    waits is up to the callers: the engine bounds the number of images in the process.
+    """
+
+    def __init__(self, threads: int, name: str, max_bytes: int = 2**62) -> None:
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+        """Of work that runs, and of results that are not released."""
+        self.waiting = 0
+        """How many pieces of work wait."""
+        self._urgent: deque[Work[Any]] = deque()
+        self._queue: FairQueue[Work[Any]] = FairQueue()
+        self._handed: list[Work[Any]] = []
+        self._speed = WorkSpeed()
+        self._queued_s = self._urgent_s = 0.0
+        """Thread time of late, of work from the queue and of urgent work."""
+        self._ready: SimpleQueue[Work[Any] | None] = SimpleQueue()
+        self._ended: deque[tuple[Work[Any], Timed[Any] | None, BaseException | None]] = deque()
         self._woken = False
         self._closed = False
+        self._size = max(threads, 1)
         self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
-            for number in range(max(threads, 1))
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(self._size)
         ]
         for thread in self._threads:
             thread.start()
 
-    def run(self, deadline_s: float, work: Callable[..., T], *args: Any) -> asyncio.Future[Timed[T]]:  # noqa: ANN401
-        """Call `work(*args)` in a thread. `Timed` leaves out the wait for the thread.
+    @property
+    def abandoned(self) -> int:
+        """How many pieces of work run although nobody waits for their result any more: at most one for each thread."""
+        return sum(work.started_s > 0 and work.future.done() for work in self._handed)
 
-        Work that has not started when its future is cancelled, or at `deadline_s` on the clock of `time.monotonic`,
-        never starts. The future raises DeadlineExceeded, or the work's own error.
+    def submit(self, work: Work[Any]) -> None:
+        """Run work in a thread, in its turn. Call `release` when its result is not needed any more.
+
+        At its deadline, on the clock of `time.monotonic`, its future raises DeadlineExceeded. From then on, as where
+        its future is cancelled, work that waits never starts. Work that runs cannot be stopped: its result is dropped,
+        and its thread and memory are charged until it ends.
 
         Raises:
+            DeadlineExceeded: the deadline has passed.
             RuntimeError: the pool is closed.
         """
+        left_s = work.deadline_s - time.monotonic()
         if self._closed:
             raise RuntimeError("the thread pool is closed")
-        future: asyncio.Future[Timed[T]] = asyncio.get_running_loop().create_future()
-        self._queue.put((future, deadline_s, work, args))
-        return future
+        if left_s <= 0:
+            raise DeadlineExceeded("timed out before the request reached a thread")
+        loop = asyncio.get_running_loop()
+        work.future = loop.create_future()
+        work.timer = loop.call_later(min(left_s, MAX_TIMER_S), self._expire, work)
+        held_bytes = self.held_bytes + work.nbytes
+        # Most work finds a free thread. This is what `_enqueue` and `_hand_out` would do with it.
+        if len(self._handed) < self._size and held_bytes <= self.max_bytes and not self.waiting:
+            work.stage, work.charged_bytes = Stage.HANDED, work.nbytes
+            self.held_bytes = held_bytes
+            self._handed.append(work)
+            self._ready.put(work)
+        else:
+            self._enqueue(work)
+            self._hand_out()
+
+    async def run(self, work: Work[T]) -> Timed[T]:
+        """The result of work that holds no memory afterwards. Raises as `submit`, and what the work raises."""
+        self.submit(work)
+        try:
+            return await work.future
+        finally:
+            self.release(work)
+
+    def release(self, work: Work[Any]) -> None:
+        """The result of work is not needed any more: free its memory. If it still waits, it never starts."""
+        work.released = True
+        if work.stage is Stage.ENDED:
+            self.held_bytes -= work.charged_bytes
+            work.charged_bytes = 0
+        elif work.stage is not Stage.NEW:
+            work.timer.cancel()
+            if work.stage is Stage.WAITING:
+                self._dequeue(work)
+        if self.waiting:
+            self._hand_out()
+
+    def expected_s(self, work: Work[Any]) -> float:
+        """Expected seconds until the end of work that would be submitted now.
+
+        0 where nothing is known, and where a thread is free: an estimate that is too high would never be corrected.
+        """
+        if len(self._handed) < self._size and not self.waiting:
+            return 0.0
+        seconds = self._speed.seconds(work.cost)
+        if not seconds:
+            return 0.0
+        now_s = time.monotonic()
+        ahead_s = self._queue.seconds_before(work.caller, work.model, seconds, now_s, work.deadline_s)
+        if self._queued_s:
+            ahead_s *= 1 + self._urgent_s / self._queued_s
+        running_s, stuck_s = 0.0, []
+        for running in self._handed:
+            lasted_s = now_s - running.started_s if running.started_s else 0.0
+            of_running_s = self._speed.seconds(running.cost) if running.cost else 0.0
+            if lasted_s > STUCK_S and lasted_s > STUCK_FACTOR * of_running_s:
+                stuck_s.append(lasted_s)
+            else:
+                running_s += max(of_running_s - lasted_s, 0.0)
+        threads = self._size - len(stuck_s)
+        if threads > 1 and work.nbytes:
+            threads = max(min(threads, self.max_bytes // work.nbytes), 1)
+        if not threads:
+            # What has lasted so long is expected to last as long again.
+            return min(stuck_s) + MARGIN * ahead_s / self._size + seconds
+        return MARGIN * (running_s + ahead_s) / threads + seconds
 
     def close(self) -> None:
-        """Wait for running work; cancel the rest."""
+        """Wait for running work, but no longer than `CLOSE_S`; cancel the rest."""
         self._closed = True
+        while self.waiting:
+            self.waiting -= 1
+            (self._urgent.popleft() if self._urgent else self._queue.take()).future.cancel()
         with contextlib.suppress(Empty):
-            while (dropped := self._queue.get_nowait()) is not None:
-                dropped[0].cancel()
+            while (handed := self._ready.get_nowait()) is not None:
+                handed.future.cancel()
         for _ in self._threads:
-            self._queue.put(None)
+            self._ready.put(None)
+        latest_s = time.monotonic() + CLOSE_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(latest_s - time.monotonic(), 0.0))
 
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            future, deadline_s, work, args = item
+    def _enqueue(self, work: Work[Any]) -> None:
+        self.waiting += 1
+        work.stage = Stage.WAITING
+        if work.urgent:
+            self._urgent.append(work)
+        else:
+            seconds = self._speed.seconds(work.cost) or work.cost * ASSUMED_S
+            now_s = time.monotonic()
+            work.place = self._queue.put(work, work.caller, work.model, seconds, now_s, work.deadline_s)
+
+    def _dequeue(self, work: Work[Any]) -> None:
+        """Remove work that waits. Its future has an error, or nobody waits for it."""
+        work.stage = Stage.ENDED
+        self.waiting -= 1
+        if work.place is None:
+            self._urgent.remove(work)
+        else:
+            self._queue.remove(work.place)
+            work.place = None
+
+    def _hand_out(self) -> None:
+        """Hand work that waits to the threads, as far as there is room for it."""
+        while self.waiting:
+            work = self._urgent[0] if self._urgent else self._queue.first()
+            ahead = len(self._handed) - self._size
+            if ahead >= 0 and (ahead >= self._size or (work.place is not None and work.place.seconds > PREFETCH_S)):
+                return
+            if self.held_bytes + work.nbytes > self.max_bytes and self._handed:
+                return
+            self.waiting -= 1
+            if work.place is None:
+                self._urgent.popleft()
+            else:
+                self._queue.take()
+                if self._is_late(work):
+                    continue
+            work.stage, work.charged_bytes = Stage.HANDED, work.nbytes
+            self.held_bytes += work.nbytes
+            self._handed.append(work)
+            self._ready.put(work)
+
+    def _is_late(self, work: Work[Any]) -> bool:
+        """Refuse work that would end after its deadline, so that its thread serves another. Work that waits alone is
+        tried."""
+        if not self.waiting or time.monotonic() + self._speed.seconds(work.cost) < work.deadline_s:
+            return False
+        work.stage = Stage.ENDED
+        work.timer.cancel()
+        if not work.future.done():
+            retry_after_s = self._queue.seconds / self._size
+            work.future.set_exception(Overloaded("the deadline is too near to decode the image", retry_after_s))
+        return True
+
+    def _expire(self, work: Work[Any]) -> None:
+        if not work.future.done():
+            waited = "before a thread was free for it" if not work.started_s else "while a thread worked on it"
+            work.future.set_exception(DeadlineExceeded(f"the request timed out {waited}"))
+        if work.stage is Stage.WAITING:
+            self._dequeue(work)
+
+    def _run(self) -> None:
+        """In a thread."""
+        while (work := self._ready.get()) is not None:
             value: Timed[Any] | None = None
             failure: BaseException | None = None
-            if future.cancelled():
-                del item, future, work, args  # an idle thread keeps nothing alive
-                continue
+            work.started_s = started_s = time.monotonic()
             try:
-                started_s = time.monotonic()
-                if started_s >= deadline_s:
-                    raise DeadlineExceeded("the request's deadline passed before a thread was free for it")
-                result = work(*args)
-                value = Timed(result, started_s, time.monotonic() - started_s)
+                if not work.future.done():
+                    result = work.call(*work.args)
+                    value = Timed(result, started_s, time.monotonic() - started_s)
             except StopIteration as error:  # a future does not accept it
                 failure = RuntimeError(f"work raised {error!r}")
             except BaseException as error:
                 failure = error
-            self._ended.append((future, value, failure))
+            work.args = ()
+            self._ended.append((work, value, failure))
             if not self._woken:
                 self._woken = True
-                future.get_loop().call_soon_threadsafe(self._settle)
-            del item, future, work, args, value, failure
+                work.future.get_loop().call_soon_threadsafe(self._settle)
+            del work, value, failure  # an idle thread keeps nothing alive
             result = None
 
     def _settle(self) -> None:
         # Before the first look: work that ends later wakes the loop again.
         self._woken = False
         while self._ended:
-            future, value, failure = self._ended.popleft()
-            if future.cancelled():
-                continue
-            if failure is None:
-                future.set_result(value)
-            else:
+            work, value, failure = self._ended.popleft()
+            self._handed.remove(work)
+            work.timer.cancel()
+            work.stage = Stage.ENDED
+            future, kept_bytes = work.future, 0
+            if value is not None:
+                if work.urgent:
+                    self._urgent_s += value.seconds
+                elif work.cost:
+                    self._speed.record(work.cost, value.seconds)
+                    self._queued_s, self._urgent_s = self._queued_s * FADING + value.seconds, self._urgent_s * FADING
+                if not (future.done() or work.released):
+                    kept_bytes = work.reserved_bytes
+                    if isinstance(value.value, ModelInput):
+                        kept_bytes += value.value.pixels.nbytes
+                    future.set_result(value)
+            elif failure is not None and not future.done():
                 future.set_exception(failure)
+            self.held_bytes += kept_bytes - work.charged_bytes
+            work.charged_bytes = kept_bytes
+            if self.waiting:
+                expected_s = work.place.seconds if work.place is not None else 0.0
+                self._queue.charge(work.caller, time.monotonic() - work.started_s - expected_s)
+        if self.waiting:
+            self._hand_out()
 
 
 class PreparePool(ThreadPool):
     """The threads of a front-end. `limits` bounds the images that are decoded; `fast` decodes large JPEGs smaller."""
 
-    def __init__(self, threads: int, limits: DecodeLimits, *, fast: bool = False) -> None:
+    def __init__(self, threads: int, limits: DecodeLimits, *, fast: bool = False, max_bytes: int = 2**62) -> None:
         # These threads are the parallelism; OpenCV's and OpenBLAS's own would compete with them. With OpenBLAS's,
         # pasting a hundred masks takes seven times as much CPU.
         cv2.setNumThreads(1)
         threadpool_limits(1, "blas")
         self._limits = limits
         self._fast = fast
-        super().__init__(threads, "prepare")
+        super().__init__(threads, "prepare", max_bytes)
 
     def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:
         """Decode an image where it is encoded, and resize it to a network input. Call it in one of the threads.

@@ -15,7 +15,7 @@ from model.preprocess import COMPILED
 from service.frontend.core.auth import Auth, open_auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.executor import PreparePool
-from service.observability.exposition import registry_of_all
+from service.observability.exposition import open_metrics
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings, usable_cores
 from service.wire.pool import WorkerPool
@@ -46,7 +46,12 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
     metrics.in_flight_limit(settings.max_in_flight)
-    threads = PreparePool(settings.prepare_threads or usable_cores(), settings.decode_limits, fast=settings.fast_decode)
+    threads = PreparePool(
+        settings.prepare_threads or usable_cores(),
+        settings.decode_limits,
+        fast=settings.fast_decode,
+        max_bytes=settings.decoded_bytes,
+    )
     workers = WorkerPool(
         settings.worker_address,
         heartbeat_s=settings.heartbeat_interval_ms / 1000,
@@ -58,6 +63,7 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
                 await workers.wait_for_state()
         try:
-            yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, registry_of_all(registry))
+            with open_metrics(registry) as shared:
+                yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, shared.of_all())
         finally:
             threads.close()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.types import ModelInput
 from service.worker.batching import BatchPlan, make_batch, plan_batch
+from service.worker.runner import OutOfDeviceMemory
 from service.worker.types import RunningBatch
 from tests.service.worker.jobs import job
 
@@ -115,3 +118,15 @@ def test_a_batch_has_each_input_in_its_row() -> None:
     alone = make_batch(jobs[:1])
     assert alone.pixels.shape == (1, 4, 4, 3)
     assert np.shares_memory(alone.pixels, jobs[0].input.pixels)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_a_batch_without_host_memory_is_out_of_memory(images: int) -> None:
+    """Inputs that the host cannot copy into a batch raise OutOfDeviceMemory, for which a batch is halved."""
+    jobs = [job(number) for number in range(images)]
+    for one in jobs:
+        # A copy of it takes 400 PiB.
+        pixels = np.broadcast_to(np.uint8(0), (1 << 29, 1 << 29, 3))[:, ::2]
+        one.input = ModelInput(pixels, one.input.geometry)
+    with pytest.raises(OutOfDeviceMemory, match="Unable to allocate"):
+        make_batch(jobs)

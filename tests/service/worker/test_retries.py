@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from model.errors import NotFinite
 from service.errors import Internal, Overloaded
 from service.worker.runner import OutOfDeviceMemory
 from tests.service.worker.dispatcher_bench import DispatcherBench, HeldBatches
@@ -105,3 +106,18 @@ async def test_a_failed_batch_does_not_disturb_another_lane(bench: DispatcherBen
     await bench.until(lambda: len(bench.results) == 4)
     assert isinstance(bench.error(0), Internal)
     assert bench.label(1) == 1
+
+
+async def test_an_output_that_is_not_finite_fails_alone(bench: DispatcherBench) -> None:
+    """Where one output of a batch is NaN, its job gets an error and the others their answers, from the same batch."""
+    bench.runner.not_finite = {13}
+    await bench.hold()
+    for number, level in ((1, 11), (2, 13), (3, 15)):
+        bench.submit(number, level=level)
+    bench.runner.unblocked.set()
+    await bench.until(lambda: len(bench.results) == 4)
+    assert isinstance(bench.error(2), NotFinite)
+    assert bench.error(2).code == Internal.code
+    assert (bench.label(1), bench.label(3)) == (11, 15)
+    assert [images for _, images in bench.runner.batches] == [1, 3]
+    assert bench.registry.get_sample_value("convmlp_non_finite_outputs_total", {"model": "fake_classify"}) == 1

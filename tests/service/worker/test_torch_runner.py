@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +114,61 @@ def test_out_of_host_memory_is_recognised() -> None:
     with pytest.raises(RuntimeError) as another:
         torch.ones(2) @ torch.ones(3)
     assert not is_out_of_memory(another.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "no_memory"),
+    [
+        ("could not create a primitive", True),
+        ("could not create a memory object", True),
+        ("could not create a primitive descriptor for a convolution forward propagation primitive", False),
+        ("could not execute a primitive", False),
+    ],
+)
+def test_out_of_memory_of_onednn_is_recognised(text: str, *, no_memory: bool) -> None:
+    """What oneDNN raises where it cannot allocate is recognised, and not what it raises for another reason."""
+    assert is_out_of_memory(RuntimeError(text)) is no_memory
+
+
+UNDER_A_LIMIT = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from model.bundle import EMBEDDED_DIR, read_bundle
+from model.reference import REFERENCE_PARAMS, reference_input
+from model.types import Batch
+from service.settings import Settings
+from service.worker.runner import OutOfDeviceMemory
+from service.worker.torch_runner import TorchRunner
+
+IMAGES = 48
+bundle = read_bundle(EMBEDDED_DIR / "convmlp_pets_breed")
+runner = TorchRunner([bundle], Settings(device="cpu", compute_threads=1, precision=sys.argv[1]))
+one = reference_input(bundle.config.preprocessing)
+batch = Batch(np.stack([one.pixels] * IMAGES), (one.geometry,) * IMAGES, (REFERENCE_PARAMS,) * IMAGES)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+for megabytes in range(0, 4096, 16):
+    limit = pages * resource.getpagesize() + (megabytes << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    try:
+        runner.run("convmlp_pets_breed", batch, 1)
+    except OutOfDeviceMemory as error:
+        message = str(error).partition(":")[0]
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+        print(message)
+    else:
+        break
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit of a process's memory is Linux's")
+@pytest.mark.parametrize("precision", ["exact", "fp32"])
+def test_a_batch_beyond_the_process_memory_limit_is_out_of_memory(precision: str) -> None:
+    """Wherever in the network a real allocation fails, the error is OutOfDeviceMemory, and the runner works on."""
+    command = [sys.executable, "-c", UNDER_A_LIMIT, precision]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "[enforce fail at alloc_cpu.cpp" in ran.stdout or "could not create" in ran.stdout
 
 
 @pytest.mark.parametrize(

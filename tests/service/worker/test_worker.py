@@ -12,13 +12,15 @@ from prometheus_client import CollectorRegistry
 
 from model.errors import BundleInvalid
 from model.types import Task
-from service.errors import Unavailable
+from service.errors import Internal, Unavailable
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from service.wire.pool import WorkerPool
 from service.wire.worker_endpoint import WorkerEndpoint
+from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
 from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
+from tests.model.tiny_models import ARCHITECTURES, damaged_bundle
 from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served
 from tests.waiting import until
 
@@ -79,6 +81,52 @@ async def test_a_failed_check_is_repeated_soon() -> None:
             assert not pool.readiness().ready
             worker.runner.shift = 0
             await until(lambda: pool.readiness().ready)
+
+
+async def test_an_output_that_is_not_finite_has_its_model_checked_soon() -> None:
+    """NaN for one request is that request's internal error and has the model checked before the next interval, which
+    never ends in this test. Where the check gives NaN too, the model is out of service until it does not."""
+    settings = SETTINGS.with_changes(self_check_interval_ms=10**9)
+    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker, front_end(worker.address) as pool:
+        await until(lambda: pool.readiness().ready)
+        checked = len(worker.runner.batches)
+        worker.runner.not_finite = {LEVEL}
+        with pytest.raises(Internal, match="not finite"):
+            await classify(pool)
+        assert await classify(pool, level=LEVEL + 1) == LEVEL + 1
+        await until(lambda: len(worker.runner.batches) == checked + 3)
+        assert pool.readiness().ready
+        worker.runner.not_finite = range(256)
+        with pytest.raises(Internal, match="not finite"):
+            await classify(pool)
+        await until(lambda: not pool.readiness().ready)
+        with pytest.raises(Unavailable, match="not finite"):
+            await classify(pool)
+        worker.runner.not_finite = ()
+        await until(lambda: pool.readiness().ready)
+
+
+@pytest.mark.parametrize("family", list(ARCHITECTURES))
+async def test_a_model_of_nan_weights_is_never_ready(family: str, tmp_path: Path) -> None:
+    """A bundle whose weights are NaN loads, and is out of service with the reason, whatever its reference answer."""
+    bundle = damaged_bundle(tmp_path, family)
+    registry = CollectorRegistry()
+    worker = Worker(
+        [bundle],
+        lambda settings: TorchRunner((), settings),
+        SETTINGS.with_changes(models=(bundle.config.name,), device="cpu", compute_threads=1),
+        WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value}),
+    )
+    async with WorkerEndpoint(f"ipc://{tmp_path}/w") as endpoint, front_end(endpoint.address) as pool:
+        stop = asyncio.Event()
+        serving = asyncio.create_task(worker.run(endpoint, stop))
+        counted = ("convmlp_non_finite_outputs_total", {"model": bundle.config.name})
+        await until(lambda: (registry.get_sample_value(*counted) or 0) >= 2)
+        assert not pool.readiness().ready
+        with pytest.raises(Unavailable, match="not finite"):
+            await classify(pool, model=bundle.config.name)
+        stop.set()
+        await serving
 
 
 async def test_an_unready_model_does_not_delay_the_others() -> None:

@@ -87,7 +87,7 @@ class Predict:
                 raise BadRequest(EMPTY_BODY)
             if len(uploads) == 1:
                 with request.connection.disconnect:
-                    reply = await self._predict(record.request_id, model, query, uploads[0], deadline_s)
+                    reply = await self._predict(record.request_id, model, query, uploads[0], deadline_s, record.caller)
                 record.timings = reply.timings
                 results = [reply.payload]
             else:
@@ -105,12 +105,12 @@ class Predict:
         await request.respond(answer, query.medium, VARY)
 
     def _predict(
-        self, image_id: str, model: ModelStatus, query: Query, upload: Upload, deadline_s: float
+        self, image_id: str, model: ModelStatus, query: Query, upload: Upload, deadline_s: float, caller: str
     ) -> Coroutine[Any, Any, Reply[bytes]]:
         """The answer for one image, encoded. Raises ConvMLPError."""
         if isinstance(upload, BadRequest):
             return _fail(upload)
-        request = PredictRequest(image_id, model, upload, query.params, deadline_s)
+        request = PredictRequest(image_id, model, upload, query.params, deadline_s, caller)
         if query.medium is Medium.JSON:
             return self._engine.predict(request, partial(encode_output, query.mask_format))
         return self._engine.predict(request, partial(self._draw, query, upload), draws=True)
@@ -140,7 +140,7 @@ class Predict:
         ids = [f"{record.request_id}-{position}" for position in range(len(uploads))]
         outcomes: list[Reply[bytes] | BaseException] = await asyncio.gather(
             *[
-                self._predict(image_id, model, query, upload, deadline_s)
+                self._predict(image_id, model, query, upload, deadline_s, record.caller)
                 for image_id, upload in zip(ids, uploads, strict=True)
             ],
             return_exceptions=True,

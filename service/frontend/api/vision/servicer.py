@@ -65,7 +65,7 @@ class Vision:
             params = read_params(message)
             model = self._engine.resolve(method.task, params.model)
             record.model = model.config.name
-            request = PredictRequest(record.request_id, model, message.image, params.params, deadline_s)
+            request = PredictRequest(record.request_id, model, message.image, params.params, deadline_s, record.caller)
             label_map = isinstance(message, pb.SegmentRequest) and message.label_map
             encode = partial(encode_response, params.mask_format, label_map)
             del message  # it holds a copy of the image

@@ -1,4 +1,4 @@
-"""`ThreadPool`: values, errors, cancellation, deadlines and the end."""
+"""`ThreadPool`: values, errors, cancellation, deadlines, memory, turns and the end."""
 
 from __future__ import annotations
 
@@ -7,25 +7,64 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
-from service.errors import DeadlineExceeded
-from service.frontend.core.executor import ThreadPool
+from service.errors import DeadlineExceeded, Overloaded
+from service.frontend.core.executor import ThreadPool, Timed, Work, WorkSpeed
 from tests.waiting import until
 
 NEVER_S = math.inf
 
 
 @contextmanager
-def pool_of(threads: int) -> Iterator[ThreadPool]:
-    pool = ThreadPool(threads, "test")
+def pool_of(threads: int, max_bytes: int = 2**62) -> Iterator[ThreadPool]:
+    pool = ThreadPool(threads, "test", max_bytes)
     try:
         yield pool
     finally:
         pool.close()
+
+
+def submitted(pool: ThreadPool, call: Callable[..., Any], *args: Any, **fields: Any) -> Work[Any]:  # noqa: ANN401
+    work = Work(call, args, fields.pop("deadline_s", NEVER_S), **fields)
+    pool.submit(work)
+    return work
+
+
+def start(pool: ThreadPool, call: Callable[..., Any], *args: Any, **fields: Any) -> asyncio.Future[Timed[Any]]:  # noqa: ANN401
+    return submitted(pool, call, *args, **fields).future
+
+
+class Held:
+    """Work that runs from when a thread took it until it is let go."""
+
+    def __init__(self) -> None:
+        self.runs = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self) -> None:
+        self.runs.set()
+        assert self.go.wait(20), "a test left a thread held"
+
+    async def until_running(self) -> None:
+        await asyncio.to_thread(self.runs.wait, 20)
+
+
+@contextmanager
+def held_pool(threads: int = 1, max_bytes: int = 2**62, **fields: Any) -> Iterator[tuple[ThreadPool, Held]]:  # noqa: ANN401
+    """A pool whose threads are all held, by work with these fields."""
+    with pool_of(threads, max_bytes) as pool:
+        held = Held()
+        for _ in range(threads):
+            submitted(pool, held, **fields)
+        try:
+            yield pool, held
+        finally:
+            held.go.set()
 
 
 async def test_work_comes_back_with_its_own_value() -> None:
@@ -36,7 +75,7 @@ async def test_work_comes_back_with_its_own_value() -> None:
         return number, threading.current_thread().name
 
     with pool_of(3) as pool:
-        done = await asyncio.gather(*(pool.run(NEVER_S, work, number) for number in range(100)))
+        done = await asyncio.gather(*(start(pool, work, number) for number in range(100)))
     values = [timed.value for timed in done]
     assert [number for number, _ in values] == list(range(100))
     assert {name for _, name in values} <= {"test-0", "test-1", "test-2"}
@@ -49,7 +88,7 @@ async def test_an_error_is_in_its_own_future() -> None:
         raise LookupError("nothing there")
 
     with pool_of(1) as pool:
-        failing, working = pool.run(NEVER_S, fail), pool.run(NEVER_S, lambda: 7)
+        failing, working = start(pool, fail), start(pool, lambda: 7)
         with pytest.raises(LookupError, match="nothing there"):
             await failing
         assert (await working).value == 7
@@ -67,9 +106,9 @@ async def test_cancelled_work_is_not_begun() -> None:
 
     with pool_of(1) as pool:
         first, second, third = (
-            pool.run(NEVER_S, hold),
-            pool.run(NEVER_S, begun.append, "second"),
-            pool.run(NEVER_S, lambda: "third"),
+            start(pool, hold),
+            start(pool, begun.append, "second"),
+            start(pool, lambda: "third"),
         )
         await asyncio.to_thread(running.wait, 20)
         first.cancel()
@@ -94,7 +133,7 @@ async def test_an_idle_thread_keeps_no_cancelled_work() -> None:
     with pool_of(1) as pool:
         argument = Argument()
         freed = weakref.ref(argument)
-        first, second = pool.run(NEVER_S, hold), pool.run(NEVER_S, id, argument)
+        first, second = start(pool, hold), start(pool, id, argument)
         await asyncio.to_thread(running.wait, 20)
         second.cancel()
         del argument
@@ -114,7 +153,7 @@ async def test_closing_waits_for_what_runs_and_drops_the_rest() -> None:
         ended.set()
 
     pool = ThreadPool(1, "test-closing")
-    first, second = pool.run(NEVER_S, slow), pool.run(NEVER_S, int)
+    first, second = start(pool, slow), start(pool, int)
     await asyncio.to_thread(running.wait, 20)
     pool.close()
     assert ended.is_set()
@@ -122,7 +161,7 @@ async def test_closing_waits_for_what_runs_and_drops_the_rest() -> None:
     assert not any(thread.name.startswith("test-closing") for thread in threading.enumerate())
     await first
     with pytest.raises(RuntimeError, match="closed"):
-        pool.run(NEVER_S, int)
+        start(pool, int)
 
 
 async def test_an_error_that_no_future_takes_is_replaced() -> None:
@@ -132,14 +171,152 @@ async def test_an_error_that_no_future_takes_is_replaced() -> None:
         next(iter(()))
 
     with pool_of(1) as pool, pytest.raises(RuntimeError, match="StopIteration"):
-        await pool.run(NEVER_S, exhausted)
+        await start(pool, exhausted)
 
 
 async def test_work_whose_deadline_has_passed_does_not_start() -> None:
-    """What waited for a thread until its deadline is refused without being run."""
-    started: list[int] = []
+    """It is refused at once, without being run."""
+    begun: list[int] = []
     with pool_of(1) as pool:
         with pytest.raises(DeadlineExceeded):
-            await pool.run(time.monotonic(), started.append, 1)
-        await pool.run(NEVER_S, started.append, 2)
-    assert started == [2]
+            start(pool, begun.append, 1, deadline_s=time.monotonic())
+        await start(pool, begun.append, 2)
+    assert begun == [2]
+
+
+async def test_a_deadline_is_kept_while_work_waits() -> None:
+    """The caller gets its error though no thread is free, and the work never starts."""
+    begun: list[int] = []
+    with held_pool() as (pool, held):
+        with pytest.raises(DeadlineExceeded, match="before a thread was free"):
+            await start(pool, begun.append, 1, deadline_s=time.monotonic() + 0.02)
+        assert pool.waiting == 0
+        held.go.set()
+        await start(pool, begun.append, 2)
+    assert begun == [2]
+
+
+async def test_a_deadline_is_kept_while_work_runs() -> None:
+    """The caller gets its error though the work goes on; its thread and its memory are charged until it ends."""
+    held = Held()
+    with pool_of(1, max_bytes=100) as pool:
+        work = submitted(pool, held, nbytes=70, deadline_s=time.monotonic() + 0.05)
+        await held.until_running()
+        with pytest.raises(DeadlineExceeded, match="while a thread worked on it"):
+            await work.future
+        pool.release(work)
+        assert (pool.abandoned, pool.held_bytes) == (1, 70)
+        held.go.set()
+        await start(pool, int)
+        assert (pool.abandoned, pool.held_bytes) == (0, 0)
+
+
+async def test_memory_bounds_what_runs() -> None:
+    """Work that does not fit beside what runs waits for it, though a thread is free; alone it may always run."""
+    first = Held()
+    with pool_of(2, max_bytes=100) as pool:
+        one = submitted(pool, first, nbytes=60)
+        await first.until_running()
+        two, three = (submitted(pool, int, nbytes=nbytes) for nbytes in (41, 1000))
+        assert pool.waiting == 2
+        first.go.set()
+        await asyncio.gather(one.future, two.future, three.future)
+        assert pool.held_bytes == 0
+
+
+async def test_a_result_s_memory_is_held_until_it_is_released() -> None:
+    """What a result takes later is charged from the end of its work on."""
+    with pool_of(1, max_bytes=100) as pool:
+        work = submitted(pool, int, nbytes=90, reserved_bytes=50)
+        await work.future
+        assert pool.held_bytes == 50
+        pool.release(work)
+        assert pool.held_bytes == 0
+
+
+async def test_a_result_that_nobody_takes_is_not_held() -> None:
+    """A caller that left while its work ran, or between its end and its result, leaves no memory charged."""
+    with pool_of(1, max_bytes=100) as pool:
+        for leave_early in (True, False):
+            held = Held()
+            work = submitted(pool, held, nbytes=90, reserved_bytes=50)
+            await held.until_running()
+            if leave_early:
+                work.future.cancel()
+                pool.release(work)
+            held.go.set()
+            await start(pool, int)
+            pool.release(work)
+            assert pool.held_bytes == 0
+
+
+async def test_urgent_work_is_next() -> None:
+    """Work of requests that were let through the queue goes before all that waits there."""
+    order: list[str] = []
+    with held_pool() as (pool, held):
+        waiting = [start(pool, order.append, name, caller=name, cost=1e9) for name in ("a", "b")]
+        waiting.append(start(pool, order.append, "urgent", urgent=True))
+        held.go.set()
+        await asyncio.gather(*waiting)
+    assert order == ["urgent", "a", "b"]
+
+
+async def test_callers_take_turns() -> None:
+    """A caller's one piece of work is done after one of another's, however many that other caller sent before."""
+    order: list[str] = []
+    with held_pool() as (pool, held):
+        waiting = [start(pool, order.append, f"many {at}", caller="many", cost=1e9) for at in range(8)]
+        waiting.append(start(pool, order.append, "one", caller="one", cost=1e9))
+        held.go.set()
+        await asyncio.gather(*waiting)
+    assert order.index("one") <= 1
+
+
+async def test_what_would_end_too_late_is_refused_instead_of_started() -> None:
+    """Its thread serves another that is in time."""
+    begun: list[str] = []
+
+    def work(name: str, seconds: float) -> None:
+        begun.append(name)
+        time.sleep(seconds)
+
+    with pool_of(1) as pool:
+        await start(pool, work, "measured", 0.2, cost=100)
+        held = Held()
+        submitted(pool, held)
+        late = submitted(pool, work, "late", 0.0, cost=100, deadline_s=time.monotonic() + 0.1)
+        behind = submitted(pool, work, "behind", 0.0, cost=100)
+        held.go.set()
+        with pytest.raises((Overloaded, DeadlineExceeded)):
+            await late.future
+        await behind.future
+    assert begun == ["measured", "behind"]
+
+
+async def test_the_expected_time_counts_what_is_ahead() -> None:
+    """Nothing is expected while a thread is free, or before anything was measured."""
+    with pool_of(1) as pool:
+        measured = submitted(pool, time.sleep, 0.05, cost=100)
+        assert pool.expected_s(Work(int, (), NEVER_S, cost=100)) == 0.0
+        await measured.future
+        assert pool.expected_s(Work(int, (), NEVER_S, cost=100)) == 0.0
+        held = Held()
+        submitted(pool, held)
+        for _ in range(10):
+            submitted(pool, int, cost=100, caller="many")
+        of_many = pool.expected_s(Work(int, (), NEVER_S, cost=100, caller="many"))
+        of_another = pool.expected_s(Work(int, (), NEVER_S, cost=100, caller="another"))
+        assert 0.5 < of_many < 3.0
+        assert 0.05 < of_another < of_many / 3
+        held.go.set()
+
+
+def test_the_speed_of_small_work_is_its_own() -> None:
+    """Seconds for each unit of cost differ by size; a size that is not known is as fast as the latest."""
+    speed = WorkSpeed()
+    assert speed.seconds(5.0) == 0.0
+    for _ in range(200):
+        speed.record(10.0, 1.0)
+        speed.record(1e6, 1000.0)
+    assert speed.seconds(10.0) == pytest.approx(1.0)
+    assert speed.seconds(2e6) == pytest.approx(2000.0)

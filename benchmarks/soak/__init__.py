@@ -1,0 +1,1 @@
+"""A soak test: callers of all kinds, and faults at random times, against a whole service (`make soak`)."""
