@@ -33,6 +33,7 @@ from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, inherited_socket, open_listener, run_process
 from service.settings import Settings
+from service.wire.curve import InsecureWire
 
 API_VERSION = "1.0"
 """The version of the HTTP API, not of the package."""
@@ -154,6 +155,9 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                 await serve(service, [listener], stop, settings.drain_timeout_ms / 1000)
     except InvalidKeysFile as error:
         log.error("cannot read the API keys", error=str(error))
+        return EXIT_CONFIG
+    except InsecureWire as error:
+        log.error("cannot reach the workers", error=str(error))
         return EXIT_CONFIG
     except TracingUnavailable as error:
         log.error("cannot trace", error=str(error))
