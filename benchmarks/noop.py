@@ -23,7 +23,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from model.bundle import Bundle, BundleConfig
-from model.decode import Header
+from model.containers.header import Header
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.spec import Preprocessing
 from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
