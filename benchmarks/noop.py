@@ -23,6 +23,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from model.bundle import Bundle, BundleConfig
+from model.containers.header import Header
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.spec import Preprocessing
 from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
@@ -65,7 +66,12 @@ class NoRunner(FakeRunner):
 class NoDecoding(PreparePool):
     """Uses the body as the decoded picture."""
 
-    def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:  # noqa: ARG002
+    def prepare(
+        self,
+        image: bytes | Image,
+        spec: Preprocessing,  # noqa: ARG002
+        header: Header | None = None,  # noqa: ARG002
+    ) -> ModelInput:
         assert isinstance(image, bytes)
         return taken_as_input(image)
 
@@ -104,8 +110,8 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
         engine = NoHeader(workers, workshop, settings, metrics)
         with open_metrics(counted) as shared:
             registry = shared.of_all()
-            app = create_app(engine, auth, settings, metrics, lambda: exposition(registry))
-            await serve(app, [listener], stop, 1.0)
+            service = create_app(engine, auth, settings, metrics, lambda: exposition(registry))
+            await serve(service, [listener], stop, 1.0)
     workshop.close()
     return 0
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from model.errors import ConvMLPError
-from service.errors import DeadlineExceeded, Overloaded, Refusal, Unavailable
+from service.errors import ConnectionEnd, DeadlineExceeded, Overloaded, Refusal, Unavailable
 
 METRICS_DIR = "CONVMLP_METRICS_DIR"
 """Environment variable: the folder in which the processes of one service share their metrics."""
@@ -127,6 +127,26 @@ class FrontEndMetrics:
         )
         for reason in Refusal:
             self._rejected.labels(reason)  # exported from the start, so that the first rejection is a rise from 0
+        self._connections = Gauge(
+            "convmlp_connections",
+            "HTTP connections that are open",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._connections_limit = Gauge(
+            "convmlp_connections_limit",
+            "Limit of HTTP connections; beyond it only probes are answered",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._connections_ended = Counter(
+            "convmlp_connections_ended",
+            "HTTP connections that the service ended by itself, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        for end in ConnectionEnd:
+            self._connections_ended.labels(end)
         self._worker_up = Gauge(
             "convmlp_worker_up",
             "1 while all workers answer, else 0",
@@ -165,6 +185,15 @@ class FrontEndMetrics:
 
     def rejected(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
+
+    def connections(self, open_now: int) -> None:
+        self._connections.set(open_now)
+
+    def connections_limit(self, connections: int) -> None:
+        self._connections_limit.set(connections)
+
+    def connection_ended(self, reason: ConnectionEnd) -> None:
+        self._connections_ended.labels(reason).inc()
 
     def count_error(self, error: ConvMLPError) -> None:
         """Count an error that answers a request or one of its images. `Auth` counts its own refusals."""

@@ -24,6 +24,7 @@ from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
 from service.observability.tracing import NO_CONTEXT, current_span
 from service.types import StoredModel
+from service.wire.curve import PLAIN, WireOptions
 from service.wire.deadlines import Deadlines
 from service.wire.messages import (
     PROTOCOL,
@@ -131,9 +132,10 @@ class WorkerClient:
         timeout_s: float,
         on_change: Callable[[], None],
         on_replaced: Callable[[], None],
+        options: WireOptions = PLAIN,
     ) -> None:
         self._address = address
-        self._connection = WorkerConnection(address)
+        self._connection = WorkerConnection(address, options)
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._on_change = on_change

@@ -15,6 +15,7 @@ from model.errors import ConvMLPError
 from model.types import RawOutput
 from service.errors import RetryLater
 from service.types import StoredModel
+from service.wire.curve import PLAIN, WireOptions
 from service.wire.messages import (
     Answer,
     Answers,
@@ -48,9 +49,11 @@ class Envelope(NamedTuple):
 class WorkerEndpoint:
     """Use as an async context manager; binds `address` on entry. `address` then is the real one (for port 0)."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, options: WireOptions = PLAIN) -> None:
         self.address = address
+        self._options = options
         self._context = zmq.Context()
+        self._authenticator = self._options.authenticator(self._context, address)
         self._outbox: dict[bytes, tuple[list[Answer], list[memoryview]]] = {}
 
     async def __aenter__(self) -> WorkerEndpoint:
@@ -58,6 +61,9 @@ class WorkerEndpoint:
         socket.setsockopt(zmq.LINGER, 1000)  # the last answers of a drain still leave
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a send to a front-end that has left fails
         socket.set_hwm(HIGH_WATER_MARK)
+        self._options.apply(socket, self.address, server=True)
+        if self._authenticator is not None:
+            self._authenticator.start()
         socket.bind(self.address)
         self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._bind = socket.bind
@@ -67,6 +73,8 @@ class WorkerEndpoint:
     async def __aexit__(self, *_: object) -> None:
         self.flush()
         self._socket.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
         self._context.term()
 
     async def run(self, on_message: Callable[[Envelope], None], on_drained: Callable[[], None]) -> None:

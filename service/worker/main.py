@@ -15,6 +15,7 @@ from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
 from service.settings import Settings
+from service.wire.curve import InsecureWire, worker_wire
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.model_registry import StateFile
 from service.worker.runner import DeviceLost, DeviceMissing
@@ -34,9 +35,9 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
         (address,) = settings.worker_address
         with open_tracing(settings, "worker", follows=True) as tracing:
-            async with WorkerEndpoint(address) as endpoint:
+            async with WorkerEndpoint(address, worker_wire(settings)) as endpoint:
                 await _serve_at(endpoint, settings, stop, tracing)
-    except* (BundleInvalid, DeviceMissing, TracingUnavailable) as errors:
+    except* (BundleInvalid, DeviceMissing, InsecureWire, TracingUnavailable) as errors:
         log.error("cannot serve", error=str(_first(errors)))
         status = EXIT_CONFIG
     except* (WorkerWedged, DeviceLost) as errors:

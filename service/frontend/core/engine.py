@@ -284,6 +284,7 @@ class Engine:
     def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
         """The decoding and resizing of a request's image. Raises as `model.decode.read_header`."""
         image, caller = request.image, request.caller
+        header = None
         if isinstance(image, bytes):
             header = read_header(image, self._limits)
             pixels, cost, nbytes = header.size.height * header.size.width, header.decode_cost, header.decode_bytes
@@ -299,7 +300,7 @@ class Engine:
         if ":" in caller:
             caller = network_of(caller)
         output_bytes = LABEL_MAP_BYTES * pixels if config.task is Task.SEGMENT else 0
-        args = (image, config.preprocessing)
+        args = (image, config.preprocessing, header)
         return Work(self.threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
 
     def _full(self, of_caller: int) -> Overloaded:

@@ -29,11 +29,13 @@ from typing import Any, Generic, TypeVar
 import cv2
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from model.containers.header import Header
 from model.decode import DecodeLimits, check_pixels, decode_picture
+from model.errors import OutOfMemory
 from model.preprocess import content_size, prepare, prepare_picture
 from model.spec import Preprocessing
 from model.types import Image, ModelInput
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import DeadlineExceeded, Overloaded, Refusal
 from service.frontend.core.fair_queue import FairQueue, Place
 from service.wire.deadlines import Deadlines
 
@@ -338,6 +340,10 @@ class ThreadPool:
                     value = Timed(result, started_s, time.monotonic() - started_s)
             except StopIteration as error:  # a future does not accept it
                 failure = RuntimeError(f"work raised {error!r}")
+            except (MemoryError, OutOfMemory) as error:
+                # That of decoding has its own message: how much it takes.
+                detail = str(error) if isinstance(error, OutOfMemory) else "the service has no memory for this now"
+                failure = Overloaded(detail, reason=Refusal.MEMORY)
             except BaseException as error:
                 failure = error
             work.args = ()
@@ -393,14 +399,16 @@ class PreparePool(ThreadPool):
         self._fast = fast
         super().__init__(threads, "prepare", max_bytes)
 
-    def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:
+    def prepare(self, image: bytes | Image, spec: Preprocessing, header: Header | None = None) -> ModelInput:
         """Decode an image where it is encoded, and resize it to a network input. Call it in one of the threads.
 
+        `header` is that of an encoded image, where the caller has read it already.
+
         Raises:
-            ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `model.decode.decode`.
+            ImageUndecodable, UnsupportedFormat, ImageTooLarge, OutOfMemory: as `model.decode.decode`.
         """
         if isinstance(image, bytes):
             needed = partial(content_size, spec=spec) if self._fast else None
-            return prepare_picture(decode_picture(image, self._limits, needed), spec)
+            return prepare_picture(decode_picture(image, self._limits, needed, header), spec)
         check_pixels(image.size, self._limits)
         return prepare(image, spec)

@@ -19,6 +19,7 @@ from service.observability.event_loop import watch_event_loop
 from service.observability.exposition import open_metrics
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings, usable_cores
+from service.wire.curve import front_end_wire
 from service.wire.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
@@ -41,7 +42,9 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
 
     Raises:
         InvalidKeysFile: the file of API keys cannot be used.
+        InsecureWire: a worker is on a network, and there is no usable key file for the wire.
     """
+    options = front_end_wire(settings)
     if not COMPILED:
         log.warning("model/resample.c is not compiled; Pillow resizes images, which is slower")
     registry = CollectorRegistry()
@@ -58,6 +61,7 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
         heartbeat_s=settings.heartbeat_interval_ms / 1000,
         timeout_s=settings.worker_timeout_ms / 1000,
         listener=metrics,
+        options=options,
     )
 
     def report(lag_s: float) -> None:
