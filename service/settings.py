@@ -128,10 +128,18 @@ class Settings(BaseSettings):
     worker_address: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split_names)] = ()
     """`ipc://PATH` or `tcp://HOST:PORT`. A worker listens there; a front-end connects to all of them, comma-separated.
     `serve` chooses addresses if none are given."""
+    wire_key_file: Path | None = None
+    """File of the CURVE key pair that encrypts and authenticates tcp:// addresses; `convmlp wire-key FILE` makes it.
+    All front-ends and workers have the same. Without it only addresses of this host are accepted."""
+    insecure_wire: bool = False
+    """Accept tcp:// addresses of other hosts without a key file. Only for a network that is private to the service:
+    whoever reaches a worker's address can send jobs and read pictures."""
     heartbeat_interval_ms: PositiveInt = 500
     """How often front-ends ask a worker for its state."""
     worker_timeout_ms: PositiveInt = 5_000
     """A worker that has not answered for this long counts as dead."""
+    front_end_timeout_ms: PositiveInt = 15_000
+    """Under `serve`, a front-end process that has not responded for this long is killed and restarted."""
     batch_timeout_ms: PositiveInt = 120_000
     """A worker whose batch has run for this long exits, and the supervisor restarts it."""
     self_check_interval_ms: PositiveInt = 60_000
@@ -163,6 +171,10 @@ class Settings(BaseSettings):
     """Images in one batch."""
     max_batch_mpx: PositiveInt = 8
     """Megapixels of network input in one batch. A larger image runs alone."""
+
+    max_connections: PositiveInt = 4096
+    """Connections of one REST process; gRPC: of one gRPC process. Beyond it idle ones are closed. REST answers probes
+    on a few more, and refuses other requests on them. The limit of open files may lower it."""
 
     # Time limits
     request_timeout_ms: PositiveInt = 30_000

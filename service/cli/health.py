@@ -217,14 +217,20 @@ def state_of_worker(settings: Settings) -> State:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import zmq
 
+    from service.wire.curve import InsecureWire, front_end_wire
     from service.wire.messages import PROTOCOL, Hello, MalformedMessage, State, decode_to_front_end, encode
 
     if not settings.worker_address:
         raise CheckFailed("--worker-address or CONVMLP_WORKER_ADDRESS is required")
     # A worker that listens on all interfaces is reachable on this one.
     address = re.sub(r"^tcp://(\*|0\.0\.0\.0)", "tcp://127.0.0.1", settings.worker_address[0])
+    try:
+        options = front_end_wire(settings)
+    except InsecureWire as error:
+        raise CheckFailed(str(error)) from None
     with zmq.Context() as context, context.socket(zmq.DEALER) as wire:
         wire.linger = 0
+        options.apply(wire, address, server=False)
         wire.connect(address)
         wire.send(encode(Hello(PROTOCOL, ())))
         if not wire.poll(int(TIMEOUT_S * 1000)):

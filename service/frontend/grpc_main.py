@@ -29,6 +29,7 @@ from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, hold_port, inherited_socket, run_process
 from service.settings import Settings
+from service.wire.curve import InsecureWire
 
 SERVICES = (VISION, OPEN_INFERENCE)
 
@@ -96,6 +97,8 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
         log.error("cannot use the TLS certificates", error=str(error))
     except InvalidKeysFile as error:
         log.error("cannot read the API keys", error=str(error))
+    except InsecureWire as error:
+        log.error("cannot reach the workers", error=str(error))
     except TracingUnavailable as error:
         log.error("cannot trace", error=str(error))
     else:

@@ -23,15 +23,17 @@ from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.frontend.core.request_log import RequestLog
-from service.frontend.http.middleware import PROBES, FastPath, RequestMiddleware, request_of
+from service.frontend.http.connections import Connections, connection_limit
+from service.frontend.http.middleware import PROBES, FastPath, HeadAsGet, ProbesOnly, RequestMiddleware, request_of
 from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
-from service.frontend.http.server import serve
+from service.frontend.http.server import HttpService, serve
 from service.observability.exposition import exposition
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, inherited_socket, open_listener, run_process
 from service.settings import Settings
+from service.wire.curve import InsecureWire
 
 API_VERSION = "1.0"
 """The version of the HTTP API, not of the package."""
@@ -59,8 +61,8 @@ def create_app(
     metrics: FrontEndMetrics,
     metrics_text: MetricsText,
     tracing: Tracing = NO_TRACING,
-) -> ASGIApp:
-    """The application. `metrics_text` returns the body and the media type of `/metrics`."""
+) -> HttpService:
+    """The application, and what its server needs. `metrics_text` returns the body and the media type of `/metrics`."""
     app = FastAPI(
         title="ConvMLP Serving",
         description=DESCRIPTION,
@@ -71,6 +73,7 @@ def create_app(
         exception_handlers={HTTPException: _http_error},
     )
     request_log = RequestLog("rest", metrics, tracing, access_log=settings.access_log)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestMiddleware, request_log=request_log, auth=auth, open_paths=OPEN_PATHS)
     direct: dict[str, ASGIApp] = {}
     for task in Task:
@@ -102,7 +105,9 @@ def create_app(
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if auth.needs_key:
         app.openapi = add_security(app, OPEN_PATHS)  # type: ignore[method-assign]
-    return FastPath(app, direct)
+    fast = FastPath(app, direct)
+    connections = Connections(connection_limit(settings.max_connections), metrics)
+    return HttpService(fast, ProbesOnly(fast, request_log), connections)
 
 
 # Stands among the framework's routes for the endpoints that `FastPath` calls: it documents them, and the framework
@@ -122,7 +127,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     http_request = request_of(request)
     http_request.record.outcome = code
     answer = problem(code, error.status_code, title, detail, http_request.instance)
-    return problem_response(answer, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if "GET" in (allowed := headers.get("Allow", "").split(", ")):  # `HeadAsGet` adds HEAD
+        headers["Allow"] = ", ".join(sorted({*allowed, "HEAD"}))
+    return problem_response(answer, headers)
 
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
@@ -134,7 +142,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
         with open_tracing(settings, "rest") as tracing:
             async with open_front_end(settings) as front_end:
-                app = create_app(
+                service = create_app(
                     front_end.engine,
                     front_end.auth,
                     settings,
@@ -144,9 +152,12 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                 )
                 host, port = listener.getsockname()[:2]
                 log.info("listening", url=f"http://{host}:{port}")
-                await serve(app, [listener], stop, settings.drain_timeout_ms / 1000)
+                await serve(service, [listener], stop, settings.drain_timeout_ms / 1000)
     except InvalidKeysFile as error:
         log.error("cannot read the API keys", error=str(error))
+        return EXIT_CONFIG
+    except InsecureWire as error:
+        log.error("cannot reach the workers", error=str(error))
         return EXIT_CONFIG
     except TracingUnavailable as error:
         log.error("cannot trace", error=str(error))

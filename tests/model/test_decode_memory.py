@@ -23,7 +23,7 @@ LIMITS = DecodeLimits(max_bytes=20 << 20, max_pixels=50_000_000)
 SIDE = 2000
 SIDEWAYS = 6
 ALLOWANCE = 7 << 20
-"""Bytes for the encoded file, strips, the input and what the allocator keeps: less than a copy of three bytes a pixel."""
+"""Bytes for the encoded file, strips, the input, what the allocator keeps: less than a copy of the picture."""
 
 
 def smooth(side: int) -> PIL.Image.Image:
