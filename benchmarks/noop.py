@@ -84,7 +84,7 @@ class NoHeader(Engine):
 
     def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
         args = (request.image, config.preprocessing)
-        return Work(self._threads.prepare, args, request.deadline_s, request.caller, config.name)
+        return Work(self.threads.prepare, args, request.deadline_s, request.caller, config.name)
 
 
 def taken_as_input(body: bytes) -> ModelInput:

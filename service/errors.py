@@ -91,6 +91,8 @@ class Refusal(StrEnum):
     """The front-end's limit of images in progress is reached."""
     QUEUE = "queue"
     """The worker's queue is full, the deadline cannot be met, or the device is out of memory."""
+    MEMORY = "memory"
+    """The front-end has no memory to decode the image."""
     DEADLINE = "deadline"
     """The deadline passed."""
     UNAVAILABLE = "unavailable"

@@ -49,6 +49,10 @@ KEPT_BYTES = 256 << 20
 MAPPED_FROM_BYTES = 32 << 20
 """Blocks of this size and more are mapped and unmapped one by one."""
 
+IDLE_WINDOW_S = 10.0
+IDLE_SHARE = 0.05
+"""A process that used less than this share of one core in a window is idle, and gives back what the allocator keeps."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _OPTIONS = {
     "MALLOC_ARENA_MAX": (_M_ARENA_MAX, 1),
@@ -130,6 +134,22 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
+async def release_when_idle(window_s: float = IDLE_WINDOW_S) -> None:
+    """Return freed memory to the kernel in the first idle window after a busy one. Never returns.
+
+    The next request takes it back page by page, which a busy process would have to do all the time.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    busy, used_s = True, time.process_time()
+    while trim is not None:
+        await asyncio.sleep(window_s)
+        before_s, used_s = used_s, time.process_time()
+        is_idle = used_s - before_s < IDLE_SHARE * window_s
+        if is_idle and busy:
+            await asyncio.to_thread(trim, 0)
+        busy = not is_idle
+
+
 async def _run_main(
     main: Callable[[asyncio.Event], Awaitable[int]], settings: Settings, lifeline: socket.socket | None
 ) -> int:
@@ -142,20 +162,22 @@ async def _run_main(
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, shut_down)
+    background = [asyncio.create_task(release_when_idle(), name="memory")]
     if lifeline is None:
         loop.add_signal_handler(signal.SIGINT, shut_down)
-        return await main(stop)
-    # Ctrl-C reaches the whole process group; the supervisor decides the order of shutdown.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    limit_s = settings.drain_timeout_ms / 1000 + EXIT_GRACE_S
-    # A thread, because an event loop that hangs would outlive the supervisor.
-    waiting = threading.Thread(target=_wait_for_supervisor, args=(lifeline, loop, stop, limit_s), daemon=True)
-    waiting.start()
-    beating = asyncio.create_task(_beat(lifeline), name="lifeline")
+    else:
+        # Ctrl-C reaches the whole process group; the supervisor decides the order of shutdown.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        limit_s = settings.drain_timeout_ms / 1000 + EXIT_GRACE_S
+        # A thread, because an event loop that hangs would outlive the supervisor.
+        waiting = threading.Thread(target=_wait_for_supervisor, args=(lifeline, loop, stop, limit_s), daemon=True)
+        waiting.start()
+        background.append(asyncio.create_task(_beat(lifeline), name="lifeline"))
     try:
         return await main(stop)
     finally:
-        beating.cancel()
+        for task in background:
+            task.cancel()
 
 
 async def _beat(lifeline: socket.socket) -> None:

@@ -34,6 +34,7 @@ SERIAL = (
     "compose",
     "e2e/test_grpc.py",
     "e2e/test_lifecycle.py",
+    "e2e/test_losses.py",
     "e2e/test_serve.py",
     "gpu",
     "*/test_tracing_process.py",

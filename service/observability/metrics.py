@@ -25,6 +25,11 @@ BEST_BATCH = "convmlp_best_batch_size"
 GAUGE_MERGE: Mapping[str, Callable[[float, float], float]] = {
     "convmlp_in_flight_requests": operator.add,
     "convmlp_in_flight_limit": operator.add,
+    "convmlp_decode_queue_images": operator.add,
+    "convmlp_abandoned_images": operator.add,
+    "convmlp_decoded_bytes": operator.add,
+    "convmlp_decoded_bytes_limit": operator.add,
+    "convmlp_event_loop_lag_seconds": max,
     "convmlp_worker_up": min,
     "convmlp_workers_up": min,
     QUEUE_DEPTH: operator.add,
@@ -95,6 +100,25 @@ class FrontEndMetrics:
             "Limit of images in progress; further ones are rejected",
             registry=registry,
         )
+        self._waiting = Gauge("convmlp_decode_queue_images", "Images that wait for a thread", registry=registry)
+        self._abandoned = Gauge(
+            "convmlp_abandoned_images",
+            "Images that a thread works on although their request has ended",
+            registry=registry,
+        )
+        self._decoded = Gauge(
+            "convmlp_decoded_bytes",
+            "Memory charged to decoded images, network inputs and label maps",
+            registry=registry,
+        )
+        self._decoded_limit = Gauge(
+            "convmlp_decoded_bytes_limit", "Limit of this memory; further images wait", registry=registry
+        )
+        self._lag = Gauge(
+            "convmlp_event_loop_lag_seconds",
+            "Longest time of the last half minute for which a process handled no request",
+            registry=registry,
+        )
         self._rejected = Counter(
             "convmlp_rejected",
             "Predictions rejected although their images are valid, by reason",
@@ -145,8 +169,19 @@ class FrontEndMetrics:
         # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
         self._restarts = None if METRICS_DIR in os.environ else restart_counter(registry)
 
-    def in_flight_limit(self, images: int) -> None:
+    def limits(self, images: int, decoded_bytes: int) -> None:
+        """Set the gauges of the limits."""
         self._in_flight_limit.set(images)
+        self._decoded_limit.set(decoded_bytes)
+
+    def threads(self, waiting: int, abandoned: int, decoded_bytes: int) -> None:
+        """Set the gauges of the threads, of which there are several changes for each request."""
+        self._waiting.set(waiting)
+        self._abandoned.set(abandoned)
+        self._decoded.set(decoded_bytes)
+
+    def event_loop_lag(self, seconds: float) -> None:
+        self._lag.set(seconds)
 
     def rejected(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
