@@ -23,6 +23,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from model.bundle import Bundle, BundleConfig
+from model.containers.header import Header
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.spec import Preprocessing
 from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
@@ -65,7 +66,12 @@ class NoRunner(FakeRunner):
 class NoDecoding(PreparePool):
     """Uses the body as the decoded picture."""
 
-    def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:  # noqa: ARG002
+    def prepare(
+        self,
+        image: bytes | Image,
+        spec: Preprocessing,  # noqa: ARG002
+        header: Header | None = None,  # noqa: ARG002
+    ) -> ModelInput:
         assert isinstance(image, bytes)
         return taken_as_input(image)
 

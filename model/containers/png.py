@@ -59,12 +59,18 @@ def load(data: bytes, header: Header) -> tuple[PngImageFile, int]:
 
 
 def _chunks(data: bytes, limit: int) -> Iterator[tuple[bytes, int, int]]:
-    """The kind of each chunk, and where it starts and ends. Raises ImageTooLarge: too many."""
+    """The kind of each chunk, and where it starts and ends. What follows the end chunk is not part of the picture.
+
+    Raises:
+        ImageTooLarge: too many.
+    """
     offset = 8
     for _ in range(limit):
         if offset + 8 > len(data):
             return
         length, kind = struct.unpack_from(">I4s", data, offset)
         yield kind, offset, offset + 12 + length
+        if kind == b"IEND":
+            return
         offset += 12 + length
     raise too_many_parts(ImageFormat.PNG, "chunks", limit)

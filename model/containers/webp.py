@@ -141,7 +141,7 @@ def _layout(data: bytes) -> _Layout:
 
 
 def _encoded(data: bytes, layout: _Layout) -> bytes:
-    """A still WebP file of the picture's chunks alone. It has alpha where the file's own flags, or a frame's chunks, have it."""
+    """A still WebP file of the picture's chunks alone. It has alpha where the file's flags or a frame's chunks do."""
     flags = layout.flags & HAS_ALPHA if layout.still else HAS_ALPHA * (len(layout.chunks) > 1)
     width, height = layout.frame
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")

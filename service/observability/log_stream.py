@@ -1,7 +1,7 @@
 """Standard output and standard error that neither block a process nor end it.
 
 A reader can stop reading, close its end, or be a disk that is full. What cannot be written at once is dropped and
-counted, whoever writes it: the log, a traceback of the interpreter, or a C library.
+counted, from any writer: the log, a traceback of the interpreter, or a C library.
 """
 
 from __future__ import annotations

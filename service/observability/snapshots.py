@@ -71,7 +71,7 @@ def families_of(registry: CollectorRegistry) -> list[Family]:
 
 
 def merge(groups: Iterable[Iterable[Family]]) -> list[Family]:
-    """The families of several processes as one: counters and histograms are summed, gauges as `GAUGE_MERGE` says."""
+    """The families of several processes as one: counters and histograms are summed, gauges are merged by `GAUGE_MERGE`."""
     merged: dict[str, tuple[Family, dict[tuple[str | tuple[str, str], ...], int]]] = {}
     for family in (family for group in groups for family in group):
         if family.name not in merged:
@@ -99,7 +99,7 @@ def start_of(pid: int) -> int | None:
 
 
 class SnapshotFolder:
-    """The folder. It is made again when it is gone, as long as the folder above it exists.
+    """The folder. It is made again after it was deleted, as long as the folder above it exists.
 
     `dropped` counts the snapshots that could not be written, `unreadable` those that could not be read.
     """
@@ -157,7 +157,7 @@ class SnapshotFolder:
                 if file.suffix == SUFFIX:
                     self.read(file.stem)
         others = sorted(self._known.keys() - {role})
-        # What is gone or damaged stays as it was: a counter that falls and rises again would look like many events.
+        # What was deleted or damaged stays as it was: a counter that falls and rises again would look like many events.
         return {other: self._known[other][1] for other in others}
 
     def _file(self, role: str) -> Path:

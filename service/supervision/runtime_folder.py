@@ -80,7 +80,7 @@ class RuntimeFolder:
         os.close(self.lock)
 
     def restore(self) -> None:
-        """Make the folder again if it is gone. Call it regularly."""
+        """Make the folder again if it was deleted. Call it regularly."""
         try:
             if _is_same(self.path, self.lock):
                 return
@@ -91,12 +91,12 @@ class RuntimeFolder:
         except OSError as error:
             if not self._lost:
                 log.error(
-                    "the runtime folder is gone and cannot be made again", folder=str(self.path), error=str(error)
+                    "the runtime folder was deleted and cannot be made again", folder=str(self.path), error=str(error)
                 )
             self._lost = True
         else:
             self._lost = False
-            log.warning("the runtime folder was gone; made it again", folder=str(self.path))
+            log.warning("the runtime folder was deleted; made it again", folder=str(self.path))
 
 
 def _make_in(parent: Path) -> tuple[Path, int]:

@@ -164,9 +164,9 @@ class WorkerEndpoint:
 
 
 def _is_lost(path: Path) -> bool:
-    """Whether a socket's file is gone and may be made again."""
+    """Whether a socket's file was deleted and may be made again."""
     try:
         # A folder of another user, put in the place of this one, must not get the socket.
         return not path.exists() and path.parent.stat().st_uid in (0, os.geteuid())
-    except OSError:  # the folder is gone as well
+    except OSError:  # the folder was deleted as well
         return True

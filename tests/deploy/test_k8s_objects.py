@@ -184,7 +184,7 @@ def test_files_that_settings_name_are_mounted() -> None:
     """Keys, certificates and models are in volumes, mounted read-only at the paths of the settings."""
     for part, names in {
         "worker": ["models_dir", "wire_key_file"],
-        "rest": ["api_keys_file", "wire_key_file"],
+        "rest": ["api_keys_file", "http_tls_certificate", "http_tls_key", "wire_key_file"],
         "grpc": ["api_keys_file", "wire_key_file", "grpc_tls_certificate", "grpc_tls_key"],
     }.items():
         settings = settings_of(COMPLETE, part)

@@ -134,6 +134,7 @@ class Engine:
         try:
             with step("predict", attributes) if traced else UNTRACED as span:
                 after_s, post_s = self._after_s.get(config.task, NOTHING_KNOWN)
+                preparing.after_s = after_s
                 prepared_s = self.threads.expected_s(preparing)
                 ready_s = prepared_s + after_s if prepared_s else 0.0
                 reservation = self._workers.reserve(model, deadline_s - post_s, ready_s)

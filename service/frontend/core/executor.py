@@ -46,7 +46,7 @@ PREFETCH_S = 0.005
 between short pieces. It has left the queue, so nothing can overtake it any more."""
 MARGIN = 1.2
 """Factor on the expected wait: an estimate that is met on average is missed half of the time."""
-SMOOTHING = 0.1
+SMOOTHING = 0.2
 """Weight of the latest piece of work in the means of `WorkSpeed`."""
 ASSUMED_S = 1e-8
 """Seconds for each unit of cost, before any work has been measured: for the order in the queue, not for refusals."""
@@ -96,6 +96,8 @@ class Work(Generic[T]):
     nbytes: int = 0
     reserved_bytes: int = 0
     urgent: bool = False
+    after_s: float = 0.0
+    """Expected seconds from its end to the request's."""
     future: asyncio.Future[Timed[T]] = field(init=False)
     stage: Stage = Stage.NEW
     place: Place | None = None
@@ -144,6 +146,8 @@ class ThreadPool:
         self._queue: FairQueue[Work[Any]] = FairQueue()
         self._handed: list[Work[Any]] = []
         self._speed = WorkSpeed()
+        self._drift = 1.0
+        """Mean of the seconds that work took of late, by those that were expected when it came into the queue."""
         self._queued_s = self._urgent_s = 0.0
         """Thread time of late, of work from the queue and of urgent work."""
         self._ready: SimpleQueue[Work[Any] | None] = SimpleQueue()
@@ -226,6 +230,7 @@ class ThreadPool:
             return 0.0
         now_s = time.monotonic()
         ahead_s = self._queue.seconds_before(work.caller, work.model, seconds, now_s, work.deadline_s)
+        ahead_s *= max(self._drift, 1.0)
         if self._queued_s:
             ahead_s *= 1 + self._urgent_s / self._queued_s
         running_s, stuck_s = 0.0, []
@@ -305,7 +310,8 @@ class ThreadPool:
     def _is_late(self, work: Work[Any]) -> bool:
         """Refuse work that would end after its deadline, so that its thread serves another. Work that waits alone is
         tried."""
-        if not self.waiting or time.monotonic() + self._speed.seconds(work.cost) < work.deadline_s:
+        expected_s = MARGIN * self._speed.seconds(work.cost) + work.after_s
+        if not self.waiting or time.monotonic() + expected_s < work.deadline_s:
             return False
         work.stage = Stage.ENDED
         self._deadlines.pending.pop(work, None)
@@ -362,6 +368,8 @@ class ThreadPool:
                     self._urgent_s += value.seconds
                 elif work.cost:
                     self._speed.record(work.cost, value.seconds)
+                    if work.place is not None:
+                        self._drift += SMOOTHING * (value.seconds / work.place.seconds - self._drift)
                     self._queued_s, self._urgent_s = self._queued_s * FADING + value.seconds, self._urgent_s * FADING
                 if not (future.done() or work.released):
                     kept_bytes = work.reserved_bytes

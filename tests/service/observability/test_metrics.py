@@ -117,7 +117,7 @@ def test_the_best_batch_has_a_sample_while_its_model_is_served() -> None:
     assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) is None
 
 
-def test_every_gauge_says_what_it_is_for_several_processes() -> None:
+def test_every_gauge_has_a_rule_for_several_processes() -> None:
     """Each gauge is in the table, and the table has no others."""
     registry = CollectorRegistry()
     FrontEndMetrics(registry)

@@ -23,7 +23,7 @@ def place() -> Iterator[Path]:
 
 
 def test_it_lies_in_the_first_place_that_takes_one(place: Path) -> None:
-    """It is private, and gone after its use."""
+    """It is private, and removed after its use."""
     with RuntimeFolder([place / "absent", place]) as folder:
         assert folder.path.parent == place
         assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
@@ -70,7 +70,7 @@ def test_leftovers_are_removed_and_nothing_else(place: Path) -> None:
 
 
 def test_a_child_process_keeps_the_folder(place: Path) -> None:
-    """While a process that inherited the lock lives, its folder is no leftover, though the supervisor is gone."""
+    """While a process that inherited the lock lives, its folder is no leftover, though the supervisor has died."""
     first = RuntimeFolder([place])
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[first.lock])
     os.close(first.lock)  # as the kernel does when the supervisor is killed
