@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
-from pydantic.functional_validators import BeforeValidator
+from pydantic.functional_validators import AfterValidator, BeforeValidator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -31,6 +32,20 @@ Address = Annotated[str, StringConstraints(pattern=r"^(ipc|tcp)://.+$")]
 
 
 ModelWeight = Annotated[str, StringConstraints(pattern=r"^[^=\s]+=(\d+\.?\d*|\.\d+)$")]
+
+
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)  # ValueError names the text
+    return text
+
+
+Network = Annotated[str, AfterValidator(_network)]
+
+
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s*]+)$")]
+
+
+ProtectedPath = Literal["/metrics", "/", "/docs", "/openapi.json"]
 
 
 def _split_names(value: Any) -> Any:  # noqa: ANN401  (whatever a source holds)
@@ -69,6 +84,24 @@ class Settings(BaseSettings):
     grpc_processes: PositiveInt = 1
     """gRPC front-end processes. They share the port."""
 
+    # HTTP connections
+    http_tls_certificate: Path | None = None
+    """PEM file of the certificate chain of REST, leaf first. Turns TLS on; renewed files are loaded without a restart.
+    """
+    http_tls_key: Path | None = None
+    """PEM file of the certificate's private key, without a password."""
+    http_tls_client_ca: Path | None = None
+    """PEM file of certificate authorities. REST's callers must present a certificate that one of them signed (mTLS)."""
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Addresses or networks of proxies, comma-separated, such as 10.0.0.0/8. A caller behind them is the last address
+    in `forwarded_header` that is not theirs: for rates, logs and fairness. Without them that is the peer's address."""
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    """The header (RFC 7239 defines the second) in which the trusted proxies add their callers' addresses. The other one
+    is ignored, because a caller may have sent it."""
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Origins, comma-separated, such as https://app.example.org, whose pages may call REST; * is any. By default
+    browsers let only the service's own pages call it."""
+
     # gRPC connections
     grpc_tls_certificate: Path | None = None
     """PEM file of the certificate chain, leaf first. Turns TLS on; renewed files are loaded without a restart."""
@@ -87,11 +120,13 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """File of the API keys that callers must send: one per line, optionally with a name before it. Without it, no key
     is needed."""
+    protected_paths: Annotated[tuple[ProtectedPath, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Paths, comma-separated, that need a key as well: of /metrics, /, /docs, /openapi.json. Probes never need one."""
     rate_limit_per_s: NonNegativeFloat = 0.0
     """Images per second of one caller; each front-end process counts for itself (0 = no limit).
 
     A caller is identified by its API key's name, or without keys by its address. Behind a proxy that is the proxy's
-    address, because X-Forwarded-For can be forged.
+    address, because X-Forwarded-For can be forged, unless `trusted_proxies` names it.
     """
     rate_limit_burst: PositiveInt = 64
     """Images that a caller may send at once after a pause, if there is a rate limit."""
@@ -206,6 +241,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _protection_has_keys(self) -> Settings:
+        if self.protected_paths and self.api_keys_file is None:
+            raise ValueError("protected_paths needs api_keys_file: without keys nobody could read those paths")
+        return self
 
     @model_validator(mode="after")
     def _weights_are_of_models(self) -> Settings:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from model.types import Task
@@ -23,6 +25,7 @@ from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.frontend.core.request_log import RequestLog
+from service.frontend.core.tls import InvalidCertificates, Reloaded, certificate_files, server_context
 from service.frontend.http.connections import Connections, connection_limit
 from service.frontend.http.middleware import PROBES, FastPath, HeadAsGet, ProbesOnly, RequestMiddleware, request_of
 from service.frontend.http.openapi import add_components, add_security
@@ -31,15 +34,19 @@ from service.frontend.http.server import HttpService, serve
 from service.observability.exposition import exposition
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, inherited_socket, open_listener, run_process
+from service.process import EXIT_CONFIG, address_of, inherited_socket, open_listener, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
+CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Request-Id", "Inference-Header-Content-Length")
+"""Headers of answers that pages of other origins may read."""
+CORS_MAX_AGE_S = 600
+"""How long a browser may keep what it was told about a path."""
 API_VERSION = "1.0"
 """The version of the HTTP API, not of the package."""
 
 OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
-"""Paths that need no key."""
+"""Paths that need no key, unless a setting protects them."""
 
 DESCRIPTION = """Send an image, get labels, boxes and masks.
 
@@ -72,14 +79,15 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={HTTPException: _http_error},
     )
+    open_paths = OPEN_PATHS - set(settings.protected_paths)
     request_log = RequestLog("rest", metrics, tracing, access_log=settings.access_log)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestMiddleware, request_log=request_log, auth=auth, open_paths=OPEN_PATHS)
+    app.add_middleware(RequestMiddleware, request_log=request_log, auth=auth, open_paths=open_paths)
     direct: dict[str, ASGIApp] = {}
     for task in Task:
         predict, huggingface = Predict(task, engine, auth, settings), HuggingFace(task, engine, settings)
         for endpoint in (predict, huggingface):
-            direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, OPEN_PATHS)
+            direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, open_paths)
         document = partial(app.add_api_route, endpoint=_answered_directly, methods=["POST"], response_class=Response)
         document(
             predict.path,
@@ -104,10 +112,27 @@ def create_app(
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if auth.needs_key:
-        app.openapi = add_security(app, OPEN_PATHS)  # type: ignore[method-assign]
+        app.openapi = add_security(app, open_paths)  # type: ignore[method-assign]
     fast = FastPath(app, direct)
     connections = Connections(connection_limit(settings.max_connections), metrics)
-    return HttpService(fast, ProbesOnly(fast, request_log), connections)
+    outer: ASGIApp = fast
+    reserve: ASGIApp = ProbesOnly(fast, request_log)
+    if settings.cors_origins:
+        outer, reserve = _with_cors(outer, settings.cors_origins), _with_cors(reserve, settings.cors_origins)
+    files = certificate_files(settings, "http")
+    return HttpService(outer, reserve, connections, None if files is None else Reloaded(files, server_context))
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Browsers let pages of these origins call the application, with API keys, and read its own headers."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=CORS_HEADERS,
+        max_age=CORS_MAX_AGE_S,
+    )
 
 
 # Stands among the framework's routes for the endpoints that `FastPath` calls: it documents them, and the framework
@@ -150,9 +175,12 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                     lambda: exposition(front_end.registry),
                     tracing,
                 )
-                host, port = listener.getsockname()[:2]
-                log.info("listening", url=f"http://{host}:{port}")
+                scheme = "http" if service.tls is None else "https"
+                log.info("listening", url=f"{scheme}://{address_of(listener)}")
                 await serve(service, [listener], stop, settings.drain_timeout_ms / 1000)
+    except InvalidCertificates as error:
+        log.error("cannot use the TLS certificates", error=str(error))
+        return EXIT_CONFIG
     except InvalidKeysFile as error:
         log.error("cannot read the API keys", error=str(error))
         return EXIT_CONFIG

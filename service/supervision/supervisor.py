@@ -16,6 +16,11 @@ import httpx2
 import structlog
 from prometheus_client import CollectorRegistry
 
+from service.frontend.core.tls import (
+    CertificateFiles,
+    certificate_files,
+    own_client_context,
+)
 from service.observability.exposition import open_metrics
 from service.observability.metrics import METRICS_DIR, SupervisorMetrics
 from service.process import EXIT_CONFIG, address_of, hold_port, open_listener, run_process
@@ -132,16 +137,31 @@ async def _keep_folder(folder: RuntimeFolder) -> None:
 
 async def _report_ready(settings: Settings, http: str, grpc: str, workers: int) -> None:
     """Log each time that the service becomes ready."""
-    heartbeat_s, url = settings.heartbeat_interval_ms / 1000, f"http://{http}"
-    async with httpx2.AsyncClient() as client:
-        ready = False
-        while True:
-            ready, before = await _answers_ready(client, url) and (ready or await _listens(grpc)), ready
-            if ready and not before:
-                # The other front-ends learn the workers' state within a heartbeat.
+    heartbeat_s, ready = settings.heartbeat_interval_ms / 1000, False
+    files = certificate_files(settings, "http")
+    url = f"{'http' if files is None else 'https'}://{http}"
+    while True:
+        # A new client after each failure: it may trust a certificate that was renewed.
+        async with _client(files) as client:
+            answers = True
+            while answers:
+                answers = await _answers_ready(client, url)
+                ready, before = answers and (ready or await _listens(grpc)), ready
+                if ready and not before:
+                    # The other front-ends learn the workers' state within a heartbeat.
+                    await asyncio.sleep(heartbeat_s)
+                    log.info("ready", url=url, grpc_address=grpc, models=list(settings.models), workers=workers)
                 await asyncio.sleep(heartbeat_s)
-                log.info("ready", url=url, grpc_address=grpc, models=list(settings.models), workers=workers)
-            await asyncio.sleep(heartbeat_s)
+
+
+def _client(files: CertificateFiles | None) -> httpx2.AsyncClient:
+    """A client of the service's own REST."""
+    if files is None:
+        return httpx2.AsyncClient(verify=False)
+    try:
+        return httpx2.AsyncClient(verify=own_client_context(files))
+    except OSError:  # a renewal that is not complete: this client is refused, and the next one tries again
+        return httpx2.AsyncClient()
 
 
 async def _answers_ready(client: httpx2.AsyncClient, url: str) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -258,6 +259,7 @@ class RequestMiddleware:
         self._app = app
         self._log = request_log
         self._auth = auth
+        self._proxies = auth.proxies
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -273,6 +275,8 @@ class RequestMiddleware:
                 if scope["path"] not in self._open_paths:
                     client = scope["client"]
                     host = client[0] if client is not None else "local"
+                    if self._proxies is not None:
+                        host = self._proxies.caller(host, Headers(scope=scope).getlist(self._proxies.header))
                     if self._auth.is_open:
                         record.caller = host
                     else:

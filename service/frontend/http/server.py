@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import math
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import ConnectionEnd
+from service.frontend.core.tls import Reloaded
 from service.frontend.http.connections import Connections
 from service.frontend.http.refusals import (
     CONNECT,
@@ -47,6 +49,8 @@ UNREAD_ANSWER_S = 30.0
 """A connection whose peer takes no byte of its answers for so long is reset, by the kernel."""
 RESERVE_HEAD_S = 2.0
 """Time for the head of a request on a connection beyond the limit."""
+HANDSHAKE_S = 10.0
+"""Time for the TLS handshake."""
 LINGER_S = 2.0
 """How long what arrives behind a refusal is read and dropped."""
 FIRST_LOOK_S, LAST_LOOK_S = 0.05, 1.0
@@ -57,11 +61,15 @@ CONNECTION = "convmlp.connection"
 
 @dataclass(frozen=True, slots=True)
 class HttpService:
-    """What a server serves: `reserve` answers on connections beyond the limit of `connections`."""
+    """What a server serves: `reserve` answers on connections beyond the limit of `connections`.
+
+    With `tls` callers use TLS alone.
+    """
 
     app: ASGIApp
     reserve: ASGIApp
     connections: Connections
+    tls: Reloaded[ssl.SSLContext] | None = None
 
 
 async def serve(
@@ -75,7 +83,7 @@ async def serve(
     config = uvicorn.Config(
         service.app,
         interface="asgi3",
-        http=partial(BoundedHttp, service.connections, service.reserve),  # type: ignore[arg-type]  # it is called
+        http=partial(BoundedHttp, service),  # type: ignore[arg-type]  # it is called
         ws="none",
         lifespan="off",
         log_config=None,
@@ -159,11 +167,13 @@ class BoundedHttp(HttpToolsProtocol):
     head_timeout_s: ClassVar[float] = 20.0
     """From the head's first byte, or from the connection's beginning, to the head's end."""
 
-    def __init__(self, connections: Connections, reserve: ASGIApp, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """`reserve` is the application for connections beyond the limit; the rest is uvicorn's."""
+    def __init__(self, service: HttpService, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (uvicorn's)
         super().__init__(*args, **kwargs)
-        self._all = connections
-        self._reserve = reserve
+        self._service = service
+        self._all = service.connections
+        self._handshake: asyncio.Task[None] | None = None
+        self._end_reason = ConnectionEnd.HANDSHAKE
+        self._accepted_s = 0.0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -178,30 +188,68 @@ class BoundedHttp(HttpToolsProtocol):
         self.disconnect = Disconnect()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self.transport = transport
+        self._accepted_s = self.loop.time()
         accepted = transport.get_extra_info("socket")
         # A long answer is several writes. asyncio does this for listeners that it made itself.
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_ANSWER_S * 1000))
-        if self._all.add(self):
-            self._start_head_timer(self.head_timeout_s)
+        if not self._all.add(self):
+            self.app = self._service.reserve
+        if self._service.tls is None:
+            self._begin(transport)
         else:
-            self.app = self._reserve
-            self._start_head_timer(RESERVE_HEAD_S)
+            transport.pause_reading()
+            self._handshake = self.loop.create_task(self._shake_hands(transport, self._service.tls.get()))
+
+    async def _shake_hands(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
+        # A listener with TLS would call this class only after the handshake, and count no connection before.
+        try:
+            starting = self.loop.create_task(
+                self.loop.start_tls(
+                    transport,
+                    self,
+                    context,
+                    server_side=True,
+                    ssl_handshake_timeout=HANDSHAKE_S,
+                    ssl_shutdown_timeout=LINGER_S,
+                )
+            )
+            # uvloop reads a new connection although it is paused. The loop runs this behind what `start_tls` prepares.
+            await asyncio.sleep(0)
+            if early := self._take_unparsed():
+                self.loop.call_soon(_feed, transport, early)
+            secure = await starting
+        except (OSError, asyncio.CancelledError):
+            self._all.ended(self._end_reason)
+            self._all.remove(self)
+            transport.abort()
+            return
+        finally:
+            self._handshake = None
+        if secure is not None:  # else it is closed already
+            self._begin(secure)
+            if request := self._take_unparsed():
+                self.data_received(request)
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        """Requests may come."""
+        super().connection_made(transport)
+        self._start_head_timer(RESERVE_HEAD_S if self.app is self._service.reserve else self.head_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
         if self._linger_timer is not None:
             self._linger_timer.cancel()
-        self._drop_unparsed()
+        self._take_unparsed()
         self._all.remove(self)
         super().connection_lost(exc)
         self.disconnect.notify()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived, piece by piece, so that a request is found that waits behind another one."""
-        if self._blocked or self._refusing:
+        if self._blocked or self._refusing or self._handshake is not None:
             self._keep(data)
             return
         if self.timeout_keep_alive_task is not None:
@@ -303,6 +351,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def waiting_since_s(self) -> float | None:
         """When it began to wait for a request, on the event loop's clock; None while it does not wait."""
+        if self._handshake is not None:
+            return self._accepted_s
         if self._head_timer is not None:
             return self._head_timer.when() - self.head_timeout_s
         if self.timeout_keep_alive_task is not None and self.cycle.response_complete:
@@ -311,6 +361,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     def end(self, reason: ConnectionEnd) -> None:
         """Close it now, and free what it holds."""
+        if self._handshake is not None:
+            self._end_reason = reason
+            self._handshake.cancel()
+            return
         self._all.ended(reason)
         self.transport.abort()
 
@@ -346,9 +400,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._refusing or self.transport.is_closing():
             return
         self._blocked = False
-        unparsed = self._unparsed
-        self._drop_unparsed()
-        if unparsed:
+        if unparsed := self._take_unparsed():
             self.data_received(unparsed)
         if not self._blocked and not self._refusing:
             self.transport.resume_reading()
@@ -360,12 +412,13 @@ class BoundedHttp(HttpToolsProtocol):
         if self._all.hold(len(data)):
             self._unparsed += data
         else:
-            self._drop_unparsed()
+            self._take_unparsed()
             self._refuse(TOO_MUCH_PIPELINED)
 
-    def _drop_unparsed(self) -> None:
-        self._all.release(len(self._unparsed))
-        self._unparsed = b""
+    def _take_unparsed(self) -> bytes:
+        unparsed, self._unparsed = self._unparsed, b""
+        self._all.release(len(unparsed))
+        return unparsed
 
     def _refuse(self, refusal: Refusal) -> None:
         """Refuse what the caller sent, behind the answers of the requests before it, and close the connection."""
@@ -432,3 +485,15 @@ class _Turn:
 
     async def run_asgi(self, _: ASGIApp) -> None:
         self._action()
+
+
+def _feed(transport: asyncio.Transport, data: bytes) -> None:
+    """Pass bytes to the transport's buffered protocol, as if they had arrived now."""
+    protocol: Any = transport.get_protocol()
+    left = memoryview(data)
+    while left:
+        buffer = protocol.get_buffer(len(left))
+        count = min(len(left), len(buffer))
+        buffer[:count] = left[:count]
+        protocol.buffer_updated(count)
+        left = left[count:]

@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from model.types import Task
 from service.cli.health import state_of_worker
-from service.frontend.grpc.tls import CertificateFiles, server_credentials
+from service.frontend.core.tls import CertificateFiles
+from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from service.wire.messages import ModelState, Phase, State

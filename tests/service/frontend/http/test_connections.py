@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import ConnectionEnd
 from service.frontend.http.connections import RESERVED, Connections, connection_limit
 from service.frontend.http.refusals import MAX_HEAD_BYTES
-from service.frontend.http.server import CONNECTION, BoundedHttp, Server
+from service.frontend.http.server import CONNECTION, BoundedHttp, HttpService, Server
 from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import problem_of
 from tests.waiting import until
@@ -85,9 +85,9 @@ async def server_of(
     app: ASGIApp, limit: int = 100, kind: type[Connections] = Connections, protocol: type[BoundedHttp] = BoundedHttp
 ) -> AsyncIterator[Running]:
     registry = CollectorRegistry()
-    connections = kind(limit, FrontEndMetrics(registry))
+    service = HttpService(app, Probe(), kind(limit, FrontEndMetrics(registry)))
     listener = socket.create_server(("127.0.0.1", 0))
-    http: Any = partial(protocol, connections, Probe())
+    http: Any = partial(protocol, service)
     server = Server(uvicorn.Config(app, http=http, lifespan="off", ws="none", log_config=None))
     serving = asyncio.create_task(server.serve([listener]))
     try:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.frontend.http.connections import Connections
 from service.frontend.http.refusals import MAX_HEAD_BYTES
-from service.frontend.http.server import CONNECTION, BoundedHttp, Server
+from service.frontend.http.server import CONNECTION, BoundedHttp, HttpService, Server
 from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import Rest, picture, problem_of
 from tests.waiting import until
@@ -35,8 +35,8 @@ async def connection_server(
 ) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
     """A server, by default for what happens before a request is complete; and its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    connections = Connections(100, FrontEndMetrics(CollectorRegistry()))
-    http = partial(protocol, connections, app)
+    service = HttpService(app, app, Connections(100, FrontEndMetrics(CollectorRegistry())))
+    http = partial(protocol, service)
     server = Server(uvicorn.Config(app, http=http, lifespan="off", ws="none", log_config=None))  # type: ignore[arg-type]
     serving = asyncio.create_task(server.serve([listener]))
     try:
