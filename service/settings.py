@@ -194,7 +194,7 @@ class Settings(BaseSettings):
     """Images in progress in one front-end process."""
     max_stream_in_flight: PositiveInt = 64
     """Images in progress in one gRPC stream, including replies that the caller has not read. Further ones wait."""
-    max_in_flight_bytes: PositiveInt = 256 * 2**20
+    max_in_flight_bytes: PositiveInt = 192 * 2**20
     """Bytes of all request bodies in one front-end process."""
     max_decoded_bytes: NonNegativeInt = 0
     """Bytes of all decoded images, network inputs and label maps in one front-end process. Further images wait; one
