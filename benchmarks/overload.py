@@ -29,6 +29,7 @@ import PIL.Image
 import structlog
 from prometheus_client import CollectorRegistry
 
+from model.containers.header import Header
 from model.reference import REFERENCE_PICTURE
 from model.spec import Preprocessing
 from model.types import Batch, Image, ModelInput, RawOutput, Task
@@ -76,9 +77,9 @@ class TimedRunner(FakeRunner):
 class SlowDecoding(PreparePool):
     """Takes longer to decode an image, without using a core."""
 
-    def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:
+    def prepare(self, image: bytes | Image, spec: Preprocessing, header: Header | None = None) -> ModelInput:
         time.sleep(float(os.environ[DECODE_S]))
-        return super().prepare(image, spec)
+        return super().prepare(image, spec, header)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from model.containers.header import (
     DECODED_BYTES,
     MAX_HEADER_PARTS,
     MAX_PARTS,
+    POINTER_BYTES,
     UPRIGHT,
     Header,
     ImageFormat,
@@ -49,14 +50,16 @@ APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 """Markers without a segment. Zero follows a byte 0xFF that is data."""
 NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
-SAMPLE_COST, SCANNED_COST = 0.4, 0.25
+SAMPLE_COST, SCANNED_COST = 0.6, 0.16
 """Of each sample, and of each that one of several scans passes over."""
 USUAL_SCANS = 5
 """Times that the scans of a progressive JPEG pass over all its samples, as usual encoders write it: in ten scans, most
 of them of one component."""
 
-COST_PER_PIXEL = 10
+COST_PER_PIXEL = 8
 """Largest cost of decoding, for each pixel of the largest picture: with the default of 50 million pixels, up to 2 s."""
+ROWS_BYTES = 4 << 20
+"""Memory for what rows take, at most, beside pixels."""
 MIN_DECODE_BYTES, MIN_DECODE_COST = 64 << 20, 50_000_000
 """The limits of memory and work are no lower, so that a low limit of pixels is the same for all formats."""
 
@@ -77,7 +80,9 @@ class DecodeLimits:
     max_decode_cost: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_decode_bytes", max(DECODED_BYTES * self.max_pixels, MIN_DECODE_BYTES))
+        object.__setattr__(
+            self, "max_decode_bytes", max(DECODED_BYTES * self.max_pixels + ROWS_BYTES, MIN_DECODE_BYTES)
+        )
         object.__setattr__(self, "max_decode_cost", max(COST_PER_PIXEL * self.max_pixels, MIN_DECODE_COST))
 
 
@@ -292,7 +297,7 @@ def _jpeg_header(data: bytes) -> Header:
     byte_cost = 24 if frame in ARITHMETIC else 12 if frame in PROGRESSIVE else 3
     cost = SAMPLE_COST * samples + byte_cost * len(data)
     layout = _JpegLayout(segments, components, samplings, unit, samples, several_scans, cost)
-    decode_bytes = DECODED_BYTES * height * width
+    decode_bytes = DECODED_BYTES * height * width + POINTER_BYTES * height
     if several_scans:
         # Coefficients have two bytes each; the picture is beside them.
         decode_bytes = max(decode_bytes, 2 * samples + (PIXEL_BYTES if number > 1 else 1) * height * width)
@@ -306,18 +311,19 @@ def _load_jpeg(
     """The picture as it is stored, and its EXIF orientation. The decoder gets only what decoding needs."""
     layout = header.layout
     assert isinstance(layout, _JpegLayout)
-    parts = [b"\xff\xd8"]
+    parts: list[bytes | memoryview] = [b"\xff\xd8"]
+    view = memoryview(data)
     exif = b""
     for marker, start, end in layout.segments:
         if marker in DECODED or (marker in APPLICATIONS and data.startswith(APPLICATIONS[marker], start + 4)):
-            parts.append(data[start:end])
+            parts.append(view[start:end])
         elif marker == APP1 and data.startswith(b"Exif\0\0", start + 4):
             # A long block continues in further segments.
             exif += data[start + 10 : end]
     if layout.several_scans:
-        parts[-1:] = _scans(data, layout, limits)
+        parts[-1:] = _scans(view, layout, limits)
     else:
-        parts.append(data[end:])
+        parts.append(view[end:])
     file = JpegImageFile(BytesIO(b"".join(parts)))
     if file.size != (header.size.width, header.size.height):
         raise _undecodable(ImageFormat.JPEG)
@@ -329,7 +335,7 @@ def _load_jpeg(
     return file, orientation
 
 
-def _scans(data: bytes, layout: _JpegLayout, limits: DecodeLimits) -> list[bytes]:
+def _scans(data: memoryview, layout: _JpegLayout, limits: DecodeLimits) -> list[memoryview]:
     """All scans with their data, and the tables between them.
 
     Raises:
@@ -340,7 +346,7 @@ def _scans(data: bytes, layout: _JpegLayout, limits: DecodeLimits) -> list[bytes
         component: layout.unit * (sampling >> 4) * (sampling & 15)
         for component, sampling in zip(layout.components, layout.samplings, strict=True)
     }
-    parts: list[bytes] = []
+    parts: list[memoryview] = []
     offset, scans, samples = layout.segments[-1][1], 0, 0
     for _ in range(MAX_PARTS):
         marker = data[offset + 1]

@@ -43,7 +43,7 @@ def load(data: bytes, header: Header) -> tuple[GifImageFile, int]:
     """The picture, and its orientation: a GIF has none. Raises what Pillow does for damaged files."""
     frame, transparent = _first_frame(data)
     control = b"" if transparent is None else bytes([EXTENSION, GRAPHIC_CONTROL, 4, 1, 0, 0, transparent, 0])
-    file = GifImageFile(BytesIO(b"".join((data[: _palette_end(data)], control, data[frame:]))))
+    file = GifImageFile(BytesIO(b"".join((data[: _palette_end(data)], control, memoryview(data)[frame:]))))
     check_size(file, header)
     file.load()
     return file, UPRIGHT

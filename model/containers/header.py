@@ -20,6 +20,9 @@ DECODED_BYTES = 6
 """Bytes that a pixel takes at most while it is decoded, converted and turned upright, in most formats: Pillow's four,
 or an RGB picture and its turned copy."""
 
+POINTER_BYTES, ROW_COST = 8, 9
+"""Of each row, which Pillow finds by a pointer. They matter for pictures that are a few pixels wide."""
+
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = 1
 
@@ -57,15 +60,20 @@ def header_of(
     width: int,
     height: int,
     cost: float,
-    decode_bytes: int | None = None,
+    *,
+    pixel_bytes: float = DECODED_BYTES,
+    row_bytes: float = 0,
     layout: object = None,
 ) -> Header:
-    """A header. `decode_bytes` is by default what most formats take. Raises ImageUndecodable: no pixels."""
+    """A header. The decoder takes `pixel_bytes` for each pixel, and `row_bytes` once.
+
+    Raises:
+        ImageUndecodable: no pixels.
+    """
     if width <= 0 or height <= 0:
         raise ImageUndecodable(f"the {image_format} declares {width} x {height} pixels; send a picture with pixels")
-    if decode_bytes is None:
-        decode_bytes = DECODED_BYTES * width * height
-    return Header(image_format, Size(height, width), decode_bytes, int(cost), layout)
+    decode_bytes = pixel_bytes * width * height + POINTER_BYTES * height + row_bytes
+    return Header(image_format, Size(height, width), int(decode_bytes), int(cost + ROW_COST * height), layout)
 
 
 def check_size(file: ImageFile, header: Header) -> None:

@@ -37,19 +37,22 @@ def read_header(data: bytes) -> Header:
         if kind == b"IHDR":
             width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, start + 8)
             # Inflating and filters take their time by byte.
-            raw_bytes = CHANNELS[colour] * depth / 8 * width * height
-            cost = (0.5 + 2 * bool(interlaced)) * width * height + 1.3 * raw_bytes + 4 * min(len(data), raw_bytes)
-            return header_of(ImageFormat.PNG, width, height, cost)
+            row_bytes = CHANNELS[colour] * depth / 8 * width
+            encoded_bytes = min(len(data), row_bytes * height)
+            cost = (0.5 + 2 * bool(interlaced)) * width * height + 1.3 * row_bytes * height + 4 * encoded_bytes
+            # Filters need the row above.
+            return header_of(ImageFormat.PNG, width, height, cost, row_bytes=2 * row_bytes)
     raise struct.error("no header")
 
 
 def load(data: bytes, header: Header) -> tuple[PngImageFile, int]:
     """The picture as it is stored, and its EXIF orientation. Raises what Pillow does for damaged files."""
-    chunks = [data[:8]]
+    view = memoryview(data)
+    chunks = [view[:8]]
     orientation = UPRIGHT
     for kind, start, end in _chunks(data, MAX_PARTS):
         if kind in STILL_CHUNKS:
-            chunks.append(data[start:end])
+            chunks.append(view[start:end])
         elif kind == b"eXIf":
             orientation = exif_orientation(data[start + 8 : end - 4])
     file = PngImageFile(BytesIO(b"".join(chunks)))

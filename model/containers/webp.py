@@ -76,21 +76,22 @@ def read_header(data: bytes) -> Header:
     else:
         cost = (LOSSY_COST + ALPHA_COST * alpha) * width * height + LOSSY_BYTE_COST * encoded_bytes
     pixel_bytes = LOSSLESS_BYTES if layout.lossless or alpha else DECODED_BYTES
-    return header_of(ImageFormat.WEBP, width, height, cost, pixel_bytes * width * height, layout)
+    return header_of(ImageFormat.WEBP, width, height, cost, pixel_bytes=pixel_bytes, layout=layout)
 
 
 def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
     """The picture as it is stored, uint8 (H, W, 3 or 4): BGR, or BGRA; and its EXIF orientation.
 
     Raises:
-        struct.error, IndexError, ImageUndecodable, ImageTooLarge: as `read_header`, or corrupt.
+        struct.error, ImageTooLarge: too many chunks, or damaged ones.
+        ValueError: corrupt, or out of memory.
     """
     layout = header.layout
     assert isinstance(layout, _Layout)
     picture: Any = cv2.imdecode(np.frombuffer(_encoded(data, layout), np.uint8), cv2.IMREAD_UNCHANGED)
     width, height = layout.frame
     if picture is None or picture.shape[:2] != (height, width):
-        raise ImageUndecodable("the WebP is truncated or corrupt; send the whole file")
+        raise ValueError("OpenCV cannot decode the picture")
     orientation = _orientation(data, layout.end)
     if layout.still:
         return picture, orientation
@@ -141,11 +142,11 @@ def _layout(data: bytes) -> _Layout:
 
 
 def _encoded(data: bytes, layout: _Layout) -> bytes:
-    """A still WebP file of the picture's chunks alone. It has alpha where the file's flags or a frame's chunks do."""
+    """A still WebP file of the picture's chunks alone, with alpha where the file has it, or an animation's frame."""
     flags = layout.flags & HAS_ALPHA if layout.still else HAS_ALPHA * (len(layout.chunks) > 1)
     width, height = layout.frame
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    chunks = [data[start:end] for start, end in layout.chunks]
+    chunks: list[bytes | memoryview] = [memoryview(data)[start:end] for start, end in layout.chunks]
     if len(chunks) > 1 or flags:
         chunks.insert(0, EXTENDED + struct.pack("<IB3x", 10, flags) + sides)
     length = 4 + sum(map(len, chunks))

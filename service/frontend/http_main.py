@@ -42,7 +42,7 @@ from service.wire.curve import InsecureWire
 CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Request-Id", "Inference-Header-Content-Length")
 """Headers of answers that pages of other origins may read."""
 CORS_MAX_AGE_S = 600
-"""How long a browser may keep what it was told about a path."""
+"""How long a browser may keep the answer of a preflight."""
 API_VERSION = "1.0"
 """The version of the HTTP API, not of the package."""
 

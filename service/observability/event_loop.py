@@ -12,6 +12,7 @@ from typing import Never
 
 INTERVAL_S = 0.1
 """Between two measurements. A block is measured as at least its length less this time."""
+REPORT_S = 1.0
 WINDOW_S = 15.0
 """The largest lag is reported for one to two windows, so that usual scrape intervals do not miss it."""
 
@@ -38,9 +39,13 @@ class LargestLag:
 
 
 async def watch_event_loop(report: Callable[[float], None]) -> Never:
-    """Measure the running loop's lag until cancelled. `report` gets the largest of late, in seconds, every time."""
+    """Measure the running loop's lag until cancelled. `report` gets the largest of late, in seconds, about every
+    `REPORT_S`."""
     largest = LargestLag()
     while True:
-        asked_s = time.monotonic()
-        await asyncio.sleep(INTERVAL_S)
-        report(largest.add(max(time.monotonic() - asked_s - INTERVAL_S, 0.0)))
+        lag_s = 0.0
+        for _ in range(round(REPORT_S / INTERVAL_S)):
+            asked_s = time.monotonic()
+            await asyncio.sleep(INTERVAL_S)
+            lag_s = max(lag_s, time.monotonic() - asked_s - INTERVAL_S)
+        report(largest.add(lag_s))

@@ -22,7 +22,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from service.observability.gpu import GpuFigures
-from service.observability.log_stream import LogStream
+from service.observability.logs import LogStream
 from service.observability.metrics import GPU_INFO, METRICS_DIR
 from service.observability.snapshots import Family, SnapshotFolder, SnapshotPublisher, families_of, merge
 

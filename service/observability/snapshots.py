@@ -71,7 +71,7 @@ def families_of(registry: CollectorRegistry) -> list[Family]:
 
 
 def merge(groups: Iterable[Iterable[Family]]) -> list[Family]:
-    """The families of several processes as one: counters and histograms are summed, gauges are merged by `GAUGE_MERGE`."""
+    """The families of several processes as one: counters and histograms are summed, gauges follow `GAUGE_MERGE`."""
     merged: dict[str, tuple[Family, dict[tuple[str | tuple[str, str], ...], int]]] = {}
     for family in (family for group in groups for family in group):
         if family.name not in merged:

@@ -14,7 +14,7 @@ from tests.service.frontend.certificates import authority_in
 
 
 async def test_the_whole_service_over_tls(tmp_path: Path) -> None:
-    """The supervisor finds REST ready through TLS, and whoever trusts the authority is answered."""
+    """The supervisor finds REST ready through TLS, and a caller that trusts the authority is answered."""
     authority = authority_in(tmp_path / "authority")
     files = authority.files
     flags = [

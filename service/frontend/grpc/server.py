@@ -63,7 +63,7 @@ def _options(settings: Settings, keep_alive: KeepAlive) -> list[tuple[str, int]]
         ("grpc.max_receive_message_length", max(settings.max_request_bytes, settings.max_image_bytes) + EXTRA_BYTES),
         # The request's parameters, which have limits, bound the reply.
         ("grpc.max_send_message_length", -1),
-        # At once closed beyond that. gRPC calls it experimental; a test notices if it is gone.
+        # Further ones are closed at once. gRPC calls this experimental; a test fails if it no longer works.
         ("grpc.max_allowed_incoming_connections", connection_limit(settings.max_connections)),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", IDLE_MS),

@@ -2,7 +2,7 @@
 
 At the limit of connections a new one takes the place of those that wait for a request for the longest time. If none
 waits, it comes into a small reserve, where probes are answered and everything else is refused. So an orchestrator sees
-a live process, and callers an answer, whoever holds the other connections.
+a live process, and callers an answer, whatever the other connections do.
 """
 
 from __future__ import annotations
