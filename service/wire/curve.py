@@ -140,8 +140,8 @@ def _keys_for_addresses(settings: Settings) -> CurveKeys | None:
         if not _stays_on_this_host(address):
             raise InsecureWire(
                 f"the worker address {address} is on a network, and the wire has no keys: any process that reaches it "
-                "could send jobs and read pictures. Set wire_key_file on all front-ends and workers (`convmlp wire-key FILE` "
-                "makes one), or insecure_wire if the network is private to the service"
+                "could send jobs and read pictures. Set wire_key_file on all front-ends and workers (`convmlp wire-key "
+                "FILE` makes one), or insecure_wire if the network is private to the service"
             )
     return None
 
