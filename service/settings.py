@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     All front-ends and workers have the same. Without it only addresses of this host are accepted."""
     insecure_wire: bool = False
     """Accept tcp:// addresses of other hosts without a key file. Only for a network that is private to the service:
-    whoever reaches a worker's address can send jobs and read pictures."""
+    any process that reaches a worker's address can send jobs and read pictures."""
     heartbeat_interval_ms: PositiveInt = 500
     """How often front-ends ask a worker for its state."""
     worker_timeout_ms: PositiveInt = 5_000

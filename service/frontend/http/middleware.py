@@ -27,7 +27,7 @@ from service.frontend.core.engine import ByteBudget
 from service.frontend.core.parameters import Range, digits, shown
 from service.frontend.core.request_log import RequestLog
 from service.frontend.http.problems import error_response, instance_of
-from service.frontend.http.server import CONNECTION, BoundedHttp
+from service.frontend.http.protocol import CONNECTION, BoundedHttp
 from service.observability.tracing import CANCELLED, Span, received_context
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
