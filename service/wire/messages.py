@@ -23,7 +23,7 @@ from zmq import Frame
 from model.types import ClassifyOutput, DetectOutput, Geometry, ModelInput, QueryParams, RawOutput, SegmentOutput
 from service.types import StoredModel
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Both ends must speak the same; raised with every change to the messages of this file."""
 
 INLINE_BYTES = 4096
@@ -109,8 +109,9 @@ class State(Message, frozen=True, tag="state"):
     """The state of a worker: answers a Hello, and is sent to all front-ends whenever it changes.
 
     `models` are the served ones, in order. `configs` has, by version, the JSON configs that the front-end lacks.
-    `retry_after_s`: expected seconds until the worker has finished everything that it runs or queues now. `silent_s`:
-    seconds since the device last answered, or since the oldest running batch started.
+    `retry_after_s`: expected seconds until the worker has finished everything that it runs or queues now; while it
+    starts, until it is ready. `silent_s`: seconds since the device last answered, or since the oldest running batch
+    started. `start_s`: seconds that a start takes, from the process's start until it is ready; 0 where that is unknown.
     """
 
     instance: str
@@ -120,6 +121,7 @@ class State(Message, frozen=True, tag="state"):
     models: tuple[ModelState, ...]
     configs: dict[str, str]
     silent_s: float = 0.0
+    start_s: float = 0.0
 
 
 class Array(Message, frozen=True):

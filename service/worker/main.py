@@ -18,6 +18,7 @@ from service.settings import Settings
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.model_registry import StateFile
 from service.worker.runner import DeviceLost, DeviceMissing
+from service.worker.state_folder import StateFolder
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
 
@@ -58,14 +59,16 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
         metrics_port=exporter.server_port,
     )
 
+    state = StateFolder(settings.state_folder)
+
     def make_runner(settings: Settings) -> TorchRunner:
-        runner = TorchRunner((), settings)
+        runner = TorchRunner((), settings, state)
         if gpu := runner.gpu():
             metrics.uses_gpu(*gpu, runner.device)
         return runner
 
     try:
-        await Worker(bundles, make_runner, settings, metrics, tracing).run(endpoint, stop)
+        await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
     finally:
         exporter.shutdown()
         exporter.server_close()
