@@ -11,36 +11,36 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from model.bundle import Bundle
+from model.bundle import Bundle, BundleConfig
+from model.containers.header import Header
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.spec import Preprocessing
 from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
 from service.frontend.core.auth import open_auth
 from service.frontend.core.engine import Engine
-from service.frontend.core.executor import PreparePool, Timed
+from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
-from service.observability.exposition import exposition, registry_of_all
-from service.observability.metrics import MULTIPROC_DIR, FrontEndMetrics, WorkerMetrics
+from service.observability.exposition import exposition, open_metrics
+from service.observability.metrics import METRICS_DIR, FrontEndMetrics, WorkerMetrics
 from service.process import LIFELINE_FD, LISTEN_FD, ROLE, inherited_socket, open_listener, run_process
 from service.settings import Settings, usable_cores
+from service.types import PredictRequest
 from service.wire.pool import WorkerPool
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_answer, fake_bundle
-
-T = TypeVar("T")
 
 SIDE = 180
 """An input of 180 x 180 pixels has 97,200 bytes: no more than a body of 100 KB."""
@@ -66,18 +66,31 @@ class NoRunner(FakeRunner):
 class NoDecoding(PreparePool):
     """Uses the body as the decoded picture."""
 
-    def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:  # noqa: ARG002
+    def prepare(
+        self,
+        image: bytes | Image,
+        spec: Preprocessing,  # noqa: ARG002
+        header: Header | None = None,  # noqa: ARG002
+    ) -> ModelInput:
         assert isinstance(image, bytes)
         return taken_as_input(image)
 
-    def run(self, deadline_s: float, work: Callable[..., T], *args: Any) -> asyncio.Future[Timed[T]]:  # noqa: ANN401
+    def submit(self, work: Work[Any]) -> None:
         if THREADS in os.environ:
-            return super().run(deadline_s, work, *args)
-        future: asyncio.Future[Timed[T]] = asyncio.get_running_loop().create_future()
+            super().submit(work)
+            return
+        work.future = asyncio.get_running_loop().create_future()
         started_s = time.monotonic()
-        value = work(*args)
-        future.set_result(Timed(value, started_s, time.monotonic() - started_s))
-        return future
+        value = work.call(*work.args)
+        work.future.set_result(Timed(value, started_s, time.monotonic() - started_s))
+
+
+class NoHeader(Engine):
+    """Does not read the size of an image from its header."""
+
+    def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
+        args = (request.image, config.preprocessing)
+        return Work(self.threads.prepare, args, request.deadline_s, request.caller, config.name)
 
 
 def taken_as_input(body: bytes) -> ModelInput:
@@ -88,15 +101,17 @@ def taken_as_input(body: bytes) -> ModelInput:
 async def _rest(settings: Settings, stop: asyncio.Event) -> int:
     listener = inherited_socket()
     assert listener is not None
-    metrics = FrontEndMetrics(CollectorRegistry())
+    counted = CollectorRegistry()
+    metrics = FrontEndMetrics(counted)
     workshop = NoDecoding(usable_cores(), settings.decode_limits)
     heartbeat_s, timeout_s = settings.heartbeat_interval_ms / 1000, settings.worker_timeout_ms / 1000
     workers = WorkerPool(settings.worker_address, heartbeat_s=heartbeat_s, timeout_s=timeout_s, listener=metrics)
     async with open_auth(settings, metrics) as auth, workers:
-        engine = Engine(workers, workshop, settings, metrics)
-        registry = registry_of_all(CollectorRegistry())
-        app = create_app(engine, auth, settings, metrics, lambda: exposition(registry))
-        await serve(app, [listener], stop, 1.0)
+        engine = NoHeader(workers, workshop, settings, metrics)
+        with open_metrics(counted) as shared:
+            registry = shared.of_all()
+            service = create_app(engine, auth, settings, metrics, lambda: exposition(registry))
+            await serve(service, [listener], stop, 1.0)
     workshop.close()
     return 0
 
@@ -110,12 +125,17 @@ async def _worker(settings: Settings, stop: asyncio.Event) -> int:
 
 
 def _all(port: int, rest_processes: int, *, threads: bool) -> None:
-    """Start the parts, wait for a signal, end them by closing the pipe."""
+    """Start the parts, wait for a signal, end them by closing the lifeline."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     with tempfile.TemporaryDirectory(prefix="bench-noop-") as folder, open_listener("127.0.0.1", port) as listener:
-        lifeline, ours = os.pipe()
+        ours, lifeline = socket.socketpair()
         settings = Settings(worker_address=(f"ipc://{folder}/worker",), access_log=False)
-        environment = {**os.environ, **settings.as_environment(), MULTIPROC_DIR: folder, LIFELINE_FD: str(lifeline)}
+        environment = {
+            **os.environ,
+            **settings.as_environment(),
+            METRICS_DIR: folder,
+            LIFELINE_FD: str(lifeline.fileno()),
+        }
         if threads:
             environment[THREADS] = "1"
         parts = [("worker", "worker-0"), *(("rest", f"rest-{at}") for at in range(rest_processes))]
@@ -123,13 +143,13 @@ def _all(port: int, rest_processes: int, *, threads: bool) -> None:
             subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.noop", "--part", part],
                 env={**environment, ROLE: role, LISTEN_FD: str(listener.fileno())},
-                pass_fds=(lifeline, listener.fileno()),
+                pass_fds=(lifeline.fileno(), listener.fileno()),
             )
             for part, role in parts
         ]
-        os.close(lifeline)
+        lifeline.close()
         signal.sigwait({signal.SIGTERM, signal.SIGINT})
-        os.close(ours)
+        ours.close()
         for child in children:
             child.wait()
 

@@ -3,7 +3,7 @@
 from model.types import UInt8Array
 
 def window(
-    picture: tuple[object, object] | bytes,
+    picture: tuple[object, object] | bytes | UInt8Array,
     size: tuple[int, int],
     resized: tuple[int, int],
     corner: tuple[int, int],
@@ -13,9 +13,9 @@ def window(
 ) -> None:
     """Write a window of the picture, resized as Pillow's `resize(…, BICUBIC)` does it, to `out`: uint8 (h, w, 3).
 
-    All pairs are (height, width); the corner is (top, left). `picture` has four bytes a
-    pixel, the last one unused, as an Arrow array's two capsules (zero-copy from Pillow's mode RGB) or any
-    bytes-like object. The GIL is released.
+    All pairs are (height, width); the corner is (top, left). `picture` has three bytes a
+    pixel, or four, the last one unused: a contiguous bytes-like object, or an Arrow array's two capsules (zero-copy
+    from Pillow's mode RGB). The GIL is released.
 
     Raises:
         TypeError, ValueError: sizes, buffers or window do not fit together, or a side has more than 2^20 pixels.

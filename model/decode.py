@@ -11,101 +11,120 @@ that the models were trained with.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from io import BytesIO
 
 import numpy as np
 import PIL.Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
-from model.types import Image, Size
+from model.containers import bmp, gif, png, webp
+from model.containers.header import (
+    ACCEPTED,
+    DECODED_BYTES,
+    MAX_HEADER_PARTS,
+    MAX_PARTS,
+    POINTER_BYTES,
+    UPRIGHT,
+    Header,
+    ImageFormat,
+    exif_orientation,
+    too_many_parts,
+)
+from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, OutOfMemory, UnsupportedFormat
+from model.pixels import PIXEL_BYTES, SIDEWAYS, as_array, packed, upright_rgb
+from model.types import Image, Size, UInt8Array
 
-PNG_STILL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"})
-MIN_SCAN_BYTES = 10
-"""Bytes of the shortest JPEG scan: a header of one component without data."""
-MAX_SCANNED_PIXELS = 5_000_000_000
-"""Scans of a JPEG times its pixels. Each scan passes over the whole picture and may be a few bytes long, so neither
-the file's size nor the picture's bounds the work. A progressive file has about ten scans."""
+EOI, SOS, APP1 = 0xD9, 0xDA, 0xE1
+TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
+"""Markers of Huffman and arithmetic tables, quantisation tables, and the distance of restarts."""
+FRAMES = frozenset(range(0xC0, 0xD0)) - TABLES - {0xC8}
+PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+ARITHMETIC = frozenset(range(0xC9, 0xD0)) - TABLES
+DECODED = FRAMES | TABLES | {SOS}
+APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
+"""Application segments that define how colours are coded, and how they begin."""
+BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
+"""Markers without a segment. Zero follows a byte 0xFF that is data."""
+NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+SAMPLE_COST, SCANNED_COST = 0.6, 0.16
+"""Of each sample, and of each that one of several scans passes over."""
+USUAL_SCANS = 5
+"""Times that the scans of a progressive JPEG pass over all its samples, as usual encoders write it: in ten scans, most
+of them of one component."""
 
-EXIF_ORIENTATION = 0x0112
-UPRIGHT = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
-SIDEWAYS = frozenset({5, 6, 7, 8})
-"""Orientations that swap width and height."""
+COST_PER_PIXEL = 8
+"""Largest cost of decoding, for each pixel of the largest picture: with the default of 50 million pixels, up to 2 s."""
+ROWS_BYTES = 4 << 20
+"""Memory for what rows take, at most, beside pixels."""
+MIN_DECODE_BYTES, MIN_DECODE_COST = 64 << 20, 50_000_000
+"""The limits of memory and work are no lower, so that a low limit of pixels is the same for all formats."""
 
-
-class ImageFormat(StrEnum):
-    JPEG = "JPEG"
-    PNG = "PNG"
-    WEBP = "WebP"
-    BMP = "BMP"
-    GIF = "GIF"
-
-
-ACCEPTED = ", ".join(ImageFormat)
+Needed = Callable[[Size], Size]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeLimits:
-    """Upper limits of encoded bytes and of pixels (height x width)."""
+    """Upper limits of encoded bytes and of pixels (height x width).
+
+    From `max_pixels` follow the limits of `Header.decode_bytes` and `Header.decode_cost`: what the largest picture
+    takes in its usual forms, 300 MB and 2 s with the default of 50 million pixels.
+    """
 
     max_bytes: int
     max_pixels: int
+    max_decode_bytes: int = field(init=False)
+    max_decode_cost: int = field(init=False)
 
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """An image's header. `size` is as stored: EXIF orientation is not applied."""
-
-    format: ImageFormat
-    size: Size
-    decode_bytes: int = 0
-    decode_cost: int = 0
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "max_decode_bytes", max(DECODED_BYTES * self.max_pixels + ROWS_BYTES, MIN_DECODE_BYTES)
+        )
+        object.__setattr__(self, "max_decode_cost", max(COST_PER_PIXEL * self.max_pixels, MIN_DECODE_COST))
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture as Pillow holds it: RGB, upright.
+    """A decoded picture, upright.
 
-    `original` is the full upright size. `rgb` is smaller if the picture was decoded at a reduced scale (see
+    `source` is Pillow's image in mode RGB, or uint8 (H, W, 3 or 4): RGB, and a fourth channel without meaning.
+    `original` is the full upright size. `source` is smaller if the picture was decoded at a reduced scale (see
     `decode_picture`).
     """
 
-    rgb: PIL.Image.Image
+    source: PIL.Image.Image | UInt8Array
     original: Size
 
 
-def probe(data: bytes, limits: DecodeLimits) -> Header:
-    """Read the header and check the limits. No pixel is decoded.
+def read_header(data: bytes, limits: DecodeLimits) -> Header:
+    """Read the header and check the limits, without a decoder: some microseconds, whatever the file.
 
     Raises:
         ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`, so far as the header shows it.
     """
-    image_format, file = _open(data, limits)
-    return Header(image_format, Size(file.height, file.width))
-
-
-def read_header(data: bytes, limits: DecodeLimits) -> Header:
-    header = probe(data, limits)
-    pixels = header.size.height * header.size.width
-    return Header(header.format, header.size, 6 * pixels, pixels)
+    if not data:
+        raise ImageUndecodable(f"the image is empty (0 bytes); send a {ACCEPTED} file")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(
+            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,}; send a smaller file"
+        )
+    image_format = _format_of(data)
+    try:
+        header = _HEADERS[image_format](data)
+    except (LookupError, ValueError, ArithmeticError, struct.error) as error:
+        raise _undecodable(image_format) from error
+    check_pixels(header.size, limits)
+    if header.decode_bytes > limits.max_decode_bytes:
+        raise ImageTooLarge(
+            f"decoding this {image_format} takes {header.decode_bytes:,} bytes of memory; the limit is "
+            f"{limits.max_decode_bytes:,}; scale it down, or save it as a baseline JPEG"
+        )
+    if header.decode_cost > limits.max_decode_cost:
+        raise _too_much_work(header.format, header.decode_cost, limits)
+    return header
 
 
 def decode(data: bytes, limits: DecodeLimits) -> Image:
@@ -116,67 +135,52 @@ def decode(data: bytes, limits: DecodeLimits) -> Image:
     Raises:
         ImageUndecodable: empty, truncated or corrupt.
         UnsupportedFormat: not JPEG, PNG, WebP, GIF or (not run-length encoded) BMP.
-        ImageTooLarge: more bytes or pixels than `limits` allow; checked before any pixel is decoded.
+        ImageTooLarge: more bytes or pixels than `limits` allow, or decoding would take more memory or work; checked
+            before any pixel is decoded.
+        OutOfMemory: the memory that decoding takes is not available now.
     """
-    return Image(np.ascontiguousarray(decode_picture(data, limits).rgb))
+    return Image(packed(as_array(decode_picture(data, limits).source)))
 
 
-def decode_picture(data: bytes, limits: DecodeLimits, needed: Callable[[Size], Size] | None = None) -> Picture:
-    """Decode an image and keep it as Pillow's, which resizing by Pillow needs.
+def decode_picture(
+    data: bytes, limits: DecodeLimits, needed: Needed | None = None, header: Header | None = None
+) -> Picture:
+    """Decode an image and keep it in the decoder's memory: resizing reads it there.
 
     `needed` maps the upright size to the size that the caller resizes to. A JPEG is then decoded at 1/2, 1/4 or 1/8
     scale if that is still as large (libjpeg's scaling in the DCT domain), which takes less time. The pixels are close
     to, not equal to, those of the full picture resized.
 
+    `header` is that of `data`, where the caller has read it already.
+
     Raises:
-        ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `decode`.
+        ImageUndecodable, UnsupportedFormat, ImageTooLarge, OutOfMemory: as `decode`.
     """
-    image_format, file = _open(data, limits)
-    with _parser_errors(image_format, limits):
-        stored = None if needed is None or image_format is not ImageFormat.JPEG else _scale(file, needed)
-        file.load()
-        # Again: the decoded size may differ from the header's.
-        check_pixels(Size(file.height, file.width), limits)
-        # Read after the pixels: a PNG may have its EXIF block behind them.
-        orientation = _orientation(file.info.get("exif", b""))
-        rgb = _rgb(file)
-        if orientation in UPRIGHT:
-            rgb = rgb.transpose(UPRIGHT[orientation])
-        return Picture(rgb, _upright(stored or file.size, orientation))
-
-
-def _scale(file: ImageFile, needed: Callable[[Size], Size]) -> tuple[int, int]:
-    """Set a JPEG's decoding scale to the smallest that is large enough; return its full (width, height) as stored."""
-    width, height = file.size
-    orientation = _orientation(file.info.get("exif", b""))
-    needed_size = needed(_upright((width, height), orientation))
-    file.draft(
-        file.mode,
-        (needed_size.height, needed_size.width) if orientation in SIDEWAYS else (needed_size.width, needed_size.height),
-    )
-    return width, height
-
-
-def _upright(size: tuple[int, int], orientation: int) -> Size:
-    """A stored (width, height) → the upright size."""
-    return Size(*size) if orientation in SIDEWAYS else Size(*reversed(size))
-
-
-def _open(data: bytes, limits: DecodeLimits) -> tuple[ImageFormat, ImageFile]:
-    # Pillow's `open` checks sizes against a global limit of its own; its parsers, called directly, do not.
-    if not data:
-        raise ImageUndecodable(f"the image is empty (0 bytes); send a {ACCEPTED} file")
-    if len(data) > limits.max_bytes:
-        raise ImageTooLarge(
-            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,}; send a smaller file"
-        )
-    image_format = _format_of(data)
-    with _parser_errors(image_format, limits):
-        file = PARSERS[image_format](data)
-    check_pixels(Size(file.height, file.width), limits)
-    if image_format is ImageFormat.JPEG:
-        _check_scans(data, file)
-    return image_format, file
+    if header is None:
+        header = read_header(data, limits)
+    try:
+        if header.format is ImageFormat.JPEG:
+            source, orientation = _load_jpeg(data, limits, header, needed)
+        else:
+            source, orientation = _LOADERS[header.format](data, header)
+        if (
+            orientation != UPRIGHT
+            or isinstance(source, np.ndarray)
+            or source.mode != "RGB"
+            or source.has_transparency_data
+        ):
+            source = upright_rgb(source, orientation)
+        return Picture(source, _upright(header.size, orientation))
+    except ConvMLPError:
+        raise
+    except MemoryError as error:
+        raise _out_of_memory(header) from error
+    except Exception as error:
+        # Decoders do not document what damaged data raises: a dozen exception types. Some of them raise the
+        # same where they got no memory.
+        if not _is_available(header.decode_bytes):
+            raise _out_of_memory(header) from error
+        raise _undecodable(header.format) from error
 
 
 def check_pixels(size: Size, limits: DecodeLimits) -> None:
@@ -203,100 +207,179 @@ def _format_of(data: bytes) -> ImageFormat:
     raise UnsupportedFormat(f"the image format is not supported; send one of {ACCEPTED}")
 
 
-@contextmanager
-def _parser_errors(image_format: ImageFormat, limits: DecodeLimits) -> Iterator[None]:
-    """Pillow does not document what damaged data raises: about a dozen exception types, which all mean the same."""
+def _upright(size: Size, orientation: int) -> Size:
+    """A stored size → the upright one, or back."""
+    return Size(size.width, size.height) if orientation in SIDEWAYS else size
+
+
+def _too_much_work(what: str, cost: int, limits: DecodeLimits) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"decoding this {what} takes the work of {cost:,} pixels of a baseline JPEG; "
+        f"the limit is {limits.max_decode_cost:,}; scale it down, or save it as a baseline JPEG"
+    )
+
+
+def _undecodable(image_format: ImageFormat) -> ImageUndecodable:
+    return ImageUndecodable(f"the {image_format} is truncated or corrupt; send the whole file")
+
+
+def _out_of_memory(header: Header) -> OutOfMemory:
+    return OutOfMemory(
+        f"decoding this {header.format} takes up to {header.decode_bytes:,} bytes of memory, which are not available "
+        "now; try again later, or send a smaller picture"
+    )
+
+
+def _is_available(size: int) -> bool:
     try:
-        yield
-    except ConvMLPError:
-        raise
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise ImageTooLarge(
-            f"the {image_format} declares too many pixels; the limit is {limits.max_pixels:,}; scale it down"
-        ) from error
-    except Exception as error:
-        raise ImageUndecodable(f"the {image_format} is truncated or corrupt; send the whole file") from error
+        np.empty(size, np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
-def _check_scans(data: bytes, file: ImageFile) -> None:
-    # A short file cannot have so many scans; skip the count.
-    if len(data) // MIN_SCAN_BYTES * file.width * file.height <= MAX_SCANNED_PIXELS:
-        return
-    # Entropy-coded data never contains these two bytes; a few in metadata do not matter.
-    scans = data.count(b"\xff\xda")
-    if scans * file.width * file.height > MAX_SCANNED_PIXELS:
-        raise ImageUndecodable(
-            f"the JPEG has {scans} scans of {file.width} x {file.height} pixels, too many; save it as a baseline JPEG"
-        )
+@dataclass(frozen=True, slots=True)
+class _JpegLayout:
+    """What a JPEG has before the data of its first scan.
+
+    `segments` are (marker, start, end). The picture has `samples`, in whole blocks; a component has `unit` of them for
+    each block that its sampling has in a group: its two factors, of 4 bits each. `several_scans`: the decoder keeps
+    the whole picture's coefficients until the last one.
+    """
+
+    segments: list[tuple[int, int, int]]
+    components: bytes
+    samplings: bytes
+    unit: int
+    samples: int
+    several_scans: bool
+    cost: float
+    """Without that of several scans."""
 
 
-class _Jpeg(JpegImageFile):
-    def _open(self) -> None:
-        # If a file states no density, the parser looks for one in the EXIF block and warns on stderr about damage
-        # there. A density set beforehand prevents that.
-        self.info["dpi"] = (72, 72)
-        super()._open()
+def _jpeg_header(data: bytes) -> Header:
+    """Raises what `read_header` catches, ImageUndecodable or ImageTooLarge."""
+    segments: list[tuple[int, int, int]] = []
+    frame = 0
+    offset = 2
+    for _ in range(MAX_HEADER_PARTS):
+        if data[offset] != 0xFF:
+            # Decoders skip what stands between segments.
+            offset = data.index(b"\xff", offset)
+        marker = data[offset + 1]
+        if marker == 0xFF or marker in BARE_MARKERS:
+            offset += 1 if marker == 0xFF else 2
+            continue
+        start = offset
+        offset += 2 + (data[start + 2] << 8 | data[start + 3])
+        if marker == EOI or offset < start + 4 or offset > len(data):
+            raise _undecodable(ImageFormat.JPEG)
+        segments.append((marker, start, offset))
+        if marker in FRAMES:
+            if frame:
+                raise ImageUndecodable("the JPEG has several frame headers; save it again")
+            frame = marker
+            height, width, number = struct.unpack_from(">HHB", data, start + 5)
+            components, samplings = data[start + 10 : offset : 3], data[start + 11 : offset : 3]
+        elif marker == SOS:
+            break
+    else:
+        raise too_many_parts(ImageFormat.JPEG, "segments before its first scan", MAX_HEADER_PARTS)
+    if not frame or len(samplings) != number or not height or not width:
+        raise ImageUndecodable("the JPEG has no frame header, or one without pixels; send the whole file")
+    across, down, blocks = max(samplings) >> 4, 0, 0
+    for sampling in samplings:
+        down = max(down, sampling & 15)
+        blocks += (sampling >> 4) * (sampling & 15)
+    unit = 64 * -(-width // (8 * across)) * -(-height // (8 * down))
+    samples = unit * blocks
+    several_scans = frame in PROGRESSIVE or data[segments[-1][1] + 4] < number
+    byte_cost = 24 if frame in ARITHMETIC else 12 if frame in PROGRESSIVE else 3
+    cost = SAMPLE_COST * samples + byte_cost * len(data)
+    layout = _JpegLayout(segments, components, samplings, unit, samples, several_scans, cost)
+    decode_bytes = DECODED_BYTES * height * width + POINTER_BYTES * height
+    if several_scans:
+        # Coefficients have two bytes each; the picture is beside them.
+        decode_bytes = max(decode_bytes, 2 * samples + (PIXEL_BYTES if number > 1 else 1) * height * width)
+        cost += USUAL_SCANS * SCANNED_COST * samples
+    return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, int(cost), layout)
 
 
-def _open_png(data: bytes) -> ImageFile:
-    # Drop text, profiles and animation frames: damage there, or a compression bomb, would fail the still picture.
-    chunks = [data[:8]]
-    offset = 8
-    while offset + 8 <= len(data):
-        (length,) = struct.unpack_from(">I", data, offset)
-        end = offset + 12 + length
-        if data[offset + 4 : offset + 8] in PNG_STILL_CHUNKS:
-            chunks.append(data[offset:end])
-        offset = end
-    return PngImageFile(BytesIO(b"".join(chunks)))
+def _load_jpeg(
+    data: bytes, limits: DecodeLimits, header: Header, needed: Needed | None
+) -> tuple[PIL.Image.Image | UInt8Array, int]:
+    """The picture as it is stored, and its EXIF orientation. The decoder gets only what decoding needs."""
+    layout = header.layout
+    assert isinstance(layout, _JpegLayout)
+    parts: list[bytes | memoryview] = [b"\xff\xd8"]
+    view = memoryview(data)
+    exif = b""
+    for marker, start, end in layout.segments:
+        if marker in DECODED or (marker in APPLICATIONS and data.startswith(APPLICATIONS[marker], start + 4)):
+            parts.append(view[start:end])
+        elif marker == APP1 and data.startswith(b"Exif\0\0", start + 4):
+            # A long block continues in further segments.
+            exif += data[start + 10 : end]
+    if layout.several_scans:
+        parts[-1:] = _scans(view, layout, limits)
+    else:
+        parts.append(view[end:])
+    file = JpegImageFile(BytesIO(b"".join(parts)))
+    if file.size != (header.size.width, header.size.height):
+        raise _undecodable(ImageFormat.JPEG)
+    orientation = exif_orientation(exif) if exif else UPRIGHT
+    if needed is not None:
+        size = _upright(needed(_upright(header.size, orientation)), orientation)
+        file.draft(file.mode, (size.width, size.height))
+    file.load()
+    return file, orientation
 
 
-def _open_bmp(data: bytes) -> ImageFile:
-    file = BmpImageFile(BytesIO(data))
-    if file.tile[0].codec_name == "bmp_rle":
-        # Pillow decodes these pixel by pixel in Python: seconds of the interpreter for a file of 100 bytes.
-        raise UnsupportedFormat(f"run-length encoded BMP is not supported; send one of {ACCEPTED}, BMP uncompressed")
-    return file
+def _scans(data: memoryview, layout: _JpegLayout, limits: DecodeLimits) -> list[memoryview]:
+    """All scans with their data, and the tables between them.
+
+    Raises:
+        IndexError, KeyError, ImageUndecodable: damaged.
+        ImageTooLarge: too many segments, or the scans take too much work.
+    """
+    planes = {
+        component: layout.unit * (sampling >> 4) * (sampling & 15)
+        for component, sampling in zip(layout.components, layout.samplings, strict=True)
+    }
+    parts: list[memoryview] = []
+    offset, scans, samples = layout.segments[-1][1], 0, 0
+    for _ in range(MAX_PARTS):
+        marker = data[offset + 1]
+        if marker == EOI:
+            parts.append(data[offset : offset + 2])
+            return parts
+        end = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
+        found = NEXT_MARKER.search(data, end)
+        if found is None:
+            raise _undecodable(ImageFormat.JPEG)
+        if marker == SOS:
+            parts.append(data[offset : found.start()])
+            scans += 1
+            samples += sum(planes[data[at]] for at in range(offset + 5, offset + 5 + 2 * data[offset + 4], 2))
+            cost = int(layout.cost + SCANNED_COST * samples)
+            if cost > limits.max_decode_cost:
+                raise _too_much_work(f"JPEG with {scans:,} scans or more", cost, limits)
+        elif marker in DECODED:
+            parts.append(data[offset:end])
+        offset = found.start()
+    raise too_many_parts(ImageFormat.JPEG, "segments", MAX_PARTS)
 
 
-PARSERS: dict[ImageFormat, Callable[[bytes], ImageFile]] = {
-    ImageFormat.JPEG: lambda data: _Jpeg(BytesIO(data)),
-    ImageFormat.PNG: _open_png,
-    ImageFormat.WEBP: lambda data: WebPImageFile(BytesIO(data)),
-    ImageFormat.BMP: _open_bmp,
-    ImageFormat.GIF: lambda data: GifImageFile(BytesIO(data)),
+_HEADERS: dict[ImageFormat, Callable[[bytes], Header]] = {
+    ImageFormat.JPEG: _jpeg_header,
+    ImageFormat.PNG: png.read_header,
+    ImageFormat.WEBP: webp.read_header,
+    ImageFormat.BMP: bmp.read_header,
+    ImageFormat.GIF: gif.read_header,
 }
-
-
-def _rgb(file: PIL.Image.Image) -> PIL.Image.Image:
-    if file.mode == "I;16":
-        # Pillow's own conversion clips at 255. The high byte is also what its parsers keep of 16-bit colour.
-        high = (np.asarray(file) >> 8).astype(np.uint8)
-        return PIL.Image.fromarray(high).convert("RGB")
-    if file.has_transparency_data:
-        rgba = file.convert("RGBA")
-        on_white = PIL.Image.new("RGB", file.size, (255, 255, 255))
-        on_white.paste(rgba, mask=rgba)
-        return on_white
-    return file if file.mode == "RGB" else file.convert("RGB")
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation in an EXIF block's first directory; 1 (upright) if there is none or the block is damaged."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(entries):
-            offset = directory + 2 + 12 * entry
-            tag, kind = struct.unpack_from(f"{order}HH", tiff, offset)
-            if tag == EXIF_ORIENTATION:
-                # The standard asks for a 16-bit value; some writers make it 32-bit.
-                (value,) = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, offset + 8)
-                return int(value)
-    except struct.error:
-        return 1
-    return 1
+_LOADERS: dict[ImageFormat, Callable[[bytes, Header], tuple[PIL.Image.Image | UInt8Array, int]]] = {
+    ImageFormat.PNG: png.load,
+    ImageFormat.WEBP: webp.load,
+    ImageFormat.BMP: bmp.load,
+    ImageFormat.GIF: gif.load,
+}

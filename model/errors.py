@@ -3,7 +3,8 @@
     ConvMLPError
     ├── ImageUndecodable      empty, truncated or corrupt
     ├── UnsupportedFormat     not one of the formats we read
-    ├── ImageTooLarge         too many bytes or too many pixels
+    ├── ImageTooLarge         too many bytes or pixels, or decoding would take too much memory or work
+    ├── OutOfMemory           no memory to decode an image now
     ├── BundleInvalid         a model bundle that must not be served
     └── NotFinite             a network's output has NaN or infinity
 
@@ -42,9 +43,15 @@ class UnsupportedFormat(ConvMLPError):
 
 
 class ImageTooLarge(ConvMLPError):
-    """The image has more bytes or pixels than the limits allow."""
+    """The image has more bytes or pixels than the limits allow, or decoding it would take more memory or work."""
 
     code = "image-too-large"
+
+
+class OutOfMemory(ConvMLPError):
+    """The process has no memory to decode the image now. The image is not at fault."""
+
+    code = "out-of-memory"
 
 
 class BundleInvalid(ConvMLPError):

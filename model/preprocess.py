@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 
 from model.decode import Picture
+from model.pixels import as_array
 from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
 from model.types import Geometry, Image, ModelInput, Size, UInt8Array
 
@@ -37,21 +38,21 @@ def prepare(image: Image, spec: Preprocessing) -> ModelInput:
     """
     match spec:
         case CenterCropSpec():
-            return _center_crop(PIL.Image.fromarray(image.pixels), image.size, spec)
+            return _center_crop(image.pixels, image.size, spec)
         case KeepRatioSpec():
             return _keep_ratio(image.pixels, image.size, spec)
 
 
 def prepare_picture(picture: Picture, spec: Preprocessing) -> ModelInput:
-    """`prepare` of a picture that Pillow holds, with equal pixels and fewer copies.
+    """`prepare` of a picture in the decoder's memory, with equal pixels and fewer copies.
 
     A picture that was decoded at a reduced scale is resized from there; its geometry refers to the original size.
     """
     match spec:
         case CenterCropSpec():
-            return _center_crop(picture.rgb, picture.original, spec)
+            return _center_crop(picture.source, picture.original, spec)
         case KeepRatioSpec():
-            return _keep_ratio(np.asarray(picture.rgb), picture.original, spec)
+            return _keep_ratio(as_array(picture.source), picture.original, spec)
 
 
 def content_size(original: Size, spec: Preprocessing) -> Size:
@@ -68,26 +69,28 @@ def content_size(original: Size, spec: Preprocessing) -> Size:
 
 
 def _keep_ratio(pixels: UInt8Array, original: Size, spec: KeepRatioSpec) -> ModelInput:
+    """Of three channels, or of four, the last of which is dropped."""
     content = content_size(original, spec)
     resized = cv2.resize(pixels, (content.width, content.height), interpolation=cv2.INTER_LINEAR)
     padded = np.zeros(
         (_round_up(content.height, spec.pad_multiple), _round_up(content.width, spec.pad_multiple), 3), np.uint8
     )
-    padded[: content.height, : content.width] = resized
+    padded[: content.height, : content.width] = resized[:, :, :3]
     return ModelInput(padded, Geometry(original, content))
 
 
-def _center_crop(rgb: PIL.Image.Image, original: Size, spec: CenterCropSpec) -> ModelInput:
+def _center_crop(source: PIL.Image.Image | UInt8Array, original: Size, spec: CenterCropSpec) -> ModelInput:
     content = content_size(original, spec)
     top, left = _centered(content.height, spec.crop), _centered(content.width, spec.crop)
     rows = range(max(top, 0), min(top + spec.crop, content.height))
     columns = range(max(left, 0), min(left + spec.crop, content.width))
     if max(original.height, original.width) >= ELONGATED * min(original.height, original.width):
-        pixels = _resized_window(rgb, content, rows, columns)
+        pixels = _resized_window(as_array(source), content, rows, columns)
     elif COMPILED:
-        pixels = _computed_window(rgb, content, rows, columns)
+        pixels = _computed_window(source, content, rows, columns)
     else:
-        resized = rgb.resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
+        image = source if isinstance(source, PIL.Image.Image) else PIL.Image.fromarray(_three_channels(source))
+        resized = image.resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
         pixels = np.asarray(resized.crop((columns.start, rows.start, columns.stop, rows.stop)))
     if pixels.shape != (spec.crop, spec.crop, 3):
         # The crop extends beyond the picture: zeros, as torchvision pads.
@@ -97,34 +100,36 @@ def _center_crop(rgb: PIL.Image.Image, original: Size, spec: CenterCropSpec) -> 
     return ModelInput(pixels, Geometry(original, content))
 
 
-def _computed_window(rgb: PIL.Image.Image, content: Size, rows: range, columns: range) -> UInt8Array:
+def _computed_window(source: PIL.Image.Image | UInt8Array, content: Size, rows: range, columns: range) -> UInt8Array:
     """The given rows and columns of the picture resized to `content`, equal to Pillow's bit for bit."""
-    picture: tuple[object, object] | bytes
-    try:
-        picture = rgb.__arrow_c_array__()
-    except ValueError:
-        # Pillow stores a large picture in several blocks.
-        picture = rgb.tobytes("raw", "RGBX")
+    if isinstance(source, PIL.Image.Image):
+        picture: tuple[object, object] | UInt8Array = source.__arrow_c_array__()
+        size = (source.height, source.width)
+    else:
+        picture = source
+        size = source.shape[:2]
     pixels = np.empty((len(rows), len(columns), 3), np.uint8)
-    size = (rgb.height, rgb.width)
     corner, window = (rows.start, columns.start), (len(rows), len(columns))
     _resample.window(picture, size, (content.height, content.width), corner, window, pixels)
     return pixels
 
 
-def _resized_window(rgb: PIL.Image.Image, content: Size, rows: range, columns: range) -> UInt8Array:
+def _resized_window(pixels: UInt8Array, content: Size, rows: range, columns: range) -> UInt8Array:
     """The given rows and columns of the resized picture by Pillow, without computing the rest.
 
     Equal to that part of the whole resized picture up to rounding: Pillow takes the window in float32 and
     chooses the order of its two passes by the sizes.
     """
-    pixels = np.asarray(rgb)
     height, width = pixels.shape[:2]
     top, bottom, first_row, last_row = _source_span(rows, height / content.height, height)
     left, right, first_column, last_column = _source_span(columns, width / content.width, width)
-    source = PIL.Image.fromarray(np.ascontiguousarray(pixels[first_row:last_row, first_column:last_column]))
+    source = PIL.Image.fromarray(_three_channels(pixels[first_row:last_row, first_column:last_column]))
     box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
     return np.asarray(source.resize((len(columns), len(rows)), PIL.Image.Resampling.BICUBIC, box=box))
+
+
+def _three_channels(pixels: UInt8Array) -> UInt8Array:
+    return np.ascontiguousarray(pixels[:, :, :3])
 
 
 def _source_span(target: range, scale: float, length: int) -> tuple[float, float, int, int]:

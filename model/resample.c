@@ -36,12 +36,13 @@ typedef struct {
 /* Two pixels' channels. */
 typedef int32_t Pair __attribute__((vector_size(2 * CHANNELS * sizeof(int32_t))));
 
-/* What a call works on. `picture` has `width` pixels a row, four bytes each; `out` gets three each. For its window it
- * needs `height` of the picture's rows, from `top` on, and `span` of its columns, from `left` on. */
+/* What a call works on. `picture` has `width` pixels a row, `depth` bytes each, which are three or four; `out` gets
+ * three each. For its window it needs `height` of the picture's rows, from `top` on, and `span` of its columns, from
+ * `left` on. */
 typedef struct {
     const uint8_t *picture;
     uint8_t *out;
-    size_t width, top, height, left, span, rows, columns;
+    size_t depth, width, top, height, left, span, rows, columns;
     int down_first;
     Axis vertical, horizontal;
     uint8_t *middle; /* what the first pass has made: `height` rows of `columns` pixels, or one row of `span` */
@@ -106,11 +107,18 @@ INLINE void round_off(const int32_t *restrict sums, size_t values, uint8_t *rest
     }
 }
 
-/* One row, across: `row` has span pixels, `out` gets columns. */
-INLINE void across(const Work *work, const uint8_t *restrict row, uint8_t *restrict out)
+/* One row, across: `row` has span pixels of `depth` bytes, `out` gets columns of CHANNELS bytes. */
+INLINE void across(const Work *work, size_t depth, const uint8_t *restrict row, uint8_t *restrict out)
 {
     const Axis *axis = &work->horizontal;
-    for (size_t i = 0; i < work->span * CHANNELS; i++) work->line[i] = row[i];
+    if (depth == CHANNELS) {
+        for (size_t i = 0; i < work->span * CHANNELS; i++) work->line[i] = row[i];
+    } else {
+        for (size_t x = 0; x < work->span; x++) {
+            for (size_t c = 0; c < 3; c++) work->line[x * CHANNELS + c] = row[x * 3 + c];
+            work->line[x * CHANNELS + 3] = 0;
+        }
+    }
     for (size_t x = 0; x < work->columns; x++) {
         const int32_t *source = work->line + (axis->first[x] - work->left) * CHANNELS;
         const int32_t *weights = axis->weights + x * axis->stride;
@@ -140,17 +148,17 @@ INLINE void down(const Work *work, size_t y, const uint8_t *restrict rows, size_
     round_off(sums, values, out);
 }
 
-INLINE void resample(const Work *work)
+INLINE void resample_depth(const Work *work, size_t depth)
 {
-    const uint8_t *corner = work->picture + (work->top * work->width + work->left) * CHANNELS;
-    size_t step = work->width * CHANNELS, values = work->columns * CHANNELS;
+    const uint8_t *corner = work->picture + (work->top * work->width + work->left) * depth;
+    size_t step = work->width * depth, values = work->columns * CHANNELS;
     if (!work->down_first) {
-        for (size_t y = 0; y < work->height; y++) across(work, corner + y * step, work->middle + y * values);
+        for (size_t y = 0; y < work->height; y++) across(work, depth, corner + y * step, work->middle + y * values);
     }
     for (size_t y = 0; y < work->rows; y++) {
         if (work->down_first) {
-            down(work, y, corner, step, work->span * CHANNELS, work->middle);
-            across(work, work->middle, work->bytes);
+            down(work, y, corner, step, work->span * depth, work->middle);
+            across(work, depth, work->middle, work->bytes);
         } else {
             down(work, y, work->middle, values, values, work->bytes);
         }
@@ -159,6 +167,12 @@ INLINE void resample(const Work *work)
             for (int c = 0; c < 3; c++) out[x * 3 + c] = work->bytes[x * CHANNELS + c];
         }
     }
+}
+
+INLINE void resample(const Work *work)
+{
+    if (work->depth == CHANNELS) resample_depth(work, CHANNELS);
+    else resample_depth(work, 3);
 }
 
 static void resample_anywhere(const Work *work) { resample(work); }
@@ -197,9 +211,10 @@ static void *carve(char **at, size_t count, size_t size)
 
 /* Write to `out` the window at (top, left), of size `window`, of the picture as resized to size `to`. Needs no GIL.
  * Returns 0 where memory is lacking. */
-static int run(const uint8_t *picture, Size from, Size to, int top, int left, Size window, uint8_t *out)
+static int run(const uint8_t *picture, size_t depth, Size from, Size to, int top, int left, Size window, uint8_t *out)
 {
-    Work work = {.picture = picture, .out = out, .width = from.width, .rows = window.height, .columns = window.width};
+    Work work = {.picture = picture, .depth = depth, .out = out, .width = from.width,
+                 .rows = window.height, .columns = window.width};
     int first, end;
     window_of(from.height, to.height, top, &first, &end);
     work.top = first;
@@ -300,8 +315,8 @@ static PyObject *window(PyObject *Py_UNUSED(module), PyObject *args)
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the picture is empty");
     } else if (!is_side(from.height) || !is_side(from.width) || !is_side(to.height) || !is_side(to.width)) {
         PyErr_Format(PyExc_ValueError, "each side must have 1 to %d pixels", LONGEST);
-    } else if (length != (int64_t)from.height * from.width * CHANNELS) {
-        PyErr_SetString(PyExc_ValueError, "the picture must have height * width * 4 bytes");
+    } else if (length != 3 * (int64_t)from.height * from.width && length != 4 * (int64_t)from.height * from.width) {
+        PyErr_SetString(PyExc_ValueError, "the picture must have height * width * 3 bytes, or 4");
     } else if (top < 0 || left < 0 || size.height < 1 || size.width < 1 || size.height > to.height - top
                || size.width > to.width - left) {
         PyErr_SetString(PyExc_ValueError, "the window must have pixels, and lie in the resized picture");
@@ -309,7 +324,7 @@ static PyObject *window(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_SetString(PyExc_ValueError, "the output must have height * width * 3 bytes of the window");
     } else {
         Py_BEGIN_ALLOW_THREADS
-        done = run(bytes, from, to, top, left, size, out.buf);
+        done = run(bytes, length / from.height / from.width, from, to, top, left, size, out.buf);
         Py_END_ALLOW_THREADS
         if (!done) PyErr_NoMemory();
     }

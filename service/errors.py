@@ -91,10 +91,33 @@ class Refusal(StrEnum):
     """The front-end's limit of images in progress is reached."""
     QUEUE = "queue"
     """The worker's queue is full, the deadline cannot be met, or the device is out of memory."""
+    MEMORY = "memory"
+    """The front-end has no memory to decode the image."""
     DEADLINE = "deadline"
     """The deadline passed."""
     UNAVAILABLE = "unavailable"
     """Starting, draining, worker lost, model not ready."""
+    CONNECTIONS = "connections"
+    """The front-end's limit of connections is reached."""
+
+
+class ConnectionEnd(StrEnum):
+    """Why the HTTP server ended a connection by itself; a label of `convmlp_connections_ended_total`."""
+
+    MALFORMED = "malformed"
+    """What it sent is not HTTP."""
+    HEAD_TOO_LARGE = "head_too_large"
+    """A request line and headers without an end."""
+    HEAD_TIMEOUT = "head_timeout"
+    """No complete request line and headers in time."""
+    PIPELINED = "pipelined"
+    """It sent too many requests without waiting for their answers."""
+    UNREAD = "unread"
+    """It did not read its answers."""
+    LIMIT = "limit"
+    """It was idle, or in the reserve, while the limit of connections was reached."""
+    HANDSHAKE = "handshake"
+    """Its TLS handshake failed, or did not end in time."""
 
 
 class Overloaded(RetryLater):

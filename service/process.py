@@ -1,18 +1,22 @@
 """What all processes of the service share: role, logs, signals, memory allocator, sockets, the supervisor's lifeline.
 
 Only this module handles signals. SIGTERM or SIGINT starts a graceful shutdown; a second one ends the process at once.
-A supervised process also shuts down when its supervisor dies in any way: the kernel then closes the supervisor's end
-of a pipe, the lifeline.
+A supervised process has a lifeline, a socket whose other end is the supervisor's. It sends beats there, so that the
+supervisor finds out when its event loop stops. It shuts down when the supervisor dies in any way: the kernel then
+closes the other end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -32,6 +36,11 @@ EXIT_CONFIG = 78
 EXIT_WEDGED = 75
 """Exit status: the process is stuck, a restart may help (BSD's EX_TEMPFAIL)."""
 
+BEAT_INTERVAL_S = 0.5
+"""Between two beats of a supervised process."""
+EXIT_GRACE_S = 5.0
+"""How long a process may take beyond the drain time after its supervisor died."""
+
 COLLECT_AFTER = 10_000
 """New objects between collections of cycles. Python's default of 700 is reached within some twenty requests."""
 
@@ -39,6 +48,10 @@ KEPT_BYTES = 256 << 20
 """Free memory that the allocator keeps."""
 MAPPED_FROM_BYTES = 32 << 20
 """Blocks of this size and more are mapped and unmapped one by one."""
+
+IDLE_WINDOW_S = 10.0
+IDLE_SHARE = 0.05
+"""A process that used less than this share of one core in a window is idle, and gives back what the allocator keeps."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _OPTIONS = {
@@ -63,7 +76,7 @@ def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], A
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run_main(main, int(lifeline) if lifeline is not None else None))
+        return runner.run(_run_main(main, settings, socket.socket(fileno=int(lifeline)) if lifeline else None))
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -121,7 +134,25 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
-async def _run_main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: int | None) -> int:
+async def release_when_idle(window_s: float = IDLE_WINDOW_S) -> None:
+    """Return freed memory to the kernel in the first idle window after a busy one. Never returns.
+
+    The next request takes it back page by page, which a busy process would have to do all the time.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    busy, used_s = True, time.process_time()
+    while trim is not None:
+        await asyncio.sleep(window_s)
+        before_s, used_s = used_s, time.process_time()
+        is_idle = used_s - before_s < IDLE_SHARE * window_s
+        if is_idle and busy:
+            await asyncio.to_thread(trim, 0)
+        busy = not is_idle
+
+
+async def _run_main(
+    main: Callable[[asyncio.Event], Awaitable[int]], settings: Settings, lifeline: socket.socket | None
+) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -131,19 +162,42 @@ async def _run_main(main: Callable[[asyncio.Event], Awaitable[int]], lifeline: i
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, shut_down)
+    background = [asyncio.create_task(release_when_idle(), name="memory")]
     if lifeline is None:
         loop.add_signal_handler(signal.SIGINT, shut_down)
     else:
         # Ctrl-C reaches the whole process group; the supervisor decides the order of shutdown.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        limit_s = settings.drain_timeout_ms / 1000 + EXIT_GRACE_S
+        # A thread, because an event loop that hangs would outlive the supervisor.
+        waiting = threading.Thread(target=_wait_for_supervisor, args=(lifeline, loop, stop, limit_s), daemon=True)
+        waiting.start()
+        background.append(asyncio.create_task(_beat(lifeline), name="lifeline"))
+    try:
+        return await main(stop)
+    finally:
+        for task in background:
+            task.cancel()
 
-        def on_supervisor_exit() -> None:
-            loop.remove_reader(lifeline)
-            log.warning("supervisor exited; shutting down")
-            stop.set()
 
-        loop.add_reader(lifeline, on_supervisor_exit)
-    return await main(stop)
+async def _beat(lifeline: socket.socket) -> None:
+    while True:
+        with contextlib.suppress(OSError):  # the supervisor is stopped, or has died
+            lifeline.send(b".", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        await asyncio.sleep(BEAT_INTERVAL_S)
+
+
+def _wait_for_supervisor(
+    lifeline: socket.socket, loop: asyncio.AbstractEventLoop, stop: asyncio.Event, limit_s: float
+) -> None:
+    """Wait until the supervisor has died; then shut down, within a limit."""
+    with contextlib.suppress(OSError):
+        lifeline.recv(1)  # it never sends anything
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(stop.set)
+    log.warning("supervisor exited; shutting down")
+    time.sleep(limit_s)
+    os._exit(1)
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
-from pydantic.functional_validators import BeforeValidator
+from pydantic.functional_validators import AfterValidator, BeforeValidator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -35,6 +36,20 @@ PrecisionChoice = Annotated[str, StringConstraints(pattern=r"^([^=\s]+=)?(auto|e
 
 
 ModelWeight = Annotated[str, StringConstraints(pattern=r"^[^=\s]+=(\d+\.?\d*|\.\d+)$")]
+
+
+def _network(text: str) -> str:
+    ipaddress.ip_network(text)  # ValueError names the text
+    return text
+
+
+Network = Annotated[str, AfterValidator(_network)]
+
+
+Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s*]+)$")]
+
+
+ProtectedPath = Literal["/metrics", "/", "/docs", "/openapi.json"]
 
 
 def _split_names(value: Any) -> Any:  # noqa: ANN401  (whatever a source holds)
@@ -73,6 +88,24 @@ class Settings(BaseSettings):
     grpc_processes: PositiveInt = 1
     """gRPC front-end processes. They share the port."""
 
+    # HTTP connections
+    http_tls_certificate: Path | None = None
+    """PEM file of the certificate chain of REST, leaf first. Turns TLS on; renewed files are loaded without a restart.
+    """
+    http_tls_key: Path | None = None
+    """PEM file of the certificate's private key, without a password."""
+    http_tls_client_ca: Path | None = None
+    """PEM file of certificate authorities. REST's callers must present a certificate that one of them signed (mTLS)."""
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Addresses or networks of proxies, comma-separated, such as 10.0.0.0/8. A caller behind them is the last address
+    in `forwarded_header` that is not theirs: for rates, logs and fairness. Without them that is the peer's address."""
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+    """The header (RFC 7239 defines the second) in which the trusted proxies add their callers' addresses. The other one
+    is ignored, because a caller may have sent it."""
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Origins, comma-separated, such as https://app.example.org, whose pages may call REST; * is any. By default
+    browsers let only the service's own pages call it."""
+
     # gRPC connections
     grpc_tls_certificate: Path | None = None
     """PEM file of the certificate chain, leaf first. Turns TLS on; renewed files are loaded without a restart."""
@@ -91,11 +124,13 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """File of the API keys that callers must send: one per line, optionally with a name before it. Without it, no key
     is needed."""
+    protected_paths: Annotated[tuple[ProtectedPath, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Paths, comma-separated, that need a key as well: of /metrics, /, /docs, /openapi.json. Probes never need one."""
     rate_limit_per_s: NonNegativeFloat = 0.0
     """Images per second of one caller; each front-end process counts for itself (0 = no limit).
 
     A caller is identified by its API key's name, or without keys by its address. Behind a proxy that is the proxy's
-    address, because X-Forwarded-For can be forged.
+    address, because X-Forwarded-For can be forged, unless `trusted_proxies` names it.
     """
     rate_limit_burst: PositiveInt = 64
     """Images that a caller may send at once after a pause, if there is a rate limit."""
@@ -138,10 +173,18 @@ class Settings(BaseSettings):
     worker_address: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split_names)] = ()
     """`ipc://PATH` or `tcp://HOST:PORT`. A worker listens there; a front-end connects to all of them, comma-separated.
     `serve` chooses addresses if none are given."""
+    wire_key_file: Path | None = None
+    """File of the CURVE key pair that encrypts and authenticates tcp:// addresses; `convmlp wire-key FILE` makes it.
+    All front-ends and workers have the same. Without it only addresses of this host are accepted."""
+    insecure_wire: bool = False
+    """Accept tcp:// addresses of other hosts without a key file. Only for a network that is private to the service:
+    whoever reaches a worker's address can send jobs and read pictures."""
     heartbeat_interval_ms: PositiveInt = 500
     """How often front-ends ask a worker for its state."""
     worker_timeout_ms: PositiveInt = 5_000
     """A worker that has not answered for this long counts as dead."""
+    front_end_timeout_ms: PositiveInt = 15_000
+    """Under `serve`, a front-end process that has not responded for this long is killed and restarted."""
     batch_timeout_ms: PositiveInt = 120_000
     """A worker whose batch has run for this long exits, and the supervisor restarts it."""
     self_check_interval_ms: PositiveInt = 60_000
@@ -174,6 +217,10 @@ class Settings(BaseSettings):
     max_batch_mpx: PositiveInt = 8
     """Megapixels of network input in one batch. A larger image runs alone."""
 
+    max_connections: PositiveInt = 4096
+    """Connections of one REST process; gRPC: of one gRPC process. Beyond it idle ones are closed. REST answers probes
+    on a few more, and refuses other requests on them. The limit of open files may lower it."""
+
     # Time limits
     request_timeout_ms: PositiveInt = 30_000
     """Default deadline of a request, and the longest that a caller may set."""
@@ -204,6 +251,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _protection_has_keys(self) -> Settings:
+        if self.protected_paths and self.api_keys_file is None:
+            raise ValueError("protected_paths needs api_keys_file: without keys nobody could read those paths")
+        return self
 
     @model_validator(mode="after")
     def _weights_are_of_models(self) -> Settings:

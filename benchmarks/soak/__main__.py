@@ -74,7 +74,7 @@ async def _run(account: Account, resources: Resources, seconds: float, callers_c
             await asyncio.to_thread(service.wait_until_ready)
             callers = Callers(service.url, service.grpc_address, Images.make())
             await callers.learn()
-            await _soak(Faults(service, callers, account, mounted), resources, seconds, callers_count, seed)
+            await _soak(Faults(service, callers, mounted), account, resources, seconds, callers_count, seed)
             await callers.close()
             await _idle(service.url, account)
             await asyncio.to_thread(service.close_log)
@@ -86,15 +86,17 @@ async def _run(account: Account, resources: Resources, seconds: float, callers_c
         account.violate(grown)
 
 
-async def _soak(faults: Faults, resources: Resources, seconds: float, callers_count: int, seed: int) -> None:
+async def _soak(
+    faults: Faults, account: Account, resources: Resources, seconds: float, callers_count: int, seed: int
+) -> None:
     until_s = time.monotonic() + seconds
     watching = asyncio.create_task(resources.watch(faults.service.processes))
     calling = [
-        asyncio.create_task(_call(faults.callers, faults.account, random.Random(f"{seed}-{number}"), until_s))
+        asyncio.create_task(_call(faults.callers, account, random.Random(f"{seed}-{number}"), until_s))
         for number in range(callers_count)
     ]
     try:
-        await _disturb(faults, random.Random(seed), until_s)
+        await _disturb(faults, account, random.Random(seed), until_s)
         await asyncio.gather(*calling)
     finally:
         for task in (watching, *calling):
@@ -113,7 +115,7 @@ async def _call(callers: Callers, account: Account, choices: random.Random, unti
         await asyncio.sleep(choices.uniform(*PAUSE_S))
 
 
-async def _disturb(faults: Faults, choices: random.Random, until_s: float) -> None:
+async def _disturb(faults: Faults, account: Account, choices: random.Random, until_s: float) -> None:
     """One fault after another, all kinds before one comes again, until there is no time for another."""
     kinds = faults.kinds()
     await asyncio.sleep(QUIET_S)
@@ -122,12 +124,13 @@ async def _disturb(faults: Faults, choices: random.Random, until_s: float) -> No
         if not order:
             order = choices.sample(sorted(kinds), len(kinds))
         name = order.pop()
-        await kinds[name]()
-        start_s = time.monotonic()
-        if await _recovered(faults.callers):
-            faults.account.recoveries.append(Recovery(name, time.monotonic() - start_s))
-        else:
-            faults.account.violate(f"{name}: not ready again within {RECOVER_S:g} s")
+        with account.fault(name, *kinds[name].excuses):
+            await kinds[name].cause()
+            start_s = time.monotonic()
+            if await _recovered(faults.callers):
+                account.recoveries.append(Recovery(name, time.monotonic() - start_s))
+            else:
+                account.violate(f"{name}: not ready again within {RECOVER_S:g} s")
         await asyncio.sleep(min(choices.uniform(*GAP_S), max(0.0, until_s - time.monotonic())))
 
 

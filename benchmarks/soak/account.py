@@ -95,7 +95,7 @@ class Account:
 
     @contextmanager
     def fault(self, name: str, *excuses: End) -> Iterator[None]:
-        """A fault's effect: while the block runs, and SETTLE_S after it."""
+        """A fault's effect: while the block runs, from the cause to the recovery, and SETTLE_S after it."""
         effect = Effect(name, frozenset(excuses), time.monotonic())
         self._effects.append(effect)
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.soak.account import Account, End
+from benchmarks.soak.account import End
 from benchmarks.soak.callers import Callers
 from benchmarks.soak.running import Service
 
@@ -30,44 +30,49 @@ FOLDER_BYTES = 16 << 20
 """Size of the runtime folder's file system, where it can be mounted."""
 
 
+class Fault:
+    """`cause` returns when the fault has ended. `excuses`: ends of requests that are right until the recovery."""
+
+    def __init__(self, cause: Callable[[], Awaitable[None]], *excuses: End) -> None:
+        self.cause = cause
+        self.excuses = excuses
+
+
 @dataclass(slots=True)
 class Faults:
     """The faults of one run. `mounted`: the runtime folder is a small file system of its own, which can be filled."""
 
     service: Service
     callers: Callers
-    account: Account
     mounted: bool
 
-    def kinds(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
-        """By name: what causes the fault, and returns when the cause has ended."""
-        kinds: dict[str, Callable[[], Awaitable[None]]] = {
-            "worker killed": lambda: self._kill("worker"),
-            "REST front-end killed": lambda: self._kill("rest", End.CUT),
-            "gRPC front-end killed": lambda: self._kill("grpc", End.CUT),
-            "worker stopped for 2 s": lambda: self._stop("worker", SHORT_STOP_S, End.TIMED_OUT),
-            "worker stopped for 8 s": lambda: self._stop("worker", LONG_STOP_S, End.TIMED_OUT),
-            "REST front-end stopped for 2 s": lambda: self._stop("rest", SHORT_STOP_S, End.TIMED_OUT, End.CUT),
-            "gRPC front-end stopped for 2 s": lambda: self._stop("grpc", SHORT_STOP_S, End.TIMED_OUT, End.CUT),
-            "runtime folder's files deleted": self._delete,
-            "log not read for 4 s": self._block_log,
-            "100 connections broken at once": self._burst,
+    def kinds(self) -> Mapping[str, Fault]:
+        """By name."""
+        kinds = {
+            "worker killed": Fault(lambda: self._kill("worker")),
+            "REST front-end killed": Fault(lambda: self._kill("rest"), End.CUT),
+            "gRPC front-end killed": Fault(lambda: self._kill("grpc"), End.CUT),
+            "worker stopped for 2 s": Fault(lambda: self._stop("worker", SHORT_STOP_S), End.TIMED_OUT),
+            "worker stopped for 8 s": Fault(lambda: self._stop("worker", LONG_STOP_S), End.TIMED_OUT),
+            "REST front-end stopped for 2 s": Fault(lambda: self._stop("rest", SHORT_STOP_S), End.TIMED_OUT),
+            "gRPC front-end stopped for 2 s": Fault(lambda: self._stop("grpc", SHORT_STOP_S), End.TIMED_OUT),
+            "runtime folder's files deleted": Fault(self._delete),
+            "log not read for 4 s": Fault(self._block_log),
+            "100 connections broken at once": Fault(self._burst),
         }
         if self.mounted:
-            kinds["runtime folder full for 4 s"] = self._fill
+            kinds["runtime folder full for 4 s"] = Fault(self._fill)
         return kinds
 
-    async def _kill(self, role: str, *excuses: End) -> None:
-        with self.account.fault(f"{role} killed", *excuses):
-            self._signal(role, signal.SIGKILL)
+    async def _kill(self, role: str) -> None:
+        self._signal(role, signal.SIGKILL)
 
-    async def _stop(self, role: str, seconds: float, *excuses: End) -> None:
-        with self.account.fault(f"{role} stopped", *excuses):
-            process = self._signal(role, signal.SIGSTOP)
-            await asyncio.sleep(seconds)
-            if process is not None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGCONT)
+    async def _stop(self, role: str, seconds: float) -> None:
+        process = self._signal(role, signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
 
     def _signal(self, role: str, number: signal.Signals) -> psutil.Process | None:
         process = self.service.processes().get(role)
@@ -78,29 +83,25 @@ class Faults:
 
     async def _delete(self) -> None:
         """As a cleaner of temporary folders would. No request may notice."""
-        with self.account.fault("runtime folder's files deleted"):
-            for path in self.service.runtime.iterdir():
-                if path.name != "state":
-                    shutil.rmtree(path, ignore_errors=True)
+        for path in self.service.runtime.iterdir():
+            if path.name != "state":
+                shutil.rmtree(path, ignore_errors=True)
 
     async def _fill(self) -> None:
-        with self.account.fault("runtime folder full"):
-            ballast = self.service.runtime / "ballast"
-            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-                for _ in range(2 * FOLDER_BYTES // 4096):
-                    file.write(bytes(4096))
-            await asyncio.sleep(FULL_S)
-            ballast.unlink()
+        ballast = self.service.runtime / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            for _ in range(2 * FOLDER_BYTES // 4096):
+                file.write(bytes(4096))
+        await asyncio.sleep(FULL_S)
+        ballast.unlink()
 
     async def _block_log(self) -> None:
-        with self.account.fault("log not read"):
-            self.service.reading.clear()
-            await asyncio.sleep(BLOCKED_LOG_S)
-            self.service.reading.set()
+        self.service.reading.clear()
+        await asyncio.sleep(BLOCKED_LOG_S)
+        self.service.reading.set()
 
     async def _burst(self) -> None:
-        with self.account.fault("connections broken"):
-            await asyncio.gather(*(self.callers.leave(0.7) for _ in range(BURST)))
+        await asyncio.gather(*(self.callers.leave(0.7) for _ in range(BURST)))
 
 
 @contextmanager

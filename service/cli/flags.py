@@ -16,6 +16,7 @@ from service.settings import Settings
 
 GROUPS = {
     "--host": "Listening",
+    "--http-tls-certificate": "HTTP connections",
     "--grpc-tls-certificate": "gRPC connections",
     "--api-keys-file": "Access",
     "--models-dir": "Models and device",

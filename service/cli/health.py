@@ -22,6 +22,13 @@ import typer
 
 from service.cli.console import print_error
 from service.cli.flags import settings_of_flags
+from service.frontend.core.tls import (
+    CertificateFiles,
+    InvalidCertificates,
+    Transport,
+    certificate_files,
+    own_client_context,
+)
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -119,8 +126,12 @@ def _part_and_flags(arguments: Sequence[str]) -> tuple[Part, list[str]]:
 
 
 def _check_rest(settings: Settings, *, live: bool) -> None:
-    port = settings.http_port
-    connection = http.client.HTTPConnection(_reachable(settings.host), port, timeout=TIMEOUT_S)
+    host, port = _reachable(settings.host), settings.http_port
+    connection: http.client.HTTPConnection
+    if (files := _certificates(settings, "http")) is None:
+        connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    else:
+        connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=own_client_context(files))
     try:
         connection.request("GET", "/livez" if live else "/readyz")
         response = connection.getresponse()
@@ -129,6 +140,10 @@ def _check_rest(settings: Settings, *, live: bool) -> None:
         raise CheckFailed(f"the reply at port {port} is not HTTP: {error!r}") from None
     except TimeoutError:
         raise CheckFailed(f"no reply at port {port} within {TIMEOUT_S:g} s") from None
+    except ssl.SSLCertVerificationError:
+        if live:
+            return  # the server answers, and a restart does not repair a certificate
+        raise
     except OSError as error:
         raise CheckFailed(f"cannot connect to port {port}: {(error.strerror or str(error)).lower()}") from None
     finally:
@@ -147,15 +162,15 @@ def _check_grpc(settings: Settings, *, live: bool) -> None:
 
     host, port = _reachable(settings.host), settings.grpc_port
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if settings.grpc_tls_certificate is None:
+    if (files := _certificates(settings, "grpc")) is None:
         channel = grpc.insecure_channel(address)
     else:
         # The server's own certificate is the trusted one; with mTLS it is also this client's.
-        chain = settings.grpc_tls_certificate.read_bytes()
-        key = settings.grpc_tls_key.read_bytes() if settings.grpc_tls_client_ca and settings.grpc_tls_key else None
+        chain = files.certificate.read_bytes()
+        key = files.key.read_bytes() if files.client_ca else None
         credentials = grpc.ssl_channel_credentials(chain, key, chain if key else None)
         try:
-            name = _certified_name(settings, host)
+            name = _certified_name(files, host, port)
         except ssl.SSLCertVerificationError:
             if live:
                 return  # the server answers, and a restart does not repair a certificate
@@ -173,18 +188,18 @@ def _check_grpc(settings: Settings, *, live: bool) -> None:
         raise CheckFailed(f"gRPC health status {HealthCheckResponse.ServingStatus.Name(status)}")
 
 
-def _certified_name(settings: Settings, host: str) -> str:
+def _certificates(settings: Settings, transport: Transport) -> CertificateFiles | None:
+    """Raises CheckFailed where the settings of TLS are incomplete."""
+    try:
+        return certificate_files(settings, transport)
+    except InvalidCertificates as error:
+        raise CheckFailed(str(error)) from None
+
+
+def _certified_name(files: CertificateFiles, host: str, port: int) -> str:
     """A name that the server's certificate is for; it is rarely for the address that is called here."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(settings.grpc_tls_certificate)
-    if settings.grpc_tls_client_ca is not None and settings.grpc_tls_certificate is not None:
-        context.load_cert_chain(settings.grpc_tls_certificate, settings.grpc_tls_key)
-    with (
-        socket.create_connection((host, settings.grpc_port), TIMEOUT_S) as raw,
-        context.wrap_socket(raw) as connection,
-    ):
+    context = own_client_context(files)
+    with socket.create_connection((host, port), TIMEOUT_S) as raw, context.wrap_socket(raw) as connection:
         certificate: dict[str, Any] = connection.getpeercert() or {}
     for _, name in certificate.get("subjectAltName", ()):
         return str(name).replace("*", "any")
@@ -217,14 +232,20 @@ def state_of_worker(settings: Settings) -> State:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import zmq
 
+    from service.wire.curve import InsecureWire, front_end_wire
     from service.wire.messages import PROTOCOL, Hello, MalformedMessage, State, decode_to_front_end, encode
 
     if not settings.worker_address:
         raise CheckFailed("--worker-address or CONVMLP_WORKER_ADDRESS is required")
     # A worker that listens on all interfaces is reachable on this one.
     address = re.sub(r"^tcp://(\*|0\.0\.0\.0)", "tcp://127.0.0.1", settings.worker_address[0])
+    try:
+        options = front_end_wire(settings)
+    except InsecureWire as error:
+        raise CheckFailed(str(error)) from None
     with zmq.Context() as context, context.socket(zmq.DEALER) as wire:
         wire.linger = 0
+        options.apply(wire, address, server=False)
         wire.connect(address)
         wire.send(encode(Hello(PROTOCOL, ())))
         if not wire.poll(int(TIMEOUT_S * 1000)):

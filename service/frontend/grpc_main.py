@@ -21,14 +21,16 @@ from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.core.request_log import RequestLog
+from service.frontend.core.tls import InvalidCertificates, certificate_files
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import HEALTH, Health, add_health
 from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
-from service.frontend.grpc.tls import InvalidCertificates, certificate_files, server_credentials
+from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, hold_port, inherited_socket, run_process
 from service.settings import Settings
+from service.wire.curve import InsecureWire
 
 SERVICES = (VISION, OPEN_INFERENCE)
 
@@ -82,7 +84,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
         inherited = inherited_socket()
         with _port_errors(settings.grpc_port):
             held = inherited or hold_port(settings.host, settings.grpc_port)
-        files = certificate_files(settings)
+        files = certificate_files(settings, "grpc")
         credentials = server_credentials(files) if files else None
         with open_tracing(settings, "grpc") as tracing:
             async with open_front_end(settings) as front_end:
@@ -96,6 +98,8 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
         log.error("cannot use the TLS certificates", error=str(error))
     except InvalidKeysFile as error:
         log.error("cannot read the API keys", error=str(error))
+    except InsecureWire as error:
+        log.error("cannot reach the workers", error=str(error))
     except TracingUnavailable as error:
         log.error("cannot trace", error=str(error))
     else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from model.types import Task
@@ -23,21 +25,28 @@ from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.frontend.core.request_log import RequestLog
-from service.frontend.http.middleware import PROBES, FastPath, RequestMiddleware, request_of
+from service.frontend.core.tls import InvalidCertificates, Reloaded, certificate_files, server_context
+from service.frontend.http.connections import Connections, connection_limit
+from service.frontend.http.middleware import PROBES, FastPath, HeadAsGet, ProbesOnly, RequestMiddleware, request_of
 from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
-from service.frontend.http.server import serve
+from service.frontend.http.server import HttpService, serve
 from service.observability.exposition import exposition
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, inherited_socket, open_listener, run_process
+from service.process import EXIT_CONFIG, address_of, inherited_socket, open_listener, run_process
 from service.settings import Settings
+from service.wire.curve import InsecureWire
 
+CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Request-Id", "Inference-Header-Content-Length")
+"""Headers of answers that pages of other origins may read."""
+CORS_MAX_AGE_S = 600
+"""How long a browser may keep what it was told about a path."""
 API_VERSION = "1.0"
 """The version of the HTTP API, not of the package."""
 
 OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
-"""Paths that need no key."""
+"""Paths that need no key, unless a setting protects them."""
 
 DESCRIPTION = """Send an image, get labels, boxes and masks.
 
@@ -59,8 +68,8 @@ def create_app(
     metrics: FrontEndMetrics,
     metrics_text: MetricsText,
     tracing: Tracing = NO_TRACING,
-) -> ASGIApp:
-    """The application. `metrics_text` returns the body and the media type of `/metrics`."""
+) -> HttpService:
+    """The application, and what its server needs. `metrics_text` returns the body and the media type of `/metrics`."""
     app = FastAPI(
         title="ConvMLP Serving",
         description=DESCRIPTION,
@@ -70,13 +79,15 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={HTTPException: _http_error},
     )
+    open_paths = OPEN_PATHS - set(settings.protected_paths)
     request_log = RequestLog("rest", metrics, tracing, access_log=settings.access_log)
-    app.add_middleware(RequestMiddleware, request_log=request_log, auth=auth, open_paths=OPEN_PATHS)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(RequestMiddleware, request_log=request_log, auth=auth, open_paths=open_paths)
     direct: dict[str, ASGIApp] = {}
     for task in Task:
         predict, huggingface = Predict(task, engine, auth, settings), HuggingFace(task, engine, settings)
         for endpoint in (predict, huggingface):
-            direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, OPEN_PATHS)
+            direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, open_paths)
         document = partial(app.add_api_route, endpoint=_answered_directly, methods=["POST"], response_class=Response)
         document(
             predict.path,
@@ -101,8 +112,27 @@ def create_app(
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if auth.needs_key:
-        app.openapi = add_security(app, OPEN_PATHS)  # type: ignore[method-assign]
-    return FastPath(app, direct)
+        app.openapi = add_security(app, open_paths)  # type: ignore[method-assign]
+    fast = FastPath(app, direct)
+    connections = Connections(connection_limit(settings.max_connections), metrics)
+    outer: ASGIApp = fast
+    reserve: ASGIApp = ProbesOnly(fast, request_log)
+    if settings.cors_origins:
+        outer, reserve = _with_cors(outer, settings.cors_origins), _with_cors(reserve, settings.cors_origins)
+    files = certificate_files(settings, "http")
+    return HttpService(outer, reserve, connections, None if files is None else Reloaded(files, server_context))
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Browsers let pages of these origins call the application, with API keys, and read its own headers."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=CORS_HEADERS,
+        max_age=CORS_MAX_AGE_S,
+    )
 
 
 # Stands among the framework's routes for the endpoints that `FastPath` calls: it documents them, and the framework
@@ -122,7 +152,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     http_request = request_of(request)
     http_request.record.outcome = code
     answer = problem(code, error.status_code, title, detail, http_request.instance)
-    return problem_response(answer, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if "GET" in (allowed := headers.get("Allow", "").split(", ")):  # `HeadAsGet` adds HEAD
+        headers["Allow"] = ", ".join(sorted({*allowed, "HEAD"}))
+    return problem_response(answer, headers)
 
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
@@ -134,7 +167,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
         with open_tracing(settings, "rest") as tracing:
             async with open_front_end(settings) as front_end:
-                app = create_app(
+                service = create_app(
                     front_end.engine,
                     front_end.auth,
                     settings,
@@ -142,11 +175,17 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                     lambda: exposition(front_end.registry),
                     tracing,
                 )
-                host, port = listener.getsockname()[:2]
-                log.info("listening", url=f"http://{host}:{port}")
-                await serve(app, [listener], stop, settings.drain_timeout_ms / 1000)
+                scheme = "http" if service.tls is None else "https"
+                log.info("listening", url=f"{scheme}://{address_of(listener)}")
+                await serve(service, [listener], stop, settings.drain_timeout_ms / 1000)
+    except InvalidCertificates as error:
+        log.error("cannot use the TLS certificates", error=str(error))
+        return EXIT_CONFIG
     except InvalidKeysFile as error:
         log.error("cannot read the API keys", error=str(error))
+        return EXIT_CONFIG
+    except InsecureWire as error:
+        log.error("cannot reach the workers", error=str(error))
         return EXIT_CONFIG
     except TracingUnavailable as error:
         log.error("cannot trace", error=str(error))

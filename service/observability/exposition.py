@@ -1,62 +1,87 @@
 """The exposition of metrics: what `metrics.py` counts, and what is read at each scrape (build, processes, GPUs).
 
 A process that runs alone (`convmlp rest`, `grpc`, `worker`) exposes its metrics. Under `convmlp serve` all processes
-write to files in one folder, named by role. The HTTP port exposes all of them, a worker's port only its own. A
-restarted process continues its predecessor's files, so counters never decrease.
+share theirs in one folder, see `snapshots.py`. The HTTP port exposes all of them, a worker's port only its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest, multiprocess, values
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest, values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from service.observability.gpu import GpuFigures
-from service.observability.metrics import BEST_BATCH, GPU_INFO, MODEL_READY, MULTIPROC_DIR, QUEUE_DEPTH, UNLOADED
+from service.observability.logs import LogStream
+from service.observability.metrics import GPU_INFO, METRICS_DIR
+from service.observability.snapshots import Family, SnapshotFolder, SnapshotPublisher, families_of, merge
 
 _role = ContextVar("role", default="convmlp")
 
+Counted = tuple[list[Family], Mapping[str, str]]
+"""Metrics, and the processes whose figures are read from /proc: their ids by role."""
+
 
 def join_metrics(role: str) -> None:
-    """Export this process as `role`, into the shared folder if there is one. Call it before any metric exists."""
+    """Export this process as `role`. Call it before any metric exists."""
     _role.set(role)
     disable_created_metrics()
-    if MULTIPROC_DIR in os.environ:
-        _pid_file(_shared_folder(), role).write_text(str(os.getpid()), encoding="ascii")
-        values.ValueClass = values.MultiProcessValue(lambda: role)
+    # prometheus_client's own way to share metrics maps files into memory, and a full disk then kills the process.
+    for variable in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        os.environ.pop(variable, None)
+    values.ValueClass = values.MutexValue
 
 
-def forget_process(role: str, folder: Path) -> None:
-    """Remove a dead process's gauges. Its counters stay."""
-    for path in (*folder.glob(f"gauge_live*_{role}.db"), _pid_file(folder, role)):
-        path.unlink(missing_ok=True)
+class ProcessMetrics:
+    """The metrics of this process in `registry`, and those of the processes that share them with it, if any do."""
+
+    def __init__(self, registry: CollectorRegistry, publisher: SnapshotPublisher | None) -> None:
+        self._registry = registry
+        self._publisher = publisher
+        self._role = _role.get()
+
+    def of_one(self, gpus: GpuFigures | None = None) -> CollectorRegistry:
+        """This process alone, with its predecessors' counters."""
+        return _registry(self._own, gpus)
+
+    def of_all(self) -> CollectorRegistry:
+        """All processes that share their metrics with this one."""
+        return _registry(self._all)
+
+    def _own(self) -> Counted:
+        # Its snapshot is never behind what was exposed: a successor would begin with less.
+        families = self._publisher.publish() if self._publisher else families_of(self._registry)
+        return families, {self._role: "self"}
+
+    def _all(self) -> Counted:
+        families, pids = self._own()
+        if self._publisher is None:
+            return families, pids
+        others = self._publisher.others()
+        pids = {**pids, **{role: str(one.pid) for role, one in others.items() if one.pid}}
+        return merge((families, *(one.families for one in others.values()))), dict(sorted(pids.items()))
 
 
-def registry_of_all(registry: CollectorRegistry) -> CollectorRegistry:
-    """All processes that share a folder with this one; without a folder, this one."""
-    if MULTIPROC_DIR not in os.environ:
-        return registry_of_one(registry)
-    folder = _shared_folder()
-    return _registry(lambda: _counted_in(folder, "*"), lambda: _pids_in(folder))
-
-
-def registry_of_one(registry: CollectorRegistry, gpus: GpuFigures | None = None) -> CollectorRegistry:
-    """This process alone; `registry` has its metrics. With a shared folder, its predecessors' counters are included."""
-    role = _role.get()
-    if MULTIPROC_DIR not in os.environ:
-        return _registry(registry.collect, lambda: {role: "self"}, gpus)
-    folder = _shared_folder()
-    return _registry(lambda: _counted_in(folder, role), lambda: {role: "self"}, gpus)
+@contextmanager
+def open_metrics(registry: CollectorRegistry) -> Iterator[ProcessMetrics]:
+    """Expose the metrics in `registry`, and share them if there is a shared folder."""
+    folder = SnapshotFolder(Path(os.environ[METRICS_DIR])) if METRICS_DIR in os.environ else None
+    registry.register(_LossCollector(folder))
+    if folder is None:
+        yield ProcessMetrics(registry, None)
+    else:
+        with SnapshotPublisher(folder, _role.get(), registry) as publisher:
+            yield ProcessMetrics(registry, publisher)
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
@@ -64,14 +89,35 @@ def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
-class _ServiceCollector(Collector):
-    """`counted` returns the counted metrics; `pids` the processes whose figures are read from /proc, by role."""
+class _LossCollector(Collector):
+    """Log lines and snapshots of metrics that were lost."""
 
-    def __init__(
-        self, counted: Callable[[], Iterable[Metric]], pids: Callable[[], Mapping[str, str]], gpus: GpuFigures
-    ) -> None:
+    def __init__(self, folder: SnapshotFolder | None) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        lines = sys.stderr.dropped if isinstance(sys.stderr, LogStream) else 0
+        yield CounterMetricFamily(
+            "convmlp_log_lines_dropped", "Log lines that could not be written at once", value=lines
+        )
+        if self._folder is not None:
+            yield CounterMetricFamily(
+                "convmlp_metrics_snapshots_dropped",
+                "Snapshots of a process's metrics that could not be written for the other processes",
+                value=self._folder.dropped,
+            )
+            yield CounterMetricFamily(
+                "convmlp_metrics_snapshots_unreadable",
+                "Snapshots of another process's metrics that could not be read during a scrape",
+                value=self._folder.unreadable,
+            )
+
+
+class _ServiceCollector(Collector):
+    """`counted` returns what was counted at the moment of a scrape."""
+
+    def __init__(self, counted: Callable[[], Counted], gpus: GpuFigures) -> None:
         self._counted = counted
-        self._pids = pids
         self._gpus = gpus
 
     def collect(self) -> Iterator[Metric]:
@@ -79,57 +125,23 @@ class _ServiceCollector(Collector):
         build.add_metric([version("convmlp-serving")], 1)
         yield build
         in_use = set()
-        for family in self._counted():
+        families, pids = self._counted()
+        for family in families:
             if family.name == GPU_INFO:
-                in_use = {sample.labels["gpu"] for sample in family.samples}
+                in_use = {labels["gpu"] for _, labels, _ in family.samples}
             if family.samples:
-                yield family
+                metric = Metric(family.name, family.documentation, family.kind)
+                for name, labels, value in family.samples:
+                    metric.add_sample(name, labels, value)
+                yield metric
         yield from self._gpus.read(in_use)
-        yield from _process_figures(self._pids())
+        yield from _process_figures(pids)
 
 
-def _registry(
-    counted: Callable[[], Iterable[Metric]], pids: Callable[[], Mapping[str, str]], gpus: GpuFigures | None = None
-) -> CollectorRegistry:
+def _registry(counted: Callable[[], Counted], gpus: GpuFigures | None = None) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(_ServiceCollector(counted, pids, gpus or GpuFigures()))
+    registry.register(_ServiceCollector(counted, gpus or GpuFigures()))
     return registry
-
-
-def _counted_in(folder: Path, role: str) -> list[Metric]:
-    """The sum over the files of a role, which may be `*`, without the gauges of unloaded models."""
-    # A starting process creates its files empty and grows them at once.
-    files = [str(path) for path in folder.glob(f"*_{role}.db") if _size(path)]
-    families = list(multiprocess.MultiProcessCollector.merge(files))
-    of_models = [family for family in families if family.name in (MODEL_READY, QUEUE_DEPTH, BEST_BATCH)]
-    unloaded = {sample.labels["model"] for family in of_models for sample in family.samples if sample.value == UNLOADED}
-    for family in of_models:
-        family.samples = [sample for sample in family.samples if sample.labels["model"] not in unloaded]
-    return families
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # a process that was just forgotten
-        return 0
-
-
-def _shared_folder() -> Path:
-    return Path(os.environ[MULTIPROC_DIR])
-
-
-def _pid_file(folder: Path, role: str) -> Path:
-    return folder / f"{role}.pid"
-
-
-def _pids_in(folder: Path) -> dict[str, str]:
-    pids = {}
-    for path in sorted(folder.glob("*.pid")):
-        if _size(path):
-            with contextlib.suppress(FileNotFoundError):
-                pids[path.stem] = path.read_text(encoding="ascii")
-    return pids
 
 
 def _process_figures(pids: Mapping[str, str]) -> Iterable[Metric]:

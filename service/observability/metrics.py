@@ -6,7 +6,7 @@ No label value comes from a caller: models are the served ones, and every other 
 
 from __future__ import annotations
 
-import math
+import operator
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,15 +15,32 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from model.errors import ConvMLPError
-from service.errors import DeadlineExceeded, Overloaded, Refusal, Unavailable
+from service.errors import ConnectionEnd, DeadlineExceeded, Overloaded, Refusal, Unavailable
 
-MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable of prometheus_client: the folder in which the processes of one service share their metrics."""
+METRICS_DIR = "CONVMLP_METRICS_DIR"
+"""Environment variable: the folder in which the processes of one service share their metrics."""
 
 QUEUE_DEPTH, MODEL_READY, GPU_INFO = "convmlp_queue_depth", "convmlp_model_ready", "convmlp_gpu_info"
 BEST_BATCH = "convmlp_best_batch_size"
-UNLOADED = math.inf
-"""Readiness of an unloaded model. A shared file cannot remove a sample, so the exposition leaves this value out."""
+GAUGE_MERGE: Mapping[str, Callable[[float, float], float]] = {
+    "convmlp_in_flight_requests": operator.add,
+    "convmlp_in_flight_limit": operator.add,
+    "convmlp_decode_queue_images": operator.add,
+    "convmlp_abandoned_images": operator.add,
+    "convmlp_decoded_bytes": operator.add,
+    "convmlp_decoded_bytes_limit": operator.add,
+    "convmlp_event_loop_lag_seconds": max,
+    "convmlp_worker_up": min,
+    "convmlp_workers_up": min,
+    QUEUE_DEPTH: operator.add,
+    "convmlp_queue_limit": operator.add,
+    "convmlp_queue_pixels": operator.add,
+    "convmlp_queue_pixels_limit": operator.add,
+    MODEL_READY: min,
+    BEST_BATCH: max,
+    GPU_INFO: max,
+}
+"""What a gauge of several live processes is. Every gauge is listed."""
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -77,13 +94,30 @@ class FrontEndMetrics:
             "convmlp_in_flight_requests",
             "Images in progress",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._in_flight_limit = Gauge(
             "convmlp_in_flight_limit",
             "Limit of images in progress; further ones are rejected",
             registry=registry,
-            multiprocess_mode="livesum",
+        )
+        self._waiting = Gauge("convmlp_decode_queue_images", "Images that wait for a thread", registry=registry)
+        self._abandoned = Gauge(
+            "convmlp_abandoned_images",
+            "Images that a thread works on although their request has ended",
+            registry=registry,
+        )
+        self._decoded = Gauge(
+            "convmlp_decoded_bytes",
+            "Memory charged to decoded images, network inputs and label maps",
+            registry=registry,
+        )
+        self._decoded_limit = Gauge(
+            "convmlp_decoded_bytes_limit", "Limit of this memory; further images wait", registry=registry
+        )
+        self._lag = Gauge(
+            "convmlp_event_loop_lag_seconds",
+            "Longest time of the last half minute for which a process handled no request",
+            registry=registry,
         )
         self._rejected = Counter(
             "convmlp_rejected",
@@ -93,18 +127,36 @@ class FrontEndMetrics:
         )
         for reason in Refusal:
             self._rejected.labels(reason)  # exported from the start, so that the first rejection is a rise from 0
+        self._connections = Gauge(
+            "convmlp_connections",
+            "HTTP connections that are open",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._connections_limit = Gauge(
+            "convmlp_connections_limit",
+            "Limit of HTTP connections; beyond it only probes are answered",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._connections_ended = Counter(
+            "convmlp_connections_ended",
+            "HTTP connections that the service ended by itself, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        for end in ConnectionEnd:
+            self._connections_ended.labels(end)
         self._worker_up = Gauge(
             "convmlp_worker_up",
             "1 while all workers answer, else 0",
             registry=registry,
-            multiprocess_mode="livemin",
         )
         self._worker_up.set(0)
         self._workers_up = Gauge(
             "convmlp_workers_up",
             "Workers that answer",
             registry=registry,
-            multiprocess_mode="livemin",
         )
         self._resent = Counter(
             "convmlp_resent",
@@ -115,13 +167,33 @@ class FrontEndMetrics:
         for error in (Overloaded, Unavailable):
             self._resent.labels(error.code)
         # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
-        self._restarts = None if MULTIPROC_DIR in os.environ else restart_counter(registry)
+        self._restarts = None if METRICS_DIR in os.environ else restart_counter(registry)
 
-    def in_flight_limit(self, images: int) -> None:
+    def limits(self, images: int, decoded_bytes: int) -> None:
+        """Set the gauges of the limits."""
         self._in_flight_limit.set(images)
+        self._decoded_limit.set(decoded_bytes)
+
+    def threads(self, waiting: int, abandoned: int, decoded_bytes: int) -> None:
+        """Set the gauges of the threads, of which there are several changes for each request."""
+        self._waiting.set(waiting)
+        self._abandoned.set(abandoned)
+        self._decoded.set(decoded_bytes)
+
+    def event_loop_lag(self, seconds: float) -> None:
+        self._lag.set(seconds)
 
     def rejected(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
+
+    def connections(self, open_now: int) -> None:
+        self._connections.set(open_now)
+
+    def connections_limit(self, connections: int) -> None:
+        self._connections_limit.set(connections)
+
+    def connection_ended(self, reason: ConnectionEnd) -> None:
+        self._connections_ended.labels(reason).inc()
 
     def count_error(self, error: ConvMLPError) -> None:
         """Count an error that answers a request or one of its images. `Auth` counts its own refusals."""
@@ -197,31 +269,30 @@ class WorkerMetrics:
             "Fastest batch size of the model, as measured when it was loaded",
             ["model"],
             registry=registry,
-            multiprocess_mode="livemax",
         )
-        self._depth = _sum_gauge(registry, QUEUE_DEPTH, "Images that wait for the device", ["model"])
-        self._limit = _sum_gauge(
-            registry, "convmlp_queue_limit", "Limit of images that wait; further ones are rejected"
+        self._depth = Gauge(QUEUE_DEPTH, "Images that wait for the device", ["model"], registry=registry)
+        self._limit = Gauge(
+            "convmlp_queue_limit", "Limit of images that wait; further ones are rejected", registry=registry
         )
-        self._pixels = _sum_gauge(registry, "convmlp_queue_pixels", "Pixels of network input that wait for the device")
-        self._pixels_limit = _sum_gauge(
-            registry,
+        self._pixels = Gauge(
+            "convmlp_queue_pixels", "Pixels of network input that wait for the device", registry=registry
+        )
+        self._pixels_limit = Gauge(
             "convmlp_queue_pixels_limit",
             "Limit of pixels of network input that wait; further ones are rejected",
+            registry=registry,
         )
         self._ready = Gauge(
             MODEL_READY,
             "1 while the model gives its committed answer on the reference picture, else 0",
             ["model"],
             registry=registry,
-            multiprocess_mode="livemin",
         )
         self._gpu = Gauge(
             GPU_INFO,
             "Always 1; a GPU in use: its UUID, its name, and the worker's name for it",
             ["gpu", "name", "device"],
             registry=registry,
-            multiprocess_mode="livemax",
         )
         for model, task in tasks.items():
             self.add_model(model, task)
@@ -242,12 +313,8 @@ class WorkerMetrics:
 
     def remove_model(self, model: str) -> None:
         """Remove a model's gauges. Its counters stay."""
-        if MULTIPROC_DIR in os.environ:
-            self._depth.labels(model).set(0)
-            self._ready.labels(model).set(UNLOADED)
-        else:
-            for gauge in (self._depth, self._ready, self._best_batch):
-                gauge.remove(model)
+        for gauge in (self._depth, self._ready, self._best_batch):
+            gauge.remove(model)
 
     def uses_gpu(self, uuid: str, name: str, device: str) -> None:
         """`uuid` as NVML has it; `device` as torch does: `cuda:0` is the first that the process may see."""
@@ -285,16 +352,30 @@ class WorkerMetrics:
         self._ready.labels(model).set(ready)
 
 
+class SupervisorMetrics:
+    """The metrics of a supervisor."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._worker_restarts = restart_counter(registry)
+        self._restarts = Counter(
+            "convmlp_process_restarts",
+            "Processes that were restarted, by reason: exited, or unresponsive and therefore killed",
+            ["process", "reason"],
+            registry=registry,
+        )
+
+    def restarts(self, process: str, reason: str) -> Counter:
+        return self._restarts.labels(process, reason)
+
+    def restarted(self, process: str, reason: str, *, worker: bool) -> None:
+        self.restarts(process, reason).inc()
+        if worker:
+            self._worker_restarts.inc()
+
+
 def restart_counter(registry: CollectorRegistry) -> Counter:
     """Counted by the supervisor, or without one by each front-end that finds another worker process than before."""
     return Counter("convmlp_worker_restarts", "Worker processes that replaced a lost one", registry=registry)
-
-
-def _sum_gauge(
-    registry: CollectorRegistry, name: str, help_text: str, labels: tuple[str, ...] | list[str] = ()
-) -> Gauge:
-    """A gauge that is the sum over processes."""
-    return Gauge(name, help_text, labels, registry=registry, multiprocess_mode="livesum")
 
 
 def _stage_histogram(registry: CollectorRegistry) -> Histogram:

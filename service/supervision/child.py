@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 import structlog
 
-from service.process import EXIT_CONFIG, LIFELINE_FD, LISTEN_FD, ROLE
+from service.process import BEAT_INTERVAL_S, EXIT_CONFIG, LIFELINE_FD, LISTEN_FD, ROLE
+from service.supervision.heartbeat import Heartbeat
 
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 30.0
@@ -27,29 +29,45 @@ class Misconfigured(Exception):
     """The child's configuration is wrong; its own log line has the reason."""
 
 
+class Loss(StrEnum):
+    """Why a process is restarted."""
+
+    EXITED = "exited"
+    UNRESPONSIVE = "unresponsive"
+    """It was killed, because its event loop no longer ran."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """One child process: its role, its command, and the listening socket that it inherits, if any."""
+    """One child process: its role, its command, the longest silence of its event loop, and the listening socket that
+    it inherits, if any."""
 
     role: str
     command: str
+    timeout_s: float
     listen_fd: int | None = None
 
 
 class Child:
-    """Runs one child process and restarts it until `stop`. `on_lost` is called after each unexpected exit."""
+    """Runs one child process and restarts it until `stop`. `on_lost` is called after each unexpected exit.
 
-    def __init__(self, spec: ChildSpec, environment: dict[str, str], on_lost: Callable[[], None]) -> None:
+    `inherited` returns the descriptors that a new process gets beside its socket and its lifeline.
+    """
+
+    def __init__(
+        self,
+        spec: ChildSpec,
+        environment: dict[str, str],
+        inherited: Callable[[], list[int]],
+        on_lost: Callable[[Loss], None],
+    ) -> None:
         self._spec = spec
         self._environment = environment
+        self._inherited = inherited
         self._on_lost = on_lost
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
-        self._started_s = 0.0
-
-    def age_s(self) -> float:
-        """Seconds since the last start of its process."""
-        return time.monotonic() - self._started_s
+        self._loss = Loss.EXITED
 
     async def run(self) -> None:
         """Start the process, and restart it whenever it exits.
@@ -59,43 +77,58 @@ class Child:
         """
         backoff_s = FIRST_BACKOFF_S
         while True:
-            self._started_s = time.monotonic()
-            status = await self._run_once()
+            started_s, self._loss = time.monotonic(), Loss.EXITED
+            try:
+                status: int | str = await self._run_once()
+            except OSError as error:  # the system lacks processes, descriptors or memory
+                status = str(error)
             if self._stopping:
                 return
             if status == EXIT_CONFIG:
                 raise Misconfigured(self._spec.role)
-            if self.age_s() > HEALTHY_AFTER_S:
+            if time.monotonic() - started_s > HEALTHY_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
             log.error("process exited; restarting it", part=self._spec.role, status=status, after_s=backoff_s)
-            self._on_lost()
+            self._on_lost(self._loss)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, LAST_BACKOFF_S)
 
     async def _run_once(self) -> int:
-        lifeline, write_end = os.pipe()
-        try:
-            environment = {**self._environment, LIFELINE_FD: str(lifeline), ROLE: self._spec.role}
-            descriptors = [lifeline]
-            if self._spec.listen_fd is not None:
-                environment[LISTEN_FD] = str(self._spec.listen_fd)
-                descriptors.append(self._spec.listen_fd)
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "service.cli", self._spec.command),
-                env=environment,
-                pass_fds=descriptors,
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-            log.info("started", part=self._spec.role, pid=self._process.pid)
-            os.close(lifeline)
-            lifeline = -1
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self._process = process = await self._start(theirs.fileno())
+            log.info("started", part=self._spec.role, pid=process.pid)
             if self._stopping:  # `stop` was called while it started
                 self.signal(signal.SIGTERM)
-            return await self._process.wait()
-        finally:
-            for descriptor in (lifeline, write_end):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            watching = asyncio.create_task(self._watch(Heartbeat(ours, self._spec.timeout_s)))
+            try:
+                return await process.wait()
+            finally:
+                watching.cancel()
+
+    async def _start(self, lifeline: int) -> asyncio.subprocess.Process:
+        environment = {**self._environment, LIFELINE_FD: str(lifeline), ROLE: self._spec.role}
+        descriptors = [lifeline, *self._inherited()]
+        if self._spec.listen_fd is not None:
+            environment[LISTEN_FD] = str(self._spec.listen_fd)
+            descriptors.append(self._spec.listen_fd)
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "service.cli", self._spec.command),
+            env=environment,
+            pass_fds=descriptors,
+            stdin=asyncio.subprocess.DEVNULL,
+        )
+
+    async def _watch(self, heartbeat: Heartbeat) -> None:
+        """Kill the process if its event loop stops. `stop` has a limit of its own."""
+        while not self._stopping:
+            await asyncio.sleep(BEAT_INTERVAL_S)
+            if heartbeat.is_silent():
+                log.error("process does not respond; killed", part=self._spec.role, timeout_s=self._spec.timeout_s)
+                self._loss = Loss.UNRESPONSIVE
+                self.signal(signal.SIGKILL)
+                return
 
     def signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:

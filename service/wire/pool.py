@@ -13,6 +13,7 @@ from model.types import ModelInput, QueryParams
 from service.errors import RetryLater, Unavailable, too_late
 from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.broadcast import broadcast_list, broadcast_load, broadcast_unload
+from service.wire.curve import PLAIN, WireOptions
 from service.wire.worker_client import WaitForecast, WorkerAnswer, WorkerClient
 from service.wire.worker_view import merge_models, merge_readiness
 
@@ -33,9 +34,16 @@ class Listener(Protocol):
 class WorkerPool:
     """Use as an async context manager. Talks to the workers at `addresses`, which should serve the same models."""
 
-    def __init__(self, addresses: Sequence[str], heartbeat_s: float, timeout_s: float, listener: Listener) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        heartbeat_s: float,
+        timeout_s: float,
+        listener: Listener,
+        options: WireOptions = PLAIN,
+    ) -> None:
         self._clients = tuple(
-            WorkerClient(address, heartbeat_s, timeout_s, self._changed, listener.worker_replaced)
+            WorkerClient(address, heartbeat_s, timeout_s, self._changed, listener.worker_replaced, options)
             for address in addresses
         )
         self._listener = listener

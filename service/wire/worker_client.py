@@ -24,6 +24,8 @@ from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
 from service.observability.tracing import NO_CONTEXT, current_span
 from service.types import StoredModel
+from service.wire.curve import PLAIN, WireOptions
+from service.wire.deadlines import Deadlines
 from service.wire.messages import (
     PROTOCOL,
     Answer,
@@ -44,7 +46,7 @@ from service.wire.messages import (
     encode,
     unpack_output,
 )
-from service.wire.worker_view import NO_WORKER, NO_WORKER_RETRY_S, ModelConfigs, WorkerView
+from service.wire.worker_view import NO_WORKER, ModelConfigs, Recovery, WorkerView
 from service.wire.zmq_socket import WorkerConnection
 
 MAX_FORECASTS = 256
@@ -130,9 +132,10 @@ class WorkerClient:
         timeout_s: float,
         on_change: Callable[[], None],
         on_replaced: Callable[[], None],
+        options: WireOptions = PLAIN,
     ) -> None:
         self._address = address
-        self._connection = WorkerConnection(address)
+        self._connection = WorkerConnection(address, options)
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._on_change = on_change
@@ -145,10 +148,13 @@ class WorkerClient:
         self._state: State | None = None
         self._instance = ""
         self._state_received = asyncio.Event()
+        self._recovery = Recovery()
         self._received_s = 0.0
         self._pixels = 0
         self._configs = ModelConfigs()
         self._forecasts: dict[str, WaitForecast] = {}
+        self._deadlines = Deadlines(self._expire)
+        """Of jobs."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> WorkerClient:
@@ -164,6 +170,7 @@ class WorkerClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._deadlines.close()
         self._fail_pending("this process is shutting down")
         await self._connection.__aexit__()
 
@@ -246,7 +253,7 @@ class WorkerClient:
     def view(self) -> WorkerView:
         state = self._state
         if state is None:
-            return WorkerView(None, NO_WORKER, NO_WORKER_RETRY_S, self._configs.models(None))
+            return WorkerView(None, NO_WORKER, self._recovery.left_s(), self._configs.models(None))
         return WorkerView(state.phase, state.reason, state.retry_after_s, self._configs.models(state.phase))
 
     def knows(self, version: str) -> bool:
@@ -279,27 +286,29 @@ class WorkerClient:
         """
         if budget_s <= 0:
             raise DeadlineExceeded("timed out before the request was sent to the worker")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         pending[job] = future
-        # One timer for a job: `asyncio.timeout` costs several times that, and takes part in every cancellation.
-        timer = loop.call_later(budget_s, self._expire, future, job, budget_s)
+        deadline_s = time.monotonic() + budget_s
+        self._deadlines.pending[job] = deadline_s
+        if deadline_s < self._deadlines.next_s:
+            self._deadlines.wake_at(deadline_s)
         try:
             self._connection.messages.send(header, *frames)
             return await future
         except zmq.Again:
-            raise Unavailable(NO_WORKER, NO_WORKER_RETRY_S) from None
+            raise Unavailable(NO_WORKER, self._recovery.left_s()) from None
         except asyncio.CancelledError:
             self._cancel(job)
             raise
         finally:
-            timer.cancel()
+            self._deadlines.pending.pop(job, None)
             del pending[job]
 
-    def _expire(self, future: asyncio.Future[T], job: int, budget_s: float) -> None:
-        if not future.done():  # else it was answered in time, and its caller has not run yet
+    def _expire(self, job: int) -> None:
+        future = self._answers.get(job) or self._stores.get(job)
+        if future is not None and not future.done():  # else it was answered in time, and its caller has not run yet
             self._cancel(job)
-            future.set_exception(DeadlineExceeded(f"timed out: the worker did not answer within {budget_s:.3f} s"))
+            future.set_exception(DeadlineExceeded("timed out: the worker did not answer in time"))
 
     def _cancel(self, job: int) -> None:
         with contextlib.suppress(zmq.Again):  # a lost worker has lost the job as well
@@ -366,6 +375,11 @@ class WorkerClient:
             self._on_replaced()
         self._instance = state.instance
         before, self._state = self._state, state
+        self._recovery.learn(state.start_s)
+        if self._is_ready():
+            self._recovery.ready()
+        elif state.phase is not Phase.READY:
+            self._recovery.lost()
         if before is None or state.configs or (before.phase, before.models) != (state.phase, state.models):
             self._on_change()
         self._state_received.set()
@@ -379,6 +393,7 @@ class WorkerClient:
             jobs = len(self._answers) + len(self._stores)
             log.warning("worker lost", address=self._address, reason=reason, jobs=jobs)
             self._state = None
+            self._recovery.lost()
             self._forecasts.clear()
             self._on_change()
         self._fail_pending(reason)
@@ -386,8 +401,9 @@ class WorkerClient:
     def _fail_pending(self, reason: str) -> None:
         # An error for each caller: one error raised by several would collect the tracebacks of all.
         futures: list[asyncio.Future[Any]] = [*self._answers.values(), *self._stores.values()]
+        retry_after_s = self._recovery.left_s()
         for future in futures:
-            _settle(future, Unavailable(f"{reason}; send the request again", NO_WORKER_RETRY_S))
+            _settle(future, Unavailable(f"{reason}; send the request again", retry_after_s))
 
 
 def _settle(future: asyncio.Future[T] | None, result: T | ConvMLPError) -> None:

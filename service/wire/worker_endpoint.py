@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -12,6 +15,7 @@ from model.errors import ConvMLPError
 from model.types import RawOutput
 from service.errors import RetryLater
 from service.types import StoredModel
+from service.wire.curve import PLAIN, WireOptions
 from service.wire.messages import (
     Answer,
     Answers,
@@ -28,6 +32,9 @@ from service.wire.messages import (
 )
 from service.wire.zmq_socket import HIGH_WATER_MARK, ZmqSocket
 
+BIND_INTERVAL_S = 1.0
+"""Between two looks at the file of an `ipc://` address."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -42,9 +49,11 @@ class Envelope(NamedTuple):
 class WorkerEndpoint:
     """Use as an async context manager; binds `address` on entry. `address` then is the real one (for port 0)."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, options: WireOptions = PLAIN) -> None:
         self.address = address
+        self._options = options
         self._context = zmq.Context()
+        self._authenticator = self._options.authenticator(self._context, address)
         self._outbox: dict[bytes, tuple[list[Answer], list[memoryview]]] = {}
 
     async def __aenter__(self) -> WorkerEndpoint:
@@ -52,14 +61,20 @@ class WorkerEndpoint:
         socket.setsockopt(zmq.LINGER, 1000)  # the last answers of a drain still leave
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a send to a front-end that has left fails
         socket.set_hwm(HIGH_WATER_MARK)
+        self._options.apply(socket, self.address, server=True)
+        if self._authenticator is not None:
+            self._authenticator.start()
         socket.bind(self.address)
         self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._bind = socket.bind
         self._socket = ZmqSocket(socket)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.flush()
         self._socket.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
         self._context.term()
 
     async def run(self, on_message: Callable[[Envelope], None], on_drained: Callable[[], None]) -> None:
@@ -77,7 +92,32 @@ class WorkerEndpoint:
             else:
                 on_message(envelope)
 
-        await self._socket.run(receive, on_drained)
+        binding = asyncio.create_task(self._keep_bound(), name="worker-address")
+        try:
+            await self._socket.run(receive, on_drained)
+        finally:
+            binding.cancel()
+
+    async def _keep_bound(self) -> None:
+        """Bind an `ipc://` address again when something deleted its file.
+
+        Connections live on without the file; new ones, of a restarted front-end, need it.
+        """
+        protocol, _, name = self.address.partition("://")
+        path, lost = Path(name), False
+        while protocol == "ipc" and not name.startswith("@"):  # an abstract address has no file
+            await asyncio.sleep(BIND_INTERVAL_S)
+            if not _is_lost(path):
+                continue
+            try:
+                self._bind(self.address)
+            except zmq.ZMQError as error:
+                if not lost:
+                    log.error("the worker's socket was deleted and cannot be made again", path=name, error=str(error))
+                lost = True
+            else:
+                lost = False
+                log.warning("the worker's socket was deleted; made it again", path=name)
 
     def answer(
         self,
@@ -121,3 +161,12 @@ class WorkerEndpoint:
         except zmq.ZMQError as error:
             # The front-end has left, or reads no more: nobody is left to answer.
             log.info("message to a front-end dropped", error=str(error), message=type(header).__name__)
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether a socket's file was deleted and may be made again."""
+    try:
+        # A folder of another user, put in the place of this one, must not get the socket.
+        return not path.exists() and path.parent.stat().st_uid in (0, os.geteuid())
+    except OSError:  # the folder was deleted as well
+        return True

@@ -5,8 +5,9 @@ The merge functions are pure; merging the view of a single worker changes nothin
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -16,7 +17,11 @@ from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.messages import MalformedMessage, ModelState, Phase, State
 
 NO_WORKER = "there is no worker at the moment; one is being started"
-NO_WORKER_RETRY_S = 2.0
+FIRST_RETRY_S = 2.0
+"""Retry-After while there is no worker and nothing is known."""
+MIN_RETRY_S = 0.5
+AT_ONCE_S = 1.0
+"""A worker that is ready so soon after this front-end began to look for it was there before."""
 
 MAX_CONFIGS = 64
 """Configs that are kept besides those of served models, for models that are served again."""
@@ -48,6 +53,49 @@ class WorkerView:
 
     def has_ready(self, version: str) -> bool:
         return any(model.version == version and model.ready for model in self.models or ())
+
+
+class Recovery:
+    """When a worker that is lost, or still starts, is ready again, as far as one front-end can see.
+
+    It takes as long as the last time, from the loss on; before the first time as long as the worker's own start takes.
+    Where nothing is known, or that time is over, it is expected to take as long again as it has lasted: the
+    supervisor waits longer from one restart to the next. `clock` returns seconds and never goes back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since_s: float | None = clock()
+        """When the worker was lost; None while it is ready."""
+        self._expected_s = 0.0
+        """0: not known."""
+        self._measured = False
+
+    def learn(self, start_s: float) -> None:
+        """The worker has reported how long its starts take; 0 where it does not know."""
+        if not self._measured:
+            self._expected_s = start_s
+
+    def ready(self) -> None:
+        if self._since_s is None:
+            return
+        lasted_s, self._since_s = self._clock() - self._since_s, None
+        if lasted_s > AT_ONCE_S:
+            self._expected_s, self._measured = lasted_s, True
+
+    def lost(self) -> None:
+        """The worker is not ready. Only the first call counts until it is again."""
+        if self._since_s is None:
+            self._since_s = self._clock()
+
+    def left_s(self) -> float:
+        """Expected seconds until the worker is ready; `MIN_RETRY_S` where it is."""
+        if self._since_s is None:
+            return MIN_RETRY_S
+        lasted_s = self._clock() - self._since_s
+        if lasted_s < self._expected_s:
+            return max(self._expected_s - lasted_s, MIN_RETRY_S)
+        return max(FIRST_RETRY_S, lasted_s)
 
 
 class ModelConfigs:

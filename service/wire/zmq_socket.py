@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from service.wire.curve import WireOptions
+
 BORROWED_FROM = 1 << 19
 """Bytes of an array from which on a copy costs more than lending its memory to libzmq."""
 IN_A_ROW = 64
@@ -121,8 +123,9 @@ class WorkerConnection:
     messages: ZmqSocket
     events: ZmqSocket
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, options: WireOptions) -> None:
         self._address = address
+        self._options = options
         self._context = zmq.Context()
 
     async def __aenter__(self) -> WorkerConnection:
@@ -135,6 +138,7 @@ class WorkerConnection:
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
         socket.set_hwm(HIGH_WATER_MARK)
+        self._options.apply(socket, self._address, server=False)
         self._socket = socket
         self.events = ZmqSocket(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED))
         self.messages = ZmqSocket(socket)

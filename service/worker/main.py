@@ -10,11 +10,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.errors import BundleInvalid
-from service.observability.exposition import registry_of_one
+from service.observability.exposition import open_metrics
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
 from service.settings import Settings
+from service.wire.curve import InsecureWire, worker_wire
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.model_registry import StateFile
 from service.worker.runner import DeviceLost, DeviceMissing
@@ -35,9 +36,9 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
         (address,) = settings.worker_address
         with open_tracing(settings, "worker", follows=True) as tracing:
-            async with WorkerEndpoint(address) as endpoint:
+            async with WorkerEndpoint(address, worker_wire(settings)) as endpoint:
                 await _serve_at(endpoint, settings, stop, tracing)
-    except* (BundleInvalid, DeviceMissing, TracingUnavailable) as errors:
+    except* (BundleInvalid, DeviceMissing, InsecureWire, TracingUnavailable) as errors:
         log.error("cannot serve", error=str(_first(errors)))
         status = EXIT_CONFIG
     except* (WorkerWedged, DeviceLost) as errors:
@@ -51,13 +52,6 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
     bundles = await asyncio.to_thread(_bundles, settings)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
-    exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, registry_of_one(registry))
-    log.info(
-        "loading",
-        models=[bundle.config.name for bundle in bundles],
-        address=endpoint.address,
-        metrics_port=exporter.server_port,
-    )
 
     state = StateFolder(settings.state_folder)
 
@@ -67,11 +61,27 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
             metrics.uses_gpu(*gpu, runner.device)
         return runner
 
+<<<<<<< HEAD
     try:
         await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
     finally:
         exporter.shutdown()
         exporter.server_close()
+=======
+    with open_metrics(registry) as shared:
+        exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, shared.of_one())
+        log.info(
+            "loading",
+            models=[bundle.config.name for bundle in bundles],
+            address=endpoint.address,
+            metrics_port=exporter.server_port,
+        )
+        try:
+            await Worker(bundles, make_runner, settings, metrics, tracing).run(endpoint, stop)
+        finally:
+            exporter.shutdown()
+            exporter.server_close()
+>>>>>>> main
 
 
 def _bundles(settings: Settings) -> list[Bundle]:

@@ -163,8 +163,10 @@ class Worker:
                 tasks.create_task(self._keep_checking(loader), name="self-check"),
             ]
             await stop.wait()
-            log.info("draining", seconds=round(time.monotonic() - self._started_s))
+            log.info("draining")
+            drain_started_s = time.monotonic()
             await self._drain()
+            log.info("drained", seconds=round(time.monotonic() - drain_started_s, 1))
             self._control.abandon()
             for task in serving:
                 task.cancel()

@@ -90,7 +90,7 @@ def _patch(folder: Path, patch: Object, objects: list[Object]) -> None:
     met = [
         one
         for one in objects
-        if one["kind"] == target["kind"] and re.fullmatch(target["name"], one["metadata"]["name"])
+        if re.fullmatch(target["kind"], one["kind"]) and re.fullmatch(target["name"], one["metadata"]["name"])
     ]
     if not met:
         raise ValueError(f"{folder}: a patch meets no {target['kind']} {target['name']}")

@@ -183,9 +183,9 @@ def test_volumes_that_are_mounted_are_there(workload: Object) -> None:
 def test_files_that_settings_name_are_mounted() -> None:
     """Keys, certificates and models are in volumes, mounted read-only at the paths of the settings."""
     for part, names in {
-        "worker": ["models_dir"],
-        "rest": ["api_keys_file"],
-        "grpc": ["api_keys_file", "grpc_tls_certificate", "grpc_tls_key"],
+        "worker": ["models_dir", "wire_key_file"],
+        "rest": ["api_keys_file", "http_tls_certificate", "http_tls_key", "wire_key_file"],
+        "grpc": ["api_keys_file", "wire_key_file", "grpc_tls_certificate", "grpc_tls_key"],
     }.items():
         settings = settings_of(COMPLETE, part)
         mounts = {one["mountPath"]: one for one in deployed(COMPLETE).container(part)["volumeMounts"]}
@@ -193,6 +193,14 @@ def test_files_that_settings_name_are_mounted() -> None:
             path = getattr(settings, name)
             mount = mounts.get(str(path)) or mounts[str(path.parent)]
             assert mount["readOnly"] is True
+
+
+@pytest.mark.parametrize(("folder", "part"), EVERY_PART)
+def test_the_wire_has_keys_or_says_that_it_has_none(folder: str, part: str) -> None:
+    """Every part accepts the workers' addresses: the complete overlay has a key file, the others allow having none."""
+    settings = settings_of(folder, part)
+    assert (settings.wire_key_file is not None) == (folder == COMPLETE)
+    assert settings.insecure_wire == (folder != COMPLETE)
 
 
 def test_images_are_those_that_compose_builds() -> None:

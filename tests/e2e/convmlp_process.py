@@ -26,12 +26,18 @@ class RunningService:
     lines: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
     grpc_address: str = ""
+    _reading: threading.Event = field(default_factory=threading.Event)
+    _paused: threading.Event = field(default_factory=threading.Event)
     _unread: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
 
     def read(self) -> None:
         """Read the log until the process closes it."""
         assert self.process.stderr is not None
+        self._reading.set()
         for text in self.process.stderr:
+            if not self._reading.is_set():
+                self._paused.set()
+                return
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
@@ -39,6 +45,21 @@ class RunningService:
             self.lines.append(line)
             self._unread.put(line)
         self._unread.put(None)
+
+    def stop_reading(self) -> None:
+        """Stop reading the log, for good, with its pipe full."""
+        assert self.process.stderr is not None
+        self._reading.clear()
+        pipe = os.open(f"/proc/self/fd/{self.process.stderr.fileno()}", os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            while True:
+                os.write(pipe, b"full\n")
+        except BlockingIOError:
+            # The reader has taken some; what it left free is less than a line of the log.
+            if not self._paused.wait(START_TIMEOUT_S):
+                raise TimeoutError from None
+        finally:
+            os.close(pipe)
 
     def wait_for(self, event: str, **values: object) -> dict[str, Any]:
         """The next log line with this event and these values."""
@@ -56,19 +77,19 @@ class RunningService:
 
 
 @contextmanager
-def running_service(*flags: str) -> Iterator[RunningService]:
-    """`convmlp serve` with these flags, ready; stopped gracefully at the end."""
-    with started_service(*flags) as service:
+def running_service(*flags: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+    """`convmlp serve` with these flags and variables, ready; stopped gracefully at the end."""
+    with started_service(*flags, environment=environment) as service:
         ready = service.wait_for("ready", role="supervisor")
         service.url, service.grpc_address = ready["url"], ready["grpc_address"]
         yield service
 
 
 @contextmanager
-def started_service(*flags: str) -> Iterator[RunningService]:
+def started_service(*flags: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
     """As `running_service`, but it may not be ready yet."""
     ports = ("--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0")
-    with started("serve", *ports, *flags) as service:
+    with started("serve", *ports, *flags, environment=environment) as service:
         yield service
 
 

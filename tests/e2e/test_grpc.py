@@ -25,6 +25,7 @@ from service.process import EXIT_CONFIG
 from tests.e2e.convmlp_process import RunningService, running_service, started_service
 from tests.service.frontend.api.vision.classify_stream import next_of
 from tests.service.frontend.grpc_server import health_of
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
@@ -103,9 +104,14 @@ def test_a_caller_needs_nothing_but_the_address(service: RunningService) -> None
 async def test_metrics_of_all_processes(service: RunningService) -> None:
     """REST's /metrics counts the calls of the gRPC processes."""
     async with connected(service) as channel, httpx2.AsyncClient(base_url=service.url, timeout=60) as http:
-        before = await metric(http, "convmlp_requests_total", transport="grpc", outcome="ok", task="segment")
+        segmented = {"transport": "grpc", "outcome": "ok", "task": "segment"}
+        before = await metric(http, "convmlp_requests_total", **segmented)
         await vision(channel).Segment(pb.SegmentRequest(image=PICTURE))
-        assert await metric(http, "convmlp_requests_total", transport="grpc", outcome="ok", task="segment") > before
+
+        async def counted() -> bool:
+            return await metric(http, "convmlp_requests_total", **segmented) > before
+
+        await eventually(counted)
 
 
 async def metric(http: httpx2.AsyncClient, name: str, **labels: str) -> float:

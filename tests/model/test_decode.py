@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.decode import DecodeLimits, Header, ImageFormat, decode, probe
+from model.containers.header import ImageFormat
+from model.decode import DecodeLimits, decode, read_header
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.reference import REFERENCE_PICTURE
 from model.types import Size, UInt8Array
@@ -298,12 +299,14 @@ def test_too_many_pixels_are_refused_from_the_header(header: bytes) -> None:
 
 
 def test_a_jpeg_with_too_many_scans_is_refused() -> None:
-    """A progressive JPEG with a great many short scans is not decoded."""
-    data = encoded(PIL.Image.new("RGB", (2000, 2000)), "JPEG", progressive=True)
-    assert decode(data, LIMITS).size == Size(2000, 2000)
+    """A progressive JPEG with a great many short scans is not decoded; the error has the number, limit and advice."""
+    data = encoded(PIL.Image.new("L", (1000, 1000)), "JPEG", progressive=True)
+    assert decode(data, LIMITS).size == Size(1000, 1000)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
-    with pytest.raises(ImageUndecodable, match="scans"):
-        decode(data[:-2] + last_scan * 1300 + data[-2:], DecodeLimits(10_000_000, LIMITS.max_pixels))
+    limits = DecodeLimits(10_000_000, LIMITS.max_pixels)
+    assert decode(data[:-2] + last_scan * 20 + data[-2:], limits).size == Size(1000, 1000)
+    with pytest.raises(ImageTooLarge, match=r"scans .* [0-9,]+ pixels of a baseline JPEG; the limit is [0-9,]+;"):
+        decode(data[:-2] + last_scan * 1300 + data[-2:], limits)
 
 
 @pytest.mark.parametrize(
@@ -358,15 +361,16 @@ def test_a_picture_without_pixels_is_undecodable() -> None:
         ("gif", ImageFormat.GIF),
     ],
 )
-def test_probe_reads_the_header_as_it_is_stored(name: str, image_format: ImageFormat) -> None:
-    """Probing gives the format and the stored size, without orientation."""
-    assert probe(SAMPLES[name], LIMITS) == Header(image_format, Size(PHOTO.height, PHOTO.width))
+def test_a_header_has_the_format_and_the_size_as_stored(name: str, image_format: ImageFormat) -> None:
+    """The header gives the format and the stored size, without orientation."""
+    header = read_header(SAMPLES[name], LIMITS)
+    assert (header.format, header.size) == (image_format, Size(PHOTO.height, PHOTO.width))
 
 
-def test_probe_decodes_nothing() -> None:
+def test_reading_a_header_decodes_nothing() -> None:
     """A picture without pixel data has a header; decoding it fails."""
     data = SAMPLES["png"][:-200]
-    assert probe(data, LIMITS).size == Size(PHOTO.height, PHOTO.width)
+    assert read_header(data, LIMITS).size == Size(PHOTO.height, PHOTO.width)
     with pytest.raises(ImageUndecodable):
         decode(data, LIMITS)
 

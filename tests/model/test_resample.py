@@ -136,7 +136,8 @@ BIG = 1 << 31
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"picture": bytes(4 * 5 * 3)},
+        {"picture": bytes(4 * 5 * 2)},
+        {"picture": bytes(4 * 5 * 3 + 1)},
         {"picture": b"", "size": (0, 5)},
         {"picture": PIL.Image.new("L", (5, 4)).__arrow_c_array__()},
         {"picture": PIL.Image.new("RGB", (4, 4)).__arrow_c_array__()},

@@ -12,7 +12,7 @@ A transport calls `identify` once for each request (for each gRPC stream: once),
 about to read, and `charge` for further images in one body. Nothing here waits or reads a file during a request.
 
 Open to everyone: health and readiness (`/livez`, `/readyz`, `/v2/health/*`, `grpc.health.v1`), `/metrics`, gRPC
-reflection, the pages and `/openapi.json`. All else needs a key where keys are set.
+reflection, the pages and `/openapi.json`. All else needs a key where keys are set, and so do `protected_paths`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from typing import NewType
 import structlog
 
 from service.errors import RateLimited, Refusal, Unauthenticated
+from service.frontend.core.file_version import file_version
+from service.frontend.core.proxies import TrustedProxies, trusted_proxies
 from service.frontend.core.rate_limit import RateLimit
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
@@ -50,17 +52,6 @@ log = structlog.get_logger(__name__)
 
 Caller = NewType("Caller", str)
 """The owner of a rate: a key's name, or a host. Never a key, so it may be logged."""
-
-FileVersion = tuple[int, ...] | None
-
-
-def file_version(path: Path) -> FileVersion:
-    """A value that changes with the file, also where a link is changed to another file; None where it is missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class InvalidKeysFile(Exception):
@@ -140,10 +131,17 @@ class ApiKeys:
 class Auth:
     """The checks of a front-end process, shared by its transports. Rates are per process.
 
-    `keys`: None needs no key. `limit`: None limits no rate.
+    `keys`: None needs no key. `limit`: None limits no rate. `proxies`: None believes no header about an address.
     """
 
-    def __init__(self, keys: ApiKeys | None, limit: RateLimit | None, metrics: FrontEndMetrics) -> None:
+    def __init__(
+        self,
+        keys: ApiKeys | None,
+        limit: RateLimit | None,
+        metrics: FrontEndMetrics,
+        proxies: TrustedProxies | None = None,
+    ) -> None:
+        self.proxies = proxies
         self._keys = keys
         self._limit = limit
         self._metrics = metrics
@@ -155,7 +153,7 @@ class Auth:
         return self._keys is not None
 
     def identify(self, authorization: str | None, host: str) -> Caller:
-        """The caller. `authorization` is the header's whole value; `host` is the peer's address, without its port.
+        """The caller. `authorization` is the header's whole value; `host` is its address, without a port.
 
         Raises:
             Unauthenticated: keys are set, and the request has none or a wrong one.
@@ -202,14 +200,15 @@ async def open_auth(settings: Settings, metrics: FrontEndMetrics) -> AsyncIterat
     Raises:
         InvalidKeysFile: the file of keys cannot be used.
     """
+    proxies = trusted_proxies(settings)
     limit = RateLimit(settings.rate_limit_per_s, settings.rate_limit_burst) if settings.rate_limit_per_s else None
     if settings.api_keys_file is None:
-        yield Auth(None, limit, metrics)
+        yield Auth(None, limit, metrics, proxies)
         return
     keys = ApiKeys(settings.api_keys_file)
     following = asyncio.create_task(keys.follow())
     try:
-        yield Auth(keys, limit, metrics)
+        yield Auth(keys, limit, metrics, proxies)
     finally:
         following.cancel()
 

@@ -94,7 +94,8 @@ class Engine:
 
     def __init__(self, workers: WorkerPool, threads: PreparePool, settings: Settings, metrics: FrontEndMetrics) -> None:
         self._workers = workers
-        self._threads = threads
+        self.threads = threads
+        """Where images are decoded and encoded."""
         self._settings = settings
         self._metrics = metrics
         self._limits = settings.decode_limits
@@ -133,11 +134,12 @@ class Engine:
         try:
             with step("predict", attributes) if traced else UNTRACED as span:
                 after_s, post_s = self._after_s.get(config.task, NOTHING_KNOWN)
-                prepared_s = self._threads.expected_s(preparing)
+                preparing.after_s = after_s
+                prepared_s = self.threads.expected_s(preparing)
                 ready_s = prepared_s + after_s if prepared_s else 0.0
                 reservation = self._workers.reserve(model, deadline_s - post_s, ready_s)
                 try:
-                    self._threads.submit(preparing)
+                    self.threads.submit(preparing)
                     prepared = await preparing.future
                 finally:
                     reservation.prepared()
@@ -155,7 +157,7 @@ class Engine:
                     encoding = Work(encode, (output, config, size), deadline_s, caller, urgent=True)
                     # Pictures are decoded once more to be drawn on.
                     encoding.nbytes = size.height * size.width * POST_BYTES + (preparing.nbytes if draws else 0)
-                    encoded = await self._threads.run(encoding)
+                    encoded = await self.threads.run(encoding)
                 else:
                     started_s = time.monotonic()
                     payload = encode(output, config, size)
@@ -170,7 +172,7 @@ class Engine:
             else:
                 del self._images_of[caller]
             self._metrics.in_flight.dec()
-            self._threads.release(preparing)
+            self.threads.release(preparing)
         self._after_s[config.task] = (
             after_s + SMOOTHING * (answer.infer_s + encoded.seconds - after_s),
             post_s + SMOOTHING * (encoded.seconds - post_s),
@@ -282,6 +284,7 @@ class Engine:
     def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
         """The decoding and resizing of a request's image. Raises as `model.decode.read_header`."""
         image, caller = request.image, request.caller
+        header = None
         if isinstance(image, bytes):
             header = read_header(image, self._limits)
             pixels, cost, nbytes = header.size.height * header.size.width, header.decode_cost, header.decode_bytes
@@ -289,16 +292,16 @@ class Engine:
             check_pixels(image.size, self._limits)
             pixels = cost = image.size.height * image.size.width
             nbytes = RESIZE_BYTES * pixels
-        if nbytes > self._threads.max_bytes:
+        if nbytes > self.threads.max_bytes:
             raise ImageTooLarge(
                 f"to decode the image takes up to {nbytes:,} bytes of memory; "
-                f"the limit is {self._threads.max_bytes:,}; scale it down"
+                f"the limit is {self.threads.max_bytes:,}; scale it down"
             )
         if ":" in caller:
             caller = network_of(caller)
         output_bytes = LABEL_MAP_BYTES * pixels if config.task is Task.SEGMENT else 0
-        args = (image, config.preprocessing)
-        return Work(self._threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
+        args = (image, config.preprocessing, header)
+        return Work(self.threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
 
     def _full(self, of_caller: int) -> Overloaded:
         limit = self._settings.max_in_flight

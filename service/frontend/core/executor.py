@@ -29,12 +29,15 @@ from typing import Any, Generic, TypeVar
 import cv2
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from model.containers.header import Header
 from model.decode import DecodeLimits, check_pixels, decode_picture
+from model.errors import OutOfMemory
 from model.preprocess import content_size, prepare, prepare_picture
 from model.spec import Preprocessing
 from model.types import Image, ModelInput
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import DeadlineExceeded, Overloaded, Refusal
 from service.frontend.core.fair_queue import FairQueue, Place
+from service.wire.deadlines import Deadlines
 
 T = TypeVar("T")
 
@@ -43,7 +46,7 @@ PREFETCH_S = 0.005
 between short pieces. It has left the queue, so nothing can overtake it any more."""
 MARGIN = 1.2
 """Factor on the expected wait: an estimate that is met on average is missed half of the time."""
-SMOOTHING = 0.1
+SMOOTHING = 0.2
 """Weight of the latest piece of work in the means of `WorkSpeed`."""
 ASSUMED_S = 1e-8
 """Seconds for each unit of cost, before any work has been measured: for the order in the queue, not for refusals."""
@@ -54,8 +57,6 @@ STUCK_S = 0.1
 """Work that runs for so many times its expected time, and so long, may run for any time: its thread does not count."""
 CLOSE_S = 10.0
 """How long closing a pool waits for running work."""
-MAX_TIMER_S = 1e6
-"""The longest timer that is set for a deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,9 @@ class Work(Generic[T]):
     nbytes: int = 0
     reserved_bytes: int = 0
     urgent: bool = False
+    after_s: float = 0.0
+    """Expected seconds from its end to the request's."""
     future: asyncio.Future[Timed[T]] = field(init=False)
-    timer: asyncio.TimerHandle = field(init=False)
     stage: Stage = Stage.NEW
     place: Place | None = None
     """In the queue, while it waits there."""
@@ -144,11 +146,15 @@ class ThreadPool:
         self._queue: FairQueue[Work[Any]] = FairQueue()
         self._handed: list[Work[Any]] = []
         self._speed = WorkSpeed()
+        self._drift = 1.0
+        """Mean of the seconds that work took of late, by those that were expected when it came into the queue."""
         self._queued_s = self._urgent_s = 0.0
         """Thread time of late, of work from the queue and of urgent work."""
         self._ready: SimpleQueue[Work[Any] | None] = SimpleQueue()
         self._ended: deque[tuple[Work[Any], Timed[Any] | None, BaseException | None]] = deque()
         self._woken = False
+        self._deadlines = Deadlines(self._expire)
+        """Of work that has not ended."""
         self._closed = False
         self._size = max(threads, 1)
         self._threads = [
@@ -178,9 +184,10 @@ class ThreadPool:
             raise RuntimeError("the thread pool is closed")
         if left_s <= 0:
             raise DeadlineExceeded("timed out before the request reached a thread")
-        loop = asyncio.get_running_loop()
-        work.future = loop.create_future()
-        work.timer = loop.call_later(min(left_s, MAX_TIMER_S), self._expire, work)
+        work.future = asyncio.get_running_loop().create_future()
+        self._deadlines.pending[work] = work.deadline_s
+        if work.deadline_s < self._deadlines.next_s:
+            self._deadlines.wake_at(work.deadline_s)
         held_bytes = self.held_bytes + work.nbytes
         # Most work finds a free thread. This is what `_enqueue` and `_hand_out` would do with it.
         if len(self._handed) < self._size and held_bytes <= self.max_bytes and not self.waiting:
@@ -206,10 +213,8 @@ class ThreadPool:
         if work.stage is Stage.ENDED:
             self.held_bytes -= work.charged_bytes
             work.charged_bytes = 0
-        elif work.stage is not Stage.NEW:
-            work.timer.cancel()
-            if work.stage is Stage.WAITING:
-                self._dequeue(work)
+        elif work.stage is Stage.WAITING:
+            self._dequeue(work)
         if self.waiting:
             self._hand_out()
 
@@ -225,6 +230,7 @@ class ThreadPool:
             return 0.0
         now_s = time.monotonic()
         ahead_s = self._queue.seconds_before(work.caller, work.model, seconds, now_s, work.deadline_s)
+        ahead_s *= max(self._drift, 1.0)
         if self._queued_s:
             ahead_s *= 1 + self._urgent_s / self._queued_s
         running_s, stuck_s = 0.0, []
@@ -246,6 +252,7 @@ class ThreadPool:
     def close(self) -> None:
         """Wait for running work, but no longer than `CLOSE_S`; cancel the rest."""
         self._closed = True
+        self._deadlines.close()
         while self.waiting:
             self.waiting -= 1
             (self._urgent.popleft() if self._urgent else self._queue.take()).future.cancel()
@@ -271,6 +278,7 @@ class ThreadPool:
     def _dequeue(self, work: Work[Any]) -> None:
         """Remove work that waits. Its future has an error, or nobody waits for it."""
         work.stage = Stage.ENDED
+        self._deadlines.pending.pop(work, None)
         self.waiting -= 1
         if work.place is None:
             self._urgent.remove(work)
@@ -302,16 +310,18 @@ class ThreadPool:
     def _is_late(self, work: Work[Any]) -> bool:
         """Refuse work that would end after its deadline, so that its thread serves another. Work that waits alone is
         tried."""
-        if not self.waiting or time.monotonic() + self._speed.seconds(work.cost) < work.deadline_s:
+        expected_s = MARGIN * self._speed.seconds(work.cost) + work.after_s
+        if not self.waiting or time.monotonic() + expected_s < work.deadline_s:
             return False
         work.stage = Stage.ENDED
-        work.timer.cancel()
+        self._deadlines.pending.pop(work, None)
         if not work.future.done():
             retry_after_s = self._queue.seconds / self._size
             work.future.set_exception(Overloaded("the deadline is too near to decode the image", retry_after_s))
         return True
 
     def _expire(self, work: Work[Any]) -> None:
+        """Answer work whose deadline has passed. If it waits it never starts."""
         if not work.future.done():
             waited = "before a thread was free for it" if not work.started_s else "while a thread worked on it"
             work.future.set_exception(DeadlineExceeded(f"the request timed out {waited}"))
@@ -330,6 +340,10 @@ class ThreadPool:
                     value = Timed(result, started_s, time.monotonic() - started_s)
             except StopIteration as error:  # a future does not accept it
                 failure = RuntimeError(f"work raised {error!r}")
+            except (MemoryError, OutOfMemory) as error:
+                # That of decoding has its own message: how much it takes.
+                detail = str(error) if isinstance(error, OutOfMemory) else "the service has no memory for this now"
+                failure = Overloaded(detail, reason=Refusal.MEMORY)
             except BaseException as error:
                 failure = error
             work.args = ()
@@ -346,7 +360,7 @@ class ThreadPool:
         while self._ended:
             work, value, failure = self._ended.popleft()
             self._handed.remove(work)
-            work.timer.cancel()
+            self._deadlines.pending.pop(work, None)
             work.stage = Stage.ENDED
             future, kept_bytes = work.future, 0
             if value is not None:
@@ -354,6 +368,8 @@ class ThreadPool:
                     self._urgent_s += value.seconds
                 elif work.cost:
                     self._speed.record(work.cost, value.seconds)
+                    if work.place is not None:
+                        self._drift += SMOOTHING * (value.seconds / work.place.seconds - self._drift)
                     self._queued_s, self._urgent_s = self._queued_s * FADING + value.seconds, self._urgent_s * FADING
                 if not (future.done() or work.released):
                     kept_bytes = work.reserved_bytes
@@ -383,14 +399,16 @@ class PreparePool(ThreadPool):
         self._fast = fast
         super().__init__(threads, "prepare", max_bytes)
 
-    def prepare(self, image: bytes | Image, spec: Preprocessing) -> ModelInput:
+    def prepare(self, image: bytes | Image, spec: Preprocessing, header: Header | None = None) -> ModelInput:
         """Decode an image where it is encoded, and resize it to a network input. Call it in one of the threads.
 
+        `header` is that of an encoded image, where the caller has read it already.
+
         Raises:
-            ImageUndecodable, UnsupportedFormat, ImageTooLarge: as `model.decode.decode`.
+            ImageUndecodable, UnsupportedFormat, ImageTooLarge, OutOfMemory: as `model.decode.decode`.
         """
         if isinstance(image, bytes):
             needed = partial(content_size, spec=spec) if self._fast else None
-            return prepare_picture(decode_picture(image, self._limits, needed), spec)
+            return prepare_picture(decode_picture(image, self._limits, needed, header), spec)
         check_pixels(image.size, self._limits)
         return prepare(image, spec)

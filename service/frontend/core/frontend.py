@@ -15,9 +15,11 @@ from model.preprocess import COMPILED
 from service.frontend.core.auth import Auth, open_auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.executor import PreparePool
-from service.observability.exposition import registry_of_all
+from service.observability.event_loop import watch_event_loop
+from service.observability.exposition import open_metrics
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings, usable_cores
+from service.wire.curve import front_end_wire
 from service.wire.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
@@ -40,12 +42,14 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
 
     Raises:
         InvalidKeysFile: the file of API keys cannot be used.
+        InsecureWire: a worker is on a network, and there is no usable key file for the wire.
     """
+    options = front_end_wire(settings)
     if not COMPILED:
         log.warning("model/resample.c is not compiled; Pillow resizes images, which is slower")
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
-    metrics.in_flight_limit(settings.max_in_flight)
+    metrics.limits(settings.max_in_flight, settings.decoded_bytes)
     threads = PreparePool(
         settings.prepare_threads or usable_cores(),
         settings.decode_limits,
@@ -57,12 +61,21 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
         heartbeat_s=settings.heartbeat_interval_ms / 1000,
         timeout_s=settings.worker_timeout_ms / 1000,
         listener=metrics,
+        options=options,
     )
+
+    def report(lag_s: float) -> None:
+        metrics.event_loop_lag(lag_s)
+        metrics.threads(threads.waiting, threads.abandoned, threads.held_bytes)
+
     async with open_auth(settings, metrics) as auth, workers:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
                 await workers.wait_for_state()
+        watching = asyncio.create_task(watch_event_loop(report), name="event-loop")
         try:
-            yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, registry_of_all(registry))
+            with open_metrics(registry) as shared:
+                yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, shared.of_all())
         finally:
+            watching.cancel()
             threads.close()

@@ -139,6 +139,8 @@ class RpcService:
     def _identify(self, context: Context, metadata: dict[str, str]) -> str:
         """The caller's name, or its host where every caller is served. Raises Unauthenticated."""
         host = host_of(context.peer())
+        if (proxies := self._auth.proxies) is not None:
+            host = proxies.caller(host, _values(context, proxies.header))
         return host if self._auth.is_open else self._auth.identify(metadata.get("authorization"), host)
 
 
@@ -211,9 +213,13 @@ def _first_values(context: Context) -> dict[str, str]:
 
 
 def _trace_context(context: Context) -> TraceContext:
+    return received_context(_values(context, "traceparent"), _values(context, "tracestate"))
+
+
+def _values(context: Context, name: str) -> list[str]:
+    """All values of a key of the call's metadata, in their order."""
     metadata: Any = context.invocation_metadata() or ()
-    traceparents = [value for key, value in metadata if key == "traceparent"]
-    return received_context(traceparents, [value for key, value in metadata if key == "tracestate"])
+    return [value for key, value in metadata if key == name]
 
 
 def _timeout_ms(context: Context) -> int | None:

@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import ConvMLPError, ImageTooLarge
 from model.types import Task
-from service.errors import INTERNAL_DETAIL, BadParameter, DeadlineExceeded, Internal, Unavailable
+from service.errors import INTERNAL_DETAIL, BadParameter, DeadlineExceeded, Internal, Overloaded, Refusal, Unavailable
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import ByteBudget
 from service.frontend.core.parameters import Range, digits, shown
@@ -43,7 +44,10 @@ answer."""
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
 NOT_PREDICTIONS = "/v2/repository/"
 """POSTs below this path predict nothing, so no rate limit applies to them."""
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 SHUT_DOWN = "this process is shutting down and had no time left for the request; send it again"
+NO_CONNECTION = "this process has as many connections as it may have; keep connections open and use them again"
+RETRY_CONNECTION_S = 1.0
 
 REQUEST = "convmlp.request"
 """Key of the `HttpRequest` in a request's scope."""
@@ -58,9 +62,9 @@ log = structlog.get_logger(__name__)
 class HttpRequest:
     """One HTTP request: its scope, headers, record and connection, its body and its answer.
 
-    Every answer gets the headers X-Request-Id and Server-Timing. A connection that is closed with unread bytes is
-    reset, and the client may lose the answer. So where the body was not read to its end the whole answer is sent, then
-    the rest of the body is read and dropped for a while, and then the connection is closed.
+    Every answer gets the headers X-Request-Id, Server-Timing and X-Content-Type-Options. A connection that is closed
+    with unread bytes is reset, and the client may lose the answer. So where the body was not read to its end the whole
+    answer is sent, then the rest of the body is read and dropped for a while, and then the connection is closed.
 
     `headers` has the first header of each name, in lower case, as bytes.
     """
@@ -152,6 +156,17 @@ class HttpRequest:
         await self._send({"type": "http.response.start", "status": 200, "headers": self._head(200, head)})
         await self._send({"type": "http.response.body", "body": body})
 
+    @property
+    def predicts(self) -> bool:
+        """Whether it asks for predictions, by its method and path."""
+        return self.scope["method"] == "POST" and not self.scope["path"].startswith(NOT_PREDICTIONS)
+
+    def count_refused(self) -> None:
+        """Count it among the predictions, although it is refused before its endpoint sees it."""
+        if self.predicts:
+            self.record.predicts = True
+            self.record.task = next((part for part in self.scope["path"].split("/") if part in _TASKS), "")
+
     async def refuse(self, error: ConvMLPError) -> None:
         """Answer with an error."""
         self.record.fail(error)
@@ -175,6 +190,7 @@ class HttpRequest:
             *headers,
             (b"x-request-id", record.request_id.encode("ascii")),
             (b"server-timing", record.server_timing().encode("ascii")),
+            NOSNIFF,
         ]
         if self._unread:
             head.append((b"connection", b"close"))
@@ -239,6 +255,7 @@ class RequestMiddleware:
         self._app = app
         self._log = request_log
         self._auth = auth
+        self._proxies = auth.proxies
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -254,6 +271,8 @@ class RequestMiddleware:
                 if scope["path"] not in self._open_paths:
                     client = scope["client"]
                     host = client[0] if client is not None else "local"
+                    if self._proxies is not None:
+                        host = self._proxies.caller(host, Headers(scope=scope).getlist(self._proxies.header))
                     if self._auth.is_open:
                         record.caller = host
                     else:
@@ -281,18 +300,15 @@ class RequestMiddleware:
 
     def _authenticate(self, request: HttpRequest, host: str) -> None:
         """Raises Unauthenticated, RateLimited."""
-        record, path = request.record, request.scope["path"]
-        predicts = request.scope["method"] == "POST" and not path.startswith(NOT_PREDICTIONS)
+        record = request.record
         authorization = request.headers.get(b"authorization")
         try:
             caller = self._auth.identify(None if authorization is None else authorization.decode("latin-1"), host)
             record.caller = caller
-            if predicts:
+            if request.predicts:
                 self._auth.admit(caller)
         except ConvMLPError:
-            if predicts:
-                record.predicts = True
-                record.task = next((part for part in path.split("/") if part in _TASKS), "")
+            request.count_refused()
             raise
 
     def _begin_span(self, request: HttpRequest) -> Span:
@@ -323,6 +339,44 @@ class FastPath:
         if scope["type"] == "http" and scope["method"] == "POST":
             app = self._direct.get(scope["path"], app)
         return app(scope, receive, send)
+
+
+class HeadAsGet:
+    """ASGI middleware: HEAD wherever GET is (RFC 9110, section 9.3.2). The server leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send)
+        finally:
+            scope["route"] = as_get.get("route")
+
+
+class ProbesOnly:
+    """ASGI application for connections beyond the limit: probes are answered, everything else is refused.
+
+    Each connection is closed after one answer.
+    """
+
+    def __init__(self, app: ASGIApp, request_log: RequestLog) -> None:
+        self._app = app
+        self._log = request_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[CONNECTION].cycle.keep_alive = False
+        if scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        request = HttpRequest(scope, receive, send, self._log)
+        with request.record:
+            request.count_refused()
+            await request.refuse(Overloaded(NO_CONNECTION, RETRY_CONNECTION_S, Refusal.CONNECTIONS))
 
 
 def _too_long(max_bytes: int) -> ImageTooLarge:

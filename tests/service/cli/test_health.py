@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from model.types import Task
 from service.cli.health import state_of_worker
-from service.frontend.grpc.tls import CertificateFiles, server_credentials
+from service.frontend.core.tls import CertificateFiles
+from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from service.wire.messages import ModelState, Phase, State
@@ -175,7 +176,7 @@ async def test_a_worker_that_listens_on_all_interfaces_is_checked_on_this_one() 
     async with fake_worker(Settings(), "tcp://127.0.0.1:0", [Task.CLASSIFY]) as worker:
         port = worker.address.rpartition(":")[2]
         for host in ("0.0.0.0", "*"):
-            assert (await health("worker", "--worker-address", f"tcp://{host}:{port}")).status == 0
+            assert (await health("worker", "--insecure-wire", "--worker-address", f"tcp://{host}:{port}")).status == 0
 
 
 @pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mtls"])

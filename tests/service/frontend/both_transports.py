@@ -70,10 +70,10 @@ async def serving_http(front_end: FrontEnd, settings: Settings) -> AsyncIterator
     """The URL of the REST server of a front-end."""
     listener = socket.create_server(("127.0.0.1", 0))
     stop = asyncio.Event()
-    app = create_app(
+    service = create_app(
         front_end.engine, front_end.auth, settings, front_end.metrics, lambda: exposition(front_end.registry)
     )
-    serving = asyncio.create_task(serve(app, [listener], stop, drain_timeout_s=1.0))
+    serving = asyncio.create_task(serve(service, [listener], stop, drain_timeout_s=1.0))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
+from tests.service.frontend.certificates import Authority, authority_in
 from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc
 from tests.service.frontend.rest_server import Rest, open_rest
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return authority_in(tmp_path / "one")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -82,14 +82,14 @@ async def open_rest(
             listener = socket.create_server(("127.0.0.1", 0))
             port = listener.getsockname()[1]
             stop = asyncio.Event()
-            app = create_app(
+            service = create_app(
                 front_end.engine,
                 front_end.auth,
                 settings,
                 front_end.metrics,
                 metrics_text or (lambda: exposition(front_end.registry)),
             )
-            serving = asyncio.create_task(serve(app, [listener], stop, drain_timeout_s))
+            serving = asyncio.create_task(serve(service, [listener], stop, drain_timeout_s))
             try:
                 async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
                     while with_worker and not front_end.engine.readiness().ready:

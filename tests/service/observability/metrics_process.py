@@ -11,25 +11,33 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.observability.exposition import exposition, join_metrics, registry_of_all, registry_of_one
+from service.observability.exposition import ProcessMetrics, exposition, join_metrics, open_metrics
 from service.observability.logs import configure_logs
-from service.observability.metrics import MULTIPROC_DIR, FrontEndMetrics, WorkerMetrics
+from service.observability.metrics import METRICS_DIR, FrontEndMetrics, WorkerMetrics
+from tests.waiting import PATIENCE_S
 
 
 def main(role: str) -> None:
+    answers = os.fdopen(os.dup(1), "w")  # standard output will be for the log
     configure_logs("warning", "console", role)
     join_metrics(role)
     registry = CollectorRegistry()
     metrics: Any = WorkerMetrics(registry, {}) if role.startswith("worker") else FrontEndMetrics(registry)
-    of_one, of_all = registry_of_one(registry), registry_of_all(registry)
+    with open_metrics(registry) as shared:
+        _obey(metrics, shared, answers)
+
+
+def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noqa: ANN401  (either role's)
+    of_one, of_all = shared.of_one(), shared.of_all()
     for line in sys.stdin:
         match json.loads(line):
             case ["scrape"]:
@@ -48,8 +56,8 @@ def main(role: str) -> None:
                 answer = getattr(metrics, method)(*arguments, **named)
             case [method, *arguments]:
                 answer = getattr(metrics, method)(*arguments)
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 class MetricsProcess:
@@ -68,12 +76,16 @@ class MetricsProcess:
         return answer
 
     def scrape(self) -> Scrape:
-        """The process's own metrics."""
+        """The process's own metrics. It then has shared them."""
         return Scrape(self.do("scrape"))
 
     def scrape_all(self) -> Scrape:
         """The metrics of all processes that share its folder."""
         return Scrape(self.do("scrape_all"))
+
+    def end(self) -> None:
+        """End it as a process of the service ends that is stopped."""
+        self._process.communicate(timeout=30)
 
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
@@ -100,12 +112,20 @@ class Scrape:
         return {one.labels[label] for one in samples}
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until what a process shares by itself has arrived."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
 @contextmanager
 def metrics_process(role: str, folder: Path | None = None) -> Iterator[MetricsProcess]:
-    """Start a process of this role, whose metrics files are in `folder`; without a folder it has none."""
-    environment = {name: value for name, value in os.environ.items() if name != MULTIPROC_DIR}
+    """Start a process of this role, whose metrics are shared in `folder`; without a folder they are not."""
+    environment = {name: value for name, value in os.environ.items() if name != METRICS_DIR}
     if folder is not None:
-        environment[MULTIPROC_DIR] = str(folder)
+        environment[METRICS_DIR] = str(folder)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.service.observability.metrics_process", role],
         env=environment,

@@ -1,15 +1,27 @@
-"""Metrics of real processes with real files: each process's own, and all together."""
+"""Metrics of real processes with real files: each process's own, and all together.
+
+A scrape of a process shares its metrics.
+"""
 
 from __future__ import annotations
 
 import os
+import resource
+import shutil
+import stat
+import time
 from importlib.metadata import version
 from pathlib import Path
 
-from service.observability.exposition import forget_process
-from tests.service.observability.metrics_process import metrics_process
+import msgspec
+import pytest
+
+from service.observability.snapshots import PUBLISH_INTERVAL_S, SUFFIX, Snapshot
+from tests.service.observability.metrics_process import metrics_process, wait_for
 
 COUNTED = "convmlp_requests_total"
+DROPPED = "convmlp_metrics_snapshots_dropped_total"
+UNREADABLE = "convmlp_metrics_snapshots_unreadable_total"
 OK = {"transport": "rest", "task": "classify", "model": "m", "outcome": "ok"}
 REQUEST = ("request", "rest", "classify", "m", "ok", 0.01)
 
@@ -40,12 +52,14 @@ def test_each_process_exposes_the_sum_of_all(tmp_path: Path) -> None:
         two.do(*REQUEST)
         one.do("in_flight", 2)
         two.do("in_flight", 3)
-        one.do("in_flight_limit", 10)
-        two.do("in_flight_limit", 10)
+        one.do("limits", 10, 1)
+        two.do("limits", 10, 1)
         one.do("stage", "decode", "classify", 0.01)
         worker.do("add_model", "m", "classify")
         worker.do("waited", "m", 0.02)
         worker.do("batch", "m", 3, 0.5)
+        for process in (one, two, worker):
+            process.scrape()
         for scrape in (one.scrape_all(), two.scrape_all(), worker.scrape_all()):
             assert scrape(COUNTED, **OK) == 2
             assert scrape("convmlp_in_flight_requests") == 5
@@ -86,22 +100,23 @@ def test_a_successor_counts_on(tmp_path: Path) -> None:
             killed.do(*REQUEST)
             killed.do("in_flight", 7)
             killed.do("workers_up", 1, 1)
+            assert killed.scrape()(COUNTED, **OK) == 1
             assert witness.scrape_all()("convmlp_in_flight_requests") == 8
             killed.kill()
-        forget_process("grpc-0", tmp_path)
         scrape = witness.scrape_all()
         assert scrape("convmlp_in_flight_requests") == 1
         assert scrape(COUNTED, **OK) == 1
         assert scrape.values("process_open_fds", "process") == {"rest-0"}
         with metrics_process("grpc-0", tmp_path) as successor:
             successor.do(*REQUEST)
+            assert successor.scrape()(COUNTED, **OK) == 2
             scrape = witness.scrape_all()
             assert scrape(COUNTED, **OK) == 2
             assert scrape("convmlp_in_flight_requests") == 1
 
 
 def test_a_lost_worker_leaves_no_readiness(tmp_path: Path) -> None:
-    """After `forget_process` a worker has no ready model and no waiting image; its counts stay."""
+    """A killed worker has no ready model and no waiting image; its counts stay."""
     with metrics_process("rest-0", tmp_path) as rest:
         with metrics_process("worker-0", tmp_path) as worker:
             worker.do("add_model", "m", "classify")
@@ -109,9 +124,9 @@ def test_a_lost_worker_leaves_no_readiness(tmp_path: Path) -> None:
             worker.do("queue", "m", 4, 100)
             worker.do("queue_limits", 256, 10**8)
             worker.do("batch", "m", 1, 0.1)
+            worker.scrape()
             assert rest.scrape_all()("convmlp_model_ready", model="m") == 1
             worker.kill()
-        forget_process("worker-0", tmp_path)
         scrape = rest.scrape_all()
         for name in ("convmlp_model_ready", "convmlp_queue_depth", "convmlp_queue_limit"):
             assert name not in scrape.families
@@ -125,9 +140,11 @@ def test_one_front_end_without_workers_is_seen(tmp_path: Path) -> None:
         two.scrape()  # it has started
         assert one.scrape_all()("convmlp_worker_up") == 0
         two.do("workers_up", 1, 2)
+        two.scrape()
         assert one.scrape_all()("convmlp_worker_up") == 0
         assert one.scrape_all()("convmlp_workers_up") == 1
         two.do("workers_up", 2, 2)
+        two.scrape()
         assert one.scrape_all()("convmlp_worker_up") == 1
         assert one.scrape_all()("convmlp_workers_up") == 2
 
@@ -160,30 +177,97 @@ def test_restarts_are_counted_once(tmp_path: Path) -> None:
         assert supervised.scrape_all()("convmlp_worker_restarts_total") is None
 
 
-def test_a_worker_that_is_half_forgotten_does_no_harm(tmp_path: Path) -> None:
-    """While a worker's files are removed one after the other, a scrape exposes the rest."""
-    with metrics_process("rest-0", tmp_path) as rest, metrics_process("worker-0", tmp_path) as worker:
-        worker.do("add_model", "m", "classify")
-        worker.kill()
-        (tmp_path / "gauge_livesum_worker-0.db").unlink()
-        scrape = rest.scrape_all()
-        assert scrape("convmlp_model_ready", model="m") == 0
-        assert "convmlp_queue_depth" not in scrape.families
+def test_metrics_are_shared_without_a_scrape(tmp_path: Path) -> None:
+    """What a process counts reaches the others by itself, and so does what it counted last before it ended."""
+    with metrics_process("rest-0", tmp_path) as one, metrics_process("rest-1", tmp_path) as two:
+        two.do(*REQUEST)
+        wait_for(lambda: one.scrape_all()(COUNTED, **OK) == 1)
+        two.do(*REQUEST)
+        two.end()
+        assert one.scrape_all()(COUNTED, **OK) == 2
 
 
-def test_a_process_that_is_just_starting_does_no_harm(tmp_path: Path) -> None:
-    """A scrape succeeds while a new process's metrics files and pid file are still empty."""
+def test_what_did_not_change_is_not_written(tmp_path: Path) -> None:
+    """An idle process leaves its file alone."""
     with metrics_process("rest-0", tmp_path) as rest:
+        rest.scrape()
+        before = snapshot_of("rest-0", tmp_path).stat()
+        time.sleep(3 * PUBLISH_INTERVAL_S)
+        assert snapshot_of("rest-0", tmp_path).stat() == before
+
+
+def test_a_deleted_folder_comes_back(tmp_path: Path) -> None:
+    """After something deleted the folder, counts go on where they were, those of ended processes included."""
+    folder = tmp_path / "metrics"
+    with metrics_process("rest-0", folder) as one, metrics_process("rest-1", folder) as two:
+        with metrics_process("grpc-0", folder) as ended:
+            ended.do(*REQUEST)
+            ended.scrape()
+        one.do(*REQUEST)
+        two.do(*REQUEST)
+        one.scrape()
+        two.scrape()
+        for process in (one, two):
+            assert process.scrape_all()(COUNTED, **OK) == 3
+        shutil.rmtree(folder)
+        one.do(*REQUEST)
+        assert one.scrape_all()(COUNTED, **OK) == 4
+        wait_for(lambda: two.scrape_all()(COUNTED, **OK) == 4)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert one.scrape()(DROPPED) == 0
+
+
+def test_a_snapshot_that_cannot_be_written_is_dropped_and_counted(tmp_path: Path) -> None:
+    """Without a place for its snapshots a process counts and exposes its own metrics; later it shares them again."""
+    folder = tmp_path / "absent" / "metrics"
+    with metrics_process("rest-0", folder) as rest:
         rest.do(*REQUEST)
-        (tmp_path / "counter_rest-1.db").touch()
-        (tmp_path / "rest-1.pid").touch()
+        scrape = rest.scrape_all()
+        assert scrape(COUNTED, **OK) == 1
+        wait_for(lambda: (rest.scrape()(DROPPED) or 0) > 2)
+        folder.parent.mkdir()
+        wait_for(snapshot_of("rest-0", folder).is_file)
+        assert [file.name for file in folder.iterdir()] == [f"rest-0{SUFFIX}"]
+
+
+def test_a_full_disk_costs_a_snapshot(tmp_path: Path) -> None:
+    """A file that cannot grow leaves the last whole snapshot in place, and no half one beside it."""
+    with metrics_process("rest-0", tmp_path) as rest, metrics_process("rest-1", tmp_path) as witness:
+        rest.do(*REQUEST)
+        rest.scrape()
+        resource.prlimit(rest.pid, resource.RLIMIT_FSIZE, (100, 100))
+        rest.do(*REQUEST)
+        assert rest.scrape_all()(COUNTED, **OK) == 2
+        assert (rest.scrape()(DROPPED) or 0) > 0
+        assert witness.scrape_all()(COUNTED, **OK) == 1
+        assert {file.suffix for file in tmp_path.iterdir()} == {SUFFIX}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"no snapshot", msgspec.msgpack.encode([2, 1, 1, []]), msgspec.msgpack.encode([1, 1, 1, [["name"]]])],
+)
+def test_a_damaged_snapshot_is_left_out_and_counted(tmp_path: Path, damage: bytes) -> None:
+    """Of a process whose snapshot was read before, the earlier one stays: counters do not fall and rise again."""
+    with metrics_process("rest-0", tmp_path) as rest:
+        with metrics_process("grpc-0", tmp_path) as known:
+            known.do(*REQUEST)
+            known.scrape()
+            assert rest.scrape_all()(COUNTED, **OK) == 1
+            known.kill()
+        for role in ("grpc-0", "grpc-1"):
+            snapshot_of(role, tmp_path).write_bytes(damage)
+        assert rest.scrape_all()(COUNTED, **OK) == 1
+        assert rest.scrape()(UNREADABLE) == 2
+        with metrics_process("grpc-1", tmp_path) as successor:
+            assert successor.scrape()(UNREADABLE) == 1
         scrape = rest.scrape_all()
         assert scrape(COUNTED, **OK) == 1
         assert scrape.values("process_open_fds", "process") == {"rest-0"}
 
 
 def test_every_process_knows_which_gpus_are_used(tmp_path: Path) -> None:
-    """A worker's GPU is in its own metrics and in those of all processes, until the worker is forgotten."""
+    """A worker's GPU is in its own metrics and in those of all processes, until the worker ends."""
     with metrics_process("rest-0", tmp_path) as rest:
         with metrics_process("worker-0", tmp_path) as worker:
             assert "gpu" not in rest.scrape_all().text
@@ -191,16 +275,22 @@ def test_every_process_knows_which_gpus_are_used(tmp_path: Path) -> None:
             for scrape in (worker.scrape(), rest.scrape_all()):
                 assert scrape("convmlp_gpu_info", gpu="GPU-1", name="NVIDIA H200", device="cuda:0") == 1
             worker.kill()
-        forget_process("worker-0", tmp_path)
         assert "gpu" not in rest.scrape_all().text
 
 
 def test_a_process_that_ended_has_no_figures(tmp_path: Path) -> None:
-    """A process that ended has no process figures, even before its supervisor notices; the others keep theirs."""
+    """A process that ended has no process figures, even if another one now has its number; the others keep theirs."""
     with metrics_process("rest-0", tmp_path) as rest:
         with metrics_process("rest-1", tmp_path) as ended:
             ended.scrape()
+            assert rest.scrape_all().values("process_open_fds", "process") == {"rest-0", "rest-1"}
             ended.kill()
-        assert (tmp_path / "rest-1.pid").read_text() == str(ended.pid)
-        assert not os.path.exists(f"/proc/{ended.pid}")  # noqa: PTH110
         assert rest.scrape_all().values("process_open_fds", "process") == {"rest-0"}
+        snapshot = msgspec.msgpack.decode(snapshot_of("rest-1", tmp_path).read_bytes(), type=Snapshot)
+        reused = msgspec.structs.replace(snapshot, pid=os.getpid())
+        snapshot_of("rest-1", tmp_path).write_bytes(msgspec.msgpack.encode(reused))
+        assert rest.scrape_all().values("process_open_fds", "process") == {"rest-0"}
+
+
+def snapshot_of(role: str, folder: Path) -> Path:
+    return folder / f"{role}{SUFFIX}"

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from service.observability.exposition import exposition, registry_of_one
+from service.observability.exposition import exposition, open_metrics
 from service.observability.gpu import MAX_AGE_S, GpuFigures, load_nvml
 from service.observability.metrics import WorkerMetrics
 
@@ -110,14 +110,16 @@ def test_the_gpus_in_use_have_samples(figures: GpuFigures) -> None:
 def test_a_scrape_has_the_workers_gpu(figures: GpuFigures, nvml: FakeNvml, clock: Clock) -> None:
     """A scrape has the GPU's figures once the worker has named its GPU, read anew each time."""
     own = CollectorRegistry()
-    metrics, registry = WorkerMetrics(own, {}), registry_of_one(own, figures)
-    assert b"gpu" not in exposition(registry)[0]
-    metrics.uses_gpu(OTHER, "NVIDIA H200", "cuda:0")
-    for used in (1 * GIB, 2 * GIB):
-        nvml.memory[OTHER] = (used, 80 * GIB)
-        clock.now_s += 10
-        assert registry.get_sample_value("convmlp_gpu_memory_used_bytes", {"gpu": OTHER}) == used
-        assert registry.get_sample_value("convmlp_gpu_memory_used_bytes", {"gpu": ONE}) is None
+    metrics = WorkerMetrics(own, {})
+    with open_metrics(own) as shared:
+        registry = shared.of_one(figures)
+        assert b"gpu" not in exposition(registry)[0]
+        metrics.uses_gpu(OTHER, "NVIDIA H200", "cuda:0")
+        for used in (1 * GIB, 2 * GIB):
+            nvml.memory[OTHER] = (used, 80 * GIB)
+            clock.now_s += 10
+            assert registry.get_sample_value("convmlp_gpu_memory_used_bytes", {"gpu": OTHER}) == used
+            assert registry.get_sample_value("convmlp_gpu_memory_used_bytes", {"gpu": ONE}) is None
 
 
 def test_without_a_gpu_nvml_is_not_even_loaded() -> None:

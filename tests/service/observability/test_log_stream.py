@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.observability.log_stream import REPORT_INTERVAL_S, LogStream
+from service.observability.logs import REPORT_INTERVAL_S, LogStream
 from tests.fakes import FakeClock
 
 LINE = "a line of the log\n"

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from model.errors import ConvMLPError, ImageUndecodable
 from service.errors import DOMAIN_ERRORS, Overloaded, RateLimited, Refusal, RetryLater, Unauthenticated
-from service.observability.metrics import FrontEndMetrics, WorkerMetrics
+from service.observability.metrics import GAUGE_MERGE, FrontEndMetrics, WorkerMetrics
 from tests.service.observability.metrics_process import metrics_process
 
 FRONT_END = {
@@ -115,3 +115,13 @@ def test_the_best_batch_has_a_sample_while_its_model_is_served() -> None:
     assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) == 4
     metrics.remove_model("m")
     assert registry.get_sample_value("convmlp_best_batch_size", {"model": "m"}) is None
+
+
+def test_every_gauge_has_a_rule_for_several_processes() -> None:
+    """Each gauge is in the table, and the table has no others."""
+    registry = CollectorRegistry()
+    FrontEndMetrics(registry)
+    worker = CollectorRegistry()
+    WorkerMetrics(worker, {})
+    gauges = {one.name for each in (registry, worker) for one in each.collect() if one.type == "gauge"}
+    assert gauges == GAUGE_MERGE.keys()

@@ -49,7 +49,7 @@ def worker_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "worker"],
-            env={**os.environ, **environment, "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics")},
+            env={**os.environ, **environment, "CONVMLP_METRICS_DIR": str(folder / "metrics")},
             stdin=subprocess.DEVNULL,
             stderr=log,
         )

@@ -41,7 +41,6 @@ HEADERS = {
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
@@ -118,7 +117,7 @@ def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
 def page_routes() -> APIRouter:
     router = APIRouter(include_in_schema=False)
     for path, file in FILES.items():
-        router.add_api_route(path, _page(file), methods=["GET", "HEAD"])
+        router.add_api_route(path, _page(file), methods=["GET"])
     return router
 
 

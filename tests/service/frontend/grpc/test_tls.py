@@ -7,7 +7,6 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -21,53 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
-from service.frontend.grpc.tls import CertificateFiles, InvalidCertificates, certificate_files, server_credentials
-from service.settings import Settings
+from service.frontend.core.tls import CertificateFiles, InvalidCertificates
+from service.frontend.grpc.tls import server_credentials
 from tests.e2e.convmlp_process import started
+from tests.service.frontend.certificates import Authority, authority_in, replace
 from tests.service.frontend.grpc_server import health_of, open_rpc, refusal
-
-
-@dataclass(frozen=True)
-class Authority:
-    """An authority, and the files of a server with its certificate."""
-
-    ca: trustme.CA
-    folder: Path
-
-    @property
-    def files(self) -> CertificateFiles:
-        return CertificateFiles(self.folder / "server.pem", self.folder / "server.key", None)
-
-    @property
-    def mutual(self) -> CertificateFiles:
-        """The same, and clients need a certificate of this authority."""
-        return CertificateFiles(self.files.certificate, self.files.key, self.folder / "ca.pem")
-
-    def issue(self) -> None:
-        """Write a new certificate and its key; each file is replaced atomically."""
-        issued = self.ca.issue_cert("localhost")
-        chain = b"".join(one.bytes() for one in issued.cert_chain_pems)
-        _replace(self.files.certificate, chain)
-        _replace(self.files.key, issued.private_key_pem.bytes())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(data)
-    fresh.replace(path)
-
-
-def authority_in(folder: Path) -> Authority:
-    folder.mkdir()
-    authority = Authority(trustme.CA(), folder)
-    authority.ca.cert_pem.write_to_path(folder / "ca.pem")
-    authority.issue()
-    return authority
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return authority_in(tmp_path / "one")
 
 
 @asynccontextmanager
@@ -131,7 +88,7 @@ async def test_renewed_certificates_are_used(authority: Authority, tmp_path: Pat
     async with open_rpc(credentials=server_credentials(authority.mutual)) as rpc:
         assert await connects(rpc.address, authority, caller)
         for path in other.folder.iterdir():
-            _replace(authority.folder / path.name, path.read_bytes())
+            replace(authority.folder / path.name, path.read_bytes())
         assert await connects(rpc.address, other, others_caller)
         assert not await connects(rpc.address, authority, others_caller)
         assert not await connects(rpc.address, other, caller)
@@ -143,12 +100,12 @@ async def test_a_failed_renewal_leaves_the_last_valid_certificate(authority: Aut
         old, old_key = authority.files.certificate.read_text(), authority.files.key.read_bytes()
         authority.issue()
         new, new_key = authority.files.certificate.read_text(), authority.files.key.read_bytes()
-        _replace(authority.files.key, old_key)
+        replace(authority.files.key, old_key)
         assert old.startswith(await shown(rpc.address))
         authority.files.key.unlink()
         assert old.startswith(await shown(rpc.address))
         assert await connects(rpc.address, authority)
-        _replace(authority.files.key, new_key)
+        replace(authority.files.key, new_key)
         assert new.startswith(await shown(rpc.address))
         assert await connects(rpc.address, authority)
 
@@ -187,19 +144,3 @@ def test_invalid_files_are_refused(authority: Authority, tmp_path: Path) -> None
             server_credentials(files)
         assert "PEM" in str(refused.value)
     server_credentials(CertificateFiles(certificate, key, client_ca))
-
-
-def test_certificate_and_key_come_together() -> None:
-    """Without files there is no TLS; a certificate or key alone, or a client authority alone, is an error."""
-    some = Path("some.pem")
-    assert certificate_files(Settings()) is None
-    assert certificate_files(Settings(grpc_tls_certificate=some, grpc_tls_key=some)) == CertificateFiles(
-        some, some, None
-    )
-    for incomplete in (
-        Settings(grpc_tls_certificate=some),
-        Settings(grpc_tls_key=some),
-        Settings(grpc_tls_client_ca=some),
-    ):
-        with pytest.raises(InvalidCertificates, match="grpc_tls_key"):
-            certificate_files(incomplete)

@@ -6,14 +6,19 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx2
 import pytest
 import uvicorn
+from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.frontend.http.server import CONNECTION, MAX_HEAD_BYTES, BoundedHttp, Server
+from service.frontend.http.connections import Connections
+from service.frontend.http.refusals import MAX_HEAD_BYTES
+from service.frontend.http.server import CONNECTION, BoundedHttp, HttpService, Server
+from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import Rest, picture, problem_of
 from tests.waiting import until
 
@@ -30,7 +35,9 @@ async def connection_server(
 ) -> AsyncIterator[tuple[Server, tuple[str, int]]]:
     """A server, by default for what happens before a request is complete; and its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = Server(uvicorn.Config(app, http=protocol, lifespan="off", ws="none", log_config=None))
+    service = HttpService(app, app, Connections(100, FrontEndMetrics(CollectorRegistry())))
+    http = partial(protocol, service)
+    server = Server(uvicorn.Config(app, http=http, lifespan="off", ws="none", log_config=None))  # type: ignore[arg-type]
     serving = asyncio.create_task(server.serve([listener]))
     try:
         yield server, listener.getsockname()

@@ -1,0 +1,8 @@
+"""The containers of encoded pictures, read without a decoder: headers, and the parts that decoding needs.
+
+A decoder's work follows what a file declares, which costs its sender a few bytes: pixels, scans, chunks. So the header
+is read here, in bounded time, before a decoder sees the file, and the decoder gets only the parts that it needs.
+
+A module a format: `read_header(data)` reads the header, `load(data)` decodes. JPEG, which nearly every request sends,
+is in `model/decode.py`; its table lists all formats.
+"""

@@ -1,0 +1,183 @@
+"""WebP: the still picture, or an animation's first frame.
+
+OpenCV decodes it. Pillow's decoder makes the same pixels, but holds four copies of them, each of four bytes a pixel,
+takes twice the time, and holds the GIL meanwhile.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from model.containers.header import (
+    DECODED_BYTES,
+    MAX_HEADER_PARTS,
+    UPRIGHT,
+    Header,
+    ImageFormat,
+    exif_orientation,
+    header_of,
+    too_many_parts,
+)
+from model.errors import ImageUndecodable
+from model.types import UInt8Array
+
+HAS_ALPHA, IS_ANIMATED = 0x10, 0x02
+"""Flags of an extended file."""
+ALPHA, LOSSY, LOSSLESS, EXTENDED, FRAME, EXIF = b"ALPH", b"VP8 ", b"VP8L", b"VP8X", b"ANMF", b"EXIF"
+"""Kinds of chunks."""
+FILE_HEADER_BYTES, CHUNK_HEADER_BYTES, FRAME_HEADER_BYTES = 12, 8, 16
+
+LOSSY_COST, LOSSLESS_COST, ALPHA_COST = 2, 6, 4
+"""Of a pixel."""
+LOSSY_BYTE_COST, LOSSLESS_BYTE_COST = 16, 1.5
+"""Of an encoded byte."""
+LOSSLESS_BYTES = 8
+"""Of a pixel at the peak: a lossless picture, or alpha, is decoded to four bytes, and copied to as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where a file's first picture is. Sides, left and top in pixels of the canvas; chunks as (start, end)."""
+
+    canvas: tuple[int, int]
+    frame: tuple[int, int]
+    left: int
+    top: int
+    flags: int
+    chunks: list[tuple[int, int]]
+    lossless: bool
+    end: int
+    """Where metadata may follow."""
+
+    @property
+    def still(self) -> bool:
+        return not self.flags & IS_ANIMATED
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a WebP; its size is the canvas's.
+
+    Raises:
+        struct.error, IndexError: truncated.
+        ImageUndecodable, ImageTooLarge: no picture; too many chunks.
+    """
+    layout = _layout(data)
+    width, height = layout.canvas
+    alpha = bool(layout.flags & HAS_ALPHA)
+    encoded_bytes = sum(end - start for start, end in layout.chunks)
+    if layout.lossless:
+        cost = LOSSLESS_COST * width * height + LOSSLESS_BYTE_COST * encoded_bytes
+    else:
+        cost = (LOSSY_COST + ALPHA_COST * alpha) * width * height + LOSSY_BYTE_COST * encoded_bytes
+    pixel_bytes = LOSSLESS_BYTES if layout.lossless or alpha else DECODED_BYTES
+    return header_of(ImageFormat.WEBP, width, height, cost, pixel_bytes=pixel_bytes, layout=layout)
+
+
+def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
+    """The picture as it is stored, uint8 (H, W, 3 or 4): BGR, or BGRA; and its EXIF orientation.
+
+    Raises:
+        struct.error, ImageTooLarge: too many chunks, or damaged ones.
+        ValueError: corrupt, or out of memory.
+    """
+    layout = header.layout
+    assert isinstance(layout, _Layout)
+    picture: Any = cv2.imdecode(np.frombuffer(_encoded(data, layout), np.uint8), cv2.IMREAD_UNCHANGED)
+    width, height = layout.frame
+    if picture is None or picture.shape[:2] != (height, width):
+        raise ValueError("OpenCV cannot decode the picture")
+    orientation = _orientation(data, layout.end)
+    if layout.still:
+        return picture, orientation
+    has_alpha = bool(layout.flags & HAS_ALPHA)
+    if picture.shape[2] == 4 and not has_alpha:
+        picture = cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR)
+    if layout.frame != layout.canvas:
+        # Around the frame the canvas is transparent, which is white here; without alpha it is black.
+        around = 255 if has_alpha and picture.shape[2] == 3 else 0
+        canvas = np.full((layout.canvas[1], layout.canvas[0], picture.shape[2]), around, np.uint8)
+        canvas[layout.top : layout.top + height, layout.left : layout.left + width] = picture
+        picture = canvas
+    return picture, orientation
+
+
+def _layout(data: bytes) -> _Layout:
+    chunks = _chunks(data, FILE_HEADER_BYTES, len(data))
+    kind, start, end = next(chunks, (b"", 0, 0))
+    if kind == LOSSY:
+        width, height = struct.unpack_from("<HH", data, start + 14)
+        sides = width & 0x3FFF, height & 0x3FFF
+        return _Layout(sides, sides, 0, 0, 0, [(start, end)], False, len(data))
+    if kind == LOSSLESS:
+        (bits,) = struct.unpack_from("<I", data, start + 9)
+        sides = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        return _Layout(sides, sides, 0, 0, HAS_ALPHA * (bits >> 28 & 1), [(start, end)], True, len(data))
+    if kind != EXTENDED:
+        raise _no_picture()
+    flags = data[start + 8]
+    canvas = frame = _sides(data, start + 12)
+    left = top = 0
+    if flags & IS_ANIMATED:
+        start, frame_end = next(((start, end) for kind, start, end in chunks if kind == FRAME), (0, 0))
+        if not start:
+            return _Layout(canvas, canvas, 0, 0, flags, [], True, len(data))
+        x, y = _sides(data, start + 8)
+        left, top, frame = 2 * (x - 1), 2 * (y - 1), _sides(data, start + 14)
+        if left + frame[0] > canvas[0] or top + frame[1] > canvas[1]:
+            raise ImageUndecodable("the WebP's first frame exceeds its canvas; save it again")
+        chunks = _chunks(data, start + CHUNK_HEADER_BYTES + FRAME_HEADER_BYTES, min(frame_end, len(data)))
+    picture: list[tuple[int, int]] = []
+    for kind, start, end in chunks:
+        if kind == ALPHA:
+            picture = [(start, end)]
+        elif kind in (LOSSY, LOSSLESS):
+            return _Layout(canvas, frame, left, top, flags, [*picture, (start, end)], kind == LOSSLESS, end)
+    return _Layout(canvas, frame, left, top, flags, [], True, len(data))
+
+
+def _encoded(data: bytes, layout: _Layout) -> bytes:
+    """A still WebP file of the picture's chunks alone, with alpha where the file has it, or an animation's frame."""
+    flags = layout.flags & HAS_ALPHA if layout.still else HAS_ALPHA * (len(layout.chunks) > 1)
+    width, height = layout.frame
+    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunks: list[bytes | memoryview] = [memoryview(data)[start:end] for start, end in layout.chunks]
+    if len(chunks) > 1 or flags:
+        chunks.insert(0, EXTENDED + struct.pack("<IB3x", 10, flags) + sides)
+    length = 4 + sum(map(len, chunks))
+    # A last byte of padding may be missing.
+    return b"".join((b"RIFF", struct.pack("<I", length + (length & 1)), b"WEBP", *chunks, bytes(length & 1)))
+
+
+def _orientation(data: bytes, start: int) -> int:
+    exif = next(((start, end) for kind, start, end in _chunks(data, start, len(data)) if kind == EXIF), None)
+    return UPRIGHT if exif is None else exif_orientation(data[exif[0] + CHUNK_HEADER_BYTES : exif[1]])
+
+
+def _chunks(data: bytes, offset: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The kind of each chunk, and where it starts and ends, padding included."""
+    for _ in range(MAX_HEADER_PARTS):
+        if offset + CHUNK_HEADER_BYTES > end:
+            return
+        kind, length = struct.unpack_from("<4sI", data, offset)
+        chunk_end = offset + CHUNK_HEADER_BYTES + length + (length & 1)
+        yield kind, offset, chunk_end
+        offset = chunk_end
+    raise too_many_parts(ImageFormat.WEBP, "chunks", MAX_HEADER_PARTS)
+
+
+def _sides(data: bytes, offset: int) -> tuple[int, int]:
+    """Two numbers of 24 bits, stored less one."""
+    if offset + 6 > len(data):
+        raise struct.error("truncated")
+    low = int.from_bytes(data[offset : offset + 3], "little")
+    return low + 1, int.from_bytes(data[offset + 3 : offset + 6], "little") + 1
+
+
+def _no_picture() -> ImageUndecodable:
+    return ImageUndecodable("the WebP has no picture; send one with a picture")

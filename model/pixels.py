@@ -1,0 +1,165 @@
+"""Decoded pixels → upright RGB, with few copies: a large picture takes at most six bytes a pixel at any time.
+
+Pillow stores a pixel of RGB, RGBA or CMYK in four bytes. Its memory is exported as an Arrow array, so NumPy and OpenCV
+read and write it in place. Conversions run in strips: a converted strip overwrites the one that it was made of.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from model.types import UInt8Array
+
+STRIP_PIXELS = 1 << 18
+RELEASED_BYTES = 2 << 20
+"""Memory is released in multiples of a huge page: the kernel keeps the rest of one whose part is released."""
+WHITE = (255, 255, 255)
+PIXEL_BYTES = 4
+"""Of Pillow's modes with several channels."""
+
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""EXIF orientations that swap width and height."""
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+"""EXIF orientation → OpenCV's number of the flip that makes it upright, of a sideways one after transposition."""
+
+# So large that Pillow stores every picture that is accepted in one block, as its Arrow export needs. It allocates what
+# the picture takes. Large blocks are mapped, and unmapped with the picture.
+PIL.Image.core.set_block_size((1 << 31) - (1 << 20))  # type: ignore[attr-defined]
+
+
+class _ArrowArray(ctypes.Structure):
+    """The beginning of https://arrow.apache.org/docs/format/CDataInterface.html."""
+
+
+_ArrowArray._fields_ = [
+    *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers", "n_children")),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+]
+
+_pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+_madvise = getattr(ctypes.CDLL(None), "madvise", None)
+if _madvise is not None:
+    _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MADV_DONTNEED = 4
+
+
+class _Exported:
+    """An image's memory, for NumPy. It lives as long as the array."""
+
+    def __init__(self, image: PIL.Image.Image) -> None:
+        self._capsules = image.__arrow_c_array__()
+        array = _ArrowArray.from_address(_pointer_of(self._capsules[1], b"arrow_array"))
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (image.height, image.width, PIXEL_BYTES),
+            "data": (array.children[0].contents.buffers[1], False),
+        }
+
+
+def pillow_pixels(image: PIL.Image.Image) -> UInt8Array:
+    """An image's memory: uint8 (H, W, 4), writable, not copied. The mode has several channels of 8 bits.
+
+    Raises:
+        ValueError: more than 2 GiB.
+    """
+    return np.asarray(_Exported(image))
+
+
+def as_array(source: PIL.Image.Image | UInt8Array) -> UInt8Array:
+    """The pixels of Pillow's image in mode RGB, or of an array: uint8 (H, W, 3 or 4), not copied."""
+    return source if isinstance(source, np.ndarray) else pillow_pixels(source)
+
+
+def upright_rgb(decoded: PIL.Image.Image | UInt8Array, orientation: int) -> UInt8Array:
+    """The upright picture, uint8 (H, W, 3 or 4): RGB, and a fourth channel without meaning. It may be `decoded` itself.
+
+    `decoded` is an image of Pillow in any mode, or OpenCV's BGR or BGRA. Transparency is composited on white. Samples
+    of 16 bits keep their high byte. `orientation` is EXIF's, 1 to 8.
+    """
+    pixels = _bgr_to_rgb(decoded) if isinstance(decoded, np.ndarray) else _pillow_to_rgb(decoded)
+    if orientation in SIDEWAYS:
+        stored = packed(pixels)
+        pixels = np.empty((stored.shape[1], stored.shape[0], 3), np.uint8)
+        cv2.transpose(stored, dst=pixels)
+    if orientation in _FLIPS:
+        cv2.flip(pixels, _FLIPS[orientation], dst=pixels)
+    return pixels
+
+
+def packed(pixels: UInt8Array) -> UInt8Array:
+    """The first three of four channels: uint8 (H, W, 3), contiguous. The memory of `pixels` is released meanwhile.
+
+    Three channels are returned as they are.
+    """
+    height, width, channels = pixels.shape
+    if channels == 3:
+        return pixels
+    rgb = np.empty((height, width, 3), np.uint8)
+    flat, flat_rgb = pixels.reshape(1, -1, channels), rgb.reshape(1, -1, 3)
+    for start in range(0, height * width, STRIP_PIXELS):
+        part = np.s_[:, start : start + STRIP_PIXELS]
+        cv2.cvtColor(flat[part], cv2.COLOR_RGBA2RGB, dst=flat_rgb[part])
+        _release(flat[:, : start + STRIP_PIXELS])
+    return rgb
+
+
+def _release(pixels: UInt8Array) -> None:
+    """Give memory back to the system. Its content is lost; what else lies in its pages is kept."""
+    start = -(-pixels.ctypes.data // RELEASED_BYTES) * RELEASED_BYTES
+    end = (pixels.ctypes.data + pixels.nbytes) // RELEASED_BYTES * RELEASED_BYTES
+    if _madvise is not None and end > start:
+        _madvise(start, end - start, _MADV_DONTNEED)
+
+
+def _pillow_to_rgb(image: PIL.Image.Image) -> UInt8Array:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return pillow_pixels(image)
+    in_place = image.mode in ("RGB", "RGBA", "CMYK", "LA", "PA")
+    pixels = pillow_pixels(image if in_place else PIL.Image.new("RGB", image.size))
+    for left, top, right, bottom in _boxes(image.width, image.height):
+        part = _strip_to_rgb(image.crop((left, top, right, bottom)))
+        pixels[top:bottom, left:right] = pillow_pixels(part)
+    return pixels
+
+
+def _strip_to_rgb(strip: PIL.Image.Image) -> PIL.Image.Image:
+    if strip.mode == "I;16":
+        # Pillow's own conversion clips at 255. The high byte is also what its parsers keep of 16-bit colour.
+        high = (np.asarray(strip) >> 8).astype(np.uint8)
+        return PIL.Image.fromarray(high).convert("RGB")
+    if strip.has_transparency_data:
+        rgba = strip.convert("RGBA")
+        on_white = PIL.Image.new("RGB", strip.size, WHITE)
+        on_white.paste(rgba, mask=rgba)
+        return on_white
+    return strip if strip.mode == "RGB" else strip.convert("RGB")
+
+
+def _bgr_to_rgb(pixels: UInt8Array) -> UInt8Array:
+    height, width, channels = pixels.shape
+    for left, top, right, bottom in _boxes(width, height):
+        part = pixels[top:bottom, left:right]
+        if channels == 3:
+            part[:] = cv2.cvtColor(part, cv2.COLOR_BGR2RGB)
+        else:
+            rgba = PIL.Image.fromarray(cv2.cvtColor(part, cv2.COLOR_BGRA2RGBA))
+            part[:] = pillow_pixels(_strip_to_rgb(rgba))
+    return pixels
+
+
+def _boxes(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Strips of a picture, as (left, top, right, bottom)."""
+    columns = min(width, STRIP_PIXELS)
+    rows = max(STRIP_PIXELS // columns, 1)
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield left, top, min(left + columns, width), min(top + rows, height)

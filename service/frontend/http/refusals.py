@@ -1,0 +1,99 @@
+"""Answers of the HTTP server itself, where there is no request that the application could answer.
+
+They are problem+json, as all errors are. Each ends its connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import httptools
+import msgspec
+
+from service.errors import ConnectionEnd
+from service.frontend.core.request_log import usable_id
+from service.frontend.http.problems import PROBLEM_MEDIA_TYPE, problem
+
+MAX_HEAD_BYTES = 64 * 2**10
+"""Request line and headers together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """`end` is for the metrics; `code` is the last part of the problem's type."""
+
+    end: ConnectionEnd
+    code: str
+    status: HTTPStatus
+    title: str
+    detail: str
+    retry_after_s: int | None = None
+
+    def response(self) -> bytes:
+        """The whole response, with a request id of its own."""
+        request_id = usable_id("")
+        body = msgspec.json.encode(problem(self.code, self.status, self.title, self.detail, f"#{request_id}"))
+        retry = "" if self.retry_after_s is None else f"retry-after: {self.retry_after_s}\r\n"
+        head = (
+            f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\n"
+            f"content-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n{retry}"
+            f"x-content-type-options: nosniff\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+        )
+        return head.encode("ascii") + body
+
+
+HEAD_TOO_LARGE = Refusal(
+    ConnectionEnd.HEAD_TOO_LARGE,
+    "head-too-large",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "The request's head is too large",
+    f"the request line and the headers have more than {MAX_HEAD_BYTES:,} bytes; send images in the body",
+)
+HEAD_TIMEOUT = Refusal(
+    ConnectionEnd.HEAD_TIMEOUT,
+    "head-timeout",
+    HTTPStatus.REQUEST_TIMEOUT,
+    "The request's head did not arrive in time",
+    "no complete request line and headers arrived in time; send them at once, and the body after them",
+)
+TOO_MUCH_PIPELINED = Refusal(
+    ConnectionEnd.PIPELINED,
+    "overloaded",
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "The service is overloaded",
+    "too many requests wait behind unanswered ones of the same connections; read answers before sending more",
+    retry_after_s=1,
+)
+CONNECT = Refusal(
+    ConnectionEnd.MALFORMED,
+    "method-not-allowed",
+    HTTPStatus.NOT_IMPLEMENTED,
+    "Method not implemented",
+    "CONNECT is for proxies, and this service is none; see /docs",
+)
+_VERSIONS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
+"""llhttp's reasons for a request of another version; the second is HTTP/2's preface."""
+
+
+def malformed(error: httptools.HttpParserError) -> Refusal:
+    """The refusal of what the parser does not accept."""
+    reason = str(error)
+    if reason in _VERSIONS:
+        return Refusal(
+            ConnectionEnd.MALFORMED,
+            "http-version",
+            HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+            "HTTP version not supported",
+            "this port takes HTTP/1.1 and HTTP/1.0; gRPC has a port of its own",
+        )
+    if isinstance(error, httptools.HttpParserCallbackError):  # it has no reason of its own
+        reason = "the request's target is not a valid path"
+    reason = reason[:1].lower() + reason[1:]
+    return Refusal(
+        ConnectionEnd.MALFORMED,
+        "malformed-request",
+        HTTPStatus.BAD_REQUEST,
+        "The request is not valid HTTP",
+        f"the request is not valid HTTP/1.1 (RFC 9112): {reason}",
+    )

@@ -1,0 +1,58 @@
+"""A worker's address: its socket's file is made again when something deleted it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from service.wire.messages import PROTOCOL, Hello, encode
+from service.wire.worker_endpoint import Envelope, WorkerEndpoint
+from tests.waiting import until
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path, as sockets need."""
+    with tempfile.TemporaryDirectory(prefix="convmlp-test-") as name:
+        folder = Path(name) / "run"
+        folder.mkdir()
+        yield folder
+
+
+async def test_a_deleted_socket_is_made_again(folder: Path) -> None:
+    """Connections from before live on, and new ones are accepted, once the socket's folder exists again."""
+    file = folder / "worker"
+    received: list[Envelope] = []
+    async with WorkerEndpoint(f"ipc://{file}") as endpoint:
+        serving = asyncio.create_task(endpoint.run(received.append, lambda: None))
+        with zmq.Context() as context, dealer(context, file) as old:
+            greet(old)
+            await until(lambda: len(received) == 1)
+            shutil.rmtree(folder)
+            greet(old)
+            await until(lambda: len(received) == 2)
+            await asyncio.to_thread(folder.mkdir)
+            await until(file.exists)
+            with dealer(context, file) as new:
+                for connection in (old, new):
+                    greet(connection)
+                await until(lambda: len(received) == 4)
+        assert len({envelope.sender for envelope in received}) == 2
+        serving.cancel()
+
+
+def dealer(context: zmq.Context[zmq.Socket[bytes]], file: Path) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.connect(f"ipc://{file}")
+    return socket
+
+
+def greet(connection: zmq.Socket[bytes]) -> None:
+    connection.send(encode(Hello(PROTOCOL, ())))
