@@ -43,10 +43,12 @@ def runtime_parents(environment: Mapping[str, str]) -> list[Path]:
     """
     session = Path(f"/run/user/{os.geteuid()}")
     given = environment.get("XDG_RUNTIME_DIR")
-    parents = [Path(given)] if given else []
+    parents = [Path(given)] if given and Path(given).is_absolute() else []
     parents += [session, Path("/run")]
     lasting = parents if _lingers() else [parent for parent in parents if parent != session]
-    return [*lasting, Path(tempfile.gettempdir())]
+    with contextlib.suppress(FileNotFoundError):  # each is full
+        lasting.append(Path(tempfile.gettempdir()))
+    return lasting
 
 
 class RuntimeFolder:
