@@ -131,13 +131,11 @@ class FrontEndMetrics:
             "convmlp_connections",
             "HTTP connections that are open",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._connections_limit = Gauge(
             "convmlp_connections_limit",
             "Limit of HTTP connections; beyond it only probes are answered",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._connections_ended = Counter(
             "convmlp_connections_ended",
