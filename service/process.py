@@ -166,7 +166,7 @@ def keep_freed_memory() -> None:
 
 
 async def release_when_idle(window_s: float = IDLE_WINDOW_S) -> None:
-    """Return freed memory to the kernel in the first idle window after a busy one. Never returns.
+    """Return freed memory to the kernel in the first idle window after a busy one, until cancelled.
 
     The next request takes it back page by page, which a busy process would have to do all the time.
     """

@@ -19,6 +19,7 @@ from service.wire.curve import InsecureWire, worker_wire
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.model_registry import StateFile
 from service.worker.runner import DeviceLost, DeviceMissing
+from service.worker.state_folder import StateFolder
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
 
@@ -52,12 +53,21 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
 
+    state = StateFolder(settings.state_folder)
+
     def make_runner(settings: Settings) -> TorchRunner:
-        runner = TorchRunner((), settings)
+        runner = TorchRunner((), settings, state)
         if gpu := runner.gpu():
             metrics.uses_gpu(*gpu, runner.device)
         return runner
 
+<<<<<<< HEAD
+    try:
+        await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
+    finally:
+        exporter.shutdown()
+        exporter.server_close()
+=======
     with open_metrics(registry) as shared:
         exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, shared.of_one())
         log.info(
@@ -71,6 +81,7 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
         finally:
             exporter.shutdown()
             exporter.server_close()
+>>>>>>> main
 
 
 def _bundles(settings: Settings) -> list[Bundle]:

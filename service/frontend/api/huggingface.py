@@ -32,7 +32,7 @@ from service.frontend.api.huggingface_schemas import (
 )
 from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import PARAMETERS, parse_params
-from service.frontend.http.body import from_base64
+from service.frontend.http.body import image_of
 from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
 from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.settings import Settings
@@ -187,7 +187,7 @@ def _select_model(models: Sequence[ModelStatus], parameters: Parameters) -> Mode
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
     """`options` are hints to Hugging Face's own servers (caches, cold models) and change no answer."""
 
-    inputs: str
+    inputs: msgspec.Raw
     parameters: msgspec.Raw = msgspec.Raw(b"null")
     options: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -212,6 +212,7 @@ def read_json(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
     """
     try:
         document = msgspec.json.decode(body, type=_Body)
+        image = image_of(document.inputs, "inputs")
     except msgspec.ValidationError as error:
         raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -219,7 +220,6 @@ def read_json(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
     except RecursionError:
         raise BadRequest("the JSON body is nested too deeply") from None
     parameters = _parameters(kind, document.parameters)
-    image = from_base64(document.inputs, "inputs")
     if isinstance(image, BadRequest):
         raise image
     return image, parameters

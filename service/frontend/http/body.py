@@ -6,7 +6,6 @@ Nothing is written to disk. Bytes are counted as they come, so a body that is to
 from __future__ import annotations
 
 import asyncio
-import binascii
 
 import msgspec
 from python_multipart.exceptions import FormParserError
@@ -14,8 +13,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from model.errors import ImageTooLarge
 from service.errors import BadRequest
+from service.frontend.core.base64_text import decode_json_base64
 from service.frontend.core.engine import ByteBudget
-from service.frontend.http.middleware import HttpRequest
+from service.frontend.http.middleware import JOIN_BYTES, HttpRequest
 from service.settings import Settings
 
 IMAGE_FIELDS = (b"image", b"file")
@@ -23,6 +23,9 @@ DISPOSITION = b"content-disposition"
 
 FIRST_BYTES_OF_JSON = b'{["-0123456789tfn'
 """No image begins with one of these, so an image with a wrong Content-Type is still read as an image."""
+
+PIECE_BYTES = 2**18
+"""Of an image in a form. The parser passes on its data in parts that may be a byte long."""
 
 _JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
 
@@ -37,11 +40,14 @@ Upload = bytes | BadRequest
 """One encoded image, or the error in its place."""
 
 
+NULL = msgspec.Raw(b"null")
+
+
 class JsonBody(msgspec.Struct, forbid_unknown_fields=True):
     """Base64, or a `data:` URL, of one image or of several."""
 
-    image: str | None = None
-    images: list[str] | None = None
+    image: msgspec.Raw = NULL
+    images: list[msgspec.Raw] | None = None
 
 
 async def read_uploads(request: HttpRequest, settings: Settings, bodies: ByteBudget) -> list[Upload]:
@@ -57,7 +63,8 @@ async def read_uploads(request: HttpRequest, settings: Settings, bodies: ByteBud
     if media_type == b"multipart/form-data":
         form = FormImages(options.get(b"boundary", b""), settings.max_images)
         await request.read(settings.max_request_bytes, bodies, form.feed)
-        return [*form.finish()]
+        nbytes = request.record.request_bytes
+        return [*(form.finish() if nbytes <= JOIN_BYTES else await asyncio.to_thread(form.finish))]
     body = await request.read(settings.max_request_bytes, bodies)
     if not body:
         raise BadRequest(EMPTY_BODY)
@@ -76,8 +83,9 @@ class FormImages:
                 "multipart/form-data needs a boundary in its Content-Type; let the HTTP library set the header"
             )
         self._max_images = max_images
-        self._images: list[bytes] = []
-        self._part = bytearray()
+        self._images: list[list[bytes]] = []
+        """In pieces, which are put together at the end."""
+        self._piece = bytearray()
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._field: bytes | None = None
@@ -121,13 +129,13 @@ class FormImages:
             raise BadRequest("the multipart body ends before its closing boundary; send it whole")
         if not self._images:
             raise BadRequest("the multipart body has no part; name one or several `image`")
-        return self._images
+        return [b"".join(pieces) for pieces in self._images]
 
     def _begin_part(self) -> None:
         if len(self._images) == self._max_images:
             raise too_many_images(self._max_images)
         self._field = None
-        self._part = bytearray()
+        self._images.append([])
 
     def _take_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
@@ -153,11 +161,13 @@ class FormImages:
             )
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
-        self._part += data[start:end]
+        self._piece += data[start:end]
+        if len(self._piece) >= PIECE_BYTES:
+            self._end_part()
 
     def _end_part(self) -> None:
-        self._images.append(bytes(self._part))
-        self._part = bytearray()
+        self._images[-1].append(bytes(self._piece))
+        self._piece.clear()
 
     def _end(self) -> None:
         self._complete = True
@@ -167,33 +177,35 @@ def too_many_images(max_images: int) -> ImageTooLarge:
     return ImageTooLarge(f"the request has more than {max_images} images; send them in several requests")
 
 
-def from_base64(text: str, name: str) -> Upload:
-    """The bytes of base64 or of a `data:` URL; `name` is its place in the JSON body, for errors."""
-    if text[:5].lower() == "data:":
-        head, _, text = text.partition(",")
-        if not head.lower().endswith(";base64"):
-            return BadRequest(f"the JSON body's `{name}` is a data: URL without `;base64,`; only base64 is read")
-    for candidate in (text, "".join(text.split())):  # line breaks are common and harmless
-        try:
-            return binascii.a2b_base64(candidate, strict_mode=True)
-        except ValueError:
-            continue
-    return BadRequest(f"the JSON body's `{name}` is not valid base64 (RFC 4648, with padding)")
+def image_of(raw: msgspec.Raw, name: str) -> Upload:
+    """The bytes of base64 or of a `data:` URL; `name` is its place in the JSON body, for errors.
+
+    Raises:
+        msgspec.ValidationError: it is no string.
+    """
+    try:
+        return decode_json_base64(raw)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"{error} - at `$.{name}`") from None
+    except ValueError as error:
+        return BadRequest(f"the JSON body's `{name}` {error}")
 
 
 def _from_json(body: bytes, max_images: int) -> list[Upload]:
     try:
         document = msgspec.json.decode(body, type=JsonBody)
+        if (document.image == NULL) == (document.images is None):
+            raise BadRequest(f"the JSON body must have either `image` or `images`; {HOW_TO_SEND}")
+        if document.images is None:
+            return [image_of(document.image, "image")]
+        if not document.images:
+            raise BadRequest("the JSON body's `images` is empty; give at least one image")
+        if len(document.images) > max_images:
+            raise too_many_images(max_images)
+        return [image_of(text, f"images[{index}]") for index, text in enumerate(document.images)]
     except msgspec.ValidationError as error:
         raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
-    if (document.image is None) == (document.images is None):
-        raise BadRequest(f"the JSON body must have either `image` or `images`; {HOW_TO_SEND}")
-    if document.images is None:
-        return [from_base64(document.image or "", "image")]
-    if not document.images:
-        raise BadRequest("the JSON body's `images` is empty; give at least one image")
-    if len(document.images) > max_images:
-        raise too_many_images(max_images)
-    return [from_base64(text, f"images[{index}]") for index, text in enumerate(document.images)]
+    except RecursionError:
+        raise BadRequest("the JSON body is nested too deeply") from None

@@ -7,7 +7,7 @@ no JSON and the body is one encoded image (Triton's raw binary request). Bodies 
 from __future__ import annotations
 
 import asyncio
-import binascii
+import contextlib
 import gzip
 import zlib
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from service.frontend.api.oip.protocol import (
     class_count,
     refuse_shared_memory,
 )
+from service.frontend.core.base64_text import decode_json_base64
 from service.frontend.core.engine import ByteBudget
 from service.frontend.http.middleware import HttpRequest
 
@@ -200,6 +201,8 @@ _decoder = msgspec.json.Decoder(_Body)
 
 
 def _parsed(text: bytes) -> _Body:
+    if len(text) > MAX_LISTED and _commas(text) >= MAX_LISTED + PIECE_BYTES:
+        raise BadRequest(f"the JSON has more than {MAX_LISTED:,} elements, the limit; send tensors as binary data")
     try:
         return _decoder.decode(text)
     except msgspec.ValidationError as error:
@@ -238,17 +241,25 @@ def _listed(tensor: _Input) -> memoryview | list[bytes]:
     name, raw = tensor.name[:40], memoryview(tensor.data)
     if not len(raw):
         raise BadRequest(f"input {name!r} has neither `data` nor the parameter binary_data_size")
-    if bytes(raw).count(b",") >= MAX_LISTED:
+    if tensor.datatype == Datatype.BYTES:
+        return _from_base64(name, tensor.data)
+    if _commas(raw) >= MAX_LISTED:
         raise BadRequest(
             f"input {name!r} has more than {MAX_LISTED:,} elements, the limit of JSON; send it as binary data"
         )
+    with contextlib.suppress(msgspec.ValidationError, ValueError):
+        # As most clients send it: flat. This takes a third of the time that NumPy needs for a list.
+        return memoryview(bytes(msgspec.json.decode(tensor.data, type=list[int])))
     try:
         values = msgspec.json.decode(tensor.data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest(f"input {name!r}: its `data` is not valid JSON, or is nested too deeply") from None
-    if tensor.datatype == Datatype.BYTES:
-        return _from_base64(name, values)
     return _numbers(name, values)
+
+
+def _commas(text: bytes | memoryview) -> int:
+    """Counted in pieces: the interpreter's lock is free in between."""
+    return sum(bytes(text[at : at + PIECE_BYTES]).count(b",") for at in range(0, len(text), PIECE_BYTES))
 
 
 def _numbers(name: str, values: object) -> memoryview:
@@ -262,17 +273,22 @@ def _numbers(name: str, values: object) -> memoryview:
     return array.astype(np.uint8).ravel().data
 
 
-def _from_base64(name: str, values: object) -> list[bytes]:
-    if isinstance(values, list) and len(values) > 0 and all(isinstance(value, list) for value in values):
-        values = [element for row in values for element in row]
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise BadRequest(f"input {name!r}: its `data` must be a list of strings, each the base64 of an encoded image")
-    elements = []
-    for index, text in enumerate(values):
-        try:
-            elements.append(binascii.a2b_base64(text, strict_mode=True))
-        except ValueError:
-            raise BadRequest(f"input {name!r}: element {index} is not valid base64 (RFC 4648, with padding)") from None
+def _from_base64(name: str, data: msgspec.Raw) -> list[bytes]:
+    try:
+        texts = msgspec.json.decode(data, type=list[msgspec.Raw])
+        if texts and all(bytes(memoryview(text)[:1]) == b"[" for text in texts):
+            texts = [element for row in texts for element in msgspec.json.decode(row, type=list[msgspec.Raw])]
+        elements = []
+        for text in texts:
+            elements.append(decode_json_base64(text))
+    except (msgspec.ValidationError, UnicodeDecodeError):
+        raise BadRequest(
+            f"input {name!r}: its `data` must be a list of strings, each the base64 of an encoded image"
+        ) from None
+    except (msgspec.DecodeError, RecursionError):
+        raise BadRequest(f"input {name!r}: its `data` is not valid JSON, or is nested too deeply") from None
+    except ValueError as error:
+        raise BadRequest(f"input {name!r}: element {len(elements)} {error}") from None
     return elements
 
 

@@ -210,7 +210,7 @@ async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
         ([True] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
         (["a"] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
         ([[1, 2], [3]], "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
-        ([], "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
+        ([], "UINT8", (1, 1, 1, 3), "its data has 0 elements, its shape [1, 1, 1, 3] needs 3"),
         ({"a": 1}, "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
         (7, "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
         (None, "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
