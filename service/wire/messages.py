@@ -111,12 +111,7 @@ class State(Message, frozen=True, tag="state"):
     `models` are the served ones, in order. `configs` has, by version, the JSON configs that the front-end lacks.
     `retry_after_s`: expected seconds until the worker has finished everything that it runs or queues now; while it
     starts, until it is ready. `silent_s`: seconds since the device last answered, or since the oldest running batch
-<<<<<<< HEAD
     started. `start_s`: seconds that a start takes, from the process's start until it is ready; 0 where that is unknown.
-=======
-    started.
-    `start_s`: seconds that a start takes, from the process's start until it is ready; 0 where that is not known yet.
->>>>>>> main
     """
 
     instance: str

@@ -52,7 +52,6 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
     bundles = await asyncio.to_thread(_bundles, settings)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
-
     state = StateFolder(settings.state_folder)
 
     def make_runner(settings: Settings) -> TorchRunner:
@@ -61,13 +60,6 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
             metrics.uses_gpu(*gpu, runner.device)
         return runner
 
-<<<<<<< HEAD
-    try:
-        await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
-    finally:
-        exporter.shutdown()
-        exporter.server_close()
-=======
     with open_metrics(registry) as shared:
         exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, shared.of_one())
         log.info(
@@ -77,11 +69,10 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
             metrics_port=exporter.server_port,
         )
         try:
-            await Worker(bundles, make_runner, settings, metrics, tracing).run(endpoint, stop)
+            await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
         finally:
             exporter.shutdown()
             exporter.server_close()
->>>>>>> main
 
 
 def _bundles(settings: Settings) -> list[Bundle]:

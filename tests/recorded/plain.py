@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from service.wire.worker_view import NO_WORKER
+
 WIDTH = 110
 """JSON that is no longer than this stays on one line."""
 MAX_SHOWN = 600
@@ -31,11 +33,16 @@ _VOLATILE = (
     (re.compile(r"^(retry-after: |trailing grpc-retry-pushback-ms: )\d{5,}$", re.MULTILINE), r"\1<long>"),
     (re.compile(r"\bseconds: \d{4,}\n\s*nanos: \d+$", re.MULTILINE), "seconds: <long>"),
 )
+_UNTIL_READY = (
+    (re.compile(r"^(retry-after: |trailing grpc-retry-pushback-ms: )\d+$", re.MULTILINE), r"\1<until ready>"),
+    (re.compile(r"\bseconds: \d+(\n\s*nanos: \d+)?$", re.MULTILINE), "seconds: <until ready>"),
+)
+"""While there is no worker: how long it has been lost decides."""
 
 
 def without_volatile(text: str) -> str:
     """An answer's text without what differs each time."""
-    for pattern, word in _VOLATILE:
+    for pattern, word in _VOLATILE + (_UNTIL_READY if NO_WORKER in text else ()):
         text = pattern.sub(word, text)
     return text
 
