@@ -63,7 +63,7 @@ async def test_an_image_that_asks_for_much_is_refused_alone(
     assert error.value.details() == refused.json()["detail"]
 
 
-async def test_too_little_memory_is_told_as_such(service: RunningService, client: httpx2.AsyncClient) -> None:
+async def test_too_little_memory_is_reported_as_such(service: RunningService, client: httpx2.AsyncClient) -> None:
     """A front-end without memory for a large image answers 503 with the time to come back, and counts it. It goes on,
     and answers for that image later."""
     image = encoded(PIL.Image.new("RGB", (4000, 3000)), "JPEG")
