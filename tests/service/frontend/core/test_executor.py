@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded, Overloaded
-from service.frontend.core.executor import ThreadPool, Timed, Work, WorkSpeed
+from service.frontend.core.executor import DrainRate, ThreadPool, Timed, Work, WorkSpeed
 from tests.waiting import until
 
 NEVER_S = math.inf
@@ -320,3 +320,18 @@ def test_the_speed_of_small_work_is_its_own() -> None:
         speed.record(1e6, 1000.0)
     assert speed.seconds(10.0) == pytest.approx(1.0)
     assert speed.seconds(2e6) == pytest.approx(2000.0)
+
+
+def test_the_drain_rate_is_of_late() -> None:
+    """It follows a change of the load within seconds, and nothing is known before a quarter of one."""
+    rate = DrainRate()
+    rate.begin(100.0)
+    rate.record(100.1, 0.2)
+    assert rate.per_s == 0.0
+    for tenth in range(2, 20):
+        rate.record(100.0 + tenth / 10, 0.2)
+    assert rate.per_s == pytest.approx(2.0, rel=0.05)
+    rate.begin(200.0)  # nothing waited in between
+    for tenth in range(1, 40):
+        rate.record(200.0 + tenth / 10, 0.05)
+    assert rate.per_s == pytest.approx(0.5, rel=0.1)
