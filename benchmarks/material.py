@@ -131,7 +131,7 @@ def _fastest_precision(bundle: Bundle) -> Precision:
     trials = [trial for _ in range(TRIALS) for trial in select_precision(bundle, cpu, load_network(bundle)).trials]
     rejected = {trial.precision for trial in trials if trial.mismatch is not None}
     allowed = [trial for trial in trials if trial.precision not in rejected]
-    return min(allowed, key=lambda trial: trial.seconds).precision if allowed else Precision.EXACT
+    return min(allowed, key=lambda trial: min(trial.rounds)).precision if allowed else Precision.EXACT
 
 
 def network_input(data: bytes, spec: Preprocessing) -> ModelInput:

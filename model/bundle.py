@@ -15,6 +15,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from model.errors import BundleInvalid
 from model.families.registry import Architecture, family_of
+from model.files import open_regular
 from model.reference import ReferenceAnswer
 from model.spec import Postprocessing, Preprocessing, Spec
 from model.types import Task
@@ -60,6 +61,11 @@ class BundleConfig(Spec):
     reference: ReferenceAnswer
     weights_sha256: Sha256
 
+    @property
+    def version(self) -> str:
+        """Identifies one state of the model: 16 hex digits of a hash over the config, which has the weights' hash."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
     @model_validator(mode="after")
     def _same_task_everywhere(self) -> Self:
         tasks = {
@@ -94,7 +100,8 @@ def read_bundle(folder: Path) -> Bundle:
     """
     config_path = folder / CONFIG_FILE
     try:
-        config = BundleConfig.model_validate_json(config_path.read_bytes())
+        with open_regular(config_path) as file:
+            config = BundleConfig.model_validate_json(file.read())
         digest = file_sha256(folder / WEIGHTS_FILE)
     except OSError as error:
         raise BundleInvalid(
@@ -134,6 +141,6 @@ def bundle_names(models_dir: Path | None) -> list[str]:
 
 
 def file_sha256(path: Path) -> str:
-    """A file's SHA-256 in lower-case hex. Raises OSError."""
-    with path.open("rb") as file:
+    """A regular file's SHA-256 in lower-case hex. Raises OSError."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

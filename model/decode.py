@@ -50,7 +50,7 @@ APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 """Markers without a segment. Zero follows a byte 0xFF that is data."""
 NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
-SAMPLE_COST, SCANNED_COST = 0.6, 0.16
+SAMPLE_COST, SCANNED_COST = 0.6, 0.2
 """Of each sample, and of each that one of several scans passes over."""
 USUAL_SCANS = 5
 """Times that the scans of a progressive JPEG pass over all its samples, as usual encoders write it: in ten scans, most

@@ -51,13 +51,14 @@ class Optimisations:
     `channels_last`: weights and activations are (N, H, W, C) in memory. `folded`: batch norm is folded into the
     convolutions. `onednn`: CPU only; layers call oneDNN's operators; needs both of the former. `compiled`:
     torch.compile, which takes about a minute at the first input and again at the first of another shape, and needs
-    a C++ compiler on the CPU.
+    a C++ compiler on the CPU. `by_row`: pictures run one by one, so that their rounding does not depend on the batch.
     """
 
     channels_last: bool = False
     folded: bool = False
     onednn: bool = False
     compiled: bool = False
+    by_row: bool = False
 
     def __post_init__(self) -> None:
         if self.onednn and not (self.folded and self.channels_last):
@@ -105,6 +106,7 @@ class Predictor:
         if optimisations.compiled:
             self._family.compile(self._network)
         self._normalise = Normalise(config.preprocessing).to(device)
+        self._by_row = optimisations.by_row
         self._padded = isinstance(config.preprocessing, KeepRatioSpec)
         self._postprocessing = config.postprocessing
 
@@ -116,6 +118,8 @@ class Predictor:
         Raises:
             torch.OutOfMemoryError: the batch is too large for the device; a smaller one may fit.
         """
+        if self._by_row and len(batch) > 1:
+            return tuple(output for row in range(len(batch)) for output in self.predict(batch.row(row)))
         # torch has no read-only tensors, so a read-only array is copied first.
         host = torch.from_numpy(np.require(batch.pixels, requirements="W"))
         if self.device.type == "cuda":

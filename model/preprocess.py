@@ -71,11 +71,17 @@ def content_size(original: Size, spec: Preprocessing) -> Size:
 def _keep_ratio(pixels: UInt8Array, original: Size, spec: KeepRatioSpec) -> ModelInput:
     """Of three channels, or of four, the last of which is dropped."""
     content = content_size(original, spec)
-    resized = cv2.resize(pixels, (content.width, content.height), interpolation=cv2.INTER_LINEAR)
     padded = np.zeros(
         (_round_up(content.height, spec.pad_multiple), _round_up(content.width, spec.pad_multiple), 3), np.uint8
     )
-    padded[: content.height, : content.width] = resized[:, :, :3]
+    resized, size = padded[: content.height, : content.width], (content.width, content.height)
+    if pixels.shape[2] == 3:
+        cv2.resize(pixels, size, dst=resized, interpolation=cv2.INTER_LINEAR)
+    elif pixels.size < resized.size:
+        cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), size, dst=resized, interpolation=cv2.INTER_LINEAR)
+    else:
+        # A large picture is not copied.
+        cv2.cvtColor(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR), cv2.COLOR_RGBA2RGB, dst=resized)
     return ModelInput(padded, Geometry(original, content))
 
 

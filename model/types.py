@@ -100,6 +100,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.geometries)
 
+    def row(self, row: int) -> Batch:
+        """One row as a batch of its own: a view."""
+        return Batch(self.pixels[row : row + 1], (self.geometries[row],), (self.params[row],))
+
 
 @dataclass(frozen=True, slots=True)
 class ClassifyOutput:

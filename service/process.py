@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 import signal
 import socket
 import threading
@@ -44,6 +45,12 @@ EXIT_GRACE_S = 5.0
 COLLECT_AFTER = 10_000
 """New objects between collections of cycles. Python's default of 700 is reached within some twenty requests."""
 
+OTHER_FILES = 256
+"""Descriptors that a front-end needs beside its connections: for probes beyond their limit, workers, logs, metrics."""
+CLOSING = 16
+"""One in so many connections may just be closing, beyond their limit."""
+MIN_CONNECTIONS = 16
+
 KEPT_BYTES = 256 << 20
 """Free memory that the allocator keeps."""
 MAPPED_FROM_BYTES = 32 << 20
@@ -68,6 +75,7 @@ log = structlog.get_logger(__name__)
 def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
     """Run `main` until it returns the exit status, which it should do soon after its event is set."""
     keep_freed_memory()
+    allow_many_files()
     role = os.environ.pop(ROLE, kind)
     lifeline = os.environ.pop(LIFELINE_FD, None)
     configure_logs(settings.log_level, settings.log_format, role)
@@ -118,6 +126,29 @@ def inherited_socket() -> socket.socket | None:
     return socket.socket(fileno=int(fd)) if fd is not None else None
 
 
+def allow_many_files() -> None:
+    """Raise the process's limit of open files as far as its user may: many systems begin with 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # some systems report more than they allow
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def connection_limit(wanted: int) -> int:
+    """The limit of a front-end's connections: as wanted, or what its limit of open files allows."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = (files - OTHER_FILES) * CLOSING // (CLOSING + 1)
+    if files == resource.RLIM_INFINITY or possible >= wanted:
+        return wanted
+    possible = max(MIN_CONNECTIONS, possible)
+    log.warning(
+        "fewer connections than max_connections: the process may open too few files",
+        max_connections=wanted,
+        connections=possible,
+        open_files_limit=files,
+    )
+    return possible
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next batch. Call it before the process starts threads.
 
@@ -135,7 +166,7 @@ def keep_freed_memory() -> None:
 
 
 async def release_when_idle(window_s: float = IDLE_WINDOW_S) -> None:
-    """Return freed memory to the kernel in the first idle window after a busy one. Never returns.
+    """Return freed memory to the kernel in the first idle window after a busy one, until cancelled.
 
     The next request takes it back page by page, which a busy process would have to do all the time.
     """

@@ -31,6 +31,10 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Address = Annotated[str, StringConstraints(pattern=r"^(ipc|tcp)://.+$")]
 
 
+PrecisionChoice = Annotated[str, StringConstraints(pattern=r"^([^=\s]+=)?(auto|exact|fp32|fp16|bf16)$")]
+"""Of one model, or without `NAME=` of all others."""
+
+
 ModelWeight = Annotated[str, StringConstraints(pattern=r"^[^=\s]+=(\d+\.?\d*|\.\d+)$")]
 
 
@@ -140,9 +144,15 @@ class Settings(BaseSettings):
     """`NAME=NUMBER`, comma-separated: relative shares of the device's time under overload. Other models have 1."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
-    precision: Literal["auto", "exact", "fp32", "fp16", "bf16"] = "auto"
-    """Precision of the networks. auto: per model the fastest whose answer on the reference picture agrees with fp32,
-    measured at start-up; exact: fp32 in the authors' order of operations; fp32: in the fastest order."""
+    precision: Annotated[tuple[PrecisionChoice, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = (
+        "auto",
+    )
+    """Precision of the networks: auto, exact, fp32, fp16 or bf16; also per model, as `fp32,NAME=bf16`. auto: the
+    fastest whose answer on the reference picture agrees with fp32, measured once and kept in --state-dir; exact: fp32
+    in the authors' order of operations; fp32: in the fastest order. With any but auto all replicas answer alike."""
+    state_dir: Path | None = None
+    """Folder in which a worker keeps what it measured for its next start: each model's precision and best batch size,
+    and how long a start takes. By default ~/.local/state/convmlp, or convmlp in $XDG_STATE_HOME."""
     compute_threads: NonNegativeInt = 0
     """Threads of the network on a CPU (0 = all cores that the process may use)."""
     prepare_threads: NonNegativeInt = 0
@@ -168,7 +178,7 @@ class Settings(BaseSettings):
     All front-ends and workers have the same. Without it only addresses of this host are accepted."""
     insecure_wire: bool = False
     """Accept tcp:// addresses of other hosts without a key file. Only for a network that is private to the service:
-    whoever reaches a worker's address can send jobs and read pictures."""
+    any process that reaches a worker's address can send jobs and read pictures."""
     heartbeat_interval_ms: PositiveInt = 500
     """How often front-ends ask a worker for its state."""
     worker_timeout_ms: PositiveInt = 5_000
@@ -183,8 +193,9 @@ class Settings(BaseSettings):
     # Limits
     max_image_bytes: PositiveInt = 20 * 2**20
     """Bytes of one encoded image."""
-    max_image_mpx: PositiveInt = 50
-    """Megapixels of one image, read from its header before decoding."""
+    max_image_mpx: Annotated[PositiveInt, Field(le=500)] = 50
+    """Megapixels of one image, read from its header before decoding; at most 500. The memory and CPU time of decoding
+    are limited with them: 6 bytes and the work of 8 pixels of a baseline JPEG, for each of these pixels."""
     max_images: PositiveInt = 64
     """Images in one request."""
     max_request_bytes: PositiveInt = 64 * 2**20
@@ -258,11 +269,39 @@ class Settings(BaseSettings):
                 raise ValueError(f"model_weights: {name!r} is not a served model; served: {', '.join(self.models)}")
         return self
 
+    @model_validator(mode="after")
+    def _precisions_are_of_models(self) -> Settings:
+        names = [choice.rpartition("=")[0] for choice in self.precision]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"precision: {f'{name!r} has' if name else 'there are'} more than one; name one")
+            if name and name not in self.models and not self.model_control:
+                raise ValueError(f"precision: {name!r} is not a served model; served: {', '.join(self.models)}")
+        return self
+
+    def precision_of(self, model: str) -> str:
+        """The precision that is configured for a model: auto, exact, fp32, fp16 or bf16."""
+        choices = {name: choice for name, _, choice in (one.rpartition("=") for one in self.precision)}
+        return choices.get(model) or choices.get("", "auto")
+
     @property
     def weights(self) -> dict[str, float]:
         """`model_weights` by name."""
         pairs = (pair.rsplit("=", 1) for pair in self.model_weights)
         return {name: float(weight) for name, weight in pairs}
+
+    @property
+    def state_folder(self) -> Path | None:
+        """`state_dir` or its default; None if there is no home folder."""
+        if self.state_dir is not None:
+            return self.state_dir
+        base = Path(os.environ.get("XDG_STATE_HOME", ""))
+        if base.is_absolute():  # the XDG Base Directory Specification has others ignored
+            return base / "convmlp"
+        try:
+            return Path.home() / ".local/state/convmlp"
+        except RuntimeError:
+            return None
 
     @property
     def decode_limits(self) -> DecodeLimits:

@@ -6,6 +6,9 @@ and then those with it, one at a time. `make test-fast` runs the tests with neit
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -28,6 +31,18 @@ structlog.configure(
 )
 
 HERE = Path(__file__).parent
+
+STATE_HOME = "XDG_STATE_HOME"
+"""Environment variable of the folder in which workers keep what they measured, those of tests too."""
+
+
+def pytest_configure() -> None:
+    os.environ[STATE_HOME] = tempfile.mkdtemp(prefix="convmlp-test-state-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ[STATE_HOME], ignore_errors=True)
+
 
 SERIAL = (
     # Whole services that are killed or have deadlines: they need all cores.
@@ -65,7 +80,7 @@ SLOW = (
     "model/zoo/test_transfer.py",
     "service/cli/test_*.py",
     "*/test_logs*.py",
-    "*/test_openmp.py",
+    "*/test_compute_libraries.py",
     "*/test_exposition.py",
     "*/test_server_process.py",
     "*/test_settings.py",

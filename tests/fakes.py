@@ -50,6 +50,7 @@ from service.observability.tracing import NO_TRACING, Tracing
 from service.settings import Settings
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.runner import OutOfDeviceMemory
+from service.worker.state_folder import StateFolder
 from service.worker.worker import Worker
 
 TINY_BACKBONE = ConvMLPSpec(
@@ -192,6 +193,8 @@ class FakeRunner:
     slots: dict[str, Bundle] = field(default_factory=dict)
     """The models in memory, by slot."""
     device: str = "cpu"
+    identity: tuple[str, ...] = ("a fake device",)
+    measuring_s: float = 0.0
     lanes: int = 1
     lost: bool = False
     """The device fails when it is pinged."""
@@ -310,7 +313,8 @@ async def fake_worker(
         bundles = [store_bundle(store, bundle) for bundle in (*map(fake_bundle, tasks), *more)]
         metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
         async with WorkerEndpoint(address or f"ipc://{folder}/worker") as endpoint:
-            worker = Worker(bundles, lambda _: runner, settings, metrics, tracing)
+            state = StateFolder(settings.state_dir or Path(folder) / "state")
+            worker = Worker(bundles, lambda _: runner, settings, metrics, tracing, state)
             serving = asyncio.create_task(worker.run(endpoint, stop))
             try:
                 yield FakeWorker(endpoint.address, runner, registry, stop, store)

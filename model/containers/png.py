@@ -20,10 +20,13 @@ from model.containers.header import (
     header_of,
     too_many_parts,
 )
+from model.errors import ImageTooLarge
 
 STILL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """By colour type."""
+SPARE_BYTES = 1 << 16
+"""Compressed data may be so much longer than twice the rows, which no encoder needs."""
 
 
 def read_header(data: bytes) -> Header:
@@ -37,24 +40,35 @@ def read_header(data: bytes) -> Header:
         if kind == b"IHDR":
             width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, start + 8)
             # Inflating and filters take their time by byte.
-            row_bytes = CHANNELS[colour] * depth / 8 * width
-            encoded_bytes = min(len(data), row_bytes * height)
-            cost = (0.5 + 2 * bool(interlaced)) * width * height + 1.3 * row_bytes * height + 4 * encoded_bytes
-            # Filters need the row above.
-            return header_of(ImageFormat.PNG, width, height, cost, row_bytes=2 * row_bytes)
+            # A row begins with the number of its filter, which needs the row above.
+            row_bytes = (CHANNELS[colour] * depth * width + 7) // 8 + 1
+            most = 2 * row_bytes * height + SPARE_BYTES
+            cost = (0.5 + 2 * bool(interlaced)) * width * height + 1.3 * row_bytes * height + 4 * min(len(data), most)
+            return header_of(ImageFormat.PNG, width, height, cost, row_bytes=2 * row_bytes, layout=most)
     raise struct.error("no header")
 
 
 def load(data: bytes, header: Header) -> tuple[PngImageFile, int]:
-    """The picture as it is stored, and its EXIF orientation. Raises what Pillow does for damaged files."""
+    """The picture as it is stored, and its EXIF orientation.
+
+    Raises:
+        ImageTooLarge: too many chunks, or too much compressed data for the pixels.
+        Exception: what Pillow raises for damaged files.
+    """
     view = memoryview(data)
     chunks = [view[:8]]
-    orientation = UPRIGHT
+    orientation, encoded_bytes = UPRIGHT, 0
     for kind, start, end in _chunks(data, MAX_PARTS):
         if kind in STILL_CHUNKS:
+            encoded_bytes += min(end, len(data)) - start
             chunks.append(view[start:end])
         elif kind == b"eXIf":
             orientation = exif_orientation(data[start + 8 : end - 4])
+    assert isinstance(header.layout, int)
+    if encoded_bytes > header.layout:
+        raise ImageTooLarge(
+            f"the PNG has {encoded_bytes:,} bytes; the limit for its pixels is {header.layout:,}; save it again"
+        )
     file = PngImageFile(BytesIO(b"".join(chunks)))
     check_size(file, header)
     file.load()

@@ -1,7 +1,7 @@
 """WebP: the still picture, or an animation's first frame.
 
 OpenCV decodes it. Pillow's decoder makes the same pixels, but holds four copies of them, each of four bytes a pixel,
-takes twice the time, and holds the GIL meanwhile.
+and takes twice the time.
 """
 
 from __future__ import annotations

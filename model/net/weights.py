@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, Bundle, BundleConfig, Source, file_sha256
 from model.errors import BundleInvalid
 from model.families.registry import Architecture, family_of
+from model.files import open_regular
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
 from model.spec import Postprocessing, Preprocessing
 from model.types import Task
@@ -39,6 +40,7 @@ def load_weights(network: nn.Module, bundle: Bundle) -> None:
         BundleInvalid: the file cannot be read, or its tensors do not match the network's; lists them.
     """
     try:
+        open_regular(bundle.weights_path).close()  # the library opens whatever it is given
         found = safetensors.torch.load_file(bundle.weights_path)
     except (OSError, safetensors.SafetensorError) as error:
         raise BundleInvalid(f"bundle {bundle.folder}: cannot read {WEIGHTS_FILE}: {error}") from error

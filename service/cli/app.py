@@ -96,9 +96,9 @@ def serve(context: typer.Context) -> None:
 @app.command(context_settings=PART, rich_help_panel=SERVICE)
 def worker(context: typer.Context) -> None:
     """Run one worker. It owns the device and listens for front-ends at --worker-address."""
-    from service.worker.openmp import spin_briefly
+    from service.worker.compute_libraries import configure_libraries
 
-    spin_briefly()
+    configure_libraries()
     from service.worker.main import run_worker
 
     settings = _settings(context, needs_worker_address=True)

@@ -143,6 +143,9 @@ class LocalBackend:
             NoAnswer: this machine does not have the device that the settings name.
             ModuleNotFoundError: torch is not installed.
         """
+        from service.worker.compute_libraries import configure_libraries
+
+        configure_libraries()
         from service.worker.torch_runner import TorchRunner  # torch: calling a service must not need it
 
         bundle = _bundle(task, query.model, settings)
@@ -150,7 +153,7 @@ class LocalBackend:
         self._query = query
         self._limits = settings.decode_limits
         # Measuring which precision is fastest takes longer than a few predictions.
-        if settings.precision == "auto":
+        if settings.precision_of(bundle.config.name) == "auto":
             settings = settings.with_changes(precision="exact")
         try:
             self._runner = TorchRunner([bundle], settings)

@@ -26,22 +26,23 @@ from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.frontend.core.request_log import RequestLog
 from service.frontend.core.tls import InvalidCertificates, Reloaded, certificate_files, server_context
-from service.frontend.http.connections import Connections, connection_limit
+from service.frontend.http.connections import Connections
 from service.frontend.http.middleware import PROBES, FastPath, HeadAsGet, ProbesOnly, RequestMiddleware, request_of
 from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
-from service.frontend.http.server import HttpService, serve
+from service.frontend.http.protocol import HttpService
+from service.frontend.http.server import serve
 from service.observability.exposition import exposition
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, address_of, inherited_socket, open_listener, run_process
+from service.process import EXIT_CONFIG, address_of, connection_limit, inherited_socket, open_listener, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
-CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Request-Id", "Inference-Header-Content-Length")
+CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Model-Precision", "X-Request-Id", "Inference-Header-Content-Length")
 """Headers of answers that pages of other origins may read."""
 CORS_MAX_AGE_S = 600
-"""How long a browser may keep what it was told about a path."""
+"""How long a browser may keep the answer of a preflight."""
 API_VERSION = "1.0"
 """The version of the HTTP API, not of the package."""
 

@@ -30,6 +30,8 @@ GAUGE_MERGE: Mapping[str, Callable[[float, float], float]] = {
     "convmlp_decoded_bytes": operator.add,
     "convmlp_decoded_bytes_limit": operator.add,
     "convmlp_event_loop_lag_seconds": max,
+    "convmlp_connections": operator.add,
+    "convmlp_connections_limit": operator.add,
     "convmlp_worker_up": min,
     "convmlp_workers_up": min,
     QUEUE_DEPTH: operator.add,
@@ -131,13 +133,11 @@ class FrontEndMetrics:
             "convmlp_connections",
             "HTTP connections that are open",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._connections_limit = Gauge(
             "convmlp_connections_limit",
             "Limit of HTTP connections; beyond it only probes are answered",
             registry=registry,
-            multiprocess_mode="livesum",
         )
         self._connections_ended = Counter(
             "convmlp_connections_ended",

@@ -114,7 +114,10 @@ class SnapshotFolder:
         self.unreadable = 0
 
     def has(self, role: str) -> bool:
-        return self._file(role).is_file()
+        try:
+            return self._file(role).is_file()
+        except OSError:  # no access to the folder
+            return False
 
     def write(self, role: str, data: bytes) -> bool:
         """Replace the snapshot of a role; whether that succeeded."""
@@ -130,10 +133,14 @@ class SnapshotFolder:
                     unfinished.unlink(missing_ok=True)  # a full disk needs its space
                 raise
         except OSError as error:
-            self.dropped += 1
-            self._warn("metrics cannot be shared with the other processes", error)
+            self.drop(error)
             return False
         return True
+
+    def drop(self, error: Exception) -> None:
+        """Count a snapshot that is lost."""
+        self.dropped += 1
+        self._warn("metrics cannot be shared with the other processes", error)
 
     def read(self, role: str) -> Snapshot | None:
         """The newest readable snapshot of a role, if there was any."""
@@ -232,7 +239,10 @@ class SnapshotPublisher:
 
     def _run(self) -> None:
         while True:
-            self.publish()
+            try:
+                self.publish()
+            except Exception as error:  # such as a lack of memory: the next attempt may succeed
+                self.folder.drop(error)
             if self._stopping.is_set():
                 return
             self._stopping.wait(PUBLISH_INTERVAL_S)

@@ -2,7 +2,7 @@
 
 An ipc:// address is a socket that only processes with access to its file reach. A tcp:// address off loopback is
 open to a network: there the wire is encrypted and both ends prove that they have the same key pair (CurveZMQ), unless
-the settings say that the network is private to the service.
+the setting insecure_wire declares the network private to the service.
 """
 
 from __future__ import annotations
@@ -139,9 +139,9 @@ def _keys_for_addresses(settings: Settings) -> CurveKeys | None:
     for address in settings.worker_address:
         if not _stays_on_this_host(address):
             raise InsecureWire(
-                f"the worker address {address} is on a network, and the wire has no keys: whoever reaches it could "
-                "send jobs and read pictures. Set wire_key_file on all front-ends and workers (`convmlp wire-key FILE` "
-                "makes one), or insecure_wire if the network is private to the service"
+                f"the worker address {address} is on a network, and the wire has no keys: any process that reaches it "
+                "could send jobs and read pictures. Set wire_key_file on all front-ends and workers (`convmlp wire-key "
+                "FILE` makes one), or insecure_wire if the network is private to the service"
             )
     return None
 

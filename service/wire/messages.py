@@ -111,8 +111,7 @@ class State(Message, frozen=True, tag="state"):
     `models` are the served ones, in order. `configs` has, by version, the JSON configs that the front-end lacks.
     `retry_after_s`: expected seconds until the worker has finished everything that it runs or queues now; while it
     starts, until it is ready. `silent_s`: seconds since the device last answered, or since the oldest running batch
-    started.
-    `start_s`: seconds that a start takes, from the process's start until it is ready; 0 where that is not known yet.
+    started. `start_s`: seconds that a start takes, from the process's start until it is ready; 0 where that is unknown.
     """
 
     instance: str
@@ -144,7 +143,8 @@ class WaitEstimate(Message, frozen=True):
 
 
 class Answer(Message, frozen=True):
-    """One row of a batch of `batch_images`. `kind` names the output type, `arrays` are its fields in order."""
+    """One row of a batch of `batch_images`. `kind` names the output type, `arrays` are its fields in order. `precision`
+    is what the network computed in."""
 
     job: int
     kind: str
@@ -153,6 +153,7 @@ class Answer(Message, frozen=True):
     infer_s: float
     batch_images: int
     estimate: WaitEstimate
+    precision: str = ""
 
 
 class Answers(Message, frozen=True, tag="answers"):

@@ -27,7 +27,7 @@ from service.worker.admission import Admission, LatencyEstimator
 from service.worker.batching import ArrivalUtilisation, BatchSizeLimits, Retries, make_batch, plan_batch
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
-from service.worker.types import Job, JobKey, JobResult, RunningBatch
+from service.worker.types import Job, JobKey, JobResult, RunningBatch, Shape
 
 IDLE_S = 5.0
 """An idle device is pinged this often."""
@@ -228,6 +228,10 @@ class Dispatcher:
         self._trials.append(RunningBatch((job,) * images, 1, trial=ended))
         self._step_soon()
         return await ended
+
+    def recall_trial(self, shape: Shape, images: int, seconds: float) -> None:
+        """Use the time of a trial of an earlier process: a batch of `images` took `seconds` on one lane."""
+        self._latency.record_trial(shape, images, seconds)
 
     async def wait_until_done(self, slot: str | None = None) -> None:
         """Wait until no job of a slot, or no job at all, waits or runs."""

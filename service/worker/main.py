@@ -19,6 +19,7 @@ from service.wire.curve import InsecureWire, worker_wire
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.model_registry import StateFile
 from service.worker.runner import DeviceLost, DeviceMissing
+from service.worker.state_folder import StateFolder
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
 
@@ -51,9 +52,10 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
     bundles = await asyncio.to_thread(_bundles, settings)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
+    state = StateFolder(settings.state_folder)
 
     def make_runner(settings: Settings) -> TorchRunner:
-        runner = TorchRunner((), settings)
+        runner = TorchRunner((), settings, state)
         if gpu := runner.gpu():
             metrics.uses_gpu(*gpu, runner.device)
         return runner
@@ -67,7 +69,7 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
             metrics_port=exporter.server_port,
         )
         try:
-            await Worker(bundles, make_runner, settings, metrics, tracing).run(endpoint, stop)
+            await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
         finally:
             exporter.shutdown()
             exporter.server_close()

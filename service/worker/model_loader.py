@@ -99,9 +99,16 @@ class ModelLoader:
                 self._metrics.model_ready(model.name, ready=model.unready_reason is None)
                 if model.unready_reason != before:
                     self._announce()
-                if model.unready_reason is None:
+                if model.unready_reason is None and not model.best_batch:
                     await self._tune(model)
         return all(model.unready_reason is None for model in self._registry.served)
+
+    async def refine(self) -> None:
+        """Measure once more what had too little time before: a busy machine, or a slow model."""
+        for model in self._registry.served:
+            if model.unready_reason is None and not (model.retired or model.tuned):
+                await self._tune(model, again=True)
+                model.tuned = True
 
     async def store(self) -> tuple[StoredModel, ...]:
         """All models on disk and all served models, sorted by name."""
@@ -208,10 +215,11 @@ class ModelLoader:
                 f"picture: {model.unready_reason}"
             )
 
-    async def _tune(self, model: LoadedModel) -> None:
-        """Measure the best batch size of a model that is ready, once."""
-        if not model.best_batch:
-            model.best_batch = await self._tuner.tune(model)
+    async def _tune(self, model: LoadedModel, *, again: bool = False) -> None:
+        """Find the best batch size of a model that is ready."""
+        best = await self._tuner.tune(model, again=again)
+        model.best_batch, model.tuned = best.images, best.whole
+        if self._registry.get(model.name) is model or not again:
             self._metrics.best_batch(model.name, model.best_batch)
 
     async def _remove(self, model: LoadedModel) -> None:

@@ -3,10 +3,7 @@ the file from which a restarted worker reads what it served."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ import msgspec
 import structlog
 
 from model.bundle import Bundle, BundleConfig
+from model.files import open_regular, replace_file
 from model.reference import reference_input
 from model.types import ModelInput
 from service.errors import ModelNotFound, Unavailable
@@ -30,7 +28,8 @@ class LoadedModel:
 
     `unready_reason`: why it is not fit to serve; None once it gave its committed answer on `reference`, the network
     input of the reference picture. `precision`: what it computes in, once it is on the device. `best_batch`: the best
-    number of such inputs in one batch; 0 until it is measured. `retired`: its slot is being emptied.
+    number of such inputs in one batch; 0 until it is known. `tuned`: it need not be measured again. `retired`: its slot
+    is being emptied.
     """
 
     bundle: Bundle
@@ -40,6 +39,7 @@ class LoadedModel:
     unready_reason: str | None = "not checked yet"
     precision: str = ""
     best_batch: int = 0
+    tuned: bool = False
     retired: bool = False
 
     @property
@@ -54,8 +54,8 @@ class LoadedModel:
 def new_model(bundle: Bundle) -> LoadedModel:
     """A model with a slot of its own, not loaded yet."""
     config = bundle.config
-    version = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
-    return LoadedModel(bundle, f"{config.name}#{next(_slot_numbers)}", version, reference_input(config.preprocessing))
+    slot = f"{config.name}#{next(_slot_numbers)}"
+    return LoadedModel(bundle, slot, config.version, reference_input(config.preprocessing))
 
 
 class ModelRegistry:
@@ -132,7 +132,8 @@ class StateFile:
         if self._path is None:
             return self._configured
         try:
-            content = msgspec.json.decode(self._path.read_bytes(), type=_FileContent)
+            with open_regular(self._path) as file:
+                content = msgspec.json.decode(file.read(), type=_FileContent)
         except FileNotFoundError:
             return self._configured
         except (OSError, msgspec.DecodeError) as error:
@@ -149,17 +150,8 @@ class StateFile:
         Raises:
             OSError: the file cannot be written.
         """
-        if self._path is None:
-            return
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=f".{self._path.name}-", delete=False) as file:
-            try:
-                file.write(msgspec.json.encode(_FileContent(self._configured, tuple(served))))
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(self._path)
-            except BaseException:
-                Path(file.name).unlink()
-                raise
+        if self._path is not None:
+            replace_file(self._path, msgspec.json.encode(_FileContent(self._configured, tuple(served))))
 
 
 class _FileContent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

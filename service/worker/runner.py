@@ -43,6 +43,16 @@ class Runner(Protocol):
         """How many lanes make a single batch faster: all cores of a CPU, one stream of a GPU."""
         ...
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What a measurement on this device holds for: device, processor, computing threads, libraries."""
+        ...
+
+    @property
+    def measuring_s(self) -> float:
+        """Seconds that `load` has spent so far on measurements that the next start need not repeat."""
+        ...
+
     def precision(self, slot: str) -> str:
         """The precision of the model in a slot: `fp32`, `fp16` or `bf16`."""
         ...

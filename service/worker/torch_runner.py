@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 
 import structlog
 import torch
 
 from model.bundle import Bundle
-from model.precision import Precision, make_predictor, select_precision
+from model.precision import Precision, candidates, make_predictor, select_precision
 from model.predictor import Predictor, default_device, load_network
 from model.types import Batch, RawOutput
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
+from service.worker.state_folder import NOTHING_KEPT, StateFolder
 
 CUDA_LANES = 2
 """One batch is copied and answered while the other is computed."""
@@ -41,7 +47,7 @@ class _Slot:
 class TorchRunner:
     """Loads the given bundles on construction, each into the slot of its name.
 
-    A lane is a core of the CPU or a stream of the GPU.
+    A lane is a core of the CPU or a stream of the GPU. `state` keeps which precision was selected for a model.
 
     Raises:
         BundleInvalid: weights do not fit their architecture.
@@ -49,7 +55,7 @@ class TorchRunner:
         DeviceMissing: this machine does not have the device of the settings.
     """
 
-    def __init__(self, bundles: Sequence[Bundle], settings: Settings) -> None:
+    def __init__(self, bundles: Sequence[Bundle], settings: Settings, state: StateFolder = NOTHING_KEPT) -> None:
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
         self._device = default_device() if settings.device == "auto" else torch.device(settings.device)
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
@@ -62,7 +68,10 @@ class TorchRunner:
         self.lanes, self.max_lanes_per_batch = (
             (self._cores, self._cores) if self._device.type == "cpu" else (CUDA_LANES, 1)
         )
-        self._precision = None if settings.precision == "auto" else Precision(settings.precision)
+        self._precision_of = settings.precision_of
+        self._state = state
+        self.measuring_s = 0.0
+        self.identity = (*_processor(self._device), f"{self._cores} threads", _libraries())
         self._streams = threading.local()
         self._ping_tensor = torch.zeros(1, device=self._device)
         self._slots: dict[str, _Slot] = {}
@@ -111,18 +120,25 @@ class TorchRunner:
             return self._make_slot(bundle)
 
     def _make_slot(self, bundle: Bundle) -> _Slot:
-        network = load_network(bundle)
-        if self._precision is not None:
-            return _Slot(make_predictor(bundle, self._device, self._precision, network), self._precision)
+        network, name = load_network(bundle), bundle.config.name
+        configured = self._precision_of(name)
+        if configured != "auto":
+            log.info("precision", model=name, chosen=configured, source="setting")
+            return _Slot(make_predictor(bundle, self._device, Precision(configured), network), Precision(configured))
+        key = (bundle.config.version, *self.identity)
+        known = self._state.read("precision", key, Precision)
+        if known in (Precision.EXACT, *candidates(self._device)):
+            log.info("precision", model=name, chosen=known.value, source="measured before")
+            return _Slot(make_predictor(bundle, self._device, known, network), known)
+        started_s = time.monotonic()
         selection = select_precision(bundle, self._device, network)
-        log.info(
-            "precision",
-            model=bundle.config.name,
-            chosen=selection.precision.value,
-            tried={
-                trial.precision.value: trial.mismatch or f"{trial.seconds * 1000:.1f} ms" for trial in selection.trials
-            },
-        )
+        self._state.write("precision", key, selection.precision)
+        self.measuring_s += time.monotonic() - started_s
+        tried = {
+            trial.precision.value: trial.mismatch or f"{median(trial.rounds) * 1000:.1f} ms"
+            for trial in selection.trials
+        }
+        log.info("precision", model=name, chosen=selection.precision.value, source="measured", tried=tried)
         return _Slot(selection.predictor, selection.precision)
 
     @contextmanager
@@ -154,3 +170,22 @@ class TorchRunner:
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether an error of torch means that the device, or the host, has no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
+def _processor(device: torch.device) -> tuple[str, ...]:
+    """The device's processor: a GPU's name and architecture; a CPU's model and a hash of its features."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return ("cuda", found.name, f"sm_{found.major}{found.minor}")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+    except OSError:  # not Linux
+        lines = []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    features = hashlib.sha256(fields.get("flags", fields.get("Features", "")).encode()).hexdigest()[:16]
+    return ("cpu", fields.get("model name", platform.processor()), platform.machine(), features)
+
+
+def _libraries() -> str:
+    """torch's version and build, with those of oneDNN, MKL and CUDA, as a hash."""
+    return hashlib.sha256(f"{torch.__version__} {torch.__config__.show()}".encode()).hexdigest()[:16]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 
+import msgspec
 import structlog
 
 from model.reference import REFERENCE_PARAMS
@@ -12,6 +14,7 @@ from service.worker.batching import BatchSizeLimits
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel
 from service.worker.runner import OutOfDeviceMemory
+from service.worker.state_folder import NOTHING_KEPT, StateFolder
 from service.worker.types import Job, JobResult, Shape
 
 BUDGET_S = 1.0
@@ -45,23 +48,39 @@ def should_continue(curve: Mapping[int, float]) -> bool:
     return len(image_s) < 3 or min(image_s[-2:]) < min(image_s[:-2]) * (1 - TOLERANCE)
 
 
+class BestBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The best size, and the seconds of a batch of it on one lane. `whole`: there was time for the whole curve."""
+
+    images: int
+    seconds: float
+    whole: bool
+
+
 class Tuner:
-    """Times models on one lane, between the batches of requests."""
+    """Times models on one lane, between the batches of requests.
+
+    `state` keeps what was measured on a device, whose `identity` is the runner's.
+    """
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         limits: BatchSizeLimits,
+        state: StateFolder = NOTHING_KEPT,
+        identity: tuple[str, ...] = (),
         clock: Callable[[], float] = time.monotonic,
         budget_s: float = BUDGET_S,
     ) -> None:
         self._dispatcher = dispatcher
         self._limits = limits
+        self._state = state
+        self._identity = identity
         self._clock = clock
         self._budget_s = budget_s
 
-    async def tune(self, model: LoadedModel) -> int:
-        """Measure the best batch size of a model and use it from now on.
+    async def tune(self, model: LoadedModel, *, again: bool = False) -> BestBatch:
+        """Measure the best batch size of a model and use it from now on. One that was measured by an earlier process is
+        used as it is, unless it shall be measured `again`.
 
         A model that is too slow for its budget is timed for as many sizes as the budget allows, at least one.
 
@@ -71,6 +90,14 @@ class Tuner:
         end_s = self._clock() + self._budget_s
         height, width, _ = model.reference.pixels.shape
         shape = Shape(model.name, model.slot, height, width)
+        sizes = _sizes(self._limits.configured(shape))
+        key = (model.version, model.precision, f"at most {sizes[-1]} images", *self._identity)
+        known = None if again else await asyncio.to_thread(self._state.read, "batch", key, BestBatch)
+        if known is not None and 1 <= known.images <= sizes[-1] and known.seconds > 0:
+            self._dispatcher.recall_trial(shape, known.images, known.seconds)
+            self._limits.set_best(shape, known.images)
+            log.info("best batch", model=model.name, images=known.images, source="measured before")
+            return known
         job = Job(
             key=(b"tuning", 0),
             shape=shape,
@@ -81,12 +108,16 @@ class Tuner:
             reply=_no_reply,
         )
         curve: dict[int, float] = {}
+        whole = False
         try:
-            for images in _sizes(self._limits.configured(shape)):
+            for images in sizes:
                 left_s = end_s - self._clock()
-                if model.retired or not should_continue(curve) or (curve and 2 * images * min(curve.values()) > left_s):
+                whole = not should_continue(curve)
+                if model.retired or whole or (curve and 2 * images * min(curve.values()) > left_s):
                     break
                 curve[images] = await self._time(job, images, end_s) / images
+            else:
+                whole = True
             for images in ROUNDS * list(curve):
                 if model.retired or self._clock() + images * curve[images] > end_s:
                     break
@@ -95,12 +126,22 @@ class Tuner:
             log.warning("batch does not fit into memory", model=model.name, images=images)
         except Exception:  # the boundary to the network: the model serves without a measured size
             log.exception("cannot time a batch", model=model.name, images=images)
-        best = best_of(curve) if curve else 1
+        images = best_of(curve) if curve else 1
+        best = BestBatch(images, images * curve.get(images, 0.0), whole)
         if model.retired:
             return best
-        self._limits.set_best(shape, best)
+        self._limits.set_best(shape, images)
+        if curve:
+            await asyncio.to_thread(self._state.write, "batch", key, best)
         curve_ms = {images: round(image_s * 1000, 3) for images, image_s in curve.items()}
-        log.info("best batch", model=model.name, images=best, pixels=best * shape.pixels, ms_an_image=curve_ms)
+        log.info(
+            "best batch",
+            model=model.name,
+            images=images,
+            source="measured",
+            pixels=images * shape.pixels,
+            ms_an_image=curve_ms,
+        )
         return best
 
     def forget(self, slot: str) -> None:

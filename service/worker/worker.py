@@ -38,12 +38,14 @@ from service.worker.model_loader import ModelLoader
 from service.worker.model_registry import ModelRegistry, new_model
 from service.worker.queue import JobQueue
 from service.worker.runner import Runner
+from service.worker.start_time import UNKNOWN_RETRY_S, StartTime
+from service.worker.state_folder import NOTHING_KEPT, StateFolder
 from service.worker.tuning import Tuner
 from service.worker.types import Job, JobResult, Shape
 
 MAX_FRONT_ENDS = 1024
-STARTING_RETRY_S = 2.0
-"""Retry-After while the worker starts or a model is not ready."""
+UNREADY_RETRY_S = 2.0
+"""Retry-After while a model is not ready."""
 FIRST_RECHECK_S = 0.5
 """Pause before a model that is not ready is checked again; doubles up to the interval of all checks."""
 
@@ -106,6 +108,7 @@ class Worker:
         settings: Settings,
         metrics: WorkerMetrics,
         tracing: Tracing = NO_TRACING,
+        state: StateFolder = NOTHING_KEPT,
     ) -> None:
         self._registry = ModelRegistry(map(new_model, bundles))
         self._make_runner = make_runner
@@ -114,6 +117,8 @@ class Worker:
         self._tracing = tracing
         self._instance = uuid.uuid4().hex
         self._started_s = time.monotonic()
+        self._state_folder = state
+        self._start_time = StartTime((*settings.models, settings.device, *settings.precision), state)
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
         self._subscribers = Subscribers(settings.worker_timeout_ms / 1000)
@@ -143,7 +148,7 @@ class Worker:
                 self._runner,
                 self._device_thread,
                 self._dispatcher,
-                Tuner(self._dispatcher, limits),
+                Tuner(self._dispatcher, limits, self._state_folder, self._runner.identity),
                 self._settings,
                 self._metrics,
                 self._announce,
@@ -211,9 +216,9 @@ class Worker:
             if model is None:
                 raise self._registry.missing(message.model)
             if self._phase is Phase.STARTING or dispatcher is None:
-                raise Unavailable(self._reason, STARTING_RETRY_S)
+                raise Unavailable(self._reason, self._start_time.left_s())
             if model.unready_reason is not None:
-                raise Unavailable(f"model {message.model!r} is not ready: {model.unready_reason}", STARTING_RETRY_S)
+                raise Unavailable(f"model {message.model!r} is not ready: {model.unready_reason}", UNREADY_RETRY_S)
             model_input = input_from_frames(message, frames)
         except ConvMLPError as error:
             self._endpoint.fail(sender, message.job, error)
@@ -243,16 +248,24 @@ class Worker:
             self._endpoint.fail(sender, number, result.result)
             return
         assert self._dispatcher is not None
+        assert self._runner is not None
         estimate = self._dispatcher.admission.wait_estimate(job.shape, job.deadline_s - job.enqueued_s)
         self._endpoint.answer(
-            sender, number, result.result, result.queue_s, result.infer_s, result.batch_images, estimate
+            sender,
+            number,
+            result.result,
+            result.queue_s,
+            result.infer_s,
+            result.batch_images,
+            estimate,
+            self._runner.precision(job.shape.slot),
         )
 
     def _control_models(self, sender: bytes, request: ControlRequest) -> None:
         self._subscribers.received(sender)  # the sender gets the State that follows from its request
         try:
             if self._phase is not Phase.READY or self._control is None:
-                raise Unavailable(self._reason, STARTING_RETRY_S)
+                raise Unavailable(self._reason, self._retry_after_s())
             self._control.start(sender, request)
         except ConvMLPError as error:
             self._endpoint.fail(sender, request.job, error)
@@ -266,23 +279,29 @@ class Worker:
         served = self._registry.served
         knows = self._subscribers.knows(front_end)
         device = self._runner.device if self._runner else ""
-        retry_after_s = STARTING_RETRY_S
-        if self._phase is Phase.READY and self._dispatcher is not None:
-            retry_after_s = self._dispatcher.admission.drain_s()
         state = State(
             instance=self._instance,
             phase=self._phase,
             reason=self._reason,
-            retry_after_s=retry_after_s,
+            retry_after_s=self._retry_after_s(),
             models=tuple(
                 ModelState(model.name, model.version, model.unready_reason is None, device, model.precision)
                 for model in served
             ),
             configs={model.version: model.config.model_dump_json() for model in served if model.version not in knows},
             silent_s=self._silent_s(),
+            start_s=self._start_time.seconds,
         )
         self._subscribers.sent(front_end, state.configs)
         self._endpoint.send_state(front_end, state)
+
+    def _retry_after_s(self) -> float:
+        """See State."""
+        if self._phase is Phase.READY and self._dispatcher is not None:
+            return self._dispatcher.admission.drain_s()
+        if self._phase is Phase.DRAINING:  # another worker takes its place
+            return self._start_time.seconds or UNKNOWN_RETRY_S
+        return self._start_time.left_s()
 
     def _silent_s(self) -> float:
         """See State. At its start a worker opens a device that may hang, and that has answered nothing yet."""
@@ -299,8 +318,12 @@ class Worker:
             if self._phase is Phase.STARTING:
                 self._phase, self._reason = Phase.READY, "ready"
                 served = self._registry.served
-                log.info("ready", models=[model.name for model in served if model.unready_reason is None])
+                assert self._runner is not None
+                await asyncio.to_thread(self._start_time.ended, self._runner.measuring_s)
+                models = [model.name for model in served if model.unready_reason is None]
+                log.info("ready", models=models, start_s=round(self._start_time.seconds, 1))
                 self._announce()
+            await loader.refine()
             wait_s = interval_s if ready else min(pause_s, interval_s)
             # Never more often: each request may set the event.
             await asyncio.sleep(min(FIRST_RECHECK_S, wait_s))

@@ -196,7 +196,7 @@ def test_files_that_settings_name_are_mounted() -> None:
 
 
 @pytest.mark.parametrize(("folder", "part"), EVERY_PART)
-def test_the_wire_has_keys_or_says_that_it_has_none(folder: str, part: str) -> None:
+def test_the_wire_has_keys_or_is_declared_private(folder: str, part: str) -> None:
     """Every part accepts the workers' addresses: the complete overlay has a key file, the others allow having none."""
     settings = settings_of(folder, part)
     assert (settings.wire_key_file is not None) == (folder == COMPLETE)

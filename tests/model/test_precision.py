@@ -13,8 +13,8 @@ from torch import nn
 from model.bundle import Bundle
 from model.net.convmlp import ConvMLPClassifier
 from model.net.cpu.onednn import onednn_accelerates
-from model.precision import Precision, make_predictor, select_precision
-from model.predictor import load_network
+from model.precision import MIN_TIMED_ROUNDS, Precision, Trial, choose, make_predictor, select_precision
+from model.predictor import Predictor, load_network
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
 from tests.model.tiny_models import tiny_bundle
@@ -31,15 +31,53 @@ def first_class(bundle: Bundle, mode: Precision, network: nn.Module) -> int:
     return int(output.indices[0])
 
 
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    """Any one: it stands for those of the trials."""
+    return Predictor(tiny_bundle(tmp_path_factory.mktemp("store"), "classifier"), CPU)
+
+
 @pytest.mark.parametrize("family", ["classifier", "retinanet", "mask_rcnn", "semantic_fpn"])
-def test_the_fastest_accurate_precision_is_selected(tmp_path: Path, family: str) -> None:
-    """No precision without a mismatch is faster; float32 is always tried."""
+def test_the_selection_follows_its_own_measurement(tmp_path: Path, family: str) -> None:
+    """float32 is always tried, each precision as often; the selection follows the times."""
     bundle = tiny_bundle(tmp_path, family)
     selection = select_precision(bundle, CPU, load_network(bundle))
-    tried = {one.precision: one for one in selection.trials}
-    assert Precision.FP32 in tried
-    assert tried[selection.precision].mismatch is None
-    assert tried[selection.precision].seconds == min(one.seconds for one in selection.trials if one.mismatch is None)
+    assert selection.trials[0].precision is Precision.FP32
+    assert len({len(one.rounds) for one in selection.trials}) == 1
+    assert len(selection.trials[0].rounds) >= MIN_TIMED_ROUNDS
+    chosen = choose(selection.trials)
+    assert chosen is not None
+    assert (selection.precision, selection.predictor) == (chosen.precision, chosen.predictor)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "accurate", "chosen"),
+    [
+        ([5, 5, 5, 5, 5], True, Precision.BF16),
+        ([8.4, 8.4, 8.4, 8.4, 8.4], True, Precision.BF16),
+        ([8.6, 8.6, 8.6, 8.6, 8.6], True, Precision.FP32),  # faster, but not by the margin
+        ([5, 5, 5, 5, 5], False, Precision.FP32),
+        ([2, 2, 30, 30, 30], True, Precision.FP32),  # two lucky rounds
+        ([5, 5, 5, 300, 300], True, Precision.BF16),  # two disturbed rounds
+    ],
+)
+def test_a_faster_precision_needs_a_margin_in_most_rounds(
+    predictor: Predictor, bf16: list[float], *, accurate: bool, chosen: Precision
+) -> None:
+    """fp32 takes 10 ms. Another precision is chosen only if it is accurate and saves 15 % in the median round."""
+    trials = (
+        Trial(Precision.FP32, predictor, (10.0,) * 5, None),
+        Trial(Precision.FP16, predictor, (9.9,) * 5, None),
+        Trial(Precision.BF16, predictor, tuple(bf16), None if accurate else "another answer"),
+    )
+    best = choose(trials)
+    assert best is not None
+    assert best.precision is chosen
+
+
+def test_without_an_accurate_precision_none_is_chosen(predictor: Predictor) -> None:
+    """Where each precision changes the answer, the caller stays with `exact`."""
+    assert choose([Trial(Precision.FP32, predictor, (1.0,), "another answer")]) is None
 
 
 @pytest.mark.skipif(not onednn_accelerates(torch.bfloat16), reason="this processor has no bfloat16 of its own")

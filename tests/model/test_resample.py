@@ -53,12 +53,16 @@ def noise(height: int, width: int, seed: int, *, extreme: bool = False) -> PIL.I
 
 @pytest.mark.parametrize("seed", range(100))
 def test_any_window_of_any_resize_equals_pillows(seed: int) -> None:
-    """Larger, smaller, one pixel, either pass first; black and white pixels overshoot 8 bits."""
+    """Larger, smaller, one pixel, either pass first; three bytes a pixel or four; black and white overshoot 8 bits."""
     rng = np.random.default_rng(seed)
     height, width, new_height, new_width = (int(rng.integers(1, rng.choice([2, 9, 90, 400]))) for _ in range(4))
     picture = noise(height, width, seed, extreme=seed % 2 == 0)
     expected = whole(picture, new_height, new_width)
     np.testing.assert_array_equal(window(picture, (new_height, new_width), (0, 0), (new_height, new_width)), expected)
+    packed, of_packed = np.ascontiguousarray(picture), np.empty_like(expected)
+    new_size = (new_height, new_width)
+    _resample.window(packed, (height, width), new_size, (0, 0), new_size, of_packed)
+    np.testing.assert_array_equal(of_packed, expected)
     for _ in range(4):
         top, left = int(rng.integers(new_height)), int(rng.integers(new_width))
         rows, columns = int(rng.integers(1, new_height - top + 1)), int(rng.integers(1, new_width - left + 1))

@@ -1,13 +1,16 @@
-"""Ports that are held for processes which open them themselves."""
+"""Ports that are held for processes which open them themselves, and limits of open files."""
 
 from __future__ import annotations
 
+import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
-from service.process import address_of, hold_port, open_listener
+from service.process import OTHER_FILES, address_of, connection_limit, hold_port, open_listener
 
 LOOPBACK = "127.0.0.1"
 
@@ -79,3 +82,28 @@ def test_addresses_are_written_as_in_a_url() -> None:
     if socket.has_dualstack_ipv6():
         with hold_port("::1", 0) as six:
             assert address_of(six) == f"[::1]:{six.getsockname()[1]}"
+
+
+def test_processes_may_open_as_many_files_as_their_user() -> None:
+    """A process with a low limit raises it as far as it may, and takes no more connections than it allows."""
+    script = f"""
+import resource
+from service.process import allow_many_files, connection_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, {OTHER_FILES + 1000}))
+print(connection_limit(10), connection_limit(4096))
+allow_many_files()
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], connection_limit(10), connection_limit(4096))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    lines = [line for line in ran.stdout.splitlines() if "max_connections" not in line]
+    low, high = ([int(number) for number in line.split()] for line in lines)
+    assert low[0] == 10
+    assert low[1] < 300
+    assert high[:2] == [OTHER_FILES + 1000, 10]
+    assert 900 < high[2] < 1000
+
+
+def test_the_limit_leaves_files_for_everything_else() -> None:
+    """No limit of connections is so high that the process could open no file."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert connection_limit(10**9) + OTHER_FILES <= soft

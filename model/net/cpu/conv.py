@@ -81,7 +81,8 @@ OUTPUTS, INPUTS = 4, 6
 """Rows of a tile; input tiles overlap by two."""
 MIN_CHANNELS = 128
 MIN_POSITIONS = 1024
-"""With fewer of either, the transforms and two dozen calls instead of one cost more than they save."""
+"""With fewer of either, the transforms and two dozen calls instead of one cost more than they save. Positions are those
+of one picture: a choice that depends on the batch would round a picture differently in another batch."""
 
 _INPUT_TRANSFORM = (
     (4, 0, -5, 0, 1, 0),
@@ -134,7 +135,7 @@ class WinogradConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
-        if batch * height * width < MIN_POSITIONS:
+        if height * width < MIN_POSITIONS:
             small: Tensor = self._plain(x)
             return small
         if height % OUTPUTS:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.net.cpu.conv import Conv, WinogradConv, winograd_applies
@@ -95,8 +96,9 @@ class _Linear(nn.Module):
         self._weight, self._bias = _packed(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return out
+        rows = _enough_rows(x)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+        return out if rows is x else out[: x.shape[:-1].numel()].view(*x.shape[:-1], -1)
 
 
 class _ChannelMLP(nn.Module):
@@ -107,10 +109,26 @@ class _ChannelMLP(nn.Module):
         self._first, self._second = _packed(mlp.fc1), _packed(mlp.fc2)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        rows = _enough_rows(x)
+        if rows is not x:
+            padded: Tensor = self(rows, _enough_rows(residual))
+            return padded[: x.shape[:-1].numel()].view(x.shape)
         # The algorithm "none" is exact GELU, not its approximation by tanh.
         hidden = torch.ops.mkldnn._linear_pointwise(x, *self._first, "gelu", [], "none")
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, *self._second, "add")
         return out
+
+
+MIN_ROWS = {torch.float32: 2, torch.bfloat16: 16, torch.float16: 16}
+"""With fewer rows oneDNN sums otherwise, so that an answer would depend on the size of its batch: a classifier's last
+layer has as many rows as the batch. In float32 this holds for one row of more than about 1,000 channels; in half
+precision also for less than a tile of AMX."""
+
+
+def _enough_rows(x: Tensor) -> Tensor:
+    """`x` (..., C), or where it has too few rows, these and zeros as (MIN_ROWS, C)."""
+    rows, least = x.numel() // x.shape[-1], MIN_ROWS[x.dtype]
+    return x if rows >= least else F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, least - rows))
 
 
 def _packed(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:

@@ -71,7 +71,7 @@ def trusted_proxies(settings: Settings) -> TrustedProxies | None:
 
 
 def _forwarded(values: Sequence[str]) -> list[str]:
-    """What the parameter `for` of each element says; empty where there is none."""
+    """The parameter `for` of each element; empty where there is none."""
     elements = _FORWARDED_ELEMENT.findall(",".join(values))
     found = (_FORWARDED_FOR.search(element) for element in elements)
     return [(match[1] or match[2] or "") if match else "" for match in found]

@@ -10,12 +10,16 @@ import grpc
 
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import Health
-from service.process import address_of
+from service.process import address_of, connection_limit
 from service.settings import Settings
 
 EXTRA_BYTES = 32 * 2**20
 """A message this much over the limit still gets this service's own error. gRPC itself refuses longer ones by their
 announced length, with RESOURCE_EXHAUSTED."""
+HANDSHAKE_MS = 10_000
+"""Time for the TLS handshake, and for the first frames of HTTP/2."""
+IDLE_MS = 600_000
+"""A connection without a call for so long is closed. Clients connect again by themselves."""
 MAX_OPTION = 2**31 - 1
 """The largest number gRPC accepts; no protobuf message is longer."""
 ABORT_S = 2.0
@@ -59,6 +63,10 @@ def _options(settings: Settings, keep_alive: KeepAlive) -> list[tuple[str, int]]
         ("grpc.max_receive_message_length", max(settings.max_request_bytes, settings.max_image_bytes) + EXTRA_BYTES),
         # The request's parameters, which have limits, bound the reply.
         ("grpc.max_send_message_length", -1),
+        # Further ones are closed at once. gRPC calls this experimental; a test fails if it no longer works.
+        ("grpc.max_allowed_incoming_connections", connection_limit(settings.max_connections)),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        ("grpc.max_connection_idle_ms", IDLE_MS),
         ("grpc.max_concurrent_streams", settings.max_in_flight),
         ("grpc.so_reuseport", 1),
         ("grpc.keepalive_time_ms", keep_alive.interval_ms),

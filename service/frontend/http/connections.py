@@ -2,32 +2,24 @@
 
 At the limit of connections a new one takes the place of those that wait for a request for the longest time. If none
 waits, it comes into a small reserve, where probes are answered and everything else is refused. So an orchestrator sees
-a live process, and callers an answer, whoever holds the other connections.
+a live process, and callers an answer, whatever the other connections do.
 """
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from typing import ClassVar, Protocol
-
-import structlog
 
 from service.errors import ConnectionEnd
 from service.observability.metrics import FrontEndMetrics
 
 RESERVED = 64
 """Connections beyond the limit. Each is closed after one answer, and the oldest gives way to a new one."""
-OTHER_DESCRIPTORS = 192
-"""Of logs, workers, metrics and model files, and of connections that are just being closed."""
-MIN_CONNECTIONS = 16
 WAITING_S = 1.0
 """A connection that has waited for a request for less time is not closed: its request may be on the way."""
 CLOSED_AT_ONCE = 16
 """One in so many connections is closed when room is needed, so that the search for them is rare."""
-
-log = structlog.get_logger(__name__)
 
 
 class Connection(Protocol):
@@ -128,19 +120,3 @@ class Connections:
             self._open.discard(connection)
             connection.end(ConnectionEnd.LIMIT)
         return True
-
-
-def connection_limit(wanted: int) -> int:
-    """The limit of connections: as wanted, or what the process's descriptors allow."""
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if descriptors == resource.RLIM_INFINITY:
-        return wanted
-    possible = max(MIN_CONNECTIONS, descriptors - RESERVED - OTHER_DESCRIPTORS - wanted // CLOSED_AT_ONCE)
-    if possible < wanted:
-        log.warning(
-            "fewer connections than max_connections: the process may open too few files",
-            max_connections=wanted,
-            connections=possible,
-            open_files_limit=descriptors,
-        )
-    return min(wanted, possible)

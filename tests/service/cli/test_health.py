@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from model.types import Task
 from service.cli.health import state_of_worker
-from service.frontend.core.tls import CertificateFiles
+from service.frontend.core.tls import TRANSPORTS, CertificateFiles, Transport
 from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
@@ -27,6 +28,7 @@ from tests.fakes import FakeRunner, fake_bundle, fake_worker, store_bundle
 from tests.service.cli.convmlp_command import Completed, convmlp
 from tests.service.frontend.both_transports import open_pair, open_pair_at
 from tests.service.frontend.grpc_server import health_of, open_rpc
+from tests.service.frontend.rest_server import open_rest
 
 NO_WORKER = "ipc:///tmp/convmlp-no-worker"
 READY = State("one", Phase.READY, "ready", 0.0, (ModelState("cats", "1", True, "cpu", "fp32"),), {})
@@ -179,19 +181,36 @@ async def test_a_worker_that_listens_on_all_interfaces_is_checked_on_this_one() 
             assert (await health("worker", "--insecure-wire", "--worker-address", f"tcp://{host}:{port}")).status == 0
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("mutual", [False, True], ids=["tls", "mtls"])
-async def test_with_tls_only_the_front_ends_own_certificate_is_trusted(mutual: bool, tmp_path: Path) -> None:
+async def test_with_tls_only_the_front_ends_own_certificate_is_trusted(
+    transport: Transport, mutual: bool, tmp_path: Path
+) -> None:
     """The certificate is trusted whatever name it is for, and with mTLS it is the client's as well. A server with
     another certificate is not healthy. It is alive: a restart does not repair a certificate."""
     files, others = (_certificates(tmp_path / name, mutual=mutual) for name in ("ours", "others"))
-    async with open_rpc(credentials=server_credentials(files)) as rpc:
-        ours = await health("grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(files))
-        theirs = await health("grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(others))
-        alive = await health("--live", "grpc", "--grpc-port", rpc.address.rpartition(":")[2], *_flags(others))
+    part = {"http": "rest", "grpc": "grpc"}[transport]
+    async with _serving(transport, files) as port:
+        address = (f"--{transport}-port", port)
+        ours = await health(part, *address, *_flags(transport, files))
+        theirs = await health(part, *address, *_flags(transport, others))
+        alive = await health("--live", part, *address, *_flags(transport, others))
     assert ours.status == 0, ours.err
     assert theirs.status == 1
     assert "certificate verify failed" in theirs.err
     assert alive.status == 0
+
+
+@asynccontextmanager
+async def _serving(transport: Transport, files: CertificateFiles) -> AsyncIterator[str]:
+    """The port of a front-end with these certificates."""
+    if transport == "grpc":
+        async with open_rpc(credentials=server_credentials(files)) as rpc:
+            yield rpc.address.rpartition(":")[2]
+    else:
+        paths: dict[str, Any] = {f"http_tls_{name}": path for name, path in _named(files).items()}
+        async with open_rest(**paths) as rest:
+            yield str(rest.port)
 
 
 def _certificates(folder: Path, *, mutual: bool) -> CertificateFiles:
@@ -205,9 +224,17 @@ def _certificates(folder: Path, *, mutual: bool) -> CertificateFiles:
     return files
 
 
-def _flags(files: CertificateFiles) -> list[str]:
-    flags = ["--grpc-tls-certificate", str(files.certificate), "--grpc-tls-key", str(files.key)]
-    return flags if files.client_ca is None else [*flags, "--grpc-tls-client-ca", str(files.client_ca)]
+def _named(files: CertificateFiles) -> dict[str, Path]:
+    named = {"certificate": files.certificate, "key": files.key, "client_ca": files.client_ca}
+    return {name: path for name, path in named.items() if path is not None}
+
+
+def _flags(transport: Transport, files: CertificateFiles) -> list[str]:
+    return [
+        word
+        for name, path in _named(files).items()
+        for word in (f"--{transport}-tls-{name.replace('_', '-')}", str(path))
+    ]
 
 
 async def test_the_part_must_be_known() -> None:

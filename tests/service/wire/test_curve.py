@@ -155,7 +155,7 @@ def test_bounds_are_those_of_the_settings() -> None:
     ],
 )
 def test_an_address_on_a_network_needs_keys(address: str, stays: bool, tmp_path: Path) -> None:
-    """Without a key file only addresses of this host are accepted, unless the settings say that the network is safe."""
+    """Without a key file only addresses of this host are accepted, unless the setting declares the network private."""
     make_key_file(tmp_path / "key")
     for build in (front_end_wire, worker_wire):
         for settings in (
@@ -171,7 +171,7 @@ def test_an_address_on_a_network_needs_keys(address: str, stays: bool, tmp_path:
 
 @pytest.mark.parametrize("part", ["worker", "rest", "grpc"])
 async def test_parts_end_without_keys_for_a_network(part: str) -> None:
-    """`convmlp worker`, `rest` and `grpc` say what to set, and end with the status of a wrong configuration."""
+    """`convmlp worker`, `rest` and `grpc` name the setting, and end with the status of a wrong configuration."""
     ports = ("--http-port", "0", "--grpc-port", "0", "--grpc-metrics-port", "0", "--worker-metrics-port", "0")
     ran = await convmlp(part, "--worker-address", "tcp://0.0.0.0:1", *ports)
     assert ran.status == EXIT_CONFIG

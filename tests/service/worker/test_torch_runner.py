@@ -20,6 +20,7 @@ from model.errors import BundleInvalid
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
 from service.settings import Settings
+from service.worker.state_folder import StateFolder
 from service.worker.torch_runner import TorchRunner, is_out_of_memory
 from tests.model.tiny_models import tiny_bundle
 
@@ -104,6 +105,43 @@ def test_batches_at_once_answer_as_one_by_one(tmp_path: Path) -> None:
         found = list(lanes.map(lambda _: scores(runner, bundle.config.name, bundle), range(16)))
     for one in found:
         assert one == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_precision_is_selected_once_for_a_model_and_a_processor(tmp_path: Path) -> None:
+    """The next start serves in the same precision without measuring, whatever it would choose now. Another
+    number of threads has a selection of its own."""
+    bundle, state = tiny_bundle(tmp_path, "classifier"), StateFolder(tmp_path / "state")
+    settings = SETTINGS.with_changes(precision="auto")
+    first = TorchRunner([bundle], settings, state)
+    assert first.measuring_s > 0
+    second = TorchRunner([bundle], settings, state)
+    assert second.measuring_s == 0
+    assert second.precision("tiny") == first.precision("tiny")
+    assert scores(second, "tiny", bundle) == scores(first, "tiny", bundle)
+    for kept in ("exact", "fp32"):
+        state.write("precision", (bundle.config.version, *first.identity), kept)
+        assert TorchRunner([bundle], settings, state).precision("tiny") == kept
+    other = TorchRunner([bundle], settings.with_changes(compute_threads=2), state)
+    assert other.measuring_s > 0
+    assert other.identity != first.identity
+
+
+def test_a_kept_precision_that_the_device_does_not_offer_is_measured_again(tmp_path: Path) -> None:
+    """What was kept counts only if it is among those that would be measured."""
+    bundle, state = tiny_bundle(tmp_path, "classifier"), StateFolder(tmp_path / "state")
+    settings = SETTINGS.with_changes(precision="auto")
+    state.write("precision", (bundle.config.version, *TorchRunner([], settings).identity), "fp16")
+    assert TorchRunner([bundle], settings, state).measuring_s > 0
+
+
+def test_each_model_can_have_a_precision_of_its_own(tmp_path: Path) -> None:
+    """A precision of one model is its own, one without a name is for all others; neither is measured."""
+    bundle = tiny_bundle(tmp_path, "classifier")
+    settings = SETTINGS.with_changes(models=("tiny", "other"), precision="fp32,tiny=exact")
+    runner = TorchRunner([bundle], settings)
+    assert (runner.precision("tiny"), runner.measuring_s) == ("exact", 0)
+    runner = TorchRunner([bundle], settings.with_changes(precision="fp32,other=exact"))
+    assert (runner.precision("tiny"), runner.measuring_s) == ("fp32", 0)
 
 
 def test_out_of_host_memory_is_recognised() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,7 +13,8 @@ from structlog.testing import capture_logs
 from model.types import Task
 from service.worker.batching import BatchSizeLimits
 from service.worker.model_registry import LoadedModel, new_model
-from service.worker.tuning import ROUNDS, RUNS, Tuner, best_of, should_continue
+from service.worker.state_folder import StateFolder
+from service.worker.tuning import ROUNDS, RUNS, BestBatch, Tuner, best_of, should_continue
 from tests.fakes import fake_bundle
 from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench, HeldBatches, dispatcher_bench
 
@@ -36,7 +38,7 @@ def has_curve(it: DispatcherBench, each_ms: Callable[[int], float]) -> None:
 
 
 def tuner(it: DispatcherBench, most: int = 32, budget_s: float = 1000.0) -> Tuner:
-    return Tuner(it.dispatcher, BatchSizeLimits(most, 10**9), it.clock, budget_s)
+    return Tuner(it.dispatcher, BatchSizeLimits(most, 10**9), clock=it.clock, budget_s=budget_s)
 
 
 def sizes(it: DispatcherBench) -> list[int]:
@@ -65,7 +67,7 @@ async def test_the_smallest_size_that_is_about_as_fast_as_the_fastest(
 ) -> None:
     """The choice follows the device's curve, which is measured as long as a larger batch may be faster."""
     has_curve(bench, each_ms)
-    assert await tuner(bench).tune(loaded(bench)) == best
+    assert (await tuner(bench).tune(loaded(bench))).images == best
     assert sizes(bench) == tried
     assert set(bench.runner.shares) == {1}
 
@@ -104,7 +106,7 @@ async def test_the_fastest_of_some_runs_counts_and_never_the_first(bench: Dispat
 
     draw = random.Random(1)
     has_curve(bench, each_ms)
-    assert await tuner(bench).tune(loaded(bench)) == 2
+    assert (await tuner(bench).tune(loaded(bench))).images == 2
     assert seen.count(1) == seen.count(2) == 1 + RUNS + ROUNDS
 
 
@@ -112,7 +114,7 @@ async def test_the_fastest_of_some_runs_counts_and_never_the_first(bench: Dispat
 async def test_the_best_size_holds_by_pixels_for_other_shapes(bench: DispatcherBench) -> None:
     """Where four images of the reference's size are best, one of four times the pixels is, and sixteen of a quarter."""
     has_curve(bench, a_cpu)
-    await Tuner(bench.dispatcher, bench.limits, bench.clock, budget_s=1000.0).tune(loaded(bench))
+    await Tuner(bench.dispatcher, bench.limits, clock=bench.clock, budget_s=1000.0).tune(loaded(bench))
     bench.runner.batches.clear()
     held = HeldBatches(bench)
     for side, images in ((SIDE, 4), (2 * SIDE, 1), (SIDE // 2, 16)):
@@ -131,7 +133,7 @@ async def test_a_batch_that_does_not_fit_ends_the_curve(bench: DispatcherBench) 
     bench.runner.memory_images = 4
     has_curve(bench, lambda images: 100 / images)
     with capture_logs() as logs:
-        assert await tuner(bench).tune(loaded(bench)) == 4
+        assert (await tuner(bench).tune(loaded(bench))).images == 4
     assert [line["event"] for line in logs] == ["batch does not fit into memory", "best batch"]
     bench.submit(0, level=7)
     await bench.until(lambda: 0 in bench.results)
@@ -157,3 +159,49 @@ async def test_requests_run_between_trials(bench: DispatcherBench) -> None:
         await asyncio.sleep(0.001)
     await asyncio.wait_for(finished, 10)
     assert len(held) < 2 + 2 * (1 + RUNS)
+
+
+async def test_what_was_measured_is_used_by_the_next_process(bench: DispatcherBench, tmp_path: Path) -> None:
+    """The next start takes size and speed from the state folder and runs no batch, unless it shall measure again.
+    Another processor, precision, limit or version of the model has a measurement of its own."""
+    has_curve(bench, a_cpu)
+    state = StateFolder(tmp_path)
+
+    def tuner_of(identity: tuple[str, ...] = ("a processor",), most: int = 32) -> Tuner:
+        return Tuner(bench.dispatcher, BatchSizeLimits(most, 10**9), state, identity, bench.clock, 1000.0)
+
+    model = loaded(bench)
+    measured = await tuner_of().tune(model)
+    assert (measured.images, measured.whole) == (4, True)
+    has_curve(bench, lambda images: 100.0)  # noqa: ARG005
+    ran = len(bench.runner.batches)
+    assert await tuner_of().tune(model) == measured
+    assert len(bench.runner.batches) == ran
+    assert (await tuner_of(("another processor",)).tune(model)).images == 1
+    assert (await tuner_of(most=16).tune(model)).images == 1
+    model.precision = "bf16"
+    assert (await tuner_of().tune(model)).images == 1
+    model.precision, model.version = "", "another"
+    assert (await tuner_of().tune(model)).images == 1
+    assert (await tuner_of().tune(loaded(bench), again=True)).images == 1
+    assert (await tuner_of().tune(loaded(bench))).images == 1
+
+
+@pytest.mark.parametrize(("images", "seconds"), [(0, 1.0), (64, 1.0), (4, 0.0), (4, -1.0)])
+async def test_a_kept_size_that_cannot_be_is_measured_again(
+    bench: DispatcherBench, tmp_path: Path, images: int, seconds: float
+) -> None:
+    """A kept measurement beyond the configured sizes, or without a time, is as good as none."""
+    has_curve(bench, a_cpu)
+    state, model = StateFolder(tmp_path), loaded(bench)
+    state.write("batch", (model.version, "", "at most 32 images"), BestBatch(images, seconds, whole=True))
+    tuner = Tuner(bench.dispatcher, BatchSizeLimits(32, 10**9), state, (), bench.clock, 1000.0)
+    assert (await tuner.tune(model)).images == 4
+
+
+async def test_a_measurement_that_ended_early_is_not_whole(bench: DispatcherBench) -> None:
+    """Where the time is up before the curve ends, the result is not whole; the worker measures once more later."""
+    has_curve(bench, lambda images: 1 + 100 / images)
+    cut = await tuner(bench, budget_s=0.9).tune(loaded(bench))
+    assert not cut.whole
+    assert (await tuner(bench).tune(loaded(bench))).whole

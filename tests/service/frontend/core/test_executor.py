@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from service.errors import DeadlineExceeded, Overloaded
+from model.errors import OutOfMemory
+from service.errors import DeadlineExceeded, Overloaded, Refusal
 from service.frontend.core.executor import DrainRate, ThreadPool, Timed, Work, WorkSpeed
 from tests.waiting import until
 
@@ -91,6 +92,24 @@ async def test_an_error_is_in_its_own_future() -> None:
         failing, working = start(pool, fail), start(pool, lambda: 7)
         with pytest.raises(LookupError, match="nothing there"):
             await failing
+        assert (await working).value == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"), [(MemoryError(), "no memory"), (OutOfMemory("takes 9 bytes"), "takes 9 bytes")]
+)
+async def test_out_of_memory_is_overload(error: Exception, detail: str) -> None:
+    """Work that gets no memory is refused with the time to come back, whatever it was; its thread goes on."""
+
+    def fail() -> None:
+        raise error
+
+    with pool_of(1) as pool:
+        failing, working = start(pool, fail), start(pool, lambda: 7)
+        with pytest.raises(Overloaded, match=detail) as refused:
+            await failing
+        assert refused.value.reason is Refusal.MEMORY
+        assert refused.value.retry_after_s > 0
         assert (await working).value == 7
 
 

@@ -29,7 +29,7 @@ from tests.service.frontend.grpc.http2_frames import (
 )
 from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reflection_of, refusal, stub_of
 from tests.service.frontend.rest_server import picture
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -227,3 +227,30 @@ async def test_reflection_lists_all_services(rpc: RpcWithWorker) -> None:
     }
     files = [FileDescriptorProto.FromString(one) for one in described.file_descriptor_response.file_descriptor_proto]
     assert "Vision" in {service.name for file in files for service in file.service}
+
+
+async def test_connections_are_bounded() -> None:
+    """Beyond the limit a connection is closed at once, those within it are served, and a closed one makes room."""
+    async with open_rpc(max_connections=2) as rpc:
+        host, _, port = rpc.address.rpartition(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        for reader, _ in silent:
+            assert await reader.read(1)  # the server's settings: its end of the connection is there
+        beyond, writer = await asyncio.open_connection(host, int(port))
+        assert await beyond.read() == b""
+        writer.close()
+        for _, one in silent:
+            one.close()
+        async with asyncio.timeout(PATIENCE_S):
+            while not await _is_served(rpc.address):
+                await asyncio.sleep(0.01)
+
+
+async def _is_served(address: str) -> bool:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, options) as channel:
+        try:
+            await stub_of(channel).ListModels(pb.ListModelsRequest(), timeout=5)
+        except grpc.aio.AioRpcError:
+            return False
+        return True

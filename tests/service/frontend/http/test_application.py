@@ -42,13 +42,13 @@ async def test_head_wherever_get_is(rest: Rest, get_paths: list[str]) -> None:
 
 
 async def test_head_is_no_way_to_predict(rest: Rest) -> None:
-    """A path that only takes POST says so to HEAD as to GET; one that takes GET names HEAD as well."""
+    """A path that only takes POST names it to HEAD as to GET; one that takes GET names HEAD as well."""
     assert (await rest.http.request("HEAD", "/classify")).headers["allow"] == "POST"
     assert (await rest.http.post("/livez")).headers["allow"] == "GET, HEAD"
 
 
 async def test_no_answer_is_sniffed(rest: Rest, get_paths: list[str]) -> None:
-    """Every answer says `nosniff` once: a browser must not take JSON with a caller's text for a page."""
+    """Every answer has `nosniff` once: a browser must not take JSON with a caller's text for a page."""
     answers = [await rest.http.get(path) for path in (*get_paths, "/nowhere", "/classify")]
     answers += [await rest.http.post("/classify", content=body) for body in (picture(), b"", b"%PDF")]
     for answer in answers:

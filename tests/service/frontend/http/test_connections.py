@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,9 +19,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ConnectionEnd
-from service.frontend.http.connections import RESERVED, Connections, connection_limit
+from service.frontend.http.connections import RESERVED, Connections
+from service.frontend.http.protocol import CONNECTION, BoundedHttp, HttpService
 from service.frontend.http.refusals import MAX_HEAD_BYTES
-from service.frontend.http.server import CONNECTION, BoundedHttp, HttpService, Server
+from service.frontend.http.server import Server
 from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import problem_of
 from tests.waiting import until
@@ -410,13 +410,6 @@ async def test_beyond_the_limit_the_reserve_answers() -> None:
         for _, writer in (*held, *silent, (late, late_writer)):
             writer.close()
         await until(lambda: running.registry.get_sample_value("convmlp_connections") == 0)
-
-
-async def test_the_limit_leaves_descriptors_for_everything_else() -> None:
-    """No limit of connections is so high that the process could not open a file."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert connection_limit(10) == 10
-    assert connection_limit(10**6) + RESERVED < soft
 
 
 async def test_json_of_a_refusal_is_the_documented_form() -> None:

@@ -16,8 +16,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.frontend.http.connections import Connections
+from service.frontend.http.protocol import CONNECTION, BoundedHttp, HttpService
 from service.frontend.http.refusals import MAX_HEAD_BYTES
-from service.frontend.http.server import CONNECTION, BoundedHttp, HttpService, Server
+from service.frontend.http.server import Server
 from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import Rest, picture, problem_of
 from tests.waiting import until

@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
-SHOWS = "from service.worker.openmp import SPINS, spin_briefly; spin_briefly(); print(SPINS); import torch"
+SHOWS = """
+from service.worker.compute_libraries import SPINS, configure_libraries
+configure_libraries()
+print(SPINS)
+import torch
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libgomp is that of torch's wheels for Linux")

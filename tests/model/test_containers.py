@@ -1,0 +1,295 @@
+"""Headers, and the walk through a container before its decoder: bounds, and what is left out.
+
+Reference: Pillow, which decodes the whole file."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from io import BytesIO
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.containers.header import MAX_HEADER_PARTS, MAX_PARTS
+from model.decode import DecodeLimits, decode, read_header
+from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable
+from model.types import Size, UInt8Array
+from tests.model.test_decode import LIMITS, PHOTO, PNG_SIGNATURE, SAMPLES, encoded, exif, png_chunk, png_header
+
+JPEG = encoded(PHOTO, "JPEG", quality=90)
+PROGRESSIVE = encoded(PHOTO, "JPEG", progressive=True)
+PNG = encoded(PHOTO, "PNG")
+HEADER_END = len(png_header(1, 1))
+"""Of a PNG's first chunk."""
+
+
+def by_pillow(data: bytes) -> UInt8Array:
+    """Upright, on white."""
+    with PIL.Image.open(BytesIO(data)) as file:
+        picture = PIL.ImageOps.exif_transpose(file)
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        on_white = PIL.Image.new("RGB", picture.size, (255, 255, 255))
+        on_white.paste(rgba, mask=rgba)
+        return np.asarray(on_white)
+    return np.asarray(picture.convert("RGB"))
+
+
+def jpeg_segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def with_segments(jpeg: bytes, segments: bytes) -> bytes:
+    """A JPEG with segments before all others."""
+    return jpeg[:2] + segments + jpeg[2:]
+
+
+def webp_file(*chunks: bytes) -> bytes:
+    content = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+def webp_chunk(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+
+def sides(width: int, height: int) -> bytes:
+    return (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_pixels_are_those_of_the_whole_file(name: str) -> None:
+    """What is left out of a file, and how its pixels are converted and turned, changes no pixel."""
+    np.testing.assert_array_equal(decode(SAMPLES[name], LIMITS).pixels, by_pillow(SAMPLES[name]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(PHOTO, "JPEG", keep_rgb=True),
+        encoded(PHOTO.convert("CMYK"), "JPEG", progressive=True),
+        encoded(PHOTO, "JPEG", restart_marker_blocks=2),
+        encoded(PHOTO, "JPEG", progressive=True, restart_marker_blocks=2),
+        encoded(PHOTO, "JPEG", icc_profile=bytes(200_000), comment=b"\xff\xda" * 100, exif=exif(8)),
+        with_segments(
+            JPEG, jpeg_segment(0xFE, b"\xff\xd9") + b"\xff\xff\xff" + jpeg_segment(0xE2, JPEG[:200]) + b"junk"
+        ),
+        with_segments(JPEG, jpeg_segment(0xE1, exif(6)[:20]) + jpeg_segment(0xE1, b"Exif\0\0" + exif(6)[20:])),
+        encoded(PHOTO, "WEBP", icc_profile=bytes(999), xmp=bytes(99), exif=exif(5)),
+        encoded(PHOTO.convert("P"), "GIF", comment=b"," * 1000, transparency=7, disposal=2),
+        encoded(PHOTO, "BMP") + bytes(100),
+    ],
+    ids=["rgb", "cmyk", "restarts", "progressive restarts", "metadata", "odd", "exif in parts", "webp", "gif", "bmp"],
+)
+def test_what_decoding_needs_is_kept(data: bytes) -> None:
+    """Colour transforms, restarts and orientation are kept; metadata may contain any bytes."""
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(data))
+
+
+def test_segments_between_scans_are_left_out() -> None:
+    """A comment between the scans of a progressive JPEG, whatever it contains, changes no pixel."""
+    last = PROGRESSIVE.rindex(b"\xff\xda")
+    data = PROGRESSIVE[:last] + jpeg_segment(0xFE, b"\xff\xda\xff\xd9" * 9) + PROGRESSIVE[last:]
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(PROGRESSIVE))
+
+
+def test_orientation_behind_the_pixels_is_applied() -> None:
+    """A PNG may have its EXIF block after its pixels."""
+    data = PNG[:-12] + png_chunk(b"eXIf", exif(6).removeprefix(b"Exif\0\0")) + PNG[-12:]
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, np.rot90(np.asarray(PHOTO), -1))
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("flags", [0x02, 0x12])
+def test_a_frame_lies_on_its_canvas(flags: int, mode: str, lossless: bool) -> None:
+    """An animation's first frame may be smaller than the canvas, with or without alpha in file and frame."""
+    picture = PHOTO.convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(PHOTO.convert("L"))
+    still = encoded(picture, "WEBP", lossless=lossless)
+    chunks = still[30:] if still[12:16] == b"VP8X" else still[12:]
+    frame = bytes([3, 0, 0, 5, 0, 0]) + sides(*PHOTO.size) + bytes(4) + chunks
+    data = webp_file(
+        webp_chunk(b"VP8X", bytes([flags, 0, 0, 0]) + sides(90, 70)),
+        webp_chunk(b"ANIM", bytes(6)),
+        webp_chunk(b"ANMF", frame),
+        webp_chunk(b"ANMF", frame),
+    )
+    assert read_header(data, LIMITS).size == Size(70, 90)
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(data))
+
+
+TOO_MANY = {
+    "jpeg": with_segments(JPEG, jpeg_segment(0xFE, b"") * MAX_HEADER_PARTS),
+    "jpeg between scans": PROGRESSIVE[:-2] + jpeg_segment(0xFE, b"") * MAX_PARTS + PROGRESSIVE[-2:],
+    "png": PNG[:HEADER_END] + png_chunk(b"tEXt", b"") * MAX_PARTS + PNG[HEADER_END:],
+    "png before its header": PNG_SIGNATURE + png_chunk(b"tEXt", b"") * MAX_HEADER_PARTS + PNG[8:],
+    "webp": webp_file(
+        webp_chunk(b"VP8X", bytes(4) + sides(*PHOTO.size)),
+        webp_chunk(b"XMP ", b"") * MAX_HEADER_PARTS,
+        SAMPLES["webp"][30:],
+    ),
+    "gif": b"GIF89a" + bytes(7) + b"!\xfe" + b"\1," * MAX_HEADER_PARTS + b"\0" + SAMPLES["gif"][13:],
+}
+
+
+@pytest.mark.parametrize("name", TOO_MANY)
+def test_parts_are_bounded(name: str) -> None:
+    """A file of more parts than any encoder writes is refused; the error has the limit and what to do."""
+    with pytest.raises(ImageTooLarge, match=r"has more than (1,024|16,384) .*; save it again"):
+        decode(TOO_MANY[name], LIMITS)
+
+
+def test_compressed_data_is_bounded_by_the_pixels() -> None:
+    """A PNG whose compressed data is far longer than its pixels is refused: it could inflate to nothing for long."""
+    data = png_header(1, 1) + png_chunk(b"IDAT", bytes(100_000)) + png_chunk(b"IEND", b"")
+    with pytest.raises(ImageTooLarge, match=r"the PNG has 100,[0-9]+ bytes; the limit for its pixels is [0-9,]+"):
+        decode(data, LIMITS)
+
+
+def progressive_header(width: int, height: int) -> bytes:
+    frame = struct.pack(">BHHB", 8, height, width, 3) + b"\1\x11\0\2\x11\0\3\x11\0"
+    return b"\xff\xd8" + jpeg_segment(0xC2, frame) + jpeg_segment(0xDA, b"\3\1\0\2\0\3\0\0\0\0")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            progressive_header(4000, 3000),
+            r"decoding this JPEG takes 120,[0-9,]+ bytes of memory; the limit is 76,[0-9,]+",
+        ),
+        (png_header(1, 12_000_000), r"decoding this PNG takes 168,[0-9,]+ bytes of memory; the limit is 76,[0-9,]+"),
+        (
+            PNG_SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4000, 3000, 16, 6, 0, 0, 1)),
+            r"decoding this PNG takes the work of 1[0-9]{2},[0-9,]+ pixels of a baseline JPEG; the limit is 96,000,000",
+        ),
+    ],
+    ids=["coefficients", "rows", "interlaced 16-bit"],
+)
+def test_memory_and_work_are_bounded_from_the_header(data: bytes, words: str) -> None:
+    """As many pixels as the limit allows, in a form that takes too much; the files have no pixel data."""
+    limits = DecodeLimits(1_000_000, 12_000_000)
+    with pytest.raises(ImageTooLarge, match=words):
+        read_header(data, limits)
+    read_header(data, DecodeLimits(1_000_000, 50_000_000))
+
+
+def test_several_scans_take_more_memory_and_work() -> None:
+    """A JPEG in several scans, progressive or not, keeps its coefficients; one in a single scan does not."""
+    large = PHOTO.resize((800, 600))
+    single, progressive = (read_header(encoded(large, "JPEG", progressive=p), LIMITS) for p in (False, True))
+    assert single.decode_bytes < 6.1 * 800 * 600
+    # 4:2:0: one and a half samples a pixel, of two bytes, beside Pillow's four.
+    assert 7 * 800 * 600 <= progressive.decode_bytes < 7.2 * 800 * 600
+    assert progressive.decode_cost > single.decode_cost
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        JPEG[:2] + JPEG[JPEG.index(b"\xff\xda") :],
+        JPEG[: JPEG.index(b"\xff\xda")] + b"\xff\xd9",
+        with_segments(JPEG, JPEG[JPEG.index(b"\xff\xc0") : JPEG.index(b"\xff\xc4")]),
+        with_segments(JPEG, b"\xff\xfe\0\1"),
+        PROGRESSIVE[:-2],
+        png_header(5, 5) + png_header(6, 6)[8:] + PNG[HEADER_END:],
+        PNG_SIGNATURE,
+        PNG_SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 5, 8, 1, 0, 0, 0)),
+        webp_file(webp_chunk(b"VP8X", bytes(4) + sides(5, 5))),
+        webp_file(webp_chunk(b"VP8X", bytes(4) + sides(5, 5)), SAMPLES["webp"][30:]),
+        webp_file(webp_chunk(b"VP8X", b"\2" + bytes(3) + sides(5, 5)), webp_chunk(b"ANMF", bytes(6) + sides(6, 5))),
+        webp_file(),
+        b"GIF89a" + bytes(7) + b";",
+        b"GIF89a",
+        b"BM" + bytes(10),
+    ],
+)
+def test_damaged_containers_are_undecodable(data: bytes) -> None:
+    """Parts that are missing, doubled, cut or contradict each other are the picture's fault, and no other error."""
+    with pytest.raises(ImageUndecodable):
+        decode(data, LIMITS)
+
+
+@given(
+    name=st.sampled_from(sorted(SAMPLES)),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 6), st.binary(max_size=6)), min_size=1, max_size=6
+    ),
+    early=st.booleans(),
+)
+@settings(max_examples=600, derandomize=True, deadline=None)
+def test_any_bytes_have_a_header_or_are_refused(name: str, edits: list[tuple[float, int, bytes]], early: bool) -> None:
+    """Whatever is replaced, inserted or cut out, only domain errors are raised, and a picture has its header's size."""
+    data = SAMPLES[name]
+    for place, cut, inserted in edits:
+        position = int(place * (min(len(data), 64) if early else len(data)))
+        data = data[:position] + inserted + data[position + cut :]
+    try:
+        header = read_header(data, LIMITS)
+        pixels = decode(data, LIMITS).pixels
+    except ConvMLPError:
+        return
+    assert sorted(pixels.shape[:2]) == sorted((header.size.height, header.size.width))
+    assert header.decode_bytes > 0
+    assert header.decode_cost > 0
+
+
+class Runner(threading.Thread):
+    """A thread that counts how often it runs. It gives way each time, so others are not held up."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.runs = 0
+        self.stopped = False
+
+    def run(self) -> None:
+        while not self.stopped:
+            self.runs += 1
+            time.sleep(0)
+
+
+@pytest.fixture
+def runner() -> Iterator[Runner]:
+    """It runs only where another thread releases the GIL of its own accord: none is made to."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e6)
+    thread = Runner()
+    thread.start()
+    yield thread
+    thread.stopped = True
+    sys.setswitchinterval(interval)
+    thread.join()
+
+
+LARGE = PHOTO.resize((1600, 1200))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(LARGE, "JPEG", exif=exif(6)),
+        encoded(LARGE, "JPEG", progressive=True),
+        encoded(LARGE.convert("RGBA"), "PNG", compress_level=1),
+        encoded(LARGE, "WEBP", method=0),
+        encoded(LARGE, "WEBP", lossless=True, method=0),
+        encoded(LARGE.convert("P"), "GIF"),
+        encoded(LARGE, "BMP"),
+    ],
+    ids=["jpeg", "progressive", "png", "webp", "lossless webp", "gif", "bmp"],
+)
+def test_other_threads_run_while_a_picture_is_decoded(data: bytes, runner: Runner) -> None:
+    """Decoders, conversions and turning release the GIL."""
+    limits = DecodeLimits(10_000_000, LIMITS.max_pixels)
+    before = runner.runs
+    decode(data, limits)
+    assert runner.runs > before
