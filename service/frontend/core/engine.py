@@ -42,8 +42,8 @@ SHORT_ANSWER = 20
 """Labels or boxes, without masks, that are encoded in less time than it takes to reach a thread."""
 
 CALLER_SHARE = 4
-"""A caller may have so many times as many images in progress as the process has room for, which leaves a fifth of the
-limit for others (dynamic thresholds, Choudhury and Hahne 1998)."""
+"""A caller may have so many times as many images in progress as the process has room for, and bytes of bodies likewise.
+It leaves a fifth of the limit for others (dynamic thresholds, Choudhury and Hahne 1998)."""
 RESIZE_BYTES = 4
 """Of memory for each pixel of an image that is only resized."""
 LABEL_MAP_BYTES = 1
@@ -58,7 +58,7 @@ UNTRACED: nullcontext[Span | None] = nullcontext(None)
 
 
 class ByteBudget:
-    """Bounds the bytes that the bodies of all requests hold together to `limit`.
+    """Bounds the bytes that the bodies of all requests hold together to `limit`, and those of one caller to its share.
 
     `retry_after_s` estimates the seconds until a body fits again.
     """
@@ -67,25 +67,33 @@ class ByteBudget:
         self._limit = limit
         self._retry_after_s = retry_after_s
         self._held = 0
+        self._held_by: dict[str, int] = {}
 
     def take(self, record: RequestRecord, count: int) -> None:
         """Hold `count` more bytes for a request. Call `release` when the request no longer needs its body.
 
         Raises:
-            Overloaded: the bodies would hold more than the limit.
+            Overloaded: the bodies would hold more than the limit, or the caller has its share of it.
         """
-        if self._held + count > self._limit:
-            raise Overloaded(
-                f"the bodies of requests in progress hold {self._held} bytes of at most {self._limit}; try again later",
-                self._retry_after_s(),
-                Refusal.BODIES,
-            )
-        self._held += count
+        held, held_by_caller = self._held, self._held_by.get(record.caller, 0)
+        if held + count > self._limit or held_by_caller >= CALLER_SHARE * (self._limit - held):
+            detail = f"the bodies of requests in progress hold {held} bytes of at most {self._limit}"
+            if held_by_caller != held:
+                detail += f", this caller's {held_by_caller}"
+            raise Overloaded(f"{detail}; try again later", self._retry_after_s(), Refusal.BODIES)
+        self._held = held + count
+        self._held_by[record.caller] = held_by_caller + count
         record.held_bytes += count
 
     def release(self, record: RequestRecord) -> None:
         """Release all bytes that a request holds."""
+        if not record.held_bytes:
+            return
         self._held -= record.held_bytes
+        if left := self._held_by[record.caller] - record.held_bytes:
+            self._held_by[record.caller] = left
+        else:
+            del self._held_by[record.caller]
         record.held_bytes = 0
 
 
@@ -102,9 +110,9 @@ class Engine:
         self._images = 0
         self._images_of: dict[str, int] = {}
         """Images in progress by caller."""
-        self._after_s: dict[Task, tuple[float, float]] = {}
-        """By task, means of the seconds of an answer after decoding where nothing waits, and of those after the
-        worker."""
+        self._after_s: dict[tuple[Task, bool], tuple[float, float]] = {}
+        """Means by task, and whether a picture is drawn: the seconds of an answer after decoding where nothing waits, and
+        those after the worker."""
         self.bodies = ByteBudget(settings.max_in_flight_bytes, workers.retry_after_s)
 
     async def predict(self, request: PredictRequest, encode: Encode[T], *, draws: bool = False) -> Reply[T]:
@@ -133,7 +141,7 @@ class Engine:
         self._metrics.in_flight.inc()
         try:
             with step("predict", attributes) if traced else UNTRACED as span:
-                after_s, post_s = self._after_s.get(config.task, NOTHING_KNOWN)
+                after_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
                 preparing.after_s = after_s
                 prepared_s = self.threads.expected_s(preparing)
                 ready_s = prepared_s + after_s if prepared_s else 0.0
@@ -173,7 +181,7 @@ class Engine:
                 del self._images_of[caller]
             self._metrics.in_flight.dec()
             self.threads.release(preparing)
-        self._after_s[config.task] = (
+        self._after_s[config.task, draws] = (
             after_s + SMOOTHING * (answer.infer_s + encoded.seconds - after_s),
             post_s + SMOOTHING * (encoded.seconds - post_s),
         )
