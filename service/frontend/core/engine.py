@@ -111,7 +111,7 @@ class Engine:
         self._images_of: dict[str, int] = {}
         """Images in progress by caller."""
         self._after_s: dict[tuple[Task, bool], tuple[float, float]] = {}
-        """Means by task, and whether a picture is drawn: the seconds of an answer after decoding where nothing waits, and
+        """Means by task, and whether a picture is drawn: the seconds of an answer after decoding if nothing waits, and
         those after the worker."""
         self.bodies = ByteBudget(settings.max_in_flight_bytes, workers.retry_after_s)
 
