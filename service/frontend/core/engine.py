@@ -113,7 +113,7 @@ class Engine:
         self._after_s: dict[tuple[Task, bool], tuple[float, float]] = {}
         """Means by task, and whether a picture is drawn: the seconds of an answer after decoding if nothing waits, and
         those after the worker."""
-        self.bodies = ByteBudget(settings.max_in_flight_bytes, workers.retry_after_s)
+        self.bodies = ByteBudget(settings.max_in_flight_bytes, self._retry_after_s)
 
     async def predict(self, request: PredictRequest, encode: Encode[T], *, draws: bool = False) -> Reply[T]:
         """The answer for one image.
@@ -318,7 +318,11 @@ class Engine:
             if self._images >= limit
             else f"{of_caller} images of this caller are in progress, which is its share of the limit of {limit}"
         )
-        return Overloaded(f"{detail}; try again later", self._workers.retry_after_s(), Refusal.IN_FLIGHT)
+        return Overloaded(f"{detail}; try again later", self._retry_after_s(), Refusal.IN_FLIGHT)
+
+    def _retry_after_s(self) -> float:
+        """Expected seconds until everything that waits here, or at the worker with the least, is done."""
+        return max(self._workers.retry_after_s(), self.threads.drain_s)
 
     def _current(self, model: ModelStatus) -> ModelStatus:
         """The model as it is served now: it may have changed while the request's body arrived. Raises as `resolve`."""

@@ -191,6 +191,11 @@ class ThreadPool:
         """How many pieces of work run although nobody waits for their result any more: at most one for each thread."""
         return sum(work.started_s > 0 and work.future.done() for work in self._handed)
 
+    @property
+    def drain_s(self) -> float:
+        """Expected seconds until all that waits now has ended."""
+        return self._queue.seconds / (self._drain.per_s or self._size)
+
     def submit(self, work: Work[Any]) -> None:
         """Run work in a thread, in its turn. Call `release` when its result is not needed any more.
 
@@ -337,8 +342,7 @@ class ThreadPool:
         work.stage = Stage.ENDED
         self._deadlines.pending.pop(work, None)
         if not work.future.done():
-            retry_after_s = self._queue.seconds / self._size
-            work.future.set_exception(Overloaded("the deadline is too near to decode the image", retry_after_s))
+            work.future.set_exception(Overloaded("the deadline is too near to decode the image", self.drain_s))
         return True
 
     def _expire(self, work: Work[Any]) -> None:
