@@ -101,7 +101,7 @@ class Work(Generic[T]):
     future: asyncio.Future[Timed[T]] = field(init=False)
     stage: Stage = Stage.NEW
     place: Place | None = None
-    """In the queue, while it waits there."""
+    """In the queue, also after it was taken from there; None for work that never was there."""
     charged_bytes: int = 0
     started_s: float = 0.0
     """When a thread took it; 0 before."""
@@ -158,8 +158,9 @@ class DrainRate:
 class ThreadPool:
     """Threads that run one piece of work after another, in at most `max_bytes` of memory.
 
-    Work that does not fit waits until it does, and so does everything behind it; but one piece may always run. How much
-    waits is up to the callers: the engine bounds the number of images in the process.
+    Work that does not fit waits until it does, and so does everything behind it. Work that is larger than all memory
+    runs when nothing else is held; urgent work, which frees memory at its end, when nothing else runs. How much waits
+    is up to the callers: the engine bounds the number of images in the process.
     """
 
     def __init__(self, threads: int, name: str, max_bytes: int = 2**62) -> None:
@@ -310,7 +311,6 @@ class ThreadPool:
             self._urgent.remove(work)
         else:
             self._queue.remove(work.place)
-            work.place = None
 
     def _hand_out(self) -> None:
         """Hand work that waits to the threads, as far as there is room for it."""
@@ -319,7 +319,8 @@ class ThreadPool:
             ahead = len(self._handed) - self._size
             if ahead >= 0 and (ahead >= self._size or (work.place is not None and work.place.seconds > PREFETCH_S)):
                 return
-            if self.held_bytes + work.nbytes > self.max_bytes and self._handed:
+            others = self._handed if work.urgent else self.held_bytes
+            if self.held_bytes + work.nbytes > self.max_bytes and others:
                 return
             self.waiting -= 1
             if work.place is None:
@@ -360,7 +361,7 @@ class ThreadPool:
             failure: BaseException | None = None
             work.started_s = started_s = time.monotonic()
             try:
-                if not work.future.done():
+                if not (work.future.done() or work.released):
                     result = work.call(*work.args)
                     value = Timed(result, started_s, time.monotonic() - started_s)
             except StopIteration as error:  # a future does not accept it

@@ -162,6 +162,20 @@ async def test_an_image_that_needs_too_much_memory_is_refused() -> None:
             await engine.predict(request_for(engine, png_of(1)), first_label)
 
 
+async def test_inputs_that_wait_for_the_worker_count() -> None:
+    """While the device is held, images are decoded only as long as the memory of their inputs fits."""
+    async with engine_at_work(SETTINGS.with_changes(max_in_flight=100, max_decoded_bytes=20_000)) as (engine, worker):
+        worker.runner.unblocked.clear()
+        asking = [asyncio.create_task(engine.predict(request_for(engine, png_of(at)), first_label)) for at in range(8)]
+        await until(lambda: 0 < engine.threads.waiting < 7)
+        await asyncio.sleep(0.05)
+        assert engine.threads.waiting > 0
+        assert engine.threads.held_bytes <= 20_000
+        worker.runner.unblocked.set()
+        assert [(await one).payload for one in asking] == list(range(8))
+        assert engine.threads.held_bytes == 0
+
+
 async def test_memory_of_an_answered_image_is_free() -> None:
     """Also where its caller left, its deadline passed or it could not be decoded."""
     async with engine_at_work() as (engine, worker):

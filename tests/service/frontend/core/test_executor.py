@@ -253,6 +253,19 @@ async def test_a_result_s_memory_is_held_until_it_is_released() -> None:
         assert pool.held_bytes == 0
 
 
+async def test_results_that_are_held_bound_what_runs() -> None:
+    """While results take all memory nothing more starts, however small; but urgent work does, whose end frees some."""
+    with pool_of(2, max_bytes=100) as pool:
+        first = submitted(pool, int, nbytes=50, reserved_bytes=100)
+        await first.future
+        waiting = submitted(pool, int, nbytes=1)
+        await start(pool, int, nbytes=50, urgent=True)
+        assert pool.waiting == 1
+        assert not waiting.future.done()
+        pool.release(first)
+        await waiting.future
+
+
 async def test_a_result_that_nobody_takes_is_not_held() -> None:
     """A caller that left while its work ran, or between its end and its result, leaves no memory charged."""
     with pool_of(1, max_bytes=100) as pool:
