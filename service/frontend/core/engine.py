@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TypeVar
 
+import numpy as np
+
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge
@@ -156,20 +158,7 @@ class Engine:
                     span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
                 answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
                 output, size = answer.output, prepared.value.geometry.original
-                if (
-                    draws
-                    or isinstance(output, SegmentOutput)
-                    or (isinstance(output, DetectOutput) and output.mask_logits is not None)
-                    or len(output.scores) > SHORT_ANSWER
-                ):
-                    encoding = Work(encode, (output, config, size), deadline_s, caller, urgent=True)
-                    # Pictures are decoded once more to be drawn on.
-                    encoding.nbytes = size.height * size.width * POST_BYTES + (preparing.nbytes if draws else 0)
-                    encoded = await self.threads.run(encoding)
-                else:
-                    started_s = time.monotonic()
-                    payload = encode(output, config, size)
-                    encoded = Timed(payload, started_s, time.monotonic() - started_s)
+                encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
                 self._metrics.stages["post", config.task].observe(encoded.seconds)
                 if span is not None:
                     span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
@@ -181,12 +170,40 @@ class Engine:
                 del self._images_of[caller]
             self._metrics.in_flight.dec()
             self.threads.release(preparing)
+        after_s, post_s = self._after_s.get((config.task, draws), (after_s, post_s))
         self._after_s[config.task, draws] = (
             after_s + SMOOTHING * (answer.infer_s + encoded.seconds - after_s),
             post_s + SMOOTHING * (encoded.seconds - post_s),
         )
         timings = Timings(prepared.seconds, answer.queue_s, answer.infer_s, encoded.seconds)
         return Reply(encoded.value, timings, answer.batch_images, answer.precision)
+
+    async def _encoded(
+        self,
+        prepared: Work[ModelInput],
+        output: RawOutput,
+        config: BundleConfig,
+        size: Size,
+        encode: Encode[T],
+        *,
+        draws: bool,
+    ) -> Timed[T]:
+        """The encoded answer, from a thread unless it is short. Raises as `predict`."""
+        match output:
+            case SegmentOutput() | DetectOutput(mask_logits=np.ndarray()):
+                has_masks, is_short = True, False
+            case _:
+                has_masks, is_short = False, len(output.scores) <= SHORT_ANSWER
+        if is_short and not draws:
+            started_s = time.monotonic()
+            payload = encode(output, config, size)
+            return Timed(payload, started_s, time.monotonic() - started_s)
+        encoding = Work(encode, (output, config, size), prepared.deadline_s, prepared.caller, urgent=True)
+        if draws or has_masks:
+            encoding.nbytes = size.height * size.width * POST_BYTES
+        if draws:  # on the picture, which is decoded once more
+            encoding.nbytes += prepared.nbytes
+        return await self.threads.run(encoding)
 
     def resolve(self, task: Task, name: str | None) -> ModelStatus:
         """The model that a request means: the named one, or the first of its task.
