@@ -17,7 +17,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from service.frontend.core.tls import (
+    TRANSPORTS,
     CertificateFiles,
+    InvalidCertificates,
     certificate_files,
     own_client_context,
 )
@@ -45,12 +47,14 @@ def run_supervisor(settings: Settings) -> int:
 async def _supervise(settings: Settings, stop: asyncio.Event) -> int:
     with contextlib.ExitStack() as stack:
         try:
+            for transport in TRANSPORTS:
+                certificate_files(settings, transport)
             folder = stack.enter_context(RuntimeFolder(runtime_parents(os.environ)))
             workers = await asyncio.to_thread(place_workers, settings, folder.path, count_cuda_devices)
         except NoRuntimeFolder as error:
             log.error("cannot make a runtime folder; set XDG_RUNTIME_DIR or TMPDIR to a writable one", error=str(error))
             return EXIT_CONFIG
-        except Unplaceable as error:
+        except (InvalidCertificates, Unplaceable) as error:
             log.error("cannot serve", error=str(error))
             return EXIT_CONFIG
         os.environ[METRICS_DIR] = str(folder.path / "metrics")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,10 +37,19 @@ class Guarded:
         address = self.stack.address("grpc", 8001)
         return grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", NAME)])
 
+    def context(self, own: trustme.LeafCert | None = None) -> ssl.SSLContext:
+        """The same for HTTPS. The published address is not the certificate's name."""
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        self.ca.configure_trust(context)
+        if own is not None:
+            own.configure_cert(context)
+        return context
+
 
 @pytest.fixture(scope="module")
 def guarded(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:  # noqa: ARG001
-    """The stack with everything uncommented: keys for all, mTLS for gRPC."""
+    """The stack with everything uncommented: keys for all, mTLS for both transports."""
     folder = tmp_path_factory.mktemp("guarded")
     ca = trustme.CA()
     issued = ca.issue_cert(NAME)
@@ -61,12 +71,15 @@ def guarded(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield Guarded(up, ca)
 
 
-def test_callers_must_send_a_key(guarded: Guarded) -> None:
-    """Without a key REST refuses, with one of the secret it answers; and it was healthy without any."""
-    url = f"http://{guarded.stack.address('rest', 8000)}/classify"
-    assert httpx2.post(url, content=PICTURE, timeout=60).status_code == 401
-    answer = httpx2.post(url, content=PICTURE, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
-    assert answer.status_code == 200
+def test_callers_must_show_a_certificate_and_a_key(guarded: Guarded) -> None:
+    """With a certificate of the authority's and a key REST answers, without the key it refuses, and without the
+    certificate nobody connects. The container was healthy, so its check has come through as well."""
+    url = f"https://{guarded.stack.address('rest', 8000)}/classify"
+    with httpx2.Client(verify=guarded.context(guarded.ca.issue_cert("caller@example.org")), timeout=60) as client:
+        assert client.post(url, content=PICTURE).status_code == 401
+        assert client.post(url, content=PICTURE, headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+    with httpx2.Client(verify=guarded.context(), timeout=60) as client, pytest.raises(httpx2.TransportError):
+        client.post(url, content=PICTURE)
 
 
 def test_grpc_callers_must_show_a_certificate_and_a_key(guarded: Guarded) -> None:
