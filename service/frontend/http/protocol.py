@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.errors import ConnectionEnd
 from service.frontend.core.tls import Reloaded
 from service.frontend.http.connections import Connections
+from service.frontend.http.handshake import start_tls
 from service.frontend.http.refusals import (
     CONNECT,
     HEAD_TIMEOUT,
@@ -38,12 +39,12 @@ SMALL_BYTES = 1024
 """What arrives in no more bytes is parsed at once: most heads, and few enough requests if they are pipelined."""
 PIECE_BYTES = 8 * 2**10
 """A body of unknown length is parsed in pieces of this size, because requests may follow it."""
+MAX_BODY_PARTS = 256
+"""Chunks of a body, after which other connections have their turn: each costs time, however small it is."""
 UNREAD_ANSWER_S = 30.0
 """A connection whose peer takes no byte of its answers for so long is reset, by the kernel."""
 RESERVE_HEAD_S = 2.0
 """Time for the head of a request on a connection beyond the limit."""
-HANDSHAKE_S = 10.0
-"""Time for the TLS handshake."""
 LINGER_S = 2.0
 """How long what arrives behind a refusal is read and dropped."""
 FIRST_LOOK_S, LAST_LOOK_S = 0.05, 1.0
@@ -128,6 +129,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._bytes_without_progress = 0
+        self._body_parts = 0
         self._body_left = 0
         """Bytes of the body that have not arrived; 0 for a body in chunks."""
         self._blocked = False
@@ -156,21 +158,7 @@ class BoundedHttp(HttpToolsProtocol):
     async def _shake_hands(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
         # A listener with TLS would call this class only after the handshake, and count no connection before.
         try:
-            starting = self.loop.create_task(
-                self.loop.start_tls(
-                    transport,
-                    self,
-                    context,
-                    server_side=True,
-                    ssl_handshake_timeout=HANDSHAKE_S,
-                    ssl_shutdown_timeout=LINGER_S,
-                )
-            )
-            # uvloop reads a new connection although it is paused. The loop runs this behind what `start_tls` prepares.
-            await asyncio.sleep(0)
-            if early := self._take_unparsed():
-                self.loop.call_soon(_feed, transport, early)
-            secure = await starting
+            secure = await start_tls(transport, self, context, self._take_unparsed)
         except (OSError, asyncio.CancelledError):
             self._all.ended(self._end_reason)
             self._all.remove(self)
@@ -204,7 +192,7 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        start, end = 0, len(data)
+        start, end, self._body_parts = 0, len(data), 0
         while start < end:
             stop = end
             if end - start > SMALL_BYTES:
@@ -226,6 +214,10 @@ class BoundedHttp(HttpToolsProtocol):
                 return
             if self.pipeline:
                 self._block(data[start:])
+                return
+            if self._body_parts > MAX_BODY_PARTS and start < end:
+                self._block(data[start:])
+                self.loop.call_soon(self._unblock)
                 return
         if self._bytes_without_progress > MAX_HEAD_BYTES:
             self._refuse(HEAD_TOO_LARGE)
@@ -259,6 +251,7 @@ class BoundedHttp(HttpToolsProtocol):
         """
         cycle = self.cycle
         self._bytes_without_progress = 0
+        self._body_parts += 1
         if self._body_left:
             self._body_left -= len(body)
         if cycle.body or cycle.response_complete or len(body) > READ_AHEAD_BYTES:
@@ -272,7 +265,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._blocked and not self.pipeline:
+        if self._blocked:
             self._unblock()
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -346,8 +339,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._keep(unparsed)
 
     def _unblock(self) -> None:
-        """No request waits any more: go on."""
-        if self._refusing or self.transport.is_closing():
+        """No request waits any more, or other connections had their turn: go on."""
+        if not self._blocked or self.pipeline or self._refusing or self.transport.is_closing():
             return
         self._blocked = False
         if unparsed := self._take_unparsed():
@@ -435,15 +428,3 @@ class _Turn:
 
     async def run_asgi(self, _: ASGIApp) -> None:
         self._action()
-
-
-def _feed(transport: asyncio.Transport, data: bytes) -> None:
-    """Pass bytes to the transport's buffered protocol, as if they had arrived now."""
-    protocol: Any = transport.get_protocol()
-    left = memoryview(data)
-    while left:
-        buffer = protocol.get_buffer(len(left))
-        count = min(len(left), len(buffer))
-        buffer[:count] = left[:count]
-        protocol.buffer_updated(count)
-        left = left[count:]
