@@ -36,11 +36,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[T]):
-    """The answer for one image. `payload` is the encoded result; `batch_images` is the size of its batch."""
+    """The answer for one image. `payload` is the encoded result, `batch_images` the size of its batch, `precision` what
+    the network computed in."""
 
     payload: T
     timings: Timings
     batch_images: int = 1
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

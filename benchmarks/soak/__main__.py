@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import json
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -172,7 +173,7 @@ def _report(account: Account, resources: Resources) -> str:
     rows = [["fault", "times", "answers again after (s): median", "longest"]]
     for name in sorted({one.fault for one in account.recoveries}):
         seconds = sorted(one.seconds for one in account.recoveries if one.fault == name)
-        rows.append([name, str(len(seconds)), f"{seconds[len(seconds) // 2]:.2f}", f"{seconds[-1]:.2f}"])
+        rows.append([name, str(len(seconds)), f"{statistics.median(seconds):.2f}", f"{seconds[-1]:.2f}"])
     lines += [*_table(rows), ""]
     rows = [["process", "samples", "memory (MB): least", "most", "descriptors", "", "threads", ""]]
     for role, samples in sorted(resources.samples.items()):

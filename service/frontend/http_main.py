@@ -39,7 +39,7 @@ from service.process import EXIT_CONFIG, address_of, connection_limit, inherited
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
-CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Request-Id", "Inference-Header-Content-Length")
+CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Model-Precision", "X-Request-Id", "Inference-Header-Content-Length")
 """Headers of answers that pages of other origins may read."""
 CORS_MAX_AGE_S = 600
 """How long a browser may keep the answer of a preflight."""

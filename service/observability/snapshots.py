@@ -114,7 +114,10 @@ class SnapshotFolder:
         self.unreadable = 0
 
     def has(self, role: str) -> bool:
-        return self._file(role).is_file()
+        try:
+            return self._file(role).is_file()
+        except OSError:  # no access to the folder
+            return False
 
     def write(self, role: str, data: bytes) -> bool:
         """Replace the snapshot of a role; whether that succeeded."""

@@ -43,10 +43,12 @@ def runtime_parents(environment: Mapping[str, str]) -> list[Path]:
     """
     session = Path(f"/run/user/{os.geteuid()}")
     given = environment.get("XDG_RUNTIME_DIR")
-    parents = [Path(given)] if given else []
+    parents = [Path(given)] if given and Path(given).is_absolute() else []
     parents += [session, Path("/run")]
     lasting = parents if _lingers() else [parent for parent in parents if parent != session]
-    return [*lasting, Path(tempfile.gettempdir())]
+    with contextlib.suppress(FileNotFoundError):  # each is full
+        lasting.append(Path(tempfile.gettempdir()))
+    return lasting
 
 
 class RuntimeFolder:
@@ -84,8 +86,9 @@ class RuntimeFolder:
         try:
             if _is_same(self.path, self.lock):
                 return
-            self.path.mkdir(mode=0o700)
+            self.path.mkdir(mode=0o700, exist_ok=True)
             lock = _locked(self.path)
+            os.fchmod(lock, 0o700)
             os.close(self.lock)
             self.lock = lock
         except OSError as error:
@@ -123,8 +126,6 @@ def _remove_leftovers(parent: Path) -> None:
         found = (entry for entry in entries if entry.name.startswith(PREFIX))
         for entry in islice(found, MAX_LEFTOVERS):
             with contextlib.suppress(OSError):
-                if not entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
-                    continue
                 lock = _locked(Path(entry.path))
                 try:
                     shutil.rmtree(entry.path, ignore_errors=True)
@@ -138,10 +139,13 @@ def _locked(path: Path) -> int:
 
     Raises:
         BlockingIOError: another process holds it.
+        PermissionError: it is another user's.
         OSError: there is no such folder, or it cannot be locked.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(f"{path} belongs to another user")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_same(path, descriptor):
             raise FileNotFoundError(f"{path} was removed")

@@ -143,7 +143,8 @@ class WaitEstimate(Message, frozen=True):
 
 
 class Answer(Message, frozen=True):
-    """One row of a batch of `batch_images`. `kind` names the output type, `arrays` are its fields in order."""
+    """One row of a batch of `batch_images`. `kind` names the output type, `arrays` are its fields in order. `precision`
+    is what the network computed in."""
 
     job: int
     kind: str
@@ -152,6 +153,7 @@ class Answer(Message, frozen=True):
     infer_s: float
     batch_images: int
     estimate: WaitEstimate
+    precision: str = ""
 
 
 class Answers(Message, frozen=True, tag="answers"):

@@ -112,13 +112,14 @@ class WaitForecast:
 @dataclass(frozen=True, slots=True)
 class WorkerAnswer:
     """One output. `queue_s`, `infer_s`: the seconds that its job waited and ran. `batch_images` counts the images of
-    its batch, itself included."""
+    its batch, itself included. `precision` is what the network computed in."""
 
     output: RawOutput
     queue_s: float
     infer_s: float
     batch_images: int
     estimate: WaitEstimate
+    precision: str
 
 
 class WorkerClient:
@@ -359,7 +360,9 @@ class WorkerClient:
         future = self._answers.get(answer.job)
         if future is not None and not future.done():
             future.set_result(
-                WorkerAnswer(output, answer.queue_s, answer.infer_s, answer.batch_images, answer.estimate)
+                WorkerAnswer(
+                    output, answer.queue_s, answer.infer_s, answer.batch_images, answer.estimate, answer.precision
+                )
             )
 
     def _settle_failure(self, failure: Failure) -> None:

@@ -128,10 +128,11 @@ class WorkerEndpoint:
         infer_s: float,
         batch_images: int,
         estimate: WaitEstimate,
+        precision: str = "",
     ) -> None:
         """Answer a job at the next `flush`. `batch_images` counts the images of its batch, itself included."""
         kind, arrays, frames = pack_output(output)
-        answer = Answer(job, kind, arrays, queue_s, infer_s, batch_images, estimate)
+        answer = Answer(job, kind, arrays, queue_s, infer_s, batch_images, estimate, precision)
         known = self._outbox.get(receiver)
         if known is None:
             self._outbox[receiver] = ([answer], frames)

@@ -248,9 +248,17 @@ class Worker:
             self._endpoint.fail(sender, number, result.result)
             return
         assert self._dispatcher is not None
+        assert self._runner is not None
         estimate = self._dispatcher.admission.wait_estimate(job.shape, job.deadline_s - job.enqueued_s)
         self._endpoint.answer(
-            sender, number, result.result, result.queue_s, result.infer_s, result.batch_images, estimate
+            sender,
+            number,
+            result.result,
+            result.queue_s,
+            result.infer_s,
+            result.batch_images,
+            estimate,
+            self._runner.precision(job.shape.slot),
         )
 
     def _control_models(self, sender: bytes, request: ControlRequest) -> None:

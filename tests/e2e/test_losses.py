@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -99,6 +100,22 @@ async def test_a_deleted_folder_costs_neither_requests_nor_counts(runtime_dir: P
     with started_service(*FLAGS, environment={"XDG_RUNTIME_DIR": str(runtime_dir)}) as service:
         service.wait_for("removed the folder of a service that was killed", folder=str(folder))
     assert entries(runtime_dir) == []
+
+
+async def test_a_service_that_can_write_no_file_answers() -> None:
+    """As on a full disk: it starts, answers, exposes what the asked front-end counted, and replaces a killed one."""
+    with started_service(*FLAGS) as service:
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (0, 0))  # its processes inherit that
+        url = service.wait_for("ready", role="supervisor")["url"]
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+            assert (await client.post("/detect", content=PICTURE)).status_code == 200
+            assert await metric(client, "convmlp_requests_total", **OK) == 1
+            assert await metric(client, "convmlp_metrics_snapshots_dropped_total") > 0
+            os.kill(service.pid_of("rest-0"), signal.SIGKILL)
+        service.wait_for("started", part="rest-0")
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+            await eventually(lambda: is_ready(client, True))
+            assert (await client.post("/detect", content=PICTURE)).status_code == 200
 
 
 async def test_a_front_end_that_hangs_is_replaced() -> None:

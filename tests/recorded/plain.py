@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from service.wire.worker_view import NO_WORKER
-
 WIDTH = 110
 """JSON that is no longer than this stays on one line."""
 MAX_SHOWN = 600
@@ -32,17 +30,17 @@ _VOLATILE = (
     # Of a rate that gives nothing back for hours: what is left of them.
     (re.compile(r"^(retry-after: |trailing grpc-retry-pushback-ms: )\d{5,}$", re.MULTILINE), r"\1<long>"),
     (re.compile(r"\bseconds: \d{4,}\n\s*nanos: \d+$", re.MULTILINE), "seconds: <long>"),
+    # Without a worker: as long as it has been missing for.
+    (re.compile(r"^(retry-after: )[2-9]$", re.MULTILINE), r"\1<measured>"),
+    (re.compile(r"^(trailing grpc-retry-pushback-ms: )\d{4}$", re.MULTILINE), r"\1<measured>"),
+    (re.compile(r"\bseconds: [2-9]\n\s*nanos: \d+$", re.MULTILINE), "seconds: <measured>"),
+    (re.compile(r"\bretry_delay \{\n(\s*)seconds: [2-9]$", re.MULTILINE), r"retry_delay {\n\1seconds: <measured>"),
 )
-_UNTIL_READY = (
-    (re.compile(r"^(retry-after: |trailing grpc-retry-pushback-ms: )\d+$", re.MULTILINE), r"\1<until ready>"),
-    (re.compile(r"\bseconds: \d+(\n\s*nanos: \d+)?$", re.MULTILINE), "seconds: <until ready>"),
-)
-"""While there is no worker: how long it has been lost decides."""
 
 
 def without_volatile(text: str) -> str:
     """An answer's text without what differs each time."""
-    for pattern, word in _VOLATILE + (_UNTIL_READY if NO_WORKER in text else ()):
+    for pattern, word in _VOLATILE:
         text = pattern.sub(word, text)
     return text
 

@@ -87,7 +87,7 @@ class HuggingFace:
                 reply = await engine.predict(prediction, partial(encode_elements, parameters))
         finally:
             engine.bodies.release(record)
-        record.timings = reply.timings
+        record.timings, record.precision = reply.timings, reply.precision
         await request.respond(reply.payload, "application/json")
 
     def _candidates(self, name: str | None) -> Sequence[ModelStatus]:

@@ -178,7 +178,7 @@ class Engine:
             post_s + SMOOTHING * (encoded.seconds - post_s),
         )
         timings = Timings(prepared.seconds, answer.queue_s, answer.infer_s, encoded.seconds)
-        return Reply(encoded.value, timings, answer.batch_images)
+        return Reply(encoded.value, timings, answer.batch_images, answer.precision)
 
     def resolve(self, task: Task, name: str | None) -> ModelStatus:
         """The model that a request means: the named one, or the first of its task.

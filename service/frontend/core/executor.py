@@ -229,7 +229,7 @@ class ThreadPool:
         if not seconds:
             return 0.0
         now_s = time.monotonic()
-        ahead_s = self._queue.seconds_before(work.caller, work.model, seconds, now_s, work.deadline_s)
+        ahead_s = self._queue.seconds_before(work.caller, work.model, seconds)
         ahead_s *= max(self._drift, 1.0)
         if self._queued_s:
             ahead_s *= 1 + self._urgent_s / self._queued_s
@@ -272,8 +272,7 @@ class ThreadPool:
             self._urgent.append(work)
         else:
             seconds = self._speed.seconds(work.cost) or work.cost * ASSUMED_S
-            now_s = time.monotonic()
-            work.place = self._queue.put(work, work.caller, work.model, seconds, now_s, work.deadline_s)
+            work.place = self._queue.put(work, work.caller, work.model, seconds)
 
     def _dequeue(self, work: Work[Any]) -> None:
         """Remove work that waits. Its future has an error, or nobody waits for it."""

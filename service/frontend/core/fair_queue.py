@@ -1,22 +1,19 @@
-"""The queue in which work waits for a thread: callers by fair shares, and each caller's models by fair shares.
+"""The queue in which work waits for a thread: callers by fair shares, and each caller's kinds of work by fair shares.
 
-Within a model, work is ordered by how long it should wait at most. That time grows with the work, so that a thumbnail
-does not wait for the photographs that came just before it, and work that has waited for that time is not overtaken any
-more. (For work of one size that is the order of arrival.)
+Work for another model is of another kind, and so is work that takes several times as long: a thumbnail does not wait
+for all photographs that came before it, and cannot hold them up for ever either. Work of one kind is taken in order.
 """
 
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, insort
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
-PATIENCE = 8.0
-"""Work may be overtaken until it has waited this many times as long as it takes itself, or for half of the time that
-it has."""
-
+SIZE_CLASS = 4.0
+"""Work is of another kind if it takes about so many times as long."""
 MAX_REMEMBERED = 1024
 """Callers without waiting work that are remembered; beyond it the one that left first is forgotten."""
 
@@ -24,14 +21,19 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
-    """Where work waits. Compared by `rank_s`, then by arrival."""
+class Kind(NamedTuple):
+    """Of a caller's work."""
 
-    rank_s: float
-    """The time, on the caller's clock, up to which later work may overtake this."""
+    model: str
+    size_class: int
+
+
+class Place(NamedTuple):
+    """Where work waits."""
+
     number: int
     caller: str
-    model: str
+    kind: Kind
     seconds: float
     """Expected, of one thread."""
 
@@ -68,83 +70,77 @@ class VirtualTimes(Generic[K]):
 
 
 @dataclass(slots=True)
-class ModelLine(Generic[T]):
-    """The work of one caller for one model, in order."""
+class Line(Generic[T]):
+    """Work of one kind, by the number of its place, in order."""
 
-    places: list[Place] = field(default_factory=list)
-    work: dict[int, T] = field(default_factory=dict)
-    """By the number of its place."""
+    work: dict[int, tuple[Place, T]] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Of one thread, that all of it is expected to take."""
 
 
 @dataclass(slots=True)
-class CallerLine(Generic[T]):
-    models: dict[str, ModelLine[T]] = field(default_factory=dict)
-    shares: VirtualTimes[str] = field(default_factory=VirtualTimes)
+class CallerLines(Generic[T]):
+    lines: dict[Kind, Line[T]] = field(default_factory=dict)
+    shares: VirtualTimes[Kind] = field(default_factory=VirtualTimes)
     seconds: float = 0.0
-    """Of one thread, that all of the caller's work is expected to take."""
 
 
 class FairQueue(Generic[T]):
-    """Work of type T. Its owner bounds how much waits.
-
-    `put` and `remove` take O(log n) comparisons for n pieces of a caller's work for a model; `first` takes O(callers).
-    """
+    """Work of type T. Its owner bounds how much waits. `first` takes O(callers + kinds of one), all else O(1)."""
 
     def __init__(self) -> None:
-        self._callers: dict[str, CallerLine[T]] = {}
+        self._callers: dict[str, CallerLines[T]] = {}
         self._shares: VirtualTimes[str] = VirtualTimes()
         self._numbers = itertools.count()
-        self._first: Place | None = None
+        self._first: tuple[Place, T] | None = None
         self.seconds = 0.0
         """Of one thread, that all work is expected to take."""
 
-    def put(self, work: T, caller: str, model: str, seconds: float, now_s: float, deadline_s: float) -> Place:
+    def put(self, work: T, caller: str, model: str, seconds: float) -> Place:
         """Add work that is expected to take so many seconds of one thread."""
-        rank_s = now_s + min(PATIENCE * seconds, (deadline_s - now_s) / 2)
-        place = Place(rank_s, next(self._numbers), caller, model, seconds)
-        line = self._callers.get(caller)
-        if line is None:
-            line = self._callers[caller] = CallerLine()
+        place = Place(next(self._numbers), caller, _kind(model, seconds), seconds)
+        of_caller = self._callers.get(caller)
+        if of_caller is None:
+            of_caller = self._callers[caller] = CallerLines()
             self._shares.enter(caller)
-        of_model = line.models.get(model)
-        if of_model is None:
-            of_model = line.models[model] = ModelLine()
-            line.shares.enter(model)
-        insort(of_model.places, place)
-        of_model.work[place.number] = work
+        line = of_caller.lines.get(place.kind)
+        if line is None:
+            line = of_caller.lines[place.kind] = Line()
+            of_caller.shares.enter(place.kind)
+        line.work[place.number] = place, work
         line.seconds += seconds
+        of_caller.seconds += seconds
         self.seconds += seconds
         self._first = None
         return place
 
     def first(self) -> T:
         """The work that is next; something must wait."""
-        place = self._first_place()
-        return self._callers[place.caller].models[place.model].work[place.number]
+        return self._next()[1]
 
     def take(self) -> T:
         """Remove the work that is next, and charge its caller for it; something must wait."""
-        place = self._first_place()
-        line = self._callers[place.caller]
+        place, _ = self._next()
+        kinds = self._callers[place.caller].shares
         self._shares.present = max(self._shares.present, self._shares.times[place.caller])
-        line.shares.present = max(line.shares.present, line.shares.times[place.model])
+        kinds.present = max(kinds.present, kinds.times[place.kind])
         self._shares.charge(place.caller, place.seconds)
-        line.shares.charge(place.model, place.seconds)
+        kinds.charge(place.kind, place.seconds)
         return self.remove(place)
 
     def remove(self, place: Place) -> T:
         """Remove waiting work from its place."""
-        line = self._callers[place.caller]
-        of_model = line.models[place.model]
-        del of_model.places[bisect_left(of_model.places, place)]
-        work = of_model.work.pop(place.number)
+        of_caller = self._callers[place.caller]
+        line = of_caller.lines[place.kind]
+        _, work = line.work.pop(place.number)
         line.seconds -= place.seconds
+        of_caller.seconds -= place.seconds
         self.seconds -= place.seconds
         self._first = None
-        if not of_model.places:
-            del line.models[place.model]
-            line.shares.leave(place.model)
-        if not line.models:
+        if not line.work:
+            del of_caller.lines[place.kind]
+            of_caller.shares.leave(place.kind)
+        if not of_caller.lines:
             del self._callers[place.caller]
             self._shares.leave(place.caller)
         if not self._callers:
@@ -157,34 +153,31 @@ class FairQueue(Generic[T]):
         self._shares.charge(caller, seconds)
         self._first = None
 
-    def seconds_before(self, caller: str, model: str, seconds: float, now_s: float, deadline_s: float) -> float:
+    def seconds_before(self, caller: str, model: str, seconds: float) -> float:
         """Estimated seconds of one thread that are taken before work that would be put now is begun.
 
-        They are those of the caller's own work for the model that is before it, and what its other models, and other
-        callers, get by their shares meanwhile; but no more than they have.
+        They are those of the caller's own work of its kind, and what its other kinds, and other callers, get by their
+        shares meanwhile; but no more than they have.
         """
-        line = self._callers.get(caller)
-        others_s, others = self.seconds, len(self._callers)
-        own_s = 0.0
-        if line is not None:
-            others_s, others = others_s - line.seconds, others - 1
-            of_model = line.models.get(model)
-            rank_s = now_s + min(PATIENCE * seconds, (deadline_s - now_s) / 2)
-            waiting_s = 0.0
-            if of_model is not None:
-                for place in of_model.places:
-                    waiting_s += place.seconds
-                    if place.rank_s <= rank_s:
-                        own_s += place.seconds
-            beside_s, beside = line.seconds - waiting_s, len(line.models) - (of_model is not None)
-            own_s += min(beside_s, (own_s + seconds) * beside)
+        of_caller = self._callers.get(caller)
+        own_s, others_s, others = 0.0, self.seconds, len(self._callers)
+        if of_caller is not None:
+            others_s, others = others_s - of_caller.seconds, others - 1
+            line = of_caller.lines.get(_kind(model, seconds))
+            own_s = line.seconds if line is not None else 0.0
+            kinds = len(of_caller.lines) - (line is not None)
+            own_s += min(of_caller.seconds - own_s, (own_s + seconds) * kinds)
         return own_s + min(others_s, (own_s + seconds) * others)
 
-    def _first_place(self) -> Place:
+    def _next(self) -> tuple[Place, T]:
         if self._first is None:
-            callers, times = self._callers, self._shares.times
-            caller = next(iter(callers)) if len(callers) == 1 else min(callers, key=times.__getitem__)
-            line = callers[caller]
-            model = min(line.models, key=line.shares.times.__getitem__)
-            self._first = line.models[model].places[0]
+            callers = self._callers
+            caller = next(iter(callers)) if len(callers) == 1 else min(callers, key=self._shares.times.__getitem__)
+            of_caller = callers[caller]
+            kind = min(of_caller.lines, key=of_caller.shares.times.__getitem__)
+            self._first = next(iter(of_caller.lines[kind].work.values()))
         return self._first
+
+
+def _kind(model: str, seconds: float) -> Kind:
+    return Kind(model, round(math.log(seconds, SIZE_CLASS)) if seconds > 0 else 0)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from contextvars import Token
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
@@ -21,7 +21,7 @@ from model.errors import ConvMLPError
 from service.observability.logs import request_id
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import CANCELLED, Span, Tracing, code_of, within
-from service.types import Timings
+from service.types import Reply, Timings
 
 SANE_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """A caller's id that may stand in logs and headers."""
@@ -43,6 +43,11 @@ def slowest(timings: Iterable[Timings]) -> Timings:
     return Timings(
         *(max((getattr(image_timings, stage) for image_timings in all_timings), default=0.0) for stage in STAGES)
     )
+
+
+def precisions(replies: Iterable[Reply[Any]]) -> str:
+    """Each precision that a network computed in, once: several where workers differ."""
+    return ", ".join(dict.fromkeys(reply.precision for reply in replies))
 
 
 class RequestLog:
@@ -79,8 +84,8 @@ class RequestRecord:
     `method` is HTTP's, or gRPC's `package.Service/Method`; `path` and its `route` are HTTP's; `status` is the
     transport's. `given_id` is the id in a gRPC message. `predicts`: the metrics count it. `outcome` is `ok`,
     `cancelled` or a domain error's code; `failed`: the service is to blame for it. `span` is None where the request is
-    not traced. `held_bytes` is the request's part of the engine's `ByteBudget`. `durations_ms` has each stage's time
-    and the `total`, once the outcome is known.
+    not traced. `precision`: what the network computed in. `held_bytes` is the request's part of the engine's
+    `ByteBudget`. `durations_ms` has each stage's time and the `total`, once the outcome is known.
     """
 
     log: RequestLog
@@ -88,6 +93,7 @@ class RequestRecord:
     started_s: float
     event: str = ""
     timings: Timings | None = None
+    precision: str = ""
     method: str = ""
     path: str = ""
     route: str = ""

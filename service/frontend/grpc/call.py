@@ -52,7 +52,7 @@ class RpcService:
         """`task`: the metrics count the calls as predictions of it; "" where it depends on the message.
 
         A `probe` needs no key and is not logged. Trailing metadata are `x-request-id` and a prediction's
-        `server-timing`.
+        `server-timing` and `x-model-precision`.
         """
 
         async def handle(data: bytes, context: Context) -> bytes:
@@ -70,6 +70,8 @@ class RpcService:
                 trailing = [("x-request-id", record.request_id)]
                 if record.predicts:
                     trailing.append(("server-timing", record.server_timing()))
+                if record.precision:
+                    trailing.append(("x-model-precision", record.precision))
                 context.set_trailing_metadata(tuple(trailing))
                 record.reply_bytes = len(reply)
                 return reply

@@ -64,9 +64,10 @@ log = structlog.get_logger(__name__)
 class HttpRequest:
     """One HTTP request: its scope, headers, record and connection, its body and its answer.
 
-    Every answer gets the headers X-Request-Id, Server-Timing and X-Content-Type-Options. A connection that is closed
-    with unread bytes is reset, and the client may lose the answer. So where the body was not read to its end the whole
-    answer is sent, then the rest of the body is read and dropped for a while, and then the connection is closed.
+    Every answer gets the headers X-Request-Id, Server-Timing and X-Content-Type-Options, that of a prediction also
+    X-Model-Precision. A connection that is closed with unread bytes is reset, and the client may lose the answer. So
+    where the body was not read to its end the whole answer is sent, then the rest of the body is read and dropped for a
+    while, and then the connection is closed.
 
     `headers` has the first header of each name, in lower case, as bytes.
     """
@@ -196,6 +197,8 @@ class HttpRequest:
             (b"server-timing", record.server_timing().encode("ascii")),
             NOSNIFF,
         ]
+        if record.precision:
+            head.append((b"x-model-precision", record.precision.encode("ascii")))
         if self._unread:
             head.append((b"connection", b"close"))
         return head

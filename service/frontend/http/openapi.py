@@ -24,6 +24,10 @@ RESPONSE_HEADERS = {
         "stage's slowest.",
         "schema": {"type": "string"},
     },
+    "X-Model-Precision": {
+        "description": "What the network computed in: `exact`, `fp32`, `bf16` or `fp16`; several where workers differ.",
+        "schema": {"type": "string"},
+    },
 }
 _SCHEME = "apiKey"
 

@@ -95,3 +95,21 @@ def test_a_deleted_folder_is_made_again(place: Path) -> None:
         assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
         with RuntimeFolder([parent]):
             assert folder.path.exists()
+
+
+def test_what_stands_in_its_place_is_used_only_if_it_is_safe(place: Path) -> None:
+    """A folder of the same user becomes private and locked. What is no folder stays as it is."""
+    with RuntimeFolder([place]) as folder:
+        folder.path.rmdir()
+        folder.path.mkdir(mode=0o755)
+        folder.restore()
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+        with RuntimeFolder([place]):
+            assert folder.path.exists()
+        folder.path.rmdir()
+        folder.path.symlink_to(place)
+        folder.restore()
+        assert folder.path.is_symlink()
+        folder.path.unlink()
+        folder.restore()
+        assert folder.path.is_dir()

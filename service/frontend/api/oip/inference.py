@@ -19,7 +19,7 @@ from service.frontend.api.oip.outputs import OutputSelection, nbytes_of, select_
 from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Values, check_version, images_of
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import RequestRecord, slowest
+from service.frontend.core.request_log import RequestRecord, precisions, slowest
 from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Reply
 
@@ -92,6 +92,7 @@ class Inference:
                 requests = [predict_request(f"{record.request_id}-{index}", index) for index in range(len(images))]
                 replies = await self._predict_all(requests, selection)
                 record.timings = slowest([reply.timings for reply in replies])
+            record.precision = precisions(replies)
             values = [reply.payload for reply in replies]
             nbytes = sum(map(nbytes_of, values))
             if nbytes > self._max_bytes:

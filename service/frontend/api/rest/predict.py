@@ -22,7 +22,7 @@ from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
-from service.frontend.core.request_log import slowest
+from service.frontend.core.request_log import precisions, slowest
 from service.frontend.http.body import EMPTY_BODY, Upload, read_uploads
 from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
 from service.frontend.http.problems import problem_of
@@ -88,7 +88,7 @@ class Predict:
             if len(uploads) == 1:
                 with request.connection.disconnect:
                     reply = await self._predict(record.request_id, model, query, uploads[0], deadline_s, record.caller)
-                record.timings = reply.timings
+                record.timings, record.precision = reply.timings, reply.precision
                 results = [reply.payload]
             else:
                 self._auth.charge(Caller(record.caller), len(uploads) - 1)
@@ -157,7 +157,7 @@ class Predict:
                 record.log.metrics.count_error(error)
         if failure is not None:
             raise failure
-        record.timings = slowest(reply.timings for reply in replies)
+        record.timings, record.precision = slowest(reply.timings for reply in replies), precisions(replies)
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))

@@ -72,7 +72,7 @@ class Vision:
             reply = await self._engine.predict(request, encode)
         finally:
             self._engine.bodies.release(record)
-        record.timings = reply.timings
+        record.timings, record.precision = reply.timings, reply.precision
         response = reply.payload
         response.id = record.given_id or record.request_id
         response.model = record.model

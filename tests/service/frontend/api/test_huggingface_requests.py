@@ -118,6 +118,7 @@ async def test_requests_are_counted_and_timed(fresh_rest: Rest, task: Task) -> N
     path = f"/compat/huggingface/{task}"
     response = await fresh_rest.http.post(path, content=picture(), headers={"X-Request-Id": "abc"})
     assert response.headers["x-request-id"] == "abc"
+    assert response.headers["x-model-precision"] == "fp32"
     assert [part.split(";")[0] for part in response.headers["server-timing"].split(", ")] == [
         "decode",
         "queue",

@@ -172,12 +172,13 @@ async def test_a_calls_deadline(fresh_oip: OipFrontEnds) -> None:
 
 
 async def test_metadata_of_a_call(rpc: OipGrpcClient) -> None:
-    """A call has an id, the client's or a new one, and the time of each stage."""
+    """A call has an id, the client's or a new one, the time of each stage, and the model's precision."""
     call = rpc.stub.ModelInfer(grpc_request(GOOD), metadata=(("x-request-id", "mine"),))
     await call
     trailing = dict(await call.trailing_metadata())
     assert trailing["x-request-id"] == "mine"
     assert trailing["server-timing"].startswith("decode;dur=")
+    assert trailing["x-model-precision"] == "fp32"
     error = await refusal(rpc.stub.ModelInfer(grpc_request(encoded_request("nothing", IMAGE))))
     assert dict(error.trailing_metadata())["x-request-id"]
 

@@ -460,10 +460,11 @@ async def test_metrics_count_by_task_and_model(fresh_oip: OipFrontEnds) -> None:
 
 
 async def test_server_timing(http: httpx2.AsyncClient) -> None:
-    """A response has the time of each stage, as of every other prediction."""
+    """A response has the time of each stage and the model's precision, as of every other prediction."""
     body, headers = http_body(GOOD)
     response = await http.post(INFER, content=body, headers=headers)
     timing = response.headers["server-timing"]
+    assert response.headers["x-model-precision"] == "fp32"
     assert [part.partition(";")[0].strip() for part in timing.split(",")] == [
         "decode",
         "queue",

@@ -185,6 +185,17 @@ async def test_server_timing(rest: Rest) -> None:
         assert durations["decode"] > 0
 
 
+async def test_an_answer_has_the_precision_of_its_model(rest: Rest) -> None:
+    """Whatever its form, an answer names the precision that the model has in /models; an error has none."""
+    (model,) = (one for one in (await rest.http.get("/models")).json()["models"] if one["name"] == "fake_classify")
+    for files, accept in ((1, "*/*"), (1, "image/png"), (3, "*/*")):
+        upload = [("image", picture())] * files
+        response = await rest.http.post("/classify", files=upload, headers={"Accept": accept})
+        assert response.headers["x-model-precision"] == model["precision"] == "fp32"
+    refused = await rest.http.post("/classify", content=b"no image")
+    assert "x-model-precision" not in refused.headers
+
+
 @pytest.mark.parametrize("given", ["abc", "a b", "x" * 128, "!~"])
 async def test_request_id_of_the_caller_is_kept(rest: Rest, given: str) -> None:
     """A sane X-Request-Id comes back, on good answers and on bad ones."""

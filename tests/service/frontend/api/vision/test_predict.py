@@ -162,13 +162,14 @@ async def test_answers_equal_rests() -> None:
 
 
 async def test_timings(rpc: RpcWithWorker) -> None:
-    """A reply has the milliseconds of each stage; the trailing metadata agree with REST's Server-Timing."""
+    """A reply has the milliseconds of each stage. The trailing metadata agree with REST's headers."""
     call = rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
     timings = (await call).timings
     stages = [timings.decode_ms, timings.queue_ms, timings.infer_ms, timings.post_ms]
     assert all(0 <= stage <= timings.total_ms for stage in stages)
     assert timings.decode_ms > 0
     received = dict(await call.trailing_metadata())["server-timing"]
+    assert dict(await call.trailing_metadata())["x-model-precision"] == "fp32"
     assert isinstance(received, str)
     durations = dict(part.split(";dur=") for part in received.split(", "))
     assert list(durations) == ["decode", "queue", "infer", "post", "total"]
