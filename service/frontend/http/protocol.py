@@ -213,10 +213,12 @@ class BoundedHttp(HttpToolsProtocol):
                 self._refuse(malformed(error))
                 return
             if self.pipeline:
-                self._block(data[start:])
+                self._block()
+                self._keep(data[start:])
                 return
-            if self._body_parts > MAX_BODY_PARTS and start < end:
-                self._block(data[start:])
+            if self._body_parts > MAX_BODY_PARTS and start < end and self._all.hold(end - start):
+                self._unparsed = data[start:]
+                self._block()
                 self.loop.call_soon(self._unblock)
                 return
         if self._bytes_without_progress > MAX_HEAD_BYTES:
@@ -330,13 +332,12 @@ class BoundedHttp(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(head + rest)
 
-    def _block(self, unparsed: bytes) -> None:
-        """Read no more, and keep what arrived, until the requests so far are answered."""
+    def _block(self) -> None:
+        """Read no more until `_unblock`."""
         self._blocked = True
         self._stop_head_timer()
         self.transport.pause_reading()
         self.flow.read_paused = False  # else uvicorn would read on after the first answer
-        self._keep(unparsed)
 
     def _unblock(self) -> None:
         """No request waits any more, or other connections had their turn: go on."""
@@ -345,7 +346,11 @@ class BoundedHttp(HttpToolsProtocol):
         self._blocked = False
         if unparsed := self._take_unparsed():
             self.data_received(unparsed)
-        if not self._blocked and not self._refusing:
+        if self._blocked or self._refusing:
+            return
+        if len(self.cycle.body) > READ_AHEAD_BYTES:
+            self.flow.read_paused = True  # the endpoint resumes it when it reads
+        else:
             self.transport.resume_reading()
 
     def _keep(self, data: bytes) -> None:
@@ -354,6 +359,8 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._all.hold(len(data)):
             self._unparsed += data
+        elif self._handshake is not None:
+            self.end(ConnectionEnd.HANDSHAKE)
         else:
             self._take_unparsed()
             self._refuse(TOO_MUCH_PIPELINED)
@@ -379,7 +386,7 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self.pipeline.appendleft((_Turn(partial(self._send_refusal, refusal)), self.app))  # type: ignore[arg-type]
         if not self._blocked:
-            self._block(b"")
+            self._block()
 
     def _send_refusal(self, refusal: Refusal) -> None:
         """Answer, and close for sending. What still arrives is dropped for a while, so that the answer is not lost."""
