@@ -84,6 +84,8 @@ SLOW = (
     "*/test_compute_libraries.py",
     "*/test_exposition.py",
     "*/test_server_process.py",
+    "service/frontend/http/test_tls.py",
+    "service/wire/test_curve.py",
     "*/test_settings.py",
     # Large pictures, and thousands of generated inputs.
     "*/test_decode_memory.py",
