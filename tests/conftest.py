@@ -89,6 +89,7 @@ SLOW = (
     "*/test_settings.py",
     # Large pictures, and thousands of generated inputs.
     "*/test_decode_memory.py",
+    "*/test_largest_load.py",
     "*/test_detection_ops.py",
     "*/test_overlay.py",
     # A fresh service for each test, or hundreds of requests.
