@@ -272,7 +272,7 @@ class Engine:
         Raises:
             Forbidden: model control is off in the settings.
             ModelNotFound: the store has no model of that name.
-            Internal: its bundle is broken, or it does not give its reference answer.
+            ModelInvalid: its bundle is broken, or it does not give its reference answer.
             Overloaded: the device has no room for it, or too many such requests wait already.
             DeadlineExceeded, Unavailable: as `repository`.
         """
