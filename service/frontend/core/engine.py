@@ -113,8 +113,7 @@ class Engine:
         self._images_of: dict[str, int] = {}
         """Images in progress by caller."""
         self._after_s: dict[tuple[Task, bool], tuple[float, float]] = {}
-        """Means by task, and whether a picture is drawn: the seconds of an answer after decoding if nothing waits, and
-        those after the worker."""
+        """Means by task, and whether a picture is drawn: the seconds of a batch, and those of encoding the answer."""
         self.bodies = ByteBudget(settings.max_in_flight_bytes, self._retry_after_s)
 
     async def predict(self, request: PredictRequest, encode: Encode[T], *, draws: bool = False) -> Reply[T]:
@@ -143,11 +142,11 @@ class Engine:
         self._metrics.in_flight.inc()
         try:
             with step("predict", attributes) if traced else UNTRACED as span:
-                after_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
-                preparing.after_s = after_s
+                infer_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
+                preparing.after_s = infer_s + post_s
                 prepared_s = self.threads.expected_s(preparing)
-                ready_s = prepared_s + after_s if prepared_s else 0.0
-                reservation = self._workers.reserve(model, deadline_s - post_s, ready_s)
+                ready_s = prepared_s + infer_s if prepared_s else 0.0
+                reservation = self._workers.reserve(model, deadline_s, ready_s, post_s)
                 try:
                     self.threads.submit(preparing)
                     prepared = await preparing.future
@@ -170,9 +169,9 @@ class Engine:
                 del self._images_of[caller]
             self._metrics.in_flight.dec()
             self.threads.release(preparing)
-        after_s, post_s = self._after_s.get((config.task, draws), (after_s, post_s))
+        infer_s, post_s = self._after_s.get((config.task, draws), (answer.infer_s, encoded.seconds))
         self._after_s[config.task, draws] = (
-            after_s + SMOOTHING * (answer.infer_s + encoded.seconds - after_s),
+            infer_s + SMOOTHING * (answer.infer_s - infer_s),
             post_s + SMOOTHING * (encoded.seconds - post_s),
         )
         timings = Timings(prepared.seconds, answer.queue_s, answer.infer_s, encoded.seconds)
