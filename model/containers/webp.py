@@ -27,6 +27,9 @@ from model.containers.header import (
 from model.errors import ImageUndecodable
 from model.types import UInt8Array
 
+# It would write of each damaged picture to stderr, in its own form.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 HAS_ALPHA, IS_ANIMATED = 0x10, 0x02
 """Flags of an extended file."""
 ALPHA, LOSSY, LOSSLESS, EXTENDED, FRAME, EXIF = b"ALPH", b"VP8 ", b"VP8L", b"VP8X", b"ANMF", b"EXIF"
@@ -37,6 +40,8 @@ LOSSY_COST, LOSSLESS_COST, ALPHA_COST = 2, 6, 4
 """Of a pixel."""
 LOSSY_BYTE_COST, LOSSLESS_BYTE_COST = 16, 1.5
 """Of an encoded byte."""
+OPENCV_BYTES = 32
+"""OpenCV refuses shorter files. What follows a file's end is ignored."""
 LOSSLESS_BYTES = 8
 """Of a pixel at the peak: a lossless picture, or alpha, is decoded to four bytes, and copied to as many."""
 
@@ -151,7 +156,8 @@ def _encoded(data: bytes, layout: _Layout) -> bytes:
         chunks.insert(0, EXTENDED + struct.pack("<IB3x", 10, flags) + sides)
     length = 4 + sum(map(len, chunks))
     # A last byte of padding may be missing.
-    return b"".join((b"RIFF", struct.pack("<I", length + (length & 1)), b"WEBP", *chunks, bytes(length & 1)))
+    file = b"".join((b"RIFF", struct.pack("<I", length + (length & 1)), b"WEBP", *chunks, bytes(length & 1)))
+    return file.ljust(OPENCV_BYTES, b"\0")
 
 
 def _orientation(data: bytes, start: int) -> int:

@@ -143,8 +143,10 @@ class LocalBackend:
             NoAnswer: this machine does not have the device that the settings name.
             ModuleNotFoundError: torch is not installed.
         """
+        from service.observability.logs import configure_command_logs
         from service.worker.compute_libraries import configure_libraries
 
+        configure_command_logs()
         configure_libraries()
         from service.worker.torch_runner import TorchRunner  # torch: calling a service must not need it
 

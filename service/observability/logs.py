@@ -124,6 +124,19 @@ def configure_logs(level: str, style: str, role: str) -> LogStream:
     return stream
 
 
+def configure_command_logs() -> None:
+    """For a command that computes in its own process: warnings and errors on stderr. stdout has its result."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            console_renderer(NO_COLOURS),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("warning"),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
 def console_renderer(colours: Colours) -> Processor:
     """Renders a line as structlog's ConsoleRenderer does, in a fraction of its time, and escapes its values.
 

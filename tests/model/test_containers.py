@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -218,6 +219,19 @@ def test_damaged_containers_are_undecodable(data: bytes) -> None:
     """Parts that are missing, doubled, cut or contradict each other are the picture's fault, and no other error."""
     with pytest.raises(ImageUndecodable):
         decode(data, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [*SAMPLES.values(), webp_file(webp_chunk(b"VP8L", SAMPLES["webp lossless"][20:30]))],
+    ids=[*SAMPLES, "short"],
+)
+def test_decoders_write_nothing(data: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    """Callers cannot fill the log's stream with what decoders have to report about damaged pictures."""
+    for start in range(12, len(data), max(len(data) // 40, 1)):
+        with suppress(ImageUndecodable, ImageTooLarge):
+            decode(data[:start] + bytes(min(30, len(data) - start)) + data[start + 30 :], LIMITS)
+    assert capfd.readouterr() == ("", "")
 
 
 @given(
