@@ -96,7 +96,7 @@ def test_a_large_picture_needs_memory_for_its_labels_and_little_more() -> None:
         (output,) = label_maps(logits, INPUT, [geometry])
     assert output.label_map.shape == (1, LARGE_PIXELS + 7)
     live = largest = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             largest = max(largest, live)
