@@ -49,6 +49,7 @@ SERIAL = (
     "compose",
     "e2e/test_grpc.py",
     "e2e/test_lifecycle.py",
+    "e2e/test_memory_bound.py",
     "e2e/test_losses.py",
     "e2e/test_serve.py",
     "gpu",
@@ -83,6 +84,8 @@ SLOW = (
     "*/test_compute_libraries.py",
     "*/test_exposition.py",
     "*/test_server_process.py",
+    "service/frontend/http/test_tls.py",
+    "service/wire/test_curve.py",
     "*/test_settings.py",
     # Large pictures, and thousands of generated inputs.
     "*/test_decode_memory.py",

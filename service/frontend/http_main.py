@@ -75,6 +75,7 @@ def create_app(
         title="ConvMLP Serving",
         description=DESCRIPTION,
         version=API_VERSION,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -105,7 +106,7 @@ def create_app(
         )
     app.include_router(open_inference(engine, auth, settings))
     app.include_router(service_routes(engine, metrics_text))
-    app.include_router(page_routes())
+    app.include_router(page_routes(lambda: app.openapi()))
     # FastAPI's own way to extend it.
     documents = [
         {"components": {"schemas": {**prediction_components(), **huggingface_components()}}},

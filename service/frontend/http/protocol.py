@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.errors import ConnectionEnd
 from service.frontend.core.tls import Reloaded
 from service.frontend.http.connections import Connections
+from service.frontend.http.handshake import start_tls
 from service.frontend.http.refusals import (
     CONNECT,
     HEAD_TIMEOUT,
@@ -38,12 +39,12 @@ SMALL_BYTES = 1024
 """What arrives in no more bytes is parsed at once: most heads, and few enough requests if they are pipelined."""
 PIECE_BYTES = 8 * 2**10
 """A body of unknown length is parsed in pieces of this size, because requests may follow it."""
+MAX_BODY_PARTS = 256
+"""Chunks of a body, after which other connections have their turn: each costs time, however small it is."""
 UNREAD_ANSWER_S = 30.0
 """A connection whose peer takes no byte of its answers for so long is reset, by the kernel."""
 RESERVE_HEAD_S = 2.0
 """Time for the head of a request on a connection beyond the limit."""
-HANDSHAKE_S = 10.0
-"""Time for the TLS handshake."""
 LINGER_S = 2.0
 """How long what arrives behind a refusal is read and dropped."""
 FIRST_LOOK_S, LAST_LOOK_S = 0.05, 1.0
@@ -128,6 +129,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._bytes_without_progress = 0
+        self._body_parts = 0
         self._body_left = 0
         """Bytes of the body that have not arrived; 0 for a body in chunks."""
         self._blocked = False
@@ -156,21 +158,7 @@ class BoundedHttp(HttpToolsProtocol):
     async def _shake_hands(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
         # A listener with TLS would call this class only after the handshake, and count no connection before.
         try:
-            starting = self.loop.create_task(
-                self.loop.start_tls(
-                    transport,
-                    self,
-                    context,
-                    server_side=True,
-                    ssl_handshake_timeout=HANDSHAKE_S,
-                    ssl_shutdown_timeout=LINGER_S,
-                )
-            )
-            # uvloop reads a new connection although it is paused. The loop runs this behind what `start_tls` prepares.
-            await asyncio.sleep(0)
-            if early := self._take_unparsed():
-                self.loop.call_soon(_feed, transport, early)
-            secure = await starting
+            secure = await start_tls(transport, self, context, self._take_unparsed)
         except (OSError, asyncio.CancelledError):
             self._all.ended(self._end_reason)
             self._all.remove(self)
@@ -204,7 +192,7 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        start, end = 0, len(data)
+        start, end, self._body_parts = 0, len(data), 0
         while start < end:
             stop = end
             if end - start > SMALL_BYTES:
@@ -225,7 +213,13 @@ class BoundedHttp(HttpToolsProtocol):
                 self._refuse(malformed(error))
                 return
             if self.pipeline:
-                self._block(data[start:])
+                self._block()
+                self._keep(data[start:])
+                return
+            if self._body_parts > MAX_BODY_PARTS and start < end and self._all.hold(end - start):
+                self._unparsed = data[start:]
+                self._block()
+                self.loop.call_soon(self._unblock)
                 return
         if self._bytes_without_progress > MAX_HEAD_BYTES:
             self._refuse(HEAD_TOO_LARGE)
@@ -259,6 +253,7 @@ class BoundedHttp(HttpToolsProtocol):
         """
         cycle = self.cycle
         self._bytes_without_progress = 0
+        self._body_parts += 1
         if self._body_left:
             self._body_left -= len(body)
         if cycle.body or cycle.response_complete or len(body) > READ_AHEAD_BYTES:
@@ -272,7 +267,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._blocked and not self.pipeline:
+        if self._blocked:
             self._unblock()
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -337,22 +332,25 @@ class BoundedHttp(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(head + rest)
 
-    def _block(self, unparsed: bytes) -> None:
-        """Read no more, and keep what arrived, until the requests so far are answered."""
+    def _block(self) -> None:
+        """Read no more until `_unblock`."""
         self._blocked = True
         self._stop_head_timer()
         self.transport.pause_reading()
         self.flow.read_paused = False  # else uvicorn would read on after the first answer
-        self._keep(unparsed)
 
     def _unblock(self) -> None:
-        """No request waits any more: go on."""
-        if self._refusing or self.transport.is_closing():
+        """No request waits any more, or other connections had their turn: go on."""
+        if not self._blocked or self.pipeline or self._refusing or self.transport.is_closing():
             return
         self._blocked = False
         if unparsed := self._take_unparsed():
             self.data_received(unparsed)
-        if not self._blocked and not self._refusing:
+        if self._blocked or self._refusing:
+            return
+        if len(self.cycle.body) > READ_AHEAD_BYTES:
+            self.flow.read_paused = True  # the endpoint resumes it when it reads
+        else:
             self.transport.resume_reading()
 
     def _keep(self, data: bytes) -> None:
@@ -361,6 +359,8 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._all.hold(len(data)):
             self._unparsed += data
+        elif self._handshake is not None:
+            self.end(ConnectionEnd.HANDSHAKE)
         else:
             self._take_unparsed()
             self._refuse(TOO_MUCH_PIPELINED)
@@ -386,7 +386,7 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self.pipeline.appendleft((_Turn(partial(self._send_refusal, refusal)), self.app))  # type: ignore[arg-type]
         if not self._blocked:
-            self._block(b"")
+            self._block()
 
     def _send_refusal(self, refusal: Refusal) -> None:
         """Answer, and close for sending. What still arrives is dropped for a while, so that the answer is not lost."""
@@ -435,15 +435,3 @@ class _Turn:
 
     async def run_asgi(self, _: ASGIApp) -> None:
         self._action()
-
-
-def _feed(transport: asyncio.Transport, data: bytes) -> None:
-    """Pass bytes to the transport's buffered protocol, as if they had arrived now."""
-    protocol: Any = transport.get_protocol()
-    left = memoryview(data)
-    while left:
-        buffer = protocol.get_buffer(len(left))
-        count = min(len(left), len(buffer))
-        buffer[:count] = left[:count]
-        protocol.buffer_updated(count)
-        left = left[count:]

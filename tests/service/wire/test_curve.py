@@ -65,6 +65,17 @@ async def test_the_same_key_file_connects(tmp_path: Path) -> None:
         assert stored == ()
 
 
+async def test_the_check_of_a_worker_uses_the_key(tmp_path: Path) -> None:
+    """`convmlp health worker` reaches a worker with the worker's own flags, and not without its key file."""
+    make_key_file(tmp_path / "key")
+    key = ("--wire-key-file", str(tmp_path / "key"))
+    async with answering(worker_wire(Settings(wire_key_file=tmp_path / "key"))) as endpoint:
+        health = ("health", "worker", "--worker-address", endpoint.address)
+        checked = await convmlp(*health, *key)
+        assert checked.status == 0, checked.err
+        assert (await convmlp(*health)).status == 1
+
+
 async def handshake(address: str, options: WireOptions) -> int:
     """The event that ends the handshake of a caller."""
     ends = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL

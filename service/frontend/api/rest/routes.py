@@ -6,10 +6,12 @@ The pages load nothing from another host.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel
 
 from model.bundle import Accuracy, Source
@@ -114,10 +116,20 @@ def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     return router
 
 
-def page_routes() -> APIRouter:
+def page_routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
+    """The pages, and the document that `openapi` returns. It is encoded once: that takes longer than a prediction."""
+
+    @cache
+    def document() -> bytes:
+        return bytes(JSONResponse(openapi()).body)
+
+    async def openapi_json() -> Response:
+        return Response(document(), media_type="application/json")
+
     router = APIRouter(include_in_schema=False)
     for path, file in FILES.items():
         router.add_api_route(path, _page(file), methods=["GET"])
+    router.add_api_route("/openapi.json", openapi_json, methods=["GET"])
     return router
 
 

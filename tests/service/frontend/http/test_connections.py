@@ -339,6 +339,31 @@ async def test_bodies_in_small_chunks_arrive_whole() -> None:
         writer.close()
 
 
+async def test_small_chunks_wait_for_their_reader() -> None:
+    """An endpoint that does not read stops the sender of small chunks as any other, and then gets the whole body."""
+    ready = asyncio.Event()
+    lengths: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await ready.wait()
+        lengths.append(len(await Request(scope, receive).body()))
+        await Response(b"")(scope, receive, send)
+
+    async with server_of(app) as running:
+        reader, writer = await running.connect(b"POST /1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        count = 1_500_000
+        writer.write(b"1\r\nx\r\n" * count + b"0\r\n\r\n")
+        await until(lambda: bool(running.server.server_state.connections))
+        (connection,) = running.server.server_state.connections
+        await until(lambda: connection.flow is not None and connection.flow.read_paused)  # type: ignore[union-attr]
+        assert len(connection.cycle.body) < 2 * 2**20  # type: ignore[union-attr]
+        assert writer.transport.get_write_buffer_size() > 2**20
+        ready.set()
+        assert (await answer(reader))[0] == 200
+        assert lengths == [count]
+        writer.close()
+
+
 async def test_trailers_are_no_headers() -> None:
     """A field behind a body does not become a header of the request, and endless ones are refused."""
     app = Echo()

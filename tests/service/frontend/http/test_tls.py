@@ -99,6 +99,17 @@ async def test_handshakes_are_bounded(authority: Authority) -> None:
             writer.close()
 
 
+async def test_a_handshake_does_not_hold_up_the_drain(authority: Authority) -> None:
+    """A server that stops does not wait for connections that never speak TLS."""
+    async with open_rest(**settings_of(authority)) as rest:
+        _, writer = await asyncio.open_connection("127.0.0.1", rest.port)
+        assert await connects(rest, authority)
+        rest.stop.set()
+        async with asyncio.timeout(8):
+            await rest.serving
+        writer.close()
+
+
 async def test_a_caller_without_tls_learns_nothing(authority: Authority) -> None:
     """Plain HTTP gets no answer of the application, and costs no other connection."""
     async with open_rest(**settings_of(authority)) as rest:

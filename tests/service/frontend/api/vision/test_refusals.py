@@ -72,3 +72,18 @@ async def test_unknown_model_lists_the_known(rpc: RpcWithWorker) -> None:
     error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=picture(), model="nothing")))
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert "fake_classify" in str(error.details())
+
+
+@pytest.mark.settings(trusted_proxies="127.0.0.0/8", rate_limit_per_s=0.001, rate_limit_burst=1)
+async def test_rates_are_of_callers_behind_a_proxy(fresh_rpc: RpcWithWorker) -> None:
+    """Behind a trusted proxy each caller has a rate of its own, and cannot get another by forging the metadata."""
+
+    async def code(*addresses: str) -> grpc.StatusCode:
+        metadata = [("x-forwarded-for", address) for address in addresses]
+        call = fresh_rpc.stub.Classify(pb.ClassifyRequest(image=picture()), timeout=60, metadata=metadata)
+        return await call.code()
+
+    assert await code("203.0.113.1") is grpc.StatusCode.OK
+    assert await code("203.0.113.1") is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await code("203.0.113.2") is grpc.StatusCode.OK
+    assert await code("203.0.113.9", "203.0.113.2") is grpc.StatusCode.RESOURCE_EXHAUSTED
