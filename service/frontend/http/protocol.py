@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import ConnectionEnd
-from service.frontend.core.tls import Reloaded
+from service.frontend.core.renewal import Reloaded
 from service.frontend.http.connections import Connections
 from service.frontend.http.handshake import start_tls
 from service.frontend.http.refusals import (
