@@ -128,7 +128,7 @@ def find_bundle(name: str, models_dir: Path | None) -> Path:
         BundleInvalid: neither has the model.
     """
     for root in (models_dir, EMBEDDED_DIR):
-        if root is not None and (root / name / CONFIG_FILE).is_file():
+        if root is not None and (root / name / CONFIG_FILE).exists():
             return root / name
     known = ", ".join(bundle_names(models_dir)) or "none"
     raise BundleInvalid(f"there is no model {name!r} in the store; known: {known}")

@@ -16,6 +16,8 @@ import PIL.Image
 from model.types import UInt8Array
 
 STRIP_PIXELS = 1 << 18
+TURNED_ROWS = 64
+"""Rows that are turned to columns at a time: so many that they fill whole lines of the processor's caches."""
 RELEASED_BYTES = 2 << 20
 """Memory is released in multiples of a huge page: the kernel keeps the rest of one whose part is released."""
 WHITE = (255, 255, 255)
@@ -89,7 +91,9 @@ def upright_rgb(decoded: PIL.Image.Image | UInt8Array, orientation: int) -> UInt
     if orientation in SIDEWAYS:
         stored = packed(pixels)
         pixels = np.empty((stored.shape[1], stored.shape[0], 3), np.uint8)
-        cv2.transpose(stored, dst=pixels)
+        rows = max(STRIP_PIXELS // stored.shape[1], TURNED_ROWS)
+        for top in range(0, len(stored), rows):
+            cv2.transpose(stored[top : top + rows], dst=pixels[:, top : top + rows])
     if orientation in _FLIPS:
         cv2.flip(pixels, _FLIPS[orientation], dst=pixels)
     return pixels

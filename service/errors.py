@@ -4,6 +4,7 @@ ConvMLPError
 ├── BadRequest            a body that cannot be parsed
 ├── BadParameter          a parameter out of range, or a model of another task
 ├── ModelNotFound
+├── ModelInvalid          a model of the store that cannot be served
 ├── Unauthenticated       no or wrong credentials
 ├── Forbidden             the service's settings do not allow it
 ├── DeadlineExceeded      the request's deadline passed
@@ -46,6 +47,12 @@ class BadParameter(ConvMLPError):
 
 class ModelNotFound(ConvMLPError):
     code = "model-not-found"
+
+
+class ModelInvalid(ConvMLPError):
+    """A model that shall be loaded has a broken bundle, or does not give its committed answer."""
+
+    code = "model-invalid"
 
 
 class Unauthenticated(ConvMLPError):
@@ -153,6 +160,7 @@ DOMAIN_ERRORS: tuple[type[ConvMLPError], ...] = (
     BadRequest,
     BadParameter,
     ModelNotFound,
+    ModelInvalid,
     Unauthenticated,
     Forbidden,
     DeadlineExceeded,

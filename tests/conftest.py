@@ -49,6 +49,7 @@ SERIAL = (
     "compose",
     "e2e/test_grpc.py",
     "e2e/test_lifecycle.py",
+    "e2e/test_memory_bound.py",
     "e2e/test_losses.py",
     "e2e/test_serve.py",
     "gpu",
@@ -88,6 +89,7 @@ SLOW = (
     "*/test_settings.py",
     # Large pictures, and thousands of generated inputs.
     "*/test_decode_memory.py",
+    "*/test_largest_load.py",
     "*/test_detection_ops.py",
     "*/test_overlay.py",
     # A fresh service for each test, or hundreds of requests.

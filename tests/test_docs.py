@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+from service.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client/README.md"])
+RELIABILITY = ROOT / "docs/reliability.md"
+FACTORS = {"KiB": 1024}
+NOT_SETTINGS = {"weights_only"}
+"""Names with an underscore in SECURITY.md that are not settings."""
 
 
 def anchors(page: Path) -> set[str]:
@@ -43,3 +51,67 @@ def test_the_architecture_names_modules_that_exist() -> None:
         known = place.exists() or place.with_suffix(".py").exists() or (ROOT / name).exists()
         # Names in the table's own cells are relative to the folder of their row.
         assert known or list((ROOT / "service").rglob(name.rstrip("/"))), name
+
+
+def rows_of_faults() -> list[str]:
+    """The rows of all tables whose last column has tests."""
+    rows, inside = [], False
+    for line in RELIABILITY.read_text(encoding="utf-8").splitlines():
+        if line.endswith("| test |"):
+            inside = True
+        elif not line.startswith("|"):
+            inside = False
+        elif inside and not line.startswith("|--"):
+            rows.append(line)
+    return rows
+
+
+def test_every_fault_has_a_test_that_exists() -> None:
+    """Each fault names a test, and the file that it links has a test of that name."""
+    rows = rows_of_faults()
+    assert len(rows) > 60
+    for row in rows:
+        tests = re.findall(r"\[`(test_\w+)`\]\((\S+?)\)", row.rsplit(" | ", 1)[1])
+        assert tests, row
+        for name, path in tests:
+            nodes = ast.walk(ast.parse((RELIABILITY.parent / path).read_text(encoding="utf-8")))
+            assert any(
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name for node in nodes
+            ), name
+
+
+@pytest.mark.parametrize("page", [RELIABILITY, ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_bounds_are_settings(page: Path) -> None:
+    """Each name of a setting is one, and each metric is described in docs/monitoring.md."""
+    monitoring = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page.read_text(encoding="utf-8")))
+    names -= {name for name in names if name.startswith("test_")} | NOT_SETTINGS
+    assert len(names) > 10
+    for name in names:
+        described = name.startswith("convmlp_") and f"`{name.removeprefix('convmlp_')}" in monitoring
+        assert name in Settings.model_fields or described, name
+
+
+def test_bounds_that_are_constants_have_the_codes_values() -> None:
+    """Each constant of the tables of faults is in the code, with the value that the page gives."""
+    named = re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`(?: \(([\d.,]+)(?: (\w+))?)?", "\n".join(rows_of_faults()))
+    assert len(named) > 20
+    for name, value, unit in named:
+        defined = re.compile(rf"^(?:{name}|[A-Z_, ]*\b{name}\b[A-Z_, ]*)(?:: \w+)? = ", re.MULTILINE)
+        files = [file for folder in ("model", "service") for file in sorted((ROOT / folder).rglob("*.py"))]
+        modules = [file for file in files if defined.search(file.read_text(encoding="utf-8"))]
+        assert modules, name
+        if value:
+            values = [
+                getattr(importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts)), name)
+                for file in modules
+            ]
+            assert float(value.replace(",", "")) * FACTORS.get(unit, 1) in values, (name, values)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "client"], ids=lambda page: page.name)
+def test_variables_are_read(page: Path) -> None:
+    """Each variable CONVMLP_… of a page is a setting, or one of the compose files."""
+    compose = (ROOT / ".env.example").read_text(encoding="utf-8")
+    for name in set(re.findall(r"\bCONVMLP_[A-Z_]*[A-Z]\b", page.read_text(encoding="utf-8"))):
+        assert name.removeprefix("CONVMLP_").lower() in Settings.model_fields or f"{name}=" in compose, name

@@ -46,7 +46,7 @@ async def broadcast_load(clients: Sequence[WorkerClient], model: str, deadline_s
     Raises:
         DeadlineExceeded: it was not done in time.
         Unavailable: a worker is missing, or was lost meanwhile.
-        ModelNotFound, Forbidden, Overloaded, Internal: what a worker answered.
+        ModelNotFound, ModelInvalid, Forbidden, Overloaded, Internal: what a worker answered.
     """
     _check_all_up(clients)
     without = [client for client in clients if not _serves(client, model)]

@@ -232,7 +232,7 @@ class WorkerClient:
         Raises:
             DeadlineExceeded: it was not done in time.
             Unavailable: there is no worker, or it was lost meanwhile.
-            ModelNotFound, Forbidden, Overloaded, Internal: what the worker answered.
+            ModelNotFound, ModelInvalid, Forbidden, Overloaded, Internal: what the worker answered.
         """
         job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         await self._request(self._stores, job, budget_s, encode(Load(job, budget_s, model)))

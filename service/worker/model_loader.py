@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
 import structlog
 
-from model.bundle import bundle_names, find_bundle, read_bundle
+from model.bundle import EMBEDDED_DIR, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
-from service.errors import Internal, ModelNotFound, Overloaded
+from service.errors import ModelInvalid, ModelNotFound, Overloaded
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from service.types import StoredModel
+from service.worker.disk_reads import DiskReads
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel, ModelRegistry, StateFile, new_model
 from service.worker.runner import OutOfDeviceMemory, Runner
@@ -35,7 +36,7 @@ log = structlog.get_logger(__name__)
 class ModelLoader:
     """Owns the registry and the runner's slots. Only one `load` or `unload` may run at a time.
 
-    Weights are read in a thread of their own; only their copy to the device takes device time.
+    Weights are read in threads of their own; only their copy to the device takes device time.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ModelLoader:
         self._metrics = metrics
         self._announce = announce
         self._file = StateFile(settings.served_models_file, settings.models)
-        self._reading_thread = ThreadPoolExecutor(1, thread_name_prefix="read-models")
+        self._reads = DiskReads()
         self._changing: dict[str, str] = {}
         """By name: what is being done to a model that is not served."""
         self._removals: set[asyncio.Task[None]] = set()
@@ -122,20 +123,20 @@ class ModelLoader:
 
         Raises:
             ModelNotFound: there is none of that name in the store.
-            Internal: its bundle is broken, or it does not give its committed answer.
+            ModelInvalid: its bundle is broken, or it does not give its committed answer.
             Overloaded: the device has no room for it, or the worker is too busy to check it.
         """
         started_s = time.monotonic()
         with self._store_reason(name, "it is being loaded"):
             try:
-                model = await self._run_in(self._reading_thread, self._read, name)
+                model = await self._reads.run(self._read, name)
                 served = self._registry.get(name)
                 if served is not None and (served.version, served.unready_reason) == (model.version, None):
                     return
                 await self._load_and_check(model)
-            except BundleInvalid as error:  # its message names folders, which callers must not see
+            except BundleInvalid as error:
                 log.error("cannot load a model", model=name, error=str(error))
-                raise Internal(f"model {name!r} cannot be loaded: its bundle is broken; see the worker's log") from None
+                raise ModelInvalid(f"model {name!r} cannot be loaded: {self._without_paths(error)}") from None
             except OutOfDeviceMemory as error:
                 log.error("no memory for a model", model=name, error=str(error))
                 raise Overloaded(f"no memory is left for model {name!r}; unload another model first") from None
@@ -167,13 +168,20 @@ class ModelLoader:
     def close(self) -> None:
         for removal in self._removals:
             removal.cancel()
-        self._reading_thread.shutdown(wait=False)
 
     def _read(self, name: str) -> LoadedModel:
         # Names come from callers: only one that a listing has is made into a path.
         if name not in bundle_names(self._settings.models_dir):
             raise ModelNotFound(f"there is no model {name!r} in the store")
         return new_model(read_bundle(find_bundle(name, self._settings.models_dir)))
+
+    def _without_paths(self, error: BundleInvalid) -> str:
+        """An error's text without the folders of the store, which callers must not see."""
+        detail = error.detail
+        for root in (self._settings.models_dir, EMBEDDED_DIR):
+            if root is not None:
+                detail = detail.replace(f"{root}/", "")
+        return detail
 
     async def _load_and_check(self, model: LoadedModel) -> None:
         """Load a model and check it. A model that fails is removed."""
@@ -194,8 +202,8 @@ class ModelLoader:
             raise
 
     async def _put_on_device(self, model: LoadedModel) -> None:
-        put = await self._run_in(self._reading_thread, self._runner.load, model.slot, model.bundle)
-        await self._run_in(self._device_thread, put)
+        put = await self._reads.run(self._runner.load, model.slot, model.bundle)
+        await self._on_device(put)
         model.precision = self._runner.precision(model.slot)
 
     async def _check_ready(self, model: LoadedModel) -> None:
@@ -210,7 +218,7 @@ class ModelLoader:
                 break
         if model.unready_reason is not None:
             log.error("a new model failed its self-check", model=model.name, unready_reason=model.unready_reason)
-            raise Internal(
+            raise ModelInvalid(
                 f"model {model.name!r} is not served: it does not give its committed answer on the reference "
                 f"picture: {model.unready_reason}"
             )
@@ -226,7 +234,7 @@ class ModelLoader:
         """Empty the slot of a model that gets no new jobs, once its pending jobs are answered."""
         model.retired = True
         await self._dispatcher.wait_until_done(model.slot)
-        await self._run_in(self._device_thread, self._runner.remove, model.slot)
+        await self._on_device(self._runner.remove, model.slot)
         self._tuner.forget(model.slot)
 
     async def _save_and_announce(self) -> None:
@@ -251,5 +259,5 @@ class ModelLoader:
         finally:
             del self._changing[name]
 
-    async def _run_in(self, thread: Executor, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        return await asyncio.get_running_loop().run_in_executor(thread, function, *arguments)
+    async def _on_device(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._device_thread, function, *arguments)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 START_TIMEOUT_S = 120.0
@@ -69,6 +70,13 @@ class RunningService:
             assert line is not None, f"ended without {event!r}: {self.lines}"
             if line["event"] == event and all(line.get(name) == value for name, value in values.items()):
                 return line
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the process has had, by Linux."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        (line,) = [one for one in status.splitlines() if one.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
 
     def pid_of(self, part: str) -> int:
         """The process that now runs this part, such as `worker-0`."""

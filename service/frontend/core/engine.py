@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TypeVar
 
+import numpy as np
+
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge
@@ -42,8 +44,8 @@ SHORT_ANSWER = 20
 """Labels or boxes, without masks, that are encoded in less time than it takes to reach a thread."""
 
 CALLER_SHARE = 4
-"""A caller may have so many times as many images in progress as the process has room for, which leaves a fifth of the
-limit for others (dynamic thresholds, Choudhury and Hahne 1998)."""
+"""A caller may have so many times as many images in progress as the process has room for, and bytes of bodies likewise.
+It leaves a fifth of the limit for others (dynamic thresholds, Choudhury and Hahne 1998)."""
 RESIZE_BYTES = 4
 """Of memory for each pixel of an image that is only resized."""
 LABEL_MAP_BYTES = 1
@@ -58,7 +60,7 @@ UNTRACED: nullcontext[Span | None] = nullcontext(None)
 
 
 class ByteBudget:
-    """Bounds the bytes that the bodies of all requests hold together to `limit`.
+    """Bounds the bytes that the bodies of all requests hold together to `limit`, and those of one caller to its share.
 
     `retry_after_s` estimates the seconds until a body fits again.
     """
@@ -67,25 +69,33 @@ class ByteBudget:
         self._limit = limit
         self._retry_after_s = retry_after_s
         self._held = 0
+        self._held_by: dict[str, int] = {}
 
     def take(self, record: RequestRecord, count: int) -> None:
         """Hold `count` more bytes for a request. Call `release` when the request no longer needs its body.
 
         Raises:
-            Overloaded: the bodies would hold more than the limit.
+            Overloaded: the bodies would hold more than the limit, or the caller has its share of it.
         """
-        if self._held + count > self._limit:
-            raise Overloaded(
-                f"the bodies of requests in progress hold {self._held} bytes of at most {self._limit}; try again later",
-                self._retry_after_s(),
-                Refusal.BODIES,
-            )
-        self._held += count
+        held, held_by_caller = self._held, self._held_by.get(record.caller, 0)
+        if held + count > self._limit or held_by_caller >= CALLER_SHARE * (self._limit - held):
+            detail = f"the bodies of requests in progress hold {held} bytes of at most {self._limit}"
+            if held_by_caller != held:
+                detail += f", this caller's {held_by_caller}"
+            raise Overloaded(f"{detail}; try again later", self._retry_after_s(), Refusal.BODIES)
+        self._held = held + count
+        self._held_by[record.caller] = held_by_caller + count
         record.held_bytes += count
 
     def release(self, record: RequestRecord) -> None:
         """Release all bytes that a request holds."""
+        if not record.held_bytes:
+            return
         self._held -= record.held_bytes
+        if left := self._held_by[record.caller] - record.held_bytes:
+            self._held_by[record.caller] = left
+        else:
+            del self._held_by[record.caller]
         record.held_bytes = 0
 
 
@@ -102,10 +112,10 @@ class Engine:
         self._images = 0
         self._images_of: dict[str, int] = {}
         """Images in progress by caller."""
-        self._after_s: dict[Task, tuple[float, float]] = {}
-        """By task, means of the seconds of an answer after decoding where nothing waits, and of those after the
-        worker."""
-        self.bodies = ByteBudget(settings.max_in_flight_bytes, workers.retry_after_s)
+        self._after_s: dict[tuple[Task, bool], tuple[float, float]] = {}
+        """Means by task, and whether a picture is drawn: the seconds of an answer after decoding if nothing waits, and
+        those after the worker."""
+        self.bodies = ByteBudget(settings.max_in_flight_bytes, self._retry_after_s)
 
     async def predict(self, request: PredictRequest, encode: Encode[T], *, draws: bool = False) -> Reply[T]:
         """The answer for one image.
@@ -133,7 +143,7 @@ class Engine:
         self._metrics.in_flight.inc()
         try:
             with step("predict", attributes) if traced else UNTRACED as span:
-                after_s, post_s = self._after_s.get(config.task, NOTHING_KNOWN)
+                after_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
                 preparing.after_s = after_s
                 prepared_s = self.threads.expected_s(preparing)
                 ready_s = prepared_s + after_s if prepared_s else 0.0
@@ -148,20 +158,7 @@ class Engine:
                     span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
                 answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
                 output, size = answer.output, prepared.value.geometry.original
-                if (
-                    draws
-                    or isinstance(output, SegmentOutput)
-                    or (isinstance(output, DetectOutput) and output.mask_logits is not None)
-                    or len(output.scores) > SHORT_ANSWER
-                ):
-                    encoding = Work(encode, (output, config, size), deadline_s, caller, urgent=True)
-                    # Pictures are decoded once more to be drawn on.
-                    encoding.nbytes = size.height * size.width * POST_BYTES + (preparing.nbytes if draws else 0)
-                    encoded = await self.threads.run(encoding)
-                else:
-                    started_s = time.monotonic()
-                    payload = encode(output, config, size)
-                    encoded = Timed(payload, started_s, time.monotonic() - started_s)
+                encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
                 self._metrics.stages["post", config.task].observe(encoded.seconds)
                 if span is not None:
                     span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
@@ -173,12 +170,40 @@ class Engine:
                 del self._images_of[caller]
             self._metrics.in_flight.dec()
             self.threads.release(preparing)
-        self._after_s[config.task] = (
+        after_s, post_s = self._after_s.get((config.task, draws), (after_s, post_s))
+        self._after_s[config.task, draws] = (
             after_s + SMOOTHING * (answer.infer_s + encoded.seconds - after_s),
             post_s + SMOOTHING * (encoded.seconds - post_s),
         )
         timings = Timings(prepared.seconds, answer.queue_s, answer.infer_s, encoded.seconds)
         return Reply(encoded.value, timings, answer.batch_images, answer.precision)
+
+    async def _encoded(
+        self,
+        prepared: Work[ModelInput],
+        output: RawOutput,
+        config: BundleConfig,
+        size: Size,
+        encode: Encode[T],
+        *,
+        draws: bool,
+    ) -> Timed[T]:
+        """The encoded answer, from a thread unless it is short. Raises as `predict`."""
+        match output:
+            case SegmentOutput() | DetectOutput(mask_logits=np.ndarray()):
+                has_masks, is_short = True, False
+            case _:
+                has_masks, is_short = False, len(output.scores) <= SHORT_ANSWER
+        if is_short and not draws:
+            started_s = time.monotonic()
+            payload = encode(output, config, size)
+            return Timed(payload, started_s, time.monotonic() - started_s)
+        encoding = Work(encode, (output, config, size), prepared.deadline_s, prepared.caller, urgent=True)
+        if draws or has_masks:
+            encoding.nbytes = size.height * size.width * POST_BYTES
+        if draws:  # on the picture, which is decoded once more
+            encoding.nbytes += prepared.nbytes
+        return await self.threads.run(encoding)
 
     def resolve(self, task: Task, name: str | None) -> ModelStatus:
         """The model that a request means: the named one, or the first of its task.
@@ -247,7 +272,7 @@ class Engine:
         Raises:
             Forbidden: model control is off in the settings.
             ModelNotFound: the store has no model of that name.
-            Internal: its bundle is broken, or it does not give its reference answer.
+            ModelInvalid: its bundle is broken, or it does not give its reference answer.
             Overloaded: the device has no room for it, or too many such requests wait already.
             DeadlineExceeded, Unavailable: as `repository`.
         """
@@ -310,7 +335,11 @@ class Engine:
             if self._images >= limit
             else f"{of_caller} images of this caller are in progress, which is its share of the limit of {limit}"
         )
-        return Overloaded(f"{detail}; try again later", self._workers.retry_after_s(), Refusal.IN_FLIGHT)
+        return Overloaded(f"{detail}; try again later", self._retry_after_s(), Refusal.IN_FLIGHT)
+
+    def _retry_after_s(self) -> float:
+        """Expected seconds until everything that waits here, or at the worker with the least, is done."""
+        return max(self._workers.retry_after_s(), self.threads.drain_s)
 
     def _current(self, model: ModelStatus) -> ModelStatus:
         """The model as it is served now: it may have changed while the request's body arrived. Raises as `resolve`."""

@@ -44,14 +44,14 @@ T = TypeVar("T")
 PREFETCH_S = 0.005
 """Threads are handed work ahead, one piece each, if it takes no longer than this: they need not wait for the event loop
 between short pieces. It has left the queue, so nothing can overtake it any more."""
-MARGIN = 1.2
+MARGIN = 1.3
 """Factor on the expected wait: an estimate that is met on average is missed half of the time."""
 SMOOTHING = 0.2
 """Weight of the latest piece of work in the means of `WorkSpeed`."""
 ASSUMED_S = 1e-8
 """Seconds for each unit of cost, before any work has been measured: for the order in the queue, not for refusals."""
-FADING = 0.98
-"""Factor, for each piece of work, on the thread times whose ratio is the share of urgent work."""
+RATE_S = 1.0
+"""Time constant of the mean of `DrainRate`."""
 STUCK_FACTOR = 3.0
 STUCK_S = 0.1
 """Work that runs for so many times its expected time, and so long, may run for any time: its thread does not count."""
@@ -101,7 +101,7 @@ class Work(Generic[T]):
     future: asyncio.Future[Timed[T]] = field(init=False)
     stage: Stage = Stage.NEW
     place: Place | None = None
-    """In the queue, while it waits there."""
+    """In the queue, also after it was taken from there; None for work that never was there."""
     charged_bytes: int = 0
     started_s: float = 0.0
     """When a thread took it; 0 before."""
@@ -129,11 +129,38 @@ class WorkSpeed:
         return self._by_doubling.get(math.frexp(cost)[1], self._latest) * cost
 
 
+class DrainRate:
+    """How fast a queue empties: seconds of work by its expectation when it was put, for each second that passes.
+
+    It is the number of threads where the expectations are right and nothing else uses the threads or their cores.
+    """
+
+    def __init__(self) -> None:
+        self._done_s = self._passed_s = self._since_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """From now on something waits."""
+        self._since_s = now_s
+
+    def record(self, now_s: float, done_s: float) -> None:
+        """Work was done, and something still waits."""
+        passed_s, self._since_s = now_s - self._since_s, now_s
+        fading = math.exp(-passed_s / RATE_S)
+        self._done_s = self._done_s * fading + done_s
+        self._passed_s = self._passed_s * fading + passed_s
+
+    @property
+    def per_s(self) -> float:
+        """0 where too little was seen."""
+        return self._done_s / self._passed_s if self._passed_s > RATE_S / 4 else 0.0
+
+
 class ThreadPool:
     """Threads that run one piece of work after another, in at most `max_bytes` of memory.
 
-    Work that does not fit waits until it does, and so does everything behind it; but one piece may always run. How much
-    waits is up to the callers: the engine bounds the number of images in the process.
+    Work that does not fit waits until it does, and so does everything behind it. Work that is larger than all memory
+    runs when nothing else is held; urgent work, which frees memory at its end, when nothing else runs. How much waits
+    is up to the callers: the engine bounds the number of images in the process.
     """
 
     def __init__(self, threads: int, name: str, max_bytes: int = 2**62) -> None:
@@ -146,10 +173,7 @@ class ThreadPool:
         self._queue: FairQueue[Work[Any]] = FairQueue()
         self._handed: list[Work[Any]] = []
         self._speed = WorkSpeed()
-        self._drift = 1.0
-        """Mean of the seconds that work took of late, by those that were expected when it came into the queue."""
-        self._queued_s = self._urgent_s = 0.0
-        """Thread time of late, of work from the queue and of urgent work."""
+        self._drain = DrainRate()
         self._ready: SimpleQueue[Work[Any] | None] = SimpleQueue()
         self._ended: deque[tuple[Work[Any], Timed[Any] | None, BaseException | None]] = deque()
         self._woken = False
@@ -167,6 +191,11 @@ class ThreadPool:
     def abandoned(self) -> int:
         """How many pieces of work run although nobody waits for their result any more: at most one for each thread."""
         return sum(work.started_s > 0 and work.future.done() for work in self._handed)
+
+    @property
+    def drain_s(self) -> float:
+        """Expected seconds until all that waits now has ended."""
+        return self._queue.seconds / (self._drain.per_s or self._size)
 
     def submit(self, work: Work[Any]) -> None:
         """Run work in a thread, in its turn. Call `release` when its result is not needed any more.
@@ -230,9 +259,6 @@ class ThreadPool:
             return 0.0
         now_s = time.monotonic()
         ahead_s = self._queue.seconds_before(work.caller, work.model, seconds)
-        ahead_s *= max(self._drift, 1.0)
-        if self._queued_s:
-            ahead_s *= 1 + self._urgent_s / self._queued_s
         running_s, stuck_s = 0.0, []
         for running in self._handed:
             lasted_s = now_s - running.started_s if running.started_s else 0.0
@@ -247,7 +273,7 @@ class ThreadPool:
         if not threads:
             # What has lasted so long is expected to last as long again.
             return min(stuck_s) + MARGIN * ahead_s / self._size + seconds
-        return MARGIN * (running_s + ahead_s) / threads + seconds
+        return MARGIN * (running_s + ahead_s) / min(self._drain.per_s or threads, threads) + seconds
 
     def close(self) -> None:
         """Wait for running work, but no longer than `CLOSE_S`; cancel the rest."""
@@ -266,6 +292,8 @@ class ThreadPool:
             thread.join(max(latest_s - time.monotonic(), 0.0))
 
     def _enqueue(self, work: Work[Any]) -> None:
+        if not self.waiting:
+            self._drain.begin(time.monotonic())
         self.waiting += 1
         work.stage = Stage.WAITING
         if work.urgent:
@@ -283,7 +311,6 @@ class ThreadPool:
             self._urgent.remove(work)
         else:
             self._queue.remove(work.place)
-            work.place = None
 
     def _hand_out(self) -> None:
         """Hand work that waits to the threads, as far as there is room for it."""
@@ -292,7 +319,8 @@ class ThreadPool:
             ahead = len(self._handed) - self._size
             if ahead >= 0 and (ahead >= self._size or (work.place is not None and work.place.seconds > PREFETCH_S)):
                 return
-            if self.held_bytes + work.nbytes > self.max_bytes and self._handed:
+            others = self._handed if work.urgent else self.held_bytes
+            if self.held_bytes + work.nbytes > self.max_bytes and others:
                 return
             self.waiting -= 1
             if work.place is None:
@@ -315,8 +343,7 @@ class ThreadPool:
         work.stage = Stage.ENDED
         self._deadlines.pending.pop(work, None)
         if not work.future.done():
-            retry_after_s = self._queue.seconds / self._size
-            work.future.set_exception(Overloaded("the deadline is too near to decode the image", retry_after_s))
+            work.future.set_exception(Overloaded("the deadline is too near to decode the image", self.drain_s))
         return True
 
     def _expire(self, work: Work[Any]) -> None:
@@ -334,7 +361,7 @@ class ThreadPool:
             failure: BaseException | None = None
             work.started_s = started_s = time.monotonic()
             try:
-                if not work.future.done():
+                if not (work.future.done() or work.released):
                     result = work.call(*work.args)
                     value = Timed(result, started_s, time.monotonic() - started_s)
             except StopIteration as error:  # a future does not accept it
@@ -363,13 +390,8 @@ class ThreadPool:
             work.stage = Stage.ENDED
             future, kept_bytes = work.future, 0
             if value is not None:
-                if work.urgent:
-                    self._urgent_s += value.seconds
-                elif work.cost:
+                if work.cost:
                     self._speed.record(work.cost, value.seconds)
-                    if work.place is not None:
-                        self._drift += SMOOTHING * (value.seconds / work.place.seconds - self._drift)
-                    self._queued_s, self._urgent_s = self._queued_s * FADING + value.seconds, self._urgent_s * FADING
                 if not (future.done() or work.released):
                     kept_bytes = work.reserved_bytes
                     if isinstance(value.value, ModelInput):
@@ -380,8 +402,11 @@ class ThreadPool:
             self.held_bytes += kept_bytes - work.charged_bytes
             work.charged_bytes = kept_bytes
             if self.waiting:
+                now_s = time.monotonic()
+                lasted_s = now_s - work.started_s
                 expected_s = work.place.seconds if work.place is not None else 0.0
-                self._queue.charge(work.caller, time.monotonic() - work.started_s - expected_s)
+                self._queue.charge(work.caller, lasted_s - expected_s)
+                self._drain.record(now_s, 0.0 if work.urgent else expected_s or lasted_s)
         if self.waiting:
             self._hand_out()
 

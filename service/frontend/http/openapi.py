@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.errors import Forbidden
+from service.errors import Forbidden, ModelInvalid
 from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE
 from service.settings import Settings
 
@@ -71,7 +71,7 @@ def error_answers() -> dict[str, Any]:
     """A prediction's `responses` for each status of the error table."""
     titles: dict[int, list[str]] = {}
     for kind, row in ERROR_TABLE.items():
-        if kind is Forbidden:  # no prediction is forbidden, only changing what is served
+        if kind in (Forbidden, ModelInvalid):  # of no prediction, only of changing what is served
             continue
         known = titles.setdefault(row.status, [])
         if row.title not in known:

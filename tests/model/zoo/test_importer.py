@@ -152,7 +152,7 @@ def test_an_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
         (float("nan"), "fp32", r"head\.bias has values that are not finite in fp32"),
         (float("inf"), "bf16", r"head\.bias has values that are not finite in bf16"),
         (1e5, "fp16", r"head\.bias has values that are not finite in fp16"),
-        (3e38, "fp32", "gives scores that are not finite"),
+        (3e38, "fp32", "gives an output that is not finite"),
     ],
 )
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, precision: DtypeName, why: str) -> None:

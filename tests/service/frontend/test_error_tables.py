@@ -23,6 +23,7 @@ from service.errors import (
     DeadlineExceeded,
     Forbidden,
     Internal,
+    ModelInvalid,
     ModelNotFound,
     Overloaded,
     RateLimited,
@@ -195,7 +196,7 @@ async def test_row(case: Case, transport: Transport, well: Pair, tmp_path: Path)
 def test_every_error_is_provoked() -> None:
     """No domain error is without a case, but for what no prediction meets: changing what is served, and bundles."""
     provoked = {case.error for case in CASES} | {case.error_over_rest for case in CASES} - {None}
-    assert provoked == set(DOMAIN_ERRORS) - {Forbidden, BundleInvalid}
+    assert provoked == set(DOMAIN_ERRORS) - {Forbidden, ModelInvalid, BundleInvalid}
 
 
 @pytest.mark.parametrize("transport", [over_rest, over_grpc], ids=["rest", "grpc"])

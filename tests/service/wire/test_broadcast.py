@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.types import Task
-from service.errors import DeadlineExceeded, Internal, ModelNotFound, Overloaded, Unavailable
+from service.errors import DeadlineExceeded, ModelInvalid, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
 from service.types import StoredModel
 from service.wire.pool import WorkerPool
@@ -80,7 +80,7 @@ async def test_an_error_of_all_workers_is_passed_on_as_it_is() -> None:
     async with at_work() as (pool, workers):
         for worker in workers:
             worker.runner.damaged = frozenset({"second"})
-        with pytest.raises(Internal, match=r"its bundle is broken; see the worker's log$"):
+        with pytest.raises(ModelInvalid, match=r"cannot be loaded: bundle second: the weights do not fit$"):
             await pool.load("second", far_deadline_s())
         assert in_memory(workers) == [[CLASSIFY]] * 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,9 +13,9 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from model.bundle import WEIGHTS_FILE
+from model.bundle import CONFIG_FILE, WEIGHTS_FILE
 from model.types import Task
-from service.errors import DeadlineExceeded, Forbidden, Internal, ModelNotFound, Overloaded, Unavailable
+from service.errors import DeadlineExceeded, Forbidden, ModelInvalid, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
 from service.types import StoredModel
 from service.wire.messages import PROTOCOL, Hello, State, decode_to_front_end, encode
@@ -114,13 +115,16 @@ async def test_a_name_that_is_not_in_the_store_is_not_found(name: str) -> None:
         assert await classify(pool) == LEVEL
 
 
-async def test_a_broken_bundle_s_error_names_no_path() -> None:
-    """A wrong hash and weights that do not fit are errors without a path, and leave nothing behind."""
+async def test_a_broken_bundle_s_error_has_the_reason_and_no_path() -> None:
+    """A wrong hash and weights that do not fit are the bundle's fault. The caller gets the reason, without a path
+    of the worker, and nothing is left behind."""
     async with at_work() as (worker, pool):
         (worker.store / "second" / WEIGHTS_FILE).write_bytes(b"another")
         worker.runner.damaged = frozenset({"third"})
-        for name in ("second", "third"):
-            with pytest.raises(Internal, match=f"model '{name}' cannot be loaded: its bundle is broken") as caught:
+        for name, reason in (("second", "has SHA-256 .* expects"), ("third", "the weights do not fit")):
+            with pytest.raises(
+                ModelInvalid, match=f"model '{name}' cannot be loaded: bundle {name}: .*{reason}"
+            ) as caught:
                 await pool.load(name, far_deadline_s())
             assert str(worker.store) not in caught.value.detail
             assert gauge(worker, "convmlp_model_ready", name) is None
@@ -131,7 +135,7 @@ async def test_a_model_that_fails_its_self_check_is_not_served() -> None:
     """A model with a wrong answer on the reference picture is removed from memory, and the caller gets the reason."""
     async with at_work() as (worker, pool):
         store_bundle(worker.store, lying_bundle("second"))
-        with pytest.raises(Internal, match="the reference is"):
+        with pytest.raises(ModelInvalid, match="the reference is"):
             await pool.load("second", far_deadline_s())
         await until(lambda: in_memory(worker) == [FIRST])
         assert served(pool) == [FIRST]
@@ -352,6 +356,27 @@ async def test_a_cancelled_load_changes_nothing() -> None:
 
         await pool.load("second", far_deadline_s())
         assert served(pool) == in_memory(worker) == [FIRST, "second"]
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "device"])
+async def test_what_is_not_a_regular_file_is_refused(file: str, kind: str) -> None:
+    """A FIFO in the place of a bundle's file, for whose writer a reader would wait for ever, is an error at once, as
+    a folder and a device are. Other models load."""
+    async with at_work() as (worker, pool):
+        path = worker.store / "second" / file
+        path.unlink()
+        match kind:
+            case "FIFO":
+                os.mkfifo(path)
+            case "folder":
+                path.mkdir()
+            case _:
+                path.symlink_to("/dev/zero")
+        with pytest.raises(ModelInvalid, match=f"cannot read second/{file}: not a regular file"):
+            await pool.load("second", far_deadline_s())
+        await pool.load("third", far_deadline_s())
+        assert served(pool) == [FIRST, "third"]
 
 
 async def test_a_late_load_changes_nothing() -> None:

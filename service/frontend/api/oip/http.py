@@ -100,7 +100,8 @@ class OpenInferenceHttp:
             reading = read_decompressed(request, self._settings.max_request_bytes, bodies)
             body = await within_deadline(reading, deadline_s)
             length = json_length(_text(headers.get(HEADER_LENGTH_KEY)), len(body))
-            parsed = await offload(partial(read_request, body, length), len(body) if length is None else length)
+            nbytes = len(body) if length is None else length
+            parsed = await offload(partial(read_request, body, length), nbytes, deadline_s)
             with request.connection.disconnect:
                 content, response_headers = await self._inference.infer(
                     model, record, deadline_s, parsed, partial(encode_response, coding=coding)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from model.errors import ConvMLPError
-from service.errors import Overloaded, RetryLater, error_from_code
+from service.errors import DeadlineExceeded, Overloaded, RetryLater, error_from_code
 from service.frontend.api.oip.metadata import ModelRepository
 from service.frontend.api.oip.options import read_params, read_timeout_s
 from service.frontend.api.oip.outputs import OutputSelection, nbytes_of, select_outputs
@@ -29,9 +29,19 @@ OFFLOAD_FROM_BYTES = 2**12
 """So many bytes of JSON, or of an answer's values, are handled without a thread: to reach one takes some 0.1 ms."""
 
 
-async def offload(work: Callable[[], T], nbytes: int) -> T:
-    """The result of `work` on that many bytes, in a thread where it takes long."""
-    return work() if nbytes <= OFFLOAD_FROM_BYTES else await asyncio.to_thread(work)
+async def offload(work: Callable[[], T], nbytes: int, deadline_s: float) -> T:
+    """The result of `work` on that many bytes, in a thread where it takes long.
+
+    Raises:
+        DeadlineExceeded: it was not done at `deadline_s`, on the clock of `time.monotonic`. It is not stopped.
+    """
+    if nbytes <= OFFLOAD_FROM_BYTES:
+        return work()
+    try:
+        async with asyncio.timeout(deadline_s - time.monotonic()):
+            return await asyncio.to_thread(work)
+    except TimeoutError:
+        raise DeadlineExceeded("the request timed out while its tensors were converted") from None
 
 
 class Inference:
@@ -102,7 +112,7 @@ class Inference:
                 outputs = selection.stack(values, self._max_bytes)
                 return encode(InferResponse(config.name, request.id, outputs))
 
-            encoded = await offload(respond, nbytes)
+            encoded = await offload(respond, nbytes, deadline_s)
         except ConvMLPError:
             counts.add_failed(time.monotonic() - record.started_s)
             raise

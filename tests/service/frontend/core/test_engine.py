@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from model.bundle import BundleConfig
-from model.errors import ImageUndecodable
+from model.errors import ImageTooLarge, ImageUndecodable
 from model.types import ClassifyOutput, QueryParams, RawOutput, Size, Task
 from service.errors import BadParameter, DeadlineExceeded, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.core.engine import Engine
@@ -23,7 +24,7 @@ from service.frontend.core.request_log import RequestLog
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING
 from service.settings import Settings
-from service.types import PredictRequest
+from service.types import PredictRequest, Reply
 from service.wire.messages import WaitEstimate
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.wire.scripted_worker import NO_WAIT, ScriptedWorker
@@ -49,10 +50,10 @@ def first_label(raw: RawOutput, _: BundleConfig, __: Size) -> int:
 
 
 @asynccontextmanager
-async def engine_at_work() -> AsyncIterator[tuple[Engine, FakeWorker]]:
+async def engine_at_work(settings: Settings = SETTINGS) -> AsyncIterator[tuple[Engine, FakeWorker]]:
     async with (
-        fake_worker(SETTINGS) as worker,
-        open_front_end(SETTINGS.with_changes(worker_address=worker.address)) as front_end,
+        fake_worker(settings) as worker,
+        open_front_end(settings.with_changes(worker_address=worker.address)) as front_end,
     ):
         await until(lambda: front_end.engine.readiness().ready)
         yield front_end.engine, worker
@@ -113,6 +114,81 @@ async def test_bytes_of_bodies_are_bounded() -> None:
         engine.bodies.release(second)
         engine.bodies.release(first)
         engine.bodies.take(second, 1000)
+
+
+async def test_a_caller_s_images_leave_room_for_others() -> None:
+    """Of five places one caller gets four, however many it asks for; another one gets the fifth."""
+    settings = SETTINGS.with_changes(max_in_flight=5)
+    async with engine_at_work(settings) as (engine, worker):
+        worker.runner.unblocked.clear()
+
+        def asked(level: int, caller: str) -> asyncio.Task[Reply[int]]:
+            request = dataclasses.replace(request_for(engine, png_of(level)), caller=caller)
+            return asyncio.create_task(engine.predict(request, first_label))
+
+        many = [asked(level, "many") for level in range(1, 8)]
+        await until(lambda: sum(task.done() for task in many) == 3)
+        another = asked(9, "another")
+        worker.runner.unblocked.set()
+        assert (await another).payload == 9
+        outcomes = await asyncio.gather(*many, return_exceptions=True)
+        refused = [outcome for outcome in outcomes if isinstance(outcome, Overloaded)]
+        assert len(refused) == 3
+        assert all("its share" in error.detail for error in refused)
+
+
+async def test_a_caller_s_bodies_leave_room_for_others() -> None:
+    """A caller that holds four fifths of the bytes gets no more; another one does."""
+    async with engine_at_work() as (engine, _):
+        log = RequestLog("rest", FrontEndMetrics(CollectorRegistry()), NO_TRACING, access_log=False)
+        records = [log.request(str(at), "POST") for at in range(10)]
+        for record in records:
+            record.caller = "many"
+        for record in records[:8]:
+            engine.bodies.take(record, 100)
+        with pytest.raises(Overloaded, match="hold 800 bytes of at most 1000"):
+            engine.bodies.take(records[8], 100)
+        records[9].caller = "another"
+        engine.bodies.take(records[9], 150)
+        for record in records:
+            engine.bodies.release(record)
+        engine.bodies.take(records[8], 1000)
+
+
+async def test_an_image_that_needs_too_much_memory_is_refused() -> None:
+    """Its header shows it: nothing is decoded, and the error gives the limit."""
+    async with engine_at_work(SETTINGS.with_changes(max_decoded_bytes=10_000)) as (engine, _):
+        with pytest.raises(ImageTooLarge, match=r"bytes of memory; the limit is 10,000; scale it down"):
+            await engine.predict(request_for(engine, png_of(1)), first_label)
+
+
+async def test_inputs_that_wait_for_the_worker_count() -> None:
+    """While the device is held, images are decoded only as long as the memory of their inputs fits."""
+    async with engine_at_work(SETTINGS.with_changes(max_in_flight=100, max_decoded_bytes=20_000)) as (engine, worker):
+        worker.runner.unblocked.clear()
+        asking = [asyncio.create_task(engine.predict(request_for(engine, png_of(at)), first_label)) for at in range(8)]
+        await until(lambda: 0 < engine.threads.waiting < 7)
+        await asyncio.sleep(0.05)
+        assert engine.threads.waiting > 0
+        assert engine.threads.held_bytes <= 20_000
+        worker.runner.unblocked.set()
+        assert [(await one).payload for one in asking] == list(range(8))
+        assert engine.threads.held_bytes == 0
+
+
+async def test_memory_of_an_answered_image_is_free() -> None:
+    """Also where its caller left, its deadline passed or it could not be decoded."""
+    async with engine_at_work() as (engine, worker):
+        await engine.predict(request_for(engine, png_of(1)), first_label)
+        with pytest.raises(ImageUndecodable):
+            await engine.predict(request_for(engine, png_of(1)[:60]), first_label)
+        worker.runner.unblocked.clear()
+        leaving = asyncio.create_task(engine.predict(request_for(engine, png_of(2)), first_label))
+        await until(lambda: engine.threads.held_bytes > 0)
+        leaving.cancel()
+        with pytest.raises(DeadlineExceeded):
+            await engine.predict(request_for(engine, png_of(3), seconds=0.2), first_label)
+        await until(lambda: engine.threads.held_bytes == 0)
 
 
 async def test_a_deadline_that_has_passed_costs_no_decoding() -> None:

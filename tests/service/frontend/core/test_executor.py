@@ -15,7 +15,7 @@ import pytest
 
 from model.errors import OutOfMemory
 from service.errors import DeadlineExceeded, Overloaded, Refusal
-from service.frontend.core.executor import ThreadPool, Timed, Work, WorkSpeed
+from service.frontend.core.executor import DrainRate, ThreadPool, Timed, Work, WorkSpeed
 from tests.waiting import until
 
 NEVER_S = math.inf
@@ -253,6 +253,19 @@ async def test_a_result_s_memory_is_held_until_it_is_released() -> None:
         assert pool.held_bytes == 0
 
 
+async def test_results_that_are_held_bound_what_runs() -> None:
+    """While results take all memory nothing more starts, however small; but urgent work does, whose end frees some."""
+    with pool_of(2, max_bytes=100) as pool:
+        first = submitted(pool, int, nbytes=50, reserved_bytes=100)
+        await first.future
+        waiting = submitted(pool, int, nbytes=1)
+        await start(pool, int, nbytes=50, urgent=True)
+        assert pool.waiting == 1
+        assert not waiting.future.done()
+        pool.release(first)
+        await waiting.future
+
+
 async def test_a_result_that_nobody_takes_is_not_held() -> None:
     """A caller that left while its work ran, or between its end and its result, leaves no memory charged."""
     with pool_of(1, max_bytes=100) as pool:
@@ -339,3 +352,18 @@ def test_the_speed_of_small_work_is_its_own() -> None:
         speed.record(1e6, 1000.0)
     assert speed.seconds(10.0) == pytest.approx(1.0)
     assert speed.seconds(2e6) == pytest.approx(2000.0)
+
+
+def test_the_drain_rate_is_of_late() -> None:
+    """It follows a change of the load within seconds, and nothing is known before a quarter of one."""
+    rate = DrainRate()
+    rate.begin(100.0)
+    rate.record(100.1, 0.2)
+    assert rate.per_s == 0.0
+    for tenth in range(2, 20):
+        rate.record(100.0 + tenth / 10, 0.2)
+    assert rate.per_s == pytest.approx(2.0, rel=0.05)
+    rate.begin(200.0)  # nothing waited in between
+    for tenth in range(1, 40):
+        rate.record(200.0 + tenth / 10, 0.05)
+    assert rate.per_s == pytest.approx(0.5, rel=0.1)

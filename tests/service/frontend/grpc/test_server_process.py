@@ -67,18 +67,13 @@ async def test_a_decompression_bomb_is_refused_early() -> None:
     async with started_grpc("--max-request-bytes", f"{MIB}", "--max-image-bytes", f"{MIB}") as (process, _):
         async with grpc.aio.insecure_channel(process.grpc_address) as channel:
             await serving(channel)
-            before = _peak_bytes(process.process.pid)
+            before = process.peak_bytes
             for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
                 error = await refusal(stub_of(channel).Classify(bomb, compression=compression))
                 assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
                 assert "larger than max" in (error.details() or "")
             assert (await stub_of(channel).Classify(pb.ClassifyRequest(image=picture(9)))).labels[0].index == 9
-        assert _peak_bytes(process.process.pid) - before < 100 * MIB
-
-
-def _peak_bytes(pid: int) -> int:
-    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
+        assert process.peak_bytes - before < 100 * MIB
 
 
 async def test_its_port_is_its_own() -> None:

@@ -6,12 +6,14 @@ import io
 import json
 import re
 import threading
+import time
 
 import numpy as np
 import PIL.Image
 import pytest
 from pycocotools import mask as coco
 
+from service.errors import DeadlineExceeded
 from service.frontend.api.oip.inference import OFFLOAD_FROM_BYTES, offload
 from tests.service.frontend.api.oip.oip_client import (
     OipClient,
@@ -202,5 +204,14 @@ async def test_version(client: OipClient) -> None:
 async def test_long_work_runs_in_a_thread() -> None:
     """Short work runs in the event loop, which is faster than a thread; long work does not block the loop."""
     here = threading.get_ident()
-    assert await offload(threading.get_ident, OFFLOAD_FROM_BYTES) == here
-    assert await offload(threading.get_ident, OFFLOAD_FROM_BYTES + 1) != here
+    later_s = time.monotonic() + 20
+    assert await offload(threading.get_ident, OFFLOAD_FROM_BYTES, later_s) == here
+    assert await offload(threading.get_ident, OFFLOAD_FROM_BYTES + 1, later_s) != here
+
+
+async def test_long_work_keeps_the_deadline() -> None:
+    """The error comes in time, though the thread goes on."""
+    go = threading.Event()
+    with pytest.raises(DeadlineExceeded):
+        await offload(lambda: go.wait(20), OFFLOAD_FROM_BYTES + 1, time.monotonic() + 0.05)
+    go.set()

@@ -1,0 +1,58 @@
+"""Reading models from disk: each read in a thread of its own, because a disk may not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, TypeVarTuple
+
+from service.errors import Overloaded
+
+MAX_READS = 4
+"""Reads at a time. Loads run one by one, so that all but one are reads whose load was given up."""
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class DiskReads:
+    """Runs functions that read from disk. A read that nobody waits for any more delays no other one.
+
+    Its thread cannot be ended: a network's file system may hold it for ever. It is a daemon, so that it does not delay
+    the end of the process either.
+    """
+
+    def __init__(self) -> None:
+        self._reading = 0
+
+    async def run(self, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Call a function in a thread, and return what it returns.
+
+        Raises:
+            Overloaded: too many reads hang.
+            Exception: what the function raises.
+        """
+        if self._reading >= MAX_READS:
+            raise Overloaded(f"{self._reading} earlier loads still read from disk; look at the store's disk")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(set_outcome: Callable[[Any], None], outcome: T | BaseException) -> None:
+            self._reading -= 1
+            if not done.done():  # else the load was given up
+                set_outcome(outcome)
+
+        def work() -> None:
+            try:
+                result = function(*arguments)
+            except BaseException as error:  # passed to the caller
+                outcome: tuple[Callable[[Any], None], T | BaseException] = (done.set_exception, error)
+            else:
+                outcome = (done.set_result, result)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, *outcome)
+
+        self._reading += 1
+        threading.Thread(target=work, name="read-model", daemon=True).start()
+        return await done
