@@ -3,7 +3,7 @@
 #
 # libjpeg needs memory for the coefficients of a whole progressive picture: six bytes a pixel without chroma subsampling,
 # besides the pixels. Where it gets none, Pillow raises the OSError that it raises for damaged data, not MemoryError, so
-# a server cannot tell "the file is bad" (4xx) from "try again" (503). A baseline JPEG of the same size is decoded under
+# a server cannot distinguish a bad file (4xx) from a lack of memory (503). A baseline JPEG of the same size is decoded under
 # the same limit.
 set -euo pipefail
 folder=$(mktemp -d)
