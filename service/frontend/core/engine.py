@@ -130,8 +130,7 @@ class Engine:
         if not model.ready:
             readiness = self.readiness()
             raise Unavailable(readiness.reason, readiness.retry_after_s)
-        preparing = self._preparation(request, config)
-        caller = preparing.caller
+        caller = network_of(request.caller) if ":" in request.caller else request.caller
         of_caller = self._images_of.get(caller, 0)
         if of_caller >= CALLER_SHARE * (self._settings.max_in_flight - self._images):
             raise self._full(of_caller)
@@ -140,8 +139,10 @@ class Engine:
         self._images += 1
         self._images_of[caller] = of_caller + 1
         self._metrics.in_flight.inc()
+        preparing: Work[ModelInput] | None = None
         try:
             with step("predict", attributes) if traced else UNTRACED as span:
+                preparing = self._preparation(request, config, caller)
                 infer_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
                 preparing.after_s = infer_s + post_s
                 prepared_s = self.threads.expected_s(preparing)
@@ -168,7 +169,8 @@ class Engine:
             else:
                 del self._images_of[caller]
             self._metrics.in_flight.dec()
-            self.threads.release(preparing)
+            if preparing is not None:
+                self.threads.release(preparing)
         infer_s, post_s = self._after_s.get((config.task, draws), (answer.infer_s, encoded.seconds))
         self._after_s[config.task, draws] = (
             infer_s + SMOOTHING * (answer.infer_s - infer_s),
@@ -305,9 +307,9 @@ class Engine:
         limit = self._settings.request_timeout_ms
         return time.monotonic() + min(timeout_ms if timeout_ms is not None else limit, limit) / 1000
 
-    def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
+    def _preparation(self, request: PredictRequest, config: BundleConfig, caller: str) -> Work[ModelInput]:
         """The decoding and resizing of a request's image. Raises as `model.decode.read_header`."""
-        image, caller = request.image, request.caller
+        image = request.image
         header = None
         if isinstance(image, bytes):
             header = read_header(image, self._limits)
@@ -321,8 +323,6 @@ class Engine:
                 f"to decode the image takes up to {nbytes:,} bytes of memory; "
                 f"the limit is {self.threads.max_bytes:,}; scale it down"
             )
-        if ":" in caller:
-            caller = network_of(caller)
         output_bytes = LABEL_MAP_BYTES * pixels if config.task is Task.SEGMENT else 0
         args = (image, config.preprocessing, header)
         return Work(self.threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
