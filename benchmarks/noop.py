@@ -88,9 +88,9 @@ class NoDecoding(PreparePool):
 class NoHeader(Engine):
     """Does not read the size of an image from its header."""
 
-    def _preparation(self, request: PredictRequest, config: BundleConfig, caller: str) -> Work[ModelInput]:
+    def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
         args = (request.image, config.preprocessing)
-        return Work(self.threads.prepare, args, request.deadline_s, caller, config.name)
+        return Work(self.threads.prepare, args, request.deadline_s, request.caller, config.name)
 
 
 def taken_as_input(body: bytes) -> ModelInput:

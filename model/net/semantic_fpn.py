@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -76,6 +77,10 @@ CHUNK_BYTES = 40 << 20
 VECTOR = 16
 """Float32 values in a CPU's vector."""
 MAX_UINT8_CLASSES = 256
+LARGE_PIXELS, LARGE_SIDE = 1 << 24, 1 << 16
+"""A picture of so many pixels, or with so long a side, is labelled in tiles."""
+TILE_BYTES = 2 << 20
+"""Of a tile's float32 scores. A CPU is fastest if they fit into its cache; four arrays have about their size."""
 
 
 def label_maps(
@@ -98,9 +103,21 @@ def label_maps(
 
 def _label_map(logits: Tensor, input_size: Size, geometry: Geometry, chunk_bytes: int) -> SegmentOutput:
     content, original = geometry.content, geometry.original
-    narrow = logits.shape[1] <= MAX_UINT8_CLASSES
+    large = original.height * original.width >= LARGE_PIXELS or max(original.height, original.width) >= LARGE_SIDE
+    if large:
+        labels, finite = _label_tiles(logits, input_size, content, original)
+    else:
+        labels, finite = _label_chunks(logits, input_size, content, original, chunk_bytes)
+    host = labels.cpu().numpy()
+    return SegmentOutput(host if labels.dtype == torch.uint8 else host.astype(np.uint16), finite)
+
+
+def _label_chunks(
+    logits: Tensor, input_size: Size, content: Size, original: Size, chunk_bytes: int
+) -> tuple[Tensor, bool]:
+    """The labels of a picture, some classes at a time; and whether the highest logits are finite."""
     size = (original.height, original.width)
-    labels = torch.zeros(size, dtype=torch.uint8 if narrow else torch.int32, device=logits.device)
+    labels = torch.zeros(size, dtype=_label_dtype(logits), device=logits.device)
     best = torch.full(size, -torch.inf, device=logits.device)
     class_bytes = 4 * (input_size.height * input_size.width + original.height * original.width)
     first = 0
@@ -112,9 +129,72 @@ def _label_map(logits: Tensor, input_size: Size, geometry: Geometry, chunk_bytes
             labels.masked_fill_(scores > best, first + offset)
             torch.maximum(best, scores, out=best)
         first += chunk.shape[1]
-    host = labels.cpu().numpy()
-    finite = bool(torch.stack(best.aminmax()).isfinite().all())  # NaN is both the least and the largest
-    return SegmentOutput(host if narrow else host.astype(np.uint16), finite)
+    return labels, _all_finite(best)
+
+
+def _label_tiles(
+    logits: Tensor, input_size: Size, content: Size, original: Size, tile_bytes: int = TILE_BYTES
+) -> tuple[Tensor, bool]:
+    """As `_label_chunks`, for a large picture: all classes of some pixels at a time. Besides the labels no array then
+    has the picture's size.
+
+    torch's own resizing would need 24 bytes for each row and column, and 4 for each pixel and class. Its rounding
+    may differ in the last bit.
+    """
+    labels = torch.zeros((original.height, original.width), dtype=_label_dtype(logits), device=logits.device)
+    at_input = _resize(_dense(logits), (input_size.height, input_size.width))[0, :, : content.height, : content.width]
+    pixels = max(1, tile_bytes // (4 * len(at_input)))
+    wide = min(original.width, pixels)
+    high = max(1, pixels // wide)
+    finite = True
+    for left in range(0, original.width, wide):
+        columns = _Axis.of(content.width, original.width, left, wide, logits.device)
+        for top in range(0, original.height, high):
+            rows = _Axis.of(content.height, original.height, top, high, logits.device)
+            # First the axis after which less is left: a column of a million rows has few of the input's columns.
+            if len(rows.low) * content.width <= content.height * len(columns.low):
+                scores = columns.between_columns(rows.between_rows(at_input))
+            else:
+                scores = rows.between_rows(columns.between_columns(at_input))
+            best, classes = scores.max(dim=0)  # of equal ones the first
+            finite &= _all_finite(best)
+            labels[top : top + high, left : left + wide] = classes
+    return labels, finite
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Linear interpolation along an axis, as F.interpolate does it (align_corners=False), for a part of the output:
+    output i is (1 - weight_i) x[low_i] + weight_i x[high_i]."""
+
+    low: Tensor
+    high: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, length: int, out_length: int, start: int, count: int, device: torch.device) -> _Axis:
+        """From `length` values to `count` of `out_length`, beginning with `start`."""
+        at = torch.arange(start, min(start + count, out_length), device=device, dtype=torch.float64)
+        source = ((at + 0.5) * (length / out_length) - 0.5).clamp_(0, length - 1)
+        low = source.long()
+        return cls(low, (low + 1).clamp_(max=length - 1), (source - low).float())
+
+    def between_rows(self, x: Tensor) -> Tensor:
+        """(C, h, w) → (C, rows of the output, w)."""
+        return torch.lerp(x.index_select(1, self.low), x.index_select(1, self.high), self.weights[:, None])
+
+    def between_columns(self, x: Tensor) -> Tensor:
+        """(C, h, w) → (C, h, columns of the output)."""
+        low, high = (index.expand(*x.shape[:2], -1) for index in (self.low, self.high))
+        return torch.lerp(x.gather(2, low), x.gather(2, high), self.weights)  # `index_select` is 17 times slower here
+
+
+def _all_finite(best: Tensor) -> bool:
+    return bool(torch.stack(best.aminmax()).isfinite().all())  # NaN is both the least and the largest
+
+
+def _label_dtype(logits: Tensor) -> torch.dtype:
+    return torch.uint8 if logits.shape[1] <= MAX_UINT8_CLASSES else torch.int32
 
 
 def _chunk_classes(fitting: int) -> int:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.net.semantic_fpn import label_maps
+from model.net.semantic_fpn import LARGE_PIXELS, TILE_BYTES, _label_chunks, _label_tiles, label_maps
 from model.types import Geometry, Size
 
 INPUT = Size(24, 40)
@@ -62,3 +62,42 @@ def test_more_than_256_classes_need_uint16() -> None:
     (output,) = label_maps(logits, INPUT, [Geometry(Size(4, 4), INPUT)])
     assert output.label_map.dtype == np.uint16
     assert (output.label_map == 299).all()
+
+
+@pytest.mark.parametrize("classes", [2, 70, 300])
+@pytest.mark.parametrize("tile_bytes", [1 << 10, 1 << 14, 1 << 20])
+@pytest.mark.parametrize("original", [Size(51, 33), Size(1, 700), Size(700, 1), Size(2, 3)])
+def test_tiles_give_the_labels_of_the_whole(classes: int, tile_bytes: int, original: Size) -> None:
+    """Large pictures are labelled in tiles: whatever their size, each pixel has the class that it has otherwise."""
+    logits = random_logits(classes)
+    whole, finite = _label_chunks(logits, INPUT, Size(20, 31), original, 1 << 20)
+    tiles, also = _label_tiles(logits, INPUT, Size(20, 31), original, tile_bytes)
+    assert finite
+    assert also
+    assert tiles.dtype == whole.dtype
+    np.testing.assert_array_equal(tiles.numpy(), whole.numpy())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_tile_that_is_not_finite_spoils_the_picture(value: float) -> None:
+    """A single logit that is not finite shows, whichever tile has it."""
+    for y, x in ((0, 0), (3, 4), (5, 9)):
+        logits = random_logits(2)
+        logits[0, 1, y, x] = value
+        _, finite = _label_tiles(logits, INPUT, INPUT, Size(51, 33), 1 << 10)
+        assert not finite
+
+
+def test_a_large_picture_needs_memory_for_its_labels_and_little_more() -> None:
+    """Labelling a picture of 20 million pixels in one row takes far less than 4 bytes a pixel beside the labels."""
+    logits, geometry = random_logits(3), Geometry(Size(1, LARGE_PIXELS + 7), Size(1, 40))
+    torch.set_num_threads(1)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        (output,) = label_maps(logits, INPUT, [geometry])
+    assert output.label_map.shape == (1, LARGE_PIXELS + 7)
+    live = largest = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            largest = max(largest, live)
+    assert 0 < largest < LARGE_PIXELS + 16 * TILE_BYTES

@@ -37,6 +37,7 @@ def worker_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         "models_dir": str(folder / "store"),
         "model_control": "true",
         "served_models_file": str(folder / "served.json"),
+        "state_dir": str(folder / "state"),
         "worker_address": f"ipc://{folder}/worker",
         "worker_metrics_port": "0",
         "heartbeat_interval_ms": "50",
@@ -129,6 +130,41 @@ async def test_a_killed_worker_serves_its_models_again(tmp_path: Path) -> None:
             await until_ready(pool, process, tmp_path)
             assert served(pool) == [BREED, OUTLINE]
             assert "serving the configured ones" in (tmp_path / "log").read_text()
+
+
+def logged(folder: Path, event: str) -> list[dict[str, str]]:
+    """The lines of the present process's log about an event."""
+    lines = map(json.loads, (folder / "log").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+async def test_a_restarted_worker_measures_nothing_again(tmp_path: Path) -> None:
+    """After kill -9 the next process serves each model in the precision and with the batch size that the first one
+    measured. Without its state folder it measures again."""
+    async with patient_front_end(tmp_path) as pool:
+        with worker_process(tmp_path) as process:
+            await until_ready(pool, process, tmp_path)
+            chosen = {line["model"]: line["chosen"] for line in logged(tmp_path, "precision")}
+            assert {model.config.name: model.precision for model in pool.models() or ()} == chosen
+            assert {line["source"] for line in logged(tmp_path, "precision")} == {"measured"}
+            best = {line["model"]: line["images"] for line in logged(tmp_path, "best batch")}
+            await kill(process, pool)
+
+        with worker_process(tmp_path) as process:
+            await until_ready(pool, process, tmp_path)
+            for event in ("precision", "best batch"):
+                # A size that had too little time is measured once more after the worker is ready.
+                assert {line["source"] for line in logged(tmp_path, event)[:2]} == {"measured before"}
+            assert {line["model"]: line["chosen"] for line in logged(tmp_path, "precision")} == chosen
+            assert {line["model"]: line["images"] for line in logged(tmp_path, "best batch")[:2]} == best
+            assert await agrees(pool, BREED)
+            await kill(process, pool)
+
+        shutil.rmtree(tmp_path / "state")
+        with worker_process(tmp_path) as process:
+            await until_ready(pool, process, tmp_path)
+            assert {line["source"] for line in logged(tmp_path, "precision")} == {"measured"}
+            await kill(process, pool)
 
 
 def add_guest(folder: Path) -> None:
