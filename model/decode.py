@@ -50,6 +50,8 @@ APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 """Markers without a segment. Zero follows a byte 0xFF that is data."""
 NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+SEARCHED_BYTES = 1 << 18
+"""At a time: a search holds the GIL, for some milliseconds at worst."""
 SAMPLE_COST, SCANNED_COST = 0.6, 0.2
 """Of each sample, and of each that one of several scans passes over."""
 USUAL_SCANS = 5
@@ -354,11 +356,9 @@ def _scans(data: memoryview, layout: _JpegLayout, limits: DecodeLimits) -> list[
             parts.append(data[offset : offset + 2])
             return parts
         end = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
-        found = NEXT_MARKER.search(data, end)
-        if found is None:
-            raise _undecodable(ImageFormat.JPEG)
+        following = _next_marker(data, end)
         if marker == SOS:
-            parts.append(data[offset : found.start()])
+            parts.append(data[offset:following])
             scans += 1
             samples += sum(planes[data[at]] for at in range(offset + 5, offset + 5 + 2 * data[offset + 4], 2))
             cost = int(layout.cost + SCANNED_COST * samples)
@@ -366,8 +366,18 @@ def _scans(data: memoryview, layout: _JpegLayout, limits: DecodeLimits) -> list[
                 raise _too_much_work(f"JPEG with {scans:,} scans or more", cost, limits)
         elif marker in DECODED:
             parts.append(data[offset:end])
-        offset = found.start()
+        offset = following
     raise too_many_parts(ImageFormat.JPEG, "segments", MAX_PARTS)
+
+
+def _next_marker(data: memoryview, start: int) -> int:
+    """The offset of the next marker with a segment, or that ends the picture. Raises ImageUndecodable: none."""
+    while start < len(data):
+        found = NEXT_MARKER.search(data, start, start + SEARCHED_BYTES + 1)
+        if found is not None:
+            return found.start()
+        start += SEARCHED_BYTES
+    raise _undecodable(ImageFormat.JPEG)
 
 
 _HEADERS: dict[ImageFormat, Callable[[bytes], Header]] = {

@@ -336,11 +336,11 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def usable_memory() -> int:
+def usable_memory(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
     """Bytes of memory that this process may use: its cgroup's limit where there is one, else the machine's memory."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
+        limit = int(limit_file.read_text(encoding="ascii"))
     except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
         return physical
     return min(limit, physical)

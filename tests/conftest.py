@@ -49,7 +49,6 @@ SERIAL = (
     "compose",
     "e2e/test_grpc.py",
     "e2e/test_lifecycle.py",
-    "e2e/test_memory_bound.py",
     "e2e/test_losses.py",
     "e2e/test_serve.py",
     "gpu",

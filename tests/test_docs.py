@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from service.errors import DOMAIN_ERRORS
+from service.frontend.grpc.status import ERROR_TABLE as GRPC_TABLE
+from service.frontend.http.problems import ERROR_TABLE as HTTP_TABLE
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +81,17 @@ def test_every_fault_has_a_test_that_exists() -> None:
             assert any(
                 isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name for node in nodes
             ), name
+
+
+def test_errors_have_their_statuses() -> None:
+    """The table of errors has each error that callers get, with its status of each transport, and no other."""
+    text = RELIABILITY.read_text(encoding="utf-8").split("\n## ", 1)[0]
+    rows = re.findall(r"^\| (\d+ · [A-Z_]+) \| (.*?) \|", text, re.MULTILINE)
+    described = {(status, name) for status, names in rows for name in re.findall(r"`([a-z-]+)`", names)}
+    public = [error for error in DOMAIN_ERRORS if HTTP_TABLE[error].public]
+    assert described == {
+        (f"{HTTP_TABLE[error].status} · {GRPC_TABLE[error].code.name}", error.code) for error in public
+    }
 
 
 @pytest.mark.parametrize("page", [RELIABILITY, ROOT / "SECURITY.md"], ids=lambda page: page.name)

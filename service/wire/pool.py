@@ -64,10 +64,13 @@ class WorkerPool:
         self._closing = True
         await self._open.aclose()
 
-    def reserve(self, model: ModelStatus, deadline_s: float, ready_s: float = 0.0) -> WaitForecast:
+    def reserve(
+        self, model: ModelStatus, deadline_s: float, ready_s: float = 0.0, encoding_s: float = 0.0
+    ) -> WaitForecast:
         """Reserve a slot for a request whose picture is being prepared; call `.prepared()` when decoding ends.
 
-        `ready_s`: the expected seconds until its answer where no worker has anything else to do; 0 if not known.
+        `ready_s`: the expected seconds until a worker that has nothing else to do has answered; 0 if not known.
+        `encoding_s`: those that encoding the answer takes then.
 
         Raises:
             Overloaded: the answer is expected after the deadline on every worker, so decoding would be wasted.
@@ -85,7 +88,8 @@ class WorkerPool:
                     reservation, expected_s = other, other_s
             # A worker goes on with what it has while the picture is decoded.
             expected_s = max(expected_s, ready_s)
-            if expected_s > left_s:
+            if expected_s > max(left_s - encoding_s, 0.0):
+                expected_s += encoding_s
                 raise too_late(expected_s, expected_s)
         reservation.reserve()
         return reservation

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.containers.header import MAX_HEADER_PARTS, MAX_PARTS
-from model.decode import DecodeLimits, decode, read_header
+from model.decode import SEARCHED_BYTES, DecodeLimits, decode, read_header
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable
 from model.types import Size, UInt8Array
 from tests.model.test_decode import LIMITS, PHOTO, PNG_SIGNATURE, SAMPLES, encoded, exif, png_chunk, png_header
@@ -99,6 +99,15 @@ def test_segments_between_scans_are_left_out() -> None:
     """A comment between the scans of a progressive JPEG, whatever it contains, changes no pixel."""
     last = PROGRESSIVE.rindex(b"\xff\xda")
     data = PROGRESSIVE[:last] + jpeg_segment(0xFE, b"\xff\xda\xff\xd9" * 9) + PROGRESSIVE[last:]
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(PROGRESSIVE))
+
+
+@pytest.mark.parametrize("shift", range(-2, 3))
+def test_a_marker_is_found_across_the_pieces_that_are_searched(shift: int) -> None:
+    """The end of a long scan may lie before, on or behind the border of a piece."""
+    start = PROGRESSIVE.rindex(b"\xff\xda")
+    scan = len(PROGRESSIVE) - 2 - (start + 2 + int.from_bytes(PROGRESSIVE[start + 2 : start + 4], "big"))
+    data = PROGRESSIVE[:-2] + bytes(SEARCHED_BYTES + shift - scan) + PROGRESSIVE[-2:]
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(PROGRESSIVE))
 
 

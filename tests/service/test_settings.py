@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.settings import Settings, usable_memory
 
 SHOW = """
 import sys
@@ -79,3 +79,19 @@ def test_nonsense_is_refused(wrong: dict[str, object]) -> None:
     """A value out of range, or an unknown name, is an error."""
     with pytest.raises(ValidationError):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_usable_memory_is_the_containers(tmp_path: Path) -> None:
+    """The cgroup's limit where there is one below the machine's memory."""
+    limit = tmp_path / "memory.max"
+    physical = usable_memory(limit)
+    assert physical > 2**20
+    for text, expected in (("max\n", physical), ("1048576\n", 2**20), (f"{2**60}\n", physical)):
+        limit.write_text(text)
+        assert usable_memory(limit) == expected
+
+
+def test_the_memory_of_decoded_images_follows_from_the_machine() -> None:
+    """Unless it is set: a third of what the process may use, at most 400 MB."""
+    assert Settings(max_decoded_bytes=1000).decoded_bytes == 1000
+    assert Settings().decoded_bytes == min(usable_memory() // 3, 400 * 10**6)

@@ -49,6 +49,22 @@ async def test_a_flood_of_large_pictures_starves_no_other_caller(body: bytes, tm
     assert ahead <= MANY / 2, answered
 
 
+async def test_a_small_picture_does_not_wait_for_all_large_ones_of_its_caller() -> None:
+    """Callers behind one address are one caller: their small pictures take turns with the large ones."""
+    ended: list[str] = []
+    async with open_rest(prepare_threads=1) as rest:
+
+        async def post(name: str, body: bytes) -> None:
+            assert (await rest.http.post("/classify", content=body)).status_code == 200
+            ended.append(name)
+
+        flood = [asyncio.create_task(post("large", large())) for _ in range(MANY)]
+        await until(lambda: rest.engine.threads.waiting >= MANY - 4)
+        await post("small", picture())
+        await asyncio.gather(*flood)
+    assert ended.index("small") <= MANY / 2, ended
+
+
 async def test_one_caller_cannot_take_all_places(tmp_path: Path) -> None:
     """Of ten images in progress a caller may have eight, and others the rest; beyond it each is refused with 503."""
     async with open_rest(api_keys_file=with_two_keys(tmp_path), max_in_flight=10) as rest:
