@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -42,6 +41,7 @@ LAZY_COMMANDS = {
     "bench": LazyCommand("service.cli.bench:bench", TOOLS),
     "models": LazyCommand("service.cli.models:models_app", TOOLS),
     "train": LazyCommand("service.cli.train:train_app", TOOLS),
+    "wire-key": LazyCommand("service.cli.wire_key:wire_key", TOOLS),
 }
 """Commands that a container's health check, which runs every few seconds, must not import."""
 
@@ -132,20 +132,6 @@ def health(context: typer.Context) -> None:
     from service.cli.health import run_health
 
     sys.exit(run_health(context.args))
-
-
-@app.command("wire-key", rich_help_panel=TOOLS)
-def wire_key(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write. It must not exist.")],
-) -> None:
-    """Make the key file that protects the wire between front-ends and workers on several hosts."""
-    from service.wire.curve import make_key_file
-
-    try:
-        make_key_file(file)
-    except OSError as error:
-        print_error(f"cannot write {file}: {error.strerror}")
-        raise typer.Exit(1) from None
 
 
 def main() -> None:

@@ -24,8 +24,9 @@ from service.frontend.api.rest.routes import FILES, MetricsText, page_routes, se
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
+from service.frontend.core.renewal import Reloaded
 from service.frontend.core.request_log import RequestLog
-from service.frontend.core.tls import InvalidCertificates, Reloaded, certificate_files, server_context
+from service.frontend.core.tls import InvalidCertificates, certificate_files, server_context
 from service.frontend.http.connections import Connections
 from service.frontend.http.middleware import PROBES, FastPath, HeadAsGet, ProbesOnly, RequestMiddleware, request_of
 from service.frontend.http.openapi import add_components, add_security

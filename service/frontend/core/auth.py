@@ -31,9 +31,9 @@ from typing import NewType
 import structlog
 
 from service.errors import RateLimited, Refusal, Unauthenticated
-from service.frontend.core.file_version import file_version
 from service.frontend.core.proxies import TrustedProxies, trusted_proxies
 from service.frontend.core.rate_limit import RateLimit
+from service.frontend.core.renewal import file_version
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -55,8 +54,6 @@ POST_BYTES = 4
 SMOOTHING = 0.1
 """Weight of the latest answer in the means of its times."""
 NOTHING_KNOWN = (0.0, 0.0)
-
-UNTRACED: nullcontext[Span | None] = nullcontext(None)
 
 
 class ByteBudget:
@@ -125,42 +122,48 @@ class Engine:
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
         """
-        model, deadline_s = self._current(request.model), request.deadline_s
-        config = model.config
+        model = self._current(request.model)
         if not model.ready:
             readiness = self.readiness()
             raise Unavailable(readiness.reason, readiness.retry_after_s)
+        if not current_span().recording:
+            return await self._predict(request, model, encode, draws, None)
+        attributes = {"convmlp.request_id": request.id, "convmlp.model": model.config.name}
+        with step("predict", attributes) as span:
+            return await self._predict(request, model, encode, draws, span)
+
+    async def _predict(
+        self, request: PredictRequest, model: ModelStatus, encode: Encode[T], draws: bool, span: Span | None
+    ) -> Reply[T]:
+        config, deadline_s = model.config, request.deadline_s
         preparing = self._preparation(request, config)
         caller = preparing.caller
         of_caller = self._images_of.get(caller, 0)
         if of_caller >= CALLER_SHARE * (self._settings.max_in_flight - self._images):
             raise self._full(of_caller)
-        traced = current_span().recording
-        attributes = {"convmlp.request_id": request.id, "convmlp.model": config.name} if traced else {}
         self._images += 1
         self._images_of[caller] = of_caller + 1
         self._metrics.in_flight.inc()
         try:
-            with step("predict", attributes) if traced else UNTRACED as span:
-                infer_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
-                preparing.after_s = infer_s + post_s
-                prepared_s = self.threads.expected_s(preparing)
-                ready_s = prepared_s + infer_s if prepared_s else 0.0
-                reservation = self._workers.reserve(model, deadline_s, ready_s, post_s)
-                try:
-                    self.threads.submit(preparing)
-                    prepared = await preparing.future
-                finally:
-                    reservation.prepared()
-                self._metrics.stages["decode", config.task].observe(prepared.seconds)
-                if span is not None:
-                    span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
-                answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
-                output, size = answer.output, prepared.value.geometry.original
-                encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
-                self._metrics.stages["post", config.task].observe(encoded.seconds)
-                if span is not None:
-                    span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
+            infer_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
+            preparing.after_s = infer_s + post_s
+            prepared_s = self.threads.expected_s(preparing)
+            ready_s = prepared_s + infer_s if prepared_s else 0.0
+            reservation = self._workers.reserve(model, deadline_s, ready_s, post_s)
+            try:
+                self.threads.submit(preparing)
+                prepared = await preparing.future
+            finally:
+                reservation.prepared()
+            self._metrics.stages["decode", config.task].observe(prepared.seconds)
+            if span is not None:
+                span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
+            answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
+            output, size = answer.output, prepared.value.geometry.original
+            encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
+            self._metrics.stages["post", config.task].observe(encoded.seconds)
+            if span is not None:
+                span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
         finally:
             self._images -= 1
             if of_caller := self._images_of[caller] - 1:

@@ -1,26 +1,17 @@
-"""TLS of the front-ends: certificates from files, for every transport, and read again when they change."""
+"""TLS of the front-ends: certificates from files, for every transport."""
 
 from __future__ import annotations
 
 import ssl
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
-import structlog
-
-from service.frontend.core.file_version import FileVersion, file_version
 from service.settings import Settings
 
 Transport = Literal["http", "grpc"]
 TRANSPORTS: tuple[Transport, ...] = ("http", "grpc")
 """As they begin the names of their settings."""
-
-T = TypeVar("T")
-
-log = structlog.get_logger(__name__)
 
 
 class InvalidCertificates(Exception):
@@ -57,43 +48,6 @@ def certificate_files(settings: Settings, transport: Transport) -> CertificateFi
     if certificate is None or key is None:
         raise InvalidCertificates(f"set both {prefix}_certificate and {prefix}_key, or neither")
     return CertificateFiles(certificate, key, client_ca)
-
-
-class Reloaded(Generic[T]):
-    """What `load` makes of the files, made again when they have changed. Any thread may ask for it.
-
-    `load` raises InvalidCertificates. At first that is raised here; later it is logged, and the last valid one stays.
-    """
-
-    def __init__(self, files: CertificateFiles, load: Callable[[CertificateFiles], T]) -> None:
-        self._files = files
-        self._load = load
-        self._lock = threading.Lock()
-        self._versions = self._current_versions()
-        self._loaded = load(files)
-
-    def get(self) -> T:
-        """The newest valid one. It costs a look at each file."""
-        self.get_if_changed()
-        return self._loaded
-
-    def get_if_changed(self) -> T | None:
-        """None where the files are unchanged since the last call of either kind, or invalid."""
-        with self._lock:
-            versions = self._current_versions()
-            if versions == self._versions:
-                return None
-            self._versions = versions
-            try:
-                self._loaded = self._load(self._files)
-            except InvalidCertificates as error:
-                log.error("TLS certificates not reloaded", error=str(error))
-                return None
-            log.info("TLS certificates reloaded")
-            return self._loaded
-
-    def _current_versions(self) -> list[FileVersion]:
-        return [file_version(path) for path in self._files.paths]
 
 
 def server_context(files: CertificateFiles) -> ssl.SSLContext:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import grpc
 
-from service.frontend.core.tls import CertificateFiles, InvalidCertificates, Reloaded, server_context
+from service.frontend.core.renewal import Reloaded
+from service.frontend.core.tls import CertificateFiles, InvalidCertificates, server_context
 
 
 def server_credentials(files: CertificateFiles) -> grpc.ServerCredentials:

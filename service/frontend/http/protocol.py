@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import ConnectionEnd
-from service.frontend.core.tls import Reloaded
+from service.frontend.core.renewal import Reloaded
 from service.frontend.http.connections import Connections
 from service.frontend.http.handshake import start_tls
 from service.frontend.http.refusals import (
@@ -41,8 +41,6 @@ PIECE_BYTES = 8 * 2**10
 """A body of unknown length is parsed in pieces of this size, because requests may follow it."""
 MAX_BODY_PARTS = 256
 """Chunks of a body, after which other connections have their turn: each costs time, however small it is."""
-UNREAD_ANSWER_S = 30.0
-"""A connection whose peer takes no byte of its answers for so long is reset, by the kernel."""
 RESERVE_HEAD_S = 2.0
 """Time for the head of a request on a connection beyond the limit."""
 LINGER_S = 2.0
@@ -117,6 +115,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     head_timeout_s: ClassVar[float] = 20.0
     """From the head's first byte, or from the connection's beginning, to the head's end."""
+    unread_answer_s: ClassVar[float] = 30.0
+    """The kernel ends a connection whose peer takes no byte of its answers for so long."""
 
     def __init__(self, service: HttpService, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (uvicorn's)
         super().__init__(*args, **kwargs)
@@ -146,7 +146,7 @@ class BoundedHttp(HttpToolsProtocol):
         # A long answer is several writes. asyncio does this for listeners that it made itself.
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_ANSWER_S * 1000))
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.unread_answer_s * 1000))
         if not self._all.add(self):
             self.app = self._service.reserve
         if self._service.tls is None:
@@ -182,6 +182,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._linger_timer.cancel()
         self._take_unparsed()
         self._all.remove(self)
+        if isinstance(exc, TimeoutError):
+            self._all.ended(ConnectionEnd.UNREAD)
         super().connection_lost(exc)
         self.disconnect.notify()
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from service.frontend.core.renewal import Reloaded
 from service.frontend.core.tls import (
     TRANSPORTS,
     CertificateFiles,
     InvalidCertificates,
-    Reloaded,
     Transport,
     certificate_files,
     server_context,

@@ -314,17 +314,25 @@ async def test_answers_that_nobody_reads_are_bounded() -> None:
             one.transport.abort()
 
 
-async def test_the_kernel_ends_connections_that_take_nothing() -> None:
-    """A peer that takes no byte of its answer is reset after a while, also when the connection is closing."""
+@pytest.mark.parametrize("last", [b"", b"Connection: close\r\n"])
+async def test_a_caller_that_takes_nothing_is_lost(last: bytes) -> None:
+    """A connection whose peer takes no byte of its answer ends after a while, also when it is closing already."""
     if not hasattr(socket, "TCP_USER_TIMEOUT"):
         pytest.skip("this system has no TCP_USER_TIMEOUT")
-    async with server_of(Echo()) as running:
+
+    class Impatient(BoundedHttp):
+        unread_answer_s = 1.0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response(bytes(12_000_000))(scope, receive, send)
+
+    async with server_of(app, protocol=Impatient) as running:
         _, writer = await running.connect()
-        await until(lambda: bool(running.server.server_state.connections))
-        (connection,) = running.server.server_state.connections
-        accepted = connection.transport.get_extra_info("socket")
-        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
-        writer.close()
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"GET / HTTP/1.1\r\n" + last + b"\r\n")
+        await until(lambda: running.ended(ConnectionEnd.UNREAD) == 1)
+        assert running.server.server_state.connections == set()
+        writer.transport.abort()
 
 
 async def test_bodies_in_small_chunks_arrive_whole() -> None:
