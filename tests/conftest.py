@@ -59,6 +59,7 @@ SERIAL = (
     "benchmarks/test_processes.py",
     "benchmarks/test_servers.py",
     "service/cli/test_bench.py",
+    "service/frontend/test_largest_load.py",
     # Chromium has processes of its own, one for each core.
     "browser",
 )
