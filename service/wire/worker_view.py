@@ -69,11 +69,14 @@ class Recovery:
         """When the worker was lost; None while it is ready."""
         self._expected_s = 0.0
         """0: not known."""
+        self._outages = 0
         self._measured = False
+        """Whether an outage was. The first start of all may have measured what later starts do not measure again: after
+        it the worker's own figure is better."""
 
     def learn(self, start_s: float) -> None:
         """The worker has reported how long its starts take; 0 where it does not know."""
-        if not self._measured:
+        if start_s and not self._measured:
             self._expected_s = start_s
 
     def ready(self) -> None:
@@ -81,12 +84,13 @@ class Recovery:
             return
         lasted_s, self._since_s = self._clock() - self._since_s, None
         if lasted_s > AT_ONCE_S:
-            self._expected_s, self._measured = lasted_s, True
+            self._expected_s, self._measured = lasted_s, self._outages > 0
 
     def lost(self) -> None:
         """The worker is not ready. Only the first call counts until it is again."""
         if self._since_s is None:
             self._since_s = self._clock()
+            self._outages += 1
 
     def left_s(self) -> float:
         """Expected seconds until the worker is ready; `MIN_RETRY_S` where it is."""

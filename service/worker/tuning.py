@@ -75,6 +75,8 @@ class Tuner:
         self._limits = limits
         self._state = state
         self._identity = identity
+        self.measuring_s = 0.0
+        """Seconds that it has measured for so far."""
         self._clock = clock
         self._budget_s = budget_s
 
@@ -87,7 +89,8 @@ class Tuner:
         Returns:
             The size, for inputs of the reference picture's height and width.
         """
-        end_s = self._clock() + self._budget_s
+        started_s = self._clock()
+        end_s = started_s + self._budget_s
         height, width, _ = model.reference.pixels.shape
         shape = Shape(model.name, model.slot, height, width)
         sizes = _sizes(self._limits.configured(shape))
@@ -131,6 +134,7 @@ class Tuner:
         if model.retired:
             return best
         self._limits.set_best(shape, images)
+        self.measuring_s += self._clock() - started_s
         if curve:
             await asyncio.to_thread(self._state.write, "batch", key, best)
         curve_ms = {images: round(image_s * 1000, 3) for images, image_s in curve.items()}

@@ -143,12 +143,13 @@ class Worker:
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
             limits = BatchSizeLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
             self._dispatcher = self._make_dispatcher(self._runner, limits)
+            tuner = Tuner(self._dispatcher, limits, self._state_folder, self._runner.identity)
             loader = ModelLoader(
                 self._registry,
                 self._runner,
                 self._device_thread,
                 self._dispatcher,
-                Tuner(self._dispatcher, limits, self._state_folder, self._runner.identity),
+                tuner,
                 self._settings,
                 self._metrics,
                 self._announce,
@@ -160,7 +161,7 @@ class Worker:
                 receiving,
                 tasks.create_task(self._dispatcher.run(), name="dispatch"),
                 tasks.create_task(self._watch_device(), name="watch-device"),
-                tasks.create_task(self._keep_checking(loader), name="self-check"),
+                tasks.create_task(self._keep_checking(loader, tuner), name="self-check"),
             ]
             await stop.wait()
             log.info("draining")
@@ -309,7 +310,7 @@ class Worker:
             return time.monotonic() - self._started_s
         return self._dispatcher.executor.silent_s()
 
-    async def _keep_checking(self, loader: ModelLoader) -> None:
+    async def _keep_checking(self, loader: ModelLoader, tuner: Tuner) -> None:
         interval_s = self._settings.self_check_interval_ms / 1000
         pause_s = FIRST_RECHECK_S
         while True:
@@ -319,7 +320,7 @@ class Worker:
                 self._phase, self._reason = Phase.READY, "ready"
                 served = self._registry.served
                 assert self._runner is not None
-                await asyncio.to_thread(self._start_time.ended, self._runner.measuring_s)
+                await asyncio.to_thread(self._start_time.ended, self._runner.measuring_s + tuner.measuring_s)
                 models = [model.name for model in served if model.unready_reason is None]
                 log.info("ready", models=models, start_s=round(self._start_time.seconds, 1))
                 self._announce()

@@ -64,3 +64,21 @@ def test_a_worker_that_is_there_needs_no_time() -> None:
     recovery = Recovery(FakeClock())
     recovery.ready()
     assert recovery.left_s() == MIN_RETRY_S
+
+
+def test_what_the_first_start_measured_is_not_expected_again() -> None:
+    """The first start of all takes 80 s, of which 75 are measurements that later starts do not repeat, as the worker
+    reports. The next outage is expected to take 5 s, and the one after it as long as that one took."""
+    clock = FakeClock()
+    recovery = Recovery(clock)
+    clock.now_s += 80.0
+    recovery.ready()
+    recovery.learn(5.0)
+    recovery.lost()
+    assert recovery.left_s() == 5.0
+    clock.now_s += 7.0
+    recovery.learn(0.0)
+    recovery.ready()
+    recovery.learn(5.0)
+    recovery.lost()
+    assert recovery.left_s() == 7.0
