@@ -107,6 +107,10 @@ async def draining(_: Path) -> AsyncIterator[Pair]:
         yield pair
 
 
+START_S = 80.0
+"""What the worker of `losing` needs for a start."""
+
+
 @asynccontextmanager
 async def losing(folder: Path) -> AsyncIterator[Pair]:
     """The worker is lost as soon as it has something to do."""
@@ -115,7 +119,7 @@ async def losing(folder: Path) -> AsyncIterator[Pair]:
     async with open_pair_at(address, settings) as pair, AsyncExitStack() as life:
         worker = await life.enter_async_context(ScriptedWorker(address))
         while not pair.ready:
-            await worker.introduce()
+            await worker.introduce(start_s=START_S)
 
         async def end_with_the_first_job() -> None:
             await worker.next_job()

@@ -33,6 +33,7 @@ from service.errors import (
 from tests.service.frontend.both_transports import Pair, open_pair
 from tests.service.frontend.fault_scenarios import (
     BACKLOG_S,
+    START_S,
     Scene,
     busy,
     draining,
@@ -207,3 +208,14 @@ async def test_wait_is_the_worker_s_estimate(transport: Transport, tmp_path: Pat
     assert refusal_.retry_after_s is not None
     assert 0 < refusal_.retry_after_s <= BACKLOG_S
     assert refusal_.retry_after_s > 600
+
+
+@pytest.mark.parametrize("transport", [over_rest, over_grpc], ids=["rest", "grpc"])
+async def test_wait_for_a_lost_worker_is_the_time_of_its_start(transport: Transport, tmp_path: Path) -> None:
+    """The request that loses the worker, those after it, and the readiness probe get the time that a start takes."""
+    async with losing(tmp_path) as pair:
+        refusals = [await transport(pair, Question()) for _ in range(2)]
+        readiness = await pair.http.get("/readyz")
+    waits_s = [refusal_.retry_after_s for refusal_ in refusals] + [int(readiness.headers["retry-after"])]
+    assert all(wait_s is not None and START_S / 2 < wait_s <= START_S for wait_s in waits_s), waits_s
+    assert readiness.status_code == 503

@@ -37,7 +37,11 @@ class ScriptedWorker(WorkerEndpoint):
             return await self._envelopes.get()
 
     async def introduce(
-        self, instance: str = "one", retry_after_s: float = 0.0, models: Sequence[str] = (CLASSIFY,)
+        self,
+        instance: str = "one",
+        retry_after_s: float = 0.0,
+        models: Sequence[str] = (CLASSIFY,),
+        start_s: float = 0.0,
     ) -> None:
         """Answer the next message, a Hello, as a worker that is ready."""
         sender, message, _ = await self.receive()
@@ -45,7 +49,8 @@ class ScriptedWorker(WorkerEndpoint):
         loaded = [new_model(fake_bundle(Task.CLASSIFY, name)) for name in models]
         states = tuple(ModelState(model.name, model.version, True, "cpu", "fp32") for model in loaded)
         configs = {model.version: model.config.model_dump_json() for model in loaded}
-        self.send_state(sender, State(instance, Phase.READY, "ready", retry_after_s, states, configs))
+        state = State(instance, Phase.READY, "ready", retry_after_s, states, configs, start_s=start_s)
+        self.send_state(sender, state)
 
     async def next_job(self) -> Job:
         """The next Predict; other messages are skipped."""
