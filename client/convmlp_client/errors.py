@@ -7,6 +7,7 @@ ClientError
 ├── BadRequest            the service does not understand the request
 ├── BadParameter          a parameter is out of range, or the model serves another task
 ├── NotFound              no such model
+├── ModelInvalid          a model cannot be loaded: its bundle is broken
 ├── Unauthenticated       the API key is missing or wrong
 ├── Forbidden             the service's configuration does not allow this
 ├── DeadlineExceeded      the request timed out
@@ -85,6 +86,12 @@ class NotFound(ClientError):
     code = "model-not-found"
 
 
+class ModelInvalid(ClientError):
+    """A model cannot be loaded: its bundle is broken, or does not give its committed answer."""
+
+    code = "model-invalid"
+
+
 class Unauthenticated(ClientError):
     """The API key is missing or wrong."""
 
@@ -160,6 +167,7 @@ SERVICE_ERRORS: dict[str, type[ClientError]] = {
         BadRequest,
         BadParameter,
         NotFound,
+        ModelInvalid,
         Unauthenticated,
         Forbidden,
         DeadlineExceeded,
