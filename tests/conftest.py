@@ -98,7 +98,8 @@ SLOW = (
     "service/frontend/http/test_tls.py",
     "service/wire/test_curve.py",
     "*/test_settings.py",
-    # Large pictures, and thousands of generated inputs.
+    # Large pictures, batches of each size, and thousands of generated inputs.
+    "*/test_batch_independence.py",
     "*/test_decode_memory.py",
     "*/test_largest_load.py",
     "*/test_detection_ops.py",
