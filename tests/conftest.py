@@ -18,6 +18,8 @@ import hypothesis
 import pytest
 import structlog
 
+from service.worker.compute_libraries import configure_libraries
+
 # On a busy machine any example may take long.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
@@ -30,18 +32,27 @@ structlog.configure(
     ]
 )
 
+# As every process that computes, and before torch is imported: tests compare with the answers of such processes.
+configure_libraries()
+
 HERE = Path(__file__).parent
 
 STATE_HOME = "XDG_STATE_HOME"
 """Environment variable of the folder in which workers keep what they measured, those of tests too."""
 
 
+IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+"""Such a process shares the folder of the process that started it."""
+
+
 def pytest_configure() -> None:
-    os.environ[STATE_HOME] = tempfile.mkdtemp(prefix="convmlp-test-state-")
+    if not IS_XDIST_WORKER:
+        os.environ[STATE_HOME] = tempfile.mkdtemp(prefix="convmlp-test-state-")
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ[STATE_HOME], ignore_errors=True)
+    if not IS_XDIST_WORKER:
+        shutil.rmtree(os.environ[STATE_HOME], ignore_errors=True)
 
 
 SERIAL = (
