@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from model.bundle import Bundle
 from model.errors import BundleInvalid, NotFinite
 from model.postprocess.results import require_finite
-from model.precision import Precision, make_predictor, select_precision
-from model.predictor import load_network, reference_answer
+from model.precision import Precision, select_precision
+from model.predictor import Predictor, load_network, reference_answer
 from model.types import Batch
 from tests.model.batches import GEOMETRIES, PARAMS, assert_close, pictures
 from tests.model.tiny_models import ARCHITECTURES, damaged_bundle, tiny_bundle
@@ -38,7 +38,7 @@ def layers(of: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
 def spoilt_rows(bundle: Bundle, layer: str, value: float, *, whole: bool) -> set[int]:
     """The rows that are not finite where a layer's output has `value`: everywhere, or once. Asserts that all other rows
     are as without it."""
-    expected = make_predictor(bundle, CPU, Precision.EXACT, load_network(bundle)).predict(BATCH)
+    expected = Predictor(bundle, CPU).predict(BATCH)
     network = load_network(bundle)
 
     def spoil(_module: nn.Module, _inputs: object, out: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def spoilt_rows(bundle: Bundle, layer: str, value: float, *, whole: bool) -> set
         return out
 
     network.get_submodule(layer).register_forward_hook(spoil)
-    found = make_predictor(bundle, CPU, Precision.EXACT, network).predict(BATCH)
+    found = Predictor(bundle, CPU, network=network).predict(BATCH)
     rows = {row for row, output in enumerate(found) if not output.finite}
     for row in set(range(len(BATCH))) - rows:
         assert_close(require_finite(found[row]), expected[row])
