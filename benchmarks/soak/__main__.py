@@ -126,10 +126,11 @@ async def _disturb(faults: Faults, account: Account, choices: random.Random, unt
             order = choices.sample(sorted(kinds), len(kinds))
         name = order.pop()
         with account.fault(name, *kinds[name].excuses):
+            at_s = time.monotonic() - account.start_s
             await kinds[name].cause()
             start_s = time.monotonic()
             if await _recovered(faults.callers):
-                account.recoveries.append(Recovery(name, time.monotonic() - start_s))
+                account.recoveries.append(Recovery(name, at_s, time.monotonic() - start_s))
             else:
                 account.violate(f"{name}: not ready again within {RECOVER_S:g} s")
         await asyncio.sleep(min(choices.uniform(*GAP_S), max(0.0, until_s - time.monotonic())))
@@ -199,7 +200,7 @@ def _record(account: Account, resources: Resources) -> dict[str, object]:
     return {
         "sent": dict(account.sent),
         "ends": {kind: dict(ends) for kind, ends in account.ends.items()},
-        "recoveries": [{"fault": one.fault, "seconds": one.seconds} for one in account.recoveries],
+        "recoveries": [{"fault": one.fault, "at_s": one.at_s, "seconds": one.seconds} for one in account.recoveries],
         "resources": {
             role: [[one.memory_bytes, one.descriptors, one.threads] for one in samples]
             for role, samples in resources.samples.items()

@@ -33,8 +33,10 @@ class End(StrEnum):
     """504 or DEADLINE_EXCEEDED at the deadline."""
     CUT = "cut"
     """The connection broke before the answer."""
+    UNANSWERED = "unanswered"
+    """No answer came long after the deadline."""
     WRONG = "wrong"
-    """Another answer or error than the contract's, or none at all in time."""
+    """Another answer or error than the contract's."""
 
 
 ALWAYS_RIGHT = frozenset({End.ANSWERED, End.REJECTED, End.LEFT, End.REFUSED})
@@ -61,9 +63,10 @@ class Effect:
 
 @dataclass(slots=True)
 class Recovery:
-    """`seconds` from a fault's end until the service was ready again and answered."""
+    """`seconds` from a fault's end until the service answered again. The fault was caused `at_s` after the start."""
 
     fault: str
+    at_s: float
     seconds: float
 
 
@@ -76,6 +79,7 @@ class Account:
     recoveries: list[Recovery] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     violation_count: int = 0
+    start_s: float = field(default_factory=time.monotonic)
     _effects: list[Effect] = field(default_factory=list)
 
     def count(self, kind: str, ended: Ended, start_s: float) -> None:
@@ -86,7 +90,9 @@ class Account:
         now_s = time.monotonic()
         if any(ended.end in effect.excuses and effect.covers(start_s, now_s) for effect in self._effects):
             return
-        self.violate(f"{kind}: {ended.end} after {now_s - start_s:.2f} s: {ended.detail}")
+        self.violate(
+            f"at {now_s - self.start_s:.0f} s {kind}: {ended.end} after {now_s - start_s:.2f} s: {ended.detail}"
+        )
 
     def violate(self, what: str) -> None:
         self.violation_count += 1

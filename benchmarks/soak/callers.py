@@ -130,7 +130,7 @@ class Callers:
         except ConnectionBroken as error:
             return Ended(End.CUT, str(error))
         except TimeoutError:
-            return Ended(End.WRONG, f"no answer within {HANG_S:g} s")
+            return Ended(End.UNANSWERED, f"no answer within {HANG_S:g} s")
         if response.status in (429, 503):
             honest = response.headers.get(b"retry-after", b"").isdigit() and _problem(response) is not None
             return Ended(End.REFUSED if honest else End.WRONG, _text(response))
@@ -230,7 +230,7 @@ class Callers:
                         await asyncio.sleep(CHUNK_PAUSE_S)
                     status = (await reader.read()).split(b" ", 2)[1:2]
         except TimeoutError:
-            return Ended(End.WRONG, f"no answer within {HANG_S:g} s")
+            return Ended(End.UNANSWERED, f"no answer within {HANG_S:g} s")
         except OSError as error:
             return Ended(End.CUT, str(error))
         ends = {b"200": End.ANSWERED, b"503": End.REFUSED, b"504": End.TIMED_OUT}
@@ -245,7 +245,7 @@ class Callers:
         except grpc.aio.AioRpcError as error:
             return _grpc_end(error.code(), error.details() or "", retriable=_has_details(error))
         except TimeoutError:
-            return Ended(End.WRONG, f"no answer within {HANG_S:g} s")
+            return Ended(End.UNANSWERED, f"no answer within {HANG_S:g} s")
         expected = self.expected[path[type(request).__name__], request.image]
         if not _same(_fingerprint_of_message(response), expected):
             return Ended(End.WRONG, f"another answer than before: {str(response)[:200]}")
@@ -274,7 +274,7 @@ class Callers:
         except grpc.aio.AioRpcError as error:
             return _grpc_end(error.code(), error.details() or "", retriable=_has_details(error))
         except TimeoutError:
-            return Ended(End.WRONG, f"no end within {HANG_S:g} s")
+            return Ended(End.UNANSWERED, f"no end within {HANG_S:g} s")
         finally:
             call.cancel()
         if set(replies) != {request.id for request in requests}:

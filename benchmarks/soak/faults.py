@@ -50,7 +50,8 @@ class Faults:
         """By name."""
         kinds = {
             "worker killed": Fault(lambda: self._kill("worker")),
-            "REST front-end killed": Fault(lambda: self._kill("rest"), End.CUT),
+            # New connections wait in the listening socket, which the supervisor holds, for the successor.
+            "REST front-end killed": Fault(lambda: self._kill("rest"), End.CUT, End.UNANSWERED),
             "gRPC front-end killed": Fault(lambda: self._kill("grpc"), End.CUT),
             "worker stopped for 2 s": Fault(lambda: self._stop("worker", SHORT_STOP_S), End.TIMED_OUT),
             "worker stopped for 8 s": Fault(lambda: self._stop("worker", LONG_STOP_S), End.TIMED_OUT),

@@ -22,7 +22,7 @@ def test_these_ends_need_no_excuse(end: End) -> None:
     assert account.violation_count == 0
 
 
-@pytest.mark.parametrize("end", [End.TIMED_OUT, End.CUT, End.WRONG])
+@pytest.mark.parametrize("end", [End.TIMED_OUT, End.CUT, End.UNANSWERED, End.WRONG])
 def test_these_ends_are_violations_without_a_fault(end: End) -> None:
     """A broken connection, a late answer and a wrong one are violations while nothing disturbs the service."""
     account = Account()
