@@ -5,6 +5,7 @@ All estimates of time are made here. Messages carry them to the front-ends.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -30,7 +31,8 @@ class LatencyEstimator:
     Only batches on one lane count: several lanes together take longer for an image, and a batch gets them only while
     there is little to do. The first batch of a shape does not count: it chooses kernels and allocates memory, and an
     estimate made from it would refuse jobs without a reason. Until the second one a shape is as fast by pixels as the
-    latest batch, or trial, of its model.
+    fastest batch of its model since the last trial. (The label map of a long, thin picture takes seconds for an input of
+    few pixels; nothing follows for other shapes.)
     """
 
     def __init__(self) -> None:
@@ -50,8 +52,8 @@ class LatencyEstimator:
             self._seconds[shape] = None
         else:
             self._seconds[shape] = image_s if before is None else before + SMOOTHING * (image_s - before)
-            self._by_pixel.pop(shape.slot, None)
-            self._by_pixel[shape.slot] = image_s / (shape.height * shape.width)
+            fastest = self._by_pixel.pop(shape.slot, math.inf)
+            self._by_pixel[shape.slot] = min(fastest, image_s / (shape.height * shape.width))
         if len(self._seconds) > MAX_KNOWN or len(self._by_pixel) > MAX_KNOWN:
             self._forget()
 

@@ -28,6 +28,16 @@ def test_an_unknown_shape_is_as_fast_for_its_pixels_as_the_model() -> None:
     assert latency.image_s(shape(8, "other")) == 0.0
 
 
+def test_one_slow_shape_does_not_slow_unknown_ones() -> None:
+    """After an input of few pixels that took seconds, an unknown shape is as fast as the model was before."""
+    latency = LatencyEstimator()
+    latency.record_trial(shape(8), 1, 1.0)
+    for _ in range(2):
+        latency.record(shape(1), 1, 6.0)
+    assert latency.image_s(shape(8)) == 1.0
+    assert latency.image_s(shape(1)) == 6.0
+
+
 def test_a_trial_counts_until_jobs_ran() -> None:
     """A trial gives a model its first estimate; the first batch that counts replaces it."""
     latency = LatencyEstimator()
