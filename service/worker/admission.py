@@ -31,8 +31,8 @@ class LatencyEstimator:
     Only batches on one lane count: several lanes together take longer for an image, and a batch gets them only while
     there is little to do. The first batch of a shape does not count: it chooses kernels and allocates memory, and an
     estimate made from it would refuse jobs without a reason. Until the second one a shape is as fast by pixels as the
-    fastest batch of its model since the last trial. (The label map of a long, thin picture takes seconds for an input of
-    few pixels; nothing follows for other shapes.)
+    fastest batch of its model since the last trial. (The label map of a long, thin picture takes seconds for an input
+    of few pixels; nothing follows for other shapes.)
     """
 
     def __init__(self) -> None:
