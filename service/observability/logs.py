@@ -133,7 +133,8 @@ def configure_command_logs() -> None:
             console_renderer(NO_COLOURS),
         ],
         wrapper_class=structlog.make_filtering_bound_logger("warning"),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        # Each line goes to the stderr of its moment.
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),
     )
 
 
