@@ -42,8 +42,8 @@ class Place(NamedTuple):
 class VirtualTimes(Generic[K]):
     """Which of several is next, as start-time fair queueing has it (Goyal, Vin and Cheng 1997).
 
-    A virtual time is the thread time that one was given. Who enters starts at the present, the virtual time of the
-    last one that was next: nobody saves up for a time in which it asked for nothing.
+    A virtual time is the thread time that one was given. An entry starts at the present, the virtual time of the
+    last one that was next: a time without requests earns no advantage.
     """
 
     times: dict[K, float] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class VirtualTimes(Generic[K]):
 
 
 @dataclass(slots=True)
-class Line(Generic[T]):
+class KindQueue(Generic[T]):
     """Work of one kind, by the number of its place, in order."""
 
     work: dict[int, tuple[Place, T]] = field(default_factory=dict)
@@ -79,8 +79,8 @@ class Line(Generic[T]):
 
 
 @dataclass(slots=True)
-class CallerLines(Generic[T]):
-    lines: dict[Kind, Line[T]] = field(default_factory=dict)
+class CallerQueue(Generic[T]):
+    queues: dict[Kind, KindQueue[T]] = field(default_factory=dict)
     shares: VirtualTimes[Kind] = field(default_factory=VirtualTimes)
     seconds: float = 0.0
 
@@ -89,7 +89,7 @@ class FairQueue(Generic[T]):
     """Work of type T. Its owner bounds how much waits. `first` takes O(callers + kinds of one), all else O(1)."""
 
     def __init__(self) -> None:
-        self._callers: dict[str, CallerLines[T]] = {}
+        self._callers: dict[str, CallerQueue[T]] = {}
         self._shares: VirtualTimes[str] = VirtualTimes()
         self._numbers = itertools.count()
         self._first: tuple[Place, T] | None = None
@@ -101,14 +101,14 @@ class FairQueue(Generic[T]):
         place = Place(next(self._numbers), caller, _kind(model, seconds), seconds)
         of_caller = self._callers.get(caller)
         if of_caller is None:
-            of_caller = self._callers[caller] = CallerLines()
+            of_caller = self._callers[caller] = CallerQueue()
             self._shares.enter(caller)
-        line = of_caller.lines.get(place.kind)
-        if line is None:
-            line = of_caller.lines[place.kind] = Line()
+        of_kind = of_caller.queues.get(place.kind)
+        if of_kind is None:
+            of_kind = of_caller.queues[place.kind] = KindQueue()
             of_caller.shares.enter(place.kind)
-        line.work[place.number] = place, work
-        line.seconds += seconds
+        of_kind.work[place.number] = place, work
+        of_kind.seconds += seconds
         of_caller.seconds += seconds
         self.seconds += seconds
         self._first = None
@@ -131,20 +131,20 @@ class FairQueue(Generic[T]):
     def remove(self, place: Place) -> T:
         """Remove waiting work from its place."""
         of_caller = self._callers[place.caller]
-        line = of_caller.lines[place.kind]
-        _, work = line.work.pop(place.number)
-        line.seconds -= place.seconds
+        of_kind = of_caller.queues[place.kind]
+        _, work = of_kind.work.pop(place.number)
+        of_kind.seconds -= place.seconds
         of_caller.seconds -= place.seconds
         self.seconds -= place.seconds
         self._first = None
-        if not line.work:
-            del of_caller.lines[place.kind]
+        if not of_kind.work:
+            del of_caller.queues[place.kind]
             of_caller.shares.leave(place.kind)
-        if not of_caller.lines:
+        if not of_caller.queues:
             del self._callers[place.caller]
             self._shares.leave(place.caller)
         if not self._callers:
-            # Nothing waits, so nobody is owed anything. The rounding errors of the sums end here, too.
+            # Nothing waits, so all shares begin anew. The rounding errors of the sums end here, too.
             self._shares, self.seconds = VirtualTimes(), 0.0
         return work
 
@@ -163,9 +163,9 @@ class FairQueue(Generic[T]):
         own_s, others_s, others = 0.0, self.seconds, len(self._callers)
         if of_caller is not None:
             others_s, others = others_s - of_caller.seconds, others - 1
-            line = of_caller.lines.get(_kind(model, seconds))
-            own_s = line.seconds if line is not None else 0.0
-            kinds = len(of_caller.lines) - (line is not None)
+            of_kind = of_caller.queues.get(_kind(model, seconds))
+            own_s = of_kind.seconds if of_kind is not None else 0.0
+            kinds = len(of_caller.queues) - (of_kind is not None)
             own_s += min(of_caller.seconds - own_s, (own_s + seconds) * kinds)
         return own_s + min(others_s, (own_s + seconds) * others)
 
@@ -174,8 +174,8 @@ class FairQueue(Generic[T]):
             callers = self._callers
             caller = next(iter(callers)) if len(callers) == 1 else min(callers, key=self._shares.times.__getitem__)
             of_caller = callers[caller]
-            kind = min(of_caller.lines, key=of_caller.shares.times.__getitem__)
-            self._first = next(iter(of_caller.lines[kind].work.values()))
+            kind = min(of_caller.queues, key=of_caller.shares.times.__getitem__)
+            self._first = next(iter(of_caller.queues[kind].work.values()))
         return self._first
 
 

@@ -40,7 +40,7 @@ SMALL_BYTES = 1024
 PIECE_BYTES = 8 * 2**10
 """A body of unknown length is parsed in pieces of this size, because requests may follow it."""
 MAX_BODY_PARTS = 256
-"""Chunks of a body, after which other connections have their turn: each costs time, however small it is."""
+"""Chunks of a body, after which other connections are served: each costs time, however small it is."""
 RESERVE_HEAD_S = 2.0
 """Time for the head of a request on a connection beyond the limit."""
 LINGER_S = 2.0
@@ -153,9 +153,9 @@ class BoundedHttp(HttpToolsProtocol):
             self._begin(transport)
         else:
             transport.pause_reading()
-            self._handshake = self.loop.create_task(self._shake_hands(transport, self._service.tls.get()))
+            self._handshake = self.loop.create_task(self._secure(transport, self._service.tls.get()))
 
-    async def _shake_hands(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
+    async def _secure(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
         # A listener with TLS would call this class only after the handshake, and count no connection before.
         try:
             secure = await start_tls(transport, self, context, self._take_unparsed)
@@ -342,7 +342,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.flow.read_paused = False  # else uvicorn would read on after the first answer
 
     def _unblock(self) -> None:
-        """No request waits any more, or other connections had their turn: go on."""
+        """No request waits any more, or other connections were served: go on."""
         if not self._blocked or self.pipeline or self._refusing or self.transport.is_closing():
             return
         self._blocked = False
@@ -386,7 +386,7 @@ class BoundedHttp(HttpToolsProtocol):
         elif cycle is None or cycle.response_complete or broken:
             self._send_refusal(refusal)
             return
-        self.pipeline.appendleft((_Turn(partial(self._send_refusal, refusal)), self.app))  # type: ignore[arg-type]
+        self.pipeline.appendleft((_QueuedAction(partial(self._send_refusal, refusal)), self.app))  # type: ignore[arg-type]
         if not self._blocked:
             self._block()
 
@@ -429,8 +429,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._head_timer = None
 
 
-class _Turn:
-    """Stands in uvicorn's queue of pipelined requests, for what is to happen once those before it are answered."""
+class _QueuedAction:
+    """An entry of uvicorn's queue of pipelined requests: an action that runs once those before it are answered."""
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
