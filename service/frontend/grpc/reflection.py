@@ -13,7 +13,6 @@ from google.protobuf import descriptor_pool, text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import DESCRIPTOR, ServerReflectionRequest, ServerReflectionResponse
-from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 V1ALPHA = reflection.SERVICE_NAME
 V1 = V1ALPHA.replace("v1alpha", "v1")
@@ -23,14 +22,15 @@ def add_reflection(server: grpc.aio.Server, services: Collection[str]) -> None:
     """Add both versions to a server. They list themselves and `services`."""
     _describe_v1()
     servicer = reflection.aio.ReflectionServicer((*services, V1, V1ALPHA))
-    add_ServerReflectionServicer_to_server(servicer, server)
     info = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=ServerReflectionRequest.FromString,
         response_serializer=ServerReflectionResponse.SerializeToString,
     )
     handlers = {"ServerReflectionInfo": info}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(V1, handlers),))
+    server.add_generic_rpc_handlers(
+        tuple(grpc.method_handlers_generic_handler(version, handlers) for version in (V1, V1ALPHA))
+    )
 
 
 def _describe_v1() -> None:
