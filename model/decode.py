@@ -27,7 +27,7 @@ from model.pixels import as_array, packed, upright_rgb, upright_size
 from model.types import Image, Reader, Size, UInt8Array
 
 COST_PER_PIXEL = 8
-"""Largest cost of decoding, for each pixel of the largest picture: with the default of 50 million pixels, up to 2 s."""
+"""Largest cost of decoding, for each pixel of the largest picture: with the default of 64 million pixels, some 2 s."""
 ROWS_BYTES = 4 << 20
 """Memory for what rows take, at most, beside pixels."""
 MIN_DECODE_BYTES, MIN_DECODE_COST = 64 << 20, 50_000_000
@@ -39,7 +39,7 @@ class DecodeLimits:
     """Upper limits of encoded bytes and of pixels (height x width).
 
     From `max_pixels` follow the limits of `Header.decode_bytes` and `Header.decode_cost`: what the largest picture
-    takes in its usual forms, 300 MB and 2 s with the default of 50 million pixels.
+    takes in its usual forms, 388 MB and some 2 s with the default of 64 million pixels.
     """
 
     max_bytes: int
