@@ -24,10 +24,10 @@ from service.frontend.api.oip.protocol import (
     InferRequest,
     InferResponse,
     InputTensor,
-    Parameter,
     RequestedOutput,
     class_count,
     refuse_shared_memory,
+    shown_value,
 )
 from service.frontend.core.base64_text import decode_json_base64
 
@@ -139,7 +139,7 @@ class _Body(msgspec.Struct):
     inputs: list[_Input]
     id: str = ""
     outputs: list[_Output] = []
-    parameters: dict[str, Parameter] = {}
+    parameters: dict[str, Any] = {}
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -170,8 +170,8 @@ def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[InputTensor, ...]:
             data = _listed(tensor)
         elif isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
             raise BadRequest(
-                f"input {tensor.name[:40]!r}: binary_data_size is {size!r:.40}; expected a whole number, at most the "
-                f"{len(rest):,} bytes that remain"
+                f"input {tensor.name[:40]!r}: binary_data_size is {shown_value(size)}; expected a whole number, at "
+                f"most the {len(rest):,} bytes that remain"
             )
         else:
             data, rest = rest[:size], rest[size:]
@@ -245,7 +245,7 @@ def _output(output: _Output, binary: bool) -> RequestedOutput:
 
 def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise BadRequest(f"the parameter {name} is {value!r:.40}; expected true or false")
+        raise BadRequest(f"the parameter {name} is {shown_value(value)}; expected true or false")
     return value
 
 
