@@ -90,7 +90,7 @@ def check_size(file: ImageFile, header: Header) -> None:
         raise ImageUndecodable(f"the {header.format} declares several sizes; save it again")
 
 
-def too_many_parts(image_format: ImageFormat, parts: str, limit: int) -> ImageTooLarge:
+def too_many_parts(image_format: str, parts: str, limit: int) -> ImageTooLarge:
     return ImageTooLarge(f"the {image_format} has more than {limit:,} {parts}, the limit; save it again with fewer")
 
 

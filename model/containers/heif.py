@@ -23,7 +23,7 @@ from model.containers.bitstream import Coding
 from model.containers.header import ACCEPTED, HEIC_EXTRA, Header, ImageFormat, header_of
 from model.containers.isobmff import Item, NewItem, Property, Reference, Still
 from model.errors import ImageUndecodable, UnsupportedFormat
-from model.pixels import PIXEL_BYTES
+from model.pixels import PIXEL_BYTES, opencv_to_rgb
 from model.types import UInt8Array
 
 try:
@@ -39,7 +39,10 @@ if pi_heif is not None:
 
 FORMATS = {b"hvc1": ImageFormat.HEIC, b"av01": ImageFormat.AVIF}
 BRANDS = {ImageFormat.HEIC: b"heic", ImageFormat.AVIF: b"avif"}
-CONFIGURATIONS = {ImageFormat.HEIC: b"hvcC", ImageFormat.AVIF: b"av1C"}
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1"})
+"""The last three are of any coding: only the primary picture shows which."""
+MAX_BRANDS = 64
 OTHER_CODINGS = {
     b"avc1": "H.264",
     b"grid": "grid",
@@ -113,6 +116,15 @@ class _Layout:
     premultiplied: bool
 
 
+def declared_format(data: bytes) -> ImageFormat | None:
+    """The format by the brands of a file that begins with the box `ftyp`; None: a video, or another format."""
+    end = min(int.from_bytes(data[:4], "big"), 8 + 4 * MAX_BRANDS)
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+    if brands & AVIF_BRANDS:
+        return ImageFormat.AVIF
+    return ImageFormat.HEIC if brands & HEIC_BRANDS else None
+
+
 def read_header(data: bytes) -> Header:
     """The header of a HEIC or an AVIF, whichever its primary picture is; its size is that behind the crop.
 
@@ -121,7 +133,7 @@ def read_header(data: bytes) -> Header:
         UnsupportedFormat: another coding, or HEIC without its decoder.
         ImageTooLarge: too many parts.
     """
-    still = isobmff.read_still(data, _brand_format(data))
+    still = isobmff.read_still(data)
     numbers = [still.primary, *_alpha_numbers(still)][:2]
     image_format = _image_format(still)
     planes = tuple(_plane(data, still, number, image_format) for number in numbers)
@@ -163,8 +175,8 @@ def read_header(data: bytes) -> Header:
 
 
 def load(data: bytes, header: Header) -> tuple[PIL.Image.Image | UInt8Array, int]:
-    """The picture as it is stored, cropped, and its orientation as EXIF numbers it. Of HEIC uint8 (H, W, 3 or 4), BGR
-    or BGRA.
+    """The picture as it is stored, cropped, and its orientation as EXIF numbers it. Of HEIC uint8 (H, W, 3 or 4): RGB on
+    white, and a fourth channel without meaning.
 
     Raises:
         ImageTooLarge: too many slices.
@@ -189,15 +201,11 @@ def load(data: bytes, header: Header) -> tuple[PIL.Image.Image | UInt8Array, int
     return pixels, layout.orientation
 
 
-def _brand_format(data: bytes) -> ImageFormat:
-    return ImageFormat.AVIF if data[8:12] in (b"avif", b"avis") else ImageFormat.HEIC
-
-
 def _image_format(still: Still) -> ImageFormat:
     """The format of the primary picture. Raises UnsupportedFormat, LookupError."""
-    kind = _item(still, still.primary).kind
+    kind = still.items[still.primary].kind
     if kind == b"grid":
-        kind = _item(still, _tiles(still, still.primary)[0]).kind
+        kind = still.items[_tiles(still, still.primary)[0]].kind
     if kind not in FORMATS:
         coding = OTHER_CODINGS.get(kind, "unknown")
         raise UnsupportedFormat(f"HEIF with {coding} pictures is not supported; send one of {ACCEPTED}")
@@ -209,12 +217,8 @@ def _image_format(still: Still) -> ImageFormat:
     return FORMATS[kind]
 
 
-def _item(still: Still, number: int) -> Item:
-    return still.items[number]
-
-
 def _tiles(still: Still, number: int) -> tuple[int, ...]:
-    return next(one.targets for one in still.references if one.kind == b"dimg" and one.source == number)
+    return next((one.targets for one in still.references if one.kind == b"dimg" and one.source == number), ())
 
 
 def _alpha_numbers(still: Still) -> list[int]:
@@ -223,19 +227,19 @@ def _alpha_numbers(still: Still) -> list[int]:
         for one in still.references
         if one.kind == b"auxl"
         and still.primary in one.targets
-        and (_item(still, one.source).first(b"auxC") or b"")[4:].startswith(ALPHA)
+        and (still.items[one.source].first(b"auxC") or b"")[4:].startswith(ALPHA)
     ]
 
 
 def _plane(data: bytes, still: Still, number: int, image_format: ImageFormat) -> _Plane:
-    item = _item(still, number)
+    item = still.items[number]
     size = tile_size = _sides(item)
     tiles: tuple[int, ...] = (number,)
     if item.kind == b"grid":
         tiles = _tiles(still, number)
         grid = item.head(data, HEAD_BYTES)
         rows, columns = grid[2] + 1, grid[3] + 1
-        tile_size = _sides(_item(still, tiles[0]))
+        tile_size = _sides(still.items[tiles[0]])
         if (
             len(tiles) != rows * columns
             or struct.unpack_from(">II" if grid[1] & 1 else ">HH", grid, 4) != size
@@ -245,7 +249,7 @@ def _plane(data: bytes, still: Still, number: int, image_format: ImageFormat) ->
             )
         ):
             raise ValueError("the grid's tiles do not fit")
-    first = _item(still, tiles[0])
+    first = still.items[tiles[0]]
     if image_format is ImageFormat.HEIC:
         coding = _hevc_configuration(first, {}).codings[0]
     else:
@@ -264,7 +268,7 @@ def _further_slices(data: bytes, still: Still, planes: Sequence[_Plane]) -> int:
     known: dict[bytes, hevc.Configuration] = {}
     for plane in planes:
         for number in plane.tiles:
-            item = _item(still, number)
+            item = still.items[number]
             slices, units = hevc.picture_slices(item.data(data), _hevc_configuration(item, known).length_bytes, left)
             pixels += plane.tile_pixels * (len(slices) - 1)
             left -= units
@@ -341,12 +345,12 @@ def _needed_file(data: bytes, layout: _Layout, image_format: ImageFormat) -> byt
             references.append(Reference(b"auxl", number, (1,)))
             if layout.premultiplied:
                 references.append(Reference(b"prem", 1, (number,)))
-        item = _item(layout.still, plane.number)
+        item = layout.still.items[plane.number]
         if item.kind == b"grid":
             items.append(NewItem(b"grid", item.data(data), _properties(item)))
             references.append(Reference(b"dimg", number, tuple(range(number + 1, number + 1 + len(plane.tiles)))))
         for tile_number in plane.tiles:
-            tile = _item(layout.still, tile_number)
+            tile = layout.still.items[tile_number]
             if FORMATS.get(tile.kind) is not image_format or _sides(tile) != plane.tile_size:
                 raise ValueError("tiles differ")
             if tile is not item and any(one.kind in TRANSFORMS for one in tile.properties):
@@ -399,16 +403,15 @@ class _Decoded:
 
 
 def _decode_heic(file: bytes, size: tuple[int, int]) -> UInt8Array:
-    """BGR or BGRA. Raises what pi_heif does."""
+    """RGB on white, and perhaps a fourth channel without meaning. Raises what pi_heif does."""
     image = pi_heif.open_heif(file, bgr_mode=True)[0]
     if image.size != size:
         raise ValueError("the picture has another size")
     image.load()
-    channels = {"L": 1, "BGR": 3, "BGRA": 4, "BGRa": 4}[image.mode]
-    pixels: Any = np.asarray(_Decoded(image, channels))
-    if channels == 1:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
-    elif image.mode == "BGRa":
+    pixels: Any = np.asarray(_Decoded(image, {"L": 1, "BGR": 3, "BGRA": 4, "BGRa": 4}[image.mode]))
+    if image.mode == "L":
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    if image.mode == "BGRa":
         # Colours are multiplied by alpha already, so white is added.
         pixels = cv2.add(pixels[..., :3], cv2.cvtColor(255 - pixels[..., 3], cv2.COLOR_GRAY2BGR))
-    return pixels
+    return opencv_to_rgb(pixels)

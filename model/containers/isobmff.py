@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from model.containers.header import MAX_HEADER_PARTS, ImageFormat, too_many_parts
+from model.containers.header import MAX_HEADER_PARTS, too_many_parts
 
 MAX_PROPERTIES = 32
 """Of an item."""
@@ -76,14 +76,14 @@ class Still:
     references: tuple[Reference, ...]
 
 
-def read_still(data: bytes, image_format: ImageFormat) -> Still:
+def read_still(data: bytes) -> Still:
     """The items of a file.
 
     Raises:
         struct.error, LookupError, ValueError: damaged, or no still picture.
         ImageTooLarge: too many parts.
     """
-    reader = _Reader(data, image_format)
+    reader = _Reader(data)
     start, end = reader.child(0, len(data), b"meta")
     meta = {kind: (content, box_end) for kind, _, content, box_end in reader.boxes(start + 4, end)}
     (primary,) = struct.unpack_from(">I" if data[meta[b"pitm"][0]] else ">H", data, meta[b"pitm"][0] + 4)
@@ -100,9 +100,8 @@ def read_still(data: bytes, image_format: ImageFormat) -> Still:
 class _Reader:
     """Reads boxes. All offsets are in the file. Methods raise what `read_still` does."""
 
-    def __init__(self, data: bytes, image_format: ImageFormat) -> None:
+    def __init__(self, data: bytes) -> None:
         self._data = data
-        self._format = image_format
 
     def boxes(self, start: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
         """The kind of each box, where it and its content start, and where it ends."""
@@ -119,11 +118,14 @@ class _Reader:
                 raise ValueError("a box is shorter than its header")
             yield kind, start, content, min(box_end, end)
             start = box_end
-        raise self._too_many("boxes")
+        raise too_many_parts("HEIF file", "boxes", MAX_HEADER_PARTS)
 
     def child(self, start: int, end: int, kind: bytes) -> tuple[int, int]:
         """Where the content of the first box of a kind starts and ends."""
-        return next((content, box_end) for one, _, content, box_end in self.boxes(start, end) if one == kind)
+        for one, _, content, box_end in self.boxes(start, end):
+            if one == kind:
+                return content, box_end
+        raise ValueError("a box is missing")
 
     def kinds(self, start: int, end: int) -> dict[int, bytes]:
         """The kind of each item, from the box `iinf`."""
@@ -211,11 +213,8 @@ class _Reader:
 
     def _check_number(self, number: int, parts: str, limit: int = MAX_HEADER_PARTS) -> int:
         if number > limit or number < 0:
-            raise self._too_many(parts, limit)
+            raise too_many_parts("HEIF file", parts, limit)
         return number
-
-    def _too_many(self, parts: str, limit: int = MAX_HEADER_PARTS) -> Exception:
-        return too_many_parts(self._format, parts, limit)
 
 
 @dataclass(frozen=True, slots=True)
