@@ -30,6 +30,7 @@ from service.frontend.api.oip.protocol import (
     shown_value,
 )
 from service.frontend.core.base64_text import decode_json_base64
+from service.frontend.core.sniffing import BOM
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PIECE_BYTES = 2**20
@@ -67,7 +68,7 @@ def read_request(body: bytes, length: int | None) -> InferRequest:
     """
     if length == 0:
         return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
-    document = _parsed(body[:length])
+    document = _parsed(body[:length].removeprefix(BOM))
     parameters = document.parameters
     binary = _boolean("binary_data_output", parameters.pop("binary_data_output", False))
     outputs = [_output(output, binary) for output in document.outputs]
