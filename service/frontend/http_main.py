@@ -53,7 +53,8 @@ OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
 DESCRIPTION = """Send an image, get labels, boxes and masks.
 
 Coordinates are pixels of the upright image (EXIF orientation applied), origin at the top left. Errors are
-`application/problem+json` (RFC 9457); `Retry-After` has the seconds to wait where trying again may help."""
+`application/problem+json` (RFC 9457), under `/v2` `application/json`; `Retry-After` has the seconds to wait where
+trying again may help."""
 
 log = structlog.get_logger(__name__)
 
