@@ -18,6 +18,35 @@ from model.types import UInt8Array
 PHOTO = PIL.Image.open(REFERENCE_PICTURE).convert("RGB").resize((61, 47))
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BIT_FIELDS = 3
+RARE_JPEGS = {
+    "lossless": (
+        "/9j/7gAOQWRvYmUAZAAAAAAA/8MAEQgACAAMA1IRAEcRAEIRAP/EABsAAAMBAQEBAQAAAAAAAAAAAAQFBgMCBwAB/9oADANSAEcAQgABAACk"
+        "P2XqUQM1Is2z9g5aL1qgIJeGMPprv3uUACACvXsmbuWjfPsVc01c0GGI44gPHGQgo5JrHrTXPLAQQdkzZS0X53kvnOyDAwxS9vuMuQggizmI"
+        "4a8xgzRp1f791KxHmKtFMLFoDZmc3btUChclXBMSi6NnqwbO1q5dKyMWjmIURcqePHZXY+5jKYTTnnEgsYdCei2Nw9dNufzGQiPNn7ls2Zs2"
+        "jdygmpAQIH4jpAtVJkgjli/9Hv7FYsTGE7NTzMxhWzl2sTI8cx9ySTTNhAAkSBNa3FaURqxYMDjDRFyn7jnTrv8Af37HjAgnfff9STcyX3nW"
+        "2FP/AP/Z"
+    ),
+    "lossless grey": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/wwALCAAIAAwBAREA/8QAGgABAQEBAQEBAAAAAAAAAAAABQQGAwIBAP/aAAgBAQABAAC8nNLMmxTde8J6"
+        "eNLZ4yeJbenKRPFn0R9uUV0aA/7EBGprkHVJrHZHMHOe7Bsh62LXzEMpr5qKg0RHfmU3zMjc6bIANxQhYd49ffFPfN+9h//Z"
+    ),
+    "arithmetic": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0Hyc5"
+        "PTgyPC4zNDL/2wBDAQkJCQwLDBgNDRgyIRwhMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjL/yQAR"
+        "CAAMABQDASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD9veNyzVt+S1gTaRVZ+MUg55AimBcWnjvKuRuSKjGQBgw/6Nk2FgyN"
+        "o4YfPhmHe9vZoXlMNo2NgmySKy81fHWGRX+Im25ygLW0V/xdWvdZkM2VgdGrOPuDBA4Uf4aia1oi0yBCsKJWitvHsiAtxjV/AFdH3dbFONr/"
+        "2Q=="
+    ),
+    "arithmetic progressive": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0Hyc5"
+        "PTgyPC4zNDL/2wBDAQkJCQwLDBgNDRgyIRwhMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjL/ygAR"
+        "CAAMABQDASIAAhEBAxEB/8wABgAQARD/2gAMAwEAAhADEAAAAfuYdl1lESI0azDP/8wABBAF/9oACAEBAAEFAj1G6LcZnt7UKxM47Mhj/8wA"
+        "BBEF/9oACAEDAQE/AcD/zAAEEQX/2gAIAQIBAT8BZ//MAAQQBf/aAAgBAQAGPwIk4NYv1cOCnPeLg0EBswz/zAAEEAX/2gAIAQEAAT8hPEQ1"
+        "Y/uYCHgVl6FYqJi6+loh1v4hgoD/2gAMAwEAAgADAAAAEABA/8wABBEF/9oACAEDAQE/EHAq/8wABBEF/9oACAECAQE/EMhxgP/MAAQQBf/a"
+        "AAgBAQABPxBosgOF2je7xdWd8ujr5Ui1zhmfR0AkbV2SFdaWChEv+07qjZBs8I8h0qD/2Q=="
+    ),
+}
+"""JPEGs that neither Pillow nor OpenCV writes, in base64: libjpeg-turbo wrote them, of the reference picture."""
 
 
 def encoded(picture: PIL.Image.Image, image_format: str, **options: object) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from io import BytesIO
 from itertools import product
 
@@ -18,6 +19,7 @@ from model.types import Reader, UInt8Array
 from tests.model.picture_files import (
     BIT_FIELDS,
     PHOTO,
+    RARE_JPEGS,
     as_file,
     bmp,
     encoded,
@@ -67,6 +69,7 @@ JPEGS = {
     "grey progressive": encoded(PHOTO.convert("L"), "JPEG", progressive=True),
     "RGB": encoded(PHOTO, "JPEG", keep_rgb=True),
     "restarts": encoded(PHOTO, "JPEG", restart_marker_blocks=2),
+    **{name: b64decode(text) for name, text in RARE_JPEGS.items() if name != "lossless grey"},
     **{f"{width} x {height}": encoded(LARGE.resize((width, height)), "JPEG") for width, height in SIZES},
     **{f"orientation {value}": encoded(PHOTO, "JPEG", exif=exif(value)) for value in ORIENTATIONS},
 }
@@ -159,6 +162,13 @@ def test_sixteen_bits_of_grey_are_opencvs() -> None:
     data = png(random_array((20, 30), np.uint16), 16)
     for reader in Reader:
         np.testing.assert_array_equal(decode(data, LIMITS, reader).pixels, by_opencv(data))
+
+
+def test_a_lossless_grey_jpeg_is_pillows() -> None:
+    """OpenCV does not decode it."""
+    data = b64decode(RARE_JPEGS["lossless grey"])
+    for reader in Reader:
+        np.testing.assert_array_equal(decode(data, LIMITS, reader).pixels, by_pillow(data))
 
 
 MASKS = {
