@@ -99,7 +99,7 @@ def schemas(max_images: int) -> dict[str, Schema]:
         ),
         "request_input": _object(
             {
-                "name": {"type": "string", "const": INPUT},
+                "name": {**TEXT, "const": INPUT},
                 "shape": {
                     **many(COUNT),
                     "description": f"BYTES: [N] or [N, 1], UINT8: [N, H, W, 3], with N up to {max_images}.",
@@ -147,7 +147,7 @@ def schemas(max_images: int) -> dict[str, Schema]:
         "model_configuration": {"type": "object", "description": "The fields of Triton's configuration that apply."},
         "model_statistics": _object({"model_stats": many({"type": "object"})}),
         "repository_index": many(
-            _object({"name": TEXT, "version": TEXT, "state": {"type": "string", "enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT})
+            _object({"name": TEXT, "version": TEXT, "state": {**TEXT, "enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT})
         ),
     }
 
