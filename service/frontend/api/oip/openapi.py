@@ -147,7 +147,14 @@ def schemas(max_images: int) -> dict[str, Schema]:
         "model_configuration": {"type": "object", "description": "The fields of Triton's configuration that apply."},
         "model_statistics": _object({"model_stats": many({"type": "object"})}),
         "repository_index": many(
-            _object({"name": TEXT, "version": TEXT, "state": {**TEXT, "enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT})
+            _object(
+                {
+                    "name": TEXT,
+                    "version": TEXT,
+                    "state": {"type": "string", "enum": ["READY", "UNAVAILABLE"]},
+                    "reason": TEXT,
+                }
+            )
         ),
     }
 
