@@ -386,7 +386,7 @@ async def test_trailers_are_no_headers() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 40, 110, 115])
-@pytest.mark.parametrize("body", [b"", b"hello"])
+@pytest.mark.parametrize("body", [b"", b"hello", b"hello" * 1000])
 async def test_an_offer_of_another_protocol_is_ignored(cut: int, body: bytes) -> None:
     """Java's HttpClient and `curl --http2` offer h2c. Their requests are answered, with their bodies, in any pieces."""
     app = Echo()
