@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,12 @@ from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
-from model.zoo.checkpoint import Checkpoint, read_checkpoint
+from model.zoo.checkpoint import Checkpoint, Weights, read_checkpoint
+from model.zoo.class_names import stored_class_names
 from model.zoo.infer import infer_architecture
+
+MAX_LISTED = 3
+"""Names of tensors in a note."""
 
 
 def import_checkpoint(
@@ -30,6 +34,8 @@ def import_checkpoint(
     task: Task | None = None,
     labels: Sequence[str] | None = None,
     precision: DtypeName = "fp32",
+    weights: Weights | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Write the bundle `store`/`name`. The write is atomic; an existing bundle is replaced.
 
@@ -39,12 +45,14 @@ def import_checkpoint(
     pipelines are the family's defaults.
 
     Args:
-        file: a `.pth`.
+        file: as `read_checkpoint` takes it.
         store: a folder of bundles; created if missing.
         name: of the model.
         task: checked against the network's; None: not checked.
         labels: by class index.
         precision: dtype of the weights in the bundle.
+        weights: as for `read_checkpoint`.
+        on_note: called with each choice that the import made, in words, once the bundle is written.
 
     Raises:
         BundleInvalid: the name is not allowed, the file is no valid checkpoint, or its network is not the expected one.
@@ -55,23 +63,37 @@ def import_checkpoint(
         raise BundleInvalid(
             f"{name} is a published model with labels of its own; choose another name, or give no labels"
         )
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(file, weights)
     architecture, num_classes = infer_architecture(checkpoint)
     found = family_of(architecture).task
     if task is not None and task != found:
         raise BundleInvalid(f"{file} has a {architecture.family}, which is for {found.value}, not for {task.value}")
     published = None if labels is not None else _published(file, name, architecture, num_classes)
     if published is None:
-        metadata = _own_metadata(name, architecture, _own_labels(checkpoint, num_classes, labels), file, precision)
+        metadata = _own_metadata(
+            name, architecture, _own_labels(checkpoint, num_classes, labels), checkpoint, precision
+        )
     else:
         metadata = replace(published_metadata(published), name=name, precision=precision)
     _check_finite(checkpoint, precision)
     network = meta_network(architecture, num_classes).to_empty(device="cpu")
     network.load_state_dict(checkpoint.tensors)
     try:
-        return write_bundle(store, metadata, network, reference_answer)
+        bundle = write_bundle(store, metadata, network, reference_answer)
     except safetensors.SafetensorError as error:  # raised if the disk is full
         raise OSError(errno.EIO, str(error), str(store / name)) from error
+    for note in _notes(checkpoint):
+        on_note(note)
+    return bundle
+
+
+def _notes(checkpoint: Checkpoint) -> Iterator[str]:
+    yield f"weights: {checkpoint.weights}"
+    if checkpoint.prefix:
+        yield f"names: the prefix {checkpoint.prefix} is removed"
+    if left_out := checkpoint.left_out:
+        more = ", …" if len(left_out) > MAX_LISTED else ""
+        yield f"left out: {len(left_out)} tensors that no answer needs ({', '.join(left_out[:MAX_LISTED])}{more})"
 
 
 def _check_name(name: str) -> None:
@@ -108,15 +130,21 @@ def _own_labels(checkpoint: Checkpoint, num_classes: int, given: Sequence[str] |
         if len(given) != num_classes:
             raise BundleInvalid(f"{len(given)} labels are given; {checkpoint.path} has {num_classes} classes")
         return tuple(given)
-    if checkpoint.labels is not None and len(checkpoint.labels) == num_classes:
-        return checkpoint.labels
+    if (stored := stored_class_names(checkpoint.file)) is not None:
+        if len(stored.names) != num_classes:
+            raise BundleInvalid(
+                f"{checkpoint.path} has {len(stored.names)} class names ({stored.source}) and {num_classes} classes; "
+                "give the right names with --labels FILE"
+            )
+        return stored.names
     return tuple(f"class {index}" for index in range(num_classes))
 
 
 def _own_metadata(
-    name: str, architecture: Architecture, labels: tuple[str, ...], file: Path, precision: DtypeName
+    name: str, architecture: Architecture, labels: tuple[str, ...], checkpoint: Checkpoint, precision: DtypeName
 ) -> BundleMetadata:
     family = family_of(architecture)
+    digest = file_sha256(checkpoint.path)
     return BundleMetadata(
         name=name,
         architecture=architecture,
@@ -125,13 +153,18 @@ def _own_metadata(
         postprocessing=family.postprocessing,
         precision=precision,
         source=Source(
-            description=f"imported from {file.name} (sha256 {file_sha256(file)})",
+            description=f"imported from {checkpoint.path.name}{_key(checkpoint)} (sha256 {digest})",
             url="",
             licence="unknown",
             attribution="",
         ),
         accuracy=None,
     )
+
+
+def _key(checkpoint: Checkpoint) -> str:
+    """Which weights of the file, where there is a choice."""
+    return f", {checkpoint.weights.partition(';')[0]}" if ", " in checkpoint.weights else ""
 
 
 def _check_finite(checkpoint: Checkpoint, precision: DtypeName) -> None:

@@ -19,7 +19,10 @@ from service.cli.flags import settings_or_exit
 if TYPE_CHECKING:
     from model.zoo.catalogue import CatalogueEntry
 
-MAX_LABELS_BYTES = 2**20
+
+class WeightsChoice(StrEnum):
+    RAW = "raw"
+    EMA = "ema"
 
 
 class WeightsPrecision(StrEnum):
@@ -71,31 +74,59 @@ def pull_model(
 
 
 def import_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of the authors, or your own.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A checkpoint: a file, an index of shards, or a folder with one.")
+    ],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the new model.")],
     task: Annotated[
         Task | None, typer.Option(help="Expected task. The weights determine the task; this only checks it.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text file of the class names: one per line, in class order.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File of the class names: text with one per line, JSON, CSV, or COCO's categories."
+        ),
     ] = None,
     precision: Annotated[
         WeightsPrecision, typer.Option(help="Precision of the stored weights.")
     ] = WeightsPrecision.FP32,
+    weights: Annotated[
+        WeightsChoice | None,
+        typer.Option(
+            help="Where the file has both: the trained weights (raw), or their moving average (ema, the default).",
+            show_default=False,
+        ),
+    ] = None,
     force: Force = False,
     models_dir: Store = None,
 ) -> None:
-    """Convert a checkpoint into a model: a PyTorch state dict, plain or in mmcv's format."""
+    """Convert a trainer's checkpoint into a model: PyTorch or safetensors, whole or in shards, plain or wrapped.
+
+    No code in the file is run. The output lists what the import chose: weights, pipeline and labels.
+    """
     store = _store(models_dir)
     with _errors_to_exit():
         if not force and name in bundle_names(store):
             folder = find_bundle(name, store)
             where = "embedded" if folder.parent == EMBEDDED_DIR else f"in {store}"
             raise BundleInvalid(f"model {name} exists already, {where}; --force replaces it in {store}")
+        from model.zoo.class_names import read_class_names
         from model.zoo.importer import import_checkpoint
 
-        names = None if labels is None else _read_labels(labels)
-        _print_model(import_checkpoint(file, store, name, task=task, labels=names, precision=precision.value))
+        notes: list[str] = []
+        bundle = import_checkpoint(
+            file,
+            store,
+            name,
+            task=task,
+            labels=None if labels is None else read_class_names(labels),
+            precision=precision.value,
+            weights=None if weights is None else weights.value,
+            on_note=notes.append,
+        )
+        _print_model(bundle)
+        for note in notes:
+            typer.echo(printable(f"  {note}"))
 
 
 def export_model(
@@ -110,14 +141,14 @@ def export_model(
         bundle = read_bundle(find_bundle(name, store))
         if file.exists() and not force:
             raise BundleInvalid(f"{file} exists already; --force overwrites it")
-        from model.zoo.checkpoint import export_checkpoint
+        from model.zoo.export import export_checkpoint
 
         export_checkpoint(bundle, file)
         typer.echo(printable(f"{name} -> {file}"))
 
 
 def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
-    from model.zoo.checkpoint import MAX_BYTES
+    from model.zoo.checkpoint_file import MAX_BYTES
     from model.zoo.download import ExpectedHash, TrustedHashes, download
     from model.zoo.importer import import_checkpoint
 
@@ -159,23 +190,6 @@ def _is_valid(name: str, store: Path) -> bool:
         print_error(f"{error.detail}; it is downloaded again")
         return False
     return True
-
-
-def _read_labels(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_LABELS_BYTES + 1)
-    except OSError as error:
-        raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_LABELS_BYTES:
-        raise BundleInvalid(f"{path} has more than {MAX_LABELS_BYTES:,} bytes; expected one name per line")
-    try:
-        labels = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise BundleInvalid(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if "" in labels:
-        raise BundleInvalid(f"{path}: line {labels.index('') + 1} is empty; expected one name per line")
-    return labels
 
 
 def _print_model(bundle: Bundle) -> None:
