@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from model.types import UInt8Array
+from model.types import Size, UInt8Array
 
 STRIP_PIXELS = 1 << 18
 TURNED_ROWS = 64
@@ -79,6 +79,11 @@ def pillow_pixels(image: PIL.Image.Image) -> UInt8Array:
 def as_array(source: PIL.Image.Image | UInt8Array) -> UInt8Array:
     """The pixels of Pillow's image in mode RGB, or of an array: uint8 (H, W, 3 or 4), not copied."""
     return source if isinstance(source, np.ndarray) else pillow_pixels(source)
+
+
+def upright_size(size: Size, orientation: int) -> Size:
+    """A stored size → the upright one, or back."""
+    return Size(size.width, size.height) if orientation in SIDEWAYS else size
 
 
 def upright_rgb(decoded: PIL.Image.Image | UInt8Array, orientation: int) -> UInt8Array:

@@ -86,6 +86,17 @@ def too_many_parts(image_format: ImageFormat, parts: str, limit: int) -> ImageTo
     return ImageTooLarge(f"the {image_format} has more than {limit:,} {parts}, the limit; save it again with fewer")
 
 
+def too_much_work(what: str, cost: int, limit: int) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"decoding this {what} takes the work of {cost:,} pixels of a baseline JPEG; "
+        f"the limit is {limit:,}; scale it down, or save it as a baseline JPEG"
+    )
+
+
+def undecodable(image_format: ImageFormat) -> ImageUndecodable:
+    return ImageUndecodable(f"the {image_format} is truncated or corrupt; send the whole file")
+
+
 def exif_orientation(exif: bytes) -> int:
     """The orientation (1 to 8) in an EXIF block's first directory; 1, upright, if it has none or is damaged."""
     tiff = exif.removeprefix(b"Exif\0\0")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import grpc
 import structlog
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from service.frontend.api.oip.grpc import SERVICE as OPEN_INFERENCE
@@ -24,6 +23,7 @@ from service.frontend.core.request_log import RequestLog
 from service.frontend.core.tls import InvalidCertificates, certificate_files
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import HEALTH, Health, add_health
+from service.frontend.grpc.reflection import add_reflection
 from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
 from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import FrontEndMetrics
@@ -66,7 +66,7 @@ def create_rpc(
     add_vision(server, engine, auth, settings, request_log)
     add_open_inference(server, engine, auth, settings, request_log)
     health = add_health(server, engine, SERVICES)
-    reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+    add_reflection(server, (*SERVICES, HEALTH))
     return Rpc(server, health, drain)
 
 

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.containers.header import MAX_HEADER_PARTS, MAX_PARTS
-from model.decode import SEARCHED_BYTES, DecodeLimits, decode, read_header
+from model.containers.jpeg import SEARCHED_BYTES
+from model.decode import DecodeLimits, decode, read_header
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable
 from model.types import Size, UInt8Array
 from tests.model.test_decode import LIMITS, PHOTO, PNG_SIGNATURE, SAMPLES, encoded, exif, png_chunk, png_header

@@ -20,8 +20,8 @@ from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import fake_worker
 
 SETTINGS = Settings(heartbeat_interval_ms=50)
-SIDE = 7071
-"""Of a square picture with nearly as many pixels as the default limit."""
+SIDE = 8000
+"""Of a square picture with as many pixels as the default limit."""
 FILE_BYTES = 19 << 20
 """Nearly as many as the default limit."""
 REQUESTS = ("/classify", "/segment?view=labelmap", "/classify", "/detect") * 3

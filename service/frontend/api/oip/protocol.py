@@ -128,10 +128,11 @@ class InferRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferResponse:
-    """`outputs` in the requested order, each with whether it goes as raw bytes."""
+    """`outputs` in the requested order, each with whether it goes as raw bytes. `precision`: of the network."""
 
     model: str
     id: str
+    precision: str
     outputs: Sequence[tuple[Tensor, bool]]
 
 
