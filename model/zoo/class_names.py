@@ -18,6 +18,8 @@ from model.zoo.unpickling import Placeholder
 MAX_BYTES = 2**26
 """Of a file of class names. COCO's annotations of the validation part have 20 MB."""
 MAX_CLASSES = 100_000
+MAX_LISTED = 3
+"""Names in a note."""
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 _NAME_COLUMNS = ("name", "label", "class", "class_name", "words", "synset_words")
@@ -45,6 +47,10 @@ class ClassNames:
     names: tuple[str, ...]
     source: str
 
+    def __str__(self) -> str:
+        more = ", …" if len(self.names) > MAX_LISTED else ""
+        return f"{', '.join(self.names[:MAX_LISTED])}{more} ({self.source})"
+
 
 def stored_class_names(file: CheckpointFile) -> ClassNames | None:
     """The class names in a checkpoint; None if it has none that are non-empty strings."""
@@ -52,7 +58,7 @@ def stored_class_names(file: CheckpointFile) -> ClassNames | None:
         holder = _at(file.content, place)
         for key in _KEYS:
             if (names := _names(holder.get(key))) is not None:
-                return ClassNames(names, f"{place}.{key}".removeprefix("."))
+                return ClassNames(names, f"{place}.{key} in the file".removeprefix("."))
     for key, text in file.metadata.items():
         if key in _KEYS:
             try:
@@ -60,7 +66,7 @@ def stored_class_names(file: CheckpointFile) -> ClassNames | None:
             except (ValueError, RecursionError):
                 continue
             if names is not None:
-                return ClassNames(names, f"the header's {key}")
+                return ClassNames(names, f"{key} in the file's header")
     return None
 
 

@@ -14,13 +14,14 @@ from model.bundle import Bundle
 from model.families.registry import family_of
 from model.net.network import build_network, network_of
 from model.net.weights import load_weights
+from model.zoo.stored_bundle import StoredBundle, with_stored_bundle
 
 
 def export_checkpoint(bundle: Bundle, file: Path) -> None:
     """Write a bundle's tensors, bit for bit, under the authors' names, atomically; an existing file is replaced.
 
     A family with wrapped checkpoints is written as mmcv does, with the class names in `meta`; others as a bare state
-    dict.
+    dict. Both have the bundle's labels, pipeline and source along (`model/zoo/stored_bundle.py`).
 
     Args:
         bundle: as read by `read_bundle`.
@@ -36,10 +37,8 @@ def export_checkpoint(bundle: Bundle, file: Path) -> None:
     # The network gives only the order of the keys; its own tensors are always float32.
     found = safetensors.torch.load_file(bundle.weights_path)
     tensors = {name: found[name] for name in network.state_dict()}
-    if network_of(family_of(config.architecture)).wrapped:
-        document: dict[str, object] = {"meta": {"CLASSES": config.labels}, "state_dict": tensors}
-    else:
-        document = dict(tensors)
+    stored = StoredBundle.of(config, tensors)
+    document = with_stored_bundle(tensors, stored, wrapped=network_of(family_of(config.architecture)).wrapped)
     content = io.BytesIO()  # torch.save hides the system's error if a file cannot be written
     torch.save(document, content)
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as scratch:

@@ -91,7 +91,9 @@ def test_labels_are_those_given_else_the_files_own(tmp_path: Path) -> None:
     assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine").config.labels == stored
     assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine", labels=given).config.labels == given
     torch.save({"state_dict": tensors, "meta": {"CLASSES": stored[:4]}}, tmp_path / "mine.pth")
-    with pytest.raises(BundleInvalid, match=r"has 4 class names \(meta\.CLASSES\) and 5 classes; give the right names"):
+    with pytest.raises(
+        BundleInvalid, match=r"has 4 class names \(meta\.CLASSES in the file\) and 5 classes; give the right names"
+    ):
         import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine")
     with pytest.raises(BundleInvalid, match=r"4 labels are given; .*mine\.pth has 5 classes"):
         import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine", labels=given[:4])
