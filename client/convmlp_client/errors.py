@@ -62,6 +62,12 @@ class UnsupportedFormat(ClientError):
     code = "unsupported-format"
 
 
+class UnsupportedEncoding(ClientError):
+    """The service does not decode the body's Content-Encoding."""
+
+    code = "unsupported-encoding"
+
+
 class TooLarge(ClientError):
     """The image has more bytes or pixels than the service accepts."""
 
@@ -163,6 +169,7 @@ SERVICE_ERRORS: dict[str, type[ClientError]] = {
     for kind in (
         BadImage,
         UnsupportedFormat,
+        UnsupportedEncoding,
         TooLarge,
         BadRequest,
         BadParameter,

@@ -23,16 +23,26 @@ from model.containers.header import (
     too_much_work,
     undecodable,
 )
-from model.errors import ImageUndecodable
-from model.pixels import PIXEL_BYTES, upright_size
-from model.types import Size
+from model.errors import ImageUndecodable, UnsupportedFormat
+from model.pixels import PIXEL_BYTES, cmyk_to_rgb, upright_size
+from model.types import Reader, Size, UInt8Array
 
 EOI, SOS, APP1 = 0xD9, 0xDA, 0xE1
 TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 """Markers of Huffman and arithmetic tables, quantisation tables, and the distance of restarts."""
 FRAMES = frozenset(range(0xC0, 0xD0)) - TABLES - {0xC8}
-PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-ARITHMETIC = frozenset(range(0xC9, 0xD0)) - TABLES
+PROGRESSIVE = frozenset({0xC2, 0xCA})
+OTHER_FORMATS = {0xF7: "a JPEG-LS picture", 0xDE: "a hierarchical JPEG"}
+"""Markers of formats that begin as a JPEG does."""
+OTHER_PROCESSES = {
+    0xC3: "lossless",
+    0xCB: "lossless",
+    0xCF: "lossless hierarchical",
+    0xC7: "lossless hierarchical",
+    **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical"),
+}
+"""Frames of coding processes that decoders of pictures lack."""
+ARITHMETIC = frozenset({0xC9, 0xCA})
 DECODED = FRAMES | TABLES | {SOS}
 APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 """Application segments that define how colours are coded, and how they begin."""
@@ -97,14 +107,24 @@ def read_header(data: bytes) -> Header:
             if frame:
                 raise ImageUndecodable("the JPEG has several frame headers; save it again")
             frame = marker
-            height, width, number = struct.unpack_from(">HHB", data, start + 5)
+            precision, height, width, number = struct.unpack_from(">BHHB", data, start + 4)
             components, samplings = data[start + 10 : offset : 3], data[start + 11 : offset : 3]
+        elif marker in OTHER_FORMATS:
+            raise _not_read(OTHER_FORMATS[marker])
         elif marker == SOS:
             break
     else:
         raise too_many_parts(ImageFormat.JPEG, "segments before its first scan", MAX_HEADER_PARTS)
-    if not frame or len(samplings) != number or not height or not width:
-        raise ImageUndecodable("the JPEG has no frame header, or one without pixels; send the whole file")
+    if not frame:
+        raise ImageUndecodable("the JPEG has no frame header; send the whole file")
+    if frame in OTHER_PROCESSES:
+        raise _not_read(f"a {OTHER_PROCESSES[frame]} JPEG")
+    if precision != 8:
+        raise _not_read(f"a JPEG with {precision} bits a sample")
+    if not height and width:
+        raise _not_read("a JPEG whose height follows its pixels (DNL)")
+    if len(samplings) != number or not height or not width:
+        raise ImageUndecodable("the JPEG has a frame header without pixels; send the whole file")
     across, down, blocks = max(samplings) >> 4, 0, 0
     for sampling in samplings:
         down = max(down, sampling & 15)
@@ -123,8 +143,10 @@ def read_header(data: bytes) -> Header:
     return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, int(cost), layout)
 
 
-def load(data: bytes, header: Header, max_cost: int, needed: Needed | None) -> tuple[JpegImageFile, int]:
-    """The picture as it is stored, and its EXIF orientation.
+def load(
+    data: bytes, header: Header, max_cost: int, needed: Needed | None, reader: Reader
+) -> tuple[JpegImageFile | UInt8Array, int]:
+    """The picture as it is stored, an array being RGB as `reader` reads it, and its EXIF orientation.
 
     It is decoded at a reduced scale where `needed` allows it. Its scans may cost `max_cost` pixels.
 
@@ -155,7 +177,13 @@ def load(data: bytes, header: Header, max_cost: int, needed: Needed | None) -> t
         size = upright_size(needed(upright_size(header.size, orientation)), orientation)
         file.draft(file.mode, (size.width, size.height))
     file.load()
-    return file, orientation
+    return cmyk_to_rgb(file, reader) if file.mode == "CMYK" else file, orientation
+
+
+def _not_read(kind: str) -> UnsupportedFormat:
+    return UnsupportedFormat(
+        f"this is {kind}, which is not supported; save it as a baseline or progressive JPEG of 8 bits"
+    )
 
 
 def _scans(data: memoryview, layout: _Layout, max_cost: int) -> list[memoryview]:

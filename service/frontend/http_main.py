@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -44,8 +45,6 @@ CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Model-Precision", "X-Request-
 """Headers of answers that pages of other origins may read."""
 CORS_MAX_AGE_S = 600
 """How long a browser may keep the answer of a preflight."""
-API_VERSION = "1.0"
-"""The version of the HTTP API, not of the package."""
 
 OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
 """Paths that need no key, unless a setting protects them."""
@@ -53,7 +52,8 @@ OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
 DESCRIPTION = """Send an image, get labels, boxes and masks.
 
 Coordinates are pixels of the upright image (EXIF orientation applied), origin at the top left. Errors are
-`application/problem+json` (RFC 9457); `Retry-After` has the seconds to wait where trying again may help."""
+`application/problem+json` (RFC 9457), under `/v2` `application/json`; `Retry-After` has the seconds to wait where
+trying again may help."""
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ def create_app(
     app = FastAPI(
         title="ConvMLP Serving",
         description=DESCRIPTION,
-        version=API_VERSION,
+        version=version("convmlp-serving"),
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -110,7 +110,7 @@ def create_app(
     app.include_router(page_routes(lambda: app.openapi()))
     # FastAPI's own way to extend it.
     documents = [
-        {"components": {"schemas": {**prediction_components(), **huggingface_components()}}},
+        {"components": {"schemas": {**prediction_components(settings), **huggingface_components()}}},
         open_inference_document(settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]

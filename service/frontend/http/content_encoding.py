@@ -135,7 +135,9 @@ class _Stage:
         try:
             piece = inflater.decompress(self.data, max_length)
         except zlib.error:
-            raise BadRequest(f"the body is not valid {self.coding} data, unlike its Content-Encoding") from None
+            raise BadRequest(
+                f"the body is not valid {self.coding} data; leave Content-Encoding out if the body is not compressed"
+            ) from None
         self.data = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
         # The output may have more, although all input is read.
         self._is_full = len(piece) == max_length and not inflater.eof

@@ -24,12 +24,13 @@ from service.frontend.api.oip.protocol import (
     InferRequest,
     InferResponse,
     InputTensor,
-    Parameter,
     RequestedOutput,
     class_count,
     refuse_shared_memory,
+    shown_value,
 )
 from service.frontend.core.base64_text import decode_json_base64
+from service.frontend.core.sniffing import BOM
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PIECE_BYTES = 2**20
@@ -67,7 +68,7 @@ def read_request(body: bytes, length: int | None) -> InferRequest:
     """
     if length == 0:
         return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
-    document = _parsed(body[:length])
+    document = _parsed(body[:length].removeprefix(BOM))
     parameters = document.parameters
     binary = _boolean("binary_data_output", parameters.pop("binary_data_output", False))
     outputs = [_output(output, binary) for output in document.outputs]
@@ -139,7 +140,7 @@ class _Body(msgspec.Struct):
     inputs: list[_Input]
     id: str = ""
     outputs: list[_Output] = []
-    parameters: dict[str, Parameter] = {}
+    parameters: dict[str, Any] = {}
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -170,8 +171,8 @@ def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[InputTensor, ...]:
             data = _listed(tensor)
         elif isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
             raise BadRequest(
-                f"input {tensor.name[:40]!r}: binary_data_size is {size!r:.40}; expected a whole number, at most the "
-                f"{len(rest):,} bytes that remain"
+                f"input {tensor.name[:40]!r}: binary_data_size is {shown_value(size)}; expected a whole number, at "
+                f"most the {len(rest):,} bytes that remain"
             )
         else:
             data, rest = rest[:size], rest[size:]
@@ -245,7 +246,7 @@ def _output(output: _Output, binary: bool) -> RequestedOutput:
 
 def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise BadRequest(f"the parameter {name} is {value!r:.40}; expected true or false")
+        raise BadRequest(f"the parameter {name} is {shown_value(value)}; expected true or false")
     return value
 
 

@@ -82,19 +82,24 @@ class ReadyAnswer(BaseModel):
 def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     router = APIRouter(responses={"default": problem_content("An error (RFC 9457)")})
 
-    @router.get("/models", tags=["models"], summary="List the served models")
+    @router.get("/models", tags=["models"], operation_id="list_models", summary="List the served models")
     async def models() -> ModelList:
         return ModelList(models=[_card(engine, model) for model in engine.models()])
 
-    @router.get("/models/{name}", tags=["models"], summary="Describe one model")
+    @router.get("/models/{name}", tags=["models"], operation_id="describe_model", summary="Describe one model")
     async def model(name: str) -> ModelCard:
         return _card(engine, engine.model(name))
 
-    @router.get("/livez", tags=["operation"], summary="Liveness of this process")
+    @router.get("/livez", tags=["operation"], operation_id="liveness", summary="Liveness of this process")
     async def livez() -> Liveness:
         return Liveness(live=True)
 
-    @router.get("/readyz", tags=["operation"], summary="Readiness to answer predictions; 503 with the reason if not")
+    @router.get(
+        "/readyz",
+        tags=["operation"],
+        operation_id="readiness",
+        summary="Readiness to answer predictions; 503 with the reason if not",
+    )
     async def readyz() -> ReadyAnswer:
         readiness = engine.readiness()
         if not readiness.ready:
@@ -104,6 +109,7 @@ def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     @router.get(
         "/metrics",
         tags=["operation"],
+        operation_id="metrics",
         summary="Prometheus metrics",
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},

@@ -386,7 +386,7 @@ async def test_trailers_are_no_headers() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 40, 110, 115])
-@pytest.mark.parametrize("body", [b"", b"hello"])
+@pytest.mark.parametrize("body", [b"", b"hello", b"hello" * 1000])
 async def test_an_offer_of_another_protocol_is_ignored(cut: int, body: bytes) -> None:
     """Java's HttpClient and `curl --http2` offer h2c. Their requests are answered, with their bodies, in any pieces."""
     app = Echo()
@@ -405,6 +405,16 @@ async def test_an_offer_of_another_protocol_is_ignored(cut: int, body: bytes) ->
         offered = b"/offer " + body
         assert bodies == [b"/1 ", offered, offered, b"/2 ", offered]
         assert all("upgrade" not in headers for headers in app.headers)
+        writer.close()
+
+
+@pytest.mark.parametrize("body", [b"hello", b"hello" * 1000, b"hello" * 100_000])
+async def test_the_first_request_of_a_connection_may_offer_another_protocol(body: bytes) -> None:
+    """As curl and Java send them: head and body at once, or as far as they fit into one segment."""
+    head = b"POST /offer HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n"
+    async with server_of(Echo()) as running:
+        reader, writer = await running.connect(head % len(body) + body)
+        assert (await answer(reader))[2] == b"/offer " + body
         writer.close()
 
 
