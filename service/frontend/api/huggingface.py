@@ -131,7 +131,6 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
                 "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
             ),
             "content": {
-                "image/*": {"schema": BINARY},
                 "application/octet-stream": {"schema": BINARY},
                 "application/json": {"schema": document},
             },
