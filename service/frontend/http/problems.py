@@ -24,7 +24,9 @@ from service.errors import (
     RetryLater,
     Unauthenticated,
     Unavailable,
+    UnsupportedEncoding,
 )
+from service.frontend.http.content_encoding import CODINGS
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 PROBLEM_PATH = "/problems"
@@ -44,6 +46,7 @@ ERROR_TABLE: dict[type[ConvMLPError], ProblemRow] = {
     UnsupportedFormat: ProblemRow(415, "The image format is not supported"),
     ImageTooLarge: ProblemRow(413, "Too many bytes, pixels or images"),
     BadRequest: ProblemRow(400, "The request body is invalid"),
+    UnsupportedEncoding: ProblemRow(415, "The body's Content-Encoding is not supported"),
     BadParameter: ProblemRow(422, "A parameter is invalid"),
     ModelNotFound: ProblemRow(404, "Model not found"),
     ModelInvalid: ProblemRow(422, "The model cannot be served"),
@@ -96,6 +99,8 @@ def error_response(error: ConvMLPError, instance: str) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = ", ".join(CODINGS)  # RFC 9110, section 15.5.16
     return problem_response(problem_of(error, instance), headers)
 
 

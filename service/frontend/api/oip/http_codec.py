@@ -6,18 +6,15 @@ no JSON and the body is one encoded image (Triton's raw binary request). Bodies 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gzip
 import zlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from model.errors import ImageTooLarge
 from service.errors import BadRequest
 from service.frontend.api.oip.protocol import (
     INPUT,
@@ -33,12 +30,8 @@ from service.frontend.api.oip.protocol import (
     refuse_shared_memory,
 )
 from service.frontend.core.base64_text import decode_json_base64
-from service.frontend.core.engine import ByteBudget
-from service.frontend.http.middleware import HttpRequest
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-"""What zlib calls the format of each content coding."""
 PIECE_BYTES = 2**20
 
 FASTEST = 1
@@ -47,24 +40,6 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "deflate": lambda data: zlib.compress(data, FASTEST),
 }
 """The preferred first. `deflate` is zlib's format (RFC 9110, section 8.4.1.2)."""
-
-
-async def read_decompressed(request: HttpRequest, max_bytes: int, bodies: ByteBudget) -> bytes:
-    """The whole body, decompressed. `bodies` holds the bytes of each chunk, and of each piece decompressed.
-
-    Raises:
-        BadRequest: the coding is unknown, or the data is not of the coding.
-        ImageTooLarge: the body exceeds `max_bytes`, as received or decompressed.
-        Overloaded: `bodies` has no room.
-        ClientDisconnect: the client left before the end.
-    """
-    coding = request.headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-    if coding != "identity" and coding not in WINDOW_BITS:
-        raise BadRequest(f"the header Content-Encoding is {coding[:40]!r}; send gzip, deflate, or no coding")
-    body = await request.read(max_bytes, bodies)
-    if coding == "identity":
-        return body
-    return await _decompressed(body, coding, max_bytes, partial(bodies.take, request.record))
 
 
 def json_length(header: str | None, body_bytes: int) -> int | None:
@@ -143,36 +118,6 @@ def negotiate_coding(accept_encoding: str | None) -> str | None:
         if qualities.get(coding, others) > quality:
             best, quality = coding, qualities.get(coding, others)
     return best
-
-
-async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable[[int], None]) -> bytes:
-    """In pieces, so that a small body that decompresses to a huge one is refused early."""
-    decompressor = zlib.decompressobj(WINDOW_BITS[coding])
-    pieces: list[bytes] = []
-    total = offset = 0
-    rest = b""
-    while not decompressor.eof:
-        if not rest:
-            rest = body[offset : offset + PIECE_BYTES]
-            offset += len(rest)
-        try:
-            piece = await asyncio.to_thread(decompressor.decompress, rest, PIECE_BYTES)
-        except zlib.error:
-            raise BadRequest(f"the body is not valid {coding} data") from None
-        if not rest and not piece and not decompressor.eof:
-            raise BadRequest(f"the body's {coding} data is truncated")
-        rest = decompressor.unconsumed_tail
-        total += len(piece)
-        if total > max_bytes:
-            raise ImageTooLarge(
-                f"the decompressed body has more than {max_bytes:,} bytes; send fewer or smaller images"
-            )
-        take(len(piece))
-        pieces.append(piece)
-    trailing = len(decompressor.unused_data) + len(body) - offset
-    if trailing:
-        raise BadRequest(f"{trailing:,} bytes follow the end of the body's {coding} data")
-    return b"".join(pieces)
 
 
 class _Input(msgspec.Struct):

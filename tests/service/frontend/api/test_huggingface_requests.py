@@ -32,6 +32,12 @@ async def test_content_type_does_not_matter(rest: Rest, content_type: str | None
         assert response.json()[0] == {"label": "grey 7", "score": 0.5}
 
 
+async def test_no_score_where_there_is_none(rest: Rest) -> None:
+    """A semantic segment has no key `score`: `@huggingface/inference` 4.13.30 refuses null."""
+    response = await rest.http.post("/compat/huggingface/segment", content=picture(7))
+    assert [set(element) for element in response.json()] == [{"label", "mask"}] * 2
+
+
 @pytest.mark.parametrize(
     "document",
     [
