@@ -60,7 +60,7 @@ class Attention(nn.Module):
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projected in (self.q(x), self.k(reduced), self.v(reduced))
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=(bias if self.training else bias.detach())[None])
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
         return projected
 

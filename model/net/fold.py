@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.net.layers import UnfoldedBatchNorm2d, chains_of
+from model.net.layers import ChainedModule, UnfoldedBatchNorm2d, chains_of
 
 
 @torch.no_grad()
@@ -30,6 +30,9 @@ def fold_batch_norm(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for chain in chains_of(parent):
             _fold_chain(parent, chain)
+    for module in network.modules():
+        if isinstance(module, ChainedModule):
+            module.after_folding()
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d) and not isinstance(module, UnfoldedBatchNorm2d):
             raise ValueError(

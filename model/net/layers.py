@@ -19,6 +19,9 @@ class ChainedModule(nn.Module):
 
     chains: ClassVar[Chains] = ()
 
+    def after_folding(self) -> None:
+        """Change weights, in place, to an equivalent form that computes faster; called once, without gradients."""
+
 
 class UnfoldedBatchNorm2d(nn.BatchNorm2d):
     """A batch norm that no neighbour can take over: before it is an activation, after it no layer, or one that pads."""

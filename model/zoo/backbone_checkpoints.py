@@ -13,6 +13,7 @@ from typing import Literal
 from model.bundle import Accuracy, Source
 from model.families.classifier import ClassifierSpec
 from model.families.cmt import CMT_SIZES
+from model.families.hire_mlp import HIRE_MLP_SIZES
 from model.families.registry import BackboneSpec, family_of
 from model.zoo.catalogue_entry import CatalogueEntry, LabelSet
 
@@ -122,4 +123,26 @@ _CMT_FILES = (
     _Checkpoint("CMT-B", "cmt_base.pth", CMT_SIZES["b"], 84.5, 45.7, 9.3),
 )
 
-BACKBONE_CHECKPOINTS = tuple(file.entry(_CMT) for file in _CMT_FILES)
+_HIRE_MLP = _Publication(
+    folder="https://github.com/ggjy/Hire-Wave-MLP.pytorch/releases/download/log/",
+    licence=(
+        "The README of the authors' repository, https://github.com/ggjy/Hire-Wave-MLP.pytorch, has an MIT badge; the "
+        "repository has no LICENSE file. Its training script keeps a header of DeiT's that names CC BY-NC."
+    ),
+    attribution=(
+        'J. Guo, Y. Tang, K. Han, X. Chen, H. Wu, C. Xu, C. Xu, Y. Wang, "Hire-MLP: Vision MLP via Hierarchical '
+        'Rearrangement", arXiv 2108.13341 (https://arxiv.org/abs/2108.13341)'
+    ),
+    weights="raw",  # their README evaluates with --no-model-ema
+)
+_HIRE_MLP_FILES = (
+    _Checkpoint("Hire-MLP-Tiny", "hire_mlp_tiny.pth", HIRE_MLP_SIZES["tiny"], 79.7, 18.0, 2.1),
+    _Checkpoint("Hire-MLP-Small", "hire_mlp_small.pth", HIRE_MLP_SIZES["small"], 82.1, 33.0, 4.2),
+    _Checkpoint("Hire-MLP-Base", "hire_mlp_base.pth", HIRE_MLP_SIZES["base"], 83.2, 58.0, 8.1),
+)
+"""The README has a row of Hire-MLP-Large, 83.8 % and 96 million parameters, without a file."""
+
+BACKBONE_CHECKPOINTS = (
+    *(file.entry(_CMT) for file in _CMT_FILES),
+    *(file.entry(_HIRE_MLP) for file in _HIRE_MLP_FILES),
+)

@@ -6,9 +6,11 @@ which moves the logits by 3e-5 of their spread.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 
 from model.families.classifier import ClassifierSpec
 from model.families.cmt import CMT_SIZES
+from model.families.hire_mlp import HIRE_MLP_SIZES
 from model.families.registry import BackboneSpec
+from model.net.hire_mlp import HireMLP
 from model.net.network import build_network
 from model.net.normalise import Normalise
 from model.preprocess import prepare
@@ -50,16 +54,26 @@ class Case:
     inputs: str
 
     def network(self) -> nn.Module:
-        network = build_network(ClassifierSpec(backbone=self.spec), 1000).eval()
-        network.load_state_dict(self.system.tensors(self.variant))
-        return network
+        """In evaluation mode."""
+        return copy.deepcopy(_network(self))
 
     def input(self, picture: str) -> Tensor:
         return self.system.input(f"{self.inputs}_{picture}")
 
 
+@lru_cache(maxsize=1)
+def _network(case: Case) -> nn.Module:
+    network = build_network(ClassifierSpec(backbone=case.spec), 1000).eval()
+    network.load_state_dict(case.system.tensors(case.variant))
+    return network
+
+
 CMT = System("cmt")
-SMALL = {"cmt_ti": Case(CMT, "cmt_ti", CMT_SIZES["ti"], "cls160")}
+HIRE_MLP = System("hire_mlp")
+SMALL = {
+    "cmt_ti": Case(CMT, "cmt_ti", CMT_SIZES["ti"], "cls160"),
+    "hire_mlp_tiny": Case(HIRE_MLP, "hire_mlp_tiny", HIRE_MLP_SIZES["tiny"], "cls224"),
+}
 CASES = [
     *(pytest.param(case, id=name) for name, case in SMALL.items()),
     pytest.param(Case(CMT, "cmt_s", CMT_SIZES["s"], "cls224"), id="cmt_s", marks=pytest.mark.slow),
@@ -148,12 +162,14 @@ def set_eps(kind: type[nn.Module], eps: float, name: str = "") -> Callable[[nn.M
     return mutate
 
 
-def replace(kind: type[nn.Module], other: Callable[[], nn.Module], name: str = "") -> Callable[[nn.Module], None]:
-    """A mutation: another module in place of all of a kind whose names contain `name`."""
+def replace(
+    kind: type[nn.Module], other: Callable[[], nn.Module], name: str = "", without: str = " "
+) -> Callable[[nn.Module], None]:
+    """A mutation: another module in place of all of a kind whose names contain `name`, and not `without`."""
 
     def mutate(network: nn.Module) -> None:
         for key, module in list(network.named_modules()):
-            if isinstance(module, kind) and name in key:
+            if isinstance(module, kind) and name in key and without not in key:
                 network.set_submodule(key, other())
 
     return mutate
@@ -163,10 +179,26 @@ def tanh_gelu() -> nn.Module:
     return nn.GELU(approximate="tanh")
 
 
-def swapped(network: nn.Module, first: str, second: str) -> None:
-    one, other = network.get_submodule(first), network.get_submodule(second)
-    network.set_submodule(first, other)
-    network.set_submodule(second, one)
+def set_padding(name: str, padding: tuple[int, int]) -> Callable[[nn.Module], None]:
+    def mutate(network: nn.Module) -> None:
+        network.get_submodule(name).padding = padding  # type: ignore[assignment]
+
+    return mutate
+
+
+def set_steps(step: Callable[[int, int], int]) -> Callable[[nn.Module], None]:
+    """A mutation: other steps of Hire-MLP's blocks, by stage and block."""
+
+    def mutate(network: nn.Module) -> None:
+        for stage in range(4):
+            for block, module in enumerate(network.get_submodule(f"network.{2 * stage}").children()):
+                module.attn.step = step(stage, block)  # type: ignore[union-attr]
+
+    return mutate
+
+
+def right_step(stage: int, block: int) -> int:
+    return block % 2 * 2 if stage < 2 else block % (3 if stage == 2 else 2)
 
 
 MUTATIONS: dict[str, dict[str, Callable[[nn.Module], None]]] = {
@@ -179,8 +211,59 @@ MUTATIONS: dict[str, dict[str, Callable[[nn.Module], None]]] = {
         "BatchNorm eps 1e-3": set_eps(nn.BatchNorm2d, 1e-3),
         "no BN after the key/value reduction": replace(nn.BatchNorm2d, nn.Identity, "attn.sr.1"),
     },
+    "hire_mlp": {
+        "no cross-region shift": set_steps(lambda _stage, _block: 0),
+        "shift the other way": set_steps(lambda stage, block: -right_step(stage, block)),
+        "stage 3 shift period 2 (0,1,0,1) instead of 3 (0,1,2)": set_steps(
+            lambda stage, block: block % 2 if stage == 2 else right_step(stage, block)
+        ),
+        "GELU inside the token mixer instead of ReLU": replace(nn.ReLU, nn.GELU, "attn.act"),
+        "GELU after the patch embeddings instead of ReLU": replace(nn.ReLU, nn.GELU, "act", without="attn"),
+        "no activation after the downsampling": replace(nn.ReLU, nn.Identity, "network.", without="attn"),
+        "patch embedding padding 3": set_padding("patch_embed.proj", (3, 3)),
+        "no BatchNorm before the head": lambda network: network.set_submodule("norm", nn.Identity()),
+        "tanh GELU": replace(nn.GELU, tanh_gelu),
+        "BatchNorm eps 1e-3": set_eps(nn.BatchNorm2d, 1e-3),
+        "BatchNorm eps 1e-6": set_eps(nn.BatchNorm2d, 1e-6),
+    },
 }
 """Those mistakes of `mutants.json` that exchange a module."""
+
+
+@torch.inference_mode()
+def test_hire_mlp_pads_regions_of_an_odd_size() -> None:
+    """At 95 x 131 px every stage has regions that are not full."""
+    case = SMALL["hire_mlp_tiny"]
+    refs = HIRE_MLP.json("refs/hire_mlp_tiny_odd95x131.json")
+    assert with_stages(case.network().double(), HIRE_MLP.input("odd95x131").double(), refs)[1] == {}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "name", ["odd95x131", *(pytest.param(name, marks=pytest.mark.slow) for name in ("seg_c", "det_d"))]
+)
+def test_hire_mlp_has_the_levels_of_the_authors_segmentation_backbone(name: str) -> None:
+    """Each level has a batch norm of its own, which the next stage does not see."""
+    backbone = HireMLP(HIRE_MLP_SIZES["tiny"]).eval()
+    tensors = HIRE_MLP.tensors("seg_hire_mlp_tiny")
+    assert list(backbone.state_dict()) == list(tensors)
+    backbone.load_state_dict(tensors)
+    refs = HIRE_MLP.json(f"refs/seg_hire_mlp_tiny_{name}.json")
+    task, _, picture = name.partition("_")
+    x = goldens.network_input(task, picture) if picture else HIRE_MLP.input(name)
+    backbone.double()
+    for kind, levels in (("raw", backbone.maps(x.double())), ("out", backbone(x.double()))):
+        for stride, level in zip((4, 8, 16, 32), levels, strict=True):
+            assert difference(level, refs[f"{kind}.{stride}"]) < SPREAD
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (4, 700), (700, 4)])
+def test_hire_mlp_takes_any_size(size: tuple[int, int]) -> None:
+    """A map that has fewer rows than its last region lacks is repeated: long pictures become such inputs."""
+    torch.manual_seed(1)
+    levels = HireMLP(HIRE_MLP_SIZES["tiny"]).eval()(torch.randn(1, 3, *size))
+    assert all(bool(level.isfinite().all()) for level in levels)
 
 
 @torch.inference_mode()

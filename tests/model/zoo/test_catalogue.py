@@ -60,7 +60,8 @@ def test_parameters_are_the_published_number(one: CatalogueEntry) -> None:
     """Architecture and class count give a network with the published number of parameters."""
     parameters = sum(parameter.numel() for parameter in network_of(one).parameters())
     # Mask R-CNN on ConvMLP-M has 37.048 million, printed as 37.1: the authors round up now and then.
-    assert parameters / 1e6 == pytest.approx(one.parameters_millions, abs=0.053)
+    rounding = 0.053 if one.parameters_millions % 1 else 0.53
+    assert parameters / 1e6 == pytest.approx(one.parameters_millions, abs=rounding)
 
 
 @pytest.mark.parametrize("name", ["convmlp_s_imagenet", "convmlp_m_imagenet", "convmlp_l_imagenet"])
