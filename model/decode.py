@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import PIL.Image
 
-from model.containers import bmp, gif, jpeg, png, webp
+from model.containers import bmp, gif, heif, jpeg, png, webp
 from model.containers.header import ACCEPTED, DECODED_BYTES, UPRIGHT, Header, ImageFormat, too_much_work, undecodable
 from model.containers.jpeg import Needed
+from model.containers.signatures import kind_of
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, OutOfMemory, UnsupportedFormat
 from model.pixels import as_array, packed, upright_rgb, upright_size
-from model.types import Image, Size, UInt8Array
+from model.types import Image, Reader, Size, UInt8Array
 
 COST_PER_PIXEL = 8
 """Largest cost of decoding, for each pixel of the largest picture: with the default of 64 million pixels, some 2 s."""
@@ -94,23 +95,27 @@ def read_header(data: bytes, limits: DecodeLimits) -> Header:
     return header
 
 
-def decode(data: bytes, limits: DecodeLimits) -> Image:
-    """Decode an image: uint8 (H, W, 3), RGB, upright, contiguous.
+def decode(data: bytes, limits: DecodeLimits, reader: Reader = Reader.PILLOW) -> Image:
+    """Decode an image: uint8 (H, W, 3), RGB, upright, contiguous, with the values that `reader` has where they differ.
 
     Palette, grey, bilevel and CMYK images are converted to RGB. 16-bit samples keep their high byte.
 
     Raises:
         ImageUndecodable: empty, truncated or corrupt.
-        UnsupportedFormat: not JPEG, PNG, WebP, GIF or (not run-length encoded) BMP.
+        UnsupportedFormat: another format, or a form of these that is not decoded.
         ImageTooLarge: more bytes or pixels than `limits` allow, or decoding would take more memory or work; checked
             before any pixel is decoded.
         OutOfMemory: the memory that decoding takes is not available now.
     """
-    return Image(packed(as_array(decode_picture(data, limits).source)))
+    return Image(packed(as_array(decode_picture(data, limits, reader=reader).source)))
 
 
 def decode_picture(
-    data: bytes, limits: DecodeLimits, needed: Needed | None = None, header: Header | None = None
+    data: bytes,
+    limits: DecodeLimits,
+    needed: Needed | None = None,
+    header: Header | None = None,
+    reader: Reader = Reader.PILLOW,
 ) -> Picture:
     """Decode an image and keep it in the decoder's memory: resizing reads it there.
 
@@ -118,7 +123,7 @@ def decode_picture(
     scale if that is still as large (libjpeg's scaling in the DCT domain), which takes less time. The pixels are close
     to, not equal to, those of the full picture resized.
 
-    `header` is that of `data`, where the caller has read it already.
+    `header` is that of `data`, where the caller has read it already. `reader` is as for `decode`.
 
     Raises:
         ImageUndecodable, UnsupportedFormat, ImageTooLarge, OutOfMemory: as `decode`.
@@ -129,15 +134,13 @@ def decode_picture(
     original = header.size
     try:
         if header.format is ImageFormat.JPEG:
-            source, orientation = jpeg.load(data, header, limits.max_decode_cost, needed)
+            source, orientation = jpeg.load(data, header, limits.max_decode_cost, needed, reader)
+        elif header.format is ImageFormat.BMP:
+            source, orientation = bmp.load(data, header, reader)
         else:
             source, orientation = _LOADERS[header.format](data, header)
-        if (
-            orientation != UPRIGHT
-            or isinstance(source, np.ndarray)
-            or source.mode != "RGB"
-            or source.has_transparency_data
-        ):
+        is_rgb = isinstance(source, np.ndarray) or (source.mode == "RGB" and not source.has_transparency_data)
+        if orientation != UPRIGHT or not is_rgb:
             source = upright_rgb(source, orientation)
             original = upright_size(original, orientation)
         return Picture(source, original)
@@ -174,6 +177,13 @@ def _format_of(data: bytes) -> ImageFormat:
         return ImageFormat.GIF
     if data.startswith(b"BM"):
         return ImageFormat.BMP
+    if data.startswith(b"ftyp", 4):
+        declared = heif.declared_format(data)
+        if declared is not None:
+            return declared
+    kind = kind_of(data)
+    if kind is not None:
+        raise UnsupportedFormat(f"this is {kind}, which is not supported; send one of {ACCEPTED}")
     raise UnsupportedFormat(f"the image format is not supported; send one of {ACCEPTED}")
 
 
@@ -198,10 +208,13 @@ _HEADERS: dict[ImageFormat, Callable[[bytes], Header]] = {
     ImageFormat.WEBP: webp.read_header,
     ImageFormat.BMP: bmp.read_header,
     ImageFormat.GIF: gif.read_header,
+    ImageFormat.AVIF: heif.read_header,
+    ImageFormat.HEIC: heif.read_header,
 }
 _LOADERS: dict[ImageFormat, Callable[[bytes, Header], tuple[PIL.Image.Image | UInt8Array, int]]] = {
     ImageFormat.PNG: png.load,
     ImageFormat.WEBP: webp.load,
-    ImageFormat.BMP: bmp.load,
     ImageFormat.GIF: gif.load,
+    ImageFormat.AVIF: heif.load,
+    ImageFormat.HEIC: heif.load,
 }

@@ -5,9 +5,11 @@ Torch-free: front-ends read them. The parameters of networks are in `model/famil
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from model.types import Reader
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -28,6 +30,7 @@ class Normalisation(Spec):
 class CenterCropSpec(Spec):
     """Resize the shorter side to `resize_shorter` px (Pillow's antialiased bicubic); crop the central `crop` px."""
 
+    reader: ClassVar[Reader] = Reader.PILLOW
     kind: Literal["center_crop"] = "center_crop"
     resize_shorter: PositiveInt = 248
     crop: PositiveInt = 224
@@ -40,6 +43,7 @@ class KeepRatioSpec(Spec):
     After normalisation, zeros pad the right and bottom edges to a multiple of `pad_multiple` px (1: no padding).
     """
 
+    reader: ClassVar[Reader] = Reader.OPENCV
     kind: Literal["keep_ratio"] = "keep_ratio"
     long_side: PositiveInt
     short_side: PositiveInt

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
+import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
 
 from model.containers.header import (
@@ -18,21 +19,32 @@ from model.containers.header import (
     UPRIGHT,
     Header,
     ImageFormat,
+    check_size,
     exif_orientation,
     too_many_parts,
     too_much_work,
     undecodable,
 )
-from model.errors import ImageUndecodable
-from model.pixels import PIXEL_BYTES, upright_size
-from model.types import Size
+from model.errors import ImageUndecodable, UnsupportedFormat
+from model.pixels import PIXEL_BYTES, cmyk_to_rgb, pillow_pixels, upright_size
+from model.types import Reader, Size, UInt8Array
 
 EOI, SOS, APP1 = 0xD9, 0xDA, 0xE1
 TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
 """Markers of Huffman and arithmetic tables, quantisation tables, and the distance of restarts."""
 FRAMES = frozenset(range(0xC0, 0xD0)) - TABLES - {0xC8}
-PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-ARITHMETIC = frozenset(range(0xC9, 0xD0)) - TABLES
+PROGRESSIVE = frozenset({0xC2, 0xCA})
+OTHER_FORMATS = {0xF7: "a JPEG-LS picture", 0xDE: "a hierarchical JPEG"}
+"""Markers of formats that begin as a JPEG does."""
+OTHER_PROCESSES = {
+    0xC3: "lossless",
+    0xCB: "lossless",
+    0xCF: "lossless hierarchical",
+    0xC7: "lossless hierarchical",
+    **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical"),
+}
+"""Frames of coding processes that decoders of pictures lack."""
+ARITHMETIC = frozenset({0xC9, 0xCA})
 DECODED = FRAMES | TABLES | {SOS}
 APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 """Application segments that define how colours are coded, and how they begin."""
@@ -46,6 +58,18 @@ SAMPLE_COST, SCANNED_COST = 0.6, 0.2
 USUAL_SCANS = 5
 """Times that the scans of a progressive JPEG pass over all its samples, as usual encoders write it: in ten scans, most
 of them of one component."""
+
+END = bytes([0xFF, EOI])
+DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
+"""How libjpeg's warnings of lost pixels begin."""
+UNUSUAL = (
+    "Warning: unknown JFIF",
+    "Unknown Adobe",
+    "Invalid SOS parameters",
+    "tjDecompressHeader3(): Could not determine subsampling level",
+)
+"""How its warnings of odd numbers in headers begin, on which no pixel depends, and how TurboJPEG refuses components of
+resolutions that it has no name for. The last warning is the one that is raised."""
 
 Needed = Callable[[Size], Size]
 """The upright size of a picture → the size that its caller resizes to."""
@@ -97,14 +121,24 @@ def read_header(data: bytes) -> Header:
             if frame:
                 raise ImageUndecodable("the JPEG has several frame headers; save it again")
             frame = marker
-            height, width, number = struct.unpack_from(">HHB", data, start + 5)
+            precision, height, width, number = struct.unpack_from(">BHHB", data, start + 4)
             components, samplings = data[start + 10 : offset : 3], data[start + 11 : offset : 3]
+        elif marker in OTHER_FORMATS:
+            raise _not_read(OTHER_FORMATS[marker])
         elif marker == SOS:
             break
     else:
         raise too_many_parts(ImageFormat.JPEG, "segments before its first scan", MAX_HEADER_PARTS)
-    if not frame or len(samplings) != number or not height or not width:
-        raise ImageUndecodable("the JPEG has no frame header, or one without pixels; send the whole file")
+    if not frame:
+        raise ImageUndecodable("the JPEG has no frame header; send the whole file")
+    if frame in OTHER_PROCESSES:
+        raise _not_read(f"a {OTHER_PROCESSES[frame]} JPEG")
+    if precision != 8:
+        raise _not_read(f"a JPEG with {precision} bits a sample")
+    if not height and width:
+        raise _not_read("a JPEG whose height follows its pixels (DNL)")
+    if len(samplings) != number or not height or not width:
+        raise ImageUndecodable("the JPEG has a frame header without pixels; send the whole file")
     across, down, blocks = max(samplings) >> 4, 0, 0
     for sampling in samplings:
         down = max(down, sampling & 15)
@@ -118,19 +152,22 @@ def read_header(data: bytes) -> Header:
     decode_bytes = DECODED_BYTES * height * width + POINTER_BYTES * height
     if several_scans:
         # Coefficients have two bytes each; the picture is beside them.
-        decode_bytes = max(decode_bytes, 2 * samples + (PIXEL_BYTES if number > 1 else 1) * height * width)
+        decode_bytes = max(decode_bytes, 2 * samples + PIXEL_BYTES * height * width)
         cost += USUAL_SCANS * SCANNED_COST * samples
     return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, int(cost), layout)
 
 
-def load(data: bytes, header: Header, max_cost: int, needed: Needed | None) -> tuple[JpegImageFile, int]:
-    """The picture as it is stored, and its EXIF orientation.
+def load(
+    data: bytes, header: Header, max_cost: int, needed: Needed | None, reader: Reader
+) -> tuple[JpegImageFile | UInt8Array, int]:
+    """The picture as it is stored, an array being RGB as `reader` reads it, and its EXIF orientation.
 
     It is decoded at a reduced scale where `needed` allows it. Its scans may cost `max_cost` pixels.
 
     Raises:
         ImageTooLarge: too many segments, or the scans take too much work.
-        Exception: what Pillow raises for damaged files.
+        ImageUndecodable: the decoder warns of damage.
+        Exception: what decoders raise for damaged files.
     """
     layout = header.layout
     assert isinstance(layout, _Layout)
@@ -147,15 +184,48 @@ def load(data: bytes, header: Header, max_cost: int, needed: Needed | None) -> t
         parts[-1:] = _scans(view, layout, max_cost)
     else:
         parts.append(view[end:])
-    file = JpegImageFile(BytesIO(b"".join(parts)))
-    if file.size != (header.size.width, header.size.height):
-        raise undecodable(ImageFormat.JPEG)
+    # Some cameras leave out the end, which makes a whole picture no worse. Where pixels are missing the decoder warns.
+    parts.append(END)
     orientation = exif_orientation(exif) if exif else UPRIGHT
+    size, scale = header.size, 1
     if needed is not None:
-        size = upright_size(needed(upright_size(header.size, orientation)), orientation)
-        file.draft(file.mode, (size.width, size.height))
+        target = upright_size(needed(upright_size(size, orientation)), orientation)
+        room = min(size.height // target.height, size.width // target.width)
+        scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(room, 1))
+        size = Size(-(-size.height // scale), -(-size.width // scale))
+    encoded = b"".join(parts)
+    colours = "CMYK" if len(layout.components) == 4 else "RGB"
+    # Of the scales it takes the smallest that gives this size.
+    least = (size.height, size.width) if scale > 1 else (0, 0)
+    try:
+        pixels: UInt8Array = simplejpeg.decode_jpeg(encoded, colours, False, False, *least)
+    except ValueError as error:
+        reason = str(error)
+        if reason.startswith(DAMAGE):
+            raise ImageUndecodable(
+                f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file"
+            ) from error
+        if not reason.startswith(UNUSUAL):
+            raise
+        return _load_unusual(encoded, header, scale, reader), orientation
+    if pixels.shape[:2] != (size.height, size.width):
+        raise undecodable(ImageFormat.JPEG)
+    return cmyk_to_rgb(pixels, reader) if colours == "CMYK" else pixels, orientation
+
+
+def _load_unusual(encoded: bytes, header: Header, scale: int, reader: Reader) -> JpegImageFile | UInt8Array:
+    """Pillow decodes what TurboJPEG refuses without a need, and does not report warnings."""
+    file = JpegImageFile(BytesIO(encoded))
+    check_size(file, header)
+    file.draft(file.mode, (file.width // scale, file.height // scale))
     file.load()
-    return file, orientation
+    return cmyk_to_rgb(255 - pillow_pixels(file), reader) if file.mode == "CMYK" else file
+
+
+def _not_read(kind: str) -> UnsupportedFormat:
+    return UnsupportedFormat(
+        f"this is {kind}, which is not supported; save it as a baseline or progressive JPEG of 8 bits"
+    )
 
 
 def _scans(data: memoryview, layout: _Layout, max_cost: int) -> list[memoryview]:
@@ -178,15 +248,14 @@ def _scans(data: memoryview, layout: _Layout, max_cost: int) -> list[memoryview]
             return parts
         end = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
         following = _next_marker(data, end)
+        # What follows a segment and is none is a sign of damage, which the decoder is to see.
+        parts.append(data[offset if marker in DECODED else end : following])
         if marker == SOS:
-            parts.append(data[offset:following])
             scans += 1
             samples += sum(planes[data[at]] for at in range(offset + 5, offset + 5 + 2 * data[offset + 4], 2))
             cost = int(layout.cost + SCANNED_COST * samples)
             if cost > max_cost:
                 raise too_much_work(f"JPEG with {scans:,} scans or more", cost, max_cost)
-        elif marker in DECODED:
-            parts.append(data[offset:end])
         offset = following
     raise too_many_parts(ImageFormat.JPEG, "segments", MAX_PARTS)
 
