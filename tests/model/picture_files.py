@@ -73,15 +73,23 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(samples: npt.NDArray[Any], depth: int, *chunks: bytes) -> bytes:
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+"""The passes of an interlaced PNG: first row and column, and the steps of both."""
+
+
+def png(samples: npt.NDArray[Any], depth: int, *chunks: bytes, interlaced: bool = False) -> bytes:
     """Grey (H, W) or colours (H, W, 3) of `depth` bits a sample, in unfiltered rows; `chunks` are before the pixels."""
     height, width = samples.shape[:2]
-    bits = samples.reshape(height, -1, 1) >> np.arange(depth - 1, -1, -1, dtype=samples.dtype) & 1
-    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
-    header = struct.pack(">IIBBBBB", width, height, depth, 0 if samples.ndim == 2 else 2, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    passes = [samples[top::down, left::right] for top, left, down, right in ADAM7] if interlaced else [samples]
+    header = struct.pack(">IIBBBBB", width, height, depth, 0 if samples.ndim == 2 else 2, 0, 0, interlaced)
+    pixels = zlib.compress(b"".join(b"\0" + _packed(row, depth) for part in passes if part.size for row in part))
     parts = (png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", pixels), png_chunk(b"IEND", b""))
     return PNG_SIGNATURE + b"".join(parts)
+
+
+def _packed(row: npt.NDArray[Any], depth: int) -> bytes:
+    bits = row.reshape(-1, 1) >> np.arange(depth - 1, -1, -1, dtype=row.dtype) & 1
+    return np.packbits(bits.astype(np.uint8)).tobytes()
 
 
 def bmp(
@@ -108,6 +116,14 @@ def bmp(
     header = (info + struct.pack(f"<{len(masks)}I", *masks)).ljust(header_bytes, b"\0") + palette
     offset = 14 + len(header)
     return struct.pack("<2sIHHI", b"BM", offset + len(pixels), 0, 0, offset) + header + pixels
+
+
+def os2_bmp(rows: UInt8Array) -> bytes:
+    """A BMP of 24 bits with the oldest header, of rows (H, 3 W), the first at the bottom."""
+    height, row_bytes = rows.shape
+    pixels = b"".join(row.tobytes() + bytes(-row_bytes % 4) for row in rows)
+    info = struct.pack("<IHHHH", 12, row_bytes // 3, height, 1, 24)
+    return struct.pack("<2sIHHI", b"BM", 26 + len(pixels), 0, 0, 26) + info + pixels
 
 
 def gif_on_screen(gif: bytes, screen: tuple[int, int], corner: tuple[int, int]) -> bytes:
