@@ -17,6 +17,7 @@ import PIL.Image
 import pytest
 
 from model.decode import DecodeLimits, read_header
+from tests.model import heif_files
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = DecodeLimits(max_bytes=20 << 20, max_pixels=50_000_000)
@@ -32,6 +33,9 @@ def smooth(side: int) -> PIL.Image.Image:
 
 
 def encoded(side: int, mode: str, image_format: str, options: dict[str, Any]) -> bytes:
+    if image_format == "HEIC":
+        tiles = -(-side // 512)
+        return heif_files.grid_of(heif_files.picture("large_tile"), tiles, tiles, side, side, **options)
     file = io.BytesIO()
     smooth(side).convert(mode).save(file, image_format, **options)
     return file.getvalue()
@@ -58,6 +62,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any], float]] = {
     "bmp bilevel": ("1", "BMP", {}, 5),
     "webp": ("RGB", "WEBP", {"method": 0}, 6),
     "webp sideways": ("RGB", "WEBP", {"method": 0, "exif": sideways()}, 6),
+    "avif": ("RGB", "AVIF", {"speed": 10}, 9.2),
+    "avif sideways": ("RGB", "AVIF", {"speed": 10, "exif": sideways()}, 9.2),
+    "avif alpha": ("RGBA", "AVIF", {"speed": 10}, 12),
+    "heic": ("RGB", "HEIC", {}, 5.2),
+    "heic sideways": ("RGB", "HEIC", {"properties": [heif_files.irot(1)]}, 6.7),
     "webp lossless": ("RGB", "WEBP", {"lossless": True, "method": 0, "quality": 0}, 7),
 }
 
@@ -113,8 +122,8 @@ def run(script: str, name: str, folder: Path) -> list[str]:
     for path, side in zip(paths, (64, SIDE), strict=True):
         path.write_bytes(encoded(side, mode, image_format, options))
     command = [sys.executable, "-c", script, *map(str, paths)]
-    # Of glibc: it keeps none of the large blocks.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    # Of glibc: it keeps none of the large blocks, and reserves none for the threads of decoders.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "1"}
     child = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     return child.stdout.splitlines()
 
