@@ -33,6 +33,12 @@ def png_header(width: int, height: int) -> bytes:
     return PNG_SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
 
 
+def tiff_orientation(orientation: int) -> PIL.Image.Exif:
+    block = PIL.Image.Exif()
+    block[0x0112] = orientation
+    return block
+
+
 SMALL = PIL.Image.fromarray(blocks())
 SAMPLES = {
     "jpeg": encoded(PHOTO, "JPEG", exif=exif(6)),
@@ -51,6 +57,10 @@ SAMPLES = {
     "avif": encoded(PHOTO, "AVIF", exif=exif(6)),
     "avif and alpha": encoded(PHOTO.convert("LA").convert("RGBA"), "AVIF"),
     "heic": picture("photo"),
+    "tiff": encoded(PHOTO, "TIFF", exif=tiff_orientation(6)),
+    "tiff lzw": encoded(PHOTO.convert("RGBA"), "TIFF", compression="tiff_lzw"),
+    "tiff jpeg": encoded(PHOTO, "TIFF", compression="jpeg"),
+    "tiff bilevel": encoded(PHOTO.convert("1"), "TIFF", compression="group4"),
 }
 
 
@@ -316,7 +326,7 @@ def test_an_animation_gives_its_first_frame(image_format: str) -> None:
 def test_thin_pictures_decode(size: tuple[int, int]) -> None:
     """One pixel, one row and one column decode."""
     height, width = size
-    for image_format in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF"):
+    for image_format in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "TIFF"):
         assert decode(encoded(PIL.Image.new("RGB", (width, height)), image_format), LIMITS).size == Size(*size)
 
 
@@ -337,6 +347,7 @@ def test_a_picture_without_pixels_is_undecodable() -> None:
         ("gif", ImageFormat.GIF),
         ("avif", ImageFormat.AVIF),
         ("heic", ImageFormat.HEIC),
+        ("tiff", ImageFormat.TIFF),
     ],
 )
 def test_a_header_has_the_format_and_the_size_as_stored(name: str, image_format: ImageFormat) -> None:

@@ -37,7 +37,9 @@ def encoded(side: int, mode: str, image_format: str, options: dict[str, Any]) ->
         tiles = -(-side // 512)
         return heif_files.grid_of(heif_files.picture("large_tile"), tiles, tiles, side, side, **options)
     file = io.BytesIO()
-    smooth(side).convert(mode).save(file, image_format, **options)
+    picture = smooth(side)
+    picture = picture.convert("L").convert(mode) if mode == "I;16" else picture.convert(mode)
+    picture.save(file, image_format, **options)
     return file.getvalue()
 
 
@@ -67,6 +69,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], float]] = {
     "avif alpha": ("RGBA", "AVIF", {"speed": 10}, 12),
     "heic": ("RGB", "HEIC", {}, 5.2),
     "heic sideways": ("RGB", "HEIC", {"properties": [heif_files.irot(1)]}, 6.7),
+    "tiff": ("RGB", "TIFF", {}, 7),
+    "tiff sideways": ("RGB", "TIFF", {"exif": sideways()}, 9),
+    "tiff lzw": ("RGB", "TIFF", {"compression": "tiff_lzw"}, 4),
+    "tiff lzw and alpha": ("RGBA", "TIFF", {"compression": "tiff_lzw"}, 5),
+    "tiff in one strip": ("RGB", "TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: SIDE}}, 7),
+    "tiff 16 bits": ("I;16", "TIFF", {"compression": "tiff_adobe_deflate"}, 5),
+    "tiff cmyk": ("CMYK", "TIFF", {"compression": "packbits"}, 8),
+    "tiff jpeg": ("RGB", "TIFF", {"compression": "jpeg"}, 4),
     "webp lossless": ("RGB", "WEBP", {"lossless": True, "method": 0, "quality": 0}, 7),
 }
 
