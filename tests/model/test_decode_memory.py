@@ -17,6 +17,7 @@ import PIL.Image
 import pytest
 
 from model.decode import DecodeLimits, read_header
+from tests.model import heif_files
 from tests.model.picture_files import BIT_FIELDS, bmp, encoded, exif, gif_on_screen, png, png_chunk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,18 @@ def smooth(side: int) -> PIL.Image.Image:
 
 def written(mode: str, image_format: str, **options: Any) -> Callable[[int], bytes]:  # noqa: ANN401  (Pillow's)
     return lambda side: encoded(smooth(side).convert(mode), image_format, **options)
+
+
+def heic(**options: Any) -> Callable[[int], bytes]:  # noqa: ANN401  (of heif_files.grid_of)
+    def file(side: int) -> bytes:
+        tiles = -(-side // 512)
+        return heif_files.grid_of(heif_files.picture("large_tile"), tiles, tiles, side, side, **options)
+
+    return file
+
+
+def tiff_of_16_bits(side: int) -> bytes:
+    return encoded(smooth(side).convert("L").convert("I;16"), "TIFF", compression="tiff_adobe_deflate")
 
 
 def with_a_key(side: int) -> bytes:
@@ -71,6 +84,19 @@ CASES: dict[str, tuple[Callable[[int], bytes], float]] = {
     "webp": (written("RGB", "WEBP", method=0), 6),
     "webp sideways": (written("RGB", "WEBP", method=0, exif=exif(SIDEWAYS)), 6),
     "webp lossless": (written("RGB", "WEBP", lossless=True, method=0, quality=0), 7),
+    "avif": (written("RGB", "AVIF", speed=10), 9.2),
+    "avif sideways": (written("RGB", "AVIF", speed=10, exif=exif(SIDEWAYS)), 9.2),
+    "avif alpha": (written("RGBA", "AVIF", speed=10), 12),
+    "heic": (heic(), 5.2),
+    "heic sideways": (heic(properties=[heif_files.irot(1)]), 6.7),
+    "tiff": (written("RGB", "TIFF"), 7),
+    "tiff sideways": (written("RGB", "TIFF", exif=exif(SIDEWAYS)), 9),
+    "tiff lzw": (written("RGB", "TIFF", compression="tiff_lzw"), 4),
+    "tiff lzw and alpha": (written("RGBA", "TIFF", compression="tiff_lzw"), 5),
+    "tiff in one strip": (written("RGB", "TIFF", compression="tiff_lzw", tiffinfo={278: SIDE}), 7),
+    "tiff 16 bits": (tiff_of_16_bits, 5),
+    "tiff cmyk": (written("CMYK", "TIFF", compression="packbits"), 8),
+    "tiff jpeg": (written("RGB", "TIFF", compression="jpeg"), 4),
 }
 
 PREPARING = """
@@ -126,8 +152,8 @@ def run(script: str, name: str, folder: Path) -> list[str]:
     for path, side in zip(paths, (64, SIDE), strict=True):
         path.write_bytes(file(side))
     command = [sys.executable, "-c", script, *map(str, paths)]
-    # Of glibc: it keeps none of the large blocks.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    # Of glibc: it keeps none of the large blocks, and reserves none for the threads of decoders.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "1"}
     child = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     return child.stdout.splitlines()
 

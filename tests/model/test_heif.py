@@ -7,8 +7,8 @@ from __future__ import annotations
 import struct
 
 import numpy as np
-import PIL.Image
 import pi_heif
+import PIL.Image
 import pytest
 
 from model.containers import av1, heif, hevc
@@ -126,7 +126,7 @@ def test_alpha_is_composited_on_white() -> None:
 
 def test_colours_that_are_multiplied_by_alpha_are_not_multiplied_again() -> None:
     """The reference `prem` says so."""
-    still, item = still_of(CUTOUT)
+    still, _ = still_of(CUTOUT)
     (alpha,) = (still.items[one.source] for one in still.references if one.kind == b"auxl")
     references = [Reference(b"auxl", 2, (1,)), Reference(b"prem", 1, (2,))]
     further = [NewItem(alpha.kind, alpha.data(CUTOUT), alpha.properties)]
