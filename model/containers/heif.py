@@ -301,12 +301,12 @@ def _transforms(item: Item, size: tuple[int, int]) -> tuple[tuple[int, int, int,
     for one in item.properties:
         if one.kind == b"clap":
             if mirrored or turns or crop != (0, 0, *size):
-                raise UnsupportedFormat("a picture that is cropped after it was turned is not supported; save it again")
+                raise UnsupportedFormat("a picture that is cropped after its rotation is not supported; save it again")
             crop = _crop(one.content, size)
         elif one.kind == b"irot":
             turns = (turns + one.content[0]) % 4
         elif one.kind == b"imir":
-            # Mirrored left to right (1), or top to bottom, which is that and half a turn.
+            # Mirrored left to right (1), or top to bottom, which is that and half a rotation.
             mirrored, turns = 1 - mirrored, (-turns + (0 if one.content[0] & 1 else 2)) % 4
     return crop, ORIENTATIONS[mirrored, turns]
 

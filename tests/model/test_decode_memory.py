@@ -16,9 +16,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from model.containers.isobmff import Property
 from model.decode import DecodeLimits, read_header
-from tests.model import heif_files
+from tests.model.heif_files import grid_of, irot, picture
 from tests.model.picture_files import BIT_FIELDS, bmp, encoded, exif, gif_on_screen, png, png_chunk
+from tests.model.tiff_files import DEFLATE, tiff
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = DecodeLimits(max_bytes=20 << 20, max_pixels=50_000_000)
@@ -37,18 +39,6 @@ def written(mode: str, image_format: str, **options: Any) -> Callable[[int], byt
     return lambda side: encoded(smooth(side).convert(mode), image_format, **options)
 
 
-def heic(**options: Any) -> Callable[[int], bytes]:  # noqa: ANN401  (of heif_files.grid_of)
-    def file(side: int) -> bytes:
-        tiles = -(-side // 512)
-        return heif_files.grid_of(heif_files.picture("large_tile"), tiles, tiles, side, side, **options)
-
-    return file
-
-
-def tiff_of_16_bits(side: int) -> bytes:
-    return encoded(smooth(side).convert("L").convert("I;16"), "TIFF", compression="tiff_adobe_deflate")
-
-
 def with_a_key(side: int) -> bytes:
     samples = np.asarray(smooth(side)).astype(np.uint16) << 8 | 3
     return png(samples, 16, png_chunk(b"tRNS", samples[1, 1].astype(">u2").tobytes()))
@@ -62,6 +52,11 @@ def on_a_screen(side: int) -> bytes:
 def masked(side: int) -> bytes:
     values = np.asarray(smooth(side)).astype(np.uint32) << (0, 8, 16)
     return bmp(values.sum(axis=2, dtype=np.uint32) | 0x7F000000, 32, BIT_FIELDS, MASKS, header_bytes=108)
+
+
+def in_tiles(side: int, *properties: Property) -> bytes:
+    tiles = -(-side // 512)
+    return grid_of(picture("large_tile"), tiles, tiles, side, side, properties)
 
 
 MASKS = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
@@ -83,20 +78,23 @@ CASES: dict[str, tuple[Callable[[int], bytes], float]] = {
     "bmp masks": (masked, 3),
     "webp": (written("RGB", "WEBP", method=0), 6),
     "webp sideways": (written("RGB", "WEBP", method=0, exif=exif(SIDEWAYS)), 6),
-    "webp lossless": (written("RGB", "WEBP", lossless=True, method=0, quality=0), 7),
     "avif": (written("RGB", "AVIF", speed=10), 9.2),
     "avif sideways": (written("RGB", "AVIF", speed=10, exif=exif(SIDEWAYS)), 9.2),
     "avif alpha": (written("RGBA", "AVIF", speed=10), 12),
-    "heic": (heic(), 5.2),
-    "heic sideways": (heic(properties=[heif_files.irot(1)]), 6.7),
+    "heic": (in_tiles, 5.2),
+    "heic sideways": (lambda side: in_tiles(side, irot(1)), 6.7),
     "tiff": (written("RGB", "TIFF"), 7),
-    "tiff sideways": (written("RGB", "TIFF", exif=exif(SIDEWAYS)), 9),
+    "tiff sideways": (lambda side: tiff(np.asarray(smooth(side)), tags={274: (SIDEWAYS,)}), 9),
     "tiff lzw": (written("RGB", "TIFF", compression="tiff_lzw"), 4),
     "tiff lzw and alpha": (written("RGBA", "TIFF", compression="tiff_lzw"), 5),
     "tiff in one strip": (written("RGB", "TIFF", compression="tiff_lzw", tiffinfo={278: SIDE}), 7),
-    "tiff 16 bits": (tiff_of_16_bits, 5),
+    "tiff 16 bits": (
+        lambda side: tiff(np.asarray(smooth(side).convert("L")).astype(np.uint16), compression=DEFLATE),
+        6,
+    ),
     "tiff cmyk": (written("CMYK", "TIFF", compression="packbits"), 8),
     "tiff jpeg": (written("RGB", "TIFF", compression="jpeg"), 4),
+    "webp lossless": (written("RGB", "WEBP", lossless=True, method=0, quality=0), 7),
 }
 
 PREPARING = """

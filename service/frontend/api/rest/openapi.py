@@ -49,8 +49,8 @@ def _body(settings: Settings) -> dict[str, Any]:
         "required": True,
         "description": (
             "The bytes of an image, a form with one or more parts named `image` or `file`, or JSON with base64. "
-            "JPEG, PNG, WebP, BMP or GIF, detected from the bytes, not from the Content-Type. At most "
-            f"{settings.max_image_bytes:,} bytes and {settings.max_image_mpx} megapixels an image, "
+            "JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF, detected from the bytes, not from the Content-Type. "
+            f"At most {settings.max_image_bytes:,} bytes and {settings.max_image_mpx} megapixels an image, "
             f"{settings.max_request_bytes:,} bytes in all."
         ),
         "content": {
