@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import PIL.Image
 
-from model.containers import bmp, gif, jpeg, png, webp
+from model.containers import bmp, gif, heif, jpeg, png, webp
 from model.containers.header import ACCEPTED, DECODED_BYTES, UPRIGHT, Header, ImageFormat, too_much_work, undecodable
 from model.containers.jpeg import Needed
 from model.containers.signatures import kind_of
@@ -139,12 +139,8 @@ def decode_picture(
             source, orientation = bmp.load(data, header, reader)
         else:
             source, orientation = _LOADERS[header.format](data, header)
-        if (
-            orientation != UPRIGHT
-            or isinstance(source, np.ndarray)
-            or source.mode != "RGB"
-            or source.has_transparency_data
-        ):
+        is_rgb = isinstance(source, np.ndarray) or (source.mode == "RGB" and not source.has_transparency_data)
+        if orientation != UPRIGHT or not is_rgb:
             source = upright_rgb(source, orientation)
             original = upright_size(original, orientation)
         return Picture(source, original)
@@ -181,6 +177,10 @@ def _format_of(data: bytes) -> ImageFormat:
         return ImageFormat.GIF
     if data.startswith(b"BM"):
         return ImageFormat.BMP
+    if data.startswith(b"ftyp", 4):
+        declared = heif.declared_format(data)
+        if declared is not None:
+            return declared
     kind = kind_of(data)
     if kind is not None:
         raise UnsupportedFormat(f"this is {kind}, which is not supported; send one of {ACCEPTED}")
@@ -208,9 +208,13 @@ _HEADERS: dict[ImageFormat, Callable[[bytes], Header]] = {
     ImageFormat.WEBP: webp.read_header,
     ImageFormat.BMP: bmp.read_header,
     ImageFormat.GIF: gif.read_header,
+    ImageFormat.AVIF: heif.read_header,
+    ImageFormat.HEIC: heif.read_header,
 }
 _LOADERS: dict[ImageFormat, Callable[[bytes, Header], tuple[PIL.Image.Image | UInt8Array, int]]] = {
     ImageFormat.PNG: png.load,
     ImageFormat.WEBP: webp.load,
     ImageFormat.GIF: gif.load,
+    ImageFormat.AVIF: heif.load,
+    ImageFormat.HEIC: heif.load,
 }

@@ -98,7 +98,7 @@ def header_parameters(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def error_answers() -> dict[str, Any]:
+def error_answers(media_type: str = PROBLEM_MEDIA_TYPE) -> dict[str, Any]:
     """A prediction's `responses` for each status of the error table."""
     titles: dict[int, list[str]] = {}
     for kind, row in ERROR_TABLE.items():
@@ -107,12 +107,12 @@ def error_answers() -> dict[str, Any]:
         known = titles.setdefault(row.status, [])
         if row.title not in known:
             known.append(row.title)
-    return {str(status): problem_content("; ".join(titles[status])) for status in sorted(titles)}
+    return {str(status): problem_content("; ".join(titles[status]), media_type) for status in sorted(titles)}
 
 
-def problem_content(description: str) -> dict[str, Any]:
+def problem_content(description: str, media_type: str = PROBLEM_MEDIA_TYPE) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": description, "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}}}
+    return {"description": description, "content": {media_type: {"schema": schema}}}
 
 
 def add_security(app: FastAPI, open_paths: Collection[str]) -> Callable[[], dict[str, Any]]:

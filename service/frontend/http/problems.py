@@ -1,4 +1,7 @@
-"""The table of HTTP errors: domain error → status and title, sent as problem+json (RFC 9457)."""
+"""The table of HTTP errors: domain error → status and title, sent as problem+json (RFC 9457).
+
+Under `/v2` the same body is sent as plain JSON.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,8 @@ from service.errors import (
 from service.frontend.http.content_encoding import CODINGS
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+OPEN_INFERENCE_MEDIA_TYPE = "application/json"
+"""Of problems under `/v2`: KServe's SDK shows the text of no other type."""
 PROBLEM_PATH = "/problems"
 
 
@@ -105,4 +110,7 @@ def error_response(error: ConvMLPError, instance: str) -> Response:
 
 
 def problem_response(problem: Problem, headers: dict[str, str]) -> Response:
-    return Response(msgspec.json.encode(problem), problem.status, headers, PROBLEM_MEDIA_TYPE)
+    """The response; its media type depends on the path that `instance` begins with."""
+    is_open_inference = problem.instance.startswith(("/v2/", "/v2#"))
+    media_type = OPEN_INFERENCE_MEDIA_TYPE if is_open_inference else PROBLEM_MEDIA_TYPE
+    return Response(msgspec.json.encode(problem), problem.status, headers, media_type)

@@ -29,7 +29,7 @@ MODEL = "/v2/models/{name}"
 OF_VERSION = f"{MODEL}/versions/{{version}}"
 JSON = "application/json"
 RAW = "application/octet-stream"
-ERROR = {"default": problem_content("An RFC 9457 problem; clients of the protocol read its member `error`")}
+ERROR = {"default": problem_content("An RFC 9457 problem; clients read its member `error`", JSON)}
 
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
@@ -220,7 +220,7 @@ def _infer(path: str, name: str, settings: Settings) -> Operation:
             "headers": {**RESPONSE_HEADERS, HEADER_LENGTH: json_bytes},
             "content": {JSON: {"schema": ref("inference_response")}, RAW: {"schema": BINARY}},
         },
-        **error_answers(),
+        **error_answers(JSON),
     }
     return operation
 

@@ -75,7 +75,7 @@ async def test_forms_of_json(rest: Rest, document: dict[str, Any]) -> None:
         (b'{"inputs": "AAAA", "parameters": {"topk": 1}}', 422, "top_k"),
         (b'{"inputs": "AAAA", "parameters": {"top_k": "1"}}', 422, "top_k"),
         (b'{"inputs": "AAAA", "parameters": {"top_k": true}}', 422, "top_k"),
-        (b"[1]", 415, "format"),
+        (b"[1]", 415, "JSON"),
     ],
 )
 async def test_bad_bodies(rest: Rest, body: bytes, status: int, words: str) -> None:
