@@ -10,7 +10,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.errors import Forbidden, ModelInvalid
+from model.errors import ConvMLPError
+from service.errors import Forbidden, Internal, ModelInvalid, RateLimited, Unauthenticated
 from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE
 from service.settings import Settings
 
@@ -30,6 +31,10 @@ RESPONSE_HEADERS = {
         "schema": {"type": "string"},
     },
 }
+PREDICTION_ERRORS = tuple(kind for kind in ERROR_TABLE if kind not in (Forbidden, ModelInvalid))
+"""The others are errors of changing what is served."""
+ANY_ERRORS = (Unauthenticated, RateLimited, Internal)
+"""Errors that every request may get."""
 _SCHEME = "apiKey"
 
 
@@ -98,12 +103,13 @@ def header_parameters(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def error_answers(media_type: str = PROBLEM_MEDIA_TYPE) -> dict[str, Any]:
-    """A prediction's `responses` for each status of the error table."""
+def error_answers(
+    kinds: Collection[type[ConvMLPError]] = PREDICTION_ERRORS, media_type: str = PROBLEM_MEDIA_TYPE
+) -> dict[int | str, dict[str, Any]]:
+    """An operation's `responses` for the statuses of these errors, and of those that any request may get."""
     titles: dict[int, list[str]] = {}
-    for kind, row in ERROR_TABLE.items():
-        if kind in (Forbidden, ModelInvalid):  # of no prediction, only of changing what is served
-            continue
+    for kind in (*kinds, *ANY_ERRORS):
+        row = ERROR_TABLE[kind]
         known = titles.setdefault(row.status, [])
         if row.title not in known:
             known.append(row.title)
