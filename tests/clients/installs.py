@@ -31,6 +31,7 @@ UNREACHABLE = re.compile(
 PYTHON = {
     "kserve": ["kserve==0.21.0"],
     "openapi-python-client": ["openapi-python-client==0.29.1"],
+    "openapi-spec-validator": ["openapi-spec-validator==0.9.0"],
     # The others are what a generated Python client needs.
     "openapi-generator": [
         "openapi-generator-cli==7.26.0",

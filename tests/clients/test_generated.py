@@ -61,6 +61,12 @@ def check(printed: str, service: RunningService, expected: Expected) -> None:
     }
 
 
+def test_the_document_is_valid(document: Path) -> None:
+    """It follows the OpenAPI Initiative's own schema of OpenAPI 3.1."""
+    python = python_environment("openapi-spec-validator")
+    run([str(python), "-m", "openapi_spec_validator", "--schema", "3.1", str(document)])
+
+
 def test_openapi_python_client(
     document: Path, service: RunningService, expected: Expected, no_picture: Path, tmp_path: Path
 ) -> None:

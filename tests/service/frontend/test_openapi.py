@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from fastapi.openapi.models import OpenAPI
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from model.types import Task
 from service.frontend.api.rest.schemas import RESULT_OF_TASK
@@ -64,6 +65,22 @@ def parts_of(node: object) -> Iterator[dict[str, Any]]:
         yield node
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from parts_of(value)
+
+
+async def test_descriptions_of_models_follow_their_schema(rest: Rest) -> None:
+    """/models is as its schema has it, without defaults filled in; so is each model, where a field is left out too."""
+    document = await document_of(rest)
+
+    def check(schema: str, answer: object) -> None:
+        reference = {"$ref": f"#/components/schemas/{schema}", "components": document["components"]}
+        Draft202012Validator(reference).validate(answer)
+
+    models = (await rest.http.get("/models")).json()
+    check("ModelList", models)
+    for model in models["models"]:
+        check("ModelCard", (await rest.http.get(f"/models/{model['name']}")).json())
+    (classifier,) = [model for model in models["models"] if model["task"] == "classify"]
+    assert "interpolation" not in classifier["input"]  # its default
 
 
 async def test_every_path_is_described(rest: Rest) -> None:
