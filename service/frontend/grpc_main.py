@@ -24,22 +24,25 @@ from service.frontend.core.request_log import RequestLog
 from service.frontend.core.tls import InvalidCertificates, certificate_files
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import HEALTH, Health, add_health
+from service.frontend.grpc.receive import Receiver
 from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
 from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, hold_port, inherited_socket, run_process
+from service.process import EXIT_CONFIG, KeptMemory, hold_port, inherited_socket, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
 SERVICES = (VISION, OPEN_INFERENCE)
+MESSAGES = KeptMemory(64 << 20, 8 << 20)
+"""gRPC buffers messages in small pieces, which would leave gaps among whole ones."""
 
 log = structlog.get_logger(__name__)
 
 
 def run_grpc(settings: Settings) -> int:
     """Serve gRPC until a signal; the exit status."""
-    return run_process("grpc", settings, lambda stop: _serve(settings, stop))
+    return run_process("grpc", settings, lambda stop: _serve(settings, stop), MESSAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def create_rpc(
     tracing: Tracing = NO_TRACING,
 ) -> Rpc:
     """The server with all its services."""
-    drain = Drain()
+    drain = Drain(Receiver(settings, lambda: engine.threads.held_bytes, engine.retry_after_s))
     server = create_server(settings, drain, keep_alive)
     request_log = RequestLog("grpc", metrics, tracing, access_log=settings.access_log)
     add_vision(server, engine, auth, settings, request_log)
