@@ -7,7 +7,7 @@ ARGS ?=
 # Without bytecode each process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast lint bench soak parity proto clean up down images sbom wheels locks test-compose
+.PHONY: help serve test test-fast test-clients lint bench soak parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: $(VENV)/.dev ## every test that needs no GPU and no Docker; ARGS="-k exif"
 
 test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: for before a commit
 	@$(SPREAD) $(ARGS) -m "not serial and not slow"
+
+test-clients: $(VENV)/.dev ## unmodified clients that are large to install: KServe's, generated ones; in .clients/
+	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts, wording
 	$(BIN)/ruff check .
@@ -77,7 +80,7 @@ test-compose: $(VENV)/.dev ## build the images and test the containers: needs a 
 	CONVMLP_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .bench .clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from model.types import UInt8Array
+from model.types import Reader, Size, UInt8Array
 
 STRIP_PIXELS = 1 << 18
 TURNED_ROWS = 64
@@ -81,13 +81,18 @@ def as_array(source: PIL.Image.Image | UInt8Array) -> UInt8Array:
     return source if isinstance(source, np.ndarray) else pillow_pixels(source)
 
 
+def upright_size(size: Size, orientation: int) -> Size:
+    """A stored size → the upright one, or back."""
+    return Size(size.width, size.height) if orientation in SIDEWAYS else size
+
+
 def upright_rgb(decoded: PIL.Image.Image | UInt8Array, orientation: int) -> UInt8Array:
     """The upright picture, uint8 (H, W, 3 or 4): RGB, and a fourth channel without meaning. It may be `decoded` itself.
 
-    `decoded` is an image of Pillow in any mode, or OpenCV's BGR or BGRA. Transparency is composited on white. Samples
-    of 16 bits keep their high byte. `orientation` is EXIF's, 1 to 8.
+    `decoded` is an image of Pillow in any mode, or such an array. Transparency is composited on white. Samples of 16
+    bits keep their high byte. `orientation` is EXIF's, 1 to 8.
     """
-    pixels = _bgr_to_rgb(decoded) if isinstance(decoded, np.ndarray) else _pillow_to_rgb(decoded)
+    pixels = decoded if isinstance(decoded, np.ndarray) else pillow_to_rgb(decoded)
     if orientation in SIDEWAYS:
         stored = packed(pixels)
         pixels = np.empty((stored.shape[1], stored.shape[0], 3), np.uint8)
@@ -124,7 +129,8 @@ def _release(pixels: UInt8Array) -> None:
         _madvise(start, end - start, _MADV_DONTNEED)
 
 
-def _pillow_to_rgb(image: PIL.Image.Image) -> UInt8Array:
+def pillow_to_rgb(image: PIL.Image.Image) -> UInt8Array:
+    """An image in any mode, on white: uint8 (H, W, 4), RGB and a channel without meaning. It may be in its memory."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return pillow_pixels(image)
     in_place = image.mode in ("RGB", "RGBA", "CMYK", "LA", "PA")
@@ -138,7 +144,11 @@ def _pillow_to_rgb(image: PIL.Image.Image) -> UInt8Array:
 def _strip_to_rgb(strip: PIL.Image.Image) -> PIL.Image.Image:
     if strip.mode == "I;16":
         # Pillow's own conversion clips at 255. The high byte is also what its parsers keep of 16-bit colour.
-        high = (np.asarray(strip) >> 8).astype(np.uint8)
+        samples = np.asarray(strip)
+        high = (samples >> 8).astype(np.uint8)
+        transparent = strip.info.get("transparency")
+        if transparent is not None:
+            high[samples == transparent] = 255
         return PIL.Image.fromarray(high).convert("RGB")
     if strip.has_transparency_data:
         rgba = strip.convert("RGBA")
@@ -148,16 +158,36 @@ def _strip_to_rgb(strip: PIL.Image.Image) -> PIL.Image.Image:
     return strip if strip.mode == "RGB" else strip.convert("RGB")
 
 
-def _bgr_to_rgb(pixels: UInt8Array) -> UInt8Array:
+def cmyk_to_rgb(pixels: UInt8Array, reader: Reader) -> UInt8Array:
+    """CMYK, inverted as JPEG stores it, to RGB as `reader` converts it, in place: uint8 (H, W, 4), the fourth channel
+    without meaning."""
+    height, width = pixels.shape[:2]
+    for left, top, right, bottom in _boxes(width, height):
+        part = pixels[top:bottom, left:right]
+        if reader is Reader.OPENCV:
+            light = part[:, :, 3:].astype(np.uint16)
+            part[:, :, :3] = light - ((255 - part[:, :, :3]) * light >> 8)
+        else:
+            part[:] = pillow_pixels(PIL.Image.fromarray(255 - part, "CMYK").convert("RGB"))
+    return pixels
+
+
+def opencv_to_rgb(pixels: UInt8Array) -> UInt8Array:
+    """BGR, or BGRA on white, in place: uint8 (H, W, 3 or 4), RGB and a fourth channel without meaning."""
     height, width, channels = pixels.shape
     for left, top, right, bottom in _boxes(width, height):
         part = pixels[top:bottom, left:right]
         if channels == 3:
             part[:] = cv2.cvtColor(part, cv2.COLOR_BGR2RGB)
         else:
-            rgba = PIL.Image.fromarray(cv2.cvtColor(part, cv2.COLOR_BGRA2RGBA))
-            part[:] = pillow_pixels(_strip_to_rgb(rgba))
+            part[:] = cv2.cvtColor(part, cv2.COLOR_BGRA2RGBA)
+            part[:] = rgba_on_white(part)
     return pixels
+
+
+def rgba_on_white(rgba: UInt8Array) -> UInt8Array:
+    """uint8 (H, W, 4) → the same, RGB composited on white and a fourth channel without meaning. For strips."""
+    return pillow_pixels(_strip_to_rgb(PIL.Image.fromarray(rgba)))
 
 
 def _boxes(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:

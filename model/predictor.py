@@ -138,7 +138,9 @@ def predict_image(predictor: Predictor, config: BundleConfig, data: bytes, param
         NotFinite: the network's output has NaN or infinity.
         torch.OutOfMemoryError: the image is too large for the device.
     """
-    return _predict_input(predictor, config, prepare(decode(data, LIMITS), config.preprocessing), params)
+    return _predict_input(
+        predictor, config, prepare(decode(data, LIMITS, config.preprocessing.reader), config.preprocessing), params
+    )
 
 
 def reference_answer(bundle: Bundle) -> ReferenceAnswer:

@@ -122,7 +122,7 @@ def mismatch(result: Result, reference: ReferenceAnswer) -> str | None:
 
 def reference_input(preprocessing: Preprocessing) -> ModelInput:
     """The reference picture, decoded and preprocessed for a model."""
-    return prepare(decode(REFERENCE_PICTURE.read_bytes(), LIMITS), preprocessing)
+    return prepare(decode(REFERENCE_PICTURE.read_bytes(), LIMITS, preprocessing.reader), preprocessing)
 
 
 def iou(first: Box, second: Box) -> float:

@@ -5,9 +5,11 @@ Torch-free: front-ends read them. The parameters of networks are in `model/famil
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from model.types import Reader
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -26,11 +28,14 @@ class Normalisation(Spec):
 
 
 class CenterCropSpec(Spec):
-    """Resize the shorter side to `resize_shorter` px (Pillow's antialiased bicubic); crop the central `crop` px."""
+    """Resize the shorter side to `resize_shorter` px (Pillow's antialiased filter); crop the central `crop` px."""
 
+    reader: ClassVar[Reader] = Reader.PILLOW
     kind: Literal["center_crop"] = "center_crop"
     resize_shorter: PositiveInt = 248
     crop: PositiveInt = 224
+    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", exclude_if=lambda value: value == "bicubic")
+    """Left out of configs where it is the default, so that a model's version stays as it was."""
     normalisation: Normalisation = Normalisation()
 
 
@@ -40,6 +45,7 @@ class KeepRatioSpec(Spec):
     After normalisation, zeros pad the right and bottom edges to a multiple of `pad_multiple` px (1: no padding).
     """
 
+    reader: ClassVar[Reader] = Reader.OPENCV
     kind: Literal["keep_ratio"] = "keep_ratio"
     long_side: PositiveInt
     short_side: PositiveInt

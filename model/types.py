@@ -27,6 +27,13 @@ class Task(StrEnum):
     SEGMENT = "segment"
 
 
+class Reader(StrEnum):
+    """The library that reads the pictures of a model's authors. Of some files the two give other pixels."""
+
+    PILLOW = "Pillow"
+    OPENCV = "OpenCV"
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """Height and width in pixels."""

@@ -2,6 +2,7 @@
 
 ConvMLPError
 ├── BadRequest            a body that cannot be parsed
+├── UnsupportedEncoding   a body whose Content-Encoding is unknown
 ├── BadParameter          a parameter out of range, or a model of another task
 ├── ModelNotFound
 ├── ModelInvalid          a model of the store that cannot be served
@@ -33,6 +34,12 @@ class BadRequest(ConvMLPError):
     """The body is not in a form that the endpoint accepts: malformed multipart, malformed JSON, no image."""
 
     code = "bad-request"
+
+
+class UnsupportedEncoding(ConvMLPError):
+    """The body has a content coding that is not decoded."""
+
+    code = "unsupported-encoding"
 
 
 class BadParameter(ConvMLPError):
@@ -158,6 +165,7 @@ DOMAIN_ERRORS: tuple[type[ConvMLPError], ...] = (
     ImageTooLarge,
     BundleInvalid,
     BadRequest,
+    UnsupportedEncoding,
     BadParameter,
     ModelNotFound,
     ModelInvalid,

@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     # Limits
     max_image_bytes: PositiveInt = 20 * 2**20
     """Bytes of one encoded image."""
-    max_image_mpx: Annotated[PositiveInt, Field(le=500)] = 50
+    max_image_mpx: Annotated[PositiveInt, Field(le=500)] = 64
     """Megapixels of one image, read from its header before decoding; at most 500. The memory and CPU time of decoding
     are limited with them: 6 bytes and the work of 8 pixels of a baseline JPEG, for each of these pixels."""
     max_images: PositiveInt = 64

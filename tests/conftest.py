@@ -20,6 +20,7 @@ import pytest
 import structlog
 
 from service.worker.compute_libraries import configure_libraries
+from tests.e2e.convmlp_process import RunningService, running_service
 
 # On a busy machine any example may take long.
 hypothesis.settings.register_profile("tests", deadline=None)
@@ -81,6 +82,7 @@ SLOW = (
     "model/net/test_goldens.py",
     "model/zoo/test_golden_answers.py",
     # They start the service, a part of it, `convmlp` or another process.
+    "clients",
     "e2e",
     "benchmarks/test_parity.py",
     "benchmarks/test_path.py",
@@ -119,6 +121,13 @@ def restored_logs() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[RunningService]:
+    """The whole service with the embedded models, shared by tests that do not change its state."""
+    with running_service() as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 ClientError
 ├── BadImage              the image bytes are empty, truncated or corrupt
 ├── UnsupportedFormat     the service does not read this image format
+├── UnsupportedEncoding   the service does not decode the body's Content-Encoding
 ├── TooLarge              the image has too many bytes or pixels
 ├── BadRequest            the service does not understand the request
 ├── BadParameter          a parameter is out of range, or the model serves another task
@@ -60,6 +61,12 @@ class UnsupportedFormat(ClientError):
     """The service does not read this image format."""
 
     code = "unsupported-format"
+
+
+class UnsupportedEncoding(ClientError):
+    """The service does not decode the body's Content-Encoding."""
+
+    code = "unsupported-encoding"
 
 
 class TooLarge(ClientError):
@@ -163,6 +170,7 @@ SERVICE_ERRORS: dict[str, type[ClientError]] = {
     for kind in (
         BadImage,
         UnsupportedFormat,
+        UnsupportedEncoding,
         TooLarge,
         BadRequest,
         BadParameter,

@@ -3,6 +3,6 @@
 A decoder's work follows what a file declares, which costs its sender a few bytes: pixels, scans, chunks. So the header
 is read here, in bounded time, before a decoder sees the file, and the decoder gets only the parts that it needs.
 
-A module a format: `read_header(data)` reads the header, `load(data)` decodes. JPEG, which nearly every request sends,
-is in `model/decode.py`; its table lists all formats.
+A module a format: `read_header(data)` reads the header, `load(data, header)` decodes. The table in `model/decode.py`
+lists all formats.
 """

@@ -1,19 +1,55 @@
-"""BMP: uncompressed pixels."""
+"""BMP: uncompressed pixels. Pillow decodes palettes and 24 bits; pixels of 16 and 32 bits are read by their masks here.
+
+Of masks, Pillow knows a few, and OpenCV fewer.
+"""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from io import BytesIO
 
+import numpy as np
+import numpy.typing as npt
 from PIL.BmpImagePlugin import BmpImageFile
 
-from model.containers.header import ACCEPTED, UPRIGHT, Header, ImageFormat, check_size, header_of
+from model.containers.header import (
+    ACCEPTED,
+    UPRIGHT,
+    Header,
+    ImageFormat,
+    check_size,
+    header_of,
+    undecodable,
+)
 from model.errors import UnsupportedFormat
+from model.pixels import STRIP_PIXELS, rgba_on_white
+from model.types import Reader, UInt8Array
 
-CORE_HEADER = 12
-"""Bytes of the oldest header, with sides of 16 bits."""
-RUN_LENGTHS = frozenset({1, 2})
-"""Compressions that Pillow decodes pixel by pixel in Python: seconds of the interpreter for a file of 100 bytes."""
+CORE_HEADER, INFO_HEADER, OS2_HEADER = 12, 40, 64
+"""Bytes of the headers: the oldest, with sides of 16 bits; the usual one; OS/2's, whose compressions differ."""
+RGB_MASKS_HEADER, ALPHA_MASK_HEADER = 52, 56
+"""From these sizes on, a header includes the masks of red, green and blue, and that of alpha."""
+UNCOMPRESSED, BIT_FIELDS, ALPHA_BIT_FIELDS = 0, 3, 6
+COMPRESSED = {1: "run-length encoded", 2: "run-length encoded", 4: "JPEG-compressed", 5: "PNG-compressed"}
+"""Pillow decodes run lengths pixel by pixel in Python: seconds of the interpreter for a file of 100 bytes."""
+DEFAULT_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}
+"""Of red, green and blue, by the bits of a pixel."""
+OPENCV_SHIFTED = frozenset({(0x7C00, 0x03E0, 0x001F), (0xF800, 0x07E0, 0x001F)})
+"""Masks whose fields OpenCV shifts to the left; the lowest bits are 0, so that white is (248, 248, 248)."""
+MASKED_COST = 3
+"""Of a pixel that is read by masks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where pixels of 16 or 32 bits are, and their masks: red, green and blue, and alpha, 0 if there is none."""
+
+    offset: int
+    bits: int
+    top_down: bool
+    masks: tuple[int, int, int]
+    alpha: int
 
 
 def read_header(data: bytes) -> Header:
@@ -22,24 +58,93 @@ def read_header(data: bytes) -> Header:
     Raises:
         struct.error: truncated.
         ImageUndecodable: no pixels.
-        UnsupportedFormat: run-length encoded.
+        UnsupportedFormat: compressed.
     """
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     if header_bytes == CORE_HEADER:
-        width, height = struct.unpack_from("<HH", data, 18)
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        compression = UNCOMPRESSED
     else:
-        width, height, _, _, compression = struct.unpack_from("<IiHHI", data, 18)
-        if compression in RUN_LENGTHS:
-            raise UnsupportedFormat(
-                f"run-length encoded BMP is not supported; send one of {ACCEPTED}, BMP uncompressed"
-            )
+        width, height, _, bits, compression = struct.unpack_from("<IiHHI", data, 18)
+    if compression != UNCOMPRESSED and (
+        compression not in (BIT_FIELDS, ALPHA_BIT_FIELDS) or header_bytes == OS2_HEADER or bits not in DEFAULT_MASKS
+    ):
+        kind = "compressed" if header_bytes == OS2_HEADER else COMPRESSED.get(compression, "compressed")
+        raise UnsupportedFormat(f"{kind} BMP is not supported; send one of {ACCEPTED}, BMP uncompressed")
+    layout, cost = None, 1
+    if bits in DEFAULT_MASKS:
+        layout, cost = _masked(data, header_bytes, bits, compression, height < 0), MASKED_COST
     # A negative height: the rows are stored from the top.
-    return header_of(ImageFormat.BMP, width, abs(height), width * abs(height))
+    return header_of(ImageFormat.BMP, width, abs(height), cost * width * abs(height), layout=layout)
 
 
-def load(data: bytes, header: Header) -> tuple[BmpImageFile, int]:
-    """The picture, and its orientation: a BMP has none. Raises what Pillow does for damaged files."""
+def load(data: bytes, header: Header, reader: Reader) -> tuple[BmpImageFile | UInt8Array, int]:
+    """The picture as `reader` reads it, an array being RGB, and its orientation: a BMP has none.
+
+    Raises:
+        ImageUndecodable: truncated.
+        Exception: what Pillow raises for damaged files.
+    """
+    if isinstance(header.layout, _Layout):
+        return _load_masked(data, header, header.layout, reader), UPRIGHT
     file = BmpImageFile(BytesIO(data))
     check_size(file, header)
     file.load()
     return file, UPRIGHT
+
+
+def _masked(data: bytes, header_bytes: int, bits: int, compression: int, top_down: bool) -> _Layout:
+    (offset,) = struct.unpack_from("<I", data, 10)
+    red, green, blue = DEFAULT_MASKS[bits]
+    alpha = 0
+    if compression != UNCOMPRESSED:
+        # They follow the oldest header that has compressions, and lie in the later ones at the same place.
+        red, green, blue = struct.unpack_from("<III", data, 14 + INFO_HEADER)
+        if header_bytes >= ALPHA_MASK_HEADER or compression == ALPHA_BIT_FIELDS:
+            (alpha,) = struct.unpack_from("<I", data, 14 + RGB_MASKS_HEADER)
+    for mask in (red, green, blue, alpha):
+        ones = mask >> _shift(mask)
+        if mask >> bits or ones & ones + 1:
+            raise UnsupportedFormat(f"a BMP with the bit mask {mask:#x} is not supported; save it with 24 bits a pixel")
+    return _Layout(offset, bits, top_down, (red, green, blue), alpha)
+
+
+def _load_masked(data: bytes, header: Header, layout: _Layout, reader: Reader) -> UInt8Array:
+    """uint8 (H, W, 3), RGB. A file whose alpha is 0 everywhere has none: writers leave the byte empty."""
+    height, width = header.size.height, header.size.width
+    row_bytes = (width * layout.bits // 8 + 3) // 4 * 4
+    if layout.offset + row_bytes * height > len(data):
+        raise undecodable(ImageFormat.BMP)
+    stored = np.frombuffer(data, np.uint8, row_bytes * height, layout.offset).reshape(height, row_bytes)
+    values = stored[:, : width * layout.bits // 8].view("<u2" if layout.bits == 16 else "<u4")
+    if not layout.top_down:
+        values = values[::-1]
+    shifted = reader is Reader.OPENCV and layout.masks in OPENCV_SHIFTED
+    rows = max(STRIP_PIXELS // width, 1)
+    strips = range(0, height, rows)
+    transparent = bool(layout.alpha) and any(bool((values[top : top + rows] & layout.alpha).any()) for top in strips)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in strips:
+        strip, part = values[top : top + rows], pixels[top : top + rows]
+        for channel, mask in enumerate(layout.masks):
+            part[:, :, channel] = _field(strip, mask, shifted)
+        if transparent:
+            part[:] = rgba_on_white(np.dstack((part, _field(strip, layout.alpha, shifted=False))))[:, :, :3]
+    return pixels
+
+
+def _field(values: npt.NDArray[np.uint16] | npt.NDArray[np.uint32], mask: int, shifted: bool) -> UInt8Array:
+    """The masked bits of each value, as 0 to 255: scaled as Pillow does, or `shifted`. Of more than 8 the highest."""
+    shift = _shift(mask)
+    field, bits = values >> shift & mask >> shift, (mask >> shift).bit_length()
+    if bits >= 8:
+        return (field >> bits - 8).astype(np.uint8)
+    if shifted:
+        return (field << 8 - bits).astype(np.uint8)
+    levels: UInt8Array = (np.arange(1 << bits) * 255 // max((1 << bits) - 1, 1)).astype(np.uint8)
+    return np.take(levels, field)
+
+
+def _shift(mask: int) -> int:
+    """The lowest bit of a mask; 0 if it has none."""
+    return max((mask & -mask).bit_length() - 1, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.util import find_spec
 
 from PIL.ImageFile import ImageFile
 
@@ -33,9 +34,16 @@ class ImageFormat(StrEnum):
     WEBP = "WebP"
     BMP = "BMP"
     GIF = "GIF"
+    AVIF = "AVIF"
+    HEIC = "HEIC"
+    TIFF = "TIFF"
 
 
-ACCEPTED = ", ".join(ImageFormat)
+HEIC_EXTRA = "heif"
+"""The extra of this package that installs HEIC's decoder."""
+HAS_HEIC = find_spec("pi_heif") is not None
+
+ACCEPTED = ", ".join(one for one in ImageFormat if one is not ImageFormat.HEIC or HAS_HEIC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +90,19 @@ def check_size(file: ImageFile, header: Header) -> None:
         raise ImageUndecodable(f"the {header.format} declares several sizes; save it again")
 
 
-def too_many_parts(image_format: ImageFormat, parts: str, limit: int) -> ImageTooLarge:
+def too_many_parts(image_format: str, parts: str, limit: int) -> ImageTooLarge:
     return ImageTooLarge(f"the {image_format} has more than {limit:,} {parts}, the limit; save it again with fewer")
+
+
+def too_much_work(what: str, cost: int, limit: int) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"decoding this {what} takes the work of {cost:,} pixels of a baseline JPEG; "
+        f"the limit is {limit:,}; scale it down, or save it as a baseline JPEG"
+    )
+
+
+def undecodable(image_format: ImageFormat) -> ImageUndecodable:
+    return ImageUndecodable(f"the {image_format} is truncated or corrupt; send the whole file")
 
 
 def exif_orientation(exif: bytes) -> int:

@@ -25,6 +25,7 @@ from model.containers.header import (
     too_many_parts,
 )
 from model.errors import ImageUndecodable
+from model.pixels import WHITE, opencv_to_rgb
 from model.types import UInt8Array
 
 # It would write of each damaged picture to stderr, in its own form.
@@ -85,7 +86,8 @@ def read_header(data: bytes) -> Header:
 
 
 def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
-    """The picture as it is stored, uint8 (H, W, 3 or 4): BGR, or BGRA; and its EXIF orientation.
+    """The picture as it is stored, uint8 (H, W, 3 or 4): RGB, and a fourth channel without meaning; and its EXIF
+    orientation.
 
     Raises:
         struct.error, ImageTooLarge: too many chunks, or damaged ones.
@@ -98,16 +100,13 @@ def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
     if picture is None or picture.shape[:2] != (height, width):
         raise ValueError("OpenCV cannot decode the picture")
     orientation = _orientation(data, layout.end)
-    if layout.still:
-        return picture, orientation
-    has_alpha = bool(layout.flags & HAS_ALPHA)
-    if picture.shape[2] == 4 and not has_alpha:
+    if picture.shape[2] == 4 and not layout.still and not layout.flags & HAS_ALPHA:
         picture = cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR)
+    picture = opencv_to_rgb(picture)
     if layout.frame != layout.canvas:
-        # Around the frame the canvas is transparent, which is white here; without alpha it is black.
-        around = 255 if has_alpha and picture.shape[2] == 3 else 0
-        canvas = np.full((layout.canvas[1], layout.canvas[0], picture.shape[2]), around, np.uint8)
-        canvas[layout.top : layout.top + height, layout.left : layout.left + width] = picture
+        # Around the frame the canvas is transparent.
+        canvas = np.full((layout.canvas[1], layout.canvas[0], 3), WHITE, np.uint8)
+        canvas[layout.top : layout.top + height, layout.left : layout.left + width] = picture[:, :, :3]
         picture = canvas
     return picture, orientation
 

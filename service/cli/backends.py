@@ -170,8 +170,9 @@ class LocalBackend:
             NotFinite: the network's output has NaN or infinity.
             Overloaded: the image does not fit into the device's memory.
         """
-        picture = decode(image, self._limits)
-        model_input = prepare(picture, self._config.preprocessing)
+        preprocessing = self._config.preprocessing
+        picture = decode(image, self._limits, preprocessing.reader)
+        model_input = prepare(picture, preprocessing)
         batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (self._query.params,))
         try:
             (output,) = self._runner.run(self._config.name, batch, self._runner.lanes)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import grpc
 import structlog
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from service.frontend.api.oip.grpc import SERVICE as OPEN_INFERENCE
@@ -25,11 +24,12 @@ from service.frontend.core.tls import InvalidCertificates, certificate_files
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import HEALTH, Health, add_health
 from service.frontend.grpc.receive import Receiver
+from service.frontend.grpc.reflection import add_reflection
 from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
 from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, KeptMemory, hold_port, inherited_socket, run_process
+from service.process import EXIT_CONFIG, KeptMemory, hold_port, host_port, inherited_socket, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
@@ -69,7 +69,7 @@ def create_rpc(
     add_vision(server, engine, auth, settings, request_log)
     add_open_inference(server, engine, auth, settings, request_log)
     health = add_health(server, engine, SERVICES)
-    reflection.enable_server_reflection((*SERVICES, HEALTH, reflection.SERVICE_NAME), server)
+    add_reflection(server, (*SERVICES, HEALTH))
     return Rpc(server, health, drain)
 
 
@@ -130,7 +130,7 @@ async def _serve_at(
 def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
     with _port_errors(settings.grpc_metrics_port):
         exporter, _ = start_http_server(settings.grpc_metrics_port, settings.host, registry)
-    log.info("serving metrics", url=f"http://{settings.host}:{exporter.server_port}/metrics")
+    log.info("serving metrics", url=f"http://{host_port(settings.host, exporter.server_port)}/metrics")
     try:
         yield
     finally:

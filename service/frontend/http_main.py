@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -20,7 +22,7 @@ from service.frontend.api.oip.http import open_inference
 from service.frontend.api.oip.openapi import open_inference_document
 from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
 from service.frontend.api.rest.predict import Predict
-from service.frontend.api.rest.routes import FILES, MetricsText, page_routes, service_routes
+from service.frontend.api.rest.routes import FILES, page_routes, service_routes
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
@@ -33,7 +35,6 @@ from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
 from service.frontend.http.protocol import HttpService
 from service.frontend.http.server import serve
-from service.observability.exposition import exposition
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, address_of, connection_limit, inherited_socket, open_listener, run_process
@@ -44,8 +45,6 @@ CORS_HEADERS = ("Retry-After", "Server-Timing", "X-Model-Precision", "X-Request-
 """Headers of answers that pages of other origins may read."""
 CORS_MAX_AGE_S = 600
 """How long a browser may keep the answer of a preflight."""
-API_VERSION = "1.0"
-"""The version of the HTTP API, not of the package."""
 
 OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
 """Paths that need no key, unless a setting protects them."""
@@ -53,7 +52,8 @@ OPEN_PATHS = frozenset({*FILES, *PROBES, "/openapi.json"})
 DESCRIPTION = """Send an image, get labels, boxes and masks.
 
 Coordinates are pixels of the upright image (EXIF orientation applied), origin at the top left. Errors are
-`application/problem+json` (RFC 9457); `Retry-After` has the seconds to wait where trying again may help."""
+`application/problem+json` (RFC 9457), under `/v2` `application/json`; `Retry-After` has the seconds to wait where
+trying again may help."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,14 +68,14 @@ def create_app(
     auth: Auth,
     settings: Settings,
     metrics: FrontEndMetrics,
-    metrics_text: MetricsText,
+    registry: CollectorRegistry,
     tracing: Tracing = NO_TRACING,
 ) -> HttpService:
-    """The application, and what its server needs. `metrics_text` returns the body and the media type of `/metrics`."""
+    """The application, and what its server needs. `/metrics` exposes `registry`."""
     app = FastAPI(
         title="ConvMLP Serving",
         description=DESCRIPTION,
-        version=API_VERSION,
+        version=version("convmlp-serving"),
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -106,11 +106,11 @@ def create_app(
             openapi_extra=huggingface_operation(task, settings),
         )
     app.include_router(open_inference(engine, auth, settings))
-    app.include_router(service_routes(engine, metrics_text))
+    app.include_router(service_routes(engine, registry))
     app.include_router(page_routes(lambda: app.openapi()))
     # FastAPI's own way to extend it.
     documents = [
-        {"components": {"schemas": {**prediction_components(), **huggingface_components()}}},
+        {"components": {"schemas": {**prediction_components(settings), **huggingface_components()}}},
         open_inference_document(settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
@@ -175,7 +175,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                     front_end.auth,
                     settings,
                     front_end.metrics,
-                    lambda: exposition(front_end.registry),
+                    front_end.registry,
                     tracing,
                 )
                 scheme = "http" if service.tls is None else "https"

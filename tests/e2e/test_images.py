@@ -18,8 +18,9 @@ from convmlp.v1.vision_pb2 import DetectRequest
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.reference import REFERENCE_PICTURE
 from tests.e2e.convmlp_process import RunningService, running_service
+from tests.model.picture_files import encoded
 from tests.model.test_containers import TOO_MANY, progressive_header
-from tests.model.test_decode import encoded, png_header
+from tests.model.test_decode import png_header
 
 PICTURE = REFERENCE_PICTURE.read_bytes()
 SPARE_BYTES = 16 << 20

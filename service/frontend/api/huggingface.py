@@ -7,7 +7,6 @@ masks, which do instances.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -32,7 +31,8 @@ from service.frontend.api.huggingface_schemas import (
 )
 from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import PARAMETERS, parse_params
-from service.frontend.http.body import image_of
+from service.frontend.core.sniffing import BOM, TEXT_STARTS, text_start
+from service.frontend.http.body import image_of, image_of_text, off_loop
 from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
 from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.settings import Settings
@@ -76,9 +76,9 @@ class HuggingFace:
             if not image:
                 raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
             # No image format begins as a JSON object does, so the Content-Type does not matter.
-            if image.lstrip()[:1] == b"{":
-                reading_json = asyncio.to_thread(read_json, kind, image)
-                image, parameters = await within_deadline(reading_json, deadline_s)
+            if image[:1] in TEXT_STARTS:
+                parsing = off_loop(partial(read_text, kind, image), len(image))
+                image, parameters = await within_deadline(parsing, deadline_s)
             model = _select_model(candidates, parameters)
             record.model = model.config.name
             params = params_of(parameters)
@@ -131,7 +131,6 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
                 "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
             ),
             "content": {
-                "image/*": {"schema": BINARY},
                 "application/octet-stream": {"schema": BINARY},
                 "application/json": {"schema": document},
             },
@@ -203,18 +202,25 @@ def params_of(parameters: Parameters) -> QueryParams:
             return parse_params(score_threshold=threshold).params
 
 
-def read_json(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
-    """The image and the parameters of a JSON body.
+def read_text(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
+    """The image and the parameters of a body that begins as text: JSON, base64 or a `data:` URL; else the body itself.
 
     Raises:
-        BadRequest: broken JSON, or another form of it.
+        BadRequest: broken JSON or base64, or another form of it.
         BadParameter: a parameter is unknown, out of its range, or not supported.
     """
+    if text_start(body)[:1] != b"{":
+        image = image_of_text(body)
+        if isinstance(image, BadRequest):
+            raise image
+        return image, kind()
     try:
-        document = msgspec.json.decode(body, type=_Body)
+        document = msgspec.json.decode(body.removeprefix(BOM), type=_Body)
         image = image_of(document.inputs, "inputs")
     except msgspec.ValidationError as error:
-        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
+        raise BadRequest(
+            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}; URLs are not fetched"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:

@@ -92,11 +92,11 @@ class DetectionElement(msgspec.Struct, frozen=True):
 
 
 class SegmentElement(msgspec.Struct, frozen=True):
-    """`score` is null for a segment of a semantic model. `mask`: an 8-bit grey PNG, 255 inside."""
+    """`mask`: an 8-bit grey PNG, 255 inside. A segment of a semantic model has no `score`."""
 
     label: str
-    score: float | None
     mask: bytes
+    score: float | msgspec.UnsetType = msgspec.UNSET
 
 
 ELEMENT_OF_TASK: dict[Task, type[LabelElement | DetectionElement | SegmentElement]] = {
@@ -126,7 +126,7 @@ def encode_elements(parameters: Parameters, raw: RawOutput, config: BundleConfig
             return msgspec.json.encode(
                 [
                     SegmentElement(
-                        detection.label, rounded_score(detection.score), _instance_png(detection, size, threshold)
+                        detection.label, _instance_png(detection, size, threshold), rounded_score(detection.score)
                     )
                     for detection in detections
                 ]
@@ -134,7 +134,7 @@ def encode_elements(parameters: Parameters, raw: RawOutput, config: BundleConfig
         case SegmentParameters(), SegmentResult(segments=segments) as result:
             masks = encode_segments(result, MaskFormat.PNG)
             return msgspec.json.encode(
-                [SegmentElement(segment.label, None, _png(mask)) for segment, mask in zip(segments, masks, strict=True)]
+                [SegmentElement(segment.label, _png(mask)) for segment, mask in zip(segments, masks, strict=True)]
             )
         case _:
             raise TypeError(f"{type(raw).__name__} is no answer to {type(parameters).__name__}")

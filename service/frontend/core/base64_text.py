@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from service.frontend.core.sniffing import START_BYTES, is_base64, is_data_url, sniff
+
 PIECE_BYTES = 2**18
 """Of text; a multiple of 4."""
 WHITE_SPACE = b" \t\r\n"
@@ -31,13 +33,29 @@ def decode_json_base64(raw: msgspec.Raw) -> bytes:
         text = text[1:-1]
     else:  # slashes are often escaped
         text = memoryview(msgspec.json.decode(raw, type=str).encode())
-    head = bytes(text[: 2**10])
-    if head[:5].lower() == b"data:":
+    return decode_text(text)
+
+
+def decode_text(text: memoryview) -> bytes:
+    """The bytes of base64, or of a `data:` URL with base64. White space in it does not count.
+
+    Raises:
+        ValueError: the text is not of this form; the error has the reason.
+    """
+    head = bytes(text[:START_BYTES])
+    if is_data_url(head):
         kind, _, _ = head.partition(b",")
         if not kind.lower().endswith(b";base64"):
             raise ValueError("is a data: URL without `;base64,`; only base64 is read")
         text = text[len(kind) + 1 :]
-    return decode_base64(text)
+        head = bytes(text[:START_BYTES])
+    try:
+        return decode_base64(text)
+    except ValueError:
+        content = None if is_base64(head) else sniff(head)
+        if content is None:
+            raise
+        raise ValueError(f"is {content.what}, not base64 of a picture; {content.remedy}") from None
 
 
 def decode_base64(text: memoryview) -> bytes:
@@ -60,7 +78,7 @@ def decode_base64(text: memoryview) -> bytes:
         try:
             decoded.append(_decode_piece(b'"%b"' % dense[:whole]))
         except msgspec.DecodeError:
-            raise ValueError("is not valid base64 (RFC 4648, with padding)") from None
+            raise ValueError("is not valid base64 (RFC 4648: the standard alphabet, with padding)") from None
         rest = dense[whole:]
     return b"".join(decoded)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
-from model.errors import ImageTooLarge
+from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.types import DetectOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
     MODEL_CONTROL_OFF,
@@ -28,6 +28,7 @@ from service.errors import (
 from service.frontend.core.auth import network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.core.request_log import RequestRecord
+from service.frontend.core.sniffing import explained
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import Span, current_span, step
 from service.settings import Settings
@@ -126,11 +127,16 @@ class Engine:
         if not model.ready:
             readiness = self.readiness()
             raise Unavailable(readiness.reason, readiness.retry_after_s)
-        if not current_span().recording:
-            return await self._predict(request, model, encode, draws, None)
-        attributes = {"convmlp.request_id": request.id, "convmlp.model": model.config.name}
-        with step("predict", attributes) as span:
-            return await self._predict(request, model, encode, draws, span)
+        try:
+            if not current_span().recording:
+                return await self._predict(request, model, encode, draws, None)
+            attributes = {"convmlp.request_id": request.id, "convmlp.model": model.config.name}
+            with step("predict", attributes) as span:
+                return await self._predict(request, model, encode, draws, span)
+        except (ImageUndecodable, UnsupportedFormat) as error:
+            if not isinstance(request.image, bytes):
+                raise
+            raise explained(error, request.image) from None
 
     async def _predict(
         self, request: PredictRequest, model: ModelStatus, encode: Encode[T], draws: bool, span: Span | None
@@ -155,13 +161,14 @@ class Engine:
                 prepared = await preparing.future
             finally:
                 reservation.prepared()
-            self._metrics.stages["decode", config.task].observe(prepared.seconds)
+            exemplar = None if span is None else span.ids
+            self._metrics.stages["decode", config.task].observe(prepared.seconds, exemplar)
             if span is not None:
                 span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
             answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
             output, size = answer.output, prepared.value.geometry.original
             encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
-            self._metrics.stages["post", config.task].observe(encoded.seconds)
+            self._metrics.stages["post", config.task].observe(encoded.seconds, exemplar)
             if span is not None:
                 span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
         finally:

@@ -433,6 +433,6 @@ class PreparePool(ThreadPool):
         """
         if isinstance(image, bytes):
             needed = partial(content_size, spec=spec) if self._fast else None
-            return prepare_picture(decode_picture(image, self._limits, needed, header), spec)
+            return prepare_picture(decode_picture(image, self._limits, needed, header, spec.reader), spec)
         check_pixels(image.size, self._limits)
         return prepare(image, spec)

@@ -82,9 +82,9 @@ class RequestRecord:
 
     `started_s` is on the clock of `time.monotonic`. `event` names the access log's line; without it there is none.
     `method` is HTTP's, or gRPC's `package.Service/Method`; `path` and its `route` are HTTP's; `status` is the
-    transport's. `given_id` is the id in a gRPC message. `predicts`: the metrics count it. `outcome` is `ok`,
-    `cancelled` or a domain error's code; `failed`: the service is to blame for it. `span` is None where the request is
-    not traced. `precision`: what the network computed in. `held_bytes` is the request's part of the engine's
+    transport's. `given_id` and `given_model` are those in a gRPC message. `predicts`: the metrics count it. `outcome`
+    is `ok`, `cancelled` or a domain error's code; `failed`: the service is to blame for it. `span` is None where the
+    request is not traced. `precision`: what the network computed in. `held_bytes` is the request's part of the engine's
     `ByteBudget`. `durations_ms` has each stage's time and the `total`, once the outcome is known.
     """
 
@@ -101,6 +101,7 @@ class RequestRecord:
     task: str = ""
     model: str = ""
     given_id: str = ""
+    given_model: str = ""
     predicts: bool = False
     outcome: str = ""
     status: int | str | None = None
@@ -170,8 +171,9 @@ class RequestRecord:
             self.outcome = "ok"
         if self.predicts:
             count, duration = self.log.metrics.requests[self.log.transport, self.task, self.model, self.outcome]
-            count.inc()
-            duration.observe(seconds)
+            exemplar = None if self.span is None else self.span.ids
+            count.inc(1, exemplar)
+            duration.observe(seconds, exemplar)
         return durations_ms
 
     def server_timing(self) -> str:

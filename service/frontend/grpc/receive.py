@@ -1,6 +1,6 @@
 """The messages of calls, received within the memory that the process may use.
 
-gRPC buffers a message whole before this service sees any of it, and does not say how long it is. Before a message is
+gRPC buffers a message whole before this service sees any of it, and does not report its length. Before a message is
 read it takes no more than HTTP/2's window of a call (64 KiB; `server.py` keeps it from growing). So the time to bound
 is that of the read. A message begins to be read once there is room for it beside the memory in use and what other
 messages that have just begun may bring: as much as the largest of late on their connections, or as the largest image.

@@ -32,6 +32,7 @@ from service.errors import (
     RetryLater,
     Unauthenticated,
     Unavailable,
+    UnsupportedEncoding,
 )
 from service.frontend.core.request_log import RequestRecord
 
@@ -69,6 +70,7 @@ ERROR_TABLE: dict[type[ConvMLPError], StatusRow] = {
     UnsupportedFormat: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "image"),
     ImageTooLarge: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "image"),
     BadRequest: StatusRow(grpc.StatusCode.INVALID_ARGUMENT),
+    UnsupportedEncoding: StatusRow(grpc.StatusCode.INVALID_ARGUMENT),
     BadParameter: StatusRow(grpc.StatusCode.INVALID_ARGUMENT),
     ModelNotFound: StatusRow(grpc.StatusCode.NOT_FOUND),
     ModelInvalid: StatusRow(grpc.StatusCode.FAILED_PRECONDITION),

@@ -1,4 +1,4 @@
-"""The encoded images in a body: one as it is, several in a form (RFC 7578), or base64 in JSON.
+"""The encoded images in a body: one as it is or as base64, several in a form (RFC 7578), or base64 in JSON.
 
 Nothing is written to disk. Bytes are counted as they come, so a body that is too long is refused before its end.
 """
@@ -6,6 +6,9 @@ Nothing is written to disk. Bytes are counted as they come, so a body that is to
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 from python_multipart.exceptions import FormParserError
@@ -13,8 +16,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from model.errors import ImageTooLarge
 from service.errors import BadRequest
-from service.frontend.core.base64_text import decode_json_base64
+from service.frontend.core.base64_text import decode_json_base64, decode_text
 from service.frontend.core.engine import ByteBudget
+from service.frontend.core.sniffing import BOM, TEXT_STARTS, is_base64, is_data_url, text_start
 from service.frontend.http.middleware import JOIN_BYTES, HttpRequest
 from service.settings import Settings
 
@@ -22,12 +26,12 @@ IMAGE_FIELDS = (b"image", b"file")
 DISPOSITION = b"content-disposition"
 
 FIRST_BYTES_OF_JSON = b'{["-0123456789tfn'
-"""No image begins with one of these, so an image with a wrong Content-Type is still read as an image."""
-
+"""A body whose Content-Type is JSON is read as an image all the same if it begins with none of these."""
 PIECE_BYTES = 2**18
 """Of an image in a form. The parser passes on its data in parts that may be a byte long."""
 
-_JSON_STARTS = frozenset(FIRST_BYTES_OF_JSON[i : i + 1] for i in range(len(FIRST_BYTES_OF_JSON)))
+SHORT_BYTES = 2**14
+"""Text that is no longer is parsed and decoded without a thread."""
 
 HOW_TO_SEND = (
     "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
@@ -39,6 +43,7 @@ EMPTY_BODY = f"the body is empty; {HOW_TO_SEND}"
 Upload = bytes | BadRequest
 """One encoded image, or the error in its place."""
 
+T = TypeVar("T")
 
 NULL = msgspec.Raw(b"null")
 
@@ -63,14 +68,43 @@ async def read_uploads(request: HttpRequest, settings: Settings, bodies: ByteBud
     if media_type == b"multipart/form-data":
         form = FormImages(options.get(b"boundary", b""), settings.max_images)
         await request.read(settings.max_request_bytes, bodies, form.feed)
-        nbytes = request.record.request_bytes
-        return [*(form.finish() if nbytes <= JOIN_BYTES else await asyncio.to_thread(form.finish))]
+        return form.finish() if request.record.held_bytes <= JOIN_BYTES else await asyncio.to_thread(form.finish)
     body = await request.read(settings.max_request_bytes, bodies)
     if not body:
         raise BadRequest(EMPTY_BODY)
-    if media_type == b"application/json" and body.lstrip()[:1] in _JSON_STARTS:
-        return await asyncio.to_thread(_from_json, body, settings.max_images)
-    return [body]
+    if body[:1] not in TEXT_STARTS:
+        return [body]
+    return await uploads_of_text(body, settings.max_images, is_json=media_type == b"application/json")
+
+
+async def uploads_of_text(body: bytes, max_images: int, *, is_json: bool = False) -> list[Upload]:
+    """The images of a body that begins as text: JSON, base64 or a `data:` URL; else the body itself.
+
+    What begins as a JSON object is JSON, and with `is_json` (by its Content-Type) any other JSON, too.
+
+    Raises:
+        BadRequest, ImageTooLarge: as `read_uploads`.
+    """
+    start = text_start(body)
+    if start[:1] == b"{" or (is_json and start[:1] and start[0] in FIRST_BYTES_OF_JSON):
+        return await off_loop(partial(_from_json, body, max_images), len(body))
+    return [await off_loop(partial(image_of_text, body), len(body))]
+
+
+async def off_loop(work: Callable[[], T], nbytes: int) -> T:
+    """The result of `work` on so many bytes, in a thread where it takes long."""
+    return work() if nbytes <= SHORT_BYTES else await asyncio.to_thread(work)
+
+
+def image_of_text(data: bytes) -> Upload:
+    """The image that base64 or a `data:` URL encodes; else the data itself, which may be an image."""
+    start = text_start(data)
+    if not is_data_url(start) and not is_base64(start):
+        return data
+    try:
+        return decode_text(memoryview(data)[data.index(start[:1]) :])
+    except ValueError as error:
+        return BadRequest(f"the image {error}")
 
 
 class FormImages:
@@ -119,8 +153,8 @@ class FormImages:
         except FormParserError as error:
             raise BadRequest(f"the multipart body is broken: {error}") from None
 
-    def finish(self) -> list[bytes]:
-        """The images, in their order.
+    def finish(self) -> list[Upload]:
+        """The images, in their order; base64 and `data:` URLs are decoded.
 
         Raises:
             BadRequest: the body ended too early, or had no image.
@@ -129,7 +163,8 @@ class FormImages:
             raise BadRequest("the multipart body ends before its closing boundary; send it whole")
         if not self._images:
             raise BadRequest("the multipart body has no part; name one or several `image`")
-        return [b"".join(pieces) for pieces in self._images]
+        images = [b"".join(pieces) for pieces in self._images]
+        return [image_of_text(image) if image[:1] in TEXT_STARTS else image for image in images]
 
     def _begin_part(self) -> None:
         if len(self._images) == self._max_images:
@@ -193,7 +228,7 @@ def image_of(raw: msgspec.Raw, name: str) -> Upload:
 
 def _from_json(body: bytes, max_images: int) -> list[Upload]:
     try:
-        document = msgspec.json.decode(body, type=JsonBody)
+        document = msgspec.json.decode(body.removeprefix(BOM), type=JsonBody)
         if (document.image == NULL) == (document.images is None):
             raise BadRequest(f"the JSON body must have either `image` or `images`; {HOW_TO_SEND}")
         if document.images is None:
@@ -204,7 +239,9 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
             raise too_many_images(max_images)
         return [image_of(text, f"images[{index}]") for index, text in enumerate(document.images)]
     except msgspec.ValidationError as error:
-        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
+        raise BadRequest(
+            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}; URLs are not fetched"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -26,6 +27,7 @@ from service.frontend.core.auth import Auth
 from service.frontend.core.engine import ByteBudget
 from service.frontend.core.parameters import Range, digits, shown
 from service.frontend.core.request_log import RequestLog
+from service.frontend.http.content_encoding import decoder_of
 from service.frontend.http.problems import error_response, instance_of
 from service.frontend.http.protocol import CONNECTION, BoundedHttp
 from service.observability.tracing import CANCELLED, Span, received_context
@@ -46,6 +48,7 @@ JOIN_BYTES = 2 * 2**20
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
 NOT_PREDICTIONS = "/v2/repository/"
 """POSTs below this path predict nothing, so no rate limit applies to them."""
+CONTENT_ENCODING = b"content-encoding"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 SHUT_DOWN = "this process is shutting down and had no time left for the request; send it again"
 NO_CONNECTION = "this process has as many connections as it may have; keep connections open and use them again"
@@ -102,14 +105,22 @@ class HttpRequest:
         return message
 
     async def read(self, max_bytes: int, bodies: ByteBudget, use: Callable[[bytes], object] | None = None) -> bytes:
-        """The whole body, or each chunk of it to `use`. Its bytes are taken from `bodies` as they come.
+        """The whole body, decoded by its Content-Encoding, or each chunk of it to `use`.
+
+        Its bytes are taken from `bodies` as they come, or as they are decoded.
 
         Raises:
-            ImageTooLarge: it has more than `max_bytes`.
+            UnsupportedEncoding, BadRequest: the body is encoded in a way that is not supported, or is not of its
+                coding.
+            ImageTooLarge: it has more than `max_bytes`, as it comes or decoded.
             Overloaded: `bodies` has no room.
             ClientDisconnect: the client left before its end.
         """
         record, body = self.record, b""
+        decoder = None
+        if CONTENT_ENCODING in self.headers:
+            values = [value.decode("latin-1") for name, value in self.scope["headers"] if name == CONTENT_ENCODING]
+            decoder = decoder_of(values, max_bytes, partial(bodies.take, record))
         length = self.headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > max_bytes:
             raise _too_long(max_bytes)
@@ -128,14 +139,20 @@ class HttpRequest:
             total += count
             if total > max_bytes:
                 raise _too_long(max_bytes)
-            bodies.take(record, count)
+            if decoder is None:
+                bodies.take(record, count)
+            else:
+                body = await decoder.feed(body)
             if use is not None:
                 use(body)
             elif more or chunks:
                 chunks.append(body)
-        if total > JOIN_BYTES:
-            return await asyncio.to_thread(b"".join, chunks)
-        return b"".join(chunks) if chunks else body
+        if decoder is not None:
+            decoder.finish()
+            total = decoder.nbytes
+        if not chunks:
+            return body
+        return await asyncio.to_thread(b"".join, chunks) if total > JOIN_BYTES else b"".join(chunks)
 
     def send(self, message: Message) -> Awaitable[None]:
         """ASGI's `send`."""

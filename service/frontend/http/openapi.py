@@ -15,7 +15,8 @@ from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE
 from service.settings import Settings
 
 REF = "#/components/schemas/{name}"
-BINARY = {"type": "string", "contentMediaType": "application/octet-stream"}
+BINARY = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+"""Bytes. OpenAPI 3.1 has `contentMediaType` for them; generators of clients read 3.0's `format`."""
 BASE64 = {"type": "string", "contentEncoding": "base64", "description": "Base64, or a data: URL."}
 RESPONSE_HEADERS = {
     "X-Request-Id": {"description": "The request's own id, or a new one.", "schema": {"type": "string"}},
@@ -33,19 +34,49 @@ _SCHEME = "apiKey"
 
 
 def add_components(app: FastAPI, documents: Sequence[Mapping[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """The app's OpenAPI document, with the `paths` and the schemas of `documents` added."""
+    """The app's OpenAPI document, with the `paths` and the schemas of `documents` added.
+
+    Its schemas are put so that generators of clients understand them.
+    """
     base_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = base_openapi()
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            _require_all(schemas)  # FastAPI describes answers only
             for more in documents:
                 document["paths"].update(more.get("paths", {}))
                 schemas.update(more["components"]["schemas"])
+            _plain_arrays(schemas)
         return app.openapi_schema or document
 
     return openapi
+
+
+def _plain_arrays(node: object) -> None:
+    """Turn tuples, which few generators of clients read, into arrays of as many items, in all schemas of `node`."""
+    if isinstance(node, list):
+        for item in node:
+            _plain_arrays(item)
+    elif isinstance(node, dict):
+        for value in node.values():
+            _plain_arrays(value)
+        if (positions := node.pop("prefixItems", None)) is not None:
+            kinds = [kind for index, kind in enumerate(positions) if kind not in positions[:index]]
+            node["items"] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+
+
+def _require_all(schemas: dict[str, Any]) -> None:
+    """Make all properties required, and drop their defaults: an answer always has them.
+
+    FastAPI's schemas have defaults where the server's own classes do, and these are no use to a client.
+    """
+    for schema in schemas.values():
+        if properties := schema.get("properties"):
+            schema["required"] = list(properties)
+            for property_schema in properties.values():
+                property_schema.pop("default", None)
 
 
 def header_parameters(settings: Settings) -> list[dict[str, Any]]:
@@ -55,8 +86,8 @@ def header_parameters(settings: Settings) -> list[dict[str, Any]]:
         {
             "name": "X-Request-Timeout-Ms",
             "in": "header",
-            "description": f"Timeout of the request, in ms from its arrival; values above {most} count as {most}.",
-            "schema": {"type": "integer", "minimum": 1, "default": most},
+            "description": f"Timeout of the request, in ms from its arrival. Default, and at most: {most}.",
+            "schema": {"type": "integer", "minimum": 1},
         },
         {
             "name": "X-Request-Id",
@@ -67,7 +98,7 @@ def header_parameters(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def error_answers() -> dict[str, Any]:
+def error_answers(media_type: str = PROBLEM_MEDIA_TYPE) -> dict[str, Any]:
     """A prediction's `responses` for each status of the error table."""
     titles: dict[int, list[str]] = {}
     for kind, row in ERROR_TABLE.items():
@@ -76,12 +107,12 @@ def error_answers() -> dict[str, Any]:
         known = titles.setdefault(row.status, [])
         if row.title not in known:
             known.append(row.title)
-    return {str(status): problem_content("; ".join(titles[status])) for status in sorted(titles)}
+    return {str(status): problem_content("; ".join(titles[status]), media_type) for status in sorted(titles)}
 
 
-def problem_content(description: str) -> dict[str, Any]:
+def problem_content(description: str, media_type: str = PROBLEM_MEDIA_TYPE) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": description, "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}}}
+    return {"description": description, "content": {media_type: {"schema": schema}}}
 
 
 def add_security(app: FastAPI, open_paths: Collection[str]) -> Callable[[], dict[str, Any]]:

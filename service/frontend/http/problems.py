@@ -1,4 +1,7 @@
-"""The table of HTTP errors: domain error → status and title, sent as problem+json (RFC 9457)."""
+"""The table of HTTP errors: domain error → status and title, sent as problem+json (RFC 9457).
+
+Under `/v2` the same body is sent as plain JSON.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,13 @@ from service.errors import (
     RetryLater,
     Unauthenticated,
     Unavailable,
+    UnsupportedEncoding,
 )
+from service.frontend.http.content_encoding import CODINGS
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+OPEN_INFERENCE_MEDIA_TYPE = "application/json"
+"""Of problems under `/v2`: KServe's SDK shows the text of no other type."""
 PROBLEM_PATH = "/problems"
 
 
@@ -44,6 +51,7 @@ ERROR_TABLE: dict[type[ConvMLPError], ProblemRow] = {
     UnsupportedFormat: ProblemRow(415, "The image format is not supported"),
     ImageTooLarge: ProblemRow(413, "Too many bytes, pixels or images"),
     BadRequest: ProblemRow(400, "The request body is invalid"),
+    UnsupportedEncoding: ProblemRow(415, "The body's Content-Encoding is not supported"),
     BadParameter: ProblemRow(422, "A parameter is invalid"),
     ModelNotFound: ProblemRow(404, "Model not found"),
     ModelInvalid: ProblemRow(422, "The model cannot be served"),
@@ -96,8 +104,13 @@ def error_response(error: ConvMLPError, instance: str) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = ", ".join(CODINGS)  # RFC 9110, section 15.5.16
     return problem_response(problem_of(error, instance), headers)
 
 
 def problem_response(problem: Problem, headers: dict[str, str]) -> Response:
-    return Response(msgspec.json.encode(problem), problem.status, headers, PROBLEM_MEDIA_TYPE)
+    """The response; its media type depends on the path that `instance` begins with."""
+    is_open_inference = problem.instance.startswith(("/v2/", "/v2#"))
+    media_type = OPEN_INFERENCE_MEDIA_TYPE if is_open_inference else PROBLEM_MEDIA_TYPE
+    return Response(msgspec.json.encode(problem), problem.status, headers, media_type)

@@ -332,6 +332,7 @@ class BoundedHttp(HttpToolsProtocol):
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(headers))
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._in_head = True  # the request has not begun yet, though its headers are complete
         self.data_received(head + rest)
 
     def _block(self) -> None:

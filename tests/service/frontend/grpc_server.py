@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from grpc_status import rpc_status
 
 from convmlp.v1.vision_pb2_grpc import VisionStub
@@ -161,9 +161,13 @@ def health_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401  (its type stub
     return HealthStub(channel)
 
 
-def reflection_of(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401  (likewise)
-    stub: Any = ServerReflectionStub
-    return stub(channel).ServerReflectionInfo
+def reflection_of(channel: grpc.aio.Channel, version: str = "v1") -> Any:  # noqa: ANN401  (likewise)
+    """The method that both versions have, with the same messages on the wire."""
+    return channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=ServerReflectionRequest.SerializeToString,
+        response_deserializer=ServerReflectionResponse.FromString,
+    )
 
 
 async def refusal(call: Awaitable[Any]) -> grpc.aio.AioRpcError:

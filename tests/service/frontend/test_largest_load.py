@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
 
 SETTINGS = Settings(heartbeat_interval_ms=50)
-SIDE = 7071
-"""Of a square picture with nearly as many pixels as the default limit."""
+SIDE = 8000
+"""Of a square picture with as many pixels as the default limit."""
 FILE_BYTES = 19 << 20
 """Nearly as many as the default limit."""
 REQUESTS = ("/classify", "/segment?view=labelmap", "/classify", "/detect") * 3

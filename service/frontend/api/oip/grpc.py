@@ -71,7 +71,7 @@ class InferMethod:
                 self._auth.admit(Caller(record.caller))
             self._engine.bodies.take(record, len(data))
             message = parse(pb.ModelInferRequest, data)
-            record.given_id = message.id
+            record.given_id, record.given_model = message.id, message.model_name
             model = self._inference.resolve(record, message.model_name, message.model_version)
             # Raw tensors are copied, not parsed.
             nbytes = len(data) // 256 if message.raw_input_contents else len(data)
@@ -84,7 +84,7 @@ class InferMethod:
 
 
 def _stream_error(record: RequestRecord, status: Status) -> bytes:
-    return stream_error(status.message, record.given_id)
+    return stream_error(status.message, record.given_model, record.given_id)
 
 
 @dataclass(frozen=True, slots=True)

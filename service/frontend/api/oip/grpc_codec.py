@@ -22,6 +22,10 @@ from service.frontend.api.oip.protocol import (
 )
 
 BYTES_FIELD, UINT8_FIELD = "bytes_contents", "uint_contents"
+FINAL_RESPONSE = "triton_final_response"
+"""The parameter that marks a request's last reply in a stream. As of Triton's ordinary models each request has one."""
+PRECISION = "model_precision"
+"""The parameter of a stream's reply that names what the network computed in."""
 
 
 def read_request(message: pb.ModelInferRequest) -> InferRequest:
@@ -47,14 +51,18 @@ def response_message(response: InferResponse) -> bytes:
 
 
 def stream_message(response: InferResponse) -> bytes:
+    """A reply of a stream, with the precision that a call has in its trailing metadata."""
     message = pb.ModelStreamInferResponse()
     _fill(message.infer_response, response)
+    message.infer_response.parameters[PRECISION].string_param = response.precision
+    message.infer_response.parameters[FINAL_RESPONSE].bool_param = True
     return message.SerializeToString()
 
 
-def stream_error(error_message: str, request_id: str) -> bytes:
-    """`request_id`: the id in the request's message."""
-    response = pb.ModelInferResponse(id=request_id)
+def stream_error(error_message: str, model: str, request_id: str) -> bytes:
+    """`model` and `request_id`: those in the request's message, by which clients match the reply."""
+    response = pb.ModelInferResponse(model_name=model, model_version=VERSION, id=request_id)
+    response.parameters[FINAL_RESPONSE].bool_param = True
     return pb.ModelStreamInferResponse(error_message=error_message, infer_response=response).SerializeToString()
 
 

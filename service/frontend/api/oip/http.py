@@ -19,14 +19,13 @@ from service.frontend.api.oip.http_codec import (
     HEADER_LENGTH,
     encode_response,
     json_length,
-    negotiate_coding,
-    read_decompressed,
     read_request,
 )
 from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
+from service.frontend.http.content_encoding import negotiate_coding
 from service.frontend.http.middleware import request_of, within_deadline
 from service.settings import Settings
 
@@ -97,7 +96,7 @@ class OpenInferenceHttp:
         deadline_s = self._engine.deadline(request.timeout_ms)
         coding = negotiate_coding(_text(headers.get(b"accept-encoding")))
         try:
-            reading = read_decompressed(request, self._settings.max_request_bytes, bodies)
+            reading = request.read(self._settings.max_request_bytes, bodies)
             body = await within_deadline(reading, deadline_s)
             length = json_length(_text(headers.get(HEADER_LENGTH_KEY)), len(body))
             nbytes = len(body) if length is None else length

@@ -1,23 +1,17 @@
 """Inference requests and responses as HTTP bodies: JSON, followed by the tensors that go as raw bytes.
 
 The header `Inference-Header-Content-Length` gives the JSON's length. Without it the whole body is JSON; with 0 there is
-no JSON and the body is one encoded image (Triton's raw binary request). Bodies may be compressed.
+no JSON and the body is one encoded image (Triton's raw binary request).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gzip
-import zlib
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from model.errors import ImageTooLarge
 from service.errors import BadRequest
 from service.frontend.api.oip.protocol import (
     INPUT,
@@ -27,44 +21,17 @@ from service.frontend.api.oip.protocol import (
     InferRequest,
     InferResponse,
     InputTensor,
-    Parameter,
     RequestedOutput,
     class_count,
     refuse_shared_memory,
+    shown_value,
 )
 from service.frontend.core.base64_text import decode_json_base64
-from service.frontend.core.engine import ByteBudget
-from service.frontend.http.middleware import HttpRequest
+from service.frontend.core.sniffing import BOM
+from service.frontend.http.content_encoding import ENCODERS
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-"""What zlib calls the format of each content coding."""
 PIECE_BYTES = 2**20
-
-FASTEST = 1
-CODINGS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda data: gzip.compress(data, FASTEST, mtime=0),
-    "deflate": lambda data: zlib.compress(data, FASTEST),
-}
-"""The preferred first. `deflate` is zlib's format (RFC 9110, section 8.4.1.2)."""
-
-
-async def read_decompressed(request: HttpRequest, max_bytes: int, bodies: ByteBudget) -> bytes:
-    """The whole body, decompressed. `bodies` holds the bytes of each chunk, and of each piece decompressed.
-
-    Raises:
-        BadRequest: the coding is unknown, or the data is not of the coding.
-        ImageTooLarge: the body exceeds `max_bytes`, as received or decompressed.
-        Overloaded: `bodies` has no room.
-        ClientDisconnect: the client left before the end.
-    """
-    coding = request.headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-    if coding != "identity" and coding not in WINDOW_BITS:
-        raise BadRequest(f"the header Content-Encoding is {coding[:40]!r}; send gzip, deflate, or no coding")
-    body = await request.read(max_bytes, bodies)
-    if coding == "identity":
-        return body
-    return await _decompressed(body, coding, max_bytes, partial(bodies.take, request.record))
 
 
 def json_length(header: str | None, body_bytes: int) -> int | None:
@@ -92,7 +59,7 @@ def read_request(body: bytes, length: int | None) -> InferRequest:
     """
     if length == 0:
         return InferRequest("", (InputTensor(INPUT, Datatype.BYTES, (1,), [body]),), (), {}, binary=False)
-    document = _parsed(body[:length])
+    document = _parsed(body[:length].removeprefix(BOM))
     parameters = document.parameters
     binary = _boolean("binary_data_output", parameters.pop("binary_data_output", False))
     outputs = [_output(output, binary) for output in document.outputs]
@@ -101,7 +68,7 @@ def read_request(body: bytes, length: int | None) -> InferRequest:
 
 
 def encode_response(response: InferResponse, coding: str | None) -> tuple[bytes, dict[str, str]]:
-    """The body and its headers. `coding`: one of CODINGS, or None.
+    """The body and its headers. `coding`: one of ENCODERS, or None.
 
     Raises:
         BadRequest: an output has too many numbers for JSON.
@@ -128,51 +95,8 @@ def encode_response(response: InferResponse, coding: str | None) -> tuple[bytes,
         body = b"".join((body, *parts))
     if coding is not None:
         headers["Content-Encoding"] = coding
-        body = CODINGS[coding](body)
+        body = ENCODERS[coding](body)
     return body, headers
-
-
-def negotiate_coding(accept_encoding: str | None) -> str | None:
-    """The coding that a client prefers; None where it accepts none, or prefers none."""
-    if accept_encoding is None:
-        return None
-    qualities = dict(map(_quality, accept_encoding.split(",")))
-    others = qualities.get("*", 0.0)
-    best, quality = None, qualities.get("identity", 0.0)
-    for coding in CODINGS:
-        if qualities.get(coding, others) > quality:
-            best, quality = coding, qualities.get(coding, others)
-    return best
-
-
-async def _decompressed(body: bytes, coding: str, max_bytes: int, take: Callable[[int], None]) -> bytes:
-    """In pieces, so that a small body that decompresses to a huge one is refused early."""
-    decompressor = zlib.decompressobj(WINDOW_BITS[coding])
-    pieces: list[bytes] = []
-    total = offset = 0
-    rest = b""
-    while not decompressor.eof:
-        if not rest:
-            rest = body[offset : offset + PIECE_BYTES]
-            offset += len(rest)
-        try:
-            piece = await asyncio.to_thread(decompressor.decompress, rest, PIECE_BYTES)
-        except zlib.error:
-            raise BadRequest(f"the body is not valid {coding} data") from None
-        if not rest and not piece and not decompressor.eof:
-            raise BadRequest(f"the body's {coding} data is truncated")
-        rest = decompressor.unconsumed_tail
-        total += len(piece)
-        if total > max_bytes:
-            raise ImageTooLarge(
-                f"the decompressed body has more than {max_bytes:,} bytes; send fewer or smaller images"
-            )
-        take(len(piece))
-        pieces.append(piece)
-    trailing = len(decompressor.unused_data) + len(body) - offset
-    if trailing:
-        raise BadRequest(f"{trailing:,} bytes follow the end of the body's {coding} data")
-    return b"".join(pieces)
 
 
 class _Input(msgspec.Struct):
@@ -194,7 +118,7 @@ class _Body(msgspec.Struct):
     inputs: list[_Input]
     id: str = ""
     outputs: list[_Output] = []
-    parameters: dict[str, Parameter] = {}
+    parameters: dict[str, Any] = {}
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -225,8 +149,8 @@ def _inputs(inputs: list[_Input], rest: memoryview) -> tuple[InputTensor, ...]:
             data = _listed(tensor)
         elif isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(rest):
             raise BadRequest(
-                f"input {tensor.name[:40]!r}: binary_data_size is {size!r:.40}; expected a whole number, at most the "
-                f"{len(rest):,} bytes that remain"
+                f"input {tensor.name[:40]!r}: binary_data_size is {shown_value(size)}; expected a whole number, at "
+                f"most the {len(rest):,} bytes that remain"
             )
         else:
             data, rest = rest[:size], rest[size:]
@@ -300,18 +224,5 @@ def _output(output: _Output, binary: bool) -> RequestedOutput:
 
 def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise BadRequest(f"the parameter {name} is {value!r:.40}; expected true or false")
+        raise BadRequest(f"the parameter {name} is {shown_value(value)}; expected true or false")
     return value
-
-
-def _quality(part: str) -> tuple[str, float]:
-    """The coding and the quality of `gzip;q=0.5`; a malformed quality counts as 0."""
-    name, _, parameter = part.partition(";")
-    key, _, value = parameter.partition("=")
-    if not parameter:
-        return name.strip().lower(), 1.0
-    try:
-        quality = float(value) if key.strip().lower() == "q" else 0.0
-    except ValueError:
-        quality = 0.0
-    return name.strip().lower(), quality

@@ -110,7 +110,7 @@ class Inference:
 
             def respond() -> T:
                 outputs = selection.stack(values, self._max_bytes)
-                return encode(InferResponse(config.name, request.id, outputs))
+                return encode(InferResponse(config.name, request.id, record.precision, outputs))
 
             encoded = await offload(respond, nbytes, deadline_s)
         except ConvMLPError:

@@ -14,7 +14,7 @@ from typing import Any
 
 from model.bundle import BundleConfig
 from service.errors import BadRequest
-from service.frontend.api.oip.outputs import outputs_of
+from service.frontend.api.oip.outputs import default_outputs, outputs_of
 from service.frontend.api.oip.protocol import INPUT, VERSION, Datatype, check_version
 from service.frontend.core.engine import Engine
 from service.settings import Settings
@@ -165,7 +165,7 @@ def server_metadata() -> Fields:
 
 def model_metadata(config: BundleConfig) -> Fields:
     """An input has one datatype in the protocol. It is UINT8, because any of its values are valid pixels."""
-    outputs = [(output.name, output.datatype, output.dims) for output in outputs_of(config)]
+    outputs = [(output.name, output.datatype, output.dims) for output in default_outputs(config)]
     return {
         "name": config.name,
         "versions": [VERSION],
@@ -178,11 +178,13 @@ def model_metadata(config: BundleConfig) -> Fields:
 def model_config(model: ModelStatus, settings: Settings) -> Fields:
     """The fields of Triton's model configuration that apply here; `dims` are without the batch's."""
     config = model.config
+    more = [output.name for output in outputs_of(config) if not output.default]
     facts = {
         "task": config.task.value,
         "image": IMAGE_FORMS,
         "precision": model.precision,
         "weights_sha256": config.weights_sha256,
+        **({"optional_outputs": ", ".join(more)} if more else {}),
     }
     return {
         "name": config.name,
@@ -193,7 +195,7 @@ def model_config(model: ModelStatus, settings: Settings) -> Fields:
         "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "format": "FORMAT_NHWC", "dims": list(IMAGE_DIMS)}],
         "output": [
             {"name": output.name, "data_type": CONFIG_TYPES[output.datatype], "dims": list(output.dims)}
-            for output in outputs_of(config)
+            for output in default_outputs(config)
         ],
         "dynamic_batching": {
             # An idle device runs whatever waits.

@@ -29,7 +29,7 @@ MODEL = "/v2/models/{name}"
 OF_VERSION = f"{MODEL}/versions/{{version}}"
 JSON = "application/json"
 RAW = "application/octet-stream"
-ERROR = {"default": problem_content("An RFC 9457 problem; clients of the protocol read its member `error`")}
+ERROR = {"default": problem_content("An RFC 9457 problem; clients read its member `error`", JSON)}
 
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
@@ -83,10 +83,10 @@ def schemas(max_images: int) -> dict[str, Schema]:
         "metadata_tensor": _object({"name": TEXT, "datatype": ref("datatype"), "shape": SHAPE}),
         "datatype": {"type": "string", "enum": list(Datatype)},
         "tensor_data": {
-            "description": "Elements as a flat list, or nested like the shape. Elements of BYTES are text; encoded "
-            "images are base64.",
+            "description": "Numbers or texts as a flat list, or nested like the shape. Elements of BYTES are text; "
+            "encoded images are base64.",
             "type": "array",
-            "items": {"anyOf": [ref("tensor_data"), {"type": "number"}, TEXT]},
+            "items": {},  # generators of clients have no recursive lists
         },
         "inference_request": _object(
             {
@@ -99,7 +99,7 @@ def schemas(max_images: int) -> dict[str, Schema]:
         ),
         "request_input": _object(
             {
-                "name": {"const": INPUT},
+                "name": {**TEXT, "const": INPUT},
                 "shape": {
                     **many(COUNT),
                     "description": f"BYTES: [N] or [N, 1], UINT8: [N, H, W, 3], with N up to {max_images}.",
@@ -147,7 +147,14 @@ def schemas(max_images: int) -> dict[str, Schema]:
         "model_configuration": {"type": "object", "description": "The fields of Triton's configuration that apply."},
         "model_statistics": _object({"model_stats": many({"type": "object"})}),
         "repository_index": many(
-            _object({"name": TEXT, "version": TEXT, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT})
+            _object(
+                {
+                    "name": TEXT,
+                    "version": TEXT,
+                    "state": {"type": "string", "enum": ["READY", "UNAVAILABLE"]},
+                    "reason": TEXT,
+                }
+            )
         ),
     }
 
@@ -213,7 +220,7 @@ def _infer(path: str, name: str, settings: Settings) -> Operation:
             "headers": {**RESPONSE_HEADERS, HEADER_LENGTH: json_bytes},
             "content": {JSON: {"schema": ref("inference_response")}, RAW: {"schema": BINARY}},
         },
-        **error_answers(),
+        **error_answers(JSON),
     }
     return operation
 

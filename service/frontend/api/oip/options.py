@@ -8,7 +8,7 @@ from typing import Any
 from model.postprocess.masks import MaskFormat
 from model.types import Task
 from service.errors import BadParameter
-from service.frontend.api.oip.protocol import Parameter
+from service.frontend.api.oip.protocol import shown_value
 from service.frontend.core.parameters import MAX_DETECTIONS, SCORE_THRESHOLD, TOP_K, PredictParams, cached_params
 
 OF_TASK: dict[Task, tuple[str, ...]] = {
@@ -25,15 +25,17 @@ WITHOUT_EFFECT = frozenset(
         "sequence_end",
         "triton_enable_empty_final_response",
         "binary_data_output",
+        "content_type",
     }
 )
-"""Triton's parameters that are accepted and ignored: requests run by earliest deadline, no answer depends on an earlier
-one, each request has one response, and gRPC always sends raw bytes."""
+"""Parameters of Triton's and KServe's clients that are accepted and ignored: requests run by earliest deadline, no
+answer depends on an earlier one, each request has one response, gRPC always sends raw bytes, and an input is read by
+its datatype alone."""
 
 _WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS}
 
 
-def read_params(task: Task, parameters: Mapping[str, Parameter]) -> PredictParams:
+def read_params(task: Task, parameters: Mapping[str, object]) -> PredictParams:
     """The checked parameters of a request.
 
     Raises:
@@ -53,7 +55,7 @@ def read_params(task: Task, parameters: Mapping[str, Parameter]) -> PredictParam
     return cached_params(**values)
 
 
-def read_timeout_s(parameters: Mapping[str, Parameter]) -> float | None:
+def read_timeout_s(parameters: Mapping[str, object]) -> float | None:
     """The parameter `timeout`, which is in microseconds, counted from the request's arrival. 0 means none, as Triton's.
 
     Raises:
@@ -65,10 +67,10 @@ def read_timeout_s(parameters: Mapping[str, Parameter]) -> float | None:
     return value / 1e6 if value else None
 
 
-def _checked(name: str, value: Parameter) -> Parameter:
+def _checked(name: str, value: object) -> MaskFormat | int | float:
     """A value of the right type."""
     if name == "mask_format":
-        if value in list(MaskFormat):
+        if isinstance(value, str) and value in list(MaskFormat):
             return MaskFormat(value)
         raise _wrong(name, value, f"one of {', '.join(MaskFormat)}")
     if name == "score_threshold":
@@ -80,8 +82,5 @@ def _checked(name: str, value: Parameter) -> Parameter:
     return value
 
 
-def _wrong(name: str, value: Parameter, expected: str) -> BadParameter:
-    shown = ascii(value)
-    return BadParameter(
-        f"parameter {name!r} is {shown if len(shown) <= 80 else shown[:80] + '…'}; expected {expected}", name
-    )
+def _wrong(name: str, value: object, expected: str) -> BadParameter:
+    return BadParameter(f"parameter {name!r} is {shown_value(value)}; expected {expected}", name)

@@ -1,4 +1,4 @@
-"""The outputs of each task: listed by metadata, selected by a request, computed from results.
+"""The outputs of each task: selected by a request, computed from results. Metadata list the default ones.
 
 The images of one request share each output's tensor, whose first axis is the images'. Where images differ in size or in
 the number of items found, the smaller parts are padded on the right and below: with 0 or an empty element, `indices`
@@ -96,6 +96,11 @@ def outputs_of(config: BundleConfig) -> tuple[Output, ...]:
             return SEGMENT_OUTPUTS if len(config.labels) <= 256 else WIDE_SEGMENT_OUTPUTS
 
 
+def default_outputs(config: BundleConfig) -> tuple[Output, ...]:
+    """The outputs of a request that names none: what the protocol's metadata promise."""
+    return tuple(output for output in outputs_of(config) if output.default)
+
+
 def select_outputs(config: BundleConfig, request: InferRequest, requested: PredictParams) -> OutputSelection:
     """The outputs that a request names, or the model's default ones.
 
@@ -108,8 +113,8 @@ def select_outputs(config: BundleConfig, request: InferRequest, requested: Predi
     without_masks = mask_format is MaskFormat.NONE
     selected: list[tuple[Output, bool]] = []
     if not request.outputs:
-        for output in known:
-            if output.default and not (without_masks and output is DETECTION_MASKS):
+        for output in default_outputs(config):
+            if not (without_masks and output is DETECTION_MASKS):
                 selected.append((output, request.binary))
     for wanted in request.outputs:
         output = _named(config, known, wanted)

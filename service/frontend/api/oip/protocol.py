@@ -56,6 +56,9 @@ DTYPES: dict[Datatype, np.dtype[Any]] = {
     Datatype.FP32: np.dtype("<f4"),
 }
 
+MAX_SHOWN = 80
+"""Characters of a parameter's value in an error."""
+
 Values = npt.NDArray[Any] | list[bytes]
 """A tensor's elements: an array of its shape, or the elements of BYTES one after the other."""
 Parameter = bool | int | float | str
@@ -117,21 +120,22 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """Empty `outputs` request the model's default outputs, raw or as JSON by `binary`."""
+    """Empty `outputs` request the model's default outputs, raw or as JSON by `binary`. `parameters` are unchecked."""
 
     id: str
     inputs: tuple[InputTensor, ...]
     outputs: tuple[RequestedOutput, ...]
-    parameters: Mapping[str, Parameter]
+    parameters: Mapping[str, object]
     binary: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class InferResponse:
-    """`outputs` in the requested order, each with whether it goes as raw bytes."""
+    """`outputs` in the requested order, each with whether it goes as raw bytes. `precision`: of the network."""
 
     model: str
     id: str
+    precision: str
     outputs: Sequence[tuple[Tensor, bool]]
 
 
@@ -147,6 +151,14 @@ def refuse_shared_memory(tensor: str, parameters: Mapping[str, object]) -> None:
         raise BadRequest(f"tensor {tensor!r}: shared memory is not supported; send and receive the data itself")
 
 
+def shown_value(value: object) -> str:
+    """A parameter's value for an error, cut. Lists and objects are only named: they may be nested deeply."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = ascii(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
 def class_count(output: str, parameters: Mapping[str, object]) -> int:
     """The parameter `classification` of a requested output; 0 where it is not set.
 
@@ -155,7 +167,7 @@ def class_count(output: str, parameters: Mapping[str, object]) -> int:
     """
     count = parameters.get("classification", 0)
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise BadRequest(f"output {output!r}: `classification` is {count!r:.40}; expected a whole number")
+        raise BadRequest(f"output {output!r}: `classification` is {shown_value(count)}; expected a whole number")
     return count
 
 

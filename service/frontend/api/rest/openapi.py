@@ -11,7 +11,7 @@ import msgspec
 
 from model.types import Task
 from service.frontend.api.rest.query import Medium
-from service.frontend.api.rest.schemas import RESULT_OF_TASK, ImageError
+from service.frontend.api.rest.schemas import RESULT_OF_TASK, DetectionItem, ImageError, MaskItem, SegmentItem
 from service.frontend.core.parameters import PARAMETERS
 from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.settings import Settings
@@ -21,6 +21,9 @@ SUMMARY = {
     Task.DETECT: "Detect objects: boxes with labels and scores, and masks if the model has them",
     Task.SEGMENT: "Segment images: the class of each pixel",
 }
+
+FORM, DOCUMENT, MASK = "ImageForm", "ImageDocument", "Mask"
+"""Names of schemas: of a body that is a form or JSON, and of a mask in whichever format was requested."""
 
 
 def prediction_operation(task: Task, settings: Settings) -> dict[str, Any]:
@@ -42,20 +45,6 @@ def _query_parameters(task: Task) -> list[dict[str, Any]]:
 
 
 def _body(settings: Settings) -> dict[str, Any]:
-    one_or_several = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": settings.max_images}
-    form = {"type": "object", "properties": {"image": one_or_several, "file": one_or_several}}
-    document = {
-        "oneOf": [
-            {"type": "object", "properties": {"image": BASE64}, "required": ["image"]},
-            {
-                "type": "object",
-                "properties": {
-                    "images": {"type": "array", "items": BASE64, "minItems": 1, "maxItems": settings.max_images}
-                },
-                "required": ["images"],
-            },
-        ]
-    }
     return {
         "required": True,
         "description": (
@@ -65,10 +54,9 @@ def _body(settings: Settings) -> dict[str, Any]:
             f"{settings.max_request_bytes:,} bytes in all."
         ),
         "content": {
-            "image/*": {"schema": BINARY},
             "application/octet-stream": {"schema": BINARY},
-            "multipart/form-data": {"schema": form},
-            "application/json": {"schema": document},
+            "multipart/form-data": {"schema": _ref(FORM)},
+            "application/json": {"schema": _ref(DOCUMENT)},
         },
     }
 
@@ -79,33 +67,57 @@ def _answer(task: Task) -> dict[str, Any]:
         "description": "JSON, or the image with the result drawn on it if `Accept` prefers that (one image only)",
         "headers": RESPONSE_HEADERS,
         "content": {
-            Medium.JSON.value: {"schema": {"$ref": REF.format(name=_answer_name(task))}},
+            Medium.JSON.value: {"schema": _ref(_answer_name(task))},
             **pictures,
         },
     }
 
 
-def prediction_components() -> dict[str, Any]:
+def prediction_components(settings: Settings) -> dict[str, Any]:
     """The schemas that `prediction_operation` refers to, by name."""
     structs = [ImageError, *RESULT_OF_TASK.values()]
-    _, components = msgspec.json.schema_components(structs, ref_template=REF)
+    (mask, *_), components = msgspec.json.schema_components([MaskItem, *structs], ref_template=REF)
+    # With names of their own, unions become types of their own in generated clients, which users can replace.
+    components[MASK] = mask
+    for item in (DetectionItem, SegmentItem):
+        components[item.__name__]["properties"]["mask"] = _ref(MASK)
+    several = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
+    components[FORM] = {
+        "type": "object",
+        "description": "Images as parts of a form.",
+        "properties": {name: {**several, "items": BINARY} for name in ("image", "file")},
+        "minProperties": 1,
+    }
+    components[DOCUMENT] = {
+        "type": "object",
+        "description": "Images as base64: either one or several.",
+        "properties": {"image": BASE64, "images": {**several, "items": BASE64}},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
     for task, result in RESULT_OF_TASK.items():
-        items = [{"$ref": REF.format(name=name)} for name in (result.__name__, "ImageError")]
+        result_name = f"{task.value.capitalize()}Result"
+        components[result_name] = {"anyOf": [_ref(result.__name__), _ref(ImageError.__name__)]}
         components[_answer_name(task)] = {
             "title": _answer_name(task),
             "type": "object",
             "properties": {
                 "model": {"type": "string"},
-                "task": {"const": task.value},
+                "task": {"type": "string", "const": task.value},
                 "results": {
                     "type": "array",
-                    "items": {"anyOf": items},
+                    "items": _ref(result_name),
                     "description": "In upload order.",
                 },
             },
             "required": ["model", "task", "results"],
         }
     return components
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": REF.format(name=name)}
 
 
 def _answer_name(task: Task) -> str:

@@ -23,7 +23,8 @@ from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
 from service.frontend.core.request_log import precisions, slowest
-from service.frontend.http.body import EMPTY_BODY, Upload, read_uploads
+from service.frontend.core.sniffing import TEXT_STARTS
+from service.frontend.http.body import EMPTY_BODY, Upload, read_uploads, uploads_of_text
 from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
 from service.frontend.http.problems import problem_of
 from service.settings import Settings
@@ -82,9 +83,11 @@ class Predict:
                 else read_uploads(request, self._settings, engine.bodies)
             )
             body = await within_deadline(reading, deadline_s)
-            uploads: list[Upload] = [body] if isinstance(body, bytes) else body
             if not body:
                 raise BadRequest(EMPTY_BODY)
+            uploads: list[Upload] = [body] if isinstance(body, bytes) else body
+            if isinstance(body, bytes) and body[:1] in TEXT_STARTS:
+                uploads = await within_deadline(uploads_of_text(body, self._settings.max_images), deadline_s)
             if len(uploads) == 1:
                 with request.connection.disconnect:
                     reply = await self._predict(record.request_id, model, query, uploads[0], deadline_s, record.caller)

@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from model.bundle import Accuracy, Source
@@ -21,10 +22,12 @@ from model.spec import Postprocessing, Preprocessing
 from model.types import Task
 from service.errors import Unavailable
 from service.frontend.core.engine import Engine
+from service.frontend.http.content_encoding import ENCODERS, negotiate_coding
 from service.frontend.http.openapi import problem_content
+from service.observability.exposition import exposition
 from service.types import ModelStatus
 
-MetricsText = Callable[[], tuple[bytes, str]]
+METRICS_TYPES = ("text/plain", "application/openmetrics-text")
 
 WEB = Path(__file__).parents[2] / "web"
 
@@ -79,22 +82,27 @@ class ReadyAnswer(BaseModel):
     reason: str
 
 
-def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
+def service_routes(engine: Engine, registry: CollectorRegistry) -> APIRouter:
     router = APIRouter(responses={"default": problem_content("An error (RFC 9457)")})
 
-    @router.get("/models", tags=["models"], summary="List the served models")
+    @router.get("/models", tags=["models"], operation_id="list_models", summary="List the served models")
     async def models() -> ModelList:
         return ModelList(models=[_card(engine, model) for model in engine.models()])
 
-    @router.get("/models/{name}", tags=["models"], summary="Describe one model")
+    @router.get("/models/{name}", tags=["models"], operation_id="describe_model", summary="Describe one model")
     async def model(name: str) -> ModelCard:
         return _card(engine, engine.model(name))
 
-    @router.get("/livez", tags=["operation"], summary="Liveness of this process")
+    @router.get("/livez", tags=["operation"], operation_id="liveness", summary="Liveness of this process")
     async def livez() -> Liveness:
         return Liveness(live=True)
 
-    @router.get("/readyz", tags=["operation"], summary="Readiness to answer predictions; 503 with the reason if not")
+    @router.get(
+        "/readyz",
+        tags=["operation"],
+        operation_id="readiness",
+        summary="Readiness to answer predictions; 503 with the reason if not",
+    )
     async def readyz() -> ReadyAnswer:
         readiness = engine.readiness()
         if not readiness.ready:
@@ -104,14 +112,19 @@ def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
     @router.get(
         "/metrics",
         tags=["operation"],
+        operation_id="metrics",
         summary="Prometheus metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": {media_type: {"schema": {"type": "string"}} for media_type in METRICS_TYPES}}},
     )
-    def metrics() -> Response:
+    def metrics(request: Request) -> Response:
         # Not async, so that it runs in a thread: with several processes it reads their files.
-        text, media_type = metrics_text()
-        return Response(text, media_type=media_type)
+        text, media_type = exposition(registry, request.headers.get("accept", ""))
+        headers = {"Content-Type": media_type, "Vary": "Accept, Accept-Encoding"}
+        coding = negotiate_coding(request.headers.get("accept-encoding"))
+        if coding is not None:
+            text, headers["Content-Encoding"] = ENCODERS[coding](text), coding
+        return Response(text, headers=headers)
 
     return router
 

@@ -172,7 +172,7 @@ async def test_async_client(served: Rest) -> None:
 @pytest.mark.parametrize(
     ("task", "body", "parameters", "query", "status", "words"),
     [
-        ("classify", b"%PDF-1.7", {}, "", 415, "image format is not supported"),
+        ("classify", b"%PDF-1.7", {}, "", 415, "PDF document, which is not supported"),
         ("classify", picture()[:60], {}, "", 400, "truncated|corrupt|decode"),
         ("classify", b"", {"top_k": 1}, "", 400, "empty"),
         ("classify", picture(), {"top_k": 0}, "", 422, "top_k"),

@@ -32,6 +32,12 @@ async def test_content_type_does_not_matter(rest: Rest, content_type: str | None
         assert response.json()[0] == {"label": "grey 7", "score": 0.5}
 
 
+async def test_no_score_where_there_is_none(rest: Rest) -> None:
+    """A semantic segment has no key `score`: `@huggingface/inference` 4.13.30 refuses null."""
+    response = await rest.http.post("/compat/huggingface/segment", content=picture(7))
+    assert [set(element) for element in response.json()] == [{"label", "mask"}] * 2
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -69,7 +75,7 @@ async def test_forms_of_json(rest: Rest, document: dict[str, Any]) -> None:
         (b'{"inputs": "AAAA", "parameters": {"topk": 1}}', 422, "top_k"),
         (b'{"inputs": "AAAA", "parameters": {"top_k": "1"}}', 422, "top_k"),
         (b'{"inputs": "AAAA", "parameters": {"top_k": true}}', 422, "top_k"),
-        (b"[1]", 415, "format"),
+        (b"[1]", 415, "JSON"),
     ],
 )
 async def test_bad_bodies(rest: Rest, body: bytes, status: int, words: str) -> None:

@@ -212,21 +212,31 @@ async def another_channel(rpc: RpcWithWorker) -> AsyncIterator[grpc.aio.Channel]
         yield channel
 
 
-async def test_reflection_lists_all_services(rpc: RpcWithWorker) -> None:
-    """Reflection lists all services, itself included, with their descriptions."""
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_lists_all_services(rpc: RpcWithWorker, version: str) -> None:
+    """Both versions of reflection list all services, themselves included, with their descriptions."""
     asked = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
-        reflection_pb2.ServerReflectionRequest(file_containing_symbol="convmlp.v1.Vision"),
+        *[
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)
+            for name in ("convmlp.v1.Vision", f"grpc.reflection.{version}.ServerReflection")
+        ],
     ]
-    listed, described = [answer async for answer in reflection_of(rpc.channel)(iter(asked))]
+    listed, *described = [answer async for answer in reflection_of(rpc.channel, version)(iter(asked))]
     assert {service.name for service in listed.list_services_response.service} == {
         "convmlp.v1.Vision",
         "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
-    files = [FileDescriptorProto.FromString(one) for one in described.file_descriptor_response.file_descriptor_proto]
-    assert "Vision" in {service.name for file in files for service in file.service}
+    files = [
+        FileDescriptorProto.FromString(one)
+        for answer in described
+        for one in answer.file_descriptor_response.file_descriptor_proto
+    ]
+    names = {f"{file.package}.{service.name}" for file in files for service in file.service}
+    assert {"convmlp.v1.Vision", f"grpc.reflection.{version}.ServerReflection"} <= names
 
 
 async def test_connections_are_bounded() -> None:

@@ -18,6 +18,7 @@ from service.errors import (
     RetryLater,
     Unauthenticated,
     Unavailable,
+    UnsupportedEncoding,
 )
 from service.frontend.grpc.status import ERROR_TABLE, MAX_MESSAGE, status_of
 from tests.service.frontend.grpc_server import field, reason, request_id, retry_s
@@ -27,6 +28,7 @@ CONTRACT: dict[type[ConvMLPError], grpc.StatusCode] = {
     UnsupportedFormat: grpc.StatusCode.INVALID_ARGUMENT,
     ImageTooLarge: grpc.StatusCode.INVALID_ARGUMENT,
     BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    UnsupportedEncoding: grpc.StatusCode.INVALID_ARGUMENT,
     BadParameter: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,

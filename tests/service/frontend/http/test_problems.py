@@ -17,6 +17,7 @@ from service.errors import (
     RetryLater,
     Unauthenticated,
     Unavailable,
+    UnsupportedEncoding,
 )
 from service.frontend.http.problems import ERROR_TABLE, error_response
 from tests.service.frontend.rest_server import problem_of
@@ -26,6 +27,7 @@ CONTRACT: dict[type[ConvMLPError], int] = {
     UnsupportedFormat: 415,
     ImageTooLarge: 413,
     BadRequest: 400,
+    UnsupportedEncoding: 415,
     BadParameter: 422,
     ModelNotFound: 404,
     Unauthenticated: 401,
@@ -72,3 +74,8 @@ def test_bundle_invalid_keeps_its_words_to_itself() -> None:
 def test_unauthenticated_names_a_scheme() -> None:
     """A 401 names the authentication scheme, as HTTP demands."""
     assert error_response(Unauthenticated("no token"), "/").headers["www-authenticate"] == "Bearer"
+
+
+def test_unsupported_encoding_offers_others() -> None:
+    """A 415 for a content coding names those that are decoded (RFC 9110, section 15.5.16)."""
+    assert error_response(UnsupportedEncoding("br"), "/").headers["accept-encoding"] == "gzip, deflate"

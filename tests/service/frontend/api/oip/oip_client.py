@@ -115,6 +115,7 @@ def http_body(request: OipRequest, **document: Any) -> tuple[bytes, dict[str, st
 def read_http(response: httpx2.Response) -> OipResponse:
     """Raises Refused."""
     if response.status_code != 200:
+        assert response.headers["content-type"] == "application/json"
         problem = response.json()
         assert problem["status"] == response.status_code
         assert problem["error"] == problem["detail"]

@@ -135,7 +135,7 @@ async def test_stream_keeps_the_order_of_its_requests(oip: OipFrontEnds) -> None
 
 
 async def test_stream_goes_on_after_an_error(rpc: OipGrpcClient) -> None:
-    """The reply to a request that fails has the error and its id; the stream goes on."""
+    """The reply to a request that fails has the error, and the request's id and model; the stream goes on."""
     requests = [
         grey(1, id="a"),
         grpc_request(encoded_request("fake_classify", b"no picture", id="b")),
@@ -148,6 +148,17 @@ async def test_stream_goes_on_after_an_error(rpc: OipGrpcClient) -> None:
     assert "the image format is not supported" in replies[1].error_message
     assert "there is no model 'nothing'" in replies[2].error_message
     assert not replies[1].infer_response.outputs
+    names = [(reply.infer_response.model_name, reply.infer_response.model_version) for reply in replies]
+    assert names == [(request.model_name, "1") for request in requests]
+
+
+async def test_every_reply_of_a_stream_is_its_requests_last(rpc: OipGrpcClient) -> None:
+    """Triton's mark of a request's last reply is on each, failed ones too; an answer has its model's precision."""
+    requests = [grey(1, id="a"), grpc_request(encoded_request("fake_classify", b"no picture", id="b"))]
+    answered, failed = [reply.infer_response async for reply in rpc.stub.ModelStreamInfer(each(requests))]
+    assert answered.parameters["model_precision"].string_param == "fp32"
+    assert all(reply.parameters["triton_final_response"].bool_param for reply in (answered, failed))
+    assert "model_precision" not in failed.parameters
 
 
 async def test_a_cancelled_stream_cancels_its_images(fresh_oip: OipFrontEnds) -> None:
@@ -224,6 +235,10 @@ async def test_other_methods_agree_with_http(oip: OipFrontEnds) -> None:
     for model in ("fake_classify", "fake_instances", "fake_segment"):
         received = (await http.get(f"/v2/models/{model}")).json()
         metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name=model))
+        request = grpc_request(encoded_request(model, IMAGE))
+        assert [output.name for output in (await stub.ModelInfer(request)).outputs] == [
+            output.name for output in metadata.outputs
+        ]
         assert [(output.name, output.datatype, list(output.shape)) for output in metadata.outputs] == [
             (output["name"], output["datatype"], output["shape"]) for output in received["outputs"]
         ]

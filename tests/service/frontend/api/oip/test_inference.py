@@ -173,9 +173,10 @@ async def test_order_of_outputs(client: OipClient) -> None:
 
 
 async def test_parameters_without_effect(client: OipClient) -> None:
-    """Parameters of priorities and sequences are accepted and change nothing."""
+    """Parameters of priorities and sequences, and KServe's content type, are accepted and change nothing."""
     plain = await client.infer(encoded_request("fake_classify", picture(50)))
-    parameters = {"priority": 1, "sequence_id": 7, "sequence_start": True, "sequence_end": False, "timeout": 9_000_000}
+    sequence = {"sequence_id": 7, "sequence_start": True, "sequence_end": False}
+    parameters = {"priority": 1, **sequence, "timeout": 9_000_000, "content_type": "base64"}
     answer = await client.infer(encoded_request("fake_classify", picture(50), parameters=parameters))
     assert {name: values.tolist() for name, values in answer.outputs.items()} == {
         name: values.tolist() for name, values in plain.outputs.items()

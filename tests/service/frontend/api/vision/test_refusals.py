@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import grpc
 import pytest
 
@@ -47,6 +49,21 @@ async def test_bad_values_are_named(
             error = await refusal(rpc.stub.Segment(request_))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (reason(rich(error)), field(rich(error))) == ("BAD_PARAMETER", name)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (b"https://example.org/cat.jpg", "this is a URL, not a picture; URLs are not fetched"),
+        (base64.b64encode(picture()), "this is base64 text, not a picture; decode it"),
+        (b'{"image": "AAAA"}', "this is JSON, not a picture"),
+    ],
+)
+async def test_text_in_an_image_s_place_is_named(rpc: RpcWithWorker, image: bytes, words: str) -> None:
+    """The field `image` has a picture's bytes; the error names what stands there instead."""
+    error = await refusal(rpc.stub.Classify(pb.ClassifyRequest(image=image)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in str(error.details())
 
 
 @pytest.mark.parametrize("top_k", [1, 1000])

@@ -1,0 +1,270 @@
+"""JPEG: one scan, or several. The segments are read here; the decoder gets only those that the pixels need."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+import simplejpeg
+from PIL.JpegImagePlugin import JpegImageFile
+
+from model.containers.header import (
+    DECODED_BYTES,
+    MAX_HEADER_PARTS,
+    MAX_PARTS,
+    POINTER_BYTES,
+    UPRIGHT,
+    Header,
+    ImageFormat,
+    check_size,
+    exif_orientation,
+    too_many_parts,
+    too_much_work,
+    undecodable,
+)
+from model.errors import ImageUndecodable, UnsupportedFormat
+from model.pixels import PIXEL_BYTES, cmyk_to_rgb, pillow_pixels, upright_size
+from model.types import Reader, Size, UInt8Array
+
+EOI, SOS, APP1 = 0xD9, 0xDA, 0xE1
+TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})
+"""Markers of Huffman and arithmetic tables, quantisation tables, and the distance of restarts."""
+FRAMES = frozenset(range(0xC0, 0xD0)) - TABLES - {0xC8}
+PROGRESSIVE = frozenset({0xC2, 0xCA})
+OTHER_FORMATS = {0xF7: "a JPEG-LS picture", 0xDE: "a hierarchical JPEG"}
+"""Markers of formats that begin as a JPEG does."""
+OTHER_PROCESSES = {
+    0xC3: "lossless",
+    0xCB: "lossless",
+    0xCF: "lossless hierarchical",
+    0xC7: "lossless hierarchical",
+    **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical"),
+}
+"""Frames of coding processes that decoders of pictures lack."""
+ARITHMETIC = frozenset({0xC9, 0xCA})
+DECODED = FRAMES | TABLES | {SOS}
+APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
+"""Application segments that define how colours are coded, and how they begin."""
+BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
+"""Markers without a segment. Zero follows a byte 0xFF that is data."""
+NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
+SEARCHED_BYTES = 1 << 18
+"""At a time: a search holds the GIL, for some milliseconds at worst."""
+SAMPLE_COST, SCANNED_COST = 0.6, 0.2
+"""Of each sample, and of each that one of several scans passes over."""
+USUAL_SCANS = 5
+"""Times that the scans of a progressive JPEG pass over all its samples, as usual encoders write it: in ten scans, most
+of them of one component."""
+
+END = bytes([0xFF, EOI])
+DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
+"""How libjpeg's warnings of lost pixels begin."""
+UNUSUAL = (
+    "Warning: unknown JFIF",
+    "Unknown Adobe",
+    "Invalid SOS parameters",
+    "tjDecompressHeader3(): Could not determine subsampling level",
+)
+"""How its warnings of odd numbers in headers begin, on which no pixel depends, and how TurboJPEG refuses components of
+resolutions that it has no name for. The last warning is the one that is raised."""
+
+Needed = Callable[[Size], Size]
+"""The upright size of a picture → the size that its caller resizes to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a JPEG has before the data of its first scan.
+
+    `segments` are (marker, start, end). The picture has `samples`, in whole blocks; a component has `unit` of them for
+    each block that its sampling has in a group: its two factors, of 4 bits each. `several_scans`: the decoder keeps
+    the whole picture's coefficients until the last one.
+    """
+
+    segments: list[tuple[int, int, int]]
+    components: bytes
+    samplings: bytes
+    unit: int
+    samples: int
+    several_scans: bool
+    cost: float
+    """Without that of several scans."""
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a JPEG.
+
+    Raises:
+        struct.error, LookupError, ValueError, ArithmeticError: truncated or damaged.
+        ImageUndecodable, ImageTooLarge: no picture; too many segments.
+    """
+    segments: list[tuple[int, int, int]] = []
+    frame = 0
+    offset = 2
+    for _ in range(MAX_HEADER_PARTS):
+        if data[offset] != 0xFF:
+            # Decoders skip what stands between segments.
+            offset = data.index(b"\xff", offset)
+        marker = data[offset + 1]
+        if marker == 0xFF or marker in BARE_MARKERS:
+            offset += 1 if marker == 0xFF else 2
+            continue
+        start = offset
+        offset += 2 + (data[start + 2] << 8 | data[start + 3])
+        if marker == EOI or offset < start + 4 or offset > len(data):
+            raise undecodable(ImageFormat.JPEG)
+        segments.append((marker, start, offset))
+        if marker in FRAMES:
+            if frame:
+                raise ImageUndecodable("the JPEG has several frame headers; save it again")
+            frame = marker
+            precision, height, width, number = struct.unpack_from(">BHHB", data, start + 4)
+            components, samplings = data[start + 10 : offset : 3], data[start + 11 : offset : 3]
+        elif marker in OTHER_FORMATS:
+            raise _not_read(OTHER_FORMATS[marker])
+        elif marker == SOS:
+            break
+    else:
+        raise too_many_parts(ImageFormat.JPEG, "segments before its first scan", MAX_HEADER_PARTS)
+    if not frame:
+        raise ImageUndecodable("the JPEG has no frame header; send the whole file")
+    if frame in OTHER_PROCESSES:
+        raise _not_read(f"a {OTHER_PROCESSES[frame]} JPEG")
+    if precision != 8:
+        raise _not_read(f"a JPEG with {precision} bits a sample")
+    if not height and width:
+        raise _not_read("a JPEG whose height follows its pixels (DNL)")
+    if len(samplings) != number or not height or not width:
+        raise ImageUndecodable("the JPEG has a frame header without pixels; send the whole file")
+    across, down, blocks = max(samplings) >> 4, 0, 0
+    for sampling in samplings:
+        down = max(down, sampling & 15)
+        blocks += (sampling >> 4) * (sampling & 15)
+    unit = 64 * -(-width // (8 * across)) * -(-height // (8 * down))
+    samples = unit * blocks
+    several_scans = frame in PROGRESSIVE or data[segments[-1][1] + 4] < number
+    byte_cost = 24 if frame in ARITHMETIC else 12 if frame in PROGRESSIVE else 3
+    cost = SAMPLE_COST * samples + byte_cost * len(data)
+    layout = _Layout(segments, components, samplings, unit, samples, several_scans, cost)
+    decode_bytes = DECODED_BYTES * height * width + POINTER_BYTES * height
+    if several_scans:
+        # Coefficients have two bytes each; the picture is beside them.
+        decode_bytes = max(decode_bytes, 2 * samples + PIXEL_BYTES * height * width)
+        cost += USUAL_SCANS * SCANNED_COST * samples
+    return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, int(cost), layout)
+
+
+def load(
+    data: bytes, header: Header, max_cost: int, needed: Needed | None, reader: Reader
+) -> tuple[JpegImageFile | UInt8Array, int]:
+    """The picture as it is stored, an array being RGB as `reader` reads it, and its EXIF orientation.
+
+    It is decoded at a reduced scale where `needed` allows it. Its scans may cost `max_cost` pixels.
+
+    Raises:
+        ImageTooLarge: too many segments, or the scans take too much work.
+        ImageUndecodable: the decoder warns of damage.
+        Exception: what decoders raise for damaged files.
+    """
+    layout = header.layout
+    assert isinstance(layout, _Layout)
+    parts: list[bytes | memoryview] = [b"\xff\xd8"]
+    view = memoryview(data)
+    exif = b""
+    for marker, start, end in layout.segments:
+        if marker in DECODED or (marker in APPLICATIONS and data.startswith(APPLICATIONS[marker], start + 4)):
+            parts.append(view[start:end])
+        elif marker == APP1 and data.startswith(b"Exif\0\0", start + 4):
+            # A long block continues in further segments.
+            exif += data[start + 10 : end]
+    if layout.several_scans:
+        parts[-1:] = _scans(view, layout, max_cost)
+    else:
+        parts.append(view[end:])
+    # Some cameras leave out the end, which makes a whole picture no worse. Where pixels are missing the decoder warns.
+    parts.append(END)
+    orientation = exif_orientation(exif) if exif else UPRIGHT
+    size, scale = header.size, 1
+    if needed is not None:
+        target = upright_size(needed(upright_size(size, orientation)), orientation)
+        room = min(size.height // target.height, size.width // target.width)
+        scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(room, 1))
+        size = Size(-(-size.height // scale), -(-size.width // scale))
+    encoded = b"".join(parts)
+    colours = "CMYK" if len(layout.components) == 4 else "RGB"
+    # Of the scales it takes the smallest that gives this size.
+    least = (size.height, size.width) if scale > 1 else (0, 0)
+    try:
+        pixels: UInt8Array = simplejpeg.decode_jpeg(encoded, colours, False, False, *least)
+    except ValueError as error:
+        reason = str(error)
+        if reason.startswith(DAMAGE):
+            raise ImageUndecodable(
+                f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file"
+            ) from error
+        if not reason.startswith(UNUSUAL):
+            raise
+        return _load_unusual(encoded, header, scale, reader), orientation
+    if pixels.shape[:2] != (size.height, size.width):
+        raise undecodable(ImageFormat.JPEG)
+    return cmyk_to_rgb(pixels, reader) if colours == "CMYK" else pixels, orientation
+
+
+def _load_unusual(encoded: bytes, header: Header, scale: int, reader: Reader) -> JpegImageFile | UInt8Array:
+    """Pillow decodes what TurboJPEG refuses without a need, and does not report warnings."""
+    file = JpegImageFile(BytesIO(encoded))
+    check_size(file, header)
+    file.draft(file.mode, (file.width // scale, file.height // scale))
+    file.load()
+    return cmyk_to_rgb(255 - pillow_pixels(file), reader) if file.mode == "CMYK" else file
+
+
+def _not_read(kind: str) -> UnsupportedFormat:
+    return UnsupportedFormat(
+        f"this is {kind}, which is not supported; save it as a baseline or progressive JPEG of 8 bits"
+    )
+
+
+def _scans(data: memoryview, layout: _Layout, max_cost: int) -> list[memoryview]:
+    """All scans with their data, and the tables between them.
+
+    Raises:
+        IndexError, KeyError, ImageUndecodable: damaged.
+        ImageTooLarge: too many segments, or the scans take too much work.
+    """
+    planes = {
+        component: layout.unit * (sampling >> 4) * (sampling & 15)
+        for component, sampling in zip(layout.components, layout.samplings, strict=True)
+    }
+    parts: list[memoryview] = []
+    offset, scans, samples = layout.segments[-1][1], 0, 0
+    for _ in range(MAX_PARTS):
+        marker = data[offset + 1]
+        if marker == EOI:
+            parts.append(data[offset : offset + 2])
+            return parts
+        end = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
+        following = _next_marker(data, end)
+        # What follows a segment and is none is a sign of damage, which the decoder is to see.
+        parts.append(data[offset if marker in DECODED else end : following])
+        if marker == SOS:
+            scans += 1
+            samples += sum(planes[data[at]] for at in range(offset + 5, offset + 5 + 2 * data[offset + 4], 2))
+            cost = int(layout.cost + SCANNED_COST * samples)
+            if cost > max_cost:
+                raise too_much_work(f"JPEG with {scans:,} scans or more", cost, max_cost)
+        offset = following
+    raise too_many_parts(ImageFormat.JPEG, "segments", MAX_PARTS)
+
+
+def _next_marker(data: memoryview, start: int) -> int:
+    """The offset of the next marker with a segment, or that ends the picture. Raises ImageUndecodable: none."""
+    while start < len(data):
+        found = NEXT_MARKER.search(data, start, start + SEARCHED_BYTES + 1)
+        if found is not None:
+            return found.start()
+        start += SEARCHED_BYTES
+    raise undecodable(ImageFormat.JPEG)
