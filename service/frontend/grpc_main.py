@@ -12,6 +12,7 @@ import grpc
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 
+from service.errors import Overloaded, Refusal
 from service.frontend.api.oip.grpc import SERVICE as OPEN_INFERENCE
 from service.frontend.api.oip.grpc import add_open_inference
 from service.frontend.api.vision.servicer import SERVICE as VISION
@@ -34,6 +35,11 @@ from service.settings import Settings
 from service.wire.curve import InsecureWire
 
 SERVICES = (VISION, OPEN_INFERENCE)
+PROBES = frozenset(
+    f"/{service}/{method}"
+    for service, methods in ((HEALTH, ("Check", "Watch")), (OPEN_INFERENCE, ("ServerLive", "ServerReady")))
+    for method in methods
+)
 MESSAGES = KeptMemory(64 << 20, 8 << 20)
 """gRPC buffers messages in small pieces, which would leave gaps among whole ones."""
 
@@ -63,7 +69,17 @@ def create_rpc(
     tracing: Tracing = NO_TRACING,
 ) -> Rpc:
     """The server with all its services."""
-    drain = Drain(Receiver(settings, lambda: engine.threads.held_bytes, engine.retry_after_s))
+    receiver = Receiver(settings, lambda: engine.threads.held_bytes, engine.retry_after_s)
+    # Twice the engine's limit, which is reached first: the rest is for messages still arriving, and idle streams.
+    max_calls = 2 * settings.max_in_flight
+
+    def refuse() -> Overloaded:
+        detail = f"{max_calls} calls are open, which is the limit; end idle streams, or try again later"
+        error = Overloaded(detail, engine.retry_after_s(), Refusal.IN_FLIGHT)
+        metrics.count_error(error)
+        return error
+
+    drain = Drain(receiver, max_calls, PROBES, refuse)
     server = create_server(settings, drain, keep_alive)
     request_log = RequestLog("grpc", metrics, tracing, access_log=settings.access_log)
     add_vision(server, engine, auth, settings, request_log)

@@ -50,9 +50,6 @@ def create_server(settings: Settings, drain: Drain, keep_alive: KeepAlive | None
     return grpc.aio.server(
         options=_options(settings, keep_alive or KeepAlive()),
         interceptors=[drain],
-        # Twice the engine's limit, which is reached first and has the better error: the rest is for messages still
-        # arriving, idle streams, and health.
-        maximum_concurrent_rpcs=2 * settings.max_in_flight,
         compression=COMPRESSION[settings.grpc_compression],
     )
 
