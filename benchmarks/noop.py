@@ -32,7 +32,7 @@ from service.frontend.core.engine import Engine
 from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
-from service.observability.exposition import exposition, open_metrics
+from service.observability.exposition import open_metrics
 from service.observability.metrics import METRICS_DIR, FrontEndMetrics, WorkerMetrics
 from service.process import LIFELINE_FD, LISTEN_FD, ROLE, inherited_socket, open_listener, run_process
 from service.settings import Settings, usable_cores
@@ -110,7 +110,7 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
         engine = NoHeader(workers, workshop, settings, metrics)
         with open_metrics(counted) as shared:
             registry = shared.of_all()
-            service = create_app(engine, auth, settings, metrics, lambda: exposition(registry))
+            service = create_app(engine, auth, settings, metrics, registry)
             await serve(service, [listener], stop, 1.0)
     workshop.close()
     return 0

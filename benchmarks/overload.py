@@ -40,7 +40,6 @@ from service.frontend.core.engine import Engine
 from service.frontend.core.executor import PreparePool
 from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
-from service.observability.exposition import exposition
 from service.observability.metrics import FrontEndMetrics, WorkerMetrics
 from service.process import open_listener, run_process
 from service.settings import Settings
@@ -243,7 +242,7 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
         log.info("listening", url=f"http://127.0.0.1:{listener.getsockname()[1]}")
         async with open_auth(settings, metrics) as auth, workers:
             engine = Engine(workers, threads, settings, metrics)
-            await serve(create_app(engine, auth, settings, metrics, lambda: exposition(counted)), [listener], stop, 1.0)
+            await serve(create_app(engine, auth, settings, metrics, counted), [listener], stop, 1.0)
     threads.close()
     return 0
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from model.errors import BundleInvalid
-from model.families.registry import Architecture, family_of
+from model.families.registry import Architecture, family_of, input_problem
 from model.files import open_regular
 from model.reference import ReferenceAnswer
 from model.spec import Postprocessing, Preprocessing, Spec
@@ -76,6 +76,12 @@ class BundleConfig(Spec):
         for part, task in tasks.items():
             if task != self.task:
                 raise ValueError(f"{part} is for task {task.value}, the bundle's task is {self.task.value}")
+        return self
+
+    @model_validator(mode="after")
+    def _inputs_fit_the_backbone(self) -> Self:
+        if problem := input_problem(self.architecture.backbone, self.preprocessing):
+            raise ValueError(problem)
         return self
 
 

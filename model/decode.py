@@ -139,12 +139,8 @@ def decode_picture(
             source, orientation = bmp.load(data, header, reader)
         else:
             source, orientation = _LOADERS[header.format](data, header)
-        if (
-            orientation != UPRIGHT
-            or isinstance(source, np.ndarray)
-            or source.mode != "RGB"
-            or source.has_transparency_data
-        ):
+        is_rgb = isinstance(source, np.ndarray) or (source.mode == "RGB" and not source.has_transparency_data)
+        if orientation != UPRIGHT or not is_rgb:
             source = upright_rgb(source, orientation)
             original = upright_size(original, orientation)
         return Picture(source, original)

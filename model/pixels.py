@@ -158,17 +158,17 @@ def _strip_to_rgb(strip: PIL.Image.Image) -> PIL.Image.Image:
     return strip if strip.mode == "RGB" else strip.convert("RGB")
 
 
-def cmyk_to_rgb(image: PIL.Image.Image, reader: Reader) -> UInt8Array:
-    """An image in mode CMYK, as `reader` converts it, in place: uint8 (H, W, 4), RGB and a channel without meaning."""
-    pixels = pillow_pixels(image)
-    for left, top, right, bottom in _boxes(image.width, image.height):
+def cmyk_to_rgb(pixels: UInt8Array, reader: Reader) -> UInt8Array:
+    """CMYK, inverted as JPEG stores it, to RGB as `reader` converts it, in place: uint8 (H, W, 4), the fourth channel
+    without meaning."""
+    height, width = pixels.shape[:2]
+    for left, top, right, bottom in _boxes(width, height):
         part = pixels[top:bottom, left:right]
         if reader is Reader.OPENCV:
-            # It takes the samples as JPEG stores them, inverted.
-            light = 255 - part[:, :, 3:].astype(np.uint16)
-            part[:, :, :3] = light - (part[:, :, :3] * light >> 8)
+            light = part[:, :, 3:].astype(np.uint16)
+            part[:, :, :3] = light - ((255 - part[:, :, :3]) * light >> 8)
         else:
-            part[:] = pillow_pixels(image.crop((left, top, right, bottom)).convert("RGB"))
+            part[:] = pillow_pixels(PIL.Image.fromarray(255 - part, "CMYK").convert("RGB"))
     return pixels
 
 

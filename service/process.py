@@ -51,6 +51,8 @@ CLOSING = 16
 """One in so many connections may just be closing, beyond their limit."""
 MIN_CONNECTIONS = 16
 
+ANY_IPV6 = "::"
+
 KEPT_BYTES = 256 << 20
 """Free memory that the allocator keeps."""
 MAPPED_FROM_BYTES = 32 << 20
@@ -88,8 +90,9 @@ def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], A
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises OSError if the address is not available."""
-    return socket.create_server((host, port), family=_family(host), backlog=1024)
+    """A listening TCP socket; at `::` for IPv4 as well. Raises OSError if the address is not available."""
+    dual = host == ANY_IPV6 and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=_family(host), backlog=1024, dualstack_ipv6=dual)
 
 
 def hold_port(host: str, port: int) -> socket.socket:
@@ -117,6 +120,11 @@ def hold_port(host: str, port: int) -> socket.socket:
 def address_of(bound: socket.socket) -> str:
     """The address of a bound socket as `HOST:PORT`, as in a URL."""
     host, port = bound.getsockname()[:2]
+    return host_port(host, port)
+
+
+def host_port(host: str, port: int) -> str:
+    """`HOST:PORT` as in a URL: IPv6 addresses have brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

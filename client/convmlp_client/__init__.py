@@ -28,6 +28,7 @@ from convmlp_client.errors import (
     TooLarge,
     Unauthenticated,
     Unavailable,
+    UnsupportedEncoding,
     UnsupportedFormat,
 )
 from convmlp_client.images import ImageInput
@@ -82,5 +83,6 @@ __all__ = [
     "TooLarge",
     "Unauthenticated",
     "Unavailable",
+    "UnsupportedEncoding",
     "UnsupportedFormat",
 ]

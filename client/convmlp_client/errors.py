@@ -3,6 +3,7 @@
 ClientError
 ├── BadImage              the image bytes are empty, truncated or corrupt
 ├── UnsupportedFormat     the service does not read this image format
+├── UnsupportedEncoding   the service does not decode the body's Content-Encoding
 ├── TooLarge              the image has too many bytes or pixels
 ├── BadRequest            the service does not understand the request
 ├── BadParameter          a parameter is out of range, or the model serves another task

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
+import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
 
 from model.containers.header import (
@@ -18,13 +19,14 @@ from model.containers.header import (
     UPRIGHT,
     Header,
     ImageFormat,
+    check_size,
     exif_orientation,
     too_many_parts,
     too_much_work,
     undecodable,
 )
 from model.errors import ImageUndecodable, UnsupportedFormat
-from model.pixels import PIXEL_BYTES, cmyk_to_rgb, upright_size
+from model.pixels import PIXEL_BYTES, cmyk_to_rgb, pillow_pixels, upright_size
 from model.types import Reader, Size, UInt8Array
 
 EOI, SOS, APP1 = 0xD9, 0xDA, 0xE1
@@ -56,6 +58,18 @@ SAMPLE_COST, SCANNED_COST = 0.6, 0.2
 USUAL_SCANS = 5
 """Times that the scans of a progressive JPEG pass over all its samples, as usual encoders write it: in ten scans, most
 of them of one component."""
+
+END = bytes([0xFF, EOI])
+DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
+"""How libjpeg's warnings of lost pixels begin."""
+UNUSUAL = (
+    "Warning: unknown JFIF",
+    "Unknown Adobe",
+    "Invalid SOS parameters",
+    "tjDecompressHeader3(): Could not determine subsampling level",
+)
+"""How its warnings of odd numbers in headers begin, on which no pixel depends, and how TurboJPEG refuses components of
+resolutions that it has no name for. The last warning is the one that is raised."""
 
 Needed = Callable[[Size], Size]
 """The upright size of a picture → the size that its caller resizes to."""
@@ -138,7 +152,7 @@ def read_header(data: bytes) -> Header:
     decode_bytes = DECODED_BYTES * height * width + POINTER_BYTES * height
     if several_scans:
         # Coefficients have two bytes each; the picture is beside them.
-        decode_bytes = max(decode_bytes, 2 * samples + (PIXEL_BYTES if number > 1 else 1) * height * width)
+        decode_bytes = max(decode_bytes, 2 * samples + PIXEL_BYTES * height * width)
         cost += USUAL_SCANS * SCANNED_COST * samples
     return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, int(cost), layout)
 
@@ -152,7 +166,8 @@ def load(
 
     Raises:
         ImageTooLarge: too many segments, or the scans take too much work.
-        Exception: what Pillow raises for damaged files.
+        ImageUndecodable: the decoder warns of damage.
+        Exception: what decoders raise for damaged files.
     """
     layout = header.layout
     assert isinstance(layout, _Layout)
@@ -169,15 +184,42 @@ def load(
         parts[-1:] = _scans(view, layout, max_cost)
     else:
         parts.append(view[end:])
-    file = JpegImageFile(BytesIO(b"".join(parts)))
-    if file.size != (header.size.width, header.size.height):
-        raise undecodable(ImageFormat.JPEG)
+    # Some cameras leave out the end, which makes a whole picture no worse. Where pixels are missing the decoder warns.
+    parts.append(END)
     orientation = exif_orientation(exif) if exif else UPRIGHT
+    size, scale = header.size, 1
     if needed is not None:
-        size = upright_size(needed(upright_size(header.size, orientation)), orientation)
-        file.draft(file.mode, (size.width, size.height))
+        target = upright_size(needed(upright_size(size, orientation)), orientation)
+        room = min(size.height // target.height, size.width // target.width)
+        scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(room, 1))
+        size = Size(-(-size.height // scale), -(-size.width // scale))
+    encoded = b"".join(parts)
+    colours = "CMYK" if len(layout.components) == 4 else "RGB"
+    # Of the scales it takes the smallest that gives this size.
+    least = (size.height, size.width) if scale > 1 else (0, 0)
+    try:
+        pixels: UInt8Array = simplejpeg.decode_jpeg(encoded, colours, False, False, *least)
+    except ValueError as error:
+        reason = str(error)
+        if reason.startswith(DAMAGE):
+            raise ImageUndecodable(
+                f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file"
+            ) from error
+        if not reason.startswith(UNUSUAL):
+            raise
+        return _load_unusual(encoded, header, scale, reader), orientation
+    if pixels.shape[:2] != (size.height, size.width):
+        raise undecodable(ImageFormat.JPEG)
+    return cmyk_to_rgb(pixels, reader) if colours == "CMYK" else pixels, orientation
+
+
+def _load_unusual(encoded: bytes, header: Header, scale: int, reader: Reader) -> JpegImageFile | UInt8Array:
+    """Pillow decodes what TurboJPEG refuses without a need, and does not report warnings."""
+    file = JpegImageFile(BytesIO(encoded))
+    check_size(file, header)
+    file.draft(file.mode, (file.width // scale, file.height // scale))
     file.load()
-    return cmyk_to_rgb(file, reader) if file.mode == "CMYK" else file, orientation
+    return cmyk_to_rgb(255 - pillow_pixels(file), reader) if file.mode == "CMYK" else file
 
 
 def _not_read(kind: str) -> UnsupportedFormat:
@@ -206,15 +248,14 @@ def _scans(data: memoryview, layout: _Layout, max_cost: int) -> list[memoryview]
             return parts
         end = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
         following = _next_marker(data, end)
+        # What follows a segment and is none is a sign of damage, which the decoder is to see.
+        parts.append(data[offset if marker in DECODED else end : following])
         if marker == SOS:
-            parts.append(data[offset:following])
             scans += 1
             samples += sum(planes[data[at]] for at in range(offset + 5, offset + 5 + 2 * data[offset + 4], 2))
             cost = int(layout.cost + SCANNED_COST * samples)
             if cost > max_cost:
                 raise too_much_work(f"JPEG with {scans:,} scans or more", cost, max_cost)
-        elif marker in DECODED:
-            parts.append(data[offset:end])
         offset = following
     raise too_many_parts(ImageFormat.JPEG, "segments", MAX_PARTS)
 

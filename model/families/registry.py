@@ -17,7 +17,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from model.spec import Postprocessing, Preprocessing, Spec
+from model.spec import CenterCropSpec, Postprocessing, Preprocessing, Spec
 from model.types import Task
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
@@ -34,6 +34,21 @@ class BackboneSpec(Spec, ABC):
     @abstractmethod
     def level_channels(self) -> tuple[int, int, int, int]:
         """Channels of the levels, finest first."""
+
+    @property
+    def input_side(self) -> int | None:
+        """The side of its square inputs, px; None: it takes inputs of several sizes."""
+        return None
+
+    @property
+    def input_multiple(self) -> int:
+        """Both sides of an input are multiples of it, px."""
+        return 1
+
+    @property
+    def classifier_preprocessing(self) -> CenterCropSpec:
+        """The authors' preprocessing at test time, of a classifier on ImageNet."""
+        return CenterCropSpec()
 
     @property
     def size(self) -> str:
@@ -148,6 +163,29 @@ BACKBONES: dict[str, BackboneFamily] = {}
 """By name. `model/families/__init__.py` fills both registries."""
 FAMILIES: dict[str, ModelFamily] = {}
 """By name."""
+
+
+def preprocessing_of(architecture: ArchitectureSpec) -> Preprocessing:
+    """The authors' preprocessing at test time: a classifier's is its backbone's, any other's its family's."""
+    family = family_of(architecture)
+    return architecture.backbone.classifier_preprocessing if family.task is Task.CLASSIFY else family.preprocessing
+
+
+def input_problem(backbone: BackboneSpec, preprocessing: Preprocessing) -> str | None:
+    """Why a backbone cannot take the inputs of a preprocessing; None: it can."""
+    side, multiple = backbone.input_side, backbone.input_multiple
+    name = f"{backbone_of(backbone).name} of size {backbone.size}"
+    if isinstance(preprocessing, CenterCropSpec):
+        crop = preprocessing.crop
+        if side is not None and crop != side:
+            return f"{name} takes inputs of {side} x {side} px only, not of {crop} x {crop} px"
+        if crop % multiple:
+            return f"{name} takes inputs whose sides are multiples of {multiple} px, not of {crop} x {crop} px"
+    elif side is not None:
+        return f"{name} takes inputs of {side} x {side} px only: preprocessing must be center_crop of {side} px"
+    elif preprocessing.pad_multiple % multiple:
+        return f"{name} takes inputs whose sides are multiples of {multiple} px: pad_multiple must be a multiple of it"
+    return None
 
 
 def backbone_of(spec: BackboneSpec) -> BackboneFamily:

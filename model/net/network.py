@@ -42,9 +42,17 @@ class StateDictShapes:
         Raises:
             BundleInvalid: there is no such tensor, or it is a scalar.
         """
-        if name not in self.tensors or self.tensors[name].ndim == 0:
+        return self.axis(name, 0)
+
+    def axis(self, name: str, axis: int) -> int:
+        """The length of an axis of a tensor.
+
+        Raises:
+            BundleInvalid: there is no such tensor, or it has no such axis.
+        """
+        if name not in self.tensors or self.tensors[name].ndim <= axis:
             raise BundleInvalid(f"{self.path}: tensor {name} is missing")
-        return self.tensors[name].shape[0]
+        return self.tensors[name].shape[axis]
 
     def count(self, prefix: str) -> int:
         """The number of modules below `prefix`, such as `stages.0.blocks.`."""

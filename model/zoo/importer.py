@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Bundle, ModelName, Source, file_sha256
 from model.errors import BundleInvalid
-from model.families.registry import Architecture, family_of
+from model.families.registry import Architecture, backbone_of, family_of, preprocessing_of
 from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
@@ -206,7 +206,9 @@ def _published(file: Path, name: str, architecture: Architecture, num_classes: i
 
 
 def _describe(architecture: Architecture, num_classes: int) -> str:
-    return f"{architecture.family} of size {architecture.backbone.size} and {num_classes} classes"
+    backbone = architecture.backbone
+    name = f"{architecture.family} on {backbone_of(backbone).name} of size {backbone.size}"
+    return f"{name} and {num_classes} classes"
 
 
 def _labels(
@@ -258,7 +260,7 @@ def _own_metadata(architecture: Architecture, checkpoint: Checkpoint, stored: St
         name="",
         architecture=architecture,
         labels=(),
-        preprocessing=family.preprocessing,
+        preprocessing=preprocessing_of(architecture),
         postprocessing=family.postprocessing,
         precision="fp32",
         source=source,

@@ -28,7 +28,7 @@ from service.frontend.grpc.server import KeepAlive, create_server, listen_at, se
 from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, hold_port, inherited_socket, run_process
+from service.process import EXIT_CONFIG, hold_port, host_port, inherited_socket, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
@@ -127,7 +127,7 @@ async def _serve_at(
 def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
     with _port_errors(settings.grpc_metrics_port):
         exporter, _ = start_http_server(settings.grpc_metrics_port, settings.host, registry)
-    log.info("serving metrics", url=f"http://{settings.host}:{exporter.server_port}/metrics")
+    log.info("serving metrics", url=f"http://{host_port(settings.host, exporter.server_port)}/metrics")
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -21,7 +22,7 @@ from service.frontend.api.oip.http import open_inference
 from service.frontend.api.oip.openapi import open_inference_document
 from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
 from service.frontend.api.rest.predict import Predict
-from service.frontend.api.rest.routes import FILES, MetricsText, page_routes, service_routes
+from service.frontend.api.rest.routes import FILES, page_routes, service_routes
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
@@ -34,7 +35,6 @@ from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
 from service.frontend.http.protocol import HttpService
 from service.frontend.http.server import serve
-from service.observability.exposition import exposition
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, address_of, connection_limit, inherited_socket, open_listener, run_process
@@ -68,10 +68,10 @@ def create_app(
     auth: Auth,
     settings: Settings,
     metrics: FrontEndMetrics,
-    metrics_text: MetricsText,
+    registry: CollectorRegistry,
     tracing: Tracing = NO_TRACING,
 ) -> HttpService:
-    """The application, and what its server needs. `metrics_text` returns the body and the media type of `/metrics`."""
+    """The application, and what its server needs. `/metrics` exposes `registry`."""
     app = FastAPI(
         title="ConvMLP Serving",
         description=DESCRIPTION,
@@ -106,7 +106,7 @@ def create_app(
             openapi_extra=huggingface_operation(task, settings),
         )
     app.include_router(open_inference(engine, auth, settings))
-    app.include_router(service_routes(engine, metrics_text))
+    app.include_router(service_routes(engine, registry))
     app.include_router(page_routes(lambda: app.openapi()))
     # FastAPI's own way to extend it.
     documents = [
@@ -175,7 +175,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                     front_end.auth,
                     settings,
                     front_end.metrics,
-                    lambda: exposition(front_end.registry),
+                    front_end.registry,
                     tracing,
                 )
                 scheme = "http" if service.tls is None else "https"

@@ -15,11 +15,12 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest, values
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import CollectorRegistry, disable_created_metrics, values
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from service.observability.gpu import GpuFigures
 from service.observability.logs import LogStream
@@ -84,9 +85,13 @@ def open_metrics(registry: CollectorRegistry) -> Iterator[ProcessMetrics]:
             yield ProcessMetrics(registry, publisher)
 
 
-def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """The text for Prometheus and its media type."""
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
+    """The metrics and their media type: OpenMetrics, with exemplars, or Prometheus' text, as `accept` asks."""
+    try:
+        encode, media_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is no number
+        encode, media_type = choose_encoder("")
+    return encode(registry), media_type
 
 
 class _LossCollector(Collector):
@@ -128,11 +133,11 @@ class _ServiceCollector(Collector):
         families, pids = self._counted()
         for family in families:
             if family.name == GPU_INFO:
-                in_use = {labels["gpu"] for _, labels, _ in family.samples}
+                in_use = {labels["gpu"] for _, labels, *_ in family.samples}
             if family.samples:
                 metric = Metric(family.name, family.documentation, family.kind)
-                for name, labels, value in family.samples:
-                    metric.add_sample(name, labels, value)
+                for name, labels, value, exemplar in family.samples:
+                    metric.add_sample(name, labels, value, exemplar=Exemplar(*exemplar) if exemplar else None)
                 yield metric
         yield from self._gpus.read(in_use)
         yield from _process_figures(pids)

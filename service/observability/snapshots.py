@@ -19,10 +19,11 @@ from types import TracebackType
 import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
+from prometheus_client.samples import Exemplar as CountedExemplar
 
 from service.observability.metrics import GAUGE_MERGE
 
-FORMAT = 1
+FORMAT = 2
 PUBLISH_INTERVAL_S = 0.5
 LAST_PUBLISH_S = 2.0
 """How long the end of a process may wait for its last snapshot."""
@@ -33,13 +34,19 @@ SUFFIX = ".metrics"
 log = structlog.get_logger(__name__)
 
 
+Exemplar = tuple[dict[str, str], float, float]
+"""Labels, value, and time in Unix seconds."""
+Sample = tuple[str, dict[str, str], float, Exemplar | None]
+"""Name, labels and value."""
+
+
 class Family(msgspec.Struct, array_like=True, frozen=True):
-    """A metric: its kind as in Prometheus' text format, and its samples as name, labels and value."""
+    """A metric: its kind as in Prometheus' text format, and its samples."""
 
     name: str
     kind: str
     documentation: str
-    samples: list[tuple[str, dict[str, str], float]]
+    samples: list[Sample]
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True):
@@ -64,14 +71,20 @@ def families_of(registry: CollectorRegistry) -> list[Family]:
     """The metrics of this process."""
     return [
         Family(
-            one.name, one.type, one.documentation, [(name, labels, value) for name, labels, value, *_ in one.samples]
+            one.name,
+            one.type,
+            one.documentation,
+            [(name, labels, value, _exemplar(exemplar)) for name, labels, value, _, exemplar, *_ in one.samples],
         )
         for one in registry.collect()
     ]
 
 
 def merge(groups: Iterable[Iterable[Family]]) -> list[Family]:
-    """The families of several processes as one: counters and histograms are summed, gauges follow `GAUGE_MERGE`."""
+    """The families of several processes as one: counters and histograms are summed, gauges follow `GAUGE_MERGE`.
+
+    Of several exemplars of a sample the latest stays.
+    """
     merged: dict[str, tuple[Family, dict[tuple[str | tuple[str, str], ...], int]]] = {}
     for family in (family for group in groups for family in group):
         if family.name not in merged:
@@ -80,13 +93,22 @@ def merge(groups: Iterable[Iterable[Family]]) -> list[Family]:
         combine: Callable[[float, float], float] = GAUGE_MERGE.get(family.name, operator.add)
         samples = target.samples
         for sample in family.samples:
-            name, labels, value = sample
+            name, labels, value, exemplar = sample
             at = positions.setdefault((name, *labels.items()), len(samples))
             if at == len(samples):
                 samples.append(sample)
             else:
-                samples[at] = (name, labels, combine(samples[at][2], value))
+                _, _, before, other = samples[at]
+                samples[at] = (name, labels, combine(before, value), max(exemplar, other, key=_time_s))
     return [family for family, _ in merged.values()]
+
+
+def _exemplar(exemplar: CountedExemplar | None) -> Exemplar | None:
+    return None if exemplar is None else (exemplar.labels, exemplar.value, float(exemplar.timestamp or 0))
+
+
+def _time_s(exemplar: Exemplar | None) -> float:
+    return 0.0 if exemplar is None else exemplar[2]
 
 
 def start_of(pid: int) -> int | None:

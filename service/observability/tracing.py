@@ -71,8 +71,8 @@ class Span:
         self.recording = recording
 
     @property
-    def ids(self) -> Mapping[str, str]:
-        """`trace_id` and `span_id` in hexadecimal, for log lines; empty where nothing is recorded."""
+    def ids(self) -> dict[str, str]:
+        """`trace_id` and `span_id` in hexadecimal, for log lines and exemplars; empty where nothing is recorded."""
         if not self.recording:
             return {}
         context = self._span.get_span_context()

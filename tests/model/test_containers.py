@@ -106,10 +106,10 @@ def test_segments_between_scans_are_left_out() -> None:
 
 @pytest.mark.parametrize("shift", range(-2, 3))
 def test_a_marker_is_found_across_the_pieces_that_are_searched(shift: int) -> None:
-    """The end of a long scan may lie before, on or behind the border of a piece."""
+    """The end of a long scan, here by fill bytes, may lie before, on or behind the border of a piece."""
     start = PROGRESSIVE.rindex(b"\xff\xda")
     scan = len(PROGRESSIVE) - 2 - (start + 2 + int.from_bytes(PROGRESSIVE[start + 2 : start + 4], "big"))
-    data = PROGRESSIVE[:-2] + bytes(SEARCHED_BYTES + shift - scan) + PROGRESSIVE[-2:]
+    data = PROGRESSIVE[:-2] + b"\xff" * (SEARCHED_BYTES + shift - scan) + PROGRESSIVE[-2:]
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(PROGRESSIVE))
 
 

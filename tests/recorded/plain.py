@@ -28,13 +28,16 @@ _VOLATILE = (
     (re.compile(r"127\.0\.0\.1:\d{4,}"), "127.0.0.1:<port>"),
     (re.compile(r"^(date|etag|last-modified): .*$", re.MULTILINE), r"\1: <\1>"),
     # Of a rate that gives nothing back for hours: what is left of them.
-    (re.compile(r"^(retry-after: |trailing grpc-retry-pushback-ms: )\d{5,}$", re.MULTILINE), r"\1<long>"),
-    (re.compile(r"\bseconds: \d{4,}\n\s*nanos: \d+$", re.MULTILINE), "seconds: <long>"),
+    (re.compile(r"^(retry-after: |trailing grpc-retry-pushback-ms: (?=\d{6}))\d{4,}$", re.MULTILINE), r"\1<long>"),
+    (re.compile(r"\bseconds: \d{3,}\n\s*nanos: \d+$", re.MULTILINE), "seconds: <long>"),
     # Without a worker: as long as it has been missing for.
-    (re.compile(r"^(retry-after: )[2-9]$", re.MULTILINE), r"\1<measured>"),
-    (re.compile(r"^(trailing grpc-retry-pushback-ms: )\d{4}$", re.MULTILINE), r"\1<measured>"),
-    (re.compile(r"\bseconds: [2-9]\n\s*nanos: \d+$", re.MULTILINE), "seconds: <measured>"),
-    (re.compile(r"\bretry_delay \{\n(\s*)seconds: [2-9]$", re.MULTILINE), r"retry_delay {\n\1seconds: <measured>"),
+    (re.compile(r"^(retry-after: )(?:[2-9]|\d\d)$", re.MULTILINE), r"\1<measured>"),
+    (re.compile(r"^(trailing grpc-retry-pushback-ms: )\d{4,5}$", re.MULTILINE), r"\1<measured>"),
+    (re.compile(r"\bseconds: (?:[2-9]|\d\d)\n\s*nanos: \d+$", re.MULTILINE), "seconds: <measured>"),
+    (
+        re.compile(r"\bretry_delay \{\n(\s*)seconds: (?:[2-9]|\d\d)$", re.MULTILINE),
+        r"retry_delay {\n\1seconds: <measured>",
+    ),
 )
 
 

@@ -84,6 +84,17 @@ def test_addresses_are_written_as_in_a_url() -> None:
             assert address_of(six) == f"[::1]:{six.getsockname()[1]}"
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_any_address_of_ipv6_is_any_of_ipv4_as_well() -> None:
+    """A listener at `::`, as one of gRPC, takes connections of both kinds."""
+    with open_listener("::", 0) as listener:
+        port = listener.getsockname()[1]
+        assert address_of(listener) == f"[::]:{port}"
+        for host in ("::1", LOOPBACK):
+            with socket.create_connection((host, port), timeout=20):
+                listener.accept()[0].close()
+
+
 def test_processes_may_open_as_many_files_as_their_user() -> None:
     """A process with a low limit raises it as far as it may, and takes no more connections than it allows."""
     script = f"""

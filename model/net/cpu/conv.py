@@ -12,6 +12,7 @@ small enough in float32 but not in half precision.
 from __future__ import annotations
 
 import ctypes
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,36 +21,39 @@ from torch import Tensor, nn
 MAX_CACHED_SIZES = 256
 """Input sizes whose packed weight a layer remembers; a detector's pictures have many sizes."""
 
+Activation = Literal["none", "relu", "gelu"]
+_EXACT_GELU: dict[Activation, str] = {"none": "", "relu": "", "gelu": "none"}
+"""By activation: oneDNN's algorithm."""
+
 _Size = tuple[torch.Size, int]
 
 
 class Conv(nn.Module):
-    """A convolution and an optional ReLU: (N, C, H, W) → (N, D, H', W'), channels-last in memory.
+    """A convolution and an optional activation: (N, C, H, W) → (N, D, H', W'), channels-last in memory.
 
     The fastest packing of the weight depends on the input's size and the number of threads. With any other packing,
     oneDNN repacks the weight at each call, which can take a hundred times as long as the convolution.
     """
 
-    def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
+    def __init__(self, conv: nn.Conv2d, activation: Activation = "none") -> None:
         super().__init__()
         assert isinstance(conv.padding, tuple)
         self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self._plain = conv.weight.detach()
         self._bias = None if conv.bias is None else conv.bias.detach()
-        self._relu = relu
+        self._activation = activation
         self._packed_weights: list[Tensor] = []
         self._packed_for: dict[_Size, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        activation = "relu" if self._relu else "none"
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight(x), self._bias, *self._geometry, activation, [], ""
+            x, self._weight(x), self._bias, *self._geometry, self._activation, [], _EXACT_GELU[self._activation]
         )
         return out
 
     def plus(self, x: Tensor, addend: Tensor) -> Tensor:
-        """The convolution plus a tensor of its shape, then the ReLU."""
-        activation = "relu" if self._relu else None
+        """The convolution plus a tensor of its shape, then a ReLU if that is its activation."""
+        activation = "relu" if self._activation == "relu" else None
         out: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
             x, addend, self._weight(x), self._bias, *self._geometry, "add", 1.0, activation, [], ""
         )
@@ -122,7 +126,7 @@ class WinogradConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, *, relu: bool = False) -> None:
         super().__init__()
-        self._plain = Conv(conv, relu=relu)
+        self._plain = Conv(conv, "relu" if relu else "none")
         self._relu = relu
         self._out_channels = conv.out_channels
         self._transforms = nn.ModuleList(_transform(row, conv.in_channels) for row in _INPUT_TRANSFORM)
@@ -178,4 +182,4 @@ def _row_conv(weight: Tensor, bias: Tensor | None, *, relu: bool) -> Conv:
     weights = weight[:, :, None].float().contiguous(memory_format=torch.channels_last)
     conv.weight = nn.Parameter(weights, requires_grad=False)
     conv.bias = bias
-    return Conv(conv, relu=relu)
+    return Conv(conv, "relu" if relu else "none")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.net.cpu.conv import Conv, WinogradConv, winograd_applies
-from model.net.layers import ChannelMLP, ConvModule
+from model.net.cpu.conv import Activation, Conv, WinogradConv, winograd_applies
+from model.net.layers import ChannelMLP, chains_of
 
 _OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
 
@@ -49,43 +49,46 @@ def convert_to_onednn(network: nn.Module) -> None:
     Afterwards the network cannot change its state dict, device or dtype.
     """
     for parent in list(network.modules()):
-        if isinstance(parent, nn.Sequential | ConvModule):
-            _replace_in_order(parent)
-        elif not isinstance(parent, ChannelMLP):  # replaced as a whole
+        for chain in chains_of(parent):
+            _fuse_in_order(parent, chain)
+    for parent in list(network.modules()):
+        if not isinstance(parent, ChannelMLP):  # replaced as a whole
             for key, child in list(parent.named_children()):
                 if isinstance(child, nn.Conv2d):
-                    setattr(parent, key, _conv(child))
+                    setattr(parent, key, _conv(child, "none"))
                 elif isinstance(child, nn.Linear):
                     setattr(parent, key, _Linear(child))
                 elif isinstance(child, ChannelMLP):
                     setattr(parent, key, _ChannelMLP(child))
 
 
-def _replace_in_order(parent: nn.Sequential | ConvModule) -> None:
-    """Children are computed in order, so a ReLU can be fused into the convolution before it."""
+def _fuse_in_order(parent: nn.Module, chain: tuple[str, ...]) -> None:
+    """Modules are computed in order, so an activation can be fused into the convolution before it."""
     before: tuple[str, nn.Conv2d] | None = None
     rectified = False
-    for key, child in list(parent.named_children()):
+    for key in chain:
+        child = parent.get_submodule(key)
         match child:
             case nn.Conv2d():
-                before = (key, child)
-                setattr(parent, key, _conv(child))
-                rectified = False
-            case nn.ReLU() if before is not None:
+                before, rectified = (key, child), False
+            case nn.ReLU() | nn.GELU(approximate="none") if before is not None:
+                rectified = isinstance(child, nn.ReLU)
                 name, conv = before
-                setattr(parent, name, _conv(conv, relu=True))
-                setattr(parent, key, nn.Identity())
-                before, rectified = None, True
+                parent.set_submodule(name, _conv(conv, "relu" if rectified else "gelu"))
+                parent.set_submodule(key, nn.Identity())
+                before = None
             case nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if rectified:
-                setattr(parent, key, _MaxPool())
+                parent.set_submodule(key, _MaxPool())
             case nn.Identity():
                 pass
             case _:
                 before, rectified = None, False
 
 
-def _conv(conv: nn.Conv2d, *, relu: bool = False) -> nn.Module:
-    return WinogradConv(conv, relu=relu) if winograd_applies(conv) else Conv(conv, relu=relu)
+def _conv(conv: nn.Conv2d, activation: Activation) -> nn.Module:
+    if activation != "gelu" and winograd_applies(conv):
+        return WinogradConv(conv, relu=activation == "relu")
+    return Conv(conv, activation)
 
 
 class _Linear(nn.Module):

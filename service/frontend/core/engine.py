@@ -161,13 +161,14 @@ class Engine:
                 prepared = await preparing.future
             finally:
                 reservation.prepared()
-            self._metrics.stages["decode", config.task].observe(prepared.seconds)
+            exemplar = None if span is None else span.ids
+            self._metrics.stages["decode", config.task].observe(prepared.seconds, exemplar)
             if span is not None:
                 span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
             answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
             output, size = answer.output, prepared.value.geometry.original
             encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
-            self._metrics.stages["post", config.task].observe(encoded.seconds)
+            self._metrics.stages["post", config.task].observe(encoded.seconds, exemplar)
             if span is not None:
                 span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
         finally:

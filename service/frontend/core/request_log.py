@@ -171,8 +171,9 @@ class RequestRecord:
             self.outcome = "ok"
         if self.predicts:
             count, duration = self.log.metrics.requests[self.log.transport, self.task, self.model, self.outcome]
-            count.inc()
-            duration.observe(seconds)
+            exemplar = None if self.span is None else self.span.ids
+            count.inc(1, exemplar)
+            duration.observe(seconds, exemplar)
         return durations_ms
 
     def server_timing(self) -> str:

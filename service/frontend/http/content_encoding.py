@@ -1,20 +1,27 @@
-"""Request bodies that are compressed: Content-Encoding (RFC 9110, section 8.4), decoded chunk by chunk as they arrive.
+"""Compressed bodies: Content-Encoding and Accept-Encoding (RFC 9110, sections 8.4 and 12.5.3).
 
-The decoded bytes are counted as they grow, so that a small body which decodes to a huge one costs no more than the
-limit of a body. docs/decisions/0010-content-encodings.md has why there are no further codings.
+A request's body is decoded chunk by chunk as it arrives. The decoded bytes are counted as they grow, so that a small
+body which decodes to a huge one costs no more than the limit of a body. docs/decisions/0010-content-encodings.md has
+why there are no further codings.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import zlib
 from collections.abc import Callable, Iterable
 
 from model.errors import ImageTooLarge
 from service.errors import BadRequest, UnsupportedEncoding
 
-CODINGS = ("gzip", "deflate")
-"""What a 415 offers in Accept-Encoding."""
+FASTEST = 1
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": lambda data: gzip.compress(data, FASTEST, mtime=0),
+    "deflate": lambda data: zlib.compress(data, FASTEST),
+}
+"""By coding, the preferred first. `deflate` is zlib's format (RFC 9110, section 8.4.1.2)."""
+CODINGS = tuple(ENCODERS)
 GZIP, ZLIB, RAW = 31, 15, -15
 """What zlib calls the formats: `deflate` is zlib's, and some clients send it without zlib's header."""
 GZIP_START = 0x1F
@@ -45,6 +52,19 @@ def decoder_of(headers: Iterable[str], max_bytes: int, take: Callable[[int], Non
     if len(codings) > MAX_CODINGS:
         raise UnsupportedEncoding(f"the body has {len(codings)} content codings; at most {MAX_CODINGS} are decoded")
     return BodyDecoder(codings, max_bytes, take) if codings else None
+
+
+def negotiate_coding(accept_encoding: str | None) -> str | None:
+    """The coding that a client prefers; None where it accepts none, or prefers none."""
+    if accept_encoding is None:
+        return None
+    qualities = dict(map(_quality, accept_encoding.split(",")))
+    others = qualities.get("*", 0.0)
+    best, quality = None, qualities.get("identity", 0.0)
+    for coding in CODINGS:
+        if qualities.get(coding, others) > quality:
+            best, quality = coding, qualities.get(coding, others)
+    return best
 
 
 class BodyDecoder:
@@ -166,3 +186,16 @@ class _Stage:
             window = ZLIB if is_zlib else RAW
         self._inflater = zlib.decompressobj(window)
         return self._inflater
+
+
+def _quality(part: str) -> tuple[str, float]:
+    """The coding and the quality of `gzip;q=0.5`; a malformed quality counts as 0."""
+    name, _, parameter = part.partition(";")
+    key, _, value = parameter.partition("=")
+    if not parameter:
+        return name.strip().lower(), 1.0
+    try:
+        quality = float(value) if key.strip().lower() == "q" else 0.0
+    except ValueError:
+        quality = 0.0
+    return name.strip().lower(), quality

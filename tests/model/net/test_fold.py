@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model.net.fold import fold_batch_norm
-from model.net.layers import ConvModule
+from model.net.layers import ChainedModule, ConvModule
 from model.net.mask_rcnn import MaskRCNN
 from tests.model.tiny_models import ARCHITECTURES, tiny_network
 
@@ -81,6 +81,37 @@ def test_a_bias_before_the_batch_norm_is_kept() -> None:
     torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-6)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_batch_norm_before_a_layer_without_padding_is_folded_into_it(linear: bool, bias: bool) -> None:
+    """A norm that follows an activation is taken over by the layer after it."""
+    norm = nn.BatchNorm2d(4)
+    assert norm.running_mean is not None
+    nn.init.normal_(norm.running_mean)
+    nn.init.normal_(norm.weight)
+
+    class Network(ChainedModule):
+        chains = (("norm", "after"),)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm
+            self.after = nn.Linear(4, 3, bias=bias) if linear else nn.Conv2d(4, 3, 2, 2, bias=bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x.relu())
+            out: Tensor = self.after(x.mean(dim=(2, 3)) if linear else x)
+            return out
+
+    network = Network().eval()
+    x = torch.randn(2, 4, 8, 8)
+    expected = network(x)
+    fold_batch_norm(network)
+    assert batch_norms(network) == []
+    torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_in_training_mode_nothing_is_folded() -> None:
     """In training mode batch norm depends on the batch, so folding is refused."""
     network = ConvModule(3, 4, 3, norm=True).train()
@@ -105,11 +136,12 @@ class Backwards(nn.Module):
 @pytest.mark.parametrize(
     "module",
     [
-        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)),
+        nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)),
+        nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1, groups=4)),
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)),
         Backwards(),
     ],
-    ids=["first", "after a ReLU", "order unknown"],
+    ids=["before padding", "before groups", "after a ReLU", "order unknown"],
 )
 def test_a_batch_norm_without_a_convolution_is_refused(module: nn.Module) -> None:
     """A batch norm that cannot be folded is an error, not silently skipped."""

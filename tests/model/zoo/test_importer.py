@@ -125,7 +125,7 @@ def test_a_published_name_brings_labels_pipelines_and_source(tmp_path: Path) -> 
 def test_a_published_name_needs_the_published_network(tmp_path: Path) -> None:
     """Another network or other labels are refused; a file of that name may be one's own."""
     file = tiny_checkpoint(tmp_path, "classifier", name="convmlp_s_imagenet.pth")
-    with pytest.raises(BundleInvalid, match="has a classifier of size custom and 5 classes; the published model is"):
+    with pytest.raises(BundleInvalid, match="has a classifier on convmlp of size custom and 5 classes; the published"):
         import_checkpoint(file, tmp_path, "convmlp_s_imagenet")
     with pytest.raises(BundleInvalid, match="with labels of its own"):
         import_checkpoint(file, tmp_path, "convmlp_s_imagenet", labels=DEFAULT_LABELS)

@@ -15,7 +15,6 @@ import httpx2
 from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
-from service.observability.exposition import exposition
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
 from tests.service.frontend.grpc_server import Rpc, open_rpc_at
@@ -70,9 +69,7 @@ async def serving_http(front_end: FrontEnd, settings: Settings) -> AsyncIterator
     """The URL of the REST server of a front-end."""
     listener = socket.create_server(("127.0.0.1", 0))
     stop = asyncio.Event()
-    service = create_app(
-        front_end.engine, front_end.auth, settings, front_end.metrics, lambda: exposition(front_end.registry)
-    )
+    service = create_app(front_end.engine, front_end.auth, settings, front_end.metrics, front_end.registry)
     serving = asyncio.create_task(serve(service, [listener], stop, drain_timeout_s=1.0))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -17,15 +17,14 @@ from typing import Any
 import httpx2
 import numpy as np
 import PIL.Image
+from prometheus_client import CollectorRegistry
 
 from model.bundle import Bundle
 from model.types import Task
-from service.frontend.api.rest.routes import MetricsText
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import open_front_end
 from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
-from service.observability.exposition import exposition
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
 from tests.waiting import PATIENCE_S, until
@@ -65,7 +64,7 @@ async def open_rest(
     *,
     with_worker: bool = True,
     drain_timeout_s: float = 5.0,
-    metrics_text: MetricsText | None = None,
+    registry: CollectorRegistry | None = None,
     tasks: Sequence[Task] = tuple(Task),
     more: Sequence[Bundle] = (),
     **overrides: Any,  # noqa: ANN401
@@ -87,7 +86,7 @@ async def open_rest(
                 front_end.auth,
                 settings,
                 front_end.metrics,
-                metrics_text or (lambda: exposition(front_end.registry)),
+                registry or front_end.registry,
             )
             serving = asyncio.create_task(serve(service, [listener], stop, drain_timeout_s))
             try:

@@ -1,7 +1,8 @@
 """A process with metrics and commands on stdin: `python -m tests.service.observability.metrics_process ROLE`.
 
 A line is a JSON list: the name of a method of the role's metrics and its arguments; or `scrape`, which returns the
-process's own metrics; or `scrape_all`, which returns those of all processes that share its folder.
+process's own metrics; or `scrape_all`, which returns those of all processes that share its folder, or
+`scrape_openmetrics`, which returns the same as OpenMetrics.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noq
                 answer = exposition(of_one)[0].decode()
             case ["scrape_all"]:
                 answer = exposition(of_all)[0].decode()
-            case ["request", transport, task, model, outcome, seconds]:
+            case ["scrape_openmetrics"]:
+                answer = exposition(of_all, "application/openmetrics-text")[0].decode()
+            case ["request", transport, task, model, outcome, seconds, *exemplar]:
                 count, duration = metrics.requests[transport, task, model, outcome]
-                count.inc()
-                answer = duration.observe(seconds)
+                count.inc(1, *exemplar)
+                answer = duration.observe(seconds, *exemplar)
             case ["stage", stage, task, seconds]:
                 answer = metrics.stages[stage, task].observe(seconds)
             case ["in_flight", images]:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from service.observability.snapshots import PUBLISH_INTERVAL_S, SUFFIX, Snapshot
+from service.observability.snapshots import FORMAT, PUBLISH_INTERVAL_S, SUFFIX, Snapshot
 from tests.service.observability.metrics_process import metrics_process, wait_for
 
 COUNTED = "convmlp_requests_total"
@@ -71,6 +72,28 @@ def test_each_process_exposes_the_sum_of_all(tmp_path: Path) -> None:
                 assert scrape("convmlp_stage_duration_seconds_count", stage=stage, task="classify") == images
             assert scrape.values("process_resident_memory_bytes", "process") == {"rest-0", "grpc-0", "worker-0"}
             assert scrape("convmlp_build_info", version=version("convmlp-serving")) == 1
+
+
+def test_exemplars_of_all_processes(tmp_path: Path) -> None:
+    """OpenMetrics has the latest exemplar of each bucket and counter, whichever process has it; text has none."""
+    with metrics_process("rest-0", tmp_path) as one, metrics_process("rest-1", tmp_path) as two:
+        one.do(*REQUEST, {"trace_id": "a"})
+        two.do(*REQUEST[:-1], 20.0, {"trace_id": "b"})
+        two.do(*REQUEST[:-1], 0.009, {"trace_id": "c"})
+        two.do(*REQUEST)
+        two.scrape()
+        for witness in (one, two):
+            families = {one.name: one for one in parse_openmetrics(witness.do("scrape_openmetrics"))}
+            buckets = {
+                sample.labels["le"]: (sample.exemplar.labels["trace_id"], sample.exemplar.value)
+                for sample in families["convmlp_request_duration_seconds"].samples
+                if sample.exemplar
+            }
+            assert buckets == {"0.01": ("c", 0.009), "30.0": ("b", 20.0)}
+            (counter,) = families["convmlp_requests"].samples
+            assert counter.value == 4
+            assert counter.exemplar.labels == {"trace_id": "c"}
+            assert "trace_id" not in witness.scrape_all().text
 
 
 def test_a_worker_exposes_its_own_metrics_alone(tmp_path: Path) -> None:
@@ -245,7 +268,12 @@ def test_a_full_disk_costs_a_snapshot(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"no snapshot", msgspec.msgpack.encode([2, 1, 1, []]), msgspec.msgpack.encode([1, 1, 1, [["name"]]])],
+    [
+        b"",
+        b"no snapshot",
+        msgspec.msgpack.encode([FORMAT + 1, 1, 1, []]),
+        msgspec.msgpack.encode([FORMAT, 1, 1, [["name"]]]),
+    ],
 )
 def test_a_damaged_snapshot_is_left_out_and_counted(tmp_path: Path, damage: bytes) -> None:
     """Of a process whose snapshot was read before, the earlier one stays: counters do not fall and rise again."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from convmlp.v1 import vision_pb2 as pb
@@ -93,6 +95,24 @@ async def test_a_request_over_rest_is_one_trace(service: Traced) -> None:
     await check_image(tree, tree["predict"], "fake_classify")
     assert {span.state for span in tree.spans} == {"vendor=word"}
     assert {span.error for span in tree.spans} == {""}
+
+
+async def test_durations_have_exemplars(service: Traced) -> None:
+    """OpenMetrics has the trace of a request with its duration, stages and outcome, if the trace is recorded."""
+    caller, unsampled = caller_trace(), replace(caller_trace(), sampled=False)
+    for one in (caller, unsampled):
+        await service.http.post("/classify", content=picture(9), headers=one.headers)
+    headers = {"Accept": "application/openmetrics-text"}
+    text = (await service.http.get("/metrics", headers=headers)).text
+    found = {
+        sample.name
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.exemplar and sample.exemplar.labels["trace_id"] == caller.trace
+    }
+    prefixes = ("convmlp_request_duration_seconds", "convmlp_stage_duration_seconds")
+    assert found == {"convmlp_requests_total", *(f"{prefix}_bucket" for prefix in prefixes)}
+    assert unsampled.trace not in text
 
 
 async def test_a_call_over_grpc_is_one_trace(service: Traced) -> None:

@@ -19,13 +19,13 @@ from service.frontend.api.oip.http_codec import (
     HEADER_LENGTH,
     encode_response,
     json_length,
-    negotiate_coding,
     read_request,
 )
 from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
+from service.frontend.http.content_encoding import negotiate_coding
 from service.frontend.http.middleware import request_of, within_deadline
 from service.settings import Settings
 

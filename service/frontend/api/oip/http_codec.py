@@ -1,15 +1,12 @@
 """Inference requests and responses as HTTP bodies: JSON, followed by the tensors that go as raw bytes.
 
 The header `Inference-Header-Content-Length` gives the JSON's length. Without it the whole body is JSON; with 0 there is
-no JSON and the body is one encoded image (Triton's raw binary request). Bodies may be compressed.
+no JSON and the body is one encoded image (Triton's raw binary request).
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import zlib
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -31,16 +28,10 @@ from service.frontend.api.oip.protocol import (
 )
 from service.frontend.core.base64_text import decode_json_base64
 from service.frontend.core.sniffing import BOM
+from service.frontend.http.content_encoding import ENCODERS
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 PIECE_BYTES = 2**20
-
-FASTEST = 1
-CODINGS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda data: gzip.compress(data, FASTEST, mtime=0),
-    "deflate": lambda data: zlib.compress(data, FASTEST),
-}
-"""The preferred first. `deflate` is zlib's format (RFC 9110, section 8.4.1.2)."""
 
 
 def json_length(header: str | None, body_bytes: int) -> int | None:
@@ -77,7 +68,7 @@ def read_request(body: bytes, length: int | None) -> InferRequest:
 
 
 def encode_response(response: InferResponse, coding: str | None) -> tuple[bytes, dict[str, str]]:
-    """The body and its headers. `coding`: one of CODINGS, or None.
+    """The body and its headers. `coding`: one of ENCODERS, or None.
 
     Raises:
         BadRequest: an output has too many numbers for JSON.
@@ -104,21 +95,8 @@ def encode_response(response: InferResponse, coding: str | None) -> tuple[bytes,
         body = b"".join((body, *parts))
     if coding is not None:
         headers["Content-Encoding"] = coding
-        body = CODINGS[coding](body)
+        body = ENCODERS[coding](body)
     return body, headers
-
-
-def negotiate_coding(accept_encoding: str | None) -> str | None:
-    """The coding that a client prefers; None where it accepts none, or prefers none."""
-    if accept_encoding is None:
-        return None
-    qualities = dict(map(_quality, accept_encoding.split(",")))
-    others = qualities.get("*", 0.0)
-    best, quality = None, qualities.get("identity", 0.0)
-    for coding in CODINGS:
-        if qualities.get(coding, others) > quality:
-            best, quality = coding, qualities.get(coding, others)
-    return best
 
 
 class _Input(msgspec.Struct):
@@ -248,16 +226,3 @@ def _boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise BadRequest(f"the parameter {name} is {shown_value(value)}; expected true or false")
     return value
-
-
-def _quality(part: str) -> tuple[str, float]:
-    """The coding and the quality of `gzip;q=0.5`; a malformed quality counts as 0."""
-    name, _, parameter = part.partition(";")
-    key, _, value = parameter.partition("=")
-    if not parameter:
-        return name.strip().lower(), 1.0
-    try:
-        quality = float(value) if key.strip().lower() == "q" else 0.0
-    except ValueError:
-        quality = 0.0
-    return name.strip().lower(), quality

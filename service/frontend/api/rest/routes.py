@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from model.bundle import Accuracy, Source
@@ -21,10 +22,12 @@ from model.spec import Postprocessing, Preprocessing
 from model.types import Task
 from service.errors import Unavailable
 from service.frontend.core.engine import Engine
+from service.frontend.http.content_encoding import ENCODERS, negotiate_coding
 from service.frontend.http.openapi import problem_content
+from service.observability.exposition import exposition
 from service.types import ModelStatus
 
-MetricsText = Callable[[], tuple[bytes, str]]
+METRICS_TYPES = ("text/plain", "application/openmetrics-text")
 
 WEB = Path(__file__).parents[2] / "web"
 
@@ -79,7 +82,7 @@ class ReadyAnswer(BaseModel):
     reason: str
 
 
-def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
+def service_routes(engine: Engine, registry: CollectorRegistry) -> APIRouter:
     router = APIRouter(responses={"default": problem_content("An error (RFC 9457)")})
 
     @router.get("/models", tags=["models"], operation_id="list_models", summary="List the served models")
@@ -112,12 +115,16 @@ def service_routes(engine: Engine, metrics_text: MetricsText) -> APIRouter:
         operation_id="metrics",
         summary="Prometheus metrics",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        responses={200: {"content": {media_type: {"schema": {"type": "string"}} for media_type in METRICS_TYPES}}},
     )
-    def metrics() -> Response:
+    def metrics(request: Request) -> Response:
         # Not async, so that it runs in a thread: with several processes it reads their files.
-        text, media_type = metrics_text()
-        return Response(text, media_type=media_type)
+        text, media_type = exposition(registry, request.headers.get("accept", ""))
+        headers = {"Content-Type": media_type, "Vary": "Accept, Accept-Encoding"}
+        coding = negotiate_coding(request.headers.get("accept-encoding"))
+        if coding is not None:
+            text, headers["Content-Encoding"] = ENCODERS[coding](text), coding
+        return Response(text, headers=headers)
 
     return router
 

@@ -408,13 +408,26 @@ async def test_an_offer_of_another_protocol_is_ignored(cut: int, body: bytes) ->
         writer.close()
 
 
-@pytest.mark.parametrize("body", [b"hello", b"hello" * 1000, b"hello" * 100_000])
-async def test_the_first_request_of_a_connection_may_offer_another_protocol(body: bytes) -> None:
-    """As curl and Java send them: head and body at once, or as far as they fit into one segment."""
-    head = b"POST /offer HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n"
+@pytest.mark.parametrize("cut", [0, 100, 200, 5000])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("nbytes", [1, 40_000, 400_000])
+async def test_the_first_request_may_offer_another_protocol(nbytes: int, chunked: bool, cut: int) -> None:
+    """A connection that begins with an offer is answered, whatever its body's size and form; so is what follows."""
+    body = b"x" * nbytes
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % nbytes
+    offer = b"POST /offer HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + framing + b"\r\n\r\n"
+    if chunked:
+        half = nbytes // 2
+        chunks = [chunk for chunk in (body[:half], body[half:]) if chunk]
+        offer += b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    else:
+        offer += body
     async with server_of(Echo()) as running:
-        reader, writer = await running.connect(head % len(body) + body)
-        assert (await answer(reader))[2] == b"/offer " + body
+        reader, writer = await running.connect(offer[:cut])
+        await asyncio.sleep(0)
+        writer.write(offer[cut:] + offer + (GET % 2))
+        bodies = [(await answer(reader))[2] for _ in range(3)]
+        assert bodies == [b"/offer " + body, b"/offer " + body, b"/2 "]
         writer.close()
 
 

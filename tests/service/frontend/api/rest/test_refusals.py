@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
 
 from model.types import Task
 from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
@@ -60,10 +63,13 @@ async def test_worker_draining(fresh_rest: Rest) -> None:
 async def test_unexpected_error_has_no_internals() -> None:
     """An error that nobody expected is a 500 with the request's id and without its own words."""
 
-    def broken() -> tuple[bytes, str]:
-        raise ValueError("the secret of the house")
+    class Broken(Collector):
+        def collect(self) -> Iterator[Metric]:
+            raise ValueError("the secret of the house")
 
-    async with open_rest(metrics_text=broken) as rest:
+    registry = CollectorRegistry()
+    registry.register(Broken())
+    async with open_rest(registry=registry) as rest:
         response = await rest.http.get("/metrics", headers={"X-Request-Id": "abc"})
         assert (response.status_code, problem_of(response.content)["type"]) == (500, "/problems/internal")
         assert problem_of(response.content)["instance"] == "/metrics#abc"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from model.types import Task
 from tests.fakes import fake_bundle
-from tests.service.frontend.rest_server import Rest, problem_of
+from tests.service.frontend.rest_server import Rest, picture, problem_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -57,3 +59,42 @@ async def test_metrics(rest: Rest) -> None:
     response = await rest.http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
     assert "convmlp_in_flight_requests 0.0" in response.text
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain;version=1.0.0", "text/plain; version=1.0.0; charset=utf-8; escaping=underscores"),
+        ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,text/plain;version=0.0.4;q=0.2",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
+        ),
+        ("application/openmetrics-text;version=newest", "text/plain; version=0.0.4; charset=utf-8"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("accepted", "coding"), [("gzip", "gzip"), ("br, gzip;q=0.5", "gzip"), ("identity", None), ("gzip;q=0", None)]
+)
+async def test_metrics_are_negotiated(
+    rest: Rest, accept: str, media_type: str, accepted: str, coding: str | None
+) -> None:
+    """/metrics has the form that a scraper asks for, compressed if it accepts that; HEAD has the same headers."""
+    await rest.http.post("/classify", content=picture())
+    headers = {"Accept": accept, "Accept-Encoding": accepted}
+    for response in (
+        await rest.http.get("/metrics", headers=headers),
+        await rest.http.head("/metrics", headers=headers),
+    ):
+        assert response.status_code == 200
+        assert response.headers["content-type"] == media_type
+        assert response.headers.get("content-encoding") == coding
+        assert response.headers["vary"] == "Accept, Accept-Encoding"
+    text = (await rest.http.get("/metrics", headers=headers)).text
+    if "openmetrics" in media_type:
+        families = {family.name for family in parse_openmetrics(text)}
+        assert text.endswith("# EOF\n")
+    else:
+        families = {family.name for family in parse_text(text)}
+    assert {"convmlp_requests", "convmlp_request_duration_seconds", "process_cpu_seconds"} <= families

@@ -1,0 +1,113 @@
+"""Damage inside of files: what a decoder or a checksum notices is refused; what is only unusual is not."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from model.decode import decode
+from model.errors import ImageUndecodable
+from model.reference import REFERENCE_PICTURE
+from model.types import UInt8Array
+from tests.model.picture_files import PHOTO, encoded, png_chunk
+from tests.model.test_decode import LIMITS
+
+LARGE = PIL.Image.open(REFERENCE_PICTURE).convert("RGB").resize((200, 150))
+JPEGS = {
+    "baseline": encoded(LARGE, "JPEG"),
+    "progressive": encoded(LARGE, "JPEG", progressive=True),
+    "grey": encoded(LARGE.convert("L"), "JPEG"),
+    "CMYK": encoded(LARGE.convert("CMYK"), "JPEG"),
+    "restarts": encoded(LARGE, "JPEG", restart_marker_blocks=4),
+}
+BASELINE = JPEGS["baseline"]
+PNG = encoded(PHOTO, "PNG")
+
+
+def by_pillow(data: bytes) -> UInt8Array:
+    with PIL.Image.open(BytesIO(data)) as file:
+        return np.asarray(file.convert("RGB"))
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("place", [0.4, 0.6, 0.8])
+def test_zeros_inside_of_a_jpeg_are_damage(name: str, place: float) -> None:
+    """A part that was lost and filled with zeros leaves codes over, or too few; libjpeg only warns, and goes on."""
+    data = JPEGS[name]
+    start = int(place * len(data))
+    with pytest.raises(ImageUndecodable, match=r"the JPEG is (damaged \(.*\)|truncated or corrupt); send the"):
+        decode(data[:start] + bytes(800) + data[start + 800 :], LIMITS)
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_a_jpeg_that_goes_on_as_another_is_damaged(name: str) -> None:
+    """A truncated JPEG with a whole one behind it, or with the end of another one, has no whole picture."""
+    data = JPEGS[name]
+    half = len(data) // 2
+    other = encoded(LARGE.rotate(180), "JPEG")
+    for glued in (data[:half] + data, data[:half] + other[len(other) * 4 // 5 :]):
+        with pytest.raises(ImageUndecodable):
+            decode(glued, LIMITS)
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_what_follows_a_whole_jpeg_is_no_part_of_it(name: str) -> None:
+    """Phones append a second picture, or a video."""
+    data = JPEGS[name]
+    np.testing.assert_array_equal(decode(data + data[:500], LIMITS).pixels, by_pillow(data))
+
+
+@pytest.mark.parametrize("name", set(JPEGS) - {"progressive"})
+def test_a_jpeg_may_lack_its_end_marker(name: str) -> None:
+    """All pixels are there; some cameras write such files. One byte less, and some pixels are not."""
+    data = JPEGS[name]
+    np.testing.assert_array_equal(decode(data[:-2], LIMITS).pixels, by_pillow(data))
+    with pytest.raises(ImageUndecodable):
+        decode(data[:-20], LIMITS)
+
+
+JFIF, SCAN = BASELINE.index(b"JFIF\0"), BASELINE.index(b"\xff\xda")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        BASELINE[: JFIF + 5] + b"\3\7" + BASELINE[JFIF + 7 :],
+        BASELINE[: SCAN + 11] + bytes(3) + BASELINE[SCAN + 14 :],
+        BASELINE[: SCAN - 2] + BASELINE[SCAN - 2 : SCAN] + b"\xff\xff\xff" + BASELINE[SCAN:],
+    ],
+    ids=["JFIF of another version", "scan without a spectrum", "fill bytes"],
+)
+def test_odd_numbers_in_a_jpegs_headers_are_no_damage(data: bytes) -> None:
+    """libjpeg warns of them as well, but no pixel depends on them."""
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(BASELINE))
+
+
+def test_components_may_have_any_resolution() -> None:
+    """TurboJPEG refuses most combinations that JPEG allows; Pillow decodes these. Here the two colours are stored as
+    one and two samples for each four of brightness, in a picture that is too small for the difference to matter."""
+    tiny = encoded(PHOTO.resize((8, 8)), "JPEG", subsampling=2)
+    frame = tiny.index(b"\xff\xc0")
+    # Brightness has four blocks for one of each colour; the second colour now has the resolution 1 x 1 of 1 x 2.
+    data = tiny[: frame + 14] + b"\x11" + tiny[frame + 15 :]
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(data))
+
+
+IDAT = PNG.index(b"IDAT")
+
+
+@pytest.mark.parametrize("place", [IDAT + 4, len(PNG) // 2, len(PNG) - 17, len(PNG) - 13])
+def test_a_png_with_a_wrong_checksum_is_damaged(place: int) -> None:
+    """One changed bit in the compressed pixels, or in their checksum, whether or not it inflates."""
+    data = PNG[:place] + bytes([PNG[place] ^ 1]) + PNG[place + 1 :]
+    with pytest.raises(ImageUndecodable, match="the checksum of a chunk IDAT is wrong; send the original file"):
+        decode(data, LIMITS)
+
+
+def test_checksums_of_other_chunks_do_not_matter() -> None:
+    """No pixel depends on a text."""
+    text = png_chunk(b"tEXt", b"Title\0Cat")[:-1] + b"?"
+    np.testing.assert_array_equal(decode(PNG[:33] + text + PNG[33:], LIMITS).pixels, np.asarray(PHOTO))
