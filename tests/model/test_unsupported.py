@@ -30,8 +30,8 @@ BASELINE = r"save it as a baseline or progressive JPEG of 8 bits$"
     ("data", "words"),
     [
         (with_frame(0xC1, precision=12), f"a JPEG with 12 bits a sample.*{BASELINE}"),
-        (with_frame(0xC3), f"a lossless JPEG.*{BASELINE}"),
-        (with_frame(0xC3, precision=16), f"a lossless JPEG.*{BASELINE}"),
+        (with_frame(0xC3, precision=16), f"a JPEG with 16 bits a sample.*{BASELINE}"),
+        (with_frame(0xCB), f"a lossless arithmetic JPEG.*{BASELINE}"),
         (with_frame(0xC5), f"a hierarchical JPEG.*{BASELINE}"),
         (JPEG[:2] + b"\xff\xde" + JPEG[FRAME + 2 :], f"a hierarchical JPEG.*{BASELINE}"),
         (with_frame(0xF7), f"a JPEG-LS picture.*{BASELINE}"),
@@ -56,8 +56,8 @@ BASELINE = r"save it as a baseline or progressive JPEG of 8 bits$"
     ],
     ids=[
         "12 bits",
-        "lossless",
-        "lossless of 16 bits",
+        "16 bits",
+        "lossless arithmetic",
         "hierarchical",
         "hierarchical, its first frame is not",
         "JPEG-LS",
