@@ -57,9 +57,14 @@ Preprocessing = Annotated[CenterCropSpec | KeepRatioSpec, Field(discriminator="k
 
 
 class ClassifyPostSpec(Spec):
-    """A classifier's postprocessing has no parameters."""
+    """How logits become scores: softmax, of which one class is right; or sigmoid, of which any number is (multi-label).
+
+    Labels must score strictly above `score_threshold`, if it is above 0.
+    """
 
     task: Literal["classify"] = "classify"
+    activation: Literal["softmax", "sigmoid"] = Field("softmax", exclude_if=lambda value: value == "softmax")
+    score_threshold: UnitInterval = Field(0.0, exclude_if=lambda value: value == 0)
 
 
 class DetectPostSpec(Spec):
