@@ -83,7 +83,7 @@ def test_odd_numbers_in_a_jpegs_headers_are_no_damage(data: bytes) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_components_may_have_any_resolution(mode: str) -> None:
-    """TurboJPEG refuses most combinations that JPEG allows, and Pillow decodes them. Here the second component has twice
+    """TurboJPEG refuses most combinations that JPEG allows, and Pillow decodes them. Here the second one has twice
     the resolution of the others."""
     data = encoded(LARGE.resize((32, 8)).convert(mode), "JPEG", subsampling=0)
     frame = data.index(b"\xff\xc0")
