@@ -37,8 +37,8 @@ DEFAULT_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}
 """Of red, green and blue, by the bits of a pixel."""
 OPENCV_SHIFTED = frozenset({(0x7C00, 0x03E0, 0x001F), (0xF800, 0x07E0, 0x001F)})
 """Masks whose fields OpenCV shifts to the left; the lowest bits are 0, so that white is (248, 248, 248)."""
-MASKED_COST = 3
-"""Of a pixel that is read by masks."""
+MASKED_COST, ALPHA_COST = 3, 3
+"""Of a pixel that is read by masks, and of its alpha."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ def read_header(data: bytes) -> Header:
         raise UnsupportedFormat(f"{kind} BMP is not supported; send one of {ACCEPTED}, BMP uncompressed")
     layout, cost = None, 1
     if bits in DEFAULT_MASKS:
-        layout, cost = _masked(data, header_bytes, bits, compression, height < 0), MASKED_COST
+        layout = _masked(data, header_bytes, bits, compression, height < 0)
+        cost = MASKED_COST + ALPHA_COST * bool(layout.alpha)
     # A negative height: the rows are stored from the top.
     return header_of(ImageFormat.BMP, width, abs(height), cost * width * abs(height), layout=layout)
 
