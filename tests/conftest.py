@@ -135,6 +135,12 @@ def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dict(marker.kwargs) if marker else {}
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: there is always one whose test waits for a process, a deadline or a file."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Files whose tests `-m` leaves out are not imported, which takes seconds in each process."""
     chosen = config.getoption("markexpr")
