@@ -205,7 +205,7 @@ def load(
         reason = str(error)
         if reason.startswith(DAMAGE):
             raise ImageUndecodable(
-                f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file"
+                f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file, or save it again"
             ) from error
         if not reason.startswith(UNUSUAL):
             raise

@@ -60,7 +60,7 @@ def read_header(data: bytes) -> Header:
         if kind == b"CgBI":
             raise UnsupportedFormat(
                 "this is a PNG in Apple's CgBI form, made for an iOS app; send the PNG that it was made of, or "
-                "convert it with pngcrush -revert-iphone-optimizations"
+                "convert it with xcrun pngcrush -revert-iphone-optimizations"
             )
         if kind == b"IHDR":
             width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, start + 8)

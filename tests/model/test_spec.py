@@ -8,7 +8,7 @@ from model.spec import CenterCropSpec, ClassifyPostSpec
 
 
 def test_added_fields_with_defaults_leave_versions_as_they_were() -> None:
-    """What clients and workers stored for a version stays valid when the program gets new fields; other values count."""
+    """What clients and workers stored for a version stays valid with new fields; other values count."""
     config = read_bundle(find_bundle("convmlp_pets_breed", None)).config
     document = json.loads(config.model_dump_json())
     assert document["preprocessing"].pop("interpolation") == "bicubic"
