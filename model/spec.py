@@ -19,6 +19,14 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the first version of the class did not have."""
+
+    @property
+    def added_defaults(self) -> set[str]:
+        """The fields of `ADDED` that have their defaults: without them a config is as it was before they existed."""
+        return {name for name in self.ADDED if getattr(self, name) == type(self).model_fields[name].default}
+
 
 class Normalisation(Spec):
     """(x - mean) / std per RGB channel; mean and std are in grey levels, 0 to 255. The defaults are ImageNet's."""
@@ -31,11 +39,12 @@ class CenterCropSpec(Spec):
     """Resize the shorter side to `resize_shorter` px (Pillow's antialiased filter); crop the central `crop` px."""
 
     reader: ClassVar[Reader] = Reader.PILLOW
+    ADDED = frozenset({"interpolation"})
+
     kind: Literal["center_crop"] = "center_crop"
     resize_shorter: PositiveInt = 248
     crop: PositiveInt = 224
-    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", exclude_if=lambda value: value == "bicubic")
-    """Left out of configs where it is the default, so that a model's version stays as it was."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     normalisation: Normalisation = Normalisation()
 
 
@@ -62,9 +71,11 @@ class ClassifyPostSpec(Spec):
     Labels must score strictly above `score_threshold`, if it is above 0.
     """
 
+    ADDED = frozenset({"activation", "score_threshold"})
+
     task: Literal["classify"] = "classify"
-    activation: Literal["softmax", "sigmoid"] = Field("softmax", exclude_if=lambda value: value == "softmax")
-    score_threshold: UnitInterval = Field(0.0, exclude_if=lambda value: value == 0)
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    score_threshold: UnitInterval = 0.0
 
 
 class DetectPostSpec(Spec):

@@ -33,7 +33,9 @@ with torch.no_grad():
 saver = CheckpointSaver(
     network,
     torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
-    args=argparse.Namespace(img_size=192, input_size=None, crop_pct=0.9, mean=None, std=None, output=Path("out")),
+    args=argparse.Namespace(
+        model="convmlp_s", img_size=192, input_size=None, crop_pct=0.9, mean=None, std=None, output=Path("out")
+    ),
     model_ema=average,
     checkpoint_dir=str(folder),
     recovery_dir=str(folder),
