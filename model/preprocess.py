@@ -28,7 +28,8 @@ except ImportError:
 ELONGATED = 32
 """From this aspect ratio on, only the part of the picture that the crop contains is resized."""
 BICUBIC_RADIUS = 2
-"""Radius of Pillow's bicubic kernel, in pixels of the coarser raster."""
+"""Radius of Pillow's bicubic kernel, in pixels of the coarser raster; its bilinear one is smaller."""
+FILTERS = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
 
 
 def prepare(image: Image, spec: Preprocessing) -> ModelInput:
@@ -91,12 +92,12 @@ def _center_crop(source: PIL.Image.Image | UInt8Array, original: Size, spec: Cen
     rows = range(max(top, 0), min(top + spec.crop, content.height))
     columns = range(max(left, 0), min(left + spec.crop, content.width))
     if max(original.height, original.width) >= ELONGATED * min(original.height, original.width):
-        pixels = _resized_window(as_array(source), content, rows, columns)
-    elif COMPILED:
+        pixels = _resized_window(as_array(source), content, rows, columns, FILTERS[spec.interpolation])
+    elif COMPILED and spec.interpolation == "bicubic":
         pixels = _computed_window(source, content, rows, columns)
     else:
         image = source if isinstance(source, PIL.Image.Image) else PIL.Image.fromarray(_three_channels(source))
-        resized = image.resize((content.width, content.height), PIL.Image.Resampling.BICUBIC)
+        resized = image.resize((content.width, content.height), FILTERS[spec.interpolation])
         pixels = np.asarray(resized.crop((columns.start, rows.start, columns.stop, rows.stop)))
     if pixels.shape != (spec.crop, spec.crop, 3):
         # The crop extends beyond the picture: zeros, as torchvision pads.
@@ -120,7 +121,9 @@ def _computed_window(source: PIL.Image.Image | UInt8Array, content: Size, rows: 
     return pixels
 
 
-def _resized_window(pixels: UInt8Array, content: Size, rows: range, columns: range) -> UInt8Array:
+def _resized_window(
+    pixels: UInt8Array, content: Size, rows: range, columns: range, resampling: PIL.Image.Resampling
+) -> UInt8Array:
     """The given rows and columns of the resized picture by Pillow, without computing the rest.
 
     Equal to that part of the whole resized picture up to rounding: Pillow takes the window in float32 and
@@ -131,7 +134,7 @@ def _resized_window(pixels: UInt8Array, content: Size, rows: range, columns: ran
     left, right, first_column, last_column = _source_span(columns, width / content.width, width)
     source = PIL.Image.fromarray(_three_channels(pixels[first_row:last_row, first_column:last_column]))
     box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
-    return np.asarray(source.resize((len(columns), len(rows)), PIL.Image.Resampling.BICUBIC, box=box))
+    return np.asarray(source.resize((len(columns), len(rows)), resampling, box=box))
 
 
 def _three_channels(pixels: UInt8Array) -> UInt8Array:

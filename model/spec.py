@@ -28,12 +28,14 @@ class Normalisation(Spec):
 
 
 class CenterCropSpec(Spec):
-    """Resize the shorter side to `resize_shorter` px (Pillow's antialiased bicubic); crop the central `crop` px."""
+    """Resize the shorter side to `resize_shorter` px (Pillow's antialiased filter); crop the central `crop` px."""
 
     reader: ClassVar[Reader] = Reader.PILLOW
     kind: Literal["center_crop"] = "center_crop"
     resize_shorter: PositiveInt = 248
     crop: PositiveInt = 224
+    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", exclude_if=lambda value: value == "bicubic")
+    """Left out of configs where it is the default, so that a model's version stays as it was."""
     normalisation: Normalisation = Normalisation()
 
 

@@ -50,9 +50,8 @@ class RepMLPNetSpec(BackboneSpec):
         return CenterCropSpec(resize_shorter=side, crop=side, interpolation="bilinear")
 
     @property
-    def size(self) -> str:
-        """Of either form."""
-        return super().size if not self.deploy else self.model_copy(update={"deploy": False}).size
+    def published_form(self) -> RepMLPNetSpec:
+        return self.model_copy(update={"deploy": False})
 
 
 def _spec(channels: int, third_depth: int, share_sets: tuple[int, int, int, int], side: int) -> RepMLPNetSpec:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
@@ -12,14 +12,36 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Bundle, ModelName, Source, file_sha256
 from model.errors import BundleInvalid
-from model.families.registry import Architecture, backbone_of, family_of, preprocessing_of
+from model.families.registry import Architecture, backbone_of, family_of, input_problem, preprocessing_of
 from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
-from model.zoo.checkpoint import Checkpoint, read_checkpoint
+from model.zoo.checkpoint import Checkpoint, Weights, read_checkpoint
+from model.zoo.class_names import ClassNames, stored_class_names
 from model.zoo.infer import infer_architecture
+from model.zoo.pipeline import Pipeline, PipelineParts, require_served
+from model.zoo.stored_bundle import StoredBundle, read_stored_bundle, tensors_sha256
+from model.zoo.stored_pipeline import read_pipelines, stored_pipelines
+
+MAX_LISTED = 3
+"""Names of tensors or classes in a note."""
+
+
+NO_FLAGS = PipelineParts("from the flags")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineOptions:
+    """What the user gives about the pipeline; each precedes the former, and all precede what the file has.
+
+    `like`: of another model. `config`: a configuration file of a training. `flags`: single fields.
+    """
+
+    like: Pipeline | None = None
+    config: Path | None = None
+    flags: PipelineParts = NO_FLAGS
 
 
 def import_checkpoint(
@@ -29,22 +51,28 @@ def import_checkpoint(
     *,
     task: Task | None = None,
     labels: Sequence[str] | None = None,
-    precision: DtypeName = "fp32",
+    precision: DtypeName | None = None,
+    weights: Weights | None = None,
+    pipeline: PipelineOptions = PipelineOptions(),
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Write the bundle `store`/`name`. The write is atomic; an existing bundle is replaced.
 
     If `name` is a published model's, the file must have its network, and the bundle gets its labels, pipelines and
     source. So it does if the file's name is a published model's, `labels` is None, and the network matches. Any other
     checkpoint is the caller's own: its labels are `labels`, else those in the file, else `class 0` and so on; its
-    pipelines are the family's defaults.
+    pipeline is what the caller and the file give, and the family's default in all else.
 
     Args:
-        file: a `.pth`.
+        file: as `read_checkpoint` takes it.
         store: a folder of bundles; created if missing.
         name: of the model.
         task: checked against the network's; None: not checked.
         labels: by class index.
-        precision: dtype of the weights in the bundle.
+        precision: dtype of the weights in the bundle. None: of the bundle that the file was exported from, else fp32.
+        weights: as for `read_checkpoint`.
+        pipeline: what is known about it.
+        on_note: called with each choice that the import made, in words, once the bundle is written.
 
     Raises:
         BundleInvalid: the name is not allowed, the file is no valid checkpoint, or its network is not the expected one.
@@ -55,23 +83,78 @@ def import_checkpoint(
         raise BundleInvalid(
             f"{name} is a published model with labels of its own; choose another name, or give no labels"
         )
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(file, weights or _published_weights(file, name))
     architecture, num_classes = infer_architecture(checkpoint)
     found = family_of(architecture).task
     if task is not None and task != found:
         raise BundleInvalid(f"{file} has a {architecture.family}, which is for {found.value}, not for {task.value}")
-    published = None if labels is not None else _published(file, name, architecture, num_classes)
-    if published is None:
-        metadata = _own_metadata(name, architecture, _own_labels(checkpoint, num_classes, labels), file, precision)
-    else:
-        metadata = replace(published_metadata(published), name=name, precision=precision)
+    stored = read_stored_bundle(checkpoint.file, checkpoint.tensors)
+    published = None if labels is not None or stored is not None else _published(file, name, architecture, num_classes)
+    base = published_metadata(published) if published is not None else _own_metadata(architecture, checkpoint, stored)
+    chosen = _pipeline(base, checkpoint, stored, published, pipeline)
+    named = _labels(checkpoint, num_classes, labels, stored, published)
+    precision = precision or (base.precision if stored is not None else "fp32")
+    unchanged = (chosen.preprocessing, chosen.postprocessing) == (base.preprocessing, base.postprocessing)
+    if problem := input_problem(architecture.backbone, chosen.preprocessing):
+        raise BundleInvalid(f"{file}: {problem}")
+    metadata = replace(
+        base,
+        name=name,
+        architecture=architecture,  # in the file's form
+        labels=named.names,
+        preprocessing=chosen.preprocessing,
+        postprocessing=chosen.postprocessing,
+        precision=precision,
+        accuracy=base.accuracy if unchanged else None,  # it was measured with another pipeline
+    )
     _check_finite(checkpoint, precision)
     network = meta_network(architecture, num_classes).to_empty(device="cpu")
     network.load_state_dict(checkpoint.tensors)
     try:
-        return write_bundle(store, metadata, network, reference_answer)
+        bundle = write_bundle(store, metadata, network, reference_answer)
     except safetensors.SafetensorError as error:  # raised if the disk is full
         raise OSError(errno.EIO, str(error), str(store / name)) from error
+    for note in (f"pipeline: {chosen}", f"labels: {named}", *_notes(checkpoint)):
+        on_note(note)
+    return bundle
+
+
+def _pipeline(
+    base: BundleMetadata,
+    checkpoint: Checkpoint,
+    stored: StoredBundle | None,
+    published: CatalogueEntry | None,
+    options: PipelineOptions,
+) -> Pipeline:
+    """Raises BundleInvalid: a configuration cannot be read or served, or is for another task."""
+    given = [] if options.config is None else read_pipelines(options.config)
+    replaced = options.flags.fields
+    if options.like is not None:
+        if type(options.like.preprocessing) is not type(base.preprocessing):
+            raise BundleInvalid(f"{checkpoint.path} is for another task than the model that it should be served like")
+        pipeline = options.like
+    elif stored is not None or published is not None:
+        source = "as exported" if published is None else "as published"
+        pipeline = Pipeline(base.preprocessing, base.postprocessing, (source,))
+    else:
+        pipeline = Pipeline.default(base.preprocessing, base.postprocessing)
+        overridden = replaced.union(*(parts.fields for parts in given))
+        for parts in stored_pipelines(checkpoint.file):
+            require_served(parts, overridden)
+            pipeline = pipeline.updated(pipeline.fitting(parts))
+    for parts in given:
+        require_served(parts, replaced)
+        pipeline = pipeline.updated(pipeline.fitting(parts))
+    return pipeline.updated(options.flags)
+
+
+def _notes(checkpoint: Checkpoint) -> Iterator[str]:
+    yield f"weights: {checkpoint.weights}"
+    if checkpoint.prefix:
+        yield f"names: the prefix {checkpoint.prefix} is removed"
+    if left_out := checkpoint.left_out:
+        more = ", …" if len(left_out) > MAX_LISTED else ""
+        yield f"left out: {len(left_out)} tensors that no answer needs ({', '.join(left_out[:MAX_LISTED])}{more})"
 
 
 def _check_name(name: str) -> None:
@@ -84,12 +167,19 @@ def _check_name(name: str) -> None:
         ) from error
 
 
+def _published_weights(file: Path, name: str) -> Weights | None:
+    """Those that the authors evaluate, if the name is a published model's; None: the averaged ones, if there are any."""
+    entry = CATALOGUE.get(name) or CATALOGUE.get(file.stem)
+    return None if entry is None else entry.weights
+
+
 def _published(file: Path, name: str, architecture: Architecture, num_classes: int) -> CatalogueEntry | None:
     for candidate, is_asked_for in ((name, True), (file.stem, False)):
         entry = CATALOGUE.get(candidate)
         if entry is None:
             continue
-        if (entry.architecture, len(entry.labels)) == (architecture, num_classes):
+        form = architecture.model_copy(update={"backbone": architecture.backbone.published_form})
+        if (entry.architecture, len(entry.labels)) == (form, num_classes):
             return entry
         if is_asked_for:
             raise BundleInvalid(
@@ -105,35 +195,70 @@ def _describe(architecture: Architecture, num_classes: int) -> str:
     return f"{name} and {num_classes} classes"
 
 
-def _own_labels(checkpoint: Checkpoint, num_classes: int, given: Sequence[str] | None) -> tuple[str, ...]:
+def _labels(
+    checkpoint: Checkpoint,
+    num_classes: int,
+    given: Sequence[str] | None,
+    stored: StoredBundle | None,
+    published: CatalogueEntry | None,
+) -> ClassNames:
+    """Raises BundleInvalid: the number of names is not that of the classes."""
+    path = checkpoint.path
     if given is not None:
         if len(given) != num_classes:
-            raise BundleInvalid(f"{len(given)} labels are given; {checkpoint.path} has {num_classes} classes")
-        return tuple(given)
-    if checkpoint.labels is not None and len(checkpoint.labels) == num_classes:
-        return checkpoint.labels
-    return tuple(f"class {index}" for index in range(num_classes))
+            raise BundleInvalid(f"{len(given)} labels are given; {path} has {num_classes} classes")
+        return ClassNames(tuple(given), "as given")
+    if published is not None:
+        return ClassNames(published.labels, "as published")
+    found = stored_class_names(checkpoint.file) if stored is None else ClassNames(stored.labels, "as exported")
+    if found is None:
+        return ClassNames(tuple(f"class {index}" for index in range(num_classes)), "assumed; --labels gives names")
+    if len(found.names) != num_classes:
+        raise BundleInvalid(
+            f"{path} has {len(found.names)} class names ({found.source}) and {num_classes} classes; give the right "
+            "names with --labels FILE"
+        )
+    return found
 
 
-def _own_metadata(
-    name: str, architecture: Architecture, labels: tuple[str, ...], file: Path, precision: DtypeName
-) -> BundleMetadata:
+def _own_metadata(architecture: Architecture, checkpoint: Checkpoint, stored: StoredBundle | None) -> BundleMetadata:
+    """Of a model that is not published: the family's, or what the file was exported with."""
     family = family_of(architecture)
-    return BundleMetadata(
-        name=name,
+    path = checkpoint.path
+    source = Source(
+        description=f"imported from {path.name}{_key(checkpoint)} (sha256 {file_sha256(path)})",
+        url="",
+        licence="unknown",
+        attribution="",
+    )
+    metadata = BundleMetadata(
+        name="",
         architecture=architecture,
-        labels=labels,
+        labels=(),
         preprocessing=preprocessing_of(architecture),
         postprocessing=family.postprocessing,
-        precision=precision,
-        source=Source(
-            description=f"imported from {file.name} (sha256 {file_sha256(file)})",
-            url="",
-            licence="unknown",
-            attribution="",
-        ),
+        precision="fp32",
+        source=source,
         accuracy=None,
     )
+    if stored is None:
+        return metadata
+    if Task(stored.postprocessing.task) != family.task:
+        raise BundleInvalid(f"{path} has a {architecture.family}, and was exported with the pipeline of another task")
+    same = stored.tensors_sha256 == tensors_sha256(checkpoint.tensors)
+    return replace(
+        metadata,
+        preprocessing=stored.preprocessing,
+        postprocessing=stored.postprocessing,
+        precision=stored.precision,
+        source=stored.source if same else source,
+        accuracy=stored.accuracy if same else None,
+    )
+
+
+def _key(checkpoint: Checkpoint) -> str:
+    """Which weights of the file, where there is a choice."""
+    return f", {checkpoint.weights.partition(';')[0]}" if ", " in checkpoint.weights else ""
 
 
 def _check_finite(checkpoint: Checkpoint, precision: DtypeName) -> None:

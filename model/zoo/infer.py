@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import ValidationError
 
 from model.errors import BundleInvalid
-from model.families.registry import FAMILIES, ArchitectureSpec
+from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec
 from model.net.network import StateDictShapes, meta_network, network_of
 from model.net.weights import state_dict_mismatch
 from model.zoo.checkpoint import Checkpoint
@@ -24,7 +25,8 @@ def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
     if family is None:
         keys = ", ".join(network.class_key for network in networks.values())
         raise BundleInvalid(
-            f"{path} is no supported network ({', '.join(networks)}): it has none of the tensors {keys}"
+            f"{path} is no supported network ({', '.join(networks)}): {_prefix(checkpoint)}it has none of the tensors "
+            f"{keys}; {_nearest(checkpoint)}"
         )
     if not all(tensor.numel() for tensor in tensors.values()):
         raise BundleInvalid(f"{path} has empty tensors")
@@ -35,12 +37,56 @@ def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
     except ValidationError as error:
         first = error.errors()[0]
         raise BundleInvalid(
-            f"{path} looks like a {family}, but its tensors imply {first['loc'][-1]} {first['input']}"
+            f"{path} looks like a {family}, but {_prefix(checkpoint)}its tensors imply {first['loc'][-1]} "
+            f"{first['input']}"
         ) from error
+    except BundleInvalid as error:
+        raise BundleInvalid(f"{error.detail}; {_prefix(checkpoint)}{_nearest(checkpoint)}") from error
     if num_classes == 0:
         raise BundleInvalid(
             f"{path} looks like a {family}, but {networks[family].class_key} has too few rows for a class"
         )
     if problems := state_dict_mismatch(meta_network(architecture, num_classes), tensors):
-        raise BundleInvalid(f"{path} looks like a {family} of {num_classes} classes, but {problems}")
+        raise BundleInvalid(
+            f"{path} looks like a {family} of {num_classes} classes, but {_prefix(checkpoint)}{problems}"
+        )
     return architecture, num_classes
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    return f"without the prefix {checkpoint.prefix} of all names, " if checkpoint.prefix else ""
+
+
+def _nearest(checkpoint: Checkpoint) -> str:
+    """The known network that shares the most tensor names, and its first differences."""
+    tensors = checkpoint.tensors
+    best: tuple[int, ArchitectureSpec] | None = None
+    for architecture in _candidates(checkpoint):
+        shared = len(meta_network(architecture, 1).state_dict().keys() & tensors.keys())
+        if shared and (best is None or shared > best[0]):
+            best = shared, architecture
+    if best is None:
+        listed = ", ".join(list(tensors)[:5])
+        return f"no known network has any of its {len(tensors)} tensors, the first of which are {listed}"
+    shared, nearest = best
+    # The number of classes is not known, so its tensors' shapes are not compared.
+    shapes = meta_network(nearest, 1).state_dict()
+    known = {name: shapes.get(name, tensor) for name, tensor in tensors.items()}
+    return (
+        f"the nearest is a {nearest.family} of size {nearest.backbone.size}, with {shared} of {len(shapes)} tensors; "
+        f"{state_dict_mismatch(meta_network(nearest, 1), known)}"
+    )
+
+
+def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
+    """For each family the sizes that the tensors imply, and the published ones."""
+    found = []
+    for family in FAMILIES.values():
+        network = network_of(family)
+        with_classes = {network.class_key: torch.empty(64, 1, 1, 1, device="meta"), **checkpoint.tensors}
+        try:
+            found.append(network.infer(StateDictShapes(checkpoint.path, with_classes))[0])
+        except (ValidationError, BundleInvalid):
+            sizes = (size for backbone in BACKBONES.values() for size in backbone.sizes.values())
+            found += [family.spec(family=family.name, backbone=size) for size in sizes]
+    return found

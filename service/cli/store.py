@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from model.bundle import EMBEDDED_DIR, Bundle, bundle_names, find_bundle, read_bundle
-from model.errors import BundleInvalid, ConvMLPError
-from model.types import Task
+from model.bundle import Bundle, bundle_names, find_bundle, read_bundle
+from model.errors import BundleInvalid
 from service.cli.console import download_progress, print_error, printable
 from service.cli.flags import settings_or_exit
+from service.cli.model_import import import_model
+from service.cli.model_store import Force, Store, errors_to_exit, print_model, store_or_exit
 
 if TYPE_CHECKING:
     from model.zoo.catalogue import CatalogueEntry
-
-MAX_LABELS_BYTES = 2**20
-
-
-class WeightsPrecision(StrEnum):
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="CONVMLP_MODELS_DIR", file_okay=False, help="Folder of the models. It is created if necessary."
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 
 
 def add_store_commands(models_app: typer.Typer) -> None:
@@ -57,8 +38,8 @@ def pull_model(
     """Download a pretrained model of ConvMLP's authors. A download that was interrupted resumes."""
     if url is not None and mirror is not None:
         raise typer.BadParameter("--url (a file) and --mirror (a folder of files) exclude each other")
-    store = _store(models_dir)
-    with _errors_to_exit():
+    store = store_or_exit(models_dir)
+    with errors_to_exit():
         from model.zoo.catalogue import entry
 
         published = entry(name)
@@ -67,35 +48,7 @@ def pull_model(
             return
         if mirror is not None:
             url = f"{mirror.rstrip('/')}/{published.path}"
-        _print_model(_download(published, store, url or published.url, sha256, keep=keep))
-
-
-def import_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A checkpoint of the authors, or your own.")],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the new model.")],
-    task: Annotated[
-        Task | None, typer.Option(help="Expected task. The weights determine the task; this only checks it.")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text file of the class names: one per line, in class order.")
-    ] = None,
-    precision: Annotated[
-        WeightsPrecision, typer.Option(help="Precision of the stored weights.")
-    ] = WeightsPrecision.FP32,
-    force: Force = False,
-    models_dir: Store = None,
-) -> None:
-    """Convert a checkpoint into a model: a PyTorch state dict, plain or in mmcv's format."""
-    store = _store(models_dir)
-    with _errors_to_exit():
-        if not force and name in bundle_names(store):
-            folder = find_bundle(name, store)
-            where = "embedded" if folder.parent == EMBEDDED_DIR else f"in {store}"
-            raise BundleInvalid(f"model {name} exists already, {where}; --force replaces it in {store}")
-        from model.zoo.importer import import_checkpoint
-
-        names = None if labels is None else _read_labels(labels)
-        _print_model(import_checkpoint(file, store, name, task=task, labels=names, precision=precision.value))
+        print_model(_download(published, store, url or published.url, sha256, keep=keep))
 
 
 def export_model(
@@ -106,18 +59,18 @@ def export_model(
 ) -> None:
     """Write a model as a checkpoint with the authors' parameter names, in their toolboxes' format."""
     store = settings_or_exit(models_dir=models_dir).models_dir
-    with _errors_to_exit():
+    with errors_to_exit():
         bundle = read_bundle(find_bundle(name, store))
         if file.exists() and not force:
             raise BundleInvalid(f"{file} exists already; --force overwrites it")
-        from model.zoo.checkpoint import export_checkpoint
+        from model.zoo.export import export_checkpoint
 
         export_checkpoint(bundle, file)
         typer.echo(printable(f"{name} -> {file}"))
 
 
 def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
-    from model.zoo.checkpoint import MAX_BYTES
+    from model.zoo.checkpoint_file import MAX_BYTES
     from model.zoo.download import ExpectedHash, TrustedHashes, download
     from model.zoo.importer import import_checkpoint
 
@@ -142,14 +95,6 @@ def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | No
     return bundle
 
 
-def _store(models_dir: Path | None) -> Path:
-    store = settings_or_exit(models_dir=models_dir).models_dir
-    if store is None:
-        print_error("set the folder of the models: --models-dir DIR, CONVMLP_MODELS_DIR, or models_dir in convmlp.toml")
-        raise typer.Exit(2)
-    return store
-
-
 def _is_valid(name: str, store: Path) -> bool:
     if name not in bundle_names(store):
         return False
@@ -159,49 +104,3 @@ def _is_valid(name: str, store: Path) -> bool:
         print_error(f"{error.detail}; it is downloaded again")
         return False
     return True
-
-
-def _read_labels(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_LABELS_BYTES + 1)
-    except OSError as error:
-        raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_LABELS_BYTES:
-        raise BundleInvalid(f"{path} has more than {MAX_LABELS_BYTES:,} bytes; expected one name per line")
-    try:
-        labels = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise BundleInvalid(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if "" in labels:
-        raise BundleInvalid(f"{path}: line {labels.index('') + 1} is empty; expected one name per line")
-    return labels
-
-
-def _print_model(bundle: Bundle) -> None:
-    config = bundle.config
-    facts = [
-        config.task.value,
-        f"{config.architecture.family} {config.architecture.backbone.size}",
-        f"{len(config.labels)} labels",
-        f"{bundle.weights_path.stat().st_size / 1e6:.1f} MB",
-    ]
-    typer.echo(printable(f"{config.name}: {', '.join(facts)} -> {bundle.folder}"))
-
-
-@contextmanager
-def _errors_to_exit() -> Iterator[None]:
-    """Turns errors into a message and exit status 1."""
-    try:
-        yield
-    except ConvMLPError as error:
-        print_error(error.detail)
-    except ModuleNotFoundError as error:
-        print_error(f"this command needs {error.name}, which is not installed; install this package's extra `worker`")
-    except BrokenPipeError:  # typer ends the command quietly when a reader such as `head` closes the pipe
-        raise
-    except OSError as error:
-        print_error(f"{error.filename or 'the store'} cannot be written: {error.strerror}")
-    else:
-        return
-    raise typer.Exit(1)

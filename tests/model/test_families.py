@@ -38,7 +38,7 @@ from model.predictor import Predictor, predict_image
 from model.reference import REFERENCE_PARAMS, REFERENCE_PICTURE, mismatch, reference_input
 from model.spec import KeepRatioSpec, Postprocessing, SegmentPostSpec
 from model.types import Batch, SegmentOutput, Size, Task
-from model.zoo.checkpoint import export_checkpoint
+from model.zoo.export import export_checkpoint
 from model.zoo.importer import import_checkpoint
 from service.settings import Settings
 from service.worker.torch_runner import TorchRunner

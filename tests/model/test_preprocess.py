@@ -54,6 +54,20 @@ def test_inputs_equal_those_of_the_authors_pipelines(name: str, spec: Preprocess
     np.testing.assert_allclose(normalised(prepare(image, spec), spec), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(427, 640), (30, 50), (9, 2000)])
+def test_a_crop_may_be_resized_bilinearly(size: tuple[int, int]) -> None:
+    """Equal to Pillow's antialiased bilinear filter, as timm takes it; of a thin picture up to rounding."""
+    image = picture(*size)
+    spec = CenterCropSpec(resize_shorter=40, crop=32, interpolation="bilinear")
+    found = prepare(image, spec).pixels
+    width = int(40 * size[1] / size[0])
+    left = round((width - 32) / 2)
+    whole = PIL.Image.fromarray(image.pixels).resize((width, 40), PIL.Image.Resampling.BILINEAR)
+    expected = np.asarray(whole.crop((left, 4, left + 32, 36)))
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=1 if size[1] > 1000 else 0)
+    assert np.any(found != prepare(image, CenterCropSpec(resize_shorter=40, crop=32)).pixels)
+
+
 def test_a_centre_crop_knows_its_resized_size() -> None:
     """A crop's geometry has the size of the whole resized picture; the longer side is rounded down."""
     assert prepare(picture(427, 640), CLASSIFY).geometry == Geometry(Size(427, 640), Size(248, 371))

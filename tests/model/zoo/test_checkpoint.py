@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import argparse
 import os
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from torch import Tensor
 from model.errors import BundleInvalid
 from model.net.weights import DtypeName, write_bundle
 from model.types import Task
-from model.zoo import checkpoint
-from model.zoo.checkpoint import export_checkpoint, read_checkpoint
+from model.zoo import checkpoint, checkpoint_file
+from model.zoo.checkpoint import read_checkpoint
+from model.zoo.export import export_checkpoint
 from model.zoo.importer import import_checkpoint
 from tests.model.tiny_models import ARCHITECTURES, REFERENCES, metadata, tiny_bundle, tiny_checkpoint, tiny_network
 
@@ -44,11 +45,25 @@ def same(found: dict[str, Tensor]) -> bool:
         OrderedDict(TENSORS),
         {"state_dict": TENSORS, "meta": {"epoch": 12, "CLASSES": ("cat", "dog")}, "optimizer": {"state": {}}},
         {"model": TENSORS, "epoch": 3},
+        {"model_state_dict": TENSORS, "loss": 0.3},
+        {"step": 9, "mine": TENSORS},
+        {"model": {"state_dict": TENSORS}},
         {f"module.{name}": tensor for name, tensor in TENSORS.items()},
         {"state_dict": {f"module.{name}": tensor for name, tensor in TENSORS.items()}},
         {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in TENSORS.items()},
     ],
-    ids=["bare", "ordered", "mmcv", "model", "parallel", "parallel in a wrapper", "parameters"],
+    ids=[
+        "bare",
+        "ordered",
+        "mmcv",
+        "model",
+        "tutorial",
+        "any",
+        "nested",
+        "parallel",
+        "parallel in a wrapper",
+        "parameters",
+    ],
 )
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_every_usual_wrapping_is_read(tmp_path: Path, document: object, zipped: bool) -> None:
@@ -57,48 +72,25 @@ def test_every_usual_wrapping_is_read(tmp_path: Path, document: object, zipped: 
     assert same(read_checkpoint(tmp_path / "a.pth").tensors)
 
 
-@pytest.mark.parametrize(
-    ("meta", "labels"),
-    [
-        ({"CLASSES": ("cat", "dog")}, ("cat", "dog")),
-        ({"CLASSES": ["cat", "dog"]}, ("cat", "dog")),
-        ({"CLASSES": None}, None),
-        ({"CLASSES": ()}, None),
-        ({"CLASSES": "catdog"}, None),
-        ({"CLASSES": ("cat", 3)}, None),
-        ({"CLASSES": ("cat", " ")}, None),
-        ({}, None),
-        ("none", None),
-    ],
-)
-def test_valid_class_names_are_read(tmp_path: Path, meta: object, labels: tuple[str, ...] | None) -> None:
-    """mmcv's CLASSES are labels if each is a name; anything else is ignored."""
-    torch.save({"state_dict": TENSORS, "meta": meta}, tmp_path / "a.pth")
-    assert read_checkpoint(tmp_path / "a.pth").labels == labels
-
-
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
     """The error names the code, which is never run, also deep inside a valid document."""
     made = tmp_path / "made"
     document = {"state_dict": TENSORS, "meta": {"hook_msgs": [Harmful(made)]}}
     torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(BundleInvalid, match=r"needs posix\.mkdir to load; only plain tensors are read"):
+    with pytest.raises(BundleInvalid, match=r"needs posix\.mkdir to load, which is never read"):
         read_checkpoint(tmp_path / "a.pth")
     assert not made.exists()
 
 
-def test_a_harmless_object_is_refused_as_well(tmp_path: Path) -> None:
-    """A training script's argparse.Namespace is refused too; the message names the remedy."""
-    torch.save({"state_dict": TENSORS, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
-    with pytest.raises(BundleInvalid, match=r"needs argparse\.Namespace to load.*save its state dict alone"):
-        read_checkpoint(tmp_path / "a.pth")
-
-
-def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
-    """`torch.save(model)` stores code by name."""
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pth")
-    with pytest.raises(BundleInvalid, match=r"needs torch\.nn\.modules\.linear\.Linear"):
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("wrap", [lambda module: module, lambda module: {"epoch": 3, "model": module}])
+def test_a_pickled_module_is_refused(tmp_path: Path, zipped: bool, wrap: Callable[[object], object]) -> None:
+    """`torch.save(model)` stores code by name; the error has the remedy."""
+    torch.save(wrap(torch.nn.Linear(2, 2)), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        BundleInvalid, match=r"a pickled module.*, whose code is not run.*torch\.save\(model\.state_dict"
+    ):
         read_checkpoint(tmp_path / "a.pth")
 
 
@@ -106,7 +98,7 @@ def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
     ("content", "why"),
     [
         (b"", "is empty"),
-        (b"<!DOCTYPE html><title>404</title>", "is not a checkpoint as torch.save writes it"),
+        (b"<!DOCTYPE html><title>404</title>", "is an HTML or XML page"),
         (b"PK\x03\x04 and no more", "is truncated or corrupt"),
         (b"\x80", "is not a checkpoint"),
         (pickle.dumps({"a": 1}, protocol=4), "is not a checkpoint"),
@@ -136,8 +128,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float, zipped: bool)
     ("document", "why"),
     [
         ({}, "has no state dict"),
-        ([torch.ones(1)], "has no state dict"),
-        ({"epoch": 3, "weights": {"a": torch.ones(1)}}, "has no state dict"),
+        ([torch.ones(1)], "has a list; expected tensors by name"),
+        ({"epoch": 3, "steps": [torch.ones(1)]}, "has no state dict; it has epoch, steps"),
+        ({"one": {"a": torch.ones(1)}, "two": {"a": torch.ones(1)}}, r"has several state dicts \(one, two\)"),
         ({"state_dict": {}}, "has 0 tensors"),
         ({"state_dict": {"a": torch.ones(1), "b": 3}}, "'b' in its state dict is not a named tensor"),
         ({"state_dict": {3: torch.ones(1)}}, "'3' in its state dict is not a named tensor"),
@@ -146,7 +139,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, share: float, zipped: bool)
         ({"a": torch.ones(1).expand(10**10)}, "has tensors of 40,000,000,000 bytes"),
         ({f"a{index}": torch.ones(1) for index in range(checkpoint.MAX_TENSORS + 1)}, "has 10,001 tensors"),
     ],
-    ids=["nothing", "list", "other", "no tensors", "value", "number", "sparse", "meta", "expanded", "many"],
+    ids=["nothing", "list", "other", "two", "no tensors", "value", "number", "sparse", "meta", "expanded", "many"],
 )
 def test_a_document_without_valid_tensors_is_refused(tmp_path: Path, document: object, why: str) -> None:
     """Tensors must be named, dense and within limits; the error names what is not."""
@@ -171,7 +164,7 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
 def test_too_large_a_file_is_not_read(tmp_path: Path) -> None:
     """The size is checked before the content is read."""
     with (tmp_path / "a.pth").open("wb") as file:
-        file.truncate(checkpoint.MAX_BYTES + 1)
+        file.truncate(checkpoint_file.MAX_BYTES + 1)
     with pytest.raises(BundleInvalid, match=r"has 2,147,483,649 bytes; the limit is 2,147,483,648"):
         read_checkpoint(tmp_path / "a.pth")
 
@@ -238,3 +231,124 @@ def test_a_missing_folder_is_the_systems_error(tmp_path: Path) -> None:
     """The error is FileNotFoundError."""
     with pytest.raises(FileNotFoundError):
         export_checkpoint(tiny_bundle(tmp_path, "classifier"), tmp_path / "nowhere" / "out.pth")
+
+
+ONES = {name: torch.ones_like(tensor) for name, tensor in TENSORS.items()}
+"""The averages of `TENSORS`."""
+
+
+def buffers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As mmcv's EMAHook registers them."""
+    return {"ema_" + name.replace(".", "_"): tensor for name, tensor in tensors.items()}
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+MMENGINE = {"mmengine_version": "0.10.7", "experiment_name": "a"}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"state_dict": TENSORS, "state_dict_ema": ONES, "arch": "convmlp_s"},
+        {"model": TENSORS, "model_ema": ONES},
+        {"params": TENSORS, "params_ema": ONES},
+        {"model": TENSORS, "ema": {"module": ONES, "updates": 7}},
+        # mmengine exchanges the two when it saves, so that its tests load the average.
+        {
+            "meta": MMENGINE,
+            "state_dict": ONES,
+            "ema_state_dict": {"steps": torch.tensor(9), **below("module", TENSORS)},
+        },
+        {"state_dict": ONES, "current_model_state": TENSORS, "averaging_state": {"n_averaged": torch.tensor(9)}},
+        {"state_dict": {**below("model", TENSORS), **below("ema_model.module", ONES)}},
+    ],
+    ids=["timm", "deit", "basicsr", "nested", "mmengine", "lightning", "submodule"],
+)
+def test_averaged_weights_are_taken_unless_the_raw_ones_are_asked_for(tmp_path: Path, document: object) -> None:
+    """As timm does; the notes name the keys of both."""
+    torch.save(document, tmp_path / "a.pth")
+    for weights, expected in ((None, ONES), ("ema", ONES), ("raw", TENSORS)):
+        found = read_checkpoint(tmp_path / "a.pth", weights)  # type: ignore[arg-type]
+        assert found.tensors.keys() == TENSORS.keys()
+        assert all(torch.equal(found.tensors[name], expected[name]) for name in TENSORS)
+        assert ("averaged (EMA)" in found.weights) == (weights != "raw")
+
+
+def test_weights_that_the_file_lacks_are_an_error(tmp_path: Path) -> None:
+    """Asking for the other weights is never answered with these."""
+    torch.save({"model": TENSORS}, tmp_path / "raw.pth")
+    torch.save({"model_ema": TENSORS}, tmp_path / "average.pth")
+    with pytest.raises(BundleInvalid, match="has no averaged weights; expected one of state_dict_ema"):
+        read_checkpoint(tmp_path / "raw.pth", "ema")
+    with pytest.raises(BundleInvalid, match=r"has only averaged weights \(model_ema\)"):
+        read_checkpoint(tmp_path / "average.pth", "raw")
+    assert same(read_checkpoint(tmp_path / "average.pth").tensors)
+
+
+NETWORK = {"tokenizer.block.0.weight": torch.ones(1), "head.weight": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "removed"),
+    [
+        ("module.", "module."),
+        ("_orig_mod.", ""),
+        ("module._orig_mod.", "module."),
+        ("_orig_mod.module.", "module."),
+        ("model.", "model."),
+        ("model.module.backbone.", "model.module.backbone."),
+        ("_fsdp_wrapped_module._checkpoint_wrapped_module.", ""),
+        ("my_classifier.net.", "my_classifier.net."),
+    ],
+)
+def test_the_modules_around_a_network_are_removed(tmp_path: Path, prefix: str, removed: str) -> None:
+    """Prefixes of all names, of wrappers and of a trainer's own module; and what torch.compile adds anywhere."""
+    torch.save({prefix + name: tensor for name, tensor in NETWORK.items()}, tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert found.tensors.keys() == NETWORK.keys()
+    assert found.prefix == removed
+
+
+def test_wrappers_below_other_modules_are_removed(tmp_path: Path) -> None:
+    """A compiled backbone within a detector."""
+    torch.save({"neck.a": torch.ones(1), "backbone._orig_mod.b": torch.ones(1)}, tmp_path / "a.pth")
+    assert list(read_checkpoint(tmp_path / "a.pth").tensors) == ["neck.a", "backbone.b"]
+    torch.save({"backbone.b": torch.ones(1), "backbone._orig_mod.b": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(BundleInvalid, match=r"has backbone\.b twice"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_prefix_that_only_some_names_have_is_kept(tmp_path: Path) -> None:
+    """`backbone.` belongs to a detector's own names."""
+    torch.save({"backbone.a": torch.ones(1), "neck.b": torch.ones(1)}, tmp_path / "a.pth")
+    assert list(read_checkpoint(tmp_path / "a.pth").tensors) == ["backbone.a", "neck.b"]
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        buffers(TENSORS),
+        {"auxiliary_head.conv_seg.weight": torch.ones(1)},
+        {"n_averaged": torch.tensor(3)},
+        {"criterion.weight": torch.ones(3), "train_accuracy.correct": torch.tensor(3)},
+        {"total_ops": torch.ones(1), "stages.0.total_params": torch.ones(1)},
+    ],
+    ids=["mmcv's averages", "auxiliary head", "SWA", "loss and metrics", "thop"],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_of_the_training_are_left_out(tmp_path: Path, unused: dict[str, Tensor], prefix: str) -> None:
+    """Beside the network, whether it has a prefix or not; they are listed."""
+    tensors = {prefix + name: tensor for name, tensor in TENSORS.items()}
+    torch.save({"state_dict": {**tensors, **unused}}, tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert same(found.tensors)
+    assert set(found.left_out) == set(unused)
+
+
+def test_a_missing_count_of_batches_is_zero(tmp_path: Path) -> None:
+    """Batch norms of old or converted checkpoints have none."""
+    torch.save({"bn.weight": torch.ones(2), "bn.running_mean": torch.ones(2)}, tmp_path / "a.pth")
+    assert read_checkpoint(tmp_path / "a.pth").tensors["bn.num_batches_tracked"] == 0

@@ -84,14 +84,17 @@ def test_tensors_that_share_memory_are_read(tmp_path: Path) -> None:
 
 
 def test_labels_are_those_given_else_the_files_own(tmp_path: Path) -> None:
-    """`labels` take precedence over the file's CLASSES, which precede `class 0`; a wrong number is ignored."""
+    """`labels` take precedence over the file's CLASSES, which precede `class 0`; a wrong number is an error."""
     tensors = tiny_network("classifier").state_dict()
     given, stored = ("a", "b", "c", "d", "e"), ("v", "w", "x", "y", "z")
     torch.save({"state_dict": tensors, "meta": {"CLASSES": stored}}, tmp_path / "mine.pth")
     assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine").config.labels == stored
     assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine", labels=given).config.labels == given
     torch.save({"state_dict": tensors, "meta": {"CLASSES": stored[:4]}}, tmp_path / "mine.pth")
-    assert import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine").config.labels == DEFAULT_LABELS
+    with pytest.raises(
+        BundleInvalid, match=r"has 4 class names \(meta\.CLASSES in the file\) and 5 classes; give the right names"
+    ):
+        import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine")
     with pytest.raises(BundleInvalid, match=r"4 labels are given; .*mine\.pth has 5 classes"):
         import_checkpoint(tmp_path / "mine.pth", tmp_path, "mine", labels=given[:4])
 

@@ -14,7 +14,8 @@ from model.families.registry import Architecture
 from model.families.retinanet import RetinaNetSpec
 from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.network import build_network, meta_network
-from model.zoo.checkpoint import Checkpoint
+from model.zoo.checkpoint import Checkpoint, read_checkpoint
+from model.zoo.checkpoint_file import CheckpointFile
 from model.zoo.infer import infer_architecture
 from tests import goldens
 from tests.model.tiny_models import ARCHITECTURES, NUM_CLASSES
@@ -27,7 +28,7 @@ COUNTS = {"classifier": 1000, "retinanet": 80, "maskrcnn": 80, "semfpn": 150}
 
 
 def checkpoint(tensors: dict[str, Tensor]) -> Checkpoint:
-    return Checkpoint(Path("a.pth"), tensors, None)
+    return Checkpoint(CheckpointFile(Path("a.pth"), tensors), tensors)
 
 
 @pytest.mark.parametrize("num_classes", [1, 7])
@@ -117,8 +118,11 @@ def with_a_scalar(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (renamed, r"no supported network.*head\.weight"),
-        (without_tokenizer, r"tensor tokenizer\.block\.6\.weight is missing"),
+        (
+            renamed,
+            r"no supported network.*the nearest is a classifier of size custom.*head\.weight is missing; body\.weight",
+        ),
+        (without_tokenizer, r"tensor tokenizer\.block\.6\.weight is missing; the nearest is a classifier of size"),
         (without_a_norm, r"looks like a classifier of 5 classes, but stages\.1\.blocks\.0\.norm2\.bias is missing"),
         (with_a_stranger, r"auxiliary_head\.conv\.weight is unexpected"),
         (with_a_gap, r"stages\.0\.blocks\.1\.norm1\.weight is missing.*and \d+ more"),
@@ -144,4 +148,24 @@ def test_too_few_rows_for_the_anchors_are_refused() -> None:
     tensors = build_network(ARCHITECTURES["retinanet"], NUM_CLASSES).state_dict()
     tensors["bbox_head.retina_cls.weight"] = torch.zeros(8, 16, 3, 3)
     with pytest.raises(BundleInvalid, match=r"bbox_head\.retina_cls\.weight has too few rows for a class"):
+        infer_architecture(checkpoint(tensors))
+
+
+def test_the_prefix_and_the_nearest_network_are_in_the_error(tmp_path: Path) -> None:
+    """A head of one's own: the error names what was removed from the names, and five differences."""
+    tensors = build_network(ClassifierSpec(backbone=CONVMLP_SIZES["s"]), NUM_CLASSES).state_dict()
+    tensors["fc.weight"] = tensors.pop("head.weight")
+    torch.save({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "a.pth")
+    why = (
+        r"without the prefix model\. of all names, it has none of the tensors head\.weight, .*; the nearest is a "
+        r"classifier of size s, with 183 of 184 tensors; head\.weight is missing; fc\.weight is unexpected"
+    )
+    with pytest.raises(BundleInvalid, match=why):
+        infer_architecture(read_checkpoint(tmp_path / "a.pth"))
+
+
+def test_a_file_of_another_network_lists_its_first_names() -> None:
+    """Where no name is shared, no network is the nearest."""
+    tensors = {f"layer{index}.weight": torch.zeros(1) for index in range(9)}
+    with pytest.raises(BundleInvalid, match=r"has any of its 9 tensors, the first of which are layer0\.weight, layer1"):
         infer_architecture(checkpoint(tensors))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from model.bundle import read_bundle
+from model.bundle import EMBEDDED_DIR, read_bundle
 from model.zoo.checkpoint import read_checkpoint
 from service.cli.app import app
 from tests.model.tiny_models import tiny_checkpoint
@@ -29,7 +29,14 @@ def test_an_imported_model_is_in_the_store(tmp_path: Path, store: Path) -> None:
     """The command prints what the model is and where; `list` and `show` have it."""
     ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "mine", store=store)
     assert (ran.exit_code, ran.stderr) == (0, "")
-    assert ran.stdout == f"mine: detect, retinanet custom, 5 labels, 0.2 MB -> {store / 'mine'}\n"
+    assert ran.stdout.splitlines() == [
+        f"mine: detect, retinanet custom, 5 labels, 0.2 MB -> {store / 'mine'}",
+        "  pipeline: fits into 1333 x 800 px, bilinear, padded to multiples of 32, mean 123.7 116.3 103.5, "
+        "std 58.4 57.12 57.38, scores above 0.05 "
+        "(assumed; --like, --config or --input-size gives the one of the training)",
+        "  labels: class 0, class 1, class 2, … (assumed; --labels gives names)",
+        "  weights: state_dict",
+    ]
     assert "mine" in models("list", store=store).stdout
     assert "imported from mine.pth (sha256 " in models("show", "mine", store=store).stdout
 
@@ -45,13 +52,64 @@ def test_labels_task_and_precision_can_be_given(tmp_path: Path, store: Path) -> 
     assert (config.labels, config.precision) == (("cat", "dog", "Zürich", "ox", "hen"), "bf16")
 
 
+def test_an_export_answers_as_the_model_did(tmp_path: Path, store: Path) -> None:
+    """Export, import: the same version but for the name, and so the same answers."""
+    assert models("export", "convmlp_pets_heads", tmp_path / "heads.pth").exit_code == 0
+    ran = models("import", tmp_path / "heads.pth", "--as", "convmlp_pets_heads", "--force", store=store)
+    assert (ran.exit_code, "scores above 0.5 (as exported)" in ran.stdout) == (0, True)
+    before, after = (read_bundle(folder / "convmlp_pets_heads").config for folder in (EMBEDDED_DIR, store))
+    assert after.model_copy(update={"reference": before.reference}) == before
+    assert after.version == before.version
+
+
+def test_flags_replace_parts_of_the_pipeline(tmp_path: Path, store: Path) -> None:
+    """Of a classifier and of a detector; fractions and grey levels; the output lists them."""
+    flags = ["--input-size", "192", "--interpolation", "bilinear", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+    ran = models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", *flags, store=store)
+    assert "centre 192 x 192 px, bilinear, mean 127.5 127.5 127.5, std 127.5 127.5 127.5 (from the flags)" in ran.stdout
+    flags = ["--input-size", "480x640", "--score-threshold", "0.4", "--mean", "1,2,3", "--std", "4,5,6"]
+    ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "boxes", *flags, store=store)
+    assert "fits into 640 x 480 px, bilinear, padded to multiples of 32, mean 1 2 3, std 4 5 6" in ran.stdout
+    assert "scores above 0.4 (from the flags)" in ran.stdout
+    ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "like", "--like", "boxes", store=store)
+    assert "scores above 0.4 (as of boxes)" in ran.stdout
+    ran = models(
+        "import", tiny_checkpoint(tmp_path, "classifier"), "--as", "b", "--like", "convmlp_s_cifar10", store=store
+    )
+    assert "shorter side 224 px, centre 224 x 224 px" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "why"),
+    [
+        (["--mean", "1,2,3"], 2, "--mean and --std belong together"),
+        (["--mean", "1,2", "--std", "1,2,3"], 2, "--mean 1,2: expected three numbers"),
+        (["--input-size", "large"], 2, "expected N, or LONGxSHORT"),
+        (["--input-size", "224", "--crop", "224"], 2, "exclude each other"),
+        (["--resize", "0"], 2, "Invalid value for '--resize'"),
+        (["--score-threshold", "2"], 2, "Invalid value for '--score-threshold'"),
+        (["--score-threshold", "0.5"], 1, "--score-threshold is for detectors"),
+        (["--input-size", "640x480"], 1, "classifiers take --input-size N"),
+        (["--like", "unknown"], 1, "there is no model 'unknown' to serve it like"),
+        (["--like", "convmlp_pets_heads"], 1, "is for another task"),
+        (["--weights", "ema"], 1, "has no averaged weights"),
+    ],
+)
+def test_wrong_flags_are_an_error(tmp_path: Path, store: Path, flags: list[str], status: int, why: str) -> None:
+    """The message names the flag, and no model is made."""
+    ran = models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", *flags, store=store)
+    assert (ran.exit_code, ran.stdout) == (status, "")
+    assert why in " ".join(ran.stderr.replace("│", " ").split())
+    assert not store.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (b"cat\ndog\n", "2 labels are given"),
         (b"cat\n\ndog\nox\nhen\n", "line 2 is empty"),
         (b"cat\xff\ndog\nox\nhen\npig\n", "is not UTF-8 text"),
-        (b"x" * (2**20 + 1), "has more than 1,048,576 bytes"),
+        (b"x" * (2**26 + 1), "has more than 67,108,864 bytes"),
         (None, "cannot be read: No such file"),
     ],
     ids=["two", "gap", "latin", "huge", "missing"],
@@ -94,7 +152,10 @@ def test_without_a_folder_of_models_the_ways_to_set_it_are_listed(command: list[
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path, store: Path) -> None:
     """The message is one line, the exit status is 1, and the store is not created."""
     (tmp_path / "a.pth").write_bytes(b"<html>")
-    for file, why in ((tmp_path / "a.pth", "is not a checkpoint"), (tmp_path / "b.pth", "No such file")):
+    for file, why in (
+        (tmp_path / "a.pth", "is an HTML or XML page and not a checkpoint"),
+        (tmp_path / "b.pth", "No such file"),
+    ):
         ran = models("import", file, "--as", "mine", store=store)
         assert (ran.exit_code, ran.stdout) == (1, "")
         assert why in ran.stderr

@@ -1,0 +1,230 @@
+"""The pipeline of an imported model: what a file or the user gives, applied to the family's defaults. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
+
+from pydantic import ValidationError
+
+from model.errors import BundleInvalid
+from model.spec import (
+    CenterCropSpec,
+    ClassifyPostSpec,
+    DetectPostSpec,
+    KeepRatioSpec,
+    Normalisation,
+    Postprocessing,
+    Preprocessing,
+    SegmentPostSpec,
+)
+
+MAX_SIDE = 8192
+"""Pixels of a network's input that an import accepts."""
+
+Channels = tuple[float, float, float]
+"""Grey levels of red, green and blue."""
+Field = Literal["size", "interpolation", "normalisation", "score_threshold"]
+"""What a pipeline consists of, and what a flag replaces."""
+FLAGS: dict[str, str] = {
+    "size": "--input-size (or --resize and --crop)",
+    "interpolation": "--interpolation",
+    "normalisation": "--mean and --std",
+    "score_threshold": "--score-threshold",
+}
+"""The flag that replaces each field."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineParts:
+    """What one source has about a pipeline. None: nothing.
+
+    Args:
+        source: for people.
+        resize, crop: of a classifier: the shorter side after resizing, and the central square, px.
+        crop_fraction: `crop` over the shorter side, if `resize` is not given.
+        interpolation: of a classifier.
+        long_side, short_side, pad_multiple: of a detector or segmenter, px.
+        mean, std: grey levels.
+        thresholds: fields of `DetectPostSpec`.
+        problems: why the source's pipeline cannot be served, by field.
+    """
+
+    source: str
+    resize: int | None = None
+    crop: int | None = None
+    crop_fraction: float | None = None
+    interpolation: str | None = None
+    long_side: int | None = None
+    short_side: int | None = None
+    pad_multiple: int | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    def with_problem(self, where: Field, problem: str) -> PipelineParts:
+        return replace(self, problems={**self.problems, where: problem})
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields that this source has."""
+        has: dict[str, bool] = {
+            "size": any((self.resize, self.crop, self.long_side)),
+            "interpolation": self.interpolation is not None or self.long_side is not None,
+            "normalisation": self.mean is not None and self.std is not None,
+            "score_threshold": "score_threshold" in self.thresholds,
+        }
+        return frozenset(name for name, value in has.items() if value)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Pre- and postprocessing, and where they are from.
+
+    `sources` are for people; of `assumed` fields, no source had anything.
+    """
+
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing
+    sources: tuple[str, ...] = ()
+    assumed: frozenset[str] = frozenset()
+
+    @classmethod
+    def default(cls, preprocessing: Preprocessing, postprocessing: Postprocessing) -> Pipeline:
+        """A family's, before anything is known about the training."""
+        fields = {"size", "normalisation"}
+        fields |= {"interpolation"} if isinstance(preprocessing, CenterCropSpec) else set()
+        fields |= {"score_threshold"} if isinstance(postprocessing, DetectPostSpec) else set()
+        return cls(preprocessing, postprocessing, (), frozenset(fields))
+
+    def fitting(self, parts: PipelineParts) -> PipelineParts:
+        """The parts that this kind of preprocessing has."""
+        if isinstance(self.preprocessing, KeepRatioSpec):
+            return replace(parts, resize=None, crop=None, crop_fraction=None, interpolation=None)
+        return replace(parts, long_side=None, short_side=None, pad_multiple=None, thresholds={})
+
+    def updated(self, parts: PipelineParts) -> Pipeline:
+        """With the fields that `parts` has.
+
+        Raises:
+            BundleInvalid: a value is out of range, or the parts are for another task.
+        """
+        if not (parts.fields or parts.thresholds or parts.pad_multiple or parts.crop_fraction):
+            return self
+        try:
+            pre, post = _preprocessing(self.preprocessing, parts), _postprocessing(self.postprocessing, parts)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BundleInvalid(f"{parts.source}: {where} is {first['input']}: {first['msg']}") from error
+        sides = (pre.resize_shorter, pre.crop) if isinstance(pre, CenterCropSpec) else (pre.long_side, pre.pad_multiple)
+        if max(sides) > MAX_SIDE:
+            raise BundleInvalid(f"{parts.source}: an input of {max(sides)} px is too large; at most {MAX_SIDE} px")
+        if (pre, post) == (self.preprocessing, self.postprocessing) and not parts.fields & self.assumed:
+            return self
+        return Pipeline(pre, post, (*self.sources, parts.source), self.assumed - parts.fields)
+
+    def __str__(self) -> str:
+        text = describe(self.preprocessing, self.postprocessing)
+        if not self.sources:
+            return f"{text} (assumed; --like, --config or --input-size gives the one of the training)"
+        assumed = ", ".join(sorted(self.assumed)).replace("_", " ")
+        return f"{text} ({', '.join(self.sources)}{f'; {assumed} assumed' if assumed else ''})"
+
+
+def require_served(parts: PipelineParts, replaced: frozenset[str]) -> None:
+    """Raises BundleInvalid: a field of the source's pipeline cannot be served, and is not replaced."""
+    for where, problem in parts.problems.items():
+        if where not in replaced:
+            raise BundleInvalid(
+                f"{parts.source}: {problem}, which is not served; give {FLAGS[where]} to serve it in another way"
+            )
+
+
+def describe(pre: Preprocessing, post: Postprocessing) -> str:
+    """A pipeline in words."""
+    if isinstance(pre, CenterCropSpec):
+        size = f"shorter side {pre.resize_shorter} px, centre {pre.crop} x {pre.crop} px, {pre.interpolation}"
+    else:
+        size = f"fits into {pre.long_side} x {pre.short_side} px, bilinear"
+        size += f", padded to multiples of {pre.pad_multiple}" if pre.pad_multiple > 1 else ""
+    mean, std = (" ".join(f"{level:.4g}" for level in levels) for levels in _levels(pre.normalisation))
+    text = f"{size}, mean {mean}, std {std}"
+    match post:
+        case DetectPostSpec():
+            return f"{text}, scores above {post.score_threshold:g}"
+        case ClassifyPostSpec() | SegmentPostSpec():
+            return text
+
+
+def _levels(normalisation: Normalisation) -> tuple[Channels, Channels]:
+    return normalisation.mean, normalisation.std
+
+
+def _preprocessing(base: Preprocessing, parts: PipelineParts) -> Preprocessing:
+    normalisation = {
+        "mean": parts.mean or base.normalisation.mean,
+        "std": parts.std or base.normalisation.std,
+    }
+    if 0 in normalisation["std"]:
+        raise BundleInvalid(f"{parts.source}: a std of 0 divides by zero")
+    if isinstance(base, KeepRatioSpec):
+        if parts.resize or parts.crop or parts.interpolation:
+            raise BundleInvalid(
+                f"{parts.source}: --resize, --crop and --interpolation are for classifiers; detectors and segmenters "
+                "take --input-size LONGxSHORT"
+            )
+        return KeepRatioSpec.model_validate(
+            {
+                "long_side": parts.long_side or base.long_side,
+                "short_side": parts.short_side or base.short_side,
+                "pad_multiple": parts.pad_multiple or base.pad_multiple,
+                "normalisation": normalisation,
+            }
+        )
+    if parts.long_side:
+        raise BundleInvalid(f"{parts.source}: classifiers take --input-size N, or --resize and --crop")
+    crop = parts.crop or base.crop
+    fraction = parts.crop_fraction or (base.crop / base.resize_shorter)
+    computed = math.floor(crop / fraction) if parts.crop or parts.crop_fraction else base.resize_shorter
+    return CenterCropSpec.model_validate(
+        {
+            "resize_shorter": parts.resize or computed,
+            "crop": crop,
+            "interpolation": parts.interpolation or base.interpolation,
+            "normalisation": normalisation,
+        }
+    )
+
+
+def _postprocessing(base: Postprocessing, parts: PipelineParts) -> Postprocessing:
+    if not isinstance(base, DetectPostSpec):
+        if "score_threshold" in parts.fields:
+            raise BundleInvalid(f"{parts.source}: --score-threshold is for detectors")
+        return base
+    known = {name: value for name, value in parts.thresholds.items() if name in DetectPostSpec.model_fields}
+    counts = {name: int(value) for name, value in known.items() if name in ("candidates_per_level", "proposals")}
+    return DetectPostSpec.model_validate({**base.model_dump(), **known, **counts})
+
+
+def three_numbers(value: object) -> Channels | None:
+    """Three finite numbers of a list, or one for all channels; None if it is neither."""
+    if type(value) in (int, float):
+        value = [value] * 3
+    if not isinstance(value, (tuple, list)) or len(value) not in (1, 3):
+        return None
+    numbers = [float(one) for one in value if type(one) in (int, float) and math.isfinite(one)]
+    if len(numbers) != len(value):
+        return None
+    return cast(Channels, tuple(numbers * (3 // len(numbers))))
+
+
+def grey_levels(mean: Channels | None, std: Channels | None) -> tuple[Channels | None, Channels | None]:
+    """As given, or times 255 if they are for pictures of 0 to 1: then no std is above 1."""
+    if std is None or max(map(abs, std)) > 1:
+        return mean, std
+    first, second = (None if one is None else tuple(round(255 * level, 4) for level in one) for one in (mean, std))
+    return cast(Channels | None, first), cast(Channels | None, second)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from model.bundle import BundleConfig
+from model.errors import BundleInvalid
+from model.families.registry import FAMILIES
+from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec
+from model.zoo.export import export_checkpoint
+from model.zoo.importer import PipelineOptions, import_checkpoint
+from model.zoo.pipeline import Pipeline, PipelineParts
+from tests.model.tiny_models import tiny_bundle, tiny_checkpoint, tiny_network
+from tests.model.zoo.test_toolbox_config import MMDET_3
+
+DEFAULT = PipelineOptions()
+
+
+def imported(folder: Path, file: Path, options: PipelineOptions = DEFAULT) -> tuple[BundleConfig, str]:
+    """The config, and the notes in one text."""
+    notes: list[str] = []
+    bundle = import_checkpoint(file, folder / "store", "mine", pipeline=options, on_note=notes.append)
+    return bundle.config, "\n".join(notes)
+
+
+def saved(folder: Path, content: object) -> Path:
+    torch.save(content, folder / "mine.pth")
+    return folder / "mine.pth"
+
+
+TENSORS = tiny_network("classifier").state_dict()
+
+
+def test_timms_arguments_are_the_pipeline(tmp_path: Path) -> None:
+    """What its training script was given; what it was not given is assumed, and the note lists it."""
+    args = argparse.Namespace(
+        img_size=192, input_size=None, crop_pct=1.0, interpolation="bilinear", mean=None, std=None
+    )
+    config, notes = imported(tmp_path, saved(tmp_path, {"state_dict": TENSORS, "args": args}))
+    assert config.preprocessing == CenterCropSpec(resize_shorter=192, crop=192, interpolation="bilinear")
+    assert "(from args in the file; normalisation assumed)" in notes
+    args = argparse.Namespace(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], interpolation="random")
+    config, notes = imported(tmp_path, saved(tmp_path, {"state_dict": TENSORS, "args": args}))
+    assert config.preprocessing.normalisation.mean == (127.5, 127.5, 127.5)
+    assert "; interpolation, size assumed)" in notes
+
+
+def test_timms_and_transformers_json_beside_the_weights_is_the_pipeline(tmp_path: Path) -> None:
+    """As timm's and transformers' folders have it; a path to the file reads it, too."""
+    safetensors.torch.save_file(TENSORS, tmp_path / "model.safetensors")
+    timm = {
+        "architecture": "convmlp_s",
+        "pretrained_cfg": {
+            **{"input_size": [3, 160, 160], "crop_pct": 0.8, "interpolation": "bilinear", "crop_mode": "center"},
+            **{"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(timm))
+    config, notes = imported(tmp_path, tmp_path)
+    assert isinstance(config.preprocessing, CenterCropSpec)
+    assert (config.preprocessing.resize_shorter, config.preprocessing.crop) == (200, 160)
+    assert "(from config.json)" in notes
+    transformers = {
+        **{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 2},
+        **{"size": {"shortest_edge": 180}, "crop_size": {"height": 160, "width": 160}},
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(transformers))
+    config, notes = imported(tmp_path, tmp_path / "model.safetensors")
+    assert isinstance(config.preprocessing, CenterCropSpec)
+    assert (config.preprocessing.resize_shorter, config.preprocessing.crop) == (180, 160)
+    timm["pretrained_cfg"]["crop_mode"] = "squash"  # type: ignore[index]
+    (tmp_path / "config.json").write_text(json.dumps(timm))
+    with pytest.raises(
+        BundleInvalid, match=r"from config\.json: its crop mode is squash, which is not served; give --"
+    ):
+        imported(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["config", "cfg"])
+def test_a_toolboxes_configuration_is_the_pipeline(tmp_path: Path, key: str) -> None:
+    """mmcv stores its text as `meta.config`, mmengine as `meta.cfg`."""
+    content = {"state_dict": tiny_network("retinanet").state_dict(), "meta": {key: MMDET_3, "CLASSES": tuple("abcde")}}
+    config, notes = imported(tmp_path, saved(tmp_path, content))
+    assert isinstance(config.preprocessing, KeepRatioSpec)
+    assert (config.preprocessing.long_side, config.preprocessing.short_side) == (1000, 600)
+    assert config.postprocessing == DetectPostSpec(score_threshold=0.3, nms_iou=0.55, candidates_per_level=700)
+    assert f"scores above 0.3 (from meta.{key} in the file)" in notes
+    assert "labels: a, b, c, … (meta.CLASSES in the file)" in notes
+
+
+def test_a_configuration_file_can_be_given(tmp_path: Path) -> None:
+    """--config precedes what the checkpoint has, and a flag precedes both."""
+    content = {"state_dict": tiny_network("retinanet").state_dict(), "meta": {"config": "score = 1"}}
+    (tmp_path / "train.py").write_text(MMDET_3)
+    flags = PipelineParts("from the flags", thresholds={"score_threshold": 0.9})
+    options = PipelineOptions(config=tmp_path / "train.py", flags=flags)
+    config, notes = imported(tmp_path, saved(tmp_path, content), options)
+    assert config.postprocessing == DetectPostSpec(score_threshold=0.9, nms_iou=0.55, candidates_per_level=700)
+    assert "(from train.py, from the flags)" in notes
+    with pytest.raises(BundleInvalid, match=r"none\.py cannot be read: No such file"):
+        imported(tmp_path, saved(tmp_path, content), PipelineOptions(config=tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("lr = 0.1")
+    with pytest.raises(BundleInvalid, match=r"empty\.py has no pipeline"):
+        imported(tmp_path, saved(tmp_path, content), PipelineOptions(config=tmp_path / "empty.py"))
+
+
+def test_a_model_can_be_served_like_another(tmp_path: Path) -> None:
+    """--like takes its pipeline, which must be of the same kind."""
+    like = Pipeline(
+        CenterCropSpec(resize_shorter=100, crop=90), FAMILIES["classifier"].postprocessing, ("as of other",)
+    )
+    config, notes = imported(tmp_path, tiny_checkpoint(tmp_path, "classifier"), PipelineOptions(like=like))
+    assert config.preprocessing == CenterCropSpec(resize_shorter=100, crop=90)
+    assert "(as of other)" in notes
+    with pytest.raises(BundleInvalid, match="is for another task than the model that it should be served like"):
+        imported(tmp_path, tiny_checkpoint(tmp_path, "retinanet"), PipelineOptions(like=like))
+
+
+def test_nothing_is_assumed_without_a_word(tmp_path: Path) -> None:
+    """Weights alone: the family's pipeline, and invented labels, are marked."""
+    _, notes = imported(tmp_path, tiny_checkpoint(tmp_path, "classifier"))
+    assert "(assumed; --like, --config or --input-size gives the one of the training)" in notes
+    assert "labels: class 0, class 1, class 2, … (assumed; --labels gives names)" in notes
+
+
+@pytest.mark.parametrize("family", ["classifier", "retinanet", "mask_rcnn", "semantic_fpn"])
+def test_an_export_comes_back_as_it_was(tmp_path: Path, family: str) -> None:
+    """Labels, pipeline, thresholds, source, weights and so the whole config; a bundle's own weights likewise."""
+    bundle = tiny_bundle(tmp_path, family)
+    export_checkpoint(bundle, tmp_path / "tiny.pth")
+    for file in (tmp_path / "tiny.pth", bundle.weights_path):
+        config = import_checkpoint(file, tmp_path / "store", "tiny").config
+        assert config.model_dump(exclude={"reference"}) == bundle.config.model_dump(exclude={"reference"})
+
+
+def test_a_changed_export_keeps_its_pipeline_and_not_its_figures(tmp_path: Path) -> None:
+    """Weights that were trained on: source and accuracy were the former weights'."""
+    bundle = tiny_bundle(tmp_path, "retinanet")
+    export_checkpoint(bundle, tmp_path / "tiny.pth")
+    content = torch.load(tmp_path / "tiny.pth", weights_only=True)
+    content["state_dict"]["bbox_head.retina_cls.bias"] += 1
+    config, _ = imported(tmp_path, saved(tmp_path, content))
+    assert config.preprocessing == bundle.config.preprocessing
+    assert config.postprocessing == bundle.config.postprocessing
+    assert config.source.description.startswith("imported from mine.pth")
+    content["meta"]["convmlp_serving"] = '{"labels": []}'
+    with pytest.raises(BundleInvalid, match="has a pipeline of `convmlp models export` that this version cannot read"):
+        imported(tmp_path, saved(tmp_path, content))
