@@ -168,7 +168,7 @@ def _check_name(name: str) -> None:
 
 
 def _published_weights(file: Path, name: str) -> Weights | None:
-    """Those that the authors evaluate, if the name is a published model's; None: the averaged ones, if there are any."""
+    """Those that the authors of a published model evaluate; None: the averaged ones, where a file has them."""
     entry = CATALOGUE.get(name) or CATALOGUE.get(file.stem)
     return None if entry is None else entry.weights
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import struct
 
 import numpy as np
-import PIL.Image
 import pi_heif
+import PIL.Image
 import pytest
 
 from model.containers import av1, heif, hevc
