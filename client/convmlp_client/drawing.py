@@ -8,8 +8,9 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from convmlp_client.fonts import PACKAGED, SYSTEM_FONTS, Fonts
 from convmlp_client.geometry import BoolArray
 
 BACKGROUND: Final = "background"
@@ -87,32 +89,65 @@ D = TypeVar("D", bound=HasBox)
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """Text in a font that has all of its letters."""
+
+    text: str
+    font: PIL.ImageFont.FreeTypeFont
+
+    @property
+    def length(self) -> float:
+        """In pixels."""
+        return self.font.getlength(self.text)
+
+    def truncate(self, width: float) -> Line:
+        """The line, shortened to a width in pixels. At least one letter remains."""
+        if self.length <= width:
+            return self
+        kept, refused = 1, len(self.text)
+        while refused - kept > 1:
+            middle = (kept + refused) // 2
+            if self.font.getlength(f"{self.text[:middle]}…") <= width:
+                kept = middle
+            else:
+                refused = middle
+        return Line(f"{self.text[:kept]}…", self.font)
+
+
+@dataclass(frozen=True, slots=True)
 class Style:
     """Sizes of lines and text in pixels, in proportion to the image."""
 
     line_width: int
     pad: int
-    font: PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
+    font_size: int
+    fonts: Fonts = SYSTEM_FONTS
+    _opened: dict[Path, PIL.ImageFont.FreeTypeFont] = field(default_factory=dict)
 
     @classmethod
     def for_size(cls, width: int, height: int) -> Style:
         side = math.sqrt(height * width)
         font_size = min(max(round(side / 28), 12), 96)
-        font = PIL.ImageFont.load_default(font_size)
-        return cls(line_width=max(2, round(side / 250)), pad=max(2, font_size // 4), font=font)
+        return cls(line_width=max(2, round(side / 250)), pad=max(2, font_size // 4), font_size=font_size)
+
+    @property
+    def ascent(self) -> int:
+        """The height of text above its baseline, accents included."""
+        return -math.floor(self._open(PACKAGED).getbbox("Ág", anchor="ls")[1])
 
     @property
     def text_height(self) -> int:
-        _, _, _, bottom = self.font.getbbox("Ag")
-        return math.ceil(bottom)
+        return self.ascent + math.ceil(self._open(PACKAGED).getbbox("Ág", anchor="ls")[3])
 
-    def truncate(self, text: str, width: float) -> str:
-        """`text`, shortened to a width in pixels. At least one letter remains."""
-        if self.font.getlength(text) <= width:
-            return text
-        while len(text) > 1 and self.font.getlength(f"{text}…") > width:
-            text = text[:-1]
-        return f"{text}…"
+    def line(self, label: HasLabel, suffix: str) -> Line:
+        """The name of a class, or its index if no font has the name's letters, and a suffix of ASCII."""
+        name, path = self.fonts.legible(label.label, label.index)
+        return Line(f"{name}{suffix}", self._open(path))
+
+    def _open(self, path: Path) -> PIL.ImageFont.FreeTypeFont:
+        if path not in self._opened:
+            self._opened[path] = PIL.ImageFont.truetype(path, self.font_size)
+        return self._opened[path]
 
 
 def class_colour(index: int) -> Colour:
@@ -128,8 +163,8 @@ def class_colour(index: int) -> Colour:
 
 def draw_labels(canvas: PIL.Image.Image, labels: Sequence[HasScore]) -> None:
     """Draw a panel with labels and scores on an RGB image."""
-    rows = [(f"{label.label}  {label.score:.1%}", class_colour(label.index)) for label in labels]
-    _draw_panel(canvas, rows, Style.for_size(*canvas.size))
+    style = Style.for_size(*canvas.size)
+    _draw_panel(canvas, [(label, f"  {label.score:.1%}") for label in labels[:MAX_PANEL_ROWS]], style)
 
 
 def draw_detections(
@@ -153,7 +188,8 @@ def draw_detections(
         draw.rectangle(corners, outline=class_colour(detection.index), width=style.line_width)
     for detection in reversed(detections):
         x, y, _, _ = _scaled_corners(detection.box, scale)
-        _draw_tag(canvas, f"{detection.label} {detection.score:.2f}", class_colour(detection.index), x, y, style)
+        line = style.line(detection, f" {detection.score:.2f}")
+        _draw_tag(canvas, line, class_colour(detection.index), x, y, style)
 
 
 def draw_segments(
@@ -171,43 +207,43 @@ def draw_segments(
         borders = _borders(label_map, max(1, style.line_width // 2))
         canvas.paste(WHITE, (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
     area = max(sum(segment.area for segment in segments), 1)
-    rows = [(f"{segment.label}  {segment.area / area:.1%}", class_colour(segment.index)) for segment, _ in tinted]
-    _draw_panel(canvas, rows, style)
+    _draw_panel(canvas, [(segment, f"  {segment.area / area:.1%}") for segment, _ in tinted[:MAX_PANEL_ROWS]], style)
 
 
-def _draw_panel(canvas: PIL.Image.Image, rows: Sequence[tuple[str, Colour]], style: Style) -> None:
-    """Lines of text with a swatch of their colour, on a darkened panel at the top left."""
+def _draw_panel(canvas: PIL.Image.Image, rows: Sequence[tuple[HasLabel, str]], style: Style) -> None:
+    """Labels and suffixes with a swatch of their colour, on a darkened panel at the top left."""
     width, height = canvas.size
     swatch = style.text_height
     step = swatch + style.pad
-    rows = rows[: max(1, min(MAX_PANEL_ROWS, (height - 3 * style.pad) // step))]
+    rows = rows[: max(1, (height - 3 * style.pad) // step)]
     if not rows:
         return
-    texts = [style.truncate(text, width - 6 * style.pad - swatch) for text, _ in rows]
-    panel_width = math.ceil(max(style.font.getlength(text) for text in texts)) + swatch + 4 * style.pad
+    lines = [style.line(label, suffix).truncate(width - 6 * style.pad - swatch) for label, suffix in rows]
+    panel_width = math.ceil(max(line.length for line in lines)) + swatch + 4 * style.pad
     right, bottom = min(width, style.pad + panel_width), min(height, 3 * style.pad + step * len(rows))
     if style.pad < right and style.pad < bottom:
         panel = (style.pad, style.pad, right, bottom)
         canvas.paste(canvas.crop(panel).point(lambda level: level * PANEL_SHADE), panel)
     draw = PIL.ImageDraw.Draw(canvas)
-    for at, (text, (_, colour)) in enumerate(zip(texts, rows, strict=True)):
+    for at, (line, (label, _)) in enumerate(zip(lines, rows, strict=True)):
         x, y = 2 * style.pad, 2 * style.pad + at * step
-        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=colour)
-        draw.text((x + swatch + style.pad, y), text, fill=WHITE, font=style.font)
+        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=class_colour(label.index))
+        draw.text((x + swatch + style.pad, y + style.ascent), line.text, fill=WHITE, font=line.font, anchor="ls")
 
 
-def _draw_tag(canvas: PIL.Image.Image, text: str, colour: Colour, x: float, y: float, style: Style) -> None:
+def _draw_tag(canvas: PIL.Image.Image, line: Line, colour: Colour, x: float, y: float, style: Style) -> None:
     """Text on a coloured rectangle above the point, or below it if there is no room; always within the image."""
     width, height = canvas.size
-    text = style.truncate(text, width - 2 * style.pad)
-    tag_width = math.ceil(style.font.getlength(text)) + 2 * style.pad
+    line = line.truncate(width - 2 * style.pad)
+    tag_width = math.ceil(line.length) + 2 * style.pad
     tag_height = style.text_height + style.pad
     x = max(0.0, min(x, width - tag_width))
     above = y - tag_height
     y = above if above >= 0 else max(0.0, min(y, height - tag_height))
     draw = PIL.ImageDraw.Draw(canvas)
     draw.rectangle((x, y, x + tag_width, y + tag_height), fill=colour)
-    draw.text((x + style.pad, y + style.pad // 2), text, fill=_text_colour(colour), font=style.font)
+    baseline = y + style.pad // 2 + style.ascent
+    draw.text((x + style.pad, baseline), line.text, fill=_text_colour(colour), font=line.font, anchor="ls")
 
 
 def _text_colour(background: Colour) -> Colour:

@@ -26,7 +26,8 @@ class Mask:
     """A mask of a whole image. `size` is the image's size.
 
     `data` is the mask as the service encoded it: the counts of COCO's compressed run lengths (str), an 8-bit grey PNG
-    (bytes), or polygons without holes, each (x0, y0, x1, y1, …) in the coordinate frame of the boxes.
+    (bytes), or polygons, each (x0, y0, x1, y1, …) in the coordinate frame of the boxes. The mask is their union; holes
+    are cut open by seams.
 
     Each call decodes anew and caches nothing, because a hundred decoded masks of a large image take gigabytes.
     Every method that decodes raises ValueError if `data` is malformed or belongs to an image of another size.

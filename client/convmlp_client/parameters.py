@@ -11,8 +11,7 @@ from convmlp_client.results import Classification, Detections, Result, Segmentat
 R = TypeVar("R", bound=Result, covariant=True)
 
 MaskFormat = Literal["rle", "png", "polygon", "none"]
-"""Encoding of masks: "rle" (COCO run lengths: exact, smallest), "png" (exact), "polygon" (without holes), or "none" (no
-masks)."""
+"""Encoding of masks: "rle" (COCO run lengths: smallest), "png", "polygon", or "none" (no masks). All are exact."""
 
 
 class ClassifyParameters(TypedDict, total=False):

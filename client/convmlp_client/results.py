@@ -188,9 +188,6 @@ class Segmentation:
     def label_map(self) -> LabelMap:
         """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 255.
 
-        Polygons have no holes. A segment inside another one keeps its pixels, because smaller segments are painted
-        later.
-
         Raises:
             ValueError: the result has no masks, or one is malformed.
         """

@@ -15,6 +15,7 @@ from enum import StrEnum
 import cv2
 import numpy as np
 
+from model.postprocess.polygons import Polygons, trace_polygons
 from model.types import BoolArray, Box, Detection, Float32Array, IntArray, SegmentResult, Size, SoftMask
 
 STRIP_PIXELS = 1 << 18
@@ -151,9 +152,6 @@ def _text(numbers: IntArray) -> str:
     return text.tobytes().decode("ascii")
 
 
-Polygons = list[list[int]]
-
-
 class MaskFormat(StrEnum):
     """`rle`: COCO's compressed RLE; `png`: 8-bit grey, 0 or 255; `polygon`: outlines; `none`: no mask."""
 
@@ -197,8 +195,7 @@ def encode_segments(result: SegmentResult, mask_format: MaskFormat) -> Iterator[
             for segment in result.segments:
                 yield _png(result.label_map == segment.index)
         case MaskFormat.POLYGON:
-            for segment in result.segments:
-                yield encode_polygons(RegionMask(0, 0, result.label_map == segment.index, result.size))
+            yield from trace_polygons(result.label_map, [segment.index for segment in result.segments])
 
 
 def encode_png(mask: RegionMask) -> bytes:
@@ -212,29 +209,9 @@ def _png(mask: BoolArray) -> bytes:
 
 
 def encode_polygons(mask: RegionMask) -> Polygons:
-    """The outlines of the mask's connected components, each [x0, y0, x1, y1, ...], in pixels of the picture.
-
-    An outline follows the outer edges of the border pixels, in the frame of the boxes: pixel (column, row) spans
-    column to column + 1, so a single pixel is a square. Holes are left out: filled polygons give the mask with its
-    holes closed.
-    """
-    rows, columns = np.flatnonzero(mask.pixels.any(axis=1)), np.flatnonzero(mask.pixels.any(axis=0))
-    if not len(rows):
-        return []
-    pixels = mask.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    # OpenCV's contours join the centres of border pixels. At twice the size, rounding moves them to the pixels'
-    # edges.
-    doubled = cv2.resize(pixels.view(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    origin = np.array((mask.left + columns[0], mask.top + rows[0]))
-    return [_corners((contour[:, 0] + 1) // 2 + origin) for contour in contours]
-
-
-def _corners(outline: IntArray) -> list[int]:
-    """The outline's points, int (n, 2), flat, without consecutive duplicates."""
-    new = (outline != np.roll(outline, 1, axis=0)).any(axis=1)
-    corners: list[int] = outline[new].ravel().tolist()
-    return corners
+    """The mask's connected parts as polygons, in pixels of the picture: `model.postprocess.polygons`."""
+    (polygons,) = trace_polygons(np.ascontiguousarray(mask.pixels), [True], mask.left, mask.top)
+    return polygons
 
 
 def rounded_score(score: float) -> float:

@@ -48,7 +48,7 @@ class RLEItem(msgspec.Struct, frozen=True):
 
 
 MaskItem = RLEItem | bytes | list[list[int]]
-"""By `mask_format`: RLE, a PNG, or polygons, each [x0, y0, x1, y1, ...]."""
+"""By `mask_format`: RLE, a PNG, or polygons, each [x0, y0, x1, y1, ...], whose union is the mask."""
 
 
 class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
