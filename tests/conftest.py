@@ -76,6 +76,7 @@ SLOW = (
     "model/zoo/test_golden_answers.py",
     # They start the service, a part of it, `convmlp` or another process.
     "clients",
+    "trainers",
     "e2e",
     "benchmarks/test_overhead.py",
     "benchmarks/test_parity.py",

@@ -69,6 +69,16 @@ def python_environment(name: str) -> Path:
     return _once(json.dumps(requirements), install) / "bin/python"
 
 
+def python_packages(*requirements: str) -> Path:
+    """A folder of these packages and of none that they require, for PYTHONPATH beside this environment's own."""
+
+    def install(folder: Path) -> None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        _install([*command, *requirements])
+
+    return _once(" ".join(requirements), install)
+
+
 def node_modules(*names: str) -> Path:
     """A folder in whose `node_modules` are these packages of `NPM`."""
     versions = {name: NPM[name] for name in names}
