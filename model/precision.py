@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median, quantiles
@@ -19,7 +19,7 @@ from model.net.cpu.onednn import onednn_accelerates
 from model.net.weights import DTYPES, DtypeName
 from model.postprocess.results import postprocess, require_finite
 from model.predictor import Optimisations, Predictor
-from model.reference import REFERENCE_PARAMS, mismatch, reference_input, summarise
+from model.reference import mismatch, reference_input, reference_params, summarise
 from model.types import Batch, ClassifyResult, ModelInput, Result
 
 TIMED_ROUNDS = 15
@@ -109,21 +109,43 @@ def select_precision(
         expected = _results(exact, config, pictures, before_each)
     except NotFinite:  # no precision helps; the self-check fails
         return Selection(exact, Precision.EXACT, ())
-    trials: list[Trial] = []
-    for precision in candidates(device):
-        predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
-        try:
-            results = _results(predictor, config, pictures, before_each)
-        except NotFinite as error:
-            trials.append(Trial(precision, predictor, (), error.detail))
-            continue
-        mismatches = (_mismatch(result, other) for result, other in zip(results, expected, strict=True))
-        trials.append(Trial(precision, predictor, (), next(filter(None, mismatches), None)))
-    trials = _timed(trials, _batch(pictures[0]), before_each)
+    trials = _timed(
+        list(_trials(bundle, device, network, expected, before_each)), _batch(config, pictures[0]), before_each
+    )
     best = choose(trials)
     if best is None:  # rounding alone changes its answers
         return Selection(exact, Precision.EXACT, tuple(trials))
     return Selection(best.predictor, best.precision, tuple(trials))
+
+
+def compare_precisions(bundle: Bundle, device: torch.device, network: nn.Module) -> dict[Precision, str | None]:
+    """Why each precision's answers are not within the tolerances of the `exact` ones; None where they are.
+
+    As `select_precision` compares them. Raises as `Predictor`, and NotFinite if the `exact` answers are not finite.
+    """
+    exact = make_predictor(bundle, device, Precision.EXACT, copy.deepcopy(network))
+    expected = _results(exact, bundle.config, _pictures(bundle.config))
+    return {trial.precision: trial.mismatch for trial in _trials(bundle, device, network, expected)}
+
+
+def _trials(
+    bundle: Bundle,
+    device: torch.device,
+    network: nn.Module,
+    expected: Sequence[Result],
+    before_each: Callable[[], None] = lambda: None,
+) -> Iterator[Trial]:
+    """A trial of each candidate, not timed yet; `expected` are the `exact` answers."""
+    pictures = _pictures(bundle.config)
+    for precision in candidates(device):
+        predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
+        try:
+            results = _results(predictor, bundle.config, pictures, before_each)
+        except NotFinite as error:
+            yield Trial(precision, predictor, (), error.detail)
+            continue
+        mismatches = (_mismatch(result, other) for result, other in zip(results, expected, strict=True))
+        yield Trial(precision, predictor, (), next(filter(None, mismatches), None))
 
 
 def choose(trials: Sequence[Trial]) -> Trial | None:
@@ -167,18 +189,21 @@ def _spread(rounds: Sequence[float], first: Sequence[float]) -> float:
 
 
 def _results(
-    predictor: Predictor, config: BundleConfig, pictures: Sequence[ModelInput], before_each: Callable[[], None]
+    predictor: Predictor,
+    config: BundleConfig,
+    pictures: Sequence[ModelInput],
+    before_each: Callable[[], None] = lambda: None,
 ) -> list[Result]:
     results = []
     for picture in pictures:
         before_each()
-        (raw,) = predictor.predict(_batch(picture))
+        (raw,) = predictor.predict(_batch(config, picture))
         results.append(postprocess(require_finite(raw), config, picture.geometry.original))
     return results
 
 
-def _batch(picture: ModelInput) -> Batch:
-    return Batch(np.stack((picture.pixels,)), (picture.geometry,), (REFERENCE_PARAMS,))
+def _batch(config: BundleConfig, picture: ModelInput) -> Batch:
+    return Batch(np.stack((picture.pixels,)), (picture.geometry,), (reference_params(config.task),))
 
 
 def _timed(trials: Sequence[Trial], batch: Batch, before_each: Callable[[], None]) -> list[Trial]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from service.errors import Overloaded, Refusal
 from service.frontend.api.oip.grpc import SERVICE as OPEN_INFERENCE
@@ -28,6 +28,7 @@ from service.frontend.grpc.receive import Receiver
 from service.frontend.grpc.reflection import add_reflection
 from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
 from service.frontend.grpc.tls import server_credentials
+from service.observability.exposition import metrics_server
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, KeptMemory, hold_port, host_port, inherited_socket, run_process
@@ -144,14 +145,11 @@ async def _serve_at(
 
 @contextlib.contextmanager
 def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
-    with _port_errors(settings.grpc_metrics_port):
-        exporter, _ = start_http_server(settings.grpc_metrics_port, settings.host, registry)
-    log.info("serving metrics", url=f"http://{host_port(settings.host, exporter.server_port)}/metrics")
-    try:
+    with contextlib.ExitStack() as stack:
+        with _port_errors(settings.grpc_metrics_port):
+            port = stack.enter_context(metrics_server(registry, settings.host, settings.grpc_metrics_port))
+        log.info("serving metrics", url=f"http://{host_port(settings.host, port)}/metrics")
         yield
-    finally:
-        exporter.shutdown()
-        exporter.server_close()
 
 
 @contextlib.contextmanager

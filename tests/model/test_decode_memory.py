@@ -16,8 +16,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from model.containers.isobmff import Property
 from model.decode import DecodeLimits, read_header
+from tests.model.heif_files import grid_of, irot, picture
 from tests.model.picture_files import BIT_FIELDS, bmp, encoded, exif, gif_on_screen, png, png_chunk
+from tests.model.tiff_files import DEFLATE, tiff
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = DecodeLimits(max_bytes=20 << 20, max_pixels=50_000_000)
@@ -51,6 +54,11 @@ def masked(side: int) -> bytes:
     return bmp(values.sum(axis=2, dtype=np.uint32) | 0x7F000000, 32, BIT_FIELDS, MASKS, header_bytes=108)
 
 
+def in_tiles(side: int, *properties: Property) -> bytes:
+    tiles = -(-side // 512)
+    return grid_of(picture("large_tile"), tiles, tiles, side, side, properties)
+
+
 MASKS = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
 CASES: dict[str, tuple[Callable[[int], bytes], float]] = {
     # the file, and bytes a pixel at the peak
@@ -70,6 +78,22 @@ CASES: dict[str, tuple[Callable[[int], bytes], float]] = {
     "bmp masks": (masked, 3),
     "webp": (written("RGB", "WEBP", method=0), 6),
     "webp sideways": (written("RGB", "WEBP", method=0, exif=exif(SIDEWAYS)), 6),
+    "avif": (written("RGB", "AVIF", speed=10), 9.2),
+    "avif sideways": (written("RGB", "AVIF", speed=10, exif=exif(SIDEWAYS)), 9.2),
+    "avif alpha": (written("RGBA", "AVIF", speed=10), 12),
+    "heic": (in_tiles, 5.2),
+    "heic sideways": (lambda side: in_tiles(side, irot(1)), 6.7),
+    "tiff": (written("RGB", "TIFF"), 7),
+    "tiff sideways": (lambda side: tiff(np.asarray(smooth(side)), tags={274: (SIDEWAYS,)}), 9),
+    "tiff lzw": (written("RGB", "TIFF", compression="tiff_lzw"), 4),
+    "tiff lzw and alpha": (written("RGBA", "TIFF", compression="tiff_lzw"), 5),
+    "tiff in one strip": (written("RGB", "TIFF", compression="tiff_lzw", tiffinfo={278: SIDE}), 7),
+    "tiff 16 bits": (
+        lambda side: tiff(np.asarray(smooth(side).convert("L")).astype(np.uint16), compression=DEFLATE),
+        6,
+    ),
+    "tiff cmyk": (written("CMYK", "TIFF", compression="packbits"), 8),
+    "tiff jpeg": (written("RGB", "TIFF", compression="jpeg"), 4),
     "webp lossless": (written("RGB", "WEBP", lossless=True, method=0, quality=0), 7),
 }
 
@@ -126,8 +150,8 @@ def run(script: str, name: str, folder: Path) -> list[str]:
     for path, side in zip(paths, (64, SIDE), strict=True):
         path.write_bytes(file(side))
     command = [sys.executable, "-c", script, *map(str, paths)]
-    # Of glibc: it keeps none of the large blocks.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    # Of glibc: it keeps none of the large blocks, and reserves none for the threads of decoders.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "1"}
     child = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     return child.stdout.splitlines()
 

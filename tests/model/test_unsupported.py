@@ -38,7 +38,7 @@ BASELINE = r"save it as a baseline or progressive JPEG of 8 bits$"
         (with_frame(0xC0, height=0), rf"a JPEG whose height follows its pixels \(DNL\).*{BASELINE}"),
         (
             PNG_SIGNATURE + png_chunk(b"CgBI", bytes(4)) + encoded(PHOTO, "PNG")[8:],
-            "a PNG in Apple's CgBI form.*pngcrush -revert-iphone-optimizations$",
+            "a PNG in Apple's CgBI form.*xcrun pngcrush -revert-iphone-optimizations$",
         ),
         (bmp(np.zeros((4, 4), np.uint8), 8, 1), "run-length encoded BMP.*BMP uncompressed$"),
         (bmp(np.zeros((4, 4), np.uint8), 8, 4), "JPEG-compressed BMP.*BMP uncompressed$"),
