@@ -22,7 +22,7 @@ from torch import nn
 
 from model.bundle import Bundle
 from model.precision import MAX_SPREAD, Precision, Selection, candidates, make_predictor, select_precision
-from model.predictor import Predictor, default_device, load_network
+from model.predictor import Deployment, Predictor, default_device, load_deployed, load_network
 from model.types import Batch, RawOutput
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
@@ -67,6 +67,7 @@ class _Slot:
 
     predictor: Predictor
     precision: Precision
+    deployment: Deployment
     measured: MeasuredPrecision | None = None
 
 
@@ -132,6 +133,10 @@ class TorchRunner:
         served = self._slots.get(slot)
         return served.precision.value if served else ""
 
+    def deployment(self, slot: str) -> Deployment:
+        served = self._slots.get(slot)
+        return served.deployment if served else Deployment()
+
     def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed on several cores, and
         # once these are more than the cores, all of them sleep after each layer.
@@ -184,21 +189,24 @@ class TorchRunner:
             return self._make_slot(bundle)
 
     def _make_slot(self, bundle: Bundle) -> _Slot:
-        network, name = load_network(bundle), bundle.config.name
+        (network, deployment), name = load_deployed(bundle), bundle.config.name
+        if deployment.largest_difference is not None:
+            log.info("form", model=name, form=deployment.form, largest_difference=deployment.largest_difference)
         configured = self._precision_of(name)
         if configured != "auto":
             log.info("precision", model=name, chosen=configured, source="setting")
-            return _Slot(make_predictor(bundle, self._device, Precision(configured), network), Precision(configured))
+            chosen = Precision(configured)
+            return _Slot(make_predictor(bundle, self._device, chosen, network), chosen, deployment)
         known = self._state.read("precision", self._key(bundle), MeasuredPrecision)
         if known is not None and known.precision in (Precision.EXACT, *candidates(self._device)):
             log.info("precision", model=name, chosen=known.precision.value, source="measured before")
             predictor = make_predictor(bundle, self._device, known.precision, network)
-            return _Slot(predictor, known.precision, known)
+            return _Slot(predictor, known.precision, deployment, known)
         started_s = time.monotonic()
         selection, measured = self._measure(bundle, network)
         self._state.write("precision", self._key(bundle), measured)
         self.measuring_s += time.monotonic() - started_s
-        return _Slot(selection.predictor, selection.precision, measured)
+        return _Slot(selection.predictor, selection.precision, deployment, measured)
 
     def _key(self, bundle: Bundle) -> tuple[str, ...]:
         """What a measurement of a bundle's precision holds for."""
