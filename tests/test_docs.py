@@ -17,7 +17,7 @@ from service.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client/README.md"])
 RELIABILITY, PICTURES = ROOT / "docs/reliability.md", ROOT / "docs/pictures.md"
-FACTORS = {"KiB": 1024}
+FACTORS = {"KiB": 2**10, "MiB": 2**20}
 NOT_SETTINGS = {"weights_only"}
 """Names with an underscore in SECURITY.md that are not settings."""
 

@@ -23,7 +23,7 @@ from model.containers.header import (
     undecodable,
 )
 from model.errors import UnsupportedFormat
-from model.pixels import STRIP_PIXELS, rgba_on_white
+from model.pixels import boxes, rgba_on_white
 from model.types import Reader, UInt8Array
 
 CORE_HEADER, INFO_HEADER, OS2_HEADER = 12, 40, 64
@@ -121,12 +121,11 @@ def _load_masked(data: bytes, header: Header, layout: _Layout, reader: Reader) -
     if not layout.top_down:
         values = values[::-1]
     shifted = reader is Reader.OPENCV and layout.masks in OPENCV_SHIFTED
-    rows = max(STRIP_PIXELS // width, 1)
-    strips = range(0, height, rows)
-    transparent = bool(layout.alpha) and any(bool((values[top : top + rows] & layout.alpha).any()) for top in strips)
+    strips = [np.s_[top:bottom, left:right] for left, top, right, bottom in boxes(width, height)]
+    transparent = bool(layout.alpha) and any(bool((values[place] & layout.alpha).any()) for place in strips)
     pixels = np.empty((height, width, 3), np.uint8)
-    for top in strips:
-        strip, part = values[top : top + rows], pixels[top : top + rows]
+    for place in strips:
+        strip, part = values[place], pixels[place]
         for channel, mask in enumerate(layout.masks):
             part[:, :, channel] = _field(strip, mask, shifted)
         if transparent:

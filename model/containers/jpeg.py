@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
+import numpy as np
 import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -221,7 +222,11 @@ def _load_unusual(encoded: bytes, header: Header, scale: int, reader: Reader) ->
     check_size(file, header)
     file.draft(file.mode, (file.width // scale, file.height // scale))
     file.load()
-    return cmyk_to_rgb(255 - pillow_pixels(file), reader) if file.mode == "CMYK" else file
+    if file.mode != "CMYK":
+        return file
+    pixels = pillow_pixels(file)
+    np.invert(pixels, out=pixels)
+    return cmyk_to_rgb(pixels, reader)
 
 
 def _not_read(kind: str) -> UnsupportedFormat:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Bundle, ModelName, Source, file_sha256
 from model.errors import BundleInvalid
-from model.families.registry import Architecture, backbone_of, family_of, preprocessing_of
+from model.families.registry import Architecture, backbone_of, family_of, input_problem, preprocessing_of
 from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
@@ -91,7 +91,7 @@ def import_checkpoint(
         raise BundleInvalid(
             f"{name} is a published model with labels of its own; choose another name, or give no labels"
         )
-    checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights))
+    checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights or _published_weights(file, name)))
     binary = is_binary(checkpoint) and pipeline.flags.activation != "sigmoid"
     if binary:
         pipeline, threshold = _without_pixel_threshold(checkpoint, pipeline)
@@ -107,9 +107,12 @@ def import_checkpoint(
     named = _labels(checkpoint, num_classes, labels, stored, published, found if binary else None)
     precision = precision or (base.precision if stored is not None else "fp32")
     unchanged = (chosen.preprocessing, chosen.postprocessing) == (base.preprocessing, base.postprocessing)
+    if problem := input_problem(architecture.backbone, chosen.preprocessing):
+        raise BundleInvalid(f"{file}: {problem}")
     metadata = replace(
         base,
         name=name,
+        architecture=architecture,  # in the file's form
         labels=named.names,
         preprocessing=chosen.preprocessing,
         postprocessing=chosen.postprocessing,
@@ -191,12 +194,19 @@ def _check_name(name: str) -> None:
         ) from error
 
 
+def _published_weights(file: Path, name: str) -> Weights | None:
+    """Those that the authors of a published model evaluate; None: the averaged ones, where a file has them."""
+    entry = CATALOGUE.get(name) or CATALOGUE.get(file.stem)
+    return None if entry is None else entry.weights
+
+
 def _published(file: Path, name: str, architecture: Architecture, num_classes: int) -> CatalogueEntry | None:
     for candidate, is_asked_for in ((name, True), (file.stem, False)):
         entry = CATALOGUE.get(candidate)
         if entry is None:
             continue
-        if (entry.architecture, len(entry.labels)) == (architecture, num_classes):
+        form = architecture.model_copy(update={"backbone": architecture.backbone.published_form})
+        if (entry.architecture, len(entry.labels)) == (form, num_classes):
             return entry
         if is_asked_for:
             raise BundleInvalid(

@@ -57,6 +57,10 @@ class Runner(Protocol):
         """The precision of the model in a slot: `fp32`, `fp16` or `bf16`."""
         ...
 
+    def deployment(self, slot: str) -> Deployment:
+        """The form of the model's network in a slot."""
+        ...
+
     def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         """Read a model into host memory, in any thread, while the device works.
 

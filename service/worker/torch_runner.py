@@ -19,7 +19,7 @@ import torch
 
 from model.bundle import Bundle
 from model.precision import Precision, candidates, make_predictor, select_precision
-from model.predictor import Predictor, default_device, load_network
+from model.predictor import Deployment, Predictor, default_device, load_deployed
 from model.types import Batch, RawOutput
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 class _Slot:
     predictor: Predictor
     precision: Precision
+    deployment: Deployment
 
 
 class TorchRunner:
@@ -89,6 +90,10 @@ class TorchRunner:
         served = self._slots.get(slot)
         return served.precision.value if served else ""
 
+    def deployment(self, slot: str) -> Deployment:
+        served = self._slots.get(slot)
+        return served.deployment if served else Deployment()
+
     def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed on several cores, and
         # once these are more than the cores, all of them sleep after each layer.
@@ -120,16 +125,19 @@ class TorchRunner:
             return self._make_slot(bundle)
 
     def _make_slot(self, bundle: Bundle) -> _Slot:
-        network, name = load_network(bundle), bundle.config.name
+        (network, deployment), name = load_deployed(bundle), bundle.config.name
+        if deployment.largest_difference is not None:
+            log.info("form", model=name, form=deployment.form, largest_difference=deployment.largest_difference)
         configured = self._precision_of(name)
         if configured != "auto":
             log.info("precision", model=name, chosen=configured, source="setting")
-            return _Slot(make_predictor(bundle, self._device, Precision(configured), network), Precision(configured))
+            chosen = Precision(configured)
+            return _Slot(make_predictor(bundle, self._device, chosen, network), chosen, deployment)
         key = (bundle.config.version, *self.identity)
         known = self._state.read("precision", key, Precision)
         if known in (Precision.EXACT, *candidates(self._device)):
             log.info("precision", model=name, chosen=known.value, source="measured before")
-            return _Slot(make_predictor(bundle, self._device, known, network), known)
+            return _Slot(make_predictor(bundle, self._device, known, network), known, deployment)
         started_s = time.monotonic()
         selection = select_precision(bundle, self._device, network)
         self._state.write("precision", key, selection.precision)
@@ -139,7 +147,7 @@ class TorchRunner:
             for trial in selection.trials
         }
         log.info("precision", model=name, chosen=selection.precision.value, source="measured", tried=tried)
-        return _Slot(selection.predictor, selection.precision)
+        return _Slot(selection.predictor, selection.precision, deployment)
 
     @contextmanager
     def _lane(self, cores: int) -> Iterator[None]:
