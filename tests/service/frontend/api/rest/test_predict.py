@@ -259,12 +259,12 @@ async def test_caller_who_leaves_withdraws_its_job(fresh_rest: Rest) -> None:
 )
 async def test_pictures_of_phones_and_scanners_are_answered(rest: Rest, data: bytes, form: str) -> None:
     """HEIC, AVIF and TIFF, however they are sent. Their sizes are upright."""
-    body: dict[str, Any] = {
+    bodies: dict[str, dict[str, Any]] = {
         "bytes": {"content": data, "headers": {"Content-Type": "application/octet-stream"}},
         "form": {"files": {"image": data}},
         "JSON": {"json": {"image": base64.b64encode(data).decode()}},
-    }[form]
-    response = await rest.http.post("/classify", **body)
+    }
+    response = await rest.http.post("/classify", **bodies[form])
     assert response.status_code == 200, response.text
     assert response.json()["results"][0]["image"] == {"width": 96, "height": 64}
 
