@@ -112,6 +112,7 @@ class _Items(Mapping[int, Item]):
     ) -> None:
         self._kinds, self._extents, self._boxes, self._properties = kinds, extents, boxes, properties
         self._made: dict[int, Item] = {}
+        self._known: dict[int, Property] = {}
 
     def __getitem__(self, number: int) -> Item:
         item = self._made.get(number)
@@ -127,8 +128,11 @@ class _Items(Mapping[int, Item]):
         return len(self._kinds)
 
     def _property(self, index: int) -> Property:
-        found = self._boxes[(index & 0x7FFF) - 1]
-        return Property(found[4:8], found, index > 0x7FFF)
+        found = self._known.get(index)
+        if found is None:
+            property_box = self._boxes[(index & 0x7FFF) - 1]
+            found = self._known[index] = Property(property_box[4:8], property_box, index > 0x7FFF)
+        return found
 
 
 class _Reader:
