@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.bundle import Bundle, BundleConfig
 from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid, NotFinite
-from model.families.registry import family_of
+from model.families.registry import backbone_of, family_of
 from model.net.cpu.onednn import convert_to_onednn
 from model.net.fold import fold_batch_norm
-from model.net.network import build_network, network_of
+from model.net.network import backbone_network_of, build_network, network_of
 from model.net.normalise import Normalise
 from model.net.weights import DTYPES, DtypeName, load_weights
 from model.postprocess.results import postprocess, require_finite
@@ -31,15 +34,64 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The form in which a network is served: `trained`, or `deploy`, an equivalent one with less to compute.
+
+    `largest_difference`: of the outputs of both forms on the reference picture, of the spread of an output's values;
+    None if the network was not changed.
+    """
+
+    form: Literal["trained", "deploy"] = "trained"
+    largest_difference: float | None = None
+
+
+MAX_FORM_DIFFERENCE = 1e-4
+"""Of two forms of a network, in float32; a few 1e-6 are usual."""
+
+
 def load_network(bundle: Bundle) -> nn.Module:
-    """A bundle's network with its weights, float32 in host memory. Thread-safe.
+    """As `load_deployed`, without its form."""
+    return load_deployed(bundle)[0]
+
+
+def load_deployed(bundle: Bundle) -> tuple[nn.Module, Deployment]:
+    """A bundle's network with its weights, float32 in host memory, in the form to serve. Thread-safe.
 
     Raises:
         BundleInvalid: the weights do not fit the architecture.
     """
+    config = bundle.config
+    network = _read_network(bundle)
+    reparameterise = backbone_network_of(backbone_of(config.architecture.backbone)).reparameterise
+    if reparameterise is None:
+        return network, Deployment()
+    if config.architecture.backbone != config.architecture.backbone.published_form:
+        return network, Deployment("deploy")  # in the file already
+    before = _reference_outputs(network, config)
+    reparameterise(network)
+    after = _reference_outputs(network, config)
+    largest = max(float((one - other).abs().max() / one.std()) for one, other in zip(before, after, strict=True))
+    if not largest <= MAX_FORM_DIFFERENCE:  # extreme weights
+        return _read_network(bundle), Deployment("trained", largest if math.isfinite(largest) else None)
+    return network, Deployment("deploy", largest)
+
+
+def _read_network(bundle: Bundle) -> nn.Module:
     network = build_network(bundle.config.architecture, len(bundle.config.labels))
     load_weights(network, bundle)
-    return network
+    return network.eval()
+
+
+@torch.inference_mode()
+def _reference_outputs(network: nn.Module, config: BundleConfig) -> list[Tensor]:
+    """All tensors that a network computes from the reference picture."""
+    pixels = torch.tensor(reference_input(config.preprocessing).pixels)[None]
+    return _tensors(network(Normalise(config.preprocessing)(pixels)))
+
+
+def _tensors(out: Tensor | Sequence[Any]) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else [tensor for part in out for tensor in _tensors(part)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ SLOW = (
     "model/training",
     # The authors' own networks, at their size.
     "model/net/test_goldens.py",
+    "model/zoo/test_backbone_answers.py",
     "model/zoo/test_golden_answers.py",
     # They start the service, a part of it, `convmlp` or another process.
     "clients",

@@ -51,10 +51,15 @@ class BackboneSpec(Spec, ABC):
         return CenterCropSpec()
 
     @property
+    def published_form(self) -> BackboneSpec:
+        """The form of the published checkpoints, of a backbone that has several equivalent ones."""
+        return self
+
+    @property
     def size(self) -> str:
         """The name of the published size, such as `s`; `custom` for any other."""
         sizes = backbone_of(self).sizes
-        return next((name for name, spec in sizes.items() if spec == self), "custom")
+        return next((name for name, spec in sizes.items() if spec == self.published_form), "custom")
 
 
 class _Registered(Generic[AnySpec]):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.families.cmt import CMTSpec
 from model.net.layers import ChainedModule, Chains, UnfoldedBatchNorm2d
-from model.net.network import BackboneNetwork, StateDictShapes
+from model.net.network import BackboneNetwork, StateDictShapes, as_four
 
 STAGES = "abcd"
 BLOCK_EPS = 1e-6
@@ -204,19 +204,14 @@ def _infer(shapes: StateDictShapes, prefix: str) -> CMTSpec:
     return CMTSpec(
         input_size=4 * sides[0],
         stem_channels=shapes.rows(f"{prefix}stem_conv1.weight"),
-        stage_channels=_four(channels),
-        stage_depths=_four(depths),
-        hidden_channels=_four(hidden),
-        stage_heads=_four(heads),
-        reductions=_four(reductions),
+        stage_channels=as_four(channels),
+        stage_depths=as_four(depths),
+        hidden_channels=as_four(hidden),
+        stage_heads=as_four(heads),
+        reductions=as_four(reductions),
         # A backbone without its classifier has no projection.
         projection_channels=shapes.rows(f"{prefix}_fc.weight") if f"{prefix}_fc.weight" in shapes.tensors else 1280,
     )
-
-
-def _four(values: list[int]) -> tuple[int, int, int, int]:
-    first, second, third, fourth = values
-    return first, second, third, fourth
 
 
 NETWORK = BackboneNetwork(build=CMT, build_classifier=CMTClassifier, key="patch_embed_a.proj.weight", infer=_infer)

@@ -69,7 +69,7 @@ def _takes_norm(layer: nn.Module | None, norm: nn.BatchNorm2d) -> bool:
     )
 
 
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The norm of x as x · scale + shift, float64 (C,)."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -78,14 +78,14 @@ def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _fold_into_previous(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    scale, shift = _scale_and_shift(norm)
+    scale, shift = scale_and_shift(norm)
     bias = shift if conv.bias is None else shift + scale * conv.bias.double()
     conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
 
 
 def _fold_into_next(norm: nn.BatchNorm2d, layer: nn.Conv2d | nn.Linear) -> None:
-    scale, shift = _scale_and_shift(norm)
+    scale, shift = scale_and_shift(norm)
     weight = layer.weight.double()
     taps = weight.flatten(2).sum(dim=2) if weight.ndim > 2 else weight
     bias = taps @ shift if layer.bias is None else taps @ shift + layer.bias.double()

@@ -42,9 +42,10 @@ class ConvModule(nn.Module):
         stride: int = 1,
         norm: bool = False,
         relu: bool = False,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=not norm)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=not norm)
         self.bn = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
 

@@ -54,9 +54,19 @@ class StateDictShapes:
             raise BundleInvalid(f"{self.path}: tensor {name} is missing")
         return self.tensors[name].shape[axis]
 
+    def names(self, prefix: str) -> set[str]:
+        """The names that follow `prefix`, such as `stages.0.blocks.`, up to the next dot."""
+        return {name[len(prefix) :].partition(".")[0] for name in self.tensors if name.startswith(prefix)}
+
     def count(self, prefix: str) -> int:
-        """The number of modules below `prefix`, such as `stages.0.blocks.`."""
-        return len({name[len(prefix) :].partition(".")[0] for name in self.tensors if name.startswith(prefix)})
+        """The number of modules below `prefix`."""
+        return len(self.names(prefix))
+
+
+def as_four(values: Sequence[int]) -> tuple[int, int, int, int]:
+    """The numbers of four stages."""
+    first, second, third, fourth = values
+    return first, second, third, fourth
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +80,15 @@ class BackboneNetwork(Generic[B]):
             names are those of the published classifier checkpoints; the last layer is `head`, an `nn.Linear`.
         key: a state-dict key, without prefix, that no other backbone has.
         infer: shapes, prefix of the keys → spec.
+        reparameterise: changes a network that contains the backbone, in place and with its weights, from the form that
+            is trained to an equivalent one with less to compute. None: there is one form.
     """
 
     build: Callable[[B], nn.Module]
     build_classifier: Callable[[B, int], nn.Module]
     key: str
     infer: Callable[[StateDictShapes, str], B]
+    reparameterise: Callable[[nn.Module], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

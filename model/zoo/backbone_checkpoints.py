@@ -14,7 +14,9 @@ from model.bundle import Accuracy, Source
 from model.families.classifier import ClassifierSpec
 from model.families.cmt import CMT_SIZES
 from model.families.hire_mlp import HIRE_MLP_SIZES
+from model.families.hvt import HVT_SIZES
 from model.families.registry import BackboneSpec, family_of
+from model.families.repmlpnet import REPMLPNET_SIZES
 from model.zoo.catalogue_entry import CatalogueEntry, LabelSet
 
 TERMS = "ImageNet-1k, which the weights were trained on, has terms of its own."
@@ -25,11 +27,12 @@ class _Publication:
     """What the checkpoints of one system have in common."""
 
     folder: str
-    """The address of the folder with the files."""
+    """What the files' addresses begin with."""
     licence: str
     attribution: str
     weights: Literal["raw", "ema"] | None
     """Those that the authors evaluate; None: the averaged ones where a file has them."""
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class _Checkpoint:
     gmacs: float
     top5: float | None = None
     remark: str = ""
+    name: str = ""
+    """Empty: the file's name without `.pth`."""
 
     def entry(self, publication: _Publication) -> CatalogueEntry:
         architecture = ClassifierSpec(backbone=self.backbone)
@@ -51,10 +56,11 @@ class _Checkpoint:
         metrics = {"top1": round(self.top1 / 100, 4)}
         if self.top5 is not None:
             metrics["top5"] = round(self.top5 / 100, 4)
+        name = self.name or self.path.rpartition("/")[2].removesuffix(".pth")
         remark = f"; {self.remark}" if self.remark else ""
         return CatalogueEntry(
-            name=self.path.rpartition("/")[2].removesuffix(".pth"),
-            path=self.path,
+            name=name,
+            path=self.path if self.path.endswith(".pth") else f"{name}.pth",
             url=url,
             architecture=architecture,
             label_set=LabelSet.IMAGENET,
@@ -73,6 +79,7 @@ class _Checkpoint:
             parameters_millions=self.parameters_millions,
             gmacs=self.gmacs,
             weights=publication.weights,
+            by_hand=publication.by_hand,
         )
 
 
@@ -142,7 +149,78 @@ _HIRE_MLP_FILES = (
 )
 """The README has a row of Hire-MLP-Large, 83.8 % and 96 million parameters, without a file."""
 
+_REPMLPNET = _Publication(
+    folder="https://drive.google.com/uc?export=download&id=",
+    licence="The authors' repository, https://github.com/DingXiaoH/RepMLP, is under the MIT licence.",
+    attribution=(
+        'X. Ding, H. Chen, X. Zhang, J. Han, G. Ding, "RepMLPNet: Hierarchical Vision MLP with Re-parameterized '
+        'Locality", arXiv 2112.11081 (https://arxiv.org/abs/2112.11081)'
+    ),
+    weights=None,  # a file is a state dict
+    by_hand=True,
+)
+
+
+def _repmlpnet(size: str, drive_id: str, top1: float, parameters_millions: float, gmacs: float) -> _Checkpoint:
+    return _Checkpoint(
+        title=f"RepMLPNet-{size.upper()}",
+        path=drive_id,
+        backbone=REPMLPNET_SIZES[size],
+        top1=top1,
+        parameters_millions=parameters_millions,
+        gmacs=gmacs,
+        name=f"repmlpnet_{size}",
+    )
+
+
+_REPMLPNET_FILES = (
+    _repmlpnet("t224", "1TgPDD78G-d3h_Y_vNTuqYdSJZHmnju7b", 76.62, 38.3, 2.8),
+    _repmlpnet("b224", "1GwoUvxGXgzKArlCf0V9kvc9_3GtkGltp", 80.32, 68.2, 6.7),
+    _repmlpnet("t256", "1mU0L76x20eAKzkHxEM7J2BvEOLWx_mux", 77.44, 58.7, 4.2),
+    _repmlpnet("b256", "1W-__gXE7903cX-gOSXEGxNBCJjvqFCiJ", 81.03, 96.5, 9.6),
+    _repmlpnet("d256", "1e5IYac0UHnJq2_lzbuE7J4rahMENX2ha", 80.83, 86.9, 8.6),
+    _repmlpnet("l256", "1SHhNJ6pZax9qMLm8DJZtQ_XfmcmddPYU", 81.68, 117.7, 11.5),
+)
+
+_HVT = _Publication(
+    folder="https://github.com/zhuang-group/HVT/releases/download/",
+    licence="The authors' repository, https://github.com/ziplab/HVT, is under the Apache License 2.0.",
+    attribution=(
+        'Z. Pan, B. Zhuang, J. Liu, H. He, J. Cai, "Scalable Vision Transformers with Hierarchical Pooling", arXiv '
+        "2103.10619 (https://arxiv.org/abs/2103.10619)"
+    ),
+    weights="raw",
+)
+_HVT_FILES = (
+    _Checkpoint("HVT-Ti-1", "v1.0/hvt_ti_1.pth", HVT_SIZES["ti_1"], 69.64, 5.74, 0.64, top5=89.40),
+    _Checkpoint(
+        "Scale-HVT-Ti-4",
+        "v1.0/scale_hvt_ti_4.pth",
+        HVT_SIZES["scale_ti_4"],
+        75.23,
+        22.12,
+        1.39,
+        top5=92.30,
+        remark="the README links this file as HVT-S-4 too",
+    ),
+    _Checkpoint("HVT-S-0", "v1.0/hvt_s_0.pth", HVT_SIZES["s_0"], 80.39, 22.05, 4.57, top5=95.13),
+    _Checkpoint(
+        "HVT-S-1",
+        "v1.1/hvt_s_1.pth",
+        HVT_SIZES["s_1"],
+        78.00,
+        22.09,
+        2.40,
+        top5=93.83,
+        remark="of release v1.1, trained again",
+    ),
+    _Checkpoint("HVT-S-2", "v1.0/hvt_s_2.pth", HVT_SIZES["s_2"], 77.36, 22.11, 1.94, top5=93.55),
+    _Checkpoint("HVT-S-3", "v1.0/hvt_s_3.pth", HVT_SIZES["s_3"], 76.32, 22.11, 1.62, top5=92.90),
+)
+
 BACKBONE_CHECKPOINTS = (
     *(file.entry(_CMT) for file in _CMT_FILES),
     *(file.entry(_HIRE_MLP) for file in _HIRE_MLP_FILES),
+    *(file.entry(_REPMLPNET) for file in _REPMLPNET_FILES),
+    *(file.entry(_HVT) for file in _HVT_FILES),
 )

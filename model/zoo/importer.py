@@ -12,13 +12,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Bundle, ModelName, Source, file_sha256
 from model.errors import BundleInvalid
-from model.families.registry import Architecture, backbone_of, family_of, preprocessing_of
+from model.families.registry import Architecture, backbone_of, family_of, input_problem, preprocessing_of
 from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
 from model.zoo.checkpoint import Checkpoint, Weights, read_checkpoint
+from model.zoo.checkpoint_file import INDEX_SUFFIX
 from model.zoo.class_names import ClassNames, stored_class_names
 from model.zoo.heads import (
     SEGMENT_THRESHOLD,
@@ -90,7 +91,7 @@ def import_checkpoint(
         raise BundleInvalid(
             f"{name} is a published model with labels of its own; choose another name, or give no labels"
         )
-    checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights))
+    checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights or _published_weights(file, name)))
     binary = is_binary(checkpoint) and pipeline.flags.activation != "sigmoid"
     if binary:
         pipeline, threshold = _without_pixel_threshold(checkpoint, pipeline)
@@ -106,9 +107,12 @@ def import_checkpoint(
     named = _labels(checkpoint, num_classes, labels, stored, published, found if binary else None)
     precision = precision or (base.precision if stored is not None else "fp32")
     unchanged = (chosen.preprocessing, chosen.postprocessing) == (base.preprocessing, base.postprocessing)
+    if problem := input_problem(architecture.backbone, chosen.preprocessing):
+        raise BundleInvalid(f"{file}: {problem}")
     metadata = replace(
         base,
         name=name,
+        architecture=architecture,  # in the file's form
         labels=named.names,
         preprocessing=chosen.preprocessing,
         postprocessing=chosen.postprocessing,
@@ -190,12 +194,19 @@ def _check_name(name: str) -> None:
         ) from error
 
 
+def _published_weights(file: Path, name: str) -> Weights | None:
+    """Those that the authors of a published model evaluate; None: the averaged ones, where a file has them."""
+    entry = CATALOGUE.get(name) or CATALOGUE.get(file.stem)
+    return None if entry is None else entry.weights
+
+
 def _published(file: Path, name: str, architecture: Architecture, num_classes: int) -> CatalogueEntry | None:
     for candidate, is_asked_for in ((name, True), (file.stem, False)):
         entry = CATALOGUE.get(candidate)
         if entry is None:
             continue
-        if (entry.architecture, len(entry.labels)) == (architecture, num_classes):
+        form = architecture.model_copy(update={"backbone": architecture.backbone.published_form})
+        if (entry.architecture, len(entry.labels)) == (form, num_classes):
             return entry
         if is_asked_for:
             raise BundleInvalid(
@@ -251,7 +262,7 @@ def _own_metadata(architecture: Architecture, checkpoint: Checkpoint, stored: St
     family = family_of(architecture)
     path = checkpoint.path
     source = Source(
-        description=f"imported from {path.name}{_key(checkpoint)} (sha256 {file_sha256(path)})",
+        description=f"imported from {path.name}{_key(checkpoint)} ({_digest(checkpoint)})",
         url="",
         licence="unknown",
         attribution="",
@@ -279,6 +290,14 @@ def _own_metadata(architecture: Architecture, checkpoint: Checkpoint, stored: St
         source=stored.source if same else source,
         accuracy=stored.accuracy if same else None,
     )
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """A hash of the file. That of an index would not depend on the shards."""
+    path = checkpoint.path
+    if path.name.endswith(INDEX_SUFFIX):
+        return f"sha256 of its tensors {tensors_sha256(checkpoint.tensors)}"
+    return f"sha256 {file_sha256(path)}"
 
 
 def _key(checkpoint: Checkpoint) -> str:

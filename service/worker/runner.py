@@ -57,6 +57,10 @@ class Runner(Protocol):
         """The precision of the model in a slot: `fp32`, `fp16` or `bf16`."""
         ...
 
+    def deployment(self, slot: str) -> Deployment:
+        """The form of the model's network in a slot."""
+        ...
+
     def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         """Read a model into host memory, in any thread, while the device works.
 
@@ -67,6 +71,21 @@ class Runner(Protocol):
         Raises:
             BundleInvalid: the weights cannot be read, or are not the architecture's.
             OutOfDeviceMemory: the host has no memory for it.
+        """
+        ...
+
+    def measure_again(self, slot: str, bundle: Bundle, may_go_on: Callable[[], bool]) -> bool | None:
+        """Measure the precision of the model in a slot once more where the measurement is not trustworthy, and keep it
+        for the next start: the slot stays as it is. Call it in a thread of its own.
+
+        `may_go_on` is asked before each run of the network.
+
+        Returns:
+            Whether the measurement is trustworthy now; None: it was not measured, because the machine is busy or
+            it may not go on.
+
+        Raises:
+            BundleInvalid, OutOfDeviceMemory: as `load`.
         """
         ...
 

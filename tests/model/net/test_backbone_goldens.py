@@ -20,10 +20,16 @@ from torch import Tensor, nn
 from model.families.classifier import ClassifierSpec
 from model.families.cmt import CMT_SIZES
 from model.families.hire_mlp import HIRE_MLP_SIZES
+from model.families.hvt import HVT_SIZES
 from model.families.registry import BackboneSpec
+from model.families.repmlpnet import REPMLPNET_SIZES, RepMLPNetSpec
 from model.net.hire_mlp import HireMLP
+from model.net.hvt import Pooling
+from model.net.layers import ChannelMLP
 from model.net.network import build_network
 from model.net.normalise import Normalise
+from model.net.repmlpnet import NETWORK as REPMLPNET_NETWORK
+from model.net.repmlpnet import PartitionMixer
 from model.preprocess import prepare
 from model.types import Image
 from tests import goldens
@@ -70,15 +76,26 @@ def _network(case: Case) -> nn.Module:
 
 CMT = System("cmt")
 HIRE_MLP = System("hire_mlp")
+HVT = System("hvt")
+REPMLPNET = System("repmlpnet")
 SMALL = {
     "cmt_ti": Case(CMT, "cmt_ti", CMT_SIZES["ti"], "cls160"),
     "hire_mlp_tiny": Case(HIRE_MLP, "hire_mlp_tiny", HIRE_MLP_SIZES["tiny"], "cls224"),
+    "repmlpnet_t224": Case(REPMLPNET, "RepMLPNet-T224", REPMLPNET_SIZES["t224"], "rep224"),
+    "hvt_ti_1": Case(HVT, "hvt_ti_1", HVT_SIZES["ti_1"], "cls224"),
+    # Its mistakes are those that are recorded.
+    "scale_hvt_ti_4": Case(HVT, "scale_hvt_ti_4", HVT_SIZES["scale_ti_4"], "cls224"),
+}
+LARGE = {
+    "cmt_s": Case(CMT, "cmt_s", CMT_SIZES["s"], "cls224"),
+    "repmlpnet_b256": Case(REPMLPNET, "RepMLPNet-B256", REPMLPNET_SIZES["b256"], "rep256"),
 }
 CASES = [
     *(pytest.param(case, id=name) for name, case in SMALL.items()),
-    pytest.param(Case(CMT, "cmt_s", CMT_SIZES["s"], "cls224"), id="cmt_s", marks=pytest.mark.slow),
+    *(pytest.param(case, id=name, marks=pytest.mark.slow) for name, case in LARGE.items()),
 ]
-SMALL_CASES = CASES[: len(SMALL)]
+MISTAKEN = {case.system.name: case for case in SMALL.values()}
+"""By system: the variant whose mistakes are recorded."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,7 +116,7 @@ def test_preprocessed_inputs_are_equal_to_the_last_bit(case: Case, picture: str)
     """A picture becomes the authors' network input."""
     spec = case.spec.classifier_preprocessing
     prepared = prepare(Image(goldens.picture(picture)), spec)
-    found = Normalise(spec)(torch.from_numpy(prepared.pixels)[None])
+    found = Normalise(spec)(torch.tensor(prepared.pixels)[None])
     assert torch.equal(found, case.input(picture))
 
 
@@ -128,8 +145,9 @@ def with_stages(network: nn.Module, x: Tensor, refs: dict[str, Any]) -> tuple[Te
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: object, out: Tensor) -> None:
-            found[name] = out
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+            # Ours adds the residual.
+            found[name] = out - inputs[1] if isinstance(module, ChannelMLP) else out
 
         return hook
 
@@ -143,9 +161,12 @@ def with_stages(network: nn.Module, x: Tensor, refs: dict[str, Any]) -> tuple[Te
 
 
 def difference(out: Tensor, ref: dict[str, Any]) -> float:
-    """Of a recorded tensor; some are recorded as positions (N, H·W, C) where ours is a map (N, C, H, W)."""
+    """Of a recorded tensor; some are recorded as positions (N, H·W, C) where ours is a map (N, C, H, W), or (N, C, L)
+    where ours is a sequence (N, L, C)."""
     if out.ndim == 4 and len(ref["shape"]) == 3:
         out = out.flatten(2).transpose(1, 2)
+    elif out.ndim == 3 and list(out.shape) != ref["shape"]:
+        out = out.transpose(1, 2)
     assert list(out.shape) == ref["shape"]
     values = out.reshape(-1)[torch.tensor(ref["idx"])]
     return float((values - torch.tensor(ref["val"], dtype=torch.float64)).abs().max() / ref["std"])
@@ -197,6 +218,30 @@ def set_steps(step: Callable[[int, int], int]) -> Callable[[nn.Module], None]:
     return mutate
 
 
+def set_kernels(kernels: tuple[int, ...]) -> Callable[[nn.Module], None]:
+    """A mutation: some of RepMLPNet's convolutions only."""
+
+    def mutate(network: nn.Module) -> None:
+        for module in network.modules():
+            if isinstance(module, PartitionMixer):
+                module.kernels = kernels
+                if not kernels:  # its norm remains
+                    module.kernels = (0,)
+                    module.repconv0 = Nothing()
+
+    return mutate
+
+
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+class AveragePooling(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool1d(x.transpose(1, 2), 3, 2).transpose(1, 2)
+
+
 def right_step(stage: int, block: int) -> int:
     return block % 2 * 2 if stage < 2 else block % (3 if stage == 2 else 2)
 
@@ -226,8 +271,76 @@ MUTATIONS: dict[str, dict[str, Callable[[nn.Module], None]]] = {
         "BatchNorm eps 1e-3": set_eps(nn.BatchNorm2d, 1e-3),
         "BatchNorm eps 1e-6": set_eps(nn.BatchNorm2d, 1e-6),
     },
+    "repmlpnet": {
+        "1x1 branch left out": set_kernels((3,)),
+        "both conv branches left out": set_kernels(()),
+        "no BN after fc3": replace(nn.BatchNorm2d, nn.Identity, "fc3_bn"),
+        "ReLU in the FFN": replace(nn.GELU, nn.ReLU),
+        "no ReLU after the first embedding": replace(nn.ReLU, nn.Identity, "conv_embedding"),
+        "no ReLU after the stage embeddings": replace(nn.ReLU, nn.Identity, "embeds"),
+        "no BN before the head": replace(nn.BatchNorm2d, nn.Identity, "head_norm"),
+        "tanh GELU": replace(nn.GELU, tanh_gelu),
+        "BatchNorm eps 1e-3": set_eps(nn.BatchNorm2d, 1e-3),
+        "BatchNorm eps 1e-6": set_eps(nn.BatchNorm2d, 1e-6),
+    },
+    "hvt": {
+        "average instead of max pooling": replace(Pooling, AveragePooling),
+        "LayerNorm eps 1e-5 instead of 1e-6": set_eps(nn.LayerNorm, 1e-5),
+        "tanh GELU": replace(nn.GELU, tanh_gelu),
+    },
 }
 """Those mistakes of `mutants.json` that exchange a module."""
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["repmlpnet_t224", pytest.param("repmlpnet_b256", marks=pytest.mark.slow)])
+def test_repmlpnet_in_deploy_form_is_the_authors(name: str) -> None:
+    """Merged weights equal the authors' float64 conversion, and logits their deploy form's; both forms give the same
+    logits within 1e-5 of their spread. Merging twice changes nothing. A file in deploy form is loaded as it is."""
+    case = {**SMALL, **LARGE}[name]
+    assert REPMLPNET_NETWORK.reparameterise is not None
+    network, trained = case.network(), {}
+    for picture in "abcd":
+        trained[picture] = network(case.input(picture))[0]
+    REPMLPNET_NETWORK.reparameterise(network)
+    keys = [key for key, _, _ in REPMLPNET.json(f"keys/{case.variant}_deploy.json")["keys"]]
+    assert list(network.state_dict()) == keys
+    for key, ref in REPMLPNET.json(f"deploy/{case.variant}.json").items():
+        values = network.state_dict()[key].flatten()[torch.tensor(ref["idx"])]
+        torch.testing.assert_close(values, torch.tensor(ref["val"]), rtol=1e-6, atol=1e-8)
+    tensors = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    REPMLPNET_NETWORK.reparameterise(network)
+    for picture, before in trained.items():
+        logits = torch.tensor(REPMLPNET.json(f"final/{case.variant}_deploy_{picture}.json")["logits64"])
+        after = network(case.input(picture))[0]
+        assert (after - before).abs().max() < 1e-5 * logits.std()
+        assert (after - logits).abs().max() < 1e-5 * logits.std()
+    assert isinstance(case.spec, RepMLPNetSpec)
+    deployed = build_network(ClassifierSpec(backbone=case.spec.model_copy(update={"deploy": True})), 1000).eval()
+    deployed.load_state_dict(tensors)
+    assert torch.equal(deployed(case.input("a"))[0], network(case.input("a"))[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("deploy", [False, True])
+def test_repmlpnet_reads_several_partitions_in_the_authors_order(deploy: bool) -> None:
+    """A picture twice as wide as those of the training has two partitions."""
+    network = SMALL["repmlpnet_t224"].network().double()
+    if deploy:
+        assert REPMLPNET_NETWORK.reparameterise is not None
+        REPMLPNET_NETWORK.reparameterise(network)
+    refs = REPMLPNET.json("refs/RepMLPNet-T224_wide224x448.json")
+    assert with_stages(network, REPMLPNET.input("wide224x448").double(), refs)[1] == {}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(336, 224), (224, 336), (112, 112), (256, 256)])
+def test_repmlpnet_refuses_sizes_that_its_partitions_do_not_divide(size: tuple[int, int]) -> None:
+    """Whatever the number of pictures: with some numbers of them, parts of different pictures could be mixed."""
+    network = build_network(ClassifierSpec(backbone=REPMLPNET_SIZES["t224"]), 10).eval()
+    for count in (1, 2, 14):
+        with pytest.raises(ValueError, match="has no partitions of 56 x 56"):
+            network(torch.zeros(count, 3, *size))
 
 
 @torch.inference_mode()
@@ -270,7 +383,7 @@ def test_hire_mlp_takes_any_size(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("system", list(MUTATIONS))
 def test_a_mistake_would_be_found(system: str) -> None:
     """A mistake in our network moves the logits as far as the same mistake in the authors' code does."""
-    case = next(case for case in SMALL.values() if case.system.name == system)
+    case = MISTAKEN[system]
     recorded = mutants(case)
     x = case.input("a").double()
     right = case.network().double()(x)[0]
@@ -281,7 +394,7 @@ def test_a_mistake_would_be_found(system: str) -> None:
         assert moved == pytest.approx(recorded[name], rel=0.02), name
 
 
-@pytest.mark.parametrize("case", SMALL_CASES)
+@pytest.mark.parametrize("case", MISTAKEN.values(), ids=list(MISTAKEN))
 def test_every_recorded_mistake_is_larger_than_the_tolerance(case: Case) -> None:
     """The comparison is fine enough for each of the plausible mistakes."""
     spread = torch.tensor(case.system.json(f"final/{case.variant}_a.json")["logits64"]).std()

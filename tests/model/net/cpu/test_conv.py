@@ -40,7 +40,7 @@ def test_the_addend_is_added_before_the_relu(relu: bool) -> None:
     conv = nn.Conv2d(8, 16, 3, padding=1)
     x, addend = torch.randn(2, 8, 5, 6), torch.randn(2, 16, 5, 6)
     expected = conv(x) + addend
-    found = Conv(conv, relu=relu).plus(x, addend)
+    found = Conv(conv, "relu" if relu else "none").plus(x, addend)
     torch.testing.assert_close(found, F.relu(expected) if relu else expected, rtol=1e-4, atol=1e-4)
 
 
