@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from model.errors import BundleInvalid
 from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec
-from model.net.network import StateDictShapes, meta_network, network_of
+from model.net.network import StateDictShapes, backbone_network_of, meta_network, network_of
 from model.net.weights import state_dict_mismatch
+from model.types import Task
 from model.zoo.checkpoint import Checkpoint
 
 
@@ -67,7 +68,7 @@ def _nearest(checkpoint: Checkpoint) -> str:
             best = shared, architecture
     if best is None:
         listed = ", ".join(list(tensors)[:5])
-        return f"no known network has any of its {len(tensors)} tensors, the first of which are {listed}"
+        return f"its {len(tensors)} tensors are of no known backbone ({', '.join(BACKBONES)}); the first are {listed}"
     shared, nearest = best
     # The number of classes is not known, so its tensors' shapes are not compared.
     shapes = meta_network(nearest, 1).state_dict()
@@ -79,14 +80,21 @@ def _nearest(checkpoint: Checkpoint) -> str:
 
 
 def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
-    """For each family the sizes that the tensors imply, and the published ones."""
+    """Of the families on a backbone that the tensors have: the sizes that they imply, or else the published ones."""
+    tensors = checkpoint.tensors
     found = []
-    for family in FAMILIES.values():
-        network = network_of(family)
-        with_classes = {network.class_key: torch.empty(64, 1, 1, 1, device="meta"), **checkpoint.tensors}
-        try:
-            found.append(network.infer(StateDictShapes(checkpoint.path, with_classes))[0])
-        except (ValidationError, BundleInvalid):
-            sizes = (size for backbone in BACKBONES.values() for size in backbone.sizes.values())
-            found += [family.spec(family=family.name, backbone=size) for size in sizes]
+    for backbone in BACKBONES.values():
+        key = backbone_network_of(backbone).key
+        whole = key in tensors  # without a prefix it is a classifier's
+        if not whole and not any(one.endswith(f".{key}") for one in tensors):
+            continue
+        for family in FAMILIES.values():
+            if (family.task is Task.CLASSIFY) != whole:
+                continue
+            network = network_of(family)
+            with_classes = {network.class_key: torch.empty(64, 1, 1, 1, device="meta"), **tensors}
+            try:
+                found.append(network.infer(StateDictShapes(checkpoint.path, with_classes))[0])
+            except (ValidationError, BundleInvalid):
+                found += [family.spec(family=family.name, backbone=size) for size in backbone.sizes.values()]
     return found
