@@ -7,7 +7,7 @@ ARGS ?=
 # Without bytecode each process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast test-clients lint bench soak parity proto clean up down images sbom wheels locks test-compose
+.PHONY: help serve test test-fast test-clients test-trainers lint bench soak parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: fo
 
 test-clients: $(VENV)/.dev ## unmodified clients that are large to install: KServe's, generated ones; in .clients/
 	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(ARGS)
+
+test-trainers: $(VENV)/.dev ## imports of what timm, Lightning and mmengine write, with their own savers; in .clients/
+	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/trainers $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import contracts, wording
 	$(BIN)/ruff check .

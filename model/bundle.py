@@ -63,8 +63,13 @@ class BundleConfig(Spec):
 
     @property
     def version(self) -> str:
-        """Identifies one state of the model: 16 hex digits of a hash over the config, which has the weights' hash."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """Identifies one state of the model: 16 hex digits of a hash over the config, which has the weights' hash.
+
+        It stays as it is when a new version of this program adds fields with defaults to pipelines.
+        """
+        parts: dict[str, Spec] = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
+        added = {name: part.added_defaults for name, part in parts.items()}
+        return hashlib.sha256(self.model_dump_json(exclude=added).encode()).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _same_task_everywhere(self) -> Self:

@@ -1,8 +1,7 @@
 """Encoded bytes → Image: uint8 RGB pixels, upright.
 
-The format is detected from the first bytes. Limits are checked from the header, before any pixel is decoded. Five
-formats are supported and no others: each parser is attack surface, and TIFF's alone (tiles, strips, a dozen
-compressions) is larger than the rest together. Of an animation the first frame is decoded.
+The format is detected from the first bytes. Limits are checked from the header, before any pixel is decoded. Of an
+animation the first frame is decoded, of several pages the first one.
 
 Pixels are those that a viewer shows: EXIF orientation is applied, transparency is composited on white. Dropping the
 alpha channel instead would reveal colours that a cut-out hides. Colour profiles are not applied, as in the pipelines
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import PIL.Image
 
-from model.containers import bmp, gif, heif, jpeg, png, webp
+from model.containers import bmp, gif, heif, jpeg, png, tiff, webp
 from model.containers.header import ACCEPTED, DECODED_BYTES, UPRIGHT, Header, ImageFormat, too_much_work, undecodable
 from model.containers.jpeg import Needed
 from model.containers.signatures import kind_of
@@ -181,6 +180,8 @@ def _format_of(data: bytes) -> ImageFormat:
         declared = heif.declared_format(data)
         if declared is not None:
             return declared
+    if data.startswith(tiff.SIGNATURES):
+        return ImageFormat.TIFF
     kind = kind_of(data)
     if kind is not None:
         raise UnsupportedFormat(f"this is {kind}, which is not supported; send one of {ACCEPTED}")
@@ -210,6 +211,7 @@ _HEADERS: dict[ImageFormat, Callable[[bytes], Header]] = {
     ImageFormat.GIF: gif.read_header,
     ImageFormat.AVIF: heif.read_header,
     ImageFormat.HEIC: heif.read_header,
+    ImageFormat.TIFF: tiff.read_header,
 }
 _LOADERS: dict[ImageFormat, Callable[[bytes, Header], tuple[PIL.Image.Image | UInt8Array, int]]] = {
     ImageFormat.PNG: png.load,
@@ -217,4 +219,5 @@ _LOADERS: dict[ImageFormat, Callable[[bytes, Header], tuple[PIL.Image.Image | UI
     ImageFormat.GIF: gif.load,
     ImageFormat.AVIF: heif.load,
     ImageFormat.HEIC: heif.load,
+    ImageFormat.TIFF: tiff.load,
 }

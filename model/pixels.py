@@ -135,7 +135,7 @@ def pillow_to_rgb(image: PIL.Image.Image) -> UInt8Array:
         return pillow_pixels(image)
     in_place = image.mode in ("RGB", "RGBA", "CMYK", "LA", "PA")
     pixels = pillow_pixels(image if in_place else PIL.Image.new("RGB", image.size))
-    for left, top, right, bottom in _boxes(image.width, image.height):
+    for left, top, right, bottom in boxes(image.width, image.height):
         part = _strip_to_rgb(image.crop((left, top, right, bottom)))
         pixels[top:bottom, left:right] = pillow_pixels(part)
     return pixels
@@ -162,7 +162,7 @@ def cmyk_to_rgb(pixels: UInt8Array, reader: Reader) -> UInt8Array:
     """CMYK, inverted as JPEG stores it, to RGB as `reader` converts it, in place: uint8 (H, W, 4), the fourth channel
     without meaning."""
     height, width = pixels.shape[:2]
-    for left, top, right, bottom in _boxes(width, height):
+    for left, top, right, bottom in boxes(width, height):
         part = pixels[top:bottom, left:right]
         if reader is Reader.OPENCV:
             light = part[:, :, 3:].astype(np.uint16)
@@ -175,7 +175,7 @@ def cmyk_to_rgb(pixels: UInt8Array, reader: Reader) -> UInt8Array:
 def opencv_to_rgb(pixels: UInt8Array) -> UInt8Array:
     """BGR, or BGRA on white, in place: uint8 (H, W, 3 or 4), RGB and a fourth channel without meaning."""
     height, width, channels = pixels.shape
-    for left, top, right, bottom in _boxes(width, height):
+    for left, top, right, bottom in boxes(width, height):
         part = pixels[top:bottom, left:right]
         if channels == 3:
             part[:] = cv2.cvtColor(part, cv2.COLOR_BGR2RGB)
@@ -190,7 +190,7 @@ def rgba_on_white(rgba: UInt8Array) -> UInt8Array:
     return pillow_pixels(_strip_to_rgb(PIL.Image.fromarray(rgba)))
 
 
-def _boxes(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+def boxes(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
     """Strips of a picture, as (left, top, right, bottom)."""
     columns = min(width, STRIP_PIXELS)
     rows = max(STRIP_PIXELS // columns, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
@@ -19,7 +19,7 @@ from model.net.cpu.onednn import onednn_accelerates
 from model.net.weights import DTYPES, DtypeName
 from model.postprocess.results import postprocess, require_finite
 from model.predictor import Optimisations, Predictor
-from model.reference import REFERENCE_PARAMS, mismatch, reference_input, summarise
+from model.reference import mismatch, reference_input, reference_params, summarise
 from model.types import Batch, ClassifyResult, ModelInput, Result
 
 TIMED_ROUNDS = 15
@@ -97,21 +97,35 @@ def select_precision(bundle: Bundle, device: torch.device, network: nn.Module) -
         expected = _results(exact, config, pictures)
     except NotFinite:  # no precision helps; the self-check fails
         return Selection(exact, Precision.EXACT, ())
-    trials: list[Trial] = []
-    for precision in candidates(device):
-        predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
-        try:
-            results = _results(predictor, config, pictures)
-        except NotFinite as error:
-            trials.append(Trial(precision, predictor, (), error.detail))
-            continue
-        mismatches = (_mismatch(result, other) for result, other in zip(results, expected, strict=True))
-        trials.append(Trial(precision, predictor, (), next(filter(None, mismatches), None)))
-    trials = _timed(trials, _batch(pictures[0]))
+    trials = _timed(list(_trials(bundle, device, network, expected)), _batch(config, pictures[0]))
     best = choose(trials)
     if best is None:  # rounding alone changes its answers
         return Selection(exact, Precision.EXACT, tuple(trials))
     return Selection(best.predictor, best.precision, tuple(trials))
+
+
+def compare_precisions(bundle: Bundle, device: torch.device, network: nn.Module) -> dict[Precision, str | None]:
+    """Why each precision's answers are not within the tolerances of the `exact` ones; None where they are.
+
+    As `select_precision` compares them. Raises as `Predictor`, and NotFinite if the `exact` answers are not finite.
+    """
+    exact = make_predictor(bundle, device, Precision.EXACT, copy.deepcopy(network))
+    expected = _results(exact, bundle.config, _pictures(bundle.config))
+    return {trial.precision: trial.mismatch for trial in _trials(bundle, device, network, expected)}
+
+
+def _trials(bundle: Bundle, device: torch.device, network: nn.Module, expected: Sequence[Result]) -> Iterator[Trial]:
+    """A trial of each candidate, not timed yet; `expected` are the `exact` answers."""
+    pictures = _pictures(bundle.config)
+    for precision in candidates(device):
+        predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
+        try:
+            results = _results(predictor, bundle.config, pictures)
+        except NotFinite as error:
+            yield Trial(precision, predictor, (), error.detail)
+            continue
+        mismatches = (_mismatch(result, other) for result, other in zip(results, expected, strict=True))
+        yield Trial(precision, predictor, (), next(filter(None, mismatches), None))
 
 
 def choose(trials: Sequence[Trial]) -> Trial | None:
@@ -151,13 +165,13 @@ def _pictures(config: BundleConfig) -> Sequence[ModelInput]:
 def _results(predictor: Predictor, config: BundleConfig, pictures: Sequence[ModelInput]) -> list[Result]:
     results = []
     for picture in pictures:
-        (raw,) = predictor.predict(_batch(picture))
+        (raw,) = predictor.predict(_batch(config, picture))
         results.append(postprocess(require_finite(raw), config, picture.geometry.original))
     return results
 
 
-def _batch(picture: ModelInput) -> Batch:
-    return Batch(np.stack((picture.pixels,)), (picture.geometry,), (REFERENCE_PARAMS,))
+def _batch(config: BundleConfig, picture: ModelInput) -> Batch:
+    return Batch(np.stack((picture.pixels,)), (picture.geometry,), (reference_params(config.task),))
 
 
 def _timed(trials: Sequence[Trial], batch: Batch) -> list[Trial]:

@@ -22,7 +22,7 @@ from model.net.normalise import Normalise
 from model.net.weights import DTYPES, DtypeName, load_weights
 from model.postprocess.results import postprocess, require_finite
 from model.preprocess import prepare
-from model.reference import REFERENCE_PARAMS, ReferenceAnswer, reference_input, summarise
+from model.reference import ReferenceAnswer, reference_input, reference_params, summarise
 from model.spec import KeepRatioSpec
 from model.types import Batch, Deployment, ModelInput, QueryParams, RawOutput, Result
 
@@ -190,15 +190,26 @@ def reference_answer(bundle: Bundle) -> ReferenceAnswer:
         BundleInvalid: the weights do not fit the architecture, or give an output that is not finite.
     """
     config = bundle.config
-    predictor = Predictor(bundle, torch.device("cpu"))
     try:
-        result = _predict_input(predictor, config, reference_input(config.preprocessing), REFERENCE_PARAMS)
+        return summarise(reference_result(bundle))
     except NotFinite:
         raise BundleInvalid(
             f"model {config.name} gives an output that is not finite (NaN or infinity): its weights are damaged or "
             f"overflow {config.precision}"
         ) from None
-    return summarise(result)
+
+
+def reference_result(bundle: Bundle) -> Result:
+    """The bundle's result of the reference picture, on the CPU in fp32.
+
+    Raises:
+        BundleInvalid: the weights do not fit the architecture.
+        NotFinite: the output has NaN or infinity.
+    """
+    config = bundle.config
+    predictor = Predictor(bundle, torch.device("cpu"))
+    model_input, params = reference_input(config.preprocessing), reference_params(config.task)
+    return _predict_input(predictor, config, model_input, params)
 
 
 def _predict_input(predictor: Predictor, config: BundleConfig, model_input: ModelInput, params: QueryParams) -> Result:

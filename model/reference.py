@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,17 @@ from pydantic import Field
 from model.decode import DecodeLimits, decode
 from model.preprocess import prepare
 from model.spec import Preprocessing, Spec
-from model.types import Box, ClassifyResult, DetectResult, LabelMapArray, ModelInput, QueryParams, Result, SegmentResult
+from model.types import (
+    Box,
+    ClassifyResult,
+    DetectResult,
+    LabelMapArray,
+    ModelInput,
+    QueryParams,
+    Result,
+    SegmentResult,
+    Task,
+)
 
 REFERENCE_PICTURE = Path(__file__).parent / "bundles" / "reference.jpg"
 """A photograph of a cat, Chelsea, by Stefan van der Walt (CC0): the input of every model's reference check."""
@@ -30,6 +41,12 @@ GRID = 32
 
 LIMITS = DecodeLimits(max_bytes=1 << 20, max_pixels=1_000_000)
 REFERENCE_PARAMS = QueryParams(top_k=5, max_detections=5, masks=False)
+_CLASSIFY_PARAMS = replace(REFERENCE_PARAMS, score_threshold=-1.0)
+
+
+def reference_params(task: Task) -> QueryParams:
+    """Parameters of the reference check. A classifier's threshold could leave no label to compare."""
+    return _CLASSIFY_PARAMS if task is Task.CLASSIFY else REFERENCE_PARAMS
 
 
 class ScoredIndex(Spec):

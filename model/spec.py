@@ -19,6 +19,14 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Fields that the first version of the class did not have."""
+
+    @property
+    def added_defaults(self) -> set[str]:
+        """The fields of `ADDED` that have their defaults: without them a config is as it was before they existed."""
+        return {name for name in self.ADDED if getattr(self, name) == type(self).model_fields[name].default}
+
 
 class Normalisation(Spec):
     """(x - mean) / std per RGB channel; mean and std are in grey levels, 0 to 255. The defaults are ImageNet's."""
@@ -31,11 +39,12 @@ class CenterCropSpec(Spec):
     """Resize the shorter side to `resize_shorter` px (Pillow's antialiased filter); crop the central `crop` px."""
 
     reader: ClassVar[Reader] = Reader.PILLOW
+    ADDED = frozenset({"interpolation"})
+
     kind: Literal["center_crop"] = "center_crop"
     resize_shorter: PositiveInt = 248
     crop: PositiveInt = 224
-    interpolation: Literal["bicubic", "bilinear"] = Field("bicubic", exclude_if=lambda value: value == "bicubic")
-    """Left out of configs where it is the default, so that a model's version stays as it was."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     normalisation: Normalisation = Normalisation()
 
 
@@ -57,9 +66,16 @@ Preprocessing = Annotated[CenterCropSpec | KeepRatioSpec, Field(discriminator="k
 
 
 class ClassifyPostSpec(Spec):
-    """A classifier's postprocessing has no parameters."""
+    """How logits become scores: softmax, of which one class is right; or sigmoid, of which any number is (multi-label).
+
+    Labels must score strictly above `score_threshold`, if it is above 0.
+    """
+
+    ADDED = frozenset({"activation", "score_threshold"})
 
     task: Literal["classify"] = "classify"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    score_threshold: UnitInterval = 0.0
 
 
 class DetectPostSpec(Spec):

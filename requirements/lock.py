@@ -46,9 +46,9 @@ def main() -> None:
         *client["project"]["optional-dependencies"]["grpc"],
     ]
     extras = service["project"]["optional-dependencies"]
-    _lock_development([*build, *serving, *extras["worker"]], extras["dev"], extras["bench"], *more)
-    # Nothing can be installed into an image later; whether there are traces is a setting.
-    _lock_images(build, [*serving, *extras["tracing"]], extras["worker"], given.torch_cpu, *more)
+    _lock_development([*build, *serving, *extras["worker"], *extras["heif"]], extras["dev"], extras["bench"], *more)
+    # Nothing can be installed into an image later; whether there are traces is a setting, and what comes is unknown.
+    _lock_images(build, [*serving, *extras["tracing"], *extras["heif"]], extras["worker"], given.torch_cpu, *more)
 
 
 def _lock_development(serve: list[str], dev: list[str], bench: list[str], *more: str) -> None:

@@ -19,6 +19,8 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -53,30 +55,39 @@ MIN_CONNECTIONS = 16
 
 ANY_IPV6 = "::"
 
-KEPT_BYTES = 256 << 20
-"""Free memory that the allocator keeps."""
-MAPPED_FROM_BYTES = 32 << 20
-"""Blocks of this size and more are mapped and unmapped one by one."""
-
 IDLE_WINDOW_S = 10.0
 IDLE_SHARE = 0.05
 """A process that used less than this share of one core in a window is idle, and gives back what the allocator keeps."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_OPTIONS = {
-    "MALLOC_ARENA_MAX": (_M_ARENA_MAX, 1),
-    "MALLOC_TRIM_THRESHOLD_": (_M_TRIM_THRESHOLD, KEPT_BYTES),
-    # Setting the one above freezes this one at its default of 128 KiB, at which every tensor would be mapped.
-    "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES),
-}
-"""By the environment variable with which an operator can override it."""
+_mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 log = structlog.get_logger(__name__)
 
 
-def run_process(kind: str, settings: Settings, main: Callable[[asyncio.Event], Awaitable[int]]) -> int:
+@dataclass(frozen=True, slots=True)
+class KeptMemory:
+    """What the allocator keeps of freed memory."""
+
+    nbytes: int = 256 << 20
+    """Free memory that it keeps."""
+    mapped_from_bytes: int = 32 << 20
+    """Blocks of this size and more are mapped and unmapped one by one."""
+
+
+BATCHES = KeptMemory()
+"""For processes that take the same memory again and again."""
+
+
+def run_process(
+    kind: str,
+    settings: Settings,
+    main: Callable[[asyncio.Event], Awaitable[int]],
+    kept: KeptMemory = BATCHES,
+) -> int:
     """Run `main` until it returns the exit status, which it should do soon after its event is set."""
-    keep_freed_memory()
+    keep_freed_memory(kept)
     allow_many_files()
     role = os.environ.pop(ROLE, kind)
     lifeline = os.environ.pop(LIFELINE_FD, None)
@@ -157,7 +168,7 @@ def connection_limit(wanted: int) -> int:
     return possible
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(kept: KeptMemory = BATCHES) -> None:
     """Let glibc keep freed memory for the next batch. Call it before the process starts threads.
 
     By default glibc returns large blocks to the kernel at once and maps them again for the next batch, page by page
@@ -168,9 +179,56 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return
-    for variable, (option, value) in _OPTIONS.items():
+    # By the environment variable with which an operator can override it.
+    options = {
+        "MALLOC_ARENA_MAX": (_M_ARENA_MAX, 1),
+        "MALLOC_TRIM_THRESHOLD_": (_M_TRIM_THRESHOLD, kept.nbytes),
+        # Setting the one above freezes this one at its default of 128 KiB, at which every tensor would be mapped.
+        "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, kept.mapped_from_bytes),
+    }
+    for variable, (option, value) in options.items():
         if variable not in os.environ:
             mallopt(option, value)
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+if _mallinfo is not None:
+    _mallinfo.restype = _MallInfo
+
+
+def used_memory() -> int:
+    """Bytes that C libraries and large Python objects have allocated and not freed. Without glibc 2.33 or later the
+    memory that the process occupies, which is more."""
+    if _mallinfo is None:
+        return resident_memory()
+    info = _mallinfo()
+    used: int = info.uordblks + info.hblkhd
+    return used
+
+
+def resident_memory() -> int:
+    """Bytes of memory that the process occupies; 0 where the system does not report it."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def trim_memory() -> None:
+    """Return freed memory to the kernel. Takes some 0.1 ms for each MB, and other threads' allocations wait for it."""
+    if _trim is not None:
+        _trim(0)
 
 
 async def release_when_idle(window_s: float = IDLE_WINDOW_S) -> None:
@@ -178,14 +236,13 @@ async def release_when_idle(window_s: float = IDLE_WINDOW_S) -> None:
 
     The next request takes it back page by page, which a busy process would have to do all the time.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     busy, used_s = True, time.process_time()
-    while trim is not None:
+    while True:
         await asyncio.sleep(window_s)
         before_s, used_s = used_s, time.process_time()
         is_idle = used_s - before_s < IDLE_SHARE * window_s
         if is_idle and busy:
-            await asyncio.to_thread(trim, 0)
+            await asyncio.to_thread(trim_memory)
         busy = not is_idle
 
 

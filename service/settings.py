@@ -71,7 +71,7 @@ class Settings(BaseSettings):
 
     # Listening
     host: str = "127.0.0.1"
-    """Address to listen on (0.0.0.0 = all interfaces)."""
+    """Address to listen on (0.0.0.0 = all interfaces, :: = all with IPv6 and IPv4)."""
     http_port: Port = 8000
     """HTTP port (0 = any free port)."""
     grpc_port: Port = 8001

@@ -58,13 +58,10 @@ def pytest_unconfigure() -> None:
 
 
 SERIAL = (
-    # Whole services that are killed or have deadlines: they need all cores.
     "compose",
-    "e2e/test_grpc.py",
-    "e2e/test_lifecycle.py",
-    "e2e/test_losses.py",
-    "e2e/test_serve.py",
     "gpu",
+    # The best sizes of batches are measured: they need all cores.
+    "e2e/test_batches.py",
     "*/test_tracing_process.py",
     "*/test_worker_process.py",
     # CPU time, memory and rates are measured.
@@ -84,6 +81,7 @@ SLOW = (
     "model/zoo/test_golden_answers.py",
     # They start the service, a part of it, `convmlp` or another process.
     "clients",
+    "trainers",
     "e2e",
     "benchmarks/test_parity.py",
     "benchmarks/test_path.py",
@@ -136,6 +134,27 @@ def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The arguments of the test's marker `settings`, for fixtures that start a part of the service for one test."""
     marker = request.node.get_closest_marker("settings")
     return dict(marker.kwargs) if marker else {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: there is always one whose test waits for a process, a deadline or a file."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files whose tests `-m` leaves out are not imported, which takes seconds in each process."""
+    chosen = config.getoption("markexpr")
+    if collection_path.suffix != ".py" or HERE not in collection_path.parents:
+        return None
+    names = {mark.name for mark in marks(collection_path.relative_to(HERE))}
+    left_out = {
+        "serial": "serial" not in names,
+        "not serial": "serial" in names,
+        "not serial and not slow": bool(names),
+    }
+    # None leaves the choice to others.
+    return left_out.get(chosen) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,8 +16,8 @@ from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client/README.md"])
-RELIABILITY = ROOT / "docs/reliability.md"
-FACTORS = {"KiB": 1024}
+RELIABILITY, PICTURES = ROOT / "docs/reliability.md", ROOT / "docs/pictures.md"
+FACTORS = {"KiB": 2**10, "MiB": 2**20}
 NOT_SETTINGS = {"weights_only"}
 """Names with an underscore in SECURITY.md that are not settings."""
 
@@ -56,10 +56,10 @@ def test_the_architecture_names_modules_that_exist() -> None:
         assert known or list((ROOT / "service").rglob(name.rstrip("/"))), name
 
 
-def rows_of_faults() -> list[str]:
+def rows_with_tests(page: Path) -> list[str]:
     """The rows of all tables whose last column has tests."""
     rows, inside = [], False
-    for line in RELIABILITY.read_text(encoding="utf-8").splitlines():
+    for line in page.read_text(encoding="utf-8").splitlines():
         if line.endswith("| test |"):
             inside = True
         elif not line.startswith("|"):
@@ -69,15 +69,16 @@ def rows_of_faults() -> list[str]:
     return rows
 
 
-def test_every_fault_has_a_test_that_exists() -> None:
-    """Each fault names a test, and the file that it links has a test of that name."""
-    rows = rows_of_faults()
-    assert len(rows) > 60
+@pytest.mark.parametrize(("page", "count"), [(RELIABILITY, 60), (PICTURES, 20)], ids=lambda value: str(value))
+def test_every_row_has_a_test_that_exists(page: Path, count: int) -> None:
+    """Each fault, and each kind of picture, names a test, and the file that it links has a test of that name."""
+    rows = rows_with_tests(page)
+    assert len(rows) > count
     for row in rows:
         tests = re.findall(r"\[`(test_\w+)`\]\((\S+?)\)", row.rsplit(" | ", 1)[1])
         assert tests, row
         for name, path in tests:
-            nodes = ast.walk(ast.parse((RELIABILITY.parent / path).read_text(encoding="utf-8")))
+            nodes = ast.walk(ast.parse((page.parent / path).read_text(encoding="utf-8")))
             assert any(
                 isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name for node in nodes
             ), name
@@ -108,7 +109,7 @@ def test_bounds_are_settings(page: Path) -> None:
 
 def test_bounds_that_are_constants_have_the_codes_values() -> None:
     """Each constant of the tables of faults is in the code, with the value that the page gives."""
-    named = re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`(?: \(([\d.,]+)(?: (\w+))?)?", "\n".join(rows_of_faults()))
+    named = re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`(?: \(([\d.,]+)(?: (\w+))?)?", "\n".join(rows_with_tests(RELIABILITY)))
     assert len(named) > 20
     for name, value, unit in named:
         defined = re.compile(rf"^(?:{name}|[A-Z_, ]*\b{name}\b[A-Z_, ]*)(?:: \w+)? = ", re.MULTILINE)

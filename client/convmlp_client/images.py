@@ -6,6 +6,7 @@ The service applies the EXIF orientation of files. This module applies it to PIL
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -20,8 +21,8 @@ import PIL.ImageOps
 ImageInput = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | PIL.Image.Image | npt.NDArray[np.uint8]
 )
-"""A path, encoded bytes (JPEG, PNG, WebP, BMP or GIF), an open binary file (read from its current position), a PIL
-image, or an array of pixels: uint8, upright, (H, W, 3) in RGB order or (H, W) grey."""
+"""A path, encoded bytes (JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF), an open binary file (read from its current
+position), a PIL image, or an array of pixels: uint8, upright, (H, W, 3) in RGB order or (H, W) grey."""
 
 MAX_FILE_BYTES: Final = 256 * 2**20
 """More than any service accepts. The limit is for files without an end, such as pipes."""
@@ -70,14 +71,25 @@ def opened_image(image: ImageInput) -> PIL.Image.Image:
 
     Raises:
         TypeError, ValueError, OSError: as `encoded_image`. Bytes that are not an image raise
-            `PIL.UnidentifiedImageError`, an OSError.
+            `PIL.UnidentifiedImageError`, an OSError; so do those of a HEIC where the extra `heif` is not installed.
     """
     if isinstance(image, np.ndarray):
         return _rgb(_from_array(image))
     if isinstance(image, PIL.Image.Image):
         return _rgb(_from_pil(image))
-    with PIL.Image.open(io.BytesIO(encoded_image(image))) as file:
+    encoded = encoded_image(image)
+    if encoded[4:8] == b"ftyp":
+        _register_heic()
+    with PIL.Image.open(io.BytesIO(encoded)) as file:
         return _rgb(PIL.ImageOps.exif_transpose(file))
+
+
+def _register_heic() -> None:
+    """Make Pillow read HEIC, where the extra `heif` is installed."""
+    with contextlib.suppress(ImportError):
+        import pi_heif
+
+        pi_heif.register_heif_opener()
 
 
 def _rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

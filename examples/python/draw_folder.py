@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convmlp_client import Client
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif", ".heic", ".heif", ".tif", ".tiff"}
 
 
 def draw_folder(images: Path, drawn: Path, url: str) -> int:

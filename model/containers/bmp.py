@@ -23,7 +23,7 @@ from model.containers.header import (
     undecodable,
 )
 from model.errors import UnsupportedFormat
-from model.pixels import STRIP_PIXELS, rgba_on_white
+from model.pixels import boxes, rgba_on_white
 from model.types import Reader, UInt8Array
 
 CORE_HEADER, INFO_HEADER, OS2_HEADER = 12, 40, 64
@@ -37,8 +37,8 @@ DEFAULT_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}
 """Of red, green and blue, by the bits of a pixel."""
 OPENCV_SHIFTED = frozenset({(0x7C00, 0x03E0, 0x001F), (0xF800, 0x07E0, 0x001F)})
 """Masks whose fields OpenCV shifts to the left; the lowest bits are 0, so that white is (248, 248, 248)."""
-MASKED_COST = 3
-"""Of a pixel that is read by masks."""
+MASKED_COST, ALPHA_COST = 3, 3
+"""Of a pixel that is read by masks, and of its alpha."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ def read_header(data: bytes) -> Header:
         raise UnsupportedFormat(f"{kind} BMP is not supported; send one of {ACCEPTED}, BMP uncompressed")
     layout, cost = None, 1
     if bits in DEFAULT_MASKS:
-        layout, cost = _masked(data, header_bytes, bits, compression, height < 0), MASKED_COST
+        layout = _masked(data, header_bytes, bits, compression, height < 0)
+        cost = MASKED_COST + ALPHA_COST * bool(layout.alpha)
     # A negative height: the rows are stored from the top.
     return header_of(ImageFormat.BMP, width, abs(height), cost * width * abs(height), layout=layout)
 
@@ -120,12 +121,11 @@ def _load_masked(data: bytes, header: Header, layout: _Layout, reader: Reader) -
     if not layout.top_down:
         values = values[::-1]
     shifted = reader is Reader.OPENCV and layout.masks in OPENCV_SHIFTED
-    rows = max(STRIP_PIXELS // width, 1)
-    strips = range(0, height, rows)
-    transparent = bool(layout.alpha) and any(bool((values[top : top + rows] & layout.alpha).any()) for top in strips)
+    strips = [np.s_[top:bottom, left:right] for left, top, right, bottom in boxes(width, height)]
+    transparent = bool(layout.alpha) and any(bool((values[place] & layout.alpha).any()) for place in strips)
     pixels = np.empty((height, width, 3), np.uint8)
-    for top in strips:
-        strip, part = values[top : top + rows], pixels[top : top + rows]
+    for place in strips:
+        strip, part = values[place], pixels[place]
         for channel, mask in enumerate(layout.masks):
             part[:, :, channel] = _field(strip, mask, shifted)
         if transparent:

@@ -58,12 +58,13 @@ def read_header(data: bytes) -> Header:
     width, height = max(screen_width, left + width), max(screen_height, top + height)
     # A pixel's code has at most 12 bits; what is beyond them belongs to other frames.
     encoded_bytes = min(len(data), 1.5 * width * height)
-    frame_bytes = 0 if frame.fills(Size(height, width)) else FRAME_BYTES * frame.width * frame.height
+    fills = frame.fills(Size(height, width))
+    frame_bytes = 0 if fills else FRAME_BYTES * frame.width * frame.height
     return header_of(
         ImageFormat.GIF,
         width,
         height,
-        2 * width * height + 4 * encoded_bytes,
+        (2 if fills else 3) * width * height + 4 * encoded_bytes,
         row_bytes=max(CANVAS_BYTES * width * height + frame_bytes - DECODED_BYTES * width * height, 0),
         layout=frame,
     )

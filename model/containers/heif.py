@@ -31,10 +31,10 @@ try:
 except ImportError:
     pi_heif = None
 
-# The executor counts on one thread for a picture.
+# The executor counts on one thread for a picture. Of libheif, 0 is none beside the one that libde265 has for a tile.
 PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 if pi_heif is not None:
-    pi_heif.options.DECODE_THREADS = 1
+    pi_heif.options.DECODE_THREADS = 0
     pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
 
 FORMATS = {b"hvc1": ImageFormat.HEIC, b"av01": ImageFormat.AVIF}
@@ -68,14 +68,14 @@ CODED_MARGIN = 64
 HEAD_BYTES = 1024
 """Of an item, from which its beginning is read."""
 
-HEVC_COST, HEVC_SLICE_COST, HEVC_BYTE_COST = {1: 6, 2: 16}, 4, 36
+HEVC_COST, HEVC_SLICE_COST, HEVC_BYTE_COST, HEVC_TILE_COST = {1: 11.5, 2: 21}, 4, 22, 30_000
 """Of a coded pixel, by the bytes of its samples; of one in each further slice, which could cover the whole picture
-again; of an encoded byte."""
+again; of an encoded byte; of a tile, which gets a decoder of its own."""
 HEVC_BYTES = {1: 3.1, 2: 5.3}
 """Of a sample at the peak, by the bytes that it has: libheif converts depth, chroma and colour one after the other."""
 TURNED_BYTES = 6.1
 """Of a pixel: the picture, and its turned copy."""
-AV1_COST, AV1_BYTE_COST = 5, 10
+AV1_COST, AV1_BYTE_COST, AV1_TILE_COST = 6, 10, 30_000
 AVIF_BYTES = 8
 """Of a pixel beside its planes: libavif's RGB and a copy of it, or that copy and Pillow's four."""
 ENCODED_COPIES = 2
@@ -153,13 +153,14 @@ def read_header(data: bytes) -> Header:
     # Of all planes; and once for each plane, in the largest depth.
     coded_pixels = sum(plane.coded_pixels for plane in planes)
     samples = sum(plane.coding.samples * plane.coded_pixels for plane in planes)
+    tiles = sum(len(plane.tiles) for plane in planes)
     sample_bytes = max(plane.coding.sample_bytes for plane in planes)
     if image_format is ImageFormat.HEIC:
         cost = HEVC_COST[sample_bytes] * coded_pixels + HEVC_BYTE_COST * encoded_bytes
-        cost += HEVC_SLICE_COST * _further_slices(data, still, planes)
+        cost += HEVC_SLICE_COST * _further_slices(data, still, planes) + HEVC_TILE_COST * tiles
         decoder_bytes = max(HEVC_BYTES[sample_bytes] * samples, (TURNED_BYTES + has_alpha) * pixels)
     else:
-        cost = AV1_COST * coded_pixels + AV1_BYTE_COST * encoded_bytes
+        cost = AV1_COST * coded_pixels + AV1_BYTE_COST * encoded_bytes + AV1_TILE_COST * tiles
         decoder_bytes = sample_bytes * samples + (AVIF_BYTES + has_alpha) * pixels
     decoder_bytes += PIXEL_BYTES * pixels * cropped + ENCODED_COPIES * encoded_bytes
     left, top, right, bottom = crop
@@ -175,8 +176,8 @@ def read_header(data: bytes) -> Header:
 
 
 def load(data: bytes, header: Header) -> tuple[PIL.Image.Image | UInt8Array, int]:
-    """The picture as it is stored, cropped, and its orientation as EXIF numbers it. Of HEIC uint8 (H, W, 3 or 4): RGB on
-    white, and a fourth channel without meaning.
+    """The picture as it is stored, cropped, and its orientation as EXIF numbers it. Of HEIC uint8 (H, W, 3 or 4): RGB
+    on white, and a fourth channel without meaning.
 
     Raises:
         ImageTooLarge: too many slices.
@@ -188,11 +189,11 @@ def load(data: bytes, header: Header) -> tuple[PIL.Image.Image | UInt8Array, int
     size = layout.planes[0].size
     cropped = layout.crop != (0, 0, *size)
     if header.format is ImageFormat.AVIF:
-        picture: PIL.Image.Image = PIL.AvifImagePlugin.AvifImageFile(BytesIO(file))
+        picture = PIL.AvifImagePlugin.AvifImageFile(BytesIO(file))
         if picture.size != size:
             raise ValueError("the picture has another size")
         picture.load()
-        picture._decoder = None  # it holds the planes
+        del picture._decoder  # it holds the planes
         return picture.crop(layout.crop) if cropped else picture, layout.orientation
     pixels = _decode_heic(file, size)
     if cropped:
@@ -300,12 +301,12 @@ def _transforms(item: Item, size: tuple[int, int]) -> tuple[tuple[int, int, int,
     for one in item.properties:
         if one.kind == b"clap":
             if mirrored or turns or crop != (0, 0, *size):
-                raise UnsupportedFormat("a picture that is cropped after it was turned is not supported; save it again")
+                raise UnsupportedFormat("a picture that is cropped after its rotation is not supported; save it again")
             crop = _crop(one.content, size)
         elif one.kind == b"irot":
             turns = (turns + one.content[0]) % 4
         elif one.kind == b"imir":
-            # Mirrored left to right (1), or top to bottom, which is that and half a turn.
+            # Mirrored left to right (1), or top to bottom, which is that and half a rotation.
             mirrored, turns = 1 - mirrored, (-turns + (0 if one.content[0] & 1 else 2)) % 4
     return crop, ORIENTATIONS[mirrored, turns]
 
@@ -410,8 +411,8 @@ def _decode_heic(file: bytes, size: tuple[int, int]) -> UInt8Array:
     image.load()
     pixels: Any = np.asarray(_Decoded(image, {"L": 1, "BGR": 3, "BGRA": 4, "BGRa": 4}[image.mode]))
     if image.mode == "L":
-        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    if image.mode == "BGRa":
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+    elif image.mode == "BGRa":
         # Colours are multiplied by alpha already, so white is added.
         pixels = cv2.add(pixels[..., :3], cv2.cvtColor(255 - pixels[..., 3], cv2.COLOR_GRAY2BGR))
     return opencv_to_rgb(pixels)

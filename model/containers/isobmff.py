@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.containers.header import MAX_HEADER_PARTS, too_many_parts
 
@@ -27,6 +27,9 @@ class Property:
     @property
     def content(self) -> bytes:
         return self.box[8:]
+
+    def marked(self, essential: bool) -> Property:
+        return replace(self, essential=True) if essential else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,8 @@ class _Reader:
     def properties(self, start: int, end: int) -> dict[int, tuple[Property, ...]]:
         """The properties of each item, from the box `iprp`."""
         known = [
-            (kind, self._data[box:box_end]) for kind, box, _, box_end in self.boxes(*self.child(start, end, b"ipco"))
+            Property(kind, self._data[box_start:box_end], essential=False)
+            for kind, box_start, _, box_end in self.boxes(*self.child(start, end, b"ipco"))
         ]
         found: dict[int, tuple[Property, ...]] = {}
         for kind, _, content, _ in self.boxes(start, end):
@@ -158,7 +162,7 @@ class _Reader:
                 offset += count << wide
                 essential = 0x8000 if wide else 0x80
                 found[number] = tuple(
-                    Property(*known[(index & essential - 1) - 1], bool(index & essential))
+                    known[(index & essential - 1) - 1].marked(bool(index & essential))
                     for index in indices
                     if index & essential - 1
                 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
+import numpy as np
 import simplejpeg
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -37,13 +38,13 @@ PROGRESSIVE = frozenset({0xC2, 0xCA})
 OTHER_FORMATS = {0xF7: "a JPEG-LS picture", 0xDE: "a hierarchical JPEG"}
 """Markers of formats that begin as a JPEG does."""
 OTHER_PROCESSES = {
-    0xC3: "lossless",
-    0xCB: "lossless",
+    0xCB: "lossless arithmetic",
     0xCF: "lossless hierarchical",
     0xC7: "lossless hierarchical",
     **dict.fromkeys((0xC5, 0xC6, 0xCD, 0xCE), "hierarchical"),
 }
 """Frames of coding processes that decoders of pictures lack."""
+LOSSLESS = 0xC3
 ARITHMETIC = frozenset({0xC9, 0xCA})
 DECODED = FRAMES | TABLES | {SOS}
 APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
@@ -66,10 +67,11 @@ UNUSUAL = (
     "Warning: unknown JFIF",
     "Unknown Adobe",
     "Invalid SOS parameters",
+    "Unsupported color conversion request",
     "tjDecompressHeader3(): Could not determine subsampling level",
 )
 """How its warnings of odd numbers in headers begin, on which no pixel depends, and how TurboJPEG refuses components of
-resolutions that it has no name for. The last warning is the one that is raised."""
+resolutions that it has no name for, and lossless grey. The last warning is the one that is raised."""
 
 Needed = Callable[[Size], Size]
 """The upright size of a picture → the size that its caller resizes to."""
@@ -90,6 +92,7 @@ class _Layout:
     unit: int
     samples: int
     several_scans: bool
+    lossless: bool
     cost: float
     """Without that of several scans."""
 
@@ -148,7 +151,7 @@ def read_header(data: bytes) -> Header:
     several_scans = frame in PROGRESSIVE or data[segments[-1][1] + 4] < number
     byte_cost = 24 if frame in ARITHMETIC else 12 if frame in PROGRESSIVE else 3
     cost = SAMPLE_COST * samples + byte_cost * len(data)
-    layout = _Layout(segments, components, samplings, unit, samples, several_scans, cost)
+    layout = _Layout(segments, components, samplings, unit, samples, several_scans, frame == LOSSLESS, cost)
     decode_bytes = DECODED_BYTES * height * width + POINTER_BYTES * height
     if several_scans:
         # Coefficients have two bytes each; the picture is beside them.
@@ -188,7 +191,7 @@ def load(
     parts.append(END)
     orientation = exif_orientation(exif) if exif else UPRIGHT
     size, scale = header.size, 1
-    if needed is not None:
+    if needed is not None and not layout.lossless:
         target = upright_size(needed(upright_size(size, orientation)), orientation)
         room = min(size.height // target.height, size.width // target.width)
         scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(room, 1))
@@ -203,7 +206,7 @@ def load(
         reason = str(error)
         if reason.startswith(DAMAGE):
             raise ImageUndecodable(
-                f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file"
+                f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file, or save it again"
             ) from error
         if not reason.startswith(UNUSUAL):
             raise
@@ -219,7 +222,11 @@ def _load_unusual(encoded: bytes, header: Header, scale: int, reader: Reader) ->
     check_size(file, header)
     file.draft(file.mode, (file.width // scale, file.height // scale))
     file.load()
-    return cmyk_to_rgb(255 - pillow_pixels(file), reader) if file.mode == "CMYK" else file
+    if file.mode != "CMYK":
+        return file
+    pixels = pillow_pixels(file)
+    np.invert(pixels, out=pixels)
+    return cmyk_to_rgb(pixels, reader)
 
 
 def _not_read(kind: str) -> UnsupportedFormat:

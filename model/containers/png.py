@@ -25,7 +25,7 @@ from model.containers.header import (
     too_many_parts,
 )
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
-from model.pixels import STRIP_PIXELS, pillow_pixels
+from model.pixels import boxes, pillow_pixels
 
 STILL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -60,7 +60,7 @@ def read_header(data: bytes) -> Header:
         if kind == b"CgBI":
             raise UnsupportedFormat(
                 "this is a PNG in Apple's CgBI form, made for an iOS app; send the PNG that it was made of, or "
-                "convert it with pngcrush -revert-iphone-optimizations"
+                "convert it with xcrun pngcrush -revert-iphone-optimizations"
             )
         if kind == b"IHDR":
             width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, start + 8)
@@ -130,9 +130,8 @@ def _decoded(encoded: bytes, header: Header, *, low_bytes: bool) -> PngImageFile
 def _whiten(high: PngImageFile, low: PngImageFile, key: tuple[int, int, int]) -> None:
     """Make the pixels of the transparent colour white in `high`. Both have one byte of each sample, the key has two."""
     pixels, low_pixels = pillow_pixels(high), pillow_pixels(low)
-    rows = max(STRIP_PIXELS // high.width, 1)
-    for top in range(0, high.height, rows):
-        strip, low_strip = pixels[top : top + rows], low_pixels[top : top + rows]
+    for left, top, right, bottom in boxes(high.width, high.height):
+        strip, low_strip = pixels[top:bottom, left:right], low_pixels[top:bottom, left:right]
         transparent = np.full(strip.shape[:2], True)
         for channel, value in enumerate(key):
             transparent &= (strip[:, :, channel] == value >> 8) & (low_strip[:, :, channel] == value & 0xFF)

@@ -9,33 +9,49 @@ from torch import Tensor, nn
 from model.families.classifier import ClassifierSpec
 from model.families.registry import backbone_of
 from model.net.network import FamilyNetwork, StateDictShapes, backbone_network_of, infer_backbone
-from model.spec import Postprocessing
-from model.types import Batch, ClassifyOutput, QueryParams
+from model.spec import ClassifyPostSpec, Postprocessing
+from model.types import Batch, ClassifyOutput, Float32Array, QueryParams
 
 CLASS_KEY = "head.weight"
+DEFAULT = ClassifyPostSpec()
 
 
-def top_k_classes(logits: Tensor, params: Sequence[QueryParams]) -> list[ClassifyOutput]:
-    """Logits (N, classes) → each row's `top_k` classes by softmax probability, all classes if there are fewer.
+def top_k_classes(
+    logits: Tensor, params: Sequence[QueryParams], spec: ClassifyPostSpec = DEFAULT
+) -> list[ClassifyOutput]:
+    """Logits (N, classes) → each row's `top_k` classes by probability, all classes if there are fewer.
 
-    Equal probabilities are ordered by class index.
+    Equal probabilities are ordered by class index. Of a spec with a threshold, only classes above it; NaN is.
     """
-    probabilities = logits.float().softmax(dim=1)
+    logits = logits.float()
+    probabilities = logits.softmax(dim=1) if spec.activation == "softmax" else logits.sigmoid()
     ordered, indices = probabilities.sort(dim=1, descending=True, stable=True)
     most_labels = max(row_params.top_k for row_params in params)
     scores, classes = ordered[:, :most_labels].cpu().numpy(), indices[:, :most_labels].cpu().numpy()
+    counts = [row_params.top_k for row_params in params]
+    if spec.score_threshold > 0:
+        counts = [
+            min(most, _above(spec, row_params, row))
+            for most, row_params, row in zip(counts, params, scores, strict=True)
+        ]
     return [
-        ClassifyOutput(indices=classes[row, : row_params.top_k], scores=scores[row, : row_params.top_k])
-        for row, row_params in enumerate(params)
+        ClassifyOutput(indices=classes[row, :count], scores=scores[row, :count]) for row, count in enumerate(counts)
     ]
+
+
+def _above(spec: ClassifyPostSpec, params: QueryParams, scores: Float32Array) -> int:
+    """How many of a row's falling scores are above its threshold."""
+    threshold = spec.score_threshold if params.score_threshold is None else params.score_threshold
+    return int((~(scores <= threshold)).sum())
 
 
 def _build(spec: ClassifierSpec, num_classes: int) -> nn.Module:
     return backbone_network_of(backbone_of(spec.backbone)).build_classifier(spec.backbone, num_classes)
 
 
-def _predict(network: nn.Module, x: Tensor, batch: Batch, _: Postprocessing) -> list[ClassifyOutput]:
-    return top_k_classes(network(x), batch.params)
+def _predict(network: nn.Module, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> list[ClassifyOutput]:
+    assert isinstance(postprocessing, ClassifyPostSpec)
+    return top_k_classes(network(x), batch.params, postprocessing)
 
 
 def _infer(shapes: StateDictShapes) -> tuple[ClassifierSpec, int]:

@@ -83,7 +83,8 @@ def _names(value: object) -> tuple[str, ...] | None:
     """Names by class index of a sequence, a mapping index → name, or name → index. None if it is neither."""
     if isinstance(value, Mapping):
         if value and all(type(index) is int for index in value.values()):
-            value = {index: name for name, index in value.items()}
+            inverse = {index: name for name, index in value.items()}
+            return _by_index(inverse) if len(inverse) == len(value) else None
         return _by_index(value)
     if not isinstance(value, (tuple, list)) or not 0 < len(value) <= MAX_CLASSES:
         return None

@@ -20,6 +20,13 @@ from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
 from model.zoo.checkpoint import Checkpoint, Weights, read_checkpoint
 from model.zoo.class_names import ClassNames, stored_class_names
+from model.zoo.heads import (
+    SEGMENT_THRESHOLD,
+    binary_class_names,
+    complete_binary_head,
+    is_binary,
+    repeat_class_agnostic_heads,
+)
 from model.zoo.infer import infer_architecture
 from model.zoo.pipeline import Pipeline, PipelineParts, require_served
 from model.zoo.stored_bundle import StoredBundle, read_stored_bundle, tensors_sha256
@@ -83,7 +90,11 @@ def import_checkpoint(
         raise BundleInvalid(
             f"{name} is a published model with labels of its own; choose another name, or give no labels"
         )
-    checkpoint = read_checkpoint(file, weights or _published_weights(file, name))
+    checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights or _published_weights(file, name)))
+    binary = is_binary(checkpoint) and pipeline.flags.activation != "sigmoid"
+    if binary:
+        pipeline, threshold = _without_pixel_threshold(checkpoint, pipeline)
+        checkpoint = complete_binary_head(checkpoint, threshold)
     architecture, num_classes = infer_architecture(checkpoint)
     found = family_of(architecture).task
     if task is not None and task != found:
@@ -92,7 +103,7 @@ def import_checkpoint(
     published = None if labels is not None or stored is not None else _published(file, name, architecture, num_classes)
     base = published_metadata(published) if published is not None else _own_metadata(architecture, checkpoint, stored)
     chosen = _pipeline(base, checkpoint, stored, published, pipeline)
-    named = _labels(checkpoint, num_classes, labels, stored, published)
+    named = _labels(checkpoint, num_classes, labels, stored, published, found if binary else None)
     precision = precision or (base.precision if stored is not None else "fp32")
     unchanged = (chosen.preprocessing, chosen.postprocessing) == (base.preprocessing, base.postprocessing)
     if problem := input_problem(architecture.backbone, chosen.preprocessing):
@@ -114,9 +125,24 @@ def import_checkpoint(
         bundle = write_bundle(store, metadata, network, reference_answer)
     except safetensors.SafetensorError as error:  # raised if the disk is full
         raise OSError(errno.EIO, str(error), str(store / name)) from error
-    for note in (f"pipeline: {chosen}", f"labels: {named}", *_notes(checkpoint)):
+    if binary:
+        above = f"a sigmoid above {threshold:g}" if found is Task.SEGMENT else "a sigmoid"
+        heads.append(f"a single output channel: {named.names[1]} is {above}, {named.names[0]} the rest")
+    for note in (f"pipeline: {chosen}", f"labels: {named}", *_notes(checkpoint), *(f"head: {head}" for head in heads)):
         on_note(note)
     return bundle
+
+
+def _without_pixel_threshold(checkpoint: Checkpoint, options: PipelineOptions) -> tuple[PipelineOptions, float]:
+    """The threshold of a single output channel, which becomes a part of the weights, and the other options."""
+    given = [] if options.config is None else read_pipelines(options.config)
+    threshold = SEGMENT_THRESHOLD
+    for parts in (*stored_pipelines(checkpoint.file), *given):
+        threshold = parts.thresholds.get("pixel_threshold", threshold)
+    threshold = options.flags.thresholds.get("score_threshold", threshold)
+    if not 0 < threshold < 1:
+        raise BundleInvalid(f"the threshold of a single output channel is {threshold:g}; expected one between 0 and 1")
+    return replace(options, flags=replace(options.flags, thresholds={})), threshold
 
 
 def _pipeline(
@@ -201,18 +227,27 @@ def _labels(
     given: Sequence[str] | None,
     stored: StoredBundle | None,
     published: CatalogueEntry | None,
+    binary: Task | None,
 ) -> ClassNames:
-    """Raises BundleInvalid: the number of names is not that of the classes."""
+    """The names of all classes; `binary` is the task of a network with a single output channel.
+
+    Raises:
+        BundleInvalid: the number of names is not that of the classes.
+    """
     path = checkpoint.path
     if given is not None:
-        if len(given) != num_classes:
+        named = ClassNames(tuple(given), "as given")
+        named = named if binary is None else binary_class_names(named, binary)
+        if len(named.names) != num_classes:
             raise BundleInvalid(f"{len(given)} labels are given; {path} has {num_classes} classes")
-        return ClassNames(tuple(given), "as given")
+        return named
     if published is not None:
         return ClassNames(published.labels, "as published")
     found = stored_class_names(checkpoint.file) if stored is None else ClassNames(stored.labels, "as exported")
     if found is None:
         return ClassNames(tuple(f"class {index}" for index in range(num_classes)), "assumed; --labels gives names")
+    if binary is not None:
+        found = binary_class_names(found, binary)
     if len(found.names) != num_classes:
         raise BundleInvalid(
             f"{path} has {len(found.names)} class names ({found.source}) and {num_classes} classes; give the right "

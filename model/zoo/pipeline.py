@@ -24,6 +24,9 @@ from model.spec import (
 MAX_SIDE = 8192
 """Pixels of a network's input that an import accepts."""
 
+LABEL_THRESHOLD = 0.5
+"""Of a multi-label classifier."""
+
 Channels = tuple[float, float, float]
 """Grey levels of red, green and blue."""
 Field = Literal["size", "interpolation", "normalisation", "score_threshold"]
@@ -48,7 +51,9 @@ class PipelineParts:
         interpolation: of a classifier.
         long_side, short_side, pad_multiple: of a detector or segmenter, px.
         mean, std: grey levels.
-        thresholds: fields of `DetectPostSpec`.
+        activation: of a classifier: `softmax` or `sigmoid`.
+        thresholds: fields of `DetectPostSpec` or `ClassifyPostSpec`; and `pixel_threshold` of a segmenter with a single
+            output channel.
         problems: why the source's pipeline cannot be served, by field.
     """
 
@@ -62,6 +67,7 @@ class PipelineParts:
     pad_multiple: int | None = None
     mean: Channels | None = None
     std: Channels | None = None
+    activation: str | None = None
     thresholds: Mapping[str, float] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
 
@@ -103,7 +109,7 @@ class Pipeline:
     def fitting(self, parts: PipelineParts) -> PipelineParts:
         """The parts that this kind of preprocessing has."""
         if isinstance(self.preprocessing, KeepRatioSpec):
-            return replace(parts, resize=None, crop=None, crop_fraction=None, interpolation=None)
+            return replace(parts, resize=None, crop=None, crop_fraction=None, interpolation=None, activation=None)
         return replace(parts, long_side=None, short_side=None, pad_multiple=None, thresholds={})
 
     def updated(self, parts: PipelineParts) -> Pipeline:
@@ -112,8 +118,6 @@ class Pipeline:
         Raises:
             BundleInvalid: a value is out of range, or the parts are for another task.
         """
-        if not (parts.fields or parts.thresholds or parts.pad_multiple or parts.crop_fraction):
-            return self
         try:
             pre, post = _preprocessing(self.preprocessing, parts), _postprocessing(self.postprocessing, parts)
         except ValidationError as error:
@@ -156,6 +160,8 @@ def describe(pre: Preprocessing, post: Postprocessing) -> str:
     match post:
         case DetectPostSpec():
             return f"{text}, scores above {post.score_threshold:g}"
+        case ClassifyPostSpec(activation="sigmoid"):
+            return f"{text}, any number of labels above {post.score_threshold:g}"
         case ClassifyPostSpec() | SegmentPostSpec():
             return text
 
@@ -201,10 +207,27 @@ def _preprocessing(base: Preprocessing, parts: PipelineParts) -> Preprocessing:
 
 
 def _postprocessing(base: Postprocessing, parts: PipelineParts) -> Postprocessing:
-    if not isinstance(base, DetectPostSpec):
-        if "score_threshold" in parts.fields:
-            raise BundleInvalid(f"{parts.source}: --score-threshold is for detectors")
+    threshold = parts.thresholds.get("score_threshold")
+    if parts.activation is not None and not isinstance(base, ClassifyPostSpec):
+        raise BundleInvalid(f"{parts.source}: --activation is for classifiers")
+    if isinstance(base, SegmentPostSpec):
+        if threshold is not None:
+            raise BundleInvalid(
+                f"{parts.source}: --score-threshold is for detectors, multi-label classifiers (--activation sigmoid) "
+                "and segmenters with a single output channel"
+            )
         return base
+    if isinstance(base, ClassifyPostSpec):
+        activation = parts.activation or base.activation
+        if activation == "softmax" and threshold is not None:
+            raise BundleInvalid(
+                f"{parts.source}: --score-threshold is for detectors, and for multi-label classifiers: give "
+                "--activation sigmoid, too"
+            )
+        default = base.score_threshold or LABEL_THRESHOLD if activation == "sigmoid" else 0.0
+        return ClassifyPostSpec.model_validate(
+            {"activation": activation, "score_threshold": default if threshold is None else threshold}
+        )
     known = {name: value for name, value in parts.thresholds.items() if name in DetectPostSpec.model_fields}
     counts = {name: int(value) for name, value in known.items() if name in ("candidates_per_level", "proposals")}
     return DetectPostSpec.model_validate({**base.model_dump(), **known, **counts})

@@ -43,7 +43,7 @@ def read_pipelines(path: Path) -> list[PipelineParts]:
         BundleInvalid: the file cannot be read, is none of these, or has nothing about a pipeline.
     """
     found = _read(path)
-    if not any(parts.fields or parts.problems for parts in found):
+    if not any(parts.fields or parts.thresholds or parts.activation or parts.problems for parts in found):
         raise BundleInvalid(
             f"{path} has no pipeline; expected the test pipeline of an mmcv or mmengine configuration, timm's "
             "pretrained_cfg, or transformers' preprocessor_config.json"
@@ -109,6 +109,7 @@ def _transformers_pipeline(found: Mapping[Any, Any], source: str) -> PipelinePar
         interpolation=_INTERPOLATIONS.get(found.get("resample")) if "image_mean" in found else None,
         mean=mean if std is not None else None,
         std=std if mean is not None else None,
+        activation="sigmoid" if found.get("problem_type") == "multi_label_classification" else None,
     )
     if "image_mean" in found and {"height", "width"} <= size.keys():
         parts = parts.with_problem("size", "it resizes to a fixed size without keeping the ratio of the sides")

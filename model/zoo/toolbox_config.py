@@ -14,6 +14,9 @@ from typing import Any
 from model.zoo.pipeline import PipelineParts, three_numbers
 
 MAX_CHARACTERS = 2**20
+SEGMENT_THRESHOLD = 0.3
+"""Of a decode head with a single output channel, unless it has another."""
+
 _MISSING = object()
 
 
@@ -77,6 +80,9 @@ def toolbox_pipeline(config: Mapping[str, Any], source: str) -> PipelineParts:
     for transform in _transforms(_test_pipeline(config)):
         parts = _with_transform(parts, transform)
     model = _mapping(config.get("model"))
+    head = _mapping(model.get("decode_head"))
+    if head.get("out_channels") == 1:
+        parts = replace(parts, thresholds={"pixel_threshold": head.get("threshold") or SEGMENT_THRESHOLD})
     parts = _with_preprocessor(parts, _mapping(model.get("data_preprocessor") or config.get("data_preprocessor")))
     return _with_thresholds(parts, _mapping(model.get("test_cfg") or config.get("test_cfg")))
 
@@ -184,7 +190,8 @@ def _with_thresholds(parts: PipelineParts, test: Mapping[str, Any]) -> PipelineP
         "proposals": proposals.get("max_per_img", proposals.get("nms_post", proposals.get("max_num"))),
         "proposal_nms_iou": _iou(proposals) if proposals else None,
     }
-    return replace(parts, thresholds={key: value for key, value in found.items() if type(value) in (int, float)})
+    numbers = {key: value for key, value in found.items() if type(value) in (int, float)}
+    return replace(parts, thresholds={**parts.thresholds, **numbers})
 
 
 def _iou(found: Mapping[str, Any]) -> object:

@@ -34,6 +34,11 @@ class WeightsChoice(StrEnum):
     EMA = "ema"
 
 
+class Activation(StrEnum):
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+
+
 class Interpolation(StrEnum):
     BICUBIC = "bicubic"
     BILINEAR = "bilinear"
@@ -103,9 +108,22 @@ def import_model(
         str | None,
         typer.Option(metavar="R,G,B", help="Standard deviation of the channels; with --mean, in the same unit."),
     ] = None,
+    activation: Annotated[
+        Activation | None,
+        typer.Option(
+            help="Classifiers: what makes scores; sigmoid is for multi-label ones, which return any number of labels.",
+            show_default=False,
+        ),
+    ] = None,
     score_threshold: Annotated[
         float | None,
-        typer.Option(metavar="X", min=0, max=1, help="Detectors: the score above which detections are returned."),
+        typer.Option(
+            metavar="X",
+            min=0,
+            max=1,
+            help="The score above which detections or multi-label classes are returned, or pixels of a single output "
+            "channel are of its class.",
+        ),
     ] = None,
     force: Force = False,
     models_dir: Store = None,
@@ -117,6 +135,7 @@ def import_model(
     """
     store = store_or_exit(models_dir)
     flags = _flags(input_size, resize, crop, interpolation, mean, std, score_threshold)
+    flags = replace(flags, activation=None if activation is None else activation.value)
     with errors_to_exit():
         if not force and name in bundle_names(store):
             folder = find_bundle(name, store)

@@ -1,7 +1,9 @@
-"""`convmlp models pull|import|export`: put models into the store, and write them as checkpoints."""
+"""`convmlp models pull|export|verify`: put models into the store, write them as checkpoints, and check them."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +24,7 @@ def add_store_commands(models_app: typer.Typer) -> None:
     models_app.command("pull")(pull_model)
     models_app.command("import")(import_model)
     models_app.command("export")(export_model)
+    models_app.command("verify")(verify_model)
 
 
 def pull_model(
@@ -67,6 +70,32 @@ def export_model(
 
         export_checkpoint(bundle, file)
         typer.echo(printable(f"{name} -> {file}"))
+
+
+def verify_model(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")],
+    models_dir: Store = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Check a model before it serves: files, labels, pipeline, weights, reference answer, precisions.
+
+    One line for each check. Exit status: 0 it can serve; 1 a check failed, or there is no such model.
+    """
+    store = settings_or_exit(models_dir=models_dir).models_dir
+    with errors_to_exit():
+        folder = find_bundle(name, store)
+        from model.predictor import default_device
+        from model.verify import Outcome, verify_bundle
+
+        failed = False
+        for check in verify_bundle(folder, default_device()):
+            failed |= check.outcome is Outcome.FAILED
+            if as_json:
+                typer.echo(json.dumps(asdict(check), ensure_ascii=False))
+            else:
+                typer.echo(printable(f"{check.outcome:<7} {check.subject:<10} {check.detail}"))
+        if failed:
+            raise typer.Exit(1)
 
 
 def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import grpc
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
+from service.errors import Overloaded, Refusal
 from service.frontend.api.oip.grpc import SERVICE as OPEN_INFERENCE
 from service.frontend.api.oip.grpc import add_open_inference
 from service.frontend.api.vision.servicer import SERVICE as VISION
@@ -23,23 +24,32 @@ from service.frontend.core.request_log import RequestLog
 from service.frontend.core.tls import InvalidCertificates, certificate_files
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import HEALTH, Health, add_health
+from service.frontend.grpc.receive import Receiver
 from service.frontend.grpc.reflection import add_reflection
 from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
 from service.frontend.grpc.tls import server_credentials
+from service.observability.exposition import metrics_server
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, hold_port, host_port, inherited_socket, run_process
+from service.process import EXIT_CONFIG, KeptMemory, hold_port, host_port, inherited_socket, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
 SERVICES = (VISION, OPEN_INFERENCE)
+PROBES = frozenset(
+    f"/{service}/{method}"
+    for service, methods in ((HEALTH, ("Check", "Watch")), (OPEN_INFERENCE, ("ServerLive", "ServerReady")))
+    for method in methods
+)
+MESSAGES = KeptMemory(64 << 20, 8 << 20)
+"""gRPC buffers messages in small pieces, which would leave gaps among whole ones."""
 
 log = structlog.get_logger(__name__)
 
 
 def run_grpc(settings: Settings) -> int:
     """Serve gRPC until a signal; the exit status."""
-    return run_process("grpc", settings, lambda stop: _serve(settings, stop))
+    return run_process("grpc", settings, lambda stop: _serve(settings, stop), MESSAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,17 @@ def create_rpc(
     tracing: Tracing = NO_TRACING,
 ) -> Rpc:
     """The server with all its services."""
-    drain = Drain()
+    receiver = Receiver(settings, lambda: engine.threads.held_bytes, engine.retry_after_s)
+    # Twice the engine's limit, which is reached first: the rest is for messages still arriving, and idle streams.
+    max_calls = 2 * settings.max_in_flight
+
+    def refuse() -> Overloaded:
+        detail = f"{max_calls} calls are open, which is the limit; end idle streams, or try again later"
+        error = Overloaded(detail, engine.retry_after_s(), Refusal.IN_FLIGHT)
+        metrics.count_error(error)
+        return error
+
+    drain = Drain(receiver, max_calls, PROBES, refuse)
     server = create_server(settings, drain, keep_alive)
     request_log = RequestLog("grpc", metrics, tracing, access_log=settings.access_log)
     add_vision(server, engine, auth, settings, request_log)
@@ -125,14 +145,11 @@ async def _serve_at(
 
 @contextlib.contextmanager
 def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
-    with _port_errors(settings.grpc_metrics_port):
-        exporter, _ = start_http_server(settings.grpc_metrics_port, settings.host, registry)
-    log.info("serving metrics", url=f"http://{host_port(settings.host, exporter.server_port)}/metrics")
-    try:
+    with contextlib.ExitStack() as stack:
+        with _port_errors(settings.grpc_metrics_port):
+            port = stack.enter_context(metrics_server(registry, settings.host, settings.grpc_metrics_port))
+        log.info("serving metrics", url=f"http://{host_port(settings.host, port)}/metrics")
         yield
-    finally:
-        exporter.shutdown()
-        exporter.server_close()
 
 
 @contextlib.contextmanager

@@ -6,17 +6,25 @@ share theirs in one folder, see `snapshots.py`. The HTTP port exposes all of the
 
 from __future__ import annotations
 
+import gzip
 import os
+import socket
+import socketserver
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics, values
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import choose_encoder, gzip_accepted
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -26,6 +34,12 @@ from service.observability.gpu import GpuFigures
 from service.observability.logs import LogStream
 from service.observability.metrics import GPU_INFO, METRICS_DIR
 from service.observability.snapshots import Family, SnapshotFolder, SnapshotPublisher, families_of, merge
+
+MAX_SCRAPES = 8
+"""Connections to a metrics port that are served at a time."""
+SCRAPE_S = 10.0
+
+log = structlog.get_logger(__name__)
 
 _role = ContextVar("role", default="convmlp")
 
@@ -92,6 +106,88 @@ def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, st
     except (TypeError, ValueError):  # a version that is no number
         encode, media_type = choose_encoder("")
     return encode(registry), media_type
+
+
+@contextmanager
+def metrics_server(registry: CollectorRegistry, host: str, port: int, timeout_s: float = SCRAPE_S) -> Iterator[int]:
+    """Expose a process's metrics over HTTP on a port of its own; gives the port. 0 takes a free one.
+
+    `timeout_s`: how long to wait for a connection to send its request, or to take the answer.
+
+    Raises:
+        OSError: the port cannot be used.
+    """
+    with _MetricsServer(registry, host, port, timeout_s) as server:
+        threading.Thread(target=server.serve_forever, name="metrics-server", daemon=True).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+
+
+class _MetricsServer(socketserver.ThreadingTCPServer):
+    """A thread for each scrape. Beyond `MAX_SCRAPES` at a time, connections are closed."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    server_address: tuple[str, int]
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int, timeout_s: float) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.registry = registry
+        self.timeout_s = timeout_s
+        self._free = threading.BoundedSemaphore(MAX_SCRAPES)
+        super().__init__((host, port), _MetricsHandler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  (socketserver's)
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  (socketserver's)
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002  (socketserver's)
+        if not isinstance(sys.exception(), OSError):  # else the scraper has left
+            log.exception("metrics cannot be exposed")
+
+
+class _MetricsHandler(BaseHTTPRequestHandler):
+    """GET and HEAD of any path."""
+
+    server: _MetricsServer
+    server_version = "convmlp"
+    sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(self.server.timeout_s)
+
+    def do_GET(self) -> None:
+        text, media_type = exposition(self.server.registry, self.headers.get("Accept", ""))
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", media_type)
+        if gzip_accepted(self.headers.get("Accept-Encoding", "")):
+            text = gzip.compress(text)
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text)
+
+    do_HEAD = do_GET  # noqa: N815  (the base class's name)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class's name)
+        """Scrapes leave no line in the log."""
 
 
 class _LossCollector(Collector):

@@ -33,8 +33,8 @@ from service.observability.tracing import current_span
 
 LIBRARIES_LEVEL = logging.INFO
 """The most detailed level of libraries: at DEBUG some log image content."""
-CHATTY = ("httpx2", "uvicorn")
-"""Libraries that log every request."""
+CHATTY = {"httpx2": logging.WARNING, "python_multipart": logging.ERROR, "uvicorn": logging.WARNING}
+"""Libraries that log every request, or every malformed one, and the level from which they may."""
 LEVELS = ("debug", "info", "warning", "error", "critical")
 QUOTED_CHARACTERS = frozenset(" \t=\r\n\"'")
 """A string with one of them is quoted in a console line."""
@@ -118,8 +118,8 @@ def configure_logs(level: str, style: str, role: str) -> LogStream:
     )
     logging.basicConfig(level=max(LIBRARIES_LEVEL, logging.getLevelName(level.upper())), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for chatty in CHATTY:
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for library, library_level in CHATTY.items():
+        logging.getLogger(library).setLevel(library_level)
     stream.on_recovery = lambda lines: log.warning("log lines were dropped: they could not be written", lines=lines)
     return stream
 

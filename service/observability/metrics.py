@@ -30,6 +30,7 @@ GAUGE_MERGE: Mapping[str, Callable[[float, float], float]] = {
     "convmlp_decoded_bytes": operator.add,
     "convmlp_decoded_bytes_limit": operator.add,
     "convmlp_event_loop_lag_seconds": max,
+    "convmlp_worker_event_loop_lag_seconds": max,
     "convmlp_connections": operator.add,
     "convmlp_connections_limit": operator.add,
     "convmlp_worker_up": min,
@@ -282,6 +283,11 @@ class WorkerMetrics:
             "Limit of pixels of network input that wait; further ones are rejected",
             registry=registry,
         )
+        self._lag = Gauge(
+            "convmlp_worker_event_loop_lag_seconds",
+            "Longest time of the last half minute for which the worker handled no message",
+            registry=registry,
+        )
         self._ready = Gauge(
             MODEL_READY,
             "1 while the model gives its committed answer on the reference picture, else 0",
@@ -343,6 +349,9 @@ class WorkerMetrics:
 
     def best_batch(self, model: str, images: int) -> None:
         self._best_batch.labels(model).set(images)
+
+    def event_loop_lag(self, seconds: float) -> None:
+        self._lag.set(seconds)
 
     def queue_limits(self, images: int, pixels: int) -> None:
         self._limit.set(images)

@@ -6,11 +6,11 @@ import asyncio
 import os
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.errors import BundleInvalid
-from service.observability.exposition import open_metrics
+from service.observability.exposition import metrics_server, open_metrics
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
@@ -60,19 +60,17 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
             metrics.uses_gpu(*gpu, runner.device)
         return runner
 
-    with open_metrics(registry) as shared:
-        exporter, _ = start_http_server(settings.worker_metrics_port, settings.host, shared.of_one())
+    with (
+        open_metrics(registry) as shared,
+        metrics_server(shared.of_one(), settings.host, settings.worker_metrics_port) as metrics_port,
+    ):
         log.info(
             "loading",
             models=[bundle.config.name for bundle in bundles],
             address=endpoint.address,
-            metrics_port=exporter.server_port,
+            metrics_port=metrics_port,
         )
-        try:
-            await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
-        finally:
-            exporter.shutdown()
-            exporter.server_close()
+        await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
 
 
 def _bundles(settings: Settings) -> list[Bundle]:

@@ -8,7 +8,7 @@ import time
 
 from model.errors import ConvMLPError
 from model.postprocess.results import postprocess
-from model.reference import REFERENCE_PARAMS, mismatch
+from model.reference import mismatch, reference_params
 from service.errors import Overloaded
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel
@@ -54,7 +54,7 @@ class SelfCheck:
                 key=key,
                 shape=Shape(model.name, model.slot, height, width),
                 input=model.reference,
-                params=REFERENCE_PARAMS,
+                params=reference_params(model.config.task),
                 enqueued_s=now_s,
                 deadline_s=now_s + CHECK_TIMEOUT_S,
                 reply=reply,

@@ -16,6 +16,7 @@ from zmq import Frame
 from model.bundle import Bundle
 from model.errors import ConvMLPError
 from service.errors import Internal, Unavailable
+from service.observability.event_loop import watch_event_loop
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_SPAN, NO_TRACING, TraceContext, Tracing
 from service.settings import Settings
@@ -139,6 +140,7 @@ class Worker:
         self._endpoint = endpoint
         async with asyncio.TaskGroup() as tasks:
             receiving = tasks.create_task(endpoint.run(self._on_message, self._on_drained), name="receive")
+            watching = tasks.create_task(watch_event_loop(self._metrics.event_loop_lag), name="event-loop")
             loop = asyncio.get_running_loop()
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
             limits = BatchSizeLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
@@ -159,6 +161,7 @@ class Worker:
             self._control = ModelControl(endpoint, loader, allowed=allowed, spawn=spawn)
             serving = [
                 receiving,
+                watching,
                 tasks.create_task(self._dispatcher.run(), name="dispatch"),
                 tasks.create_task(self._watch_device(), name="watch-device"),
                 tasks.create_task(self._keep_checking(loader, tuner), name="self-check"),

@@ -9,6 +9,8 @@ import pytest
 
 from model.reference import REFERENCE_PICTURE
 from tests.browser.chromium import CHROMIUM, Page, open_page
+from tests.model.heif_files import picture
+from tests.model.picture_files import PHOTO, encoded
 from tests.service.frontend.rest_server import Rest, open_rest
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
@@ -65,6 +67,19 @@ async def test_playground_takes_a_file(tmp_path: Path) -> None:
         await pick(page, REFERENCE_PICTURE)
         await page.until(ANSWERED)
         assert REFERENCE_PICTURE.name in await page.run("document.getElementById('curl').textContent")
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".tiff"])
+async def test_playground_shows_what_the_browser_cannot(tmp_path: Path, suffix: str) -> None:
+    """Of a file whose format the browser does not know, the picture with the answer drawn on it is shown."""
+    file = tmp_path / f"photo{suffix}"
+    file.write_bytes(picture("photo") if suffix == ".heic" else encoded(PHOTO, "TIFF"))
+    async with open_rest() as rest, open_page(tmp_path) as page:
+        await open_playground(page, rest)
+        await pick(page, file)
+        await page.until(f"{ANSWERED} && document.getElementById('image').naturalWidth > 0")
+        assert await page.run("document.getElementById('image').offsetHeight") > 0
+        assert file.name in await page.run("document.getElementById('curl').textContent")
 
 
 async def test_playground_asks_for_a_key(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ async def _open(settings: Settings) -> AsyncIterator[LocalService]:
         async with open_front_end(settings) as front_end, serving(front_end, settings) as grpc_server:
             listener = socket.create_server(("127.0.0.1", 0))
             stop = asyncio.Event()
-            service = create_app(front_end.engine, front_end.auth, settings, front_end.metrics, lambda: (b"", ""))
+            service = create_app(front_end.engine, front_end.auth, settings, front_end.metrics, front_end.registry)
             rest = asyncio.create_task(serve(service, [listener], stop, 5.0))
             while not front_end.engine.readiness().ready:
                 await asyncio.sleep(0.01)

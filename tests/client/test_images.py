@@ -10,6 +10,8 @@ import pytest
 
 from convmlp_client.images import MAX_FILE_BYTES, encoded_image, opened_image
 from model.decode import DecodeLimits, decode
+from tests.model.heif_files import irot, rewritten
+from tests.model.heif_files import picture as heic
 
 LIMITS = DecodeLimits(max_bytes=10**6, max_pixels=10**6)
 ORIENTATION = 0x0112
@@ -85,6 +87,21 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int | None) ->
             np.testing.assert_array_equal(np.asarray(opened_image(given)), expected)
         assert opened.getexif().get(ORIENTATION) == orientation
     assert (expected.shape[0] == 7) == (orientation in (5, 6, 7, 8))
+
+
+@pytest.mark.parametrize("form", ["heic", "turned heic", "avif", "tiff"])
+def test_files_that_turn_themselves_are_turned_once(form: str) -> None:
+    """HEIC and AVIF turn by boxes of their own, and Pillow turns a TIFF as it loads it: results are drawn upright."""
+    if form.endswith("heic"):
+        data = rewritten(heic("blocks"), [irot(1)] if "turned" in form else [])
+    else:
+        file, exif = io.BytesIO(), PIL.Image.Exif()
+        exif[ORIENTATION] = 6
+        options = {"quality": 100, "subsampling": "4:4:4"} if form == "avif" else {}
+        picture().save(file, form, exif=exif, **options)
+        data = file.getvalue()
+    assert encoded_image(data) == data
+    np.testing.assert_array_equal(np.asarray(opened_image(data)), served(data))
 
 
 def test_transparent_parts_are_white() -> None:

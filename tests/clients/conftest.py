@@ -17,7 +17,7 @@ TOP_K = 5
 
 @dataclass(frozen=True)
 class Expected:
-    """REST's answers for `CAT`: labels by falling score, of detections by falling score, of segments by falling area."""
+    """REST's labels for `CAT`: of the image and of detections by falling score, of segments by falling area."""
 
     labels: Sequence[str]
     detections: Sequence[str]

@@ -28,9 +28,20 @@ UNREACHABLE = re.compile(
 )
 """In what npm or pip writes."""
 
-PYTHON = {"openapi-python-client": "0.29.1", "openapi-generator-cli": "7.26.0", "kserve": "0.21.0"}
+PYTHON = {
+    "kserve": ["kserve==0.21.0"],
+    "openapi-python-client": ["openapi-python-client==0.29.1"],
+    "openapi-spec-validator": ["openapi-spec-validator==0.9.0"],
+    # The others are what a generated Python client needs.
+    "openapi-generator": [
+        "openapi-generator-cli==7.26.0",
+        "pydantic==2.14.4",
+        "python-dateutil==4.0.0",
+        "urllib3==2.8.0",
+    ],
+}
+"""What each environment has."""
 NPM = {"@huggingface/inference": "4.13.30", "typescript": "5.9.3", "@types/node": "20.19.24"}
-"""The versions that docs/clients.md lists."""
 
 
 def skip_unless_asked_for() -> None:
@@ -48,14 +59,24 @@ def tool(name: str) -> str:
 
 
 def python_environment(name: str) -> Path:
-    """The interpreter of a virtual environment with this package of `PYTHON`."""
-    requirement = f"{name}=={PYTHON[name]}"
+    """The interpreter of the virtual environment of this name in `PYTHON`."""
+    requirements = PYTHON[name]
 
     def install(folder: Path) -> None:
         run([sys.executable, "-m", "venv", str(folder)])
-        _install([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", requirement])
+        _install([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *requirements])
 
-    return _once(requirement, install) / "bin/python"
+    return _once(json.dumps(requirements), install) / "bin/python"
+
+
+def python_packages(*requirements: str) -> Path:
+    """A folder of these packages and of none that they require, for PYTHONPATH beside this environment's own."""
+
+    def install(folder: Path) -> None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        _install([*command, *requirements])
+
+    return _once(" ".join(requirements), install)
 
 
 def node_modules(*names: str) -> Path:

@@ -21,10 +21,13 @@ METHOD = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 def test_a_client_with_reflection_v1_classifies(service: RunningService, expected: Expected) -> None:
     """It finds the service, the files that describe it, and the method, and calls it."""
     with grpc.insecure_channel(service.grpc_address) as channel:
-        names = [one.name for one in ask(channel, list_services="").list_services_response.service]
+        names = [
+            one.name for one in ask(channel, ServerReflectionRequest(list_services="")).list_services_response.service
+        ]
         assert "convmlp.v1.Vision" in names
         pool = DescriptorPool()
-        described = ask(channel, file_containing_symbol="convmlp.v1.Vision").file_descriptor_response
+        of_service = ServerReflectionRequest(file_containing_symbol="convmlp.v1.Vision")
+        described = ask(channel, of_service).file_descriptor_response
         for file in in_order([FileDescriptorProto.FromString(one) for one in described.file_descriptor_proto]):
             pool.Add(file)
         method = pool.FindServiceByName("convmlp.v1.Vision").methods_by_name["Classify"]
@@ -37,14 +40,14 @@ def test_a_client_with_reflection_v1_classifies(service: RunningService, expecte
     assert [row.label for row in answer.labels] == list(expected.labels)
 
 
-def ask(channel: grpc.Channel, **question: str) -> ServerReflectionResponse:
+def ask(channel: grpc.Channel, question: ServerReflectionRequest) -> ServerReflectionResponse:
     """The one reply of a stream with one request."""
     stream: Any = channel.stream_stream(
         METHOD,
         request_serializer=ServerReflectionRequest.SerializeToString,
         response_deserializer=ServerReflectionResponse.FromString,
     )
-    (reply,) = stream(iter([ServerReflectionRequest(**question)]), timeout=60)
+    (reply,) = stream(iter([question]), timeout=60)
     assert isinstance(reply, ServerReflectionResponse)
     return reply
 

@@ -1,4 +1,4 @@
-"""The code of docs/clients.md for Java, Node.js and curl, run unchanged but for the addresses and the picture's path."""
+"""The code of docs/clients.md for curl, Java and Node.js; only the address and the picture's path are replaced."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ def extra(project: dict[str, Any], name: str) -> list[str]:
                 *CLIENT["project"]["dependencies"],
                 *extra(CLIENT, "grpc"),
                 *extra(SERVICE, "tracing"),
+                *extra(SERVICE, "heif"),
             ],
         ),
         (["frontend", "worker-cpu"], extra(SERVICE, "worker")),

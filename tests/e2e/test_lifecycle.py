@@ -6,8 +6,11 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import httpx2
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.reference import REFERENCE_PICTURE
@@ -18,50 +21,85 @@ PICTURE = REFERENCE_PICTURE.read_bytes()
 CLASSIFY_ONLY = ("--models", "convmlp_pets_breed")
 
 
+PAUSE_S = 0.2
+"""Of a caller after an answer, so that the load leaves a part of the machine to a process that starts."""
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Iterator[RunningService]:
+    """A service whose worker a test kills; the last test ends it."""
+    with running_service(*CLASSIFY_ONLY) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[RunningService]:
+    """A service with two workers, whose processes tests kill; the last one kills its supervisor."""
+    flags = ("--workers", "2", "--device", "cpu", "--worker-timeout-ms", "3000")
+    with running_service(*CLASSIFY_ONLY, *flags) as running:
+        yield running
+
+
 async def under_load(client: httpx2.AsyncClient, stop: asyncio.Event, outcomes: list[tuple[float, int, str]]) -> None:
     """A closed-loop client; records each reply's time, status and text. Status 0: the connection failed."""
     while not stop.is_set():
-        try:
-            reply = await client.post("/classify", content=PICTURE)
-            outcomes.append((time.monotonic(), reply.status_code, reply.text))
-        except httpx2.TransportError as error:
-            outcomes.append((time.monotonic(), 0, repr(error)))
-        await asyncio.sleep(0)
+        await post_once(client, outcomes)
+        await asyncio.sleep(PAUSE_S)
 
 
-async def test_a_killed_worker_is_replaced() -> None:
+async def post_once(client: httpx2.AsyncClient, outcomes: list[tuple[float, int, str]]) -> None:
+    try:
+        reply = await client.post("/classify", content=PICTURE)
+        outcomes.append((time.monotonic(), reply.status_code, reply.text))
+    except httpx2.TransportError as error:
+        outcomes.append((time.monotonic(), 0, repr(error)))
+
+
+async def started_burst(client: httpx2.AsyncClient, outcomes: list[tuple[float, int, str]]) -> list[asyncio.Task[None]]:
+    """Eight requests that the service has in progress, as far as it has not answered them already."""
+    burst = [asyncio.create_task(post_once(client, outcomes)) for _ in range(8)]
+    await eventually(lambda: all_arrived(client, burst))
+    return burst
+
+
+async def all_arrived(client: httpx2.AsyncClient, requests: Sequence[asyncio.Task[Any]]) -> bool:
+    """Whether the service has each of these requests, or has answered it."""
+    return await _in_flight(client) + sum(one.done() for one in requests) >= len(requests)
+
+
+async def test_a_killed_worker_is_replaced(classifier: RunningService) -> None:
     """After kill -9 under load, requests in flight get a 503 at once, readiness fails, and later requests succeed."""
-    with running_service(*CLASSIFY_ONLY) as service:
-        async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
-            stop, outcomes = asyncio.Event(), list[tuple[float, int, str]]()
-            clients = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(8)]
-            await eventually(lambda: _seen(outcomes, 200))
-            killed = service.pid_of("worker-0")
-            os.kill(killed, signal.SIGKILL)
-            killed_s = time.monotonic()
+    async with httpx2.AsyncClient(base_url=classifier.url, timeout=30) as client:
+        stop, outcomes = asyncio.Event(), list[tuple[float, int, str]]()
+        clients = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(4)]
+        await eventually(lambda: _seen(outcomes, 200))
+        burst = await started_burst(client, outcomes)
+        killed = classifier.pid_of("worker-0")
+        os.kill(killed, signal.SIGKILL)
+        killed_s = time.monotonic()
 
-            async def unready() -> bool:
-                return (await client.get("/readyz")).status_code == 503
+        async def unready() -> bool:
+            return (await client.get("/readyz")).status_code == 503
 
-            async def ready() -> bool:
-                return (await client.get("/readyz")).status_code == 200
+        async def ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
 
-            await eventually(unready, 5)
-            await eventually(lambda: _seen(outcomes, 503), 5)
-            await eventually(ready)
-            stop.set()
-            await asyncio.gather(*clients)
-            assert (await client.post("/classify", content=PICTURE)).status_code == 200
-            await eventually(lambda: _restarted_once(client))
+        await eventually(unready, 5)
+        await eventually(lambda: _seen(outcomes, 503), 5)
+        await eventually(ready)
+        stop.set()
+        await asyncio.gather(*clients, *burst)
+        assert (await client.post("/classify", content=PICTURE)).status_code == 200
+        await eventually(lambda: _restarted_once(client))
 
-        statuses = {status for _, status, _ in outcomes}
-        assert statuses == {200, 503}, statuses
-        first = min(outcomes, key=lambda one: (one[1] != 503, one[0]))
-        assert "worker" in first[2]
-        # The contract allows 5 s until requests in flight fail.
-        after = sorted(when for when, _, _ in outcomes if when > killed_s)
-        assert after[0] - killed_s < 5
-        assert service.pid_of("worker-0") != killed
+    statuses = {status for _, status, _ in outcomes}
+    assert statuses == {200, 503}, statuses
+    first = min(outcomes, key=lambda one: (one[1] != 503, one[0]))
+    assert "worker" in first[2]
+    # The contract allows 5 s until requests in flight fail.
+    after = sorted(when for when, _, _ in outcomes if when > killed_s)
+    assert after[0] - killed_s < 5
+    assert classifier.pid_of("worker-0") != killed
 
 
 async def _restarted_once(client: httpx2.AsyncClient) -> bool:
@@ -75,61 +113,22 @@ async def _seen(outcomes: list[tuple[float, int, str]], status: int) -> bool:
     return any(one[1] == status for one in outcomes)
 
 
-async def test_the_loss_of_one_of_two_workers_fails_no_request() -> None:
-    """If one is killed or hangs under load, the other answers; the service stays ready and replaces the lost one."""
-    flags = ("--workers", "2", "--device", "cpu", "--worker-timeout-ms", "3000")
-    with running_service(*CLASSIFY_ONLY, *flags) as service:
-        async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
-
-            async def all_ready() -> bool:
-                return bool((await client.get("/readyz")).json().get("reason") == "ready")
-
-            await eventually(all_ready)
-            stop, outcomes, probes = asyncio.Event(), list[tuple[float, int, str]](), list[int]()
-
-            async def probe() -> None:
-                while not stop.is_set():
-                    probes.append((await client.get("/readyz")).status_code)
-                    await asyncio.sleep(0.05)
-
-            async def degraded() -> bool:
-                return not await all_ready()
-
-            tasks = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(8)]
-            tasks.append(asyncio.create_task(probe()))
-            await eventually(lambda: _seen(outcomes, 200))
-            for part, how in (("worker-1", signal.SIGKILL), ("worker-0", signal.SIGSTOP)):
-                os.kill(service.pid_of(part), how)
-                await eventually(degraded)
-                await eventually(all_ready)
-            stop.set()
-            await asyncio.gather(*tasks)
-        assert {status for _, status, _ in outcomes} == {200}
-        assert set(probes) == {200}
-        assert [_starts(service, part) for part in ("worker-0", "worker-1")] == [2, 2]
-
-
-async def test_sigterm_drains_the_service() -> None:
+async def test_sigterm_drains_the_service(classifier: RunningService) -> None:
     """Every request sent before SIGTERM is answered, and all processes exit with status 0. The worker logs how long it
     took, which is not its age."""
-    with running_service(*CLASSIFY_ONLY) as service:
-        pids = [service.pid_of(part) for part in ("worker-0", "rest-0", "grpc-0")]
-        async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
-            assert (await client.post("/classify", content=PICTURE)).status_code == 200
-            requests = [asyncio.create_task(client.post("/classify", content=PICTURE)) for _ in range(24)]
-
-            async def all_arrived() -> bool:
-                return await _in_flight(client) + sum(one.done() for one in requests) >= len(requests)
-
-            await eventually(all_arrived, 30)
-            signalled_s = time.monotonic()
-            service.process.send_signal(signal.SIGTERM)
-            replies = await asyncio.gather(*requests)
-        assert {reply.status_code: reply.text for reply in replies}.keys() == {200}, replies[-1].text
-        assert await asyncio.to_thread(service.process.wait, 60) == 0
-        took_s = time.monotonic() - signalled_s
-        assert not any(is_alive(pid) for pid in pids)
-    assert 0 <= service.wait_for("drained")["seconds"] <= took_s
+    pids = [classifier.pid_of(part) for part in ("worker-0", "rest-0", "grpc-0")]
+    async with httpx2.AsyncClient(base_url=classifier.url, timeout=60) as client:
+        assert (await client.post("/classify", content=PICTURE)).status_code == 200
+        requests = [asyncio.create_task(client.post("/classify", content=PICTURE)) for _ in range(24)]
+        await eventually(lambda: all_arrived(client, requests), 30)
+        signalled_s = time.monotonic()
+        classifier.process.send_signal(signal.SIGTERM)
+        replies = await asyncio.gather(*requests)
+    assert {reply.status_code: reply.text for reply in replies}.keys() == {200}, replies[-1].text
+    assert await asyncio.to_thread(classifier.process.wait, 60) == 0
+    took_s = time.monotonic() - signalled_s
+    assert not any(is_alive(pid) for pid in pids)
+    assert 0 <= classifier.wait_for("drained")["seconds"] <= took_s
 
 
 async def _in_flight(client: httpx2.AsyncClient) -> float:
@@ -137,6 +136,40 @@ async def _in_flight(client: httpx2.AsyncClient) -> float:
     text = (await client.get("/metrics")).text
     (family,) = [one for one in text_string_to_metric_families(text) if one.name == "convmlp_in_flight_requests"]
     return sum(sample.value for sample in family.samples)
+
+
+async def test_the_loss_of_one_of_two_workers_fails_no_request(two_workers: RunningService) -> None:
+    """If one is killed or hangs under load, the other answers; the service stays ready and replaces the lost one."""
+    async with httpx2.AsyncClient(base_url=two_workers.url, timeout=60) as client:
+
+        async def all_ready() -> bool:
+            return bool((await client.get("/readyz")).json().get("reason") == "ready")
+
+        await eventually(all_ready)
+        stop, outcomes, probes = asyncio.Event(), list[tuple[float, int, str]](), list[int]()
+
+        async def probe() -> None:
+            while not stop.is_set():
+                probes.append((await client.get("/readyz")).status_code)
+                await asyncio.sleep(0.05)
+
+        async def degraded() -> bool:
+            return not await all_ready()
+
+        tasks = [asyncio.create_task(under_load(client, stop, outcomes)) for _ in range(4)]
+        tasks.append(asyncio.create_task(probe()))
+        await eventually(lambda: _seen(outcomes, 200))
+        for part, how in (("worker-1", signal.SIGKILL), ("worker-0", signal.SIGSTOP)):
+            burst = await started_burst(client, outcomes)
+            os.kill(two_workers.pid_of(part), how)
+            await eventually(degraded)
+            await eventually(all_ready)
+            await asyncio.gather(*burst)
+        stop.set()
+        await asyncio.gather(*tasks)
+    assert {status for _, status, _ in outcomes} == {200}
+    assert set(probes) == {200}
+    assert [_starts(two_workers, part) for part in ("worker-0", "worker-1")] == [2, 2]
 
 
 async def test_front_ends_share_a_port_and_their_metrics() -> None:
@@ -170,17 +203,16 @@ async def _has_requests(client: httpx2.AsyncClient, count: int) -> bool:
     return sum(sample.value for sample in samples if sample.labels["outcome"] == "ok") == count
 
 
-async def test_no_process_outlives_a_killed_supervisor() -> None:
-    """After kill -9 of the supervisor, worker and front-ends exit by themselves."""
-    with running_service(*CLASSIFY_ONLY) as service:
-        pids = [service.pid_of(part) for part in ("worker-0", "rest-0", "grpc-0")]
-        assert all(is_alive(pid) for pid in pids)
-        service.process.kill()
+async def test_no_process_outlives_a_killed_supervisor(two_workers: RunningService) -> None:
+    """After kill -9 of the supervisor, workers and front-ends exit by themselves."""
+    pids = [two_workers.pid_of(part) for part in ("worker-0", "worker-1", "rest-0", "grpc-0")]
+    assert all(is_alive(pid) for pid in pids)
+    two_workers.process.kill()
 
-        async def all_ended() -> bool:
-            return not any(is_alive(pid) for pid in pids)
+    async def all_ended() -> bool:
+        return not any(is_alive(pid) for pid in pids)
 
-        await eventually(all_ended, 30)
+    await eventually(all_ended, 30)
 
 
 def test_contradictory_workers_and_addresses_are_an_error() -> None:

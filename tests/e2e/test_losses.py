@@ -39,6 +39,13 @@ def running_in(runtime_dir: Path, *flags: str) -> AbstractContextManager[Running
     return running_service(*FLAGS, *flags, environment={"XDG_RUNTIME_DIR": str(runtime_dir)})
 
 
+@pytest.fixture(scope="module")
+def service() -> Iterator[RunningService]:
+    """A service whose processes tests stop and kill; the last of them ends it, without its log."""
+    with running_service(*FLAGS, "--front-end-timeout-ms", "5000") as running:
+        yield running
+
+
 async def metric(client: httpx2.AsyncClient, name: str, /, **labels: str) -> float:
     """The value of a sample; 0 where there is none."""
     families = text_string_to_metric_families((await client.get("/metrics")).text)
@@ -46,30 +53,46 @@ async def metric(client: httpx2.AsyncClient, name: str, /, **labels: str) -> flo
     return found[0] if found else 0.0
 
 
-async def test_a_log_without_a_reader_costs_no_process() -> None:
+async def test_a_front_end_that_hangs_is_replaced(service: RunningService) -> None:
+    """A stopped front-end is killed and restarted, and counted. A stop of the supervisor costs no front-end."""
+    pids = [service.pid_of(part) for part in PARTS]
+    service.process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(6)  # longer than the front-ends' timeout
+    service.process.send_signal(signal.SIGCONT)
+    os.kill(service.pid_of("grpc-0"), signal.SIGSTOP)
+    service.wait_for("process does not respond; killed", part="grpc-0")
+    service.wait_for("started", part="grpc-0")
+    assert [service.pid_of(part) for part in ("worker-0", "rest-0")] == pids[:2]
+    async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
+        grpc = {"process": "grpc-0", "reason": "unresponsive"}
+        await eventually(lambda: has(client, 1, "convmlp_process_restarts_total", **grpc))
+        assert await metric(client, "convmlp_process_restarts_total", process="rest-0", reason="unresponsive") == 0
+        assert await metric(client, "convmlp_worker_restarts_total") == 0
+
+
+async def test_a_log_without_a_reader_costs_no_process(service: RunningService) -> None:
     """A full pipe blocks nothing, and a closed one ends nothing: the service answers and replaces a killed worker.
     SIGTERM then ends all of it with status 0."""
-    with running_service(*FLAGS) as service:
-        supervisor = psutil.Process(service.process.pid)
-        async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
-            await asyncio.to_thread(service.stop_reading)
+    supervisor = psutil.Process(service.process.pid)
+    async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
+        await asyncio.to_thread(service.stop_reading)
 
-            async def dropped() -> bool:
-                assert (await client.post("/detect", content=PICTURE)).status_code == 200
-                return await metric(client, "convmlp_log_lines_dropped_total") > 0
-
-            await eventually(dropped)
-            assert service.process.stderr is not None
-            service.process.stderr.close()
-            os.kill(service.pid_of("worker-0"), signal.SIGKILL)
-            await eventually(lambda: is_ready(client, False))
-            await eventually(lambda: is_ready(client, True))
+        async def dropped() -> bool:
             assert (await client.post("/detect", content=PICTURE)).status_code == 200
-        parts = supervisor.children()
-        assert len(parts) == 3
-        service.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(service.process.wait, 60) == 0
-        assert not any(is_alive(part.pid) for part in parts)
+            return await metric(client, "convmlp_log_lines_dropped_total") > 0
+
+        await eventually(dropped)
+        assert service.process.stderr is not None
+        service.process.stderr.close()
+        os.kill(service.pid_of("worker-0"), signal.SIGKILL)
+        await eventually(lambda: is_ready(client, False))
+        await eventually(lambda: is_ready(client, True))
+        assert (await client.post("/detect", content=PICTURE)).status_code == 200
+    parts = supervisor.children()
+    assert len(parts) == 3
+    service.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(service.process.wait, 60) == 0
+    assert not any(is_alive(part.pid) for part in parts)
 
 
 async def test_a_deleted_folder_costs_neither_requests_nor_counts(runtime_dir: Path) -> None:
@@ -116,24 +139,6 @@ async def test_a_service_that_can_write_no_file_answers() -> None:
         async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
             await eventually(lambda: is_ready(client, True))
             assert (await client.post("/detect", content=PICTURE)).status_code == 200
-
-
-async def test_a_front_end_that_hangs_is_replaced() -> None:
-    """A stopped front-end is killed and restarted, and counted. A stop of the supervisor costs no front-end."""
-    with running_service(*FLAGS, "--front-end-timeout-ms", "5000") as service:
-        pids = [service.pid_of(part) for part in PARTS]
-        service.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(6)  # longer than the front-ends' timeout
-        service.process.send_signal(signal.SIGCONT)
-        os.kill(service.pid_of("grpc-0"), signal.SIGSTOP)
-        service.wait_for("process does not respond; killed", part="grpc-0")
-        service.wait_for("started", part="grpc-0")
-        assert [service.pid_of(part) for part in ("worker-0", "rest-0")] == pids[:2]
-        async with httpx2.AsyncClient(base_url=service.url, timeout=60) as client:
-            grpc = {"process": "grpc-0", "reason": "unresponsive"}
-            await eventually(lambda: has(client, 1, "convmlp_process_restarts_total", **grpc))
-            assert await metric(client, "convmlp_process_restarts_total", process="rest-0", reason="unresponsive") == 0
-            assert await metric(client, "convmlp_worker_restarts_total") == 0
 
 
 def entries(folder: Path) -> list[Path]:

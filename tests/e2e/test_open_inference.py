@@ -235,13 +235,15 @@ def case_stream(client: AnyClient, images: list[bytes]) -> list[tuple[str | None
         if error is not None:
             received.append((None, error.message()))
         else:
-            received.append((result.get_response().id, result.as_numpy("indices")[0].tolist()))
+            response = result.get_response()
+            assert response.parameters["triton_final_response"].bool_param
+            received.append((response.id, result.as_numpy("indices")[0].tolist()))
     return received
 
 
 @pytest.mark.parametrize("kind", GRPC_KINDS)
 def test_stream(triton: Triton, kind: str) -> None:
-    """64 images of one stream come back in their order; an invalid one is an error in its place."""
+    """64 images of one stream come back in their order, each as a final reply; an invalid one is an error there."""
     images = [lossless(photograph(60 + at)) for at in range(64)]
     images[9] = b"no picture"
     received = triton.run(case_stream, kind, images)

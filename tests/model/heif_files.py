@@ -1,7 +1,8 @@
 """HEIC and AVIF files in forms that no encoder here writes: turned, cropped, in tiles, with further items.
 
 The coded pictures are those of `pictures/`: `blocks.heic` and `cutout.heic` are without loss, in RGB; `photo.heic` and
-`ten_bits.heic` show the reference picture, `grey.heic` its grey, `tile.heic` it in 64 x 64 pixels.
+`ten_bits.heic` show the reference picture, `grey.heic` its grey, `tile.heic` it in
+64 x 64 pixels and `large_tile.heic` in 512 x 512.
 """
 
 from __future__ import annotations

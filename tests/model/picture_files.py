@@ -18,6 +18,35 @@ from model.types import UInt8Array
 PHOTO = PIL.Image.open(REFERENCE_PICTURE).convert("RGB").resize((61, 47))
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BIT_FIELDS = 3
+RARE_JPEGS = {
+    "lossless": (
+        "/9j/7gAOQWRvYmUAZAAAAAAA/8MAEQgACAAMA1IRAEcRAEIRAP/EABsAAAMBAQEBAQAAAAAAAAAAAAQFBgMCBwAB/9oADANSAEcAQgABAACk"
+        "P2XqUQM1Is2z9g5aL1qgIJeGMPprv3uUACACvXsmbuWjfPsVc01c0GGI44gPHGQgo5JrHrTXPLAQQdkzZS0X53kvnOyDAwxS9vuMuQggizmI"
+        "4a8xgzRp1f791KxHmKtFMLFoDZmc3btUChclXBMSi6NnqwbO1q5dKyMWjmIURcqePHZXY+5jKYTTnnEgsYdCei2Nw9dNufzGQiPNn7ls2Zs2"
+        "jdygmpAQIH4jpAtVJkgjli/9Hv7FYsTGE7NTzMxhWzl2sTI8cx9ySTTNhAAkSBNa3FaURqxYMDjDRFyn7jnTrv8Af37HjAgnfff9STcyX3nW"
+        "2FP/AP/Z"
+    ),
+    "lossless grey": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/wwALCAAIAAwBAREA/8QAGgABAQEBAQEBAAAAAAAAAAAABQQGAwIBAP/aAAgBAQABAAC8nNLMmxTde8J6"
+        "eNLZ4yeJbenKRPFn0R9uUV0aA/7EBGprkHVJrHZHMHOe7Bsh62LXzEMpr5qKg0RHfmU3zMjc6bIANxQhYd49ffFPfN+9h//Z"
+    ),
+    "arithmetic": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0Hyc5"
+        "PTgyPC4zNDL/2wBDAQkJCQwLDBgNDRgyIRwhMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjL/yQAR"
+        "CAAMABQDASIAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD9veNyzVt+S1gTaRVZ+MUg55AimBcWnjvKuRuSKjGQBgw/6Nk2FgyN"
+        "o4YfPhmHe9vZoXlMNo2NgmySKy81fHWGRX+Im25ygLW0V/xdWvdZkM2VgdGrOPuDBA4Uf4aia1oi0yBCsKJWitvHsiAtxjV/AFdH3dbFONr/"
+        "2Q=="
+    ),
+    "arithmetic progressive": (
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0Hyc5"
+        "PTgyPC4zNDL/2wBDAQkJCQwLDBgNDRgyIRwhMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjL/ygAR"
+        "CAAMABQDASIAAhEBAxEB/8wABgAQARD/2gAMAwEAAhADEAAAAfuYdl1lESI0azDP/8wABBAF/9oACAEBAAEFAj1G6LcZnt7UKxM47Mhj/8wA"
+        "BBEF/9oACAEDAQE/AcD/zAAEEQX/2gAIAQIBAT8BZ//MAAQQBf/aAAgBAQAGPwIk4NYv1cOCnPeLg0EBswz/zAAEEAX/2gAIAQEAAT8hPEQ1"
+        "Y/uYCHgVl6FYqJi6+loh1v4hgoD/2gAMAwEAAgADAAAAEABA/8wABBEF/9oACAEDAQE/EHAq/8wABBEF/9oACAECAQE/EMhxgP/MAAQQBf/a"
+        "AAgBAQABPxBosgOF2je7xdWd8ujr5Ui1zhmfR0AkbV2SFdaWChEv+07qjZBs8I8h0qD/2Q=="
+    ),
+}
+"""JPEGs that neither Pillow nor OpenCV writes, in base64: libjpeg-turbo wrote them, of the reference picture."""
 
 
 def encoded(picture: PIL.Image.Image, image_format: str, **options: object) -> bytes:
@@ -44,15 +73,23 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(samples: npt.NDArray[Any], depth: int, *chunks: bytes) -> bytes:
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+"""The passes of an interlaced PNG: first row and column, and the steps of both."""
+
+
+def png(samples: npt.NDArray[Any], depth: int, *chunks: bytes, interlaced: bool = False) -> bytes:
     """Grey (H, W) or colours (H, W, 3) of `depth` bits a sample, in unfiltered rows; `chunks` are before the pixels."""
     height, width = samples.shape[:2]
-    bits = samples.reshape(height, -1, 1) >> np.arange(depth - 1, -1, -1, dtype=samples.dtype) & 1
-    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
-    header = struct.pack(">IIBBBBB", width, height, depth, 0 if samples.ndim == 2 else 2, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    passes = [samples[top::down, left::right] for top, left, down, right in ADAM7] if interlaced else [samples]
+    header = struct.pack(">IIBBBBB", width, height, depth, 0 if samples.ndim == 2 else 2, 0, 0, interlaced)
+    pixels = zlib.compress(b"".join(b"\0" + _packed(row, depth) for part in passes if part.size for row in part))
     parts = (png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", pixels), png_chunk(b"IEND", b""))
     return PNG_SIGNATURE + b"".join(parts)
+
+
+def _packed(row: npt.NDArray[Any], depth: int) -> bytes:
+    bits = row.reshape(-1, 1) >> np.arange(depth - 1, -1, -1, dtype=row.dtype) & 1
+    return np.packbits(bits.astype(np.uint8)).tobytes()
 
 
 def bmp(
@@ -79,6 +116,14 @@ def bmp(
     header = (info + struct.pack(f"<{len(masks)}I", *masks)).ljust(header_bytes, b"\0") + palette
     offset = 14 + len(header)
     return struct.pack("<2sIHHI", b"BM", offset + len(pixels), 0, 0, offset) + header + pixels
+
+
+def os2_bmp(rows: UInt8Array) -> bytes:
+    """A BMP of 24 bits with the oldest header, of rows (H, 3 W), the first at the bottom."""
+    height, row_bytes = rows.shape
+    pixels = b"".join(row.tobytes() + bytes(-row_bytes % 4) for row in rows)
+    info = struct.pack("<IHHHH", 12, row_bytes // 3, height, 1, 24)
+    return struct.pack("<2sIHHI", b"BM", 26 + len(pixels), 0, 0, 26) + info + pixels
 
 
 def gif_on_screen(gif: bytes, screen: tuple[int, int], corner: tuple[int, int]) -> bytes:

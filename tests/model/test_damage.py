@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import numpy as np
 import PIL.Image
 import pytest
+import simplejpeg
 
 from model.decode import decode
 from model.errors import ImageUndecodable
 from model.reference import REFERENCE_PICTURE
-from model.types import UInt8Array
+from model.types import Reader
 from tests.model.picture_files import PHOTO, encoded, png_chunk
 from tests.model.test_decode import LIMITS
+from tests.model.test_pictures import by_opencv, by_pillow
 
 LARGE = PIL.Image.open(REFERENCE_PICTURE).convert("RGB").resize((200, 150))
 JPEGS = {
@@ -25,11 +25,6 @@ JPEGS = {
 }
 BASELINE = JPEGS["baseline"]
 PNG = encoded(PHOTO, "PNG")
-
-
-def by_pillow(data: bytes) -> UInt8Array:
-    with PIL.Image.open(BytesIO(data)) as file:
-        return np.asarray(file.convert("RGB"))
 
 
 @pytest.mark.parametrize("name", JPEGS)
@@ -86,14 +81,17 @@ def test_odd_numbers_in_a_jpegs_headers_are_no_damage(data: bytes) -> None:
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(BASELINE))
 
 
-def test_components_may_have_any_resolution() -> None:
-    """TurboJPEG refuses most combinations that JPEG allows; Pillow decodes these. Here the two colours are stored as
-    one and two samples for each four of brightness, in a picture that is too small for the difference to matter."""
-    tiny = encoded(PHOTO.resize((8, 8)), "JPEG", subsampling=2)
-    frame = tiny.index(b"\xff\xc0")
-    # Brightness has four blocks for one of each colour; the second colour now has the resolution 1 x 1 of 1 x 2.
-    data = tiny[: frame + 14] + b"\x11" + tiny[frame + 15 :]
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_components_may_have_any_resolution(mode: str) -> None:
+    """TurboJPEG refuses most combinations that JPEG allows, and Pillow decodes them. Here the second one has twice
+    the resolution of the others."""
+    data = encoded(LARGE.resize((32, 8)).convert(mode), "JPEG", subsampling=0)
+    frame = data.index(b"\xff\xc0")
+    data = data[: frame + 14] + b"\x21" + data[frame + 15 :]
+    with pytest.raises(ValueError, match="subsampling"):
+        simplejpeg.decode_jpeg(data, "CMYK" if mode == "CMYK" else "RGB")
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(data))
+    np.testing.assert_array_equal(decode(data, LIMITS, Reader.OPENCV).pixels, by_opencv(data))
 
 
 IDAT = PNG.index(b"IDAT")

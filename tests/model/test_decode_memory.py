@@ -4,11 +4,11 @@ Each picture is decoded in a process of its own, whose peak is the kernel's."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from model.containers.isobmff import Property
 from model.decode import DecodeLimits, read_header
+from tests.model.heif_files import grid_of, irot, picture
+from tests.model.picture_files import BIT_FIELDS, bmp, encoded, exif, gif_on_screen, png, png_chunk
+from tests.model.tiff_files import DEFLATE, tiff
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = DecodeLimits(max_bytes=20 << 20, max_pixels=50_000_000)
@@ -31,38 +35,71 @@ def smooth(side: int) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.stack([x >> 4, y >> 4, (x + y) >> 5], axis=2).astype(np.uint8))
 
 
-def encoded(side: int, mode: str, image_format: str, options: dict[str, Any]) -> bytes:
-    file = io.BytesIO()
-    smooth(side).convert(mode).save(file, image_format, **options)
-    return file.getvalue()
+def written(mode: str, image_format: str, **options: Any) -> Callable[[int], bytes]:  # noqa: ANN401  (Pillow's)
+    return lambda side: encoded(smooth(side).convert(mode), image_format, **options)
 
 
-def sideways() -> PIL.Image.Exif:
-    exif = PIL.Image.Exif()
-    exif[0x0112] = SIDEWAYS
-    return exif
+def with_a_key(side: int) -> bytes:
+    samples = np.asarray(smooth(side)).astype(np.uint16) << 8 | 3
+    return png(samples, 16, png_chunk(b"tRNS", samples[1, 1].astype(">u2").tobytes()))
 
 
-CASES: dict[str, tuple[str, str, dict[str, Any], float]] = {
-    # mode, format, options, and bytes a pixel at the peak
-    "jpeg": ("RGB", "JPEG", {}, 4),
-    "jpeg sideways": ("RGB", "JPEG", {"exif": sideways()}, 6),
-    "jpeg grey": ("L", "JPEG", {}, 5),
-    "jpeg cmyk": ("CMYK", "JPEG", {}, 4),
-    "jpeg progressive": ("RGB", "JPEG", {"progressive": True}, 7),
-    "png": ("RGB", "PNG", {"compress_level": 1}, 4),
-    "png sideways": ("RGB", "PNG", {"compress_level": 1, "exif": sideways()}, 6),
-    "png alpha": ("RGBA", "PNG", {"compress_level": 1}, 4),
-    "png palette": ("P", "PNG", {"compress_level": 1, "transparency": 3}, 5),
-    "gif": ("P", "GIF", {"transparency": 3}, 5),
-    "bmp bilevel": ("1", "BMP", {}, 5),
-    "webp": ("RGB", "WEBP", {"method": 0}, 6),
-    "webp sideways": ("RGB", "WEBP", {"method": 0, "exif": sideways()}, 6),
-    "webp lossless": ("RGB", "WEBP", {"lossless": True, "method": 0, "quality": 0}, 7),
+def on_a_screen(side: int) -> bytes:
+    """The frame has nearly the size of its screen."""
+    return gif_on_screen(written("P", "GIF")(side - 1), (side, side), (1, 1))
+
+
+def masked(side: int) -> bytes:
+    values = np.asarray(smooth(side)).astype(np.uint32) << (0, 8, 16)
+    return bmp(values.sum(axis=2, dtype=np.uint32) | 0x7F000000, 32, BIT_FIELDS, MASKS, header_bytes=108)
+
+
+def in_tiles(side: int, *properties: Property) -> bytes:
+    tiles = -(-side // 512)
+    return grid_of(picture("large_tile"), tiles, tiles, side, side, properties)
+
+
+MASKS = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
+CASES: dict[str, tuple[Callable[[int], bytes], float]] = {
+    # the file, and bytes a pixel at the peak
+    "jpeg": (written("RGB", "JPEG"), 3),
+    "jpeg sideways": (written("RGB", "JPEG", exif=exif(SIDEWAYS)), 6),
+    "jpeg grey": (written("L", "JPEG"), 3),
+    "jpeg cmyk": (written("CMYK", "JPEG"), 4),
+    "jpeg progressive": (written("RGB", "JPEG", progressive=True), 6),
+    "png": (written("RGB", "PNG", compress_level=1), 4),
+    "png sideways": (written("RGB", "PNG", compress_level=1, exif=exif(SIDEWAYS)), 6),
+    "png alpha": (written("RGBA", "PNG", compress_level=1), 4),
+    "png palette": (written("P", "PNG", compress_level=1, transparency=3), 5),
+    "png 16-bit key": (with_a_key, 8),
+    "gif": (written("P", "GIF", transparency=3), 5),
+    "gif on a screen": (on_a_screen, 8),
+    "bmp bilevel": (written("1", "BMP"), 5),
+    "bmp masks": (masked, 3),
+    "webp": (written("RGB", "WEBP", method=0), 6),
+    "webp sideways": (written("RGB", "WEBP", method=0, exif=exif(SIDEWAYS)), 6),
+    "avif": (written("RGB", "AVIF", speed=10), 9.2),
+    "avif sideways": (written("RGB", "AVIF", speed=10, exif=exif(SIDEWAYS)), 9.2),
+    "avif alpha": (written("RGBA", "AVIF", speed=10), 12),
+    "heic": (in_tiles, 5.2),
+    "heic sideways": (lambda side: in_tiles(side, irot(1)), 6.7),
+    "tiff": (written("RGB", "TIFF"), 7),
+    "tiff sideways": (lambda side: tiff(np.asarray(smooth(side)), tags={274: (SIDEWAYS,)}), 9),
+    "tiff lzw": (written("RGB", "TIFF", compression="tiff_lzw"), 4),
+    "tiff lzw and alpha": (written("RGBA", "TIFF", compression="tiff_lzw"), 5),
+    "tiff in one strip": (written("RGB", "TIFF", compression="tiff_lzw", tiffinfo={278: SIDE}), 7),
+    "tiff 16 bits": (
+        lambda side: tiff(np.asarray(smooth(side).convert("L")).astype(np.uint16), compression=DEFLATE),
+        6,
+    ),
+    "tiff cmyk": (written("CMYK", "TIFF", compression="packbits"), 8),
+    "tiff jpeg": (written("RGB", "TIFF", compression="jpeg"), 4),
+    "webp lossless": (written("RGB", "WEBP", lossless=True, method=0, quality=0), 7),
 }
 
 PREPARING = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from model.decode import DecodeLimits, decode, decode_picture
 from model.preprocess import prepare_picture
@@ -108,13 +145,13 @@ for way in WAYS.values():
 
 
 def run(script: str, name: str, folder: Path) -> list[str]:
-    mode, image_format, options, _ = CASES[name]
+    file, _ = CASES[name]
     paths = [folder / "small", folder / "large"]
     for path, side in zip(paths, (64, SIDE), strict=True):
-        path.write_bytes(encoded(side, mode, image_format, options))
+        path.write_bytes(file(side))
     command = [sys.executable, "-c", script, *map(str, paths)]
-    # Of glibc: it keeps none of the large blocks.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    # Of glibc: it keeps none of the large blocks, and reserves none for the threads of decoders.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "1"}
     child = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     return child.stdout.splitlines()
 
@@ -123,9 +160,8 @@ def run(script: str, name: str, folder: Path) -> list[str]:
 def test_a_pixel_takes_few_bytes_and_they_are_given_back(name: str, tmp_path: Path) -> None:
     """The peak of decoding and resizing is that of one copy of the picture, as the format's table has it: no copy in
     between. It is no more than the header promises, and is given back."""
-    mode, image_format, options, pixel_bytes = CASES[name]
-    data = encoded(SIDE, mode, image_format, options)
-    promised = read_header(data, LIMITS).decode_bytes
+    file, pixel_bytes = CASES[name]
+    promised = read_header(file(SIDE), LIMITS).decode_bytes
     for line in run(MEASURING, name, tmp_path):
         way, peak, kept = line.split()
         assert int(peak) < pixel_bytes * SIDE * SIDE + ALLOWANCE, way

@@ -1,8 +1,9 @@
-"""Decoding for Pillow: equal to decoding to an array, or at a reduced scale."""
+"""Decoding in the decoder's memory: equal to decoding to an array, or at a reduced scale."""
 
 from __future__ import annotations
 
 import io
+from base64 import b64decode
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,7 @@ from model.pixels import as_array
 from model.preprocess import content_size, prepare, prepare_picture
 from model.spec import CenterCropSpec, KeepRatioSpec, Normalisation, Preprocessing
 from model.types import Size
+from tests.model.picture_files import RARE_JPEGS
 
 LIMITS = DecodeLimits(max_bytes=1 << 24, max_pixels=10**7)
 NORMALISATION = Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -49,7 +51,7 @@ def at_least(size: Size) -> Callable[[Size], Size]:
 def test_inputs_equal_those_of_the_decoded_image(
     size: tuple[int, int], mode: str, image_format: str, orientation: int, spec: Preprocessing
 ) -> None:
-    """Preparing Pillow's picture gives the same input and geometry as preparing the decoded array."""
+    """Preparing the decoder's picture gives the same input and geometry as preparing the decoded array."""
     data = encoded(scene(*size, mode), image_format, 1 if image_format == "GIF" else orientation)
     plain = prepare(decode(data, LIMITS), spec)
     direct = prepare_picture(decode_picture(data, LIMITS), spec)
@@ -75,6 +77,12 @@ def test_a_jpeg_is_decoded_no_smaller_than_needed(needed: Size, scaled: Size, or
     picture = decode_picture(encoded(stored, "JPEG", orientation), LIMITS, at_least(needed))
     assert as_array(picture.source).shape[:2] == (scaled.height, scaled.width)
     assert picture.original == Size(400, 600)
+
+
+def test_a_lossless_jpeg_is_decoded_at_full_size() -> None:
+    """It has no frequencies, of which a reduced scale would be made."""
+    picture = decode_picture(b64decode(RARE_JPEGS["lossless"]), LIMITS, at_least(Size(2, 3)))
+    assert as_array(picture.source).shape[:2] == (8, 12)
 
 
 def test_other_formats_are_decoded_at_full_size() -> None:

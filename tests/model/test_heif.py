@@ -26,7 +26,7 @@ BLOCKS_PIXELS = blocks(6, 4)
 BLOCKS, CUTOUT, TILE = picture("blocks"), picture("cutout"), picture("tile")
 AVIF = encoded(PHOTO, "AVIF", quality=90)
 BY_ORIENTATION = {
-    # What the boxes say of a picture that is stored so, in EXIF's numbers.
+    # The boxes of a picture that is stored so, in EXIF's numbers.
     1: [],
     2: [imir(1)],
     3: [irot(2)],
@@ -71,7 +71,7 @@ def test_exif_alone_does_not_turn_a_heic() -> None:
 @pytest.mark.parametrize("mirror", [[], [imir(0)], [imir(1)]])
 @pytest.mark.parametrize("mirrored_first", [False, True])
 def test_transforms_apply_in_their_order(turn: list[Property], mirror: list[Property], mirrored_first: bool) -> None:
-    """Whichever of turn and mirror comes first, the pixels are libheif's."""
+    """Whichever of rotation and mirror comes first, the pixels are libheif's."""
     data = rewritten(BLOCKS, [*mirror, *turn] if mirrored_first else [*turn, *mirror])
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_libheif(data))
 
@@ -87,7 +87,7 @@ def test_a_turned_avif_comes_out_upright_once(orientation: int) -> None:
 @pytest.mark.parametrize("crop", [(20, 30, 0, 0), (21, 30, 5.5, -9), (64, 1, 0, 47.5), (64, 96, 0, 0)])
 @pytest.mark.parametrize("turn", [[], [irot(1)]])
 def test_a_crop_is_applied(crop: tuple[int, int, float, float], turn: list[Property]) -> None:
-    """Before the turn. The header has the size of what is left."""
+    """Before the rotation. The header has the size of what is left."""
     data = rewritten(BLOCKS, [clap(*crop), *turn])
     assert read_header(data, LIMITS).size == Size(crop[1], crop[0])
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_libheif(data))
@@ -105,7 +105,7 @@ def test_an_avif_is_cropped_too() -> None:
     [[clap(80, 96)], [clap(64, 96, 1)], [prop(b"clap", bytes(32))], [prop(b"clap", b"")], [prop(b"irot", b"")]],
 )
 def test_a_crop_outside_of_the_picture_is_undecodable(properties: list[Property]) -> None:
-    """A crop that is larger, elsewhere, empty or cut, or a turn that is cut, is the picture's fault."""
+    """A crop that is larger, elsewhere, empty or cut, or a rotation that is cut, is the picture's fault."""
     with pytest.raises(ImageUndecodable):
         decode(rewritten(BLOCKS, properties), LIMITS)
 
@@ -125,8 +125,8 @@ def test_alpha_is_composited_on_white() -> None:
 
 
 def test_colours_that_are_multiplied_by_alpha_are_not_multiplied_again() -> None:
-    """The reference `prem` says so."""
-    still, item = still_of(CUTOUT)
+    """The reference `prem` declares it."""
+    still, _ = still_of(CUTOUT)
     (alpha,) = (still.items[one.source] for one in still.references if one.kind == b"auxl")
     references = [Reference(b"auxl", 2, (1,)), Reference(b"prem", 1, (2,))]
     further = [NewItem(alpha.kind, alpha.data(CUTOUT), alpha.properties)]
@@ -250,7 +250,7 @@ def test_items_cannot_share_their_data() -> None:
         (BLOCKS.replace(b"hvc1", b"vvc1"), r"HEIF with H\.266 pictures"),
         (BLOCKS.replace(b"hvc1", b"what"), "HEIF with unknown pictures"),
         (rewritten(BLOCKS, [prop(b"what", b"")]), "a picture with the property 'what' is not supported"),
-        (rewritten(BLOCKS, [irot(1), clap(20, 20)]), "cropped after it was turned"),
+        (rewritten(BLOCKS, [irot(1), clap(20, 20)]), "cropped after its rotation"),
         (box(b"ftyp", b"qt  ", bytes(4), b"qt  ") + bytes(20), "QuickTime video"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from io import BytesIO
 from itertools import product
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 import PIL.Image
 import PIL.ImageOps
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.decode import DecodeLimits, decode
 from model.reference import REFERENCE_PICTURE
@@ -18,11 +21,13 @@ from model.types import Reader, UInt8Array
 from tests.model.picture_files import (
     BIT_FIELDS,
     PHOTO,
+    RARE_JPEGS,
     as_file,
     bmp,
     encoded,
     exif,
     gif_on_screen,
+    os2_bmp,
     png,
     png_chunk,
     random_array,
@@ -67,6 +72,7 @@ JPEGS = {
     "grey progressive": encoded(PHOTO.convert("L"), "JPEG", progressive=True),
     "RGB": encoded(PHOTO, "JPEG", keep_rgb=True),
     "restarts": encoded(PHOTO, "JPEG", restart_marker_blocks=2),
+    **{name: b64decode(text) for name, text in RARE_JPEGS.items() if name != "lossless grey"},
     **{f"{width} x {height}": encoded(LARGE.resize((width, height)), "JPEG") for width, height in SIZES},
     **{f"orientation {value}": encoded(PHOTO, "JPEG", exif=exif(value)) for value in ORIENTATIONS},
 }
@@ -74,6 +80,15 @@ PNGS = {
     **{mode: encoded(PHOTO.convert(mode), "PNG") for mode in ("1", "L", "P", "RGB", "LA", "RGBA")},
     **{f"palette of {colours}": encoded(PHOTO.quantize(colours), "PNG") for colours in (2, 4, 16)},
     **{f"grey of {depth} bits": png(random_array((20, 30)) >> 8 - depth, depth) for depth in (1, 2, 4)},
+    **{
+        f"interlaced, {depth} bits": png(random_array((21, 30), np.uint16) >> 16 - depth, depth, interlaced=True)
+        for depth in (1, 2, 4, 8)
+    },
+    **{
+        f"interlaced colours, {width} x {height}": png(random_array((height, width, 3)), 8, interlaced=True)
+        for width, height in SIZES
+    },
+    "16 bits RGB interlaced": png(random_array((21, 30, 3), np.uint16), 16, interlaced=True),
     "16 bits RGB": png(random_array((20, 30, 3), np.uint16), 16),
     "colour space": png(
         random_array((20, 30, 3)),
@@ -107,6 +122,7 @@ BMPS = {
     "palette": encoded(PHOTO.quantize(16), "BMP"),
     "bilevel": encoded(PHOTO.convert("1"), "BMP"),
     "24 bits": bmp(random_array((20, 90)), 24),
+    "24 bits of OS/2": os2_bmp(random_array((20, 87))),
     "24 bits from the top": bmp(random_array((20, 90)), 24, height=-20),
     "32 bits": bmp(random_array((20, 30), np.uint32), 32),
     "32 bits from the top": bmp(random_array((20, 30), np.uint32), 32, height=-20),
@@ -127,6 +143,27 @@ def test_pixels_are_those_of_pillow_and_of_opencv(name: str) -> None:
     np.testing.assert_array_equal(for_classifiers, by_pillow(data))
     np.testing.assert_array_equal(for_classifiers, by_opencv(data))
     np.testing.assert_array_equal(decode(data, LIMITS, Reader.OPENCV).pixels, for_classifiers)
+
+
+@given(
+    sides=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    quality=st.integers(1, 100),
+    subsampling=st.integers(0, 2),
+    grey=st.booleans(),
+    options=st.fixed_dictionaries({"progressive": st.booleans(), "optimize": st.booleans()}),
+    restart=st.integers(0, 5),
+)
+@settings(max_examples=150, derandomize=True, deadline=None)
+def test_jpegs_of_any_options_are_equal_to_both(
+    sides: tuple[int, int], quality: int, subsampling: int, grey: bool, options: dict[str, bool], restart: int
+) -> None:
+    """Whatever an encoder chose, all decoders compute the same."""
+    picture = LARGE.resize(sides).convert("L" if grey else "RGB")
+    chosen = options if grey else options | {"subsampling": subsampling}
+    data = encoded(picture, "JPEG", quality=quality, restart_marker_blocks=restart, **chosen)
+    pixels = decode(data, LIMITS).pixels
+    np.testing.assert_array_equal(pixels, by_pillow(data))
+    np.testing.assert_array_equal(pixels, by_opencv(data))
 
 
 CMYK = encoded(PHOTO.convert("CMYK"), "JPEG", quality=95)
@@ -159,6 +196,13 @@ def test_sixteen_bits_of_grey_are_opencvs() -> None:
     data = png(random_array((20, 30), np.uint16), 16)
     for reader in Reader:
         np.testing.assert_array_equal(decode(data, LIMITS, reader).pixels, by_opencv(data))
+
+
+def test_a_lossless_grey_jpeg_is_pillows() -> None:
+    """OpenCV does not decode it."""
+    data = b64decode(RARE_JPEGS["lossless grey"])
+    for reader in Reader:
+        np.testing.assert_array_equal(decode(data, LIMITS, reader).pixels, by_pillow(data))
 
 
 MASKS = {
@@ -239,14 +283,15 @@ def test_the_transparent_grey_of_a_png_is_compared_at_its_depth(depth: int) -> N
     np.testing.assert_array_equal(pixels, expected[:, :, None].repeat(3, axis=2))
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("depth", [8, 16])
-def test_the_transparent_colour_of_a_png_is_compared_at_its_depth(depth: int) -> None:
+def test_the_transparent_colour_of_a_png_is_compared_at_its_depth(depth: int, interlaced: bool) -> None:
     """Only pixels equal to the key, in all bits of all samples, are white."""
     samples = random_array((20, 30, 3), np.uint16) >> 16 - depth
     key = samples[3, 4].copy()
     samples[5:9, 6:8] = key
     samples[3, 5], samples[3, 6], samples[3, 7] = key ^ (1, 0, 0), key ^ (0, 0, 1), key ^ (0, 1 << depth - 1, 0)
-    data = png(samples, depth, png_chunk(b"tRNS", key.astype(">u2").tobytes()))
+    data = png(samples, depth, png_chunk(b"tRNS", key.astype(">u2").tobytes()), interlaced=interlaced)
     expected = (samples >> depth - 8).astype(np.uint8)
     expected[(samples == key).all(axis=2)] = 255
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, expected)

@@ -112,7 +112,7 @@ class Engine:
         """Images in progress by caller."""
         self._after_s: dict[tuple[Task, bool], tuple[float, float]] = {}
         """Means by task, and whether a picture is drawn: the seconds of a batch, and those of encoding the answer."""
-        self.bodies = ByteBudget(settings.max_in_flight_bytes, self._retry_after_s)
+        self.bodies = ByteBudget(settings.max_in_flight_bytes, self.retry_after_s)
 
     async def predict(self, request: PredictRequest, encode: Encode[T], *, draws: bool = False) -> Reply[T]:
         """The answer for one image.
@@ -344,9 +344,9 @@ class Engine:
             if self._images >= limit
             else f"{of_caller} images of this caller are in progress, which is its share of the limit of {limit}"
         )
-        return Overloaded(f"{detail}; try again later", self._retry_after_s(), Refusal.IN_FLIGHT)
+        return Overloaded(f"{detail}; try again later", self.retry_after_s(), Refusal.IN_FLIGHT)
 
-    def _retry_after_s(self) -> float:
+    def retry_after_s(self) -> float:
         """Expected seconds until everything that waits here, or at the worker with the least, is done."""
         return max(self._workers.retry_after_s(), self.threads.drain_s)
 

@@ -19,6 +19,8 @@ MIN_BASE64 = 64
 """Characters. A shorter text may look like base64 by chance."""
 MIN_STRIPPED_BYTES = 2**10
 """So many bytes of an encoded picture have a line break or a zero among them, but for one in 100,000 pictures."""
+MAX_STRIPPED_BYTES = 2**16
+"""Searched for them at most, because this runs on the event loop."""
 
 _URL = re.compile(rb"(?:https?|ftp|file|s3|gs)://", re.IGNORECASE)
 _HTML = re.compile(rb"<(?:!doctype html|html|head|body|title|script|meta)\b", re.IGNORECASE)
@@ -69,7 +71,8 @@ def explained(error: ConvMLPError, data: bytes) -> ConvMLPError:
     """The error of an image that cannot be decoded, with what its bytes are where that is evident."""
     if isinstance(error, UnsupportedFormat) and (content := sniff(data)) is not None:
         return UnsupportedFormat(f"this is {content.what}, not a picture; {content.remedy}")
-    if len(data) >= MIN_STRIPPED_BYTES and not data.isascii() and not any(code in data for code in (10, 13, 0)):
+    head = data[:MAX_STRIPPED_BYTES]
+    if len(head) >= MIN_STRIPPED_BYTES and not head.isascii() and not any(code in head for code in (10, 13, 0)):
         return type(error)(
             "the picture has lost all its line breaks and zeros (bytes 10, 13 and 0), as curl's -d removes them; "
             "send it with --data-binary @FILE"
@@ -86,7 +89,10 @@ _CONTENTS: tuple[tuple[Callable[[bytes], object], Content], ...] = (
     (is_data_url, Content("a data: URL", "send the bytes that it encodes")),
     (_HTML.match, Content("an HTML page", "perhaps an error page was saved in the picture's place")),
     (_begins(b"{", b"[", b'"'), Content("JSON", "send the bytes of the picture")),
-    (_MULTIPART.match, Content("a multipart form", "let the HTTP library set its Content-Type, with the boundary")),
+    (
+        _MULTIPART.match,
+        Content("a multipart form", "send the picture alone, or let the HTTP library set the Content-Type"),
+    ),
     (_FORM.match, Content("a URL-encoded form", "send the file as multipart/form-data, or its bytes as the body")),
     (_begins(b"version https://git-lfs."), Content("a Git LFS pointer", "get the picture by `git lfs pull`")),
     (

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Never, TypeVar
-from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -21,6 +20,7 @@ from model.errors import ConvMLPError
 from service.errors import INTERNAL_DETAIL, BadRequest, DeadlineExceeded, Internal
 from service.frontend.core.auth import Auth
 from service.frontend.core.request_log import RequestLog, RequestRecord
+from service.frontend.grpc.receive import Messages, host_of
 from service.frontend.grpc.status import Context, abort, record_error, status_of
 from service.observability.tracing import TraceContext, received_context
 
@@ -55,18 +55,23 @@ class RpcService:
         `server-timing` and `x-model-precision`.
         """
 
-        async def handle(data: bytes, context: Context) -> bytes:
+        async def handle(messages: Messages, context: Context) -> bytes:
             metadata = _first_values(context)
             with self._begin(name, context, metadata, probe=probe) as record:
                 record.predicts, record.task = task is not None, task or ""
-                record.request_bytes = len(data)
                 timeout_ms = _timeout_ms(context)
                 try:
                     if not probe:
                         record.caller = self._identify(context, metadata)
-                    reply = await method(record, data, timeout_ms)
+                    data = await messages.only()
+                    record.request_bytes = len(data)
+                    answering = method(record, data, _timeout_ms(context))
+                    del data  # the method drops it once it is parsed
+                    reply = await answering
                 except (Exception, asyncio.CancelledError) as error:
-                    await _fail(context, _domain_error(error, record, timeout_ms), record)
+                    if (domain_error := _domain_error(error, record, timeout_ms)) is None:
+                        raise
+                    await _fail(context, domain_error, record)
                 trailing = [("x-request-id", record.request_id)]
                 if record.predicts:
                     trailing.append(("server-timing", record.server_timing()))
@@ -76,7 +81,7 @@ class RpcService:
                 record.reply_bytes = len(reply)
                 return reply
 
-        self._handlers[name] = grpc.unary_unary_rpc_method_handler(handle)
+        self._handlers[name] = grpc.stream_unary_rpc_method_handler(handle)  # see `Drain`
 
     def add_stream(
         self, name: str, method: Method, error_reply: ErrorReply, *, task: str = "", ordered: bool = False
@@ -86,7 +91,7 @@ class RpcService:
         `ordered`: replies come in the order of their messages. The initial metadata are `x-request-id`.
         """
 
-        async def handle(messages: AsyncIterator[bytes], context: Context) -> None:
+        async def handle(messages: Messages, context: Context) -> None:
             metadata = _first_values(context)
             with self._begin(name, context, metadata) as call:
                 call.task = task
@@ -101,19 +106,31 @@ class RpcService:
                     with self._log.message(call, position) as record:
                         record.predicts, record.task = True, task
                         record.request_bytes = len(data)
+                        call.request_bytes += len(data)
                         timeout_ms = _timeout_ms(context)
+                        answering = method(record, data, timeout_ms)
+                        del data  # the method drops it once it is parsed
                         try:
-                            reply = await method(record, data, timeout_ms)
+                            reply = await answering
                         except (Exception, asyncio.CancelledError) as error:
-                            domain_error = _domain_error(error, record, timeout_ms)
+                            if (domain_error := _domain_error(error, record, timeout_ms)) is None:
+                                raise
                             record_error(domain_error, record)
                             reply = error_reply(record, status_of(domain_error, record.request_id))
                         record.reply_bytes = len(reply)
-                    call.request_bytes += len(data)
                     call.reply_bytes += len(reply)
                     return reply
 
-                await answer_stream(messages, answer, context.write, self._max_stream_in_flight, ordered=ordered)
+                try:
+                    await answer_stream(messages, answer, context.write, self._max_stream_in_flight, ordered=ordered)
+                except ExceptionGroup as errors:
+                    (unread,) = errors.exceptions
+                    if not isinstance(unread, ConvMLPError):
+                        raise
+                    _drop_frames(errors)
+                    _drop_frames(unread)
+                    call.predicts = True
+                    await _fail(context, unread, call)
 
         self._handlers[name] = grpc.stream_stream_rpc_method_handler(handle)
 
@@ -166,15 +183,17 @@ async def answer_stream(
 
     `answer` gets a message's position, from 0, and the message. A message is in flight until its reply is written. No
     message is read beyond `max_in_flight`, so a client that sends fast or reads slowly holds up only itself. Returns
-    when the messages have ended and all replies are written. Cancelling this cancels all answers.
+    when the messages have ended and all replies are written. Cancelling this cancels all answers; so does an error of
+    `messages`, which is raised in an ExceptionGroup.
     """
     room = asyncio.Semaphore(max_in_flight)
     writing = asyncio.Lock()  # gRPC takes one message of a call at a time
 
     async def handle(position: int, message: bytes, previous: asyncio.Task[None] | None) -> None:
+        answering = answer(position, message)
+        del message  # the answer drops it once it is parsed
         try:
-            reply = await answer(position, message)
-            del message  # only the reply waits for a slow client
+            reply = await answering
             if previous is not None:
                 await asyncio.wait((previous,))
             async with writing:
@@ -190,6 +209,7 @@ async def answer_stream(
         await room.acquire()
         async for message in messages:
             task = group.create_task(handle(position, message, previous))
+            del message
             previous = task if ordered else None
             position += 1
             await room.acquire()
@@ -198,14 +218,6 @@ async def answer_stream(
 def request_id_of(context: Context) -> str:
     """The caller's `x-request-id`; empty where there is none."""
     return _first_values(context).get("x-request-id", "")
-
-
-def host_of(peer: str) -> str:
-    """The host of a gRPC peer: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`, `unix:...`."""
-    kind, _, address = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return kind
-    return unquote(address).rpartition(":")[0].strip("[]")
 
 
 def _first_values(context: Context) -> dict[str, str]:
@@ -236,14 +248,22 @@ async def _fail(context: Context, error: ConvMLPError, record: RequestRecord) ->
     await abort(context, error, record.request_id)
 
 
-def _domain_error(error: BaseException, record: RequestRecord, timeout_ms: int | None) -> ConvMLPError:
-    """The domain error that a caller gets for an exception. Raises CancelledError where the caller has left."""
-    if isinstance(error, ConvMLPError):
-        return error
+def _domain_error(error: BaseException, record: RequestRecord, timeout_ms: int | None) -> ConvMLPError | None:
+    """The domain error that a caller gets for an exception; None for the CancelledError of a caller that has left."""
     if isinstance(error, asyncio.CancelledError):
         # gRPC cancels a call whose deadline has passed, too.
         if timeout_ms is None or time.monotonic() < record.started_s + timeout_ms / 1000 - EARLY_S:
-            raise error
-        return DeadlineExceeded("timed out before the answer was ready")
-    log.error("unexpected error", request_id=record.request_id, exc_info=error)
-    return Internal(INTERNAL_DETAIL)
+            return None
+        domain_error: ConvMLPError = DeadlineExceeded("timed out before the answer was ready")
+    elif isinstance(error, ConvMLPError):
+        domain_error = error
+    else:
+        log.error("unexpected error", request_id=record.request_id, exc_info=error)
+        domain_error = Internal(INTERNAL_DETAIL)
+    _drop_frames(error)
+    return domain_error
+
+
+def _drop_frames(error: BaseException) -> None:
+    """They hold the message, and one of them may hold the error: a cycle, which Python would free much later."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None

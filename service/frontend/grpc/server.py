@@ -13,7 +13,7 @@ from service.frontend.grpc.health import Health
 from service.process import address_of, connection_limit
 from service.settings import Settings
 
-EXTRA_BYTES = 32 * 2**20
+EXTRA_BYTES = 4 * 2**20
 """A message this much over the limit still gets this service's own error. gRPC itself refuses longer ones by their
 announced length, with RESOURCE_EXHAUSTED."""
 HANDSHAKE_MS = 10_000
@@ -50,9 +50,6 @@ def create_server(settings: Settings, drain: Drain, keep_alive: KeepAlive | None
     return grpc.aio.server(
         options=_options(settings, keep_alive or KeepAlive()),
         interceptors=[drain],
-        # Twice the engine's limit, which is reached first and has the better error: the rest is for messages still
-        # arriving, idle streams, and health.
-        maximum_concurrent_rpcs=2 * settings.max_in_flight,
         compression=COMPRESSION[settings.grpc_compression],
     )
 
@@ -68,6 +65,8 @@ def _options(settings: Settings, keep_alive: KeepAlive) -> list[tuple[str, int]]
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", IDLE_MS),
         ("grpc.max_concurrent_streams", settings.max_in_flight),
+        # A call's window stays at 64 KiB until its message is read: see `service.frontend.grpc.receive`.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.so_reuseport", 1),
         ("grpc.keepalive_time_ms", keep_alive.interval_ms),
         ("grpc.keepalive_timeout_ms", keep_alive.timeout_ms),

@@ -139,10 +139,11 @@ class HttpRequest:
             total += count
             if total > max_bytes:
                 raise _too_long(max_bytes)
-            if decoder is None:
-                bodies.take(record, count)
-            else:
-                body = await decoder.feed(body)
+            if decoder is not None:
+                await decoder.feed(body, chunks.append if use is None else use)
+                body = b""
+                continue
+            bodies.take(record, count)
             if use is not None:
                 use(body)
             elif more or chunks:

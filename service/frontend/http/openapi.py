@@ -10,7 +10,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.errors import Forbidden, ModelInvalid
+from model.errors import ConvMLPError
+from service.errors import Forbidden, Internal, ModelInvalid, RateLimited, Unauthenticated
 from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE
 from service.settings import Settings
 
@@ -30,6 +31,10 @@ RESPONSE_HEADERS = {
         "schema": {"type": "string"},
     },
 }
+PREDICTION_ERRORS = tuple(kind for kind in ERROR_TABLE if kind not in (Forbidden, ModelInvalid))
+"""The others are errors of changing what is served."""
+ANY_ERRORS = (Unauthenticated, RateLimited, Internal)
+"""Errors that every request may get."""
 _SCHEME = "apiKey"
 
 
@@ -44,7 +49,7 @@ def add_components(app: FastAPI, documents: Sequence[Mapping[str, Any]]) -> Call
         if app.openapi_schema is None:
             document = base_openapi()
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            _require_all(schemas)  # FastAPI describes answers only
+            _settle_defaults(schemas)
             for more in documents:
                 document["paths"].update(more.get("paths", {}))
                 schemas.update(more["components"]["schemas"])
@@ -67,16 +72,19 @@ def _plain_arrays(node: object) -> None:
             node["items"] = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
 
 
-def _require_all(schemas: dict[str, Any]) -> None:
-    """Make all properties required, and drop their defaults: an answer always has them.
+def _settle_defaults(schemas: dict[str, Any]) -> None:
+    """Make a constant property required, because unions are told apart by it; drop defaults that are no plain values.
 
-    FastAPI's schemas have defaults where the server's own classes do, and these are no use to a client.
+    FastAPI takes both from the server's own classes, in which each property with a default is optional. Few generators
+    of clients read a list or an object as a default, and answers have these properties.
     """
     for schema in schemas.values():
-        if properties := schema.get("properties"):
-            schema["required"] = list(properties)
-            for property_schema in properties.values():
-                property_schema.pop("default", None)
+        required = schema.get("required", [])
+        for name, described in schema.get("properties", {}).items():
+            if "const" in described and name not in required:
+                schema["required"] = required = [*required, name]
+            if "const" in described or isinstance(described.get("default"), list | dict):
+                described.pop("default", None)
 
 
 def header_parameters(settings: Settings) -> list[dict[str, Any]]:
@@ -98,12 +106,13 @@ def header_parameters(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def error_answers(media_type: str = PROBLEM_MEDIA_TYPE) -> dict[str, Any]:
-    """A prediction's `responses` for each status of the error table."""
+def error_answers(
+    kinds: Collection[type[ConvMLPError]] = PREDICTION_ERRORS, media_type: str = PROBLEM_MEDIA_TYPE
+) -> dict[int | str, dict[str, Any]]:
+    """An operation's `responses` for the statuses of these errors, and of those that any request may get."""
     titles: dict[int, list[str]] = {}
-    for kind, row in ERROR_TABLE.items():
-        if kind in (Forbidden, ModelInvalid):  # of no prediction, only of changing what is served
-            continue
+    for kind in (*kinds, *ANY_ERRORS):
+        row = ERROR_TABLE[kind]
         known = titles.setdefault(row.status, [])
         if row.title not in known:
             known.append(row.title)

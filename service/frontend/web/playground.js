@@ -237,6 +237,8 @@ function listen() {
   element("key-form").addEventListener("submit", useKey);
   element("form").addEventListener("submit", (event) => { event.preventDefault(); ask(); });
   element("file").addEventListener("change", ({ target }) => { if (target.files[0]) choose(target.files[0], target.files[0].name); });
+  // The browser may not know the format, as HEIC or TIFF. The picture with the answer drawn on it replaces this one.
+  element("image").addEventListener("error", () => { element("image").hidden = true; });
   element("sample").addEventListener("click", async () => choose(await (await fetch("web/sample.jpg")).blob(), "sample.jpg"));
   element("tasks").addEventListener("change", () => { showModels(); ask(); });
   element("model").addEventListener("change", () => { showModelHint(); ask(); });

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,18 @@ def test_export_overwrites_only_by_force(tmp_path: Path) -> None:
         ran = models("export", *arguments)
         assert (ran.exit_code, ran.stdout) == (1, "")
         assert why in ran.stderr
+
+
+def test_verify_prints_a_line_for_each_check(tmp_path: Path, store: Path) -> None:
+    """Exit status 0 if the model can serve, 1 if a check failed or there is no such model."""
+    assert models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", store=store).exit_code == 0
+    ran = models("verify", "mine", store=store)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    assert [line[1] for line in lines[:5]] == ["files", "labels", "pipeline", "weights", "reference"]
+    (store / "mine" / "model.safetensors").write_bytes(b"damaged")
+    ran = models("verify", "mine", "--json", store=store)
+    assert ran.exit_code == 1
+    assert json.loads(ran.stdout)["outcome"] == "failed"
+    ran = models("verify", "unknown", store=store)
+    assert (ran.exit_code, "there is no model 'unknown'" in ran.stderr) == (1, True)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import signal
 import struct
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
+import grpc
 import httpx2
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from prometheus_client.parser import text_string_to_metric_families
 
+from convmlp.v1 import vision_pb2 as pb
 from service.observability.event_loop import REPORT_S
 from service.settings import Settings
 from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import fake_worker
+from tests.service.frontend.grpc_server import health_of, stub_of
+
+if TYPE_CHECKING:
+    from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
 
 SETTINGS = Settings(heartbeat_interval_ms=50)
 SIDE = 8000
@@ -30,6 +38,9 @@ LIMIT_BYTES = 10**9
 LIMIT_S = 0.5
 """Of the event loop's lag: that of the alert."""
 TIMEOUT_S = 240.0
+CALLS, STREAMS, OF_STREAM = 24, 8, 2
+"""Messages of gRPC that are sent at once: on connections of their own, and on streams."""
+OK, RESOURCE_EXHAUSTED = (code.value[0] for code in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED))
 
 
 def largest_picture() -> bytes:
@@ -89,6 +100,55 @@ async def test_a_front_end_takes_less_than_a_gigabyte() -> None:
         assert all("retry-after" in reply.headers for reply in replies if reply.status_code == 503)
         assert process.peak_bytes < LIMIT_BYTES
         assert (await client.post("/classify", content=picture)).status_code == 200
+
+
+async def test_a_grpc_front_end_takes_less_than_a_gigabyte() -> None:
+    """While calls and streams send several times as many pictures of the largest size as fit, on connections of their
+    own, each is answered, or refused for lack of room, and the process never has 1 GB. It answers afterwards."""
+    picture = largest_picture()
+    request = pb.ClassifyRequest(image=picture)
+    outcomes: Counter[int] = Counter()
+
+    async def call(stub: VisionAsyncStub) -> None:
+        answering = stub.Classify(request, timeout=TIMEOUT_S)
+        outcomes[(await answering.code()).value[0]] += 1
+
+    async def stream(stub: VisionAsyncStub) -> None:
+        async for reply in stub.ClassifyStream(iter([request] * OF_STREAM), timeout=TIMEOUT_S):
+            outcomes[reply.error.code] += 1
+
+    async with grpc_process() as (process, channels):
+        stubs = [stub_of(channel) for channel in channels]
+        await asyncio.gather(*(call(stub) for stub in stubs[:CALLS]), *(stream(stub) for stub in stubs[CALLS:]))
+        assert set(outcomes) == {OK, RESOURCE_EXHAUSTED}
+        assert sum(outcomes.values()) == CALLS + STREAMS * OF_STREAM
+        assert outcomes[OK] * len(picture) >= SETTINGS.max_in_flight_bytes / 2
+        assert process.peak_bytes < LIMIT_BYTES
+        await stubs[0].Classify(request, timeout=TIMEOUT_S)
+
+
+@asynccontextmanager
+async def grpc_process() -> AsyncIterator[tuple[RunningService, list[grpc.aio.Channel]]]:
+    """A gRPC process with eight threads and the default limits, ready, and connections to it."""
+    async with fake_worker(SETTINGS) as worker, AsyncExitStack() as stack:
+        ports = ("--grpc-port", "0", "--grpc-metrics-port", "0")
+        flags = ("--worker-address", worker.address, *ports, "--prepare-threads", "8")
+        with started("grpc", *flags, "--request-timeout-ms", str(int(TIMEOUT_S * 1000))) as process:
+            address = (await asyncio.to_thread(process.wait_for, "listening"))["address"]
+            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+            channels = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(address, options))
+                for _ in range(CALLS + STREAMS)
+            ]
+            async for health in health_of(channels[0]).Watch(HealthCheckRequest(), timeout=60):
+                if health.status == HealthCheckResponse.SERVING:
+                    break
+            try:
+                yield process, channels
+            finally:
+                # Here and not by `started`, for the worker lives in this event loop.
+                process.process.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(process.process.wait, 60) == 0
 
 
 async def test_the_largest_bodies_leave_the_event_loop_free() -> None:

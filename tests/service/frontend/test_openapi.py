@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 import pytest
 from fastapi.openapi.models import OpenAPI
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from model.types import Task
 from service.frontend.api.rest.schemas import RESULT_OF_TASK
@@ -27,6 +30,57 @@ async def test_document_is_valid(rest: Rest) -> None:
     names = {piece.partition('"')[0] for piece in text.split('"$ref": "#/components/schemas/')[1:]}
     assert names <= set(document["components"]["schemas"])
     assert "HTTPValidationError" not in text
+
+
+async def test_generators_of_clients_understand_it(rest: Rest) -> None:
+    """No schema has a form that openapi-python-client or OpenAPI Generator refuses, or makes wrong code of.
+
+    `make test-clients` runs them.
+    """
+    document = await document_of(rest)
+    assert document["info"]["version"] == version("convmlp-serving")
+    for schema in parts_of(document):
+        assert "prefixItems" not in schema
+        assert not isinstance(schema.get("items"), bool)
+        assert "contentMediaType" not in schema or schema["format"] == "binary"
+        if "discriminator" in schema:
+            name = schema["discriminator"]["propertyName"]
+            for reference in schema["discriminator"]["mapping"].values():
+                assert name in document["components"]["schemas"][reference.rpartition("/")[2]]["required"]
+    for name, schema in document["components"]["schemas"].items():
+        items = schema.get("items", {})
+        assert f"#/components/schemas/{name}" not in json.dumps(items), "a list of itself"
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            media = [*operation.get("requestBody", {}).get("content", {})]
+            assert not any("*" in medium for medium in media)
+            # The first is what a generated client sends.
+            if len(media) > 1 and not path.startswith("/v2"):
+                assert media[0] == "application/octet-stream"
+
+
+def parts_of(node: object) -> Iterator[dict[str, Any]]:
+    """Every object in a document."""
+    if isinstance(node, dict):
+        yield node
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from parts_of(value)
+
+
+async def test_descriptions_of_models_follow_their_schema(rest: Rest) -> None:
+    """/models is as its schema has it, without defaults filled in; so is each model, where a field is left out too."""
+    document = await document_of(rest)
+
+    def check(schema: str, answer: object) -> None:
+        reference = {"$ref": f"#/components/schemas/{schema}", "components": document["components"]}
+        Draft202012Validator(reference).validate(answer)
+
+    models = (await rest.http.get("/models")).json()
+    check("ModelList", models)
+    for model in models["models"]:
+        check("ModelCard", (await rest.http.get(f"/models/{model['name']}")).json())
+    (classifier,) = [model for model in models["models"] if model["task"] == "classify"]
+    assert "interpolation" not in classifier["input"]  # its default
 
 
 async def test_every_path_is_described(rest: Rest) -> None:

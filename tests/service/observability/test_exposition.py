@@ -8,15 +8,20 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import socket
 import stat
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx2
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
+from service.observability.exposition import MAX_SCRAPES, metrics_server
 from service.observability.snapshots import FORMAT, PUBLISH_INTERVAL_S, SUFFIX, Snapshot
 from tests.service.observability.metrics_process import metrics_process, wait_for
 
@@ -322,3 +327,57 @@ def test_a_process_that_ended_has_no_figures(tmp_path: Path) -> None:
 
 def snapshot_of(role: str, folder: Path) -> Path:
     return folder / f"{role}{SUFFIX}"
+
+
+@pytest.fixture
+def metrics_port() -> Iterator[int]:
+    """A metrics port that waits for its callers for half a second."""
+    registry = CollectorRegistry()
+    Counter("convmlp_counted", "A counter", registry=registry).inc(2, {"trace_id": "a"})
+    with metrics_server(registry, "127.0.0.1", 0, 0.5) as port:
+        yield port
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("coding", ["gzip", None])
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ("application/openmetrics-text; version=newest", "text/plain; version=0.0.4; charset=utf-8"),
+    ],
+)
+def test_a_metrics_port_negotiates(
+    metrics_port: int, accept: str, media_type: str, coding: str | None, method: str
+) -> None:
+    """The ports of workers and of gRPC answer as REST's /metrics does."""
+    headers = {"Accept": accept, "Accept-Encoding": coding or "identity"}
+    response = httpx2.request(method, f"http://127.0.0.1:{metrics_port}/metrics", headers=headers)
+    assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+    assert response.headers.get("content-encoding") == coding
+    if method == "HEAD":
+        assert response.content == b""
+        assert int(response.headers["content-length"]) > 0
+    else:
+        assert "convmlp_counted_total 2.0" in response.text
+        assert ("trace_id" in response.text) == ("openmetrics" in media_type)
+
+
+def test_silent_connections_do_not_take_a_metrics_port(metrics_port: int) -> None:
+    """Connections beyond the bound are closed, and those that send nothing make room again."""
+    silent = [socket.create_connection(("127.0.0.1", metrics_port), timeout=20) for _ in range(MAX_SCRAPES + 3)]
+    assert [connection.recv(1) for connection in silent] == [b""] * len(silent)
+    for connection in silent:
+        connection.close()
+    assert httpx2.get(f"http://127.0.0.1:{metrics_port}/metrics").status_code == 200
+
+
+def test_a_metrics_port_that_is_taken(metrics_port: int) -> None:
+    """A port in use is an error, and a port is free once its server has ended."""
+    with pytest.raises(OSError, match="in use"), metrics_server(CollectorRegistry(), "127.0.0.1", metrics_port):
+        pass
+    with metrics_server(CollectorRegistry(), "127.0.0.1", 0) as port:
+        pass
+    with metrics_server(CollectorRegistry(), "127.0.0.1", port) as again:
+        assert again == port

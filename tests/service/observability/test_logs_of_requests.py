@@ -99,6 +99,14 @@ async def test_errors_are_lines_as_well(service: Traced) -> None:
     assert (line["task"], line["outcome"], line["status"]) == ("segment", "unsupported-format", "INVALID_ARGUMENT")
 
 
+async def test_a_malformed_request_is_no_more_than_its_line(service: Traced) -> None:
+    """Libraries add no line of their own for what a caller got wrong."""
+    headers = {"x-request-id": "broken", "content-type": "multipart/form-data; boundary=b"}
+    assert (await service.http.post("/classify", content=b"--x\r\n", headers=headers)).status_code == 400
+    await line_of(service.rest, "broken")
+    assert [line["event"] for line in service.rest.lines if line.get("request_id") == "broken"] == ["request"]
+
+
 async def test_each_message_of_a_stream_is_a_line_and_the_call_another(service: Traced) -> None:
     """Each message of a stream has a line; the call's line adds up their bytes."""
     metadata = (("x-request-id", "stream-1"), *caller_trace().metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -58,6 +59,18 @@ async def test_a_starting_worker_refuses_requests() -> None:
                 await classify(pool)
         worker.runner.unblocked.set()
         await until(lambda: pool.readiness().ready)
+
+
+async def test_a_held_up_event_loop_is_reported() -> None:
+    """The gauge has the time for which something held up the worker's event loop."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker:
+
+        def lag_s() -> float:
+            return worker.registry.get_sample_value("convmlp_worker_event_loop_lag_seconds") or 0.0
+
+        await until(lambda: lag_s() > 0)
+        time.sleep(1.0)  # noqa: ASYNC251  (it is what holds it up)
+        await until(lambda: lag_s() > 0.5)
 
 
 async def test_a_check_that_cannot_run_leaves_a_model_unready() -> None:

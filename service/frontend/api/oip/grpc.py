@@ -75,6 +75,7 @@ class InferMethod:
             model = self._inference.resolve(record, message.model_name, message.model_version)
             # Raw tensors are copied, not parsed.
             nbytes = len(data) // 256 if message.raw_input_contents else len(data)
+            del data  # the message holds a copy
             request = await offload(partial(read_request, message), nbytes, deadline_s)
             del message  # it holds a copy of the tensors
             return await self._inference.infer(model, record, deadline_s, request, encode)

@@ -133,7 +133,8 @@ def _parsed(text: bytes) -> _Body:
         raise BadRequest(f"the JSON is not an inference request: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(
-            f"the request is not valid JSON: {error}; if raw tensors follow it, send its length as {HEADER_LENGTH}"
+            f"the request is not valid JSON: {error}; if raw tensors follow it, send its length as {HEADER_LENGTH}; "
+            "if the body is a picture alone, 0"
         ) from None
     except RecursionError:
         raise BadRequest("the JSON is nested too deeply") from None

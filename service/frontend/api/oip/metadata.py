@@ -39,8 +39,8 @@ CONFIG_TYPES = {datatype: f"TYPE_{datatype}" for datatype in Datatype} | {Dataty
 IMAGE_DIMS = (-1, -1, 3)
 """Of the input as UINT8: height, width, RGB."""
 IMAGE_FORMS = (
-    "UINT8 [N, H, W, 3]: upright RGB pixels; or BYTES [N] or [N, 1]: an encoded image an element (JPEG, PNG, WebP, BMP "
-    "or GIF)"
+    "UINT8 [N, H, W, 3]: upright RGB pixels; or BYTES [N] or [N, 1]: an encoded image an element (JPEG, PNG, WebP, "
+    "BMP, GIF, AVIF, HEIC or TIFF)"
 )
 
 NO_SHARED_MEMORY = "shared memory is not supported; send and receive tensors in the messages themselves"

@@ -5,8 +5,11 @@ Schemas that KServe's own document has keep its names.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from model.errors import ConvMLPError
+from service.errors import BadRequest, DeadlineExceeded, Forbidden, ModelInvalid, ModelNotFound, Unavailable
 from service.frontend.api.oip.http_codec import HEADER_LENGTH
 from service.frontend.api.oip.options import OF_TASK, TIMEOUT, WITHOUT_EFFECT
 from service.frontend.api.oip.protocol import INPUT, VERSION, Datatype
@@ -29,7 +32,9 @@ MODEL = "/v2/models/{name}"
 OF_VERSION = f"{MODEL}/versions/{{version}}"
 JSON = "application/json"
 RAW = "application/octet-stream"
-ERROR = {"default": problem_content("An RFC 9457 problem; clients read its member `error`", JSON)}
+OTHER_ERROR = {"default": problem_content("An RFC 9457 problem; clients read its member `error`", JSON)}
+READING_ERRORS = (ModelNotFound, Unavailable)
+CHANGING_ERRORS = (*READING_ERRORS, BadRequest, DeadlineExceeded, Forbidden, ModelInvalid)
 
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
@@ -183,7 +188,13 @@ def _with_version(path: str) -> list[tuple[str, str]]:
     return [(path, ""), (path.replace(MODEL, OF_VERSION), "_of_version")]
 
 
-def _operation(path: str, name: str, summary: str, answer: dict[str, Any]) -> Operation:
+def _operation(
+    path: str,
+    name: str,
+    summary: str,
+    answer: dict[str, Any],
+    errors: Collection[type[ConvMLPError]] = READING_ERRORS,
+) -> Operation:
     parts = {"name": TEXT, "version": {"type": "string", "enum": [VERSION]}}
     return {
         "tags": [TAG],
@@ -194,7 +205,7 @@ def _operation(path: str, name: str, summary: str, answer: dict[str, Any]) -> Op
             for part, schema in parts.items()
             if f"{{{part}}}" in path
         ],
-        "responses": {"200": answer, **ERROR},
+        "responses": {"200": answer, **error_answers(errors, JSON), **OTHER_ERROR},
     }
 
 
@@ -220,7 +231,7 @@ def _infer(path: str, name: str, settings: Settings) -> Operation:
             "headers": {**RESPONSE_HEADERS, HEADER_LENGTH: json_bytes},
             "content": {JSON: {"schema": ref("inference_response")}, RAW: {"schema": BINARY}},
         },
-        **error_answers(JSON),
+        **error_answers(media_type=JSON),
     }
     return operation
 
@@ -229,12 +240,13 @@ def _repository() -> dict[str, dict[str, Operation]]:
     """The store's models, and loading and unloading them where the operator allows it."""
     only_ready = {"type": "object", "properties": {"ready": {**BOOLEAN, "default": False}}}
     listed = {"description": "The response", "content": {JSON: {"schema": ref("repository_index")}}}
-    index = _operation("", "repository_index", "List the models of the store", listed)
+    errors = (*READING_ERRORS, BadRequest, DeadlineExceeded)
+    index = _operation("", "repository_index", "List the models of the store", listed, errors)
     index["requestBody"] = {"content": {JSON: {"schema": only_ready}}}
     paths = {"/v2/repository/index": {"post": index}}
     for verb, summary in (("load", "Load a model of the store"), ("unload", "Unload a model")):
         path = f"/v2/repository/models/{{name}}/{verb}"
-        operation = _operation(path, verb, summary, {"description": "Done. The body is empty."})
+        operation = _operation(path, verb, summary, {"description": "Done. The body is empty."}, CHANGING_ERRORS)
         operation["requestBody"] = {"content": {JSON: {"schema": {"type": "object"}}}}
         paths[path] = {"post": operation}
     return paths

@@ -49,8 +49,8 @@ def _body(settings: Settings) -> dict[str, Any]:
         "required": True,
         "description": (
             "The bytes of an image, a form with one or more parts named `image` or `file`, or JSON with base64. "
-            "JPEG, PNG, WebP, BMP or GIF, detected from the bytes, not from the Content-Type. At most "
-            f"{settings.max_image_bytes:,} bytes and {settings.max_image_mpx} megapixels an image, "
+            "JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF, detected from the bytes, not from the Content-Type. "
+            f"At most {settings.max_image_bytes:,} bytes and {settings.max_image_mpx} megapixels an image, "
             f"{settings.max_request_bytes:,} bytes in all."
         ),
         "content": {
@@ -96,9 +96,14 @@ def prediction_components(settings: Settings) -> dict[str, Any]:
         "minProperties": 1,
         "maxProperties": 1,
     }
+    (error,) = components.pop(ImageError.__name__)["properties"].values()
     for task, result in RESULT_OF_TASK.items():
-        result_name = f"{task.value.capitalize()}Result"
-        components[result_name] = {"anyOf": [_ref(result.__name__), _ref(ImageError.__name__)]}
+        # One schema, with an error in place of the rest: many generated clients take the first schema of a union.
+        schema = components[result.__name__]
+        names = schema.pop("required")
+        schema["dependentRequired"] = {name: [other for other in names if other != name] for name in names}
+        schema["properties"]["error"] = error
+        schema["description"] += " Of several images, one that failed has `error` instead."
         components[_answer_name(task)] = {
             "title": _answer_name(task),
             "type": "object",
@@ -107,7 +112,7 @@ def prediction_components(settings: Settings) -> dict[str, Any]:
                 "task": {"type": "string", "const": task.value},
                 "results": {
                     "type": "array",
-                    "items": _ref(result_name),
+                    "items": _ref(result.__name__),
                     "description": "In upload order.",
                 },
             },

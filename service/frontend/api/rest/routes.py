@@ -20,10 +20,10 @@ from model.families.registry import Architecture
 from model.reference import REFERENCE_PICTURE
 from model.spec import Postprocessing, Preprocessing
 from model.types import Task
-from service.errors import Unavailable
+from service.errors import ModelNotFound, Unavailable
 from service.frontend.core.engine import Engine
 from service.frontend.http.content_encoding import ENCODERS, negotiate_coding
-from service.frontend.http.openapi import problem_content
+from service.frontend.http.openapi import error_answers, problem_content
 from service.observability.exposition import exposition
 from service.types import ModelStatus
 
@@ -92,11 +92,23 @@ class ReadyAnswer(BaseModel):
 def service_routes(engine: Engine, registry: CollectorRegistry) -> APIRouter:
     router = APIRouter(responses={"default": problem_content("An error (RFC 9457)")})
 
-    @router.get("/models", tags=["models"], operation_id="list_models", summary="List the served models")
+    @router.get(
+        "/models",
+        tags=["models"],
+        operation_id="list_models",
+        summary="List the served models",
+        responses=error_answers([Unavailable]),
+    )
     async def models() -> ModelList:
         return ModelList(models=[_card(engine, model) for model in engine.models()])
 
-    @router.get("/models/{name}", tags=["models"], operation_id="describe_model", summary="Describe one model")
+    @router.get(
+        "/models/{name}",
+        tags=["models"],
+        operation_id="describe_model",
+        summary="Describe one model",
+        responses=error_answers([ModelNotFound, Unavailable]),
+    )
     async def model(name: str) -> ModelCard:
         return _card(engine, engine.model(name))
 
@@ -109,6 +121,7 @@ def service_routes(engine: Engine, registry: CollectorRegistry) -> APIRouter:
         tags=["operation"],
         operation_id="readiness",
         summary="Readiness to answer predictions; 503 with the reason if not",
+        responses={503: problem_content("Not ready")},
     )
     async def readyz() -> ReadyAnswer:
         readiness = engine.readiness()

@@ -57,11 +57,13 @@ class Vision:
         deadline_s = self._engine.deadline(timeout_ms)
         try:
             message = parse(method.request, data)
+            nbytes = len(data)
+            del data  # the message holds a copy
             if message.id:
                 _use_id(record, message.id)  # first, so that every later error has it
             if not self._auth.is_open:
                 self._auth.admit(Caller(record.caller))
-            self._engine.bodies.take(record, len(data))
+            self._engine.bodies.take(record, nbytes)
             params = read_params(message)
             model = self._engine.resolve(method.task, params.model)
             record.model = model.config.name

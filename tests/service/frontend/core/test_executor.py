@@ -11,11 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
+from model.decode import DecodeLimits
 from model.errors import OutOfMemory
+from model.preprocess import prepare
+from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
+from model.types import Image, UInt8Array
 from service.errors import DeadlineExceeded, Overloaded, Refusal
-from service.frontend.core.executor import DrainRate, ThreadPool, Timed, Work, WorkSpeed
+from service.frontend.core.executor import DrainRate, PreparePool, ThreadPool, Timed, Work, WorkSpeed
+from tests.model.picture_files import PHOTO, encoded
+from tests.model.test_pictures import by_opencv, by_pillow
 from tests.waiting import until
 
 NEVER_S = math.inf
@@ -367,3 +374,20 @@ def test_the_drain_rate_is_of_late() -> None:
     for tenth in range(1, 40):
         rate.record(200.0 + tenth / 10, 0.05)
     assert rate.per_s == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reader"),
+    [(CenterCropSpec(resize_shorter=40, crop=32), by_pillow), (KeepRatioSpec(long_side=50, short_side=40), by_opencv)],
+)
+def test_a_model_gets_the_colours_of_its_authors_library(
+    spec: Preprocessing, reader: Callable[[bytes], UInt8Array]
+) -> None:
+    """Of a CMYK JPEG Pillow and OpenCV make different colours; a pipeline reads with that of its authors."""
+    data = encoded(PHOTO.convert("CMYK"), "JPEG")
+    pool = PreparePool(1, DecodeLimits(10**6, 10**6))
+    try:
+        pixels = pool.prepare(data, spec).pixels
+    finally:
+        pool.close()
+    np.testing.assert_array_equal(pixels, prepare(Image(reader(data)), spec).pixels)

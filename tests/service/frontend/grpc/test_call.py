@@ -1,4 +1,4 @@
-"""Streams alone: the order of replies, the bound on messages in flight, and cancellation; and the hosts of peers."""
+"""Streams alone: the order of replies, the bound on messages in flight, and cancellation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.frontend.grpc.call import answer_stream, host_of
+from service.frontend.grpc.call import answer_stream
 
 
 async def numbers(count: int) -> AsyncIterator[bytes]:
@@ -86,18 +86,3 @@ async def test_cancelling_a_stream_cancels_its_answers(ordered: bool) -> None:
     with pytest.raises(asyncio.CancelledError):
         await stream
     assert cancelled == 4
-
-
-@pytest.mark.parametrize(
-    ("peer", "host"),
-    [
-        ("ipv4:192.0.2.7:5000", "192.0.2.7"),
-        ("ipv6:%5B2001:db8::1%5D:5000", "2001:db8::1"),
-        ("ipv6:[::1]:5000", "::1"),
-        ("unix:/tmp/socket", "unix"),
-        ("unix:", "unix"),
-    ],
-)
-def test_the_host_of_a_grpc_peer(peer: str, host: str) -> None:
-    """The host of a peer, without its port, which differs between connections."""
-    assert host_of(peer) == host

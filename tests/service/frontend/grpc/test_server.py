@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import pytest_asyncio
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2
 
 from convmlp.v1 import vision_pb2 as pb
@@ -27,7 +28,16 @@ from tests.service.frontend.grpc.http2_frames import (
     error_code,
     open_http2,
 )
-from tests.service.frontend.grpc_server import RpcWithWorker, open_rpc, reflection_of, refusal, stub_of
+from tests.service.frontend.grpc_server import (
+    RpcWithWorker,
+    health_of,
+    open_rpc,
+    reflection_of,
+    refusal,
+    retry_s,
+    rich,
+    stub_of,
+)
 from tests.service.frontend.rest_server import picture
 from tests.waiting import PATIENCE_S, until
 
@@ -187,13 +197,19 @@ async def test_calls_beyond_the_limit_are_refused_at_once(fresh_rpc: RpcWithWork
 
 @pytest.mark.settings(max_in_flight=1)
 async def test_open_calls_are_bounded_over_all_connections(fresh_rpc: RpcWithWorker) -> None:
-    """Idle streams are open calls too: beyond the limit further calls are refused until one ends."""
+    """Idle streams are open calls too: beyond the limit further calls are refused until one ends. Health is reported
+    all the same."""
     async with another_channel(fresh_rpc) as second, another_channel(fresh_rpc) as third:
         idle = [stub_of(channel).ClassifyStream() for channel in (fresh_rpc.channel, second)]
         for stream in idle:
             await stream.initial_metadata()  # the server has taken it up
         error = await refusal(stub_of(third).Classify(pb.ClassifyRequest(image=picture())))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "2 calls are open" in (error.details() or "")
+        assert retry_s(rich(error)) is not None
+        assert fresh_rpc.count("convmlp_rejected_total", reason="in_flight") == 1
+        health = await health_of(third).Check(HealthCheckRequest(), timeout=20)
+        assert health.status == HealthCheckResponse.SERVING
         idle[0].cancel()
         async with asyncio.timeout(20):
             while await _code(stub_of(third).Classify(pb.ClassifyRequest(image=picture()))) is not grpc.StatusCode.OK:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.e2e.convmlp_process import started
 from tests.service.cli.convmlp_command import convmlp
 from tests.service.frontend.certificates import Authority, authority_in, replace
 from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -129,6 +132,30 @@ async def test_refusals_over_tls(authority: Authority) -> None:
         assert head.startswith(b"HTTP/1.1 400 ")
         assert problem_of(body)["type"] == "/problems/malformed-request"
         writer.close()
+
+
+async def test_a_caller_that_ends_its_tls_has_left(authority: Authority) -> None:
+    """TLS has no half-closed connections here: a caller that ends its own half ends its request and the connection."""
+
+    def send() -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", rest.port), timeout=60)
+        secure = authority.client_context().wrap_socket(plain, server_hostname="localhost")
+        body = picture()
+        secure.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        return secure
+
+    async def in_progress(http: httpx2.AsyncClient, images: int) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while f"convmlp_in_flight_requests {images}.0" not in (await http.get("/metrics")).text:
+                await asyncio.sleep(0.01)
+
+    async with open_rest(**settings_of(authority)) as rest, client(rest, authority) as http:
+        rest.worker.runner.unblocked.clear()
+        secure = await asyncio.to_thread(send)
+        await in_progress(http, 1)
+        with await asyncio.to_thread(secure.unwrap) as plain:  # waits for the server's own end of TLS
+            assert await asyncio.to_thread(plain.recv, 1) == b""
+        await in_progress(http, 0)
 
 
 async def test_the_process_serves_https_and_is_checked(authority: Authority) -> None:

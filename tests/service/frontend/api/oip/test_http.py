@@ -49,6 +49,25 @@ async def refused(response: httpx2.Response) -> Refused:
     return error.value
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/nothing", 404),
+        ("GET", "/v2/models/nothing", 404),
+        ("GET", INFER, 405),
+        ("POST", "/v2", 405),
+        ("GET", "/v2/logging", 501),
+        ("POST", INFER, 400),
+    ],
+)
+async def test_errors_are_plain_json(http: httpx2.AsyncClient, method: str, path: str, status: int) -> None:
+    """Whatever raises an error under `/v2`, its type is the only one whose text KServe's SDK (0.21) shows."""
+    response = await http.request(method, path)
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
+    assert response.json()["error"] == response.json()["detail"]
+    assert (await http.get("/v2x")).headers["content-type"] == "application/problem+json"
+
+
 async def test_metadata(http: httpx2.AsyncClient) -> None:
     """The metadata of the server and of a model, with and without its version, have the protocol's members."""
     server = (await http.get("/v2")).json()

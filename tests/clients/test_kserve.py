@@ -1,0 +1,45 @@
+"""KServe's unmodified SDK for Python, over REST and gRPC."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import CAT, Expected
+from tests.clients.installs import python_environment, run, skip_unless_asked_for
+from tests.e2e.convmlp_process import RunningService
+
+PROGRAM = Path(__file__).parent / "programs/kserve_sdk.py"
+MODEL = "convmlp_pets_breed"
+
+
+@pytest.fixture(scope="module")
+def printed(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the program prints."""
+    skip_unless_asked_for()
+    python = python_environment("kserve")
+    service: RunningService = request.getfixturevalue("service")  # not started where the test is skipped
+    arguments = (service.url, service.grpc_address, MODEL, str(CAT))
+    return dict(json.loads(run([str(python), str(PROGRAM), *arguments]).splitlines()[-1]))
+
+
+def test_health(printed: dict[str, Any]) -> None:
+    """The server is live and ready, and so is the model, over both transports."""
+    assert printed["ready"] == printed["grpc_ready"] == [True, True, True]
+
+
+@pytest.mark.parametrize("form", ["json", "binary", "grpc"])
+def test_inference(printed: dict[str, Any], expected: Expected, form: str) -> None:
+    """An encoded image gets REST's labels: as base64 in JSON, as a binary tensor, and over gRPC."""
+    assert printed[form] == list(expected.labels)
+    assert printed["id"] == "mine"
+
+
+def test_errors_have_the_services_text(printed: dict[str, Any]) -> None:
+    """The SDK shows the text of an error whose type is exactly application/json, as it is under /v2."""
+    no_image, no_model = printed["errors"]
+    assert "the image format is not supported" in no_image
+    assert "there is no model 'nothing'" in no_model
