@@ -25,9 +25,9 @@ def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
     """
     path, tensors = checkpoint.path, checkpoint.tensors
     networks = {name: network_of(family) for name, family in FAMILIES.items()}
-    family = next((name for name, network in networks.items() if network.class_key in tensors), None)
+    family = next((name for name, network in networks.items() if (network.key or network.class_key) in tensors), None)
     if family is None:
-        keys = ", ".join(network.class_key for network in networks.values())
+        keys = ", ".join(dict.fromkeys(network.class_key for network in networks.values()))
         raise BundleInvalid(
             f"{path} is no supported network ({', '.join(networks)}): {_prefix(checkpoint)}it has none of the tensors "
             f"{keys}; {_nearest(checkpoint)}"

@@ -120,7 +120,7 @@ def with_a_scalar(tensors: dict[str, Tensor]) -> None:
     [
         (
             renamed,
-            r"no supported network.*the nearest is a classifier on convmlp of size custom.*head\.weight is missing; body",
+            r"no supported network.*the nearest is a classifier on convmlp of size custom.*head\.weight is missing; b",
         ),
         (
             without_tokenizer,
