@@ -15,11 +15,11 @@ help: ## list the targets
 serve: $(VENV)/.serve ## run the whole service on this machine; ARGS="--http-port 9000" passes flags on
 	exec $(BIN)/convmlp serve $(ARGS)
 
-# One process per core, each with one thread for computing.
+# Each process has one thread for computing; tests/conftest.py has their number.
 SPREAD := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/.dev ## every test that needs no GPU and no Docker; ARGS="-k exif" passes flags on
-	@# Tests that measure, kill or start whole services run last, one by one. Status 5: none was selected.
+	@# Tests that measure run last, one by one. Status 5: none was selected.
 	@$(SPREAD) $(ARGS) -m "not serial"; first=$$?; [ $$first != 2 ] || exit 2; \
 	$(BIN)/python -m pytest $(ARGS) -m serial; second=$$?; \
 	case $$first,$$second in 0,0|0,5|5,0) ;; *) echo "make test: pytest ended with $$first and $$second"; exit 1 ;; esac

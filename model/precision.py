@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from statistics import median
+from statistics import median, quantiles
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ TIMING_S = 2.0
 GAIN = 0.15
 """A precision is taken for its speed only if it saves this share of the time: less is lost in the noise of a busy
 machine, and replicas would choose differently."""
+
+MAX_SPREAD = 0.15
+"""Of the comparisons of a trustworthy measurement."""
 
 
 class Precision(StrEnum):
@@ -67,6 +70,13 @@ class Selection:
     precision: Precision
     trials: tuple[Trial, ...]
 
+    @property
+    def spread(self) -> float:
+        """How far the rounds differ: the interquartile range of a precision's time by fp32's, divided by its median; of
+        the precision with the largest. 0 where nothing was compared."""
+        fit = [trial.rounds for trial in self.trials if trial.mismatch is None]
+        return max((_spread(rounds, fit[0]) for rounds in fit[1:]), default=0.0)
+
 
 def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, network: nn.Module) -> Predictor:
     """A bundle's predictor in a precision. It takes ownership of `network`. Raises as `Predictor`."""
@@ -80,24 +90,28 @@ def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, n
     return Predictor(bundle, device, dtype, optimisations, network)
 
 
-def select_precision(bundle: Bundle, device: torch.device, network: nn.Module) -> Selection:
+def select_precision(
+    bundle: Bundle, device: torch.device, network: nn.Module, before_each: Callable[[], None] = lambda: None
+) -> Selection:
     """The fastest precision whose answers stay within the bundle's reference tolerances of the `exact` answers; fp32,
     unless another one of these is faster by `GAIN`.
 
     Answers are compared on the reference picture, its mirror image, and a copy of half the brightness. A classifier's
     top class must be equal. Precisions without native instructions on the device are not tried. If none is accurate
-    enough, `exact` is selected.
+    enough, `exact` is selected. `before_each` is called before each run of a network, and may raise.
 
-    Raises as `Predictor`.
+    Raises as `Predictor`, and what `before_each` raises.
     """
     config = bundle.config
     pictures = _pictures(config)
     exact = make_predictor(bundle, device, Precision.EXACT, copy.deepcopy(network))
     try:
-        expected = _results(exact, config, pictures)
+        expected = _results(exact, config, pictures, before_each)
     except NotFinite:  # no precision helps; the self-check fails
         return Selection(exact, Precision.EXACT, ())
-    trials = _timed(list(_trials(bundle, device, network, expected)), _batch(config, pictures[0]))
+    trials = _timed(
+        list(_trials(bundle, device, network, expected, before_each)), _batch(config, pictures[0]), before_each
+    )
     best = choose(trials)
     if best is None:  # rounding alone changes its answers
         return Selection(exact, Precision.EXACT, tuple(trials))
@@ -114,13 +128,19 @@ def compare_precisions(bundle: Bundle, device: torch.device, network: nn.Module)
     return {trial.precision: trial.mismatch for trial in _trials(bundle, device, network, expected)}
 
 
-def _trials(bundle: Bundle, device: torch.device, network: nn.Module, expected: Sequence[Result]) -> Iterator[Trial]:
+def _trials(
+    bundle: Bundle,
+    device: torch.device,
+    network: nn.Module,
+    expected: Sequence[Result],
+    before_each: Callable[[], None] = lambda: None,
+) -> Iterator[Trial]:
     """A trial of each candidate, not timed yet; `expected` are the `exact` answers."""
     pictures = _pictures(bundle.config)
     for precision in candidates(device):
         predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
         try:
-            results = _results(predictor, bundle.config, pictures)
+            results = _results(predictor, bundle.config, pictures, before_each)
         except NotFinite as error:
             yield Trial(precision, predictor, (), error.detail)
             continue
@@ -162,9 +182,21 @@ def _pictures(config: BundleConfig) -> Sequence[ModelInput]:
     return (original, ModelInput(mirrored, original.geometry), ModelInput(original.pixels // 2, original.geometry))
 
 
-def _results(predictor: Predictor, config: BundleConfig, pictures: Sequence[ModelInput]) -> list[Result]:
+def _spread(rounds: Sequence[float], first: Sequence[float]) -> float:
+    shares = [seconds / other for seconds, other in zip(rounds, first, strict=True)]
+    low, middle, high = quantiles(shares, n=4)
+    return (high - low) / middle
+
+
+def _results(
+    predictor: Predictor,
+    config: BundleConfig,
+    pictures: Sequence[ModelInput],
+    before_each: Callable[[], None] = lambda: None,
+) -> list[Result]:
     results = []
     for picture in pictures:
+        before_each()
         (raw,) = predictor.predict(_batch(config, picture))
         results.append(postprocess(require_finite(raw), config, picture.geometry.original))
     return results
@@ -174,7 +206,7 @@ def _batch(config: BundleConfig, picture: ModelInput) -> Batch:
     return Batch(np.stack((picture.pixels,)), (picture.geometry,), (reference_params(config.task),))
 
 
-def _timed(trials: Sequence[Trial], batch: Batch) -> list[Trial]:
+def _timed(trials: Sequence[Trial], batch: Batch, before_each: Callable[[], None]) -> list[Trial]:
     """The trials with their times. They alternate within a round, so that a change of load meets all of them."""
     rounds: list[list[float]] = [[] for _ in trials]
     end_s = time.monotonic() + TIMING_S
@@ -182,6 +214,7 @@ def _timed(trials: Sequence[Trial], batch: Batch) -> list[Trial]:
         if number >= MIN_TIMED_ROUNDS and time.monotonic() > end_s:
             break
         for trial, seconds in zip(trials, rounds, strict=True):
+            before_each()
             started_s = time.perf_counter()
             trial.predictor.predict(batch)
             seconds.append(time.perf_counter() - started_s)

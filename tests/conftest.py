@@ -62,12 +62,8 @@ SERIAL = (
     "gpu",
     # The best sizes of batches are measured: they need all cores.
     "e2e/test_batches.py",
-    "*/test_tracing_process.py",
-    "*/test_worker_process.py",
     # CPU time, memory and rates are measured.
-    "benchmarks/test_overhead.py",
     "benchmarks/test_processes.py",
-    "benchmarks/test_servers.py",
     "service/cli/test_bench.py",
     "service/frontend/test_largest_load.py",
     # Chromium has processes of its own, one for each core.
@@ -83,8 +79,10 @@ SLOW = (
     "clients",
     "trainers",
     "e2e",
+    "benchmarks/test_overhead.py",
     "benchmarks/test_parity.py",
     "benchmarks/test_path.py",
+    "benchmarks/test_servers.py",
     "benchmarks/test_soak.py",
     "client/test_example.py",
     "client/test_process.py",
@@ -97,6 +95,8 @@ SLOW = (
     "*/test_compute_libraries.py",
     "*/test_exposition.py",
     "*/test_server_process.py",
+    "*/test_tracing_process.py",
+    "*/test_worker_process.py",
     "service/frontend/http/test_tls.py",
     "service/wire/test_curve.py",
     "*/test_settings.py",
@@ -138,8 +138,9 @@ def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: there is always one whose test waits for a process, a deadline or a file."""
-    return (os.cpu_count() or 1) + 1
+    """Three processes for two cores: half of the time tests wait, for processes, deadlines and files."""
+    cores = os.cpu_count() or 1
+    return cores + (cores + 1) // 2
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

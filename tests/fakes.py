@@ -197,6 +197,10 @@ class FakeRunner:
     device: str = "cpu"
     identity: tuple[str, ...] = ("a fake device",)
     measuring_s: float = 0.0
+    measures_well: bool | None = True
+    """A precision that is measured again is trustworthy."""
+    measured_again: list[bool] = field(default_factory=list)
+    """Each measurement of a precision: whether it might go on."""
     lanes: int = 1
     lost: bool = False
     """The device fails when it is pinged."""
@@ -229,6 +233,11 @@ class FakeRunner:
             self.slots[slot] = bundle
 
         return put
+
+    def measure_again(self, slot: str, bundle: Bundle, may_go_on: Callable[[], bool]) -> bool | None:
+        assert self.slots[slot] == bundle
+        self.measured_again.append(may_go_on())
+        return self.measures_well
 
     def remove(self, slot: str) -> None:
         self.slots.pop(slot, None)

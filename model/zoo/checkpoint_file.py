@@ -24,6 +24,7 @@ MAX_BYTES = 2 * 2**30
 have the optimizer's state."""
 MAX_JSON_BYTES = 2**24
 MAX_SHARDS = 64
+CONFIG_NAMES = ("config.json", "preprocessor_config.json")
 INDEX_SUFFIX = ".index.json"
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl")
 """Of checkpoints in a tar archive."""
@@ -50,6 +51,14 @@ class CheckpointFile:
     content: object
     placeholders: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def configs(self) -> list[Path]:
+        """The configurations beside weights that timm or transformers wrote; they name these files so."""
+        if not self.path.name.startswith(("model.", "pytorch_model.")):
+            return []
+        found = (self.path.with_name(name) for name in CONFIG_NAMES)
+        return [path for path in found if path.is_file()]
 
 
 def read_checkpoint_file(path: Path) -> CheckpointFile:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from model.errors import BundleInvalid
 from model.files import open_regular
-from model.zoo.checkpoint_file import CheckpointFile
+from model.zoo.checkpoint_file import CheckpointFile, read_json
 from model.zoo.unpickling import Placeholder
 
 MAX_BYTES = 2**26
@@ -53,12 +53,9 @@ class ClassNames:
 
 
 def stored_class_names(file: CheckpointFile) -> ClassNames | None:
-    """The class names in a checkpoint; None if it has none that are non-empty strings."""
-    for place in _PLACES:
-        holder = _at(file.content, place)
-        for key in _KEYS:
-            if (names := _names(holder.get(key))) is not None:
-                return ClassNames(names, f"{place}.{key} in the file".removeprefix("."))
+    """The class names in a checkpoint, or in the configuration beside it; None if neither has any."""
+    if (found := _named_in(file.content, _PLACES, "in the file")) is not None:
+        return found
     for key, text in file.metadata.items():
         if key in _KEYS:
             try:
@@ -67,6 +64,19 @@ def stored_class_names(file: CheckpointFile) -> ClassNames | None:
                 continue
             if names is not None:
                 return ClassNames(names, f"{key} in the file's header")
+    for path in file.configs:
+        if (found := _named_in(read_json(path), ("", "pretrained_cfg"), f"in {path.name}")) is not None:
+            return found
+    return None
+
+
+def _named_in(content: object, places: Sequence[str], where: str) -> ClassNames | None:
+    """The first of `_KEYS` at one of the places that has names."""
+    for place in places:
+        holder = _at(content, place)
+        for key in _KEYS:
+            if (names := _names(holder.get(key))) is not None:
+                return ClassNames(names, f"{place}.{key} {where}".removeprefix("."))
     return None
 
 

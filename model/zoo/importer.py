@@ -19,6 +19,7 @@ from model.predictor import reference_answer
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
 from model.zoo.checkpoint import Checkpoint, Weights, read_checkpoint
+from model.zoo.checkpoint_file import INDEX_SUFFIX
 from model.zoo.class_names import ClassNames, stored_class_names
 from model.zoo.heads import (
     SEGMENT_THRESHOLD,
@@ -261,7 +262,7 @@ def _own_metadata(architecture: Architecture, checkpoint: Checkpoint, stored: St
     family = family_of(architecture)
     path = checkpoint.path
     source = Source(
-        description=f"imported from {path.name}{_key(checkpoint)} (sha256 {file_sha256(path)})",
+        description=f"imported from {path.name}{_key(checkpoint)} ({_digest(checkpoint)})",
         url="",
         licence="unknown",
         attribution="",
@@ -289,6 +290,14 @@ def _own_metadata(architecture: Architecture, checkpoint: Checkpoint, stored: St
         source=stored.source if same else source,
         accuracy=stored.accuracy if same else None,
     )
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """A hash of the file. That of an index would not depend on the shards."""
+    path = checkpoint.path
+    if path.name.endswith(INDEX_SUFFIX):
+        return f"sha256 of its tensors {tensors_sha256(checkpoint.tensors)}"
+    return f"sha256 {file_sha256(path)}"
 
 
 def _key(checkpoint: Checkpoint) -> str:

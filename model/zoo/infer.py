@@ -9,8 +9,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.errors import BundleInvalid
+<<<<<<< HEAD
 from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec, backbone_of
 from model.net.network import StateDictShapes, meta_network, network_of
+=======
+from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec
+from model.net.network import StateDictShapes, backbone_network_of, meta_network, network_of
+>>>>>>> main
 from model.net.weights import state_dict_mismatch
 from model.types import Task
 from model.zoo.checkpoint import Checkpoint
@@ -67,10 +72,15 @@ def _nearest(checkpoint: Checkpoint) -> str:
     best = _closest(tensors, _candidates(checkpoint))
     if best is None:
         listed = ", ".join(list(tensors)[:5])
+<<<<<<< HEAD
         return f"no known network has any of its {len(tensors)} tensors, the first of which are {listed}"
     sizes = backbone_of(best.backbone).sizes.values()
     nearest = _closest(tensors, [best, *(best.model_copy(update={"backbone": size}) for size in sizes)]) or best
     backbone = nearest.backbone
+=======
+        return f"its {len(tensors)} tensors are of no known backbone ({', '.join(BACKBONES)}); the first are {listed}"
+    shared, nearest = best
+>>>>>>> main
     # The number of classes is not known, so its tensors' shapes are not compared.
     shapes = meta_network(nearest, 1).state_dict()
     known = {name: shapes.get(name, tensor) for name, tensor in tensors.items()}
@@ -92,6 +102,7 @@ def _closest(tensors: Mapping[str, Tensor], architectures: Sequence[Architecture
 
 
 def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
+<<<<<<< HEAD
     """For each family the sizes that the tensors imply, or where they imply none, a size of each backbone."""
     found = []
     for family in FAMILIES.values():
@@ -104,4 +115,23 @@ def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
                 size = next(iter(backbone.sizes.values()))
                 if size.has_levels or family.task is Task.CLASSIFY:
                     found.append(family.spec(family=family.name, backbone=size))
+=======
+    """Of the families on a backbone that the tensors have: the sizes that they imply, or else the published ones."""
+    tensors = checkpoint.tensors
+    found = []
+    for backbone in BACKBONES.values():
+        key = backbone_network_of(backbone).key
+        whole = key in tensors  # without a prefix it is a classifier's
+        if not whole and not any(one.endswith(f".{key}") for one in tensors):
+            continue
+        for family in FAMILIES.values():
+            if (family.task is Task.CLASSIFY) != whole:
+                continue
+            network = network_of(family)
+            with_classes = {network.class_key: torch.empty(64, 1, 1, 1, device="meta"), **tensors}
+            try:
+                found.append(network.infer(StateDictShapes(checkpoint.path, with_classes))[0])
+            except (ValidationError, BundleInvalid):
+                found += [family.spec(family=family.name, backbone=size) for size in backbone.sizes.values()]
+>>>>>>> main
     return found

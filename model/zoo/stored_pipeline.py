@@ -14,8 +14,6 @@ from model.zoo.pipeline import PipelineParts, grey_levels, three_numbers
 from model.zoo.toolbox_config import MAX_CHARACTERS, read_toolbox_config, toolbox_pipeline
 from model.zoo.unpickling import Placeholder
 
-CONFIG_NAMES = ("config.json", "preprocessor_config.json")
-"""Files that timm and transformers write beside weights."""
 _INTERPOLATIONS: dict[object, str] = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
 """By name, or by Pillow's number."""
 
@@ -23,11 +21,8 @@ _INTERPOLATIONS: dict[object, str] = {2: "bilinear", 3: "bicubic", "bilinear": "
 def stored_pipelines(file: CheckpointFile) -> Iterator[PipelineParts]:
     """What a checkpoint has about its pipeline, the least specific source first."""
     content = file.content if isinstance(file.content, Mapping) else {}
-    folder = file.path if file.path.is_dir() else file.path.parent
-    if file.path.name.startswith(("model.", "pytorch_model.")):
-        for name in CONFIG_NAMES:
-            if (folder / name).is_file():
-                yield from _read(folder / name)
+    for path in file.configs:
+        yield from _read(path)
     for key in ("args", "pretrained_cfg", "default_cfg", "hyper_parameters"):
         yield _timm_pipeline(_attributes(content.get(key)), f"from {key} in the file")
     meta = _attributes(content.get("meta"))

@@ -45,6 +45,9 @@ GAUGE_MERGE: Mapping[str, Callable[[float, float], float]] = {
 }
 """What a gauge of several live processes is. Every gauge is listed."""
 
+Exemplar = dict[str, str]
+"""The ids of a trace."""
+
 _REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -326,21 +329,23 @@ class WorkerMetrics:
         """`uuid` as NVML has it; `device` as torch does: `cuda:0` is the first that the process may see."""
         self._gpu.labels(uuid, name, device).set(1)
 
-    def batch(self, model: str, images: int, seconds: float, part: float = 1.0) -> None:
-        """A batch of `images` ran for `seconds` on this part (0 to 1) of the device."""
+    def batch(
+        self, model: str, images: int, seconds: float, part: float = 1.0, exemplar: Exemplar | None = None
+    ) -> None:
+        """A batch of `images` ran for `seconds` on this part (0 to 1) of the device. `exemplar` is of its own trace."""
         metrics = self._models[model]
         metrics.batch_size.observe(images)
         metrics.images.inc(images)
         metrics.busy.inc(seconds * part)
         for _ in range(images):  # each image took as long as its batch
-            metrics.infer.observe(seconds)
+            metrics.infer.observe(seconds, exemplar)
 
     def not_finite(self, model: str) -> None:
         """An output had NaN or infinity."""
         self._models[model].not_finite.inc()
 
-    def waited(self, model: str, seconds: float) -> None:
-        self._models[model].queue.observe(seconds)
+    def waited(self, model: str, seconds: float, exemplar: Exemplar | None = None) -> None:
+        self._models[model].queue.observe(seconds, exemplar)
 
     def queue(self, model: str, images: int, pixels: int) -> None:
         """Set the gauges of the queue: the waiting images of one model, and the waiting pixels of all models."""

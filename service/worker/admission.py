@@ -102,9 +102,10 @@ class Admission:
     def admit(self, job: Job) -> None:
         """Put a job into the queue.
 
-        A job is refused if its answer is expected after its deadline. Where nothing runs or waits it is always
-        admitted: a refusal would help no other job, and an estimate that is too high would never be corrected. A job
-        whose deadline has passed is admitted too, and answered with DeadlineExceeded by `remove_late`.
+        A job is refused if its answer is expected after its deadline, or would delay that of a job with a later one
+        beyond that. (`MARGIN` is what earlier deadlines may take of the time of later ones.) Where nothing runs or
+        waits it is always admitted: a refusal would help no other job, and an estimate that is too high would never be
+        corrected. A job whose deadline has passed is admitted too, and answered with DeadlineExceeded by `remove_late`.
 
         Raises:
             Overloaded: it would be answered too late, or the queue is full.
@@ -118,6 +119,10 @@ class Admission:
                 answered_s = self._answered_s(job.shape, image_s, job.deadline_s)
                 if answered_s > left_s:
                     raise too_late(answered_s, drain_s)
+                if self._delays_others(job, image_s):
+                    raise Overloaded(
+                        "an answer in time would make requests late that were accepted before; try again later", drain_s
+                    )
         self._queue.put(job, image_s, drain_s)
 
     def remove_late(self) -> list[tuple[Job, ConvMLPError]]:
@@ -159,6 +164,16 @@ class Admission:
             others = queue.images - waiting
         plan = plan_batch(self._lanes, waiting + 1, others, self._limits.max_images(shape), self._lanes)
         return MARGIN * ahead_s / self._lanes + plan.images * image_s / plan.lanes
+
+    def _delays_others(self, job: Job, image_s: float) -> bool:
+        """Whether jobs that were admitted would be late if this one were served before them."""
+        now_s, before_s = self._clock(), self._running_s() + image_s
+        # A job is answered when its batch ends, and it may be the first of the batch.
+        rest = self._limits.max_images(job.shape) - 1
+        return any(
+            now_s + (before_s + until_s + rest * entry.seconds) / self._lanes > entry.deadline_s
+            for entry, until_s in self._queue.later(job.shape.model, job.deadline_s)
+        )
 
     def _running_s(self) -> float:
         """Seconds of one lane that all running batches are expected to take from now on."""

@@ -327,7 +327,8 @@ class Dispatcher:
             return
         if batch.lanes == 1:
             self._latency.record(shape, len(jobs), infer_s)
-        self._metrics.batch(shape.model, len(jobs), infer_s, batch.lanes / self.executor.lanes)
+        part = batch.lanes / self.executor.lanes
+        self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
         for job, output in zip(jobs, outputs, strict=True):
             if isinstance(output, NotFinite):
                 self._count_not_finite(job)
@@ -356,8 +357,9 @@ class Dispatcher:
             batch.trial.set_result(seconds)
 
     def _reply(self, job: Job, result: JobResult, batch: Span = NO_SPAN) -> None:
-        self._metrics.waited(job.shape.model, result.queue_s)
-        if self._tracing.on and job.span.recording:
+        is_traced = self._tracing.on and job.span.recording
+        self._metrics.waited(job.shape.model, result.queue_s, job.span.ids if is_traced else None)
+        if is_traced:
             _trace_job(job, result, batch)
         job.reply(job, result)
 

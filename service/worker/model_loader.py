@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import structlog
@@ -104,12 +105,31 @@ class ModelLoader:
                     await self._tune(model)
         return all(model.unready_reason is None for model in self._registry.served)
 
-    async def refine(self) -> None:
-        """Measure once more what had too little time before: a busy machine, or a slow model."""
+    async def refine(self, is_idle: Callable[[], bool]) -> None:
+        """Measure once more what had too little time before: a busy machine, or a slow model.
+
+        A precision is measured while the worker `is_idle`, also asked in a thread. It holds from the next start.
+        """
         for model in self._registry.served:
             if model.unready_reason is None and not (model.retired or model.tuned):
                 await self._tune(model, again=True)
                 model.tuned = True
+        for model in self._registry.served:
+            if model.unready_reason is None and not model.retired and model.measurements_left and is_idle():
+                await self._measure_precision(model, is_idle)
+
+    async def _measure_precision(self, model: LoadedModel, is_idle: Callable[[], bool]) -> None:
+        thread = ThreadPoolExecutor(1, thread_name_prefix="measure")  # one that ends, as for loading
+        call = partial(self._runner.measure_again, model.slot, model.bundle, lambda: is_idle() and not model.retired)
+        try:
+            trustworthy = await asyncio.get_running_loop().run_in_executor(thread, call)
+        except (BundleInvalid, OutOfDeviceMemory) as error:
+            log.warning("cannot measure a precision again", model=model.name, error=str(error))
+            trustworthy = False
+        finally:
+            thread.shutdown(wait=False)
+        if trustworthy is not None:
+            model.measurements_left = 0 if trustworthy else model.measurements_left - 1
 
     async def store(self) -> tuple[StoredModel, ...]:
         """All models on disk and all served models, sorted by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -84,8 +84,8 @@ class JobQueue:
     """Jobs that wait: at most `max_images` of them, with at most `max_pixels` pixels.
 
     Models take turns by their fair shares of the device's time; within a model the earliest deadline is first. All
-    methods but `has_slot` take O(log n) for n jobs, or O(models). `images` and `pixels` count what waits; `models` has
-    the models of which a job waits.
+    methods but `has_slot` and `later` take O(log n) for n jobs, or O(models). `images` and `pixels` count what waits;
+    `models` has the models of which a job waits.
     """
 
     def __init__(self, max_images: int, max_pixels: int, weights: Mapping[str, float] | None = None) -> None:
@@ -130,6 +130,21 @@ class JobQueue:
         own_s = queue.seconds * place / len(queue.entries)
         weights = sum(self.shares.weight(other) for other in self.models if other != model)
         return own_s + min(self.seconds - queue.seconds, own_s * weights / self.shares.weight(model))
+
+    def later(self, model: str, deadline_s: float) -> Iterator[tuple[Entry, float]]:
+        """The jobs of a model with a later deadline, in their order, each with the seconds of one lane until its end,
+        estimated as in `seconds_before`. Takes O(n)."""
+        queue = self.models.get(model)
+        if queue is None:
+            return
+        others_s = self.seconds - queue.seconds
+        weights = sum(self.shares.weight(other) for other in self.models if other != model)
+        share = weights / self.shares.weight(model)
+        place = bisect_right(queue.entries, (deadline_s,), key=lambda entry: entry[:1])
+        own_s = queue.seconds * place / len(queue.entries)
+        for entry in itertools.islice(queue.entries, place, None):
+            own_s += entry.seconds
+            yield entry, own_s + min(others_s, own_s * share)
 
     def put(self, job: Job, seconds: float, retry_after_s: float) -> None:
         """Add a job that is expected to take so many seconds of one lane. It replaces a waiting job of the same key.

@@ -74,6 +74,21 @@ class Runner(Protocol):
         """
         ...
 
+    def measure_again(self, slot: str, bundle: Bundle, may_go_on: Callable[[], bool]) -> bool | None:
+        """Measure the precision of the model in a slot once more where the measurement is not trustworthy, and keep it
+        for the next start: the slot stays as it is. Call it in a thread of its own.
+
+        `may_go_on` is asked before each run of the network.
+
+        Returns:
+            Whether the measurement is trustworthy now; None: it was not measured, because the machine is busy or
+            it may not go on.
+
+        Raises:
+            BundleInvalid, OutOfDeviceMemory: as `load`.
+        """
+        ...
+
     def remove(self, slot: str) -> None:
         """Empty a slot of which no batch runs, and free its memory. An empty slot stays empty."""
         ...

@@ -17,7 +17,7 @@ import structlog
 
 from model.files import open_regular, replace_file
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of every key: raised when what is measured, or how, changes."""
 MAX_FILES = 256
 """Beyond it the files that were written longest ago are deleted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 import threading
@@ -10,23 +11,33 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+import msgspec
 import structlog
 import torch
+from torch import nn
 
 from model.bundle import Bundle
+<<<<<<< HEAD
 from model.precision import Precision, candidates, make_predictor, select_precision
 from model.predictor import Predictor, default_device, load_deployed
 from model.types import AS_TRAINED, Batch, Deployment, RawOutput
+=======
+from model.precision import MAX_SPREAD, Precision, Selection, candidates, make_predictor, select_precision
+from model.predictor import Deployment, Predictor, default_device, load_deployed, load_network
+from model.types import Batch, RawOutput
+>>>>>>> main
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 from service.worker.state_folder import NOTHING_KEPT, StateFolder
 
 CUDA_LANES = 2
 """One batch is copied and answered while the other is computed."""
+MAX_LOAD = 1.0
+"""Runnable threads for each core of the machine, over the last minute, beside which times are trustworthy."""
 _NO_MEMORY = re.compile(
     "can't allocate memory"  # torch on the CPU
     # oneDNN: it cannot allocate its workspace. (An operation that it does not implement has no "primitive descriptor".)
@@ -38,17 +49,48 @@ _NO_MEMORY = re.compile(
 log = structlog.get_logger(__name__)
 
 
+class MeasuredPrecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A precision that was selected, and how busy the machine was meanwhile: the spread of the times, and the runnable
+    threads for each core of the machine (0 where a GPU computes)."""
+
+    precision: Precision
+    spread: float
+    load: float
+
+    @property
+    def is_trustworthy(self) -> bool:
+        return self.doubt <= (False, MAX_SPREAD)
+
+    @property
+    def doubt(self) -> tuple[bool, float]:
+        """The smaller of two is of the better measurement."""
+        return (self.load > MAX_LOAD, self.spread)
+
+
 @dataclass(frozen=True, slots=True)
 class _Slot:
+    """`measured` is None where the precision is configured."""
+
     predictor: Predictor
     precision: Precision
     deployment: Deployment
+    measured: MeasuredPrecision | None = None
+
+
+class Interrupted(Exception):
+    """There is something more important to do than to measure."""
+
+
+def machine_load() -> float:
+    """Runnable threads for each core of the machine, over the last minute."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 class TorchRunner:
     """Loads the given bundles on construction, each into the slot of its name.
 
-    A lane is a core of the CPU or a stream of the GPU. `state` keeps which precision was selected for a model.
+    A lane is a core of the CPU or a stream of the GPU. `state` keeps which precision was selected for a model;
+    `machine_load` are the runnable threads for each core of the machine meanwhile.
 
     Raises:
         BundleInvalid: weights do not fit their architecture.
@@ -56,7 +98,13 @@ class TorchRunner:
         DeviceMissing: this machine does not have the device of the settings.
     """
 
-    def __init__(self, bundles: Sequence[Bundle], settings: Settings, state: StateFolder = NOTHING_KEPT) -> None:
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        settings: Settings,
+        state: StateFolder = NOTHING_KEPT,
+        machine_load: Callable[[], float] = machine_load,
+    ) -> None:
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
         self._device = default_device() if settings.device == "auto" else torch.device(settings.device)
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
@@ -71,6 +119,7 @@ class TorchRunner:
         )
         self._precision_of = settings.precision_of
         self._state = state
+        self._machine_load = machine_load
         self.measuring_s = 0.0
         self.identity = (*_processor(self._device), f"{self._cores} threads", _libraries())
         self._streams = threading.local()
@@ -105,6 +154,27 @@ class TorchRunner:
 
         return put
 
+    def measure_again(self, slot: str, bundle: Bundle, may_go_on: Callable[[], bool]) -> bool | None:
+        served = self._slots.get(slot)
+        if served is None or served.measured is None or served.measured.is_trustworthy:
+            return True
+        if self._load() > MAX_LOAD:
+            return None
+
+        def before_each() -> None:
+            if not may_go_on():
+                raise Interrupted
+
+        try:
+            with self._memory_errors(), self._lane(self._cores):
+                _, measured = self._measure(bundle, load_network(bundle), before_each)
+        except Interrupted:
+            return None
+        if slot in self._slots and measured.doubt < served.measured.doubt:
+            self._slots[slot] = replace(served, measured=measured)
+            self._state.write("precision", self._key(bundle), measured)
+        return measured.is_trustworthy
+
     def remove(self, slot: str) -> None:
         self._slots.pop(slot, None)
         if self._device.type == "cuda":
@@ -133,21 +203,47 @@ class TorchRunner:
             log.info("precision", model=name, chosen=configured, source="setting")
             chosen = Precision(configured)
             return _Slot(make_predictor(bundle, self._device, chosen, network), chosen, deployment)
-        key = (bundle.config.version, *self.identity)
-        known = self._state.read("precision", key, Precision)
-        if known in (Precision.EXACT, *candidates(self._device)):
-            log.info("precision", model=name, chosen=known.value, source="measured before")
-            return _Slot(make_predictor(bundle, self._device, known, network), known, deployment)
+        known = self._state.read("precision", self._key(bundle), MeasuredPrecision)
+        if known is not None and known.precision in (Precision.EXACT, *candidates(self._device)):
+            log.info("precision", model=name, chosen=known.precision.value, source="measured before")
+            predictor = make_predictor(bundle, self._device, known.precision, network)
+            return _Slot(predictor, known.precision, deployment, known)
         started_s = time.monotonic()
-        selection = select_precision(bundle, self._device, network)
-        self._state.write("precision", key, selection.precision)
+        selection, measured = self._measure(bundle, network)
+        self._state.write("precision", self._key(bundle), measured)
         self.measuring_s += time.monotonic() - started_s
+        return _Slot(selection.predictor, selection.precision, deployment, measured)
+
+    def _key(self, bundle: Bundle) -> tuple[str, ...]:
+        """What a measurement of a bundle's precision holds for."""
+        return (bundle.config.version, *self.identity)
+
+    def _load(self) -> float:
+        """See MeasuredPrecision."""
+        return self._machine_load() if self._device.type == "cpu" else 0.0
+
+    def _measure(
+        self, bundle: Bundle, network: nn.Module, before_each: Callable[[], None] = lambda: None
+    ) -> tuple[Selection, MeasuredPrecision]:
+        """It takes ownership of `network`. Raises as `select_precision`."""
+        load = self._load()
+        selection = select_precision(bundle, self._device, network, before_each)
+        measured = MeasuredPrecision(selection.precision, round(selection.spread, 3), round(load, 2))
         tried = {
             trial.precision.value: trial.mismatch or f"{median(trial.rounds) * 1000:.1f} ms"
             for trial in selection.trials
         }
-        log.info("precision", model=name, chosen=selection.precision.value, source="measured", tried=tried)
-        return _Slot(selection.predictor, selection.precision, deployment)
+        log.info(
+            "precision",
+            model=bundle.config.name,
+            chosen=measured.precision.value,
+            source="measured",
+            tried=tried,
+            spread=measured.spread,
+            load=measured.load,
+            trustworthy=measured.is_trustworthy,
+        )
+        return selection, measured
 
     @contextmanager
     def _lane(self, cores: int) -> Iterator[None]:

@@ -47,6 +47,8 @@ from service.worker.types import Job, JobResult, Shape
 MAX_FRONT_ENDS = 1024
 UNREADY_RETRY_S = 2.0
 """Retry-After while a model is not ready."""
+QUIET_S = 5.0
+"""Without a job for so long a worker is idle."""
 FIRST_RECHECK_S = 0.5
 """Pause before a model that is not ready is checked again; doubles up to the interval of all checks."""
 
@@ -127,6 +129,8 @@ class Worker:
         self._runner: Runner | None = None
         self._dispatcher: Dispatcher | None = None
         self._control: ModelControl | None = None
+        self._requested_s = self._started_s
+        """When the last job came."""
         self._check_due = asyncio.Event()
         """Set when a self-check should not wait for its interval."""
 
@@ -214,7 +218,7 @@ class Worker:
 
     def _predict(self, sender: bytes, message: Predict, frames: Sequence[Frame]) -> None:
         """Make a message a job, or answer it with its error."""
-        now_s = time.monotonic()
+        now_s = self._requested_s = time.monotonic()
         model, dispatcher = self._registry.by_version.get(message.version), self._dispatcher
         try:
             if model is None:
@@ -335,7 +339,7 @@ class Worker:
                 models = [model.name for model in served if model.unready_reason is None]
                 log.info("ready", models=models, start_s=round(self._start_time.seconds, 1))
                 self._announce()
-            await loader.refine()
+            await loader.refine(self._is_idle)
             wait_s = interval_s if ready else min(pause_s, interval_s)
             # Never more often: each request may set the event.
             await asyncio.sleep(min(FIRST_RECHECK_S, wait_s))
@@ -343,6 +347,10 @@ class Worker:
                 async with asyncio.timeout(wait_s - FIRST_RECHECK_S):
                     await self._check_due.wait()
             pause_s = FIRST_RECHECK_S if ready else min(2 * pause_s, interval_s)
+
+    def _is_idle(self) -> bool:
+        """Whether no front-end has sent a job for a while."""
+        return self._phase is Phase.READY and time.monotonic() - self._requested_s > QUIET_S
 
     async def _watch_device(self) -> None:
         limit_s = self._settings.batch_timeout_ms / 1000

@@ -5,7 +5,12 @@ Reference: libheif, which reads the whole file and turns and crops it itself."""
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pi_heif
 import PIL.Image
@@ -22,6 +27,7 @@ from tests.model.heif_files import clap, grid_of, imir, irot, picture, prop, rew
 from tests.model.picture_files import PHOTO, encoded, exif
 from tests.model.test_decode import LIMITS, TURNED, blocks
 
+ROOT = Path(__file__).resolve().parents[2]
 BLOCKS_PIXELS = blocks(6, 4)
 BLOCKS, CUTOUT, TILE = picture("blocks"), picture("cutout"), picture("tile")
 AVIF = encoded(PHOTO, "AVIF", quality=90)
@@ -273,6 +279,45 @@ def test_the_primary_picture_has_the_format_and_not_the_brand(brand: bytes) -> N
         changed = data[:8] + brand + data[12:]
         assert read_header(changed, LIMITS).format is image_format
         np.testing.assert_array_equal(decode(changed, LIMITS).pixels, decode(data, LIMITS).pixels)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(encoded(PHOTO, "AVIF", subsampling=one) for one in ("4:2:0", "4:2:2", "4:4:4", "4:0:0")),
+        encoded(PHOTO, "AVIF", range="limited"),
+        encoded(PHOTO.convert("L"), "AVIF"),
+        cv2.imencode(".avif", np.asarray(PHOTO).astype(np.uint16) << 2, [cv2.IMWRITE_AVIF_DEPTH, 10])[1].tobytes(),
+    ],
+    ids=["4:2:0", "4:2:2", "4:4:4", "grey", "limited range", "grey of Pillow", "10 bits"],
+)
+def test_an_avif_is_equal_to_both(data: bytes) -> None:
+    """Pillow and OpenCV, so that all models get their authors' pixels."""
+    pixels = decode(data, LIMITS).pixels
+    with PIL.Image.open(BytesIO(data)) as file:
+        np.testing.assert_array_equal(pixels, np.asarray(file.convert("RGB")))
+    by_opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert by_opencv is not None
+    np.testing.assert_array_equal(pixels, by_opencv[:, :, ::-1])
+
+
+def test_without_its_extra_a_heic_is_named() -> None:
+    """The error has the format, the command that installs its decoder, and the formats that are read."""
+    script = """
+import sys
+sys.modules["pi_heif"] = None
+from model.decode import DecodeLimits, decode
+from model.errors import UnsupportedFormat
+try:
+    decode(sys.stdin.buffer.read(), DecodeLimits(1_000_000, 1_000_000))
+except UnsupportedFormat as error:
+    print(error)
+"""
+    child = subprocess.run([sys.executable, "-c", script], input=BLOCKS, capture_output=True, check=True, cwd=ROOT)
+    assert child.stdout.decode().strip() == (
+        "this is a HEIC picture, whose decoder is not installed: pip install 'convmlp-serving[heif]'; "
+        "or send one of JPEG, PNG, WebP, BMP, GIF, AVIF, TIFF"
+    )
 
 
 @pytest.mark.parametrize("subsampling", ["4:2:0", "4:2:2", "4:4:4", "4:0:0"])

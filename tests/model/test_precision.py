@@ -13,7 +13,7 @@ from torch import nn
 from model.bundle import Bundle
 from model.net.convmlp import ConvMLPClassifier
 from model.net.cpu.onednn import onednn_accelerates
-from model.precision import MIN_TIMED_ROUNDS, Precision, Trial, choose, make_predictor, select_precision
+from model.precision import MIN_TIMED_ROUNDS, Precision, Selection, Trial, choose, make_predictor, select_precision
 from model.predictor import Predictor, load_network
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
@@ -73,6 +73,17 @@ def test_a_faster_precision_needs_a_margin_in_most_rounds(
     best = choose(trials)
     assert best is not None
     assert best.precision is chosen
+
+
+def test_the_spread_is_that_of_the_comparisons(predictor: Predictor) -> None:
+    """Load that meets all precisions of a round is no spread; load that meets one of them is."""
+    busy = (10.0, 40.0, 10.0, 80.0, 10.0)
+    halves = Trial(Precision.BF16, predictor, tuple(one / 2 for one in busy), None)
+    fp32 = Trial(Precision.FP32, predictor, busy, None)
+    assert Selection(predictor, Precision.FP32, (fp32, halves)).spread == 0
+    disturbed = Trial(Precision.BF16, predictor, (5.0, 20.0, 25.0, 40.0, 5.0), None)
+    assert Selection(predictor, Precision.FP32, (fp32, disturbed)).spread > 0.5
+    assert Selection(predictor, Precision.FP32, (fp32,)).spread == 0
 
 
 def test_without_an_accurate_precision_none_is_chosen(predictor: Predictor) -> None:

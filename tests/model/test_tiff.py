@@ -137,7 +137,19 @@ def test_files_of_opencv_are_read(params: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [tiff(PIXELS), tiff(GREY, compression=DEFLATE), encoded(PHOTO, "TIFF", compression="jpeg")]
+    "data",
+    [
+        tiff(PIXELS),
+        tiff(GREY, compression=DEFLATE),
+        tiff(PIXELS, part=(32, 32), tiled=True),
+        tiff(PIXELS, big=True),
+        tiff(PIXELS, planar=True, tags={274: (6,)}),
+        tiff(random_array((47, 61), np.uint16), photometric=0),
+        encoded(PHOTO, "TIFF", compression="jpeg"),
+        encoded(PHOTO.convert("CMYK"), "TIFF", compression="tiff_lzw"),
+        encoded(PHOTO.convert("P"), "TIFF"),
+        encoded(PHOTO.convert("1"), "TIFF", compression="group4"),
+    ],
 )
 def test_opencv_reads_the_same_pixels(data: bytes) -> None:
     """So both kinds of models get the same input."""

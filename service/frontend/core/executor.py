@@ -1,14 +1,14 @@
 """Threads for an event loop, and what runs in them: decoding, resizing, encoding and drawing of pictures.
 
-This work releases the GIL for most of its time (Pillow, OpenCV, NumPy).
+This work releases the GIL for most of its time (libjpeg-turbo, Pillow, OpenCV, NumPy).
 
 All decisions are made on the event loop: which work is next, what fits into memory, what is too late. Threads only run
 what they are handed. `ThreadPool` costs a third of `run_in_executor`: one future for each piece of work instead of two,
 no lock, and one wake-up of the loop for all pieces that have ended meanwhile.
 
 A photograph's bytes are copied four times before they are here (from the kernel to uvloop, to the parser, to uvicorn's
-buffer, to the ASGI message): some 5 µs for each copy of 100 KB. Pillow reads them in place. The decoder writes the
-pixels, and the resizer writes a crop of them straight into the array that goes to the worker.
+buffer, to the ASGI message): some 5 µs for each copy of 100 KB; and once more here, without their metadata. The decoder
+writes the pixels, and the resizer writes a crop of them straight into the array that goes to the worker.
 """
 
 from __future__ import annotations

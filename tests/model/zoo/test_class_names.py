@@ -66,6 +66,23 @@ def test_class_names_in_a_safetensors_header_are_read(tmp_path: Path) -> None:
     assert (found.names, found.source) == (("cat", "dog"), "class_names in the file's header")
 
 
+@pytest.mark.parametrize(
+    ("config", "source"),
+    [
+        ({"architecture": "convmlp_s", "label_names": ["cat", "dog"]}, "label_names in config.json"),
+        ({"model_type": "x", "id2label": {"0": "cat", "1": "dog"}}, "id2label in config.json"),
+        ({"pretrained_cfg": {"label_names": ["cat", "dog"]}}, "pretrained_cfg.label_names in config.json"),
+    ],
+)
+def test_class_names_beside_the_weights_are_read(tmp_path: Path, config: object, source: str) -> None:
+    """As timm's and transformers' folders have them."""
+    safetensors.torch.save_file(TENSORS, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = stored_class_names(read_checkpoint_file(tmp_path))
+    assert found is not None
+    assert (found.names, found.source) == (("cat", "dog"), source)
+
+
 COCO = {"categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat", "supercategory": "animal"}]}
 
 

@@ -168,7 +168,9 @@ def test_the_prefix_and_the_nearest_network_are_in_the_error(tmp_path: Path) -> 
 
 
 def test_a_file_of_another_network_lists_its_first_names() -> None:
-    """Where no name is shared, no network is the nearest."""
+    """Without a known backbone, no network is the nearest."""
     tensors = {f"layer{index}.weight": torch.zeros(1) for index in range(9)}
-    with pytest.raises(BundleInvalid, match=r"has any of its 9 tensors, the first of which are layer0\.weight, layer1"):
+    with pytest.raises(
+        BundleInvalid, match=r"its 9 tensors are of no known backbone \(convmlp.*; the first are layer0\.weight"
+    ):
         infer_architecture(checkpoint(tensors))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import pytest
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
@@ -113,6 +114,22 @@ async def test_durations_have_exemplars(service: Traced) -> None:
     prefixes = ("convmlp_request_duration_seconds", "convmlp_stage_duration_seconds")
     assert found == {"convmlp_requests_total", *(f"{prefix}_bucket" for prefix in prefixes)}
     assert unsampled.trace not in text
+    queue, infer = worker_exemplars(service, "queue"), worker_exemplars(service, "infer")
+    assert caller.trace in queue
+    tree = await service.collector.named(caller.trace, "POST /classify", *IMAGE)
+    assert (await tree.batch_of(tree["infer"])).trace in infer
+    assert unsampled.trace not in queue | infer
+
+
+def worker_exemplars(service: Traced, stage: str) -> set[str]:
+    """The traces that the worker's metrics have of a stage."""
+    text = openmetrics.generate_latest(service.worker.registry).decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {
+        sample.exemplar.labels["trace_id"]
+        for sample in samples
+        if sample.exemplar and sample.labels.get("stage") == stage
+    }
 
 
 async def test_a_call_over_grpc_is_one_trace(service: Traced) -> None:

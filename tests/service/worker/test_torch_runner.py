@@ -17,11 +17,12 @@ import torch
 
 from model.bundle import Bundle
 from model.errors import BundleInvalid
+from model.precision import Precision
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.types import Batch, ClassifyOutput
 from service.settings import Settings
 from service.worker.state_folder import StateFolder
-from service.worker.torch_runner import TorchRunner, is_out_of_memory
+from service.worker.torch_runner import MeasuredPrecision, TorchRunner, is_out_of_memory
 from tests.model.tiny_models import tiny_bundle
 
 SETTINGS = Settings(device="cpu", compute_threads=1, precision="exact")
@@ -119,7 +120,8 @@ def test_a_precision_is_selected_once_for_a_model_and_a_processor(tmp_path: Path
     assert second.precision("tiny") == first.precision("tiny")
     assert scores(second, "tiny", bundle) == scores(first, "tiny", bundle)
     for kept in ("exact", "fp32"):
-        state.write("precision", (bundle.config.version, *first.identity), kept)
+        measured = MeasuredPrecision(Precision(kept), 0.0, 0.0)
+        state.write("precision", (bundle.config.version, *first.identity), measured)
         assert TorchRunner([bundle], settings, state).precision("tiny") == kept
     other = TorchRunner([bundle], settings.with_changes(compute_threads=2), state)
     assert other.measuring_s > 0
@@ -130,8 +132,58 @@ def test_a_kept_precision_that_the_device_does_not_offer_is_measured_again(tmp_p
     """What was kept counts only if it is among those that would be measured."""
     bundle, state = tiny_bundle(tmp_path, "classifier"), StateFolder(tmp_path / "state")
     settings = SETTINGS.with_changes(precision="auto")
-    state.write("precision", (bundle.config.version, *TorchRunner([], settings).identity), "fp16")
+    state.write(
+        "precision",
+        (bundle.config.version, *TorchRunner([], settings).identity),
+        MeasuredPrecision(Precision.FP16, 0.0, 0.0),
+    )
     assert TorchRunner([bundle], settings, state).measuring_s > 0
+
+
+@pytest.mark.parametrize("doubt", [{"spread": 9.0, "load": 0.0}, {"spread": 0.0, "load": 3.0}])
+def test_a_doubtful_precision_is_measured_again_for_the_next_start(tmp_path: Path, doubt: dict[str, float]) -> None:
+    """What was measured on a busy machine serves, and is measured once more; the answers change with the next start."""
+    bundle, state = tiny_bundle(tmp_path, "classifier"), StateFolder(tmp_path / "state")
+    settings = SETTINGS.with_changes(precision="auto")
+    key = (bundle.config.version, *TorchRunner([], settings).identity)
+    doubtful = MeasuredPrecision(precision=Precision.EXACT, **doubt)
+    state.write("precision", key, doubtful)
+    runner = TorchRunner([bundle], settings, state, machine_load=lambda: 0.5)
+    expected = scores(runner, "tiny", bundle)
+    for _ in range(20):  # until the rest of this machine lets it measure well
+        if runner.measure_again("tiny", bundle, lambda: True):
+            break
+    kept = state.read("precision", key, MeasuredPrecision)
+    assert kept is not None
+    assert (kept.precision, kept.load) != (Precision.EXACT, doubtful.load)
+    assert runner.precision("tiny") == "exact"
+    assert scores(runner, "tiny", bundle) == expected
+    assert TorchRunner([bundle], settings, state).precision("tiny") == kept.precision
+
+
+def test_a_precision_is_measured_again_only_on_a_quiet_machine(tmp_path: Path) -> None:
+    """A busy machine, and whatever is more important, leave the kept measurement as it is."""
+    bundle, state = tiny_bundle(tmp_path, "classifier"), StateFolder(tmp_path / "state")
+    settings = SETTINGS.with_changes(precision="auto")
+    key = (bundle.config.version, *TorchRunner([], settings).identity)
+    doubtful = MeasuredPrecision(Precision.EXACT, 9.0, 0.0)
+    state.write("precision", key, doubtful)
+    busy = TorchRunner([bundle], settings, state, machine_load=lambda: 1.5)
+    assert busy.measure_again("tiny", bundle, lambda: True) is None
+    quiet = TorchRunner([bundle], settings, state, machine_load=lambda: 0.5)
+    runs = iter([True] * 5 + [False])
+    assert quiet.measure_again("tiny", bundle, lambda: next(runs)) is None
+    assert state.read("precision", key, MeasuredPrecision) == doubtful
+
+
+def test_a_trustworthy_precision_is_not_measured_again(tmp_path: Path) -> None:
+    """Nor is a configured one: nothing runs."""
+    bundle, state = tiny_bundle(tmp_path, "classifier"), StateFolder(tmp_path / "state")
+    settings = SETTINGS.with_changes(precision="auto")
+    key = (bundle.config.version, *TorchRunner([], settings).identity)
+    state.write("precision", key, MeasuredPrecision(Precision.FP32, 0.1, 0.5))
+    for runner in (TorchRunner([bundle], settings, state), TorchRunner([bundle], SETTINGS)):
+        assert runner.measure_again("tiny", bundle, lambda: pytest.fail("it was about to run"))
 
 
 def test_each_model_can_have_a_precision_of_its_own(tmp_path: Path) -> None:

@@ -73,6 +73,19 @@ async def test_a_held_up_event_loop_is_reported() -> None:
         await until(lambda: lag_s() > 0.5)
 
 
+async def test_an_idle_worker_measures_precisions_again() -> None:
+    """Once no job has come for a while, until each measurement is trustworthy, and then no more."""
+    settings = SETTINGS.with_changes(self_check_interval_ms=1)
+    async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker:
+        worker.runner.measures_well = False
+        await until(lambda: len(worker.runner.measured_again) == 2)
+        worker.runner.measures_well = True
+        await until(lambda: len(worker.runner.measured_again) == 3)
+        batches = len(worker.runner.batches)
+        await until(lambda: len(worker.runner.batches) >= batches + 3)  # self-checks go on
+        assert worker.runner.measured_again == [True] * 3
+
+
 async def test_a_check_that_cannot_run_leaves_a_model_unready() -> None:
     """While the device has no memory for the reference picture the model is not ready; once it answers, it is."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker:

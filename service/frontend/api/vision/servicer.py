@@ -77,7 +77,7 @@ class Vision:
         record.timings, record.precision = reply.timings, reply.precision
         response = reply.payload
         response.id = record.given_id or record.request_id
-        response.model = record.model
+        response.model, response.precision = record.model, record.precision
         milliseconds = record.finish()
         response.timings.decode_ms = milliseconds["decode"]
         response.timings.queue_ms = milliseconds["queue"]

@@ -49,9 +49,11 @@ async def test_every_task_streams(rpc: RpcWithWorker) -> None:
     assert (detected.id, len(detected.detections), detected.model) == ("a", 1, "fake_detect")
     assert detected.detections[0].mask.png
     assert detected.timings.total_ms > 0
+    assert detected.precision == "fp32"
     (segmented,) = [reply async for reply in rpc.stub.SegmentStream(segment())]
     assert (segmented.id, len(segmented.segments)) == ("b", 2)
     assert segmented.label_map_png
+    assert segmented.precision == "fp32"
 
 
 async def test_a_reply_waits_for_no_other(fresh_rpc: RpcWithWorker) -> None:
@@ -91,6 +93,7 @@ async def test_a_bad_message_is_an_error_of_its_own(rpc: RpcWithWorker) -> None:
     assert request_id(errors["format"]) == "format"
     assert not replies["format"].labels
     assert not replies["format"].HasField("timings")
+    assert (replies["good 0"].precision, replies["format"].precision) == ("fp32", "")
 
 
 async def test_a_malformed_message_is_an_error_of_its_own(rpc: RpcWithWorker) -> None:
