@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from model.errors import BundleInvalid
-<<<<<<< HEAD
 from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec, backbone_of
-from model.net.network import StateDictShapes, meta_network, network_of
-=======
-from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec
 from model.net.network import StateDictShapes, backbone_network_of, meta_network, network_of
->>>>>>> main
 from model.net.weights import state_dict_mismatch
 from model.types import Task
 from model.zoo.checkpoint import Checkpoint
@@ -69,53 +61,27 @@ def _prefix(checkpoint: Checkpoint) -> str:
 def _nearest(checkpoint: Checkpoint) -> str:
     """The known network that shares the most tensor names, and its first differences."""
     tensors = checkpoint.tensors
-    best = _closest(tensors, _candidates(checkpoint))
+    best: tuple[int, ArchitectureSpec] | None = None
+    for architecture in _candidates(checkpoint):
+        shared = len(meta_network(architecture, 1).state_dict().keys() & tensors.keys())
+        if shared and (best is None or shared > best[0]):
+            best = shared, architecture
     if best is None:
         listed = ", ".join(list(tensors)[:5])
-<<<<<<< HEAD
-        return f"no known network has any of its {len(tensors)} tensors, the first of which are {listed}"
-    sizes = backbone_of(best.backbone).sizes.values()
-    nearest = _closest(tensors, [best, *(best.model_copy(update={"backbone": size}) for size in sizes)]) or best
-    backbone = nearest.backbone
-=======
         return f"its {len(tensors)} tensors are of no known backbone ({', '.join(BACKBONES)}); the first are {listed}"
     shared, nearest = best
->>>>>>> main
+    backbone = nearest.backbone
     # The number of classes is not known, so its tensors' shapes are not compared.
     shapes = meta_network(nearest, 1).state_dict()
     known = {name: shapes.get(name, tensor) for name, tensor in tensors.items()}
     return (
         f"the nearest is a {nearest.family} on {backbone_of(backbone).name} of size {backbone.size}, with "
-        f"{len(shapes.keys() & tensors.keys())} of {len(shapes)} tensors; "
+        f"{shared} of {len(shapes)} tensors; "
         f"{state_dict_mismatch(meta_network(nearest, 1), known)}"
     )
 
 
-def _closest(tensors: Mapping[str, Tensor], architectures: Sequence[ArchitectureSpec]) -> ArchitectureSpec | None:
-    """The architecture whose network shares the most tensor names; None: no network has any of them."""
-    best: tuple[int, ArchitectureSpec] | None = None
-    for architecture in architectures:
-        shared = len(meta_network(architecture, 1).state_dict().keys() & tensors.keys())
-        if shared and (best is None or shared > best[0]):
-            best = shared, architecture
-    return None if best is None else best[1]
-
-
 def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
-<<<<<<< HEAD
-    """For each family the sizes that the tensors imply, or where they imply none, a size of each backbone."""
-    found = []
-    for family in FAMILIES.values():
-        network = network_of(family)
-        with_classes = {network.class_key: torch.empty(64, 1, 1, 1, device="meta"), **checkpoint.tensors}
-        try:
-            found.append(network.infer(StateDictShapes(checkpoint.path, with_classes))[0])
-        except (ValidationError, BundleInvalid):
-            for backbone in BACKBONES.values():
-                size = next(iter(backbone.sizes.values()))
-                if size.has_levels or family.task is Task.CLASSIFY:
-                    found.append(family.spec(family=family.name, backbone=size))
-=======
     """Of the families on a backbone that the tensors have: the sizes that they imply, or else the published ones."""
     tensors = checkpoint.tensors
     found = []
@@ -132,6 +98,6 @@ def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
             try:
                 found.append(network.infer(StateDictShapes(checkpoint.path, with_classes))[0])
             except (ValidationError, BundleInvalid):
-                found += [family.spec(family=family.name, backbone=size) for size in backbone.sizes.values()]
->>>>>>> main
+                sizes = [size for size in backbone.sizes.values() if size.has_levels or whole]
+                found += [family.spec(family=family.name, backbone=size) for size in sizes]
     return found

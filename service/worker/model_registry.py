@@ -31,15 +31,10 @@ class LoadedModel:
     """A bundle with its slot in the runner. A model that is loaded again gets another slot.
 
     `unready_reason`: why it is not fit to serve; None once it gave its committed answer on `reference`, the network
-<<<<<<< HEAD
-    input of the reference picture. `precision`: what it computes in, once it is on the device, and `deployment`:
-    the form of its network there. `best_batch`: the best number of such inputs in one batch; 0 until it is known.
-    `tuned`: it need not be measured again. `retired`: its slot is being emptied.
-=======
-    input of the reference picture. `precision`: what it computes in, once it is on the device. `best_batch`: the best
-    number of such inputs in one batch; 0 until it is known. `tuned`: it need not be measured again. `measurements_left`
-    bounds those of its precision. `retired`: its slot is being emptied.
->>>>>>> main
+    input of the reference picture. `precision`: what it computes in, once it is on the device, and `deployment`: the
+    form of its network there. `best_batch`: the best number of such inputs in one batch; 0 until it is known.
+    `tuned`: it need not be measured again. `measurements_left` bounds those of its precision. `retired`: its slot is
+    being emptied.
     """
 
     bundle: Bundle

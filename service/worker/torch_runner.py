@@ -21,15 +21,9 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle
-<<<<<<< HEAD
-from model.precision import Precision, candidates, make_predictor, select_precision
-from model.predictor import Predictor, default_device, load_deployed
-from model.types import AS_TRAINED, Batch, Deployment, RawOutput
-=======
 from model.precision import MAX_SPREAD, Precision, Selection, candidates, make_predictor, select_precision
-from model.predictor import Deployment, Predictor, default_device, load_deployed, load_network
-from model.types import Batch, RawOutput
->>>>>>> main
+from model.predictor import Predictor, default_device, load_deployed, load_network
+from model.types import AS_TRAINED, Batch, Deployment, RawOutput
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 from service.worker.state_folder import NOTHING_KEPT, StateFolder
