@@ -85,6 +85,8 @@ class BundleConfig(Spec):
 
     @model_validator(mode="after")
     def _inputs_fit_the_backbone(self) -> Self:
+        if self.task is not Task.CLASSIFY and not self.architecture.backbone.has_levels:
+            raise ValueError("the backbone has no feature levels: it can be a classifier only")
         if problem := input_problem(self.architecture.backbone, self.preprocessing):
             raise ValueError(problem)
         return self

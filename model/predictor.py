@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from model.postprocess.results import postprocess, require_finite
 from model.preprocess import prepare
 from model.reference import ReferenceAnswer, reference_input, reference_params, summarise
 from model.spec import KeepRatioSpec
-from model.types import Batch, ModelInput, QueryParams, RawOutput, Result
+from model.types import Batch, Deployment, ModelInput, QueryParams, RawOutput, Result
 
 LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 
@@ -32,18 +32,6 @@ LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
 def default_device() -> torch.device:
     """The first CUDA device, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """The form in which a network is served: `trained`, or `deploy`, an equivalent one with less to compute.
-
-    `largest_difference`: of the outputs of both forms on the reference picture, of the spread of an output's values;
-    None if the network was not changed.
-    """
-
-    form: Literal["trained", "deploy"] = "trained"
-    largest_difference: float | None = None
 
 
 MAX_FORM_DIFFERENCE = 1e-4

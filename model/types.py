@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -239,3 +240,18 @@ class SegmentResult:
 
 
 Result = ClassifyResult | DetectResult | SegmentResult
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The form in which a network is served: `trained`, or `deploy`, an equivalent one with less to compute.
+
+    `largest_difference`: of the outputs of both forms on the reference picture, of the spread of an output's values;
+    None if the network was not changed.
+    """
+
+    form: Literal["trained", "deploy"] = "trained"
+    largest_difference: float | None = None
+
+
+AS_TRAINED = Deployment()

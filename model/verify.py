@@ -103,9 +103,7 @@ def _answers(bundle: Bundle, device: torch.device, network: nn.Module) -> Iterat
     if problem is not None:
         yield Check("reference", Outcome.FAILED, f"{problem}; import the model again")
     elif _is_empty(reference):
-        yield Check(
-            "reference", Outcome.NOTE, "as expected, but empty: nothing is found in the picture"
-        )
+        yield Check("reference", Outcome.NOTE, "as expected, but empty: nothing is found in the picture")
     else:
         yield Check("reference", Outcome.OK, "the answer to the reference picture is as expected")
     for precision, disagreement in compare_precisions(bundle, device, network).items():

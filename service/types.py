@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from model.bundle import BundleConfig
-from model.types import Image, QueryParams
+from model.types import AS_TRAINED, Deployment, Image, QueryParams
 
 T = TypeVar("T")
 
@@ -55,6 +55,7 @@ class ModelStatus:
     ready: bool
     devices: tuple[str, ...]
     precision: str
+    deployment: Deployment = AS_TRAINED
 
     @property
     def device(self) -> str:

@@ -35,8 +35,10 @@ from model.reference import (
 )
 from model.spec import CenterCropSpec, ClassifyPostSpec, DetectPostSpec, KeepRatioSpec, Postprocessing, SegmentPostSpec
 from model.types import (
+    AS_TRAINED,
     Batch,
     ClassifyOutput,
+    Deployment,
     DetectOutput,
     Geometry,
     QueryParams,
@@ -239,6 +241,9 @@ class FakeRunner:
 
     def remove(self, slot: str) -> None:
         self.slots.pop(slot, None)
+
+    def deployment(self, slot: str) -> Deployment:  # noqa: ARG002 - the protocol's
+        return AS_TRAINED
 
     def precision(self, slot: str) -> str:
         assert slot in self.slots

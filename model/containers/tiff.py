@@ -109,7 +109,8 @@ class _Layout:
 
     order: str
     tags: dict[int, _Tag]
-    parts: tuple[tuple[int, int], ...]
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
     tiled: bool
     orientation: int
     bits: int
@@ -140,9 +141,9 @@ def read_header(data: bytes) -> Header:
         part_width, part_height = page.number(TILE_WIDTH), page.number(TILE_HEIGHT)
     if not (width and height and part_width and part_height):
         return header_of(ImageFormat.TIFF, 0, 0, 0)
-    parts = page.parts(tiled, -(-width // part_width) * -(-height // part_height) * planes)
+    starts, sizes = page.parts(tiled, -(-width // part_width) * -(-height // part_height) * planes)
     row_bytes = -(-bits * width // (8 * planes))
-    encoded_bytes = sum(end - start for start, end in parts)
+    encoded_bytes = sum(sizes)
     part_bytes = part_height * max(-(-bits * part_width // (8 * planes)), PIXEL_BYTES * part_width)
     if compression == JPEG:
         cost = JPEG_SAMPLE_COST * samples * width * height + JPEG_BYTE_COST * encoded_bytes
@@ -157,7 +158,8 @@ def read_header(data: bytes) -> Header:
     layout = _Layout(
         page.order,
         tags,
-        parts,
+        starts,
+        sizes,
         tiled,
         orientation if 1 <= orientation <= 8 else UPRIGHT,
         bits,
@@ -168,7 +170,7 @@ def read_header(data: bytes) -> Header:
         ImageFormat.TIFF,
         width,
         height,
-        cost + PART_COST * len(parts),
+        cost + PART_COST * len(sizes),
         row_bytes=encoded_bytes + buffers,
         layout=layout,
     )
@@ -183,12 +185,12 @@ def load(data: bytes, header: Header) -> tuple[PIL.Image.Image | UInt8Array, int
     """
     layout = header.layout
     assert isinstance(layout, _Layout)
-    if any(end > len(data) for _, end in layout.parts):
+    if any(start + size > len(data) for start, size in zip(layout.starts, layout.sizes, strict=True)):
         raise ValueError("a strip is truncated")
     compression = layout.tags.get(COMPRESSION)
     if compression is not None and _numbers(layout.order, compression) == (JPEG,):
-        for start, end in layout.parts:
-            _check_baseline(data, start, end)
+        for start, size in zip(layout.starts, layout.sizes, strict=True):
+            _check_baseline(data, start, start + size)
     try:
         file = TiffImageFile(BytesIO(_page_alone(data, layout)))
     except SyntaxError as error:
@@ -292,8 +294,8 @@ class _Page:
             raise _unsupported(kind)
         return sum(bits) if len(bits) == samples else bits[0] * samples
 
-    def parts(self, tiled: bool, count: int) -> tuple[tuple[int, int], ...]:
-        """Where the strips or tiles are. Raises ValueError."""
+    def parts(self, tiled: bool, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Where the strips or tiles start, and how many bytes they have. Raises ValueError, ImageTooLarge."""
         if count > MAX_PARTS:
             raise too_many_parts(ImageFormat.TIFF, "strips or tiles", MAX_PARTS)
         starts = self.numbers(TILE_OFFSETS if tiled else STRIP_OFFSETS)
@@ -301,11 +303,12 @@ class _Page:
         if not sizes:
             # Old writers leave them out.
             sizes = tuple(end - start for start, end in pairwise((*starts, len(self._data))))
+        starts, sizes = starts[:count], sizes[:count]
         if len(starts) < count or len(sizes) < count or min(sizes) < 0:
             raise ValueError("strips are missing")
-        if sum(sizes[:count]) > len(self._data):
+        if sum(sizes) > len(self._data):
             raise ValueError("strips share data, or are truncated")
-        return tuple((start, start + size) for start, size in zip(starts[:count], sizes, strict=False))
+        return starts, sizes
 
 
 def _numbers(order: str, tag: _Tag) -> tuple[int, ...]:
@@ -316,7 +319,7 @@ def _numbers(order: str, tag: _Tag) -> tuple[int, ...]:
 def _page_alone(data: bytes, layout: _Layout) -> bytes:
     """A classic TIFF of the page: its directory, the values of its tags, its strips or tiles."""
     order, view = layout.order, memoryview(data)
-    sizes = [end - start for start, end in layout.parts]
+    sizes = layout.sizes
     tags = {number: _short(order, tag) for number, tag in layout.tags.items()}
     places, lengths = (TILE_OFFSETS, TILE_BYTES) if layout.tiled else (STRIP_OFFSETS, STRIP_BYTES)
     tags[lengths] = _longs(order, sizes)
@@ -329,6 +332,7 @@ def _page_alone(data: bytes, layout: _Layout) -> bytes:
     tags[places] = _longs(order, starts[:-1])
     head = [b"II*\0" if order == "<" else b"MM\0*", struct.pack(f"{order}IH", 8, len(tags))]
     values: list[bytes] = []
+    parts = (view[start : start + size] for start, size in zip(layout.starts, sizes, strict=True))
     for number, tag in sorted(tags.items()):
         count = len(tag.content) // TYPE_BYTES[tag.kind]
         head.append(struct.pack(f"{order}HHI", number, tag.kind, count))
@@ -338,7 +342,7 @@ def _page_alone(data: bytes, layout: _Layout) -> bytes:
             value_start += len(values[-1])
         else:
             head.append(tag.content.ljust(4, b"\0"))
-    return b"".join((*head, bytes(4), *values, *(view[start:end] for start, end in layout.parts)))
+    return b"".join((*head, bytes(4), *values, *parts))
 
 
 def _short(order: str, tag: _Tag) -> _Tag:

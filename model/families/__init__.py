@@ -10,6 +10,7 @@ from model.families.registry import BACKBONES, FAMILIES
 from model.families.repmlpnet import REPMLPNET
 from model.families.retinanet import RETINANET
 from model.families.semantic_fpn import SEMANTIC_FPN
+from model.families.upernet import UPERNET
 
 BACKBONES |= {backbone.name: backbone for backbone in (CONVMLP, CMT, HIRE_MLP, REPMLPNET, HVT)}
-FAMILIES |= {family.name: family for family in (CLASSIFIER, RETINANET, MASK_RCNN, SEMANTIC_FPN)}
+FAMILIES |= {family.name: family for family in (CLASSIFIER, RETINANET, MASK_RCNN, UPERNET, SEMANTIC_FPN)}

@@ -33,6 +33,10 @@ class HVTSpec(BackboneSpec):
         raise ValueError("HVT has no feature levels: it can be a classifier only")
 
     @property
+    def has_levels(self) -> bool:
+        return False
+
+    @property
     def input_side(self) -> int:
         return self.input_size
 

@@ -36,6 +36,11 @@ class BackboneSpec(Spec, ABC):
         """Channels of the levels, finest first."""
 
     @property
+    def has_levels(self) -> bool:
+        """Whether it has feature levels. Without them it can be a classifier only."""
+        return True
+
+    @property
     def input_side(self) -> int | None:
         """The side of its square inputs, px; None: it takes inputs of several sizes."""
         return None
@@ -116,6 +121,11 @@ class ArchitectureSpec(Spec):
 
     family: str
     backbone: Backbone
+
+    @property
+    def title(self) -> str:
+        """Family, backbone and size, such as `classifier convmlp s`."""
+        return f"{self.family} {backbone_of(self.backbone).name} {self.backbone.size}"
 
 
 if TYPE_CHECKING:

@@ -22,6 +22,10 @@ BLOCK_EPS = 1e-6
 """Of the layer norms in blocks; those of patch embeddings have torch's default."""
 
 
+VECTOR = 16
+"""Float32 values in the widest vector of a CPU."""
+
+
 def as_positions(x: Tensor) -> Tensor:
     """(N, C, H, W) → (N, H·W, C)."""
     return x.flatten(2).transpose(1, 2)
@@ -79,10 +83,37 @@ class FeedForward(ChainedModule):
         self.proj_bn = nn.BatchNorm2d(hidden)
         self.conv2 = nn.Sequential(nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels))
 
+    def after_folding(self) -> None:
+        """Add hidden channels of zeros up to a multiple of a vector: others are computed one number at a time."""
+        first, norm, depthwise, last = self.conv1[0], self.conv1[2], self.proj, self.conv2[0]
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(last, nn.Conv2d)
+        missing = -first.out_channels % VECTOR
+        if not missing:
+            return
+        for module in (first, norm, depthwise):
+            # A norm of zeros, with weight and shift zero, is zero.
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                if tensor.ndim:
+                    _set(module, name, F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, missing)))
+        _set(last, "weight", F.pad(last.weight, (0, 0, 0, 0, 0, missing)))
+        hidden = first.out_channels + missing
+        first.out_channels = norm.num_features = last.in_channels = hidden
+        depthwise.in_channels = depthwise.out_channels = depthwise.groups = hidden
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         out: Tensor = self.conv2(self.proj_bn(self.proj_act(x + self.proj(x))))
         return out
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    """Replace a parameter or a buffer by one of another shape."""
+    if name in dict(module.named_buffers()):
+        module.register_buffer(name, value)
+    else:
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 class Block(nn.Module):

@@ -107,7 +107,7 @@ class HVTClassifier(nn.Module):
 
 
 def _build(spec: HVTSpec) -> nn.Module:
-    raise BundleInvalid(f"HVT of size {spec.size} has no feature levels: it can be a classifier only")
+    raise BundleInvalid(f"hvt of size {spec.size} has no feature levels: it can be a classifier only")
 
 
 def _infer(shapes: StateDictShapes, prefix: str) -> HVTSpec:

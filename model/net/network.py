@@ -99,11 +99,12 @@ class FamilyNetwork(Generic[S, N]):
         build: spec, number of classes → the network, with the parameter names of the published checkpoints.
         predict: network, normalised float (N, 3, h, w) RGB, batch, postprocessing → an output for each row. An
             output never depends on the other rows.
-        class_key: a state-dict key that no other family has; the tensor's rows count the classes.
+        class_key: the key of the last layer's weight, whose rows count the classes.
         infer: shapes → spec, number of classes.
         score_layer: network → the layer that computes the scores' logits. None if answers have no scores.
         compile: applies torch.compile in place.
         wrapped: whether published checkpoints have mmcv's wrapping, `meta` and `state_dict`.
+        key: a state-dict key that no family listed later has. Empty: `class_key` is one.
     """
 
     build: Callable[[S, int], N]
@@ -113,6 +114,7 @@ class FamilyNetwork(Generic[S, N]):
     score_layer: Callable[[N], nn.Linear | nn.Conv2d] | None = None
     compile: Callable[[N], None] = nn.Module.compile
     wrapped: bool = True
+    key: str = ""
 
 
 def network_of(family: ModelFamily) -> FamilyNetwork[Any, Any]:

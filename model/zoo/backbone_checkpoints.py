@@ -32,7 +32,6 @@ class _Publication:
     attribution: str
     weights: Literal["raw", "ema"] | None
     """Those that the authors evaluate; None: the averaged ones where a file has them."""
-    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,6 @@ class _Checkpoint:
             parameters_millions=self.parameters_millions,
             gmacs=self.gmacs,
             weights=publication.weights,
-            by_hand=publication.by_hand,
         )
 
 
@@ -157,7 +155,6 @@ _REPMLPNET = _Publication(
         'Locality", arXiv 2112.11081 (https://arxiv.org/abs/2112.11081)'
     ),
     weights=None,  # a file is a state dict
-    by_hand=True,
 )
 
 

@@ -44,8 +44,7 @@ class CatalogueEntry:
     `path` is relative to the authors' folder of checkpoints and to any mirror of it; `url` is the file's address.
     `accuracy` has fractions; the authors print per cent. `parameters_millions` and `gmacs` (10^9 multiply-adds of an
     input) are as published, rounded; None if not published. `weights`: which ones the authors evaluate, where a file
-    has both: `raw` ones, or `ema`, their exponential moving average. `by_hand`: the address may answer with a page for
-    people instead of the file.
+    has both: `raw` ones, or `ema`, their exponential moving average.
     """
 
     name: str
@@ -60,11 +59,15 @@ class CatalogueEntry:
     parameters_millions: float
     gmacs: float | None
     weights: Literal["raw", "ema"] | None = None
-    by_hand: bool = False
 
     @property
     def task(self) -> Task:
         return family_of(self.architecture).task
+
+    @property
+    def megabytes(self) -> float:
+        """Of the weights in float32."""
+        return 4 * self.parameters_millions
 
     @property
     def labels(self) -> tuple[str, ...]:

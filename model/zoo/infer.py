@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from model.errors import BundleInvalid
-from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec
+from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec, backbone_of
 from model.net.network import StateDictShapes, backbone_network_of, meta_network, network_of
 from model.net.weights import state_dict_mismatch
 from model.types import Task
@@ -22,9 +22,9 @@ def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
     """
     path, tensors = checkpoint.path, checkpoint.tensors
     networks = {name: network_of(family) for name, family in FAMILIES.items()}
-    family = next((name for name, network in networks.items() if network.class_key in tensors), None)
+    family = next((name for name, network in networks.items() if (network.key or network.class_key) in tensors), None)
     if family is None:
-        keys = ", ".join(network.class_key for network in networks.values())
+        keys = ", ".join(dict.fromkeys(network.class_key for network in networks.values()))
         raise BundleInvalid(
             f"{path} is no supported network ({', '.join(networks)}): {_prefix(checkpoint)}it has none of the tensors "
             f"{keys}; {_nearest(checkpoint)}"
@@ -70,11 +70,13 @@ def _nearest(checkpoint: Checkpoint) -> str:
         listed = ", ".join(list(tensors)[:5])
         return f"its {len(tensors)} tensors are of no known backbone ({', '.join(BACKBONES)}); the first are {listed}"
     shared, nearest = best
+    backbone = nearest.backbone
     # The number of classes is not known, so its tensors' shapes are not compared.
     shapes = meta_network(nearest, 1).state_dict()
     known = {name: shapes.get(name, tensor) for name, tensor in tensors.items()}
     return (
-        f"the nearest is a {nearest.family} of size {nearest.backbone.size}, with {shared} of {len(shapes)} tensors; "
+        f"the nearest is a {nearest.family} on {backbone_of(backbone).name} of size {backbone.size}, with "
+        f"{shared} of {len(shapes)} tensors; "
         f"{state_dict_mismatch(meta_network(nearest, 1), known)}"
     )
 
@@ -96,5 +98,6 @@ def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
             try:
                 found.append(network.infer(StateDictShapes(checkpoint.path, with_classes))[0])
             except (ValidationError, BundleInvalid):
-                found += [family.spec(family=family.name, backbone=size) for size in backbone.sizes.values()]
+                sizes = [size for size in backbone.sizes.values() if size.has_levels or whole]
+                found += [family.spec(family=family.name, backbone=size) for size in sizes]
     return found

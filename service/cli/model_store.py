@@ -36,7 +36,7 @@ def print_model(bundle: Bundle) -> None:
     config = bundle.config
     facts = [
         config.task.value,
-        f"{config.architecture.family} {config.architecture.backbone.size}",
+        config.architecture.title,
         f"{len(config.labels)} labels",
         f"{bundle.weights_path.stat().st_size / 1e6:.1f} MB",
     ]

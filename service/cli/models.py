@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.bundle import EMBEDDED_DIR, Accuracy, Bundle, BundleConfig, bundle_names, find_bundle, read_bundle
+from model.bundle import EMBEDDED_DIR, Accuracy, Bundle, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
 from service.cli.console import number_column, print_error, print_table, text_column
 from service.cli.flags import settings_or_exit
 from service.cli.store import add_store_commands
+
+if TYPE_CHECKING:
+    from model.zoo.catalogue_entry import CatalogueEntry
 
 models_app = typer.Typer(
     no_args_is_help=True, help="Manage the model store: the embedded models, and a folder of further ones."
@@ -31,11 +34,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 @models_app.command("list")
-def list_models(models_dir: ModelsDir = None, as_json: AsJson = False) -> None:
+def list_models(
+    models_dir: ModelsDir = None,
+    available: Annotated[
+        bool, typer.Option("--available", help="List the published models that can be pulled or imported by name.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the models: task, network, size, accuracy, licence, location.
 
     A damaged model is reported on stderr, and the exit status is 1.
     """
+    if available:
+        _list_available(as_json=as_json)
+        return
     store = settings_or_exit(models_dir=models_dir).models_dir
     bundles: list[Bundle] = []
     names = bundle_names(store)
@@ -82,7 +94,7 @@ def show_model(
         [
             ["name", config.name],
             ["task", config.task.value],
-            ["network", _network(config)],
+            ["network", config.architecture.title],
             ["weights", f"{_megabytes(bundle)} MB, {config.precision}, sha256 {config.weights_sha256}"],
             ["preprocessing", _readable(config.preprocessing.model_dump())],
             ["postprocessing", _readable(config.postprocessing.model_dump(exclude={"task"})) or "-"],
@@ -101,14 +113,50 @@ def show_model(
 add_store_commands(models_app)
 
 
+def _list_available(*, as_json: bool) -> None:
+    from model.zoo.catalogue import CATALOGUE
+
+    if as_json:
+        _print_json({"models": [_published(entry) for entry in CATALOGUE.values()]})
+        return
+    columns = [text_column("name"), text_column("task"), text_column("network"), text_column("accuracy")]
+    columns += [number_column(name) for name in ("M parameters", "GMACs", "MB")]
+    print_table(
+        columns,
+        [
+            [
+                entry.name,
+                entry.task.value,
+                entry.architecture.title,
+                _accuracy(entry.accuracy),
+                f"{entry.parameters_millions:.1f}",
+                "-" if entry.gmacs is None else f"{entry.gmacs:.1f}",
+                f"{entry.megabytes:.0f}",
+            ]
+            for entry in CATALOGUE.values()
+        ],
+    )
+
+
+def _published(entry: CatalogueEntry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "task": entry.task.value,
+        "architecture": entry.architecture.model_dump(mode="json"),
+        "size": entry.architecture.backbone.size,
+        "accuracy": entry.accuracy.model_dump(mode="json"),
+        "parameters_millions": entry.parameters_millions,
+        "gmacs": entry.gmacs,
+        "megabytes": round(entry.megabytes, 1),
+        "preprocessing": entry.preprocessing.model_dump(mode="json"),
+        "source": entry.source.model_dump(mode="json"),
+    }
+
+
 def _row(bundle: Bundle) -> list[str]:
     config = bundle.config
-    fixed = [config.name, config.task.value, _network(config), str(len(config.labels)), _megabytes(bundle)]
+    fixed = [config.name, config.task.value, config.architecture.title, str(len(config.labels)), _megabytes(bundle)]
     return [*fixed, _accuracy(config.accuracy), config.source.licence, _location(bundle)]
-
-
-def _network(config: BundleConfig) -> str:
-    return f"{config.architecture.family} {config.architecture.backbone.size}"
 
 
 def _megabytes(bundle: Bundle) -> str:

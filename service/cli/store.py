@@ -116,12 +116,23 @@ def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | No
             expected=expected,
         )
     try:
+        if _is_page(file):
+            raise BundleInvalid(
+                f"{url} answered with a page instead of the file, as Google Drive does with large files; open the "
+                f"address in a browser, save the file, and run: convmlp models import FILE --as {published.name}"
+            )
         bundle = import_checkpoint(file, store, published.name)
         trusted.record(url, found)  # only now: the hash of a wrong file must not be the expected one from now on
     finally:
         if not keep:
             file.unlink(missing_ok=True)
     return bundle
+
+
+def _is_page(file: Path) -> bool:
+    """Whether a file is HTML: no checkpoint begins with a tag."""
+    with file.open("rb") as opened:
+        return opened.read(512).lstrip().startswith(b"<")
 
 
 def _is_valid(name: str, store: Path) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from zmq import Frame
 from model.types import ClassifyOutput, DetectOutput, Geometry, ModelInput, QueryParams, RawOutput, SegmentOutput
 from service.types import StoredModel
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Both ends must speak the same; raised with every change to the messages of this file."""
 
 INLINE_BYTES = 4096
@@ -98,11 +98,15 @@ class Cancel(Message, frozen=True, tag="cancel"):
 
 
 class ModelState(Message, frozen=True):
+    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them."""
+
     name: str
     version: str
     ready: bool
     device: str
     precision: str
+    form: Literal["trained", "deploy"] = "trained"
+    form_difference: float | None = None
 
 
 class State(Message, frozen=True, tag="state"):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from model.bundle import BundleConfig
+from model.types import AS_TRAINED, Deployment
 from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.messages import MalformedMessage, ModelState, Phase, State
 
@@ -36,6 +37,7 @@ class ServedModel:
     ready: bool
     device: str
     precision: str
+    deployment: Deployment = AS_TRAINED
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class ModelConfigs:
                 ready=phase is Phase.READY and model.ready,
                 device="" if phase is None else model.device,
                 precision="" if phase is None else model.precision,
+                deployment=Deployment(model.form, model.form_difference),
             )
             for model in self._served
             if model.version in self._configs
@@ -211,4 +214,5 @@ def _merge_model(models: Sequence[ServedModel]) -> ModelStatus:
         ready=serving[0].ready,
         devices=tuple(model.device for model in serving if model.device),
         precision=", ".join(dict.fromkeys(model.precision for model in serving if model.precision)),
+        deployment=serving[0].deployment,
     )

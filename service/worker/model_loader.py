@@ -225,6 +225,7 @@ class ModelLoader:
         put = await self._reads.run(self._runner.load, model.slot, model.bundle)
         await self._on_device(put)
         model.precision = self._runner.precision(model.slot)
+        model.deployment = self._runner.deployment(model.slot)
 
     async def _check_ready(self, model: LoadedModel) -> None:
         for pause_s in (*CHECK_PAUSES_S, None):

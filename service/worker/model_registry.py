@@ -14,7 +14,7 @@ import structlog
 from model.bundle import Bundle, BundleConfig
 from model.files import open_regular, replace_file
 from model.reference import reference_input
-from model.types import ModelInput
+from model.types import AS_TRAINED, Deployment, ModelInput
 from service.errors import ModelNotFound, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -31,9 +31,10 @@ class LoadedModel:
     """A bundle with its slot in the runner. A model that is loaded again gets another slot.
 
     `unready_reason`: why it is not fit to serve; None once it gave its committed answer on `reference`, the network
-    input of the reference picture. `precision`: what it computes in, once it is on the device. `best_batch`: the best
-    number of such inputs in one batch; 0 until it is known. `tuned`: it need not be measured again. `measurements_left`
-    bounds those of its precision. `retired`: its slot is being emptied.
+    input of the reference picture. `precision`: what it computes in, once it is on the device, and `deployment`: the
+    form of its network there. `best_batch`: the best number of such inputs in one batch; 0 until it is known.
+    `tuned`: it need not be measured again. `measurements_left` bounds those of its precision. `retired`: its slot is
+    being emptied.
     """
 
     bundle: Bundle
@@ -42,6 +43,7 @@ class LoadedModel:
     reference: ModelInput
     unready_reason: str | None = "not checked yet"
     precision: str = ""
+    deployment: Deployment = AS_TRAINED
     best_batch: int = 0
     tuned: bool = False
     measurements_left: int = MAX_MEASUREMENTS

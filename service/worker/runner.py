@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from model.bundle import Bundle
-from model.types import Batch, RawOutput
+from model.types import Batch, Deployment, RawOutput
 
 
 class DeviceMissing(Exception):

@@ -22,8 +22,8 @@ from torch import nn
 
 from model.bundle import Bundle
 from model.precision import MAX_SPREAD, Precision, Selection, candidates, make_predictor, select_precision
-from model.predictor import Deployment, Predictor, default_device, load_deployed, load_network
-from model.types import Batch, RawOutput
+from model.predictor import Predictor, default_device, load_deployed, load_network
+from model.types import AS_TRAINED, Batch, Deployment, RawOutput
 from service.settings import Settings, usable_cores
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 from service.worker.state_folder import NOTHING_KEPT, StateFolder
@@ -135,7 +135,7 @@ class TorchRunner:
 
     def deployment(self, slot: str) -> Deployment:
         served = self._slots.get(slot)
-        return served.deployment if served else Deployment()
+        return served.deployment if served else AS_TRAINED
 
     def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         # In a thread that ends: OpenMP keeps a team of threads for each thread that ever computed on several cores, and

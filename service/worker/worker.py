@@ -293,7 +293,15 @@ class Worker:
             reason=self._reason,
             retry_after_s=self._retry_after_s(),
             models=tuple(
-                ModelState(model.name, model.version, model.unready_reason is None, device, model.precision)
+                ModelState(
+                    model.name,
+                    model.version,
+                    model.unready_reason is None,
+                    device,
+                    model.precision,
+                    model.deployment.form,
+                    model.deployment.largest_difference,
+                )
                 for model in served
             ),
             configs={model.version: model.config.model_dump_json() for model in served if model.version not in knows},

@@ -187,7 +187,7 @@ def test_a_config_survives_being_written_and_read(tmp_path: Path) -> None:
     ("old", "new", "why"),
     [
         (b'"family": "stripes"', b'"family": "dots"', "whose family is one of convmlp, .*stripes"),
-        (b'"family": "classifier"', b'"family": "oracle"', "one of classifier, retinanet, mask_rcnn, semantic_fpn"),
+        (b'"family": "classifier"', b'"family": "oracle"', "one of classifier, retinanet, mask_rcnn, upernet"),
         (b'"channels": 8', b'"channels": "8"', "channels: Input should be a valid integer"),
         (b'"channels": 8', b'"channels": 8, "depth": 2', "depth: Extra inputs are not permitted"),
     ],

@@ -120,9 +120,12 @@ def with_a_scalar(tensors: dict[str, Tensor]) -> None:
     [
         (
             renamed,
-            r"no supported network.*the nearest is a classifier of size custom.*head\.weight is missing; body\.weight",
+            r"no supported network.*the nearest is a classifier on convmlp of size custom.*head\.weight is missing; b",
         ),
-        (without_tokenizer, r"tensor tokenizer\.block\.6\.weight is missing; the nearest is a classifier of size"),
+        (
+            without_tokenizer,
+            r"tensor tokenizer\.block\.6\.weight is missing; the nearest is a classifier on convmlp of size",
+        ),
         (without_a_norm, r"looks like a classifier of 5 classes, but stages\.1\.blocks\.0\.norm2\.bias is missing"),
         (with_a_stranger, r"auxiliary_head\.conv\.weight is unexpected"),
         (with_a_gap, r"stages\.0\.blocks\.1\.norm1\.weight is missing.*and \d+ more"),
@@ -158,7 +161,7 @@ def test_the_prefix_and_the_nearest_network_are_in_the_error(tmp_path: Path) -> 
     torch.save({f"model.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "a.pth")
     why = (
         r"without the prefix model\. of all names, it has none of the tensors head\.weight, .*; the nearest is a "
-        r"classifier of size s, with 183 of 184 tensors; head\.weight is missing; fc\.weight is unexpected"
+        r"classifier on convmlp of size s, with 183 of 184 tensors; head\.weight is missing; fc\.weight is unexpected"
     )
     with pytest.raises(BundleInvalid, match=why):
         infer_architecture(read_checkpoint(tmp_path / "a.pth"))

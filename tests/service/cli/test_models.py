@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from model.bundle import WEIGHTS_FILE, bundle_names, read_bundle
+from model.zoo.catalogue import CATALOGUE
 from service.cli.app import app
 from tests.model.tiny_models import tiny_bundle
 
@@ -35,7 +36,7 @@ def test_list_has_the_embedded_models_and_those_of_the_folder(store: Path) -> No
 def test_a_row_describes_the_model(store: Path) -> None:
     """It has task, network, number of labels, licence and location."""
     (row,) = [line for line in models("list", store=store).stdout.splitlines() if line.startswith("tiny")]
-    assert row.split()[1:5] == ["detect", "retinanet", "custom", "5"]
+    assert row.split()[1:5] == ["detect", "retinanet", "convmlp", "custom"]
     assert row.split()[-2:] == ["CC0-1.0", str(store / "tiny")]
 
 
@@ -72,3 +73,15 @@ def test_a_damaged_model_hides_no_other(store: Path) -> None:
     assert listed.exit_code == 1
     assert [line.split()[0] for line in listed.stdout.splitlines()] == ["name", *bundle_names(None)]
     assert "has SHA-256" in listed.stderr
+
+
+def test_the_published_models_of_all_families_are_listed() -> None:
+    """With accuracy, parameters, GMACs and size, each as its authors publish it; as JSON with source and remarks."""
+    table = models("list", "--available").stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["name", *CATALOGUE]
+    (row,) = [line for line in table if line.startswith("cmt_small ")]
+    assert row.split() == ["cmt_small", "classify", "classifier", "cmt", "s", "top1", "0.835", "26.3", "4.0", "105"]
+    listed = {one["name"]: one for one in json.loads(models("list", "--available", "--json").stdout)["models"]}
+    assert listed.keys() == CATALOGUE.keys()
+    assert "25.1 million" in listed["cmt_small"]["accuracy"]["measured_on"]
+    assert listed["hire_mlp_tiny"]["source"]["url"].endswith("/releases/download/log/hire_mlp_tiny.pth")

@@ -64,7 +64,7 @@ def test_a_published_model_is_downloaded_and_converted(store: Path, server: Serv
     """The command prints the model. A second pull sends no request."""
     ran = pull(store, "--url", server.url)
     assert ran.exit_code == 0, ran.stderr
-    assert ran.stdout == f"{NAME}: classify, classifier s, 10 labels, 34.1 MB -> {store / NAME}\n"
+    assert ran.stdout == f"{NAME}: classify, classifier convmlp s, 10 labels, 34.1 MB -> {store / NAME}\n"
     assert read_bundle(store / NAME).config.source == CATALOGUE[NAME].source
     again = pull(store, "--url", server.url)
     assert (again.exit_code, again.stderr) == (0, "")
@@ -135,7 +135,10 @@ def test_a_wrong_file_is_neither_converted_nor_trusted(tmp_path: Path, store: Pa
         ScriptedReply(content=other, etag='"other"'),
         ScriptedReply(content=b"no checkpoint", etag='"none"'),
     ]
-    for why in ("has a classifier of size custom and 5 classes; the published model is", "is not a checkpoint"):
+    for why in (
+        "has a classifier on convmlp of size custom and 5 classes; the published model is",
+        "is not a checkpoint",
+    ):
         ran = pull(store, "--url", server.url)
         assert (ran.exit_code, ran.stdout) == (1, "")
         assert why in ran.stderr
@@ -218,3 +221,13 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # Linux: the other end is closed
         return b""
+
+
+def test_a_page_instead_of_the_file_is_explained(store: Path) -> None:
+    """Hosts of large files may answer with a page for people: the error has what to do by hand."""
+    with scripted_server(b"<!DOCTYPE html><html><body>Google Drive cannot scan this file</body></html>") as server:
+        result = pull(store, "--url", server.url)
+    assert result.exit_code == 1
+    assert "answered with a page" in result.stderr
+    assert f"convmlp models import FILE --as {NAME}" in result.stderr
+    assert content(store) == []

@@ -31,7 +31,7 @@ def test_an_imported_model_is_in_the_store(tmp_path: Path, store: Path) -> None:
     ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "mine", store=store)
     assert (ran.exit_code, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == [
-        f"mine: detect, retinanet custom, 5 labels, 0.2 MB -> {store / 'mine'}",
+        f"mine: detect, retinanet convmlp custom, 5 labels, 0.2 MB -> {store / 'mine'}",
         "  pipeline: fits into 1333 x 800 px, bilinear, padded to multiples of 32, mean 123.7 116.3 103.5, "
         "std 58.4 57.12 57.38, scores above 0.05 "
         "(assumed; --like, --config or --input-size gives the one of the training)",

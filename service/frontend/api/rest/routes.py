@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -52,7 +52,12 @@ HEADERS = {
 
 
 class ModelCard(BaseModel):
-    """A served model. `default`: used if a request of its task names no model. `labels` are by class index."""
+    """A served model. `default`: used if a request of its task names no model. `labels` are by class index.
+
+    `form`: of the network: `trained`, or `deploy`, an equivalent one with less to compute, into which it was changed
+    when it was loaded. `form_difference`: the largest difference between both forms, measured then on the reference
+    picture, relative to the spread of the outputs.
+    """
 
     name: str
     task: Task
@@ -60,6 +65,8 @@ class ModelCard(BaseModel):
     ready: bool
     device: str
     precision: str
+    form: Literal["trained", "deploy"]
+    form_difference: float | None
     labels: tuple[str, ...]
     input: Preprocessing
     postprocessing: Postprocessing
@@ -168,6 +175,8 @@ def _card(engine: Engine, model: ModelStatus) -> ModelCard:
         ready=model.ready,
         device=model.device,
         precision=model.precision,
+        form=model.deployment.form,
+        form_difference=model.deployment.largest_difference,
         labels=config.labels,
         input=config.preprocessing,
         postprocessing=config.postprocessing,
