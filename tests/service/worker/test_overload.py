@@ -19,7 +19,7 @@ from tests.service.worker.dispatcher_bench import DispatcherBench, HeldBatches, 
 IMAGE_S = 0.02
 """Of the device."""
 FACTOR = 6.0
-SECONDS = 20.0
+SECONDS = 12.0
 ROUNDING_S = 1e-9
 WARM_S = 4.0
 """Until the queue is as full as it gets."""
