@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from model.containers.header import MAX_HEADER_PARTS, too_many_parts
+from model.errors import UnsupportedFormat
 
 MAX_PROPERTIES = 32
 """Of an item."""
@@ -85,11 +86,18 @@ def read_still(data: bytes) -> Still:
 
     Raises:
         struct.error, LookupError, ValueError: damaged, or no still picture.
+        UnsupportedFormat: a sequence, which has frames and no items.
         ImageTooLarge: too many parts.
     """
     reader = _Reader(data)
-    start, end = reader.child(0, len(data), b"meta")
-    meta = {kind: (content, box_end) for kind, _, content, box_end in reader.boxes(start + 4, end)}
+    found = reader.child(0, len(data), b"meta")
+    if found is None:
+        if reader.child(0, len(data), b"moov") is not None:
+            raise UnsupportedFormat(
+                "a sequence of pictures without a still one is not supported; send one of its frames"
+            )
+        raise ValueError("no items")
+    meta = {kind: (content, end) for kind, _, content, end in reader.boxes(found[0] + 4, found[1])}
     (primary,) = struct.unpack_from(">I" if data[meta[b"pitm"][0]] else ">H", data, meta[b"pitm"][0] + 4)
     kinds = reader.kinds(*meta[b"iinf"])
     extents = reader.extents(meta[b"iloc"][0], meta.get(b"idat"))
@@ -158,12 +166,12 @@ class _Reader:
             start = box_end
         raise too_many_parts("HEIF file", "boxes", MAX_HEADER_PARTS)
 
-    def child(self, start: int, end: int, kind: bytes) -> tuple[int, int]:
-        """Where the content of the first box of a kind starts and ends."""
+    def child(self, start: int, end: int, kind: bytes) -> tuple[int, int] | None:
+        """Where the content of the first box of a kind starts and ends; None if there is none."""
         for one, _, content, box_end in self.boxes(start, end):
             if one == kind:
                 return content, box_end
-        raise ValueError("a box is missing")
+        return None
 
     def kinds(self, start: int, end: int) -> dict[int, bytes]:
         """The kind of each item, from the box `iinf`."""
@@ -177,9 +185,10 @@ class _Reader:
 
     def properties(self, start: int, end: int) -> tuple[list[bytes], dict[int, tuple[int, ...]]]:
         """All properties, and those of each item, from 1 on, from the box `iprp`."""
-        known = [
-            self._data[box_start:box_end] for _, box_start, _, box_end in self.boxes(*self.child(start, end, b"ipco"))
-        ]
+        place = self.child(start, end, b"ipco")
+        if place is None:
+            raise ValueError("the properties are missing")
+        known = [self._data[box_start:box_end] for _, box_start, _, box_end in self.boxes(*place)]
         found: dict[int, tuple[int, ...]] = {}
         for kind, _, content, _ in self.boxes(start, end):
             if kind != b"ipma":

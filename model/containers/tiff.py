@@ -51,11 +51,13 @@ NEEDED = frozenset({
     *(529, 531, 532),  # of YCbCr: coefficients, positions, black and white
 })  # fmt: skip
 """Tags that decoding needs, besides `PLACES`."""
+SINGLE = NEEDED - {BITS, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING, 320, 529, 532}
+"""Tags of one value."""
 READ = NEEDED | PLACES | {SUBFILE_TYPE, MAKE, ORIENTATION, SUB_DIRECTORIES, DNG_VERSION}
 
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-SHORT, LONG, LONG8 = 3, 4, 16
+LONG = 4
 MAX_VALUE_BYTES = 1 << 16
 """Of a tag, besides those of the strips or tiles. The largest palette has 1,536, JPEG's tables some hundreds."""
 MAX_SAMPLES = 6
@@ -320,7 +322,7 @@ def _page_alone(data: bytes, layout: _Layout) -> bytes:
     """A classic TIFF of the page: its directory, the values of its tags, its strips or tiles."""
     order, view = layout.order, memoryview(data)
     sizes = layout.sizes
-    tags = {number: _short(order, tag) for number, tag in layout.tags.items()}
+    tags = {number: _plain(order, number, tag) for number, tag in layout.tags.items() if tag.content}
     places, lengths = (TILE_OFFSETS, TILE_BYTES) if layout.tiled else (STRIP_OFFSETS, STRIP_BYTES)
     tags[lengths] = _longs(order, sizes)
     tags[places] = _longs(order, sizes)
@@ -345,9 +347,12 @@ def _page_alone(data: bytes, layout: _Layout) -> bytes:
     return b"".join((*head, bytes(4), *values, *parts))
 
 
-def _short(order: str, tag: _Tag) -> _Tag:
-    """The tag, in a type that a classic TIFF has."""
-    return _longs(order, _numbers(order, tag)) if tag.kind == LONG8 else tag
+def _plain(order: str, number: int, tag: _Tag) -> _Tag:
+    """The tag in a type that a classic TIFF has, and with one value where more have no meaning: Pillow would warn."""
+    if tag.kind not in INTEGERS or number == JPEG_TABLES:
+        return tag
+    values = _numbers(order, tag)
+    return _longs(order, values[:1] if number in SINGLE else values)
 
 
 def _longs(order: str, values: Sequence[int]) -> _Tag:
