@@ -25,6 +25,9 @@ from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, OutOfMem
 from model.pixels import as_array, packed, upright_rgb, upright_size
 from model.types import Image, Reader, Size, UInt8Array
 
+# The limits here are checked before. Pillow's own is lower than what a setting may allow.
+PIL.Image.MAX_IMAGE_PIXELS = None
+
 COST_PER_PIXEL = 8
 """Largest cost of decoding, for each pixel of the largest picture: with the default of 64 million pixels, some 2 s."""
 ROWS_BYTES = 4 << 20

@@ -44,7 +44,7 @@ class Service:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**_environment(), "XDG_RUNTIME_DIR": str(runtime), "XDG_STATE_HOME": str(runtime / "state")},
+            env={**_environment(runtime / "state"), "XDG_RUNTIME_DIR": str(runtime)},
         )
         assert self._process.stderr is not None
         self._log: IO[bytes] = self._process.stderr
@@ -109,5 +109,7 @@ class Service:
                 self._ready.set()
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("CONVMLP_")}
+def _environment(state: Path) -> dict[str, str]:
+    """This process's, without settings of the service. `state`: the state folder where the environment names none."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("CONVMLP_")}
+    return {"XDG_STATE_HOME": str(state), **own}

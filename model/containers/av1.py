@@ -25,6 +25,14 @@ def read_coding(data: bytes) -> Coding:
     raise ValueError("no sequence header")
 
 
+def check_configuration(box: bytes, coding: Coding) -> None:
+    """Check that a box `av1C` declares the samples of `coding`. Raises IndexError, ValueError: it does not."""
+    high_depth, monochrome, across, down = (box[2] >> shift & 1 for shift in (6, 4, 3, 2))
+    samples = 1.0 if monochrome else 1 + 2 / ((1 + across) * (1 + down))
+    if (samples, 1 + high_depth) != (coding.samples, coding.sample_bytes):
+        raise ValueError("the configuration contradicts its sequence header")
+
+
 def check_picture(data: bytes, coding: Coding, limit: int) -> int:
     """Check that the data holds one frame, and that its sequence headers declare `coding`. The number of its units, at
     most `limit`.

@@ -138,6 +138,8 @@ def read_header(data: bytes) -> Header:
     image_format = _image_format(still)
     planes = tuple(_plane(data, still, number, image_format) for number in numbers)
     colour = planes[0]
+    if image_format is ImageFormat.HEIC and colour.coding.samples == 1 and colour.coding.sample_bytes > 1:
+        raise UnsupportedFormat(f"grey HEIC of more than 8 bits is not supported; send one of {ACCEPTED}")
     if planes[-1].size != colour.size:
         raise ValueError("the alpha plane has another size")
     encoded_bytes = sum(still.items[tile].data_bytes for plane in planes for tile in plane.tiles)
@@ -359,6 +361,7 @@ def _needed_file(data: bytes, layout: _Layout, image_format: ImageFormat) -> byt
             encoded = tile.data(data)
             if image_format is ImageFormat.AVIF:
                 encoded = bytes(encoded)
+                av1.check_configuration(tile.first(b"av1C") or b"", plane.coding)
                 left -= av1.check_picture(encoded, plane.coding, left)
             else:
                 encoded = _slices_alone(encoded, _hevc_configuration(tile, known), plane.coding)
@@ -379,11 +382,13 @@ def _properties(item: Item) -> Sequence[Property]:
         if one.essential and one.kind not in NEEDED_PROPERTIES | TRANSFORMS | UNNEEDED_PROPERTIES:
             kind = one.kind.decode("latin-1")
             raise UnsupportedFormat(f"a picture with the property {kind!r} is not supported; send one of {ACCEPTED}")
-    # Of the colours only the matrix matters, by which RGB is computed.
+    # Of the colours only the matrix matters, by which RGB is computed. The bits of samples follow from the picture:
+    # libheif would take another number (`pixi`) for them.
     return [
         one
         for one in item.properties
-        if one.kind in NEEDED_PROPERTIES or (one.kind == b"colr" and one.content.startswith(b"nclx"))
+        if (one.kind in NEEDED_PROPERTIES and not (one.kind == b"pixi" and item.first(b"hvcC") is not None))
+        or (one.kind == b"colr" and one.content.startswith(b"nclx"))
     ]
 
 

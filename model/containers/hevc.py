@@ -43,7 +43,11 @@ def read_configuration(box: bytes) -> Configuration:
         for _ in range(number):
             end = offset + 2 + int.from_bytes(box[offset : offset + 2], "big")
             if kind == SEQUENCE_PARAMETERS:
-                codings.append(_coding(box[offset + 2 : end][:HEADER_BYTES]))
+                coding, form = _coding(box[offset + 2 : end][:HEADER_BYTES])
+                # pi_heif sizes its memory by what the box declares, and fills it by what the parameter set does.
+                if form != (box[16] & 3, box[17] & 7, box[18] & 7):
+                    raise ValueError("the configuration contradicts its parameter set")
+                codings.append(coding)
             offset = end
     if not codings or offset > len(box):
         raise ValueError("no sequence parameters")
@@ -78,8 +82,9 @@ def picture_slices(data: bytes | memoryview, length_bytes: int, limit: int) -> t
     return slices, units
 
 
-def _coding(unit: bytes) -> Coding:
-    """What a sequence parameter set declares (H.265, 7.3.2.2)."""
+def _coding(unit: bytes) -> tuple[Coding, tuple[int, int, int]]:
+    """What a sequence parameter set declares (H.265, 7.3.2.2): also the number of its chroma format, and the bits of
+    luma and chroma beyond 8."""
     # Bytes that keep start codes from appearing are not part of the numbers.
     bits = BitReader(unit[NAL_HEADER_BYTES:].replace(b"\0\0\3", b"\0\0"))
     bits.read(4)
@@ -98,5 +103,5 @@ def _coding(unit: bytes) -> Coding:
     if bits.read(1):
         for _ in range(4):
             bits.read_exp_golomb()
-    depth = 8 + max(bits.read_exp_golomb(), bits.read_exp_golomb())
-    return Coding(width, height, SAMPLES[chroma], 1 if depth == 8 else 2)
+    luma, colour = bits.read_exp_golomb(), bits.read_exp_golomb()
+    return Coding(width, height, SAMPLES[chroma], 2 if luma or colour else 1), (chroma, luma, colour)

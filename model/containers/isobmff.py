@@ -7,13 +7,16 @@ the primary picture, `write_still` writes a file of the items that decoding need
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from model.containers.header import MAX_HEADER_PARTS, too_many_parts
+from model.errors import UnsupportedFormat
 
 MAX_PROPERTIES = 32
 """Of an item."""
+FIELDS = {0: "", 4: "I", 8: "Q"}
+"""Fields of the box `iloc`, by their bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,6 @@ class Property:
     def content(self) -> bytes:
         return self.box[8:]
 
-    def marked(self, essential: bool) -> Property:
-        return replace(self, essential=True) if essential else self
-
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -42,9 +42,11 @@ class Item:
 
     def data(self, file: bytes) -> bytes | memoryview:
         """Its data, not copied if it is in one part. Raises IndexError: truncated."""
-        if any(end > len(file) for _, end in self.extents):
-            raise IndexError("an item's data is truncated")
-        parts = [memoryview(file)[start:end] for start, end in self.extents]
+        parts: list[memoryview] = []
+        for start, end in self.extents:
+            if end > len(file):
+                raise IndexError("an item's data is truncated")
+            parts.append(memoryview(file)[start:end])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @property
@@ -75,7 +77,7 @@ class Still:
     """The items of a file, by number."""
 
     primary: int
-    items: dict[int, Item]
+    items: Mapping[int, Item]
     references: tuple[Reference, ...]
 
 
@@ -84,20 +86,61 @@ def read_still(data: bytes) -> Still:
 
     Raises:
         struct.error, LookupError, ValueError: damaged, or no still picture.
+        UnsupportedFormat: a sequence, which has frames and no items.
         ImageTooLarge: too many parts.
     """
     reader = _Reader(data)
-    start, end = reader.child(0, len(data), b"meta")
-    meta = {kind: (content, box_end) for kind, _, content, box_end in reader.boxes(start + 4, end)}
+    found = reader.child(0, len(data), b"meta")
+    if found is None:
+        if reader.child(0, len(data), b"moov") is not None:
+            raise UnsupportedFormat(
+                "a sequence of pictures without a still one is not supported; send one of its frames"
+            )
+        raise ValueError("no items")
+    meta = {kind: (content, end) for kind, _, content, end in reader.boxes(found[0] + 4, found[1])}
     (primary,) = struct.unpack_from(">I" if data[meta[b"pitm"][0]] else ">H", data, meta[b"pitm"][0] + 4)
     kinds = reader.kinds(*meta[b"iinf"])
-    properties = reader.properties(*meta[b"iprp"])
     extents = reader.extents(meta[b"iloc"][0], meta.get(b"idat"))
-    items = {one: Item(kind, extents.get(one, ()), properties.get(one, ())) for one, kind in kinds.items()}
+    items = _Items(kinds, extents, *reader.properties(*meta[b"iprp"]))
     references = tuple(reader.references(*meta[b"iref"])) if b"iref" in meta else ()
     if primary not in items:
         raise ValueError("no primary item")
     return Still(primary, items, references)
+
+
+class _Items(Mapping[int, Item]):
+    """The items, each made when it is needed: a file may have many more."""
+
+    def __init__(
+        self,
+        kinds: dict[int, bytes],
+        extents: dict[int, tuple[tuple[int, int], ...]],
+        boxes: list[bytes],
+        properties: dict[int, tuple[int, ...]],
+    ) -> None:
+        self._kinds, self._extents, self._boxes, self._properties = kinds, extents, boxes, properties
+        self._made: dict[int, Item] = {}
+        self._known: dict[int, Property] = {}
+
+    def __getitem__(self, number: int) -> Item:
+        item = self._made.get(number)
+        if item is None:
+            properties = tuple([self._property(index) for index in self._properties.get(number, ()) if index & 0x7FFF])
+            item = self._made[number] = Item(self._kinds[number], self._extents.get(number, ()), properties)
+        return item
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def _property(self, index: int) -> Property:
+        found = self._known.get(index)
+        if found is None:
+            property_box = self._boxes[(index & 0x7FFF) - 1]
+            found = self._known[index] = Property(property_box[4:8], property_box, index > 0x7FFF)
+        return found
 
 
 class _Reader:
@@ -123,12 +166,12 @@ class _Reader:
             start = box_end
         raise too_many_parts("HEIF file", "boxes", MAX_HEADER_PARTS)
 
-    def child(self, start: int, end: int, kind: bytes) -> tuple[int, int]:
-        """Where the content of the first box of a kind starts and ends."""
+    def child(self, start: int, end: int, kind: bytes) -> tuple[int, int] | None:
+        """Where the content of the first box of a kind starts and ends; None if there is none."""
         for one, _, content, box_end in self.boxes(start, end):
             if one == kind:
                 return content, box_end
-        raise ValueError("a box is missing")
+        return None
 
     def kinds(self, start: int, end: int) -> dict[int, bytes]:
         """The kind of each item, from the box `iinf`."""
@@ -140,13 +183,13 @@ class _Reader:
                 kinds[number] = item_kind
         return kinds
 
-    def properties(self, start: int, end: int) -> dict[int, tuple[Property, ...]]:
-        """The properties of each item, from the box `iprp`."""
-        known = [
-            Property(kind, self._data[box_start:box_end], essential=False)
-            for kind, box_start, _, box_end in self.boxes(*self.child(start, end, b"ipco"))
-        ]
-        found: dict[int, tuple[Property, ...]] = {}
+    def properties(self, start: int, end: int) -> tuple[list[bytes], dict[int, tuple[int, ...]]]:
+        """All properties, and those of each item, from 1 on, from the box `iprp`."""
+        place = self.child(start, end, b"ipco")
+        if place is None:
+            raise ValueError("the properties are missing")
+        known = [self._data[box_start:box_end] for _, box_start, _, box_end in self.boxes(*place)]
+        found: dict[int, tuple[int, ...]] = {}
         for kind, _, content, _ in self.boxes(start, end):
             if kind != b"ipma":
                 continue
@@ -160,41 +203,37 @@ class _Reader:
                 offset += 5 if version else 3
                 indices = struct.unpack_from(f">{count}{'H' if wide else 'B'}", self._data, offset)
                 offset += count << wide
-                essential = 0x8000 if wide else 0x80
-                found[number] = tuple(
-                    known[(index & essential - 1) - 1].marked(bool(index & essential))
-                    for index in indices
-                    if index & essential - 1
-                )
-        return found
+                # The highest bit is whether the property is essential.
+                found[number] = indices if wide else tuple([index + (index & 0x80) * 0xFF for index in indices])
+        return known, found
 
     def extents(self, start: int, idat: tuple[int, int] | None) -> dict[int, tuple[tuple[int, int], ...]]:
         """Where each item's data is, from the box `iloc`. Items in other files or other items are left out."""
         data = self._data
         version, sizes = data[start], data[start + 4] << 8 | data[start + 5]
-        offset_bytes, length_bytes, base_bytes, index_bytes = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
-        (entries,) = struct.unpack_from(">I" if version == 2 else ">H", data, start + 6)
-        offset = start + (10 if version == 2 else 8)
+        offset_code, length_code, base_code, index_code = (FIELDS[sizes >> shift & 15] for shift in (12, 8, 4, 0))
+        wide = version == 2
+        (entries,) = struct.unpack_from(">I" if wide else ">H", data, start + 6)
+        offset = start + (10 if wide else 8)
         left = self._check_number(entries, "items")
+        # Where a field is left out, it is 0.
+        head = struct.Struct(f">{'I' if wide else 'H'}{'H' if version else ''}H{base_code}H")
+        part = struct.Struct(f">{index_code if version else ''}{offset_code}{length_code}")
         found: dict[int, tuple[tuple[int, int], ...]] = {}
         for _ in range(entries):
-            (number,) = struct.unpack_from(">I" if version == 2 else ">H", data, offset)
-            offset += 4 if version == 2 else 2
-            construction = data[offset + 1] & 15 if version else 0
-            (elsewhere,) = struct.unpack_from(">H", data, offset := offset + (2 if version else 0))
-            base = self._number(offset + 2, base_bytes)
-            offset += 2 + base_bytes
-            (count,) = struct.unpack_from(">H", data, offset)
-            offset += 2
+            number, *fields, count = head.unpack_from(data, offset)
+            offset += head.size
+            construction = fields.pop(0) & 15 if version else 0
+            elsewhere, base = fields if base_code else (*fields, 0)
+            if construction == 1 and idat is not None:
+                base += idat[0]
             left = self._check_number(left - count, "parts of items")
             extents: list[tuple[int, int]] = []
             for _ in range(count):
-                offset += index_bytes if version else 0
-                begin = base + self._number(offset, offset_bytes)
-                length = self._number(offset + offset_bytes, length_bytes)
-                offset += offset_bytes + length_bytes
-                if construction == 1 and idat is not None:
-                    begin += idat[0]
+                values = part.unpack_from(data, offset)
+                offset += part.size
+                length = values[-1] if length_code else 0
+                begin = base + (values[-2 if length_code else -1] if offset_code else 0)
                 extents.append((begin, begin + length if length else len(data)))
             if construction < 2 and not elsewhere:
                 found[number] = tuple(extents)
@@ -209,11 +248,6 @@ class _Reader:
             self._check_number(count, "references of an item")
             targets = struct.unpack_from(f">{count}{code}", self._data, content + size + 2)
             yield Reference(kind, source, targets)
-
-    def _number(self, offset: int, size: int) -> int:
-        if offset + size > len(self._data):
-            raise IndexError("truncated")
-        return int.from_bytes(self._data[offset : offset + size], "big")
 
     def _check_number(self, number: int, parts: str, limit: int = MAX_HEADER_PARTS) -> int:
         if number > limit or number < 0:

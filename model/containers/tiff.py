@@ -51,11 +51,13 @@ NEEDED = frozenset({
     *(529, 531, 532),  # of YCbCr: coefficients, positions, black and white
 })  # fmt: skip
 """Tags that decoding needs, besides `PLACES`."""
+SINGLE = NEEDED - {BITS, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING, 320, 529, 532}
+"""Tags of one value."""
 READ = NEEDED | PLACES | {SUBFILE_TYPE, MAKE, ORIENTATION, SUB_DIRECTORIES, DNG_VERSION}
 
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-SHORT, LONG, LONG8 = 3, 4, 16
+LONG = 4
 MAX_VALUE_BYTES = 1 << 16
 """Of a tag, besides those of the strips or tiles. The largest palette has 1,536, JPEG's tables some hundreds."""
 MAX_SAMPLES = 6
@@ -109,7 +111,8 @@ class _Layout:
 
     order: str
     tags: dict[int, _Tag]
-    parts: tuple[tuple[int, int], ...]
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
     tiled: bool
     orientation: int
     bits: int
@@ -140,9 +143,9 @@ def read_header(data: bytes) -> Header:
         part_width, part_height = page.number(TILE_WIDTH), page.number(TILE_HEIGHT)
     if not (width and height and part_width and part_height):
         return header_of(ImageFormat.TIFF, 0, 0, 0)
-    parts = page.parts(tiled, -(-width // part_width) * -(-height // part_height) * planes)
+    starts, sizes = page.parts(tiled, -(-width // part_width) * -(-height // part_height) * planes)
     row_bytes = -(-bits * width // (8 * planes))
-    encoded_bytes = sum(end - start for start, end in parts)
+    encoded_bytes = sum(sizes)
     part_bytes = part_height * max(-(-bits * part_width // (8 * planes)), PIXEL_BYTES * part_width)
     if compression == JPEG:
         cost = JPEG_SAMPLE_COST * samples * width * height + JPEG_BYTE_COST * encoded_bytes
@@ -157,7 +160,8 @@ def read_header(data: bytes) -> Header:
     layout = _Layout(
         page.order,
         tags,
-        parts,
+        starts,
+        sizes,
         tiled,
         orientation if 1 <= orientation <= 8 else UPRIGHT,
         bits,
@@ -168,7 +172,7 @@ def read_header(data: bytes) -> Header:
         ImageFormat.TIFF,
         width,
         height,
-        cost + PART_COST * len(parts),
+        cost + PART_COST * len(sizes),
         row_bytes=encoded_bytes + buffers,
         layout=layout,
     )
@@ -183,12 +187,12 @@ def load(data: bytes, header: Header) -> tuple[PIL.Image.Image | UInt8Array, int
     """
     layout = header.layout
     assert isinstance(layout, _Layout)
-    if any(end > len(data) for _, end in layout.parts):
+    if any(start + size > len(data) for start, size in zip(layout.starts, layout.sizes, strict=True)):
         raise ValueError("a strip is truncated")
     compression = layout.tags.get(COMPRESSION)
     if compression is not None and _numbers(layout.order, compression) == (JPEG,):
-        for start, end in layout.parts:
-            _check_baseline(data, start, end)
+        for start, size in zip(layout.starts, layout.sizes, strict=True):
+            _check_baseline(data, start, start + size)
     try:
         file = TiffImageFile(BytesIO(_page_alone(data, layout)))
     except SyntaxError as error:
@@ -292,8 +296,8 @@ class _Page:
             raise _unsupported(kind)
         return sum(bits) if len(bits) == samples else bits[0] * samples
 
-    def parts(self, tiled: bool, count: int) -> tuple[tuple[int, int], ...]:
-        """Where the strips or tiles are. Raises ValueError."""
+    def parts(self, tiled: bool, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Where the strips or tiles start, and how many bytes they have. Raises ValueError, ImageTooLarge."""
         if count > MAX_PARTS:
             raise too_many_parts(ImageFormat.TIFF, "strips or tiles", MAX_PARTS)
         starts = self.numbers(TILE_OFFSETS if tiled else STRIP_OFFSETS)
@@ -301,11 +305,12 @@ class _Page:
         if not sizes:
             # Old writers leave them out.
             sizes = tuple(end - start for start, end in pairwise((*starts, len(self._data))))
+        starts, sizes = starts[:count], sizes[:count]
         if len(starts) < count or len(sizes) < count or min(sizes) < 0:
             raise ValueError("strips are missing")
-        if sum(sizes[:count]) > len(self._data):
+        if sum(sizes) > len(self._data):
             raise ValueError("strips share data, or are truncated")
-        return tuple((start, start + size) for start, size in zip(starts[:count], sizes, strict=False))
+        return starts, sizes
 
 
 def _numbers(order: str, tag: _Tag) -> tuple[int, ...]:
@@ -316,8 +321,8 @@ def _numbers(order: str, tag: _Tag) -> tuple[int, ...]:
 def _page_alone(data: bytes, layout: _Layout) -> bytes:
     """A classic TIFF of the page: its directory, the values of its tags, its strips or tiles."""
     order, view = layout.order, memoryview(data)
-    sizes = [end - start for start, end in layout.parts]
-    tags = {number: _short(order, tag) for number, tag in layout.tags.items()}
+    sizes = layout.sizes
+    tags = {number: _plain(order, number, tag) for number, tag in layout.tags.items() if tag.content}
     places, lengths = (TILE_OFFSETS, TILE_BYTES) if layout.tiled else (STRIP_OFFSETS, STRIP_BYTES)
     tags[lengths] = _longs(order, sizes)
     tags[places] = _longs(order, sizes)
@@ -329,6 +334,7 @@ def _page_alone(data: bytes, layout: _Layout) -> bytes:
     tags[places] = _longs(order, starts[:-1])
     head = [b"II*\0" if order == "<" else b"MM\0*", struct.pack(f"{order}IH", 8, len(tags))]
     values: list[bytes] = []
+    parts = (view[start : start + size] for start, size in zip(layout.starts, sizes, strict=True))
     for number, tag in sorted(tags.items()):
         count = len(tag.content) // TYPE_BYTES[tag.kind]
         head.append(struct.pack(f"{order}HHI", number, tag.kind, count))
@@ -338,12 +344,15 @@ def _page_alone(data: bytes, layout: _Layout) -> bytes:
             value_start += len(values[-1])
         else:
             head.append(tag.content.ljust(4, b"\0"))
-    return b"".join((*head, bytes(4), *values, *(view[start:end] for start, end in layout.parts)))
+    return b"".join((*head, bytes(4), *values, *parts))
 
 
-def _short(order: str, tag: _Tag) -> _Tag:
-    """The tag, in a type that a classic TIFF has."""
-    return _longs(order, _numbers(order, tag)) if tag.kind == LONG8 else tag
+def _plain(order: str, number: int, tag: _Tag) -> _Tag:
+    """The tag in a type that a classic TIFF has, and with one value where more have no meaning: Pillow would warn."""
+    if tag.kind not in INTEGERS or number == JPEG_TABLES:
+        return tag
+    values = _numbers(order, tag)
+    return _longs(order, values[:1] if number in SINGLE else values)
 
 
 def _longs(order: str, values: Sequence[int]) -> _Tag:

@@ -44,10 +44,9 @@ PYTHON = {
 NPM = {"@huggingface/inference": "4.13.30", "typescript": "5.9.3", "@types/node": "20.19.24"}
 
 
-def skip_unless_asked_for() -> None:
-    """Skip a test that installs hundreds of megabytes."""
-    if ASKED_FOR not in os.environ:
-        pytest.skip("installs large packages; `make test-clients` runs these")
+only_if_asked_for = pytest.mark.skipif(
+    ASKED_FOR not in os.environ, reason="installs large packages; `make test-clients` runs these"
+)
 
 
 def tool(name: str) -> str:

@@ -13,8 +13,10 @@ import httpx2
 import pytest
 
 from tests.clients.conftest import CAT, Expected
-from tests.clients.installs import node_modules, python_environment, run, skip_unless_asked_for, tool
+from tests.clients.installs import node_modules, only_if_asked_for, python_environment, run, tool
 from tests.e2e.convmlp_process import RunningService
+
+pytestmark = only_if_asked_for
 
 PROGRAMS = Path(__file__).parent / "programs"
 WITH_FORMS = ("--global-property", "skipFormModel=false")
@@ -25,15 +27,9 @@ public @interface Generated { String value(); String comments() default ""; Stri
 """The annotation that generated Java has on each class. It was a part of the JDK up to version 8."""
 
 
-@pytest.fixture(autouse=True)
-def _asked_for() -> None:
-    skip_unless_asked_for()
-
-
 @pytest.fixture
-def document(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+def document(tmp_path: Path, service: RunningService) -> Path:
     """The service's own /openapi.json, as a file."""
-    service: RunningService = request.getfixturevalue("service")  # not started where the test is skipped
     file = tmp_path / "openapi.json"
     file.write_bytes(httpx2.get(f"{service.url}/openapi.json", timeout=60).content)
     return file

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from tests.clients.conftest import CAT, Expected
-from tests.clients.installs import python_environment, run, skip_unless_asked_for
+from tests.clients.installs import only_if_asked_for, python_environment, run
 from tests.e2e.convmlp_process import RunningService
+
+pytestmark = only_if_asked_for
 
 PROGRAM = Path(__file__).parent / "programs/kserve_sdk.py"
 MODEL = "convmlp_pets_breed"
 
 
 @pytest.fixture(scope="module")
-def printed(request: pytest.FixtureRequest) -> dict[str, Any]:
+def printed(service: RunningService) -> dict[str, Any]:
     """What the program prints."""
-    skip_unless_asked_for()
     python = python_environment("kserve")
-    service: RunningService = request.getfixturevalue("service")  # not started where the test is skipped
     arguments = (service.url, service.grpc_address, MODEL, str(CAT))
     return dict(json.loads(run([str(python), str(PROGRAM), *arguments]).splitlines()[-1]))
 

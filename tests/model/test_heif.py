@@ -226,6 +226,31 @@ def test_parameter_sets_within_the_data_are_left_out() -> None:
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, decode(TILE, LIMITS).pixels)
 
 
+@pytest.mark.parametrize("field", [16, 17, 18])
+def test_a_configuration_agrees_with_its_parameter_set(field: int) -> None:
+    """Chroma format and depths of the box, by which memory is sized, are those that the coded picture declares."""
+    _, item = still_of(TILE)
+    configuration = item.first(b"hvcC")
+    assert configuration is not None
+    hevc.read_configuration(configuration)
+    changed = configuration[:field] + bytes([configuration[field] ^ 2]) + configuration[field + 1 :]
+    with pytest.raises(ValueError, match="contradicts"):
+        hevc.read_configuration(changed)
+
+
+def test_an_av1_configuration_agrees_with_its_sequence_header() -> None:
+    """Depth, grey and subsampling."""
+    _, item = still_of(AVIF)
+    configuration = item.first(b"av1C")
+    assert configuration is not None
+    coding = av1.read_coding(bytes(item.data(AVIF)))
+    av1.check_configuration(configuration, coding)
+    for bit in (6, 4, 3, 2):
+        changed = configuration[:2] + bytes([configuration[2] ^ 1 << bit]) + configuration[3:]
+        with pytest.raises(ValueError, match="contradicts"):
+            av1.check_configuration(changed, coding)
+
+
 def test_parts_are_bounded() -> None:
     """A file of more boxes, items or parts than any encoder writes is refused; the error has the limit."""
     many = box(b"ftyp", b"heic", bytes(4), b"mif1") + box(b"free") * MAX_HEADER_PARTS + BLOCKS[24:]
@@ -257,6 +282,10 @@ def test_items_cannot_share_their_data() -> None:
         (BLOCKS.replace(b"hvc1", b"what"), "HEIF with unknown pictures"),
         (rewritten(BLOCKS, [prop(b"what", b"")]), "a picture with the property 'what' is not supported"),
         (rewritten(BLOCKS, [irot(1), clap(20, 20)]), "cropped after its rotation"),
+        (
+            box(b"ftyp", b"hevc", bytes(4), b"msf1") + box(b"moov", bytes(9)),
+            "a sequence of pictures without a still one",
+        ),
         (box(b"ftyp", b"qt  ", bytes(4), b"qt  ") + bytes(20), "QuickTime video"),
     ],
 )

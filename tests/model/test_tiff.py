@@ -172,6 +172,12 @@ def test_what_is_not_needed_is_left_out() -> None:
     np.testing.assert_array_equal(decode(strange, LIMITS).pixels, PIXELS)
 
 
+def test_further_values_of_a_tag_are_left_out() -> None:
+    """Pillow would warn of each, which callers could fill a log with."""
+    tags = {259: (1, 2, 3), 262: (2, 2), 284: (1, 1), 256: (61, 5)}
+    np.testing.assert_array_equal(decode(tiff(PIXELS, tags=tags), LIMITS).pixels, PIXELS)
+
+
 def test_missing_sizes_of_strips_are_computed() -> None:
     """Old writers leave them out."""
     data = tiff(PIXELS, part=(10, 61), tags={279: ()})

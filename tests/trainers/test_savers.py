@@ -11,7 +11,7 @@ import torch
 
 from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec
 from model.zoo.importer import import_checkpoint
-from tests.clients.installs import ROOT, python_packages, run, skip_unless_asked_for
+from tests.clients.installs import ROOT, only_if_asked_for, python_packages, run
 from tests.model.tiny_models import NUM_CLASSES, tiny_network
 
 COMMON = ("pyyaml==6.0.4", "fsspec==2026.9.0", "tqdm==4.70.1")
@@ -27,10 +27,11 @@ PACKAGES = {
 }
 """Without torch and numpy, which are this environment's."""
 
+pytestmark = only_if_asked_for
+
 
 def saved(trainer: str, folder: Path) -> None:
     """Run the trainer's saver, which writes into the folder."""
-    skip_unless_asked_for()
     packages = python_packages(*PACKAGES[trainer])
     script = ROOT / f"tests/trainers/savers/{trainer}_saver.py"
     run([sys.executable, str(script), str(folder)], folder, environment={"PYTHONPATH": f"{packages}:{ROOT}"})

@@ -100,7 +100,7 @@ _CONTENTS: tuple[tuple[Callable[[bytes], object], Content], ...] = (
         Content("a picture that was read as text", "read the file as bytes, without an encoding"),
     ),
     (_begins(b"b'\\x", b'b"\\x'), Content("the text of a Python bytes object", "send the bytes, not str() of them")),
-    (_begins(b"\xff\xfe", b"\xfe\xff"), Content("UTF-16 text", "send the bytes of the picture")),
+    (_begins(b"\xff\xfe", b"\xfe\xff"), Content("UTF-16 text", "send UTF-8, or the bytes of the picture")),
     (_begins(b"\x1f\x8b"), Content("gzip data", "decompress it, or over HTTP name it in Content-Encoding")),
     (_begins(b"PK\x03\x04"), Content("a ZIP archive", "send the pictures in it one by one")),
     (

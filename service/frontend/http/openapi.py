@@ -73,7 +73,7 @@ def _plain_arrays(node: object) -> None:
 
 
 def _settle_defaults(schemas: dict[str, Any]) -> None:
-    """Make a constant property required, because unions are told apart by it; drop defaults that are no plain values.
+    """Make constant properties required: they distinguish the schemas of a union. Drop lists and objects as defaults.
 
     FastAPI takes both from the server's own classes, in which each property with a default is optional. Few generators
     of clients read a list or an object as a default, and answers have these properties.

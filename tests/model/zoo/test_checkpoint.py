@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from model.errors import BundleInvalid
 from model.net.weights import DtypeName, write_bundle
@@ -352,3 +353,31 @@ def test_a_missing_count_of_batches_is_zero(tmp_path: Path) -> None:
     """Batch norms of old or converted checkpoints have none."""
     torch.save({"bn.weight": torch.ones(2), "bn.running_mean": torch.ones(2)}, tmp_path / "a.pth")
     assert read_checkpoint(tmp_path / "a.pth").tensors["bn.num_batches_tracked"] == 0
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    found = torch.compile(network)
+    assert isinstance(found, nn.Module)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch.compile's own
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        compiled,
+        checkpoint_wrapper,
+        lambda network: nn.DataParallel(compiled(network)),
+        lambda network: nn.ModuleDict({"model": compiled(network), "criterion": nn.BCELoss()}),
+    ],
+    ids=["DataParallel", "SWA", "compile", "checkpointing", "mixture", "a module of one's own"],
+)
+def test_torchs_own_wrappers_are_removed(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """The state dicts of a wrapped network have its own names and values again."""
+    network = tiny_network("classifier")
+    torch.save({"epoch": 1, "model_state_dict": wrap(network).state_dict()}, tmp_path / "a.pth")
+    found, expected = read_checkpoint(tmp_path / "a.pth").tensors, network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

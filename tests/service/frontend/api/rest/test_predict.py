@@ -16,6 +16,10 @@ from pycocotools import mask as coco
 
 from model.reference import REFERENCE_PICTURE
 from model.types import BoolArray, Task
+from tests.model.heif_files import irot, rewritten
+from tests.model.heif_files import picture as heif_picture
+from tests.model.picture_files import PHOTO, encoded
+from tests.model.tiff_files import tiff
 from tests.service.frontend.rest_server import Rest, picture
 from tests.waiting import until
 
@@ -240,6 +244,29 @@ async def test_caller_who_leaves_withdraws_its_job(fresh_rest: Rest) -> None:
     fresh_rest.worker.runner.unblocked.set()
     assert [(await task).status_code for task in (first, last)] == [200, 200]
     assert batches[before:] == [("fake_classify", 1)] * 2
+
+
+@pytest.mark.parametrize("form", ["bytes", "form", "JSON"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        rewritten(heif_picture("blocks"), [irot(1)]),
+        encoded(PHOTO.resize((96, 64)), "AVIF"),
+        encoded(PHOTO.resize((96, 64)), "TIFF", compression="tiff_lzw"),
+        tiff(np.zeros((96, 64, 3), np.uint8), order=">", tags={274: (6,)}),
+    ],
+    ids=["heic", "avif", "tiff", "turned tiff"],
+)
+async def test_pictures_of_phones_and_scanners_are_answered(rest: Rest, data: bytes, form: str) -> None:
+    """HEIC, AVIF and TIFF, however they are sent. Their sizes are upright."""
+    bodies: dict[str, dict[str, Any]] = {
+        "bytes": {"content": data, "headers": {"Content-Type": "application/octet-stream"}},
+        "form": {"files": {"image": data}},
+        "JSON": {"json": {"image": base64.b64encode(data).decode()}},
+    }
+    response = await rest.http.post("/classify", **bodies[form])
+    assert response.status_code == 200, response.text
+    assert response.json()["results"][0]["image"] == {"width": 96, "height": 64}
 
 
 @pytest.mark.settings(max_image_mpx=30)
