@@ -72,10 +72,12 @@ class Attention(nn.Module):
 class FeedForward(ChainedModule):
     """1x1, depthwise 3x3 plus its input, 1x1 convolutions: (N, C, H, W) → (N, C, H, W). Norms follow activations."""
 
-    chains: ClassVar[Chains] = (("proj_bn", "conv2.0"),)
+    # `proj_act` directly follows `proj` once this has taken over the sum.
+    chains: ClassVar[Chains] = (("proj", "proj_act", "proj_bn", "conv2.0"),)
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
+        self.sums = True
         # The depthwise convolution pads with zeros after this norm, so the norm cannot be folded into it.
         self.conv1 = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.GELU(), UnfoldedBatchNorm2d(hidden))
         self.proj = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
@@ -84,7 +86,12 @@ class FeedForward(ChainedModule):
         self.conv2 = nn.Sequential(nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels))
 
     def after_folding(self) -> None:
-        """Add hidden channels of zeros up to a multiple of a vector: others are computed one number at a time."""
+        """Let `proj` add its input, and add hidden channels of zeros up to a multiple of a vector.
+
+        The last channels would otherwise be computed one number at a time.
+        """
+        _add_input(self.proj)
+        self.sums = False
         first, norm, depthwise, last = self.conv1[0], self.conv1[2], self.proj, self.conv2[0]
         assert isinstance(first, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -104,8 +111,14 @@ class FeedForward(ChainedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        out: Tensor = self.conv2(self.proj_bn(self.proj_act(x + self.proj(x))))
+        local = x + self.proj(x) if self.sums else self.proj(x)
+        out: Tensor = self.conv2(self.proj_bn(self.proj_act(local)))
         return out
+
+
+def _add_input(conv: nn.Conv2d) -> None:
+    """Let a depthwise 3x3 convolution compute the sum of its output and its input."""
+    conv.weight[:, 0, 1, 1] += 1
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:
@@ -116,7 +129,7 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
-class Block(nn.Module):
+class Block(ChainedModule):
     """Depthwise 3x3 convolution, attention, feed-forward part, each plus its input, on (N, C, H, W)."""
 
     def __init__(self, channels: int, heads: int, hidden: int, reduction: int) -> None:
@@ -126,10 +139,15 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(channels, eps=BLOCK_EPS)
         self.mlp = FeedForward(channels, hidden)
         self.proj = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.sums = True
+
+    def after_folding(self) -> None:
+        _add_input(self.proj)
+        self.sums = False
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         height = x.shape[2]
-        x = x + self.proj(x)
+        x = x + self.proj(x) if self.sums else self.proj(x)
         positions = as_positions(x)
         positions = positions + self.attn(self.norm1(positions), height, bias)
         out: Tensor = as_map(positions, height) + self.mlp(as_map(self.norm2(positions), height))

@@ -101,7 +101,8 @@ class PartitionMixer(nn.Module):
         groups = x.shape[1] // self.sets
         # Channels of each partition, set by set: (N, rows, columns, groups, sets, side, side).
         parts = x.reshape(-1, groups, self.sets, rows, side, columns, side).permute(0, 3, 5, 1, 2, 4, 6)
-        mixed = self._mixed(parts.reshape(-1, self.sets, side, side))
+        # One picture alone may be a view: a matrix product of another layout is rounded otherwise.
+        mixed = self._mixed(parts.reshape(-1, self.sets, side, side).contiguous())
         # The authors' code reads the result in another order than it was written in, with groups before rows and
         # columns, and networks learnt with it: with a single partition both are equal.
         mixed = mixed.reshape(-1, groups, rows, columns, self.sets, side, side).permute(0, 1, 4, 2, 5, 3, 6)

@@ -379,6 +379,7 @@ def test_hire_mlp_takes_any_size(size: tuple[int, int]) -> None:
     assert all(bool(level.isfinite().all()) for level in levels)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("system", list(MUTATIONS))
 def test_a_mistake_would_be_found(system: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from model.types import Task
+from model.types import Deployment, Task
 from service.types import Readiness, StoredModel
 from service.wire.messages import Phase
 from service.wire.worker_view import ServedModel, WorkerView, merge_models, merge_readiness, merge_stores
@@ -49,6 +51,13 @@ def test_each_model_is_listed_once_with_all_its_devices() -> None:
         "fp32, bf16",
     )
     assert (b.ready, b.device, b.precision) == (False, "cuda:0, cuda:1, cuda:2", "fp32")
+
+
+def test_the_form_of_a_network_is_kept() -> None:
+    """As a worker that serves the model reported it."""
+    deployment = Deployment("deploy", 2e-6)
+    (status,) = merge_models([view(replace(offer("a"), deployment=deployment))]) or ()
+    assert status.deployment == deployment
 
 
 def test_workers_on_one_kind_of_device() -> None:

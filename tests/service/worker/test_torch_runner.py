@@ -19,10 +19,11 @@ from model.bundle import Bundle
 from model.errors import BundleInvalid
 from model.precision import Precision
 from model.reference import REFERENCE_PARAMS, reference_input
-from model.types import Batch, ClassifyOutput
+from model.types import AS_TRAINED, Batch, ClassifyOutput
 from service.settings import Settings
 from service.worker.state_folder import StateFolder
 from service.worker.torch_runner import MeasuredPrecision, TorchRunner, is_out_of_memory
+from tests.model.tiny_backbones import tiny_backbone_bundle
 from tests.model.tiny_models import tiny_bundle
 
 SETTINGS = Settings(device="cpu", compute_threads=1, precision="exact")
@@ -51,6 +52,17 @@ def test_a_model_prepared_in_another_thread_answers_the_same(tmp_path: Path) -> 
     assert callable(put)
     put()
     assert scores(runner, "another", bundle) == scores(runner, bundle.config.name, bundle)
+
+
+def test_the_form_of_a_network_is_reported(tmp_path: Path) -> None:
+    """RepMLPNet is served in deploy form, with the difference that was measured; a network of one form as trained."""
+    bundle = tiny_backbone_bundle(tmp_path, "repmlpnet")
+    runner = TorchRunner([bundle, tiny_bundle(tmp_path, "classifier")], SETTINGS)
+    deployment = runner.deployment(bundle.config.name)
+    assert deployment.form == "deploy"
+    assert deployment.largest_difference is not None
+    assert deployment.largest_difference < 1e-5
+    assert runner.deployment("tiny") == runner.deployment("no such slot") == AS_TRAINED
 
 
 def test_an_emptied_slot_frees_its_memory(tmp_path: Path) -> None:
