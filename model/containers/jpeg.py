@@ -72,6 +72,8 @@ UNUSUAL = (
 )
 """How its warnings of odd numbers in headers begin, on which no pixel depends, and how TurboJPEG refuses components of
 resolutions that it has no name for, and lossless grey. The last warning is the one that is raised."""
+PADDED = "extraneous bytes before marker 0xd9"
+"""How its warning ends of bytes between the last code and the end."""
 
 Needed = Callable[[Size], Size]
 """The upright size of a picture → the size that its caller resizes to."""
@@ -184,7 +186,7 @@ def load(
             # A long block continues in further segments.
             exif += data[start + 10 : end]
     if layout.several_scans:
-        parts[-1:] = _scans(view, layout, max_cost)
+        parts[-1:], end = _scans(view, layout, max_cost)
     else:
         parts.append(view[end:])
     # Some cameras leave out the end, which makes a whole picture no worse. Where pixels are missing the decoder warns.
@@ -205,6 +207,9 @@ def load(
     except ValueError as error:
         reason = str(error)
         if reason.startswith(DAMAGE):
+            trimmed = _without_padding(data, layout, end) if reason.endswith(PADDED) else data
+            if len(trimmed) < len(data):
+                return load(trimmed, header, max_cost, needed, reader)
             raise ImageUndecodable(
                 f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file, or save it again"
             ) from error
@@ -214,6 +219,23 @@ def load(
     if pixels.shape[:2] != (size.height, size.width):
         raise undecodable(ImageFormat.JPEG)
     return cmyk_to_rgb(pixels, reader) if colours == "CMYK" else pixels, orientation
+
+
+def _without_padding(data: bytes, layout: _Layout, end: int) -> bytes:
+    """The file without the zeros between its last code and its end, or up to the end of the file, and without what
+    follows them. Some cameras and encoders write them. If codes are missing before them, the decoder warns of that
+    instead. Of arithmetic codes it does not: zeros at their end count as written. `end` is where the first scan starts,
+    or where the last of several ends.
+    """
+    if any(marker in ARITHMETIC for marker, _, _ in layout.segments):
+        return data
+    stop = end if layout.several_scans else _next_marker(memoryview(data), end)
+    filled = data[:stop].rstrip(b"\xff")
+    kept = filled.rstrip(b"\0")
+    if len(kept) == len(filled):
+        return data
+    # After a byte 0xFF the first zero is a part of the code.
+    return kept + (b"\0" if kept.endswith(b"\xff") else b"") + END
 
 
 def _load_unusual(encoded: bytes, header: Header, scale: int, reader: Reader) -> JpegImageFile | UInt8Array:
@@ -235,11 +257,11 @@ def _not_read(kind: str) -> UnsupportedFormat:
     )
 
 
-def _scans(data: memoryview, layout: _Layout, max_cost: int) -> list[memoryview]:
-    """All scans with their data, and the tables between them.
+def _scans(data: memoryview, layout: _Layout, max_cost: int) -> tuple[list[memoryview], int]:
+    """All scans with their data, and the tables between them; and where the last one ends.
 
     Raises:
-        IndexError, KeyError, ImageUndecodable: damaged.
+        IndexError, KeyError: damaged.
         ImageTooLarge: too many segments, or the scans take too much work.
     """
     planes = {
@@ -252,7 +274,7 @@ def _scans(data: memoryview, layout: _Layout, max_cost: int) -> list[memoryview]
         marker = data[offset + 1]
         if marker == EOI:
             parts.append(data[offset : offset + 2])
-            return parts
+            return parts, offset
         end = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
         following = _next_marker(data, end)
         # What follows a segment and is none is a sign of damage, which the decoder is to see.
@@ -268,10 +290,10 @@ def _scans(data: memoryview, layout: _Layout, max_cost: int) -> list[memoryview]
 
 
 def _next_marker(data: memoryview, start: int) -> int:
-    """The offset of the next marker with a segment, or that ends the picture. Raises ImageUndecodable: none."""
+    """The offset of the next marker with a segment, or that ends the picture; that of the data's end if it has none."""
     while start < len(data):
         found = NEXT_MARKER.search(data, start, start + SEARCHED_BYTES + 1)
         if found is not None:
             return found.start()
         start += SEARCHED_BYTES
-    raise undecodable(ImageFormat.JPEG)
+    return len(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -11,7 +13,7 @@ from model.decode import decode
 from model.errors import ImageUndecodable
 from model.reference import REFERENCE_PICTURE
 from model.types import Reader
-from tests.model.picture_files import PHOTO, encoded, png_chunk
+from tests.model.picture_files import PHOTO, RARE_JPEGS, encoded, png_chunk, random_array
 from tests.model.test_decode import LIMITS
 from tests.model.test_pictures import by_opencv, by_pillow
 
@@ -62,6 +64,47 @@ def test_a_jpeg_may_lack_its_end_marker(name: str) -> None:
     np.testing.assert_array_equal(decode(data[:-2], LIMITS).pixels, by_pillow(data))
     with pytest.raises(ImageUndecodable):
         decode(data[:-20], LIMITS)
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("zeros", [1, 8, 800])
+def test_zeros_before_the_end_of_a_jpeg_are_no_damage(name: str, zeros: int) -> None:
+    """Cameras and encoders fill a file or its last block with them. All codes come before them: with two bytes
+    of codes less, the same file is damaged."""
+    data = JPEGS[name]
+    whole, padding = by_pillow(data), bytes(zeros)
+    padded = data[:-2] + padding + data[-2:]
+    np.testing.assert_array_equal(decode(padded, LIMITS).pixels, whole)
+    np.testing.assert_array_equal(decode(padded, LIMITS, Reader.OPENCV).pixels, by_opencv(padded))
+    np.testing.assert_array_equal(decode(data[:-2] + padding + b"\xff\xff" + data[-2:] + data, LIMITS).pixels, whole)
+    if zeros > 8:
+        with pytest.raises(ImageUndecodable):
+            decode(data[:-4] + padding + data[-2:], LIMITS)
+
+
+@pytest.mark.parametrize("name", [name for name in JPEGS if name != "progressive"])
+def test_zeros_may_stand_in_the_place_of_a_jpegs_end_marker(name: str) -> None:
+    """As a disk or a card leaves them behind a file."""
+    data = JPEGS[name]
+    padded = data[:-2] + bytes(800)
+    np.testing.assert_array_equal(decode(padded, LIMITS).pixels, by_pillow(data))
+    np.testing.assert_array_equal(decode(padded, LIMITS, Reader.OPENCV).pixels, by_opencv(padded))
+
+
+def test_a_byte_of_ones_keeps_its_zero() -> None:
+    """A byte 0xFF of codes is followed by a zero that is no filling."""
+    noise = random_array((8, 4000))
+    files = (encoded(PIL.Image.fromarray(noise[:, at : at + 8]), "JPEG", quality=100) for at in range(0, 4000, 8))
+    data = next(file for file in files if file.endswith(b"\xff\0\xff\xd9"))
+    np.testing.assert_array_equal(decode(data[:-2] + bytes(20) + data[-2:], LIMITS).pixels, by_pillow(data))
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "arithmetic progressive"])
+def test_zeros_at_the_end_of_arithmetic_codes_are_damage(name: str) -> None:
+    """Its decoder takes what is missing as zeros and does not warn. Only zeros left over show that codes were lost."""
+    data = base64.b64decode(RARE_JPEGS[name])
+    with pytest.raises(ImageUndecodable, match="extraneous bytes before marker 0xd9"):
+        decode(data[:-40] + bytes(400) + data[-2:], LIMITS)
 
 
 JFIF, SCAN = BASELINE.index(b"JFIF\0"), BASELINE.index(b"\xff\xda")
