@@ -1,6 +1,8 @@
-"""BMP: uncompressed pixels. Pillow decodes palettes and 24 bits; pixels of 16 and 32 bits are read by their masks here.
+"""BMP: uncompressed pixels and run lengths. Pillow decodes palettes and 24 bits, OpenCV run lengths; pixels of 16 and
+32 bits are read by their masks here.
 
-Of masks, Pillow knows a few, and OpenCV fewer.
+Of masks, Pillow knows a few, and OpenCV fewer. Run lengths Pillow decodes pixel by pixel in Python: seconds of the
+interpreter for a file of 100 bytes.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL.BmpImagePlugin import BmpImageFile
@@ -23,7 +27,7 @@ from model.containers.header import (
     undecodable,
 )
 from model.errors import UnsupportedFormat
-from model.pixels import boxes, rgba_on_white
+from model.pixels import boxes, opencv_to_rgb, rgba_on_white
 from model.types import Reader, UInt8Array
 
 CORE_HEADER, INFO_HEADER, OS2_HEADER = 12, 40, 64
@@ -31,8 +35,9 @@ CORE_HEADER, INFO_HEADER, OS2_HEADER = 12, 40, 64
 RGB_MASKS_HEADER, ALPHA_MASK_HEADER = 52, 56
 """From these sizes on, a header includes the masks of red, green and blue, and that of alpha."""
 UNCOMPRESSED, BIT_FIELDS, ALPHA_BIT_FIELDS = 0, 3, 6
-COMPRESSED = {1: "run-length encoded", 2: "run-length encoded", 4: "JPEG-compressed", 5: "PNG-compressed"}
-"""Pillow decodes run lengths pixel by pixel in Python: seconds of the interpreter for a file of 100 bytes."""
+RUN_LENGTHS = {1: 8, 2: 4}
+"""The bits of a pixel in both kinds of run lengths."""
+COMPRESSED = {4: "JPEG-compressed", 5: "PNG-compressed"}
 DEFAULT_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}
 """Of red, green and blue, by the bits of a pixel."""
 OPENCV_SHIFTED = frozenset({(0x7C00, 0x03E0, 0x001F), (0xF800, 0x07E0, 0x001F)})
@@ -52,13 +57,18 @@ class _Layout:
     alpha: int
 
 
+@dataclass(frozen=True, slots=True)
+class _RunLengths:
+    """Pixels of a palette in run lengths."""
+
+
 def read_header(data: bytes) -> Header:
     """The header of a BMP.
 
     Raises:
         struct.error: truncated.
         ImageUndecodable: no pixels.
-        UnsupportedFormat: compressed.
+        UnsupportedFormat: another compression than run lengths.
     """
     (header_bytes,) = struct.unpack_from("<I", data, 14)
     if header_bytes == CORE_HEADER:
@@ -66,15 +76,19 @@ def read_header(data: bytes) -> Header:
         compression = UNCOMPRESSED
     else:
         width, height, _, bits, compression = struct.unpack_from("<IiHHI", data, 18)
-    if compression != UNCOMPRESSED and (
+    run_lengths = RUN_LENGTHS.get(compression) == bits and header_bytes >= INFO_HEADER and header_bytes != OS2_HEADER
+    if not (compression == UNCOMPRESSED or run_lengths) and (
         compression not in (BIT_FIELDS, ALPHA_BIT_FIELDS) or header_bytes == OS2_HEADER or bits not in DEFAULT_MASKS
     ):
         kind = "compressed" if header_bytes == OS2_HEADER else COMPRESSED.get(compression, "compressed")
-        raise UnsupportedFormat(f"{kind} BMP is not supported; send one of {ACCEPTED}, BMP uncompressed")
-    layout, cost = None, 1
-    if bits in DEFAULT_MASKS:
-        layout = _masked(data, header_bytes, bits, compression, height < 0)
-        cost = MASKED_COST + ALPHA_COST * bool(layout.alpha)
+        raise UnsupportedFormat(f"{kind} BMP is not supported; save it uncompressed, or send one of {ACCEPTED}")
+    layout: object = None
+    cost = 1
+    if run_lengths:
+        layout = _RunLengths()
+    elif bits in DEFAULT_MASKS:
+        layout = masked = _masked(data, header_bytes, bits, compression, height < 0)
+        cost = MASKED_COST + ALPHA_COST * bool(masked.alpha)
     # A negative height: the rows are stored from the top.
     return header_of(ImageFormat.BMP, width, abs(height), cost * width * abs(height), layout=layout)
 
@@ -83,15 +97,25 @@ def load(data: bytes, header: Header, reader: Reader) -> tuple[BmpImageFile | UI
     """The picture as `reader` reads it, an array being RGB, and its orientation: a BMP has none.
 
     Raises:
-        ImageUndecodable: truncated.
+        ImageUndecodable: truncated, or damaged run lengths.
         Exception: what Pillow raises for damaged files.
     """
     if isinstance(header.layout, _Layout):
         return _load_masked(data, header, header.layout, reader), UPRIGHT
+    if isinstance(header.layout, _RunLengths):
+        return _load_run_lengths(data, header), UPRIGHT
     file = BmpImageFile(BytesIO(data))
     check_size(file, header)
     file.load()
     return file, UPRIGHT
+
+
+def _load_run_lengths(data: bytes, header: Header) -> UInt8Array:
+    """uint8 (H, W, 3), RGB. Pixels that the run lengths skip have the first colour of the palette."""
+    picture: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None or picture.shape[:2] != (header.size.height, header.size.width):
+        raise undecodable(ImageFormat.BMP)
+    return opencv_to_rgb(picture)
 
 
 def _masked(data: bytes, header_bytes: int, bits: int, compression: int, top_down: bool) -> _Layout:

@@ -403,7 +403,10 @@ def _raw() -> UnsupportedFormat:
 
 
 def _unsupported(kind: str) -> UnsupportedFormat:
-    return UnsupportedFormat(f"TIFF with {kind} is not supported; send one of {ACCEPTED}; TIFF with 8 bits a sample")
+    return UnsupportedFormat(
+        f"TIFF with {kind} is not supported; save it with 8 bits a sample and LZW or no compression, or send one of "
+        f"{ACCEPTED}"
+    )
 
 
 def _described(layout: _Layout) -> str:

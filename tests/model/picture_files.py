@@ -118,6 +118,16 @@ def bmp(
     return struct.pack("<2sIHHI", b"BM", offset + len(pixels), 0, 0, offset) + header + pixels
 
 
+def run_length_bmp(codes: bytes, size: tuple[int, int], bits: int = 8) -> bytes:
+    """A BMP of `size`, (width, height), in run lengths, with a palette of distinct colours."""
+    palette = b"".join(bytes([one, 255 - one, one // 2, 0]) for one in range(1 << bits))
+    width, height = size
+    kind = 1 if bits == 8 else 2
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, kind, len(codes), 0, 0, 0, 0)
+    offset = 14 + len(info) + len(palette)
+    return struct.pack("<2sIHHI", b"BM", offset + len(codes), 0, 0, offset) + info + palette + codes
+
+
 def os2_bmp(rows: UInt8Array) -> bytes:
     """A BMP of 24 bits with the oldest header, of rows (H, 3 W), the first at the bottom."""
     height, row_bytes = rows.shape

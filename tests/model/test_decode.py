@@ -229,14 +229,6 @@ def test_other_formats_are_refused(data: bytes) -> None:
         decode(data, LIMITS)
 
 
-def test_run_length_bmp_is_refused() -> None:
-    """A run-length encoded BMP, which Pillow decodes in Python, is refused before decoding."""
-    header = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 14 + 40 + 8)
-    info = struct.pack("<IiiHHIIiiII", 40, 1000, 1000, 1, 8, 1, 0, 0, 0, 2, 0)
-    with pytest.raises(UnsupportedFormat, match="run-length"):
-        decode(header + info + bytes(8) + b"\x01\x00\x00\x00" * 10, LIMITS)
-
-
 @pytest.mark.parametrize("name", SAMPLES)
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_a_truncated_file_is_undecodable(name: str, kept: float) -> None:

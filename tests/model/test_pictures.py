@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.decode import DecodeLimits, decode
+from model.errors import ImageUndecodable
 from model.reference import REFERENCE_PICTURE
 from model.types import Reader, UInt8Array
 from tests.model.picture_files import (
@@ -31,6 +32,7 @@ from tests.model.picture_files import (
     png,
     png_chunk,
     random_array,
+    run_length_bmp,
     ycck_jpeg,
 )
 
@@ -302,6 +304,32 @@ def test_unused_bits_of_a_transparent_colour_are_ignored() -> None:
     samples = random_array((20, 30))
     data = png(samples, 8, png_chunk(b"tRNS", bytes([0xFF, samples[3, 4]])))
     assert (decode(data, LIMITS).pixels[samples == samples[3, 4]] == 255).all()
+
+
+RUNS = b"".join(bytes([7, row, 0, 4, 1, 200, 3, row, 2, 9]) + b"\0\0" for row in range(20)) + b"\0\1"
+RUN_LENGTHS = {
+    "runs and single pixels": run_length_bmp(RUNS, (13, 20)),
+    "from the top": run_length_bmp(RUNS, (13, -20)),
+    "16 colours": run_length_bmp(b"\5\x12\0\5\x34\x56\x70\0\0\0\x0a\xbc\0\1", (10, 2), 4),
+    "skipped pixels": run_length_bmp(b"\3\7\0\2\2\1\5\5\0\0\x0a\6\0\1", (10, 3)),
+    "short rows": run_length_bmp(b"\3\7\0\0\4\5\0\0\0\1", (10, 2)),
+}
+
+
+@pytest.mark.parametrize("name", RUN_LENGTHS)
+def test_run_lengths_are_equal_to_both(name: str) -> None:
+    """Pixels that are skipped have the palette's first colour."""
+    data = RUN_LENGTHS[name]
+    pixels = decode(data, LIMITS).pixels
+    np.testing.assert_array_equal(pixels, by_pillow(data))
+    np.testing.assert_array_equal(pixels, by_opencv(data))
+
+
+@pytest.mark.parametrize("codes", [RUNS[:-20], b"\x0e" + RUNS[1:], RUNS[:4] + b"\0\2\0\x21" + RUNS[4:], b""])
+def test_damaged_run_lengths_are_undecodable(codes: bytes) -> None:
+    """They are truncated, or lead out of a row or of the picture."""
+    with pytest.raises(ImageUndecodable, match="the BMP is truncated or corrupt"):
+        decode(run_length_bmp(codes, (13, 20)), LIMITS)
 
 
 @pytest.mark.parametrize("reader", Reader)

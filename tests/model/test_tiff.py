@@ -192,7 +192,10 @@ def test_missing_sizes_of_strips_are_computed() -> None:
         (b"II*\0\x10\0\0\0CR\2\0" + bytes(4) + tiff(PIXELS)[16:], "camera's raw file"),
         (tiff(PIXELS, tags={262: (32803,)}), "camera's raw file"),
         (b"IIRO\x08\0\0\0", r"camera's raw file \(ORF\)"),
-        (tiff(PIXELS, tags={259: (6,)}), "TIFF with old-style JPEG compression is not supported; send one of JPEG"),
+        (
+            tiff(PIXELS, tags={259: (6,)}),
+            "TIFF with old-style JPEG compression is not supported; save it with 8 bits",
+        ),
         (tiff(PIXELS, tags={259: (50000,)}), "TIFF with Zstandard compression"),
         (tiff(PIXELS, tags={259: (77,)}), "TIFF with compression 77 compression"),
         (tiff(PIXELS, tags={262: (8,)}), "TIFF with Lab samples"),
