@@ -42,22 +42,25 @@ STRIP_OFFSETS, ROWS_PER_STRIP, STRIP_BYTES = 273, 278, 279
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 322, 323, 324, 325
 SUBFILE_TYPE, MAKE, ORIENTATION, SUB_DIRECTORIES, DNG_VERSION = 254, 271, 274, 330, 50706
 EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING = 338, 339, 347, 530
+COLOUR_MAP = 320
 PLACES = frozenset({STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES})
 NEEDED = frozenset({
     *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, PLANAR, ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT),
     *(EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING),
     *(266, 292, 293),  # the order of bits, and options of CCITT's codes
-    *(317, 320, 332),  # predictor, palette, inks
+    *(317, COLOUR_MAP, 332),  # predictor, palette, inks
     *(529, 531, 532),  # of YCbCr: coefficients, positions, black and white
 })  # fmt: skip
 """Tags that decoding needs, besides `PLACES`."""
-SINGLE = NEEDED - {BITS, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING, 320, 529, 532}
+SINGLE = NEEDED - {BITS, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, SUBSAMPLING, COLOUR_MAP, 529, 532}
 """Tags of one value."""
 READ = NEEDED | PLACES | {SUBFILE_TYPE, MAKE, ORIENTATION, SUB_DIRECTORIES, DNG_VERSION}
 
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-LONG = 4
+SHORT, LONG = 3, 4
+BYTE_MAX = 255
+"""Old writers' colour maps have values of 8 bits instead of 16. One with no larger value is of them, as for libtiff."""
 MAX_VALUE_BYTES = 1 << 16
 """Of a tag, besides those of the strips or tiles. The largest palette has 1,536, JPEG's tables some hundreds."""
 MAX_SAMPLES = 6
@@ -155,6 +158,9 @@ def read_header(data: bytes) -> Header:
     orientation = page.number(ORIENTATION, UPRIGHT)
     tags = {number: tag for number, tag in page.tags.items() if number in NEEDED}
     inverted = bits == 16 and samples == 1 and page.number(PHOTOMETRIC, 0) == WHITE_IS_ZERO
+    colours = page.numbers(COLOUR_MAP)
+    if colours and max(colours) <= BYTE_MAX:
+        tags[COLOUR_MAP] = _Tag(SHORT, struct.pack(f"{page.order}{len(colours)}H", *(value << 8 for value in colours)))
     if inverted:
         tags[PHOTOMETRIC] = _longs(page.order, [BLACK_IS_ZERO])
     layout = _Layout(
@@ -302,8 +308,8 @@ class _Page:
             raise too_many_parts(ImageFormat.TIFF, "strips or tiles", MAX_PARTS)
         starts = self.numbers(TILE_OFFSETS if tiled else STRIP_OFFSETS)
         sizes = self.numbers(TILE_BYTES if tiled else STRIP_BYTES)
-        if not sizes:
-            # Old writers leave them out.
+        if not any(sizes):
+            # Old writers leave them out, or write zeros.
             sizes = tuple(end - start for start, end in pairwise((*starts, len(self._data))))
         starts, sizes = starts[:count], sizes[:count]
         if len(starts) < count or len(sizes) < count or min(sizes) < 0:

@@ -16,8 +16,9 @@ from model.containers.header import MAX_HEADER_PARTS, MAX_PARTS
 from model.decode import DecodeLimits, decode, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.types import Size
-from tests.model.picture_files import PHOTO, as_file, encoded, random_array
+from tests.model.picture_files import PHOTO, encoded, random_array
 from tests.model.test_decode import LIMITS, TURNED, WHITE, blocks
+from tests.model.test_pictures import by_opencv
 from tests.model.tiff_files import DEFLATE, tiff
 
 PIXELS = np.asarray(PHOTO)
@@ -153,9 +154,7 @@ def test_files_of_opencv_are_read(params: list[int]) -> None:
 )
 def test_opencv_reads_the_same_pixels(data: bytes) -> None:
     """So both kinds of models get the same input."""
-    pixels = cv2.imdecode(as_file(data), cv2.IMREAD_COLOR)
-    assert pixels is not None
-    np.testing.assert_array_equal(decode(data, LIMITS).pixels, pixels[:, :, ::-1])
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_opencv(data))
 
 
 def test_the_first_page_is_read() -> None:
@@ -178,10 +177,27 @@ def test_further_values_of_a_tag_are_left_out() -> None:
     np.testing.assert_array_equal(decode(tiff(PIXELS, tags=tags), LIMITS).pixels, PIXELS)
 
 
-def test_missing_sizes_of_strips_are_computed() -> None:
-    """Old writers leave them out."""
-    data = tiff(PIXELS, part=(10, 61), tags={279: ()})
+@pytest.mark.parametrize("sizes", [(), (0,) * 5])
+@pytest.mark.parametrize("compression", [1, DEFLATE])
+def test_missing_sizes_of_strips_are_computed(sizes: tuple[int, ...], compression: int) -> None:
+    """Old writers leave them out, or write zeros."""
+    data = tiff(PIXELS, part=(10, 61), compression=compression, tags={279: sizes})
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, PIXELS)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [1, DEFLATE])
+def test_a_colour_map_may_have_eight_bits(order: Literal["<", ">"], compression: int) -> None:
+    """Old writers' have values to 255 instead of 65,535; as 16 bits they would all be black. OpenCV reads them so."""
+    colours = random_array((3, 256))
+    narrow, wide = (
+        tiff(GREY, order=order, compression=compression, photometric=3, tags={320: tuple(map(int, values))})
+        for values in (colours.ravel(), 257 * colours.ravel().astype(int))
+    )
+    for data in (narrow, wide):
+        pixels = decode(data, LIMITS).pixels
+        np.testing.assert_array_equal(pixels, colours.T[GREY])
+        np.testing.assert_array_equal(pixels, by_opencv(data))
 
 
 @pytest.mark.parametrize(
