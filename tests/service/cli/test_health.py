@@ -165,7 +165,7 @@ async def test_a_front_end_at_its_limit_of_calls_is_alive() -> None:
     async with open_rpc(max_in_flight=1) as rpc, AsyncExitStack() as channels:
         port = rpc.address.rpartition(":")[2]
         watches = []
-        for _ in range(1 + RESERVED):
+        for _ in range(2 + RESERVED):
             channel = await channels.enter_async_context(grpc.aio.insecure_channel(rpc.address, own_connection))
             watches.append(health_of(channel).Watch(HealthCheckRequest()))
             await watches[-1].read()
