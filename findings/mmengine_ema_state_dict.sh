@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # mmengine 0.10.7: a checkpoint's `ema_state_dict` has the raw weights, and `state_dict` the averaged ones.
 #
-# EMAHook swaps the two before a checkpoint is written, so that whoever loads `state_dict` gets the average. The raw weights
+# EMAHook swaps the two before a checkpoint is written, so that code that loads `state_dict` gets the average. The raw weights
 # then lie under the name of the average, as `module.…` beside its counter of steps. timm and Lightning, among others, store
 # the average under a name with `ema` in it: who goes by the name takes the wrong weights here, without an error.
 set -euo pipefail
