@@ -138,10 +138,14 @@ def _load_masked(data: bytes, header: Header, layout: _Layout, reader: Reader) -
     """uint8 (H, W, 3), RGB. A file whose alpha is 0 everywhere has none: writers leave the byte empty."""
     height, width = header.size.height, header.size.width
     row_bytes = (width * layout.bits // 8 + 3) // 4 * 4
-    if layout.offset + row_bytes * height > len(data):
+    used_bytes, end = width * layout.bits // 8, layout.offset + row_bytes * height
+    if end - row_bytes + used_bytes > len(data):
         raise undecodable(ImageFormat.BMP)
+    if end > len(data):
+        # Some writers leave out the padding of the last row.
+        data = data.ljust(end, b"\0")
     stored = np.frombuffer(data, np.uint8, row_bytes * height, layout.offset).reshape(height, row_bytes)
-    values = stored[:, : width * layout.bits // 8].view("<u2" if layout.bits == 16 else "<u4")
+    values = stored[:, :used_bytes].view("<u2" if layout.bits == 16 else "<u4")
     if not layout.top_down:
         values = values[::-1]
     shifted = reader is Reader.OPENCV and layout.masks in OPENCV_SHIFTED

@@ -17,7 +17,7 @@ from model.decode import DecodeLimits, decode, read_header
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.types import Size, UInt8Array
 from tests.model.heif_files import picture
-from tests.model.picture_files import PHOTO, PNG_SIGNATURE, encoded, exif, png_chunk
+from tests.model.picture_files import PHOTO, PNG_SIGNATURE, bmp, encoded, exif, png_chunk, random_array, run_length_bmp
 
 LIMITS = DecodeLimits(max_bytes=1_000_000, max_pixels=4_000_000)
 WHITE = (255, 255, 255)
@@ -238,6 +238,30 @@ def test_a_truncated_file_is_undecodable(name: str, kept: float) -> None:
     needed = len(data) // 2 if name == "gif" else len(data)
     with pytest.raises(ImageUndecodable):
         decode(data[: int(needed * kept)], LIMITS)
+
+
+ODD = next(
+    file
+    for file in (encoded(SMALL.crop((0, 0, 8, height)), "WEBP", lossless=True) for height in range(4, 30))
+    if file[16] & 1
+)
+WITHOUT_PIXELS = {
+    "PNG without IEND": (encoded(SMALL, "PNG"), 12),
+    "GIF without its trailer": (encoded(SMALL, "GIF"), 1),
+    "WebP without its padding": (ODD, 1),
+    "BMP of 24 bits without its last padding": (bmp(random_array((20, 87)), 24), 1),
+    "BMP of 16 bits without its last padding": (bmp(random_array((20, 29), np.uint16), 16), 2),
+    "BMP in run lengths without their end": (run_length_bmp(b"\5\7\0\0\5\6\0\0\0\1", (5, 2)), 2),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_PIXELS)
+def test_a_file_may_lack_what_has_no_pixels(name: str) -> None:
+    """It has the pixels of the whole file; if a pixel is missing too, it is refused."""
+    data, missing = WITHOUT_PIXELS[name]
+    np.testing.assert_array_equal(decode(data[:-missing], LIMITS).pixels, decode(data, LIMITS).pixels)
+    with pytest.raises(ImageUndecodable):
+        decode(data[: -missing - 20], LIMITS)
 
 
 def test_too_many_bytes_are_refused_unread() -> None:

@@ -18,7 +18,7 @@ from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.types import Size
 from tests.model.picture_files import PHOTO, encoded, random_array
 from tests.model.test_decode import LIMITS, TURNED, WHITE, blocks
-from tests.model.test_pictures import by_opencv
+from tests.model.test_pictures import by_opencv, by_pillow
 from tests.model.tiff_files import DEFLATE, tiff
 
 PIXELS = np.asarray(PHOTO)
@@ -155,6 +155,38 @@ def test_files_of_opencv_are_read(params: list[int]) -> None:
 def test_opencv_reads_the_same_pixels(data: bytes) -> None:
     """So both kinds of models get the same input."""
     np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_opencv(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        tiff(random_array((47, 61, 4)), photometric=5),
+        tiff(random_array((47, 61, 4)), photometric=5, compression=DEFLATE),
+        tiff(random_array((47, 61, 3)), photometric=6, tags={530: (1, 1)}),
+    ],
+    ids=["CMYK", "CMYK, deflate", "YCbCr"],
+)
+def test_cmyk_and_ycbcr_are_pillows(data: bytes) -> None:
+    """OpenCV's differ by a grey level."""
+    pixels = decode(data, LIMITS).pixels
+    np.testing.assert_array_equal(pixels, by_pillow(data))
+    np.testing.assert_allclose(pixels.astype(int), by_opencv(data), atol=1)
+
+
+@pytest.mark.parametrize("photometric", [1, 3])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_few_bits_are_pillows(bits: int, photometric: int) -> None:
+    """Of these OpenCV reads palettes of 4 bits only."""
+    packed = random_array((20, 8))
+    colour_map = tuple(map(int, random_array((3 << bits,), np.uint16))) if photometric == 3 else ()
+    data = tiff(packed, photometric=photometric, tags={256: (8 * 8 // bits,), 258: (bits,), 320: colour_map})
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(data))
+
+
+def test_sixteen_bits_of_cmyk_are_pillows() -> None:
+    """OpenCV does not read them."""
+    data = tiff(random_array((47, 61, 4), np.uint16), photometric=5)
+    np.testing.assert_array_equal(decode(data, LIMITS).pixels, by_pillow(data))
 
 
 def test_the_first_page_is_read() -> None:
