@@ -207,7 +207,7 @@ def load(
     except ValueError as error:
         reason = str(error)
         if reason.startswith(DAMAGE):
-            trimmed = _without_padding(data, layout, end) if reason.endswith(PADDED) else data
+            trimmed = _without_padding(data, layout, parts, end) if reason.endswith(PADDED) else data
             if len(trimmed) < len(data):
                 return load(trimmed, header, max_cost, needed, reader)
             raise ImageUndecodable(
@@ -221,13 +221,15 @@ def load(
     return cmyk_to_rgb(pixels, reader) if colours == "CMYK" else pixels, orientation
 
 
-def _without_padding(data: bytes, layout: _Layout, end: int) -> bytes:
+def _without_padding(data: bytes, layout: _Layout, parts: list[bytes | memoryview], end: int) -> bytes:
     """The file without the zeros between its last code and its end, or up to the end of the file, and without what
     follows them. Some cameras and encoders write them. If codes are missing before them, the decoder warns of that
-    instead. Of arithmetic codes it does not: zeros at their end count as written. `end` is where the first scan starts,
-    or where the last of several ends.
+    instead. Of arithmetic codes and of whole scans it does not: there zeros count as written. `parts` are those that
+    the decoder got, and `end` is where the first scan starts, or where the last of several ends.
     """
     if any(marker in ARITHMETIC for marker, _, _ in layout.segments):
+        return data
+    if layout.several_scans and not _has_all_scans(parts, layout):
         return data
     stop = end if layout.several_scans else _next_marker(memoryview(data), end)
     filled = data[:stop].rstrip(b"\xff")
@@ -236,6 +238,19 @@ def _without_padding(data: bytes, layout: _Layout, end: int) -> bytes:
         return data
     # After a byte 0xFF the first zero is a part of the code.
     return kept + (b"\0" if kept.endswith(b"\xff") else b"") + END
+
+
+def _has_all_scans(parts: list[bytes | memoryview], layout: _Layout) -> bool:
+    """Whether the scans have all coefficients of all components, to their lowest bit."""
+    missing = dict.fromkeys(layout.components, (1 << 64) - 1)
+    for part in parts:
+        if part[:2] == bytes([0xFF, SOS]):
+            components = 5 + 2 * part[4]
+            first, last, bits = part[components : components + 3]
+            if not bits & 15:
+                for at in range(5, components, 2):
+                    missing[part[at]] &= ~((2 << last) - (1 << first))
+    return not any(missing.values())
 
 
 def _load_unusual(encoded: bytes, header: Header, scale: int, reader: Reader) -> JpegImageFile | UInt8Array:

@@ -99,6 +99,15 @@ def test_a_byte_of_ones_keeps_its_zero() -> None:
     np.testing.assert_array_equal(decode(data[:-2] + bytes(20) + data[-2:], LIMITS).pixels, by_pillow(data))
 
 
+def test_zeros_in_the_place_of_scans_are_damage() -> None:
+    """A progressive JPEG whose last scans were filled with zeros has no code without its end, but lacks details."""
+    data = JPEGS["progressive"]
+    scans = [at for at in range(len(data)) if data.startswith((b"\xff\xda", b"\xff\xc4"), at)]
+    for start in scans[4:]:
+        with pytest.raises(ImageUndecodable, match="extraneous bytes before marker 0xd9"):
+            decode(data[:start] + bytes(len(data) - start - 2) + data[-2:], LIMITS)
+
+
 @pytest.mark.parametrize("name", ["arithmetic", "arithmetic progressive"])
 def test_zeros_at_the_end_of_arithmetic_codes_are_damage(name: str) -> None:
     """Its decoder takes what is missing as zeros and does not warn. Only zeros left over show that codes were lost."""
