@@ -68,7 +68,7 @@ def import_checkpoint(
 
     If `name` is a published model's, the file must have its network, and the bundle gets its labels, pipelines, source
     and accuracy. If the file's name is a published model's, `labels` is None, and the network matches, it gets labels
-    and pipelines alone; the name does not tell whose weights it has. Any other checkpoint is the caller's own: its
+    and pipelines alone; the weights may be others. Any other checkpoint is the caller's own: its
     labels are `labels`, else those in the file, else `class 0` and so on; its pipeline is what the caller and the file
     give, and the family's default in all else.
 

@@ -147,7 +147,7 @@ def test_archives_of_other_things_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_program_of_torch_is_named(tmp_path: Path) -> None:
-    """What torch.jit and torch.export save has deflated parts, or not; the error has the command that saves the weights."""
+    """Programs of torch.jit and torch.export may have deflated parts; the error has what saves the weights."""
     network = torch.nn.Linear(3, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
