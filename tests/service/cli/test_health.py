@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from model.types import Task
 from service.cli.health import state_of_worker
 from service.frontend.core.tls import TRANSPORTS, CertificateFiles, Transport
+from service.frontend.grpc.drain import RESERVED
 from service.frontend.grpc.tls import server_credentials
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
@@ -158,16 +159,22 @@ async def test_a_device_that_hangs_as_it_is_opened_is_silent(tmp_path: Path) -> 
 
 
 async def test_a_front_end_at_its_limit_of_calls_is_alive() -> None:
-    """gRPC refuses calls beyond its limit, health checks too. The front-end is not ready, but needs no restart."""
+    """Some health checks are answered beyond the limit of calls. One more is refused: the front-end is not ready, but
+    needs no restart."""
     own_connection = [("grpc.use_local_subchannel_pool", 1)]
-    async with open_rpc(max_in_flight=1) as rpc, grpc.aio.insecure_channel(rpc.address, own_connection) as other:
-        watches = [health_of(one).Watch(HealthCheckRequest()) for one in (rpc.channel, other)]
-        for watch in watches:
-            await watch.read()
+    async with open_rpc(max_in_flight=1) as rpc, AsyncExitStack() as channels:
         port = rpc.address.rpartition(":")[2]
+        watches = []
+        for _ in range(2 + RESERVED):
+            channel = await channels.enter_async_context(grpc.aio.insecure_channel(rpc.address, own_connection))
+            watches.append(health_of(channel).Watch(HealthCheckRequest()))
+            await watches[-1].read()
+            if len(watches) == 2:
+                beyond = await health("grpc", "--grpc-port", port)
         ran, alive = await health("grpc", "--grpc-port", port), await health("--live", "grpc", "--grpc-port", port)
         for watch in watches:
             watch.cancel()
+    assert beyond.status == 0
     assert ran.status == 1
     assert "RESOURCE_EXHAUSTED" in ran.err
     assert alive.status == 0

@@ -78,7 +78,7 @@ def test_a_bad_image_affects_no_other_image(store: Path, tmp_path: Path) -> None
     first, second, third = json.loads(ran.stdout)["results"]
     assert first == third
     assert second["error"]["type"] == "/problems/image-undecodable"
-    assert f"{broken}: the JPEG is truncated or corrupt" in ran.stderr
+    assert f"{broken}: the JPEG is damaged (premature end" in ran.stderr
 
 
 @pytest.mark.parametrize(
