@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -29,15 +30,34 @@ INDEX_SUFFIX = ".index.json"
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl")
 """Of checkpoints in a tar archive."""
 
+_EXPECTED = "give the PyTorch checkpoint of the model: torch.save(model.state_dict(), FILE), or safetensors"
 _HEADS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "compressed with gzip; unpack it first (gunzip, or tar xf)"),
     (b"BZh", "compressed with bzip2; unpack it first"),
     (b"\xfd7zXZ", "compressed with xz; unpack it first"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes it; expected a PyTorch checkpoint"),
+    (b"\x89HDF", f"an HDF5 file, as Keras writes it; {_EXPECTED}"),
     (b"version https://git-lfs", "a pointer of Git LFS and not the file itself; run: git lfs pull"),
     (b"<", "an HTML or XML page and not a checkpoint; download the file itself"),
-    (b"GGUF", "a GGUF file; expected a PyTorch checkpoint"),
+    (b"GGUF", f"a GGUF file; {_EXPECTED}"),
+    (b"\x93NUMPY", f"an array of NumPy; {_EXPECTED}"),
+    *(
+        (start, f"a picture ({kind}) and not a checkpoint; {_EXPECTED}")
+        for start, kind in ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG", "PNG"), (b"GIF8", "GIF"))
+    ),
 )
+_ONNX = re.compile(rb"\x08[\x03-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]")
+"""The field `ir_version`, 3 or more, and the start of a further field of ONNX's ModelProto."""
+_TORCHSCRIPT = (
+    "a TorchScript program, whose code is not run; expected a state dict: "
+    "torch.save(torch.jit.load(PROGRAM).state_dict(), FILE)"
+)
+_ZIP_PARTS = {
+    "constants.pkl": _TORCHSCRIPT,
+    "serialized_exported_program.json": f"a program of torch.export; {_EXPECTED}",
+    "archive_format": f"a program of torch.export; {_EXPECTED}",
+    "model.weights.h5": f"a model of Keras; {_EXPECTED}",
+}
+"""Parts by which other ZIP archives are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +107,12 @@ def _single(path: Path, head: bytes, name: Path) -> CheckpointFile:
     for start, kind in _HEADS:
         if head.lstrip().startswith(start):
             raise BundleInvalid(f"{name} is {kind}")
+    if _ONNX.match(head):
+        raise BundleInvalid(f"{name} is an ONNX model; {_EXPECTED}")
+    if head[8:12] == b"WEBP":
+        raise BundleInvalid(f"{name} is a picture (WebP) and not a checkpoint; {_EXPECTED}")
+    if head[4:8] == b"TFL3":
+        raise BundleInvalid(f"{name} is a TensorFlow Lite model; {_EXPECTED}")
     return _torch_file(path, name, mmap=False)
 
 
@@ -130,17 +156,20 @@ def _check_zip(path: Path, name: Path) -> None:
             parts = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise BundleInvalid(f"{name} is truncated or corrupt: {error}") from error
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-        raise BundleInvalid(f"{name} is no checkpoint: it has compressed parts, which torch.save never writes")
-    names = {part.filename.rpartition("/")[2] for part in parts}
-    if "constants.pkl" in names:
-        raise BundleInvalid(
-            f"{name} is a TorchScript program, whose code is not run; expected a state dict: "
-            "torch.save(model.state_dict(), FILE)"
-        )
+    names = {part.filename.rpartition("/")[2] for part in parts} - {""}
+    for part_name, kind in _ZIP_PARTS.items():
+        if part_name in names:
+            raise BundleInvalid(f"{name} is {kind}")
+    if names and all(part_name.endswith(".npy") for part_name in names):
+        raise BundleInvalid(f"{name} has arrays of NumPy (.npz); {_EXPECTED}")
     if "data.pkl" not in names:
         listed = ", ".join(sorted(names)[:3])
         raise BundleInvalid(f"{name} is a ZIP archive of other files ({listed}); unpack it, and import the checkpoint")
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise BundleInvalid(
+            f"{name} is a checkpoint whose parts were compressed, which torch.save does not do; unpack it, and pack it "
+            "without compression, or save it again"
+        )
 
 
 def _torch_file(path: Path, name: Path, *, mmap: bool) -> CheckpointFile:

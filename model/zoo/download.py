@@ -32,6 +32,8 @@ from model.bundle import Sha256, file_sha256
 from model.errors import ConvMLPError
 from model.zoo.transfer import PartialFile, PermanentFailure, Transfer, TransientFailure
 
+MAX_LOCK_ATTEMPTS = 5
+"""Other processes may remove the lock file while it is being locked."""
 _OTHER_SOURCE = "try another source with --mirror or --url"
 
 
@@ -157,14 +159,24 @@ def _client(retry: RetryPolicy) -> httpx2.Client:
 
 @contextmanager
 def _exclusive(target: Path) -> Iterator[None]:
-    """Lock out other processes that download to `target`. The lock ends with the process; the lock file stays."""
+    """Lock out other processes that download to `target`. The lock ends with the process; its file is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f"{target.name}.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DownloadFailed(f"another process is downloading {target}; try again when it has finished") from None
-        yield
+    path = target.with_name(f"{target.name}.lock")
+    for _ in range(MAX_LOCK_ATTEMPTS):
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                break
+            # Another process may have removed the file between the two calls: its lock would lock nobody out.
+            if os.fstat(file.fileno()).st_nlink == 0:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)  # before the lock ends
+            return
+    raise DownloadFailed(f"another process is downloading {target}; try again when it has finished")
 
 
 def _fetch(transfer: Transfer, retry: RetryPolicy, on_retry: Callable[[str], None]) -> None:

@@ -66,10 +66,11 @@ def import_checkpoint(
 ) -> Bundle:
     """Write the bundle `store`/`name`. The write is atomic; an existing bundle is replaced.
 
-    If `name` is a published model's, the file must have its network, and the bundle gets its labels, pipelines and
-    source. So it does if the file's name is a published model's, `labels` is None, and the network matches. Any other
-    checkpoint is the caller's own: its labels are `labels`, else those in the file, else `class 0` and so on; its
-    pipeline is what the caller and the file give, and the family's default in all else.
+    If `name` is a published model's, the file must have its network, and the bundle gets its labels, pipelines, source
+    and accuracy. If the file's name is a published model's, `labels` is None, and the network matches, it gets labels
+    and pipelines alone; the weights may be others. Any other checkpoint is the caller's own: its
+    labels are `labels`, else those in the file, else `class 0` and so on; its pipeline is what the caller and the file
+    give, and the family's default in all else.
 
     Args:
         file: as `read_checkpoint` takes it.
@@ -102,9 +103,12 @@ def import_checkpoint(
         raise BundleInvalid(f"{file} has a {architecture.family}, which is for {found.value}, not for {task.value}")
     stored = read_stored_bundle(checkpoint.file, checkpoint.tensors)
     published = None if labels is not None or stored is not None else _published(file, name, architecture, num_classes)
-    base = published_metadata(published) if published is not None else _own_metadata(architecture, checkpoint, stored)
-    chosen = _pipeline(base, checkpoint, stored, published, pipeline)
-    named = _labels(checkpoint, num_classes, labels, stored, published, found if binary else None)
+    base = _own_metadata(architecture, checkpoint, stored) if published is None else published_metadata(published)
+    if published is not None and published.name != name:
+        base = replace(base, source=_file_source(checkpoint), accuracy=None)
+    as_published = "as published" if name in CATALOGUE else f"of the published {file.stem}, by the file's name"
+    chosen = _pipeline(base, checkpoint, stored, published, pipeline, as_published)
+    named = _labels(checkpoint, num_classes, labels, stored, published, found if binary else None, as_published)
     precision = precision or (base.precision if stored is not None else "fp32")
     unchanged = (chosen.preprocessing, chosen.postprocessing) == (base.preprocessing, base.postprocessing)
     if problem := input_problem(architecture.backbone, chosen.preprocessing):
@@ -152,6 +156,7 @@ def _pipeline(
     stored: StoredBundle | None,
     published: CatalogueEntry | None,
     options: PipelineOptions,
+    as_published: str,
 ) -> Pipeline:
     """Raises BundleInvalid: a configuration cannot be read or served, or is for another task."""
     given = [] if options.config is None else read_pipelines(options.config)
@@ -161,7 +166,7 @@ def _pipeline(
             raise BundleInvalid(f"{checkpoint.path} is for another task than the model that it should be served like")
         pipeline = options.like
     elif stored is not None or published is not None:
-        source = "as exported" if published is None else "as published"
+        source = "as exported" if published is None else as_published
         pipeline = Pipeline(base.preprocessing, base.postprocessing, (source,))
     else:
         pipeline = Pipeline.default(base.preprocessing, base.postprocessing)
@@ -229,6 +234,7 @@ def _labels(
     stored: StoredBundle | None,
     published: CatalogueEntry | None,
     binary: Task | None,
+    as_published: str,
 ) -> ClassNames:
     """The names of all classes; `binary` is the task of a network with a single output channel.
 
@@ -243,7 +249,7 @@ def _labels(
             raise BundleInvalid(f"{len(given)} labels are given; {path} has {num_classes} classes")
         return named
     if published is not None:
-        return ClassNames(published.labels, "as published")
+        return ClassNames(published.labels, as_published)
     found = stored_class_names(checkpoint.file) if stored is None else ClassNames(stored.labels, "as exported")
     if found is None:
         return ClassNames(tuple(f"class {index}" for index in range(num_classes)), "assumed; --labels gives names")
@@ -261,12 +267,7 @@ def _own_metadata(architecture: Architecture, checkpoint: Checkpoint, stored: St
     """Of a model that is not published: the family's, or what the file was exported with."""
     family = family_of(architecture)
     path = checkpoint.path
-    source = Source(
-        description=f"imported from {path.name}{_key(checkpoint)} ({_digest(checkpoint)})",
-        url="",
-        licence="unknown",
-        attribution="",
-    )
+    source = _file_source(checkpoint)
     metadata = BundleMetadata(
         name="",
         architecture=architecture,
@@ -290,6 +291,12 @@ def _own_metadata(architecture: Architecture, checkpoint: Checkpoint, stored: St
         source=stored.source if same else source,
         accuracy=stored.accuracy if same else None,
     )
+
+
+def _file_source(checkpoint: Checkpoint) -> Source:
+    """Of weights of which only the file is known."""
+    description = f"imported from {checkpoint.path.name}{_key(checkpoint)} ({_digest(checkpoint)})"
+    return Source(description=description, url="", licence="unknown", attribution="")
 
 
 def _digest(checkpoint: Checkpoint) -> str:

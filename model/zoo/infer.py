@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import ValidationError
+from torch import Tensor, nn
 
 from model.errors import BundleInvalid
 from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec, backbone_of
+from model.families.repmlpnet import RepMLPNetSpec
 from model.net.network import StateDictShapes, backbone_network_of, meta_network, network_of
 from model.net.weights import state_dict_mismatch
 from model.types import Task
@@ -39,7 +43,7 @@ def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
         first = error.errors()[0]
         raise BundleInvalid(
             f"{path} looks like a {family}, but {_prefix(checkpoint)}its tensors imply {first['loc'][-1]} "
-            f"{first['input']}"
+            f"{first['input']}; {_nearest(checkpoint)}"
         ) from error
     except BundleInvalid as error:
         raise BundleInvalid(f"{error.detail}; {_prefix(checkpoint)}{_nearest(checkpoint)}") from error
@@ -47,11 +51,46 @@ def infer_architecture(checkpoint: Checkpoint) -> tuple[ArchitectureSpec, int]:
         raise BundleInvalid(
             f"{path} looks like a {family}, but {networks[family].class_key} has too few rows for a class"
         )
-    if problems := state_dict_mismatch(meta_network(architecture, num_classes), tensors):
+    if state_dict_mismatch(meta_network(architecture, num_classes), tensors):
+        if isinstance(architecture.backbone, RepMLPNetSpec) and _is_half_deployed(tensors):
+            raise BundleInvalid(
+                f"{path} has a RepMLPNet of which some blocks are in deploy form (fc3.bias) and others as they were "
+                "trained (fc3_bn); save it before locality_injection(), or after it was called on every block"
+            )
+        # A wrong tensor that a size is inferred from would make the right ones differ.
+        variants = [architecture, *_published_sizes(architecture)]
+        networks_of = [meta_network(variant, num_classes) for variant in variants]
+        least = min(range(len(variants)), key=lambda at: _count_differences(networks_of[at], tensors))
         raise BundleInvalid(
-            f"{path} looks like a {family} of {num_classes} classes, but {_prefix(checkpoint)}{problems}"
+            f"{path} looks like a {_title(variants[least])} and {num_classes} classes, but {_prefix(checkpoint)}"
+            f"{state_dict_mismatch(networks_of[least], tensors)}"
         )
     return architecture, num_classes
+
+
+def _title(architecture: ArchitectureSpec) -> str:
+    backbone = architecture.backbone
+    return f"{architecture.family} on {backbone_of(backbone).name} of size {backbone.size}"
+
+
+def _published_sizes(architecture: ArchitectureSpec) -> list[ArchitectureSpec]:
+    """The family on each published size of its backbone, in the form of the file."""
+    form = {"deploy": architecture.backbone.deploy} if isinstance(architecture.backbone, RepMLPNetSpec) else {}
+    sizes = backbone_of(architecture.backbone).sizes.values()
+    return [architecture.model_copy(update={"backbone": size.model_copy(update=form)}) for size in sizes]
+
+
+def _count_differences(network: nn.Module, tensors: Mapping[str, Tensor]) -> int:
+    """The number of tensors that are in only one of both, or have another shape."""
+    expected: dict[str, Tensor] = network.state_dict()
+    shared = expected.keys() & tensors.keys()
+    different = sum(expected[name].shape != tensors[name].shape for name in shared)
+    return len(expected.keys() ^ tensors.keys()) + different
+
+
+def _is_half_deployed(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a RepMLPNet has blocks in both of its forms."""
+    return all(any(part in name for name in tensors) for part in ("repmlp_block.fc3.bias", "repmlp_block.fc3_bn."))
 
 
 def _prefix(checkpoint: Checkpoint) -> str:
@@ -61,22 +100,22 @@ def _prefix(checkpoint: Checkpoint) -> str:
 def _nearest(checkpoint: Checkpoint) -> str:
     """The known network that shares the most tensor names, and its first differences."""
     tensors = checkpoint.tensors
-    best: tuple[int, ArchitectureSpec] | None = None
+    best: tuple[int, int, ArchitectureSpec] | None = None
     for architecture in _candidates(checkpoint):
-        shared = len(meta_network(architecture, 1).state_dict().keys() & tensors.keys())
-        if shared and (best is None or shared > best[0]):
-            best = shared, architecture
+        network = meta_network(architecture, 1)
+        shared, differences = len(network.state_dict().keys() & tensors.keys()), _count_differences(network, tensors)
+        # Some sizes differ in their shapes alone.
+        if shared and (best is None or (shared, -differences) > best[:2]):
+            best = shared, -differences, architecture
     if best is None:
         listed = ", ".join(list(tensors)[:5])
         return f"its {len(tensors)} tensors are of no known backbone ({', '.join(BACKBONES)}); the first are {listed}"
-    shared, nearest = best
-    backbone = nearest.backbone
+    shared, _, nearest = best
     # The number of classes is not known, so its tensors' shapes are not compared.
     shapes = meta_network(nearest, 1).state_dict()
     known = {name: shapes.get(name, tensor) for name, tensor in tensors.items()}
     return (
-        f"the nearest is a {nearest.family} on {backbone_of(backbone).name} of size {backbone.size}, with "
-        f"{shared} of {len(shapes)} tensors; "
+        f"the nearest is a {_title(nearest)}, with {shared} of {len(shapes)} tensors; "
         f"{state_dict_mismatch(meta_network(nearest, 1), known)}"
     )
 

@@ -38,7 +38,7 @@ def pull_model(
     force: Force = False,
     models_dir: Store = None,
 ) -> None:
-    """Download a pretrained model of ConvMLP's authors. A download that was interrupted resumes."""
+    """Download a published model from its authors. A download that was interrupted resumes."""
     if url is not None and mirror is not None:
         raise typer.BadParameter("--url (a file) and --mirror (a folder of files) exclude each other")
     store = store_or_exit(models_dir)

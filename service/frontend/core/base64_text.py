@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from service.frontend.core.sniffing import START_BYTES, is_base64, is_data_url, sniff
+from service.frontend.core.sniffing import START_BYTES, is_base64, is_data_url, is_hexadecimal, sniff
 
 PIECE_BYTES = 2**18
 """Of text; a multiple of 4."""
@@ -50,12 +50,14 @@ def decode_text(text: memoryview) -> bytes:
         text = text[len(kind) + 1 :]
         head = bytes(text[:START_BYTES])
     try:
+        if is_hexadecimal(head):
+            raise ValueError("is hexadecimal text")
         return decode_base64(text)
     except ValueError:
         content = None if is_base64(head) else sniff(head)
         if content is None:
             raise
-        raise ValueError(f"is {content.what}, not base64 of a picture; {content.remedy}") from None
+        raise ValueError(f"is {content.what}, not base64 of a picture; {content.base64_remedy}") from None
 
 
 def decode_base64(text: memoryview) -> bytes:

@@ -28,6 +28,7 @@ _MULTIPART = re.compile(rb"--[^\r\n]{1,200}\r?\ncontent-", re.IGNORECASE)
 _FORM = re.compile(rb"(?:images?|files?|inputs|data|url)(?:%5B%5D|\[\])?=", re.IGNORECASE)
 _FILE_NAME = re.compile(rb"[^\r\n]{1,250}\.[A-Za-z0-9]{2,5}\s*")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\r\n]+={0,2}\s*")
+_HEX = re.compile(rb"(?:0x|\\\\?x)?[0-9A-Fa-f\s]+")
 _READ_AS_TEXT = (
     b"\xef\xbf\xbd",  # invalid bytes became U+FFFD
     b"\xc3\xbf\xc3\x98\xc3\xbf",  # bytes became characters: of a JPEG
@@ -36,10 +37,11 @@ _READ_AS_TEXT = (
 
 
 class Content(NamedTuple):
-    """`what` stands behind "is"; `remedy` is what its sender should do."""
+    """`what` stands behind "is"; `remedy` is what its sender should do, `base64_remedy` where base64 is expected."""
 
     what: str
     remedy: str
+    base64_remedy: str = "send base64 of the picture's bytes"
 
 
 def text_start(data: bytes) -> bytes:
@@ -53,7 +55,12 @@ def is_data_url(start: bytes) -> bool:
 
 def is_base64(start: bytes) -> bool:
     """Whether a text that begins so is base64, by all appearances."""
-    return len(start) >= MIN_BASE64 and _BASE64.fullmatch(start) is not None
+    return len(start) >= MIN_BASE64 and _BASE64.fullmatch(start) is not None and not is_hexadecimal(start)
+
+
+def is_hexadecimal(start: bytes) -> bool:
+    """Whether a text that begins so is hexadecimal. All its characters may be base64's, too."""
+    return len(start) >= MIN_BASE64 and _HEX.fullmatch(start) is not None and start.count(start[:1]) < len(start)
 
 
 def sniff(data: bytes) -> Content | None:
@@ -84,11 +91,16 @@ def _begins(*beginnings: bytes) -> Callable[[bytes], bool]:
     return lambda start: start.startswith(beginnings)
 
 
+_NO_URLS = "URLs are not fetched: download the picture and send it"
+_NO_JSON = (
+    "send the bytes of the picture; over HTTP /classify, /detect and /segment also take the JSON object "
+    '{"image": BASE64}'
+)
 _CONTENTS: tuple[tuple[Callable[[bytes], object], Content], ...] = (
-    (_URL.match, Content("a URL", "URLs are not fetched: download the picture and send it")),
+    (_URL.match, Content("a URL", _NO_URLS, _NO_URLS)),
     (is_data_url, Content("a data: URL", "send the bytes that it encodes")),
     (_HTML.match, Content("an HTML page", "perhaps an error page was saved in the picture's place")),
-    (_begins(b"{", b"[", b'"'), Content("JSON", "send the bytes of the picture")),
+    (_begins(b"{", b"[", b'"'), Content("JSON", _NO_JSON)),
     (
         _MULTIPART.match,
         Content("a multipart form", "send the picture alone, or let the HTTP library set the Content-Type"),
@@ -97,7 +109,7 @@ _CONTENTS: tuple[tuple[Callable[[bytes], object], Content], ...] = (
     (_begins(b"version https://git-lfs."), Content("a Git LFS pointer", "get the picture by `git lfs pull`")),
     (
         _begins(*_READ_AS_TEXT),
-        Content("a picture that was read as text", "read the file as bytes, without an encoding"),
+        Content("text that was made of a picture's bytes", "read the file as bytes, without an encoding"),
     ),
     (_begins(b"b'\\x", b'b"\\x'), Content("the text of a Python bytes object", "send the bytes, not str() of them")),
     (_begins(b"\xff\xfe", b"\xfe\xff"), Content("UTF-16 text", "send UTF-8, or the bytes of the picture")),
@@ -105,7 +117,8 @@ _CONTENTS: tuple[tuple[Callable[[bytes], object], Content], ...] = (
     (_begins(b"PK\x03\x04"), Content("a ZIP archive", "send the pictures in it one by one")),
     (
         _FILE_NAME.fullmatch,
-        Content("the name of a file", "send its content: with curl, --data-binary @FILE or -F image=@FILE"),
+        Content("the name of a file", "send the file's bytes; over HTTP, curl takes them from @FILE"),
     ),
+    (is_hexadecimal, Content("hexadecimal text", "decode it and send the bytes")),
     (is_base64, Content("base64 text", "decode it and send the bytes")),
 )

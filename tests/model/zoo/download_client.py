@@ -81,4 +81,4 @@ class DownloadClient:
 def assert_whole(client: DownloadClient, content: bytes = CONTENT) -> None:
     """The target has the content; only the lock file is left beside it."""
     assert client.target.read_bytes() == content
-    assert {path.name for path in client.folder.iterdir()} == {"weights.pth", "weights.pth.lock"}
+    assert {path.name for path in client.folder.iterdir()} == {"weights.pth"}

@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -105,12 +107,18 @@ def test_a_wrong_index_is_refused(tmp_path: Path, index: object, why: str) -> No
     [
         (b"\x1f\x8b\x08" + bytes(20), "is compressed with gzip; unpack it first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(20), "is an HDF5 file"),
+        (b"GGUF\x03\0\0\0" + bytes(40), r"is a GGUF file; give the PyTorch checkpoint"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x052.9.0" + bytes(40), r"is an ONNX model; give the PyTorch checkpoint"),
+        (b"\x1c\0\0\0TFL3" + bytes(40), "is a TensorFlow Lite model"),
+        (b"\x93NUMPY\x01\0" + bytes(40), "is an array of NumPy"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(40), r"is a picture \(JPEG\) and not a checkpoint"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), r"is a picture \(PNG\) and not a checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS.*git lfs pull"),
         (b"\n<html>", "is an HTML or XML page"),
         (b"{broken", "is not valid JSON"),
         ((9).to_bytes(8, "little") + b"{broken}}", "is a safetensors file, truncated or corrupt"),
     ],
-    ids=["gzip", "hdf5", "lfs", "html", "json", "broken safetensors"],
+    ids=["gzip", "hdf5", "gguf", "onnx", "tflite", "numpy", "jpeg", "png", "lfs", "html", "json", "broken safetensors"],
 )
 def test_other_files_are_named(tmp_path: Path, content: bytes, why: str) -> None:
     """The error names what the file is, and what to do."""
@@ -125,11 +133,9 @@ def test_archives_of_other_things_are_refused(tmp_path: Path) -> None:
         archive.writestr("run/best.pth", torch_bytes())
     with pytest.raises(BundleInvalid, match=r"is a ZIP archive of other files \(best\.pth\)"):
         read_checkpoint_file(tmp_path / "a.zip")
-    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:  # the parts that torch.jit.save writes
-        for name in ("a/data.pkl", "a/constants.pkl", "a/code/__torch__.py"):
-            archive.writestr(name, b"")
-    with pytest.raises(BundleInvalid, match="is a TorchScript program, whose code is not run"):
-        read_checkpoint_file(tmp_path / "a.pt")
+    np.savez(tmp_path / "a.npz", a=np.zeros(2))
+    with pytest.raises(BundleInvalid, match=r"has arrays of NumPy \(\.npz\)"):
+        read_checkpoint_file(tmp_path / "a.npz")
     with pytest.raises(BundleInvalid, match="is a tar archive with 0 checkpoints"):
         read_checkpoint_file(tar_of(tmp_path / "none.tar", {"a.txt": b"a"}))
     with pytest.raises(BundleInvalid, match=r"is a tar archive with 2 checkpoints \(a\.pth, b\.pth\)"):
@@ -138,6 +144,19 @@ def test_archives_of_other_things_are_refused(tmp_path: Path) -> None:
         read_checkpoint_file(tar_of(tmp_path / "old.tar", {"storages": b"", "tensors": b"", "pickle": b""}))
     with pytest.raises(BundleInvalid, match=r"one\.tar is not a checkpoint"):
         read_checkpoint_file(tar_of(tmp_path / "one.tar", {"a.pth": b"noise" * 200}))
+
+
+def test_a_program_of_torch_is_named(tmp_path: Path) -> None:
+    """Programs of torch.jit and torch.export may have deflated parts; the error has what saves the weights."""
+    network = torch.nn.Linear(3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        torch.jit.script(network).save(tmp_path / "ts.pt")
+    torch.export.save(torch.export.export(network, (torch.zeros(1, 3),)), tmp_path / "a.pt2")
+    with pytest.raises(BundleInvalid, match=r"is a TorchScript program, .*\(torch\.jit\.load\(PROGRAM\)\.state_dict"):
+        read_checkpoint_file(tmp_path / "ts.pt")
+    with pytest.raises(BundleInvalid, match=r"is a program of torch\.export; give the PyTorch checkpoint"):
+        read_checkpoint_file(tmp_path / "a.pt2")
 
 
 def test_a_folder_needs_one_checkpoint(tmp_path: Path) -> None:

@@ -201,6 +201,19 @@ def test_two_at_once(client: DownloadClient, server: Server) -> None:
     assert client.part.stat().st_size >= 100_000
 
 
+def test_no_lock_file_is_left(client: DownloadClient, server: Server) -> None:
+    """Neither behind a download nor behind one that failed; what a killed process left locks nobody out."""
+    lock = client.target.with_name(f"{client.target.name}.lock")
+    client.folder.mkdir(exist_ok=True)
+    lock.touch()
+    server.replies = [ScriptedReply(status=404)]
+    assert "404" in client.fails(server.url)
+    assert not lock.exists()
+    client.fetch(server.url)
+    assert client.target.exists()
+    assert not lock.exists()
+
+
 def test_a_folder_that_cannot_be_created(client: DownloadClient, server: Server) -> None:
     """The error has the path and the reason."""
     client.folder.write_bytes(b"a file where the folder should be")

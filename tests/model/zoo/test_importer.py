@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from model.bundle import Bundle, read_bundle
+from model.bundle import Bundle, file_sha256, read_bundle
 from model.errors import BundleInvalid
 from model.families.registry import FAMILIES
 from model.net.network import build_network
@@ -109,17 +109,33 @@ def test_the_task_is_checked_if_given(tmp_path: Path) -> None:
 
 
 def test_a_published_name_brings_labels_pipelines_and_source(tmp_path: Path) -> None:
-    """The model's name, or the file's, if it is a published model's."""
-    torch.save(published_tensors("convmlp_s_cifar10"), tmp_path / "convmlp_s_cifar10.pth")
+    """With a published model's name the user states that the file is this model's."""
     torch.save(published_tensors("convmlp_s_cifar10"), tmp_path / "any.pth")
     entry = CATALOGUE["convmlp_s_cifar10"]
-    for file, name in (("any.pth", "convmlp_s_cifar10"), ("convmlp_s_cifar10.pth", "planes_and_cats")):
-        config = import_checkpoint(tmp_path / file, tmp_path / "store", name).config
-        assert config.name == name
-        assert (config.labels, config.preprocessing, config.postprocessing, config.source, config.accuracy) == (
-            *(entry.labels, entry.preprocessing, entry.postprocessing),
-            *(entry.source, entry.accuracy),
-        )
+    notes: list[str] = []
+    config = import_checkpoint(
+        tmp_path / "any.pth", tmp_path / "store", "convmlp_s_cifar10", on_note=notes.append
+    ).config
+    assert (config.labels, config.preprocessing, config.postprocessing) == (
+        *(entry.labels, entry.preprocessing, entry.postprocessing),
+    )
+    assert (config.source, config.accuracy) == (entry.source, entry.accuracy)
+    assert sum("as published" in note for note in notes) == 2
+
+
+def test_a_files_name_brings_labels_and_pipelines_alone(tmp_path: Path) -> None:
+    """Fine-tuned weights may keep the file's name: the published accuracy, licence and source are not theirs."""
+    file = tmp_path / "convmlp_s_cifar10.pth"
+    torch.save(published_tensors("convmlp_s_cifar10"), file)
+    entry = CATALOGUE["convmlp_s_cifar10"]
+    notes: list[str] = []
+    config = import_checkpoint(file, tmp_path / "store", "planes_and_cats", on_note=notes.append).config
+    assert (config.name, config.labels) == ("planes_and_cats", entry.labels)
+    assert (config.preprocessing, config.postprocessing) == (entry.preprocessing, entry.postprocessing)
+    assert (config.accuracy, config.source.licence, config.source.url) == (None, "unknown", "")
+    assert config.source.description == f"imported from {file.name} (sha256 {file_sha256(file)})"
+    by_name = "of the published convmlp_s_cifar10, by the file's name"
+    assert [by_name in note for note in notes[:2]] == [True, True]
 
 
 def test_a_published_name_needs_the_published_network(tmp_path: Path) -> None:

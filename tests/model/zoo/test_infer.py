@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from model.errors import BundleInvalid
 from model.families.classifier import ClassifierSpec
+from model.families.cmt import CMT_SIZES
 from model.families.convmlp import CONVMLP_SIZES, ConvMLPSpec
 from model.families.mask_rcnn import MaskRCNNSpec
-from model.families.registry import Architecture
+from model.families.registry import Architecture, BackboneSpec
+from model.families.repmlpnet import REPMLPNET_SIZES
 from model.families.retinanet import RetinaNetSpec
 from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.network import build_network, meta_network
@@ -126,7 +129,10 @@ def with_a_scalar(tensors: dict[str, Tensor]) -> None:
             without_tokenizer,
             r"tensor tokenizer\.block\.6\.weight is missing; the nearest is a classifier on convmlp of size",
         ),
-        (without_a_norm, r"looks like a classifier of 5 classes, but stages\.1\.blocks\.0\.norm2\.bias is missing"),
+        (
+            without_a_norm,
+            r"a classifier on convmlp of size custom and 5 classes, but stages\.1\.blocks\.0\.norm2\.bias is missing",
+        ),
         (with_a_stranger, r"auxiliary_head\.conv\.weight is unexpected"),
         (with_a_gap, r"stages\.0\.blocks\.1\.norm1\.weight is missing.*and \d+ more"),
         (with_another_width, r"head\.weight is float \(5, 17\), expected float \(5, 16\)"),
@@ -165,6 +171,42 @@ def test_the_prefix_and_the_nearest_network_are_in_the_error(tmp_path: Path) -> 
     )
     with pytest.raises(BundleInvalid, match=why):
         infer_architecture(read_checkpoint(tmp_path / "a.pth"))
+
+
+def shapes_of(spec: BackboneSpec) -> dict[str, Tensor]:
+    """A published classifier's tensors, which take no memory."""
+    found = meta_network(ClassifierSpec(backbone=spec), NUM_CLASSES).state_dict()
+    return {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "title"),
+    [
+        (CMT_SIZES["s"], "patch_embed_c.proj.weight", "cmt of size s"),
+        (CMT_SIZES["ti"], "stem_conv1.weight", "cmt of size ti"),
+        (REPMLPNET_SIZES["b224"], "stages.2.0.prebn1.weight", "repmlpnet of size b224"),
+        (REPMLPNET_SIZES["t224"].model_copy(update={"deploy": True}), "stages.1.0.prebn1.weight", "size t224"),
+    ],
+)
+def test_a_wrong_tensor_that_a_size_is_inferred_from_is_named(spec: BackboneSpec, name: str, title: str) -> None:
+    """The right ones are not listed in its place: the published size with the fewest differences is shown."""
+    tensors = shapes_of(spec)
+    rows, *others = tensors[name].shape
+    tensors[name] = torch.zeros(()).expand(2 * rows, *others)
+    why = rf"looks like a classifier on .*{title} and {NUM_CLASSES} classes, but {re.escape(name)} is float \([^;]*$"
+    with pytest.raises(BundleInvalid, match=why):
+        infer_architecture(checkpoint(tensors))
+
+
+def test_a_repmlpnet_in_two_forms_is_named() -> None:
+    """A conversion that missed blocks is refused with its reason."""
+    tensors = shapes_of(REPMLPNET_SIZES["t224"])
+    deployed = shapes_of(REPMLPNET_SIZES["t224"].model_copy(update={"deploy": True}))
+    first = "stages.0.0."
+    mixed = {name: tensor for name, tensor in tensors.items() if not name.startswith(first)}
+    mixed |= {name: tensor for name, tensor in deployed.items() if name.startswith(first)}
+    with pytest.raises(BundleInvalid, match=r"some blocks are in deploy form .* and others as they were trained"):
+        infer_architecture(checkpoint(mixed))
 
 
 def test_a_file_of_another_network_lists_its_first_names() -> None:

@@ -339,23 +339,31 @@ def metrics_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("coding", ["gzip", None])
+@pytest.mark.parametrize("coding", ["gzip", "gzip;q=0", None])
 @pytest.mark.parametrize(
     ("accept", "media_type"),
     [
         ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
         ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
         ("application/openmetrics-text; version=newest", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;q=0", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;q=0.4, text/plain", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;q=0.4, */*;q=0.9", "text/plain; version=0.0.4; charset=utf-8"),
+        (
+            "text/plain;q=0.4, application/openmetrics-text;q=0.5",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+        ("text/plain, application/openmetrics-text", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
     ],
 )
 def test_a_metrics_port_negotiates(
     metrics_port: int, accept: str, media_type: str, coding: str | None, method: str
 ) -> None:
-    """The ports of workers and of gRPC answer as REST's /metrics does."""
+    """The ports of workers and of gRPC answer as REST's /metrics does, by the qualities of what the caller accepts."""
     headers = {"Accept": accept, "Accept-Encoding": coding or "identity"}
     response = httpx2.request(method, f"http://127.0.0.1:{metrics_port}/metrics", headers=headers)
     assert (response.status_code, response.headers["content-type"]) == (200, media_type)
-    assert response.headers.get("content-encoding") == coding
+    assert response.headers.get("content-encoding") == (coding if coding == "gzip" else None)
     if method == "HEAD":
         assert response.content == b""
         assert int(response.headers["content-length"]) > 0

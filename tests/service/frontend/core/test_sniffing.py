@@ -30,15 +30,18 @@ JPEG = picture(30, width=400, height=300, form="JPEG")
         (b"image=%FF%D8%FF%E0", "a URL-encoded form"),
         (b"images%5B%5D=AAAA", "a URL-encoded form"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
-        (JPEG.decode("utf-8", "replace").encode(), "a picture that was read as text"),
-        (JPEG.decode("latin-1").encode(), "a picture that was read as text"),
-        (picture().decode("latin-1").encode(), "a picture that was read as text"),
+        (JPEG.decode("utf-8", "replace").encode(), "text that was made of a picture's bytes"),
+        (JPEG.decode("latin-1").encode(), "text that was made of a picture's bytes"),
+        (picture().decode("latin-1").encode(), "text that was made of a picture's bytes"),
         (str(JPEG).encode(), "the text of a Python bytes object"),
         ('{"image": "AAAA"}'.encode("utf-16"), "UTF-16 text"),
         (gzip.compress(JPEG), "gzip data"),
         (b"PK\x03\x04\x14\x00", "a ZIP archive"),
         (b"cat.jpg", "the name of a file"),
         (b"@/home/me/my cat.jpeg\n", "the name of a file"),
+        (JPEG.hex().encode(), "hexadecimal text"),
+        (JPEG.hex(" ", 2).upper().encode(), "hexadecimal text"),
+        (b"0x" + picture().hex().encode(), "hexadecimal text"),
         (base64.b64encode(JPEG), "base64 text"),
         (base64.encodebytes(JPEG), "base64 text"),
         (base64.urlsafe_b64encode(JPEG), "base64 text"),
@@ -85,3 +88,16 @@ def test_usual_pictures_do_not_begin_as_text() -> None:
     """JPEG and PNG, which most pictures are, need no look at their content."""
     assert JPEG[:1] not in TEXT_STARTS
     assert picture()[:1] not in TEXT_STARTS
+
+
+def test_advice_fits_every_transport() -> None:
+    """Neither a field of a form nor a flag of curl is named: gRPC and the JSON APIs have none."""
+    for data in (b"cat.jpg", b"[255, 216]", b'"AAAA"', JPEG.hex().encode()):
+        content = sniff(data)
+        assert content is not None
+        assert "-F " not in content.remedy
+        assert "bytes" in content.remedy
+        assert content.base64_remedy == "send base64 of the picture's bytes"
+    for data in (b"[255, 216]", b'"AAAA"'):
+        error = explained(UnsupportedFormat("the image format is not supported"), data)
+        assert '{"image": BASE64}' in error.detail

@@ -71,7 +71,12 @@ async def test_large_text(rest: Rest) -> None:
     ("body", "content_type", "status", "words"),
     [
         (b"https://example.org/cat.jpg", "text/plain", 415, "a URL, not a picture; URLs are not fetched"),
-        (b"cat.jpg", "application/x-www-form-urlencoded", 415, "the name of a file, not a picture; send its content"),
+        (
+            b"cat.jpg",
+            "application/x-www-form-urlencoded",
+            415,
+            "the name of a file, not a picture; send the file's bytes",
+        ),
         (b"image=AAAA", "application/x-www-form-urlencoded", 415, "a URL-encoded form"),
         (b"<!doctype html><title>Not found</title>", "text/html", 415, "an HTML page"),
         (b"", "application/x-www-form-urlencoded", 400, "the body is empty"),
@@ -79,7 +84,9 @@ async def test_large_text(rest: Rest) -> None:
         (b" \r\n", "text/plain", 415, "not supported"),
         (b"hello", "text/plain", 415, "not supported"),
         (b'{"image": ', None, 400, "not valid JSON"),
-        (b"[1, 2]", None, 415, "JSON"),
+        (b"[1, 2]", None, 415, 'the JSON object {"image": BASE64}'),
+        (b'"/9j/4AAQ"', None, 415, 'the JSON object {"image": BASE64}'),
+        (picture(40).hex().encode(), None, 415, "hexadecimal text, not a picture; decode it"),
         (b"[1, 2]", "application/json", 400, "Expected `object`"),
         (b"data:image/png,%89PNG", None, 400, "the image is a data: URL without `;base64,`"),
         (BASE64.encode()[:-3], None, 400, "the image is not valid base64"),
@@ -98,7 +105,8 @@ async def test_other_text_is_named(rest: Rest, body: bytes, content_type: str | 
     ("value", "words"),
     [
         ("https://example.org/cat.jpg", "is a URL, not base64 of a picture; URLs are not fetched"),
-        ("cat.jpg", "is the name of a file, not base64 of a picture"),
+        ("cat.jpg", "is the name of a file, not base64 of a picture; send base64 of the picture's bytes"),
+        (picture(40).hex(), "is hexadecimal text, not base64 of a picture; send base64"),
         ("<html><body>Not found", "is an HTML page"),
         ('{"b64": "AAAA"}', "is JSON"),
         ("data:text/html;base64,https://x", "not base64"),
@@ -139,7 +147,7 @@ async def test_a_path_in_a_form_is_named(rest: Rest) -> None:
     response = await rest.http.post("/classify", files=[("image", (None, "cat.jpg"))])
     assert response.status_code == 415
     assert "the name of a file" in response.json()["detail"]
-    assert "-F image=@FILE" in response.json()["detail"]
+    assert "@FILE" in response.json()["detail"]
 
 
 async def test_text_among_the_images_of_a_form_costs_no_neighbour(rest: Rest) -> None:
