@@ -3,7 +3,7 @@
 gRPC buffers a message whole before this service sees any of it, and does not report its length. Before a message is
 read it takes no more than HTTP/2's window of a call (64 KiB; `server.py` keeps it from growing). So the time to bound
 is that of the read. A message begins to be read once there is room for it beside the memory in use and what other
-messages that have just begun may bring: as much as the largest of late on their connections, or as the largest image.
+messages that have just begun may bring: twice the largest of late on their connections, or twice the largest image.
 Others wait, and so do their senders, by flow control.
 
 A connection whose messages were small may send large ones, and a message may stop half-way. Therefore the memory in use
@@ -31,9 +31,9 @@ from service.wire.deadlines import Deadlines
 
 ARRIVING_BYTES = 64 << 20
 """Of memory for messages that arrive, beside what `max_in_flight_bytes` leaves."""
-HARD_BYTES = 96 << 20
+HARD_BYTES = 64 << 20
 """The same, at which messages that have begun to arrive are refused."""
-MIN_ARRIVING = 4
+MIN_ARRIVING = 2
 """So many messages may arrive whatever the memory."""
 FRESH_S = 5.0
 """A message that arrives for longer is slow: the memory in use has what it brought. On a connection of large messages
@@ -88,7 +88,8 @@ class Receiver:
         self._used_s = 0.0
         self._limit_bytes = self._used + settings.max_in_flight_bytes + ARRIVING_BYTES
         self._hard_bytes = self._used + settings.max_in_flight_bytes + settings.decoded_bytes + HARD_BYTES
-        self._unknown_bytes = settings.max_image_bytes
+        # gRPC joins the pieces of a message: for a moment there are two of it.
+        self._unknown_bytes = 2 * settings.max_image_bytes
         self._largest: dict[str, float] = {}
         """The bytes of the largest message of late by connection; the one that was longest without any is the first."""
         self._arriving: dict[asyncio.Task[Any], Arrival] = {}
