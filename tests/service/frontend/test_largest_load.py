@@ -137,7 +137,7 @@ async def test_a_grpc_front_end_takes_less_than_a_gigabyte() -> None:
                 outcomes[reply.error.code] += 1
                 left -= 1
         except grpc.aio.AioRpcError as error:  # the rest of the stream is refused
-            # A client that is writing just then may lose the server's status: gRPC's core says so in its place.
+            # A client that is writing just then may lose the server's status: gRPC's core reports this in its place.
             lost = error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
             outcomes[RESOURCE_EXHAUSTED if lost else error.code().value[0]] += left
 
