@@ -1,4 +1,4 @@
-"""Reading models from disk: each read in a thread of its own, because a disk may not answer."""
+"""Reads and writes of a worker on disk, in threads, because a disk may not answer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from service.errors import Overloaded
 
 MAX_READS = 4
 """Reads at a time. Loads run one by one, so that all but one are reads whose load was given up."""
+LAST_WRITE_S = 1.0
+"""How long a task that is cancelled waits for the end of its write."""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
 class DiskReads:
-    """Runs functions that read from disk. A read that nobody waits for any more delays no other one.
+    """Runs functions that read models from disk. A read that nobody waits for any more delays no other one.
 
-    Its thread cannot be ended: a network's file system may hold it for ever. It is a daemon, so that it does not delay
-    the end of the process either.
+    Each has a thread, which cannot be ended: a network's file system may hold it for ever. It is a daemon, so that it
+    does not delay the end of the process either.
     """
 
     def __init__(self) -> None:
@@ -56,3 +58,20 @@ class DiskReads:
         self._reading += 1
         threading.Thread(target=work, name="read-model", daemon=True).start()
         return await done
+
+
+async def write_to_disk(function: Callable[[*Ts], None], *arguments: *Ts) -> None:
+    """Call a function that writes to disk, in a thread.
+
+    A caller that is cancelled waits until the write has ended, for `LAST_WRITE_S` at most: it would go on otherwise
+    when its owner has ended, and its folder may be deleted by then.
+
+    Raises:
+        Exception: what the function raises.
+    """
+    writing = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait([writing], timeout=LAST_WRITE_S)
+        raise
