@@ -19,11 +19,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class DiskReads:
-    """Runs functions that read models from disk. A read that nobody waits for any more delays no other one.
-
-    Each has a thread, which cannot be ended: a network's file system may hold it for ever. It is a daemon, so that it
-    does not delay the end of the process either.
-    """
+    """Runs functions that read models from disk. A read that nobody waits for any more delays no other one."""
 
     def __init__(self) -> None:
         self._reading = 0
@@ -37,27 +33,12 @@ class DiskReads:
         """
         if self._reading >= MAX_READS:
             raise Overloaded(f"{self._reading} earlier loads still read from disk; look at the store's disk")
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
 
-        def settle(set_outcome: Callable[[Any], None], outcome: T | BaseException) -> None:
+        def ended() -> None:
             self._reading -= 1
-            if not done.done():  # else the load was given up
-                set_outcome(outcome)
-
-        def work() -> None:
-            try:
-                result = function(*arguments)
-            except BaseException as error:  # passed to the caller
-                outcome: tuple[Callable[[Any], None], T | BaseException] = (done.set_exception, error)
-            else:
-                outcome = (done.set_result, result)
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, *outcome)
 
         self._reading += 1
-        threading.Thread(target=work, name="read-model", daemon=True).start()
-        return await done
+        return await _in_thread(lambda: function(*arguments), ended)
 
 
 async def write_to_disk(function: Callable[[*Ts], None], *arguments: *Ts) -> None:
@@ -69,9 +50,37 @@ async def write_to_disk(function: Callable[[*Ts], None], *arguments: *Ts) -> Non
     Raises:
         Exception: what the function raises.
     """
-    writing = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    writing = _in_thread(lambda: function(*arguments))
     try:
         await asyncio.shield(writing)
     except asyncio.CancelledError:
         await asyncio.wait([writing], timeout=LAST_WRITE_S)
         raise
+
+
+def _in_thread(function: Callable[[], T], on_end: Callable[[], None] = lambda: None) -> asyncio.Future[T]:
+    """Call a function in a thread of its own, and `on_end` in the event loop once it has ended; gives its outcome.
+
+    The thread cannot be ended: a network's file system may hold it for ever. It is a daemon, so that it does not delay
+    the end of the process.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_outcome: Callable[[Any], None], outcome: T | BaseException) -> None:
+        on_end()
+        if not done.done():  # else nobody waits any more
+            set_outcome(outcome)
+
+    def work() -> None:
+        try:
+            result = function()
+        except BaseException as error:  # passed to the caller
+            outcome: tuple[Callable[[Any], None], T | BaseException] = (done.set_exception, error)
+        else:
+            outcome = (done.set_result, result)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=work, name="disk", daemon=True).start()
+    return done
