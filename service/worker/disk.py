@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, TypeVarTuple
@@ -79,7 +80,7 @@ def _in_thread(function: Callable[[], T], on_end: Callable[[], None] = lambda: N
             outcome: tuple[Callable[[Any], None], T | BaseException] = (done.set_exception, error)
         else:
             outcome = (done.set_result, result)
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, *outcome)
 
     threading.Thread(target=work, name="disk", daemon=True).start()
