@@ -37,7 +37,7 @@ def breed_training(pets: Path) -> BreedTraining:
     learn, watch = index.training(), index.held_out()
     torch.manual_seed(0)
     recipe = ClassifyRecipe(sizes=((0.0, 32), (0.5, 48)), test_size=32)
-    return BreedTraining(recipe, BreedNet(TINY, 2), load_photographs(learn), load_photographs(watch))
+    return BreedTraining(recipe, BreedNet(TINY, 2, maps=True), load_photographs(learn), load_photographs(watch))
 
 
 def test_a_resumed_run_reaches_the_same_weights(pets: Path, tmp_path: Path) -> None:
