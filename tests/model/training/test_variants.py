@@ -14,6 +14,7 @@ from model.families.cmt import CMTSpec
 from model.families.registry import BACKBONES
 from model.net.network import build_network
 from model.predictor import load_deployed
+from model.spec import CenterCropSpec
 from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe
 from model.training.data import load_photographs, read_index
 from model.training.loop import CHECKPOINT_FILE
@@ -62,7 +63,8 @@ def test_all_learn_by_one_recipe() -> None:
     """But for the network and the side of its inputs the recipes are equal."""
     recipes = [variant_recipe(PetsModel.BREED, find_variant(backbone, "tiny")) for backbone in TINY]
     assert len({(one.schedule, one.examples, one.preprocessing, one.postprocessing) for one in recipes}) == 1
-    assert variant_recipe(PetsModel.BREED, find_variant("cmt", "s")).preprocessing.crop == 224
+    published = variant_recipe(PetsModel.BREED, find_variant("cmt", "s"))
+    assert published.preprocessing == CenterCropSpec(resize_shorter=256, crop=224)
 
 
 @pytest.mark.parametrize("backbone", ["hire_mlp", "repmlpnet", "cmt", "hvt"])
@@ -73,7 +75,7 @@ def test_every_parameter_learns_and_the_bundle_is_served(backbone: str, pets: Pa
     index = read_index(pets)
     data = (load_photographs(index.training()), load_photographs(index.held_out()))
     training = BreedTraining(recipe.examples, BreedNet(recipe.architecture.backbone, 2, maps=False), *data)
-    training.loss(np.arange(4), np.random.default_rng(0), 0.0).backward()  # type: ignore[no-untyped-call]
+    training.loss(np.arange(4), np.random.default_rng(0), 0.0).backward()
     for name, parameter in training.module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
