@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from model.families.registry import BackboneFamily, BackboneSpec
-from model.spec import CenterCropSpec
 
 Quad = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 
@@ -36,10 +35,6 @@ class CMTSpec(BackboneSpec):
     @property
     def input_side(self) -> int:
         return self.input_size
-
-    @property
-    def classifier_preprocessing(self) -> CenterCropSpec:
-        return CenterCropSpec(resize_shorter=int(256 / 224 * self.input_size), crop=self.input_size)
 
 
 def _spec(

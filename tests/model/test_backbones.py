@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +33,7 @@ CPU = torch.device("cpu")
 PRECISIONS = [Precision.EXACT, *candidates(CPU)]
 TOLERANCES = {Precision.EXACT: 1e-6, Precision.FP32: 1e-5, Precision.FP16: 0.05, Precision.BF16: 0.05}
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batch_of(picture: ModelInput, rows: int) -> Batch:
