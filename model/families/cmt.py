@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from model.families.registry import BackboneFamily, BackboneSpec
-from model.spec import CenterCropSpec
 
 Quad = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 
@@ -34,12 +33,12 @@ class CMTSpec(BackboneSpec):
         return self.stage_channels
 
     @property
-    def input_side(self) -> int:
-        return self.input_size
+    def embedding_dimension(self) -> int:
+        return self.projection_channels
 
     @property
-    def classifier_preprocessing(self) -> CenterCropSpec:
-        return CenterCropSpec(resize_shorter=int(256 / 224 * self.input_size), crop=self.input_size)
+    def input_side(self) -> int:
+        return self.input_size
 
 
 def _spec(

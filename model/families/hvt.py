@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from model.families.registry import BackboneFamily, BackboneSpec
-from model.spec import CenterCropSpec
 
 HEAD_CHANNELS = 64
 
@@ -33,16 +32,16 @@ class HVTSpec(BackboneSpec):
         raise ValueError("HVT has no feature levels: it can be a classifier only")
 
     @property
+    def embedding_dimension(self) -> int:
+        return self.channels
+
+    @property
     def has_levels(self) -> bool:
         return False
 
     @property
     def input_side(self) -> int:
         return self.input_size
-
-    @property
-    def classifier_preprocessing(self) -> CenterCropSpec:
-        return CenterCropSpec(resize_shorter=int(256 / 224 * self.input_size), crop=self.input_size)
 
     @property
     def lengths(self) -> tuple[int, ...]:

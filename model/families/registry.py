@@ -36,6 +36,11 @@ class BackboneSpec(Spec, ABC):
         """Channels of the levels, finest first."""
 
     @property
+    def embedding_dimension(self) -> int:
+        """Length of the pooled features that a classifier's last layer takes."""
+        return self.level_channels[-1]
+
+    @property
     def has_levels(self) -> bool:
         """Whether it has feature levels. Without them it can be a classifier only."""
         return True
@@ -52,8 +57,14 @@ class BackboneSpec(Spec, ABC):
 
     @property
     def classifier_preprocessing(self) -> CenterCropSpec:
-        """The authors' preprocessing at test time, of a classifier on ImageNet."""
-        return CenterCropSpec()
+        """The authors' preprocessing at test time, of a classifier on ImageNet.
+
+        With a fixed input size the default is a centre crop of 224 / 256 of the resized picture.
+        """
+        side = self.input_side
+        if side is None:
+            return CenterCropSpec()
+        return CenterCropSpec(resize_shorter=int(256 / 224 * side), crop=side)
 
     @property
     def published_form(self) -> BackboneSpec:

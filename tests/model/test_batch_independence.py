@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,14 +38,7 @@ EQUAL = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_sup
 """There the documentation promises answers equal to the bit."""
 INTEL = EQUAL and "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Several threads wait for each other after each layer, for long where other tests use their cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", bundle_names(None))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -35,19 +35,10 @@ from model.types import Image
 from tests import goldens
 from tests.goldens import System
 
-pytestmark = goldens.requires_families
+pytestmark = [goldens.requires_families, pytest.mark.usefixtures("one_thread")]
 
 SPREAD = 1e-6
 """Largest difference in float64, of the spread of a tensor's values: the references have nine digits."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Several threads wait for each other after each layer, for long where other tests use their cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
