@@ -29,12 +29,14 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that the service serves.
+    """A model that the service serves; each version is one.
 
+    name: with the version, unless that is 1: `pets`, `pets@2`.
     default: a request that names no model gets this one.
     ready: the model passed its last self-check.
     precision: number format of the network, such as "fp32".
     labels: class names by class index.
+    share: of the requests for the name without a version, 0 to 1.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Model:
     precision: str
     labels: tuple[str, ...]
     weights_sha256: str
+    version: str = "1"
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,8 @@ def model_from_message(message: pb.Model) -> Model:
         precision=message.precision,
         labels=tuple(message.labels),
         weights_sha256=message.weights_sha256,
+        version=message.version,
+        share=message.share,
     )
 
 
