@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 
 from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, category_id
@@ -22,9 +23,12 @@ from convmlp_client.masks import Mask, require_mask
 
 
 class Task(StrEnum):
+    """What a result is. Models have one of the first three: classifiers also embed."""
+
     CLASSIFY = "classify"
     DETECT = "detect"
     SEGMENT = "segment"
+    EMBED = "embed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Model:
     ready: the model passed its last self-check.
     precision: number format of the network, such as "fp32".
     labels: class names by class index.
+    embedding_dimension: length of a classifier's embeddings; None for other models.
     share: of the requests for the name without a version, 0 to 1.
     """
 
@@ -47,6 +52,7 @@ class Model:
     precision: str
     labels: tuple[str, ...]
     weights_sha256: str
+    embedding_dimension: int | None = None
     version: str = "1"
     share: float = 1.0
 
@@ -128,6 +134,29 @@ class Classification:
     def to_dict(self) -> dict[str, Any]:
         """The result as in `results` of the REST API."""
         return {"image": asdict(self.image), "labels": [label.to_dict() for label in self.labels]}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """The pooled features of an image, which a classifier's last layer takes: `vector`, float32 (d,).
+
+    `image` is the size of the upright image. Embeddings with equal numbers are equal.
+    """
+
+    image: ImageSize
+    vector: npt.NDArray[np.float32]
+    meta: Meta
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Embedding):
+            return NotImplemented
+        return (self.image, self.meta) == (other.image, other.meta) and np.array_equal(self.vector, other.vector)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as in `results` of the REST API."""
+        return {"image": asdict(self.image), "embedding": self.vector.tolist()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +279,7 @@ class Segmentation:
         return label_map
 
 
-Result = Classification | Detections | Segmentation
+Result = Classification | Detections | Segmentation | Embedding
 
 
 def _open_canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:

@@ -19,7 +19,7 @@ from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from service.traffic_split import TrafficSplit, split_text
 from service.types import StoredModel
-from service.worker.disk_reads import DiskReads
+from service.worker.disk import DiskReads, write_to_disk
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel, ModelRegistry, new_model
 from service.worker.runner import OutOfDeviceMemory, Runner
@@ -275,7 +275,7 @@ class ModelLoader:
     async def _save_and_announce(self) -> None:
         served = ServedModels(tuple(model.name for model in self._registry.served), dict(self._registry.splits))
         try:
-            await asyncio.to_thread(self._file.write, served)
+            await write_to_disk(self._file.write, served)
         except OSError as error:
             log.error("cannot save which models are served; a restart serves the configured ones", error=str(error))
         self._announce()

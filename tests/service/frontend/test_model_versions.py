@@ -172,6 +172,10 @@ async def test_no_request_is_lost_while_versions_change() -> None:
                 reply = await pair.rpc.stub.Classify(pb.ClassifyRequest(image=PICTURE, model=FIRST))
                 answered[reply.model] += 1
 
+        async def until_more(name: str) -> None:
+            before = answered[name]
+            await until(lambda: answered[name] > before + 20)
+
         async def post(path: str) -> None:
             (await pair.http.post(path)).raise_for_status()
 
@@ -181,13 +185,11 @@ async def test_no_request_is_lost_while_versions_change() -> None:
         assert answered[SECOND] == 0
         for split in ({"1": 50, "2": 50}, {"2": 100}):
             (await pair.http.put(SPLIT, json=split)).raise_for_status()
-            before = answered[SECOND]
-            await until(lambda before=before: answered[SECOND] > before + 20)
+            await until_more(SECOND)
         store_bundle(pair.worker.store, fake_bundle(Task.CLASSIFY, SECOND, weights=b"new"), weights=b"new")
         await post(f"/v2/repository/models/{SECOND}/load")
         await post(f"/v2/repository/models/{FIRST}/unload")
-        before = answered[SECOND]
-        await until(lambda: answered[SECOND] > before + 20)
+        await until_more(SECOND)
         assert not any(task.done() for task in asking)
         stop.set()
         await asyncio.gather(*asking)

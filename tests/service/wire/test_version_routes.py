@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 
 from model.types import Task
+from service.traffic_split import TrafficSplit
 from service.types import ModelStatus, Readiness
 from service.wire.messages import Phase
 from service.wire.version_routes import Route, make_routes
 from service.wire.worker_view import ServedModel, WorkerView, merge_readiness, merge_routes
 from tests.fakes import fake_bundle
 
+NO_SPLIT: TrafficSplit = {}
 IDS = [f"request-{number}" for number in range(4000)]
 
 
@@ -97,8 +99,8 @@ def offer(name: str, *, ready: bool = True) -> ServedModel:
     return ServedModel(config.version, config, ready, "cpu", "fp32")
 
 
-def view(*offers: ServedModel, phase: Phase | None = Phase.READY, **split: float) -> WorkerView:
-    splits = {"pets": {name[1:]: percent for name, percent in split.items()}} if split else {}
+def view(*offers: ServedModel, phase: Phase | None = Phase.READY, split: TrafficSplit = NO_SPLIT) -> WorkerView:
+    splits = {"pets": split} if split else {}
     return WorkerView(phase, "ready", 1.0, offers, splits)
 
 
@@ -106,23 +108,23 @@ def test_a_worker_that_starts_does_not_decide_the_split() -> None:
     """The split of a ready worker counts: traffic does not move while another one is restarted."""
     offers = offer("pets"), offer("pets@2")
     starting = view(*(replace(one, ready=False) for one in offers), phase=Phase.STARTING)
-    route = merge_routes([starting, view(*offers, v1=20, v2=80)])["pets"]
-    assert route.percentages == (20, 80)
-    assert merge_routes([view(*offers, phase=None, v2=100)])["pets"].main.config.name == "pets@2"
+    route = merge_routes([starting, view(*offers, split={"1": 20, "2": 80})])["pets"]
+    assert list(route.percentages) == [20, 80]
+    assert merge_routes([view(*offers, phase=None, split={"2": 100})])["pets"].main.config.name == "pets@2"
     assert merge_routes([WorkerView(None, "lost", 1.0, None)]) == {}
 
 
 @pytest.mark.parametrize(
     ("split", "expected"),
     [
-        ({"v1": 90, "v2": 10}, Readiness(True, "ready, without pets@2", 1.0)),
-        ({"v1": 100}, Readiness(True, "ready, without pets@2", 1.0)),
+        ({"1": 90, "2": 10}, Readiness(True, "ready, without pets@2", 1.0)),
+        ({"1": 100}, Readiness(True, "ready, without pets@2", 1.0)),
         ({}, Readiness(True, "ready, without pets@2", 1.0)),
-        ({"v2": 100}, Readiness(False, "not ready: pets@2", 1.0)),
+        ({"2": 100}, Readiness(False, "not ready: pets@2", 1.0)),
     ],
 )
 def test_a_version_that_others_stand_in_for_leaves_the_service_ready(
     split: dict[str, float], expected: Readiness
 ) -> None:
     """A new version that fails takes no host out of a load balancer, unless it is the only one with a share."""
-    assert merge_readiness([view(offer("pets"), offer("pets@2", ready=False), **split)]) == expected
+    assert merge_readiness([view(offer("pets"), offer("pets@2", ready=False), split=split)]) == expected

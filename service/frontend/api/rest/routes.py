@@ -75,6 +75,7 @@ class ModelCard(BaseModel):
     """A version of a served model. `name`: with the version, unless that is 1. `default`: used if a request of its
     task names no model; of several versions the one with the largest share. `share`: of the requests for the model's
     name without a version, 0 to 1, while all versions that have a share are ready. `labels` are by class index.
+    `embedding_dimension`: the length of a classifier's embeddings.
 
     `form`: of the network: `trained`, or `deploy`, an equivalent one with less to compute, into which it was changed
     when it was loaded. `form_difference`: the largest difference between both forms, measured then on the reference
@@ -92,6 +93,7 @@ class ModelCard(BaseModel):
     form: Literal["trained", "deploy"]
     form_difference: float | None
     labels: tuple[str, ...]
+    embedding_dimension: int | None
     input: Preprocessing
     postprocessing: Postprocessing
     architecture: Architecture
@@ -226,6 +228,7 @@ def _card(engine: Engine, model: ModelStatus) -> ModelCard:
         form=model.deployment.form,
         form_difference=model.deployment.largest_difference,
         labels=config.labels,
+        embedding_dimension=config.embedding_dimension,
         input=config.preprocessing,
         postprocessing=config.postprocessing,
         architecture=config.architecture,
