@@ -79,8 +79,7 @@ def add_control_commands(models_app: typer.Typer) -> None:
 def load_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, timeout_ms: TimeoutMs = 120_000) -> None:
     """Let a running service serve a model of its store. Needs --model-control there.
 
-    It returns once the model is ready. A further version of a served model gets no requests for the model's name until
-    `models split` gives it a share.
+    It returns once the model is ready. `models split` gives a further version a share of the requests for the name.
     """
     with _open(url, api_key, timeout_ms) as service:
         with waiting(f"loading {name}"):
