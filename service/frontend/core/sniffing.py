@@ -14,7 +14,9 @@ WHITE_SPACE = b" \t\r\n\f\v"
 TEXT_STARTS = frozenset(bytes([code]) for code in (*BOM[:1], *WHITE_SPACE, *range(0x21, 0x7F)))
 """The first bytes of text. JPEG and PNG begin with none of these."""
 START_BYTES = 2**10
-"""Of the data that are looked at."""
+"""Of the data that are looked at, behind white space."""
+MAX_WHITE_SPACE = 2**16
+"""Less white space than this may stand before text; it is skipped on the event loop."""
 MIN_BASE64 = 64
 """Characters. A shorter text may look like base64 by chance."""
 MIN_STRIPPED_BYTES = 2**10
@@ -45,8 +47,11 @@ class Content(NamedTuple):
 
 
 def text_start(data: bytes) -> bytes:
-    """The first bytes, without a byte order mark and white space."""
-    return data[:START_BYTES].removeprefix(BOM).lstrip(WHITE_SPACE)
+    """The first bytes behind a byte order mark and white space."""
+    start = data[:START_BYTES].removeprefix(BOM).lstrip(WHITE_SPACE)
+    if len(start) < START_BYTES // 2 < len(data):
+        start = data[:MAX_WHITE_SPACE].removeprefix(BOM).lstrip(WHITE_SPACE)[:START_BYTES]
+    return start
 
 
 def is_data_url(start: bytes) -> bool:
@@ -65,9 +70,7 @@ def is_hexadecimal(start: bytes) -> bool:
 
 def sniff(data: bytes) -> Content | None:
     """What data that is no picture is; None where that is not evident."""
-    start = data[:START_BYTES]
-    if start[:1] in TEXT_STARTS:
-        start = text_start(data)
+    start = text_start(data) if data[:1] in TEXT_STARTS else data[:START_BYTES]
     for matches, content in _CONTENTS:
         if matches(start):
             return content
