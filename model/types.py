@@ -88,13 +88,15 @@ class QueryParams:
     """Request parameters that the network or postprocessing needs.
 
     `top_k`: classes returned by a classifier. `score_threshold`: detections must score strictly above it; None takes
-    the model's own. `max_detections`: at most so many detections. `masks`: compute instance masks.
+    the model's own. `max_detections`: at most so many detections. `masks`: compute instance masks. `embed`: of a
+    classifier, the features before its last layer instead of labels.
     """
 
     top_k: int = 5
     score_threshold: float | None = None
     max_detections: int = 100
     masks: bool = True
+    embed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,18 @@ class ClassifyOutput:
     def finite(self) -> bool:
         """Whether no number is NaN or infinite. NaN sorts before every score, so the first k would have it."""
         return bool(np.isfinite(self.scores).all())
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOutput:
+    """The pooled features that a classifier's last layer takes: float32 (d,), of the bundle's `embedding_dimension`."""
+
+    embedding: Float32Array
+
+    @property
+    def finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
+        return bool(np.isfinite(self.embedding).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +174,7 @@ class SegmentOutput:
     finite: bool = True
 
 
-RawOutput = ClassifyOutput | DetectOutput | SegmentOutput
+RawOutput = ClassifyOutput | EmbedOutput | DetectOutput | SegmentOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,16 @@ from convmlp_client.many import ManyOptions, Outcome, map_async, progress_bar
 from convmlp_client.parameters import (
     ClassifyParameters,
     DetectParameters,
+    EmbedParameters,
     PredictParams,
     SegmentParameters,
     classify_params,
     detect_params,
+    embed_params,
     segment_params,
 )
 from convmlp_client.requester import USER_AGENT, make_requester
-from convmlp_client.results import Classification, Detections, Model, Result, Segmentation
+from convmlp_client.results import Classification, Detections, Embedding, Model, Result, Segmentation
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
 
@@ -107,6 +109,15 @@ class AsyncClient:
         """
         return await self._requester.predict(segment_params(parameters), image, timeout_s)
 
+    async def embed(
+        self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[EmbedParameters]
+    ) -> Embedding:
+        """The pooled features of an image as a vector. Arguments and errors as `classify`.
+
+        parameters: see `EmbedParameters`: model, normalize.
+        """
+        return await self._requester.predict(embed_params(parameters), image, timeout_s)
+
     def classify_many(
         self,
         images: Iterable[I] | AsyncIterable[I],
@@ -169,6 +180,21 @@ class AsyncClient:
         """Assign a class to each pixel of many images. Arguments as `classify_many` and `segment`."""
         options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
         return self._many(segment_params(parameters), images, options)
+
+    def embed_many(
+        self,
+        images: Iterable[I] | AsyncIterable[I],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        progress: bool = False,
+        raise_errors: bool = False,
+        timeout_s: float | None = None,
+        **parameters: Unpack[EmbedParameters],
+    ) -> AsyncGenerator[Outcome[I, Embedding], None]:
+        """The vectors of many images. Arguments as `classify_many` and `embed`."""
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(embed_params(parameters), images, options)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """List the models of the service. Raises ClientError."""

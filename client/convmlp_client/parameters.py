@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
-from convmlp_client.results import Classification, Detections, Result, Segmentation, Task
+from convmlp_client.results import Classification, Detections, Embedding, Result, Segmentation, Task
 
 R = TypeVar("R", bound=Result, covariant=True)
 
@@ -55,6 +55,17 @@ class SegmentParameters(TypedDict, total=False):
     mask_format: MaskFormat | None
 
 
+class EmbedParameters(TypedDict, total=False):
+    """Keyword arguments of `embed`; None or left out means the default.
+
+    `model`: name of a classifier (default: the default model for `classify`).
+    `normalize`: True to scale the vector to a length of 1 (default: False).
+    """
+
+    model: str | None
+    normalize: bool | None
+
+
 @dataclass(frozen=True, slots=True)
 class PredictParams(Generic[R]):
     """A task, the type of its results, and the parameters by name. The service chooses the parameters left out."""
@@ -65,7 +76,7 @@ class PredictParams(Generic[R]):
 
 
 def classify_params(parameters: ClassifyParameters) -> PredictParams[Classification]:
-    """Raises TypeError for a parameter that the task does not have. So do the next two functions."""
+    """Raises TypeError for a parameter that the task does not have. So do the next three functions."""
     return PredictParams(Task.CLASSIFY, Classification, _specified(parameters, ClassifyParameters))
 
 
@@ -75,6 +86,10 @@ def detect_params(parameters: DetectParameters) -> PredictParams[Detections]:
 
 def segment_params(parameters: SegmentParameters) -> PredictParams[Segmentation]:
     return PredictParams(Task.SEGMENT, Segmentation, _specified(parameters, SegmentParameters))
+
+
+def embed_params(parameters: EmbedParameters) -> PredictParams[Embedding]:
+    return PredictParams(Task.EMBED, Embedding, _specified(parameters, EmbedParameters))
 
 
 def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, object]:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import PIL.Image
 
 from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, category_id
@@ -22,9 +23,12 @@ from convmlp_client.masks import Mask, require_mask
 
 
 class Task(StrEnum):
+    """What a result is. Models have one of the first three: classifiers also embed."""
+
     CLASSIFY = "classify"
     DETECT = "detect"
     SEGMENT = "segment"
+    EMBED = "embed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Model:
     ready: the model passed its last self-check.
     precision: number format of the network, such as "fp32".
     labels: class names by class index.
+    embedding_dimension: length of a classifier's embeddings; None for other models.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Model:
     precision: str
     labels: tuple[str, ...]
     weights_sha256: str
+    embedding_dimension: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,29 @@ class Classification:
     def to_dict(self) -> dict[str, Any]:
         """The result as in `results` of the REST API."""
         return {"image": asdict(self.image), "labels": [label.to_dict() for label in self.labels]}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """The pooled features of an image, which a classifier's last layer takes: `vector`, float32 (d,).
+
+    `image` is the size of the upright image. Embeddings with equal numbers are equal.
+    """
+
+    image: ImageSize
+    vector: npt.NDArray[np.float32]
+    meta: Meta
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Embedding):
+            return NotImplemented
+        return (self.image, self.meta) == (other.image, other.meta) and np.array_equal(self.vector, other.vector)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as in `results` of the REST API."""
+        return {"image": asdict(self.image), "embedding": self.vector.tolist()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +275,7 @@ class Segmentation:
         return label_map
 
 
-Result = Classification | Detections | Segmentation
+Result = Classification | Detections | Segmentation | Embedding
 
 
 def _open_canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:

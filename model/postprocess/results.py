@@ -15,6 +15,7 @@ from model.types import (
     Detection,
     DetectOutput,
     DetectResult,
+    Float32Array,
     Label,
     RawOutput,
     Result,
@@ -72,6 +73,12 @@ def name_detections(raw: DetectOutput, labels: tuple[str, ...], mask_threshold: 
     return DetectResult(
         size, tuple(Detection(labels[index], index, score, Box(*box), mask) for index, score, box, mask in rows)
     )
+
+
+def unit_length(embedding: Float32Array) -> Float32Array:
+    """The vector scaled to a Euclidean length of 1, float32; zeros stay zeros."""
+    length = float(np.linalg.norm(embedding.astype(np.float64)))
+    return (embedding / length).astype(np.float32) if length else embedding
 
 
 STRIP_PIXELS = 1 << 24

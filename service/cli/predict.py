@@ -21,6 +21,8 @@ from service.errors import BadParameter
 if TYPE_CHECKING:
     from service.cli.backends import Backend
     from service.cli.inputs import ImageFile
+    from service.frontend.api.rest.embed import EmbedQuery
+    from service.frontend.api.rest.query import Query
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -217,20 +219,27 @@ def _predict(
 
 
 def _open_backend(task: Task, parameters: Mapping[str, str | float], options: BackendOptions) -> Backend:
-    from service.cli.backends import LocalBackend, RemoteBackend
+    from convmlp_client.results import Task as ClientTask
+    from service.cli.backends import RemoteBackend
     from service.frontend.api.rest.query import read_query
 
-    query_string = urlencode({name: _query_text(value) for name, value in parameters.items()}, errors="replace")
     try:
         # The service's own check of the parameters, before anything is read, sent or loaded.
-        query = read_query(task, query_string.encode("ascii"))
+        query = read_query(task, query_string(parameters))
         if not options.local:
-            return RemoteBackend(options.url, options.api_key, task, parameters, options.timeout_ms)
+            return RemoteBackend(options.url, options.api_key, ClientTask(task), parameters, options.timeout_ms)
     except BadParameter as error:
         raise typer.BadParameter(error.detail) from None
+    return local_backend(query, task, options)
+
+
+def local_backend(query: Query | EmbedQuery, task: Task, options: BackendOptions) -> Backend:
+    """A model of the store in this process. Raises typer.Exit where torch is not installed; as `LocalBackend`."""
+    from service.cli.backends import LocalBackend
+
     settings = settings_or_exit(models_dir=options.models_dir)
     try:
-        return LocalBackend(task, query, settings)
+        return LocalBackend(query, task, settings)
     except ModuleNotFoundError as error:
         print_error(f"--local needs {error.name}, which is not installed; install this package's extra `worker`")
         raise typer.Exit(1) from None
@@ -250,6 +259,7 @@ async def _run(
         return await print_tables(backend, files)
 
 
-def _query_text(value: str | float) -> str:
-    """As the REST API's query string writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def query_string(parameters: Mapping[str, str | float]) -> bytes:
+    """As the REST API's query string has them."""
+    texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in parameters.items()}
+    return urlencode(texts, errors="replace").encode("ascii")

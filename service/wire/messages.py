@@ -21,7 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from zmq import Frame
 
-from model.types import ClassifyOutput, DetectOutput, Geometry, ModelInput, QueryParams, RawOutput, SegmentOutput
+from model.types import (
+    ClassifyOutput,
+    DetectOutput,
+    EmbedOutput,
+    Geometry,
+    ModelInput,
+    QueryParams,
+    RawOutput,
+    SegmentOutput,
+)
 from service.types import StoredModel
 
 PROTOCOL = 9
@@ -263,6 +272,8 @@ def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryv
     match output:
         case ClassifyOutput():
             kind, values = "classify", [output.indices, output.scores]
+        case EmbedOutput():
+            kind, values = "embed", [output.embedding]
         case DetectOutput():
             kind, values = "detect", [output.boxes, output.scores, output.classes]
             if output.mask_logits is not None:
@@ -295,6 +306,9 @@ def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
             case "classify":
                 indices, scores = values
                 return ClassifyOutput(indices, scores)
+            case "embed":
+                (embedding,) = values
+                return EmbedOutput(embedding)
             case "detect":
                 boxes, scores, classes, *masks = values
                 return DetectOutput(boxes, scores, classes, masks[0] if masks else None)

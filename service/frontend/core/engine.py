@@ -15,7 +15,7 @@ import numpy as np
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
-from model.types import DetectOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
+from model.types import DetectOutput, EmbedOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
     MODEL_CONTROL_OFF,
     BadParameter,
@@ -201,6 +201,8 @@ class Engine:
         match output:
             case SegmentOutput() | DetectOutput(mask_logits=np.ndarray()):
                 has_masks, is_short = True, False
+            case EmbedOutput():
+                has_masks, is_short = False, True
             case _:
                 has_masks, is_short = False, len(output.scores) <= SHORT_ANSWER
         if is_short and not draws:

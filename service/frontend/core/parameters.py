@@ -39,8 +39,19 @@ SCORE_THRESHOLD = Range("a number", 0, 1)
 MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /models)"
 
 
+EMBED = "embed"
+"""The name of embedding, beside those of the tasks: a classifier answers with its features."""
+
+
 class View(StrEnum):
     LABEL_MAP = "labelmap"
+
+
+class VectorEncoding(StrEnum):
+    """How JSON has a vector: as an array of numbers, or as base64 of little-endian float32."""
+
+    JSON = "json"
+    BASE64 = "base64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +71,9 @@ def parse_params(
     max_detections: int | None = None,
     masks: bool = True,
     mask_format: MaskFormat | None = None,
+    embed: bool = False,
 ) -> PredictParams:
-    """Check given values against their ranges; those not given get their defaults.
+    """Check given values against their ranges; those not given get their defaults. `embed`: of an embedding.
 
     Raises:
         BadParameter: a value is out of its range; `field` names the parameter.
@@ -77,6 +89,7 @@ def parse_params(
         score_threshold=score_threshold,
         max_detections=DEFAULTS.max_detections if max_detections is None else max_detections,
         masks=masks and mask_format is not MaskFormat.NONE,
+        embed=embed,
     )
     return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE)
 
@@ -97,7 +110,8 @@ class Parameter:
     description: str
     schema: Mapping[str, Any]
     parse: Callable[[str], Any]
-    tasks: frozenset[Task]
+    tasks: frozenset[Task] = frozenset()
+    """The tasks that it is a parameter of."""
 
 
 def shown(text: str) -> str:
@@ -197,3 +211,23 @@ PARAMETERS: dict[str, Parameter] = {
         frozenset({Task.SEGMENT}),
     ),
 }
+
+EMBED_PARAMETERS: dict[str, Parameter] = {
+    "model": Parameter(
+        "Classifier to use. Default: the default model for `classify` (see /models).",
+        PARAMETERS["model"].schema,
+        str,
+    ),
+    "normalize": Parameter(
+        "Scale the vector to a length of 1, so that a dot product of two is their cosine similarity.",
+        {"type": "boolean", "default": False},
+        _boolean,
+    ),
+    "encoding": Parameter(
+        "Encoding of the vector: an array of numbers, or base64 of its float32 numbers, little-endian, which is a "
+        "quarter as long.",
+        {"type": "string", "enum": list(VectorEncoding), "default": VectorEncoding.JSON},
+        _one_of(VectorEncoding),
+    ),
+}
+"""Those of embedding."""

@@ -9,23 +9,35 @@ from google.rpc.status_pb2 import Status
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.postprocess.results import postprocess
-from model.types import ClassifyOutput, ClassifyResult, Detection, DetectResult, RawOutput, SegmentResult, Size, Task
+from model.postprocess.results import postprocess, unit_length
+from model.types import (
+    ClassifyOutput,
+    ClassifyResult,
+    Detection,
+    DetectResult,
+    EmbedOutput,
+    RawOutput,
+    SegmentResult,
+    Size,
+    Task,
+)
 from service.errors import BadParameter
 from service.frontend.core.overlay import encode_label_map
-from service.frontend.core.parameters import PredictParams, cached_params
+from service.frontend.core.parameters import EMBED, PredictParams, cached_params
 from service.frontend.core.request_log import RequestRecord
 
-Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest
-Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse
+Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest | pb.EmbedRequest
+Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse | pb.EmbedResponse
 
 
 @dataclass(frozen=True, slots=True)
 class PredictMethod:
-    """A prediction: `name` is the unary method's; the streaming method's ends with "Stream"."""
+    """A prediction: `name` is the unary method's; the streaming method's ends with "Stream". `task` is the models',
+    `label` names the prediction in metrics and logs."""
 
     name: str
     task: Task
+    label: str
     request: type[Request]
     response: type[Response]
 
@@ -35,9 +47,10 @@ class PredictMethod:
 
 
 METHODS = (
-    PredictMethod("Classify", Task.CLASSIFY, pb.ClassifyRequest, pb.ClassifyResponse),
-    PredictMethod("Detect", Task.DETECT, pb.DetectRequest, pb.DetectResponse),
-    PredictMethod("Segment", Task.SEGMENT, pb.SegmentRequest, pb.SegmentResponse),
+    PredictMethod("Classify", Task.CLASSIFY, Task.CLASSIFY, pb.ClassifyRequest, pb.ClassifyResponse),
+    PredictMethod("Detect", Task.DETECT, Task.DETECT, pb.DetectRequest, pb.DetectResponse),
+    PredictMethod("Segment", Task.SEGMENT, Task.SEGMENT, pb.SegmentRequest, pb.SegmentResponse),
+    PredictMethod("Embed", Task.CLASSIFY, EMBED, pb.EmbedRequest, pb.EmbedResponse),
 )
 
 MASK_FORMATS: dict[int, MaskFormat | None] = {
@@ -68,16 +81,22 @@ def read_params(request: Request) -> PredictParams:
             )
         case pb.SegmentRequest():
             return cached_params(model=model, mask_format=_mask_format(request.mask_format))
+        case pb.EmbedRequest():
+            return cached_params(model=model, embed=True)
 
 
 def encode_response(
     mask_format: MaskFormat,
     label_map: bool,
+    normalize: bool,
     raw: RawOutput,
     config: BundleConfig,
     size: Size,
 ) -> Response:
-    """A network's output as its task's response; `label_map`: with the label map as PNG."""
+    """A network's output as its task's response; `label_map`: with the label map as PNG; `normalize`: an embedding."""
+    if isinstance(raw, EmbedOutput):
+        vector = unit_length(raw.embedding) if normalize else raw.embedding
+        return pb.EmbedResponse(image=pb.ImageSize(width=size.width, height=size.height), embedding=vector.tolist())
     if not isinstance(raw, ClassifyOutput):
         result = postprocess(raw, config, size)
         assert not isinstance(result, ClassifyResult)
