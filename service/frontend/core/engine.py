@@ -228,12 +228,12 @@ class Engine:
             for model in self._workers.models() or self.models():
                 if model.config.task is task:
                     return model
-            raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
+            raise ModelNotFound(f"this service has no model for the task {task.value!r}; served: {self._names()}")
         model = self.model(name)
         if model.config.task != task:
             raise BadParameter(
                 f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
-                f"leave `model` out or name one for {task.value!r} (see /models)",
+                f"leave `model` out or name one for {task.value!r}: {self._names(task)}",
                 "model",
             )
         return model
@@ -247,8 +247,7 @@ class Engine:
         for model in self.models():
             if model.config.name == name:
                 return model
-        known = ", ".join(model.config.name for model in self.models())
-        raise ModelNotFound(f"there is no model {name!r}; served: {known}")
+        raise ModelNotFound(f"there is no model {name!r}; served: {self._names()}")
 
     def models(self) -> tuple[ModelStatus, ...]:
         """The models that the worker serves, in its order; still known while a lost worker is being restarted.
@@ -358,6 +357,11 @@ class Engine:
             if current is model:
                 return model
         return self.resolve(model.config.task, model.config.name)
+
+    def _names(self, task: Task | None = None) -> str:
+        """The served models, or those of a task. Raises Unavailable."""
+        names = [model.config.name for model in self.models() if task in (None, model.config.task)]
+        return ", ".join(names) or "none"
 
     def _check_model_control(self) -> None:
         if not self._settings.model_control:
