@@ -44,18 +44,18 @@ URL = re.compile(r"(?P<base>(?:https?|grpc|grpcs)://[^/]+(?:/.*)?)/models/(?P<mo
 MAX_PRINTED = 10
 """Pictures and errors in the terminal."""
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A model of the store: NAME, or NAME:PRECISION (exact, fp32, fp16, bf16; exact by default). Or one of a "
-        "running service: http://HOST:PORT/models/NAME.",
-    ),
-]
+NAMED = (
+    "A model of the store: NAME, or NAME:PRECISION (exact, fp32, fp16, bf16; exact by default). Or one of a running "
+    "service: http://HOST:PORT/models/NAME."
+)
+First = Annotated[str, typer.Argument(metavar="A", help=NAMED)]
+Second = Annotated[str, typer.Argument(metavar="B", help="The other model, likewise.")]
 Data = Annotated[
     Path,
     typer.Argument(
-        exists=True, help="A folder of pictures, or a data set as `convmlp eval` takes it, whose truth is then used."
+        metavar="DATA",
+        exists=True,
+        help="A folder of pictures, or a data set as `convmlp eval` takes it, whose truth is then used.",
     ),
 ]
 NoTruth = Annotated[bool, typer.Option("--no-truth", help="Take all pictures below DATA, without a truth.")]
@@ -112,8 +112,8 @@ class Truth:
 
 
 def compare(
-    first: Model,
-    second: Model,
+    first: First,
+    second: Second,
     data: Data,
     no_truth: NoTruth = False,
     api_key: ApiKey = None,

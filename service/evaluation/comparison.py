@@ -34,8 +34,8 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of one picture. `agrees`: the best label is the same, all boxes match, or all pixels do. `degree` orders pictures,
-    0 where nothing differs; `facts` has it in words."""
+    """Of one picture. `agrees`: the best label is the same, all boxes match, or all pixels do. `degree` orders
+    pictures, 0 where nothing differs; `facts` has it in words."""
 
     agrees: bool
     degree: float
