@@ -89,7 +89,7 @@ def _serve(control: socket.socket) -> None:
 
 
 def _run(request: int, *streams: int) -> None:
-    """In a process for each request: fork the command and report its status. It is killed if the caller does not wait."""
+    """In a process for each request: fork the command, and report its status. It ends with its caller."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     caller = socket.socket(fileno=request)
     with caller.makefile("rb") as content:
