@@ -40,6 +40,7 @@ class Model:
     precision: number format of the network, such as "fp32".
     labels: class names by class index.
     embedding_dimension: length of a classifier's embeddings; None for other models.
+    score_threshold: the model's own, of detections or of a multi-label classifier's labels; None if it has none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Model:
     labels: tuple[str, ...]
     weights_sha256: str
     embedding_dimension: int | None = None
+    score_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
