@@ -20,6 +20,7 @@ from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
 from model.bundle import CONFIG_FILE, Bundle, find_bundle, read_bundle, require_writable, write_accuracy
 from model.errors import BundleInvalid, ConvMLPError
+from model.model_name import base_name, canonical_name, version_of
 from model.postprocess.masks import MaskFormat
 from model.spec import SegmentPostSpec
 from model.types import Task
@@ -260,7 +261,8 @@ async def _predict(
             service.url,
             service.api_key,
             ClientTask(run.model.task),
-            {"model": run.model.name, **parameters},
+            # Without a version, a share of the requests may go to other versions.
+            {"model": f"{base_name(run.model.name)}@{version_of(run.model.name)}", **parameters},
             None,
             service.concurrency,
             PATIENCE,
@@ -304,9 +306,9 @@ async def _served_identity(name: str, service: Service) -> ModelIdentity:
             models = {model.name: model for model in await client.models()}
         except ClientError as error:
             raise domain_error(error) from error
-    if name not in models:
+    found = models.get(canonical_name(name))
+    if found is None:
         raise ModelNotFound(f"{service.url} does not serve {name!r}; it serves {', '.join(models) or 'no models'}")
-    found = models[name]
     return ModelIdentity(
         found.name, Task(found.task), found.labels, found.weights_sha256, found.precision, found.score_threshold
     )
