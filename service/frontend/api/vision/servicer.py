@@ -9,7 +9,7 @@ import grpc
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy
 from model.model_name import version_of
-from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocessing
+from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing, SegmentPostSpec
 from model.types import Task
 from service.errors import BadParameter
 from service.frontend.api.vision.convert import METHODS, PredictMethod, encode_response, read_params
@@ -99,7 +99,7 @@ class Vision:
 
 
 def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
-    return None if accuracy is None else pb.Accuracy(metrics=accuracy.metrics, measured_on=accuracy.measured_on)
+    return None if accuracy is None else pb.Accuracy(**accuracy.model_dump())
 
 
 def _use_id(record: RequestRecord, given_id: str) -> None:
@@ -133,7 +133,7 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         family=config.architecture.family,
         backbone=config.architecture.backbone.size,
         input=_input(config.preprocessing),
-        score_threshold=post.score_threshold if isinstance(post, DetectPostSpec) else None,
+        score_threshold=None if isinstance(post, SegmentPostSpec) else post.score_threshold or None,
         source=pb.Source(**config.source.model_dump()),
         accuracy=accuracy_of(config.accuracy),
         embedding_dimension=config.embedding_dimension,
