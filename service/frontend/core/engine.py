@@ -234,12 +234,12 @@ class Engine:
             if name is not None:
                 self._route(name)
             self.models()
-            raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
+            raise ModelNotFound(f"this service has no model for the task {task.value!r}; served: {self._names()}")
         model = route.only or self._chosen(route)
         if model.config.task != task:
             raise BadParameter(
                 f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
-                f"leave `model` out or name one for {task.value!r} (see /models)",
+                f"leave `model` out or name one for {task.value!r}: {self._names(task)}",
                 "model",
             )
         return model
@@ -295,8 +295,7 @@ class Engine:
         """Raises ModelNotFound, Unavailable: as `resolve`."""
         route = self._workers.routes.get(name)
         if route is None:
-            known = ", ".join(model.config.name for model in self.models())
-            raise ModelNotFound(f"there is no model {name!r}; served: {known}")
+            raise ModelNotFound(f"there is no model {name!r}; served: {self._names()}")
         return route
 
     def _chosen(self, route: Route) -> ModelStatus:
@@ -373,3 +372,8 @@ class Engine:
             if current is model or current.config.name == model.config.name:
                 return current
         return model
+
+    def _names(self, task: Task | None = None) -> str:
+        """The served models, or those of a task. Raises Unavailable."""
+        names = [model.config.name for model in self.models() if task in (None, model.config.task)]
+        return ", ".join(names) or "none"

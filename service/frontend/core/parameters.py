@@ -36,7 +36,7 @@ class Range:
 TOP_K = Range("a whole number", 1, 1000)
 MAX_DETECTIONS = Range("a whole number", 1, 1000)
 SCORE_THRESHOLD = Range("a number", 0, 1)
-MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /models)"
+MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters"
 
 
 EMBED = "embed"

@@ -154,4 +154,5 @@ def _error_of_element(error: ConvMLPError, index: int) -> ConvMLPError:
     if isinstance(error, Overloaded):
         return Overloaded(detail, error.retry_after_s, error.reason)
     retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
-    return error_from_code(error.code, detail, retry_after_s)
+    of_element = error_from_code(error.code, detail, retry_after_s)
+    return of_element.with_advice(http=error.http_advice, grpc=error.grpc_advice)
