@@ -48,7 +48,7 @@ def cut_regions(x: Tensor, axis: int, size: int, step: int, *, channels_last: bo
     or with `channels_last` by (position, channel), which is faster.
     """
     length = x.shape[axis]
-    full = -(-length // size) * size
+    full = (length + size - 1) // size * size
     if step or full != length:
         x = x.index_select(axis, (torch.arange(full, device=x.device) - step) % length)
     x = x.unflatten(axis, (-1, size)).movedim(axis + 1, 3 if channels_last else 4)
