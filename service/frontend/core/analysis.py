@@ -38,7 +38,7 @@ def models_of(engine: Engine, tasks: tuple[Task, ...], names: tuple[str, ...]) -
         ModelNotFound, Unavailable: as `Engine.resolve`.
     """
     if names:
-        return {name: engine.model(name) for name in names}
+        return {name: engine.resolve_any(name) for name in names}
     if tasks:
         return {task.value: engine.resolve(task, None) for task in tasks}
     served = {model.config.task for model in engine.models()}
