@@ -94,7 +94,6 @@ def _body(settings: Settings) -> dict[str, Any]:
             "application/octet-stream": {"schema": BINARY},
             "multipart/form-data": {"schema": _ref(FORM)},
             "application/json": {"schema": _ref(DOCUMENT)},
-            "text/plain": {"schema": BASE64},
         },
     }
 
