@@ -1,6 +1,6 @@
 """Every message between a front-end and a worker: a typed header (MessagePack), then large arrays' bytes as frames.
 
-    front-end → worker   Hello · Predict + [uint8 (h, w, 3)] · ListStore · Load · Unload · Cancel
+    front-end → worker   Hello · Predict + [uint8 (h, w, 3)] · ListStore · Load · Unload · SetSplit · Cancel
     worker → front-end   State · Answers + [one frame for each large array] · Store · Failure · ProtocolMismatch
 
 Each front-end numbers its own jobs: requests that can be answered or cancelled. The worker identifies a front-end by
@@ -119,6 +119,18 @@ class Unload(Message, frozen=True, tag="unload"):
     model: str
 
 
+class SetSplit(Message, frozen=True, tag="set-split"):
+    """Asks for the split of a name among its served versions. The Store answers it, after the State that has it.
+
+    An empty split removes the name's own: its first served version answers all requests.
+    """
+
+    job: int
+    budget_s: float
+    model: str
+    split: dict[str, float]
+
+
 class Cancel(Message, frozen=True, tag="cancel"):
     job: int
 
@@ -142,6 +154,7 @@ class State(Message, frozen=True, tag="state"):
     `retry_after_s`: expected seconds until the worker has finished everything that it runs or queues now; while it
     starts, until it is ready. `silent_s`: seconds since the device last answered, or since the oldest running batch
     started. `start_s`: seconds that a start takes, from the process's start until it is ready; 0 where that is unknown.
+    `splits` are by model name.
     """
 
     instance: str
@@ -152,6 +165,7 @@ class State(Message, frozen=True, tag="state"):
     configs: dict[str, str]
     silent_s: float = 0.0
     start_s: float = 0.0
+    splits: dict[str, dict[str, float]] = {}
 
 
 class Array(Message, frozen=True):
@@ -214,7 +228,7 @@ class ProtocolMismatch(msgspec.Struct, frozen=True, tag="protocol-mismatch"):
     protocol: int
 
 
-ControlRequest = ListStore | Load | Unload
+ControlRequest = ListStore | Load | Unload | SetSplit
 ToWorker = Hello | Predict | ControlRequest | Cancel
 ToFrontEnd = State | Answers | Store | Failure | ProtocolMismatch
 

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
 from service.observability.logs import LogLimit
 from service.observability.tracing import NO_CONTEXT, current_span
+from service.traffic_split import TrafficSplit
 from service.types import StoredModel
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.deadlines import Deadlines
@@ -41,6 +42,7 @@ from service.wire.messages import (
     Phase,
     Predict,
     ProtocolMismatch,
+    SetSplit,
     State,
     Store,
     Unload,
@@ -150,6 +152,8 @@ class WorkerClient:
         self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
         """By job: the future of its Store."""
         self._state: State | None = None
+        self._splits: Mapping[str, TrafficSplit] = {}
+        """Of the last State."""
         self._mismatch = ""
         """Why the worker that is there cannot be used: it speaks another protocol."""
         self._malformed = LogLimit()
@@ -248,6 +252,11 @@ class WorkerClient:
         job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         await self._request(self._stores, job, budget_s, encode(Unload(job, budget_s, model)))
 
+    async def set_split(self, model: str, split: TrafficSplit, deadline_s: float) -> None:
+        """Replace a name's split; an empty one removes it. Raises as `load`, and BadParameter."""
+        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
+        await self._request(self._stores, job, budget_s, encode(SetSplit(job, budget_s, model, dict(split))))
+
     async def wait_for_state(self) -> None:
         """Wait until a worker has sent its first State."""
         await self._state_received.wait()
@@ -260,8 +269,11 @@ class WorkerClient:
     def view(self) -> WorkerView:
         state = self._state
         if state is None:
-            return WorkerView(None, self._mismatch or NO_WORKER, self._recovery.left_s(), self._configs.models(None))
-        return WorkerView(state.phase, state.reason, state.retry_after_s, self._configs.models(state.phase))
+            return WorkerView(
+                None, self._mismatch or NO_WORKER, self._recovery.left_s(), self._configs.models(None), self._splits
+            )
+        models = self._configs.models(state.phase)
+        return WorkerView(state.phase, state.reason, state.retry_after_s, models, state.splits)
 
     def knows(self, version: str) -> bool:
         """Whether the worker serves a version, or did lately."""
@@ -390,13 +402,13 @@ class WorkerClient:
         if self._instance not in ("", state.instance):
             self._on_replaced()
         self._instance = state.instance
-        before, self._state = self._state, state
+        before, self._state, self._splits = self._state, state, state.splits
         self._recovery.learn(state.start_s)
         if self._is_ready():
             self._recovery.ready()
         elif state.phase is not Phase.READY:
             self._recovery.lost()
-        if before is None or state.configs or (before.phase, before.models) != (state.phase, state.models):
+        if before is None or state.configs or _shown(before) != _shown(state):
             self._on_change()
         self._state_received.set()
 
@@ -427,6 +439,11 @@ class WorkerClient:
         retry_after_s = self._recovery.left_s()
         for future in futures:
             _settle(future, Unavailable(f"{reason}; send the request again", retry_after_s))
+
+
+def _shown(state: State) -> tuple[object, ...]:
+    """What front-ends show of a state."""
+    return state.phase, state.models, state.splits
 
 
 def _settle(future: asyncio.Future[T] | None, result: T | ConvMLPError) -> None:

@@ -96,9 +96,9 @@ class HuggingFace:
         if self._task is not Task.SEGMENT:
             return [engine.resolve(self._task, name)]
         if name is not None:
-            model = engine.model(name)
+            model = engine.resolve_any(name)
             return [model if _does_instances(model) else engine.resolve(self._task, name)]
-        served = engine.models()
+        served = engine.resolve_all()
         semantic = [model for model in served if model.config.task is Task.SEGMENT]
         candidates = [*semantic, *(model for model in served if _does_instances(model))]
         if not candidates:

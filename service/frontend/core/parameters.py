@@ -9,11 +9,11 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from model.model_name import MAX_LENGTH as MAX_MODEL_NAME
 from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 
-MAX_MODEL_NAME = 64
 DEFAULTS = QueryParams()
 DEFAULT_MASK_FORMAT = MaskFormat.RLE
 
@@ -164,7 +164,7 @@ def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
 
 PARAMETERS: dict[str, Parameter] = {
     "model": Parameter(
-        "Model to use. Default: the task's default model (see /models).",
+        "Model to use, or NAME@VERSION. Default: the task's default model (see /models).",
         {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
         str,
         frozenset(Task),
