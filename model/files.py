@@ -42,8 +42,8 @@ def replace_file(path: Path, content: bytes | memoryview, mode: int = 0o600) -> 
         try:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
             os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
             Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink()

@@ -277,3 +277,36 @@ def test_verify_prints_a_line_for_each_check(tmp_path: Path, store: Path) -> Non
     assert json.loads(ran.stdout)["outcome"] == "failed"
     ran = models("verify", "unknown", store=store)
     assert (ran.exit_code, "there is no model 'unknown'" in ran.stderr) == (1, True)
+
+
+def test_versions_of_a_model_lie_side_by_side(tmp_path: Path, store: Path) -> None:
+    """Each is a model of the store under its own name; all commands take it, and @1 is the model without a version."""
+    checkpoint = tiny_checkpoint(tmp_path, "classifier")
+    assert models("import", checkpoint, "--as", "mine@1", store=store).exit_code == 0
+    assert models("import", checkpoint, "--as", "mine", "--version", "2", store=store).exit_code == 0
+    assert models("import", checkpoint, "--as", "mine@30", "--precision", "bf16", store=store).exit_code == 0
+    assert sorted(folder.name for folder in store.iterdir()) == ["mine", "mine@2", "mine@30"]
+    listed = [line.split()[0] for line in models("list", store=store).stdout.splitlines()]
+    assert [name for name in listed if name.startswith("mine")] == ["mine", "mine@2", "mine@30"]
+    assert "bf16" in models("show", "mine@30", store=store).stdout
+    assert read_bundle(store / "mine@2").config.version != read_bundle(store / "mine").config.version
+    assert models("verify", "mine@1", store=store).exit_code == 0
+    assert models("export", "mine@2", tmp_path / "two.pth", store=store).exit_code == 0
+    exists = models("import", checkpoint, "--as", "mine@2", store=store)
+    assert (exists.exit_code, "model mine@2 exists already" in exists.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "reason"),
+    [
+        (["--as", "mine@two"], 1, "for a further version @ and its number, such as name@2"),
+        (["--as", "mine@0"], 1, "is not a valid model name"),
+        (["--as", "mine@2@3"], 1, "is not a valid model name"),
+        (["--as", "mine@2", "--version", "3"], 2, "contradict each other"),
+    ],
+)
+def test_a_version_is_a_number(tmp_path: Path, store: Path, flags: list[str], status: int, reason: str) -> None:
+    """Nothing is written where it is not."""
+    ran = models("import", tiny_checkpoint(tmp_path, "classifier"), *flags, store=store)
+    assert (ran.exit_code, reason in " ".join(ran.stderr.replace("│", " ").split())) == (status, True), ran.stderr
+    assert not store.exists() or not list(store.iterdir())
