@@ -16,6 +16,7 @@ from model.types import (
     DetectOutput,
     DetectResult,
     Label,
+    QueryParams,
     RawOutput,
     Result,
     Segment,
@@ -26,13 +27,14 @@ from model.types import (
 )
 
 
-def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
+def postprocess(raw: RawOutput, config: BundleConfig, size: Size, params: QueryParams) -> Result:
     """The result of one picture.
 
     Args:
         raw: the network's output for it, finite.
         config: of the bundle.
         size: of the upright picture.
+        params: that the output was made with. Segments are filtered here, as their areas are counted here.
 
     Raises:
         TypeError: the output is not of the bundle's task.
@@ -43,7 +45,7 @@ def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
         case DetectOutput(), DetectPostSpec() as post:
             return name_detections(raw, config.labels, post.mask_threshold, size)
         case SegmentOutput(), SegmentPostSpec():
-            return name_segments(raw, config.labels, size)
+            return name_segments(raw, config.labels, size, params)
         case _:
             raise TypeError(f"model {config.name} is for {config.task}; its output is a {type(raw).__name__}")
 
@@ -78,13 +80,23 @@ STRIP_PIXELS = 1 << 24
 """OpenCV counts in float32, which is exact up to this number."""
 
 
-def name_segments(raw: SegmentOutput, labels: tuple[str, ...], size: Size) -> SegmentResult:
-    """A segment for each class that has a pixel, by falling area; equal areas by rising class index."""
+def name_segments(
+    raw: SegmentOutput, labels: tuple[str, ...], size: Size, params: QueryParams = QueryParams()
+) -> SegmentResult:
+    """A segment for each class that has a pixel, by falling area; equal areas by rising class index.
+
+    Of `params.classes` alone, if they are given, and of `params.min_area` pixels or more.
+    """
     areas = np.zeros(len(labels), np.int64)
     strip = max(STRIP_PIXELS // size.width, 1)
     for row in range(0, size.height, strip):
         counts = cv2.calcHist([raw.label_map[row : row + strip]], [0], None, [len(labels)], [0, len(labels)])
         areas += counts.ravel().astype(np.int64)
-    order = [index for index in np.argsort(-areas, kind="stable").tolist() if areas[index]]
-    segments = tuple(Segment(labels[index], index, int(areas[index])) for index in order)
-    return SegmentResult(size, raw.label_map, segments)
+    if params.classes is not None:
+        areas[np.setdiff1d(np.arange(len(labels)), params.classes)] = 0
+    least = max(params.min_area, 1)
+    order = [index for index in np.argsort(-areas, kind="stable").tolist() if areas[index] >= least]
+    segments = tuple(
+        Segment(labels[index], index, int(areas[index]), float(raw.confidences[index])) for index in order
+    )
+    return SegmentResult(size, raw.label_map, segments, raw.confidence_map)
