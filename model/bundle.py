@@ -71,6 +71,11 @@ class BundleConfig(Spec):
         added = {name: part.added_defaults for name, part in parts.items()}
         return hashlib.sha256(self.model_dump_json(exclude=added).encode()).hexdigest()[:16]
 
+    @property
+    def embedding_dimension(self) -> int | None:
+        """Length of the embeddings of a classifier; None for models of other tasks."""
+        return self.architecture.backbone.embedding_dimension if self.task is Task.CLASSIFY else None
+
     @model_validator(mode="after")
     def _same_task_everywhere(self) -> Self:
         tasks = {

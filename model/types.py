@@ -88,17 +88,18 @@ class QueryParams:
     """Request parameters that the network or postprocessing needs.
 
     `top_k`: classes returned by a classifier. `score_threshold`: detections must score strictly above it; None takes
-    the model's own. `max_detections`: at most so many detections. `masks`: compute instance masks.
-    `classes`: indices of the classes to return, rising; None: all. `iou_threshold`: of two detections that overlap by
-    more the better one is returned; None takes the model's own. `agnostic_nms`: whatever their classes. `min_area`:
-    least area of a detection's box, or of a segment, in square pixels. `confidence_map`: compute the confidence of
-    each pixel.
+    the model's own. `max_detections`: at most so many detections. `masks`: compute instance masks. `embed`: of a
+    classifier, the features before its last layer instead of labels. `classes`: indices of the classes to return, rising;
+    None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes the model's
+    own. `agnostic_nms`: whatever their classes. `min_area`: least area of a detection's box, or of a segment, in square
+    pixels. `confidence_map`: compute the confidence of each pixel.
     """
 
     top_k: int = 5
     score_threshold: float | None = None
     max_detections: int = 100
     masks: bool = True
+    embed: bool = False
     classes: tuple[int, ...] | None = None
     iou_threshold: float | None = None
     agnostic_nms: bool = False
@@ -136,6 +137,18 @@ class ClassifyOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedOutput:
+    """The pooled features that a classifier's last layer takes: float32 (d,), of the bundle's `embedding_dimension`."""
+
+    embedding: Float32Array
+
+    @property
+    def finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
+        return bool(np.isfinite(self.embedding).all())
+
+
+@dataclass(frozen=True, slots=True)
 class DetectOutput:
     """Detections by falling score, after NMS, in pixels of the upright picture.
 
@@ -162,18 +175,20 @@ class DetectOutput:
 class SegmentOutput:
     """The class index of each pixel of the upright picture: uint8 (H, W), uint16 beyond 256 classes.
 
-    `confidences`: float32 (classes,), the mean probability of each class over its pixels, 0 where it has none.
-    `confidence_map`: uint8 (H, W), the probability of each pixel's class, 0 to 255; None if it was not asked for.
-    `finite`: whether the logits that it was made from were; a class index cannot show it.
+    `areas`: int64 (classes,), the pixels of each class that is to be returned, 0 for the others. `confidences`: float32
+    (classes,), the mean probability of each class over its pixels, 0 where it has none. `confidence_map`: uint8 (H, W),
+    the probability of each pixel's class, 0 to 255; None if it was not asked for. `finite`: whether the logits that it
+    was made from were; a class index cannot show it.
     """
 
     label_map: LabelMapArray
+    areas: IntArray
     confidences: Float32Array
     confidence_map: UInt8Array | None = None
     finite: bool = True
 
 
-RawOutput = ClassifyOutput | DetectOutput | SegmentOutput
+RawOutput = ClassifyOutput | EmbedOutput | DetectOutput | SegmentOutput
 
 
 @dataclass(frozen=True, slots=True)

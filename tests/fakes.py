@@ -40,6 +40,7 @@ from model.types import (
     ClassifyOutput,
     Deployment,
     DetectOutput,
+    EmbedOutput,
     Geometry,
     QueryParams,
     RawOutput,
@@ -84,6 +85,8 @@ def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: Quer
     level = int(pixels.mean())
     height, width = geometry.original.height, geometry.original.width
     match task:
+        case Task.CLASSIFY if params.embed:
+            return EmbedOutput(level + np.arange(TINY_BACKBONE.embedding_dimension, dtype=np.float32) / 3)
         case Task.CLASSIFY:
             count = min(params.top_k, CLASSES)
             indices = (level + np.arange(count)) % CLASSES

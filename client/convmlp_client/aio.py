@@ -12,14 +12,16 @@ from convmlp_client.many import ManyOptions, Outcome, map_async, progress_bar
 from convmlp_client.parameters import (
     ClassifyParameters,
     DetectParameters,
+    EmbedParameters,
     PredictParams,
     SegmentParameters,
     classify_params,
     detect_params,
+    embed_params,
     segment_params,
 )
 from convmlp_client.requester import USER_AGENT, make_requester
-from convmlp_client.results import Classification, Detections, Model, Result, Segmentation
+from convmlp_client.results import Classification, Detections, Embedding, Model, Result, Segmentation
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
 
@@ -94,7 +96,8 @@ class AsyncClient:
     ) -> Detections:
         """Find the objects in an image. Arguments and errors as `classify`.
 
-        parameters: see `DetectParameters`: model, score_threshold, max_detections, masks, mask_format.
+        parameters: see `DetectParameters`: model, score_threshold, max_detections, classes,
+                iou_threshold, agnostic_nms, min_area, masks, mask_format.
         """
         return await self._requester.predict(detect_params(parameters), image, timeout_s)
 
@@ -103,9 +106,18 @@ class AsyncClient:
     ) -> Segmentation:
         """Assign a class to each pixel of an image. Arguments and errors as `classify`.
 
-        parameters: see `SegmentParameters`: model, masks, mask_format.
+        parameters: see `SegmentParameters`: model, classes, min_area, masks, mask_format.
         """
         return await self._requester.predict(segment_params(parameters), image, timeout_s)
+
+    async def embed(
+        self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[EmbedParameters]
+    ) -> Embedding:
+        """The pooled features of an image as a vector. Arguments and errors as `classify`.
+
+        parameters: see `EmbedParameters`: model, normalize.
+        """
+        return await self._requester.predict(embed_params(parameters), image, timeout_s)
 
     def classify_many(
         self,
@@ -169,6 +181,21 @@ class AsyncClient:
         """Assign a class to each pixel of many images. Arguments as `classify_many` and `segment`."""
         options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
         return self._many(segment_params(parameters), images, options)
+
+    def embed_many(
+        self,
+        images: Iterable[I] | AsyncIterable[I],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        progress: bool = False,
+        raise_errors: bool = False,
+        timeout_s: float | None = None,
+        **parameters: Unpack[EmbedParameters],
+    ) -> AsyncGenerator[Outcome[I, Embedding], None]:
+        """The vectors of many images. Arguments as `classify_many` and `embed`."""
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(embed_params(parameters), images, options)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """List the models of the service. Raises ClientError."""

@@ -14,14 +14,16 @@ from convmlp_client.many import ManyOptions, Outcome, map_futures, progress_bar
 from convmlp_client.parameters import (
     ClassifyParameters,
     DetectParameters,
+    EmbedParameters,
     PredictParams,
     SegmentParameters,
     classify_params,
     detect_params,
+    embed_params,
     segment_params,
 )
 from convmlp_client.requester import USER_AGENT, make_requester
-from convmlp_client.results import Classification, Detections, Model, Result, Segmentation
+from convmlp_client.results import Classification, Detections, Embedding, Model, Result, Segmentation
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
 
@@ -81,6 +83,12 @@ class Client:
         """Assign a class to each pixel of an image; see `AsyncClient.segment`."""
         return self._thread.call(self._requester.predict, segment_params(parameters), image, timeout_s)
 
+    def embed(
+        self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[EmbedParameters]
+    ) -> Embedding:
+        """The pooled features of an image as a vector; see `AsyncClient.embed`."""
+        return self._thread.call(self._requester.predict, embed_params(parameters), image, timeout_s)
+
     def classify_many(
         self,
         images: Iterable[I],
@@ -129,6 +137,21 @@ class Client:
         """Assign a class to each pixel of many images; see `AsyncClient.segment_many`."""
         options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
         return self._many(segment_params(parameters), images, options)
+
+    def embed_many(
+        self,
+        images: Iterable[I],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        progress: bool = False,
+        raise_errors: bool = False,
+        timeout_s: float | None = None,
+        **parameters: Unpack[EmbedParameters],
+    ) -> Generator[Outcome[I, Embedding], None, None]:
+        """The vectors of many images; see `AsyncClient.embed_many`."""
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(embed_params(parameters), images, options)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """List the models of the service."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
@@ -10,6 +12,7 @@ from convmlp_client.results import (
     Classification,
     Detection,
     Detections,
+    Embedding,
     Label,
     Meta,
     Result,
@@ -39,6 +42,7 @@ class _SegmentJSON(msgspec.Struct):
     label: str
     index: int
     area: int
+    confidence: float
     mask: _MaskJSON = None
 
 
@@ -50,6 +54,11 @@ class _ClassificationJSON(msgspec.Struct):
 class _DetectionsJSON(msgspec.Struct):
     image: ImageSize
     detections: list[_DetectionJSON]
+
+
+class _EmbeddingJSON(msgspec.Struct):
+    image: ImageSize
+    embedding: list[float] | bytes
 
 
 class _SegmentationJSON(msgspec.Struct):
@@ -77,10 +86,24 @@ def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
         case Task.SEGMENT:
             segmentation = msgspec.json.decode(data, type=_SegmentationJSON)
             segments = (
-                Segment(row.label, row.index, row.area, _mask_from_json(row.mask, segmentation.image))
+                Segment(row.label, row.index, row.area, row.confidence, _mask_from_json(row.mask, segmentation.image))
                 for row in segmentation.segments
             )
             return Segmentation(segmentation.image, tuple(segments), meta)
+        case Task.EMBED:
+            embedding = msgspec.json.decode(data, type=_EmbeddingJSON)
+            return Embedding(embedding.image, _vector(embedding.embedding), meta)
+
+
+def _vector(embedding: list[float] | bytes) -> npt.NDArray[np.float32]:
+    """From numbers, or from bytes of little-endian float32. Raises msgspec.ValidationError."""
+    if not isinstance(embedding, bytes):
+        return np.array(embedding, np.float32)
+    if len(embedding) % 4:
+        raise msgspec.ValidationError(
+            f"the embedding has {len(embedding)} bytes, expected a multiple of 4 - at `$.embedding`"
+        )
+    return np.frombuffer(embedding, "<f4").astype(np.float32)
 
 
 def _mask_from_json(mask: _MaskJSON, size: ImageSize) -> Mask | None:

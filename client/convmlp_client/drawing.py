@@ -193,12 +193,12 @@ def draw_detections(
 
 
 def draw_segments(
-    canvas: PIL.Image.Image, segments: Sequence[HasArea], label_map: LabelMap | None, values: Sequence[int]
+    canvas: PIL.Image.Image, segments: Sequence[HasArea], label_map: LabelMap | None, values: Sequence[int], area: int
 ) -> None:
     """Draw tints, borders, and a panel with the share of each segment on an RGB image.
 
     `label_map` is (H, W) of the canvas; pixels of value `values[i]` belong to segment i. If it is None, only the panel
-    is drawn.
+    is drawn. `area` is that of the image that was segmented, in pixels.
     """
     style = Style.for_size(*canvas.size)
     tinted = [(one, value) for one, value in zip(segments, values, strict=True) if one.label != BACKGROUND]
@@ -206,7 +206,6 @@ def draw_segments(
         _tint(canvas, label_map, {value: class_colour(segment.index) for segment, value in tinted})
         borders = _borders(label_map, max(1, style.line_width // 2))
         canvas.paste(WHITE, (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
-    area = max(sum(segment.area for segment in segments), 1)
     _draw_panel(canvas, [(segment, f"  {segment.area / area:.1%}") for segment, _ in tinted[:MAX_PANEL_ROWS]], style)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
-from convmlp_client.results import Classification, Detections, Result, Segmentation, Task
+from convmlp_client.results import Classification, Detections, Embedding, Result, Segmentation, Task
 
 R = TypeVar("R", bound=Result, covariant=True)
 
@@ -31,6 +31,10 @@ class DetectParameters(TypedDict, total=False):
     `model`: model name (default: the task's default model).
     `score_threshold`: return only detections scoring above this, 0 to 1 (default: the model's own).
     `max_detections`: maximum number of detections, 1 to 1000 (default: 100).
+    `classes`: names of the only classes to return, or class indices as texts (default: all).
+    `iou_threshold`: of two detections that overlap by more, return the better one, 0 to 1 (default: the model's own).
+    `agnostic_nms`: True to compare detections of different classes, too (default: False).
+    `min_area`: minimum area of a box in square pixels (default: 0).
     `masks`: False to leave masks out (default: True for models that have masks).
     `mask_format`: encoding of masks (default: "rle").
     """
@@ -38,6 +42,10 @@ class DetectParameters(TypedDict, total=False):
     model: str | None
     score_threshold: float | None
     max_detections: int | None
+    classes: Sequence[str] | None
+    iou_threshold: float | None
+    agnostic_nms: bool | None
+    min_area: int | None
     masks: bool | None
     mask_format: MaskFormat | None
 
@@ -46,13 +54,28 @@ class SegmentParameters(TypedDict, total=False):
     """Keyword arguments of `segment`; None or left out means the default.
 
     `model`: model name (default: the task's default model).
+    `classes`: names of the only classes to return, or class indices as texts (default: all).
+    `min_area`: minimum number of a segment's pixels (default: 0).
     `masks`: False to leave masks out (default: True).
     `mask_format`: encoding of masks (default: "rle").
     """
 
     model: str | None
+    classes: Sequence[str] | None
+    min_area: int | None
     masks: bool | None
     mask_format: MaskFormat | None
+
+
+class EmbedParameters(TypedDict, total=False):
+    """Keyword arguments of `embed`; None or left out means the default.
+
+    `model`: name of a classifier (default: the default model for `classify`).
+    `normalize`: True to scale the vector to a length of 1 (default: False).
+    """
+
+    model: str | None
+    normalize: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +88,7 @@ class PredictParams(Generic[R]):
 
 
 def classify_params(parameters: ClassifyParameters) -> PredictParams[Classification]:
-    """Raises TypeError for a parameter that the task does not have. So do the next two functions."""
+    """Raises TypeError for a parameter that the task does not have. So do the next three functions."""
     return PredictParams(Task.CLASSIFY, Classification, _specified(parameters, ClassifyParameters))
 
 
@@ -77,10 +100,17 @@ def segment_params(parameters: SegmentParameters) -> PredictParams[Segmentation]
     return PredictParams(Task.SEGMENT, Segmentation, _specified(parameters, SegmentParameters))
 
 
+def embed_params(parameters: EmbedParameters) -> PredictParams[Embedding]:
+    return PredictParams(Task.EMBED, Embedding, _specified(parameters, EmbedParameters))
+
+
 def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, object]:
-    """The parameters that are not None."""
+    """The parameters that are not None. Several classes become one text, comma separated, as the REST API takes them."""
     names = known.__annotations__
     for name in parameters:
         if name not in names:
             raise TypeError(f"unknown parameter {name!r}; expected one of {', '.join(names)}")
-    return {name: value for name, value in parameters.items() if value is not None}
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if isinstance(classes := given.get("classes"), (list, tuple)):
+        given["classes"] = ",".join(classes)
+    return given

@@ -33,6 +33,10 @@ class CMTSpec(BackboneSpec):
         return self.stage_channels
 
     @property
+    def embedding_dimension(self) -> int:
+        return self.projection_channels
+
+    @property
     def input_side(self) -> int:
         return self.input_size
 

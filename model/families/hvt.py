@@ -32,6 +32,10 @@ class HVTSpec(BackboneSpec):
         raise ValueError("HVT has no feature levels: it can be a classifier only")
 
     @property
+    def embedding_dimension(self) -> int:
+        return self.channels
+
+    @property
     def has_levels(self) -> bool:
         return False
 

@@ -36,6 +36,11 @@ class BackboneSpec(Spec, ABC):
         """Channels of the levels, finest first."""
 
     @property
+    def embedding_dimension(self) -> int:
+        """Length of the pooled features that a classifier's last layer takes."""
+        return self.level_channels[-1]
+
+    @property
     def has_levels(self) -> bool:
         """Whether it has feature levels. Without them it can be a classifier only."""
         return True

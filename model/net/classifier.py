@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from model.families.classifier import ClassifierSpec
 from model.families.registry import backbone_of
 from model.net.network import FamilyNetwork, StateDictShapes, backbone_network_of, infer_backbone
 from model.spec import ClassifyPostSpec, Postprocessing
-from model.types import Batch, ClassifyOutput, Float32Array, QueryParams
+from model.types import Batch, ClassifyOutput, EmbedOutput, Float32Array, QueryParams
 
 CLASS_KEY = "head.weight"
 DEFAULT = ClassifyPostSpec()
@@ -49,9 +50,21 @@ def _build(spec: ClassifierSpec, num_classes: int) -> nn.Module:
     return backbone_network_of(backbone_of(spec.backbone)).build_classifier(spec.backbone, num_classes)
 
 
-def _predict(network: nn.Module, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> list[ClassifyOutput]:
+def _predict(
+    network: nn.Module, x: Tensor, batch: Batch, postprocessing: Postprocessing
+) -> Sequence[ClassifyOutput | EmbedOutput]:
     assert isinstance(postprocessing, ClassifyPostSpec)
-    return top_k_classes(network(x), batch.params, postprocessing)
+    if not any(row_params.embed for row_params in batch.params):
+        return top_k_classes(network(x), batch.params, postprocessing)
+    # One pass for rows of both kinds.
+    classifier: Any = network
+    features: Tensor = classifier.features(x)
+    labels = top_k_classes(classifier.head(features), batch.params, postprocessing)
+    embeddings: Float32Array = features.float().cpu().numpy()
+    return [
+        EmbedOutput(embeddings[row].copy()) if row_params.embed else labels[row]
+        for row, row_params in enumerate(batch.params)
+    ]
 
 
 def _infer(shapes: StateDictShapes) -> tuple[ClassifierSpec, int]:

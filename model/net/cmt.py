@@ -232,9 +232,12 @@ class CMTClassifier(CMT):
         self._swish = nn.SiLU()
         self.head = nn.Linear(spec.projection_channels, num_classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        projected: Tensor = self._swish(self._bn(self._fc(super().forward(x)[-1])))
+        return projected.mean(dim=(2, 3))
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        projected = self._swish(self._bn(self._fc(super().forward(x)[-1])))
-        out: Tensor = self.head(projected.mean(dim=(2, 3)))
+        out: Tensor = self.head(self.features(x))
         return out
 
 

@@ -153,9 +153,12 @@ class ConvMLPClassifier(ConvMLP):
         self.norm = nn.LayerNorm(channels)
         self.head = nn.Linear(channels, num_classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(super().forward(x)[-1].permute(0, 2, 3, 1))
+        return normalised.mean(dim=(1, 2))
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        level32 = super().forward(x)[-1].permute(0, 2, 3, 1)
-        out: Tensor = self.head(self.norm(level32).mean(dim=(1, 2)))
+        out: Tensor = self.head(self.features(x))
         return out
 
 

@@ -191,15 +191,17 @@ class HireMLP(Stages):
 class HireMLPClassifier(Stages):
     """Stages, batch norm, mean over positions, linear: normalised float (N, 3, H, W) RGB → logits (N, classes)."""
 
-    chains: ClassVar[Chains] = (("norm", "head"),)
-
     def __init__(self, spec: HireMLPSpec, num_classes: int) -> None:
         super().__init__(spec)
-        self.norm = nn.BatchNorm2d(spec.stage_channels[-1])
+        self.norm = UnfoldedBatchNorm2d(spec.stage_channels[-1])  # folded into `head`, the features would lack it
         self.head = nn.Linear(spec.stage_channels[-1], num_classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(self.maps(x)[-1])
+        return normalised.mean(dim=(2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.norm(self.maps(x)[-1]).mean(dim=(2, 3)))
+        out: Tensor = self.head(self.features(x))
         return out
 
 

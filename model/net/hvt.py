@@ -98,11 +98,15 @@ class HVTClassifier(nn.Module):
         self.norm = nn.LayerNorm(spec.channels, eps=EPS)
         self.head = nn.Linear(spec.channels, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         x = self.pos_drop(self.patch_embed(x) + self.pos_embed)
         for block in self.blocks:
             x = block(x)
-        out: Tensor = self.head(self.norm(x).mean(dim=1))
+        normalised: Tensor = self.norm(x)
+        return normalised.mean(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.features(x))
         return out
 
 

@@ -13,8 +13,8 @@ Chains = tuple[tuple[str, ...], ...]
 class ChainedModule(nn.Module):
     """A module that lists which of its submodules directly follow each other, for folding and fusing them.
 
-    `chains` has their names, such as `conv` or `conv2.0`: each takes the output of the one before, or its mean over
-    all positions, and nothing else takes that output.
+    `chains` has their names, such as `conv` or `conv2.0`: each takes the output of the one before, and nothing else
+    takes that output.
     """
 
     chains: ClassVar[Chains] = ()

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from model.families.mask_rcnn import MaskRCNNSpec
 from model.net.boxes import RPN_ANCHORS, box_areas, clip_boxes, decode_deltas
 from model.net.detection_ops import grouped_nms, roi_align
-from model.net.detections import BatchGeometry, detect_outputs, level_candidates, nan_unless_finite
+from model.net.detections import (
+    BatchGeometry,
+    best_detections,
+    detect_outputs,
+    level_candidates,
+    nan_unless_finite,
+)
 from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone

@@ -77,7 +77,8 @@ class BackboneNetwork(Generic[B]):
         build: spec → a module: normalised float (N, 3, H, W) RGB → four feature levels (N, C, H/s, W/s),
             s = 4, 8, 16, 32.
         build_classifier: spec, number of classes → a module from the same input to logits (N, classes). Parameter
-            names are those of the published classifier checkpoints; the last layer is `head`, an `nn.Linear`.
+            names are those of the published classifier checkpoints; the last layer is `head`, an `nn.Linear`. Its
+            input is `features(x)`, (N, `embedding_dimension`), which no folding changes.
         key: a state-dict key, without prefix, that no other backbone has.
         infer: shapes, prefix of the keys → spec.
         reparameterise: changes a network that contains the backbone, in place and with its weights, from the form that

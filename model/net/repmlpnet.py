@@ -220,15 +220,18 @@ class RepMLPNet(ChainedModule):
 class RepMLPNetClassifier(RepMLPNet):
     """Backbone, batch norm, mean over positions, linear: normalised float (N, 3, H, W) RGB → logits (N, classes)."""
 
-    chains: ClassVar[Chains] = (("head_norm", "head"),)
-
     def __init__(self, spec: RepMLPNetSpec, num_classes: int) -> None:
         super().__init__(spec)
-        self.head_norm = nn.BatchNorm2d(spec.stage_channels[-1])
+        # Folded into `head`, the features would lack it.
+        self.head_norm = UnfoldedBatchNorm2d(spec.stage_channels[-1])
         self.head = nn.Linear(spec.stage_channels[-1], num_classes)
 
+    def features(self, x: Tensor) -> Tensor:
+        normalised: Tensor = self.head_norm(super().forward(x)[-1])
+        return normalised.mean(dim=(2, 3))
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        out: Tensor = self.head(self.head_norm(super().forward(x)[-1]).mean(dim=(2, 3)))
+        out: Tensor = self.head(self.features(x))
         return out
 
 

@@ -18,7 +18,7 @@ from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
 from model.spec import Postprocessing
-from model.types import Batch, Geometry, QueryParams, SegmentOutput, Size
+from model.types import Batch, BoolArray, Geometry, IntArray, QueryParams, SegmentOutput, Size
 
 
 class DoubleSize(nn.Module):
@@ -115,12 +115,13 @@ class _Pixels:
     0 to 255, where it is asked for.
     """
 
-    def __init__(self, size: Size, classes: int, device: torch.device, *, with_levels: bool) -> None:
+    def __init__(self, size: Size, classes: int, device: torch.device, params: QueryParams) -> None:
+        self._params = params
         shape = (size.height, size.width)
         dtype = torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32
         self.labels = torch.zeros(shape, dtype=dtype, device=device)
-        self.levels = torch.zeros(shape, dtype=torch.uint8, device=device) if with_levels else None
-        self._counts = torch.zeros(classes, dtype=torch.float64, device=device)
+        self.levels = torch.zeros(shape, dtype=torch.uint8, device=device) if params.confidence_map else None
+        self._counts = torch.zeros(classes, dtype=torch.int64, device=device)
         self._sums = torch.zeros(classes, dtype=torch.float64, device=device)
         self._finite = True
 
@@ -136,13 +137,21 @@ class _Pixels:
             self.levels[rows, columns] = probabilities.mul_(255).round_().byte()
 
     def output(self) -> SegmentOutput:
-        labels = self.labels.cpu().numpy()
+        labels, counts = self.labels.cpu().numpy(), self._counts.cpu().numpy()
         return SegmentOutput(
             label_map=labels if self.labels.dtype == torch.uint8 else labels.astype(np.uint16),
-            confidences=(self._sums / self._counts.clamp(min=1)).float().cpu().numpy(),
+            areas=np.where(self._returned(counts), counts, 0),
+            confidences=(self._sums.cpu().numpy() / np.maximum(counts, 1)).astype(np.float32),
             confidence_map=None if self.levels is None else self.levels.cpu().numpy(),
             finite=self._finite,
         )
+
+    def _returned(self, counts: IntArray) -> BoolArray:
+        """Of the classes, by their pixels: which the request asks for."""
+        returned = counts >= self._params.min_area
+        if self._params.classes is not None:
+            returned &= np.isin(np.arange(len(counts)), self._params.classes)
+        return returned
 
 
 def _segment(
@@ -150,7 +159,7 @@ def _segment(
 ) -> SegmentOutput:
     content, original = geometry.content, geometry.original
     large = original.height * original.width >= LARGE_PIXELS or max(original.height, original.width) >= LARGE_SIDE
-    pixels = _Pixels(original, logits.shape[1], logits.device, with_levels=params.confidence_map)
+    pixels = _Pixels(original, logits.shape[1], logits.device, params)
     if large:
         _label_tiles(pixels, logits, input_size, content, original)
     else:

@@ -15,8 +15,8 @@ from model.types import (
     Detection,
     DetectOutput,
     DetectResult,
+    Float32Array,
     Label,
-    QueryParams,
     RawOutput,
     Result,
     Segment,
@@ -27,14 +27,13 @@ from model.types import (
 )
 
 
-def postprocess(raw: RawOutput, config: BundleConfig, size: Size, params: QueryParams) -> Result:
+def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
     """The result of one picture.
 
     Args:
         raw: the network's output for it, finite.
         config: of the bundle.
         size: of the upright picture.
-        params: that the output was made with. Segments are filtered here, as their areas are counted here.
 
     Raises:
         TypeError: the output is not of the bundle's task.
@@ -45,7 +44,7 @@ def postprocess(raw: RawOutput, config: BundleConfig, size: Size, params: QueryP
         case DetectOutput(), DetectPostSpec() as post:
             return name_detections(raw, config.labels, post.mask_threshold, size)
         case SegmentOutput(), SegmentPostSpec():
-            return name_segments(raw, config.labels, size, params)
+            return name_segments(raw, config.labels, size)
         case _:
             raise TypeError(f"model {config.name} is for {config.task}; its output is a {type(raw).__name__}")
 
@@ -76,27 +75,16 @@ def name_detections(raw: DetectOutput, labels: tuple[str, ...], mask_threshold: 
     )
 
 
-STRIP_PIXELS = 1 << 24
-"""OpenCV counts in float32, which is exact up to this number."""
+def unit_length(embedding: Float32Array) -> Float32Array:
+    """The vector scaled to a Euclidean length of 1, float32; zeros stay zeros."""
+    length = float(np.linalg.norm(embedding.astype(np.float64)))
+    return (embedding / length).astype(np.float32) if length else embedding
 
 
-def name_segments(
-    raw: SegmentOutput, labels: tuple[str, ...], size: Size, params: QueryParams = QueryParams()
-) -> SegmentResult:
-    """A segment for each class that has a pixel, by falling area; equal areas by rising class index.
-
-    Of `params.classes` alone, if they are given, and of `params.min_area` pixels or more.
-    """
-    areas = np.zeros(len(labels), np.int64)
-    strip = max(STRIP_PIXELS // size.width, 1)
-    for row in range(0, size.height, strip):
-        counts = cv2.calcHist([raw.label_map[row : row + strip]], [0], None, [len(labels)], [0, len(labels)])
-        areas += counts.ravel().astype(np.int64)
-    if params.classes is not None:
-        areas[np.setdiff1d(np.arange(len(labels)), params.classes)] = 0
-    least = max(params.min_area, 1)
-    order = [index for index in np.argsort(-areas, kind="stable").tolist() if areas[index] >= least]
+def name_segments(raw: SegmentOutput, labels: tuple[str, ...], size: Size) -> SegmentResult:
+    """A segment for each class that is to be returned, by falling area; equal areas by rising class index."""
+    order = [index for index in np.argsort(-raw.areas, kind="stable").tolist() if raw.areas[index]]
     segments = tuple(
-        Segment(labels[index], index, int(areas[index]), float(raw.confidences[index])) for index in order
+        Segment(labels[index], index, int(raw.areas[index]), float(raw.confidences[index])) for index in order
     )
     return SegmentResult(size, raw.label_map, segments, raw.confidence_map)

@@ -1,4 +1,5 @@
-"""Training of the breed classifier: ConvMLP with a second, training-only output, maps of heads and bodies.
+"""Training of the breed classifier, on any backbone; ConvMLP may have a second, training-only output, maps of heads and
+bodies.
 
 The maps supervise where the animal is, which few class labels alone do not, and prepare the backbone for the detector
 and the outline model, which start from its weights.
@@ -13,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.families.convmlp import ConvMLPSpec
+from model.families.classifier import ClassifierSpec
+from model.families.registry import BackboneSpec
 from model.net.convmlp import ConvMLP, ConvMLPClassifier
+from model.net.network import build_network
 from model.training.augment import (
     Window,
     central_square,
@@ -49,48 +52,58 @@ class ClassifyRecipe:
     erase_probability: float = 0.2
     label_smoothing: float = 0.1
     map_weight: float = 1.0
+    """Of the loss of the maps; 0: there are none, as with any backbone but ConvMLP."""
 
 
 class BreedNet(nn.Module):
-    """The classifier, plus a 1x1 convolution for maps of heads and bodies by species, which is not exported."""
+    """The classifier, plus, with `maps`, a 1x1 convolution for maps of heads and bodies by species, which is not
+    exported."""
 
-    def __init__(self, spec: ConvMLPSpec, num_classes: int) -> None:
+    def __init__(self, spec: BackboneSpec, num_classes: int, *, maps: bool) -> None:
         super().__init__()
-        self.classifier = ConvMLPClassifier(spec, num_classes)
-        self.maps = nn.Conv2d(spec.stage_channels[1], 2 * len(SPECIES), 1)
+        self.classifier = build_network(ClassifierSpec(backbone=spec), num_classes)
+        self.maps = nn.Conv2d(spec.level_channels[2], 2 * len(SPECIES), 1) if maps else None
         initialise(self)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float (N, 3, H, W) → breed logits (N, classes), map logits (N, 4, H/16, W/16)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalised float (N, 3, H, W) → breed logits (N, classes), map logits (N, 4, H/16, W/16) or None."""
+        if self.maps is None:
+            return self.classifier(x), None
+        assert isinstance(self.classifier, ConvMLPClassifier)
         levels = ConvMLP.forward(self.classifier, x)
         features = self.classifier.norm(levels[3].permute(0, 2, 3, 1)).mean(dim=(1, 2))
         return self.classifier.head(features), self.maps(levels[2])
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise linear layers with small weights and depthwise convolutions near the identity.
+    """Initialise linear layers and tables of positions with small weights, and ConvMLP's depthwise convolutions near
+    the identity.
 
-    The depthwise convolutions are not residual: with random filters they would destroy the signal.
+    Those convolutions are not residual: with random filters they would destroy the signal.
     """
-    for part in module.modules():
+    for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
             nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Conv2d) and part.groups > 1:
+        elif isinstance(part, nn.Conv2d) and name.endswith(".connect"):
             nn.init.normal_(part.weight, std=0.05)
             with torch.no_grad():
                 part.weight[:, :, 1, 1] += 1
+    for name, parameter in module.named_parameters():
+        if "pos_embed" in name or "relative_pos" in name:
+            nn.init.trunc_normal_(parameter, std=0.02)
 
 
 class BreedTraining:
-    """The breed task, as the training loop's `Training`."""
+    """The breed task, as the training loop's `Training`. Without maps the batches are cut and mixed alike."""
 
     def __init__(self, recipe: ClassifyRecipe, module: BreedNet, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
         self.records, self.pictures = learn.records, learn.pictures
-        self.label_maps = load_label_maps(learn.records)
+        self.label_maps = load_label_maps(learn.records) if module.maps is not None else {}
         self.device = next(module.parameters()).device
         self.examples = len(learn.records)
+        assert isinstance(module.classifier.head, nn.Linear)
         self.num_classes = module.classifier.head.out_features
         self.held_out_breeds = torch.tensor([record.breed for record in held_out.records])
         windows = [central_square(record.size, TEST_SHARE, recipe.test_size) for record in held_out.records]
@@ -115,6 +128,8 @@ class BreedTraining:
             x, targets, maps = mix(rng, x, targets, maps, CELL)
         logits, map_logits = self.module(erase(rng, x, self.recipe.erase_probability))
         breed_loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.recipe.label_smoothing)
+        if map_logits is None:
+            return breed_loss
         known = ~maps.isnan()
         map_loss = F.binary_cross_entropy_with_logits(map_logits.float()[known], maps[known])
         return breed_loss + self.recipe.map_weight * map_loss
@@ -123,7 +138,7 @@ class BreedTraining:
         """Heads and bodies of cats and dogs in the window: float32 (4, cells, cells), NaN if unknown."""
         record, cells = self.records[index], window.out.height // CELL
         maps = np.full((2, len(SPECIES), cells, cells), np.nan, np.float32)
-        if record.head is not None:
+        if record.head is not None and self.module.maps is not None:
             maps[0] = head_map(window.move(record.head), record.species, cells)
         if index in self.label_maps:
             maps[1] = body_map(window.apply_to_mask(self.label_maps[index], IGNORE), cells)

@@ -12,10 +12,11 @@ import copy
 import json
 import logging
 import math
+import pickle
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +52,17 @@ class Schedule:
     checkpoint_minutes: float = 3.0
     seed: int = 0
     bf16: bool = True
+
+
+def scaled(schedule: Schedule, epochs: int) -> Schedule:
+    """A schedule of another length: warm-up and decay keep their shares of it."""
+    share = epochs / schedule.epochs
+    return replace(
+        schedule,
+        epochs=epochs,
+        warmup_epochs=schedule.warmup_epochs * share,
+        decay_epochs=schedule.decay_epochs * share,
+    )
 
 
 class Training(Protocol):
@@ -94,12 +106,20 @@ class _State:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        parts = torch.load(path, weights_only=True, map_location="cpu")
-        self.module.load_state_dict(parts["module"])
-        self.averaged.load_state_dict(parts["averaged"])
-        for optimiser, saved in zip(self.optimisers, parts["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.step = parts["step"]
+        """Raises ValueError: the checkpoint cannot be read, or is of another network."""
+        try:
+            parts = torch.load(path, weights_only=True, map_location="cpu")
+            self.module.load_state_dict(parts["module"])
+            self.averaged.load_state_dict(parts["averaged"])
+            for optimiser, saved in zip(self.optimisers, parts["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+            self.step = parts["step"]
+        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{path} cannot be resumed: it is cut off, or of another network ({reason}); remove it to train from "
+                "the start"
+            ) from error
 
 
 def run(training: Training, schedule: Schedule, out_dir: Path, stop_after: int | None = None) -> nn.Module:
@@ -109,7 +129,7 @@ def run(training: Training, schedule: Schedule, out_dir: Path, stop_after: int |
 
     Raises:
         OSError: checkpoint or log cannot be written.
-        ValueError: there are fewer examples than a batch needs.
+        ValueError: there are fewer examples than a batch needs, or the checkpoint is of another training.
         FloatingPointError: the loss is no longer finite.
     """
     if training.examples < schedule.batch_size:
@@ -126,6 +146,7 @@ def run(training: Training, schedule: Schedule, out_dir: Path, stop_after: int |
     logger.info("%s: from step %d of %d, on %s", out_dir.name, state.step, total, training.device)
     end = total if stop_after is None else min(stop_after, total)
     saved = epoch_began = time.monotonic()
+    cpu_began = time.process_time()
     losses: list[float] = []
     module.train()
     while state.step < end:
@@ -137,12 +158,13 @@ def run(training: Training, schedule: Schedule, out_dir: Path, stop_after: int |
             epoch = state.step // steps_an_epoch
             line: dict[str, float] = {"epoch": epoch, "loss": round(sum(losses) / len(losses), 5)}
             line["images_per_second"] = round(len(losses) * schedule.batch_size / (time.monotonic() - epoch_began), 1)
+            line["cpu_seconds"] = round(time.process_time() - cpu_began, 1)
             if epoch % schedule.evaluate_every == 0 or state.step == total:
                 line |= evaluate(training, state.averaged, schedule.bf16)
             with (out_dir / LOG_FILE).open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
             logger.info("%s: epoch %d of %d: %s", out_dir.name, epoch, schedule.epochs, line)
-            losses, epoch_began = [], time.monotonic()
+            losses, epoch_began, cpu_began = [], time.monotonic(), time.process_time()
     state.save(checkpoint)
     return state.averaged
 
@@ -197,8 +219,9 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that moves singular values towards 1 (K. Jordan et al., "Muon", 2024)."""
 ITERATIONS = 5
 MOMENTUM = 0.95
-OUTPUT_LAYERS = ("head", "maps", "retina_cls", "retina_reg", "conv_seg")
-"""Output layers; AdamW trains them, as Muon's authors advise."""
+ADAMW_LAYERS = ("head", "maps", "retina_cls", "retina_reg", "conv_seg", "fc3")
+"""Output layers; AdamW trains them, as Muon's authors advise. `fc3` of RepMLPNet maps positions to positions: a step of
+Muon would take longer than its gradient."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -256,15 +279,17 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def optimisers(module: nn.Module, learning_rate: float, weight_decay: float) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for weights that map many channels to many; AdamW for the others, without decay for biases and norms.
+    """Muon for weights that map many channels to many; AdamW for the others, without decay for biases, norms and
+    tables of positions.
 
-    The others are depthwise and first-layer filters, and output layers.
+    The others are depthwise and first-layer filters, and `ADAMW_LAYERS`.
     """
     muon, decayed, plain = [], [], []
     for name, parameter in module.named_parameters():
-        if parameter.ndim == 1:
+        *_, layer, kind = ("", *name.split("."))
+        if parameter.ndim == 1 or kind != "weight":
             plain.append(parameter)
-        elif parameter.shape[1] > 3 and name.split(".")[-2] not in OUTPUT_LAYERS:
+        elif parameter.shape[1] > 3 and layer not in ADAMW_LAYERS:
             muon.append(parameter)
         else:
             decayed.append(parameter)

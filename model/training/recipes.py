@@ -43,6 +43,13 @@ class Recipe:
     schedule: Schedule
     preprocessing: Preprocessing
     postprocessing: Postprocessing
+    variant: str = ""
+    """Backbone and size, of a model that is not an embedded one."""
+
+    @property
+    def breed_name(self) -> str:
+        """The bundle of the breed model whose backbone a detector or a segmenter starts from."""
+        return f"{self.variant or 'convmlp'}_pets_breed"
 
 
 BACKBONE = ConvMLPSpec(

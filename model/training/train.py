@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from model.bundle import Accuracy, Bundle, Source, read_bundle
-from model.families.convmlp import ConvMLPSpec
+from model.families.registry import BackboneSpec, backbone_of
 from model.net.network import build_network
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import SemanticFPN
@@ -22,7 +22,7 @@ from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe, ini
 from model.training.data import HELD_OUT_FOLD, SPECIES, PetIndex, Record, load_photographs, read_index
 from model.training.detect import DetectRecipe, HeadTraining
 from model.training.evaluate import measure
-from model.training.loop import Training, run
+from model.training.loop import Training, run, scaled
 from model.training.recipes import RECIPES, PetsModel, Recipe
 from model.training.segment import OUTLINE_LABELS, OutlineTraining
 from model.types import Task
@@ -35,6 +35,7 @@ def train(
     *,
     backbone_from: Path | None = None,
     recipe: Recipe | None = None,
+    epochs: int | None = None,
     stop_after: int | None = None,
     command: str,
 ) -> Bundle:
@@ -43,9 +44,10 @@ def train(
     Args:
         kind: which of the three models.
         data_dir: the folder with `index.csv`.
-        out_dir: gets `<kind>/` with checkpoint and log, and `bundles/<name>/`.
+        out_dir: gets `<kind>/`, or `<variant>_<kind>/`, with checkpoint and log, and `bundles/<name>/`.
         backbone_from: a breed bundle; the detector or outline model starts from its backbone.
         recipe: instead of the model's own.
+        epochs: instead of the recipe's.
         stop_after: stop after that many steps in total, and export.
         command: the command line, for the bundle's `source`.
 
@@ -56,11 +58,13 @@ def train(
         FloatingPointError: the loss is no longer finite.
     """
     recipe = RECIPES[kind] if recipe is None else recipe
+    schedule = recipe.schedule if epochs is None else scaled(recipe.schedule, epochs)
     index = read_index(data_dir)
-    torch.manual_seed(recipe.schedule.seed)
+    torch.manual_seed(schedule.seed)
     labels = {PetsModel.BREED: index.breeds, PetsModel.HEADS: SPECIES, PetsModel.OUTLINE: OUTLINE_LABELS}[kind]
     training = _training(recipe, index, len(labels), backbone_from)
-    averaged = run(training, recipe.schedule, out_dir / kind.value, stop_after)
+    folder = f"{recipe.variant}_{kind.value}" if recipe.variant else kind.value
+    averaged = run(training, schedule, out_dir / folder, stop_after)
     network: nn.Module = averaged.classifier if isinstance(averaged, BreedNet) else averaged
     return export(recipe, network.cpu(), labels, index.held_out(), out_dir / "bundles", command)
 
@@ -69,15 +73,14 @@ def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: 
     data = (load_photographs(index.training()), load_photographs(index.held_out()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(recipe.examples, ClassifyRecipe):
-        backbone = recipe.architecture.backbone
-        assert isinstance(backbone, ConvMLPSpec)
-        return BreedTraining(recipe.examples, BreedNet(backbone, num_classes).to(device), *data)
+        module = BreedNet(recipe.architecture.backbone, num_classes, maps=recipe.examples.map_weight > 0)
+        return BreedTraining(recipe.examples, module.to(device), *data)
     network = build_network(recipe.architecture, num_classes)
     assert isinstance(network, RetinaNet | SemanticFPN)
     if backbone_from is None:
         initialise(network.backbone)
     else:
-        copy_backbone(read_bundle(backbone_from), network.backbone)
+        copy_backbone(read_bundle(backbone_from), recipe.architecture.backbone, network.backbone)
     if isinstance(recipe.examples, DetectRecipe):
         assert isinstance(network, RetinaNet)
         return HeadTraining(recipe.examples, network.to(device), *data)
@@ -85,8 +88,10 @@ def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: 
     return OutlineTraining(recipe.examples, network.to(device), *data)
 
 
-def copy_backbone(bundle: Bundle, backbone: nn.Module) -> None:
-    """Load `backbone` from a classifier's bundle.
+def copy_backbone(bundle: Bundle, spec: BackboneSpec, backbone: nn.Module) -> None:
+    """Load `backbone`, built from `spec`, from a classifier's bundle.
+
+    Norms of levels, which a classifier does not have, stay as they are.
 
     Raises:
         BundleInvalid: the weights do not match the architecture.
@@ -95,13 +100,17 @@ def copy_backbone(bundle: Bundle, backbone: nn.Module) -> None:
     config = bundle.config
     if config.task is not Task.CLASSIFY:
         raise ValueError(f"bundle {bundle.folder} is for task {config.task.value}; a classifier is needed")
+    found = config.architecture.backbone
+    if found != spec:
+        raise ValueError(
+            f"bundle {bundle.folder} has another backbone ({backbone_of(found).name} of size {found.size}) than the "
+            f"model to train ({backbone_of(spec).name} of size {spec.size}); give the --backbone and --size that it "
+            "was trained with"
+        )
     classifier = build_network(config.architecture, len(config.labels))
     load_weights(classifier, bundle)
-    own = backbone.state_dict()
-    found = classifier.state_dict()
-    if any(key not in found or found[key].shape != value.shape for key, value in own.items()):
-        raise ValueError(f"bundle {bundle.folder} has another backbone than the recipe")
-    backbone.load_state_dict({key: found[key] for key in own})
+    tensors = classifier.state_dict()
+    backbone.load_state_dict({key: tensors.get(key, value) for key, value in backbone.state_dict().items()})
 
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
@@ -128,6 +137,7 @@ def export(
     Raises:
         OSError: the folder cannot be written.
     """
+    trained = recipe.variant or "ConvMLP"
     metadata = BundleMetadata(
         name=recipe.name,
         architecture=recipe.architecture,
@@ -136,7 +146,7 @@ def export(
         postprocessing=recipe.postprocessing,
         precision="fp16",
         source=Source(
-            description=f"ConvMLP trained from scratch on the Oxford-IIIT Pet dataset by `{command}`",
+            description=f"{trained} trained from scratch on the Oxford-IIIT Pet dataset by `{command}`",
             url=URL,
             licence=LICENCE,
             attribution=ATTRIBUTION,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,8 +22,11 @@ from model.preprocess import prepare
 from model.types import Batch, Task
 from service.cli.console import print_error
 from service.errors import BadParameter, ModelNotFound, Overloaded, error_from_code
+from service.frontend.api.rest.embed import EmbedQuery
 from service.frontend.api.rest.query import Query
-from service.frontend.api.rest.schemas import encode_output
+from service.frontend.api.rest.schemas import encode_embedding, encode_output
+from service.frontend.core.engine import Encode
+from service.frontend.core.parameters import VectorEncoding, with_classes
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
@@ -64,7 +68,7 @@ class RemoteBackend:
     concurrency = 8
 
     def __init__(
-        self, url: str, api_key: str | None, task: Task, parameters: Mapping[str, Any], timeout_ms: int | None
+        self, url: str, api_key: str | None, task: ClientTask, parameters: Mapping[str, Any], timeout_ms: int | None
     ) -> None:
         """Raises BadParameter if the URL or the key is malformed."""
         try:
@@ -76,10 +80,11 @@ class RemoteBackend:
             )
         except ValueError as error:
             raise BadParameter(f"--url or --api-key: {error}") from None
-        methods: dict[Task, Callable[..., Awaitable[Result]]] = {
-            Task.CLASSIFY: self._client.classify,
-            Task.DETECT: self._client.detect,
-            Task.SEGMENT: self._client.segment,
+        methods: dict[ClientTask, Callable[..., Awaitable[Result]]] = {
+            ClientTask.CLASSIFY: self._client.classify,
+            ClientTask.DETECT: self._client.detect,
+            ClientTask.SEGMENT: self._client.segment,
+            ClientTask.EMBED: self._client.embed,
         }
         self._method = methods[task]
         self._parameters = parameters
@@ -133,8 +138,8 @@ class LocalBackend:
 
     concurrency = 1
 
-    def __init__(self, task: Task, query: Query, settings: Settings) -> None:
-        """Load the model that `query` names, or the first of `settings.models` for the task.
+    def __init__(self, query: Query | EmbedQuery, task: Task, settings: Settings) -> None:
+        """Load the model that `query` names, or the first of `settings.models` for the task. Classifiers also embed.
 
         Raises:
             BundleInvalid: the model is not in the store, or is damaged.
@@ -152,7 +157,16 @@ class LocalBackend:
 
         bundle = _bundle(task, query.model, settings)
         self._config = bundle.config
-        self._query = query
+        self._params = query.params
+        if isinstance(query, Query):
+            self._params = with_classes(query.params, query.classes, bundle.config.labels)
+        self._encode: Encode[bytes]
+        if isinstance(query, EmbedQuery):
+            self._encode = partial(encode_embedding, query.normalize, VectorEncoding.BASE64)
+            self._meta = Meta(bundle.config.name, ClientTask.EMBED)
+        else:
+            self._encode = partial(encode_output, query.mask_format)
+            self._meta = Meta(bundle.config.name, ClientTask(task))
         self._limits = settings.decode_limits
         # Measuring which precision is fastest takes longer than a few predictions.
         if settings.precision_of(bundle.config.name) == "auto":
@@ -173,16 +187,14 @@ class LocalBackend:
         preprocessing = self._config.preprocessing
         picture = decode(image, self._limits, preprocessing.reader)
         model_input = prepare(picture, preprocessing)
-        batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (self._query.params,))
+        batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (self._params,))
         try:
             (output,) = self._runner.run(self._config.name, batch, self._runner.lanes)
         except OutOfDeviceMemory as error:
             raise Overloaded(
                 "the image does not fit into the device's memory; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
-        meta = Meta(self._config.name, ClientTask(self._config.task))
-        encoded = encode_output(self._query.mask_format, require_finite(output), self._config, picture.size)
-        return result_from_json(encoded, meta)
+        return result_from_json(self._encode(require_finite(output), self._config, picture.size), self._meta)
 
     async def aclose(self) -> None:
         self._runner.close()

@@ -24,6 +24,10 @@ FORMATS = {
 }
 
 
+SUFFIXES = frozenset({*FORMATS, ".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff"})
+"""Of the images in a folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image as the user names it: a path, or `-` for stdin."""
@@ -52,6 +56,24 @@ class ImageFile:
         if len(data) > MAX_READ_BYTES:
             raise ImageTooLarge(f"has more than {MAX_READ_BYTES:,} bytes; send a smaller file")
         return data
+
+
+def image_files(paths: Sequence[str]) -> list[ImageFile]:
+    """The named files, and of a named folder all files below it whose suffix is that of an image, sorted by path.
+
+    Raises:
+        typer.BadParameter: a folder has none.
+    """
+    files: list[ImageFile] = []
+    for path in paths:
+        if not Path(path).is_dir():
+            files.append(ImageFile(path))
+            continue
+        below = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not below:
+            raise typer.BadParameter(f"the folder {printable(path)} has no images ({', '.join(sorted(SUFFIXES))})")
+        files += [ImageFile(str(file)) for file in below]
+    return files
 
 
 def output_paths(save: str, images: Sequence[ImageFile]) -> list[Path]:

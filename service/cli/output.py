@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import typer
 
-from convmlp_client.results import Classification, Detections, Result, Segmentation
+from convmlp_client.results import Classification, Detections, Embedding, Result, Segmentation
 from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid, ConvMLPError
 from model.types import Image, Task
@@ -37,7 +37,7 @@ T = TypeVar("T")
 async def print_tables(backend: Backend, images: Sequence[ImageFile]) -> bool:
     """Print a table for each image. Returns whether all succeeded."""
     complete = True
-    async for image, outcome in _predict_each(backend.predict, images, backend.concurrency, printing=True):
+    async for image, outcome in predict_each(backend.predict, images, backend.concurrency, printing=True):
         if isinstance(outcome, ConvMLPError):
             complete = False
         else:
@@ -49,6 +49,9 @@ def print_result(name: str, result: Result) -> None:
     """One image's table, under a line with its name, its size and the model."""
     width, height = result.image.width, result.image.height
     match result:
+        case Embedding(vector=vector):
+            columns = [number_column("dimension"), number_column("length")]
+            rows = [[str(len(vector)), f"{np.linalg.norm(vector):.4f}"]]
         case Classification(labels=labels):
             columns = [text_column("label"), number_column("score")]
             rows = [[label.label, f"{label.score:.4f}"] for label in labels]
@@ -64,9 +67,19 @@ def print_result(name: str, result: Result) -> None:
                 for box in (detection.box,)
             ]
         case Segmentation(segments=segments):
-            columns = [text_column("label"), number_column("area px"), number_column("area %")]
+            columns = [
+                text_column("label"),
+                number_column("area px"),
+                number_column("area %"),
+                number_column("confidence"),
+            ]
             rows = [
-                [segment.label, str(segment.area), f"{100 * segment.area / (width * height):.1f}"]
+                [
+                    segment.label,
+                    str(segment.area),
+                    f"{100 * segment.area / (width * height):.1f}",
+                    f"{segment.confidence:.4f}",
+                ]
                 for segment in segments
             ]
     print_table(columns, rows, title=f"{name}  {width} x {height}  {result.meta.model}")
@@ -81,7 +94,7 @@ async def print_json(backend: Backend, task: Task, images: Sequence[ImageFile]) 
     results: list[msgspec.Raw] = []
     models: set[str] = set()
     complete = True
-    async for image, outcome in _predict_each(backend.predict, images, backend.concurrency, printing=False):
+    async for image, outcome in predict_each(backend.predict, images, backend.concurrency, printing=False):
         if isinstance(outcome, ConvMLPError):
             complete = False
             results.append(msgspec.Raw(encode_error(problem_of(outcome, quote(image.name, errors="replace")))))
@@ -104,7 +117,7 @@ async def save_drawings(backend: Backend, images: Sequence[ImageFile], paths: Se
         return await asyncio.to_thread(_drawn, image, await backend.predict(image), picture_format)
 
     complete = True
-    async for image, outcome in _predict_each(draw, images, backend.concurrency, printing=True):
+    async for image, outcome in predict_each(draw, images, backend.concurrency, printing=True):
         if isinstance(outcome, ConvMLPError):
             complete = False
             continue
@@ -121,6 +134,7 @@ async def save_drawings(backend: Backend, images: Sequence[ImageFile], paths: Se
 
 
 def _drawn(image: bytes, result: Result, picture_format: PictureFormat) -> bytes:
+    assert not isinstance(result, Embedding)
     # Decoded as the service decodes it, so that the coordinates fit for any orientation.
     picture = decode(image, DecodeLimits(MAX_READ_BYTES, result.image.width * result.image.height))
     try:
@@ -130,7 +144,7 @@ def _drawn(image: bytes, result: Result, picture_format: PictureFormat) -> bytes
     return encode_picture(scaled_down(Image(np.asarray(drawing))), picture_format)
 
 
-async def _predict_each(
+async def predict_each(
     predict: Callable[[bytes], Awaitable[T]], images: Sequence[ImageFile], concurrency: int, *, printing: bool
 ) -> AsyncIterator[tuple[ImageFile, T | ConvMLPError]]:
     """The images in their order, each with its result, or with an error that was printed."""

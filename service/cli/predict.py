@@ -21,6 +21,8 @@ from service.errors import BadParameter
 if TYPE_CHECKING:
     from service.cli.backends import Backend
     from service.cli.inputs import ImageFile
+    from service.frontend.api.rest.embed import EmbedQuery
+    from service.frontend.api.rest.query import Query
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -39,6 +41,27 @@ Threshold = Annotated[
 ]
 MaxDetections = Annotated[
     int | None, typer.Option(help="Maximum number of detections. Default: 100.", rich_help_panel=PARAMETERS)
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,…", help="Names of the only classes to return. Default: all.", rich_help_panel=PARAMETERS
+    ),
+]
+IouThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of two detections that overlap by more, 0 to 1, return the better one. Default: the model's own.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
+AgnosticNms = Annotated[
+    bool | None,
+    typer.Option("--agnostic-nms", help="Compare detections of different classes, too.", rich_help_panel=PARAMETERS),
+]
+MinArea = Annotated[
+    int | None,
+    typer.Option(help="Minimum area of a box or a segment, in pixels. Default: 0.", rich_help_panel=PARAMETERS),
 ]
 Masks = Annotated[
     bool | None, typer.Option("--masks/--no-masks", help="Whether to return masks.", rich_help_panel=PARAMETERS)
@@ -138,6 +161,10 @@ def detect(
     model: Model = None,
     score_threshold: Threshold = None,
     max_detections: MaxDetections = None,
+    classes: Classes = None,
+    iou_threshold: IouThreshold = None,
+    agnostic_nms: AgnosticNms = None,
+    min_area: MinArea = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -154,6 +181,10 @@ def detect(
         "model": model,
         "score_threshold": score_threshold,
         "max_detections": max_detections,
+        "classes": classes,
+        "iou_threshold": iou_threshold,
+        "agnostic_nms": agnostic_nms,
+        "min_area": min_area,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -163,6 +194,8 @@ def detect(
 def segment(
     images: Images,
     model: Model = None,
+    classes: Classes = None,
+    min_area: MinArea = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -175,7 +208,14 @@ def segment(
 ) -> None:
     """Segment images: give every pixel a class, and print the classes' areas."""
     options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
-    _predict(Task.SEGMENT, images, {"model": model, "masks": masks, "mask_format": mask_format}, options, output)
+    parameters = {
+        "model": model,
+        "classes": classes,
+        "min_area": min_area,
+        "masks": masks,
+        "mask_format": mask_format,
+    }
+    _predict(Task.SEGMENT, images, parameters, options, output)
 
 
 def _predict(
@@ -217,20 +257,27 @@ def _predict(
 
 
 def _open_backend(task: Task, parameters: Mapping[str, str | float], options: BackendOptions) -> Backend:
-    from service.cli.backends import LocalBackend, RemoteBackend
+    from convmlp_client.results import Task as ClientTask
+    from service.cli.backends import RemoteBackend
     from service.frontend.api.rest.query import read_query
 
-    query_string = urlencode({name: _query_text(value) for name, value in parameters.items()}, errors="replace")
     try:
         # The service's own check of the parameters, before anything is read, sent or loaded.
-        query = read_query(task, query_string.encode("ascii"))
+        query = read_query(task, query_string(parameters))
         if not options.local:
-            return RemoteBackend(options.url, options.api_key, task, parameters, options.timeout_ms)
+            return RemoteBackend(options.url, options.api_key, ClientTask(task), parameters, options.timeout_ms)
     except BadParameter as error:
         raise typer.BadParameter(error.detail) from None
+    return local_backend(query, task, options)
+
+
+def local_backend(query: Query | EmbedQuery, task: Task, options: BackendOptions) -> Backend:
+    """A model of the store in this process. Raises typer.Exit where torch is not installed; as `LocalBackend`."""
+    from service.cli.backends import LocalBackend
+
     settings = settings_or_exit(models_dir=options.models_dir)
     try:
-        return LocalBackend(task, query, settings)
+        return LocalBackend(query, task, settings)
     except ModuleNotFoundError as error:
         print_error(f"--local needs {error.name}, which is not installed; install this package's extra `worker`")
         raise typer.Exit(1) from None
@@ -250,6 +297,7 @@ async def _run(
         return await print_tables(backend, files)
 
 
-def _query_text(value: str | float) -> str:
-    """As the REST API's query string writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def query_string(parameters: Mapping[str, str | float]) -> bytes:
+    """As the REST API's query string has them."""
+    texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in parameters.items()}
+    return urlencode(texts, errors="replace").encode("ascii")

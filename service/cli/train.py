@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,10 +14,12 @@ from model.bundle import EMBEDDED_DIR
 from model.errors import ConvMLPError
 from service.cli.console import number_column, print_error, print_table, text_column
 
+TINY = "tiny"
+
 train_app = typer.Typer(
     no_args_is_help=True,
-    help="Train the embedded models on the Oxford-IIIT Pet data set, or evaluate them. Train breed first: heads and "
-    "outline start from its backbone.",
+    help="Train the embedded models on the Oxford-IIIT Pet data set, or such models on other backbones, and evaluate "
+    "them. Train breed first: heads and outline start from its backbone.",
 )
 
 Data = Annotated[
@@ -27,6 +29,22 @@ Out = Annotated[
     Path, typer.Option(file_okay=False, help="Folder for checkpoints, log and bundles. A training found there resumes.")
 ]
 Backbone = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="convmlp, hire_mlp, repmlpnet, cmt or hvt, for breed; convmlp or hire_mlp, for heads and outline. All are "
+        "trained by one recipe. Default: the embedded model.",
+    ),
+]
+Size = Annotated[
+    str,
+    typer.Option(
+        help="Size of --backbone: tiny, of about two million parameters, or a published one (ConvMLP: s, m, l; "
+        "Hire-MLP: ti, small, base, large; RepMLPNet: t224, …; CMT: ti, xs, s, b; HVT: ti_1, …).",
+    ),
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Length of the training. Default: the recipe's.")]
+BackboneFrom = Annotated[
     Path | None,
     typer.Option(metavar="BUNDLE", help="Bundle of the breed model to start from. Default: the one in --out."),
 ]
@@ -37,25 +55,47 @@ StopAfter = Annotated[int | None, typer.Option(min=0, metavar="STEPS", help="Sto
 
 
 @train_app.command("breed")
-def train_breed(data: Data, out: Out, threads: Threads = None, stop_after: StopAfter = None) -> None:
-    """Train the classifier of 37 breeds. Its backbone also learns from heads and outlines."""
-    _train("breed", data, out, None, threads, stop_after)
+def train_breed(
+    data: Data,
+    out: Out,
+    backbone: Backbone = None,
+    size: Size = TINY,
+    epochs: Epochs = None,
+    threads: Threads = None,
+    stop_after: StopAfter = None,
+) -> None:
+    """Train the classifier of 37 breeds. The embedded model's backbone also learns from heads and outlines."""
+    _train("breed", data, out, backbone, size, None, epochs, threads, stop_after)
 
 
 @train_app.command("heads")
 def train_heads(
-    data: Data, out: Out, backbone_from: Backbone = None, threads: Threads = None, stop_after: StopAfter = None
+    data: Data,
+    out: Out,
+    backbone: Backbone = None,
+    size: Size = TINY,
+    backbone_from: BackboneFrom = None,
+    epochs: Epochs = None,
+    threads: Threads = None,
+    stop_after: StopAfter = None,
 ) -> None:
     """Train the detector of heads, from the breed model's backbone."""
-    _train("heads", data, out, _breed_bundle(out, backbone_from), threads, stop_after)
+    _train("heads", data, out, backbone, size, backbone_from, epochs, threads, stop_after)
 
 
 @train_app.command("outline")
 def train_outline(
-    data: Data, out: Out, backbone_from: Backbone = None, threads: Threads = None, stop_after: StopAfter = None
+    data: Data,
+    out: Out,
+    backbone: Backbone = None,
+    size: Size = TINY,
+    backbone_from: BackboneFrom = None,
+    epochs: Epochs = None,
+    threads: Threads = None,
+    stop_after: StopAfter = None,
 ) -> None:
     """Train the segmentation of outlines, from the breed model's backbone."""
-    _train("outline", data, out, _breed_bundle(out, backbone_from), threads, stop_after)
+    _train("outline", data, out, backbone, size, backbone_from, epochs, threads, stop_after)
 
 
 @train_app.command("evaluate")
@@ -69,7 +109,11 @@ def evaluate(
         typer.Option(dir_okay=False, help="File for a picture of the confusion matrix of the breeds (PNG or JPEG)."),
     ] = None,
 ) -> None:
-    """Measure the accuracy of bundles on held-out photographs, with the service's own pipeline."""
+    """Measure the accuracy of bundles on held-out photographs, with the service's own pipeline, and their cost.
+
+    All bundles that these commands make are measured. `gmacs` are those of one picture;
+    `images_per_cpu_second` is the network's speed in fp32, one picture at a time.
+    """
     from model.training.report import report
 
     with _errors_to_exit():
@@ -82,32 +126,61 @@ def evaluate(
 
 
 def _train(
-    course: str, data: Path, out: Path, backbone_from: Path | None, threads: int | None, stop_after: int | None
+    course: str,
+    data: Path,
+    out: Path,
+    backbone: str | None,
+    size: str,
+    backbone_from: Path | None,
+    epochs: int | None,
+    threads: int | None,
+    stop_after: int | None,
 ) -> None:
     import torch
 
-    from model.training.recipes import PetsModel
+    from model.training.recipes import RECIPES, PetsModel
     from model.training.train import train
+    from model.training.variants import find_variant, variant_recipe
 
+    kind = PetsModel(course)
+    if backbone is None and size != TINY:
+        _refuse(f"--size {size} needs --backbone")
+    try:
+        recipe = RECIPES[kind] if backbone is None else variant_recipe(kind, find_variant(backbone, size))
+    except ValueError as error:
+        _refuse(str(error))
+    command = f"convmlp train {course}"
+    if backbone is not None:
+        command += f" --backbone {backbone} --size {size}"
+    if kind is not PetsModel.BREED and backbone_from is None:
+        backbone_from = out / "bundles" / recipe.breed_name
+    if backbone_from is not None and not (backbone_from / "config.json").is_file():
+        first = command.replace(course, "breed")
+        _refuse(f"no breed model in {backbone_from}; run `{first}` first, or set --backbone-from")
+    if epochs is not None:
+        command += f" --epochs {epochs}"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if threads is not None:
         torch.set_num_threads(threads)
-    command = f"convmlp train {course} --data DIR --out DIR"
     with _errors_to_exit():
         bundle = train(
-            PetsModel(course), data, out, backbone_from=backbone_from, stop_after=stop_after, command=command
+            kind,
+            data,
+            out,
+            backbone_from=backbone_from,
+            recipe=recipe,
+            epochs=epochs,
+            stop_after=stop_after,
+            command=f"{command} --data DIR --out DIR",
         )
     assert bundle.config.accuracy is not None
     typer.echo(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
 
 
-def _breed_bundle(out: Path, given: Path | None) -> Path:
-    """Raises typer.Exit with status 2, after an error message, if there is none."""
-    found = given if given is not None else out / "bundles" / "convmlp_pets_breed"
-    if not (found / "config.json").is_file():
-        print_error(f"no breed model in {found}; run `convmlp train breed` first, or set --backbone-from")
-        raise typer.Exit(2)
-    return found
+def _refuse(message: str) -> NoReturn:
+    """Print an error message, and exit with status 2."""
+    print_error(message)
+    raise typer.Exit(2)
 
 
 @contextmanager

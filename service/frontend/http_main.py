@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -20,8 +21,9 @@ from service.frontend.api.huggingface import HuggingFace, huggingface_components
 from service.frontend.api.huggingface import operation as huggingface_operation
 from service.frontend.api.oip.http import open_inference
 from service.frontend.api.oip.openapi import open_inference_document
-from service.frontend.api.rest.openapi import SUMMARY, prediction_components, prediction_operation
-from service.frontend.api.rest.predict import Predict
+from service.frontend.api.rest.embed import Embed
+from service.frontend.api.rest.openapi import SUMMARY, embedding_operation, prediction_components, prediction_operation
+from service.frontend.api.rest.predict import ImageEndpoint, Predict
 from service.frontend.api.rest.routes import FILES, page_routes, service_routes
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
@@ -87,18 +89,18 @@ def create_app(
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestMiddleware, request_log=request_log, auth=auth, open_paths=open_paths)
     direct: dict[str, ASGIApp] = {}
+    document = partial(app.add_api_route, endpoint=_answered_directly, methods=["POST"], response_class=Response)
+    endpoints: list[tuple[ImageEndpoint[Any, Any], dict[str, Any]]] = [
+        *((Predict(task, engine, auth, settings), prediction_operation(task, settings)) for task in Task),
+        (Embed(engine, auth, settings), embedding_operation(settings)),
+    ]
+    for endpoint, operation in endpoints:
+        direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, open_paths)
+        summary = SUMMARY[operation["operationId"]]
+        document(endpoint.path, tags=["predictions"], summary=summary, openapi_extra=operation)
     for task in Task:
-        predict, huggingface = Predict(task, engine, auth, settings), HuggingFace(task, engine, settings)
-        for endpoint in (predict, huggingface):
-            direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, open_paths)
-        document = partial(app.add_api_route, endpoint=_answered_directly, methods=["POST"], response_class=Response)
-        document(
-            predict.path,
-            tags=["predictions"],
-            summary=SUMMARY[task],
-            openapi_extra=prediction_operation(task, settings),
-        )
-    for task in Task:
+        huggingface = HuggingFace(task, engine, settings)
+        direct[huggingface.path] = RequestMiddleware(huggingface, request_log, auth, open_paths)
         document(
             f"/compat/huggingface/{task.value}",
             tags=["huggingface"],

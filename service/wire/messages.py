@@ -20,10 +20,19 @@ import numpy as np
 import numpy.typing as npt
 from zmq import Frame
 
-from model.types import ClassifyOutput, DetectOutput, Geometry, ModelInput, QueryParams, RawOutput, SegmentOutput
+from model.types import (
+    ClassifyOutput,
+    DetectOutput,
+    EmbedOutput,
+    Geometry,
+    ModelInput,
+    QueryParams,
+    RawOutput,
+    SegmentOutput,
+)
 from service.types import StoredModel
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Both ends must speak the same; raised with every change to the messages of this file."""
 
 INLINE_BYTES = 4096
@@ -230,12 +239,16 @@ def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryv
     match output:
         case ClassifyOutput():
             kind, values = "classify", [output.indices, output.scores]
+        case EmbedOutput():
+            kind, values = "embed", [output.embedding]
         case DetectOutput():
             kind, values = "detect", [output.boxes, output.scores, output.classes]
             if output.mask_logits is not None:
                 values.append(output.mask_logits)
         case SegmentOutput():
-            kind, values = "segment", [output.label_map]
+            kind, values = "segment", [output.label_map, output.areas, output.confidences]
+            if output.confidence_map is not None:
+                values.append(output.confidence_map)
     arrays: list[Array] = []
     frames: list[memoryview] = []
     for value in values:
@@ -262,12 +275,15 @@ def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
             case "classify":
                 indices, scores = values
                 return ClassifyOutput(indices, scores)
+            case "embed":
+                (embedding,) = values
+                return EmbedOutput(embedding)
             case "detect":
                 boxes, scores, classes, *masks = values
                 return DetectOutput(boxes, scores, classes, masks[0] if masks else None)
             case "segment":
-                (label_map,) = values
-                return SegmentOutput(label_map)
+                label_map, areas, confidences, *maps = values
+                return SegmentOutput(label_map, areas, confidences, maps[0] if maps else None)
     except (ValueError, TypeError, StopIteration) as error:
         raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
     raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")

@@ -7,6 +7,7 @@ schedules and forwards batches while lanes are free.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from bisect import insort
 from collections import deque
@@ -108,7 +109,7 @@ class DeviceExecutor:
         except Exception as error:  # passed to `on_done`
             call.result = error
         call.ended_s = self._clock()
-        if not loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(self._finish, call)
 
     def _finish(self, call: DeviceCall[T]) -> None:

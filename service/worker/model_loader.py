@@ -18,7 +18,7 @@ from service.errors import ModelInvalid, ModelNotFound, Overloaded
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from service.types import StoredModel
-from service.worker.disk_reads import DiskReads
+from service.worker.disk import DiskReads, write_to_disk
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel, ModelRegistry, StateFile, new_model
 from service.worker.runner import OutOfDeviceMemory, Runner
@@ -260,7 +260,7 @@ class ModelLoader:
 
     async def _save_and_announce(self) -> None:
         try:
-            await asyncio.to_thread(self._file.write, [model.name for model in self._registry.served])
+            await write_to_disk(self._file.write, [model.name for model in self._registry.served])
         except OSError as error:
             log.error("cannot save which models are served; a restart serves the configured ones", error=str(error))
         self._announce()

@@ -11,6 +11,7 @@ import structlog
 
 from model.reference import REFERENCE_PARAMS
 from service.worker.batching import BatchSizeLimits
+from service.worker.disk import write_to_disk
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_registry import LoadedModel
 from service.worker.runner import OutOfDeviceMemory
@@ -136,7 +137,7 @@ class Tuner:
         self._limits.set_best(shape, images)
         self.measuring_s += self._clock() - started_s
         if curve:
-            await asyncio.to_thread(self._state.write, "batch", key, best)
+            await write_to_disk(self._state.write, "batch", key, best)
         curve_ms = {images: round(image_s * 1000, 3) for images, image_s in curve.items()}
         log.info(
             "best batch",

@@ -33,6 +33,7 @@ from service.wire.messages import (
 )
 from service.wire.worker_endpoint import Envelope, WorkerEndpoint
 from service.worker.batching import BatchSizeLimits
+from service.worker.disk import write_to_disk
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_control import ModelControl
 from service.worker.model_loader import ModelLoader
@@ -335,7 +336,7 @@ class Worker:
                 self._phase, self._reason = Phase.READY, "ready"
                 served = self._registry.served
                 assert self._runner is not None
-                await asyncio.to_thread(self._start_time.ended, self._runner.measuring_s + tuner.measuring_s)
+                await write_to_disk(self._start_time.ended, self._runner.measuring_s + tuner.measuring_s)
                 models = [model.name for model in served if model.unready_reason is None]
                 log.info("ready", models=models, start_s=round(self._start_time.seconds, 1))
                 self._announce()

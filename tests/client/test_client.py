@@ -42,6 +42,8 @@ from tests.waiting import until
         ("detect", {"masks": False}),
         ("detect", {"score_threshold": 0.7, "mask_format": "png"}),
         ("detect", {"max_detections": 1, "mask_format": "polygon"}),
+        ("embed", {}),
+        ("embed", {"normalize": True, "model": "fake_classify"}),
         ("segment", {}),
         ("segment", {"mask_format": "none"}),
         ("segment", {"masks": True, "mask_format": "png", "model": None}),
@@ -58,7 +60,7 @@ async def test_all_variants_give_the_same_result(
     assert len({repr((answer.to_dict(), answer.meta.model, answer.meta.task)) for answer in answers}) == 1
     for answer in answers:
         assert answer.meta.task is Task(method)
-        assert answer.meta.model == f"fake_{method}"
+        assert answer.meta.model == ("fake_classify" if method == "embed" else f"fake_{method}")
         assert answer.meta.request_id
         assert list(answer.meta.timings_ms) == ["decode", "queue", "infer", "post", "total"]
 

@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from torch import nn
 
 from model.bundle import CONFIG_FILE, BundleConfig, read_bundle
 from model.errors import BundleInvalid
@@ -23,7 +25,7 @@ from model.precision import Precision, candidates, make_predictor
 from model.predictor import MAX_FORM_DIFFERENCE, load_deployed, load_network
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.spec import KeepRatioSpec
-from model.types import AS_TRAINED, Batch, ClassifyOutput, ModelInput
+from model.types import AS_TRAINED, Batch, ClassifyOutput, EmbedOutput, ModelInput
 from model.zoo.checkpoint import read_checkpoint
 from model.zoo.export import export_checkpoint
 from model.zoo.importer import import_checkpoint
@@ -70,14 +72,57 @@ def test_precisions_agree_and_batches_do_not_matter(backbone: str, precision: Pr
         assert np.abs(scores - alone).max() < 1e-5
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("backbone", list(BACKBONES))
+def test_an_embedding_is_the_input_of_the_last_layer(backbone: str, precision: Precision, tmp_path: Path) -> None:
+    """In every precision and form, alone and in a batch that also has rows of labels, which it does not change."""
+    bundle = tiny_backbone_bundle(tmp_path, backbone)
+    picture = reference_input(bundle.config.preprocessing)
+    network = tiny_classifier(backbone).double()
+    features = plain_features(network, backbone, picture)
+    predictor = make_predictor(bundle, CPU, precision, load_network(bundle))
+    alone = None
+    for rows in (1, 2, 8):
+        batch = batch_of(picture, rows)
+        params = (*batch.params[:-1], dataclasses.replace(REFERENCE_PARAMS, embed=True))
+        *labels, last = predictor.predict(dataclasses.replace(batch, params=params))
+        assert isinstance(last, EmbedOutput)
+        assert last.embedding.dtype == np.float32
+        assert last.embedding.shape == (bundle.config.embedding_dimension,)
+        assert np.abs(last.embedding - features).max() <= 20 * TOLERANCES[precision] * np.abs(features).max()
+        alone = last.embedding if alone is None else alone
+        assert np.abs(last.embedding - alone).max() < 1e-4
+        for one, other in zip(labels, predictor.predict(batch), strict=False):
+            assert isinstance(one, ClassifyOutput)
+            assert isinstance(other, ClassifyOutput)
+            assert np.array_equal(one.indices, other.indices)
+            assert np.array_equal(one.scores, other.scores)
+
+
+@torch.inference_mode()
+def plain_features(network: nn.Module, backbone: str, picture: ModelInput) -> npt.NDArray[np.float64]:
+    """What the plain network passes to its last layer, float64."""
+    passed: list[torch.Tensor] = []
+    head = network.get_submodule("head")
+    head.register_forward_pre_hook(lambda _, inputs: passed.extend(inputs))
+    network(normalised(backbone, picture))
+    found: npt.NDArray[np.float64] = passed[0][0].numpy()
+    return found
+
+
 @torch.inference_mode()
 def logits(backbone: str, picture: ModelInput) -> torch.Tensor:
     """Of the plain network in float64."""
+    out: torch.Tensor = tiny_classifier(backbone).double()(normalised(backbone, picture))[0]
+    return out
+
+
+def normalised(backbone: str, picture: ModelInput) -> torch.Tensor:
+    """The network's input in float64."""
     spec = preprocessing_of(ClassifierSpec(backbone=BACKBONES[backbone])).normalisation
     pixels = torch.tensor(picture.pixels).double()
     x = (pixels - torch.tensor(spec.mean)) / torch.tensor(spec.std)
-    out: torch.Tensor = tiny_classifier(backbone).double()(x.permute(2, 0, 1)[None])[0]
-    return out
+    return x.permute(2, 0, 1)[None]
 
 
 def test_repmlpnet_is_served_in_deploy_form_and_exported_as_trained(tmp_path: Path) -> None:

@@ -251,8 +251,18 @@ def _methods(channel: grpc.aio.Channel) -> _Methods:
     stub: VisionAsyncStub = vision_pb2_grpc.VisionStub(channel)
     return _Methods(
         channel,
-        {Task.CLASSIFY: stub.Classify, Task.DETECT: stub.Detect, Task.SEGMENT: stub.Segment},
-        {Task.CLASSIFY: stub.ClassifyStream, Task.DETECT: stub.DetectStream, Task.SEGMENT: stub.SegmentStream},
+        {
+            Task.CLASSIFY: stub.Classify,
+            Task.DETECT: stub.Detect,
+            Task.SEGMENT: stub.Segment,
+            Task.EMBED: stub.Embed,
+        },
+        {
+            Task.CLASSIFY: stub.ClassifyStream,
+            Task.DETECT: stub.DetectStream,
+            Task.SEGMENT: stub.SegmentStream,
+            Task.EMBED: stub.EmbedStream,
+        },
         stub.ListModels,
         channel.unary_unary(HEALTH_METHOD),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from convmlp.v1 import vision_pb2 as pb
 from convmlp_client.errors import BadParameter
 from convmlp_client.geometry import Box, ImageSize
@@ -14,6 +16,7 @@ from convmlp_client.results import (
     Classification,
     Detection,
     Detections,
+    Embedding,
     Label,
     Meta,
     Model,
@@ -23,13 +26,14 @@ from convmlp_client.results import (
     Task,
 )
 
-Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest
-Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse
+Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest | pb.EmbedRequest
+Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse | pb.EmbedResponse
 
 REQUESTS: Mapping[Task, type[Request]] = {
     Task.CLASSIFY: pb.ClassifyRequest,
     Task.DETECT: pb.DetectRequest,
     Task.SEGMENT: pb.SegmentRequest,
+    Task.EMBED: pb.EmbedRequest,
 }
 MASK_FORMATS: Mapping[str, int] = {
     "rle": pb.MASK_FORMAT_RLE,
@@ -82,8 +86,14 @@ def result_from_message(response: Response) -> Result:
             )
             return Detections(size, tuple(detections), Meta(response.model, Task.DETECT, response.id, rounded))
         case pb.SegmentResponse():
-            segments = (Segment(row.label, row.index, row.area, _mask(row.mask, size)) for row in response.segments)
+            segments = (
+                Segment(row.label, row.index, row.area, float(f"{row.confidence:.6g}"), _mask(row.mask, size))
+                for row in response.segments
+            )
             return Segmentation(size, tuple(segments), Meta(response.model, Task.SEGMENT, response.id, rounded))
+        case pb.EmbedResponse():
+            vector = np.array(response.embedding, np.float32)
+            return Embedding(size, vector, Meta(response.model, Task.EMBED, response.id, rounded))
 
 
 def model_from_message(message: pb.Model) -> Model:
@@ -97,6 +107,7 @@ def model_from_message(message: pb.Model) -> Model:
         precision=message.precision,
         labels=tuple(message.labels),
         weights_sha256=message.weights_sha256,
+        embedding_dimension=message.embedding_dimension if message.HasField("embedding_dimension") else None,
     )
 
 
@@ -104,6 +115,8 @@ def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as fields of the messages, where `masks=False` is a mask format."""
     fields = dict(parameters)
     masks = fields.pop("masks", True)
+    if "classes" in fields:
+        fields["classes"] = fields["classes"].split(",")
     if "mask_format" in fields:
         name = fields["mask_format"]
         if name not in MASK_FORMATS:

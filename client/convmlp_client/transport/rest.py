@@ -27,7 +27,7 @@ from convmlp_client.errors import (
     Unavailable,
 )
 from convmlp_client.parameters import PredictParams
-from convmlp_client.results import Meta, Model, Result
+from convmlp_client.results import Meta, Model, Result, Task
 from convmlp_client.transport import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES, Attempt, TransportConfig
 
 R = TypeVar("R", bound=Result)
@@ -108,7 +108,9 @@ class RestTransport:
         )
 
     async def predict(self, params: PredictParams[R], image: bytes, attempt: Attempt) -> R:
-        query = _query_string(params.values)
+        # As base64 a vector is a quarter as long.
+        encoding = {"encoding": "base64"} if params.task is Task.EMBED else {}
+        query = _query_string({**params.values, **encoding})
         response = await self._request("POST", f"/{params.task.value}{query}", attempt, image)
         content = self._decode(response, _ResultsJSON)
         if len(content.results) != 1:

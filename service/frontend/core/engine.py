@@ -15,7 +15,7 @@ import numpy as np
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
-from model.types import DetectOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
+from model.types import DetectOutput, EmbedOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
     MODEL_CONTROL_OFF,
     BadParameter,
@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.frontend.core.auth import network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
+from service.frontend.core.parameters import with_classes
 from service.frontend.core.request_log import RequestRecord
 from service.frontend.core.sniffing import explained
 from service.observability.metrics import FrontEndMetrics
@@ -142,6 +143,7 @@ class Engine:
         self, request: PredictRequest, model: ModelStatus, encode: Encode[T], draws: bool, span: Span | None
     ) -> Reply[T]:
         config, deadline_s = model.config, request.deadline_s
+        params = with_classes(request.params, request.classes, config.labels) if request.classes else request.params
         preparing = self._preparation(request, config)
         caller = preparing.caller
         of_caller = self._images_of.get(caller, 0)
@@ -165,7 +167,7 @@ class Engine:
             self._metrics.stages["decode", config.task].observe(prepared.seconds, exemplar)
             if span is not None:
                 span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
-            answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
+            answer = await self._workers.predict(request.id, model, prepared.value, params, deadline_s)
             output, size = answer.output, prepared.value.geometry.original
             encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
             self._metrics.stages["post", config.task].observe(encoded.seconds, exemplar)
@@ -201,6 +203,8 @@ class Engine:
         match output:
             case SegmentOutput() | DetectOutput(mask_logits=np.ndarray()):
                 has_masks, is_short = True, False
+            case EmbedOutput():
+                has_masks, is_short = False, True
             case _:
                 has_masks, is_short = False, len(output.scores) <= SHORT_ANSWER
         if is_short and not draws:

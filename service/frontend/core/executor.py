@@ -376,7 +376,10 @@ class ThreadPool:
             self._ended.append((work, value, failure))
             if not self._woken:
                 self._woken = True
-                work.future.get_loop().call_soon_threadsafe(self._settle)
+                try:
+                    work.future.get_loop().call_soon_threadsafe(self._settle)
+                except RuntimeError:
+                    return  # the event loop has ended: nothing waits for the work
             del work, value, failure  # an idle thread keeps nothing alive
             result = None
 

@@ -68,7 +68,9 @@ def render(image: Image, result: Result) -> Image:
             draw_detections(picture, result.detections, region_of, scale)
         case SegmentResult():
             values = [segment.index for segment in result.segments]
-            draw_segments(picture, result.segments, _sampled(result.label_map, size), values)
+            draw_segments(
+                picture, result.segments, _sampled(result.label_map, size), values, image.size.height * image.size.width
+            )
     return Image(np.array(picture))
 
 
@@ -88,7 +90,7 @@ def encode_picture(image: Image, picture_format: PictureFormat) -> bytes:
 
 
 def encode_label_map(label_map: LabelMapArray) -> bytes:
-    """A grey PNG whose values are the class indices: 8 bit for uint8, 16 bit for uint16."""
+    """A grey PNG whose values are the class indices, or confidences: 8 bit for uint8, 16 bit for uint16."""
     return _encoded(label_map, PictureFormat.PNG)
 
 

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar
 
 import httptools
@@ -21,17 +21,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import ConnectionEnd
 from service.frontend.core.renewal import Reloaded
+from service.frontend.http import refusals
 from service.frontend.http.connections import Connections
 from service.frontend.http.handshake import start_tls
-from service.frontend.http.refusals import (
-    CONNECT,
-    HEAD_TIMEOUT,
-    HEAD_TOO_LARGE,
-    MAX_HEAD_BYTES,
-    TOO_MUCH_PIPELINED,
-    Refusal,
-    malformed,
-)
+from service.frontend.http.refusals import IS_HOST, MAX_HEAD_BYTES, Refusal, RefusedHead, malformed
 
 READ_AHEAD_BYTES = 256 * 2**10
 """Of a body that are kept before its endpoint reads them: what one system call brings."""
@@ -130,8 +123,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._linger_timer: asyncio.TimerHandle | None = None
         self._bytes_without_progress = 0
         self._body_parts = 0
-        self._body_left = 0
-        """Bytes of the body that have not arrived; 0 for a body in chunks."""
+        self._body_left = 0  # bytes of the body that have not arrived; 0 for a body in chunks
         self._blocked = False
         """Nothing is read, because a request or a refusal waits behind an unanswered request."""
         self._unparsed = b""
@@ -196,13 +188,19 @@ class BoundedHttp(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         start, end, self._body_parts = 0, len(data), 0
         while start < end:
-            stop = end
+            stop, cycle = end, self.cycle
+            if cycle is not None and not (cycle.keep_alive or cycle.more_body):  # this is behind the last request
+                cycle.transport = SimpleNamespace(  # type: ignore[assignment]
+                    write=self.transport.write, is_closing=self.transport.is_closing, close=self._close_later
+                )
+                return
             if end - start > SMALL_BYTES:
                 if not self._in_head and self.cycle.more_body:
                     stop = start + (self._body_left or PIECE_BYTES)
                 else:  # up to the end of the next head: then the length of its body is known
-                    head_end = data.find(b"\r\n\r\n", start, start + MAX_HEAD_BYTES)
-                    stop = head_end + 4 if head_end >= 0 else start + MAX_HEAD_BYTES
+                    largest = start + MAX_HEAD_BYTES - self._bytes_without_progress
+                    head_end = data.find(b"\r\n\r\n", start, largest)
+                    stop = head_end + 4 if head_end >= 0 else largest
             piece = data if start == 0 and stop >= end else memoryview(data)[start:stop]
             start += len(piece)
             self._bytes_without_progress += len(piece)
@@ -223,9 +221,10 @@ class BoundedHttp(HttpToolsProtocol):
                 self._block()
                 self.loop.call_soon(self._unblock)
                 return
-        if self._bytes_without_progress > MAX_HEAD_BYTES:
-            self._refuse(HEAD_TOO_LARGE)
-        elif self._in_head and self._head_timer is None:  # most heads come in one piece and need none
+            if self._bytes_without_progress >= MAX_HEAD_BYTES:
+                self._refuse(refusals.HEAD_TOO_LARGE)
+                return
+        if self._in_head and self._head_timer is None:  # most heads come in one piece and need none
             self._start_head_timer(self.head_timeout_s)
 
     def on_message_begin(self) -> None:
@@ -241,9 +240,18 @@ class BoundedHttp(HttpToolsProtocol):
         self._bytes_without_progress = 0
         if self._head_timer is not None:
             self._stop_head_timer()
+        hosts = 0
         for name, value in self.headers:
             if name == b"content-length":
                 self._body_left = int(value)
+            elif name == b"host":
+                hosts += 1 if IS_HOST(value) else 2
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise RefusedHead(
+                    refusals.TRANSFER_CODING
+                )  # the parser would drop other codings before it, such as gzip
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            raise RefusedHead(refusals.HOST)
         super().on_headers_complete()
         if not self.parser.should_upgrade():
             self.headers = []  # uvicorn would add the trailers behind a body to the headers of the request
@@ -326,7 +334,7 @@ class BoundedHttp(HttpToolsProtocol):
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode("ascii")
         if method == b"CONNECT":
-            self._refuse(CONNECT)
+            self._refuse(refusals.CONNECT)
             return
         headers = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(headers))
@@ -366,7 +374,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.end(ConnectionEnd.HANDSHAKE)
         else:
             self._take_unparsed()
-            self._refuse(TOO_MUCH_PIPELINED)
+            self._refuse(refusals.TOO_MUCH_PIPELINED)
 
     def _take_unparsed(self) -> bytes:
         unparsed, self._unparsed = self._unparsed, b""
@@ -392,7 +400,6 @@ class BoundedHttp(HttpToolsProtocol):
             self._block()
 
     def _send_refusal(self, refusal: Refusal) -> None:
-        """Answer, and close for sending. What still arrives is dropped for a while, so that the answer is not lost."""
         self._stop_head_timer()
         self._unset_keepalive_if_required()
         cycle, transport = self.cycle, self.transport
@@ -404,12 +411,15 @@ class BoundedHttp(HttpToolsProtocol):
                 transport.close()
                 return
         transport.write(refusal.response())
-        if not transport.can_write_eof():  # TLS
-            transport.close()
-            return
-        transport.write_eof()
+        self._close_later()
+
+    def _close_later(self) -> None:
+        """Close for sending. What still arrives is dropped for a while: a reset would lose the answers."""
+        self._refusing, transport = True, self.transport
+        if is_plain := transport.can_write_eof():  # TLS has no half-closed connections
+            transport.write_eof()
         transport.resume_reading()
-        self._linger_timer = self.loop.call_later(LINGER_S, transport.abort)
+        self._linger_timer = self.loop.call_later(LINGER_S, transport.abort if is_plain else transport.close)
 
     def _watch_half_closed(self, after_s: float) -> None:
         """End the work for a caller that has closed its connection, and not its sending half alone."""
@@ -422,7 +432,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._linger_timer = self.loop.call_later(after_s, self._watch_half_closed, min(2 * after_s, LAST_LOOK_S))
 
     def _start_head_timer(self, after_s: float) -> None:
-        self._head_timer = self.loop.call_later(after_s, self._refuse, HEAD_TIMEOUT)
+        self._head_timer = self.loop.call_later(after_s, self._refuse, refusals.HEAD_TIMEOUT)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -5,6 +5,7 @@ They are problem+json, as all errors are. Each ends its connection.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -17,6 +18,8 @@ from service.frontend.http.problems import PROBLEM_MEDIA_TYPE, problem
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers together."""
+IS_HOST = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*").fullmatch
+"""Whether a Host header has only characters of a host and a port (RFC 9110, section 7.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,36 @@ CONNECT = Refusal(
     "Method not implemented",
     "CONNECT is for proxies, and this service is none; see /docs",
 )
+HOST = Refusal(
+    ConnectionEnd.MALFORMED,
+    "malformed-request",
+    HTTPStatus.BAD_REQUEST,
+    "The request is not valid HTTP",
+    "a request of HTTP/1.1 has exactly one Host header, with a host and, where needed, a port (RFC 9112, section 3.2)",
+)
+TRANSFER_CODING = Refusal(
+    ConnectionEnd.MALFORMED,
+    "transfer-coding",
+    HTTPStatus.NOT_IMPLEMENTED,
+    "Transfer coding not implemented",
+    "the only transfer coding of request bodies is `chunked`; name a compression in Content-Encoding instead",
+)
 _VERSIONS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
 """llhttp's reasons for a request of another version; the second is HTTP/2's preface."""
 
 
+class RefusedHead(Exception):
+    """Raised in a callback of the parser: the request's head is refused."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.detail)
+        self.refusal = refusal
+
+
 def malformed(error: httptools.HttpParserError) -> Refusal:
-    """The refusal of what the parser does not accept."""
+    """The refusal of what the parser, or one of its callbacks, does not accept."""
+    if isinstance(error.__context__, RefusedHead):
+        return error.__context__.refusal
     reason = str(error)
     if reason in _VERSIONS:
         return Refusal(

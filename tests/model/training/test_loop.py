@@ -37,7 +37,7 @@ def breed_training(pets: Path) -> BreedTraining:
     learn, watch = index.training(), index.held_out()
     torch.manual_seed(0)
     recipe = ClassifyRecipe(sizes=((0.0, 32), (0.5, 48)), test_size=32)
-    return BreedTraining(recipe, BreedNet(TINY, 2), load_photographs(learn), load_photographs(watch))
+    return BreedTraining(recipe, BreedNet(TINY, 2, maps=True), load_photographs(learn), load_photographs(watch))
 
 
 def test_a_resumed_run_reaches_the_same_weights(pets: Path, tmp_path: Path) -> None:
@@ -75,7 +75,9 @@ def test_the_learning_rate_rises_then_falls() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(pets: Path, tmp_path: Path) -> None:
     """Damaged weights are neither trained on nor saved."""
     training = breed_training(pets)
-    nn.init.constant_(training.module.classifier.head.weight, float("nan"))
+    head = training.module.classifier.head
+    assert isinstance(head, nn.Linear)
+    nn.init.constant_(head.weight, float("nan"))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         run(training, dataclasses.replace(SCHEDULE, checkpoint_minutes=0.0), tmp_path / "out")
     assert not (tmp_path / "out" / CHECKPOINT_FILE).exists()

@@ -1,25 +1,32 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from model.bundle import EMBEDDED_DIR, read_bundle
+from model.bundle import CONFIG_FILE, EMBEDDED_DIR, read_bundle
 from model.training.data import Record
 from model.training.report import CELL, MARGIN, draw_confusion, report
 from model.types import Size
 
+COST = ("parameters_millions", "gmacs", "images_per_cpu_second")
+
 
 def test_every_embedded_bundle_has_its_figures(pets: Path, tmp_path: Path) -> None:
-    """One call measures the embedded bundles on the held-out photographs and draws the confusion matrix."""
+    """One call measures the embedded bundles, and their cost, and draws the confusion matrix."""
     picture = tmp_path / "confusion.png"
     figures = report(pets, EMBEDDED_DIR, picture)
+    costs = {name: {key: one.pop(key) for key in COST} for name, one in figures.items()}
     assert {"top1", "top5", "species", "ece"} == figures["convmlp_pets_breed"].keys()
     assert {"ap50", "ece"} <= figures["convmlp_pets_heads"].keys()
     assert {"miou", "iou_background", "iou_cat", "iou_dog"} <= figures["convmlp_pets_outline"].keys()
     assert all(0 <= value <= 1 for one in figures.values() for value in one.values())
+    assert costs["convmlp_pets_breed"]["parameters_millions"] == pytest.approx(2.15, abs=0.01)
+    assert costs["convmlp_pets_breed"]["gmacs"] == pytest.approx(0.44, abs=0.01)
+    assert all(cost["images_per_cpu_second"] > 0 for cost in costs.values())
     with Image.open(picture) as drawn:
         assert drawn.size > (MARGIN, MARGIN)
 
@@ -28,6 +35,16 @@ def test_a_store_without_the_bundles_is_refused(pets: Path, tmp_path: Path) -> N
     """A folder without the bundles is an error, not an empty table."""
     with pytest.raises(ValueError, match="none of the bundles"):
         report(pets, tmp_path, None)
+
+
+def test_a_picture_of_several_classifiers_is_refused(pets: Path, tmp_path: Path) -> None:
+    """It has room for one; the message names them."""
+    for name in ("convmlp_pets_breed", "other_pets_breed"):
+        shutil.copytree(EMBEDDED_DIR / "convmlp_pets_breed", tmp_path / name)
+    config = tmp_path / "other_pets_breed" / CONFIG_FILE
+    config.write_text(config.read_text().replace('"convmlp_pets_breed"', '"other_pets_breed"'))
+    with pytest.raises(ValueError, match=r"needs one classifier.*it has convmlp_pets_breed, other_pets_breed"):
+        report(pets, tmp_path, tmp_path / "confusion.png")
 
 
 def test_cats_come_first_and_a_share_darkens_its_cell() -> None:

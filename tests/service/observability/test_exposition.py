@@ -237,7 +237,8 @@ def test_a_deleted_folder_comes_back(tmp_path: Path) -> None:
         two.scrape()
         for process in (one, two):
             assert process.scrape_all()(COUNTED, **OK) == 3
-        shutil.rmtree(folder)
+        # At once, for the processes write into it meanwhile.
+        shutil.rmtree(folder.rename(tmp_path / "deleted"))
         one.do(*REQUEST)
         assert one.scrape_all()(COUNTED, **OK) == 4
         wait_for(lambda: two.scrape_all()(COUNTED, **OK) == 4)

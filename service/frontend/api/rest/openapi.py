@@ -5,42 +5,78 @@ FastAPI makes the rest. It cannot know bodies and answers, because these are rea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from model.types import Task
 from service.frontend.api.rest.query import Medium
-from service.frontend.api.rest.schemas import RESULT_OF_TASK, DetectionItem, ImageError, MaskItem, SegmentItem
-from service.frontend.core.parameters import PARAMETERS
+from service.frontend.api.rest.schemas import (
+    RESULT_OF_TASK,
+    DetectionItem,
+    Embedding,
+    ImageError,
+    MaskItem,
+    SegmentItem,
+    VectorItem,
+)
+from service.frontend.core.parameters import EMBED, EMBED_PARAMETERS, PARAMETERS, Parameter
 from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.settings import Settings
 
-SUMMARY = {
+SUMMARY: dict[str, str] = {
     Task.CLASSIFY: "Classify images: labels with scores",
     Task.DETECT: "Detect objects: boxes with labels and scores, and masks if the model has them",
     Task.SEGMENT: "Segment images: the class of each pixel",
+    EMBED: "Embed images: a classifier's pooled features, as vectors to search, cluster or train with",
 }
 
-FORM, DOCUMENT, MASK = "ImageForm", "ImageDocument", "Mask"
-"""Names of schemas: of a body that is a form or JSON, and of a mask in whichever format was requested."""
+RESULTS: dict[str, type[msgspec.Struct]] = {
+    **{task.value: kind for task, kind in RESULT_OF_TASK.items()},
+    EMBED: Embedding,
+}
+"""What the results of each endpoint are."""
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    EMBED: {
+        "model": "convmlp_pets_breed",
+        "task": EMBED,
+        "results": [{"image": {"width": 500, "height": 375}, "embedding": [0.0125, -0.75, 0.5]}],
+    }
+}
+"""Answers, shortened."""
+
+FORM, DOCUMENT, MASK, VECTOR = "ImageForm", "ImageDocument", "Mask", "Vector"
+"""Names of schemas: of a body that is a form or JSON, and of a mask and a vector in whichever format was requested."""
 
 
 def prediction_operation(task: Task, settings: Settings) -> dict[str, Any]:
     """The part of the operation `POST /<task>` that FastAPI does not know."""
+    table = {name: parameter for name, parameter in PARAMETERS.items() if task in parameter.tasks}
+    pictures = {medium.value: {"schema": BINARY} for medium in Medium if medium is not Medium.JSON}
+    description = "JSON, or the image with the result drawn on it if `Accept` prefers that (one image only)"
+    return _operation(task, table, _answer(task, description, pictures), settings)
+
+
+def embedding_operation(settings: Settings) -> dict[str, Any]:
+    """The same of `POST /embed`."""
+    return _operation(EMBED, EMBED_PARAMETERS, _answer(EMBED, "JSON", {}), settings)
+
+
+def _operation(name: str, table: Mapping[str, Parameter], answer: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return {
-        "operationId": task.value,
-        "parameters": [*_query_parameters(task), *header_parameters(settings)],
+        "operationId": name,
+        "parameters": [*_query_parameters(table), *header_parameters(settings)],
         "requestBody": _body(settings),
-        "responses": {"200": _answer(task), **error_answers()},
+        "responses": {"200": answer, **error_answers()},
     }
 
 
-def _query_parameters(task: Task) -> list[dict[str, Any]]:
+def _query_parameters(table: Mapping[str, Parameter]) -> list[dict[str, Any]]:
     return [
         {"name": name, "in": "query", "description": parameter.description, "schema": dict(parameter.schema)}
-        for name, parameter in PARAMETERS.items()
-        if task in parameter.tasks
+        for name, parameter in table.items()
     ]
 
 
@@ -61,24 +97,24 @@ def _body(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _answer(task: Task) -> dict[str, Any]:
-    pictures = {medium.value: {"schema": BINARY} for medium in Medium if medium is not Medium.JSON}
+def _answer(name: str, description: str, pictures: dict[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": _ref(_answer_name(name))}
+    if name in EXAMPLES:
+        content["example"] = EXAMPLES[name]
     return {
-        "description": "JSON, or the image with the result drawn on it if `Accept` prefers that (one image only)",
+        "description": description,
         "headers": RESPONSE_HEADERS,
-        "content": {
-            Medium.JSON.value: {"schema": _ref(_answer_name(task))},
-            **pictures,
-        },
+        "content": {Medium.JSON.value: content, **pictures},
     }
 
 
 def prediction_components(settings: Settings) -> dict[str, Any]:
     """The schemas that `prediction_operation` refers to, by name."""
-    structs = [ImageError, *RESULT_OF_TASK.values()]
-    (mask, *_), components = msgspec.json.schema_components([MaskItem, *structs], ref_template=REF)
+    structs = [ImageError, *RESULTS.values()]
+    (mask, vector, *_), components = msgspec.json.schema_components([MaskItem, VectorItem, *structs], ref_template=REF)
     # With names of their own, unions become types of their own in generated clients, which users can replace.
-    components[MASK] = mask
+    components[MASK], components[VECTOR] = mask, vector
+    components[Embedding.__name__]["properties"]["embedding"] = _ref(VECTOR)
     for item in (DetectionItem, SegmentItem):
         components[item.__name__]["properties"]["mask"] = _ref(MASK)
     several = {"type": "array", "minItems": 1, "maxItems": settings.max_images}
@@ -97,19 +133,19 @@ def prediction_components(settings: Settings) -> dict[str, Any]:
         "maxProperties": 1,
     }
     (error,) = components.pop(ImageError.__name__)["properties"].values()
-    for task, result in RESULT_OF_TASK.items():
+    for name, result in RESULTS.items():
         # One schema, with an error in place of the rest: many generated clients take the first schema of a union.
         schema = components[result.__name__]
-        names = schema.pop("required")
-        schema["dependentRequired"] = {name: [other for other in names if other != name] for name in names}
+        members = schema.pop("required")
+        schema["dependentRequired"] = {one: [other for other in members if other != one] for one in members}
         schema["properties"]["error"] = error
         schema["description"] += " Of several images, one that failed has `error` instead."
-        components[_answer_name(task)] = {
-            "title": _answer_name(task),
+        components[_answer_name(name)] = {
+            "title": _answer_name(name),
             "type": "object",
             "properties": {
                 "model": {"type": "string"},
-                "task": {"type": "string", "const": task.value},
+                "task": {"type": "string", "const": str(name)},
                 "results": {
                     "type": "array",
                     "items": _ref(result.__name__),
@@ -125,5 +161,5 @@ def _ref(name: str) -> dict[str, str]:
     return {"$ref": REF.format(name=name)}
 
 
-def _answer_name(task: Task) -> str:
-    return f"{task.value.capitalize()}Answer"
+def _answer_name(name: str) -> str:
+    return f"{name.capitalize()}Answer"

@@ -1,11 +1,12 @@
-"""POST /classify, /detect, /segment: from the request to its answer."""
+"""What the POSTs of images have in common, from the request to its answer; and /classify, /detect, /segment."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
-from functools import partial
-from typing import Any, Never
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import lru_cache, partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 from starlette.types import Receive, Scope, Send
@@ -16,13 +17,13 @@ from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, Unsuppor
 from model.postprocess.results import postprocess
 from model.types import RawOutput, SegmentResult, Size, Task
 from service.errors import INTERNAL_DETAIL, BadParameter, BadRequest, Internal
-from service.frontend.api.rest.query import MAX_CACHED, Medium, Query, cached_query, read_query
+from service.frontend.api.rest.query import MAX_CACHED, Medium, Query, read_query
 from service.frontend.api.rest.schemas import encode_answer, encode_error, encode_output
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
-from service.frontend.core.request_log import precisions, slowest
+from service.frontend.core.request_log import RequestRecord, precisions, slowest
 from service.frontend.core.sniffing import TEXT_STARTS
 from service.frontend.http.body import EMPTY_BODY, Upload, read_uploads, uploads_of_text
 from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
@@ -44,19 +45,55 @@ PICTURE_FORMATS = {
 IMAGE_TYPES = (b"image/", b"application/octet-stream")
 """How the Content-Type of a body begins that is one image."""
 
+MAX_CACHED_QUERIES = 1024
+"""Of an endpoint."""
+
 log = structlog.get_logger(__name__)
 
 
-class Predict:
-    """ASGI application of `POST /<task>`, behind `RequestMiddleware`."""
+class HasMedium(Protocol):
+    """The parameters of a request: at least the media type of its answer."""
 
-    def __init__(self, task: Task, engine: Engine, auth: Auth, settings: Settings) -> None:
-        self.path = f"/{task.value}"
-        self._task = task
+    @property
+    def medium(self) -> Medium: ...
+
+
+Q = TypeVar("Q", bound=HasMedium)
+M = TypeVar("M")
+
+
+class ImageEndpoint(ABC, Generic[Q, M]):
+    """ASGI application of `POST /<name>`, behind `RequestMiddleware`: images, parameters Q, a model or models M.
+
+    `read_query`: from a query string and the header Accept; raises BadParameter.
+    """
+
+    def __init__(
+        self, name: str, read_query: Callable[[bytes, bytes], Q], engine: Engine, auth: Auth, settings: Settings
+    ) -> None:
+        self.path = f"/{name}"
+        self._name = name
+        self._read_query = read_query
+        # Clients repeat their parameters. Errors are not cached.
+        self._cached_query = lru_cache(maxsize=MAX_CACHED_QUERIES)(read_query)
         self._engine = engine
         self._auth = auth
         self._settings = settings
         self._limits = settings.decode_limits
+
+    @abstractmethod
+    def _resolve(self, query: Q, record: RequestRecord) -> M:
+        """What the parameters name as the models; the record gets the name. Raises as `Engine.resolve`."""
+
+    @abstractmethod
+    def _predict(
+        self, image_id: str, model: M, query: Q, image: bytes, deadline_s: float, caller: str
+    ) -> Coroutine[Any, Any, Reply[bytes]]:
+        """The answer for one image, encoded. Raises ConvMLPError."""
+
+    @abstractmethod
+    def _encode(self, model: M, results: list[bytes]) -> bytes:
+        """The whole answer as JSON, around the results of the images."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's)
         """Answer one request.
@@ -67,14 +104,13 @@ class Predict:
         """
         request: HttpRequest = scope[REQUEST]
         record, headers, engine = request.record, request.headers, self._engine
-        record.predicts, record.task, record.route = True, self._task.value, self.path
+        record.predicts, record.task, record.route = True, self._name, self.path
         query_string, accept = scope["query_string"], headers.get(b"accept", b"")
-        read = cached_query if len(query_string) + len(accept) <= MAX_CACHED else read_query
-        query = read(self._task, query_string, accept)
+        read = self._cached_query if len(query_string) + len(accept) <= MAX_CACHED else self._read_query
+        query = read(query_string, accept)
         deadline_s = engine.deadline(request.timeout_ms)
         # Before the body is read, so that a wrong model name does not cost an upload.
-        model = engine.resolve(self._task, query.model)
-        record.model = model.config.name
+        model = self._resolve(query, record)
         try:
             is_image = headers.get(b"content-type", b"").startswith(IMAGE_TYPES)
             reading: Awaitable[bytes | list[Upload]] = (
@@ -89,8 +125,11 @@ class Predict:
             if isinstance(body, bytes) and body[:1] in TEXT_STARTS:
                 uploads = await within_deadline(uploads_of_text(body, self._settings.max_images), deadline_s)
             if len(uploads) == 1:
+                upload = uploads[0]
+                if isinstance(upload, BadRequest):
+                    raise upload
                 with request.connection.disconnect:
-                    reply = await self._predict(record.request_id, model, query, uploads[0], deadline_s, record.caller)
+                    reply = await self._predict(record.request_id, model, query, upload, deadline_s, record.caller)
                 record.timings, record.precision = reply.timings, reply.precision
                 results = [reply.payload]
             else:
@@ -104,33 +143,21 @@ class Predict:
                     results = await self._predict_all(request, model, query, uploads, deadline_s)
         finally:
             engine.bodies.release(record)
-        answer = encode_answer(model.config, results) if query.medium is Medium.JSON else results[0]
+        answer = self._encode(model, results) if query.medium is Medium.JSON else results[0]
         await request.respond(answer, query.medium, VARY)
 
-    def _predict(
-        self, image_id: str, model: ModelStatus, query: Query, upload: Upload, deadline_s: float, caller: str
-    ) -> Coroutine[Any, Any, Reply[bytes]]:
-        """The answer for one image, encoded. Raises ConvMLPError."""
+    async def _predict_upload(
+        self, image_id: str, model: M, query: Q, upload: Upload, deadline_s: float, caller: str
+    ) -> Reply[bytes]:
         if isinstance(upload, BadRequest):
-            return _fail(upload)
-        request = PredictRequest(image_id, model, upload, query.params, deadline_s, caller)
-        if query.medium is Medium.JSON:
-            return self._engine.predict(request, partial(encode_output, query.mask_format))
-        return self._engine.predict(request, partial(self._draw, query, upload), draws=True)
-
-    def _draw(self, query: Query, image: bytes, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
-        """A picture: the class of each pixel, or the image with the answer drawn on it."""
-        result = postprocess(raw, config, size)
-        if query.view is View.LABEL_MAP and isinstance(result, SegmentResult):
-            return encode_label_map(result.label_map)
-        # Decoded pictures are not kept while a request waits, because few ask for this.
-        return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[query.medium])
+            raise upload
+        return await self._predict(image_id, model, query, upload, deadline_s, caller)
 
     async def _predict_all(
         self,
         request: HttpRequest,
-        model: ModelStatus,
-        query: Query,
+        model: M,
+        query: Q,
         uploads: Sequence[Upload],
         deadline_s: float,
     ) -> list[bytes]:
@@ -143,14 +170,14 @@ class Predict:
         ids = [f"{record.request_id}-{position}" for position in range(len(uploads))]
         outcomes: list[Reply[bytes] | BaseException] = await asyncio.gather(
             *[
-                self._predict(image_id, model, query, upload, deadline_s, record.caller)
+                self._predict_upload(image_id, model, query, upload, deadline_s, record.caller)
                 for image_id, upload in zip(ids, uploads, strict=True)
             ],
             return_exceptions=True,
         )
         replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
         errors = [
-            (position, _domain_error(outcome, ids[position], record.model))
+            (position, domain_error(outcome, ids[position], record.model))
             for position, outcome in enumerate(outcomes)
             if isinstance(outcome, BaseException)
         ]
@@ -167,11 +194,42 @@ class Predict:
         return places
 
 
-async def _fail(error: ConvMLPError) -> Never:
-    raise error
+class Predict(ImageEndpoint[Query, ModelStatus]):
+    """`POST /<task>`."""
+
+    def __init__(self, task: Task, engine: Engine, auth: Auth, settings: Settings) -> None:
+        super().__init__(task.value, partial(read_query, task), engine, auth, settings)
+        self._task = task
+
+    def _resolve(self, query: Query, record: RequestRecord) -> ModelStatus:
+        model = self._engine.resolve(self._task, query.model)
+        record.model = model.config.name
+        return model
+
+    def _predict(
+        self, image_id: str, model: ModelStatus, query: Query, image: bytes, deadline_s: float, caller: str
+    ) -> Coroutine[Any, Any, Reply[bytes]]:
+        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller, query.classes)
+        if query.medium is Medium.JSON:
+            return self._engine.predict(request, partial(encode_output, query.mask_format))
+        return self._engine.predict(request, partial(self._draw, query, image), draws=True)
+
+    def _encode(self, model: ModelStatus, results: list[bytes]) -> bytes:
+        return encode_answer(model.config.name, self._name, results)
+
+    def _draw(self, query: Query, image: bytes, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
+        """A picture: the class of each pixel, or its confidence, or the image with the answer drawn on it."""
+        result = postprocess(raw, config, size)
+        if isinstance(result, SegmentResult):
+            if query.view is View.LABEL_MAP:
+                return encode_label_map(result.label_map)
+            if result.confidence_map is not None:
+                return encode_label_map(result.confidence_map)
+        # Decoded pictures are not kept while a request waits, because few ask for this.
+        return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[query.medium])
 
 
-def _domain_error(error: BaseException, image_id: str, model: str) -> ConvMLPError:
+def domain_error(error: BaseException, image_id: str, model: str) -> ConvMLPError:
     """The error itself. An unexpected one is logged, and becomes Internal."""
     if isinstance(error, ConvMLPError):
         return error

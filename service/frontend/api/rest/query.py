@@ -6,16 +6,16 @@ section 12.5.1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
 from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
-from service.frontend.core.parameters import PARAMETERS, View, parse_params, shown
+from service.frontend.core.parameters import PARAMETERS, Parameter, View, parse_params, shown
 
 MAX_FIELDS = 32
 MAX_CACHED = 512
@@ -40,6 +40,7 @@ class Query:
     mask_format: MaskFormat
     view: View | None
     medium: Medium = Medium.JSON
+    classes: tuple[str, ...] = ()
 
 
 def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
@@ -49,19 +50,21 @@ def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
         BadParameter: a parameter is unknown, not of this task, given twice, unparsable or out of its range; or Accept
             excludes all media types.
     """
-    values = {name: _parsed(name, text) for name, text in _fields(task, query_string).items()}
+    table = {name: parameter for name, parameter in PARAMETERS.items() if task in parameter.tasks}
+    values = read_values(task, table, query_string)
     view = values.pop("view", None)
-    parsed = parse_params(**values)
+    parsed = parse_params(**values, confidence_map=view is View.CONFIDENCE)
     medium = Medium.PNG if view else negotiate(accept.decode("latin-1"))
-    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium)
+    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes)
 
 
-cached_query = lru_cache(maxsize=1024)(read_query)
-"""The same for requests of at most `MAX_CACHED` bytes: clients repeat theirs. Errors are not cached."""
+def read_values(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) -> dict[str, Any]:
+    """The values of a query string's parameters, which are those of `table`. Raises as `read_query`."""
+    return {name: _parsed(name, table[name], text) for name, text in _fields(endpoint, table, query_string).items()}
 
 
-def negotiate(accept: str) -> Medium:
-    """The media type of highest quality; among equals the most exactly named one, then the first.
+def negotiate(accept: str, media: Sequence[Medium] = tuple(Medium)) -> Medium:
+    """The one of `media` of highest quality; among equals the most exactly named one, then the first.
 
     `*/*` and an empty header mean JSON, `image/*` means PNG.
 
@@ -72,19 +75,18 @@ def negotiate(accept: str) -> Medium:
         return Medium.JSON
     ranges = [parsed for part in accept.split(",") if (parsed := _media_range(part)) is not None]
     ranked = []
-    for preference, medium in enumerate(Medium):
+    for preference, medium in enumerate(media):
         matches = [(_exactness(pattern, medium), quality, -index) for index, (pattern, quality) in enumerate(ranges)]
         # The most exact range that names a medium is the one that speaks of it.
         exactness, quality, position = max(matches, default=(0, 0.0, 0))
         if exactness and quality > 0:
             ranked.append((quality, exactness, position, -preference, medium))
     if not ranked:
-        raise BadParameter(f"the header Accept takes none of {', '.join(Medium)}; name one, or leave it out")
+        raise BadParameter(f"the header Accept takes none of {', '.join(media)}; name one, or leave it out")
     return max(ranked)[-1]
 
 
-def _fields(task: Task, query_string: bytes) -> dict[str, str]:
-    known = [name for name, parameter in PARAMETERS.items() if task in parameter.tasks]
+def _fields(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) -> dict[str, str]:
     try:
         pairs = parse_qsl(
             query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
@@ -95,18 +97,18 @@ def _fields(task: Task, query_string: bytes) -> dict[str, str]:
         ) from None
     fields: dict[str, str] = {}
     for name, text in pairs:
-        if name not in known:
+        if name not in table:
             why = "does not belong to" if name in PARAMETERS else "is unknown to"
-            raise BadParameter(f"parameter {shown(name)} {why} /{task}; it takes {', '.join(known)}")
+            raise BadParameter(f"parameter {shown(name)} {why} /{endpoint}; it takes {', '.join(table)}")
         if name in fields:
             raise BadParameter(f"parameter {name!r} is given twice; give it once", name)
         fields[name] = text
     return fields
 
 
-def _parsed(name: str, text: str) -> Any:  # noqa: ANN401  (each parameter has a type of its own)
+def _parsed(name: str, parameter: Parameter, text: str) -> Any:  # noqa: ANN401  (each has a type of its own)
     try:
-        return PARAMETERS[name].parse(text)
+        return parameter.parse(text)
     except ValueError as error:
         raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
 

@@ -53,6 +53,7 @@ HEADERS = {
 
 class ModelCard(BaseModel):
     """A served model. `default`: used if a request of its task names no model. `labels` are by class index.
+    `embedding_dimension`: the length of a classifier's embeddings.
 
     `form`: of the network: `trained`, or `deploy`, an equivalent one with less to compute, into which it was changed
     when it was loaded. `form_difference`: the largest difference between both forms, measured then on the reference
@@ -68,6 +69,7 @@ class ModelCard(BaseModel):
     form: Literal["trained", "deploy"]
     form_difference: float | None
     labels: tuple[str, ...]
+    embedding_dimension: int | None
     input: Preprocessing
     postprocessing: Postprocessing
     architecture: Architecture
@@ -178,6 +180,7 @@ def _card(engine: Engine, model: ModelStatus) -> ModelCard:
         form=model.deployment.form,
         form_difference=model.deployment.largest_difference,
         labels=config.labels,
+        embedding_dimension=config.embedding_dimension,
         input=config.preprocessing,
         postprocessing=config.postprocessing,
         architecture=config.architecture,

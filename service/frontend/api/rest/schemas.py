@@ -13,8 +13,19 @@ import msgspec
 
 from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments, rounded_score
-from model.postprocess.results import postprocess
-from model.types import Box, ClassifyOutput, ClassifyResult, DetectResult, RawOutput, SegmentResult, Size, Task
+from model.postprocess.results import postprocess, unit_length
+from model.types import (
+    Box,
+    ClassifyOutput,
+    ClassifyResult,
+    DetectResult,
+    EmbedOutput,
+    RawOutput,
+    SegmentResult,
+    Size,
+    Task,
+)
+from service.frontend.core.parameters import VectorEncoding
 from service.frontend.http.problems import Problem
 
 
@@ -62,11 +73,13 @@ class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SegmentItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All pixels of one class; `area` is their number. `mask` is missing if none were requested."""
+    """All pixels of one class; `area` is their number, `confidence` the mean probability of the class over them.
+    `mask` is missing if none were requested."""
 
     label: str
     index: int
     area: int
+    confidence: float
     mask: MaskItem | None = None
 
 
@@ -85,10 +98,21 @@ class Detections(msgspec.Struct, frozen=True):
 
 
 class Segmentation(msgspec.Struct, frozen=True):
-    """Segments by falling area; each pixel belongs to exactly one."""
+    """Segments by falling area; each pixel belongs to exactly one, unless some are filtered out."""
 
     image: ImageSize
     segments: list[SegmentItem]
+
+
+VectorItem = list[float] | bytes
+"""By `encoding`: numbers, or their bytes as little-endian float32."""
+
+
+class Embedding(msgspec.Struct, frozen=True):
+    """The pooled features that the classifier's last layer takes."""
+
+    image: ImageSize
+    embedding: VectorItem
 
 
 RESULT_OF_TASK: dict[Task, type[Classification | Detections | Segmentation]] = {
@@ -108,7 +132,7 @@ class Answer(msgspec.Struct, frozen=True):
     """Results are JSON already, because each image is encoded by itself."""
 
     model: str
-    task: Task
+    task: str
     results: list[msgspec.Raw]
 
 
@@ -135,9 +159,20 @@ def encode_error(problem: Problem) -> bytes:
     return msgspec.json.encode(ImageError(problem))
 
 
-def encode_answer(config: BundleConfig, results: Sequence[bytes]) -> bytes:
-    """The whole answer, of the model of `config`, around results that are encoded already."""
-    return msgspec.json.encode(Answer(config.name, config.task, list(map(msgspec.Raw, results))))
+def encode_answer(model: str, task: str, results: Sequence[bytes]) -> bytes:
+    """The whole answer around results that are encoded already."""
+    return msgspec.json.encode(Answer(model, task, list(map(msgspec.Raw, results))))
+
+
+def encode_embedding(
+    normalize: bool, encoding: VectorEncoding, raw: RawOutput, config: BundleConfig, size: Size
+) -> bytes:
+    """The place in `results` of an image whose embedding was requested."""
+    if not isinstance(raw, EmbedOutput):
+        raise TypeError(f"model {config.name} gave no embedding; its output is a {type(raw).__name__}")
+    vector = unit_length(raw.embedding) if normalize else raw.embedding
+    numbers = vector.tolist() if encoding is VectorEncoding.JSON else vector.astype("<f4").tobytes()
+    return msgspec.json.encode(Embedding(ImageSize(size.width, size.height), numbers))
 
 
 def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Detections | Segmentation:
@@ -162,7 +197,9 @@ def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Dete
             return Segmentation(
                 image,
                 [
-                    SegmentItem(segment.label, segment.index, segment.area, _mask(mask))
+                    SegmentItem(
+                        segment.label, segment.index, segment.area, rounded_score(segment.confidence), _mask(mask)
+                    )
                     for segment, mask in zip(segments, masks, strict=True)
                 ],
             )

@@ -9,23 +9,35 @@ from google.rpc.status_pb2 import Status
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import BundleConfig
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
-from model.postprocess.results import postprocess
-from model.types import ClassifyOutput, ClassifyResult, Detection, DetectResult, RawOutput, SegmentResult, Size, Task
+from model.postprocess.results import postprocess, unit_length
+from model.types import (
+    ClassifyOutput,
+    ClassifyResult,
+    Detection,
+    DetectResult,
+    EmbedOutput,
+    RawOutput,
+    SegmentResult,
+    Size,
+    Task,
+)
 from service.errors import BadParameter
 from service.frontend.core.overlay import encode_label_map
-from service.frontend.core.parameters import PredictParams, cached_params
+from service.frontend.core.parameters import EMBED, PredictParams, cached_params
 from service.frontend.core.request_log import RequestRecord
 
-Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest
-Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse
+Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest | pb.EmbedRequest
+Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse | pb.EmbedResponse
 
 
 @dataclass(frozen=True, slots=True)
 class PredictMethod:
-    """A prediction: `name` is the unary method's; the streaming method's ends with "Stream"."""
+    """A prediction: `name` is the unary method's; the streaming method's ends with "Stream". `task` is the models',
+    `label` names the prediction in metrics and logs."""
 
     name: str
     task: Task
+    label: str
     request: type[Request]
     response: type[Response]
 
@@ -35,9 +47,10 @@ class PredictMethod:
 
 
 METHODS = (
-    PredictMethod("Classify", Task.CLASSIFY, pb.ClassifyRequest, pb.ClassifyResponse),
-    PredictMethod("Detect", Task.DETECT, pb.DetectRequest, pb.DetectResponse),
-    PredictMethod("Segment", Task.SEGMENT, pb.SegmentRequest, pb.SegmentResponse),
+    PredictMethod("Classify", Task.CLASSIFY, Task.CLASSIFY, pb.ClassifyRequest, pb.ClassifyResponse),
+    PredictMethod("Detect", Task.DETECT, Task.DETECT, pb.DetectRequest, pb.DetectResponse),
+    PredictMethod("Segment", Task.SEGMENT, Task.SEGMENT, pb.SegmentRequest, pb.SegmentResponse),
+    PredictMethod("Embed", Task.CLASSIFY, EMBED, pb.EmbedRequest, pb.EmbedResponse),
 )
 
 MASK_FORMATS: dict[int, MaskFormat | None] = {
@@ -65,19 +78,35 @@ def read_params(request: Request) -> PredictParams:
                 score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
                 max_detections=request.max_detections if request.HasField("max_detections") else None,
                 mask_format=_mask_format(request.mask_format),
+                classes=tuple(request.classes),
+                iou_threshold=request.iou_threshold if request.HasField("iou_threshold") else None,
+                agnostic_nms=request.agnostic_nms,
+                min_area=request.min_area,
             )
         case pb.SegmentRequest():
-            return cached_params(model=model, mask_format=_mask_format(request.mask_format))
+            return cached_params(
+                model=model,
+                mask_format=_mask_format(request.mask_format),
+                classes=tuple(request.classes),
+                min_area=request.min_area,
+                confidence_map=request.confidence_map,
+            )
+        case pb.EmbedRequest():
+            return cached_params(model=model, embed=True)
 
 
 def encode_response(
     mask_format: MaskFormat,
     label_map: bool,
+    normalize: bool,
     raw: RawOutput,
     config: BundleConfig,
     size: Size,
 ) -> Response:
-    """A network's output as its task's response; `label_map`: with the label map as PNG."""
+    """A network's output as its task's response; `label_map`: with the label map as PNG; `normalize`: an embedding."""
+    if isinstance(raw, EmbedOutput):
+        vector = unit_length(raw.embedding) if normalize else raw.embedding
+        return pb.EmbedResponse(image=pb.ImageSize(width=size.width, height=size.height), embedding=vector.tolist())
     if not isinstance(raw, ClassifyOutput):
         result = postprocess(raw, config, size)
         assert not isinstance(result, ClassifyResult)
@@ -98,11 +127,18 @@ def response_of(result: DetectResult | SegmentResult, mask_format: MaskFormat, *
             return pb.DetectResponse(image=image, detections=found)
         case SegmentResult(segments=segments):
             parts = [
-                pb.Segment(label=segment.label, index=segment.index, area=segment.area, mask=_mask(mask))
+                pb.Segment(
+                    label=segment.label,
+                    index=segment.index,
+                    area=segment.area,
+                    confidence=segment.confidence,
+                    mask=_mask(mask),
+                )
                 for segment, mask in zip(segments, encode_segments(result, mask_format), strict=True)
             ]
             png = encode_label_map(result.label_map) if label_map else b""
-            return pb.SegmentResponse(image=image, segments=parts, label_map_png=png)
+            levels = b"" if result.confidence_map is None else encode_label_map(result.confidence_map)
+            return pb.SegmentResponse(image=image, segments=parts, label_map_png=png, confidence_map_png=levels)
 
 
 def _detection(detection: Detection, size: Size, mask_format: MaskFormat) -> pb.Detection:

@@ -38,7 +38,7 @@ def add_vision(
     vision = Vision(engine, auth)
     service = RpcService(SERVICE, auth, request_log, settings.max_stream_in_flight)
     for method in METHODS:
-        predict, task = partial(vision.predict, method), method.task.value
+        predict, task = partial(vision.predict, method), method.label
         service.add_unary(method.name, predict, task=task)
         service.add_stream(f"{method.name}Stream", predict, method.error_reply, task=task)
     service.add_unary("ListModels", vision.list_models)
@@ -67,9 +67,12 @@ class Vision:
             params = read_params(message)
             model = self._engine.resolve(method.task, params.model)
             record.model = model.config.name
-            request = PredictRequest(record.request_id, model, message.image, params.params, deadline_s, record.caller)
+            request = PredictRequest(
+                record.request_id, model, message.image, params.params, deadline_s, record.caller, params.classes
+            )
             label_map = isinstance(message, pb.SegmentRequest) and message.label_map
-            encode = partial(encode_response, params.mask_format, label_map)
+            normalize = isinstance(message, pb.EmbedRequest) and message.normalize
+            encode = partial(encode_response, params.mask_format, label_map, normalize)
             del message  # it holds a copy of the image
             reply = await self._engine.predict(request, encode)
         finally:
@@ -132,6 +135,7 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         score_threshold=post.score_threshold if isinstance(post, DetectPostSpec) else None,
         source=pb.Source(**config.source.model_dump()),
         accuracy=accuracy_of(config.accuracy),
+        embedding_dimension=config.embedding_dimension,
     )
 
 

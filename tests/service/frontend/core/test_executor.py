@@ -190,6 +190,21 @@ async def test_closing_waits_for_what_runs_and_drops_the_rest() -> None:
         start(pool, int)
 
 
+def test_a_thread_that_outlives_the_event_loop_ends_quietly() -> None:
+    """A front-end that ends while a thread still decodes logs no error about it."""
+    held = Held()
+
+    async def serve() -> None:
+        submitted(ThreadPool(1, "outlives"), held)
+        await held.until_running()
+
+    asyncio.run(serve())
+    (thread,) = [one for one in threading.enumerate() if one.name == "outlives-0"]
+    held.go.set()
+    thread.join(20)  # an exception in it would be an error of this test
+    assert not thread.is_alive()
+
+
 async def test_an_error_that_no_future_takes_is_replaced() -> None:
     """A StopIteration on its way out of a piece of work leaves nobody waiting."""
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import uvicorn
@@ -74,6 +75,13 @@ class Running:
     def ended(self, reason: ConnectionEnd) -> float:
         return self.registry.get_sample_value("convmlp_connections_ended_total", {"reason": reason}) or 0.0
 
+    @property
+    def connection(self) -> BoundedHttp:
+        """The only connection."""
+        (connection,) = self.server.server_state.connections
+        assert isinstance(connection, BoundedHttp)
+        return connection
+
     async def connect(self, first: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.address, limit=2**24)
         writer.write(first)
@@ -110,22 +118,45 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
 
 MALFORMED = {
     "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "malformed-request"),
-    "unknown method": (b"FETCH / HTTP/1.1\r\n\r\n", 400, "malformed-request"),
-    "length no number": (b"POST / HTTP/1.1\r\nContent-Length: five\r\n\r\n", 400, "malformed-request"),
+    "unknown method": (b"FETCH / HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed-request"),
+    "length no number": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: five\r\n\r\n", 400, "malformed-request"),
     "two lengths": (
-        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         400,
         "malformed-request",
     ),
-    "bad chunk": (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "malformed-request"),
-    "other coding": (b"POST / HTTP/1.1\r\nTransfer-Encoding: other\r\n\r\n", 400, "malformed-request"),
-    "bad target": (b"GET /\xff HTTP/1.1\r\n\r\n", 400, "malformed-request"),
-    "target no path": (b"GET x HTTP/1.1\r\n\r\n", 400, "malformed-request"),
+    "bad chunk": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "malformed-request"),
+    "other coding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: other\r\n\r\n", 501, "transfer-coding"),
+    "another coding before chunks": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        501,
+        "transfer-coding",
+    ),
+    "codings in two headers": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n",
+        501,
+        "transfer-coding",
+    ),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400, "malformed-request"),
+    "no host with an offer of HTTP/2": (
+        b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        400,
+        "malformed-request",
+    ),
+    "two hosts": (b"GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", 400, "malformed-request"),
+    "host with a path": (b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n", 400, "malformed-request"),
+    "bad target": (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed-request"),
+    "target no path": (b"GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed-request"),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http-version"),
     "HTTP/3": (b"GET / HTTP/3.0\r\n\r\n", 505, "http-version"),
     "CONNECT": (b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", 501, "method-not-allowed"),
     "endless header": (
-        b"GET / HTTP/1.1\r\nX: " + b"y" * MAX_HEAD_BYTES,
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * MAX_HEAD_BYTES,
+        431,
+        "head-too-large",
+    ),
+    "complete head over the limit": (
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n",
         431,
         "head-too-large",
     ),
@@ -151,10 +182,59 @@ async def test_refusals_of_the_parser_are_problems(case: str) -> None:
         assert ended == 1
 
 
+@pytest.mark.parametrize("cut", [100, MAX_HEAD_BYTES - 2, MAX_HEAD_BYTES])
+async def test_a_head_of_the_largest_size_is_accepted(cut: int) -> None:
+    """A head may have as many bytes as the limit, wherever it is cut and whatever follows it at once."""
+    head = b"POST /1 HTTP/1.1\r\nHost: [::1]:80\r\nContent-Length: 3\r\nX: "
+    sent = head + b"y" * (MAX_HEAD_BYTES - len(head) - 4) + b"\r\n\r\nabc" + GET % 2 + b"GET /3 HTTP/1.0\r\n\r\n"
+    async with server_of(Echo()) as running:
+        reader, writer = await running.connect(sent[:cut])
+        await writer.drain()
+        writer.write(sent[cut:])
+        assert [await answer(reader) for _ in range(3)] == [
+            (200, ANY, b"/1 abc"),
+            (200, ANY, b"/2 "),
+            (200, ANY, b"/3 "),
+        ]
+        writer.close()
+
+
+@pytest.mark.parametrize("length", [3, 3000])
+async def test_a_body_longer_than_its_length_is_answered(length: int) -> None:
+    """A Content-Length that is too small delimits the request, which is answered; what is left is refused."""
+    async with server_of(Echo()) as running:
+        head = b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length
+        reader, writer = await running.connect(head + b"\xff" * (length + 9000))
+        assert (await answer(reader))[2] == b"/1 " + b"\xff" * length
+        assert (await answer(reader))[0] == 400
+        assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("head", [b"1.1\r\nHost: x\r\nConnection: close", b"1.0"])
+async def test_what_follows_the_last_request_does_not_reset_its_answer(head: bytes) -> None:
+    """Bytes behind a request that is its connection's last are dropped, also those that arrive behind its answer."""
+    app = Echo()
+    async with server_of(app) as running:
+        reader, writer = await running.connect(b"POST /held HTTP/" + head + b"\r\nContent-Length: 3\r\n\r\nabc")
+        await until(lambda: app.begun == ["/held"])
+        writer.write(b"\r\n")
+        await until(lambda: running.connection.cycle.transport is not running.connection.transport)
+        app.free.set()
+        writer.write(bytes(6_000_000))
+        await writer.drain()
+        status, headers, body = await answer(reader)
+        assert (status, headers["connection"], body) == (200, "close", b"/held abc")
+        assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_refusal_is_not_lost_to_a_sender_that_goes_on() -> None:
     """What arrives behind a refused request is read and dropped, so the connection is not reset under the answer."""
     async with server_of(Echo()) as running:
-        reader, writer = await running.connect(b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n" + bytes(3_000_000))
+        reader, writer = await running.connect(
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n" + bytes(3_000_000)
+        )
         await writer.drain()
         assert (await answer(reader))[0] == 400
         writer.close()
@@ -164,9 +244,9 @@ async def test_a_refusal_comes_behind_the_answers_of_earlier_requests() -> None:
     """A malformed request behind good ones is answered in its turn, and not in the place of one of them."""
     app = Echo()
     async with server_of(app) as running:
-        for broken in (b"nonsense\r\n\r\n", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"):
+        for broken in (b"nonsense\r\n\r\n", b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"):
             app.free.clear()
-            reader, writer = await running.connect(b"GET /held HTTP/1.1\r\n\r\n" + GET % 2 + broken)
+            reader, writer = await running.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n" + GET % 2 + broken)
             await until(lambda: "/held" in app.begun)
             app.free.set()
             assert [(await answer(reader))[0] for _ in range(3)] == [200, 200, 400]
@@ -179,7 +259,9 @@ async def test_a_broken_body_ends_the_work_for_it() -> None:
     """A chunk that is malformed gets its request a 400, and its endpoint the end of its caller."""
     app = Echo()
     async with server_of(app) as running:
-        reader, writer = await running.connect(b"POST /held HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        reader, writer = await running.connect(
+            b"POST /held HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+        )
         await until(lambda: app.begun == ["/held"])
         writer.write(b"no size\r\n")
         assert (await answer(reader))[0] == 400
@@ -192,7 +274,9 @@ async def test_a_half_closed_caller_gets_its_answer(version: str) -> None:
     """A caller that closed its sending half behind its request is still there."""
     app = Echo()
     async with server_of(app) as running:
-        reader, writer = await running.connect(f"POST /held HTTP/{version}\r\nContent-Length: 3\r\n\r\nabc".encode())
+        reader, writer = await running.connect(
+            f"POST /held HTTP/{version}\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc".encode()
+        )
         writer.write_eof()
         await until(lambda: app.begun == ["/held"])
         app.free.set()
@@ -209,7 +293,7 @@ async def test_a_caller_that_left_is_no_half_closed_one() -> None:
     """A caller that closed its connection sends the same as one that closed its sending half; its work ends."""
     app = Echo()
     async with server_of(app) as running:
-        _, writer = await running.connect(b"GET /held HTTP/1.1\r\n\r\n")
+        _, writer = await running.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: app.begun == ["/held"])
         writer.close()
         await until(lambda: app.left == ["/held"])
@@ -219,7 +303,7 @@ async def test_a_caller_that_leaves_in_its_body_is_noticed() -> None:
     """The end of what a caller sends, before its body's end, ends the request."""
     app = Echo()
     async with server_of(app) as running:
-        reader, writer = await running.connect(b"POST /held HTTP/1.1\r\nContent-Length: 30\r\n\r\nabc")
+        reader, writer = await running.connect(b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\nabc")
         await until(lambda: app.begun == ["/held"])
         writer.write_eof()
         await until(lambda: app.left == ["/held"])
@@ -230,7 +314,7 @@ async def test_a_caller_that_leaves_in_its_body_is_noticed() -> None:
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_thousands_of_pipelined_requests_are_answered_in_order(at_once: bool) -> None:
     """Requests of megabytes in all, with bodies and without, are each answered, however they arrive."""
-    post = b"POST /%d HTTP/1.1\r\nContent-Length: 3000\r\n\r\n" + b"x" * 3000
+    post = b"POST /%d HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n" + b"x" * 3000
     requests = [(post if n % 10 == 0 else GET) % n for n in range(5000)]
     async with server_of(Echo()) as running:
         reader, writer = await running.connect(b"" if not at_once else b"".join(requests))
@@ -253,7 +337,7 @@ async def test_requests_that_wait_are_few() -> None:
     """Behind an unanswered request few others are parsed, and the socket is not read: the rest waits at its sender."""
     app = Echo()
     async with server_of(app) as running:
-        reader, writer = await running.connect(b"GET /held HTTP/1.1\r\n\r\n")
+        reader, writer = await running.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: app.begun == ["/held"])
         writer.write((GET % 1) * 300_000)
         (connection,) = running.server.server_state.connections
@@ -277,9 +361,9 @@ async def test_unparsed_requests_of_all_connections_are_bounded() -> None:
     """Beyond the bound a connection gets its answers so far, then a 503 with Retry-After; others go on."""
     app = Echo()
     async with server_of(app, kind=FewBytes) as running:
-        reader, writer = await running.connect(b"GET /held HTTP/1.1\r\n\r\n")
+        reader, writer = await running.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: app.begun == ["/held"])
-        writer.write(b"GET /2 HTTP/1.1\r\n\r\n" * 40_000)
+        writer.write(b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\n" * 40_000)
         await until(lambda: running.ended(ConnectionEnd.PIPELINED) == 1)
         other, other_writer = await running.connect(GET % 7)
         assert (await answer(other))[2] == b"/7 "
@@ -329,7 +413,7 @@ async def test_a_caller_that_takes_nothing_is_lost(last: bytes) -> None:
     async with server_of(app, protocol=Impatient) as running:
         _, writer = await running.connect()
         writer.transport.pause_reading()  # type: ignore[attr-defined]
-        writer.write(b"GET / HTTP/1.1\r\n" + last + b"\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n" + last + b"\r\n")
         await until(lambda: running.ended(ConnectionEnd.UNREAD) == 1)
         assert running.server.server_state.connections == set()
         writer.transport.abort()
@@ -339,11 +423,11 @@ async def test_bodies_in_small_chunks_arrive_whole() -> None:
     """A body in chunks of one byte costs its sender, and arrives as it was sent."""
     body = bytes(97 + n % 26 for n in range(100_000))
     async with server_of(Echo()) as running:
-        reader, writer = await running.connect(b"POST /1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        reader, writer = await running.connect(b"POST /1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(2):
             writer.write(b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
             assert (await answer(reader))[2] == b"/1 " + body
-            writer.write(b"POST /1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+            writer.write(b"POST /1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         writer.close()
 
 
@@ -358,7 +442,7 @@ async def test_small_chunks_wait_for_their_reader() -> None:
         await Response(b"")(scope, receive, send)
 
     async with server_of(app) as running:
-        reader, writer = await running.connect(b"POST /1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        reader, writer = await running.connect(b"POST /1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         count = 1_500_000
         writer.write(b"1\r\nx\r\n" * count + b"0\r\n\r\n")
         await until(lambda: bool(running.server.server_state.connections))
@@ -375,7 +459,7 @@ async def test_small_chunks_wait_for_their_reader() -> None:
 async def test_trailers_are_no_headers() -> None:
     """A field behind a body does not become a header of the request, and endless ones are refused."""
     app = Echo()
-    head = b"POST /1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    head = b"POST /1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
     async with server_of(app) as running:
         reader, writer = await running.connect(head + b"Authorization: Bearer key\r\n\r\n")
         assert (await answer(reader))[0] == 200
@@ -451,7 +535,7 @@ async def test_beyond_the_limit_the_reserve_answers() -> None:
     """While every connection has a request, others get the reserve's answer and their end, however many wait there."""
     app = Echo()
     async with server_of(app, limit=2) as running:
-        held = [await running.connect(b"GET /held HTTP/1.1\r\n\r\n") for _ in range(2)]
+        held = [await running.connect(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(2)]
         await until(lambda: len(app.begun) == 2)
         silent = [await running.connect() for _ in range(RESERVED)]
         await until(lambda: len(running.server.server_state.connections) == 2 + RESERVED)

@@ -1,17 +1,19 @@
-"""Reads of a disk that does not answer."""
+"""Reads and writes of a disk that does not answer."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from service.errors import Overloaded
-from service.worker.disk_reads import MAX_READS, DiskReads
+from service.worker.disk import MAX_READS, DiskReads, write_to_disk
 
 
 @pytest.fixture
@@ -56,19 +58,49 @@ async def test_a_read_that_hangs_does_not_hold_the_next_one(answering: threading
             await asyncio.sleep(0.002)
 
 
+async def test_a_write_ends_before_the_caller_that_is_cancelled(answering: threading.Event, tmp_path: Path) -> None:
+    """What waits for the caller finds the file written, and nothing is written afterwards."""
+
+    def write(path: Path) -> None:
+        assert answering.wait(60)
+        path.write_text("written")
+
+    file = tmp_path / "file"
+    task = asyncio.create_task(write_to_disk(write, file))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    answering.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert file.read_text() == "written"
+
+
+async def test_a_write_gives_its_error() -> None:
+    """The caller learns why nothing was written."""
+    with pytest.raises(FileNotFoundError):
+        await write_to_disk(os.unlink, "/nowhere/file")
+
+
 HANGS = """
 import asyncio, threading
-from service.worker.disk_reads import DiskReads
+from service.worker.disk import DiskReads, write_to_disk
 
 async def main():
-    reading = asyncio.create_task(DiskReads().run(threading.Event().wait))
+    hanging = [
+        asyncio.create_task(DiskReads().run(threading.Event().wait)),
+        asyncio.create_task(write_to_disk(threading.Event().wait)),
+    ]
     await asyncio.sleep(0)
-    reading.cancel()
+    for one in hanging:
+        one.cancel()
+    await asyncio.wait(hanging)
 
 asyncio.run(main())
 """
 
 
-def test_a_read_that_hangs_does_not_hold_the_end_of_the_process() -> None:
-    """A process with a read that never ends exits by itself."""
+def test_a_disk_that_hangs_does_not_hold_the_end_of_the_process() -> None:
+    """A process with a read and a write that never end exits by itself; the write's caller waits for a moment only."""
     subprocess.run([sys.executable, "-c", HANGS], check=True, timeout=60)

@@ -1,0 +1,190 @@
+"""`convmlp embed DIR --out vectors.npy`: the vectors of many images, with their names, in one file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from model.errors import ConvMLPError
+from model.types import Task
+from service.cli.console import print_error, printable
+from service.cli.predict import (
+    DEFAULT_URL,
+    OUTPUT,
+    PARAMETERS,
+    ApiKey,
+    BackendOptions,
+    Local,
+    ModelsDir,
+    TimeoutMs,
+    Url,
+    local_backend,
+    query_string,
+)
+from service.errors import BadParameter
+
+if TYPE_CHECKING:
+    from convmlp_client.results import Embedding
+    from service.cli.backends import Backend
+    from service.cli.inputs import ImageFile
+
+Inputs = Annotated[list[str], typer.Argument(metavar="IMAGE|DIR", help="Image files, and folders of them.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="File for the vectors: .npy, with the names of the images in a .json file beside it; or .parquet, which "
+        "has both, and needs pyarrow.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Name of a classifier. Default: the default model for classify.", rich_help_panel=PARAMETERS),
+]
+Normalize = Annotated[
+    bool,
+    typer.Option("--normalize/--no-normalize", help="Scale vectors to a length of 1.", rich_help_panel=PARAMETERS),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The vectors of one model, a row for each name."""
+
+    model: str
+    names: list[str]
+    rows: list[Embedding]
+
+
+def embed(
+    images: Inputs,
+    out: Out,
+    model: Model = None,
+    normalize: Normalize = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    local: Local = False,
+    models_dir: ModelsDir = None,
+    timeout_ms: TimeoutMs = None,
+) -> None:
+    """Embed images: write a classifier's features of each, as vectors to search, cluster or train with."""
+    from service.cli.inputs import image_files
+
+    options = BackendOptions(url, api_key, local, models_dir, timeout_ms)
+    if local and timeout_ms is not None:
+        raise typer.BadParameter("--timeout-ms needs a service; it does not work with --local")
+    write = WRITERS.get(out.suffix.lower())
+    if write is None:
+        raise typer.BadParameter(f"--out {printable(str(out))} does not end with one of {', '.join(WRITERS)}")
+    if write is write_parquet and find_spec("pyarrow") is None:
+        raise typer.BadParameter(
+            "--out .parquet needs pyarrow, which is not installed; install this package's extra `parquet`, or "
+            "write .npy"
+        )
+    files = image_files(images)
+    given: dict[str, str | float] = {"normalize": normalize}
+    if model is not None:
+        given["model"] = model
+    try:
+        vectors = asyncio.run(_embed_all(_open_backend(given, options), files))
+        if vectors is None:
+            raise typer.Exit(1)
+        if write is write_npy:
+            _replace(out.with_suffix(".json"), vectors, write_names)
+        _replace(out, vectors, write)
+    except ConvMLPError as error:
+        print_error(error.detail)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        print_error(f"{out}: cannot be written: {error.strerror}")
+        raise typer.Exit(1) from None
+    typer.echo(printable(f"{len(vectors.rows)} vectors of {len(vectors.rows[0].vector)} numbers -> {out}"))
+    if len(vectors.rows) < len(files):
+        raise typer.Exit(1)
+
+
+def _open_backend(given: dict[str, str | float], options: BackendOptions) -> Backend:
+    from convmlp_client.results import Task as ClientTask
+    from service.cli.backends import RemoteBackend
+    from service.frontend.api.rest.embed import read_embed_query
+
+    try:
+        query = read_embed_query(query_string(given))
+        if not options.local:
+            return RemoteBackend(options.url, options.api_key, ClientTask.EMBED, given, options.timeout_ms)
+    except BadParameter as error:
+        raise typer.BadParameter(error.detail) from None
+    return local_backend(query, Task.CLASSIFY, options)
+
+
+async def _embed_all(backend: Backend, files: Sequence[ImageFile]) -> Vectors | None:
+    """The vectors of the images that have one, in their order. None if none has. Errors are printed.
+
+    Raises:
+        NoAnswer: different models answered.
+    """
+    from convmlp_client.results import Embedding
+    from service.cli.backends import NoAnswer
+    from service.cli.output import predict_each
+
+    names: list[str] = []
+    rows: list[Embedding] = []
+    async with aclosing(backend):
+        async for image, outcome in predict_each(backend.predict, files, backend.concurrency, printing=False):
+            if isinstance(outcome, ConvMLPError):
+                continue
+            assert isinstance(outcome, Embedding)
+            names.append(image.name.encode("utf-8", "replace").decode())
+            rows.append(outcome)
+    models = {row.meta.model for row in rows}
+    if len(models) > 1:
+        raise NoAnswer(f"the service changed its model meanwhile ({', '.join(sorted(models))}); name one with --model")
+    return Vectors(models.pop(), names, rows) if rows else None
+
+
+def _replace(out: Path, vectors: Vectors, write: Callable[[Path, Vectors], None]) -> None:
+    """Write a file as a whole: nothing that reads it sees a part. Raises OSError."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        write(part, vectors)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_npy(path: Path, vectors: Vectors) -> None:
+    """float32 (n, d), in NumPy's format."""
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.save(file, np.stack([row.vector for row in vectors.rows]))
+
+
+def write_names(path: Path, vectors: Vectors) -> None:
+    """The model, and the image of each row."""
+    import msgspec
+
+    path.write_bytes(msgspec.json.encode({"model": vectors.model, "names": vectors.names}))
+
+
+def write_parquet(path: Path, vectors: Vectors) -> None:
+    """Columns `name` and `embedding`, a list of as many float32 as the model has; the metadata have `model`."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = np.concatenate([row.vector for row in vectors.rows])
+    embedding = pa.FixedSizeListArray.from_arrays(pa.array(numbers, pa.float32()), len(vectors.rows[0].vector))
+    table = pa.table({"name": pa.array(vectors.names, pa.string()), "embedding": embedding})
+    pq.write_table(table.replace_schema_metadata({"model": vectors.model}), path)
+
+
+WRITERS: dict[str, Callable[[Path, Vectors], None]] = {".npy": write_npy, ".parquet": write_parquet}
+"""By the suffix of the file."""
