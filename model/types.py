@@ -89,10 +89,10 @@ class QueryParams:
 
     `top_k`: classes returned by a classifier. `score_threshold`: detections must score strictly above it; None takes
     the model's own. `max_detections`: at most so many detections. `masks`: compute instance masks. `embed`: of a
-    classifier, the features before its last layer instead of labels. `classes`: indices of the classes to return, rising;
-    None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes the model's
-    own. `agnostic_nms`: whatever their classes. `min_area`: least area of a detection's box, or of a segment, in square
-    pixels. `confidence_map`: compute the confidence of each pixel.
+    classifier, the features before its last layer instead of labels. `classes`: indices of the classes to return,
+    rising; None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes
+    the model's own. `agnostic_nms`: whatever their classes. `min_area`: minimum area of a detection's box, or of a
+    segment, in square pixels. `confidence_map`: compute the confidence of each pixel.
     """
 
     top_k: int = 5

@@ -105,7 +105,7 @@ def embed_params(parameters: EmbedParameters) -> PredictParams[Embedding]:
 
 
 def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, object]:
-    """The parameters that are not None. Several classes become one text, comma separated, as the REST API takes them."""
+    """The parameters that are not None. Several classes become one text, comma separated."""
     names = known.__annotations__
     for name in parameters:
         if name not in names:
