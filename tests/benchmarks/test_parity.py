@@ -129,10 +129,8 @@ def test_pixels_of_all_pictures_count_alike() -> None:
     small, large = np.zeros((1, 4), np.uint8), np.zeros((3, 4), np.uint8)
     changed = small.copy()
     changed[0, :2] = 1
-    truth, found = (
-        [segment_output(small, 16), segment_output(large, 16)],
-        [segment_output(changed, 16), segment_output(large, 16)],
-    )
+    truth = [segment_output(small, 16), segment_output(large, 16)]
+    found = [segment_output(changed, 16), segment_output(large, 16)]
     assert agreement(truth, found, (Size(1, 4), Size(3, 4))).pixels == 14 / 16
 
 

@@ -9,6 +9,7 @@ from model.types import (
     ClassifyOutput,
     DetectOutput,
     Geometry,
+    LabelMapArray,
     QueryParams,
     RawOutput,
     SegmentOutput,
@@ -16,6 +17,7 @@ from model.types import (
     UInt8Array,
 )
 
+PLAIN = QueryParams()
 HEIGHT, WIDTH = 96, 128
 GEOMETRIES: tuple[Geometry, ...] = (
     Geometry(Size(200, 270), Size(95, 128)),
@@ -62,7 +64,7 @@ def assert_close(one: RawOutput, other: RawOutput) -> None:
             pytest.fail(f"{one} is no {type(other).__name__}")
 
 
-def segment_output(label_map: LabelMapArray, classes: int, params: QueryParams = QueryParams()) -> SegmentOutput:
+def segment_output(label_map: LabelMapArray, classes: int, params: QueryParams = PLAIN) -> SegmentOutput:
     """A network's output for this label map, in which class i has confidence 0.9 / (i + 1)."""
     areas = np.bincount(label_map.ravel(), minlength=classes)
     confidences = np.where(areas > 0, 0.9 / np.arange(1, len(areas) + 1), 0).astype(np.float32)

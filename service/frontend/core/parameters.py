@@ -289,7 +289,8 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "view": Parameter(
         "`labelmap`: return a PNG with the class index of each pixel (16 bits with more than 256 classes). "
-        "`confidence`: return a PNG with the probability of each pixel's class, 0 to 255. Both show the pixels of all classes.",
+        "`confidence`: return a PNG with the probability of each pixel's class, 0 to 255. "
+        "Both show the pixels of all classes.",
         {"type": "string", "enum": list(View)},
         _one_of(View),
         frozenset({Task.SEGMENT}),

@@ -93,7 +93,7 @@ def test_tiles_give_the_labels_of_the_whole(classes: int, tile_bytes: int, origi
 
 
 def test_confidence_is_the_softmax_of_the_logits_at_each_pixel() -> None:
-    """A class's confidence is the mean, over its pixels, of the probability in the confidence map, whatever the chunks."""
+    """A class's confidence is the mean, over its pixels, of what the confidence map has, whatever the chunks."""
     logits, size = random_logits(7), Size(51, 33)
     at_input = F.interpolate(logits, size=(24, 40), mode="bilinear")
     probabilities, classes = F.interpolate(at_input, size=(51, 33), mode="bilinear").softmax(dim=1)[0].max(dim=0)

@@ -113,7 +113,8 @@ def test_segments_are_the_classes_present_by_falling_area(dtype: type) -> None:
     assert isinstance(raw, SegmentOutput)
     result = postprocess(segment_output(raw.label_map.astype(dtype), 3), config(Task.SEGMENT), SIZE)
     assert isinstance(result, SegmentResult)
-    assert result.segments == (Segment("cat", 2, 9, pytest.approx(0.3)), Segment("ant", 0, 3, pytest.approx(0.9)))
+    third, whole = np.float32(0.3).item(), np.float32(0.9).item()
+    assert result.segments == (Segment("cat", 2, 9, third), Segment("ant", 0, 3, whole))
 
 
 def test_segments_of_equal_area_come_by_index() -> None:
