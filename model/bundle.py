@@ -1,4 +1,4 @@
-"""A model bundle: a folder with `config.json` and `model.safetensors`.
+"""A model bundle: a folder with `config.json` and `model.safetensors`. Each version of a model is a bundle.
 
 The config has all that belongs to the weights: architecture, labels, parameters of pre- and postprocessing, source,
 measured accuracy, reference answer. It is read strictly; the weights' hash is checked; no pickle is ever read.
@@ -16,6 +16,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from model.errors import BundleInvalid
 from model.families.registry import Architecture, family_of, input_problem
 from model.files import open_regular
+from model.model_name import ModelName, canonical_name
 from model.reference import ReferenceAnswer
 from model.spec import Postprocessing, Preprocessing, Spec
 from model.types import Task
@@ -24,7 +25,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 EMBEDDED_DIR = Path(__file__).parent / "bundles"
 
-ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -140,14 +140,15 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def find_bundle(name: str, models_dir: Path | None) -> Path:
-    """The folder of a model's bundle: in `models_dir`, else among the embedded bundles.
+    """The folder of a model's bundle: in `models_dir`, else among the embedded bundles. `name` may have a version.
 
     Raises:
         BundleInvalid: neither has the model.
     """
+    folder = canonical_name(name)
     for root in (models_dir, EMBEDDED_DIR):
-        if root is not None and (root / name / CONFIG_FILE).exists():
-            return root / name
+        if root is not None and (root / folder / CONFIG_FILE).exists():
+            return root / folder
     known = ", ".join(bundle_names(models_dir)) or "none"
     raise BundleInvalid(f"there is no model {name!r} in the store; known: {known}")
 

@@ -98,6 +98,23 @@ def image_progress(total: int, *, printing: bool) -> Iterator[Callable[[], None]
         yield lambda: bar.advance(task)
 
 
+@contextmanager
+def waiting(message: str) -> Iterator[None]:
+    """Shows on stderr what the command waits for: with the time on a terminal, else as one line."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        print_error(message)
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as display:
+        display.add_task(_escaped(message), total=None)
+        yield
+
+
 class DownloadProgress(Protocol):
     def progress(self, done: int, total: int | None) -> None:
         """`done` bytes are on disk, of `total` if that is known."""

@@ -72,7 +72,10 @@ class TrueObject:
 
 @dataclass(frozen=True, slots=True)
 class ObjectsTruth:
+    """`size`: width and height of the picture that the objects are in, if the data set has them."""
+
     objects: tuple[TrueObject, ...]
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

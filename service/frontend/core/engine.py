@@ -1,6 +1,6 @@
 """Predictions for all transports of a front-end process: admit, prepare, ask a worker, encode.
 
-Also the bound on the bytes of requests' bodies, and the control of the workers' models.
+Also the choice of the model that answers a request, and the bound on the bytes of requests' bodies.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
+from model.model_name import base_name
 from model.types import DetectOutput, EmbedOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
-    MODEL_CONTROL_OFF,
     BadParameter,
-    Forbidden,
     ModelNotFound,
     Overloaded,
     Refusal,
@@ -27,14 +26,17 @@ from service.errors import (
 )
 from service.frontend.core.auth import network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
+from service.frontend.core.model_control import ModelControl
 from service.frontend.core.parameters import with_classes
 from service.frontend.core.request_log import RequestRecord
 from service.frontend.core.sniffing import explained
+from service.observability.logs import request_id
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import Span, current_span, step
 from service.settings import Settings
-from service.types import ModelStatus, PredictRequest, Readiness, Reply, StoredModel, Timings
+from service.types import ModelStatus, PredictRequest, Readiness, Reply, Timings
 from service.wire.pool import WorkerPool
+from service.wire.version_routes import Route
 
 T = TypeVar("T")
 
@@ -105,6 +107,7 @@ class Engine:
         self._workers = workers
         self.threads = threads
         """Where images are decoded and encoded."""
+        self.control = ModelControl(workers, settings)
         self._settings = settings
         self._metrics = metrics
         self._limits = settings.decode_limits
@@ -219,38 +222,90 @@ class Engine:
         return await self.threads.run(encoding)
 
     def resolve(self, task: Task, name: str | None) -> ModelStatus:
-        """The model that a request means: the named one, or the first of its task.
+        """The model that answers a request: the named one, or the first of its task; of several versions the one that
+        the split gives it.
 
         Raises:
-            ModelNotFound: no such model, or none of this task.
+            ModelNotFound: no such model or version, or no model of this task.
             BadParameter: the model does another task.
             Unavailable: no worker has reported its models yet.
         """
-        if name is None:
-            for model in self._workers.models() or self.models():
-                if model.config.task is task:
-                    return model
-            raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
-        model = self.model(name)
+        workers = self._workers
+        route = workers.default_routes.get(task) if name is None else workers.routes.get(name)
+        if route is None:
+            if name is not None:
+                self._route(name)
+            self.models()
+            raise ModelNotFound(f"this service has no model for the task {task.value!r}; served: {self._names()}")
+        model = route.only or self._chosen(route)
         if model.config.task != task:
             raise BadParameter(
                 f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
-                f"leave `model` out or name one for {task.value!r} (see /models)",
+                f"leave `model` out or name one for {task.value!r}: {self._names(task)}",
                 "model",
             )
         return model
 
+    def resolve_any(self, name: str) -> ModelStatus:
+        """As `resolve`, for a request that means the task of its model. Raises ModelNotFound, Unavailable."""
+        route = self._route(name)
+        return route.only or self._chosen(route)
+
+    def resolve_all(self) -> list[ModelStatus]:
+        """For a request that leaves the choice among models open: of each served model the version that answers it.
+
+        Raises:
+            Unavailable: no worker has reported its models yet.
+        """
+        names = dict.fromkeys(base_name(model.config.name) for model in self.models())
+        return [self.resolve_any(name) for name in names]
+
     def model(self, name: str) -> ModelStatus:
-        """One served model.
+        """One served model or version. A name with several versions means the one that answers most requests.
 
         Raises:
             ModelNotFound, Unavailable: as `resolve`.
         """
-        for model in self.models():
-            if model.config.name == name:
-                return model
-        known = ", ".join(model.config.name for model in self.models())
-        raise ModelNotFound(f"there is no model {name!r}; served: {known}")
+        return self._route(name).main
+
+    def versions(self, name: str) -> tuple[ModelStatus, ...]:
+        """The served versions of a model, in the order in which they were served. Raises as `model`."""
+        self._route(name)
+        return tuple(model for model in self.models() if base_name(model.config.name) == base_name(name))
+
+    def is_default(self, model: ModelStatus) -> bool:
+        """Whether most requests of its task that name no model are answered by this one."""
+        route = self._workers.default_routes.get(model.config.task)
+        return route is not None and route.main.config.name == model.config.name
+
+    def share(self, model: ModelStatus) -> float:
+        """The share of the requests for the model's name that this version answers while all are ready, 0 to 1."""
+        route = self._workers.routes.get(base_name(model.config.name))
+        return 0.0 if route is None else route.share(model)
+
+    def readiness_of_models(self) -> dict[str, bool]:
+        """By the name of each served version, and of each model: whether requests for it are answered.
+
+        Raises:
+            Unavailable: no worker has reported its models yet.
+        """
+        models = self.models()
+        names = [base_name(model.config.name) for model in models]
+        return {model.config.name: model.ready for model in models} | {name: self._route(name).ready for name in names}
+
+    def _route(self, name: str) -> Route:
+        """Raises ModelNotFound, Unavailable: as `resolve`."""
+        route = self._workers.routes.get(name)
+        if route is None:
+            raise ModelNotFound(f"there is no model {name!r}; served: {self._names()}")
+        return route
+
+    def _chosen(self, route: Route) -> ModelStatus:
+        """The version for the request that is being handled, of several."""
+        model, meant = route.choose(request_id.get())
+        if model is not meant:
+            self._metrics.rerouted(meant.config.name)
+        return model
 
     def models(self) -> tuple[ModelStatus, ...]:
         """The models that the worker serves, in its order; still known while a lost worker is being restarted.
@@ -262,50 +317,6 @@ class Engine:
         if models is None:
             raise Unavailable(self.readiness().reason, self.readiness().retry_after_s)
         return models
-
-    async def repository(self, deadline_s: float | None = None) -> tuple[StoredModel, ...]:
-        """All models of the worker's store, and all that it serves, by name.
-
-        Raises:
-            DeadlineExceeded: no answer came by `deadline_s`, on the clock of `time.monotonic`; None means
-                `model_control_timeout_ms` from now.
-            Overloaded: too many such requests wait already.
-            Unavailable: no worker is ready, or it was lost meanwhile.
-        """
-        return await self._workers.repository(self._control_deadline(deadline_s))
-
-    async def load(self, name: str, deadline_s: float | None = None) -> None:
-        """Serve a model of the store. When this returns it is ready, and the last of its task.
-
-        A model that is served already is read again from disk. If its weights or its config changed, or it is not
-        ready, it is loaded anew and replaces the old one, which answers until then. A call that is cancelled, fails or
-        is late changes nothing; only where one of several workers cannot load a changed model do the others keep the
-        change.
-
-        Raises:
-            Forbidden: model control is off in the settings.
-            ModelNotFound: the store has no model of that name.
-            ModelInvalid: its bundle is broken, or it does not give its reference answer.
-            Overloaded: the device has no room for it, or too many such requests wait already.
-            DeadlineExceeded, Unavailable: as `repository`.
-        """
-        self._check_model_control()
-        await self._workers.load(name, self._control_deadline(deadline_s))
-
-    async def unload(self, name: str, deadline_s: float | None = None) -> None:
-        """Stop serving a model. Its requests in progress are answered first, then its memory is freed.
-
-        New requests for it get ModelNotFound. Without its last model the service is not ready, and readiness has the
-        reason. An unload that has begun is completed, even if the caller leaves.
-
-        Raises:
-            Forbidden: model control is off in the settings.
-            ModelNotFound: it is not served.
-            Overloaded: too many such requests wait already.
-            DeadlineExceeded, Unavailable: as `repository`.
-        """
-        self._check_model_control()
-        await self._workers.unload(name, self._control_deadline(deadline_s))
 
     def readiness(self) -> Readiness:
         return self._workers.readiness()
@@ -355,16 +366,16 @@ class Engine:
         return max(self._workers.retry_after_s(), self.threads.drain_s)
 
     def _current(self, model: ModelStatus) -> ModelStatus:
-        """The model as it is served now: it may have changed while the request's body arrived. Raises as `resolve`."""
+        """The model as it is served now: it may have changed while the request's body arrived.
+
+        One that was unloaded meanwhile stays as it was: workers still answer it for a while.
+        """
         for current in self._workers.models() or ():
-            if current is model:
-                return model
-        return self.resolve(model.config.task, model.config.name)
+            if current is model or current.config.name == model.config.name:
+                return current
+        return model
 
-    def _check_model_control(self) -> None:
-        if not self._settings.model_control:
-            raise Forbidden(MODEL_CONTROL_OFF)
-
-    def _control_deadline(self, deadline_s: float | None) -> float:
-        latest_s = time.monotonic() + self._settings.model_control_timeout_ms / 1000
-        return latest_s if deadline_s is None else min(deadline_s, latest_s)
+    def _names(self, task: Task | None = None) -> str:
+        """The served models, or those of a task. Raises Unavailable."""
+        names = [model.config.name for model in self.models() if task in (None, model.config.task)]
+        return ", ".join(names) or "none"

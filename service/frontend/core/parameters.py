@@ -10,11 +10,11 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
+from model.model_name import MAX_LENGTH as MAX_MODEL_NAME
 from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 
-MAX_MODEL_NAME = 64
 DEFAULTS = QueryParams()
 DEFAULT_MASK_FORMAT = MaskFormat.RLE
 
@@ -41,7 +41,7 @@ IOU_THRESHOLD = Range("a number", 0, 1)
 MIN_AREA = Range("a whole number", 0, 1_000_000_000)
 MAX_CLASSES = 100
 CLASSES = f"1 to {MAX_CLASSES} names of the model's labels, comma separated, or class indices"
-MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /models)"
+MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters"
 
 
 EMBED = "embed"
@@ -143,7 +143,7 @@ def _class_index(name: str, labels: Sequence[str]) -> int:
     if (index := digits(name)) is not None and index < len(labels):
         return index
     near = [labels[folded.index(label)] for label in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
-    expected = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(labels[:5])}, … (see /models)"
+    expected = f"did you mean {', '.join(near)}?" if near else f"its first are {', '.join(labels[:5])}"
     raise BadParameter(f"parameter 'classes' has {shown(name)}, which is no class of the model; {expected}", "classes")
 
 
@@ -222,7 +222,7 @@ def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
 
 PARAMETERS: dict[str, Parameter] = {
     "model": Parameter(
-        "Model to use. Default: the task's default model (see /models).",
+        "Model to use, or NAME@VERSION. Default: the task's default model (see /models).",
         {"type": "string", "minLength": 1, "maxLength": MAX_MODEL_NAME},
         str,
         frozenset(Task),

@@ -8,6 +8,7 @@ import grpc
 
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy
+from model.model_name import version_of
 from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocessing
 from model.types import Task
 from service.errors import BadParameter
@@ -126,7 +127,9 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         ready=model.ready,
         labels=config.labels,
         weights_sha256=config.weights_sha256,
-        is_default=engine.resolve(config.task, None).config.name == config.name,
+        is_default=engine.is_default(model),
+        version=version_of(config.name),
+        share=engine.share(model),
         device=model.device,
         precision=model.precision,
         family=config.architecture.family,
