@@ -57,7 +57,10 @@ def request_message(params: PredictParams[Result], image: bytes, request_id: str
     request = REQUESTS[params.task](id=request_id, image=image)
     for name, value in _fields(params.values).items():
         try:
-            setattr(request, name, value)
+            if name == "classes":
+                getattr(request, name).extend(value)
+            else:
+                setattr(request, name, value)
         except (TypeError, ValueError) as error:
             raise BadParameter(f"parameter {name!r} is {value!r}, which cannot be sent: {error}") from error
     return request
