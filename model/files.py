@@ -27,10 +27,13 @@ def open_regular(path: Path) -> BufferedReader:
         raise
 
 
-def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+def replace_file(path: Path, content: bytes | memoryview, mode: int = 0o600) -> None:
     """Write a file, or replace it, as a whole or not at all, also where the machine loses power.
 
-    `mode`: permissions of the file, by default those of this user alone.
+    Args:
+        path: its folder must exist.
+        content: of the file.
+        mode: its permissions.
 
     Raises:
         OSError: it cannot be written.

@@ -65,12 +65,14 @@ class Meta:
 
     request_id: identifies the request in the service's log; empty if the service gave none.
     timings_ms: the service's time in ms by stage: decode, queue, infer, post, total; empty if the service gave none.
+    precision: what the network computed in: exact, fp32, bf16 or fp16; empty if the service gave none.
     """
 
     model: str
     task: Task
     request_id: str = ""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ class RestTransport:
             task=params.task,
             request_id=response.headers.get("x-request-id", ""),
             timings_ms=_parse_server_timing(response.headers.get("server-timing", "")),
+            precision=response.headers.get("x-model-precision", ""),
         )
         try:
             result = result_from_json(content.results[0], meta)
