@@ -240,9 +240,11 @@ def _measure(run: Run, folder: Path, settings: Settings, service: Service | None
     with open_log(folder, manifest) as log:
         if log.done:
             print_error(f"{len(log.done)} of {len(samples)} pictures were predicted before")
-        with image_progress(len(samples) - len(log.done), printing=False) as advance:
+        pending = len(samples) - len(log.done)
+        with image_progress(pending, printing=False) as advance:
             try:
-                asyncio.run(_predict(run, log, settings, service, advance))
+                if pending:
+                    asyncio.run(_predict(run, log, settings, service, advance))
             except SERVICE_ERRORS as error:
                 raise NoAnswer(f"{error.detail}; the run stopped: the same command with --out continues it") from error
         figures = compute_figures(run.dataset, run.model, log.results(), run.indices, all_scores=run.all_scores)
@@ -287,7 +289,7 @@ def _local_identity(name: str, settings: Settings) -> ModelIdentity:
     config = read_bundle(find_bundle(name, settings.models_dir)).config
     post = config.postprocessing
     pipeline = f"{config.preprocessing.model_dump_json()}{post.model_dump_json()}"
-    precision = settings.precision_of(name)
+    precision = settings.precision_of(config.name)
     return ModelIdentity(
         config.name,
         config.task,
