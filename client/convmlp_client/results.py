@@ -42,6 +42,7 @@ class Model:
     labels: class names by class index.
     embedding_dimension: length of a classifier's embeddings; None for other models.
     share: of the requests for the name without a version, 0 to 1.
+    score_threshold: the model's own, of detections or of a multi-label classifier's labels; None if it has none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Model:
     embedding_dimension: int | None = None
     version: str = "1"
     share: float = 1.0
+    score_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,14 @@ class Meta:
 
     request_id: identifies the request in the service's log; empty if the service gave none.
     timings_ms: the service's time in ms by stage: decode, queue, infer, post, total; empty if the service gave none.
+    precision: what the network computed in: exact, fp32, bf16 or fp16; empty if the service gave none.
     """
 
     model: str
     task: Task
     request_id: str = ""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +183,32 @@ def test_without_torch_the_extra_is_named(tmp_path: Path, store: Path) -> None:
     assert ran.returncode == 1
     assert ran.stderr == (
         "convmlp: this command needs torch, which is not installed; install this package's extra `worker`\n"
+    )
+
+
+def test_a_model_is_exported_as_onnx(tmp_path: Path, store: Path) -> None:
+    """The suffix selects it, unless --format does; the output has the largest differences; --force overwrites."""
+    models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", "--input-size", "64", store=store)
+    file = tmp_path / "mine.onnx"
+    ran = models("export", "mine", file, store=store)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    first, second = ran.stdout.splitlines()
+    assert first == f"mine -> {file}"
+    assert re.fullmatch(r"  checked with ONNX Runtime; largest differences: scores \d\.\de-\d\d", second)
+    ran = models("export", "mine", file, store=store)
+    assert (ran.exit_code, ran.stderr) == (1, f"convmlp: {file} exists already; --force overwrites it\n")
+    ran = models("export", "mine", file, "--format", "checkpoint", "--force", store=store)
+    assert (ran.exit_code, len(read_checkpoint(file).tensors) > 0) == (0, True)
+
+
+def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
+    """Nothing else needs these packages."""
+    script = "import sys; sys.modules['onnxruntime'] = None; from service.cli.app import main; main()"
+    command = [sys.executable, "-c", script, "models", "export", "convmlp_pets_breed", str(tmp_path / "breed.onnx")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "convmlp: this command needs onnxruntime, which is not installed; install this package's extra `onnx`\n",
     )
 
 

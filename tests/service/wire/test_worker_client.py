@@ -366,7 +366,7 @@ async def test_garbage_does_not_end_a_worker() -> None:
 
 
 async def test_a_worker_of_another_protocol_is_named() -> None:
-    """A front-end knows why it cannot use a worker, says so to its callers, and goes on when the worker is updated."""
+    """Callers get the reason why a front-end cannot use a worker, and answers when the worker is updated."""
     context = zmq.asyncio.Context()
     worker = context.socket(zmq.ROUTER)
     worker.setsockopt(zmq.LINGER, 0)
