@@ -49,7 +49,7 @@ def cut_regions(x: Tensor, axis: int, size: int, step: int) -> Tensor:
     on with the map's beginning. A region's channels are ordered by (channel, position), as the authors' weights are.
     """
     length = x.shape[axis]
-    full = -(-length // size) * size
+    full = (length + size - 1) // size * size
     if step or full != length:
         x = x.index_select(axis, (torch.arange(full, device=x.device) - step) % length)
     out: Tensor = x.unflatten(axis, (-1, size)).movedim(axis + 1, 4).flatten(3)
