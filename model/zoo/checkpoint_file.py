@@ -157,8 +157,8 @@ def _check_zip(path: Path, name: Path) -> None:
             parts = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise BundleInvalid(
-            f"{name} is truncated or corrupt: it begins like a file of torch.save, but the list of its parts is missing "
-            f"at its end ({error}); {_COPY_AGAIN}"
+            f"{name} is truncated or corrupt: it begins like a file of torch.save, but the list of its parts is "
+            f"missing at its end ({error}); {_COPY_AGAIN}"
         ) from error
     names = {part.filename.rpartition("/")[2] for part in parts} - {""}
     for part_name, kind in _ZIP_PARTS.items():

@@ -45,7 +45,7 @@ def refusal(tensors: Mapping[str, Tensor], name: str, folder: Path) -> str:
     return caught.value.detail
 
 
-@pytest.mark.parametrize(("backbone", "other"), permutations(PUBLISHED, 2))
+@pytest.mark.parametrize(("backbone", "other"), list(permutations(PUBLISHED, 2)))
 def test_one_backbone_under_the_name_of_another(backbone: str, other: str, tmp_path: Path) -> None:
     """The error has what the file is, and what the name stands for."""
     name = PUBLISHED[other]
