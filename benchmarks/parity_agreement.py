@@ -15,7 +15,17 @@ from pycocotools.cocoeval import COCOeval
 
 from model.net.boxes import iou_matrix
 from model.postprocess.masks import encode_rle, paste_mask
-from model.types import Box, ClassifyOutput, DetectOutput, Float32Array, RawOutput, SegmentOutput, Size, SoftMask
+from model.types import (
+    Box,
+    ClassifyOutput,
+    DetectOutput,
+    EmbedOutput,
+    Float32Array,
+    RawOutput,
+    SegmentOutput,
+    Size,
+    SoftMask,
+)
 
 MATCHED_IOU = 0.5
 
@@ -63,6 +73,8 @@ def agreement(
             return _detections(_all(DetectOutput, expected), _all(DetectOutput, found), sizes, mask_threshold)
         case SegmentOutput():
             return _label_maps(_all(SegmentOutput, expected), _all(SegmentOutput, found))
+        case EmbedOutput():
+            raise TypeError("embeddings are not compared here")
 
 
 def _all(kind: type[Output], outputs: Sequence[RawOutput]) -> list[Output]:

@@ -25,9 +25,10 @@ from model.errors import BundleInvalid, ConvMLPError, ImageTooLarge, ImageUndeco
 INTERNAL_DETAIL = "internal error; the service's log has the details under this request's id"
 
 MODEL_CONTROL_OFF = (
-    "this service does not let callers load or unload models; its operator can allow it with the setting model_control"
+    "this service does not let callers load, unload or split models; its operator can allow it with the setting "
+    "model_control"
 )
-"""The detail of Forbidden where a load or unload is requested."""
+"""The detail of Forbidden where a change of the models is requested."""
 
 
 class BadRequest(ConvMLPError):

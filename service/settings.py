@@ -17,6 +17,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from model.model_name import canonical_name, versioned_name
+from service.traffic_split import TrafficSplit, parse_splits
+
 if TYPE_CHECKING:
     from model.decode import DecodeLimits
 
@@ -50,6 +53,10 @@ Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s*]+)$")]
 
 
 ProtectedPath = Literal["/metrics", "/", "/docs", "/openapi.json"]
+
+
+ServedName = Annotated[str, AfterValidator(canonical_name)]
+"""`NAME` or `NAME@VERSION`."""
 
 
 def _split_names(value: Any) -> Any:  # noqa: ANN401  (whatever a source holds)
@@ -138,8 +145,15 @@ class Settings(BaseSettings):
     # Models and device
     models_dir: Path | None = None
     """Folder of model bundles, in addition to the embedded ones."""
-    models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = EMBEDDED_MODELS
-    """Names of the models to serve, comma-separated. The first of a task is the task's default."""
+    models: Annotated[tuple[ServedName, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = (
+        EMBEDDED_MODELS
+    )
+    """Names of the models to serve, comma-separated. The first of a task is the task's default. NAME@2 is version 2 of
+    NAME, and requests for NAME are answered by the first of its versions here, unless --split has others."""
+    split: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Which versions answer requests for a model's name, as NAME=VERSION:PERCENT,VERSION:PERCENT such as
+    pets=1:90,2:10; the percentages of a name sum to 100. NAME=VERSION gives all requests to one version. For workers;
+    with --model-control callers can change it."""
     model_weights: Annotated[tuple[ModelWeight, ...], NoDecode, BeforeValidator(_split_names)] = ()
     """`NAME=NUMBER`, comma-separated: relative shares of the device's time under overload. Other models have 1."""
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -278,6 +292,22 @@ class Settings(BaseSettings):
             if name and name not in self.models and not self.model_control:
                 raise ValueError(f"precision: {name!r} is not a served model; served: {', '.join(self.models)}")
         return self
+
+    @model_validator(mode="after")
+    def _splits_are_of_models(self) -> Settings:
+        for name, split in self.splits.items():
+            for version in split:
+                if versioned_name(name, version) not in self.models:
+                    raise ValueError(
+                        f"split: version {version} of {name!r} is not a served model; add "
+                        f"{versioned_name(name, version)} to models (served: {', '.join(self.models)})"
+                    )
+        return self
+
+    @property
+    def splits(self) -> dict[str, TrafficSplit]:
+        """`split` by model name. Raises ValueError, which the settings do when they are made."""
+        return parse_splits(self.split)
 
     def precision_of(self, model: str) -> str:
         """The precision that is configured for a model: auto, exact, fp32, fp16 or bf16."""

@@ -86,7 +86,7 @@ def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: Quer
     height, width = geometry.original.height, geometry.original.width
     match task:
         case Task.CLASSIFY if params.embed:
-            return EmbedOutput(level + np.arange(TINY_BACKBONE.embedding_dimension, dtype=np.float32) / 3)
+            return EmbedOutput((level + np.arange(TINY_BACKBONE.embedding_dimension) / 3).astype(np.float32))
         case Task.CLASSIFY:
             count = min(params.top_k, CLASSES)
             indices = (level + np.arange(count)) % CLASSES
@@ -286,6 +286,8 @@ class FakeRunner:
             return answer
         if isinstance(answer, SegmentOutput):
             return replace(answer, finite=False)
+        if isinstance(answer, EmbedOutput):
+            return EmbedOutput(answer.embedding * np.float32("nan"))
         return replace(answer, scores=answer.scores * np.float32("nan"))
 
     def ping(self) -> None:

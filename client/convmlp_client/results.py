@@ -33,13 +33,16 @@ class Task(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that the service serves.
+    """A model that the service serves; each version is one.
 
+    name: with the version, unless that is 1: `pets`, `pets@2`.
     default: a request that names no model gets this one.
     ready: the model passed its last self-check.
     precision: number format of the network, such as "fp32".
     labels: class names by class index.
     embedding_dimension: length of a classifier's embeddings; None for other models.
+    share: of the requests for the name without a version, 0 to 1.
+    score_threshold: the model's own, of detections or of a multi-label classifier's labels; None if it has none.
     """
 
     name: str
@@ -51,6 +54,9 @@ class Model:
     labels: tuple[str, ...]
     weights_sha256: str
     embedding_dimension: int | None = None
+    version: str = "1"
+    share: float = 1.0
+    score_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

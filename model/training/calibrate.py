@@ -12,10 +12,11 @@ from torch import nn
 
 from model.bundle import BundleConfig
 from model.families.registry import ArchitectureSpec, family_of
+from model.metrics import Float64Array, scored_matches
 from model.net.network import network_of
 from model.predictor import Predictor
 from model.training.data import Record
-from model.training.evaluate import Float64Array, class_probabilities, detections, scored_matches
+from model.training.evaluate import MIN_CALIBRATION_SCORE, class_probabilities, detections, scored_boxes, true_heads
 from model.types import BoolArray, IntArray, Task
 
 MIN_PROBABILITY = 1e-12
@@ -37,7 +38,10 @@ def fit_calibration(predictor: Predictor, config: BundleConfig, records: Sequenc
             breeds = np.array([record.breed for record in records])
             return temperature_scaling(class_probabilities(predictor, config, records), breeds)
         case Task.DETECT:
-            return platt_scaling(*scored_matches(detections(predictor, config, records), records, config.labels))
+            with_head = [record for record in records if record.head is not None]
+            found = scored_boxes(detections(predictor, config, with_head))
+            matches = scored_matches(found, true_heads(with_head), len(config.labels), MIN_CALIBRATION_SCORE)
+            return platt_scaling(*matches)
         case Task.SEGMENT:
             return None
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.bundle import CONFIG_FILE, Bundle, BundleConfig, read_bundle
+from model.confusion_picture import draw_confusion
+from model.metrics import confusion_matrix
 from model.net.normalise import Normalise
 from model.precision import Precision, make_predictor
 from model.predictor import Predictor, load_network
@@ -25,9 +27,6 @@ from model.types import Batch, IntArray, Task
 logger = logging.getLogger(__name__)
 
 TIMED_ROUNDS = 7
-
-CELL, MARGIN, LINE = 22, 190, 24
-INK, PAPER, RULE = (30, 30, 30), (255, 255, 255), (200, 120, 60)
 
 
 def report(data_dir: Path, store: Path, picture: Path | None) -> dict[str, dict[str, float]]:
@@ -55,7 +54,7 @@ def report(data_dir: Path, store: Path, picture: Path | None) -> dict[str, dict[
         logger.info("measuring %s on %d held-out photographs", config.name, len(held_out))
         figures[config.name] = measure(predictor, config, held_out) | cost(bundle)
         if picture is not None and config.task is Task.CLASSIFY:
-            draw_confusion(breed_confusion(predictor, config, held_out), config, held_out).save(picture)
+            draw_breeds(breed_confusion(predictor, config, held_out), config, held_out).save(picture)
     return figures
 
 
@@ -88,38 +87,16 @@ def cost(bundle: Bundle) -> dict[str, float]:
 def breed_confusion(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> IntArray:
     """Confusion matrix of photographs, [truth, top label]: int64 (classes, classes)."""
     best = class_probabilities(predictor, config, records).argmax(axis=1)
-    confusion = np.zeros((len(config.labels), len(config.labels)), np.int64)
-    np.add.at(confusion, ([record.breed for record in records], best), 1)
-    return confusion
+    return confusion_matrix(np.array([record.breed for record in records]), best, len(config.labels))
 
 
-def draw_confusion(confusion: IntArray, config: BundleConfig, records: Sequence[Record]) -> Image.Image:
-    """The confusion matrix: true breeds in rows, answers in columns, cats first; darker: a larger share of the row."""
+def draw_breeds(confusion: IntArray, config: BundleConfig, records: Sequence[Record]) -> Image.Image:
+    """The confusion matrix with cats first."""
     kinds = {record.breed: record.species for record in records}
     order = sorted(kinds, key=lambda breed: (kinds[breed], config.labels[breed].lower()))
-    names = [config.labels[breed] for breed in order]
-    counts = confusion[np.ix_(order, order)]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = CELL * len(order)
-    image = Image.new("RGB", (MARGIN + side + LINE, MARGIN + side + LINE), PAPER)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
-    for row, name in enumerate(names):
-        middle = MARGIN + CELL * row + CELL // 2
-        draw.text((MARGIN - 6, middle), name, INK, font, anchor="rm")
-        for column in range(len(order)):
-            left, top = MARGIN + CELL * column, MARGIN + CELL * row
-            grey = round(255 - 215 * float(shares[row, column]))
-            draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), (grey, grey, 255), (235, 235, 235))
-            if counts[row, column]:
-                ink = PAPER if grey < 128 else INK
-                draw.text((left + CELL // 2, middle), str(counts[row, column]), ink, font, anchor="mm")
-    headings = Image.new("RGB", (MARGIN, side), PAPER)
-    sideways = ImageDraw.Draw(headings)
-    for row, name in enumerate(names):
-        sideways.text((6, CELL * row + CELL // 2), name, INK, font, anchor="lm")
-    image.paste(headings.rotate(90, expand=True), (MARGIN, 0))
-    edge = MARGIN + CELL * sum(kinds[breed] == SPECIES.index("cat") for breed in order)
-    draw.line((MARGIN, edge, MARGIN + side, edge), RULE, 2)
-    draw.line((edge, MARGIN, edge, MARGIN + side), RULE, 2)
-    draw.text((6, 6), "true breed in rows,\nanswer in columns;\ncats above the line", INK, font)
-    return image
+    return draw_confusion(
+        confusion[np.ix_(order, order)],
+        [config.labels[breed] for breed in order],
+        "true breed in rows,\nanswer in columns;\ncats above the line",
+        divider=sum(kinds[breed] == SPECIES.index("cat") for breed in order),
+    )

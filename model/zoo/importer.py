@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
-from pydantic import TypeAdapter, ValidationError
 
-from model.bundle import Bundle, ModelName, Source, file_sha256
+from model.bundle import Bundle, Source, file_sha256
 from model.errors import BundleInvalid
 from model.families.registry import Architecture, backbone_of, family_of, input_problem, preprocessing_of
+from model.model_name import EXPECTED_NAME, base_name, canonical_name, is_name
 from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
@@ -66,11 +66,11 @@ def import_checkpoint(
 ) -> Bundle:
     """Write the bundle `store`/`name`. The write is atomic; an existing bundle is replaced.
 
-    If `name` is a published model's, the file must have its network, and the bundle gets its labels, pipelines, source
-    and accuracy. If the file's name is a published model's, `labels` is None, and the network matches, it gets labels
-    and pipelines alone; the weights may be others. Any other checkpoint is the caller's own: its
-    labels are `labels`, else those in the file, else `class 0` and so on; its pipeline is what the caller and the file
-    give, and the family's default in all else.
+    `name` may have a version. If it is a published model's, the file must have its network, and the bundle gets its
+    labels, pipelines, source and accuracy. If the file's name is a published model's, `labels` is None, and the network
+    matches, it gets labels and pipelines alone; the weights may be others. Any other checkpoint is the caller's own:
+    its labels are `labels`, else those in the file, else `class 0` and so on; its pipeline is what the caller and the
+    file give, and the family's default in all else.
 
     Args:
         file: as `read_checkpoint` takes it.
@@ -87,12 +87,14 @@ def import_checkpoint(
         BundleInvalid: the name is not allowed, the file is no valid checkpoint, or its network is not the expected one.
         OSError: the store cannot be written.
     """
+    name = canonical_name(name)
     _check_name(name)
-    if labels is not None and name in CATALOGUE:
+    base = base_name(name)
+    if labels is not None and base in CATALOGUE:
         raise BundleInvalid(
-            f"{name} is a published model with labels of its own; choose another name, or give no labels"
+            f"{base} is a published model with labels of its own; choose another name, or give no labels"
         )
-    checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights or _published_weights(file, name)))
+    checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights or _published_weights(file, base)))
     binary = is_binary(checkpoint) and pipeline.flags.activation != "sigmoid"
     if binary:
         pipeline, threshold = _without_pixel_threshold(checkpoint, pipeline)
@@ -102,26 +104,26 @@ def import_checkpoint(
     if task is not None and task != found:
         raise BundleInvalid(f"{file} has a {architecture.family}, which is for {found.value}, not for {task.value}")
     stored = read_stored_bundle(checkpoint.file, checkpoint.tensors)
-    published = None if labels is not None or stored is not None else _published(file, name, architecture, num_classes)
-    base = _own_metadata(architecture, checkpoint, stored) if published is None else published_metadata(published)
-    if published is not None and published.name != name:
-        base = replace(base, source=_file_source(checkpoint), accuracy=None)
-    as_published = "as published" if name in CATALOGUE else f"of the published {file.stem}, by the file's name"
-    chosen = _pipeline(base, checkpoint, stored, published, pipeline, as_published)
+    published = None if labels is not None or stored is not None else _published(file, base, architecture, num_classes)
+    known = _own_metadata(architecture, checkpoint, stored) if published is None else published_metadata(published)
+    if published is not None and published.name != base:
+        known = replace(known, source=_file_source(checkpoint), accuracy=None)
+    as_published = "as published" if base in CATALOGUE else f"of the published {file.stem}, by the file's name"
+    chosen = _pipeline(known, checkpoint, stored, published, pipeline, as_published)
     named = _labels(checkpoint, num_classes, labels, stored, published, found if binary else None, as_published)
-    precision = precision or (base.precision if stored is not None else "fp32")
-    unchanged = (chosen.preprocessing, chosen.postprocessing) == (base.preprocessing, base.postprocessing)
+    precision = precision or (known.precision if stored is not None else "fp32")
+    unchanged = (chosen.preprocessing, chosen.postprocessing) == (known.preprocessing, known.postprocessing)
     if problem := input_problem(architecture.backbone, chosen.preprocessing):
         raise BundleInvalid(f"{file}: {problem}")
     metadata = replace(
-        base,
+        known,
         name=name,
         architecture=architecture,  # in the file's form
         labels=named.names,
         preprocessing=chosen.preprocessing,
         postprocessing=chosen.postprocessing,
         precision=precision,
-        accuracy=base.accuracy if unchanged else None,  # it was measured with another pipeline
+        accuracy=known.accuracy if unchanged else None,  # it was measured with another pipeline
     )
     _check_finite(checkpoint, precision)
     network = meta_network(architecture, num_classes).to_empty(device="cpu")
@@ -191,12 +193,8 @@ def _notes(checkpoint: Checkpoint) -> Iterator[str]:
 
 def _check_name(name: str) -> None:
     """Raises BundleInvalid: a model cannot have the name."""
-    try:
-        TypeAdapter[str](ModelName).validate_python(name)
-    except ValidationError as error:
-        raise BundleInvalid(
-            f"{name!r} is not a valid model name; expected 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit first"
-        ) from error
+    if not is_name(name):
+        raise BundleInvalid(f"{name!r} is not a valid model name; {EXPECTED_NAME}")
 
 
 def _published_weights(file: Path, name: str) -> Weights | None:

@@ -12,6 +12,7 @@ import typer
 
 from model.bundle import EMBEDDED_DIR, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
+from model.model_name import SEPARATOR, base_name, canonical_name, version_of, versioned_name
 from model.types import Task
 from model.zoo.pipeline import Pipeline, PipelineParts, grey_levels
 from service.cli.console import printable
@@ -48,7 +49,13 @@ def import_model(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A checkpoint: a file, an index of shards, or a folder with one.")
     ],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of the new model.")],
+    name: Annotated[
+        str, typer.Option("--as", metavar="NAME[@VERSION]", help="Name of the new model. Without a version: version 1.")
+    ],
+    version: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Version of the model: --as NAME --version 2 is --as NAME@2."),
+    ] = None,
     task: Annotated[
         Task | None, typer.Option(help="Expected task. The weights determine the task; this only checks it.")
     ] = None,
@@ -136,6 +143,9 @@ def import_model(
     store = store_or_exit(models_dir)
     flags = _flags(input_size, resize, crop, interpolation, mean, std, score_threshold)
     flags = replace(flags, activation=None if activation is None else activation.value)
+    if version is not None and SEPARATOR in name and version_of(name) != str(version):
+        raise typer.BadParameter(f"--as {name} and --version {version} contradict each other; give one of them")
+    name = canonical_name(name if version is None else versioned_name(base_name(name), str(version)))
     with errors_to_exit():
         if not force and name in bundle_names(store):
             folder = find_bundle(name, store)
@@ -208,7 +218,7 @@ def _channels(flag: str, text: str | None) -> Channels | None:
 
 def _pipeline_of(name: str, store: Path) -> Pipeline:
     """The pipeline of a model in the store, or of a published one. Raises BundleInvalid."""
-    if name in bundle_names(store):
+    if canonical_name(name) in bundle_names(store):
         config = read_bundle(find_bundle(name, store)).config
         return Pipeline(config.preprocessing, config.postprocessing, (f"as of {name}",))
     from model.zoo.catalogue import CATALOGUE

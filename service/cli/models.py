@@ -1,4 +1,7 @@
-"""`convmlp models list|show`: the models of the store. `store.py` has the commands that change it."""
+"""`convmlp models list|show`: the models of the store.
+
+`store.py` has the commands that change it, `model_control.py` those that change what a service serves.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,15 @@ from model.bundle import EMBEDDED_DIR, Accuracy, Bundle, bundle_names, find_bund
 from model.errors import BundleInvalid
 from service.cli.console import number_column, print_error, print_table, text_column
 from service.cli.flags import settings_or_exit
+from service.cli.model_control import add_control_commands
 from service.cli.store import add_store_commands
 
 if TYPE_CHECKING:
     from model.zoo.catalogue_entry import CatalogueEntry
 
 models_app = typer.Typer(
-    no_args_is_help=True, help="Manage the model store: the embedded models, and a folder of further ones."
+    no_args_is_help=True,
+    help="Manage the model store (the embedded models, and a folder of further ones), and the models of a service.",
 )
 
 ModelsDir = Annotated[
@@ -74,7 +79,7 @@ def list_models(
 
 @models_app.command("show")
 def show_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Name of the model.")],
     models_dir: ModelsDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +104,7 @@ def show_model(
             ["preprocessing", _readable(config.preprocessing.model_dump())],
             ["postprocessing", _readable(config.postprocessing.model_dump(exclude={"task"})) or "-"],
             ["accuracy", _accuracy(config.accuracy)],
-            ["measured on", config.accuracy.measured_on if config.accuracy else "-"],
+            ["measured on", _measured_on(config.accuracy)],
             ["source", f"{config.source.description} {config.source.url}".strip()],
             ["licence", config.source.licence],
             ["attribution", config.source.attribution or "-"],
@@ -111,6 +116,7 @@ def show_model(
 
 
 add_store_commands(models_app)
+add_control_commands(models_app)
 
 
 def _list_available(*, as_json: bool) -> None:
@@ -165,6 +171,12 @@ def _megabytes(bundle: Bundle) -> str:
 
 def _accuracy(accuracy: Accuracy | None) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in accuracy.metrics.items()) if accuracy else "-"
+
+
+def _measured_on(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "-"
+    return accuracy.measured_on + (f"; data sha256 {accuracy.data_sha256}" if accuracy.data_sha256 else "")
 
 
 def _location(bundle: Bundle) -> str:

@@ -1,23 +1,32 @@
-"""`convmlp models pull|export|verify`: put models into the store, write them as checkpoints, and check them."""
+"""`convmlp models pull|export|verify`: put models into the store, write them as files, and check them."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from model.bundle import Bundle, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
+from model.model_name import base_name, canonical_name
 from service.cli.console import download_progress, print_error, printable
 from service.cli.flags import settings_or_exit
 from service.cli.model_import import import_model
 from service.cli.model_store import Force, Store, errors_to_exit, print_model, store_or_exit
 
-if TYPE_CHECKING:
-    from model.zoo.catalogue import CatalogueEntry
+
+class ExportFormat(StrEnum):
+    CHECKPOINT = "checkpoint"
+    ONNX = "onnx"
+
+    @classmethod
+    def of(cls, file: Path) -> ExportFormat:
+        """The format that a file's name stands for."""
+        return cls.ONNX if file.suffix.lower() == ".onnx" else cls.CHECKPOINT
 
 
 def add_store_commands(models_app: typer.Typer) -> None:
@@ -28,7 +37,13 @@ def add_store_commands(models_app: typer.Typer) -> None:
 
 
 def pull_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a published model, such as convmlp_s_imagenet.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a published model, such as convmlp_s_imagenet; with @VERSION it is stored as that version.",
+        ),
+    ],
     url: Annotated[str | None, typer.Option(help="Download this file instead of the authors' one.")] = None,
     mirror: Annotated[
         str | None, typer.Option(metavar="URL", help="Download from this copy of the authors' folder of checkpoints.")
@@ -45,35 +60,56 @@ def pull_model(
     with errors_to_exit():
         from model.zoo.catalogue import entry
 
-        published = entry(name)
+        published, name = entry(base_name(name)), canonical_name(name)
         if not force and _is_valid(name, store):
             typer.echo(f"{printable(name)} exists: {printable(str(store / name))}; --force downloads it again")
             return
         if mirror is not None:
             url = f"{mirror.rstrip('/')}/{published.path}"
-        print_model(_download(published, store, url or published.url, sha256, keep=keep))
+        print_model(_download(name, store, url or published.url, sha256, keep=keep))
 
 
 def export_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="The checkpoint to write.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Name of the model.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as NAME.pth or NAME.onnx.")],
+    file_format: Annotated[
+        ExportFormat | None, typer.Option("--format", help="Format of the file; by default that of its suffix.")
+    ] = None,
     force: Force = False,
     models_dir: Store = None,
 ) -> None:
-    """Write a model as a checkpoint with the authors' parameter names, in their toolboxes' format."""
+    """Write a model as a checkpoint or as an ONNX file.
+
+    checkpoint: with the authors' parameter names, in their toolboxes' format. `models import` reads it back.
+
+    onnx: from pixels to answers, for ONNX Runtime and others; checked with ONNX Runtime before it is written. It takes
+    the extra `onnx`.
+    """
     store = settings_or_exit(models_dir=models_dir).models_dir
     with errors_to_exit():
         bundle = read_bundle(find_bundle(name, store))
         if file.exists() and not force:
             raise BundleInvalid(f"{file} exists already; --force overwrites it")
+        if (file_format or ExportFormat.of(file)) is ExportFormat.ONNX:
+            _export_onnx(bundle, file)
+            return
         from model.zoo.export import export_checkpoint
 
         export_checkpoint(bundle, file)
         typer.echo(printable(f"{name} -> {file}"))
 
 
+def _export_onnx(bundle: Bundle, file: Path) -> None:
+    from model.onnx.export import export_onnx
+
+    differences = export_onnx(bundle, file)
+    largest = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.largest.items())
+    typer.echo(printable(f"{bundle.config.name} -> {file}"))
+    typer.echo(f"  checked with ONNX Runtime; largest differences: {largest or 'none, nothing is found'}")
+
+
 def verify_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model.")],
+    name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Name of the model.")],
     models_dir: Store = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
@@ -98,14 +134,14 @@ def verify_model(
             raise typer.Exit(1)
 
 
-def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
+def _download(name: str, store: Path, url: str, sha256: str | None, *, keep: bool) -> Bundle:
     from model.zoo.checkpoint_file import MAX_BYTES
     from model.zoo.download import ExpectedHash, TrustedHashes, download
     from model.zoo.importer import import_checkpoint
 
     trusted = TrustedHashes(store / "hashes.json")
     expected = ExpectedHash.given(sha256) if sha256 is not None else trusted.get(url)
-    file = store / f"{published.name}.pth"
+    file = store / f"{name}.pth"
     with download_progress(file.name) as display:
         found = download(
             url,
@@ -119,9 +155,9 @@ def _download(published: CatalogueEntry, store: Path, url: str, sha256: str | No
         if _is_page(file):
             raise BundleInvalid(
                 f"{url} answered with a page instead of the file, as Google Drive does with large files; open the "
-                f"address in a browser, save the file, and run: convmlp models import FILE --as {published.name}"
+                f"address in a browser, save the file, and run: convmlp models import FILE --as {name}"
             )
-        bundle = import_checkpoint(file, store, published.name)
+        bundle = import_checkpoint(file, store, name)
         trusted.record(url, found)  # only now: the hash of a wrong file must not be the expected one from now on
     finally:
         if not keep:

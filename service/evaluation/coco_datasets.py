@@ -34,6 +34,12 @@ class _Category(msgspec.Struct):
 class _Image(msgspec.Struct):
     id: int | str
     file_name: str
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return None if self.width is None or self.height is None else (self.width, self.height)
 
 
 class _Instance(msgspec.Struct):
@@ -125,7 +131,8 @@ def read_instances(path: Path, images: Path | None) -> Dataset:
         )
     root = _images_folder(path, file.images, images)
     samples = [
-        Sample(image.file_name, root / image.file_name, ObjectsTruth(tuple(objects[image.id]))) for image in file.images
+        Sample(image.file_name, root / image.file_name, ObjectsTruth(tuple(objects[image.id]), image.size))
+        for image in file.images
     ]
     return Dataset(path, DataFormat.COCO, tuple(names.values()), require_pictures(path, samples), (path,))
 

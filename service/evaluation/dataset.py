@@ -72,7 +72,14 @@ class TrueObject:
 
 @dataclass(frozen=True, slots=True)
 class ObjectsTruth:
+    """`size`: width and height of the picture that the objects are in, if the data set has them."""
+
     objects: tuple[TrueObject, ...]
+    size: tuple[int, int] | None = None
+
+    @property
+    def has_masks(self) -> bool:
+        return any(one.mask is not None for one in self.objects)
 
 
 @dataclass(frozen=True, slots=True)

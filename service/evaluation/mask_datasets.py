@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +95,7 @@ def mask_values(truth: MaskTruth, size: Size) -> ValueArray:
         raise DataInvalid(f"the mask {truth.path} is missing or not a complete PNG: {error}") from error
 
 
-def class_map(values: ValueArray, truth: MaskTruth, index_of: dict[str, int | None]) -> ValueArray:
+def class_map(values: ValueArray, truth: MaskTruth, index_of: Mapping[str, int | None]) -> ValueArray:
     """Class indices of the model, int64 (H, W); -1 where a pixel has no class.
 
     `index_of`: the model's class index of each of the data set's labels; None: such pixels are left out.
@@ -108,7 +108,7 @@ def class_map(values: ValueArray, truth: MaskTruth, index_of: dict[str, int | No
     return indices[inverse].reshape(values.shape)
 
 
-def _index(value: int, truth: MaskTruth, index_of: dict[str, int | None]) -> int:
+def _index(value: int, truth: MaskTruth, index_of: Mapping[str, int | None]) -> int:
     label = str(value) if truth.labels is None else truth.labels.get(value)
     if label is None:
         return -1

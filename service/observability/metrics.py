@@ -170,6 +170,12 @@ class FrontEndMetrics:
         )
         for error in (Overloaded, Unavailable):
             self._resent.labels(error.code)
+        self._rerouted = Counter(
+            "convmlp_rerouted_requests",
+            "Requests for a model's name whose version by the split was not ready, answered by another version",
+            ["model"],
+            registry=registry,
+        )
         # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
         self._restarts = None if METRICS_DIR in os.environ else restart_counter(registry)
 
@@ -217,6 +223,10 @@ class FrontEndMetrics:
 
     def resent(self, reason: str) -> None:
         self._resent.labels(reason).inc()
+
+    def rerouted(self, model: str) -> None:
+        """Count a request that another version of this model answers."""
+        self._rerouted.labels(model).inc()
 
     def worker_replaced(self) -> None:
         """Count that another worker process took a worker's place."""

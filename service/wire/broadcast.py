@@ -1,4 +1,4 @@
-"""Requests about models that go to all workers: list, load, unload.
+"""Requests about models that go to all workers: list, load, unload, split.
 
 Each worker completes such a request or changes nothing. These functions handle the case that some workers complete it
 and others do not.
@@ -15,6 +15,7 @@ import structlog
 
 from model.errors import ConvMLPError
 from service.errors import ModelNotFound, RetryLater, Unavailable, error_from_code
+from service.traffic_split import TrafficSplit
 from service.types import StoredModel
 from service.wire.messages import Phase
 from service.wire.worker_client import WorkerClient
@@ -82,12 +83,40 @@ async def broadcast_unload(clients: Sequence[WorkerClient], model: str, deadline
         raise _partial_failure(remain, clients, "the others unloaded it; unload it again")
 
 
+async def broadcast_split(clients: Sequence[WorkerClient], model: str, split: TrafficSplit, deadline_s: float) -> None:
+    """Replace a name's split on every worker. Raises as `broadcast_load`, and BadParameter.
+
+    Where a worker cannot, or the call is cancelled, the others get the split back that they had.
+    """
+    _check_all_up(clients)
+    before = {client: client.view().splits.get(model, {}) for client in clients}
+    try:
+        done, failed = await _call_all(clients, lambda client: client.set_split(model, split, deadline_s))
+    except asyncio.CancelledError:
+        if len(clients) > 1:
+            await _restore_splits(before, model)
+        raise
+    if not failed:
+        return
+    if not done:
+        raise next(iter(failed.values()))
+    await _restore_splits({client: before[client] for client in done}, model)
+    raise _partial_failure(failed, clients, "the others have the split that they had")
+
+
+async def _restore_splits(before: Mapping[WorkerClient, TrafficSplit], model: str) -> None:
+    deadline_s = time.monotonic() + ROLLBACK_TIMEOUT_S
+    _, failed = await _call_all(list(before), lambda client: client.set_split(model, before[client], deadline_s))
+    for error in failed.values():
+        log.error("a split is left on some of the workers", model=model, error=error.detail)
+
+
 def _check_all_up(clients: Sequence[WorkerClient]) -> None:
     """Raises Unavailable: a missing worker would come back with other models than the others."""
     missing = [view for view in (client.view() for client in clients) if view.phase is not Phase.READY]
     if missing and len(clients) > 1:  # a single worker gives its own reason
         raise Unavailable(
-            f"models are loaded and unloaded only while all workers are up; {len(missing)} of {len(clients)} are not: "
+            f"models are changed only while all workers are up; {len(missing)} of {len(clients)} are not: "
             f"{missing[0].reason}",
             missing[0].retry_after_s,
         )

@@ -6,16 +6,23 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from model.types import ModelInput, QueryParams
+import structlog
+
+from model.model_name import base_name
+from model.types import ModelInput, QueryParams, Task
 from service.errors import RetryLater, Unavailable, too_late
+from service.traffic_split import TrafficSplit
 from service.types import ModelStatus, Readiness, StoredModel
-from service.wire.broadcast import broadcast_list, broadcast_load, broadcast_unload
+from service.wire.broadcast import broadcast_list, broadcast_load, broadcast_split, broadcast_unload
 from service.wire.curve import PLAIN, WireOptions
+from service.wire.version_routes import Route
 from service.wire.worker_client import WaitForecast, WorkerAnswer, WorkerClient
-from service.wire.worker_view import merge_models, merge_readiness
+from service.wire.worker_view import merge_models, merge_readiness, merge_routes
+
+log = structlog.get_logger(__name__)
 
 
 class Listener(Protocol):
@@ -49,6 +56,10 @@ class WorkerPool:
         self._listener = listener
         self._change = asyncio.Event()
         self._models: tuple[ModelStatus, ...] | None = None
+        self.routes: Mapping[str, Route] = {}
+        """By what requests may name: a model's name, or one of its versions."""
+        self.default_routes: Mapping[Task, Route] = {}
+        """Those of requests that name no model."""
         self._ready: dict[str, tuple[WorkerClient, ...]] = {}
         self._open = contextlib.AsyncExitStack()
         self._closing = False
@@ -151,6 +162,10 @@ class WorkerPool:
         """Unload a model on every worker; an unload that has started is completed. Raises as `load`."""
         await broadcast_unload(self._clients, model, deadline_s)
 
+    async def set_split(self, model: str, split: TrafficSplit, deadline_s: float) -> None:
+        """Replace a name's split on every worker, or on none; `routes` has it when this returns. Raises as `load`."""
+        await broadcast_split(self._clients, model, split, deadline_s)
+
     async def wait_for_state(self) -> None:
         """Wait until every worker has sent its first State."""
         await asyncio.gather(*(client.wait_for_state() for client in self._clients))
@@ -175,10 +190,23 @@ class WorkerPool:
     def _changed(self) -> None:
         views = [client.view() for client in self._clients]
         self._models = merge_models(views)
+        self._set_routes(merge_routes(views))
         self._ready.clear()
         self._listener.workers_up(sum(view.phase is not None for view in views), len(views))
         self._change.set()
         self._change = asyncio.Event()
+
+    def _set_routes(self, routes: Mapping[str, Route]) -> None:
+        defaults: dict[Task, Route] = {}
+        for model in self._models or ():
+            defaults.setdefault(model.config.task, routes[base_name(model.config.name)])
+        before, self.routes, self.default_routes = self.routes, routes, defaults
+        for name, route in routes.items():
+            unready, known = _unready_share(route), name in before
+            if unready and route.ready and not (known and _unready_share(before[name]) == unready):
+                log.warning("versions are not ready; their share goes to the others", model=name, versions=unready)
+            elif not unready and known and _unready_share(before[name]):
+                log.info("all versions are ready and have their share", model=name)
 
     def _ready_for(self, version: str) -> tuple[WorkerClient, ...]:
         """The workers that are ready to answer for a version; cached until something changes."""
@@ -187,6 +215,11 @@ class WorkerPool:
             ready = tuple(client for client in self._clients if client.view().has_ready(version))
             self._ready[version] = ready
         return ready
+
+
+def _unready_share(route: Route) -> tuple[str, ...]:
+    """The versions that have a share of the requests and are not ready, where there are several."""
+    return () if route.only else tuple(version.config.name for version in route.versions if not version.ready)
 
 
 def _least_busy(clients: Sequence[WorkerClient]) -> WorkerClient:

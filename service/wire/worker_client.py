@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,12 +22,15 @@ from zmq.utils.monitor import parse_monitor_message
 from model.errors import ConvMLPError
 from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
+from service.observability.logs import LogLimit
 from service.observability.tracing import NO_CONTEXT, current_span
+from service.traffic_split import TrafficSplit
 from service.types import StoredModel
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.deadlines import Deadlines
 from service.wire.messages import (
     PROTOCOL,
+    UPDATE_BOTH,
     Answer,
     Answers,
     Cancel,
@@ -38,6 +41,8 @@ from service.wire.messages import (
     MalformedMessage,
     Phase,
     Predict,
+    ProtocolMismatch,
+    SetSplit,
     State,
     Store,
     Unload,
@@ -147,6 +152,11 @@ class WorkerClient:
         self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
         """By job: the future of its Store."""
         self._state: State | None = None
+        self._splits: Mapping[str, TrafficSplit] = {}
+        """Of the last State."""
+        self._mismatch = ""
+        """Why the worker that is there cannot be used: it speaks another protocol."""
+        self._malformed = LogLimit()
         self._instance = ""
         self._state_received = asyncio.Event()
         self._recovery = Recovery()
@@ -242,6 +252,11 @@ class WorkerClient:
         job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         await self._request(self._stores, job, budget_s, encode(Unload(job, budget_s, model)))
 
+    async def set_split(self, model: str, split: TrafficSplit, deadline_s: float) -> None:
+        """Replace a name's split; an empty one removes it. Raises as `load`, and BadParameter."""
+        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
+        await self._request(self._stores, job, budget_s, encode(SetSplit(job, budget_s, model, dict(split))))
+
     async def wait_for_state(self) -> None:
         """Wait until a worker has sent its first State."""
         await self._state_received.wait()
@@ -254,8 +269,11 @@ class WorkerClient:
     def view(self) -> WorkerView:
         state = self._state
         if state is None:
-            return WorkerView(None, NO_WORKER, self._recovery.left_s(), self._configs.models(None))
-        return WorkerView(state.phase, state.reason, state.retry_after_s, self._configs.models(state.phase))
+            return WorkerView(
+                None, self._mismatch or NO_WORKER, self._recovery.left_s(), self._configs.models(None), self._splits
+            )
+        models = self._configs.models(state.phase)
+        return WorkerView(state.phase, state.reason, state.retry_after_s, models, state.splits)
 
     def knows(self, version: str) -> bool:
         """Whether the worker serves a version, or did lately."""
@@ -282,11 +300,13 @@ class WorkerClient:
 
         Raises:
             DeadlineExceeded: no answer came within `budget_s`.
-            Unavailable: there is no connection.
+            Unavailable: there is no connection, or the worker speaks another protocol.
             ConvMLPError: what the job was settled with.
         """
         if budget_s <= 0:
             raise DeadlineExceeded("timed out before the request was sent to the worker")
+        if self._mismatch:
+            raise Unavailable(self._mismatch, self._recovery.left_s())
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         pending[job] = future
         deadline_s = time.monotonic() + budget_s
@@ -323,12 +343,13 @@ class WorkerClient:
         while True:
             self._send_hello()
             # A worker that is not ready soon changes its state.
-            await asyncio.sleep(self._heartbeat_s if self._is_ready() else self._heartbeat_s / 5)
+            await asyncio.sleep(self._heartbeat_s if self._is_ready() or self._mismatch else self._heartbeat_s / 5)
             if self._state is not None and time.monotonic() - self._received_s > self._timeout_s:
                 self._on_lost(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
         if parse_monitor_message([part.bytes for part in parts])["event"] == zmq.EVENT_DISCONNECTED:
+            self._mismatch = ""
             self._on_lost("the worker was lost; another is being started")
         else:
             self._send_hello()
@@ -343,12 +364,15 @@ class WorkerClient:
                     self._settle_answer(answer, frames)
             elif isinstance(message, State):
                 self._on_state(message)
+            elif isinstance(message, ProtocolMismatch):
+                self._on_mismatch(message.protocol)
             elif isinstance(message, Store):
                 _settle(self._stores.get(message.job), message.models)
             else:
                 self._settle_failure(message)
         except MalformedMessage as error:
-            log.error("malformed message from a worker", address=self._address, error=str(error))
+            if (repeated := self._malformed.due(str(error))) is not None:
+                log.error("malformed message from a worker", address=self._address, error=str(error), repeated=repeated)
 
     def _settle_answer(self, answer: Answer, frames: Iterator[zmq.Frame]) -> None:
         try:
@@ -373,19 +397,27 @@ class WorkerClient:
     def _on_state(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
             self._on_lost("the worker was restarted")
+        self._mismatch = ""
         self._configs.learn(state)
         if self._instance not in ("", state.instance):
             self._on_replaced()
         self._instance = state.instance
-        before, self._state = self._state, state
+        before, self._state, self._splits = self._state, state, state.splits
         self._recovery.learn(state.start_s)
         if self._is_ready():
             self._recovery.ready()
         elif state.phase is not Phase.READY:
             self._recovery.lost()
-        if before is None or state.configs or (before.phase, before.models) != (state.phase, state.models):
+        if before is None or state.configs or _shown(before) != _shown(state):
             self._on_change()
         self._state_received.set()
+
+    def _on_mismatch(self, protocol: int) -> None:
+        reason = f"the worker speaks protocol {protocol}, this front-end {PROTOCOL}; {UPDATE_BOTH}"
+        if reason != self._mismatch:  # it answers each greeting so
+            self._mismatch = reason
+            log.error("a worker cannot be used", address=self._address, reason=reason)
+            self._on_lost(reason)
 
     def _is_ready(self) -> bool:
         state = self._state
@@ -407,6 +439,11 @@ class WorkerClient:
         retry_after_s = self._recovery.left_s()
         for future in futures:
             _settle(future, Unavailable(f"{reason}; send the request again", retry_after_s))
+
+
+def _shown(state: State) -> tuple[object, ...]:
+    """What front-ends show of a state."""
+    return state.phase, state.models, state.splits
 
 
 def _settle(future: asyncio.Future[T] | None, result: T | ConvMLPError) -> None:

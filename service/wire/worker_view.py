@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from model.bundle import BundleConfig
+from model.model_name import base_name
 from model.types import AS_TRAINED, Deployment
+from service.traffic_split import TrafficSplit
 from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.messages import MalformedMessage, ModelState, Phase, State
+from service.wire.version_routes import Route, make_routes
 
 NO_WORKER = "there is no worker at the moment; one is being started"
 FIRST_RETRY_S = 2.0
@@ -45,13 +48,14 @@ class WorkerView:
     """The last state of a worker.
 
     `phase` is None where there is no worker, or it was lost. `models` are those that it serves, in its order, or served
-    before it was lost; None before its first State.
+    before it was lost; None before its first State. `splits` are by model name.
     """
 
     phase: Phase | None
     reason: str
     retry_after_s: float
     models: tuple[ServedModel, ...] | None
+    splits: Mapping[str, TrafficSplit] = field(default_factory=dict)
 
     def has_ready(self, version: str) -> bool:
         return any(model.version == version and model.ready for model in self.models or ())
@@ -173,22 +177,33 @@ def merge_models(views: Sequence[WorkerView]) -> tuple[ModelStatus, ...] | None:
     return tuple(map(_merge_model, by_name.values()))
 
 
+def merge_routes(views: Sequence[WorkerView]) -> dict[str, Route]:
+    """The routes to the versions of all served models, with the splits of a worker that is there, a ready one first."""
+    known = [view for view in views if view.models is not None]
+    if not known:
+        return {}
+    first = min(known, key=lambda view: (view.phase is not Phase.READY, view.phase is None))
+    return make_routes(merge_models(views) or (), first.splits)
+
+
 def merge_readiness(views: Sequence[WorkerView]) -> Readiness:
-    """Ready while each model is ready on at least one worker."""
+    """Ready while each model's name has a version that is ready on at least one worker and answers requests for it."""
     up = [view for view in views if view.phase is Phase.READY]
     if not up:
-        best = min(views, key=lambda view: view.phase is None)
+        best = min(views, key=lambda view: (view.phase is None, view.reason == NO_WORKER))
         return Readiness(False, best.reason, best.retry_after_s)
     retry_after_s = min(view.retry_after_s for view in up)
     models = merge_models(views)
     if not models:
         return Readiness(False, "no model is served; the last one was unloaded", retry_after_s)
-    not_ready = ", ".join(model.config.name for model in models if not model.ready)
-    if not_ready:
-        return Readiness(False, f"not ready: {not_ready}", retry_after_s)
+    routes = merge_routes(views)
+    not_ready = [model.config.name for model in models if not model.ready]
+    if any(not routes[base_name(name)].ready for name in not_ready):
+        return Readiness(False, f"not ready: {', '.join(not_ready)}", retry_after_s)
+    without = f", without {', '.join(not_ready)}" if not_ready else ""
     if len(up) < len(views):
-        return Readiness(True, f"ready, with {len(up)} of {len(views)} workers", retry_after_s)
-    return Readiness(True, "ready", retry_after_s)
+        return Readiness(True, f"ready, with {len(up)} of {len(views)} workers{without}", retry_after_s)
+    return Readiness(True, f"ready{without}", retry_after_s)
 
 
 def merge_stores(stores: Iterable[Sequence[StoredModel]]) -> tuple[StoredModel, ...]:

@@ -17,8 +17,8 @@ from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire, worker_wire
 from service.wire.worker_endpoint import WorkerEndpoint
-from service.worker.model_registry import StateFile
 from service.worker.runner import DeviceLost, DeviceMissing
+from service.worker.served_models_file import ServedModels, ServedModelsFile
 from service.worker.state_folder import StateFolder
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
@@ -80,7 +80,8 @@ def _bundles(settings: Settings) -> list[Bundle]:
         BundleInvalid: a configured one cannot be read.
     """
     bundles = []
-    for name in StateFile(settings.served_models_file, settings.models).read():
+    file = ServedModelsFile(settings.served_models_file, ServedModels.configured(settings))
+    for name in file.read().models:
         try:
             bundles.append(read_bundle(find_bundle(name, settings.models_dir)))
         except BundleInvalid as error:

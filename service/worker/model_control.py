@@ -1,4 +1,4 @@
-"""Requests of front-ends to load and unload models: one after the other, each within its deadline."""
+"""Changes of models that front-ends request: one after the other, each within its deadline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 
 from model.errors import ConvMLPError
 from service.errors import MODEL_CONTROL_OFF, DeadlineExceeded, Forbidden, Internal, Overloaded, Unavailable
-from service.wire.messages import ControlRequest, ListStore, Load, Unload
+from service.wire.messages import ControlRequest, ListStore, Load, SetSplit, Unload
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.model_loader import ModelLoader
 from service.worker.types import JobKey
@@ -114,3 +114,6 @@ class ModelControl:
             case Unload(model=name):
                 async with self._lock:
                     await self._loader.unload(name, commit)
+            case SetSplit(model=name, split=split):
+                async with self._lock:
+                    await self._loader.set_split(name, split, commit)

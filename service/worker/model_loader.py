@@ -17,12 +17,14 @@ from model.errors import BundleInvalid
 from service.errors import ModelInvalid, ModelNotFound, Overloaded
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
+from service.traffic_split import TrafficSplit, split_text
 from service.types import StoredModel
 from service.worker.disk import DiskReads, write_to_disk
 from service.worker.dispatcher import Dispatcher
-from service.worker.model_registry import LoadedModel, ModelRegistry, StateFile, new_model
+from service.worker.model_registry import LoadedModel, ModelRegistry, new_model
 from service.worker.runner import OutOfDeviceMemory, Runner
 from service.worker.self_check import SelfCheck
+from service.worker.served_models_file import ServedModels, ServedModelsFile
 from service.worker.tuning import Tuner
 
 CHECK_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0)
@@ -60,14 +62,14 @@ class ModelLoader:
         self._settings = settings
         self._metrics = metrics
         self._announce = announce
-        self._file = StateFile(settings.served_models_file, settings.models)
+        self._file = ServedModelsFile(settings.served_models_file, ServedModels.configured(settings))
         self._reads = DiskReads()
         self._changing: dict[str, str] = {}
         """By name: what is being done to a model that is not served."""
         self._removals: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Load the models of the registry.
+        """Load the models of the registry, and take over the splits that were set last.
 
         Raises:
             BundleInvalid: the weights of a configured model do not fit.
@@ -81,8 +83,9 @@ class ModelLoader:
                     raise
                 # A caller loaded it once: the other models are served without it.
                 log.error("cannot load a model that was served last", model=model.name, error=str(error))
-                self._registry.remove(model.name)
+                self._registry.drop(self._registry.remove(model.name))
                 self._metrics.remove_model(model.name)
+        self._registry.set_splits((await asyncio.to_thread(self._file.read)).splits)
 
     async def check(self) -> bool:
         """Check each served model on its reference picture. True: all of them are ready."""
@@ -153,6 +156,7 @@ class ModelLoader:
                 served = self._registry.get(name)
                 if served is not None and (served.version, served.unready_reason) == (model.version, None):
                     return
+                self._registry.check_task(model)
                 await self._load_and_check(model)
             except BundleInvalid as error:
                 log.error("cannot load a model", model=name, error=str(error))
@@ -166,13 +170,10 @@ class ModelLoader:
             await self._save_and_announce()
             log.info("model loaded", model=name, seconds=round(time.monotonic() - started_s, 3))
             if replaced is not None:
-                # Inputs that front-ends prepared for it before they received the change are still answered.
-                await asyncio.sleep(2 * self._settings.heartbeat_interval_ms / 1000)
-                self._registry.drop(replaced)
-                await self._remove(replaced)
+                await self._finish(replaced)
 
     async def unload(self, name: str, commit: Callable[[], None]) -> None:
-        """Stop serving a model, answer its pending jobs, and free its memory.
+        """Stop serving a model, answer its pending jobs, and free its memory. Its share of a split goes to the others.
 
         Raises:
             ModelNotFound: it is not served.
@@ -181,9 +182,16 @@ class ModelLoader:
         commit()
         with self._store_reason(name, "it is being unloaded"):
             await self._save_and_announce()
-            await self._remove(model)
+            await self._finish(model)
         self._metrics.remove_model(name)
         log.info("model unloaded", model=name)
+
+    async def set_split(self, name: str, split: TrafficSplit, commit: Callable[[], None]) -> None:
+        """Replace the split of a name among its served versions. Raises as `ModelRegistry.set_split`."""
+        self._registry.set_split(name, split)
+        commit()
+        await self._save_and_announce()
+        log.info("split changed", model=name, split=split_text(split) or "the default version")
 
     def close(self) -> None:
         for removal in self._removals:
@@ -251,6 +259,12 @@ class ModelLoader:
         if self._registry.get(model.name) is model or not again:
             self._metrics.best_batch(model.name, model.best_batch)
 
+    async def _finish(self, model: LoadedModel) -> None:
+        """Answer what front-ends prepared for a model before they received that it is not served, and remove it."""
+        await asyncio.sleep(2 * self._settings.heartbeat_interval_ms / 1000)
+        self._registry.drop(model)
+        await self._remove(model)
+
     async def _remove(self, model: LoadedModel) -> None:
         """Empty the slot of a model that gets no new jobs, once its pending jobs are answered."""
         model.retired = True
@@ -259,8 +273,9 @@ class ModelLoader:
         self._tuner.forget(model.slot)
 
     async def _save_and_announce(self) -> None:
+        served = ServedModels(tuple(model.name for model in self._registry.served), dict(self._registry.splits))
         try:
-            await write_to_disk(self._file.write, [model.name for model in self._registry.served])
+            await write_to_disk(self._file.write, served)
         except OSError as error:
             log.error("cannot save which models are served; a restart serves the configured ones", error=str(error))
         self._announce()

@@ -1,23 +1,19 @@
-"""The models in memory: those that are served, in order, and those that were replaced and still finish their jobs; and
-the file from which a restarted worker reads what it served."""
+"""The models in memory: those that are served, in order, how requests are split among their versions, and those that
+were replaced or unloaded and still finish their jobs."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import msgspec
-import structlog
 
 from model.bundle import Bundle, BundleConfig
-from model.files import open_regular, replace_file
+from model.errors import BundleInvalid
+from model.model_name import base_name, version_of, versioned_name
 from model.reference import reference_input
 from model.types import AS_TRAINED, Deployment, ModelInput
-from service.errors import ModelNotFound, Unavailable
-
-log = structlog.get_logger(__name__)
+from service.errors import BadParameter, ModelNotFound, Unavailable
+from service.traffic_split import ALL, TrafficSplit, check_split
 
 _slot_numbers = itertools.count(1)
 
@@ -68,14 +64,19 @@ def new_model(bundle: Bundle) -> LoadedModel:
 class ModelRegistry:
     """The served models by name, in the order in which they were served: the first of a task is its default.
 
-    `by_version` has the served models and those that they replaced, until these are dropped: an input is answered by
-    the model that it was made for.
+    `by_version` has the served models, and those that were replaced or removed until these are dropped: an input is
+    answered by the model that it was made for. `splits` are by model name; their versions are served.
     """
 
     def __init__(self, models: Iterable[LoadedModel]) -> None:
-        self._served = {model.name: model for model in models}
-        self._replaced: list[LoadedModel] = []
+        """Raises BundleInvalid: two versions of a model are for different tasks."""
+        self._served: dict[str, LoadedModel] = {}
+        self._leaving: list[LoadedModel] = []
         self.by_version: dict[str, LoadedModel] = {}
+        self.splits: dict[str, TrafficSplit] = {}
+        for model in models:
+            self.check_task(model)
+            self._served[model.name] = model
         self._index()
 
     @property
@@ -85,11 +86,22 @@ class ModelRegistry:
     def get(self, name: str) -> LoadedModel | None:
         return self._served.get(name)
 
-    def missing(self, name: str) -> ModelNotFound | Unavailable:
-        """The error of a request whose version is not in `by_version`."""
-        if name not in self._served:
-            return ModelNotFound(f"there is no model {name!r} here")
-        return Unavailable(f"model {name!r} was replaced during this request; send it again")
+    def missing(self, name: str) -> Unavailable:
+        """The error of a request whose version is not in `by_version`: it was when the request arrived.
+
+        Sent again it gets another version of the model, or ModelNotFound.
+        """
+        change = "replaced" if name in self._served else "unloaded"
+        return Unavailable(f"model {name!r} was {change} during this request; send it again")
+
+    def check_task(self, model: LoadedModel) -> None:
+        """Raises BundleInvalid: a served version of the model is for another task, so requests cannot be split."""
+        for other in self._served.values():
+            if base_name(other.name) == base_name(model.name) and other.config.task != model.config.task:
+                raise BundleInvalid(
+                    f"{model.name!r} is for {model.config.task.value}, and its version {other.name!r} for "
+                    f"{other.config.task.value}; versions of a model have one task, so give it another name"
+                )
 
     def put(self, model: LoadedModel) -> LoadedModel | None:
         """Serve a model, in the place of the one of its name or as the last.
@@ -100,17 +112,17 @@ class ModelRegistry:
         replaced = self._served.get(model.name)
         self._served[model.name] = model
         if replaced is not None:
-            self._replaced.append(replaced)
+            self._leaving.append(replaced)
         self._index()
         return replaced
 
-    def drop(self, replaced: LoadedModel) -> None:
-        """Remove a replaced model from `by_version`."""
-        self._replaced.remove(replaced)
+    def drop(self, leaving: LoadedModel) -> None:
+        """Remove a model that was replaced or removed from `by_version`."""
+        self._leaving.remove(leaving)
         self._index()
 
     def remove(self, name: str) -> LoadedModel:
-        """Stop serving a model.
+        """Stop serving a model, which is found by its version until it is dropped. The others get its share of a split.
 
         Raises:
             ModelNotFound: it is not served.
@@ -118,51 +130,46 @@ class ModelRegistry:
         if name not in self._served:
             raise ModelNotFound(f"there is no model {name!r} here")
         model = self._served.pop(name)
+        self._leaving.append(model)
         self._index()
+        self.set_splits(self.splits)
         return model
+
+    def set_splits(self, splits: Mapping[str, TrafficSplit]) -> None:
+        """Replace all splits. Versions that are not served lose their shares to the others of their model."""
+        self.splits = {}
+        for name, split in splits.items():
+            served = {version: percent for version, percent in split.items() if self._serves(name, version)}
+            if total := sum(served.values()):
+                self.splits[name] = {version: ALL * percent / total for version, percent in served.items()}
+
+    def set_split(self, name: str, split: TrafficSplit) -> None:
+        """Replace the split of one name; an empty one removes it.
+
+        Raises:
+            BadParameter: the split is not valid.
+            ModelNotFound: no version of the model is served, or one of the split is not.
+        """
+        versions = [version_of(model) for model in self._served if base_name(model) == name]
+        if not versions:
+            raise ModelNotFound(f"there is no model {name!r} here")
+        try:
+            check_split(split)
+        except ValueError as error:
+            raise BadParameter(f"the split of {name!r}: {error}", "split") from None
+        for version in split:
+            if version not in versions:
+                raise ModelNotFound(
+                    f"model {name!r} has no version {version!r} here; load {versioned_name(name, version)!r} first "
+                    f"(served: {', '.join(versions)})"
+                )
+        self.splits.pop(name, None)
+        if split:
+            self.splits[name] = dict(split)
+
+    def _serves(self, name: str, version: str) -> bool:
+        return versioned_name(name, version) in self._served
 
     def _index(self) -> None:
         # A model that was loaded again may have the same version: the served one counts.
-        replaced = [model for model in self._replaced if model.name in self._served]
-        self.by_version = {model.version: model for model in (*replaced, *self._served.values())}
-
-
-class StateFile:
-    """Keeps the names of the served models, in order. Without a `path` nothing is kept."""
-
-    def __init__(self, path: Path | None, configured: tuple[str, ...]) -> None:
-        self._path = path
-        self._configured = configured
-
-    def read(self) -> tuple[str, ...]:
-        """The models that were served last; the configured ones where no usable file was kept."""
-        if self._path is None:
-            return self._configured
-        try:
-            with open_regular(self._path) as file:
-                content = msgspec.json.decode(file.read(), type=_FileContent)
-        except FileNotFoundError:
-            return self._configured
-        except (OSError, msgspec.DecodeError) as error:
-            log.warning("cannot read the models served last; serving the configured ones", error=str(error))
-            return self._configured
-        if content.configured != self._configured:
-            log.warning("the configured models changed since the last start; serving the configured ones")
-            return self._configured
-        return content.served
-
-    def write(self, served: Sequence[str]) -> None:
-        """Keep names: the file is replaced as a whole or not at all.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        if self._path is not None:
-            replace_file(self._path, msgspec.json.encode(_FileContent(self._configured, tuple(served))))
-
-
-class _FileContent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file's content. `configured`: the models of the settings; once these change, `served` is out of date."""
-
-    configured: tuple[str, ...]
-    served: tuple[str, ...]
+        self.by_version = {model.version: model for model in (*self._leaving, *self._served.values())}

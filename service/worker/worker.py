@@ -308,6 +308,7 @@ class Worker:
             configs={model.version: model.config.model_dump_json() for model in served if model.version not in knows},
             silent_s=self._silent_s(),
             start_s=self._start_time.seconds,
+            splits={name: dict(split) for name, split in self._registry.splits.items()},
         )
         self._subscribers.sent(front_end, state.configs)
         self._endpoint.send_state(front_end, state)

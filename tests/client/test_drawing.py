@@ -18,7 +18,6 @@ from convmlp_client.results import (
     Detections,
     Label,
     Meta,
-    Result,
     Segment,
     Segmentation,
     Task,
@@ -54,7 +53,7 @@ def segmentation(label_map: npt.NDArray[np.integer], names: Sequence[str]) -> Se
     return Segmentation(ImageSize(width, height), tuple(segments), Meta("model", Task.SEGMENT))
 
 
-def drawn(image: UInt8Array, result: Result) -> UInt8Array:
+def drawn(image: UInt8Array, result: Classification | Detections | Segmentation) -> UInt8Array:
     return np.asarray(result.draw(image))
 
 

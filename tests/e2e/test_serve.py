@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import load_file
 
+from model.bundle import EMBEDDED_DIR, WEIGHTS_FILE
 from model.reference import REFERENCE_PICTURE
 from tests.e2e.convmlp_process import RunningService
 
@@ -33,6 +36,19 @@ def test_the_three_tasks_answer_a_photograph(service: RunningService) -> None:
     areas = {one["label"]: one["area"] for one in outline["segments"]}
     assert sum(areas.values()) == 451 * 300
     assert areas["cat"] > areas.get("dog", 0)
+
+
+def test_labels_are_those_of_the_embedding(service: RunningService) -> None:
+    """The classifier's last layer, computed here on the vector of /embed, gives the scores of /classify."""
+    with httpx2.Client(base_url=service.url, timeout=60) as client:
+        embedded = client.post("/embed", content=PICTURE).json()
+        labels = client.post("/classify?top_k=37", content=PICTURE).json()["results"][0]["labels"]
+    weights = load_file(EMBEDDED_DIR / embedded["model"] / WEIGHTS_FILE)
+    vector = np.array(embedded["results"][0]["embedding"])
+    logits = weights["head.weight"].astype(np.float64) @ vector + weights["head.bias"]
+    scores = np.exp(logits - logits.max())
+    scores /= scores.sum()
+    assert max(abs(label["score"] - scores[label["index"]]) for label in labels) < 0.01
 
 
 @pytest.mark.parametrize("path", ["/classify", "/detect", "/segment"])

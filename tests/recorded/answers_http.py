@@ -44,6 +44,10 @@ REST = [
     Http("DELETE of a model", "DELETE /models/fake_classify"),
     # Forms of a picture
     Http("classify", "POST /classify", PICTURE),
+    Http("embed", "POST /embed", PICTURE),
+    Http("embed, base64", "POST /embed?encoding=base64&normalize=true&model=fake_classify", PICTURE),
+    Http("embed, unknown encoding", "POST /embed?encoding=hex", PICTURE),
+    Http("embed with a detector", "POST /embed?model=fake_detect", PICTURE),
     Http("classify a JPEG", "POST /classify", pillow("JPEG")),
     Http("classify a turned JPEG", "POST /classify", pillow("JPEG", orientation=6)),
     Http("classify a WebP", "POST /classify", pillow("WEBP")),

@@ -105,6 +105,9 @@ def model_from_message(message: pb.Model) -> Model:
         labels=tuple(message.labels),
         weights_sha256=message.weights_sha256,
         embedding_dimension=message.embedding_dimension if message.HasField("embedding_dimension") else None,
+        version=message.version,
+        share=message.share,
+        score_threshold=message.score_threshold or None,
     )
 
 

@@ -22,7 +22,7 @@ MAX_CACHED_SIZES = 256
 """Input sizes whose packed weight a layer remembers; a detector's pictures have many sizes."""
 
 Activation = Literal["none", "relu", "gelu"]
-_EXACT_GELU: dict[Activation, str] = {"none": "", "relu": "", "gelu": "none"}
+EXACT_GELU: dict[Activation, str] = {"none": "", "relu": "", "gelu": "none"}
 """By activation: oneDNN's algorithm."""
 
 _Size = tuple[torch.Size, int]
@@ -47,7 +47,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight(x), self._bias, *self._geometry, self._activation, [], _EXACT_GELU[self._activation]
+            x, self._weight(x), self._bias, *self._geometry, self._activation, [], EXACT_GELU[self._activation]
         )
         return out
 

@@ -96,9 +96,9 @@ class HuggingFace:
         if self._task is not Task.SEGMENT:
             return [engine.resolve(self._task, name)]
         if name is not None:
-            model = engine.model(name)
+            model = engine.resolve_any(name)
             return [model if _does_instances(model) else engine.resolve(self._task, name)]
-        served = engine.models()
+        served = engine.resolve_all()
         semantic = [model for model in served if model.config.task is Task.SEGMENT]
         candidates = [*semantic, *(model for model in served if _does_instances(model))]
         if not candidates:
@@ -128,11 +128,13 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "description": (
-                "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
+                "The bytes of one image, its base64 or data: URL, or JSON with base64; detected from the bytes, "
+                "not from the Content-Type."
             ),
             "content": {
                 "application/octet-stream": {"schema": BINARY},
                 "application/json": {"schema": document},
+                "text/plain": {"schema": BASE64},
             },
         },
         "responses": {

@@ -1,6 +1,6 @@
 """Predictions for all transports of a front-end process: admit, prepare, ask a worker, encode.
 
-Also the bound on the bytes of requests' bodies, and the control of the workers' models.
+Also the choice of the model that answers a request, and the bound on the bytes of requests' bodies.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
+from model.model_name import base_name
 from model.types import DetectOutput, EmbedOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
-    MODEL_CONTROL_OFF,
     BadParameter,
-    Forbidden,
     ModelNotFound,
     Overloaded,
     Refusal,
@@ -27,13 +26,17 @@ from service.errors import (
 )
 from service.frontend.core.auth import network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
+from service.frontend.core.model_control import ModelControl
 from service.frontend.core.request_log import RequestRecord
 from service.frontend.core.sniffing import explained
+from service.observability.logs import request_id
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import Span, current_span, step
 from service.settings import Settings
-from service.types import ModelStatus, PredictRequest, Readiness, Reply, StoredModel, Timings
+from service.types import ModelStatus, PredictRequest, Readiness, Reply, Timings
 from service.wire.pool import WorkerPool
+from service.wire.version_routes import Route
+from service.wire.worker_client import WaitForecast
 
 T = TypeVar("T")
 
@@ -104,8 +107,9 @@ class Engine:
         self._workers = workers
         self.threads = threads
         """Where images are decoded and encoded."""
-        self._settings = settings
-        self._metrics = metrics
+        self.control = ModelControl(workers, settings)
+        self.settings = settings
+        self.metrics = metrics
         self._limits = settings.decode_limits
         self._images = 0
         self._images_of: dict[str, int] = {}
@@ -123,10 +127,7 @@ class Engine:
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
         """
-        model = self._current(request.model)
-        if not model.ready:
-            readiness = self.readiness()
-            raise Unavailable(readiness.reason, readiness.retry_after_s)
+        model = self.current(request.model)
         try:
             if not current_span().recording:
                 return await self._predict(request, model, encode, draws, None)
@@ -141,51 +142,84 @@ class Engine:
     async def _predict(
         self, request: PredictRequest, model: ModelStatus, encode: Encode[T], draws: bool, span: Span | None
     ) -> Reply[T]:
-        config, deadline_s = model.config, request.deadline_s
-        preparing = self._preparation(request, config)
-        caller = preparing.caller
-        of_caller = self._images_of.get(caller, 0)
-        if of_caller >= CALLER_SHARE * (self._settings.max_in_flight - self._images):
-            raise self._full(of_caller)
-        self._images += 1
-        self._images_of[caller] = of_caller + 1
-        self._metrics.in_flight.inc()
+        config = model.config
+        preparing = self.preparation(request, config)
+        self.begin(preparing.caller, 1)
         try:
             infer_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
             preparing.after_s = infer_s + post_s
             prepared_s = self.threads.expected_s(preparing)
             ready_s = prepared_s + infer_s if prepared_s else 0.0
-            reservation = self._workers.reserve(model, deadline_s, ready_s, post_s)
+            reservation = self._workers.reserve(model, request.deadline_s, ready_s, post_s)
             try:
                 self.threads.submit(preparing)
                 prepared = await preparing.future
             finally:
                 reservation.prepared()
-            exemplar = None if span is None else span.ids
-            self._metrics.stages["decode", config.task].observe(prepared.seconds, exemplar)
+            self.metrics.stages["decode", config.task].observe(prepared.seconds, None if span is None else span.ids)
             if span is not None:
                 span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
-            answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
-            output, size = answer.output, prepared.value.geometry.original
-            encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
-            self._metrics.stages["post", config.task].observe(encoded.seconds, exemplar)
-            if span is not None:
-                span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
+            return await self.answer(request, model, preparing, prepared.value, prepared.seconds, encode, draws, span)
         finally:
-            self._images -= 1
-            if of_caller := self._images_of[caller] - 1:
-                self._images_of[caller] = of_caller
-            else:
-                del self._images_of[caller]
-            self._metrics.in_flight.dec()
+            self.end(preparing.caller, 1)
             self.threads.release(preparing)
+
+    async def answer(
+        self,
+        request: PredictRequest,
+        model: ModelStatus,
+        preparing: Work[Any],
+        model_input: ModelInput,
+        decode_s: float,
+        encode: Encode[T],
+        draws: bool = False,
+        span: Span | None = None,
+    ) -> Reply[T]:
+        """The answer for an image that was prepared, in `decode_s`, for `model`. Raises as `predict`."""
+        config, size = model.config, model_input.geometry.original
+        answer = await self._workers.predict(request.id, model, model_input, request.params, request.deadline_s)
+        encoded = await self._encoded(preparing, answer.output, config, size, encode, draws=draws)
+        self.metrics.stages["post", config.task].observe(encoded.seconds, None if span is None else span.ids)
+        if span is not None:
+            span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
         infer_s, post_s = self._after_s.get((config.task, draws), (answer.infer_s, encoded.seconds))
         self._after_s[config.task, draws] = (
             infer_s + SMOOTHING * (answer.infer_s - infer_s),
             post_s + SMOOTHING * (encoded.seconds - post_s),
         )
-        timings = Timings(prepared.seconds, answer.queue_s, answer.infer_s, encoded.seconds)
+        timings = Timings(decode_s, answer.queue_s, answer.infer_s, encoded.seconds)
         return Reply(encoded.value, timings, answer.batch_images, answer.precision)
+
+    def begin(self, caller: str, images: int) -> None:
+        """Count images of a caller that are in progress until `end`. Each model that answers an image counts.
+
+        Raises:
+            Overloaded: there are too many. Where none is in progress any number may be.
+        """
+        of_caller, in_progress = self._images_of.get(caller, 0), self._images
+        more = images - 1
+        if in_progress and of_caller + more >= CALLER_SHARE * (self.settings.max_in_flight - in_progress - more):
+            raise self._full(of_caller)
+        self._images = in_progress + images
+        self._images_of[caller] = of_caller + images
+        self.metrics.in_flight.inc(images)
+
+    def end(self, caller: str, images: int) -> None:
+        """The images are no longer in progress."""
+        self._images -= images
+        if of_caller := self._images_of[caller] - images:
+            self._images_of[caller] = of_caller
+        else:
+            del self._images_of[caller]
+        self.metrics.in_flight.dec(images)
+
+    def reserve(self, model: ModelStatus, preparing: Work[Any]) -> WaitForecast:
+        """A slot of a worker for an image that is about to be prepared for several models. Raises as `WorkerPool`."""
+        infer_s, post_s = self._after_s.get((model.config.task, False), NOTHING_KNOWN)
+        preparing.after_s = max(preparing.after_s, infer_s + post_s)
+        prepared_s = self.threads.expected_s(preparing)
+        ready_s = prepared_s + infer_s if prepared_s else 0.0
+        return self._workers.reserve(model, preparing.deadline_s, ready_s, post_s)
 
     async def _encoded(
         self,
@@ -217,38 +251,90 @@ class Engine:
         return await self.threads.run(encoding)
 
     def resolve(self, task: Task, name: str | None) -> ModelStatus:
-        """The model that a request means: the named one, or the first of its task.
+        """The model that answers a request: the named one, or the first of its task; of several versions the one that
+        the split gives it.
 
         Raises:
-            ModelNotFound: no such model, or none of this task.
+            ModelNotFound: no such model or version, or no model of this task.
             BadParameter: the model does another task.
             Unavailable: no worker has reported its models yet.
         """
-        if name is None:
-            for model in self._workers.models() or self.models():
-                if model.config.task is task:
-                    return model
-            raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
-        model = self.model(name)
+        workers = self._workers
+        route = workers.default_routes.get(task) if name is None else workers.routes.get(name)
+        if route is None:
+            if name is not None:
+                self._route(name)
+            self.models()
+            raise ModelNotFound(f"this service has no model for the task {task.value!r}; served: {self._names()}")
+        model = route.only or self._chosen(route)
         if model.config.task != task:
             raise BadParameter(
                 f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
-                f"leave `model` out or name one for {task.value!r} (see /models)",
+                f"leave `model` out or name one for {task.value!r}: {self._names(task)}",
                 "model",
             )
         return model
 
+    def resolve_any(self, name: str) -> ModelStatus:
+        """As `resolve`, for a request that means the task of its model. Raises ModelNotFound, Unavailable."""
+        route = self._route(name)
+        return route.only or self._chosen(route)
+
+    def resolve_all(self) -> list[ModelStatus]:
+        """For a request that leaves the choice among models open: of each served model the version that answers it.
+
+        Raises:
+            Unavailable: no worker has reported its models yet.
+        """
+        names = dict.fromkeys(base_name(model.config.name) for model in self.models())
+        return [self.resolve_any(name) for name in names]
+
     def model(self, name: str) -> ModelStatus:
-        """One served model.
+        """One served model or version. A name with several versions means the one that answers most requests.
 
         Raises:
             ModelNotFound, Unavailable: as `resolve`.
         """
-        for model in self.models():
-            if model.config.name == name:
-                return model
-        known = ", ".join(model.config.name for model in self.models())
-        raise ModelNotFound(f"there is no model {name!r}; served: {known}")
+        return self._route(name).main
+
+    def versions(self, name: str) -> tuple[ModelStatus, ...]:
+        """The served versions of a model, in the order in which they were served. Raises as `model`."""
+        self._route(name)
+        return tuple(model for model in self.models() if base_name(model.config.name) == base_name(name))
+
+    def is_default(self, model: ModelStatus) -> bool:
+        """Whether most requests of its task that name no model are answered by this one."""
+        route = self._workers.default_routes.get(model.config.task)
+        return route is not None and route.main.config.name == model.config.name
+
+    def share(self, model: ModelStatus) -> float:
+        """The share of the requests for the model's name that this version answers while all are ready, 0 to 1."""
+        route = self._workers.routes.get(base_name(model.config.name))
+        return 0.0 if route is None else route.share(model)
+
+    def readiness_of_models(self) -> dict[str, bool]:
+        """By the name of each served version, and of each model: whether requests for it are answered.
+
+        Raises:
+            Unavailable: no worker has reported its models yet.
+        """
+        models = self.models()
+        names = [base_name(model.config.name) for model in models]
+        return {model.config.name: model.ready for model in models} | {name: self._route(name).ready for name in names}
+
+    def _route(self, name: str) -> Route:
+        """Raises ModelNotFound, Unavailable: as `resolve`."""
+        route = self._workers.routes.get(name)
+        if route is None:
+            raise ModelNotFound(f"there is no model {name!r}; served: {self._names()}")
+        return route
+
+    def _chosen(self, route: Route) -> ModelStatus:
+        """The version for the request that is being handled, of several."""
+        model, meant = route.choose(request_id.get())
+        if model is not meant:
+            self.metrics.rerouted(meant.config.name)
+        return model
 
     def models(self) -> tuple[ModelStatus, ...]:
         """The models that the worker serves, in its order; still known while a lost worker is being restarted.
@@ -261,50 +347,6 @@ class Engine:
             raise Unavailable(self.readiness().reason, self.readiness().retry_after_s)
         return models
 
-    async def repository(self, deadline_s: float | None = None) -> tuple[StoredModel, ...]:
-        """All models of the worker's store, and all that it serves, by name.
-
-        Raises:
-            DeadlineExceeded: no answer came by `deadline_s`, on the clock of `time.monotonic`; None means
-                `model_control_timeout_ms` from now.
-            Overloaded: too many such requests wait already.
-            Unavailable: no worker is ready, or it was lost meanwhile.
-        """
-        return await self._workers.repository(self._control_deadline(deadline_s))
-
-    async def load(self, name: str, deadline_s: float | None = None) -> None:
-        """Serve a model of the store. When this returns it is ready, and the last of its task.
-
-        A model that is served already is read again from disk. If its weights or its config changed, or it is not
-        ready, it is loaded anew and replaces the old one, which answers until then. A call that is cancelled, fails or
-        is late changes nothing; only where one of several workers cannot load a changed model do the others keep the
-        change.
-
-        Raises:
-            Forbidden: model control is off in the settings.
-            ModelNotFound: the store has no model of that name.
-            ModelInvalid: its bundle is broken, or it does not give its reference answer.
-            Overloaded: the device has no room for it, or too many such requests wait already.
-            DeadlineExceeded, Unavailable: as `repository`.
-        """
-        self._check_model_control()
-        await self._workers.load(name, self._control_deadline(deadline_s))
-
-    async def unload(self, name: str, deadline_s: float | None = None) -> None:
-        """Stop serving a model. Its requests in progress are answered first, then its memory is freed.
-
-        New requests for it get ModelNotFound. Without its last model the service is not ready, and readiness has the
-        reason. An unload that has begun is completed, even if the caller leaves.
-
-        Raises:
-            Forbidden: model control is off in the settings.
-            ModelNotFound: it is not served.
-            Overloaded: too many such requests wait already.
-            DeadlineExceeded, Unavailable: as `repository`.
-        """
-        self._check_model_control()
-        await self._workers.unload(name, self._control_deadline(deadline_s))
-
     def readiness(self) -> Readiness:
         return self._workers.readiness()
 
@@ -314,10 +356,10 @@ class Engine:
 
     def deadline(self, timeout_ms: int | None) -> float:
         """The deadline of a request that came now, on the clock of `time.monotonic`."""
-        limit = self._settings.request_timeout_ms
+        limit = self.settings.request_timeout_ms
         return time.monotonic() + min(timeout_ms if timeout_ms is not None else limit, limit) / 1000
 
-    def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
+    def preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
         """The decoding and resizing of a request's image. Raises as `model.decode.read_header`."""
         image, caller = request.image, request.caller
         header = None
@@ -340,7 +382,7 @@ class Engine:
         return Work(self.threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
 
     def _full(self, of_caller: int) -> Overloaded:
-        limit = self._settings.max_in_flight
+        limit = self.settings.max_in_flight
         detail = (
             f"{self._images} images are in progress, which is the limit"
             if self._images >= limit
@@ -352,17 +394,24 @@ class Engine:
         """Expected seconds until everything that waits here, or at the worker with the least, is done."""
         return max(self._workers.retry_after_s(), self.threads.drain_s)
 
-    def _current(self, model: ModelStatus) -> ModelStatus:
-        """The model as it is served now: it may have changed while the request's body arrived. Raises as `resolve`."""
-        for current in self._workers.models() or ():
-            if current is model:
-                return model
-        return self.resolve(model.config.task, model.config.name)
+    def current(self, model: ModelStatus) -> ModelStatus:
+        """The model as it is served now: it may have changed while the request's body arrived.
 
-    def _check_model_control(self) -> None:
-        if not self._settings.model_control:
-            raise Forbidden(MODEL_CONTROL_OFF)
+        One that was unloaded meanwhile stays as it was: workers still answer it for a while.
 
-    def _control_deadline(self, deadline_s: float | None) -> float:
-        latest_s = time.monotonic() + self._settings.model_control_timeout_ms / 1000
-        return latest_s if deadline_s is None else min(deadline_s, latest_s)
+        Raises:
+            Unavailable: it is not ready.
+        """
+        for served in self._workers.models() or ():
+            if served is model or served.config.name == model.config.name:
+                model = served
+                break
+        if not model.ready:
+            readiness = self.readiness()
+            raise Unavailable(readiness.reason, readiness.retry_after_s)
+        return model
+
+    def _names(self, task: Task | None = None) -> str:
+        """The served models, or those of a task. Raises Unavailable."""
+        names = [model.config.name for model in self.models() if task in (None, model.config.task)]
+        return ", ".join(names) or "none"

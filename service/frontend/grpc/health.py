@@ -32,7 +32,7 @@ def add_health(server: grpc.aio.Server, engine: Engine, services: Collection[str
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The health of the whole server (""), of each gRPC service, and of each model under its name."""
+    """The health of the whole server (""), of each gRPC service, and of each model and version under its name."""
 
     def __init__(self, engine: Engine, services: Collection[str]) -> None:
         self._engine = engine
@@ -95,7 +95,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
     def _models(self) -> dict[str, bool]:
         try:
-            return {model.config.name: model.ready for model in self._engine.models()}
+            return self._engine.readiness_of_models()
         except Unavailable:  # no worker has reported its models yet
             return {}
 

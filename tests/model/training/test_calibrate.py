@@ -8,9 +8,9 @@ from model.families.classifier import ClassifierSpec
 from model.families.convmlp import ConvMLPSpec
 from model.families.retinanet import RetinaNetSpec
 from model.families.semantic_fpn import SemanticFPNSpec
+from model.metrics import calibration_error
 from model.net.network import build_network
 from model.training.calibrate import Calibration, apply_calibration, platt_scaling, temperature_scaling
-from model.training.evaluate import calibration_error
 
 TINY = ConvMLPSpec(
     tokenizer_channels=4, conv_blocks=1, stage_channels=(8, 8, 8), stage_depths=(1, 1, 1), mlp_ratios=(1, 1, 1)

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from model.bundle import CONFIG_FILE, EMBEDDED_DIR, read_bundle
+from model.confusion_picture import CELL, MARGIN
 from model.training.data import Record
-from model.training.report import CELL, MARGIN, draw_confusion, report
+from model.training.report import draw_breeds, report
 from model.types import Size
 
 COST = ("parameters_millions", "gmacs", "images_per_cpu_second")
@@ -56,7 +57,7 @@ def test_cats_come_first_and_a_share_darkens_its_cell() -> None:
     ]
     confusion = np.zeros((37, 37), np.int64)
     confusion[config.labels.index("american bulldog"), config.labels.index("Bengal")] = 4
-    image = draw_confusion(confusion, config, records)
+    image = draw_breeds(confusion, config, records)
 
     def colour(row: int, column: int) -> object:
         return image.getpixel((MARGIN + CELL * column + 3, MARGIN + CELL * row + 3))

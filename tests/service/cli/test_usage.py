@@ -27,6 +27,10 @@ from service.settings import Settings
         ("classify a.png --local --timeout-ms 5", "--local"),
         ("classify a.png --json --save out.png", "--json and --save"),
         ("classify - -", "stdin"),
+        ("embed a.png", "Missing option '--out'"),
+        ("embed a.png --out vectors.csv", ".npy, .parquet"),
+        ("embed a.png --out vectors.npy --local --timeout-ms 5", "--local"),
+        ("embed tests/service/cli --out vectors.npy", "has no images"),
         ("models list --models-dir /nowhere/at/all", "does not exist"),
     ],
 )

@@ -45,7 +45,7 @@ def write_instances(path: Path, objects: Mapping[str, Sequence[Mapping[str, Any]
     images = [
         {"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT} for number, name in enumerate(objects)
     ]
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for number, found in enumerate(objects.values()):
         for one in found:
             rest = {key: value for key, value in one.items() if key != "label"}

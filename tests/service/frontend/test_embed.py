@@ -33,7 +33,7 @@ async def pair() -> AsyncIterator[PairAtWork]:
 def features(grey: int) -> npt.NDArray[np.float32]:
     """What the fake device answers for a picture of one grey level."""
     assert DIMENSION is not None
-    return grey + np.arange(DIMENSION, dtype=np.float32) / 3
+    return (grey + np.arange(DIMENSION) / 3).astype(np.float32)
 
 
 async def embed(pair: PairAtWork, query: str = "", grey: int = GREY) -> npt.NDArray[np.float32]:

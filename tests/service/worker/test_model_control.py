@@ -208,7 +208,8 @@ async def test_a_replaced_model_answers_its_own_inputs() -> None:
 
 
 async def test_unloading_answers_pending_jobs_first() -> None:
-    """The jobs in an unloaded model's queue are answered; later ones get ModelNotFound."""
+    """Jobs in an unloaded model's queue are answered, and so are those that front-ends prepared before they received
+    the change. Later ones are to be sent again."""
     async with at_work() as (worker, pool):
         await pool.load("second", far_deadline_s())
         model = status_of(pool, FIRST)
@@ -220,14 +221,16 @@ async def test_unloading_answers_pending_jobs_first() -> None:
         await until(lambda: depth(worker) == 4)
         unloading = asyncio.create_task(pool.unload(FIRST, far_deadline_s()))
         await until(lambda: served(pool) == ["second"])
-        with pytest.raises(ModelNotFound, match=FIRST):
-            await classify(pool, model=model)
+        asked.append(asyncio.create_task(classify(pool, model=model)))
+        await until(lambda: depth(worker) == 5)
         assert (await stored(pool, FIRST)).reason == "it is being unloaded"
         assert in_memory(worker) == [FIRST, "second"]
         assert not unloading.done()
         worker.runner.unblocked.set()
-        assert await asyncio.gather(*asked) == [LEVEL] * 5
+        assert await asyncio.gather(*asked) == [LEVEL] * 6
         await unloading
+        with pytest.raises(Unavailable, match="was unloaded during this request; send it again"):
+            await classify(pool, model=model)
         assert in_memory(worker) == ["second"]
         assert await classify(pool, model="second") == LEVEL
 

@@ -10,7 +10,6 @@ from service.errors import BadRequest
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as pb
 from service.frontend.api.oip.protocol import (
     MAX_LISTED,
-    VERSION,
     Datatype,
     InferRequest,
     InferResponse,
@@ -61,13 +60,13 @@ def stream_message(response: InferResponse) -> bytes:
 
 def stream_error(error_message: str, model: str, request_id: str) -> bytes:
     """`model` and `request_id`: those in the request's message, by which clients match the reply."""
-    response = pb.ModelInferResponse(model_name=model, model_version=VERSION, id=request_id)
+    response = pb.ModelInferResponse(model_name=model, id=request_id)
     response.parameters[FINAL_RESPONSE].bool_param = True
     return pb.ModelStreamInferResponse(error_message=error_message, infer_response=response).SerializeToString()
 
 
 def _fill(message: pb.ModelInferResponse, response: InferResponse) -> None:
-    message.model_name, message.model_version, message.id = response.model, VERSION, response.id
+    message.model_name, message.model_version, message.id = response.model, response.version, response.id
     for tensor, _ in response.outputs:
         message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         message.raw_output_contents.append(tensor.raw())

@@ -16,7 +16,6 @@ from service.errors import BadRequest
 from service.frontend.api.oip.protocol import (
     INPUT,
     MAX_LISTED,
-    VERSION,
     Datatype,
     InferRequest,
     InferResponse,
@@ -83,7 +82,7 @@ def encode_response(response: InferResponse, coding: str | None) -> tuple[bytes,
         else:
             data = {"data": tensor.listed()}
         outputs.append({"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape, **data})
-    document: dict[str, object] = {"model_name": response.model, "model_version": VERSION}
+    document: dict[str, object] = {"model_name": response.model, "model_version": response.version}
     if response.id:
         document["id"] = response.id
     document["outputs"] = outputs

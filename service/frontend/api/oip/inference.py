@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from model.errors import ConvMLPError
+from model.model_name import base_name, version_of
 from service.errors import DeadlineExceeded, Overloaded, RetryLater, error_from_code
 from service.frontend.api.oip.metadata import ModelRepository
 from service.frontend.api.oip.options import read_params, read_timeout_s
 from service.frontend.api.oip.outputs import OutputSelection, nbytes_of, select_outputs
-from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Values, check_version, images_of
+from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Values, images_of
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.request_log import RequestRecord, precisions, slowest
@@ -52,6 +53,7 @@ class Inference:
         self._auth = auth
         self._max_images = settings.max_images
         self._max_bytes = settings.max_request_bytes
+        self._repository = repository
         self._statistics = repository.statistics
 
     def resolve(self, record: RequestRecord, name: str, version: str) -> ModelStatus:
@@ -61,10 +63,8 @@ class Inference:
             ModelNotFound: it is not served, or has no such version.
             Unavailable: no worker has reported its models yet.
         """
-        model = self._engine.model(name)
-        record.task = model.config.task.value
-        check_version(name, version)
-        record.model = model.config.name
+        model = self._engine.resolve_any(self._repository.reference(name, version))
+        record.task, record.model = model.config.task.value, model.config.name
         return model
 
     async def infer(
@@ -110,7 +110,8 @@ class Inference:
 
             def respond() -> T:
                 outputs = selection.stack(values, self._max_bytes)
-                return encode(InferResponse(config.name, request.id, record.precision, outputs))
+                name, version = base_name(config.name), version_of(config.name)
+                return encode(InferResponse(name, version, request.id, record.precision, outputs))
 
             encoded = await offload(respond, nbytes, deadline_s)
         except ConvMLPError:
@@ -153,4 +154,5 @@ def _error_of_element(error: ConvMLPError, index: int) -> ConvMLPError:
     if isinstance(error, Overloaded):
         return Overloaded(detail, error.retry_after_s, error.reason)
     retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
-    return error_from_code(error.code, detail, retry_after_s)
+    of_element = error_from_code(error.code, detail, retry_after_s)
+    return of_element.with_advice(http=error.http_advice, grpc=error.grpc_advice)

@@ -13,9 +13,10 @@ from importlib.metadata import version
 from typing import Any
 
 from model.bundle import BundleConfig
-from service.errors import BadRequest
+from model.model_name import SEPARATOR, base_name, version_of
+from service.errors import BadRequest, ModelNotFound
 from service.frontend.api.oip.outputs import default_outputs, outputs_of
-from service.frontend.api.oip.protocol import INPUT, VERSION, Datatype, check_version
+from service.frontend.api.oip.protocol import INPUT, Datatype
 from service.frontend.core.engine import Engine
 from service.settings import Settings
 from service.types import ModelStatus, StoredModel, Timings
@@ -89,10 +90,10 @@ class ModelStatistics:
         self.failed_s += seconds
 
     def fields(self, name: str) -> Fields:
-        """The protocol's message."""
+        """The protocol's message. `name` may have a version."""
         return {
-            "name": name,
-            "version": VERSION,
+            "name": base_name(name),
+            "version": version_of(name),
             "last_inference": self.last_ms,
             "inference_count": self.images,
             "execution_count": round(self.executions),
@@ -111,7 +112,7 @@ class ModelStatistics:
 
 
 class ModelRepository:
-    """The models that are served and stored.
+    """The models that are served and stored. A model's name means the version that answers most requests for it.
 
     Where a model is named, the methods raise ModelNotFound if it is not served or has no such version. All raise
     Unavailable until a worker has reported its models.
@@ -121,54 +122,70 @@ class ModelRepository:
         self._engine = engine
         self._settings = settings
         self.statistics: defaultdict[str, ModelStatistics] = defaultdict(ModelStatistics)
-        """By model; only served models are looked up, so they are few."""
+        """By model and version; only served models are looked up, so they are few."""
+
+    def reference(self, name: str, version: str) -> str:
+        """What a request names, as the engine takes it. `version` is empty where it names none."""
+        if not version:
+            return name
+        versions = [version_of(model.config.name) for model in self._engine.versions(name)]
+        if version not in versions or (SEPARATOR in name and version_of(name) != version):
+            raise ModelNotFound(
+                f"model {name!r} has no version {version[:20]!r}, only {', '.join(map(repr, versions))}"
+            )
+        return f"{base_name(name)}{SEPARATOR}{version}"
 
     def model(self, name: str, version: str) -> ModelStatus:
-        model = self._engine.model(name)
-        check_version(name, version)
-        return model
+        return self._engine.model(self.reference(name, version))
 
     def metadata(self, name: str, version: str) -> Fields:
-        return model_metadata(self.model(name, version).config)
+        config = self.model(name, version).config
+        return model_metadata(config, [version_of(model.config.name) for model in self._engine.versions(name)])
 
     def config(self, name: str, version: str) -> Fields:
         return model_config(self.model(name, version), self._settings)
 
     def statistics_of(self, name: str = "", version: str = "") -> Fields:
-        """Of one model, or of all served models where none is named."""
-        models = [self.model(name, version)] if name else self._engine.models()
+        """Of one version, of all versions of a model, or of all served models where none is named."""
+        if name and not version and SEPARATOR not in name:
+            models = self._engine.versions(name)
+        else:
+            models = (self.model(name, version),) if name else self._engine.models()
         names = [model.config.name for model in models]
         return {"model_stats": [self.statistics[name].fields(name) for name in names]}
 
     async def index(self, *, only_ready: bool, deadline_s: float | None) -> list[Fields]:
-        """Every model of the worker's store. Raises as `Engine.repository`."""
-        models = await self._engine.repository(deadline_s)
+        """Every model of the worker's store. Raises as `ModelControl.repository`."""
+        models = await self._engine.control.repository(deadline_s)
         return [repository_entry(model) for model in models if model.ready or not only_ready]
 
     async def load(self, name: str, parameters: Collection[str], deadline_s: float | None) -> None:
-        """Raises BadRequest where `parameters` would change the model, else as `Engine.load`."""
+        """Raises BadRequest where `parameters` would change the model, else as `ModelControl.load`."""
         if parameters:
             raise BadRequest(
                 f"a model is loaded as its bundle describes it; remove the parameters "
                 f"{', '.join(sorted(parameters))[:80]!r}"
             )
-        await self._engine.load(name, deadline_s)
+        await self._engine.control.load(name, deadline_s)
 
     async def unload(self, name: str, deadline_s: float | None) -> None:
-        """Raises as `Engine.unload`."""
-        await self._engine.unload(name, deadline_s)
+        """Raises as `ModelControl.unload`."""
+        await self._engine.control.unload(name, deadline_s)
 
 
 def server_metadata() -> Fields:
     return {"name": DISTRIBUTION, "version": version(DISTRIBUTION), "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(config: BundleConfig) -> Fields:
-    """An input has one datatype in the protocol. It is UINT8, because any of its values are valid pixels."""
+def model_metadata(config: BundleConfig, versions: Sequence[str]) -> Fields:
+    """`versions`: those that are served.
+
+    An input has one datatype in the protocol. It is UINT8, because any of its values are valid pixels.
+    """
     outputs = [(output.name, output.datatype, output.dims) for output in default_outputs(config)]
     return {
-        "name": config.name,
-        "versions": [VERSION],
+        "name": base_name(config.name),
+        "versions": list(versions),
         "platform": PLATFORM,
         "inputs": [_tensor(INPUT, Datatype.UINT8, IMAGE_DIMS)],
         "outputs": [_tensor(*output) for output in outputs],
@@ -179,7 +196,9 @@ def model_config(model: ModelStatus, settings: Settings) -> Fields:
     """The fields of Triton's model configuration that apply here; `dims` are without the batch's."""
     config = model.config
     more = [output.name for output in outputs_of(config) if not output.default]
+    name = base_name(config.name)
     facts = {
+        "version": version_of(config.name),
         "task": config.task.value,
         "image": IMAGE_FORMS,
         "precision": model.precision,
@@ -187,7 +206,7 @@ def model_config(model: ModelStatus, settings: Settings) -> Fields:
         **({"optional_outputs": ", ".join(more)} if more else {}),
     }
     return {
-        "name": config.name,
+        "name": name,
         "platform": PLATFORM,
         "backend": BACKEND,
         # Images of one request. The device's batches are formed of all requests that wait, and may be smaller.
@@ -206,7 +225,7 @@ def model_config(model: ModelStatus, settings: Settings) -> Fields:
                 "allow_timeout_override": True,
             },
         },
-        "instance_group": _instances(config.name, model.devices),
+        "instance_group": _instances(name, model.devices),
         "parameters": {name: {"string_value": text} for name, text in facts.items()},
         "model_transaction_policy": {"decoupled": False},
     }
@@ -222,8 +241,8 @@ def _instances(name: str, devices: Sequence[str]) -> list[Fields]:
 
 def repository_entry(model: StoredModel) -> Fields:
     return {
-        "name": model.name,
-        "version": VERSION,
+        "name": base_name(model.name),
+        "version": version_of(model.name),
         "state": "READY" if model.ready else "UNAVAILABLE",
         "reason": model.reason,
     }

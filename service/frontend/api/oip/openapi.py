@@ -9,10 +9,11 @@ from collections.abc import Collection
 from typing import Any
 
 from model.errors import ConvMLPError
+from model.model_name import VERSION_PATTERN
 from service.errors import BadRequest, DeadlineExceeded, Forbidden, ModelInvalid, ModelNotFound, Unavailable
 from service.frontend.api.oip.http_codec import HEADER_LENGTH
 from service.frontend.api.oip.options import OF_TASK, TIMEOUT, WITHOUT_EFFECT
-from service.frontend.api.oip.protocol import INPUT, VERSION, Datatype
+from service.frontend.api.oip.protocol import INPUT, Datatype
 from service.frontend.core.parameters import PARAMETERS
 from service.frontend.http.openapi import (
     BINARY,
@@ -195,7 +196,7 @@ def _operation(
     answer: dict[str, Any],
     errors: Collection[type[ConvMLPError]] = READING_ERRORS,
 ) -> Operation:
-    parts = {"name": TEXT, "version": {"type": "string", "enum": [VERSION]}}
+    parts = {"name": TEXT, "version": {"type": "string", "pattern": f"^{VERSION_PATTERN}$"}}
     return {
         "tags": [TAG],
         "operationId": f"open_inference_{name}",
@@ -221,7 +222,7 @@ def _infer(path: str, name: str, settings: Settings) -> Operation:
     operation["parameters"] += [length, *header_parameters(settings)]
     operation["requestBody"] = {
         "required": True,
-        "description": f"At most {settings.max_request_bytes:,} bytes. Content-Encoding may be gzip or deflate.",
+        "description": f"At most {settings.max_request_bytes:,} bytes.",
         "content": {JSON: {"schema": ref("inference_request")}, RAW: {"schema": BINARY}},
     }
     json_bytes = {"description": "Bytes of JSON, if raw tensors follow it.", "schema": COUNT}

@@ -20,10 +20,8 @@ import numpy.typing as npt
 
 from model.errors import ImageTooLarge
 from model.types import Image
-from service.errors import BadRequest, ModelNotFound
+from service.errors import BadRequest
 
-VERSION = "1"
-"""Every model has this one version."""
 INPUT = "image"
 """The name of every model's input."""
 INPUT_FORMS = (
@@ -134,15 +132,10 @@ class InferResponse:
     """`outputs` in the requested order, each with whether it goes as raw bytes. `precision`: of the network."""
 
     model: str
+    version: str
     id: str
     precision: str
     outputs: Sequence[tuple[Tensor, bool]]
-
-
-def check_version(model: str, version: str) -> None:
-    """Raises ModelNotFound unless `version` is empty or the one version."""
-    if version not in ("", VERSION):
-        raise ModelNotFound(f"model {model!r} has no version {version[:20]!r}, only {VERSION!r}")
 
 
 def refuse_shared_memory(tensor: str, parameters: Mapping[str, object]) -> None:

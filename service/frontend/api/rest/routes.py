@@ -1,4 +1,4 @@
-"""GET /models, /livez, /readyz, /metrics; and the pages: the playground at `/`, the reference at `/docs`.
+"""GET /models, /livez, /readyz, /metrics; PUT /models/{name}/split; the playground at `/`, the reference at `/docs`.
 
 The pages load nothing from another host.
 """
@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CollectorRegistry
@@ -17,12 +18,14 @@ from pydantic import BaseModel
 
 from model.bundle import Accuracy, Source
 from model.families.registry import Architecture
+from model.model_name import version_of
 from model.reference import REFERENCE_PICTURE
 from model.spec import Postprocessing, Preprocessing
 from model.types import Task
-from service.errors import ModelNotFound, Unavailable
+from service.errors import BadParameter, BadRequest, DeadlineExceeded, Forbidden, ModelNotFound, Unavailable
 from service.frontend.core.engine import Engine
 from service.frontend.http.content_encoding import ENCODERS, negotiate_coding
+from service.frontend.http.middleware import request_of, within_deadline
 from service.frontend.http.openapi import error_answers, problem_content
 from service.observability.exposition import exposition
 from service.types import ModelStatus
@@ -40,6 +43,23 @@ FILES = {
     "/web/sample.jpg": REFERENCE_PICTURE,
 }
 
+MAX_SPLIT_BYTES = 4096
+SPLIT_EXAMPLE = '{"1": 90, "2": 10}'
+SPLIT_ERRORS = (BadParameter, BadRequest, DeadlineExceeded, Forbidden, ModelNotFound, Unavailable)
+SPLIT_BODY = {
+    "required": True,
+    "description": "Percent of the requests by version; they sum to 100. `{}`: the first served version gets all.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 100},
+                "example": {"1": 90, "2": 10},
+            }
+        }
+    },
+}
+
 HEADERS = {
     # The playground shows chosen images from blob: URLs, and the icon is a data: URL.
     "Content-Security-Policy": (
@@ -52,7 +72,9 @@ HEADERS = {
 
 
 class ModelCard(BaseModel):
-    """A served model. `default`: used if a request of its task names no model. `labels` are by class index.
+    """A version of a served model. `name`: with the version, unless that is 1. `default`: used if a request of its
+    task names no model; of several versions the one with the largest share. `share`: of the requests for the model's
+    name without a version, 0 to 1, while all versions that have a share are ready. `labels` are by class index.
     `embedding_dimension`: the length of a classifier's embeddings.
 
     `form`: of the network: `trained`, or `deploy`, an equivalent one with less to compute, into which it was changed
@@ -61,8 +83,10 @@ class ModelCard(BaseModel):
     """
 
     name: str
+    version: str
     task: Task
     default: bool
+    share: float
     ready: bool
     device: str
     precision: str
@@ -148,6 +172,28 @@ def service_routes(engine: Engine, registry: CollectorRegistry) -> APIRouter:
             text, headers["Content-Encoding"] = ENCODERS[coding](text), coding
         return Response(text, headers=headers)
 
+    @router.put(
+        "/models/{name}/split",
+        tags=["models"],
+        operation_id="split_model",
+        summary="Split the requests for a model's name among its versions",
+        responses=error_answers(SPLIT_ERRORS),
+        openapi_extra={"requestBody": SPLIT_BODY},
+    )
+    async def split(name: str, framework_request: Request) -> ModelList:
+        request = request_of(framework_request)
+        deadline_s = engine.deadline(request.timeout_ms)
+        try:
+            body = await within_deadline(request.read(MAX_SPLIT_BYTES, engine.bodies), deadline_s)
+            shares = msgspec.json.decode(body, type=dict[str, float])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the body does not have the expected form, such as {SPLIT_EXAMPLE}: {error}") from None
+        finally:
+            engine.bodies.release(request.record)
+        with request.connection.disconnect:
+            await engine.control.set_split(name, shares, None if request.timeout_ms is None else deadline_s)
+        return ModelList(models=[_card(engine, model) for model in engine.versions(name)])
+
     return router
 
 
@@ -172,8 +218,10 @@ def _card(engine: Engine, model: ModelStatus) -> ModelCard:
     config = model.config
     return ModelCard(
         name=config.name,
+        version=version_of(config.name),
         task=config.task,
-        default=engine.resolve(config.task, None).config.name == config.name,
+        default=engine.is_default(model),
+        share=round(engine.share(model), 6),
         ready=model.ready,
         device=model.device,
         precision=model.precision,

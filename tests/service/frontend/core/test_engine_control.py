@@ -55,16 +55,16 @@ async def grey_level_by(engine: Engine, status: ModelStatus) -> tuple[str, int]:
 async def test_a_model_comes_and_goes() -> None:
     """A loaded model answers when the load returns, and the default stays; it is the next default of its task."""
     async with engine_at_work() as (engine, _):
-        await engine.load("second")
+        await engine.control.load("second")
         assert await grey_level(engine, "second") == ("second", 77)
         assert await grey_level(engine, None) == ("fake_classify", 77)
-        await engine.unload("fake_classify")
+        await engine.control.unload("fake_classify")
         assert await grey_level(engine, None) == ("second", 77)
         with pytest.raises(ModelNotFound, match="fake_classify"):
             await grey_level(engine, "fake_classify")
-        states = {one.name: one.ready for one in await engine.repository()}
+        states = {one.name: one.ready for one in await engine.control.repository()}
         assert (states["second"], states["fake_classify"]) == (True, False)
-        await engine.load("fake_classify")
+        await engine.control.load("fake_classify")
         assert await grey_level(engine, None) == ("second", 77)  # who comes back comes last
 
 
@@ -74,23 +74,25 @@ async def test_a_model_may_change_while_a_body_arrives() -> None:
         resolved = engine.resolve(Task.CLASSIFY, "fake_classify")
         changed = fake_bundle(Task.CLASSIFY, "fake_classify", weights=b"trained for longer")
         store_bundle(worker.store, changed, weights=b"trained for longer")
-        await engine.load("fake_classify")
+        await engine.control.load("fake_classify")
         assert engine.model("fake_classify").version != resolved.version
         assert await grey_level_by(engine, resolved) == ("fake_classify", 77)
-        await engine.load("second")
-        await engine.unload("fake_classify")
-        with pytest.raises(ModelNotFound, match="fake_classify"):
+        await engine.control.load("second")
+        await engine.control.unload("fake_classify")
+        with pytest.raises(Unavailable, match="'fake_classify' was unloaded during this request; send it again"):
             await grey_level_by(engine, resolved)
+        with pytest.raises(ModelNotFound, match="fake_classify"):
+            engine.resolve(Task.CLASSIFY, "fake_classify")
 
 
 async def test_a_front_end_may_forbid_what_its_worker_allows() -> None:
     """Without the setting a front-end's callers change nothing, whatever the worker would do; they may ask."""
     async with engine_at_work(SETTINGS.with_changes(model_control=False)) as (engine, _):
         with pytest.raises(Forbidden, match="model_control"):
-            await engine.load("second")
+            await engine.control.load("second")
         with pytest.raises(Forbidden, match="model_control"):
-            await engine.unload("fake_classify")
-        assert "second" in [one.name for one in await engine.repository()]
+            await engine.control.unload("fake_classify")
+        assert "second" in [one.name for one in await engine.control.repository()]
         assert await grey_level(engine, None) == ("fake_classify", 77)
 
 
@@ -98,7 +100,7 @@ async def test_without_models_the_service_knows_that_it_has_none() -> None:
     """After the last unload the list of models is empty, not unknown, and readiness has the reason."""
     async with engine_at_work() as (engine, _):
         for status in engine.models():
-            await engine.unload(status.config.name)
+            await engine.control.unload(status.config.name)
         assert engine.models() == ()
         with pytest.raises(ModelNotFound):
             await grey_level(engine, None)
@@ -110,13 +112,13 @@ async def test_a_deadline_holds_for_models_too() -> None:
     async with engine_at_work(SETTINGS.with_changes(model_control_timeout_ms=500)) as (engine, worker):
         worker.runner.reading.clear()
         with pytest.raises(DeadlineExceeded):
-            await engine.load("second", time.monotonic() + 0.2)
+            await engine.control.load("second", time.monotonic() + 0.2)
         with pytest.raises(DeadlineExceeded):
-            await engine.load("second", time.monotonic() + 1000)
+            await engine.control.load("second", time.monotonic() + 1000)
         with pytest.raises(DeadlineExceeded):
-            await engine.load("second")
+            await engine.control.load("second")
         with pytest.raises(DeadlineExceeded):
-            await engine.repository(time.monotonic() - 1)
+            await engine.control.repository(time.monotonic() - 1)
 
 
 async def test_without_a_worker_nothing_can_be_asked_about_models() -> None:
@@ -124,6 +126,6 @@ async def test_without_a_worker_nothing_can_be_asked_about_models() -> None:
     settings = SETTINGS.with_changes(worker_address="ipc:///tmp/convmlp-test-nobody-is-here")
     async with open_front_end(settings) as front_end:
         with pytest.raises(Unavailable):
-            await front_end.engine.repository()
+            await front_end.engine.control.repository()
         with pytest.raises(Unavailable):
-            await front_end.engine.load("second")
+            await front_end.engine.control.load("second")

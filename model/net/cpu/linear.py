@@ -1,0 +1,151 @@
+"""Linear layers on the CPU: oneDNN's operator with packed weights, or MKL's matrix product where that is faster.
+
+A 1x1 convolution of channels-last maps is a linear layer over their channels. As such oneDNN computes it with half the
+cost of a call.
+
+A call of oneDNN's operator takes about 20 µs before it multiplies, and twice as long when other layers have used the
+caches. One of MKL takes 3 µs. So small products go to MKL, on Intel's processors: on others MKL is slow. MKL's results
+do not depend on the size of a batch and the number of threads only in its mode of conditional numerical
+reproducibility, so that it is used in that mode only.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.net.cpu.conv import EXACT_GELU, Activation
+from model.net.layers import ChannelMLP
+
+MKL_MAX_PRODUCTS = 40_000_000
+"""Multiplications for one picture; with more of them oneDNN is as fast. Those of one picture, as a choice that depends
+on the batch would round a picture differently in another batch."""
+
+MIN_ROWS = {torch.float32: 2, torch.bfloat16: 16, torch.float16: 16}
+"""With fewer rows oneDNN sums otherwise, so that an answer would depend on the size of its batch: a classifier's last
+layer has as many rows as the batch. In float32 this holds for one row of more than about 1,000 channels; in half
+precision also for less than a tile of AMX."""
+
+
+@cache
+def mkl_is_reproducible() -> bool:
+    """Whether MKL runs in its reproducible mode, on a processor that it is fast on."""
+    if not (torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR", "").endswith("STRICT")):
+        return False
+    return platform.system() == "Linux" and "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
+class Linear(nn.Module):
+    """A linear layer over the last axis and an optional activation: (N, ..., C) → (N, ..., D)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> None:
+        """`weight` is (D, C), `bias` (D,)."""
+        super().__init__()
+        weight = weight.detach().contiguous()
+        self._bias = None if bias is None else bias.detach()
+        self._activation = activation
+        self._out_channels, self._products = len(weight), weight.numel()
+        with_mkl = weight.dtype == torch.float32 and mkl_is_reproducible()
+        # (C, D), as MKL multiplies it fastest; or None, and only packed for oneDNN.
+        self._columns = weight.t().contiguous() if with_mkl else None
+        self._packed: Tensor | None = None if with_mkl else _packed(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, out_shape = _enough_rows(x), (*x.shape[:-1], self._out_channels)
+        columns = self._columns
+        if columns is not None and self._is_small(x):
+            flat = rows.reshape(-1, rows.shape[-1])
+            product = torch.mm(flat, columns) if self._bias is None else torch.addmm(self._bias, flat, columns)
+            return _cut(self._activated(product), out_shape)
+        out = torch.ops.mkldnn._linear_pointwise(
+            rows, self._packed_weight(), self._bias, self._activation, [], EXACT_GELU[self._activation]
+        )
+        return _cut(out, out_shape)
+
+    def plus(self, x: Tensor, addend: Tensor) -> Tensor:
+        """The linear layer, without activation, plus a tensor (N, ..., D)."""
+        assert self._activation == "none"
+        rows, addends = _enough_rows(x), _enough_rows(addend)
+        columns = self._columns
+        if columns is not None and self._is_small(x):
+            addends = addends.reshape(-1, addend.shape[-1])
+            out = addends.clone() if self._bias is None else addends + self._bias
+            return _cut(out.addmm_(rows.reshape(-1, x.shape[-1]), columns), addend.shape)
+        out = torch.ops.mkldnn._linear_pointwise.binary(rows, addends, self._packed_weight(), self._bias, "add")
+        return _cut(out, addend.shape)
+
+    def _is_small(self, x: Tensor) -> bool:
+        return x.shape[1:-1].numel() * self._products <= MKL_MAX_PRODUCTS
+
+    def _activated(self, x: Tensor) -> Tensor:
+        match self._activation:
+            case "none":
+                return x
+            case "relu":
+                return x.relu_()
+            case "gelu":
+                return F.gelu(x)
+
+    def _packed_weight(self) -> Tensor:
+        if self._packed is None:
+            assert self._columns is not None
+            self._packed = _packed(self._columns.t().contiguous())
+        return self._packed
+
+
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution and an optional activation: (N, C, H, W) → (N, D, H, W), channels-last in memory."""
+
+    def __init__(self, conv: nn.Conv2d, activation: Activation = "none") -> None:
+        super().__init__()
+        self._linear = Linear(conv.weight.flatten(1), conv.bias, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self._linear(x.permute(0, 2, 3, 1))
+        return out.permute(0, 3, 1, 2)
+
+    def plus(self, x: Tensor, addend: Tensor) -> Tensor:
+        """The convolution, without activation, plus a tensor of its shape."""
+        return self._linear.plus(x.permute(0, 2, 3, 1), addend.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is a linear layer over the channels."""
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+
+
+class FusedChannelMLP(nn.Module):
+    """Both linear layers; the exact GELU is fused into the first and the sum into the second."""
+
+    def __init__(self, mlp: ChannelMLP) -> None:
+        super().__init__()
+        self._first = Linear(mlp.fc1.weight, mlp.fc1.bias, "gelu")
+        self._second = Linear(mlp.fc2.weight, mlp.fc2.bias)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self._second.plus(self._first(x), residual)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
+
+
+def _enough_rows(x: Tensor) -> Tensor:
+    """`x` (..., C), or where it has too few rows, these and zeros as (MIN_ROWS, C)."""
+    rows, least = x.shape[:-1].numel(), MIN_ROWS[x.dtype]
+    return x if rows >= least else F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, least - rows))
+
+
+def _cut(out: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows as (..., D), without those that were added."""
+    channels = shape[-1]
+    rows = torch.Size(shape[:-1]).numel()
+    flat = out.reshape(-1, channels)
+    return (flat if len(flat) == rows else flat[:rows]).view(shape)
