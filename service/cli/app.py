@@ -38,6 +38,7 @@ LAZY_COMMANDS = {
     "classify": LazyCommand("service.cli.predict:classify", PREDICTION),
     "detect": LazyCommand("service.cli.predict:detect", PREDICTION),
     "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
+    "analyze": LazyCommand("service.cli.analyze:analyze", PREDICTION),
     "embed": LazyCommand("service.cli.embed:embed", PREDICTION),
     "bench": LazyCommand("service.cli.bench:bench", TOOLS),
     "models": LazyCommand("service.cli.models:models_app", TOOLS),

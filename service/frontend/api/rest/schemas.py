@@ -178,7 +178,7 @@ def encode_analysis(size: Size, answers: Mapping[str, bytes]) -> bytes:
     return msgspec.json.encode(Analysis(ImageSize(size.width, size.height), raw))
 
 
-def encode_analysis_answer(models: Mapping[str, str], results: Sequence[bytes]) -> bytes:
+def encode_analysis_answer(models: Mapping[str, str], results: Sequence[bytes | msgspec.Raw]) -> bytes:
     """The whole answer of several models around results that are encoded already."""
     return msgspec.json.encode(AnalysisAnswer(ANALYZE, dict(models), list(map(msgspec.Raw, results))))
 
