@@ -42,6 +42,7 @@ class Model:
     labels: class names by class index.
     embedding_dimension: length of a classifier's embeddings; None for other models.
     share: of the requests for the name without a version, 0 to 1.
+    score_threshold: the model's own, of detections or of a multi-label classifier's labels; None if it has none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Model:
     embedding_dimension: int | None = None
     version: str = "1"
     share: float = 1.0
+    score_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

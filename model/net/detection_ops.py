@@ -59,8 +59,7 @@ def grouped_nms(
     if limit == 0:
         empty = torch.zeros(len(boxes), 0, dtype=torch.int64, device=boxes.device)
         return empty, empty.bool()
-    largest = boxes.masked_fill(~valid[..., None], 0).amax(dim=(1, 2))
-    shifted = boxes + (groups * (largest[:, None] + 1))[..., None]
+    shifted = separate_groups(boxes, groups, valid)
     ranked = scores.masked_fill(~valid, -torch.inf)
     order = ranked.sort(dim=1, descending=True, stable=True).indices
     ordered = shifted.gather(1, order[..., None].expand(-1, -1, 4))
@@ -70,6 +69,12 @@ def grouped_nms(
     else:
         slots, filled = nms_ordered(ordered, alive, iou_threshold, limit)
     return order.gather(1, slots), filled
+
+
+def separate_groups(boxes: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """Boxes (N, n, 4) shifted so far that those of different groups do not overlap; arguments as of `grouped_nms`."""
+    largest = boxes.masked_fill(~valid[..., None], 0).amax(dim=(1, 2))
+    return boxes + (groups * (largest[:, None] + 1))[..., None]
 
 
 def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) -> tuple[Tensor, Tensor]:

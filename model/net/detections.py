@@ -6,7 +6,7 @@ suppressed by no box, and infinity becomes NaN. So an output is finite only if a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +48,31 @@ class Candidates:
     classes: Tensor
 
 
+def best_first(scores: Tensor, limit: int) -> Tensor:
+    """Positions of the best scores along axis 1, by falling score, NaN first: (N, n) → int64 (N, min(limit, n)).
+
+    Equal scores are ordered by position. torch.topk breaks ties in no defined order, which changes with the batch
+    size; it gets unique keys instead: the score's bits as an integer of the same order, then the position.
+    """
+    scores = scores.float()
+    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).masked_fill_(scores.isnan(), 0x7FFF_FFFF)
+    positions = torch.arange(scores.shape[1], device=scores.device)
+    keys = (ordered.long() << 32) | (0xFFFF_FFFF - positions)
+    return keys.topk(min(limit, scores.shape[1]), dim=1).indices
+
+
+TopK = Callable[[Tensor, int], Tensor]
+
+
 def level_candidates(
-    logits: Tensor, deltas: Tensor, anchors: AnchorSpec, level: int, geometry: BatchGeometry, limit: int
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: AnchorSpec,
+    level: int,
+    geometry: BatchGeometry,
+    limit: int,
+    top_k: TopK = best_first,
 ) -> Candidates:
     """The `limit` best-scored (anchor, class) pairs of one level, by falling score, NaN first.
 
@@ -62,14 +85,15 @@ def level_candidates(
         level: index of the level in `anchors`.
         geometry: boxes are clipped to its `limits`.
         limit: number of pairs.
+        top_k: what finds the best along axis 1; ONNX has an operator of its own for it.
     """
     height, width = logits.shape[-2:]
     num_classes = logits.shape[1] // anchors.per_position
     pairs = _by_anchor(logits, num_classes)
     # The best `limit` pairs belong to the best `limit` anchors, so not all pairs need sorting.
-    best = _top_k(pairs.amax(dim=2), limit).sort(dim=1).values
+    best = top_k(pairs.amax(dim=2), limit).sort(dim=1).values
     pairs = pairs.gather(1, best[..., None].expand(-1, -1, num_classes)).flatten(1)
-    chosen = _top_k(pairs, limit)
+    chosen = top_k(pairs, limit)
     anchor = best.gather(1, chosen // num_classes)
     priors = anchors.level_anchors(level, (height, width), logits.device)[anchor]
     moves = _by_anchor(deltas, 4).gather(1, anchor[..., None].expand(-1, -1, 4)).float()
@@ -87,21 +111,7 @@ def nan_unless_finite(x: Tensor) -> Tensor:
 
 def _by_anchor(x: Tensor, values: int) -> Tensor:
     """(N, A·values, h, w) → (N, h·w·A, values)."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)
-
-
-def _top_k(scores: Tensor, limit: int) -> Tensor:
-    """Positions of the best scores along axis 1, by falling score, NaN first: (N, n) → int64 (N, min(limit, n)).
-
-    Equal scores are ordered by position. torch.topk breaks ties in no defined order, which changes with the batch
-    size; it gets unique keys instead: the score's bits as an integer of the same order, then the position.
-    """
-    scores = scores.float()
-    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0
-    ordered = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).masked_fill_(scores.isnan(), 0x7FFF_FFFF)
-    positions = torch.arange(scores.shape[1], device=scores.device)
-    keys = (ordered.long() << 32) | (0xFFFF_FFFF - positions)
-    return keys.topk(min(limit, scores.shape[1]), dim=1).indices
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
 
 
 def detect_outputs(

@@ -111,6 +111,7 @@ def model_from_message(message: pb.Model) -> Model:
         embedding_dimension=message.embedding_dimension if message.HasField("embedding_dimension") else None,
         version=message.version,
         share=message.share,
+        score_threshold=message.score_threshold or None,
     )
 
 

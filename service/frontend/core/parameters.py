@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -41,6 +41,8 @@ MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters"
 
 EMBED = "embed"
 """The name of embedding, beside those of the tasks: a classifier answers with its features."""
+ANALYZE = "analyze"
+"""The name of predicting with several models for one image."""
 
 
 class View(StrEnum):
@@ -231,3 +233,45 @@ EMBED_PARAMETERS: dict[str, Parameter] = {
     ),
 }
 """Those of embedding."""
+
+
+MAX_MODELS = 16
+"""Of a request that names several."""
+TASKS_EXPECTED = f"some of {', '.join(Task)}, each once"
+MODELS_EXPECTED = f"1 to {MAX_MODELS} names of models, each once (see /models)"
+
+
+def distinct(names: Sequence[str], limit: int) -> tuple[str, ...] | None:
+    """The names, if they are some, not more than `limit`, none empty and none twice."""
+    fits = 0 < len(names) <= limit and all(names) and len(set(names)) == len(names)
+    return tuple(names) if fits else None
+
+
+def _tasks(text: str) -> tuple[Task, ...]:
+    names = distinct(text.split(","), len(Task))
+    if names is None or not set(names) <= set(Task):
+        raise ValueError(f"{TASKS_EXPECTED}, separated by commas")
+    return tuple(map(Task, names))
+
+
+def _models(text: str) -> tuple[str, ...]:
+    names = distinct(text.split(","), MAX_MODELS)
+    if names is None:
+        raise ValueError(f"{MODELS_EXPECTED}, separated by commas")
+    return names
+
+
+ANALYZE_PARAMETERS: dict[str, Parameter] = {
+    "tasks": Parameter(
+        "Tasks, separated by commas; each is done by its default model. Default: all that a model is served for.",
+        {"type": "string", "default": ",".join(Task)},
+        _tasks,
+    ),
+    "models": Parameter(
+        "Models instead of tasks, separated by commas (see /models); several may be of one task.",
+        {"type": "string"},
+        _models,
+    ),
+    **{name: parameter for name, parameter in PARAMETERS.items() if name not in ("model", "view")},
+}
+"""Those of an analysis: each task gets its own of them."""

@@ -6,7 +6,7 @@ are base64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -25,7 +25,7 @@ from model.types import (
     Size,
     Task,
 )
-from service.frontend.core.parameters import VectorEncoding
+from service.frontend.core.parameters import ANALYZE, VectorEncoding
 from service.frontend.http.problems import Problem
 
 
@@ -126,6 +126,21 @@ class ImageError(msgspec.Struct, frozen=True):
     error: Problem
 
 
+class Analysis(msgspec.Struct, frozen=True):
+    """`answers` has a result, or an error, for each task or model that was named."""
+
+    image: ImageSize
+    answers: dict[str, msgspec.Raw]
+
+
+class AnalysisAnswer(msgspec.Struct, frozen=True):
+    """`models`: which model gave the answers of each name."""
+
+    task: str
+    models: dict[str, str]
+    results: list[msgspec.Raw]
+
+
 class Answer(msgspec.Struct, frozen=True):
     """Results are JSON already, because each image is encoded by itself."""
 
@@ -160,6 +175,17 @@ def encode_error(problem: Problem) -> bytes:
 def encode_answer(model: str, task: str, results: Sequence[bytes]) -> bytes:
     """The whole answer around results that are encoded already."""
     return msgspec.json.encode(Answer(model, task, list(map(msgspec.Raw, results))))
+
+
+def encode_analysis(size: Size, answers: Mapping[str, bytes]) -> bytes:
+    """The place in `results` of an image that several models answered; the answers are encoded already."""
+    raw = {name: msgspec.Raw(answer) for name, answer in answers.items()}
+    return msgspec.json.encode(Analysis(ImageSize(size.width, size.height), raw))
+
+
+def encode_analysis_answer(models: Mapping[str, str], results: Sequence[bytes]) -> bytes:
+    """The whole answer of several models around results that are encoded already."""
+    return msgspec.json.encode(AnalysisAnswer(ANALYZE, dict(models), list(map(msgspec.Raw, results))))
 
 
 def encode_embedding(

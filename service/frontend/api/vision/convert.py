@@ -23,7 +23,16 @@ from model.types import (
 )
 from service.errors import BadParameter
 from service.frontend.core.overlay import encode_label_map
-from service.frontend.core.parameters import EMBED, PredictParams, cached_params
+from service.frontend.core.parameters import (
+    EMBED,
+    MAX_MODELS,
+    MODELS_EXPECTED,
+    TASKS_EXPECTED,
+    PredictParams,
+    cached_params,
+    distinct,
+    shown,
+)
 from service.frontend.core.request_log import RequestRecord
 
 Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest | pb.EmbedRequest
@@ -52,6 +61,12 @@ METHODS = (
     PredictMethod("Segment", Task.SEGMENT, Task.SEGMENT, pb.SegmentRequest, pb.SegmentResponse),
     PredictMethod("Embed", Task.CLASSIFY, EMBED, pb.EmbedRequest, pb.EmbedResponse),
 )
+
+TASKS: dict[Task, pb.Task.ValueType] = {
+    Task.CLASSIFY: pb.TASK_CLASSIFY,
+    Task.DETECT: pb.TASK_DETECT,
+    Task.SEGMENT: pb.TASK_SEGMENT,
+}
 
 MASK_FORMATS: dict[int, MaskFormat | None] = {
     pb.MASK_FORMAT_UNSPECIFIED: None,
@@ -83,6 +98,41 @@ def read_params(request: Request) -> PredictParams:
             return cached_params(model=model, mask_format=_mask_format(request.mask_format))
         case pb.EmbedRequest():
             return cached_params(model=model, embed=True)
+
+
+def read_analyze_params(request: pb.AnalyzeRequest) -> dict[Task, PredictParams]:
+    """The parameters of each task in a request. Raises BadParameter, as `read_params`."""
+    mask_format = _mask_format(request.mask_format)
+    return {
+        Task.CLASSIFY: cached_params(top_k=request.top_k if request.HasField("top_k") else None),
+        Task.DETECT: cached_params(
+            score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
+            max_detections=request.max_detections if request.HasField("max_detections") else None,
+            mask_format=mask_format,
+        ),
+        Task.SEGMENT: cached_params(mask_format=mask_format),
+    }
+
+
+def named_of(request: pb.AnalyzeRequest) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+    """The tasks and the models that a request names; at most one of both has any.
+
+    Raises:
+        BadParameter: both are named, one twice, too many, or an unknown task.
+    """
+    if request.tasks and request.models:
+        raise BadParameter("parameters 'tasks' and 'models' exclude each other; give one of them", "models")
+    known = {value: task for task, value in TASKS.items()}
+    if request.models:
+        models = distinct(request.models, MAX_MODELS)
+        if models is None:
+            given = shown(", ".join(request.models))
+            raise BadParameter(f"parameter 'models' is {given}; expected {MODELS_EXPECTED}", "models")
+        return (), models
+    tasks = tuple(known[value] for value in request.tasks if value in known)
+    if len(set(tasks)) < len(request.tasks):
+        raise BadParameter(f"parameter 'tasks' is {list(request.tasks)}; expected {TASKS_EXPECTED}", "tasks")
+    return tasks, ()
 
 
 def encode_response(

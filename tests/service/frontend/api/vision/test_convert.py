@@ -12,8 +12,8 @@ from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy
 from model.postprocess.masks import MaskFormat
 from model.types import Segment, SegmentResult, Size, Task
-from service.frontend.api.vision.convert import MASK_FORMATS, METHODS, read_params, response_of
-from service.frontend.api.vision.servicer import TASKS, accuracy_of
+from service.frontend.api.vision.convert import MASK_FORMATS, METHODS, TASKS, read_params, response_of
+from service.frontend.api.vision.servicer import accuracy_of
 
 
 def test_every_prediction_of_the_contract_is_answered() -> None:

@@ -9,7 +9,7 @@ import pytest
 from convmlp.v1 import vision_pb2 as pb
 from model.spec import CenterCropSpec, ClassifyPostSpec, DetectPostSpec, KeepRatioSpec
 from model.types import Task
-from service.frontend.api.vision.servicer import TASKS
+from service.frontend.api.vision.convert import TASKS
 from service.settings import Settings
 from tests.fakes import fake_bundle
 from tests.service.frontend.grpc_server import (
