@@ -219,7 +219,7 @@ async def test_numbers_arrive_as_sent(nested: bool, indent: int | None) -> None:
     assert len(body) > 3 * NUMBERS_BYTES
     (tensor,) = read_request(body, None).inputs
     assert isinstance(tensor.data, memoryview)
-    assert tensor.data == pixels.tobytes()
+    assert tensor.data.tobytes() == pixels.tobytes()
 
 
 async def test_encoded_images_in_json(http: httpx2.AsyncClient) -> None:
