@@ -181,11 +181,11 @@ class References(HTMLParser):
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:
     """It loads nothing but its own pictures and has no scripts; names are text, whatever they contain; a picture that
-    is gone has its results in words."""
+    is missing has its results in words."""
     hostile = '<img src="http://evil.example/x"><script>alert(1)</script>"\'&'
     pictures = [
         compared(Sample(hostile, write_picture(tmp_path / "a.png"), ClassTruth((hostile,))), 0.5),
-        compared(Sample("gone.png", tmp_path / "gone.png", ClassTruth(())), 0.4),
+        compared(Sample("missing.png", tmp_path / "missing.png", ClassTruth(())), 0.4),
     ]
     page = comparison_page(PageHead(hostile, "b", hostile, [(hostile, "1")]), pictures)
     found = References()
