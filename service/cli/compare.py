@@ -21,7 +21,8 @@ from service.cli.console import image_progress, number_column, print_error, prin
 from service.cli.evaluation import DATA, Format, IgnoreLabel, Images, MapFile, Masks
 from service.cli.flags import settings_or_exit
 from service.cli.model_reference import ComparedModel, ModelReference
-from service.cli.predict import OUTPUT, ApiKey, ModelsDir
+from service.cli.models import ModelsDir
+from service.cli.predict import OUTPUT, ApiKey
 from service.errors import BadParameter
 from service.evaluation.comparison import FIRST, SECOND, ComparedPicture, Comparison, Summary, comparison_for
 from service.evaluation.comparison_page import PageHead, comparison_page
