@@ -89,6 +89,7 @@ SLOW = (
     "deploy/test_k8s_build.py",
     "deploy/test_k8s_probes.py",
     "model/zoo/test_transfer.py",
+    "test_fork_server.py",
     "service/cli/test_*.py",
     "*/test_logs*.py",
     "*/test_compute_libraries.py",
