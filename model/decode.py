@@ -158,6 +158,11 @@ def decode_picture(
         raise undecodable(header.format) from error
 
 
+def depends_on_reader(header: Header) -> bool:
+    """Whether the readers see other pixels in the picture with this header."""
+    return jpeg.depends_on_reader(header) if header.format is ImageFormat.JPEG else bmp.depends_on_reader(header)
+
+
 def check_pixels(size: Size, limits: DecodeLimits) -> None:
     """Check a size against the limits. Raises ImageTooLarge."""
     pixels = size.width * size.height

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ConvMLPError(Exception):
@@ -25,9 +25,26 @@ class ConvMLPError(Exception):
 
     code: ClassVar[str] = "internal"
 
+    http_advice = grpc_advice = ""
+    """What callers of one transport can do, and those of the other cannot."""
+
     @property
     def detail(self) -> str:
+        """The message, without advice for one transport."""
         return str(self)
+
+    @property
+    def http_detail(self) -> str:
+        return f"{self}; {self.http_advice}" if self.http_advice else str(self)
+
+    @property
+    def grpc_detail(self) -> str:
+        return f"{self}; {self.grpc_advice}" if self.grpc_advice else str(self)
+
+    def with_advice(self, *, http: str = "", grpc: str = "") -> Self:
+        """This error, with advice for callers of each transport."""
+        self.http_advice, self.grpc_advice = http, grpc
+        return self
 
 
 class ImageUndecodable(ConvMLPError):

@@ -56,6 +56,15 @@ def prepare_picture(picture: Picture, spec: Preprocessing) -> ModelInput:
             return _keep_ratio(as_array(picture.source), picture.original, spec)
 
 
+def largest_input_bytes(spec: Preprocessing) -> int:
+    """An upper bound of the bytes of a network input, whatever the picture."""
+    match spec:
+        case CenterCropSpec(crop=crop):
+            return 3 * crop * crop
+        case KeepRatioSpec(long_side=long, short_side=short, pad_multiple=multiple):
+            return 3 * _round_up(long, multiple) * _round_up(short, multiple)
+
+
 def content_size(original: Size, spec: Preprocessing) -> Size:
     """The size that a picture of upright size `original` is resized to, before cropping or padding."""
     height, width = original.height, original.width

@@ -88,6 +88,7 @@ SLOW = (
     "client/test_readme.py",
     "deploy/test_k8s_build.py",
     "deploy/test_k8s_probes.py",
+    "model/test_onnx.py",
     "model/zoo/test_transfer.py",
     "test_fork_server.py",
     "service/cli/test_*.py",

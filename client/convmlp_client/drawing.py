@@ -139,6 +139,11 @@ class Style:
     def text_height(self) -> int:
         return self.ascent + math.ceil(self._open(PACKAGED).getbbox("Ág", anchor="ls")[3])
 
+    @property
+    def panel_step(self) -> int:
+        """From one row of a panel to the next."""
+        return self.text_height + self.pad
+
     def line(self, label: HasLabel, suffix: str) -> Line:
         """The name of a class, or its index if no font has the name's letters, and a suffix of ASCII."""
         name, path = self.fonts.legible(label.label, label.index)
@@ -161,10 +166,24 @@ def class_colour(index: int) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_labels(canvas: PIL.Image.Image, labels: Sequence[HasScore]) -> None:
-    """Draw a panel with labels and scores on an RGB image."""
+def draw_labels(canvas: PIL.Image.Image, labels: Sequence[HasScore], top: int = 0) -> None:
+    """Draw a panel with labels and scores on an RGB image, from row `top` on."""
     style = Style.for_size(*canvas.size)
-    _draw_panel(canvas, [(label, f"  {label.score:.1%}") for label in labels[:MAX_PANEL_ROWS]], style)
+    _draw_panel(canvas, [(label, f"  {label.score:.1%}") for label in labels[:MAX_PANEL_ROWS]], style, top)
+
+
+def panel_tops(
+    size: tuple[int, int], labels: Sequence[Sequence[HasScore]], segments: Sequence[Sequence[HasArea]]
+) -> tuple[list[int], list[int]]:
+    """The rows from which the panels of several results are drawn, below each other: those of labels first.
+
+    `size` is the canvas's width and height.
+    """
+    style = Style.for_size(*size)
+    rows = [len(one) for one in labels] + [sum(part.label != BACKGROUND for part in one) for one in segments]
+    heights = [3 * style.pad + style.panel_step * min(count, MAX_PANEL_ROWS) if count else 0 for count in rows]
+    tops = [sum(heights[:at]) for at in range(len(heights))]
+    return tops[: len(labels)], tops[len(labels) :]
 
 
 def draw_detections(
@@ -193,12 +212,17 @@ def draw_detections(
 
 
 def draw_segments(
-    canvas: PIL.Image.Image, segments: Sequence[HasArea], label_map: LabelMap | None, values: Sequence[int]
+    canvas: PIL.Image.Image,
+    segments: Sequence[HasArea],
+    label_map: LabelMap | None,
+    values: Sequence[int],
+    area: int,
+    top: int = 0,
 ) -> None:
-    """Draw tints, borders, and a panel with the share of each segment on an RGB image.
+    """Draw tints, borders, and from row `top` on a panel with the share of each segment, on an RGB image.
 
     `label_map` is (H, W) of the canvas; pixels of value `values[i]` belong to segment i. If it is None, only the panel
-    is drawn.
+    is drawn. `area` is that of the image that was segmented, in pixels.
     """
     style = Style.for_size(*canvas.size)
     tinted = [(one, value) for one, value in zip(segments, values, strict=True) if one.label != BACKGROUND]
@@ -206,27 +230,29 @@ def draw_segments(
         _tint(canvas, label_map, {value: class_colour(segment.index) for segment, value in tinted})
         borders = _borders(label_map, max(1, style.line_width // 2))
         canvas.paste(WHITE, (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
-    area = max(sum(segment.area for segment in segments), 1)
-    _draw_panel(canvas, [(segment, f"  {segment.area / area:.1%}") for segment, _ in tinted[:MAX_PANEL_ROWS]], style)
+    rows = [(segment, f"  {segment.area / area:.1%}") for segment, _ in tinted[:MAX_PANEL_ROWS]]
+    _draw_panel(canvas, rows, style, top)
 
 
-def _draw_panel(canvas: PIL.Image.Image, rows: Sequence[tuple[HasLabel, str]], style: Style) -> None:
-    """Labels and suffixes with a swatch of their colour, on a darkened panel at the top left."""
+def _draw_panel(canvas: PIL.Image.Image, rows: Sequence[tuple[HasLabel, str]], style: Style, top: int) -> None:
+    """Labels and suffixes with a swatch of their colour, on a darkened panel at the left, from row `top` on.
+
+    Rows for which there is no room are left out; without one above it a panel has at least one row.
+    """
     width, height = canvas.size
-    swatch = style.text_height
-    step = swatch + style.pad
-    rows = rows[: max(1, (height - 3 * style.pad) // step)]
+    swatch, step = style.text_height, style.panel_step
+    rows = rows[: max(0 if top else 1, (height - top - 3 * style.pad) // step)]
     if not rows:
         return
     lines = [style.line(label, suffix).truncate(width - 6 * style.pad - swatch) for label, suffix in rows]
     panel_width = math.ceil(max(line.length for line in lines)) + swatch + 4 * style.pad
-    right, bottom = min(width, style.pad + panel_width), min(height, 3 * style.pad + step * len(rows))
-    if style.pad < right and style.pad < bottom:
-        panel = (style.pad, style.pad, right, bottom)
+    right, bottom = min(width, style.pad + panel_width), min(height, top + 3 * style.pad + step * len(rows))
+    if style.pad < right and top + style.pad < bottom:
+        panel = (style.pad, top + style.pad, right, bottom)
         canvas.paste(canvas.crop(panel).point(lambda level: level * PANEL_SHADE), panel)
     draw = PIL.ImageDraw.Draw(canvas)
     for at, (line, (label, _)) in enumerate(zip(lines, rows, strict=True)):
-        x, y = 2 * style.pad, 2 * style.pad + at * step
+        x, y = 2 * style.pad, top + 2 * style.pad + at * step
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=class_colour(label.index))
         draw.text((x + swatch + style.pad, y + style.ascent), line.text, fill=WHITE, font=line.font, anchor="ls")
 

@@ -93,6 +93,11 @@ def read_header(data: bytes) -> Header:
     return header_of(ImageFormat.BMP, width, abs(height), cost * width * abs(height), layout=layout)
 
 
+def depends_on_reader(header: Header) -> bool:
+    """Whether `load` gives other pixels to another reader."""
+    return isinstance(header.layout, _Layout) and header.layout.masks in OPENCV_SHIFTED
+
+
 def load(data: bytes, header: Header, reader: Reader) -> tuple[BmpImageFile | UInt8Array, int]:
     """The picture as `reader` reads it, an array being RGB, and its orientation: a BMP has none.
 

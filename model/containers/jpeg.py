@@ -47,6 +47,7 @@ OTHER_PROCESSES = {
 LOSSLESS = 0xC3
 ARITHMETIC = frozenset({0xC9, 0xCA})
 DECODED = FRAMES | TABLES | {SOS}
+CMYK_COMPONENTS = 4
 APPLICATIONS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 """Application segments that define how colours are coded, and how they begin."""
 BARE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
@@ -162,6 +163,11 @@ def read_header(data: bytes) -> Header:
     return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, int(cost), layout)
 
 
+def depends_on_reader(header: Header) -> bool:
+    """Whether `load` gives other pixels to another reader: those of CMYK."""
+    return isinstance(header.layout, _Layout) and len(header.layout.components) == CMYK_COMPONENTS
+
+
 def load(
     data: bytes, header: Header, max_cost: int, needed: Needed | None, reader: Reader
 ) -> tuple[JpegImageFile | UInt8Array, int]:
@@ -199,7 +205,7 @@ def load(
         scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(room, 1))
         size = Size(-(-size.height // scale), -(-size.width // scale))
     encoded = b"".join(parts)
-    colours = "CMYK" if len(layout.components) == 4 else "RGB"
+    colours = "CMYK" if depends_on_reader(header) else "RGB"
     # Of the scales it takes the smallest that gives this size.
     least = (size.height, size.width) if scale > 1 else (0, 0)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 Chains = tuple[tuple[str, ...], ...]
@@ -25,6 +26,17 @@ class ChainedModule(nn.Module):
 
 class UnfoldedBatchNorm2d(nn.BatchNorm2d):
     """A batch norm that no neighbour can take over: before it is an activation, after it no layer, or one that pads."""
+
+
+class ResidualModule(nn.Module):
+    """A module that adds the residual itself, in its last layer: it takes x and the residual, first of its inputs."""
+
+
+def add_layer(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+    """residual + layer(x), in one operation where the layer has one: those on the CPU do."""
+    plus = getattr(layer, "plus", None)
+    out: Tensor = residual + layer(x) if plus is None else plus(x, residual)
+    return out
 
 
 class ConvModule(nn.Module):
@@ -53,8 +65,36 @@ class ConvModule(nn.Module):
         out: Tensor = self.relu(self.bn(self.conv(x)))
         return out
 
+    def plus(self, x: Tensor, addend: Tensor) -> Tensor:
+        """The module's output plus a tensor of its shape."""
+        if isinstance(self.bn, nn.Identity) and isinstance(self.relu, nn.Identity):
+            return add_layer(addend, self.conv, x)
+        out: Tensor = addend + self(x)
+        return out
 
-class ChannelMLP(nn.Module):
+
+class SharedLinear(nn.Module):
+    """A linear layer over positions, with one matrix for each set of channels: (P, sets, L) → (P, sets, L).
+
+    The weight has the shape of a grouped 1x1 convolution, (sets · L, L, 1, 1).
+    """
+
+    def __init__(self, sets: int, positions: int, *, bias: bool) -> None:
+        super().__init__()
+        self.sets = sets
+        bound = positions**-0.5
+        self.weight = nn.Parameter(torch.empty(sets * positions, positions, 1, 1).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(sets * positions)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.view(self.sets, -1, x.shape[2])
+        out = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2))
+        if self.bias is not None:
+            out = out + self.bias.view(self.sets, 1, -1)
+        return out.transpose(0, 1)
+
+
+class ChannelMLP(ResidualModule):
     """Two linear layers over the last axis, exact GELU between them, plus the residual."""
 
     def __init__(self, channels: int, hidden: int) -> None:

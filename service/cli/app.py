@@ -39,6 +39,8 @@ LAZY_COMMANDS = {
     "detect": LazyCommand("service.cli.predict:detect", PREDICTION),
     "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
     "embed": LazyCommand("service.cli.embed:embed", PREDICTION),
+    "eval": LazyCommand("service.cli.evaluation:evaluate", TOOLS),
+    "compare": LazyCommand("service.cli.compare:compare", TOOLS),
     "bench": LazyCommand("service.cli.bench:bench", TOOLS),
     "models": LazyCommand("service.cli.models:models_app", TOOLS),
     "train": LazyCommand("service.cli.train:train_app", TOOLS),

@@ -233,7 +233,16 @@ def state_of_worker(settings: Settings) -> State:
     import zmq
 
     from service.wire.curve import InsecureWire, front_end_wire
-    from service.wire.messages import PROTOCOL, Hello, MalformedMessage, State, decode_to_front_end, encode
+    from service.wire.messages import (
+        PROTOCOL,
+        UPDATE_BOTH,
+        Hello,
+        MalformedMessage,
+        ProtocolMismatch,
+        State,
+        decode_to_front_end,
+        encode,
+    )
 
     if not settings.worker_address:
         raise CheckFailed("--worker-address or CONVMLP_WORKER_ADDRESS is required")
@@ -254,6 +263,10 @@ def state_of_worker(settings: Settings) -> State:
             reply = decode_to_front_end(wire.recv_multipart()[0])
         except MalformedMessage as error:
             raise CheckFailed(f"the reply at {address} is of another protocol: {error}") from None
+    if isinstance(reply, ProtocolMismatch):
+        raise CheckFailed(
+            f"the worker at {address} speaks protocol {reply.protocol}, this command {PROTOCOL}; {UPDATE_BOTH}"
+        )
     if not isinstance(reply, State):
         raise CheckFailed(f"the worker replies {type(reply).__name__} to a greeting")
     return reply

@@ -10,11 +10,10 @@ import asyncio
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -32,24 +31,10 @@ PREDICTIONS_FILE = "predictions.jsonl"
 MAX_PICTURE_BYTES = 256 << 20
 """More than any service accepts."""
 
-STOPPING = (RetryLater, DeadlineExceeded, ModelNotFound, BadParameter, Unauthenticated, Forbidden)
-"""Errors that are not of the picture: the run stops, so that it can continue."""
+SERVICE_ERRORS = (RetryLater, DeadlineExceeded, ModelNotFound, BadParameter, Unauthenticated, Forbidden)
+"""Errors that are not of the picture, where a service predicts: a run stops, so that it can continue."""
 
 Parameters = Mapping[str, str | int | float]
-
-
-class Predictor(Protocol):
-    """Predicts with one model and fixed parameters. `stopping`: more errors that are not of the picture."""
-
-    @property
-    def concurrency(self) -> int: ...
-
-    @property
-    def stopping(self) -> tuple[type[ConvMLPError], ...]: ...
-
-    async def predict(self, image: bytes) -> Result:
-        """The result for one encoded image. Raises ConvMLPError."""
-        ...
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
@@ -110,11 +95,23 @@ class PredictionError(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Prediction(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A picture's line: `result` as in `results` of the REST API, or `error`."""
+class _ResultLine(msgspec.Struct):
+    """`result` as in `results` of the REST API."""
 
     image: str
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw
+
+
+class _ErrorLine(msgspec.Struct):
+    image: str
+    error: PredictionError
+
+
+class _Line(msgspec.Struct):
+    """Either of the two."""
+
+    image: str
+    result: msgspec.Raw = msgspec.Raw()
     error: PredictionError | None = None
 
 
@@ -127,9 +124,14 @@ class PredictionLog:
         self.done = done
         """Names of the pictures that had a line when the log was opened."""
 
-    def append(self, prediction: Prediction) -> None:
-        """Write a line. It is not lost if the process is killed afterwards."""
-        self._file.write(msgspec.json.encode(prediction) + b"\n")
+    def append(self, image: str, outcome: Result | PredictionError) -> None:
+        """Write a picture's line. It is not lost if the process is killed afterwards."""
+        line: _ErrorLine | _ResultLine
+        if isinstance(outcome, PredictionError):
+            line = _ErrorLine(image, outcome)
+        else:
+            line = _ResultLine(image, msgspec.Raw(msgspec.json.encode(outcome.to_dict())))
+        self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
 
     def results(self) -> Iterator[tuple[str, Result | PredictionError]]:
@@ -137,11 +139,8 @@ class PredictionLog:
         meta = Meta("", ClientTask(self._task))
         self._file.seek(0)
         for line in self._file:
-            row = msgspec.json.decode(line, type=Prediction)
-            if row.error is not None:
-                yield row.image, row.error
-            elif row.result is not None:
-                yield row.image, result_from_json(row.result, meta)
+            row = msgspec.json.decode(line, type=_Line)
+            yield row.image, row.error or result_from_json(row.result, meta)
         self._file.seek(0, os.SEEK_END)
 
 
@@ -165,30 +164,42 @@ def open_log(folder: Path, manifest: Manifest) -> Iterator[PredictionLog]:
 
 
 async def predict_all(
-    predictor: Predictor, samples: Sequence[Sample], log: PredictionLog, advance: Callable[[], None] = lambda: None
+    predict: Callable[[bytes], Awaitable[Result]],
+    samples: Iterable[Sample],
+    log: PredictionLog,
+    *,
+    concurrency: int,
+    stopping: tuple[type[ConvMLPError], ...],
+    advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Predict the pictures that the log does not have yet. A picture with an error gets a line, too.
 
+    Args:
+        predict: the result for one encoded image; raises ConvMLPError.
+        samples: of the data set.
+        log: where the results are written.
+        concurrency: maximum number of concurrent predictions.
+        stopping: errors that are not of the picture.
+        advance: called once for each picture.
+
     Raises:
-        ConvMLPError: an error that is not of the picture, such as a service that is lost. What was predicted before is
-            in the log.
+        ConvMLPError: one of `stopping`. What was predicted before is in the log.
     """
     pending = iter([sample for sample in samples if sample.name not in log.done])
-    stopping: tuple[type[ConvMLPError], ...] = (*STOPPING, *predictor.stopping)
 
     async def predict_pending() -> None:
         for sample in pending:
+            outcome: Result | PredictionError
             try:
-                result = await predictor.predict(await asyncio.to_thread(read_picture, sample.path))
+                outcome = await predict(await asyncio.to_thread(read_picture, sample.path))
             except stopping:
                 raise
             except ConvMLPError as error:
-                log.append(Prediction(sample.name, error=PredictionError(error.code, error.detail)))
-            else:
-                log.append(Prediction(sample.name, msgspec.Raw(msgspec.json.encode(result.to_dict()))))
+                outcome = PredictionError(error.code, error.detail)
+            log.append(sample.name, outcome)
             advance()
 
-    tasks = [asyncio.create_task(predict_pending()) for _ in range(predictor.concurrency)]
+    tasks = [asyncio.create_task(predict_pending()) for _ in range(concurrency)]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -259,7 +270,7 @@ def _repaired(file: BufferedRandom, folder: Path) -> Iterator[str]:
             file.truncate(end)
             break
         try:
-            yield msgspec.json.decode(line, type=Prediction).image
+            yield msgspec.json.decode(line, type=_Line).image
         except msgspec.MsgspecError as error:
             raise DataInvalid(
                 f"{folder / PREDICTIONS_FILE}: line {number} is damaged: {error}; without the line its picture is "

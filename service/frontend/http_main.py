@@ -21,8 +21,15 @@ from service.frontend.api.huggingface import HuggingFace, huggingface_components
 from service.frontend.api.huggingface import operation as huggingface_operation
 from service.frontend.api.oip.http import open_inference
 from service.frontend.api.oip.openapi import open_inference_document
+from service.frontend.api.rest.analyze import Analyze
 from service.frontend.api.rest.embed import Embed
-from service.frontend.api.rest.openapi import SUMMARY, embedding_operation, prediction_components, prediction_operation
+from service.frontend.api.rest.openapi import (
+    SUMMARY,
+    analysis_operation,
+    embedding_operation,
+    prediction_components,
+    prediction_operation,
+)
 from service.frontend.api.rest.predict import ImageEndpoint, Predict
 from service.frontend.api.rest.routes import FILES, page_routes, service_routes
 from service.frontend.core.auth import Auth, InvalidKeysFile
@@ -93,6 +100,7 @@ def create_app(
     endpoints: list[tuple[ImageEndpoint[Any, Any], dict[str, Any]]] = [
         *((Predict(task, engine, auth, settings), prediction_operation(task, settings)) for task in Task),
         (Embed(engine, auth, settings), embedding_operation(settings)),
+        (Analyze(engine, auth, settings), analysis_operation(settings)),
     ]
     for endpoint, operation in endpoints:
         direct[endpoint.path] = RequestMiddleware(endpoint, request_log, auth, open_paths)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import io
 import logging
+import math
 import os
 import select
 import socket
@@ -43,6 +44,37 @@ PIPE_BYTES = 1 << 20
 """Capacity of a pipe that is asked for: a reader may pause for as long as the service takes to fill it."""
 REPORT_INTERVAL_S = 10.0
 """The least time between two reports of dropped lines."""
+
+
+REPEAT_INTERVAL_S = 60.0
+"""The least time between two lines about events of one kind."""
+MAX_KINDS = 16
+"""Kinds of events that a `LogLimit` distinguishes at a time; those beyond count as one."""
+
+
+class LogLimit:
+    """Limits the lines about events that another process causes, and may cause without end.
+
+    `clock` returns seconds and never goes back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._logged: dict[str, tuple[float, int]] = {}
+        """By kind: when the last line was written, and the events since."""
+
+    def due(self, kind: str) -> int | None:
+        """How many events of a kind were left out since the last line about it; None: this one is left out, too."""
+        now_s = self._clock()
+        if kind not in self._logged and len(self._logged) >= MAX_KINDS:
+            recent = {key: value for key, value in self._logged.items() if now_s - value[0] < REPEAT_INTERVAL_S}
+            self._logged, kind = recent, kind if len(recent) < MAX_KINDS else ""
+        last_s, left_out = self._logged.get(kind, (-math.inf, 0))
+        if now_s - last_s < REPEAT_INTERVAL_S:
+            self._logged[kind] = last_s, left_out + 1
+            return None
+        self._logged[kind] = now_s, 0
+        return left_out
 
 
 class Colours(NamedTuple):

@@ -1,7 +1,7 @@
 """Every message between a front-end and a worker: a typed header (MessagePack), then large arrays' bytes as frames.
 
     front-end → worker   Hello · Predict + [uint8 (h, w, 3)] · ListStore · Load · Unload · SetSplit · Cancel
-    worker → front-end   State · Answers + [one frame for each large array] · Store · Failure
+    worker → front-end   State · Answers + [one frame for each large array] · Store · Failure · ProtocolMismatch
 
 Each front-end numbers its own jobs: requests that can be answered or cancelled. The worker identifies a front-end by
 its socket identity. A model's version names one state of its config, weights included; it is the same on every worker.
@@ -11,6 +11,7 @@ durations, never points in time: the two ends may run on hosts with different cl
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, Literal
@@ -33,7 +34,10 @@ from model.types import (
 from service.types import StoredModel
 
 PROTOCOL = 9
-"""Both ends must speak the same; raised with every change to the messages of this file."""
+"""Both ends must speak the same; raised with every change to the messages of this file. All versions share only
+the field `protocol` of a Hello, and ProtocolMismatch: so two ends of different versions can name them."""
+
+UPDATE_BOTH = "update both to the same version"
 
 INLINE_BYTES = 4096
 """An array of no more bytes travels in the header: a frame costs about as much as the message itself."""
@@ -41,6 +45,13 @@ INLINE_BYTES = 4096
 
 class MalformedMessage(Exception):
     """The other end does not speak this protocol."""
+
+
+class OtherProtocol(MalformedMessage):
+    """A front-end greets with another protocol."""
+
+    def __init__(self, protocol: int) -> None:
+        super().__init__(f"a front-end speaks protocol {protocol}, this worker {PROTOCOL}; {UPDATE_BOTH}")
 
 
 class Phase(StrEnum):
@@ -58,6 +69,12 @@ class Hello(Message, frozen=True, tag="hello"):
 
     protocol: int
     knows: tuple[str, ...]
+
+
+class HelloOfAnyProtocol(msgspec.Struct, frozen=True, tag="hello"):
+    """What a Hello has in all versions."""
+
+    protocol: int
 
 
 class Predict(Message, frozen=True, tag="predict"):
@@ -205,24 +222,40 @@ class Failure(Message, frozen=True, tag="failure"):
     retry_after_s: float | None
 
 
+class ProtocolMismatch(msgspec.Struct, frozen=True, tag="protocol-mismatch"):
+    """Answers a Hello of another protocol; `protocol` is the worker's."""
+
+    protocol: int
+
+
 ControlRequest = ListStore | Load | Unload | SetSplit
 ToWorker = Hello | Predict | ControlRequest | Cancel
-ToFrontEnd = State | Answers | Store | Failure
+ToFrontEnd = State | Answers | Store | Failure | ProtocolMismatch
 
 encode: Callable[[ToWorker | ToFrontEnd], bytes] = msgspec.msgpack.Encoder().encode
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
+_hello_of_any_protocol = msgspec.msgpack.Decoder(HelloOfAnyProtocol)
 _to_front_end = msgspec.msgpack.Decoder(ToFrontEnd)
 
 
 def decode_to_worker(header: bytes | memoryview) -> ToWorker:
-    """Raises MalformedMessage."""
+    """Raises MalformedMessage, OtherProtocol."""
     try:
         message: ToWorker = _to_worker.decode(header)
     except msgspec.DecodeError as error:
+        _check_protocol(header)
         raise MalformedMessage(str(error)) from error
     if isinstance(message, Hello) and message.protocol != PROTOCOL:
-        raise MalformedMessage(f"a front-end speaks protocol {message.protocol}, this worker {PROTOCOL}")
+        raise OtherProtocol(message.protocol)
     return message
+
+
+def _check_protocol(header: bytes | memoryview) -> None:
+    """Raises OtherProtocol for a Hello of another version, whatever else it contains."""
+    with contextlib.suppress(msgspec.DecodeError):
+        hello = _hello_of_any_protocol.decode(header)
+        if hello.protocol != PROTOCOL:
+            raise OtherProtocol(hello.protocol)
 
 
 def decode_to_front_end(header: bytes | memoryview) -> ToFrontEnd:
@@ -260,7 +293,9 @@ def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryv
             if output.mask_logits is not None:
                 values.append(output.mask_logits)
         case SegmentOutput():
-            kind, values = "segment", [output.label_map]
+            kind, values = "segment", [output.label_map, output.areas, output.confidences]
+            if output.confidence_map is not None:
+                values.append(output.confidence_map)
     arrays: list[Array] = []
     frames: list[memoryview] = []
     for value in values:
@@ -294,8 +329,8 @@ def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
                 boxes, scores, classes, *masks = values
                 return DetectOutput(boxes, scores, classes, masks[0] if masks else None)
             case "segment":
-                (label_map,) = values
-                return SegmentOutput(label_map)
+                label_map, areas, confidences, *maps = values
+                return SegmentOutput(label_map, areas, confidences, maps[0] if maps else None)
     except (ValueError, TypeError, StopIteration) as error:
         raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
     raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")

@@ -22,6 +22,7 @@ from zmq.utils.monitor import parse_monitor_message
 from model.errors import ConvMLPError
 from model.types import ModelInput, QueryParams, RawOutput
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
+from service.observability.logs import LogLimit
 from service.observability.tracing import NO_CONTEXT, current_span
 from service.traffic_split import TrafficSplit
 from service.types import StoredModel
@@ -29,6 +30,7 @@ from service.wire.curve import PLAIN, WireOptions
 from service.wire.deadlines import Deadlines
 from service.wire.messages import (
     PROTOCOL,
+    UPDATE_BOTH,
     Answer,
     Answers,
     Cancel,
@@ -39,6 +41,7 @@ from service.wire.messages import (
     MalformedMessage,
     Phase,
     Predict,
+    ProtocolMismatch,
     SetSplit,
     State,
     Store,
@@ -151,6 +154,9 @@ class WorkerClient:
         self._state: State | None = None
         self._splits: Mapping[str, TrafficSplit] = {}
         """Of the last State."""
+        self._mismatch = ""
+        """Why the worker that is there cannot be used: it speaks another protocol."""
+        self._malformed = LogLimit()
         self._instance = ""
         self._state_received = asyncio.Event()
         self._recovery = Recovery()
@@ -263,7 +269,9 @@ class WorkerClient:
     def view(self) -> WorkerView:
         state = self._state
         if state is None:
-            return WorkerView(None, NO_WORKER, self._recovery.left_s(), self._configs.models(None), self._splits)
+            return WorkerView(
+                None, self._mismatch or NO_WORKER, self._recovery.left_s(), self._configs.models(None), self._splits
+            )
         models = self._configs.models(state.phase)
         return WorkerView(state.phase, state.reason, state.retry_after_s, models, state.splits)
 
@@ -292,11 +300,13 @@ class WorkerClient:
 
         Raises:
             DeadlineExceeded: no answer came within `budget_s`.
-            Unavailable: there is no connection.
+            Unavailable: there is no connection, or the worker speaks another protocol.
             ConvMLPError: what the job was settled with.
         """
         if budget_s <= 0:
             raise DeadlineExceeded("timed out before the request was sent to the worker")
+        if self._mismatch:
+            raise Unavailable(self._mismatch, self._recovery.left_s())
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         pending[job] = future
         deadline_s = time.monotonic() + budget_s
@@ -333,12 +343,13 @@ class WorkerClient:
         while True:
             self._send_hello()
             # A worker that is not ready soon changes its state.
-            await asyncio.sleep(self._heartbeat_s if self._is_ready() else self._heartbeat_s / 5)
+            await asyncio.sleep(self._heartbeat_s if self._is_ready() or self._mismatch else self._heartbeat_s / 5)
             if self._state is not None and time.monotonic() - self._received_s > self._timeout_s:
                 self._on_lost(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
         if parse_monitor_message([part.bytes for part in parts])["event"] == zmq.EVENT_DISCONNECTED:
+            self._mismatch = ""
             self._on_lost("the worker was lost; another is being started")
         else:
             self._send_hello()
@@ -353,12 +364,15 @@ class WorkerClient:
                     self._settle_answer(answer, frames)
             elif isinstance(message, State):
                 self._on_state(message)
+            elif isinstance(message, ProtocolMismatch):
+                self._on_mismatch(message.protocol)
             elif isinstance(message, Store):
                 _settle(self._stores.get(message.job), message.models)
             else:
                 self._settle_failure(message)
         except MalformedMessage as error:
-            log.error("malformed message from a worker", address=self._address, error=str(error))
+            if (repeated := self._malformed.due(str(error))) is not None:
+                log.error("malformed message from a worker", address=self._address, error=str(error), repeated=repeated)
 
     def _settle_answer(self, answer: Answer, frames: Iterator[zmq.Frame]) -> None:
         try:
@@ -383,6 +397,7 @@ class WorkerClient:
     def _on_state(self, state: State) -> None:
         if self._state is not None and self._state.instance != state.instance:
             self._on_lost("the worker was restarted")
+        self._mismatch = ""
         self._configs.learn(state)
         if self._instance not in ("", state.instance):
             self._on_replaced()
@@ -396,6 +411,13 @@ class WorkerClient:
         if before is None or state.configs or _shown(before) != _shown(state):
             self._on_change()
         self._state_received.set()
+
+    def _on_mismatch(self, protocol: int) -> None:
+        reason = f"the worker speaks protocol {protocol}, this front-end {PROTOCOL}; {UPDATE_BOTH}"
+        if reason != self._mismatch:  # it answers each greeting so
+            self._mismatch = reason
+            log.error("a worker cannot be used", address=self._address, reason=reason)
+            self._on_lost(reason)
 
     def _is_ready(self) -> bool:
         state = self._state

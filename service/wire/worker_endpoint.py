@@ -14,13 +14,17 @@ import zmq
 from model.errors import ConvMLPError
 from model.types import RawOutput
 from service.errors import RetryLater
+from service.observability.logs import LogLimit
 from service.types import StoredModel
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.messages import (
+    PROTOCOL,
     Answer,
     Answers,
     Failure,
     MalformedMessage,
+    OtherProtocol,
+    ProtocolMismatch,
     State,
     Store,
     ToFrontEnd,
@@ -54,6 +58,7 @@ class WorkerEndpoint:
         self._options = options
         self._context = zmq.Context()
         self._authenticator = self._options.authenticator(self._context, address)
+        self._malformed = LogLimit()
         self._outbox: dict[bytes, tuple[list[Answer], list[memoryview]]] = {}
 
     async def __aenter__(self) -> WorkerEndpoint:
@@ -81,14 +86,17 @@ class WorkerEndpoint:
         """Call `on_message` with each well-formed message, and `on_drained` after those that arrived together, until
         cancelled. Raises what the callbacks raise.
 
-        Malformed messages are logged and dropped, because their sender does not speak this protocol.
+        Malformed messages are logged and dropped. A greeting in another protocol is answered with this one.
         """
 
         def receive(parts: Sequence[zmq.Frame]) -> None:
             try:
                 envelope = Envelope(parts[0].bytes, decode_to_worker(parts[1].buffer), parts[2:])
             except (MalformedMessage, IndexError) as error:
-                log.error("malformed message from a front-end", error=str(error))
+                if isinstance(error, OtherProtocol):
+                    self._send(parts[0].bytes, ProtocolMismatch(PROTOCOL))
+                if (repeated := self._malformed.due(str(error))) is not None:
+                    log.error("malformed message from a front-end", error=str(error), repeated=repeated)
             else:
                 on_message(envelope)
 

@@ -190,7 +190,7 @@ def merge_readiness(views: Sequence[WorkerView]) -> Readiness:
     """Ready while each model's name has a version that is ready on at least one worker and answers requests for it."""
     up = [view for view in views if view.phase is Phase.READY]
     if not up:
-        best = min(views, key=lambda view: view.phase is None)
+        best = min(views, key=lambda view: (view.phase is None, view.reason == NO_WORKER))
         return Readiness(False, best.reason, best.retry_after_s)
     retry_after_s = min(view.retry_after_s for view in up)
     models = merge_models(views)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 from urllib.parse import urlencode
 
@@ -57,6 +57,20 @@ class _ResultsJSON(msgspec.Struct):
 
 class _ModelsJSON(msgspec.Struct):
     models: tuple[Model, ...]
+
+
+class _PostprocessingJSON(msgspec.Struct, frozen=True):
+    score_threshold: float = 0.0
+
+
+class _PostprocessedJSON(msgspec.Struct, frozen=True):
+    postprocessing: _PostprocessingJSON = _PostprocessingJSON()
+
+
+class _ThresholdsJSON(msgspec.Struct):
+    """What `_ModelsJSON` lacks of the same document: 0 is no threshold."""
+
+    models: tuple[_PostprocessedJSON, ...]
 
 
 class _Problem(msgspec.Struct):
@@ -120,6 +134,7 @@ class RestTransport:
             task=params.task,
             request_id=response.headers.get("x-request-id", ""),
             timings_ms=_parse_server_timing(response.headers.get("server-timing", "")),
+            precision=response.headers.get("x-model-precision", ""),
         )
         try:
             result = result_from_json(content.results[0], meta)
@@ -132,7 +147,13 @@ class RestTransport:
         return RestImageStream(self, params)
 
     async def models(self, attempt: Attempt) -> tuple[Model, ...]:
-        return self._decode(await self._request("GET", "/models", attempt), _ModelsJSON).models
+        response = await self._request("GET", "/models", attempt)
+        models = self._decode(response, _ModelsJSON).models
+        thresholds = (one.postprocessing.score_threshold for one in self._decode(response, _ThresholdsJSON).models)
+        return tuple(
+            replace(model, score_threshold=threshold or None)
+            for model, threshold in zip(models, thresholds, strict=True)
+        )
 
     async def ready(self, attempt: Attempt) -> bool:
         try:

@@ -128,7 +128,8 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "description": (
-                "The bytes of one image, or JSON with base64; detected from the bytes, not from the Content-Type."
+                "The bytes of one image, its base64 or data: URL, or JSON with base64; detected from the bytes, "
+                "not from the Content-Type."
             ),
             "content": {
                 "application/octet-stream": {"schema": BINARY},

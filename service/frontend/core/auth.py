@@ -41,7 +41,6 @@ MAX_FILE_BYTES = 2**20
 MIN_KEY_LENGTH = 16
 """Only its length keeps a key from being guessed."""
 
-SEND_KEY = "send the header `Authorization: Bearer KEY` (in gRPC: the metadata `authorization`)"
 CHECK_INTERVAL_S = 2.0
 """How often the file is checked for changes."""
 
@@ -164,11 +163,11 @@ class Auth:
         key = key.strip()
         if scheme.lower() != "bearer" or not key:
             self._metrics.rejected(Refusal.CREDENTIALS)
-            raise Unauthenticated(f"this service needs an API key and the request has none; {SEND_KEY}")
+            raise _unauthenticated("this service needs an API key and the request has none")
         name = self._keys.name_of(key)
         if name is None:
             self._metrics.rejected(Refusal.CREDENTIALS)
-            raise Unauthenticated(f"the API key is wrong; {SEND_KEY}")
+            raise _unauthenticated("the API key is wrong")
         return Caller(name)
 
     def admit(self, caller: Caller) -> None:
@@ -225,3 +224,9 @@ def network_of(host: str) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Network((address, 64), strict=False))
+
+
+def _unauthenticated(message: str) -> Unauthenticated:
+    return Unauthenticated(message).with_advice(
+        http="send the header `Authorization: Bearer KEY`", grpc="send the metadata `authorization` with `Bearer KEY`"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from service.errors import (
 from service.frontend.core.auth import network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.core.model_control import ModelControl
+from service.frontend.core.parameters import with_classes
 from service.frontend.core.request_log import RequestRecord
 from service.frontend.core.sniffing import explained
 from service.observability.logs import request_id
@@ -36,6 +37,7 @@ from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Readiness, Reply, Timings
 from service.wire.pool import WorkerPool
 from service.wire.version_routes import Route
+from service.wire.worker_client import WaitForecast
 
 T = TypeVar("T")
 
@@ -107,8 +109,8 @@ class Engine:
         self.threads = threads
         """Where images are decoded and encoded."""
         self.control = ModelControl(workers, settings)
-        self._settings = settings
-        self._metrics = metrics
+        self.settings = settings
+        self.metrics = metrics
         self._limits = settings.decode_limits
         self._images = 0
         self._images_of: dict[str, int] = {}
@@ -126,10 +128,7 @@ class Engine:
         Raises:
             ConvMLPError: the domain errors; see `model.errors` and `service.errors`.
         """
-        model = self._current(request.model)
-        if not model.ready:
-            readiness = self.readiness()
-            raise Unavailable(readiness.reason, readiness.retry_after_s)
+        model = self.current(request.model)
         try:
             if not current_span().recording:
                 return await self._predict(request, model, encode, draws, None)
@@ -144,51 +143,85 @@ class Engine:
     async def _predict(
         self, request: PredictRequest, model: ModelStatus, encode: Encode[T], draws: bool, span: Span | None
     ) -> Reply[T]:
-        config, deadline_s = model.config, request.deadline_s
-        preparing = self._preparation(request, config)
-        caller = preparing.caller
-        of_caller = self._images_of.get(caller, 0)
-        if of_caller >= CALLER_SHARE * (self._settings.max_in_flight - self._images):
-            raise self._full(of_caller)
-        self._images += 1
-        self._images_of[caller] = of_caller + 1
-        self._metrics.in_flight.inc()
+        config = model.config
+        preparing = self.preparation(request, config)
+        self.begin(preparing.caller, 1)
         try:
             infer_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
             preparing.after_s = infer_s + post_s
             prepared_s = self.threads.expected_s(preparing)
             ready_s = prepared_s + infer_s if prepared_s else 0.0
-            reservation = self._workers.reserve(model, deadline_s, ready_s, post_s)
+            reservation = self._workers.reserve(model, request.deadline_s, ready_s, post_s)
             try:
                 self.threads.submit(preparing)
                 prepared = await preparing.future
             finally:
                 reservation.prepared()
-            exemplar = None if span is None else span.ids
-            self._metrics.stages["decode", config.task].observe(prepared.seconds, exemplar)
+            self.metrics.stages["decode", config.task].observe(prepared.seconds, None if span is None else span.ids)
             if span is not None:
                 span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
-            answer = await self._workers.predict(request.id, model, prepared.value, request.params, deadline_s)
-            output, size = answer.output, prepared.value.geometry.original
-            encoded = await self._encoded(preparing, output, config, size, encode, draws=draws)
-            self._metrics.stages["post", config.task].observe(encoded.seconds, exemplar)
-            if span is not None:
-                span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
+            return await self.answer(request, model, preparing, prepared.value, prepared.seconds, encode, draws, span)
         finally:
-            self._images -= 1
-            if of_caller := self._images_of[caller] - 1:
-                self._images_of[caller] = of_caller
-            else:
-                del self._images_of[caller]
-            self._metrics.in_flight.dec()
+            self.end(preparing.caller, 1)
             self.threads.release(preparing)
+
+    async def answer(
+        self,
+        request: PredictRequest,
+        model: ModelStatus,
+        preparing: Work[Any],
+        model_input: ModelInput,
+        decode_s: float,
+        encode: Encode[T],
+        draws: bool = False,
+        span: Span | None = None,
+    ) -> Reply[T]:
+        """The answer for an image that was prepared, in `decode_s`, for `model`. Raises as `predict`."""
+        config, size = model.config, model_input.geometry.original
+        params = with_classes(request.params, request.classes, config.labels) if request.classes else request.params
+        answer = await self._workers.predict(request.id, model, model_input, params, request.deadline_s)
+        encoded = await self._encoded(preparing, answer.output, config, size, encode, draws=draws)
+        self.metrics.stages["post", config.task].observe(encoded.seconds, None if span is None else span.ids)
+        if span is not None:
+            span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
         infer_s, post_s = self._after_s.get((config.task, draws), (answer.infer_s, encoded.seconds))
         self._after_s[config.task, draws] = (
             infer_s + SMOOTHING * (answer.infer_s - infer_s),
             post_s + SMOOTHING * (encoded.seconds - post_s),
         )
-        timings = Timings(prepared.seconds, answer.queue_s, answer.infer_s, encoded.seconds)
+        timings = Timings(decode_s, answer.queue_s, answer.infer_s, encoded.seconds)
         return Reply(encoded.value, timings, answer.batch_images, answer.precision)
+
+    def begin(self, caller: str, images: int) -> None:
+        """Count images of a caller that are in progress until `end`. Each model that answers an image counts.
+
+        Raises:
+            Overloaded: there are too many. Where none is in progress any number may be.
+        """
+        of_caller, in_progress = self._images_of.get(caller, 0), self._images
+        more = images - 1
+        if in_progress and of_caller + more >= CALLER_SHARE * (self.settings.max_in_flight - in_progress - more):
+            raise self._full(of_caller)
+        self._images = in_progress + images
+        self._images_of[caller] = of_caller + images
+        self.metrics.in_flight.inc(images)
+
+    def end(self, caller: str, images: int) -> None:
+        """The images are no longer in progress."""
+        self._images -= images
+        if of_caller := self._images_of[caller] - images:
+            self._images_of[caller] = of_caller
+        else:
+            del self._images_of[caller]
+        self.metrics.in_flight.dec(images)
+
+    def reserve(self, model: ModelStatus, preparing: Work[Any]) -> WaitForecast:
+        """A slot of a worker for an image that is about to be prepared for several models. Raises as `WorkerPool`."""
+        infer_s, post_s = self._after_s.get((model.config.task, False), NOTHING_KNOWN)
+        preparing.after_s = max(preparing.after_s, infer_s + post_s)
+        prepared_s = self.threads.expected_s(preparing)
+        ready_s = prepared_s + infer_s if prepared_s else 0.0
+        return self._workers.reserve(model, preparing.deadline_s, ready_s, post_s)
 
     async def _encoded(
         self,
@@ -234,12 +267,12 @@ class Engine:
             if name is not None:
                 self._route(name)
             self.models()
-            raise ModelNotFound(f"this service has no model for the task {task.value!r}; see /models")
+            raise ModelNotFound(f"this service has no model for the task {task.value!r}; served: {self._names()}")
         model = route.only or self._chosen(route)
         if model.config.task != task:
             raise BadParameter(
                 f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
-                f"leave `model` out or name one for {task.value!r} (see /models)",
+                f"leave `model` out or name one for {task.value!r}: {self._names(task)}",
                 "model",
             )
         return model
@@ -295,15 +328,14 @@ class Engine:
         """Raises ModelNotFound, Unavailable: as `resolve`."""
         route = self._workers.routes.get(name)
         if route is None:
-            known = ", ".join(model.config.name for model in self.models())
-            raise ModelNotFound(f"there is no model {name!r}; served: {known}")
+            raise ModelNotFound(f"there is no model {name!r}; served: {self._names()}")
         return route
 
     def _chosen(self, route: Route) -> ModelStatus:
         """The version for the request that is being handled, of several."""
         model, meant = route.choose(request_id.get())
         if model is not meant:
-            self._metrics.rerouted(meant.config.name)
+            self.metrics.rerouted(meant.config.name)
         return model
 
     def models(self) -> tuple[ModelStatus, ...]:
@@ -326,10 +358,10 @@ class Engine:
 
     def deadline(self, timeout_ms: int | None) -> float:
         """The deadline of a request that came now, on the clock of `time.monotonic`."""
-        limit = self._settings.request_timeout_ms
+        limit = self.settings.request_timeout_ms
         return time.monotonic() + min(timeout_ms if timeout_ms is not None else limit, limit) / 1000
 
-    def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
+    def preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
         """The decoding and resizing of a request's image. Raises as `model.decode.read_header`."""
         image, caller = request.image, request.caller
         header = None
@@ -352,7 +384,7 @@ class Engine:
         return Work(self.threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
 
     def _full(self, of_caller: int) -> Overloaded:
-        limit = self._settings.max_in_flight
+        limit = self.settings.max_in_flight
         detail = (
             f"{self._images} images are in progress, which is the limit"
             if self._images >= limit
@@ -364,12 +396,24 @@ class Engine:
         """Expected seconds until everything that waits here, or at the worker with the least, is done."""
         return max(self._workers.retry_after_s(), self.threads.drain_s)
 
-    def _current(self, model: ModelStatus) -> ModelStatus:
+    def current(self, model: ModelStatus) -> ModelStatus:
         """The model as it is served now: it may have changed while the request's body arrived.
 
         One that was unloaded meanwhile stays as it was: workers still answer it for a while.
+
+        Raises:
+            Unavailable: it is not ready.
         """
-        for current in self._workers.models() or ():
-            if current is model or current.config.name == model.config.name:
-                return current
+        for served in self._workers.models() or ():
+            if served is model or served.config.name == model.config.name:
+                model = served
+                break
+        if not model.ready:
+            readiness = self.readiness()
+            raise Unavailable(readiness.reason, readiness.retry_after_s)
         return model
+
+    def _names(self, task: Task | None = None) -> str:
+        """The served models, or those of a task. Raises Unavailable."""
+        names = [model.config.name for model in self.models() if task in (None, model.config.task)]
+        return ", ".join(names) or "none"

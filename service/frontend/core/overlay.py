@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from convmlp_client.drawing import draw_detections, draw_labels, draw_segments
+from convmlp_client.drawing import draw_detections, draw_labels, draw_segments, panel_tops
 from model.postprocess.masks import RegionMask, paste_mask
 from model.types import (
     Box,
@@ -45,8 +45,8 @@ ENCODER_OPTIONS: Final[dict[PictureFormat, Sequence[int]]] = {
 }
 
 
-def render(image: Image, result: Result) -> Image:
-    """The picture with labels, boxes and masks, or tinted segments; scaled down where it is very large.
+def render(image: Image, *results: Result) -> Image:
+    """The picture with labels, boxes and masks, or tinted segments, or all of them; scaled down where it is very large.
 
     Instance masks are pasted one at a time.
     """
@@ -55,20 +55,24 @@ def render(image: Image, result: Result) -> Image:
     # From the longer side, where rounding to whole pixels matters least.
     scale = max(size.height / image.size.height, size.width / image.size.width)
     picture = PIL.Image.fromarray(canvas.pixels)
-    match result:
-        case ClassifyResult():
-            draw_labels(picture, result.labels)
-        case DetectResult():
 
-            def region_of(detection: Detection) -> RegionMask | None:
-                return (
-                    None if detection.mask is None else paste_mask(detection.mask, _scaled(detection.box, scale), size)
-                )
+    def region_of(detection: Detection) -> RegionMask | None:
+        return None if detection.mask is None else paste_mask(detection.mask, _scaled(detection.box, scale), size)
 
+    classified = [result for result in results if isinstance(result, ClassifyResult)]
+    segmented = [result for result in results if isinstance(result, SegmentResult)]
+    label_tops, segment_tops = panel_tops(
+        picture.size, [result.labels for result in classified], [result.segments for result in segmented]
+    )
+    for segmentation, top in zip(segmented, segment_tops, strict=True):
+        values = [segment.index for segment in segmentation.segments]
+        label_map = _sampled(segmentation.label_map, size)
+        draw_segments(picture, segmentation.segments, label_map, values, segmentation.label_map.size, top)
+    for result in results:
+        if isinstance(result, DetectResult):
             draw_detections(picture, result.detections, region_of, scale)
-        case SegmentResult():
-            values = [segment.index for segment in result.segments]
-            draw_segments(picture, result.segments, _sampled(result.label_map, size), values)
+    for classification, top in zip(classified, label_tops, strict=True):
+        draw_labels(picture, classification.labels, top)
     return Image(np.array(picture))
 
 
@@ -88,7 +92,7 @@ def encode_picture(image: Image, picture_format: PictureFormat) -> bytes:
 
 
 def encode_label_map(label_map: LabelMapArray) -> bytes:
-    """A grey PNG whose values are the class indices: 8 bit for uint8, 16 bit for uint16."""
+    """A grey PNG whose values are the class indices, or confidences: 8 bit for uint8, 16 bit for uint16."""
     return _encoded(label_map, PictureFormat.PNG)
 
 

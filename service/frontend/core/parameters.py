@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -36,15 +37,22 @@ class Range:
 TOP_K = Range("a whole number", 1, 1000)
 MAX_DETECTIONS = Range("a whole number", 1, 1000)
 SCORE_THRESHOLD = Range("a number", 0, 1)
-MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters (see /models)"
+IOU_THRESHOLD = Range("a number", 0, 1)
+MIN_AREA = Range("a whole number", 0, 1_000_000_000)
+MAX_CLASSES = 100
+CLASSES = f"1 to {MAX_CLASSES} names of the model's labels, comma separated, or class indices"
+MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters"
 
 
 EMBED = "embed"
 """The name of embedding, beside those of the tasks: a classifier answers with its features."""
+ANALYZE = "analyze"
+"""The name of predicting with several models for one image."""
 
 
 class View(StrEnum):
     LABEL_MAP = "labelmap"
+    CONFIDENCE = "confidence"
 
 
 class VectorEncoding(StrEnum):
@@ -56,11 +64,13 @@ class VectorEncoding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PredictParams:
-    """The parameters of a prediction. `params` are the worker's, `mask_format` is the encoder's."""
+    """The parameters of a prediction. `params` are the worker's, `mask_format` is the encoder's, `classes` become
+    indices once the model is known."""
 
     model: str | None
     params: QueryParams
     mask_format: MaskFormat
+    classes: tuple[str, ...] = ()
 
 
 def parse_params(
@@ -72,6 +82,11 @@ def parse_params(
     masks: bool = True,
     mask_format: MaskFormat | None = None,
     embed: bool = False,
+    classes: tuple[str, ...] = (),
+    iou_threshold: float | None = None,
+    agnostic_nms: bool = False,
+    min_area: int | None = None,
+    confidence_map: bool = False,
 ) -> PredictParams:
     """Check given values against their ranges; those not given get their defaults. `embed`: of an embedding.
 
@@ -83,6 +98,12 @@ def parse_params(
     _check("top_k", top_k, TOP_K)
     _check("score_threshold", score_threshold, SCORE_THRESHOLD)
     _check("max_detections", max_detections, MAX_DETECTIONS)
+    _check("iou_threshold", iou_threshold, IOU_THRESHOLD)
+    _check("min_area", min_area, MIN_AREA)
+    if len(classes) > MAX_CLASSES or not all(classes):
+        raise BadParameter(
+            f"parameter 'classes' has {len(classes)} names, or an empty one; expected {CLASSES}", "classes"
+        )
     mask_format = DEFAULT_MASK_FORMAT if mask_format is None else mask_format
     params = QueryParams(
         top_k=DEFAULTS.top_k if top_k is None else top_k,
@@ -90,8 +111,40 @@ def parse_params(
         max_detections=DEFAULTS.max_detections if max_detections is None else max_detections,
         masks=masks and mask_format is not MaskFormat.NONE,
         embed=embed,
+        iou_threshold=iou_threshold,
+        agnostic_nms=agnostic_nms,
+        min_area=min_area or 0,
+        confidence_map=confidence_map,
     )
-    return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE)
+    return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE, classes)
+
+
+def with_classes(params: QueryParams, classes: Sequence[str], labels: Sequence[str]) -> QueryParams:
+    """The parameters for a model with these labels, where only some classes are to be returned.
+
+    Args:
+        params: without classes.
+        classes: labels, in any case, or indices.
+        labels: of the model, by class index.
+
+    Raises:
+        BadParameter: the model has no such class; names the nearest labels.
+    """
+    return replace(params, classes=tuple(sorted({_class_index(name, labels) for name in classes})))
+
+
+def _class_index(name: str, labels: Sequence[str]) -> int:
+    if name in labels:
+        return labels.index(name)
+    folded = [label.casefold() for label in labels]
+    if name.casefold() in folded:
+        return folded.index(name.casefold())
+    # Labels may have commas, which separate the names of a query.
+    if (index := digits(name)) is not None and index < len(labels):
+        return index
+    near = [labels[folded.index(label)] for label in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    expected = f"did you mean {', '.join(near)}?" if near else f"its first are {', '.join(labels[:5])}"
+    raise BadParameter(f"parameter 'classes' has {shown(name)}, which is no class of the model; {expected}", "classes")
 
 
 cached_params = lru_cache(maxsize=1024)(parse_params)
@@ -145,6 +198,11 @@ def _number(allowed: Range) -> Callable[[str], float]:
     return parse
 
 
+def split_classes(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 def _boolean(text: str) -> bool:
     try:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -192,6 +250,31 @@ PARAMETERS: dict[str, Parameter] = {
         _whole_number(MAX_DETECTIONS),
         frozenset({Task.DETECT}),
     ),
+    "classes": Parameter(
+        "Names of the only classes to return, comma separated; class indices where a name has a comma. Default: all.",
+        {"type": "string", "minLength": 1},
+        split_classes,
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "iou_threshold": Parameter(
+        "Of two detections of a class that overlap by more than this intersection over union, the one with the higher "
+        "score is returned. Default: the model's own.",
+        {"type": "number", "minimum": IOU_THRESHOLD.low, "maximum": IOU_THRESHOLD.high},
+        _number(IOU_THRESHOLD),
+        frozenset({Task.DETECT}),
+    ),
+    "agnostic_nms": Parameter(
+        "Compare the overlap of all detections, whatever their classes.",
+        {"type": "boolean", "default": False},
+        _boolean,
+        frozenset({Task.DETECT}),
+    ),
+    "min_area": Parameter(
+        "Minimum area in square pixels: of a detection's box, of a segment's pixels.",
+        {"type": "integer", "minimum": MIN_AREA.low, "maximum": MIN_AREA.high, "default": DEFAULTS.min_area},
+        _whole_number(MIN_AREA),
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
     "masks": Parameter(
         "Return masks, if the model has them.",
         {"type": "boolean", "default": True},
@@ -205,7 +288,9 @@ PARAMETERS: dict[str, Parameter] = {
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
     "view": Parameter(
-        "`labelmap`: return a PNG with the class index of each pixel (16 bits with more than 256 classes).",
+        "`labelmap`: return a PNG with the class index of each pixel (16 bits with more than 256 classes). "
+        "`confidence`: return a PNG with the probability of each pixel's class, 0 to 255. "
+        "Both show the pixels of all classes.",
         {"type": "string", "enum": list(View)},
         _one_of(View),
         frozenset({Task.SEGMENT}),
@@ -231,3 +316,45 @@ EMBED_PARAMETERS: dict[str, Parameter] = {
     ),
 }
 """Those of embedding."""
+
+
+MAX_MODELS = 16
+"""Of a request that names several."""
+TASKS_EXPECTED = f"some of {', '.join(Task)}, each once"
+MODELS_EXPECTED = f"1 to {MAX_MODELS} names of models, each once (see /models)"
+
+
+def distinct(names: Sequence[str], limit: int) -> tuple[str, ...] | None:
+    """The names, if they are some, not more than `limit`, none empty and none twice."""
+    fits = 0 < len(names) <= limit and all(names) and len(set(names)) == len(names)
+    return tuple(names) if fits else None
+
+
+def _tasks(text: str) -> tuple[Task, ...]:
+    names = distinct(text.split(","), len(Task))
+    if names is None or not set(names) <= set(Task):
+        raise ValueError(f"{TASKS_EXPECTED}, separated by commas")
+    return tuple(map(Task, names))
+
+
+def _models(text: str) -> tuple[str, ...]:
+    names = distinct(text.split(","), MAX_MODELS)
+    if names is None:
+        raise ValueError(f"{MODELS_EXPECTED}, separated by commas")
+    return names
+
+
+ANALYZE_PARAMETERS: dict[str, Parameter] = {
+    "tasks": Parameter(
+        "Tasks, separated by commas; each is done by its default model. Default: all that a model is served for.",
+        {"type": "string", "default": ",".join(Task)},
+        _tasks,
+    ),
+    "models": Parameter(
+        "Models instead of tasks, separated by commas (see /models); several may be of one task.",
+        {"type": "string"},
+        _models,
+    ),
+    **{name: parameter for name, parameter in PARAMETERS.items() if name not in ("model", "view")},
+}
+"""Those of an analysis: each task gets its own of them."""

@@ -18,6 +18,7 @@ from typing import Any, Self
 import structlog
 
 from model.errors import ConvMLPError
+from service.errors import INTERNAL_DETAIL, Internal
 from service.observability.logs import request_id
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import CANCELLED, Span, Tracing, code_of, within
@@ -27,6 +28,7 @@ SANE_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """A caller's id that may stand in logs and headers."""
 STAGES = ("decode", "queue", "infer", "post")
 
+log = structlog.get_logger(__name__)
 access_logger = structlog.get_logger("access")
 
 _ids = random.Random()  # ids are unique, not secret; the system's random numbers cost a system call each
@@ -48,6 +50,14 @@ def slowest(timings: Iterable[Timings]) -> Timings:
 def precisions(replies: Iterable[Reply[Any]]) -> str:
     """Each precision that a network computed in, once: several where workers differ."""
     return ", ".join(dict.fromkeys(reply.precision for reply in replies))
+
+
+def domain_error(error: BaseException, image_id: str, model: str) -> ConvMLPError:
+    """The error that stands in the place of an answer: itself. An unexpected one is logged, and becomes Internal."""
+    if isinstance(error, ConvMLPError):
+        return error
+    log.error("unexpected error", request_id=image_id, model=model, exc_info=error)
+    return Internal(INTERNAL_DETAIL)
 
 
 class RequestLog:

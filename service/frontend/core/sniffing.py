@@ -14,7 +14,9 @@ WHITE_SPACE = b" \t\r\n\f\v"
 TEXT_STARTS = frozenset(bytes([code]) for code in (*BOM[:1], *WHITE_SPACE, *range(0x21, 0x7F)))
 """The first bytes of text. JPEG and PNG begin with none of these."""
 START_BYTES = 2**10
-"""Of the data that are looked at."""
+"""Of the data that are looked at, behind white space."""
+MAX_WHITE_SPACE = 2**16
+"""Less white space than this may stand before text; it is skipped on the event loop."""
 MIN_BASE64 = 64
 """Characters. A shorter text may look like base64 by chance."""
 MIN_STRIPPED_BYTES = 2**10
@@ -37,16 +39,21 @@ _READ_AS_TEXT = (
 
 
 class Content(NamedTuple):
-    """`what` stands behind "is"; `remedy` is what its sender should do, `base64_remedy` where base64 is expected."""
+    """`what` stands behind "is"; `remedy` is what its sender should do, `http_remedy` what else it may do over HTTP,
+    `base64_remedy` what it should do where base64 is expected."""
 
     what: str
-    remedy: str
+    remedy: str = "send the bytes of the picture"
+    http_remedy: str = ""
     base64_remedy: str = "send base64 of the picture's bytes"
 
 
 def text_start(data: bytes) -> bytes:
-    """The first bytes, without a byte order mark and white space."""
-    return data[:START_BYTES].removeprefix(BOM).lstrip(WHITE_SPACE)
+    """The first bytes behind a byte order mark and white space."""
+    start = data[:START_BYTES].removeprefix(BOM).lstrip(WHITE_SPACE)
+    if len(start) < START_BYTES // 2 < len(data):
+        start = data[:MAX_WHITE_SPACE].removeprefix(BOM).lstrip(WHITE_SPACE)[:START_BYTES]
+    return start
 
 
 def is_data_url(start: bytes) -> bool:
@@ -65,9 +72,7 @@ def is_hexadecimal(start: bytes) -> bool:
 
 def sniff(data: bytes) -> Content | None:
     """What data that is no picture is; None where that is not evident."""
-    start = data[:START_BYTES]
-    if start[:1] in TEXT_STARTS:
-        start = text_start(data)
+    start = text_start(data) if data[:1] in TEXT_STARTS else data[:START_BYTES]
     for matches, content in _CONTENTS:
         if matches(start):
             return content
@@ -77,13 +82,13 @@ def sniff(data: bytes) -> Content | None:
 def explained(error: ConvMLPError, data: bytes) -> ConvMLPError:
     """The error of an image that cannot be decoded, with what its bytes are where that is evident."""
     if isinstance(error, UnsupportedFormat) and (content := sniff(data)) is not None:
-        return UnsupportedFormat(f"this is {content.what}, not a picture; {content.remedy}")
+        message = f"this is {content.what}, not a picture; {content.remedy}"
+        return UnsupportedFormat(message).with_advice(http=content.http_remedy)
     head = data[:MAX_STRIPPED_BYTES]
     if len(head) >= MIN_STRIPPED_BYTES and not head.isascii() and not any(code in head for code in (10, 13, 0)):
         return type(error)(
-            "the picture has lost all its line breaks and zeros (bytes 10, 13 and 0), as curl's -d removes them; "
-            "send it with --data-binary @FILE"
-        )
+            "the picture has lost all its line breaks and zeros (bytes 10, 13 and 0); send its bytes unchanged"
+        ).with_advice(http="curl's -d removes them, --data-binary @FILE does not")
     return error
 
 
@@ -92,20 +97,19 @@ def _begins(*beginnings: bytes) -> Callable[[bytes], bool]:
 
 
 _NO_URLS = "URLs are not fetched: download the picture and send it"
-_NO_JSON = (
-    "send the bytes of the picture; over HTTP /classify, /detect and /segment also take the JSON object "
-    '{"image": BASE64}'
-)
 _CONTENTS: tuple[tuple[Callable[[bytes], object], Content], ...] = (
-    (_URL.match, Content("a URL", _NO_URLS, _NO_URLS)),
+    (_URL.match, Content("a URL", _NO_URLS, base64_remedy=_NO_URLS)),
     (is_data_url, Content("a data: URL", "send the bytes that it encodes")),
     (_HTML.match, Content("an HTML page", "perhaps an error page was saved in the picture's place")),
-    (_begins(b"{", b"[", b'"'), Content("JSON", _NO_JSON)),
+    (
+        _begins(b"{", b"[", b'"'),
+        Content("JSON", http_remedy='/classify, /detect and /segment also take the JSON object {"image": BASE64}'),
+    ),
     (
         _MULTIPART.match,
-        Content("a multipart form", "send the picture alone, or let the HTTP library set the Content-Type"),
+        Content("a multipart form", "send the picture alone", "or let the HTTP library set the Content-Type"),
     ),
-    (_FORM.match, Content("a URL-encoded form", "send the file as multipart/form-data, or its bytes as the body")),
+    (_FORM.match, Content("a URL-encoded form", http_remedy="or send the file as multipart/form-data")),
     (_begins(b"version https://git-lfs."), Content("a Git LFS pointer", "get the picture by `git lfs pull`")),
     (
         _begins(*_READ_AS_TEXT),
@@ -113,11 +117,11 @@ _CONTENTS: tuple[tuple[Callable[[bytes], object], Content], ...] = (
     ),
     (_begins(b"b'\\x", b'b"\\x'), Content("the text of a Python bytes object", "send the bytes, not str() of them")),
     (_begins(b"\xff\xfe", b"\xfe\xff"), Content("UTF-16 text", "send UTF-8, or the bytes of the picture")),
-    (_begins(b"\x1f\x8b"), Content("gzip data", "decompress it, or over HTTP name it in Content-Encoding")),
+    (_begins(b"\x1f\x8b"), Content("gzip data", "decompress it", "or name it in Content-Encoding")),
     (_begins(b"PK\x03\x04"), Content("a ZIP archive", "send the pictures in it one by one")),
     (
         _FILE_NAME.fullmatch,
-        Content("the name of a file", "send the file's bytes; over HTTP, curl takes them from @FILE"),
+        Content("the name of a file", "send the file's bytes", "curl takes them from @FILE"),
     ),
     (is_hexadecimal, Content("hexadecimal text", "decode it and send the bytes")),
     (is_base64, Content("base64 text", "decode it and send the bytes")),

@@ -88,7 +88,7 @@ ERROR_TABLE: dict[type[ConvMLPError], StatusRow] = {
 def status_of(error: ConvMLPError, request_id: str) -> Status:
     """Code, message and details for the caller."""
     row = _row_of(error)
-    reason, message = (error.code, error.detail) if row.public else (Internal.code, INTERNAL_DETAIL)
+    reason, message = (error.code, error.grpc_detail) if row.public else (Internal.code, INTERNAL_DETAIL)
     if len(message) > MAX_MESSAGE:
         message = f"{message[: MAX_MESSAGE - 1]}…"
     details: list[Message] = [ErrorInfo(reason=reason.upper().replace("-", "_"), domain=DOMAIN)]

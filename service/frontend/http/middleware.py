@@ -25,7 +25,7 @@ from model.types import Task
 from service.errors import INTERNAL_DETAIL, BadParameter, DeadlineExceeded, Internal, Overloaded, Refusal, Unavailable
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import ByteBudget
-from service.frontend.core.parameters import EMBED, Range, digits, shown
+from service.frontend.core.parameters import ANALYZE, EMBED, Range, digits, shown
 from service.frontend.core.request_log import RequestLog
 from service.frontend.http.content_encoding import decoder_of
 from service.frontend.http.problems import error_response, instance_of
@@ -57,7 +57,7 @@ RETRY_CONNECTION_S = 1.0
 REQUEST = "convmlp.request"
 """Key of the `HttpRequest` in a request's scope."""
 
-_TASKS = frozenset({*(task.value for task in Task), EMBED})
+_TASKS = frozenset({*(task.value for task in Task), EMBED, ANALYZE})
 """Parts of paths that name what is predicted."""
 
 T = TypeVar("T")

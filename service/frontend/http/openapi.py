@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from model.errors import ConvMLPError
 from service.errors import Forbidden, Internal, ModelInvalid, RateLimited, Unauthenticated
+from service.frontend.http.content_encoding import CODINGS, MAX_CODINGS
 from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE
 from service.settings import Settings
 
@@ -102,6 +103,14 @@ def header_parameters(settings: Settings) -> list[dict[str, Any]]:
             "in": "header",
             "description": "Id of the request: returned in the answer and written to the logs.",
             "schema": {"type": "string", "maxLength": 128, "pattern": "^[ -~]+$"},
+        },
+        {
+            "name": "Content-Encoding",
+            "in": "header",
+            "description": f"How the body is compressed: {' or '.join(f'`{coding}`' for coding in CODINGS)}, or up to "
+            f"{MAX_CODINGS} of them with commas between, in the order in which they were applied. Limits on the body's "
+            "bytes apply to it as sent, and decompressed.",
+            "schema": {"type": "string", "examples": list(CODINGS)},
         },
     ]
 

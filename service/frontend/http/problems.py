@@ -85,7 +85,7 @@ def row_of(error: ConvMLPError) -> ProblemRow:
 def problem_of(error: ConvMLPError, instance: str) -> Problem:
     row = row_of(error)
     if row.public:
-        return problem(error.code, row.status, row.title, error.detail, instance)
+        return problem(error.code, row.status, row.title, error.http_detail, instance)
     return problem(Internal.code, row.status, row.title, INTERNAL_DETAIL, instance)
 
 

@@ -57,7 +57,7 @@ async def test_an_old_file_stays_if_nothing_was_embedded(rest: Rest, folder: Pat
 
 
 async def test_parquet_has_names_and_vectors(rest: Rest, folder: Path, tmp_path: Path) -> None:
-    """The columns are `name` and `embedding`. Without pyarrow the error says what to install."""
+    """The columns are `name` and `embedding`. Without pyarrow the error names the extra."""
     out = tmp_path / "vectors.parquet"
     ran = await convmlp("embed", str(folder / "b.png"), "--normalize", "--out", str(out), "--url", url(rest))
     if find_spec("pyarrow") is None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import structlog
 
-from service.observability.logs import NO_COLOURS, console_renderer
+from service.observability.logs import MAX_KINDS, NO_COLOURS, REPEAT_INTERVAL_S, LogLimit, console_renderer
+from tests.fakes import FakeClock
 from tests.service.observability.log_lines import MARKER
 
 UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -110,3 +111,17 @@ def test_console_lines_have_the_form_of_structlogs_renderer() -> None:
         event = {**base, **more}
         expected = str(reference(None, "", dict(event))).replace("\n", "\n    ")
         assert render(None, "", event) == expected
+
+
+def test_repeated_events_are_few_lines() -> None:
+    """Events of one kind are one line a minute, with the number that was left out; all kinds together are few."""
+    clock = FakeClock()
+    limit = LogLimit(clock)
+    assert [limit.due("a") for _ in range(4)] == [0, None, None, None]
+    assert limit.due("b") == 0
+    clock.now_s += REPEAT_INTERVAL_S
+    assert limit.due("a") == 3
+    due = [limit.due(str(kind)) for kind in range(1000)]
+    assert 5 <= sum(left_out is not None for left_out in due) <= MAX_KINDS
+    clock.now_s += REPEAT_INTERVAL_S
+    assert limit.due("another") == 0

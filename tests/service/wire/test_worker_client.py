@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import structlog
 import zmq
 import zmq.asyncio
 
@@ -28,10 +29,11 @@ from service.wire.messages import (
     PROTOCOL,
     Answers,
     Cancel,
-    Hello,
     ListStore,
     Phase,
     Predict,
+    ProtocolMismatch,
+    State,
     decode_to_front_end,
     encode,
 )
@@ -39,6 +41,7 @@ from service.wire.worker_client import WorkerAnswer, WorkerClient
 from service.wire.worker_view import NO_WORKER
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
+from tests.model.batches import segment_output
 from tests.service.wire.scripted_worker import ScriptedWorker
 from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture
 from tests.waiting import until
@@ -113,12 +116,12 @@ async def test_empty_detections_arrive() -> None:
 async def test_answers_of_one_message_reach_their_own_callers(tmp_path: Path) -> None:
     """Small and large outputs that are answered together each reach their caller, with the size of their batch."""
     outputs: list[RawOutput] = [
-        SegmentOutput(np.full((300, 400), 7, np.uint8)),
+        segment_output(np.full((300, 400), 7, np.uint8), 8, QueryParams(confidence_map=True)),
         ClassifyOutput(np.arange(5), np.ones(5, np.float32)),
         DetectOutput(
             np.ones((90, 4), np.float32), np.ones(90, np.float32), np.arange(90), np.ones((90, 28, 28), np.float32)
         ),
-        SegmentOutput(np.full((3, 4), 9, np.uint16)),
+        segment_output(np.full((3, 4), 9, np.uint16), 10),
     ]
     async with connect(f"ipc://{tmp_path}/w") as client, ScriptedWorker(f"ipc://{tmp_path}/w") as worker:
         await worker.introduce()
@@ -355,13 +358,37 @@ async def test_garbage_does_not_end_a_worker() -> None:
             stranger.connect(worker.address)
             await stranger.send_multipart([b"\xff\xfe garbage"])
             await stranger.send_multipart([b""])
-            await stranger.send_multipart([encode(Hello(PROTOCOL + 1, ()))])
             await stranger.send_multipart([predict_32x32(), b"too short"])
             await stranger.send_multipart([predict_32x32()])
             failures = [await stranger.recv_multipart() for _ in range(2)]
             assert all(b"internal" in header for (header,) in failures)
         context.term()
         await predict(client)
+
+
+async def test_a_worker_of_another_protocol_is_named() -> None:
+    """Callers get the reason why a front-end cannot use a worker, and answers when the worker is updated."""
+    context = zmq.asyncio.Context()
+    worker = context.socket(zmq.ROUTER)
+    worker.setsockopt(zmq.LINGER, 0)
+    worker.bind("tcp://127.0.0.1:0")
+    reason = f"the worker speaks protocol {PROTOCOL + 1}, this front-end {PROTOCOL}; update both to the same version"
+    with structlog.testing.capture_logs() as logged:
+        async with connect(worker.getsockopt_string(zmq.LAST_ENDPOINT)) as client:
+            for state in (None, b"", None):
+                sender, _ = await worker.recv_multipart()
+                if state is None:
+                    await worker.send_multipart([sender, encode(ProtocolMismatch(PROTOCOL + 1))])
+                    await until(lambda: client.view().reason == reason)
+                    assert client.phase is None
+                    with pytest.raises(Unavailable, match=reason):
+                        await client.repository(far_deadline_s())
+                else:
+                    await worker.send_multipart([sender, encode(State("one", Phase.READY, "ready", 0.0, (), {}))])
+                    await until(lambda: client.phase is Phase.READY)
+    worker.close()
+    context.term()
+    assert [line["event"] for line in logged] == ["a worker cannot be used", "a worker cannot be used", "worker lost"]
 
 
 async def send_predict(front_end: zmq.asyncio.Socket, job: int) -> None:

@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+import structlog
 import zmq
 
-from service.wire.messages import PROTOCOL, Hello, encode
+from service.wire.messages import PROTOCOL, Hello, ProtocolMismatch, decode_to_front_end, encode
 from service.wire.worker_endpoint import Envelope, WorkerEndpoint
 from tests.waiting import until
 
@@ -45,6 +47,23 @@ async def test_a_deleted_socket_is_made_again(folder: Path) -> None:
                 await until(lambda: len(received) == 4)
         assert len({envelope.sender for envelope in received}) == 2
         serving.cancel()
+
+
+async def test_a_greeting_in_another_protocol_is_answered_with_this_one(folder: Path) -> None:
+    """Whatever else a later Hello has, its front-end learns this worker's protocol; the log has each reason once."""
+    later = {"type": "hello", "protocol": PROTOCOL + 1, "knows": {}, "more": [1]}
+    with structlog.testing.capture_logs() as logged:
+        async with WorkerEndpoint(f"ipc://{folder / 'worker'}") as endpoint:
+            serving = asyncio.create_task(endpoint.run(lambda _: None, lambda: None))
+            with zmq.Context() as context, dealer(context, folder / "worker") as front_end:
+                for _ in range(3):
+                    front_end.send(b"garbage")
+                    front_end.send(msgspec.msgpack.encode(later))
+                    reply = await asyncio.to_thread(front_end.recv)
+                    assert decode_to_front_end(reply) == ProtocolMismatch(PROTOCOL)
+            serving.cancel()
+    assert len(logged) == 2
+    assert f"a front-end speaks protocol {PROTOCOL + 1}, this worker {PROTOCOL}" in logged[1]["error"]
 
 
 def dealer(context: zmq.Context[zmq.Socket[bytes]], file: Path) -> zmq.Socket[bytes]:

@@ -92,7 +92,9 @@ class Inference:
                 deadline_s = min(deadline_s, record.started_s + timeout_s)
 
             def predict_request(image_id: str, index: int) -> PredictRequest:
-                return PredictRequest(image_id, model, images[index], selection.params, deadline_s, record.caller)
+                return PredictRequest(
+                    image_id, model, images[index], selection.params, deadline_s, record.caller, selection.classes
+                )
 
             if len(images) == 1:
                 replies = [await self._engine.predict(predict_request(record.request_id, 0), selection.compute)]
@@ -154,4 +156,5 @@ def _error_of_element(error: ConvMLPError, index: int) -> ConvMLPError:
     if isinstance(error, Overloaded):
         return Overloaded(detail, error.retry_after_s, error.reason)
     retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
-    return error_from_code(error.code, detail, retry_after_s)
+    of_element = error_from_code(error.code, detail, retry_after_s)
+    return of_element.with_advice(http=error.http_advice, grpc=error.grpc_advice)

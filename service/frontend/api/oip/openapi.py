@@ -222,7 +222,7 @@ def _infer(path: str, name: str, settings: Settings) -> Operation:
     operation["parameters"] += [length, *header_parameters(settings)]
     operation["requestBody"] = {
         "required": True,
-        "description": f"At most {settings.max_request_bytes:,} bytes. Content-Encoding may be gzip or deflate.",
+        "description": f"At most {settings.max_request_bytes:,} bytes.",
         "content": {JSON: {"schema": ref("inference_request")}, RAW: {"schema": BINARY}},
     }
     json_bytes = {"description": "Bytes of JSON, if raw tensors follow it.", "schema": COUNT}

@@ -21,7 +21,7 @@ from service.frontend.api.rest.schemas import (
     SegmentItem,
     VectorItem,
 )
-from service.frontend.core.parameters import EMBED, EMBED_PARAMETERS, PARAMETERS, Parameter
+from service.frontend.core.parameters import ANALYZE, ANALYZE_PARAMETERS, EMBED, EMBED_PARAMETERS, PARAMETERS, Parameter
 from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
 from service.settings import Settings
 
@@ -30,6 +30,7 @@ SUMMARY: dict[str, str] = {
     Task.DETECT: "Detect objects: boxes with labels and scores, and masks if the model has them",
     Task.SEGMENT: "Segment images: the class of each pixel",
     EMBED: "Embed images: a classifier's pooled features, as vectors to search, cluster or train with",
+    ANALYZE: "Analyze images: the answers of several tasks or models from one upload",
 }
 
 RESULTS: dict[str, type[msgspec.Struct]] = {
@@ -43,9 +44,31 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "model": "convmlp_pets_breed",
         "task": EMBED,
         "results": [{"image": {"width": 500, "height": 375}, "embedding": [0.0125, -0.75, 0.5]}],
-    }
+    },
+    ANALYZE: {
+        "task": ANALYZE,
+        "models": {"classify": "convmlp_pets_breed", "segment": "convmlp_pets_outline"},
+        "results": [
+            {
+                "image": {"width": 500, "height": 375},
+                "answers": {
+                    "classify": {
+                        "image": {"width": 500, "height": 375},
+                        "labels": [{"label": "Persian", "index": 23, "score": 0.92}],
+                    },
+                    "segment": {
+                        "image": {"width": 500, "height": 375},
+                        "segments": [{"label": "cat", "index": 1, "area": 118861}],
+                    },
+                },
+            }
+        ],
+    },
 }
 """Answers, shortened."""
+
+OR_DRAWN = "JSON, or the image with the result drawn on it if `Accept` prefers that (one image only)"
+PICTURES = {medium.value: {"schema": BINARY} for medium in Medium if medium is not Medium.JSON}
 
 FORM, DOCUMENT, MASK, VECTOR = "ImageForm", "ImageDocument", "Mask", "Vector"
 """Names of schemas: of a body that is a form or JSON, and of a mask and a vector in whichever format was requested."""
@@ -54,14 +77,17 @@ FORM, DOCUMENT, MASK, VECTOR = "ImageForm", "ImageDocument", "Mask", "Vector"
 def prediction_operation(task: Task, settings: Settings) -> dict[str, Any]:
     """The part of the operation `POST /<task>` that FastAPI does not know."""
     table = {name: parameter for name, parameter in PARAMETERS.items() if task in parameter.tasks}
-    pictures = {medium.value: {"schema": BINARY} for medium in Medium if medium is not Medium.JSON}
-    description = "JSON, or the image with the result drawn on it if `Accept` prefers that (one image only)"
-    return _operation(task, table, _answer(task, description, pictures), settings)
+    return _operation(task, table, _answer(task, OR_DRAWN, PICTURES), settings)
 
 
 def embedding_operation(settings: Settings) -> dict[str, Any]:
     """The same of `POST /embed`."""
     return _operation(EMBED, EMBED_PARAMETERS, _answer(EMBED, "JSON", {}), settings)
+
+
+def analysis_operation(settings: Settings) -> dict[str, Any]:
+    """The same of `POST /analyze`."""
+    return _operation(ANALYZE, ANALYZE_PARAMETERS, _answer(ANALYZE, OR_DRAWN, PICTURES), settings)
 
 
 def _operation(name: str, table: Mapping[str, Parameter], answer: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -84,8 +110,9 @@ def _body(settings: Settings) -> dict[str, Any]:
     return {
         "required": True,
         "description": (
-            "The bytes of an image, a form with one or more parts named `image` or `file`, or JSON with base64. "
-            "JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF, detected from the bytes, not from the Content-Type. "
+            "The bytes of an image, a form with one or more parts named `image` or `file`, JSON with base64, or the "
+            "base64 or data: URL of one image. Images are JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF. All forms but "
+            "multipart are detected from the bytes, not from the Content-Type. "
             f"At most {settings.max_image_bytes:,} bytes and {settings.max_image_mpx} megapixels an image, "
             f"{settings.max_request_bytes:,} bytes in all."
         ),
@@ -154,7 +181,42 @@ def prediction_components(settings: Settings) -> dict[str, Any]:
             },
             "required": ["model", "task", "results"],
         }
+    components |= _analysis_components(error)
     return components
+
+
+def _analysis_components(error: dict[str, Any]) -> dict[str, Any]:
+    """The schemas of the answer of `POST /analyze`."""
+    results = {task.value: _ref(result.__name__) for task, result in RESULT_OF_TASK.items()}
+    answers = {
+        "type": "object",
+        "description": "By task, or by model where `models` were named; one that failed has `error` instead.",
+        "properties": results,
+        "additionalProperties": {"anyOf": list(results.values())},
+    }
+    return {
+        "Analysis": {
+            "title": "Analysis",
+            "type": "object",
+            "description": "The answers for an image. Of several images, one that failed has `error` instead.",
+            "properties": {"image": _ref("ImageSize"), "answers": answers, "error": error},
+            "dependentRequired": {"image": ["answers"], "answers": ["image"]},
+        },
+        _answer_name(ANALYZE): {
+            "title": _answer_name(ANALYZE),
+            "type": "object",
+            "properties": {
+                "task": {"type": "string", "const": ANALYZE},
+                "models": {
+                    "type": "object",
+                    "additionalProperties": {"type": "string"},
+                    "description": "The model of each name in `answers`.",
+                },
+                "results": {"type": "array", "items": _ref("Analysis"), "description": "In upload order."},
+            },
+            "required": ["task", "models", "results"],
+        },
+    }
 
 
 def _ref(name: str) -> dict[str, str]:

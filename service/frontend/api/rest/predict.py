@@ -8,22 +8,21 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache, partial
 from typing import Any, Generic, Protocol, TypeVar
 
-import structlog
 from starlette.types import Receive, Scope, Send
 
 from model.bundle import BundleConfig
 from model.decode import decode
-from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
+from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.postprocess.results import postprocess
 from model.types import RawOutput, SegmentResult, Size, Task
-from service.errors import INTERNAL_DETAIL, BadParameter, BadRequest, Internal
+from service.errors import BadParameter, BadRequest
 from service.frontend.api.rest.query import MAX_CACHED, Medium, Query, read_query
 from service.frontend.api.rest.schemas import encode_answer, encode_error, encode_output
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
-from service.frontend.core.request_log import RequestRecord, precisions, slowest
+from service.frontend.core.request_log import RequestRecord, domain_error, precisions, slowest
 from service.frontend.core.sniffing import TEXT_STARTS
 from service.frontend.http.body import EMPTY_BODY, Upload, read_uploads, uploads_of_text
 from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
@@ -47,8 +46,6 @@ IMAGE_TYPES = (b"image/", b"application/octet-stream")
 
 MAX_CACHED_QUERIES = 1024
 """Of an endpoint."""
-
-log = structlog.get_logger(__name__)
 
 
 class HasMedium(Protocol):
@@ -209,7 +206,7 @@ class Predict(ImageEndpoint[Query, ModelStatus]):
     def _predict(
         self, image_id: str, model: ModelStatus, query: Query, image: bytes, deadline_s: float, caller: str
     ) -> Coroutine[Any, Any, Reply[bytes]]:
-        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller)
+        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller, query.classes)
         if query.medium is Medium.JSON:
             return self._engine.predict(request, partial(encode_output, query.mask_format))
         return self._engine.predict(request, partial(self._draw, query, image), draws=True)
@@ -218,17 +215,12 @@ class Predict(ImageEndpoint[Query, ModelStatus]):
         return encode_answer(model.config.name, self._name, results)
 
     def _draw(self, query: Query, image: bytes, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
-        """A picture: the class of each pixel, or the image with the answer drawn on it."""
+        """A picture: the class of each pixel, or its confidence, or the image with the answer drawn on it."""
         result = postprocess(raw, config, size)
-        if query.view is View.LABEL_MAP and isinstance(result, SegmentResult):
-            return encode_label_map(result.label_map)
+        if isinstance(result, SegmentResult):
+            if query.view is View.LABEL_MAP:
+                return encode_label_map(result.label_map)
+            if result.confidence_map is not None:
+                return encode_label_map(result.confidence_map)
         # Decoded pictures are not kept while a request waits, because few ask for this.
         return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[query.medium])
-
-
-def domain_error(error: BaseException, image_id: str, model: str) -> ConvMLPError:
-    """The error itself. An unexpected one is logged, and becomes Internal."""
-    if isinstance(error, ConvMLPError):
-        return error
-    log.error("unexpected error", request_id=image_id, model=model, exc_info=error)
-    return Internal(INTERNAL_DETAIL)

@@ -6,7 +6,7 @@ are base64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -25,7 +25,7 @@ from model.types import (
     Size,
     Task,
 )
-from service.frontend.core.parameters import VectorEncoding
+from service.frontend.core.parameters import ANALYZE, VectorEncoding
 from service.frontend.http.problems import Problem
 
 
@@ -73,11 +73,13 @@ class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SegmentItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All pixels of one class; `area` is their number. `mask` is missing if none were requested."""
+    """All pixels of one class; `area` is their number, `confidence` the mean probability of the class over them.
+    `mask` is missing if none were requested."""
 
     label: str
     index: int
     area: int
+    confidence: float
     mask: MaskItem | None = None
 
 
@@ -96,7 +98,7 @@ class Detections(msgspec.Struct, frozen=True):
 
 
 class Segmentation(msgspec.Struct, frozen=True):
-    """Segments by falling area; each pixel belongs to exactly one."""
+    """Segments by falling area; each pixel belongs to exactly one, unless some are filtered out."""
 
     image: ImageSize
     segments: list[SegmentItem]
@@ -124,6 +126,21 @@ class ImageError(msgspec.Struct, frozen=True):
     """In the place of one of several images that has an error."""
 
     error: Problem
+
+
+class Analysis(msgspec.Struct, frozen=True):
+    """`answers` has a result, or an error, for each task or model that was named."""
+
+    image: ImageSize
+    answers: dict[str, msgspec.Raw]
+
+
+class AnalysisAnswer(msgspec.Struct, frozen=True):
+    """`models`: which model gave the answers of each name."""
+
+    task: str
+    models: dict[str, str]
+    results: list[msgspec.Raw]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -162,6 +179,17 @@ def encode_answer(model: str, task: str, results: Sequence[bytes]) -> bytes:
     return msgspec.json.encode(Answer(model, task, list(map(msgspec.Raw, results))))
 
 
+def encode_analysis(size: Size, answers: Mapping[str, bytes]) -> bytes:
+    """The place in `results` of an image that several models answered; the answers are encoded already."""
+    raw = {name: msgspec.Raw(answer) for name, answer in answers.items()}
+    return msgspec.json.encode(Analysis(ImageSize(size.width, size.height), raw))
+
+
+def encode_analysis_answer(models: Mapping[str, str], results: Sequence[bytes]) -> bytes:
+    """The whole answer of several models around results that are encoded already."""
+    return msgspec.json.encode(AnalysisAnswer(ANALYZE, dict(models), list(map(msgspec.Raw, results))))
+
+
 def encode_embedding(
     normalize: bool, encoding: VectorEncoding, raw: RawOutput, config: BundleConfig, size: Size
 ) -> bytes:
@@ -195,7 +223,9 @@ def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Dete
             return Segmentation(
                 image,
                 [
-                    SegmentItem(segment.label, segment.index, segment.area, _mask(mask))
+                    SegmentItem(
+                        segment.label, segment.index, segment.area, rounded_score(segment.confidence), _mask(mask)
+                    )
                     for segment, mask in zip(segments, masks, strict=True)
                 ],
             )

@@ -23,7 +23,16 @@ from model.types import (
 )
 from service.errors import BadParameter
 from service.frontend.core.overlay import encode_label_map
-from service.frontend.core.parameters import EMBED, PredictParams, cached_params
+from service.frontend.core.parameters import (
+    EMBED,
+    MAX_MODELS,
+    MODELS_EXPECTED,
+    TASKS_EXPECTED,
+    PredictParams,
+    cached_params,
+    distinct,
+    shown,
+)
 from service.frontend.core.request_log import RequestRecord
 
 Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest | pb.EmbedRequest
@@ -53,6 +62,12 @@ METHODS = (
     PredictMethod("Embed", Task.CLASSIFY, EMBED, pb.EmbedRequest, pb.EmbedResponse),
 )
 
+TASKS: dict[Task, pb.Task.ValueType] = {
+    Task.CLASSIFY: pb.TASK_CLASSIFY,
+    Task.DETECT: pb.TASK_DETECT,
+    Task.SEGMENT: pb.TASK_SEGMENT,
+}
+
 MASK_FORMATS: dict[int, MaskFormat | None] = {
     pb.MASK_FORMAT_UNSPECIFIED: None,
     pb.MASK_FORMAT_RLE: MaskFormat.RLE,
@@ -78,11 +93,60 @@ def read_params(request: Request) -> PredictParams:
                 score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
                 max_detections=request.max_detections if request.HasField("max_detections") else None,
                 mask_format=_mask_format(request.mask_format),
+                classes=tuple(request.classes),
+                iou_threshold=request.iou_threshold if request.HasField("iou_threshold") else None,
+                agnostic_nms=request.agnostic_nms,
+                min_area=request.min_area,
             )
         case pb.SegmentRequest():
-            return cached_params(model=model, mask_format=_mask_format(request.mask_format))
+            return cached_params(
+                model=model,
+                mask_format=_mask_format(request.mask_format),
+                classes=tuple(request.classes),
+                min_area=request.min_area,
+                confidence_map=request.confidence_map,
+            )
         case pb.EmbedRequest():
             return cached_params(model=model, embed=True)
+
+
+def read_analyze_params(request: pb.AnalyzeRequest) -> dict[Task, PredictParams]:
+    """The parameters of each task in a request. Raises BadParameter, as `read_params`."""
+    mask_format, classes = _mask_format(request.mask_format), tuple(request.classes)
+    return {
+        Task.CLASSIFY: cached_params(top_k=request.top_k if request.HasField("top_k") else None),
+        Task.DETECT: cached_params(
+            score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
+            max_detections=request.max_detections if request.HasField("max_detections") else None,
+            mask_format=mask_format,
+            classes=classes,
+            iou_threshold=request.iou_threshold if request.HasField("iou_threshold") else None,
+            agnostic_nms=request.agnostic_nms,
+            min_area=request.min_area,
+        ),
+        Task.SEGMENT: cached_params(mask_format=mask_format, classes=classes, min_area=request.min_area),
+    }
+
+
+def named_of(request: pb.AnalyzeRequest) -> tuple[tuple[Task, ...], tuple[str, ...]]:
+    """The tasks and the models that a request names; at most one of both has any.
+
+    Raises:
+        BadParameter: both are named, one twice, too many, or an unknown task.
+    """
+    if request.tasks and request.models:
+        raise BadParameter("parameters 'tasks' and 'models' exclude each other; give one of them", "models")
+    known = {value: task for task, value in TASKS.items()}
+    if request.models:
+        models = distinct(request.models, MAX_MODELS)
+        if models is None:
+            given = shown(", ".join(request.models))
+            raise BadParameter(f"parameter 'models' is {given}; expected {MODELS_EXPECTED}", "models")
+        return (), models
+    tasks = tuple(known[value] for value in request.tasks if value in known)
+    if len(set(tasks)) < len(request.tasks):
+        raise BadParameter(f"parameter 'tasks' is {list(request.tasks)}; expected {TASKS_EXPECTED}", "tasks")
+    return tasks, ()
 
 
 def encode_response(
@@ -117,11 +181,18 @@ def response_of(result: DetectResult | SegmentResult, mask_format: MaskFormat, *
             return pb.DetectResponse(image=image, detections=found)
         case SegmentResult(segments=segments):
             parts = [
-                pb.Segment(label=segment.label, index=segment.index, area=segment.area, mask=_mask(mask))
+                pb.Segment(
+                    label=segment.label,
+                    index=segment.index,
+                    area=segment.area,
+                    confidence=segment.confidence,
+                    mask=_mask(mask),
+                )
                 for segment, mask in zip(segments, encode_segments(result, mask_format), strict=True)
             ]
             png = encode_label_map(result.label_map) if label_map else b""
-            return pb.SegmentResponse(image=image, segments=parts, label_map_png=png)
+            levels = b"" if result.confidence_map is None else encode_label_map(result.confidence_map)
+            return pb.SegmentResponse(image=image, segments=parts, label_map_png=png, confidence_map_png=levels)
 
 
 def _detection(detection: Detection, size: Size, mask_format: MaskFormat) -> pb.Detection:

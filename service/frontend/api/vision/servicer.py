@@ -9,27 +9,40 @@ import grpc
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy
 from model.model_name import version_of
-from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocessing
-from model.types import Task
+from model.spec import (
+    CenterCropSpec,
+    ClassifyPostSpec,
+    DetectPostSpec,
+    KeepRatioSpec,
+    Postprocessing,
+    Preprocessing,
+    SegmentPostSpec,
+)
 from service.errors import BadParameter
-from service.frontend.api.vision.convert import METHODS, PredictMethod, encode_response, read_params
+from service.frontend.api.vision.convert import (
+    METHODS,
+    TASKS,
+    PredictMethod,
+    Response,
+    encode_response,
+    named_of,
+    read_analyze_params,
+    read_params,
+)
+from service.frontend.core.analysis import Analysis, models_of
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import SANE_ID, RequestLog, RequestRecord
+from service.frontend.core.parameters import ANALYZE
+from service.frontend.core.request_log import SANE_ID, RequestLog, RequestRecord, domain_error, precisions, slowest
 from service.frontend.grpc.call import RpcService, parse
+from service.frontend.grpc.status import status_of
 from service.observability.logs import request_id
 from service.settings import Settings
-from service.types import ModelStatus, PredictRequest
+from service.types import ModelStatus, PredictRequest, Reply, Timings
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["Vision"].full_name
 MAX_ID = 128
 """Characters of a message's id."""
-
-TASKS: dict[Task, pb.Task.ValueType] = {
-    Task.CLASSIFY: pb.TASK_CLASSIFY,
-    Task.DETECT: pb.TASK_DETECT,
-    Task.SEGMENT: pb.TASK_SEGMENT,
-}
 
 
 def add_vision(
@@ -42,6 +55,7 @@ def add_vision(
         predict, task = partial(vision.predict, method), method.label
         service.add_unary(method.name, predict, task=task)
         service.add_stream(f"{method.name}Stream", predict, method.error_reply, task=task)
+    service.add_unary("Analyze", vision.analyze, task=ANALYZE)
     service.add_unary("ListModels", vision.list_models)
     service.add_to(server)
 
@@ -68,7 +82,9 @@ class Vision:
             params = read_params(message)
             model = self._engine.resolve(method.task, params.model)
             record.model = model.config.name
-            request = PredictRequest(record.request_id, model, message.image, params.params, deadline_s, record.caller)
+            request = PredictRequest(
+                record.request_id, model, message.image, params.params, deadline_s, record.caller, params.classes
+            )
             label_map = isinstance(message, pb.SegmentRequest) and message.label_map
             normalize = isinstance(message, pb.EmbedRequest) and message.normalize
             encode = partial(encode_response, params.mask_format, label_map, normalize)
@@ -88,6 +104,56 @@ class Vision:
         response.timings.total_ms = milliseconds["total"]
         return response.SerializeToString()
 
+    async def analyze(self, record: RequestRecord, data: bytes, timeout_ms: int | None) -> bytes:
+        """Several models' answers for one image."""
+        deadline_s = self._engine.deadline(timeout_ms)
+        try:
+            message = parse(pb.AnalyzeRequest, data)
+            nbytes = len(data)
+            del data
+            if message.id:
+                _use_id(record, message.id)
+            if not self._auth.is_open:
+                self._auth.admit(Caller(record.caller))
+            self._engine.bodies.take(record, nbytes)
+            tasks, names = named_of(message)
+            models = list(models_of(self._engine, tasks, names).values())
+            if not self._auth.is_open:  # each model's answer counts as an image
+                self._auth.charge(Caller(record.caller), len(models) - 1)
+            if len(models) == 1:
+                record.model = models[0].config.name
+            of_task, image, label_map = read_analyze_params(message), message.image, message.label_map
+            del message
+            params = [of_task[model.config.task] for model in models]
+            requests = [
+                PredictRequest(record.request_id, model, image, one.params, deadline_s, record.caller, one.classes)
+                for model, one in zip(models, params, strict=True)
+            ]
+            analysis: Analysis[Response] = Analysis(self._engine, requests)
+            outcomes, _ = await analysis.run(
+                [partial(encode_response, one.mask_format, label_map, False) for one in params]
+            )
+        finally:
+            self._engine.bodies.release(record)
+        replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
+        record.timings, record.precision = slowest(reply.timings for reply in replies), precisions(replies)
+        response = pb.AnalyzeResponse(id=record.given_id or record.request_id, image=replies[0].payload.image)
+        for model, outcome in zip(models, outcomes, strict=True):
+            name, task = model.config.name, model.config.task
+            answer = response.answers.add(task=TASKS[task], model=name)
+            if isinstance(outcome, Reply):
+                result = getattr(answer, task.value)
+                result.CopyFrom(outcome.payload)
+                result.model, result.precision = name, outcome.precision
+                _set_timings(result.timings, outcome.timings)
+            else:
+                error = domain_error(outcome, record.request_id, name)
+                record.log.metrics.count_error(error)
+                answer.error.CopyFrom(status_of(error, record.request_id))
+        _set_timings(response.timings, record.timings)
+        response.timings.total_ms = record.finish()["total"]
+        return response.SerializeToString()
+
     async def list_models(self, _record: RequestRecord, _data: bytes, _timeout_ms: int | None) -> bytes:
         """All served models, in the worker's order.
 
@@ -98,8 +164,13 @@ class Vision:
         return pb.ListModelsResponse(models=models).SerializeToString()
 
 
+def _set_timings(timings: pb.Timings, stages: Timings) -> None:
+    timings.decode_ms, timings.queue_ms = stages.decode * 1000, stages.queue * 1000
+    timings.infer_ms, timings.post_ms = stages.infer * 1000, stages.post * 1000
+
+
 def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
-    return None if accuracy is None else pb.Accuracy(metrics=accuracy.metrics, measured_on=accuracy.measured_on)
+    return None if accuracy is None else pb.Accuracy(**accuracy.model_dump())
 
 
 def _use_id(record: RequestRecord, given_id: str) -> None:
@@ -133,18 +204,32 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         family=config.architecture.family,
         backbone=config.architecture.backbone.size,
         input=_input(config.preprocessing),
-        score_threshold=post.score_threshold if isinstance(post, DetectPostSpec) else None,
+        score_threshold=_score_threshold(post),
         source=pb.Source(**config.source.model_dump()),
         accuracy=accuracy_of(config.accuracy),
         embedding_dimension=config.embedding_dimension,
+        activation=post.activation if isinstance(post, ClassifyPostSpec) else "",
+        form=model.deployment.form,
+        form_difference=model.deployment.largest_difference,
     )
+
+
+def _score_threshold(post: Postprocessing) -> float | None:
+    """None where every score counts."""
+    match post:
+        case DetectPostSpec():
+            return post.score_threshold
+        case ClassifyPostSpec():
+            return post.score_threshold or None
+        case SegmentPostSpec():
+            return None
 
 
 def _input(spec: Preprocessing) -> pb.Input:
     normalisation = spec.normalisation
     match spec:
         case CenterCropSpec():
-            crop = pb.CenterCrop(resize_shorter=spec.resize_shorter, crop=spec.crop)
+            crop = pb.CenterCrop(resize_shorter=spec.resize_shorter, crop=spec.crop, interpolation=spec.interpolation)
             return pb.Input(center_crop=crop, mean=normalisation.mean, std=normalisation.std)
         case KeepRatioSpec():
             ratio = pb.KeepRatio(long_side=spec.long_side, short_side=spec.short_side, pad_multiple=spec.pad_multiple)

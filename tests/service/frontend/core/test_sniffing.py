@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import re
 
 import pytest
 
@@ -11,6 +12,7 @@ from model.errors import ImageUndecodable, UnsupportedFormat
 from service.frontend.core.sniffing import MIN_STRIPPED_BYTES, TEXT_STARTS, explained, sniff
 from tests.service.frontend.rest_server import picture
 
+ONLY_HTTP = re.compile(r"HTTP|curl|Content-|header|form-data|JSON object|body|@")
 JPEG = picture(30, width=400, height=300, form="JPEG")
 
 
@@ -48,10 +50,12 @@ JPEG = picture(30, width=400, height=300, form="JPEG")
     ],
 )
 def test_evident_contents(data: bytes, what: str) -> None:
-    """The error has the name of what was sent, and what to do instead."""
+    """The error has the name of what was sent, and what to do instead; over gRPC it has no advice for HTTP."""
     error = explained(UnsupportedFormat("the image format is not supported"), data)
     assert isinstance(error, UnsupportedFormat)
-    assert error.detail.startswith(f"this is {what}, not a picture; ")
+    assert error.grpc_detail.startswith(f"this is {what}, not a picture; ")
+    assert error.http_detail.startswith(error.grpc_detail)
+    assert not ONLY_HTTP.search(error.grpc_detail)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,8 @@ def test_stripped_pictures(form: str) -> None:
     for error in (ImageUndecodable("corrupt"), UnsupportedFormat("as it was")):
         found = explained(error, stripped)
         assert type(found) is type(error)
-        assert "--data-binary" in found.detail
+        assert "--data-binary" in found.http_detail
+        assert not ONLY_HTTP.search(found.grpc_detail)
 
 
 def test_damaged_pictures_keep_their_error() -> None:
@@ -100,4 +105,4 @@ def test_advice_fits_every_transport() -> None:
         assert content.base64_remedy == "send base64 of the picture's bytes"
     for data in (b"[255, 216]", b'"AAAA"'):
         error = explained(UnsupportedFormat("the image format is not supported"), data)
-        assert '{"image": BASE64}' in error.detail
+        assert '{"image": BASE64}' in error.http_detail

@@ -28,6 +28,8 @@ TEXTS = {
     "JSON": JSON,
     "JSON behind a byte order mark": BOM + JSON,
     "JSON behind white space": "\r\n " + JSON,
+    "JSON behind kilobytes of white space": BOM + "\n  " * 20_000 + JSON,
+    "base64 behind kilobytes of white space": " " * 60_000 + BASE64,
     "base64": BASE64,
     "base64 behind a byte order mark": BOM + BASE64,
     "base64 in lines": base64.encodebytes(picture(40)).decode(),
