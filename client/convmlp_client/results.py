@@ -104,15 +104,19 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """All pixels of one class. `area` is their number. `mask` is None if none were requested."""
+    """All pixels of one class. `area` is their number, `confidence` the mean probability of the class over them.
+
+    `mask` is None if none were requested.
+    """
 
     label: str
     index: int
     area: int
+    confidence: float
     mask: Mask | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        row = {"label": self.label, "index": self.index, "area": self.area}
+        row = {"label": self.label, "index": self.index, "area": self.area, "confidence": self.confidence}
         return row if self.mask is None else {**row, "mask": self.mask.to_json()}
 
 
@@ -213,7 +217,8 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """A class for each pixel of an image: segments, largest first. Each pixel belongs to exactly one segment.
+    """A class for each pixel of an image: segments, largest first. Each pixel belongs to exactly one segment, unless
+    `classes` or `min_area` left some out.
 
     `image` is the size of the upright image.
     """
@@ -223,12 +228,14 @@ class Segmentation:
     meta: Meta
 
     def label_map(self) -> LabelMap:
-        """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 255.
+        """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 254.
+
+        Pixels of segments that were left out have the largest value of the type.
 
         Raises:
             ValueError: the result has no masks, or one is malformed.
         """
-        return self._paint([segment.index for segment in self.segments])
+        return self._paint([segment.index for segment in self.segments], fill=-1)
 
     def draw(self, image: ImageInput) -> PIL.Image.Image:
         """A copy of the image that was segmented, upright and RGB, with segments tinted and named.
@@ -243,7 +250,8 @@ class Segmentation:
         # Positions in the list instead of class indices: they are small whatever indices the service sent.
         positions = range(1, len(self.segments) + 1)
         has_masks = all(segment.mask is not None for segment in self.segments)
-        draw_segments(canvas, self.segments, self._paint(positions) if has_masks else None, positions)
+        label_map = self._paint(positions, fill=0) if has_masks else None
+        draw_segments(canvas, self.segments, label_map, positions, canvas.width * canvas.height)
         return canvas
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoSegment]:
@@ -268,13 +276,13 @@ class Segmentation:
         """The result as in `results` of the REST API."""
         return {"image": asdict(self.image), "segments": [segment.to_dict() for segment in self.segments]}
 
-    def _paint(self, values: Sequence[int]) -> LabelMap:
-        """(H, W): at each pixel the value of its segment."""
+    def _paint(self, values: Sequence[int], fill: int) -> LabelMap:
+        """(H, W): at each pixel the value of its segment, elsewhere `fill`, of which -1 is the largest value."""
         largest = max(values, default=0)
-        if largest > np.iinfo(np.uint16).max:
-            raise ValueError(f"the result has class index {largest}; a label map holds at most 65535")
-        dtype = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
-        label_map = np.zeros((self.image.height, self.image.width), dtype)
+        if largest >= np.iinfo(np.uint16).max:
+            raise ValueError(f"the result has class index {largest}; a label map holds at most 65534")
+        dtype = np.uint8 if largest < np.iinfo(np.uint8).max else np.uint16
+        label_map = np.full((self.image.height, self.image.width), fill % (np.iinfo(dtype).max + 1), dtype)
         for segment, value in zip(self.segments, values, strict=True):
             region = require_mask(segment.mask).region()
             height, width = region.pixels.shape

@@ -34,7 +34,7 @@ from service.evaluation.coco_ap import require_pycocotools
 from service.evaluation.dataset import DataFormat, DataInvalid, Dataset, ObjectsTruth
 from service.evaluation.figures import MAX_RANK, Figures, compute_figures
 from service.evaluation.formats import read_dataset
-from service.evaluation.label_matching import LabelMap, mask_value_indices, match_labels, read_label_map
+from service.evaluation.label_matching import class_indices, read_label_map
 from service.evaluation.predictions import (
     SERVICE_ERRORS,
     Manifest,
@@ -212,7 +212,7 @@ def evaluate(
         run = Run(
             identity,
             dataset,
-            _class_indices(identity, dataset, labels, ignore_label),
+            class_indices(dataset, identity.labels, labels, ignore_label),
             _parameters(identity, dataset, score_threshold, local=local),
         )
         if identity.task is Task.DETECT:
@@ -328,14 +328,6 @@ def _bundle_to_write(name: str, settings: Settings) -> Bundle:
     bundle = read_bundle(find_bundle(name, settings.models_dir))
     require_writable(bundle)
     return bundle
-
-
-def _class_indices(
-    model: ModelIdentity, dataset: Dataset, label_map: LabelMap | None, ignored: int
-) -> dict[str, int | None]:
-    if dataset.format is DataFormat.MASKS:
-        return mask_value_indices(ignored, label_map, model.labels)
-    return match_labels(dataset.labels, model.labels, label_map)
 
 
 def _parameters(

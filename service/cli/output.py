@@ -67,9 +67,19 @@ def print_result(name: str, result: Result) -> None:
                 for box in (detection.box,)
             ]
         case Segmentation(segments=segments):
-            columns = [text_column("label"), number_column("area px"), number_column("area %")]
+            columns = [
+                text_column("label"),
+                number_column("area px"),
+                number_column("area %"),
+                number_column("confidence"),
+            ]
             rows = [
-                [segment.label, str(segment.area), f"{100 * segment.area / (width * height):.1f}"]
+                [
+                    segment.label,
+                    str(segment.area),
+                    f"{100 * segment.area / (width * height):.1f}",
+                    f"{segment.confidence:.4f}",
+                ]
                 for segment in segments
             ]
     print_table(columns, rows, title=f"{name}  {width} x {height}  {result.meta.model}")

@@ -42,6 +42,27 @@ Threshold = Annotated[
 MaxDetections = Annotated[
     int | None, typer.Option(help="Maximum number of detections. Default: 100.", rich_help_panel=PARAMETERS)
 ]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,…", help="Names of the only classes to return. Default: all.", rich_help_panel=PARAMETERS
+    ),
+]
+IouThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of two detections that overlap by more, 0 to 1, return the better one. Default: the model's own.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
+AgnosticNms = Annotated[
+    bool | None,
+    typer.Option("--agnostic-nms", help="Compare detections of different classes, too.", rich_help_panel=PARAMETERS),
+]
+MinArea = Annotated[
+    int | None,
+    typer.Option(help="Minimum area of a box or a segment, in pixels. Default: 0.", rich_help_panel=PARAMETERS),
+]
 Masks = Annotated[
     bool | None, typer.Option("--masks/--no-masks", help="Whether to return masks.", rich_help_panel=PARAMETERS)
 ]
@@ -140,6 +161,10 @@ def detect(
     model: Model = None,
     score_threshold: Threshold = None,
     max_detections: MaxDetections = None,
+    classes: Classes = None,
+    iou_threshold: IouThreshold = None,
+    agnostic_nms: AgnosticNms = None,
+    min_area: MinArea = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -156,6 +181,10 @@ def detect(
         "model": model,
         "score_threshold": score_threshold,
         "max_detections": max_detections,
+        "classes": classes,
+        "iou_threshold": iou_threshold,
+        "agnostic_nms": agnostic_nms,
+        "min_area": min_area,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -165,6 +194,8 @@ def detect(
 def segment(
     images: Images,
     model: Model = None,
+    classes: Classes = None,
+    min_area: MinArea = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -177,7 +208,14 @@ def segment(
 ) -> None:
     """Segment images: give every pixel a class, and print the classes' areas."""
     options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
-    _predict(Task.SEGMENT, images, {"model": model, "masks": masks, "mask_format": mask_format}, options, output)
+    parameters = {
+        "model": model,
+        "classes": classes,
+        "min_area": min_area,
+        "masks": masks,
+        "mask_format": mask_format,
+    }
+    _predict(Task.SEGMENT, images, parameters, options, output)
 
 
 def _predict(

@@ -57,7 +57,10 @@ def request_message(params: PredictParams[Result], image: bytes, request_id: str
     request = REQUESTS[params.task](id=request_id, image=image)
     for name, value in _fields(params.values).items():
         try:
-            setattr(request, name, value)
+            if name == "classes":
+                getattr(request, name).extend(value)
+            else:
+                setattr(request, name, value)
         except (TypeError, ValueError) as error:
             raise BadParameter(f"parameter {name!r} is {value!r}, which cannot be sent: {error}") from error
     return request
@@ -90,7 +93,10 @@ def result_from_message(response: Response) -> Result:
             )
             return Detections(size, tuple(detections), meta(Task.DETECT))
         case pb.SegmentResponse():
-            segments = (Segment(row.label, row.index, row.area, _mask(row.mask, size)) for row in response.segments)
+            segments = (
+                Segment(row.label, row.index, row.area, _score(row.confidence), _mask(row.mask, size))
+                for row in response.segments
+            )
             return Segmentation(size, tuple(segments), meta(Task.SEGMENT))
         case pb.EmbedResponse():
             vector = np.array(response.embedding, np.float32)
@@ -119,6 +125,8 @@ def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as fields of the messages, where `masks=False` is a mask format."""
     fields = dict(parameters)
     masks = fields.pop("masks", True)
+    if "classes" in fields:
+        fields["classes"] = fields["classes"].split(",")
     if "mask_format" in fields:
         name = fields["mask_format"]
         if name not in MASK_FORMATS:

@@ -82,7 +82,9 @@ class Vision:
             params = read_params(message)
             model = self._engine.resolve(method.task, params.model)
             record.model = model.config.name
-            request = PredictRequest(record.request_id, model, message.image, params.params, deadline_s, record.caller)
+            request = PredictRequest(
+                record.request_id, model, message.image, params.params, deadline_s, record.caller, params.classes
+            )
             label_map = isinstance(message, pb.SegmentRequest) and message.label_map
             normalize = isinstance(message, pb.EmbedRequest) and message.normalize
             encode = partial(encode_response, params.mask_format, label_map, normalize)
@@ -124,7 +126,7 @@ class Vision:
             del message
             params = [of_task[model.config.task] for model in models]
             requests = [
-                PredictRequest(record.request_id, model, image, one.params, deadline_s, record.caller)
+                PredictRequest(record.request_id, model, image, one.params, deadline_s, record.caller, one.classes)
                 for model, one in zip(models, params, strict=True)
             ]
             analysis: Analysis[Response] = Analysis(self._engine, requests)
