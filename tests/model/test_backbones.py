@@ -29,11 +29,14 @@ from model.types import AS_TRAINED, Batch, ClassifyOutput, EmbedOutput, ModelInp
 from model.zoo.checkpoint import read_checkpoint
 from model.zoo.export import export_checkpoint
 from model.zoo.importer import import_checkpoint
+from tests.model.test_batch_independence import EQUAL
 from tests.model.tiny_backbones import BACKBONES, CLASSES, checkpoint, tiny_backbone_bundle, tiny_classifier
 
 CPU = torch.device("cpu")
 PRECISIONS = [Precision.EXACT, *candidates(CPU)]
 TOLERANCES = {Precision.EXACT: 1e-6, Precision.FP32: 1e-5, Precision.FP16: 0.05, Precision.BF16: 0.05}
+BATCH_DIFFERENCE = 0.0 if EQUAL else 1e-5
+"""Of scores, alone and in a batch: docs/precision.md."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
