@@ -9,9 +9,11 @@ from PIL import Image
 
 from model.bundle import CONFIG_FILE, EMBEDDED_DIR, read_bundle
 from model.confusion_picture import CELL, MARGIN
+from model.predictor import load_network
 from model.training.data import Record
 from model.training.report import draw_breeds, report
 from model.types import Size
+from tests.model.tiny_backbones import BACKBONES, tiny_backbone_bundle
 
 COST = ("parameters_millions", "gmacs", "images_per_cpu_second")
 
@@ -36,6 +38,17 @@ def test_a_store_without_the_bundles_is_refused(pets: Path, tmp_path: Path) -> N
     """A folder without the bundles is an error, not an empty table."""
     with pytest.raises(ValueError, match="none of the bundles"):
         report(pets, tmp_path, None)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_has_its_cost(backbone: str, tmp_path: Path) -> None:
+    """The parameters are those of the form that is served: RepMLPNet's biases are there, its convolutions are not."""
+    bundle = tiny_backbone_bundle(tmp_path, backbone)
+    found = cost(bundle)
+    served = load_network(bundle).parameters()
+    assert found["parameters_millions"] == sum(parameter.numel() for parameter in served) / 1e6
+    assert found["gmacs"] > 0
+    assert found["images_per_cpu_second"] > 0
 
 
 def test_a_picture_of_several_classifiers_is_refused(pets: Path, tmp_path: Path) -> None:
