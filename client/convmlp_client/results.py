@@ -16,7 +16,8 @@ import numpy.typing as npt
 import PIL.Image
 
 from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, category_id
-from convmlp_client.drawing import LabelMap, draw_detections, draw_labels, draw_segments
+from convmlp_client.drawing import LabelMap, draw_detections, draw_labels, draw_segments, panel_tops
+from convmlp_client.errors import ClientError
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.images import ImageInput, opened_image
 from convmlp_client.masks import Mask, require_mask
@@ -29,6 +30,7 @@ class Task(StrEnum):
     DETECT = "detect"
     SEGMENT = "segment"
     EMBED = "embed"
+    ANALYZE = "analyze"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,14 @@ class Meta:
 
     request_id: identifies the request in the service's log; empty if the service gave none.
     timings_ms: the service's time in ms by stage: decode, queue, infer, post, total; empty if the service gave none.
+    precision: what the network computed in: exact, fp32, bf16 or fp16; empty if the service gave none.
     """
 
     model: str
     task: Task
     request_id: str = ""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +106,19 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """All pixels of one class. `area` is their number. `mask` is None if none were requested."""
+    """All pixels of one class. `area` is their number, `confidence` the mean probability of the class over them.
+
+    `mask` is None if none were requested.
+    """
 
     label: str
     index: int
     area: int
+    confidence: float
     mask: Mask | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        row = {"label": self.label, "index": self.index, "area": self.area}
+        row = {"label": self.label, "index": self.index, "area": self.area, "confidence": self.confidence}
         return row if self.mask is None else {**row, "mask": self.mask.to_json()}
 
 
@@ -177,8 +185,12 @@ class Detections:
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
         canvas = _open_canvas(image, self.image)
-        draw_detections(canvas, self.detections, lambda one: None if one.mask is None else one.mask.region())
+        self.draw_on(canvas)
         return canvas
+
+    def draw_on(self, canvas: PIL.Image.Image) -> None:
+        """Draw on an RGB image of the same size. Raises ValueError if a mask is malformed."""
+        draw_detections(canvas, self.detections, lambda one: None if one.mask is None else one.mask.region())
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoDetection]:
         """The detections in COCO's results format: boxes as [x, y, width, height], masks as run lengths.
@@ -211,7 +223,8 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """A class for each pixel of an image: segments, largest first. Each pixel belongs to exactly one segment.
+    """A class for each pixel of an image: segments, largest first. Each pixel belongs to exactly one segment, unless
+    `classes` or `min_area` left some out.
 
     `image` is the size of the upright image.
     """
@@ -221,12 +234,14 @@ class Segmentation:
     meta: Meta
 
     def label_map(self) -> LabelMap:
-        """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 255.
+        """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 254.
+
+        Pixels of segments that were left out have the largest value of the type.
 
         Raises:
             ValueError: the result has no masks, or one is malformed.
         """
-        return self._paint([segment.index for segment in self.segments])
+        return self._paint([segment.index for segment in self.segments], fill=-1)
 
     def draw(self, image: ImageInput) -> PIL.Image.Image:
         """A copy of the image that was segmented, upright and RGB, with segments tinted and named.
@@ -238,11 +253,16 @@ class Segmentation:
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
         canvas = _open_canvas(image, self.image)
+        self.draw_on(canvas)
+        return canvas
+
+    def draw_on(self, canvas: PIL.Image.Image, top: int = 0) -> None:
+        """Draw on an RGB image of the same size, the panel from row `top` on. Raises ValueError as `draw`."""
         # Positions in the list instead of class indices: they are small whatever indices the service sent.
         positions = range(1, len(self.segments) + 1)
         has_masks = all(segment.mask is not None for segment in self.segments)
-        draw_segments(canvas, self.segments, self._paint(positions) if has_masks else None, positions)
-        return canvas
+        label_map = self._paint(positions, fill=0) if has_masks else None
+        draw_segments(canvas, self.segments, label_map, positions, canvas.width * canvas.height, top)
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoSegment]:
         """The segments in COCO's stuff segmentation format: run lengths for each class, without scores.
@@ -266,13 +286,13 @@ class Segmentation:
         """The result as in `results` of the REST API."""
         return {"image": asdict(self.image), "segments": [segment.to_dict() for segment in self.segments]}
 
-    def _paint(self, values: Sequence[int]) -> LabelMap:
-        """(H, W): at each pixel the value of its segment."""
+    def _paint(self, values: Sequence[int], fill: int) -> LabelMap:
+        """(H, W): at each pixel the value of its segment, elsewhere `fill`, of which -1 is the largest value."""
         largest = max(values, default=0)
-        if largest > np.iinfo(np.uint16).max:
-            raise ValueError(f"the result has class index {largest}; a label map holds at most 65535")
-        dtype = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
-        label_map = np.zeros((self.image.height, self.image.width), dtype)
+        if largest >= np.iinfo(np.uint16).max:
+            raise ValueError(f"the result has class index {largest}; a label map holds at most 65534")
+        dtype = np.uint8 if largest < np.iinfo(np.uint8).max else np.uint16
+        label_map = np.full((self.image.height, self.image.width), fill % (np.iinfo(dtype).max + 1), dtype)
         for segment, value in zip(self.segments, values, strict=True):
             region = require_mask(segment.mask).region()
             height, width = region.pixels.shape
@@ -281,7 +301,60 @@ class Segmentation:
         return label_map
 
 
-Result = Classification | Detections | Segmentation | Embedding
+Answer = Classification | Detections | Segmentation
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The answers of several tasks, or models, for one image. `image` is the size of the upright image.
+
+    answers: by task, or by model if models were named: the result, or the error of a model that failed.
+    models: the model of each answer. `meta.model` is empty.
+    """
+
+    image: ImageSize
+    answers: Mapping[str, Answer | ClientError]
+    models: Mapping[str, str]
+    meta: Meta
+
+    def __getitem__(self, name: str) -> Answer:
+        """The result of a task, or a model. Raises its error, or KeyError for another name."""
+        answer = self.answers[name]
+        if isinstance(answer, ClientError):
+            raise answer
+        return answer
+
+    def draw(self, image: ImageInput) -> PIL.Image.Image:
+        """A copy of the image that was analysed, upright and RGB, with all answers drawn on it.
+
+        Raises:
+            ClientError: an answer is an error: a drawing cannot show that it is missing.
+            ValueError: `image` has another size than the analysed image, or a mask is malformed.
+            TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
+        """
+        canvas = _open_canvas(image, self.image)
+        results = [self[name] for name in self.answers]
+        classified = [result for result in results if isinstance(result, Classification)]
+        segmented = [result for result in results if isinstance(result, Segmentation)]
+        label_tops, segment_tops = panel_tops(
+            canvas.size, [result.labels for result in classified], [result.segments for result in segmented]
+        )
+        for segmentation, top in zip(segmented, segment_tops, strict=True):
+            segmentation.draw_on(canvas, top)
+        for result in results:
+            if isinstance(result, Detections):
+                result.draw_on(canvas)
+        for classification, top in zip(classified, label_tops, strict=True):
+            draw_labels(canvas, classification.labels, top)
+        return canvas
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as in `results` of the REST API, of the answers that are no errors."""
+        answers = {name: one.to_dict() for name, one in self.answers.items() if not isinstance(one, ClientError)}
+        return {"image": asdict(self.image), "answers": answers}
+
+
+Result = Answer | Embedding
 
 
 def _open_canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:

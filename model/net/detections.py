@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from model.net.boxes import AnchorSpec, clip_boxes, decode_deltas
+from model.net.detection_ops import grouped_nms
+from model.spec import DetectPostSpec
 from model.types import DetectOutput, Geometry, QueryParams
 
 
@@ -112,6 +114,52 @@ def nan_unless_finite(x: Tensor) -> Tensor:
 def _by_anchor(x: Tensor, values: int) -> Tensor:
     """(N, A·values, h, w) → (N, h·w·A, values)."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
+
+
+def best_detections(
+    boxes: Tensor, scores: Tensor, classes: Tensor, params: Sequence[QueryParams], spec: DetectPostSpec
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each row's detections among candidates, by falling score: those above its threshold or not finite, of its
+    classes and large enough, after NMS per class or over all classes.
+
+    Args:
+        boxes: (N, n, 4) in picture pixels.
+        scores: (N, n).
+        classes: (N, n).
+        params: of each row. What they leave open is the model's.
+        spec: of the model.
+
+    Returns:
+        boxes (N, k, 4), scores (N, k) and classes (N, k), k the largest `max_detections` or fewer; bool (N, k): which
+        of them are detections; these come first.
+    """
+    device = scores.device
+    thresholds = [spec.score_threshold if row.score_threshold is None else row.score_threshold for row in params]
+    valid = ~(scores <= torch.tensor(thresholds, dtype=torch.float32, device=device)[:, None])
+    valid &= _wanted(boxes, classes, params) | scores.isnan()
+    overlaps = [spec.nms_iou if row.iou_threshold is None else row.iou_threshold for row in params]
+    agnostic = torch.tensor([row.agnostic_nms for row in params], device=device)
+    kept, filled = grouped_nms(
+        boxes,
+        scores,
+        classes.masked_fill(agnostic[:, None], 0),
+        valid,
+        torch.tensor(overlaps, dtype=torch.float32, device=device),
+        max(row.max_detections for row in params),
+    )
+    corners = kept[..., None].expand(-1, -1, 4)
+    return boxes.gather(1, corners), scores.gather(1, kept), classes.gather(1, kept), filled
+
+
+def _wanted(boxes: Tensor, classes: Tensor, params: Sequence[QueryParams]) -> Tensor:
+    """Which candidates have one of their row's classes, and at least its area: bool (N, n)."""
+    wanted = torch.ones_like(classes, dtype=torch.bool)
+    for row, row_params in enumerate(params):
+        if row_params.classes is not None:
+            wanted[row] &= torch.isin(classes[row], torch.tensor(row_params.classes, device=classes.device))
+        if row_params.min_area:
+            wanted[row] &= ~((boxes[row, :, 2:] - boxes[row, :, :2]).prod(dim=1) < row_params.min_area)
+    return wanted
 
 
 def detect_outputs(

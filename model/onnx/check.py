@@ -75,7 +75,7 @@ def compare(content: bytes, bundle: Bundle, signature: Signature) -> Differences
         outputs = session.run(list(signature.outputs), _feed(inputs, config))
         for row, expected in enumerate(map(require_finite, predictor.predict(batch))):
             values = outputs if config.task is Task.DETECT else [value[row] for value in outputs]
-            found = _raw_output(config.task, values)
+            found = _raw_output(config, values)
             for name, difference in _differences(found, expected):
                 differences.note(name, difference)
             size = inputs[row].geometry.original
@@ -120,16 +120,20 @@ def _batches(config: BundleConfig) -> Iterator[Sequence[ModelInput]]:
         yield [prepare(Image(np.ascontiguousarray(part)), config.preprocessing)]
 
 
-def _raw_output(task: Task, values: Sequence[Any]) -> RawOutput:
+def _raw_output(config: BundleConfig, values: Sequence[Any]) -> RawOutput:
     """A picture's outputs, as the predictor would return them."""
-    match task:
+    match config.task:
         case Task.CLASSIFY:
             (scores,) = values
             order = np.argsort(-scores, kind="stable")
             return ClassifyOutput(order, scores[order])
         case Task.SEGMENT:
             (labels,) = values
-            return SegmentOutput(labels if labels.dtype == np.uint8 else labels.astype(np.uint16))
+            label_map = labels if labels.dtype == np.uint8 else labels.astype(np.uint16)
+            classes = len(config.labels)
+            # The graph has no confidences.
+            areas = np.bincount(label_map.ravel(), minlength=classes)
+            return SegmentOutput(label_map, areas, np.zeros(classes, np.float32))
         case Task.DETECT:
             boxes, scores, classes, *masks = values
             # Rounding could make a probability 0 or 1, whose logit is not finite.

@@ -129,7 +129,8 @@ class AdaptiveAveragePool(nn.Module):
         cell = torch.arange(self.size, device=like.device)[:, None]
         at = torch.arange(length, device=like.device)  # type: ignore[call-overload]
         start, stop = cell * length // self.size, ((cell + 1) * length + self.size - 1) // self.size
-        return ((at >= start) & (at < stop)).to(like.dtype) / (stop - start)
+        share: Tensor = ((at >= start) & (at < stop)).to(like.dtype) / (stop - start)
+        return share
 
 
 def replace_pooling(network: nn.Module) -> None:

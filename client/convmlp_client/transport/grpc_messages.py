@@ -41,11 +41,14 @@ MASK_FORMATS: Mapping[str, int] = {
     "polygon": pb.MASK_FORMAT_POLYGON,
     "none": pb.MASK_FORMAT_NONE,
 }
-TASKS: Mapping[int, Task] = {
+TASKS: Mapping[pb.Task.ValueType, Task] = {
     pb.TASK_CLASSIFY: Task.CLASSIFY,
     pb.TASK_DETECT: Task.DETECT,
     pb.TASK_SEGMENT: Task.SEGMENT,
 }
+
+
+_TASK_VALUES: Mapping[str, pb.Task.ValueType] = {task.value: value for value, task in TASKS.items()}
 
 
 def request_message(params: PredictParams[Result], image: bytes, request_id: str) -> Request:
@@ -55,42 +58,50 @@ def request_message(params: PredictParams[Result], image: bytes, request_id: str
         BadParameter: a value does not fit its field.
     """
     request = REQUESTS[params.task](id=request_id, image=image)
-    for name, value in _fields(params.values).items():
-        try:
-            setattr(request, name, value)
-        except (TypeError, ValueError) as error:
-            raise BadParameter(f"parameter {name!r} is {value!r}, which cannot be sent: {error}") from error
+    _set_fields(request, _fields(params.values))
+    return request
+
+
+def analyze_message(values: Mapping[str, Any], image: bytes, request_id: str) -> pb.AnalyzeRequest:
+    """The request for the answers of several models. Raises BadParameter, as `request_message`."""
+    fields = _fields(values)
+    try:
+        tasks = [_TASK_VALUES[task] for task in fields.pop("tasks", ())]
+    except KeyError as error:
+        expected = ", ".join(_TASK_VALUES)
+        raise BadParameter(f"parameter 'tasks' has {error.args[0]!r}; expected some of {expected}, each once") from None
+    request = pb.AnalyzeRequest(id=request_id, image=image, tasks=tasks, models=fields.pop("models", ()))
+    _set_fields(request, fields)
     return request
 
 
 def result_from_message(response: Response) -> Result:
     """The result in a response."""
-    timings = response.timings
-    timings_ms = {
-        "decode": timings.decode_ms,
-        "queue": timings.queue_ms,
-        "infer": timings.infer_ms,
-        "post": timings.post_ms,
-        "total": timings.total_ms,
-    }
-    rounded = {stage: round(ms, 2) for stage, ms in timings_ms.items()} if response.HasField("timings") else {}
+    rounded = timings_of(response)
     size = ImageSize(response.image.width, response.image.height)
+
+    def meta(task: Task) -> Meta:
+        return Meta(response.model, task, response.id, rounded, response.precision)
+
     match response:
         case pb.ClassifyResponse():
             labels = (Label(row.label, row.index, _score(row.score)) for row in response.labels)
-            return Classification(size, tuple(labels), Meta(response.model, Task.CLASSIFY, response.id, rounded))
+            return Classification(size, tuple(labels), meta(Task.CLASSIFY))
         case pb.DetectResponse():
             detections = (
                 Detection(row.label, row.index, _score(row.score), _box(row.box), _mask(row.mask, size))
                 for row in response.detections
             )
-            return Detections(size, tuple(detections), Meta(response.model, Task.DETECT, response.id, rounded))
+            return Detections(size, tuple(detections), meta(Task.DETECT))
         case pb.SegmentResponse():
-            segments = (Segment(row.label, row.index, row.area, _mask(row.mask, size)) for row in response.segments)
-            return Segmentation(size, tuple(segments), Meta(response.model, Task.SEGMENT, response.id, rounded))
+            segments = (
+                Segment(row.label, row.index, row.area, _score(row.confidence), _mask(row.mask, size))
+                for row in response.segments
+            )
+            return Segmentation(size, tuple(segments), meta(Task.SEGMENT))
         case pb.EmbedResponse():
             vector = np.array(response.embedding, np.float32)
-            return Embedding(size, vector, Meta(response.model, Task.EMBED, response.id, rounded))
+            return Embedding(size, vector, meta(Task.EMBED))
 
 
 def model_from_message(message: pb.Model) -> Model:
@@ -111,10 +122,36 @@ def model_from_message(message: pb.Model) -> Model:
     )
 
 
+def _set_fields(request: Request | pb.AnalyzeRequest, fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        try:
+            if name == "classes":
+                getattr(request, name).extend(value)
+            else:
+                setattr(request, name, value)
+        except (TypeError, ValueError) as error:
+            raise BadParameter(f"parameter {name!r} is {value!r}, which cannot be sent: {error}") from error
+
+
+def timings_of(response: Response | pb.AnalyzeResponse) -> dict[str, float]:
+    """Milliseconds by stage; empty where there are none."""
+    timings = response.timings
+    timings_ms = {
+        "decode": timings.decode_ms,
+        "queue": timings.queue_ms,
+        "infer": timings.infer_ms,
+        "post": timings.post_ms,
+        "total": timings.total_ms,
+    }
+    return {stage: round(ms, 2) for stage, ms in timings_ms.items()} if response.HasField("timings") else {}
+
+
 def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as fields of the messages, where `masks=False` is a mask format."""
     fields = dict(parameters)
     masks = fields.pop("masks", True)
+    if "classes" in fields:
+        fields["classes"] = fields["classes"].split(",")
     if "mask_format" in fields:
         name = fields["mask_format"]
         if name not in MASK_FORMATS:

@@ -73,11 +73,13 @@ class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SegmentItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All pixels of one class; `area` is their number. `mask` is missing if none were requested."""
+    """All pixels of one class; `area` is their number, `confidence` the mean probability of the class over them.
+    `mask` is missing if none were requested."""
 
     label: str
     index: int
     area: int
+    confidence: float
     mask: MaskItem | None = None
 
 
@@ -96,7 +98,7 @@ class Detections(msgspec.Struct, frozen=True):
 
 
 class Segmentation(msgspec.Struct, frozen=True):
-    """Segments by falling area; each pixel belongs to exactly one."""
+    """Segments by falling area; each pixel belongs to exactly one, unless some are filtered out."""
 
     image: ImageSize
     segments: list[SegmentItem]
@@ -172,18 +174,13 @@ def encode_error(problem: Problem) -> bytes:
     return msgspec.json.encode(ImageError(problem))
 
 
-def encode_answer(model: str, task: str, results: Sequence[bytes]) -> bytes:
-    """The whole answer around results that are encoded already."""
-    return msgspec.json.encode(Answer(model, task, list(map(msgspec.Raw, results))))
-
-
 def encode_analysis(size: Size, answers: Mapping[str, bytes]) -> bytes:
     """The place in `results` of an image that several models answered; the answers are encoded already."""
     raw = {name: msgspec.Raw(answer) for name, answer in answers.items()}
     return msgspec.json.encode(Analysis(ImageSize(size.width, size.height), raw))
 
 
-def encode_analysis_answer(models: Mapping[str, str], results: Sequence[bytes]) -> bytes:
+def encode_analysis_answer(models: Mapping[str, str], results: Sequence[bytes | msgspec.Raw]) -> bytes:
     """The whole answer of several models around results that are encoded already."""
     return msgspec.json.encode(AnalysisAnswer(ANALYZE, dict(models), list(map(msgspec.Raw, results))))
 
@@ -221,7 +218,9 @@ def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Dete
             return Segmentation(
                 image,
                 [
-                    SegmentItem(segment.label, segment.index, segment.area, _mask(mask))
+                    SegmentItem(
+                        segment.label, segment.index, segment.area, rounded_score(segment.confidence), _mask(mask)
+                    )
                     for segment, mask in zip(segments, masks, strict=True)
                 ],
             )
