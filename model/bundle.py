@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from model.errors import BundleInvalid
 from model.families.registry import Architecture, family_of, input_problem
-from model.files import open_regular
+from model.files import open_regular, replace_file
 from model.model_name import ModelName, canonical_name
 from model.reference import ReferenceAnswer
 from model.spec import Postprocessing, Preprocessing, Spec
@@ -38,10 +38,16 @@ class Source(Spec):
 
 
 class Accuracy(Spec):
-    """Measured figures, fractions of 1 unless the name has a unit, and the data they were measured on."""
+    """Measured figures, fractions of 1 unless the name has a unit, and the data they were measured on.
+
+    `data_sha256`: of that data set, as `convmlp eval` prints it; None if it is not known.
+    """
+
+    ADDED = frozenset({"data_sha256"})
 
     metrics: dict[str, float]
     measured_on: str
+    data_sha256: Sha256 | None = None
 
 
 class BundleConfig(Spec):
@@ -68,6 +74,8 @@ class BundleConfig(Spec):
         It stays as it is when a new version of this program adds fields with defaults to pipelines.
         """
         parts: dict[str, Spec] = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
+        if self.accuracy is not None:
+            parts["accuracy"] = self.accuracy
         added = {name: part.added_defaults for name, part in parts.items()}
         return hashlib.sha256(self.model_dump_json(exclude=added).encode()).hexdigest()[:16]
 
@@ -137,6 +145,31 @@ def read_bundle(folder: Path) -> Bundle:
             f"{config.weights_sha256}; fetch the bundle again"
         )
     return Bundle(folder, config)
+
+
+def require_writable(bundle: Bundle) -> None:
+    """Raises BundleInvalid for an embedded bundle."""
+    if bundle.folder.parent == EMBEDDED_DIR:
+        raise BundleInvalid(
+            f"{bundle.config.name} is embedded in the program and is not changed; copy {bundle.folder} into a folder "
+            "of models, and name that with --models-dir"
+        )
+
+
+def write_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
+    """Replace the figures in a bundle's config, as a whole or not at all.
+
+    Raises:
+        BundleInvalid: the bundle is embedded, or its config cannot be written.
+    """
+    require_writable(bundle)
+    config = bundle.config.model_copy(update={"accuracy": accuracy})
+    path = bundle.folder / CONFIG_FILE
+    try:
+        replace_file(path, config.model_dump_json(indent=2).encode() + b"\n", path.stat().st_mode & 0o777)
+    except OSError as error:
+        raise BundleInvalid(f"{path} cannot be written: {error.strerror}") from error
+    return Bundle(bundle.folder, config)
 
 
 def find_bundle(name: str, models_dir: Path | None) -> Path:

@@ -18,8 +18,10 @@ INK, PAPER, RULE = (30, 30, 30), (255, 255, 255), (200, 120, 60)
 def draw_confusion(
     counts: IntArray,
     names: Sequence[str],
-    caption: str = "truth in rows,\nanswer in columns",
+    caption: str,
+    *,
     divider: int | None = None,
+    totals: IntArray | None = None,
 ) -> Image.Image:
     """True classes in rows, answers in columns; darker: a larger share of the row.
 
@@ -28,8 +30,10 @@ def draw_confusion(
         names: of the classes, in the order of rows and columns.
         caption: in the upper left corner.
         divider: number of classes before a line across rows and columns; None: no line.
+        totals: the number of which a row's counts are shares, int (N,); None: the sum of the row.
     """
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    totals = counts.sum(axis=1) if totals is None else totals
+    shares = counts / np.maximum(totals, 1)[:, None]
     side = CELL * len(names)
     image = Image.new("RGB", (MARGIN + side + LINE, MARGIN + side + LINE), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)

@@ -27,8 +27,13 @@ def open_regular(path: Path) -> BufferedReader:
         raise
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | memoryview, mode: int = 0o600) -> None:
     """Write a file, or replace it, as a whole or not at all, also where the machine loses power.
+
+    Args:
+        path: its folder must exist.
+        content: of the file.
+        mode: its permissions.
 
     Raises:
         OSError: it cannot be written.
@@ -37,6 +42,7 @@ def replace_file(path: Path, content: bytes) -> None:
         try:
             file.write(content)
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
             Path(file.name).replace(path)
         except BaseException:

@@ -23,7 +23,19 @@ _NAME = rf"[a-z0-9][a-z0-9._-]{{0,{MAX_NAME - 1}}}"
 _is_version = re.compile(VERSION_PATTERN).fullmatch
 
 # Each version has one name: version 1 has no suffix.
-ModelName = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(@([2-9]|[1-9][0-9]{{1,{MAX_VERSION_DIGITS - 1}}}))?$")]
+_MODEL_NAME = rf"^{_NAME}(@([2-9]|[1-9][0-9]{{1,{MAX_VERSION_DIGITS - 1}}}))?$"
+_is_name = re.compile(_MODEL_NAME).fullmatch
+
+ModelName = Annotated[str, StringConstraints(pattern=_MODEL_NAME)]
+EXPECTED_NAME = (
+    "expected 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit first, and for a further version @ and its number, "
+    "such as name@2"
+)
+
+
+def is_name(text: str) -> bool:
+    """Whether a model or a version of one can have this name. `pets@1` is none: it is `pets`."""
+    return _is_name(text) is not None
 
 
 def is_version(text: str) -> bool:

@@ -103,7 +103,7 @@ def select_precision(
     Raises as `Predictor`, and what `before_each` raises.
     """
     config = bundle.config
-    pictures = _pictures(config)
+    pictures = comparison_pictures(config)
     exact = make_predictor(bundle, device, Precision.EXACT, copy.deepcopy(network))
     try:
         expected = _results(exact, config, pictures, before_each)
@@ -124,7 +124,7 @@ def compare_precisions(bundle: Bundle, device: torch.device, network: nn.Module)
     As `select_precision` compares them. Raises as `Predictor`, and NotFinite if the `exact` answers are not finite.
     """
     exact = make_predictor(bundle, device, Precision.EXACT, copy.deepcopy(network))
-    expected = _results(exact, bundle.config, _pictures(bundle.config))
+    expected = _results(exact, bundle.config, comparison_pictures(bundle.config))
     return {trial.precision: trial.mismatch for trial in _trials(bundle, device, network, expected)}
 
 
@@ -136,7 +136,7 @@ def _trials(
     before_each: Callable[[], None] = lambda: None,
 ) -> Iterator[Trial]:
     """A trial of each candidate, not timed yet; `expected` are the `exact` answers."""
-    pictures = _pictures(bundle.config)
+    pictures = comparison_pictures(bundle.config)
     for precision in candidates(device):
         predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
         try:
@@ -144,7 +144,7 @@ def _trials(
         except NotFinite as error:
             yield Trial(precision, predictor, (), error.detail)
             continue
-        mismatches = (_mismatch(result, other) for result, other in zip(results, expected, strict=True))
+        mismatches = (disagreement(result, other) for result, other in zip(results, expected, strict=True))
         yield Trial(precision, predictor, (), next(filter(None, mismatches), None))
 
 
@@ -173,7 +173,8 @@ def candidates(device: torch.device) -> tuple[Precision, ...]:
     return (Precision.FP32, *([Precision.BF16] if onednn_accelerates(torch.bfloat16) else []))
 
 
-def _pictures(config: BundleConfig) -> Sequence[ModelInput]:
+def comparison_pictures(config: BundleConfig) -> Sequence[ModelInput]:
+    """The inputs on which answers are compared: the reference picture, its mirror image, and at half the brightness."""
     original = reference_input(config.preprocessing)
     height, width = original.geometry.content.height, original.geometry.content.width
     mirrored = original.pixels.copy()
@@ -221,7 +222,8 @@ def _timed(trials: Sequence[Trial], batch: Batch, before_each: Callable[[], None
     return [replace(trial, rounds=tuple(seconds)) for trial, seconds in zip(trials, rounds, strict=True)]
 
 
-def _mismatch(found: Result, expected: Result) -> str | None:
+def disagreement(found: Result, expected: Result) -> str | None:
+    """Why an answer is not within the reference's tolerances of the `exact` one; None if it is."""
     if isinstance(found, ClassifyResult) and isinstance(expected, ClassifyResult):
         first, other = expected.labels[0].index, found.labels[0].index
         if first != other:

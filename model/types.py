@@ -89,7 +89,10 @@ class QueryParams:
 
     `top_k`: classes returned by a classifier. `score_threshold`: detections must score strictly above it; None takes
     the model's own. `max_detections`: at most so many detections. `masks`: compute instance masks. `embed`: of a
-    classifier, the features before its last layer instead of labels.
+    classifier, the features before its last layer instead of labels. `classes`: indices of the classes to return,
+    rising; None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes
+    the model's own. `agnostic_nms`: whatever their classes. `min_area`: minimum area of a detection's box, or of a
+    segment, in square pixels. `confidence_map`: compute the confidence of each pixel.
     """
 
     top_k: int = 5
@@ -97,6 +100,11 @@ class QueryParams:
     max_detections: int = 100
     masks: bool = True
     embed: bool = False
+    classes: tuple[int, ...] | None = None
+    iou_threshold: float | None = None
+    agnostic_nms: bool = False
+    min_area: int = 0
+    confidence_map: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +175,16 @@ class DetectOutput:
 class SegmentOutput:
     """The class index of each pixel of the upright picture: uint8 (H, W), uint16 beyond 256 classes.
 
-    `finite`: whether the logits that it was made from were; a class index cannot show it.
+    `areas`: int64 (classes,), the pixels of each class that is to be returned, 0 for the others. `confidences`: float32
+    (classes,), the mean probability of each class over its pixels, 0 where it has none. `confidence_map`: uint8 (H, W),
+    the probability of each pixel's class, 0 to 255; None if it was not asked for. `finite`: whether the logits that it
+    was made from were; a class index cannot show it.
     """
 
     label_map: LabelMapArray
+    areas: IntArray
+    confidences: Float32Array
+    confidence_map: UInt8Array | None = None
     finite: bool = True
 
 
@@ -221,11 +235,12 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """All pixels of one class; `area` counts them."""
+    """All pixels of one class; `area` counts them. `confidence` is the mean probability of the class over them."""
 
     label: str
     index: int
     area: int
+    confidence: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,11 +261,14 @@ class DetectResult:
 
 @dataclass(frozen=True, slots=True)
 class SegmentResult:
-    """Segments by falling area; together they cover each pixel of `label_map` exactly once."""
+    """Segments by falling area; together they cover each pixel of `label_map` at most once, and exactly once if none
+    was filtered out. `confidence_map`: as the output has it.
+    """
 
     size: Size
     label_map: LabelMapArray
     segments: tuple[Segment, ...]
+    confidence_map: UInt8Array | None = None
 
 
 Result = ClassifyResult | DetectResult | SegmentResult

@@ -14,7 +14,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
     """One image, encoded or decoded, and its parameters. `deadline_s` is on the clock of `time.monotonic`. Callers get
-    fair shares of the front-end's threads."""
+    fair shares of the front-end's threads. `classes`: names of the only classes to return; empty: all."""
 
     id: str
     model: ModelStatus
@@ -22,6 +22,7 @@ class PredictRequest:
     params: QueryParams
     deadline_s: float
     caller: str = ""
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,12 +62,9 @@ SERIAL = (
     "gpu",
     # The best sizes of batches are measured: they need all cores.
     "e2e/test_batches.py",
-    # CPU time, memory and rates are measured.
-    "benchmarks/test_processes.py",
+    # Memory and rates are measured.
     "service/cli/test_bench.py",
     "service/frontend/test_largest_load.py",
-    # Chromium has processes of its own, one for each core.
-    "browser",
 )
 SLOW = (
     "model/training",
@@ -79,9 +76,11 @@ SLOW = (
     "clients",
     "trainers",
     "e2e",
+    "browser",
     "benchmarks/test_overhead.py",
     "benchmarks/test_parity.py",
     "benchmarks/test_path.py",
+    "benchmarks/test_processes.py",
     "benchmarks/test_servers.py",
     "benchmarks/test_soak.py",
     "client/test_example.py",
@@ -89,6 +88,7 @@ SLOW = (
     "client/test_readme.py",
     "deploy/test_k8s_build.py",
     "deploy/test_k8s_probes.py",
+    "model/test_onnx.py",
     "model/zoo/test_transfer.py",
     "service/cli/test_*.py",
     "*/test_logs*.py",
@@ -138,9 +138,8 @@ def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Three processes for two cores: half of the time tests wait, for processes, deadlines and files."""
-    cores = os.cpu_count() or 1
-    return cores + (cores + 1) // 2
+    """Two for each core: more than half of the time a test waits, for processes, deadlines and files."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -55,6 +55,7 @@ from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.state_folder import StateFolder
 from service.worker.worker import Worker
+from tests.model.batches import segment_output
 
 TINY_BACKBONE = ConvMLPSpec(
     tokenizer_channels=8, conv_blocks=1, stage_channels=(8, 16, 24), stage_depths=(1, 1, 1), mlp_ratios=(2, 2, 2)
@@ -101,7 +102,7 @@ def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: Quer
         case Task.SEGMENT:
             label_map = np.zeros((height, width), np.uint8)
             label_map[:, width // 2 :] = 1 + level % 2
-            return SegmentOutput(label_map)
+            return segment_output(label_map, CLASSES, params)
 
 
 def fake_bundle(task: Task, name: str | None = None, weights: bytes = b"") -> Bundle:

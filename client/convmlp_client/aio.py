@@ -98,7 +98,8 @@ class AsyncClient:
     ) -> Detections:
         """Find the objects in an image. Arguments and errors as `classify`.
 
-        parameters: see `DetectParameters`: model, score_threshold, max_detections, masks, mask_format.
+        parameters: see `DetectParameters`: model, score_threshold, max_detections, classes,
+                iou_threshold, agnostic_nms, min_area, masks, mask_format.
         """
         return await self._requester.predict(detect_params(parameters), image, timeout_s)
 
@@ -107,7 +108,7 @@ class AsyncClient:
     ) -> Segmentation:
         """Assign a class to each pixel of an image. Arguments and errors as `classify`.
 
-        parameters: see `SegmentParameters`: model, masks, mask_format.
+        parameters: see `SegmentParameters`: model, classes, min_area, masks, mask_format.
         """
         return await self._requester.predict(segment_params(parameters), image, timeout_s)
 

@@ -45,6 +45,7 @@ class _SegmentJSON(msgspec.Struct):
     label: str
     index: int
     area: int
+    confidence: float
     mask: _MaskJSON = None
 
 
@@ -88,7 +89,7 @@ def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
         case Task.SEGMENT:
             segmentation = msgspec.json.decode(data, type=_SegmentationJSON)
             segments = (
-                Segment(row.label, row.index, row.area, _mask_from_json(row.mask, segmentation.image))
+                Segment(row.label, row.index, row.area, row.confidence, _mask_from_json(row.mask, segmentation.image))
                 for row in segmentation.segments
             )
             return Segmentation(segmentation.image, tuple(segments), meta)

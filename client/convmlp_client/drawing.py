@@ -216,12 +216,13 @@ def draw_segments(
     segments: Sequence[HasArea],
     label_map: LabelMap | None,
     values: Sequence[int],
+    area: int,
     top: int = 0,
 ) -> None:
     """Draw tints, borders, and from row `top` on a panel with the share of each segment, on an RGB image.
 
     `label_map` is (H, W) of the canvas; pixels of value `values[i]` belong to segment i. If it is None, only the panel
-    is drawn.
+    is drawn. `area` is that of the image that was segmented, in pixels.
     """
     style = Style.for_size(*canvas.size)
     tinted = [(one, value) for one, value in zip(segments, values, strict=True) if one.label != BACKGROUND]
@@ -229,7 +230,6 @@ def draw_segments(
         _tint(canvas, label_map, {value: class_colour(segment.index) for segment, value in tinted})
         borders = _borders(label_map, max(1, style.line_width // 2))
         canvas.paste(WHITE, (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
-    area = max(sum(segment.area for segment in segments), 1)
     rows = [(segment, f"  {segment.area / area:.1%}") for segment, _ in tinted[:MAX_PANEL_ROWS]]
     _draw_panel(canvas, rows, style, top)
 

@@ -44,6 +44,7 @@ class Model:
     labels: class names by class index.
     embedding_dimension: length of a classifier's embeddings; None for other models.
     share: of the requests for the name without a version, 0 to 1.
+    score_threshold: the model's own, of detections or of a multi-label classifier's labels; None if it has none.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Model:
     embedding_dimension: int | None = None
     version: str = "1"
     share: float = 1.0
+    score_threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,14 @@ class Meta:
 
     request_id: identifies the request in the service's log; empty if the service gave none.
     timings_ms: the service's time in ms by stage: decode, queue, infer, post, total; empty if the service gave none.
+    precision: what the network computed in: exact, fp32, bf16 or fp16; empty if the service gave none.
     """
 
     model: str
     task: Task
     request_id: str = ""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +106,19 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """All pixels of one class. `area` is their number. `mask` is None if none were requested."""
+    """All pixels of one class. `area` is their number, `confidence` the mean probability of the class over them.
+
+    `mask` is None if none were requested.
+    """
 
     label: str
     index: int
     area: int
+    confidence: float
     mask: Mask | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        row = {"label": self.label, "index": self.index, "area": self.area}
+        row = {"label": self.label, "index": self.index, "area": self.area, "confidence": self.confidence}
         return row if self.mask is None else {**row, "mask": self.mask.to_json()}
 
 
@@ -215,7 +223,8 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
-    """A class for each pixel of an image: segments, largest first. Each pixel belongs to exactly one segment.
+    """A class for each pixel of an image: segments, largest first. Each pixel belongs to exactly one segment, unless
+    `classes` or `min_area` left some out.
 
     `image` is the size of the upright image.
     """
@@ -225,12 +234,14 @@ class Segmentation:
     meta: Meta
 
     def label_map(self) -> LabelMap:
-        """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 255.
+        """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 254.
+
+        Pixels of segments that were left out have the largest value of the type.
 
         Raises:
             ValueError: the result has no masks, or one is malformed.
         """
-        return self._paint([segment.index for segment in self.segments])
+        return self._paint([segment.index for segment in self.segments], fill=-1)
 
     def draw(self, image: ImageInput) -> PIL.Image.Image:
         """A copy of the image that was segmented, upright and RGB, with segments tinted and named.
@@ -250,7 +261,8 @@ class Segmentation:
         # Positions in the list instead of class indices: they are small whatever indices the service sent.
         positions = range(1, len(self.segments) + 1)
         has_masks = all(segment.mask is not None for segment in self.segments)
-        draw_segments(canvas, self.segments, self._paint(positions) if has_masks else None, positions, top)
+        label_map = self._paint(positions, fill=0) if has_masks else None
+        draw_segments(canvas, self.segments, label_map, positions, canvas.width * canvas.height, top)
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoSegment]:
         """The segments in COCO's stuff segmentation format: run lengths for each class, without scores.
@@ -274,13 +286,13 @@ class Segmentation:
         """The result as in `results` of the REST API."""
         return {"image": asdict(self.image), "segments": [segment.to_dict() for segment in self.segments]}
 
-    def _paint(self, values: Sequence[int]) -> LabelMap:
-        """(H, W): at each pixel the value of its segment."""
+    def _paint(self, values: Sequence[int], fill: int) -> LabelMap:
+        """(H, W): at each pixel the value of its segment, elsewhere `fill`, of which -1 is the largest value."""
         largest = max(values, default=0)
-        if largest > np.iinfo(np.uint16).max:
-            raise ValueError(f"the result has class index {largest}; a label map holds at most 65535")
-        dtype = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
-        label_map = np.zeros((self.image.height, self.image.width), dtype)
+        if largest >= np.iinfo(np.uint16).max:
+            raise ValueError(f"the result has class index {largest}; a label map holds at most 65534")
+        dtype = np.uint8 if largest < np.iinfo(np.uint8).max else np.uint16
+        label_map = np.full((self.image.height, self.image.width), fill % (np.iinfo(dtype).max + 1), dtype)
         for segment, value in zip(self.segments, values, strict=True):
             region = require_mask(segment.mask).region()
             height, width = region.pixels.shape

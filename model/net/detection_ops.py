@@ -35,11 +35,11 @@ _torchvision_nms = torchvision_operator("nms")
 
 
 def grouped_nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, limit: int
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_thresholds: Tensor, limit: int
 ) -> tuple[Tensor, Tensor]:
     """Greedy NMS within each group (class or level) of each picture.
 
-    A box is suppressed if a kept, better box of its group overlaps it by more than `iou_threshold`. Groups are
+    A box is suppressed if a kept, better box of its group overlaps it by more than the picture's threshold. Groups are
     separated by shifting the boxes of group g by g · (largest coordinate + 1) in float32, as mmdetection does; its
     rounding affects results.
 
@@ -48,7 +48,7 @@ def grouped_nms(
         scores: float32 (N, n).
         groups: int64 (N, n), not negative.
         valid: bool (N, n); other boxes are ignored.
-        iou_threshold: suppression is strictly above it.
+        iou_thresholds: float32 (N,); suppression is strictly above them.
         limit: number of boxes to keep in a picture.
 
     Returns:
@@ -59,20 +59,25 @@ def grouped_nms(
     if limit == 0:
         empty = torch.zeros(len(boxes), 0, dtype=torch.int64, device=boxes.device)
         return empty, empty.bool()
-    largest = boxes.masked_fill(~valid[..., None], 0).amax(dim=(1, 2))
-    shifted = boxes + (groups * (largest[:, None] + 1))[..., None]
+    shifted = separate_groups(boxes, groups, valid)
     ranked = scores.masked_fill(~valid, -torch.inf)
     order = ranked.sort(dim=1, descending=True, stable=True).indices
     ordered = shifted.gather(1, order[..., None].expand(-1, -1, 4))
     alive = valid.gather(1, order)
     if _torchvision_nms is not None and boxes.shape[1] <= TORCHVISION_MAX_BOXES:
-        slots, filled = _nms_torchvision(ordered, alive, iou_threshold, limit)
+        slots, filled = _nms_torchvision(ordered, alive, iou_thresholds, limit)
     else:
-        slots, filled = nms_ordered(ordered, alive, iou_threshold, limit)
+        slots, filled = nms_ordered(ordered, alive, iou_thresholds, limit)
     return order.gather(1, slots), filled
 
 
-def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
+def separate_groups(boxes: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
+    """Boxes (N, n, 4) shifted so far that those of different groups do not overlap; arguments as of `grouped_nms`."""
+    largest = boxes.masked_fill(~valid[..., None], 0).amax(dim=(1, 2))
+    return boxes + (groups * (largest[:, None] + 1))[..., None]
+
+
+def nms_ordered(boxes: Tensor, valid: Tensor, iou_thresholds: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Greedy NMS of boxes sorted by falling score, in plain torch.
 
     Blocks of boxes are processed in order: first against the boxes kept before, then among themselves.
@@ -80,13 +85,14 @@ def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) 
     Args:
         boxes: float32 (N, n, 4).
         valid: bool (N, n).
-        iou_threshold: suppression is strictly above it.
+        iou_thresholds: float32 (N,); suppression is strictly above them.
         limit: number of boxes to keep in a picture, 1 to n.
 
     Returns:
         int64 (N, limit): rising indices along n; bool (N, limit): which entries are kept boxes.
     """
     pictures, n, _ = boxes.shape
+    thresholds = iou_thresholds[:, None, None]
     # One extra slot takes the boxes beyond the limit; an empty slot's box overlaps nothing.
     kept = boxes.new_zeros(pictures, limit + 1, 4)
     slots = torch.zeros(pictures, limit + 1, dtype=torch.int64, device=boxes.device)
@@ -94,8 +100,8 @@ def nms_ordered(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) 
     for start in range(0, n, BLOCK):
         block = boxes[:, start : start + BLOCK]
         alive = valid[:, start : start + BLOCK]
-        alive = alive & ~(iou_matrix(kept[:, :limit], block) > iou_threshold).any(dim=1)
-        keep = _survivors((iou_matrix(block, block) > iou_threshold).triu_(diagonal=1), alive)
+        alive = alive & ~(iou_matrix(kept[:, :limit], block) > thresholds).any(dim=1)
+        keep = _survivors((iou_matrix(block, block) > thresholds).triu_(diagonal=1), alive)
         slot = torch.where(keep, (count + keep.cumsum(dim=1) - 1).clamp_(max=limit), limit)
         position = torch.arange(start, start + block.shape[1], device=boxes.device).expand_as(slot)
         slots.scatter_(1, slot, position)
@@ -123,14 +129,13 @@ def _survivors(overlaps: Tensor, alive: Tensor) -> Tensor:
     return keep
 
 
-def _nms_torchvision(boxes: Tensor, valid: Tensor, iou_threshold: float, limit: int) -> tuple[Tensor, Tensor]:
+def _nms_torchvision(boxes: Tensor, valid: Tensor, iou_thresholds: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """`nms_ordered` by torchvision's operator, which takes one picture at a time."""
     assert _torchvision_nms is not None
     slots = torch.zeros(len(boxes), limit, dtype=torch.int64, device=boxes.device)
     filled = torch.zeros(len(boxes), limit, dtype=torch.bool, device=boxes.device)
     # On the CPU it compares in float64, on CUDA in float32, as plain torch does.
-    threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
-    for row in range(len(boxes)):
+    for row, threshold in enumerate(iou_thresholds.tolist()):
         present = valid[row].nonzero()[:, 0]
         falling = torch.arange(len(present), 0, -1, device=boxes.device, dtype=torch.float32)
         kept = _torchvision_nms(boxes[row, present], falling, threshold)[:limit]

@@ -6,13 +6,15 @@ suppressed by no box, and infinity becomes NaN. So an output is finite only if a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.net.boxes import AnchorSpec, clip_boxes, decode_deltas
+from model.net.detection_ops import grouped_nms
+from model.spec import DetectPostSpec
 from model.types import DetectOutput, Geometry, QueryParams
 
 
@@ -48,8 +50,31 @@ class Candidates:
     classes: Tensor
 
 
+def best_first(scores: Tensor, limit: int) -> Tensor:
+    """Positions of the best scores along axis 1, by falling score, NaN first: (N, n) → int64 (N, min(limit, n)).
+
+    Equal scores are ordered by position. torch.topk breaks ties in no defined order, which changes with the batch
+    size; it gets unique keys instead: the score's bits as an integer of the same order, then the position.
+    """
+    scores = scores.float()
+    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).masked_fill_(scores.isnan(), 0x7FFF_FFFF)
+    positions = torch.arange(scores.shape[1], device=scores.device)
+    keys = (ordered.long() << 32) | (0xFFFF_FFFF - positions)
+    return keys.topk(min(limit, scores.shape[1]), dim=1).indices
+
+
+TopK = Callable[[Tensor, int], Tensor]
+
+
 def level_candidates(
-    logits: Tensor, deltas: Tensor, anchors: AnchorSpec, level: int, geometry: BatchGeometry, limit: int
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: AnchorSpec,
+    level: int,
+    geometry: BatchGeometry,
+    limit: int,
+    top_k: TopK = best_first,
 ) -> Candidates:
     """The `limit` best-scored (anchor, class) pairs of one level, by falling score, NaN first.
 
@@ -62,14 +87,15 @@ def level_candidates(
         level: index of the level in `anchors`.
         geometry: boxes are clipped to its `limits`.
         limit: number of pairs.
+        top_k: what finds the best along axis 1; ONNX has an operator of its own for it.
     """
     height, width = logits.shape[-2:]
     num_classes = logits.shape[1] // anchors.per_position
     pairs = _by_anchor(logits, num_classes)
     # The best `limit` pairs belong to the best `limit` anchors, so not all pairs need sorting.
-    best = _top_k(pairs.amax(dim=2), limit).sort(dim=1).values
+    best = top_k(pairs.amax(dim=2), limit).sort(dim=1).values
     pairs = pairs.gather(1, best[..., None].expand(-1, -1, num_classes)).flatten(1)
-    chosen = _top_k(pairs, limit)
+    chosen = top_k(pairs, limit)
     anchor = best.gather(1, chosen // num_classes)
     priors = anchors.level_anchors(level, (height, width), logits.device)[anchor]
     moves = _by_anchor(deltas, 4).gather(1, anchor[..., None].expand(-1, -1, 4)).float()
@@ -87,21 +113,53 @@ def nan_unless_finite(x: Tensor) -> Tensor:
 
 def _by_anchor(x: Tensor, values: int) -> Tensor:
     """(N, A·values, h, w) → (N, h·w·A, values)."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
 
 
-def _top_k(scores: Tensor, limit: int) -> Tensor:
-    """Positions of the best scores along axis 1, by falling score, NaN first: (N, n) → int64 (N, min(limit, n)).
+def best_detections(
+    boxes: Tensor, scores: Tensor, classes: Tensor, params: Sequence[QueryParams], spec: DetectPostSpec
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each row's detections among candidates, by falling score: those above its threshold or not finite, of its
+    classes and large enough, after NMS per class or over all classes.
 
-    Equal scores are ordered by position. torch.topk breaks ties in no defined order, which changes with the batch
-    size; it gets unique keys instead: the score's bits as an integer of the same order, then the position.
+    Args:
+        boxes: (N, n, 4) in picture pixels.
+        scores: (N, n).
+        classes: (N, n).
+        params: of each row. What they leave open is the model's.
+        spec: of the model.
+
+    Returns:
+        boxes (N, k, 4), scores (N, k) and classes (N, k), k the largest `max_detections` or fewer; bool (N, k): which
+        of them are detections; these come first.
     """
-    scores = scores.float()
-    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0
-    ordered = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).masked_fill_(scores.isnan(), 0x7FFF_FFFF)
-    positions = torch.arange(scores.shape[1], device=scores.device)
-    keys = (ordered.long() << 32) | (0xFFFF_FFFF - positions)
-    return keys.topk(min(limit, scores.shape[1]), dim=1).indices
+    device = scores.device
+    thresholds = [spec.score_threshold if row.score_threshold is None else row.score_threshold for row in params]
+    valid = ~(scores <= torch.tensor(thresholds, dtype=torch.float32, device=device)[:, None])
+    valid &= _wanted(boxes, classes, params) | scores.isnan()
+    overlaps = [spec.nms_iou if row.iou_threshold is None else row.iou_threshold for row in params]
+    agnostic = torch.tensor([row.agnostic_nms for row in params], device=device)
+    kept, filled = grouped_nms(
+        boxes,
+        scores,
+        classes.masked_fill(agnostic[:, None], 0),
+        valid,
+        torch.tensor(overlaps, dtype=torch.float32, device=device),
+        max(row.max_detections for row in params),
+    )
+    corners = kept[..., None].expand(-1, -1, 4)
+    return boxes.gather(1, corners), scores.gather(1, kept), classes.gather(1, kept), filled
+
+
+def _wanted(boxes: Tensor, classes: Tensor, params: Sequence[QueryParams]) -> Tensor:
+    """Which candidates have one of their row's classes, and at least its area: bool (N, n)."""
+    wanted = torch.ones_like(classes, dtype=torch.bool)
+    for row, row_params in enumerate(params):
+        if row_params.classes is not None:
+            wanted[row] &= torch.isin(classes[row], torch.tensor(row_params.classes, device=classes.device))
+        if row_params.min_area:
+            wanted[row] &= ~((boxes[row, :, 2:] - boxes[row, :, :2]).prod(dim=1) < row_params.min_area)
+    return wanted
 
 
 def detect_outputs(

@@ -51,7 +51,7 @@ def _fold_chain(parent: nn.Module, chain: tuple[str, ...]) -> None:
             _fold_into_previous(before, norm)
         elif _takes_norm(after, norm):
             assert isinstance(after, nn.Conv2d | nn.Linear)
-            _fold_into_next(norm, after)
+            fold_into_next(norm, after)
         else:
             continue
         parent.set_submodule(key, nn.Identity())
@@ -84,8 +84,12 @@ def _fold_into_previous(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
 
 
-def _fold_into_next(norm: nn.BatchNorm2d, layer: nn.Conv2d | nn.Linear) -> None:
-    scale, shift = scale_and_shift(norm)
+def fold_into_next(norm: nn.BatchNorm2d, layer: nn.Conv2d | nn.Linear, repeats: int = 1) -> None:
+    """Let a linear layer, or a convolution without padding, take over the norm before it.
+
+    `repeats`: how many of the layer's input channels in a row are values of one channel of the norm.
+    """
+    scale, shift = (values.repeat_interleave(repeats) for values in scale_and_shift(norm))
     weight = layer.weight.double()
     taps = weight.flatten(2).sum(dim=2) if weight.ndim > 2 else weight
     bias = taps @ shift if layer.bias is None else taps @ shift + layer.bias.double()

@@ -27,6 +27,17 @@ class UnfoldedBatchNorm2d(nn.BatchNorm2d):
     """A batch norm that no neighbour can take over: before it is an activation, after it no layer, or one that pads."""
 
 
+class ResidualModule(nn.Module):
+    """A module that adds the residual itself, in its last layer: it takes x and the residual, first of its inputs."""
+
+
+def add_layer(residual: Tensor, layer: nn.Module, x: Tensor) -> Tensor:
+    """residual + layer(x), in one operation where the layer has one: those on the CPU do."""
+    plus = getattr(layer, "plus", None)
+    out: Tensor = residual + layer(x) if plus is None else plus(x, residual)
+    return out
+
+
 class ConvModule(nn.Module):
     """A convolution of stride 1 or 2, padded by half the kernel; batch norm and ReLU are optional.
 
@@ -54,7 +65,7 @@ class ConvModule(nn.Module):
         return out
 
 
-class ChannelMLP(nn.Module):
+class ChannelMLP(ResidualModule):
     """Two linear layers over the last axis, exact GELU between them, plus the residual."""
 
     def __init__(self, channels: int, hidden: int) -> None:

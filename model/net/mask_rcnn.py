@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from model.families.mask_rcnn import MaskRCNNSpec
 from model.net.boxes import RPN_ANCHORS, box_areas, clip_boxes, decode_deltas
 from model.net.detection_ops import grouped_nms, roi_align
-from model.net.detections import BatchGeometry, detect_outputs, level_candidates, nan_unless_finite
+from model.net.detections import (
+    BatchGeometry,
+    best_detections,
+    detect_outputs,
+    level_candidates,
+    nan_unless_finite,
+)
 from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
@@ -160,7 +166,8 @@ def make_proposals(
     groups = torch.cat([level.classes + number for number, level in enumerate(levels)], dim=1)
     boxes = boxes.masked_fill(scores.isnan()[..., None], torch.nan)
     valid = ~(boxes[..., 2:] <= boxes[..., :2]).any(dim=2)
-    kept, filled = grouped_nms(boxes, scores, groups, valid, spec.proposal_nms_iou, spec.proposals)
+    overlaps = scores.new_full((len(scores),), spec.proposal_nms_iou, dtype=torch.float32)
+    kept, filled = grouped_nms(boxes, scores, groups, valid, overlaps, spec.proposals)
     return boxes.gather(1, kept[..., None].expand(-1, -1, 4)), filled
 
 
@@ -182,10 +189,8 @@ def detect_regions(
     scores = probabilities[region, label]
     moves = nan_unless_finite(deltas.float().unflatten(1, (-1, 4))[region, label])
     boxes = clip_boxes(decode_deltas(regions[region], moves, BOX_STDS), limits) / scales
-    valid = torch.ones_like(scores, dtype=torch.bool)
-    kept, filled = grouped_nms(boxes[None], scores[None], label[None], valid[None], spec.nms_iou, params.max_detections)
-    kept = kept[filled]
-    return boxes[None, kept], scores[None, kept], label[None, kept]
+    boxes, scores, label, filled = best_detections(boxes[None], scores[None], label[None], [params], spec)
+    return boxes[:, filled[0]], scores[:, filled[0]], label[:, filled[0]]
 
 
 def mask_logits(heads: RoIHead, levels: Sequence[Tensor], boxes: Tensor, classes: Tensor) -> Float32Array:

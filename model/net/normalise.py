@@ -39,7 +39,7 @@ class Normalise(nn.Module):
         # Work on rows of width · 3 values: an axis of three channels is much slower.
         x = pixels.flatten(2).float().div_(self._levels)
         x.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
-        for row, content in zip(x, contents or (), strict=False):
-            row[content.height :] = 0
-            row[:, content.width * CHANNELS :] = 0
-        return x.reshape(len(x), -1, width, CHANNELS).permute(0, 3, 1, 2)
+        for row, content in enumerate(contents or ()):
+            x[row, content.height :] = 0
+            x[row, :, content.width * CHANNELS :] = 0
+        return x.reshape(x.shape[0], -1, width, CHANNELS).permute(0, 3, 1, 2)

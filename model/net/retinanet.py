@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from model.families.retinanet import RetinaNetSpec
 from model.net.boxes import RETINANET_ANCHORS
-from model.net.detection_ops import grouped_nms
-from model.net.detections import BatchGeometry, detect_outputs, level_candidates
+from model.net.detections import BatchGeometry, best_detections, detect_outputs, level_candidates
 from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
@@ -81,8 +80,8 @@ def retinanet_detections(
 ) -> list[DetectOutput]:
     """The network's logits and deltas → each row's detections in pixels of its picture.
 
-    Takes the best candidates of each level, scored strictly above the row's threshold or not finite; clips boxes to the
-    input without padding; scales them to the picture; applies NMS per class there; keeps the best `max_detections`.
+    Takes the best candidates of each level; clips boxes to the input without padding; scales them to the picture, where
+    `best_detections` chooses.
     """
     frames = BatchGeometry.of(geometries, logits[0].device)
     levels = [
@@ -92,20 +91,7 @@ def retinanet_detections(
     boxes = torch.cat([level.boxes for level in levels], dim=1) / frames.scales
     scores = torch.cat([level.scores for level in levels], dim=1)
     classes = torch.cat([level.classes for level in levels], dim=1)
-    thresholds = [
-        spec.score_threshold if row_params.score_threshold is None else row_params.score_threshold
-        for row_params in params
-    ]
-    valid = ~(scores <= torch.tensor(thresholds, dtype=torch.float32, device=scores.device)[:, None])
-    limit = max(row_params.max_detections for row_params in params)
-    kept, filled = grouped_nms(boxes, scores, classes, valid, spec.nms_iou, limit)
-    return detect_outputs(
-        boxes.gather(1, kept[..., None].expand(-1, -1, 4)),
-        scores.gather(1, kept),
-        classes.gather(1, kept),
-        filled,
-        params,
-    )
+    return detect_outputs(*best_detections(boxes, scores, classes, params, spec), params)
 
 
 def _predict(network: RetinaNet, x: Tensor, batch: Batch, postprocessing: Postprocessing) -> list[DetectOutput]:

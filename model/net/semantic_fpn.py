@@ -18,7 +18,7 @@ from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
 from model.spec import Postprocessing
-from model.types import Batch, Geometry, SegmentOutput, Size
+from model.types import Batch, BoolArray, Geometry, IntArray, QueryParams, SegmentOutput, Size
 
 
 class DoubleSize(nn.Module):
@@ -79,14 +79,21 @@ VECTOR = 16
 MAX_UINT8_CLASSES = 256
 LARGE_PIXELS, LARGE_SIDE = 1 << 24, 1 << 16
 """A picture of so many pixels, or with so long a side, is labelled in tiles."""
+STRIP_PIXELS = 1 << 16
+"""Pixels that are compared at a time: their arrays fit in a CPU's cache."""
 TILE_BYTES = 2 << 20
 """Of a tile's float32 scores. A CPU is fastest if they fit into its cache; four arrays have about their size."""
 
 
 def label_maps(
-    logits: Tensor, input_size: Size, geometries: Sequence[Geometry], chunk_bytes: int = CHUNK_BYTES
+    logits: Tensor,
+    input_size: Size,
+    geometries: Sequence[Geometry],
+    params: Sequence[QueryParams],
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> list[SegmentOutput]:
-    """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel.
+    """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel,
+    and its probability: the softmax of the pixel's logits.
 
     Logits are resized bilinearly (align_corners=False), first to the input's size, where padding is cut off, then to
     the picture's size. Of equal logits the lowest class index wins. An output is finite if the highest logit of each
@@ -96,57 +103,115 @@ def label_maps(
     the authors' order of operations.
     """
     return [
-        _label_map(row, input_size, geometry, chunk_bytes)
-        for row, geometry in zip(logits.split(1), geometries, strict=True)
+        _segment(row, input_size, geometry, row_params, chunk_bytes)
+        for row, geometry, row_params in zip(logits.split(1), geometries, params, strict=True)
     ]
 
 
-def _label_map(logits: Tensor, input_size: Size, geometry: Geometry, chunk_bytes: int) -> SegmentOutput:
+class _Pixels:
+    """What becomes known of a picture's pixels, some classes or some pixels at a time.
+
+    `labels`: the class with the highest logit, (H, W), uint8, int32 beyond 256 classes. `levels`: its probability,
+    0 to 255, where it is asked for.
+    """
+
+    def __init__(self, size: Size, classes: int, device: torch.device, params: QueryParams) -> None:
+        self._params = params
+        shape = (size.height, size.width)
+        dtype = torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32
+        self.labels = torch.zeros(shape, dtype=dtype, device=device)
+        self.levels = torch.zeros(shape, dtype=torch.uint8, device=device) if params.confidence_map else None
+        self._counts = torch.zeros(classes, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(classes, dtype=torch.float64, device=device)
+        self._finite = True
+
+    def add(self, rows: slice, columns: slice, best: Tensor, total: Tensor) -> None:
+        """Part of the pixels is decided: their highest logit, and the sum of exp(logit - highest) over all classes."""
+        self._finite &= bool(torch.stack(best.aminmax()).isfinite().all())  # NaN is both the least and the largest
+        probabilities = total.reciprocal()
+        classes = self.labels[rows, columns].flatten().int()
+        counts = len(self._counts)
+        self._counts += torch.bincount(classes, minlength=counts)
+        self._sums += torch.bincount(classes, probabilities.flatten().double(), minlength=counts)
+        if self.levels is not None:
+            self.levels[rows, columns] = probabilities.mul_(255).round_().byte()
+
+    def output(self) -> SegmentOutput:
+        labels, counts = self.labels.cpu().numpy(), self._counts.cpu().numpy()
+        return SegmentOutput(
+            label_map=labels if self.labels.dtype == torch.uint8 else labels.astype(np.uint16),
+            areas=np.where(self._returned(counts), counts, 0),
+            confidences=(self._sums.cpu().numpy() / np.maximum(counts, 1)).astype(np.float32),
+            confidence_map=None if self.levels is None else self.levels.cpu().numpy(),
+            finite=self._finite,
+        )
+
+    def _returned(self, counts: IntArray) -> BoolArray:
+        """Of the classes, by their pixels: which the request asks for."""
+        returned = counts >= self._params.min_area
+        if self._params.classes is not None:
+            returned &= np.isin(np.arange(len(counts)), self._params.classes)
+        return returned
+
+
+def _segment(
+    logits: Tensor, input_size: Size, geometry: Geometry, params: QueryParams, chunk_bytes: int
+) -> SegmentOutput:
     content, original = geometry.content, geometry.original
     large = original.height * original.width >= LARGE_PIXELS or max(original.height, original.width) >= LARGE_SIDE
+    pixels = _Pixels(original, logits.shape[1], logits.device, params)
     if large:
-        labels, finite = _label_tiles(logits, input_size, content, original)
+        _label_tiles(pixels, logits, input_size, content, original)
     else:
-        labels, finite = _label_chunks(logits, input_size, content, original, chunk_bytes)
-    host = labels.cpu().numpy()
-    return SegmentOutput(host if labels.dtype == torch.uint8 else host.astype(np.uint16), finite)
+        _label_chunks(pixels, logits, input_size, content, original, chunk_bytes)
+    return pixels.output()
 
 
 def _label_chunks(
-    logits: Tensor, input_size: Size, content: Size, original: Size, chunk_bytes: int
-) -> tuple[Tensor, bool]:
-    """The labels of a picture, some classes at a time; and whether the highest logits are finite."""
+    pixels: _Pixels, logits: Tensor, input_size: Size, content: Size, original: Size, chunk_bytes: int
+) -> None:
+    """Label a picture's pixels, some classes at a time."""
     size = (original.height, original.width)
-    labels = torch.zeros(size, dtype=_label_dtype(logits), device=logits.device)
     best = torch.full(size, -torch.inf, device=logits.device)
+    total = torch.zeros(size, device=logits.device)
     class_bytes = 4 * (input_size.height * input_size.width + original.height * original.width)
+    strips = [slice(top, top + high) for high in [_strip_rows(original.width)] for top in range(0, size[0], high)]
     first = 0
     for chunk in logits.split(_chunk_classes(chunk_bytes // class_bytes), dim=1):
         at_input = _resize(_dense(chunk), (input_size.height, input_size.width))
         at_picture = _resize(at_input[..., : content.height, : content.width], size)[0]
-        for offset, scores in enumerate(at_picture):
-            # Strictly greater, so that of equal logits the lowest class index wins.
-            labels.masked_fill_(scores > best, first + offset)
-            torch.maximum(best, scores, out=best)
+        for strip in strips:
+            scores, highest = at_picture[:, strip], best[strip]
+            before = highest.clone()
+            for offset, of_class in enumerate(scores):
+                # Strictly greater, so that of equal logits the lowest class index wins.
+                pixels.labels[strip].masked_fill_(of_class > highest, first + offset)
+                torch.maximum(highest, of_class, out=highest)
+            if first:  # the sum so far is relative to the highest logit so far
+                total[strip].mul_(before.sub_(highest).exp_())
+            total[strip].add_(scores.sub_(highest).exp_().sum(dim=0))
         first += chunk.shape[1]
-    return labels, _all_finite(best)
+    for strip in strips:
+        pixels.add(strip, slice(None), best[strip], total[strip])
+
+
+def _strip_rows(width: int) -> int:
+    return max(1, STRIP_PIXELS // width)
 
 
 def _label_tiles(
-    logits: Tensor, input_size: Size, content: Size, original: Size, tile_bytes: int = TILE_BYTES
-) -> tuple[Tensor, bool]:
+    pixels: _Pixels, logits: Tensor, input_size: Size, content: Size, original: Size, tile_bytes: int = TILE_BYTES
+) -> None:
     """As `_label_chunks`, for a large picture: all classes of some pixels at a time. Besides the labels no array then
     has the picture's size.
 
     torch's own resizing would need 24 bytes for each row and column, and 4 for each pixel and class. Its rounding
     may differ in the last bit.
     """
-    labels = torch.zeros((original.height, original.width), dtype=_label_dtype(logits), device=logits.device)
     at_input = _resize(_dense(logits), (input_size.height, input_size.width))[0, :, : content.height, : content.width]
-    pixels = max(1, tile_bytes // (4 * len(at_input)))
-    wide = min(original.width, pixels)
-    high = max(1, pixels // wide)
-    finite = True
+    count = max(1, tile_bytes // (4 * len(at_input)))
+    wide = min(original.width, count)
+    high = max(1, count // wide)
     for left in range(0, original.width, wide):
         columns = _Axis.of(content.width, original.width, left, wide, logits.device)
         for top in range(0, original.height, high):
@@ -157,9 +222,9 @@ def _label_tiles(
             else:
                 scores = rows.between_rows(columns.between_columns(at_input))
             best, classes = scores.max(dim=0)  # of equal ones the first
-            finite &= _all_finite(best)
-            labels[top : top + high, left : left + wide] = classes
-    return labels, finite
+            tile = (slice(top, top + high), slice(left, left + wide))
+            pixels.labels[tile] = classes.to(pixels.labels.dtype)
+            pixels.add(*tile, best, scores.sub_(best).exp_().sum(dim=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +254,6 @@ class _Axis:
         return torch.lerp(x.gather(2, low), x.gather(2, high), self.weights)  # `index_select` is 17 times slower here
 
 
-def _all_finite(best: Tensor) -> bool:
-    return bool(torch.stack(best.aminmax()).isfinite().all())  # NaN is both the least and the largest
-
-
-def _label_dtype(logits: Tensor) -> torch.dtype:
-    return torch.uint8 if logits.shape[1] <= MAX_UINT8_CLASSES else torch.int32
-
-
 def _chunk_classes(fitting: int) -> int:
     """Classes in a chunk: a multiple of the vector size, if so many fit."""
     return fitting - fitting % VECTOR if fitting > VECTOR else max(1, fitting)
@@ -214,7 +271,7 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _predict(network: SemanticFPN, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries)
+    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
 
 
 def _infer(shapes: StateDictShapes) -> tuple[SemanticFPNSpec, int]:

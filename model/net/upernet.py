@@ -75,7 +75,7 @@ CLASS_KEY = "decode_head.conv_seg.weight"
 
 
 def _predict(network: UPerNet, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries)
+    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
 
 
 def _infer(shapes: StateDictShapes) -> tuple[UPerNetSpec, int]:

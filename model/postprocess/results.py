@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from model.bundle import BundleConfig
@@ -81,17 +80,10 @@ def unit_length(embedding: Float32Array) -> Float32Array:
     return (embedding / length).astype(np.float32) if length else embedding
 
 
-STRIP_PIXELS = 1 << 24
-"""OpenCV counts in float32, which is exact up to this number."""
-
-
 def name_segments(raw: SegmentOutput, labels: tuple[str, ...], size: Size) -> SegmentResult:
-    """A segment for each class that has a pixel, by falling area; equal areas by rising class index."""
-    areas = np.zeros(len(labels), np.int64)
-    strip = max(STRIP_PIXELS // size.width, 1)
-    for row in range(0, size.height, strip):
-        counts = cv2.calcHist([raw.label_map[row : row + strip]], [0], None, [len(labels)], [0, len(labels)])
-        areas += counts.ravel().astype(np.int64)
-    order = [index for index in np.argsort(-areas, kind="stable").tolist() if areas[index]]
-    segments = tuple(Segment(labels[index], index, int(areas[index])) for index in order)
-    return SegmentResult(size, raw.label_map, segments)
+    """A segment for each class that is to be returned, by falling area; equal areas by rising class index."""
+    order = [index for index in np.argsort(-raw.areas, kind="stable").tolist() if raw.areas[index]]
+    segments = tuple(
+        Segment(labels[index], index, int(raw.areas[index]), float(raw.confidences[index])) for index in order
+    )
+    return SegmentResult(size, raw.label_map, segments, raw.confidence_map)

@@ -98,5 +98,5 @@ def draw_breeds(confusion: IntArray, config: BundleConfig, records: Sequence[Rec
         confusion[np.ix_(order, order)],
         [config.labels[breed] for breed in order],
         "true breed in rows,\nanswer in columns;\ncats above the line",
-        sum(kinds[breed] == SPECIES.index("cat") for breed in order),
+        divider=sum(kinds[breed] == SPECIES.index("cat") for breed in order),
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 
 import safetensors.torch
@@ -12,6 +10,7 @@ import torch
 
 from model.bundle import Bundle
 from model.families.registry import family_of
+from model.files import replace_file
 from model.net.network import build_network, network_of
 from model.net.weights import load_weights
 from model.zoo.stored_bundle import StoredBundle, with_stored_bundle
@@ -41,13 +40,4 @@ def export_checkpoint(bundle: Bundle, file: Path) -> None:
     document = with_stored_bundle(tensors, stored, wrapped=network_of(family_of(config.architecture)).wrapped)
     content = io.BytesIO()  # torch.save hides the system's error if a file cannot be written
     torch.save(document, content)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as scratch:
-        try:
-            scratch.write(content.getbuffer())
-            scratch.flush()
-            os.fsync(scratch.fileno())
-            os.fchmod(scratch.fileno(), 0o644)  # another user may read it
-            Path(scratch.name).replace(file)
-        except BaseException:
-            Path(scratch.name).unlink(missing_ok=True)
-            raise
+    replace_file(file, content.getbuffer(), mode=0o644)  # another user may read it

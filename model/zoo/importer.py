@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
-from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Bundle, Source, file_sha256
 from model.errors import BundleInvalid
 from model.families.registry import Architecture, backbone_of, family_of, input_problem, preprocessing_of
-from model.model_name import ModelName, base_name, canonical_name
+from model.model_name import EXPECTED_NAME, base_name, canonical_name, is_name
 from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
@@ -194,13 +193,8 @@ def _notes(checkpoint: Checkpoint) -> Iterator[str]:
 
 def _check_name(name: str) -> None:
     """Raises BundleInvalid: a model cannot have the name."""
-    try:
-        TypeAdapter[str](ModelName).validate_python(name)
-    except ValidationError as error:
-        raise BundleInvalid(
-            f"{name!r} is not a valid model name; expected 1 to 64 of a-z, 0-9, '.', '_', '-', a letter or digit "
-            "first, and for a further version @ and its number, such as name@2"
-        ) from error
+    if not is_name(name):
+        raise BundleInvalid(f"{name!r} is not a valid model name; {EXPECTED_NAME}")
 
 
 def _published_weights(file: Path, name: str) -> Weights | None:

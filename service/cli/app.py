@@ -40,6 +40,8 @@ LAZY_COMMANDS = {
     "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
     "analyze": LazyCommand("service.cli.analyze:analyze", PREDICTION),
     "embed": LazyCommand("service.cli.embed:embed", PREDICTION),
+    "eval": LazyCommand("service.cli.evaluation:evaluate", TOOLS),
+    "compare": LazyCommand("service.cli.compare:compare", TOOLS),
     "bench": LazyCommand("service.cli.bench:bench", TOOLS),
     "models": LazyCommand("service.cli.models:models_app", TOOLS),
     "train": LazyCommand("service.cli.train:train_app", TOOLS),

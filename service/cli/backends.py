@@ -12,8 +12,10 @@ import numpy as np
 from convmlp_client.aio import AsyncClient
 from convmlp_client.convert import result_from_json
 from convmlp_client.errors import ClientError, ConnectionFailed, ProtocolError
+from convmlp_client.parameters import AnalyzeParameters
 from convmlp_client.results import Analysis, Answer, Embedding, Meta, Result
 from convmlp_client.results import Task as ClientTask
+from convmlp_client.retry import Retries
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import decode
 from model.errors import ConvMLPError
@@ -26,12 +28,15 @@ from service.frontend.api.rest.embed import EmbedQuery
 from service.frontend.api.rest.query import Query
 from service.frontend.api.rest.schemas import encode_embedding, encode_output
 from service.frontend.core.engine import Encode
-from service.frontend.core.parameters import VectorEncoding
+from service.frontend.core.parameters import VectorEncoding, with_classes
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
 DEFAULT_TIMEOUT_S = 120.0
 """Limit of a prediction without --timeout-ms. The service's own limit is shorter."""
+
+DEFAULT_CONCURRENCY = 8
+DEFAULT_RETRIES = 3
 
 SILENT_RETRY_S = 1.0
 """A shorter wait before a retry is not reported."""
@@ -51,11 +56,42 @@ class Backend(Protocol):
         """The number of images worth predicting at once."""
         ...
 
-    async def predict(self, image: bytes) -> Result | Analysis:
+    async def predict(self, image: bytes) -> Result:
         """The result for one encoded image. Raises ConvMLPError."""
         ...
 
     async def aclose(self) -> None: ...
+
+
+class AnalysisBackend(Protocol):
+    """The same for several tasks or models."""
+
+    @property
+    def concurrency(self) -> int: ...
+
+    async def predict(self, image: bytes) -> Analysis: ...
+
+    async def aclose(self) -> None: ...
+
+
+def open_client(
+    url: str,
+    api_key: str | None,
+    timeout_ms: int | None = None,
+    concurrency: int = DEFAULT_CONCURRENCY,
+    retries: int | Retries = DEFAULT_RETRIES,
+) -> AsyncClient:
+    """A client of the service at `url`. Raises BadParameter if the URL or the key is malformed."""
+    try:
+        return AsyncClient(
+            url,
+            api_key=api_key,
+            timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
+            max_concurrency=concurrency,
+            retries=retries,
+        )
+    except ValueError as error:
+        raise BadParameter(f"--url or --api-key: {error}") from None
 
 
 class RemoteBackend:
@@ -65,33 +101,30 @@ class RemoteBackend:
     them under one deadline.
     """
 
-    concurrency = 8
-
     def __init__(
-        self, url: str, api_key: str | None, task: ClientTask, parameters: Mapping[str, Any], timeout_ms: int | None
+        self,
+        url: str,
+        api_key: str | None,
+        task: ClientTask,
+        parameters: Mapping[str, Any],
+        timeout_ms: int | None,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        retries: int | Retries = DEFAULT_RETRIES,
     ) -> None:
         """Raises BadParameter if the URL or the key is malformed."""
-        try:
-            self._client = AsyncClient(
-                url,
-                api_key=api_key,
-                timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
-                max_concurrency=self.concurrency,
-            )
-        except ValueError as error:
-            raise BadParameter(f"--url or --api-key: {error}") from None
-        methods: dict[ClientTask, Callable[..., Awaitable[Result | Analysis]]] = {
+        self.concurrency = concurrency
+        self._client = open_client(url, api_key, timeout_ms, concurrency, retries)
+        methods: dict[ClientTask, Callable[..., Awaitable[Result]]] = {
             ClientTask.CLASSIFY: self._client.classify,
             ClientTask.DETECT: self._client.detect,
             ClientTask.SEGMENT: self._client.segment,
             ClientTask.EMBED: self._client.embed,
-            ClientTask.ANALYZE: self._client.analyze,
         }
         self._method = methods[task]
         self._parameters = parameters
         _print_retries()
 
-    async def predict(self, image: bytes) -> Result | Analysis:
+    async def predict(self, image: bytes) -> Result:
         """The service's result.
 
         Raises:
@@ -101,13 +134,36 @@ class RemoteBackend:
         try:
             return await self._method(image, **self._parameters)
         except ClientError as error:
-            raise _domain_error(error) from error
+            raise domain_error(error) from error
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
 
-def _domain_error(error: ClientError) -> ConvMLPError:
+class RemoteAnalysis:
+    """As `RemoteBackend`, for several tasks or models."""
+
+    concurrency = DEFAULT_CONCURRENCY
+
+    def __init__(self, url: str, api_key: str | None, parameters: AnalyzeParameters, timeout_ms: int | None) -> None:
+        """Raises BadParameter if the URL or the key is malformed."""
+        self._client = open_client(url, api_key, timeout_ms)
+        self._parameters = parameters
+        _print_retries()
+
+    async def predict(self, image: bytes) -> Analysis:
+        """The service's answers. Raises as `RemoteBackend.predict`."""
+        try:
+            return await self._client.analyze(image, **self._parameters)
+        except ClientError as error:
+            raise domain_error(error) from error
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+def domain_error(error: ClientError) -> ConvMLPError:
+    """The service's error, or NoAnswer where there is none."""
     match error:
         case ConnectionFailed():
             return NoAnswer(f"{error.detail}; start `convmlp serve`, set --url, or use --local")
@@ -159,6 +215,8 @@ class LocalBackend:
         bundle = _bundle(task, query.model, settings)
         self._config = bundle.config
         self._params = query.params
+        if isinstance(query, Query) and query.classes:
+            self._params = with_classes(query.params, query.classes, bundle.config.labels)
         self._encode: Encode[bytes]
         if isinstance(query, EmbedQuery):
             self._encode = partial(encode_embedding, query.normalize, VectorEncoding.BASE64)

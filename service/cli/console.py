@@ -79,19 +79,24 @@ def print_table(
 
 @contextmanager
 def image_progress(total: int, *, printing: bool) -> Iterator[Callable[[], None]]:
-    """A bar on stderr that disappears at the end; yields the function that advances it by one image.
+    """A bar with rate and time left on stderr, which disappears at the end; yields what advances it by one image.
 
     There is no bar for a single image, nor where stderr is no terminal. With `printing`, results go to stdout as they
     arrive: on a terminal they are the progress, and a bar would be drawn between their lines.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
     console = Console(file=sys.stderr)
     if total < 2 or not console.is_terminal or (printing and sys.stdout.isatty()):
         yield lambda: None
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
     # stdout is not redirected: it may be a pipe, while the bar is on the terminal.
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("", total=total)

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from convmlp_client.transport import parse_url
-from model.model_name import SEPARATOR, base_name, canonical_name, version_of
+from model.model_name import EXPECTED_NAME, SEPARATOR, base_name, canonical_name, is_name, version_of
 from service.cli.console import number_column, print_error, print_table, printable, text_column, waiting
 from service.traffic_split import parse_split
 
@@ -76,29 +76,27 @@ def add_control_commands(models_app: typer.Typer) -> None:
     models_app.command("split")(split_model)
 
 
-def load_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, timeout_ms: TimeoutMs = 120_000) -> None:
+def load_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, timeout_ms: TimeoutMs = 600_000) -> None:
     """Let a running service serve a model of its store. Needs --model-control there.
 
     It returns once the model is ready. `models split` gives a further version a share of the requests for the name.
     """
     with _open(url, api_key, timeout_ms) as service:
-        with waiting(f"loading {name}"):
-            service.request("POST", _control_path(name, "load"))
+        service.change(name, "load", "loading")
         _print_ready(service, name)
 
 
-def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, timeout_ms: TimeoutMs = 120_000) -> None:
+def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, timeout_ms: TimeoutMs = 600_000) -> None:
     """Let a running service stop serving a model, and free its memory. Needs --model-control there.
 
     Requests in progress are answered first. A share of the requests for the model's name goes to the other versions.
     """
     with _open(url, api_key, timeout_ms) as service:
-        with waiting(f"unloading {name}"):
-            service.request("POST", _control_path(name, "unload"))
+        service.change(name, "unload", "unloading")
         typer.echo(printable(f"{canonical_name(name)} is unloaded"))
 
 
-def reload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, timeout_ms: TimeoutMs = 120_000) -> None:
+def reload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, timeout_ms: TimeoutMs = 600_000) -> None:
     """Let a running service read a served model again, after its files in the store changed. Needs --model-control.
 
     The present one answers until the new one is ready, and stays if the new one cannot be served.
@@ -106,8 +104,7 @@ def reload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, tim
     with _open(url, api_key, timeout_ms) as service:
         path = _model_path(name)
         before = service.request("GET", path)
-        with waiting(f"reloading {name}"):
-            service.request("POST", _control_path(name, "load"))
+        service.change(name, "load", "reloading")
         unchanged = _of_bundle(before) == _of_bundle(service.request("GET", path))
         _print_ready(service, name, ", unchanged in the store" if unchanged else ", loaded again")
 
@@ -179,6 +176,14 @@ class _Service:
             raise _Failed(f"{self._url} answered {response.status_code} {NOT_OURS}") from None
         raise _Failed(detail)
 
+    def change(self, name: str, verb: str, doing: str) -> None:
+        """Load or unload a model. Raises typer.BadParameter: no model can have the name."""
+        name = canonical_name(name)
+        if not is_name(name):
+            raise typer.BadParameter(f"{name!r}: {EXPECTED_NAME}", param_hint="NAME")
+        with waiting(f"{doing} {name}"):
+            self.request("POST", f"/v2/repository/models/{quote(name, safe=SEPARATOR)}/{verb}")
+
     def versions(self, name: str) -> list[_Card]:
         """The served versions of a model; never none."""
         cards = self._decode(self.request("GET", "/models"), _Cards).models
@@ -239,10 +244,6 @@ def _print_ready(service: _Service, name: str, change: str = "") -> None:
 def _model_path(name: str) -> str:
     """The path of a version's description. A name alone would mean the version that answers most requests."""
     return f"/models/{quote(f'{base_name(name)}{SEPARATOR}{version_of(name)}', safe=SEPARATOR)}"
-
-
-def _control_path(name: str, verb: str) -> str:
-    return f"/v2/repository/models/{quote(canonical_name(name), safe=SEPARATOR)}/{verb}"
 
 
 def _of_bundle(body: bytes) -> dict[str, Any]:

@@ -43,6 +43,10 @@ def print_model(bundle: Bundle) -> None:
     typer.echo(printable(f"{config.name}: {', '.join(facts)} -> {bundle.folder}"))
 
 
+EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx"}
+"""The extra that a module belongs to, if it is not `worker`."""
+
+
 @contextmanager
 def errors_to_exit() -> Iterator[None]:
     """Turns errors into a message and exit status 1."""
@@ -51,7 +55,8 @@ def errors_to_exit() -> Iterator[None]:
     except ConvMLPError as error:
         print_error(error.detail)
     except ModuleNotFoundError as error:
-        print_error(f"this command needs {error.name}, which is not installed; install this package's extra `worker`")
+        extra = EXTRAS.get(error.name or "", "worker")
+        print_error(f"this command needs {error.name}, which is not installed; install this package's extra `{extra}`")
     except BrokenPipeError:  # typer ends the command quietly when a reader such as `head` closes the pipe
         raise
     except OSError as error:

@@ -104,7 +104,7 @@ def show_model(
             ["preprocessing", _readable(config.preprocessing.model_dump())],
             ["postprocessing", _readable(config.postprocessing.model_dump(exclude={"task"})) or "-"],
             ["accuracy", _accuracy(config.accuracy)],
-            ["measured on", config.accuracy.measured_on if config.accuracy else "-"],
+            ["measured on", _measured_on(config.accuracy)],
             ["source", f"{config.source.description} {config.source.url}".strip()],
             ["licence", config.source.licence],
             ["attribution", config.source.attribution or "-"],
@@ -171,6 +171,12 @@ def _megabytes(bundle: Bundle) -> str:
 
 def _accuracy(accuracy: Accuracy | None) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in accuracy.metrics.items()) if accuracy else "-"
+
+
+def _measured_on(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "-"
+    return accuracy.measured_on + (f"; data sha256 {accuracy.data_sha256}" if accuracy.data_sha256 else "")
 
 
 def _location(bundle: Bundle) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlencode
 
 import typer
@@ -19,9 +19,11 @@ from service.cli.flags import settings_or_exit
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
-    from service.cli.backends import Backend
+    from service.cli.backends import AnalysisBackend, Backend
     from service.cli.inputs import ImageFile
     from service.settings import Settings
+
+B = TypeVar("B")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -40,6 +42,27 @@ Threshold = Annotated[
 ]
 MaxDetections = Annotated[
     int | None, typer.Option(help="Maximum number of detections. Default: 100.", rich_help_panel=PARAMETERS)
+]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,…", help="Names of the only classes to return. Default: all.", rich_help_panel=PARAMETERS
+    ),
+]
+IouThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of two detections that overlap by more, 0 to 1, return the better one. Default: the model's own.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
+AgnosticNms = Annotated[
+    bool | None,
+    typer.Option("--agnostic-nms", help="Compare detections of different classes, too.", rich_help_panel=PARAMETERS),
+]
+MinArea = Annotated[
+    int | None,
+    typer.Option(help="Minimum area of a box or a segment, in pixels. Default: 0.", rich_help_panel=PARAMETERS),
 ]
 Masks = Annotated[
     bool | None, typer.Option("--masks/--no-masks", help="Whether to return masks.", rich_help_panel=PARAMETERS)
@@ -139,6 +162,10 @@ def detect(
     model: Model = None,
     score_threshold: Threshold = None,
     max_detections: MaxDetections = None,
+    classes: Classes = None,
+    iou_threshold: IouThreshold = None,
+    agnostic_nms: AgnosticNms = None,
+    min_area: MinArea = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -155,6 +182,10 @@ def detect(
         "model": model,
         "score_threshold": score_threshold,
         "max_detections": max_detections,
+        "classes": classes,
+        "iou_threshold": iou_threshold,
+        "agnostic_nms": agnostic_nms,
+        "min_area": min_area,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -164,6 +195,8 @@ def detect(
 def segment(
     images: Images,
     model: Model = None,
+    classes: Classes = None,
+    min_area: MinArea = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -176,7 +209,14 @@ def segment(
 ) -> None:
     """Segment images: give every pixel a class, and print the classes' areas."""
     options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
-    _predict(Task.SEGMENT, images, {"model": model, "masks": masks, "mask_format": mask_format}, options, output)
+    parameters = {
+        "model": model,
+        "classes": classes,
+        "min_area": min_area,
+        "masks": masks,
+        "mask_format": mask_format,
+    }
+    _predict(Task.SEGMENT, images, parameters, options, output)
 
 
 def _predict(
@@ -200,7 +240,7 @@ def predict_images(
     images: list[str],
     options: BackendOptions,
     output: OutputOptions,
-    open_backend: Callable[[], Backend],
+    open_backend: Callable[[], Backend | AnalysisBackend],
 ) -> None:
     """Predict each image and print the results. `name` is that of the endpoint.
 
@@ -247,7 +287,7 @@ def _open_backend(task: Task, parameters: Mapping[str, str | float], options: Ba
     return local_backend(lambda settings: LocalBackend(query, task, settings), options)
 
 
-def local_backend(open_backend: Callable[[Settings], Backend], options: BackendOptions) -> Backend:
+def local_backend(open_backend: Callable[[Settings], B], options: BackendOptions) -> B:
     """Models of the store in this process. Raises typer.Exit where torch is not installed; as `LocalBackend`."""
     settings = settings_or_exit(models_dir=options.models_dir)
     try:
@@ -258,7 +298,11 @@ def local_backend(open_backend: Callable[[Settings], Backend], options: BackendO
 
 
 async def _run(
-    backend: Backend, name: str, files: Sequence[ImageFile], output: OutputOptions, paths: Sequence[Path]
+    backend: Backend | AnalysisBackend,
+    name: str,
+    files: Sequence[ImageFile],
+    output: OutputOptions,
+    paths: Sequence[Path],
 ) -> bool:
     """Whether all images succeeded."""
     from convmlp_client.results import Task as ClientTask

@@ -1,9 +1,10 @@
-"""`convmlp models pull|export|verify`: put models into the store, write them as checkpoints, and check them."""
+"""`convmlp models pull|export|verify`: put models into the store, write them as files, and check them."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,16 @@ from service.cli.console import download_progress, print_error, printable
 from service.cli.flags import settings_or_exit
 from service.cli.model_import import import_model
 from service.cli.model_store import Force, Store, errors_to_exit, print_model, store_or_exit
+
+
+class ExportFormat(StrEnum):
+    CHECKPOINT = "checkpoint"
+    ONNX = "onnx"
+
+    @classmethod
+    def of(cls, file: Path) -> ExportFormat:
+        """The format that a file's name stands for."""
+        return cls.ONNX if file.suffix.lower() == ".onnx" else cls.CHECKPOINT
 
 
 def add_store_commands(models_app: typer.Typer) -> None:
@@ -60,20 +71,41 @@ def pull_model(
 
 def export_model(
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Name of the model.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="The checkpoint to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as NAME.pth or NAME.onnx.")],
+    file_format: Annotated[
+        ExportFormat | None, typer.Option("--format", help="Format of the file; by default that of its suffix.")
+    ] = None,
     force: Force = False,
     models_dir: Store = None,
 ) -> None:
-    """Write a model as a checkpoint with the authors' parameter names, in their toolboxes' format."""
+    """Write a model as a checkpoint or as an ONNX file.
+
+    checkpoint: with the authors' parameter names, in their toolboxes' format. `models import` reads it back.
+
+    onnx: from pixels to answers, for ONNX Runtime and others; checked with ONNX Runtime before it is written. It takes
+    the extra `onnx`.
+    """
     store = settings_or_exit(models_dir=models_dir).models_dir
     with errors_to_exit():
         bundle = read_bundle(find_bundle(name, store))
         if file.exists() and not force:
             raise BundleInvalid(f"{file} exists already; --force overwrites it")
+        if (file_format or ExportFormat.of(file)) is ExportFormat.ONNX:
+            _export_onnx(bundle, file)
+            return
         from model.zoo.export import export_checkpoint
 
         export_checkpoint(bundle, file)
         typer.echo(printable(f"{name} -> {file}"))
+
+
+def _export_onnx(bundle: Bundle, file: Path) -> None:
+    from model.onnx.export import export_onnx
+
+    differences = export_onnx(bundle, file)
+    largest = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.largest.items())
+    typer.echo(printable(f"{bundle.config.name} -> {file}"))
+    typer.echo(f"  checked with ONNX Runtime; largest differences: {largest or 'none, nothing is found'}")
 
 
 def verify_model(

@@ -77,6 +77,10 @@ class ObjectsTruth:
     objects: tuple[TrueObject, ...]
     size: tuple[int, int] | None = None
 
+    @property
+    def has_masks(self) -> bool:
+        return any(one.mask is not None for one in self.objects)
+
 
 @dataclass(frozen=True, slots=True)
 class MaskTruth:

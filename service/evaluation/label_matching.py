@@ -46,10 +46,14 @@ def match_labels(
 
 
 def mask_value_indices(
-    classes: int, ignored: int | None, label_map: LabelMap | None, model_labels: Sequence[str]
+    ignored: int | None, label_map: LabelMap | None, model_labels: Sequence[str]
 ) -> dict[str, int | None]:
-    """The class index of each value of a mask, as decimal text: the value itself, or as the map has it."""
-    found: dict[str, int | None] = {str(index): index for index in range(classes)}
+    """The class index of each value of a mask, as decimal text: the value itself, or as the map has it.
+
+    Raises:
+        DataInvalid: the map names a class that the model does not have.
+    """
+    found: dict[str, int | None] = {str(index): index for index in range(len(model_labels))}
     if ignored is not None:
         found[str(ignored)] = None
     for label, target in (label_map or {}).items():

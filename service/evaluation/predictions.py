@@ -10,11 +10,10 @@ import asyncio
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedRandom
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -32,24 +31,10 @@ PREDICTIONS_FILE = "predictions.jsonl"
 MAX_PICTURE_BYTES = 256 << 20
 """More than any service accepts."""
 
-STOPPING = (RetryLater, DeadlineExceeded, ModelNotFound, BadParameter, Unauthenticated, Forbidden)
-"""Errors that are not of the picture: the run stops, so that it can continue."""
+SERVICE_ERRORS = (RetryLater, DeadlineExceeded, ModelNotFound, BadParameter, Unauthenticated, Forbidden)
+"""Errors that are not of the picture, where a service predicts: a run stops, so that it can continue."""
 
 Parameters = Mapping[str, str | int | float]
-
-
-class Predictor(Protocol):
-    """Predicts with one model and fixed parameters. `stopping`: more errors that are not of the picture."""
-
-    @property
-    def concurrency(self) -> int: ...
-
-    @property
-    def stopping(self) -> tuple[type[ConvMLPError], ...]: ...
-
-    async def predict(self, image: bytes) -> Result:
-        """The result for one encoded image. Raises ConvMLPError."""
-        ...
 
 
 class ModelIdentity(msgspec.Struct, frozen=True):
@@ -165,21 +150,33 @@ def open_log(folder: Path, manifest: Manifest) -> Iterator[PredictionLog]:
 
 
 async def predict_all(
-    predictor: Predictor, samples: Sequence[Sample], log: PredictionLog, advance: Callable[[], None] = lambda: None
+    predict: Callable[[bytes], Awaitable[Result]],
+    samples: Iterable[Sample],
+    log: PredictionLog,
+    *,
+    concurrency: int,
+    stopping: tuple[type[ConvMLPError], ...],
+    advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Predict the pictures that the log does not have yet. A picture with an error gets a line, too.
 
+    Args:
+        predict: the result for one encoded image; raises ConvMLPError.
+        samples: of the data set.
+        log: where the results are written.
+        concurrency: maximum number of concurrent predictions.
+        stopping: errors that are not of the picture.
+        advance: called once for each picture.
+
     Raises:
-        ConvMLPError: an error that is not of the picture, such as a service that is lost. What was predicted before is
-            in the log.
+        ConvMLPError: one of `stopping`. What was predicted before is in the log.
     """
     pending = iter([sample for sample in samples if sample.name not in log.done])
-    stopping: tuple[type[ConvMLPError], ...] = (*STOPPING, *predictor.stopping)
 
     async def predict_pending() -> None:
         for sample in pending:
             try:
-                result = await predictor.predict(await asyncio.to_thread(read_picture, sample.path))
+                result = await predict(await asyncio.to_thread(read_picture, sample.path))
             except stopping:
                 raise
             except ConvMLPError as error:
@@ -188,7 +185,7 @@ async def predict_all(
                 log.append(Prediction(sample.name, msgspec.Raw(msgspec.json.encode(result.to_dict()))))
             advance()
 
-    tasks = [asyncio.create_task(predict_pending()) for _ in range(predictor.concurrency)]
+    tasks = [asyncio.create_task(predict_pending()) for _ in range(concurrency)]
     try:
         await asyncio.gather(*tasks)
     finally:

@@ -293,7 +293,9 @@ def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryv
             if output.mask_logits is not None:
                 values.append(output.mask_logits)
         case SegmentOutput():
-            kind, values = "segment", [output.label_map]
+            kind, values = "segment", [output.label_map, output.areas, output.confidences]
+            if output.confidence_map is not None:
+                values.append(output.confidence_map)
     arrays: list[Array] = []
     frames: list[memoryview] = []
     for value in values:
@@ -327,8 +329,8 @@ def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
                 boxes, scores, classes, *masks = values
                 return DetectOutput(boxes, scores, classes, masks[0] if masks else None)
             case "segment":
-                (label_map,) = values
-                return SegmentOutput(label_map)
+                label_map, areas, confidences, *maps = values
+                return SegmentOutput(label_map, areas, confidences, maps[0] if maps else None)
     except (ValueError, TypeError, StopIteration) as error:
         raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
     raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")

@@ -21,6 +21,8 @@ MARGIN = 1.2
 """
 SMOOTHING = 0.2
 """Weight of the latest batch in the mean of `LatencyEstimator`."""
+MIN_DIFFERENCE = 0.5
+"""Of an output's pixels from the mean, as a part of them: times of more equal ones differ mostly by chance."""
 MAX_KNOWN = 256
 """Shapes, and slots, whose speed is kept."""
 
@@ -31,36 +33,72 @@ class LatencyEstimator:
     Only batches on one lane count: several lanes together take longer for an image, and a batch gets them only while
     there is little to do. The first batch of a shape does not count: it chooses kernels and allocates memory, and an
     estimate made from it would refuse jobs without a reason. Until the second one a shape is as fast by pixels as the
-    fastest batch of its model since the last trial. (The label map of a long, thin picture takes seconds for an input
-    of few pixels; nothing follows for other shapes.)
+    fastest batch of its model since the last trial.
+
+    A segmenter also computes as many pixels as its picture has, whatever the network's input. The seconds of such a
+    pixel are learned, for a slot, from batches of one shape with pictures of other sizes; until then they are 0.
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[Shape, float | None] = {}
+        self._seconds: dict[Shape, tuple[float, float] | None] = {}
+        """Of an image, and its output's pixels: means."""
         self._by_pixel: dict[str, float] = {}
+        self._outputs: dict[str, tuple[float, float]] = {}
+        """By slot, over differences of outputs within a shape: sums of pixels times seconds, and of pixels squared."""
 
     def record_trial(self, shape: Shape, images: int, seconds: float) -> None:
         """Record a trial: a batch of `images` took `seconds` on one lane."""
         self._by_pixel[shape.slot] = seconds / images / shape.pixels
         self._forget()
 
-    def record(self, shape: Shape, images: int, seconds: float) -> None:
-        """Record a batch of `images` that took `seconds` on one lane."""
+    def record(self, shape: Shape, images: int, seconds: float, output_pixels: int = 0) -> None:
+        """Record a batch of `images`, with `output_pixels` in all, that took `seconds` on one lane."""
         known = shape in self._seconds
-        image_s, before = seconds / images, self._seconds.pop(shape, None)
+        image_s, output, before = seconds / images, output_pixels / images, self._seconds.pop(shape, None)
         if not known:
             self._seconds[shape] = None
         else:
-            self._seconds[shape] = image_s if before is None else before + SMOOTHING * (image_s - before)
+            if before is None:
+                self._seconds[shape] = image_s, output
+            else:
+                mean_s, mean = before
+                if output:
+                    self._learn_output(shape.slot, image_s - mean_s, output - mean, output)
+                self._seconds[shape] = mean_s + SMOOTHING * (image_s - mean_s), mean + SMOOTHING * (output - mean)
+            input_s = image_s - self._output_pixel_s(shape.slot) * output if output else image_s
             fastest = self._by_pixel.pop(shape.slot, math.inf)
-            self._by_pixel[shape.slot] = min(fastest, image_s / (shape.height * shape.width))
+            self._by_pixel[shape.slot] = min(fastest, max(input_s, 0.0) / (shape.height * shape.width))
         if len(self._seconds) > MAX_KNOWN or len(self._by_pixel) > MAX_KNOWN:
             self._forget()
 
-    def image_s(self, shape: Shape) -> float:
-        """Expected seconds of one lane for an image; 0 where nothing is known."""
-        seconds = self._seconds.get(shape)
-        return self._by_pixel.get(shape.slot, 0.0) * shape.height * shape.width if seconds is None else seconds
+    def image_s(self, shape: Shape, output_pixels: int | None = None) -> float:
+        """Expected seconds of one lane for an image; 0 where nothing is known.
+
+        `output_pixels`: those of its output; None: as many as images of the shape have had.
+        """
+        known = self._seconds.get(shape)
+        seconds, mean = (
+            (self._by_pixel.get(shape.slot, 0.0) * shape.height * shape.width, 0.0) if known is None else known
+        )
+        if not output_pixels or output_pixels == mean:
+            return seconds
+        output_pixel_s = self._output_pixel_s(shape.slot)
+        if mean:
+            output_pixel_s = min(output_pixel_s, seconds / mean)
+        return seconds + output_pixel_s * (output_pixels - mean)
+
+    def _learn_output(self, slot: str, more_s: float, more: float, output: float) -> None:
+        """Learn from an image that had `more` output pixels than others of its shape, and took `more_s` longer."""
+        if abs(more) < MIN_DIFFERENCE * output:
+            return
+        products, squares = self._outputs.pop(slot, (0.0, 0.0))
+        kept = 1 - SMOOTHING
+        self._outputs[slot] = kept * products + more * more_s, kept * squares + more * more
+
+    def _output_pixel_s(self, slot: str) -> float:
+        """Seconds of an output's pixel, by least squares; 0 where nothing is known."""
+        products, squares = self._outputs.get(slot, (0.0, 1.0))
+        return max(0.0, products / squares)
 
     def _forget(self) -> None:
         """Drop what was recorded longest ago."""
@@ -68,6 +106,8 @@ class LatencyEstimator:
             del self._seconds[next(iter(self._seconds))]
         if len(self._by_pixel) > MAX_KNOWN:
             del self._by_pixel[next(iter(self._by_pixel))]
+        if len(self._outputs) > MAX_KNOWN:
+            del self._outputs[next(iter(self._outputs))]
 
 
 class Admission:
@@ -110,7 +150,7 @@ class Admission:
         Raises:
             Overloaded: it would be answered too late, or the queue is full.
         """
-        image_s = self._latency.image_s(job.shape)
+        image_s = self._latency.image_s(job.shape, job.output_pixels)
         drain_s = self.drain_s() if self._running or self._queue.images else 0.0
         if drain_s:
             left_s = job.deadline_s - self._clock()
@@ -135,7 +175,10 @@ class Admission:
                 deadline_s, _, job, _ = of_model.entries[0]
                 if deadline_s <= now_s:
                     error: ConvMLPError = DeadlineExceeded("timed out while the request waited for the device")
-                elif queue.images > 1 and deadline_s < now_s + self._latency.image_s(job.shape) / self._lanes:
+                elif (
+                    queue.images > 1
+                    and deadline_s < now_s + self._latency.image_s(job.shape, job.output_pixels) / self._lanes
+                ):
                     error = Overloaded("the deadline is too near for an answer", self.drain_s())
                 else:
                     break
@@ -143,9 +186,10 @@ class Admission:
                 late.append((job, error))
         return late
 
-    def wait_estimate(self, shape: Shape, budget_s: float) -> WaitEstimate:
-        """The expected wait of another job of a shape that arrives now and is due in `budget_s` seconds."""
-        image_s = self._latency.image_s(shape)
+    def wait_estimate(self, shape: Shape, budget_s: float, output_pixels: int = 0) -> WaitEstimate:
+        """The expected wait of another job of a shape, and with an output of the size, that arrives now and is due in
+        `budget_s` seconds."""
+        image_s = self._latency.image_s(shape, output_pixels)
         answered_s = self._answered_s(shape, image_s, self._clock() + budget_s)
         return WaitEstimate(answered_s, MARGIN * image_s / self._lanes)
 

@@ -293,7 +293,10 @@ class Dispatcher:
         """Start a batch on the device."""
         shape = batch.jobs[0].shape
         batch.started_s = self._clock()
-        batch.expected_s = len(batch.jobs) * self._latency.image_s(shape)
+        if batch.jobs[0].output_pixels:
+            batch.expected_s = sum(self._latency.image_s(shape, job.output_pixels) for job in batch.jobs)
+        else:
+            batch.expected_s = len(batch.jobs) * self._latency.image_s(shape)
         if batch.trial is None:
             self._queue.shares.charge(shape.model, batch.expected_s)
         self._running.append(batch)
@@ -327,7 +330,8 @@ class Dispatcher:
                 self._reply(jobs[0], JobResult(error, call.started_s - jobs[0].enqueued_s, infer_s), span)
             return
         if batch.lanes == 1:
-            self._latency.record(shape, len(jobs), infer_s)
+            output_pixels = sum(job.output_pixels for job in jobs) if jobs[0].output_pixels else 0
+            self._latency.record(shape, len(jobs), infer_s, output_pixels)
         part = batch.lanes / self.executor.lanes
         self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
         for job, output in zip(jobs, outputs, strict=True):

@@ -65,6 +65,8 @@ class Job:
     """The front-end's; empty for a self-check."""
     span: Span = NO_SPAN
     """The front-end's span; the spans of the job's stages are its children."""
+    output_pixels: int = 0
+    """What the device computes beyond the network: the label map of the picture, of a segmenter."""
 
 
 @dataclass(slots=True, eq=False)

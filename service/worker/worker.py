@@ -15,6 +15,7 @@ from zmq import Frame
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
+from model.types import Task
 from service.errors import Internal, Unavailable
 from service.observability.event_loop import watch_event_loop
 from service.observability.metrics import WorkerMetrics
@@ -237,6 +238,7 @@ class Worker:
             self._endpoint.fail(sender, message.job, Internal("the worker did not understand the front-end"))
             return
         traced = self._tracing.on and message.traceparent
+        original = message.geometry.original
         dispatcher.admit(
             Job(
                 (sender, message.job),
@@ -248,6 +250,7 @@ class Worker:
                 self._reply,
                 message.request_id,
                 self._tracing.remote(TraceContext(message.traceparent, message.tracestate)) if traced else NO_SPAN,
+                original.height * original.width if model.config.task is Task.SEGMENT else 0,
             )
         )
 
@@ -258,7 +261,9 @@ class Worker:
             return
         assert self._dispatcher is not None
         assert self._runner is not None
-        estimate = self._dispatcher.admission.wait_estimate(job.shape, job.deadline_s - job.enqueued_s)
+        estimate = self._dispatcher.admission.wait_estimate(
+            job.shape, job.deadline_s - job.enqueued_s, job.output_pixels
+        )
         self._endpoint.answer(
             sender,
             number,

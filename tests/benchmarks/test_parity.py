@@ -18,7 +18,8 @@ from model.net.network import build_network
 from model.net.semantic_fpn import SemanticFPN
 from model.predictor import Optimisations
 from model.reference import REFERENCE_PICTURE
-from model.types import ClassifyOutput, DetectOutput, SegmentOutput, Size
+from model.types import ClassifyOutput, DetectOutput, Size
+from tests.model.batches import segment_output
 from tests.model.tiny_models import ARCHITECTURES, tiny_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def test_equal_answers_agree_fully() -> None:
     assert detected.box_ap == pytest.approx(1.0)
     assert detected.mask_ap == pytest.approx(1.0)
     assert (detected.matched, detected.box_iou, detected.score_difference) == (1.0, 1.0, 0.0)
-    segments = SegmentOutput(np.arange(16, dtype=np.uint8).reshape(4, 4))
+    segments = segment_output(np.arange(16, dtype=np.uint8).reshape(4, 4), 16)
     assert agreement([segments], [segments], SIZES[:1]).pixels == 1.0
 
 
@@ -128,7 +129,8 @@ def test_pixels_of_all_pictures_count_alike() -> None:
     small, large = np.zeros((1, 4), np.uint8), np.zeros((3, 4), np.uint8)
     changed = small.copy()
     changed[0, :2] = 1
-    truth, found = [SegmentOutput(small), SegmentOutput(large)], [SegmentOutput(changed), SegmentOutput(large)]
+    truth = [segment_output(small, 16), segment_output(large, 16)]
+    found = [segment_output(changed, 16), segment_output(large, 16)]
     assert agreement(truth, found, (Size(1, 4), Size(3, 4))).pixels == 14 / 16
 
 

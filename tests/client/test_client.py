@@ -64,6 +64,7 @@ async def test_all_variants_give_the_same_result(
         assert answer.meta.model == ("fake_classify" if method == "embed" else f"fake_{method}")
         assert answer.meta.request_id
         assert list(answer.meta.timings_ms) == ["decode", "queue", "infer", "post", "total"]
+        assert answer.meta.precision == "fp32"
 
 
 @pytest.mark.parametrize(

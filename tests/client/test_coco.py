@@ -26,7 +26,7 @@ def detections(*masks: Mask | None) -> Detections:
 
 
 def segmentation(*masks: Mask | None) -> Segmentation:
-    segments = [Segment("cat", index, 24, mask) for index, mask in enumerate(masks)]
+    segments = [Segment("cat", index, 24, 0.5, mask) for index, mask in enumerate(masks)]
     return Segmentation(SIZE, tuple(segments), Meta("m", Task.SEGMENT))
 
 

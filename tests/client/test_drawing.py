@@ -46,7 +46,7 @@ def detection(box: Box, index: int = 1, mask: npt.NDArray[np.bool_] | None = Non
 def segmentation(label_map: npt.NDArray[np.integer], names: Sequence[str]) -> Segmentation:
     height, width = label_map.shape
     segments = [
-        Segment(name, index, int((label_map == index).sum()), Mask.from_array(label_map == index))
+        Segment(name, index, int((label_map == index).sum()), 0.5, Mask.from_array(label_map == index))
         for index, name in enumerate(names)
         if (label_map == index).any()
     ]

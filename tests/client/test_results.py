@@ -49,7 +49,7 @@ SERVED: dict[Task, Served] = {
             ServedDetection("dog", 0, 0.5, ServedBox(0.0, 0.0, 1.0, 1.0), None),
         ),
     ),
-    Task.SEGMENT: SegmentResult(Size(2, 4), LABEL_MAP, (ServedSegment("a", 0, 4), ServedSegment("b", 2, 4))),
+    Task.SEGMENT: SegmentResult(Size(2, 4), LABEL_MAP, (ServedSegment("a", 0, 4, 0.75), ServedSegment("b", 2, 4, 0.5))),
 }
 VECTOR = np.array([0.1, -2.5, 3], np.float32)
 READ = [*SERVED, Task.EMBED]
@@ -207,7 +207,7 @@ def test_label_map_dtype_and_errors() -> None:
     mask = Mask.from_array(np.ones((2, 4), np.bool_))
 
     def of(index: int, mask: Mask | None) -> Segmentation:
-        return Segmentation(ImageSize(4, 2), (Segment("a", index, 8, mask),), META[Task.SEGMENT])
+        return Segmentation(ImageSize(4, 2), (Segment("a", index, 8, 0.5, mask),), META[Task.SEGMENT])
 
     assert (of(300, mask).label_map() == np.full((2, 4), 300, np.uint16)).all()
     assert of(300, mask).label_map().dtype == np.uint16

@@ -9,6 +9,7 @@ from model.types import (
     ClassifyOutput,
     DetectOutput,
     Geometry,
+    LabelMapArray,
     QueryParams,
     RawOutput,
     SegmentOutput,
@@ -16,6 +17,7 @@ from model.types import (
     UInt8Array,
 )
 
+PLAIN = QueryParams()
 HEIGHT, WIDTH = 96, 128
 GEOMETRIES: tuple[Geometry, ...] = (
     Geometry(Size(200, 270), Size(95, 128)),
@@ -60,3 +62,14 @@ def assert_close(one: RawOutput, other: RawOutput) -> None:
             assert (one.label_map != other.label_map).sum() <= 2
         case _:
             pytest.fail(f"{one} is no {type(other).__name__}")
+
+
+def segment_output(label_map: LabelMapArray, classes: int, params: QueryParams = PLAIN) -> SegmentOutput:
+    """A network's output for this label map, in which class i has confidence 0.9 / (i + 1)."""
+    areas = np.bincount(label_map.ravel(), minlength=classes)
+    confidences = np.where(areas > 0, 0.9 / np.arange(1, len(areas) + 1), 0).astype(np.float32)
+    wanted = areas >= params.min_area
+    if params.classes is not None:
+        wanted &= np.isin(np.arange(len(areas)), params.classes)
+    levels = np.round(255 * confidences[label_map]).astype(np.uint8) if params.confidence_map else None
+    return SegmentOutput(label_map, np.where(wanted, areas, 0), confidences, levels)

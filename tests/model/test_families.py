@@ -107,7 +107,7 @@ class Pixels(nn.Module):
 
 
 def predict_pixels(network: Pixels, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries)
+    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
 
 
 def infer_pixels(shapes: StateDictShapes) -> tuple[PixelsSpec, int]:

@@ -79,22 +79,29 @@ def result_from_message(response: Response) -> Result:
     """The result in a response."""
     rounded = timings_of(response)
     size = ImageSize(response.image.width, response.image.height)
+
+    def meta(task: Task) -> Meta:
+        return Meta(response.model, task, response.id, rounded, response.precision)
+
     match response:
         case pb.ClassifyResponse():
             labels = (Label(row.label, row.index, _score(row.score)) for row in response.labels)
-            return Classification(size, tuple(labels), Meta(response.model, Task.CLASSIFY, response.id, rounded))
+            return Classification(size, tuple(labels), meta(Task.CLASSIFY))
         case pb.DetectResponse():
             detections = (
                 Detection(row.label, row.index, _score(row.score), _box(row.box), _mask(row.mask, size))
                 for row in response.detections
             )
-            return Detections(size, tuple(detections), Meta(response.model, Task.DETECT, response.id, rounded))
+            return Detections(size, tuple(detections), meta(Task.DETECT))
         case pb.SegmentResponse():
-            segments = (Segment(row.label, row.index, row.area, _mask(row.mask, size)) for row in response.segments)
-            return Segmentation(size, tuple(segments), Meta(response.model, Task.SEGMENT, response.id, rounded))
+            segments = (
+                Segment(row.label, row.index, row.area, _score(row.confidence), _mask(row.mask, size))
+                for row in response.segments
+            )
+            return Segmentation(size, tuple(segments), meta(Task.SEGMENT))
         case pb.EmbedResponse():
             vector = np.array(response.embedding, np.float32)
-            return Embedding(size, vector, Meta(response.model, Task.EMBED, response.id, rounded))
+            return Embedding(size, vector, meta(Task.EMBED))
 
 
 def model_from_message(message: pb.Model) -> Model:
@@ -111,13 +118,17 @@ def model_from_message(message: pb.Model) -> Model:
         embedding_dimension=message.embedding_dimension if message.HasField("embedding_dimension") else None,
         version=message.version,
         share=message.share,
+        score_threshold=message.score_threshold or None,
     )
 
 
 def _set_fields(request: Request | pb.AnalyzeRequest, fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         try:
-            setattr(request, name, value)
+            if name == "classes":
+                getattr(request, name).extend(value)
+            else:
+                setattr(request, name, value)
         except (TypeError, ValueError) as error:
             raise BadParameter(f"parameter {name!r} is {value!r}, which cannot be sent: {error}") from error
 
@@ -139,6 +150,8 @@ def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as fields of the messages, where `masks=False` is a mask format."""
     fields = dict(parameters)
     masks = fields.pop("masks", True)
+    if "classes" in fields:
+        fields["classes"] = fields["classes"].split(",")
     if "mask_format" in fields:
         name = fields["mask_format"]
         if name not in MASK_FORMATS:

@@ -60,6 +60,20 @@ class _ModelsJSON(msgspec.Struct):
     models: tuple[Model, ...]
 
 
+class _PostprocessingJSON(msgspec.Struct):
+    score_threshold: float = 0.0
+
+
+class _PostprocessedJSON(msgspec.Struct):
+    postprocessing: _PostprocessingJSON = _PostprocessingJSON()
+
+
+class _ThresholdsJSON(msgspec.Struct):
+    """What `_ModelsJSON` lacks of the same document: 0 is no threshold."""
+
+    models: tuple[_PostprocessedJSON, ...]
+
+
 class _AnalysisJSON(msgspec.Struct):
     image: ImageSize
     answers: dict[str, msgspec.Raw]
@@ -147,7 +161,13 @@ class RestTransport:
         return RestImageStream(self, params)
 
     async def models(self, attempt: Attempt) -> tuple[Model, ...]:
-        return self._decode(await self._request("GET", "/models", attempt), _ModelsJSON).models
+        response = await self._request("GET", "/models", attempt)
+        models = self._decode(response, _ModelsJSON).models
+        thresholds = (one.postprocessing.score_threshold for one in self._decode(response, _ThresholdsJSON).models)
+        return tuple(
+            replace(model, score_threshold=threshold or None)
+            for model, threshold in zip(models, thresholds, strict=True)
+        )
 
     async def ready(self, attempt: Attempt) -> bool:
         try:
@@ -216,6 +236,7 @@ def _meta(response: HttpResponse, model: str, task: Task) -> Meta:
         task=task,
         request_id=response.headers.get("x-request-id", ""),
         timings_ms=_parse_server_timing(response.headers.get("server-timing", "")),
+        precision=response.headers.get("x-model-precision", ""),
     )
 
 

@@ -134,7 +134,6 @@ def operation(task: Task, settings: Settings) -> dict[str, Any]:
             "content": {
                 "application/octet-stream": {"schema": BINARY},
                 "application/json": {"schema": document},
-                "text/plain": {"schema": BASE64},
             },
         },
         "responses": {

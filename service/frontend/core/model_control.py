@@ -13,7 +13,7 @@ from service.wire.pool import WorkerPool
 
 
 class ModelControl:
-    """Changes are made on all workers or on none, unless a method says otherwise.
+    """Changes are made on all workers or on none; the exceptions stand at the methods.
 
     A name without a version means the model's version 1; of `set_split` it means the model.
     """

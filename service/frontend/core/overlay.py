@@ -66,7 +66,8 @@ def render(image: Image, *results: Result) -> Image:
     )
     for segmentation, top in zip(segmented, segment_tops, strict=True):
         values = [segment.index for segment in segmentation.segments]
-        draw_segments(picture, segmentation.segments, _sampled(segmentation.label_map, size), values, top)
+        label_map = _sampled(segmentation.label_map, size)
+        draw_segments(picture, segmentation.segments, label_map, values, segmentation.label_map.size, top)
     for result in results:
         if isinstance(result, DetectResult):
             draw_detections(picture, result.detections, region_of, scale)
@@ -91,7 +92,7 @@ def encode_picture(image: Image, picture_format: PictureFormat) -> bytes:
 
 
 def encode_label_map(label_map: LabelMapArray) -> bytes:
-    """A grey PNG whose values are the class indices: 8 bit for uint8, 16 bit for uint16."""
+    """A grey PNG whose values are the class indices, or confidences: 8 bit for uint8, 16 bit for uint16."""
     return _encoded(label_map, PictureFormat.PNG)
 
 

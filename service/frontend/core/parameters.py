@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any
@@ -36,6 +37,10 @@ class Range:
 TOP_K = Range("a whole number", 1, 1000)
 MAX_DETECTIONS = Range("a whole number", 1, 1000)
 SCORE_THRESHOLD = Range("a number", 0, 1)
+IOU_THRESHOLD = Range("a number", 0, 1)
+MIN_AREA = Range("a whole number", 0, 1_000_000_000)
+MAX_CLASSES = 100
+CLASSES = f"1 to {MAX_CLASSES} names of the model's labels, comma separated, or class indices"
 MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters"
 
 
@@ -47,6 +52,7 @@ ANALYZE = "analyze"
 
 class View(StrEnum):
     LABEL_MAP = "labelmap"
+    CONFIDENCE = "confidence"
 
 
 class VectorEncoding(StrEnum):
@@ -58,11 +64,13 @@ class VectorEncoding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PredictParams:
-    """The parameters of a prediction. `params` are the worker's, `mask_format` is the encoder's."""
+    """The parameters of a prediction. `params` are the worker's, `mask_format` is the encoder's, `classes` become
+    indices once the model is known."""
 
     model: str | None
     params: QueryParams
     mask_format: MaskFormat
+    classes: tuple[str, ...] = ()
 
 
 def parse_params(
@@ -74,6 +82,11 @@ def parse_params(
     masks: bool = True,
     mask_format: MaskFormat | None = None,
     embed: bool = False,
+    classes: tuple[str, ...] = (),
+    iou_threshold: float | None = None,
+    agnostic_nms: bool = False,
+    min_area: int | None = None,
+    confidence_map: bool = False,
 ) -> PredictParams:
     """Check given values against their ranges; those not given get their defaults. `embed`: of an embedding.
 
@@ -85,6 +98,12 @@ def parse_params(
     _check("top_k", top_k, TOP_K)
     _check("score_threshold", score_threshold, SCORE_THRESHOLD)
     _check("max_detections", max_detections, MAX_DETECTIONS)
+    _check("iou_threshold", iou_threshold, IOU_THRESHOLD)
+    _check("min_area", min_area, MIN_AREA)
+    if len(classes) > MAX_CLASSES or not all(classes):
+        raise BadParameter(
+            f"parameter 'classes' has {len(classes)} names, or an empty one; expected {CLASSES}", "classes"
+        )
     mask_format = DEFAULT_MASK_FORMAT if mask_format is None else mask_format
     params = QueryParams(
         top_k=DEFAULTS.top_k if top_k is None else top_k,
@@ -92,8 +111,40 @@ def parse_params(
         max_detections=DEFAULTS.max_detections if max_detections is None else max_detections,
         masks=masks and mask_format is not MaskFormat.NONE,
         embed=embed,
+        iou_threshold=iou_threshold,
+        agnostic_nms=agnostic_nms,
+        min_area=min_area or 0,
+        confidence_map=confidence_map,
     )
-    return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE)
+    return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE, classes)
+
+
+def with_classes(params: QueryParams, classes: Sequence[str], labels: Sequence[str]) -> QueryParams:
+    """The parameters for a model with these labels, where only some classes are to be returned.
+
+    Args:
+        params: without classes.
+        classes: labels, in any case, or indices.
+        labels: of the model, by class index.
+
+    Raises:
+        BadParameter: the model has no such class; names the nearest labels.
+    """
+    return replace(params, classes=tuple(sorted({_class_index(name, labels) for name in classes})))
+
+
+def _class_index(name: str, labels: Sequence[str]) -> int:
+    if name in labels:
+        return labels.index(name)
+    folded = [label.casefold() for label in labels]
+    if name.casefold() in folded:
+        return folded.index(name.casefold())
+    # Labels may have commas, which separate the names of a query.
+    if (index := digits(name)) is not None and index < len(labels):
+        return index
+    near = [labels[folded.index(label)] for label in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    expected = f"did you mean {', '.join(near)}?" if near else f"its first are {', '.join(labels[:5])}"
+    raise BadParameter(f"parameter 'classes' has {shown(name)}, which is no class of the model; {expected}", "classes")
 
 
 cached_params = lru_cache(maxsize=1024)(parse_params)
@@ -147,6 +198,11 @@ def _number(allowed: Range) -> Callable[[str], float]:
     return parse
 
 
+def split_classes(text: str) -> tuple[str, ...]:
+    """The names in a comma-separated list."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 def _boolean(text: str) -> bool:
     try:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -194,6 +250,31 @@ PARAMETERS: dict[str, Parameter] = {
         _whole_number(MAX_DETECTIONS),
         frozenset({Task.DETECT}),
     ),
+    "classes": Parameter(
+        "Names of the only classes to return, comma separated; class indices where a name has a comma. Default: all.",
+        {"type": "string", "minLength": 1},
+        split_classes,
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "iou_threshold": Parameter(
+        "Of two detections of a class that overlap by more than this intersection over union, the one with the higher "
+        "score is returned. Default: the model's own.",
+        {"type": "number", "minimum": IOU_THRESHOLD.low, "maximum": IOU_THRESHOLD.high},
+        _number(IOU_THRESHOLD),
+        frozenset({Task.DETECT}),
+    ),
+    "agnostic_nms": Parameter(
+        "Compare the overlap of all detections, whatever their classes.",
+        {"type": "boolean", "default": False},
+        _boolean,
+        frozenset({Task.DETECT}),
+    ),
+    "min_area": Parameter(
+        "Minimum area in square pixels: of a detection's box, of a segment's pixels.",
+        {"type": "integer", "minimum": MIN_AREA.low, "maximum": MIN_AREA.high, "default": DEFAULTS.min_area},
+        _whole_number(MIN_AREA),
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
     "masks": Parameter(
         "Return masks, if the model has them.",
         {"type": "boolean", "default": True},
@@ -207,7 +288,9 @@ PARAMETERS: dict[str, Parameter] = {
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
     "view": Parameter(
-        "`labelmap`: return a PNG with the class index of each pixel (16 bits with more than 256 classes).",
+        "`labelmap`: return a PNG with the class index of each pixel (16 bits with more than 256 classes). "
+        "`confidence`: return a PNG with the probability of each pixel's class, 0 to 255. "
+        "Both show the pixels of all classes.",
         {"type": "string", "enum": list(View)},
         _one_of(View),
         frozenset({Task.SEGMENT}),

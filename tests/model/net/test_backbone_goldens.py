@@ -25,7 +25,7 @@ from model.families.registry import BackboneSpec
 from model.families.repmlpnet import REPMLPNET_SIZES, RepMLPNetSpec
 from model.net.hire_mlp import HireMLP
 from model.net.hvt import Pooling
-from model.net.layers import ChannelMLP
+from model.net.layers import ResidualModule
 from model.net.network import build_network
 from model.net.normalise import Normalise
 from model.net.repmlpnet import NETWORK as REPMLPNET_NETWORK
@@ -138,7 +138,7 @@ def with_stages(network: nn.Module, x: Tensor, refs: dict[str, Any]) -> tuple[Te
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
             # Ours adds the residual.
-            found[name] = out - inputs[1] if isinstance(module, ChannelMLP) else out
+            found[name] = out - inputs[1] if isinstance(module, ResidualModule) else out
 
         return hook
 

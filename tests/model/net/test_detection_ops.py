@@ -55,7 +55,7 @@ def crowd(seed: int, pictures: int, n: int) -> tuple[Tensor, Tensor, Tensor, Ten
 def test_nms_equals_the_greedy_definition(n: int, limit: int, threshold: float) -> None:
     """Blocks, fixed point and limits give the greedy result, box by box, for each picture."""
     boxes, scores, groups, valid = crowd(n, pictures=3, n=n)
-    kept, filled = grouped_nms(boxes, scores, groups, valid, threshold, limit)
+    kept, filled = grouped_nms(boxes, scores, groups, valid, torch.full((3,), threshold), limit)
     for row in range(3):
         expected = greedy(boxes[row], scores[row], groups[row], valid[row], threshold, limit)
         assert kept[row, filled[row]].tolist() == expected
@@ -68,7 +68,7 @@ def test_plain_torch_nms_equals_torchvision(limit: int) -> None:
     nms = torchvision_operator("nms")
     assert nms is not None
     boxes, _, _, _ = crowd(5, pictures=1, n=900)
-    kept, filled = nms_ordered(boxes, torch.ones(1, 900, dtype=torch.bool), 0.5, limit)
+    kept, filled = nms_ordered(boxes, torch.ones(1, 900, dtype=torch.bool), torch.tensor([0.5]), limit)
     expected = nms(boxes[0], torch.arange(900, 0, -1).float(), 0.5)[:limit]
     assert kept[0, filled[0]].tolist() == expected.tolist()
 
@@ -77,7 +77,7 @@ def test_a_chain_is_resolved_from_the_best_down() -> None:
     """Of boxes that each overlap only their neighbours, every second one is kept: a suppressed box suppresses none."""
     left = torch.arange(300.0)[:, None] * 4
     boxes = torch.cat((left, torch.zeros(300, 1), left + 10, torch.full((300, 1), 10.0)), dim=1)[None]
-    kept, filled = nms_ordered(boxes, torch.ones(1, 300, dtype=torch.bool), 0.4, 300)
+    kept, filled = nms_ordered(boxes, torch.ones(1, 300, dtype=torch.bool), torch.tensor([0.4]), 300)
     assert kept[0, filled[0]].tolist() == list(range(0, 300, 2))
 
 
@@ -85,10 +85,10 @@ def test_rows_are_independent() -> None:
     """A picture with larger coordinates, or more boxes, in the batch changes no other row."""
     boxes, scores, groups, valid = crowd(11, pictures=4, n=400)
     boxes = boxes * torch.tensor([1.0, 7.3, 0.1, 100.0])[:, None, None]
-    together, filled = grouped_nms(boxes, scores, groups, valid, 0.5, 50)
+    together, filled = grouped_nms(boxes, scores, groups, valid, torch.full((4,), 0.5), 50)
     for row in range(4):
         one = slice(row, row + 1)
-        alone, alone_filled = grouped_nms(boxes[one], scores[one], groups[one], valid[one], 0.5, 50)
+        alone, alone_filled = grouped_nms(boxes[one], scores[one], groups[one], valid[one], torch.tensor([0.5]), 50)
         assert together[row, filled[row]].tolist() == alone[0, alone_filled[0]].tolist()
 
 
@@ -96,7 +96,12 @@ def test_rows_are_independent() -> None:
 def test_nothing_to_keep(n: int) -> None:
     """No boxes, or no valid ones, give an empty result."""
     kept, filled = grouped_nms(
-        torch.zeros(2, n, 4), torch.zeros(2, n), torch.zeros(2, n, dtype=torch.int64), torch.zeros(2, n) > 0, 0.5, 5
+        torch.zeros(2, n, 4),
+        torch.zeros(2, n),
+        torch.zeros(2, n, dtype=torch.int64),
+        torch.zeros(2, n) > 0,
+        torch.full((2,), 0.5),
+        5,
     )
     assert kept.shape == filled.shape
     assert not bool(filled.any())

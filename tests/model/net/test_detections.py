@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from model.net.boxes import AnchorSpec
-from model.net.detections import BatchGeometry, level_candidates
-from model.types import Geometry, Size
+from model.net.detections import BatchGeometry, best_detections, detect_outputs, level_candidates
+from model.spec import DetectPostSpec
+from model.types import Geometry, QueryParams, Size
 
 ANCHORS = AnchorSpec(strides=(8,), scales=(1.0, 2.0), ratios=(1.0,))
 CLASSES = 3
@@ -47,3 +49,39 @@ def test_boxes_belong_to_their_scores_and_stay_within_the_content() -> None:
     assert bool((best.boxes >= 0).all())
     assert bool((best.boxes[..., 2] <= 60).all())
     assert bool((best.boxes[..., 3] <= 40).all())
+
+
+def test_rows_of_a_batch_have_their_own_choices() -> None:
+    """Classes, areas, overlaps and NMS over all classes are each row's own; a row is as it would be alone."""
+    generator = torch.Generator().manual_seed(5)
+    corners = torch.rand(1, 60, 2, generator=generator) * 40
+    boxes = torch.cat([corners, corners + 4 + torch.rand(1, 60, 2, generator=generator) * 30], dim=2).expand(5, -1, -1)
+    scores = torch.rand(1, 60, generator=generator).expand(5, -1)
+    classes = torch.randint(3, (1, 60), generator=generator).expand(5, -1)
+    params = [
+        QueryParams(score_threshold=0.1),
+        QueryParams(score_threshold=0.1, classes=(0, 2)),
+        QueryParams(score_threshold=0.1, min_area=300),
+        QueryParams(score_threshold=0.1, iou_threshold=0.1),
+        QueryParams(score_threshold=0.1, agnostic_nms=True),
+    ]
+    spec = DetectPostSpec(score_threshold=0.5, nms_iou=0.5)
+    together = detect_outputs(*best_detections(boxes, scores, classes, params, spec), params)
+    for row, one in enumerate(params):
+        here = slice(row, row + 1)
+        (alone,) = detect_outputs(*best_detections(boxes[here], scores[here], classes[here], [one], spec), [one])
+        np.testing.assert_array_equal(alone.boxes, together[row].boxes)
+    plain, chosen, large, apart, agnostic = together
+    assert set(chosen.classes) == {0, 2}
+    np.testing.assert_array_equal(chosen.scores, plain.scores[plain.classes != 1])
+    assert (np.prod(large.boxes[:, 2:] - large.boxes[:, :2], axis=1) >= 300).all()
+    assert len(plain.scores) > len(apart.scores)
+    assert len(plain.scores) > len(agnostic.scores)
+
+
+def test_what_is_not_finite_passes_every_choice() -> None:
+    """A NaN score is returned whatever its class and area, so that the answer is an error."""
+    boxes, scores = torch.tensor([[[0.0, 0, 1, 1]]]), torch.tensor([[torch.nan]])
+    params = [QueryParams(classes=(4,), min_area=50)]
+    (output,) = detect_outputs(*best_detections(boxes, scores, torch.tensor([[1]]), params, DetectPostSpec()), params)
+    assert not output.finite

@@ -135,7 +135,7 @@ def test_semantic_fpn(picture: str, semantic_fpn: SemanticFPN) -> None:
     """The label map of 150 classes equals the authors', except pixels where two classes tie within rounding."""
     x = goldens.network_input("seg", picture)
     size = Size(x.shape[2], x.shape[3])
-    (output,) = label_maps(semantic_fpn(x), size, [Geometry(goldens.picture_size(picture), size)])
+    (output,) = label_maps(semantic_fpn(x), size, [Geometry(goldens.picture_size(picture), size)], [QueryParams()])
     assert (output.label_map == goldens.label_map(f"semfpn_s_{picture}")).mean() >= 0.9999
 
 

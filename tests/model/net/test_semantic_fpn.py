@@ -5,10 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.net.semantic_fpn import LARGE_PIXELS, TILE_BYTES, _label_chunks, _label_tiles, label_maps
-from model.types import Geometry, Size
+from model.net.semantic_fpn import LARGE_PIXELS, TILE_BYTES, _label_chunks, _label_tiles, _Pixels, label_maps
+from model.types import Geometry, QueryParams, SegmentOutput, Size
 
 INPUT = Size(24, 40)
+PLAIN = QueryParams()
+WITH_MAP = QueryParams(confidence_map=True)
 
 
 def random_logits(classes: int) -> torch.Tensor:
@@ -21,7 +23,7 @@ def test_chunks_of_classes_give_the_argmax_over_all(chunk_bytes: int) -> None:
     logits, geometry = random_logits(7), Geometry(Size(51, 33), INPUT)
     at_input = F.interpolate(logits, size=(24, 40), mode="bilinear")
     expected = F.interpolate(at_input, size=(51, 33), mode="bilinear").argmax(dim=1)[0].numpy()
-    (output,) = label_maps(logits, INPUT, [geometry], chunk_bytes)
+    (output,) = label_maps(logits, INPUT, [geometry], [PLAIN], chunk_bytes)
     assert output.label_map.dtype == np.uint8
     np.testing.assert_array_equal(output.label_map, expected)
 
@@ -33,15 +35,20 @@ def test_channels_last_in_memory_gives_the_same_labels(dtype: torch.dtype, fitti
     logits = torch.randn(2, 70, 6, 10, generator=torch.Generator().manual_seed(2)).to(dtype)
     geometries = [Geometry(Size(51, 33), Size(20, 31)), Geometry(Size(9, 14), INPUT)]
     chunk_bytes = fitting * 4 * (24 * 40 + 51 * 33)
-    expected = label_maps(logits, INPUT, geometries)
-    found = label_maps(logits.to(memory_format=torch.channels_last), INPUT, geometries, chunk_bytes)
+    expected = label_maps(logits, INPUT, geometries, [WITH_MAP] * 2)
+    found = label_maps(logits.to(memory_format=torch.channels_last), INPUT, geometries, [WITH_MAP] * 2, chunk_bytes)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.label_map, other.label_map)
+        np.testing.assert_array_equal(one.areas, other.areas)
+        np.testing.assert_allclose(one.confidences, other.confidences, atol=1e-6)
+        assert one.confidence_map is not None
+        assert other.confidence_map is not None
+        assert np.abs(one.confidence_map.astype(int) - other.confidence_map).max() <= 1
 
 
 def test_equal_logits_go_to_the_lowest_class() -> None:
     """As in argmax, within a chunk and across chunks."""
-    (output,) = label_maps(torch.zeros(1, 3, 6, 10), INPUT, [Geometry(Size(5, 5), INPUT)], chunk_bytes=0)
+    (output,) = label_maps(torch.zeros(1, 3, 6, 10), INPUT, [Geometry(Size(5, 5), INPUT)], [PLAIN], chunk_bytes=0)
     assert not output.label_map.any()
 
 
@@ -49,9 +56,9 @@ def test_padding_is_cut_off_before_the_second_resize() -> None:
     """A picture in the left half of its input is labelled from the left half alone."""
     logits = torch.zeros(1, 2, 6, 10)
     logits[:, 1, :, 5:] = 9.0
-    (half,) = label_maps(logits, INPUT, [Geometry(Size(48, 36), Size(24, 18))])
+    (half,) = label_maps(logits, INPUT, [Geometry(Size(48, 36), Size(24, 18))], [PLAIN])
     assert not half.label_map.any()
-    (whole,) = label_maps(logits, INPUT, [Geometry(Size(48, 80), INPUT)])
+    (whole,) = label_maps(logits, INPUT, [Geometry(Size(48, 80), INPUT)], [PLAIN])
     assert whole.label_map[:, 44:].all()
 
 
@@ -59,7 +66,7 @@ def test_more_than_256_classes_need_uint16() -> None:
     """Class 299 does not wrap to class 43."""
     logits = torch.zeros(1, 300, 6, 10)
     logits[:, 299] = 1.0
-    (output,) = label_maps(logits, INPUT, [Geometry(Size(4, 4), INPUT)])
+    (output,) = label_maps(logits, INPUT, [Geometry(Size(4, 4), INPUT)], [PLAIN])
     assert output.label_map.dtype == np.uint16
     assert (output.label_map == 299).all()
 
@@ -70,12 +77,49 @@ def test_more_than_256_classes_need_uint16() -> None:
 def test_tiles_give_the_labels_of_the_whole(classes: int, tile_bytes: int, original: Size) -> None:
     """Large pictures are labelled in tiles: whatever their size, each pixel has the class that it has otherwise."""
     logits = random_logits(classes)
-    whole, finite = _label_chunks(logits, INPUT, Size(20, 31), original, 1 << 20)
-    tiles, also = _label_tiles(logits, INPUT, Size(20, 31), original, tile_bytes)
-    assert finite
-    assert also
-    assert tiles.dtype == whole.dtype
-    np.testing.assert_array_equal(tiles.numpy(), whole.numpy())
+    whole, tiles = (
+        _Pixels(original, classes, logits.device, WITH_MAP),
+        _Pixels(original, classes, logits.device, WITH_MAP),
+    )
+    _label_chunks(whole, logits, INPUT, Size(20, 31), original, 1 << 20)
+    _label_tiles(tiles, logits, INPUT, Size(20, 31), original, tile_bytes)
+    expected, found = whole.output(), tiles.output()
+    assert expected.finite
+    assert found.finite
+    assert found.label_map.dtype == expected.label_map.dtype
+    np.testing.assert_array_equal(found.label_map, expected.label_map)
+    np.testing.assert_array_equal(found.areas, expected.areas)
+    np.testing.assert_allclose(found.confidences, expected.confidences, atol=1e-5)
+
+
+def test_confidence_is_the_softmax_of_the_logits_at_each_pixel() -> None:
+    """A class's confidence is the mean, over its pixels, of what the confidence map has, whatever the chunks."""
+    logits, size = random_logits(7), Size(51, 33)
+    at_input = F.interpolate(logits, size=(24, 40), mode="bilinear")
+    probabilities, classes = F.interpolate(at_input, size=(51, 33), mode="bilinear").softmax(dim=1)[0].max(dim=0)
+    for chunk_bytes in (0, 1 << 20):
+        (output,) = label_maps(logits, INPUT, [Geometry(size, INPUT)], [WITH_MAP], chunk_bytes)
+        assert output.confidence_map is not None
+        np.testing.assert_allclose(output.confidence_map, 255 * probabilities.numpy(), atol=0.51)
+        for index in range(7):
+            pixels = probabilities[classes == index]
+            assert output.areas[index] == len(pixels)
+            np.testing.assert_allclose(output.confidences[index], pixels.mean() if len(pixels) else 0, rtol=1e-5)
+
+
+def filtered(params: QueryParams) -> SegmentOutput:
+    (output,) = label_maps(random_logits(4), INPUT, [Geometry(Size(51, 33), INPUT)], [params])
+    return output
+
+
+def test_a_request_chooses_its_segments() -> None:
+    """Classes that a request does not ask for, or with too few pixels, have no area; the label map shows them."""
+    whole = filtered(PLAIN)
+    chosen = filtered(QueryParams(classes=(1, 3)))
+    assert chosen.areas.tolist() == [0, whole.areas[1], 0, whole.areas[3]]
+    np.testing.assert_array_equal(chosen.label_map, whole.label_map)
+    least = int(sorted(whole.areas)[2])
+    assert filtered(QueryParams(min_area=least)).areas.tolist() == [area * (area >= least) for area in whole.areas]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -84,20 +128,22 @@ def test_one_tile_that_is_not_finite_spoils_the_picture(value: float) -> None:
     for y, x in ((0, 0), (3, 4), (5, 9)):
         logits = random_logits(2)
         logits[0, 1, y, x] = value
-        _, finite = _label_tiles(logits, INPUT, INPUT, Size(51, 33), 1 << 10)
-        assert not finite
+        pixels = _Pixels(Size(51, 33), 2, logits.device, PLAIN)
+        _label_tiles(pixels, logits, INPUT, INPUT, Size(51, 33), 1 << 10)
+        assert not pixels.output().finite
 
 
 def test_a_large_picture_needs_memory_for_its_labels_and_little_more() -> None:
-    """Labelling a picture of 20 million pixels in one row takes far less than 4 bytes a pixel beside the labels."""
+    """Labelling a picture of 20 million pixels in one row takes far less than 4 bytes a pixel beside the labels
+    and the confidence map."""
     logits, geometry = random_logits(3), Geometry(Size(1, LARGE_PIXELS + 7), Size(1, 40))
     torch.set_num_threads(1)
     with torch.profiler.profile(profile_memory=True) as profile:
-        (output,) = label_maps(logits, INPUT, [geometry])
+        (output,) = label_maps(logits, INPUT, [geometry], [WITH_MAP])
     assert output.label_map.shape == (1, LARGE_PIXELS + 7)
     live = largest = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             largest = max(largest, live)
-    assert 0 < largest < LARGE_PIXELS + 16 * TILE_BYTES
+    assert 0 < largest < 2 * LARGE_PIXELS + 16 * TILE_BYTES

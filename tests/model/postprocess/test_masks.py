@@ -214,7 +214,7 @@ def test_segments_are_encoded_class_by_class(label_map: np.ndarray) -> None:
     """Each segment's text is that of its class's pixels, in the order of the segments."""
     size = Size(*label_map.shape)
     present = np.unique(label_map)[::-1].tolist()
-    segments = tuple(Segment(str(index), index, int((label_map == index).sum())) for index in present)
+    segments = tuple(Segment(str(index), index, int((label_map == index).sum()), 0.5) for index in present)
     encoded = list(encode_segments_rle(SegmentResult(size, label_map, segments)))
     assert encoded == [RLE(size, coco_text(label_map == index)) for index in present]
 
@@ -288,7 +288,7 @@ def test_a_detection_without_a_mask_encodes_to_none(mask_format: MaskFormat) -> 
 def test_segments_are_encoded_in_their_order(mask_format: MaskFormat) -> None:
     """Each segment is encoded as its class's pixels, in the order of the result."""
     label_map = np.array([[2, 2, 2, 0], [2, 1, 1, 1]], np.uint8)
-    segments = (Segment("c", 2, 4), Segment("b", 1, 3), Segment("a", 0, 1))
+    segments = (Segment("c", 2, 4, 0.5), Segment("b", 1, 3, 0.5), Segment("a", 0, 1, 0.5))
     result = SegmentResult(Size(2, 4), label_map, segments)
     expected = [
         encode_mask(RegionMask(0, 0, label_map == segment.index, result.size), mask_format) for segment in segments

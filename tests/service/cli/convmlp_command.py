@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from tests.service.cli.fork_server import run_command
 from tests.service.frontend.rest_server import Rest
 
 
@@ -45,10 +46,9 @@ async def started(
 
 async def convmlp(*arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> Completed:
     """Run `convmlp` with these arguments to its end."""
-    async with started(*arguments, environment=environment) as process:
-        out, err = await process.communicate(stdin)
-        assert process.returncode is not None
-        return Completed(process.returncode, out, err.decode())
+    variables = {**os.environ, **(environment or {})}
+    status, out, err = await asyncio.to_thread(run_command, arguments, stdin, variables)
+    return Completed(status, out, err.decode())
 
 
 def url(rest: Rest) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,32 @@ def test_without_torch_the_extra_is_named(tmp_path: Path, store: Path) -> None:
     )
 
 
+def test_a_model_is_exported_as_onnx(tmp_path: Path, store: Path) -> None:
+    """The suffix selects it, unless --format does; the output has the largest differences; --force overwrites."""
+    models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "mine", "--input-size", "64", store=store)
+    file = tmp_path / "mine.onnx"
+    ran = models("export", "mine", file, store=store)
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    first, second = ran.stdout.splitlines()
+    assert first == f"mine -> {file}"
+    assert re.fullmatch(r"  checked with ONNX Runtime; largest differences: scores \d\.\de-\d\d", second)
+    ran = models("export", "mine", file, store=store)
+    assert (ran.exit_code, ran.stderr) == (1, f"convmlp: {file} exists already; --force overwrites it\n")
+    ran = models("export", "mine", file, "--format", "checkpoint", "--force", store=store)
+    assert (ran.exit_code, len(read_checkpoint(file).tensors) > 0) == (0, True)
+
+
+def test_without_onnx_the_extra_is_named(tmp_path: Path) -> None:
+    """Nothing else needs these packages."""
+    script = "import sys; sys.modules['onnxruntime'] = None; from service.cli.app import main; main()"
+    command = [sys.executable, "-c", script, "models", "export", "convmlp_pets_breed", str(tmp_path / "breed.onnx")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "convmlp: this command needs onnxruntime, which is not installed; install this package's extra `onnx`\n",
+    )
+
+
 def test_a_full_disk_is_an_error(tmp_path: Path, store: Path) -> None:
     """The message is one line, and no partial model or file is left."""
     checkpoint = tiny_checkpoint(tmp_path, "retinanet")
@@ -250,3 +277,36 @@ def test_verify_prints_a_line_for_each_check(tmp_path: Path, store: Path) -> Non
     assert json.loads(ran.stdout)["outcome"] == "failed"
     ran = models("verify", "unknown", store=store)
     assert (ran.exit_code, "there is no model 'unknown'" in ran.stderr) == (1, True)
+
+
+def test_versions_of_a_model_lie_side_by_side(tmp_path: Path, store: Path) -> None:
+    """Each is a model of the store under its own name; all commands take it, and @1 is the model without a version."""
+    checkpoint = tiny_checkpoint(tmp_path, "classifier")
+    assert models("import", checkpoint, "--as", "mine@1", store=store).exit_code == 0
+    assert models("import", checkpoint, "--as", "mine", "--version", "2", store=store).exit_code == 0
+    assert models("import", checkpoint, "--as", "mine@30", "--precision", "bf16", store=store).exit_code == 0
+    assert sorted(folder.name for folder in store.iterdir()) == ["mine", "mine@2", "mine@30"]
+    listed = [line.split()[0] for line in models("list", store=store).stdout.splitlines()]
+    assert [name for name in listed if name.startswith("mine")] == ["mine", "mine@2", "mine@30"]
+    assert "bf16" in models("show", "mine@30", store=store).stdout
+    assert read_bundle(store / "mine@2").config.version != read_bundle(store / "mine").config.version
+    assert models("verify", "mine@1", store=store).exit_code == 0
+    assert models("export", "mine@2", tmp_path / "two.pth", store=store).exit_code == 0
+    exists = models("import", checkpoint, "--as", "mine@2", store=store)
+    assert (exists.exit_code, "model mine@2 exists already" in exists.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "reason"),
+    [
+        (["--as", "mine@two"], 1, "for a further version @ and its number, such as name@2"),
+        (["--as", "mine@0"], 1, "is not a valid model name"),
+        (["--as", "mine@2@3"], 1, "is not a valid model name"),
+        (["--as", "mine@2", "--version", "3"], 2, "contradict each other"),
+    ],
+)
+def test_a_version_is_a_number(tmp_path: Path, store: Path, flags: list[str], status: int, reason: str) -> None:
+    """Nothing is written where it is not."""
+    ran = models("import", tiny_checkpoint(tmp_path, "classifier"), *flags, store=store)
+    assert (ran.exit_code, reason in " ".join(ran.stderr.replace("│", " ").split())) == (status, True), ran.stderr
+    assert not store.exists() or not list(store.iterdir())

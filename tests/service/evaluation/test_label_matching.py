@@ -58,4 +58,4 @@ def test_labels_that_do_not_match_are_listed() -> None:
 
 def test_values_of_masks() -> None:
     """A value is its class, unless it is ignored or the map has another."""
-    assert mask_value_indices(2, 255, {"1": "b", "7": 0}, ("a", "b")) == {"0": 0, "1": 1, "255": None, "7": 0}
+    assert mask_value_indices(255, {"1": "b", "7": 0}, ("a", "b")) == {"0": 0, "1": 1, "255": None, "7": 0}

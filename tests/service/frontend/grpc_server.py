@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from grpc_status import rpc_status
 
 from convmlp.v1.vision_pb2_grpc import VisionStub
+from model.bundle import Bundle
 from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.grpc.server import KeepAlive, listen_at, serve_until
 from service.frontend.grpc_main import create_rpc
@@ -100,11 +101,12 @@ async def open_rpc(
     keep_alive: KeepAlive | None = None,
     credentials: grpc.ServerCredentials | None = None,
     drain_timeout_s: float = 5.0,
+    more: Sequence[Bundle] = (),
     **overrides: Any,  # noqa: ANN401
 ) -> AsyncIterator[RpcWithWorker]:
-    """A front-end that is ready, and its worker; `overrides` are settings."""
+    """A front-end that is ready, and its worker, which serves `more`, too; `overrides` are settings."""
     settings = Settings(heartbeat_interval_ms=50, **overrides)
-    async with fake_worker(settings) as worker:
+    async with fake_worker(settings, more=more) as worker:
         settings = settings.with_changes(worker_address=worker.address)
         async with (
             open_front_end(settings) as front_end,

@@ -41,6 +41,7 @@ from service.wire.worker_client import WorkerAnswer, WorkerClient
 from service.wire.worker_view import NO_WORKER
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
+from tests.model.batches import segment_output
 from tests.service.wire.scripted_worker import ScriptedWorker
 from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture
 from tests.waiting import until
@@ -115,12 +116,12 @@ async def test_empty_detections_arrive() -> None:
 async def test_answers_of_one_message_reach_their_own_callers(tmp_path: Path) -> None:
     """Small and large outputs that are answered together each reach their caller, with the size of their batch."""
     outputs: list[RawOutput] = [
-        SegmentOutput(np.full((300, 400), 7, np.uint8)),
+        segment_output(np.full((300, 400), 7, np.uint8), 8, QueryParams(confidence_map=True)),
         ClassifyOutput(np.arange(5), np.ones(5, np.float32)),
         DetectOutput(
             np.ones((90, 4), np.float32), np.ones(90, np.float32), np.arange(90), np.ones((90, 28, 28), np.float32)
         ),
-        SegmentOutput(np.full((3, 4), 9, np.uint16)),
+        segment_output(np.full((3, 4), 9, np.uint16), 10),
     ]
     async with connect(f"ipc://{tmp_path}/w") as client, ScriptedWorker(f"ipc://{tmp_path}/w") as worker:
         await worker.introduce()
@@ -366,7 +367,7 @@ async def test_garbage_does_not_end_a_worker() -> None:
 
 
 async def test_a_worker_of_another_protocol_is_named() -> None:
-    """A front-end knows why it cannot use a worker, says so to its callers, and goes on when the worker is updated."""
+    """Callers get the reason why a front-end cannot use a worker, and answers when the worker is updated."""
     context = zmq.asyncio.Context()
     worker = context.socket(zmq.ROUTER)
     worker.setsockopt(zmq.LINGER, 0)

@@ -38,11 +38,18 @@ class DispatcherBench:
     results: dict[int, JobResult] = field(default_factory=dict)
 
     def submit(
-        self, number: int, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST, side: int = SIDE
+        self,
+        number: int,
+        *,
+        level: int = 0,
+        budget_s: float = 30.0,
+        model: str = FIRST,
+        side: int = SIDE,
+        output_pixels: int = 0,
     ) -> None:
-        self.dispatcher.submit(self._job(number, level, budget_s, model, side))
+        self.dispatcher.submit(self._job(number, level, budget_s, model, side, output_pixels))
 
-    def _job(self, number: int, level: int, budget_s: float, model: str, side: int) -> Job:
+    def _job(self, number: int, level: int, budget_s: float, model: str, side: int, output_pixels: int = 0) -> Job:
         size = Size(side, side)
         return Job(
             key=(b"test", number),
@@ -52,6 +59,7 @@ class DispatcherBench:
             enqueued_s=self.clock(),
             deadline_s=self.clock() + budget_s,
             reply=self._reply,
+            output_pixels=output_pixels,
         )
 
     def _reply(self, job: Job, result: JobResult) -> None:
@@ -77,18 +85,20 @@ class DispatcherBench:
         for _ in range(50):
             await asyncio.sleep(0)
 
-    async def hold(self, number: int = 0, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST) -> None:
+    async def hold(
+        self, number: int = 0, *, level: int = 0, budget_s: float = 30.0, model: str = FIRST, output_pixels: int = 0
+    ) -> None:
         """Put one job on the device and block it there; jobs submitted later wait in the queue."""
         ran = len(self.runner.batches)
         self.runner.unblocked.clear()
-        self.submit(number, level=level, budget_s=budget_s, model=model)
+        self.submit(number, level=level, budget_s=budget_s, model=model, output_pixels=output_pixels)
         await self.until(lambda: len(self.runner.batches) == ran + 1)
 
-    async def learn(self, seconds: float, model: str = FIRST) -> None:
+    async def learn(self, seconds: float, model: str = FIRST, output_pixels: int = 0) -> None:
         """Run two lone jobs, from which the dispatcher learns how long an image takes; numbers from 10^6 on."""
         for _ in range(2):
             number = 10**6 + len(self.results)
-            await self.hold(number, budget_s=10**6, model=model)
+            await self.hold(number, budget_s=10**6, model=model, output_pixels=output_pixels)
             self.clock.now_s += seconds
             self.runner.unblocked.set()
             await self.until(lambda: number in self.results)  # noqa: B023

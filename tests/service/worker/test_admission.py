@@ -132,6 +132,20 @@ async def test_under_overload_every_job_that_runs_is_in_time(bench: DispatcherBe
     assert len(refused) >= 0.4 * len(results)
 
 
+async def test_a_large_label_map_is_refused_where_a_small_one_is_not() -> None:
+    """Two segmentations of one network input take as long as their pictures' pixels need; each is judged by its own."""
+    async with dispatcher_bench(batch=1) as it:
+        await it.learn(1.0, output_pixels=1000)
+        await it.learn(10.0, output_pixels=10_000)
+        await it.hold(0, output_pixels=1000)
+        it.submit(1, budget_s=8.0, output_pixels=10_000)
+        it.submit(2, budget_s=8.0, output_pixels=1000)
+        it.submit(3, budget_s=25.0, output_pixels=10_000)
+        await it.settle()
+        assert [number for number in it.results if number < 10**6] == [1]
+        assert isinstance(it.error(1), Overloaded)
+
+
 async def test_the_wait_estimate_is_what_admission_applies() -> None:
     """A job that is due just before its estimate is refused, one that is due just after it is admitted. Each admitted
     job delays the next by `image_s`."""

@@ -48,6 +48,26 @@ def test_a_trial_counts_until_jobs_ran() -> None:
     assert latency.image_s(shape()) == 5.0
 
 
+def test_the_size_of_label_maps_counts() -> None:
+    """Images of one shape with label maps of other sizes take as long as their pixels; equal sizes unlearn nothing."""
+    latency = LatencyEstimator()
+    for output in (1000, 1000, 2000, 9000, *[1000] * 100):
+        latency.record(shape(4), 2, 2 * (1.0 + output / 1000), 2 * output)
+    for output in (500, 1000, 9000, 50_000):
+        assert latency.image_s(shape(4), output) == pytest.approx(1.0 + output / 1000, rel=0.01)
+    assert latency.image_s(shape(8), 9000) == pytest.approx(4.0 + 9.0, rel=0.01)
+    assert latency.image_s(shape(4)) == pytest.approx(2.0, rel=0.01)
+
+
+def test_label_maps_of_about_one_size_teach_nothing() -> None:
+    """Times of almost equal label maps differ by chance: a far larger one is not refused for it."""
+    latency = LatencyEstimator()
+    for output, seconds in ((1000, 1.0), (1000, 1.0), (1100, 3.0), (1200, 2.0)):
+        latency.record(shape(4), 1, seconds, output)
+    mean_s = latency.image_s(shape(4))
+    assert latency.image_s(shape(4), 64_000_000) == mean_s
+
+
 def test_the_number_of_shapes_is_bounded() -> None:
     """The shape that was recorded longest ago is forgotten first."""
     latency = LatencyEstimator()

@@ -30,7 +30,7 @@ START_TIMEOUT_S = 120.0
 
 
 @contextmanager
-def worker_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker_process(folder: Path, precision: str = "exact") -> Iterator[subprocess.Popen[bytes]]:
     """`convmlp worker` on BREED and OUTLINE, whose socket, store, log and metrics are in `folder`."""
     settings = {
         "models": f"{BREED},{OUTLINE}",
@@ -43,6 +43,7 @@ def worker_process(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         "heartbeat_interval_ms": "50",
         "log_format": "json",
         "compute_threads": "1",
+        "precision": precision,
     }
     environment = {f"CONVMLP_{name.upper()}": value for name, value in settings.items()}
     for name in ("store", "metrics"):
@@ -92,19 +93,20 @@ def scrape(folder: Path) -> str:
 
 
 async def test_a_killed_worker_serves_its_models_again(tmp_path: Path) -> None:
-    """After loads, an unload and kill -9 the next process serves the changed set, without models that left the disk."""
+    """After loads, an unload and kill -9 the next process serves the changed set, without one that left the disk."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
     async with patient_front_end(tmp_path) as pool:
         with worker_process(tmp_path) as process:
             await until_ready(pool, process, tmp_path)
             assert served(pool) == [BREED, OUTLINE]
-            add_guest(tmp_path)
-            await pool.load("guest", deadline_s)
+            for name in ("lost", "guest"):
+                add_to_store(tmp_path, name)
+                await pool.load(name, deadline_s)
             await pool.load(HEADS, deadline_s)
-            assert served(pool) == [BREED, OUTLINE, "guest", HEADS]
+            assert served(pool) == [BREED, OUTLINE, "lost", "guest", HEADS]
             assert await agrees(pool, HEADS)
             await pool.unload(BREED, deadline_s)
-            assert served(pool) == [OUTLINE, "guest", HEADS]
+            assert served(pool) == [OUTLINE, "lost", "guest", HEADS]
             scraped = await asyncio.to_thread(scrape, tmp_path)
             assert f'convmlp_model_ready{{model="{HEADS}"}} 1.0' in scraped
             assert f'convmlp_model_ready{{model="{BREED}"}}' not in scraped
@@ -112,24 +114,13 @@ async def test_a_killed_worker_serves_its_models_again(tmp_path: Path) -> None:
             assert f'convmlp_images_total{{model="{BREED}"}}' in scraped
             await kill(process, pool)
 
+        shutil.rmtree(tmp_path / "store" / "lost")
         with worker_process(tmp_path) as process:
             await until_ready(pool, process, tmp_path)
             assert served(pool) == [OUTLINE, "guest", HEADS]
             assert await agrees(pool, HEADS)
-            await kill(process, pool)
-
-        shutil.rmtree(tmp_path / "store" / "guest")
-        with worker_process(tmp_path) as process:
-            await until_ready(pool, process, tmp_path)
-            assert served(pool) == [OUTLINE, HEADS]
             assert "cannot read a model that was served last" in (tmp_path / "log").read_text()
             await kill(process, pool)
-
-        (tmp_path / "served.json").write_text("{half")
-        with worker_process(tmp_path) as process:
-            await until_ready(pool, process, tmp_path)
-            assert served(pool) == [BREED, OUTLINE]
-            assert "serving the configured ones" in (tmp_path / "log").read_text()
 
 
 def logged(folder: Path, event: str) -> list[dict[str, str]]:
@@ -140,9 +131,9 @@ def logged(folder: Path, event: str) -> list[dict[str, str]]:
 
 async def test_a_restarted_worker_measures_nothing_again(tmp_path: Path) -> None:
     """After kill -9 the next process serves each model in the precision and with the batch size that the first one
-    measured. Without its state folder it measures again."""
+    measured."""
     async with patient_front_end(tmp_path) as pool:
-        with worker_process(tmp_path) as process:
+        with worker_process(tmp_path, "auto") as process:
             await until_ready(pool, process, tmp_path)
             chosen = {line["model"]: line["chosen"] for line in logged(tmp_path, "precision")}
             assert {model.config.name: model.precision for model in pool.models() or ()} == chosen
@@ -150,7 +141,7 @@ async def test_a_restarted_worker_measures_nothing_again(tmp_path: Path) -> None
             best = {line["model"]: line["images"] for line in logged(tmp_path, "best batch")}
             await kill(process, pool)
 
-        with worker_process(tmp_path) as process:
+        with worker_process(tmp_path, "auto") as process:
             await until_ready(pool, process, tmp_path)
             for event in ("precision", "best batch"):
                 # A size that had too little time is measured once more after the worker is ready.
@@ -160,20 +151,14 @@ async def test_a_restarted_worker_measures_nothing_again(tmp_path: Path) -> None
             assert await agrees(pool, BREED)
             await kill(process, pool)
 
-        shutil.rmtree(tmp_path / "state")
-        with worker_process(tmp_path) as process:
-            await until_ready(pool, process, tmp_path)
-            assert {line["source"] for line in logged(tmp_path, "precision")} == {"measured"}
-            await kill(process, pool)
 
-
-def add_guest(folder: Path) -> None:
-    """OUTLINE under another name, in the store."""
-    guest = folder / "store" / "guest"
-    guest.mkdir()
-    shutil.copy(EMBEDDED_DIR / OUTLINE / WEIGHTS_FILE, guest)
+def add_to_store(folder: Path, name: str) -> None:
+    """OUTLINE under another name."""
+    copy = folder / "store" / name
+    copy.mkdir()
+    shutil.copy(EMBEDDED_DIR / OUTLINE / WEIGHTS_FILE, copy)
     config = json.loads((EMBEDDED_DIR / OUTLINE / CONFIG_FILE).read_text())
-    (guest / CONFIG_FILE).write_text(json.dumps({**config, "name": "guest"}))
+    (copy / CONFIG_FILE).write_text(json.dumps({**config, "name": name}))
 
 
 async def kill(process: subprocess.Popen[bytes], pool: WorkerPool) -> None:

@@ -92,7 +92,9 @@ class Inference:
                 deadline_s = min(deadline_s, record.started_s + timeout_s)
 
             def predict_request(image_id: str, index: int) -> PredictRequest:
-                return PredictRequest(image_id, model, images[index], selection.params, deadline_s, record.caller)
+                return PredictRequest(
+                    image_id, model, images[index], selection.params, deadline_s, record.caller, selection.classes
+                )
 
             if len(images) == 1:
                 replies = [await self._engine.predict(predict_request(record.request_id, 0), selection.compute)]

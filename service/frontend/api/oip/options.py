@@ -9,12 +9,30 @@ from model.postprocess.masks import MaskFormat
 from model.types import Task
 from service.errors import BadParameter
 from service.frontend.api.oip.protocol import shown_value
-from service.frontend.core.parameters import MAX_DETECTIONS, SCORE_THRESHOLD, TOP_K, PredictParams, cached_params
+from service.frontend.core.parameters import (
+    CLASSES,
+    IOU_THRESHOLD,
+    MAX_DETECTIONS,
+    MIN_AREA,
+    SCORE_THRESHOLD,
+    TOP_K,
+    PredictParams,
+    cached_params,
+    split_classes,
+)
 
 OF_TASK: dict[Task, tuple[str, ...]] = {
     Task.CLASSIFY: ("top_k",),
-    Task.DETECT: ("score_threshold", "max_detections", "mask_format"),
-    Task.SEGMENT: ("mask_format",),
+    Task.DETECT: (
+        "score_threshold",
+        "max_detections",
+        "classes",
+        "iou_threshold",
+        "agnostic_nms",
+        "min_area",
+        "mask_format",
+    ),
+    Task.SEGMENT: ("classes", "min_area", "mask_format"),
 }
 TIMEOUT = "timeout"
 WITHOUT_EFFECT = frozenset(
@@ -32,7 +50,8 @@ WITHOUT_EFFECT = frozenset(
 answer depends on an earlier one, each request has one response, gRPC always sends raw bytes, and an input is read by
 its datatype alone."""
 
-_WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS}
+_WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS, "min_area": MIN_AREA}
+_NUMBERS = {"score_threshold": SCORE_THRESHOLD, "iou_threshold": IOU_THRESHOLD}
 
 
 def read_params(task: Task, parameters: Mapping[str, object]) -> PredictParams:
@@ -67,15 +86,23 @@ def read_timeout_s(parameters: Mapping[str, object]) -> float | None:
     return value / 1e6 if value else None
 
 
-def _checked(name: str, value: object) -> MaskFormat | int | float:
+def _checked(name: str, value: object) -> MaskFormat | int | float | tuple[str, ...]:
     """A value of the right type."""
     if name == "mask_format":
         if isinstance(value, str) and value in list(MaskFormat):
             return MaskFormat(value)
         raise _wrong(name, value, f"one of {', '.join(MaskFormat)}")
-    if name == "score_threshold":
+    if name == "classes":
+        if isinstance(value, str):
+            return split_classes(value)
+        raise _wrong(name, value, CLASSES)
+    if name == "agnostic_nms":
+        if isinstance(value, bool):
+            return value
+        raise _wrong(name, value, "true or false")
+    if name in _NUMBERS:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _wrong(name, value, str(SCORE_THRESHOLD))
+            raise _wrong(name, value, str(_NUMBERS[name]))
         return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong(name, value, str(_WHOLE[name]))

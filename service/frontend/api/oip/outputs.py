@@ -48,12 +48,13 @@ class Output:
 class OutputSelection:
     """What one request selects.
 
-    `outputs` are in the requested order, each with whether it goes as raw bytes. `params` are the worker's; `top_k` and
-    `mask_format` apply to what it answers.
+    `outputs` are in the requested order, each with whether it goes as raw bytes. `params` are the worker's, with
+    `classes` once they are indices; `top_k` and `mask_format` apply to what it answers.
     """
 
     outputs: Sequence[tuple[Output, bool]]
     params: QueryParams
+    classes: tuple[str, ...]
     top_k: int
     mask_format: MaskFormat
 
@@ -126,7 +127,7 @@ def select_outputs(config: BundleConfig, request: InferRequest, requested: Predi
         selected.append((output, wanted.binary))
     masks = DETECTION_MASKS in [output for output, _ in selected]
     params = replace(requested.params, top_k=top_k, masks=masks)
-    return OutputSelection(selected, params, requested.params.top_k, mask_format)
+    return OutputSelection(selected, params, requested.classes, requested.params.top_k, mask_format)
 
 
 def nbytes_of(values: Sequence[Values]) -> int:
@@ -193,7 +194,8 @@ def _too_large(output: Output, max_bytes: int) -> ImageTooLarge:
 
 
 # With `map` these run without a Python frame for each item.
-_SCORE, _INDEX, _LABEL, _AREA = attrgetter("score"), attrgetter("index"), attrgetter("label"), attrgetter("area")
+_SCORE, _INDEX, _LABEL = attrgetter("score"), attrgetter("index"), attrgetter("label")
+_AREA, _CONFIDENCE = attrgetter("area"), attrgetter("confidence")
 
 
 def _count(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
@@ -210,6 +212,10 @@ def _indices(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Valu
 
 def _areas(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
     return np.fromiter(map(_AREA, items), np.int64, len(items))
+
+
+def _confidences(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
+    return np.fromiter(map(_CONFIDENCE, items), np.float32, len(items))
 
 
 def _labels(_result: Result, items: Sequence[Any], _format: MaskFormat) -> Values:
@@ -263,11 +269,22 @@ LABEL_MAP = Output("label_map", Datatype.UINT8, (-1, -1), _label_map)
 LABEL_MAP_PNG = Output("label_map_png", Datatype.BYTES, (1,), _label_map_png, default=False)
 NUM_SEGMENTS = Output("num_segments", Datatype.INT32, (1,), _count)
 AREAS = Output("areas", Datatype.INT64, (-1,), _areas)
+CONFIDENCES = Output("confidences", Datatype.FP32, (-1,), _confidences)
 SEGMENT_MASKS = Output("masks", Datatype.BYTES, (-1,), _segment_masks, default=False)
 
 CLASSIFY_OUTPUTS = (SCORES, INDICES, LABELS, IMAGE_SIZE)
 DETECT_OUTPUTS = (NUM_DETECTIONS, BOXES, SCORES, INDICES, LABELS, IMAGE_SIZE)
 INSTANCE_OUTPUTS = (NUM_DETECTIONS, BOXES, SCORES, INDICES, LABELS, DETECTION_MASKS, IMAGE_SIZE)
-SEGMENT_OUTPUTS = (LABEL_MAP, LABEL_MAP_PNG, NUM_SEGMENTS, INDICES, LABELS, AREAS, SEGMENT_MASKS, IMAGE_SIZE)
+SEGMENT_OUTPUTS = (
+    LABEL_MAP,
+    LABEL_MAP_PNG,
+    NUM_SEGMENTS,
+    INDICES,
+    LABELS,
+    AREAS,
+    CONFIDENCES,
+    SEGMENT_MASKS,
+    IMAGE_SIZE,
+)
 WIDE_SEGMENT_OUTPUTS = (replace(LABEL_MAP, datatype=Datatype.UINT16), *SEGMENT_OUTPUTS[1:])
 """Of models with more than 256 classes."""

@@ -111,9 +111,8 @@ def _body(settings: Settings) -> dict[str, Any]:
         "required": True,
         "description": (
             "The bytes of an image, a form with one or more parts named `image` or `file`, JSON with base64, or the "
-            "base64 or data: URL of one image. "
-            "JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF, detected from the bytes; so are JSON, base64 and data: "
-            "URLs, whatever the Content-Type. "
+            "base64 or data: URL of one image. Images are JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF. All forms but "
+            "multipart are detected from the bytes, not from the Content-Type. "
             f"At most {settings.max_image_bytes:,} bytes and {settings.max_image_mpx} megapixels an image, "
             f"{settings.max_request_bytes:,} bytes in all."
         ),
@@ -121,7 +120,6 @@ def _body(settings: Settings) -> dict[str, Any]:
             "application/octet-stream": {"schema": BINARY},
             "multipart/form-data": {"schema": _ref(FORM)},
             "application/json": {"schema": _ref(DOCUMENT)},
-            "text/plain": {"schema": BASE64},
         },
     }
 

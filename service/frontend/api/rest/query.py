@@ -40,6 +40,7 @@ class Query:
     mask_format: MaskFormat
     view: View | None
     medium: Medium = Medium.JSON
+    classes: tuple[str, ...] = ()
 
 
 def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
@@ -52,9 +53,9 @@ def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
     table = {name: parameter for name, parameter in PARAMETERS.items() if task in parameter.tasks}
     values = read_values(task, table, query_string)
     view = values.pop("view", None)
-    parsed = parse_params(**values)
+    parsed = parse_params(**values, confidence_map=view is View.CONFIDENCE)
     medium = Medium.PNG if view else negotiate(accept.decode("latin-1"))
-    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium)
+    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes)
 
 
 def read_values(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) -> dict[str, Any]:

@@ -73,11 +73,13 @@ class DetectionItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SegmentItem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All pixels of one class; `area` is their number. `mask` is missing if none were requested."""
+    """All pixels of one class; `area` is their number, `confidence` the mean probability of the class over them.
+    `mask` is missing if none were requested."""
 
     label: str
     index: int
     area: int
+    confidence: float
     mask: MaskItem | None = None
 
 
@@ -96,7 +98,7 @@ class Detections(msgspec.Struct, frozen=True):
 
 
 class Segmentation(msgspec.Struct, frozen=True):
-    """Segments by falling area; each pixel belongs to exactly one."""
+    """Segments by falling area; each pixel belongs to exactly one, unless some are filtered out."""
 
     image: ImageSize
     segments: list[SegmentItem]
@@ -216,7 +218,9 @@ def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Dete
             return Segmentation(
                 image,
                 [
-                    SegmentItem(segment.label, segment.index, segment.area, _mask(mask))
+                    SegmentItem(
+                        segment.label, segment.index, segment.area, rounded_score(segment.confidence), _mask(mask)
+                    )
                     for segment, mask in zip(segments, masks, strict=True)
                 ],
             )

@@ -93,24 +93,38 @@ def read_params(request: Request) -> PredictParams:
                 score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
                 max_detections=request.max_detections if request.HasField("max_detections") else None,
                 mask_format=_mask_format(request.mask_format),
+                classes=tuple(request.classes),
+                iou_threshold=request.iou_threshold if request.HasField("iou_threshold") else None,
+                agnostic_nms=request.agnostic_nms,
+                min_area=request.min_area,
             )
         case pb.SegmentRequest():
-            return cached_params(model=model, mask_format=_mask_format(request.mask_format))
+            return cached_params(
+                model=model,
+                mask_format=_mask_format(request.mask_format),
+                classes=tuple(request.classes),
+                min_area=request.min_area,
+                confidence_map=request.confidence_map,
+            )
         case pb.EmbedRequest():
             return cached_params(model=model, embed=True)
 
 
 def read_analyze_params(request: pb.AnalyzeRequest) -> dict[Task, PredictParams]:
     """The parameters of each task in a request. Raises BadParameter, as `read_params`."""
-    mask_format = _mask_format(request.mask_format)
+    mask_format, classes = _mask_format(request.mask_format), tuple(request.classes)
     return {
         Task.CLASSIFY: cached_params(top_k=request.top_k if request.HasField("top_k") else None),
         Task.DETECT: cached_params(
             score_threshold=request.score_threshold if request.HasField("score_threshold") else None,
             max_detections=request.max_detections if request.HasField("max_detections") else None,
             mask_format=mask_format,
+            classes=classes,
+            iou_threshold=request.iou_threshold if request.HasField("iou_threshold") else None,
+            agnostic_nms=request.agnostic_nms,
+            min_area=request.min_area,
         ),
-        Task.SEGMENT: cached_params(mask_format=mask_format),
+        Task.SEGMENT: cached_params(mask_format=mask_format, classes=classes, min_area=request.min_area),
     }
 
 
@@ -167,11 +181,18 @@ def response_of(result: DetectResult | SegmentResult, mask_format: MaskFormat, *
             return pb.DetectResponse(image=image, detections=found)
         case SegmentResult(segments=segments):
             parts = [
-                pb.Segment(label=segment.label, index=segment.index, area=segment.area, mask=_mask(mask))
+                pb.Segment(
+                    label=segment.label,
+                    index=segment.index,
+                    area=segment.area,
+                    confidence=segment.confidence,
+                    mask=_mask(mask),
+                )
                 for segment, mask in zip(segments, encode_segments(result, mask_format), strict=True)
             ]
             png = encode_label_map(result.label_map) if label_map else b""
-            return pb.SegmentResponse(image=image, segments=parts, label_map_png=png)
+            levels = b"" if result.confidence_map is None else encode_label_map(result.confidence_map)
+            return pb.SegmentResponse(image=image, segments=parts, label_map_png=png, confidence_map_png=levels)
 
 
 def _detection(detection: Detection, size: Size, mask_format: MaskFormat) -> pb.Detection:

@@ -9,7 +9,15 @@ import grpc
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy
 from model.model_name import version_of
-from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Preprocessing
+from model.spec import (
+    CenterCropSpec,
+    ClassifyPostSpec,
+    DetectPostSpec,
+    KeepRatioSpec,
+    Postprocessing,
+    Preprocessing,
+    SegmentPostSpec,
+)
 from service.errors import BadParameter
 from service.frontend.api.vision.convert import (
     METHODS,
@@ -74,7 +82,9 @@ class Vision:
             params = read_params(message)
             model = self._engine.resolve(method.task, params.model)
             record.model = model.config.name
-            request = PredictRequest(record.request_id, model, message.image, params.params, deadline_s, record.caller)
+            request = PredictRequest(
+                record.request_id, model, message.image, params.params, deadline_s, record.caller, params.classes
+            )
             label_map = isinstance(message, pb.SegmentRequest) and message.label_map
             normalize = isinstance(message, pb.EmbedRequest) and message.normalize
             encode = partial(encode_response, params.mask_format, label_map, normalize)
@@ -116,7 +126,7 @@ class Vision:
             del message
             params = [of_task[model.config.task] for model in models]
             requests = [
-                PredictRequest(record.request_id, model, image, one.params, deadline_s, record.caller)
+                PredictRequest(record.request_id, model, image, one.params, deadline_s, record.caller, one.classes)
                 for model, one in zip(models, params, strict=True)
             ]
             analysis: Analysis[Response] = Analysis(self._engine, requests)
@@ -160,7 +170,7 @@ def _set_timings(timings: pb.Timings, stages: Timings) -> None:
 
 
 def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
-    return None if accuracy is None else pb.Accuracy(metrics=accuracy.metrics, measured_on=accuracy.measured_on)
+    return None if accuracy is None else pb.Accuracy(**accuracy.model_dump())
 
 
 def _use_id(record: RequestRecord, given_id: str) -> None:
@@ -194,18 +204,32 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         family=config.architecture.family,
         backbone=config.architecture.backbone.size,
         input=_input(config.preprocessing),
-        score_threshold=post.score_threshold if isinstance(post, DetectPostSpec) else None,
+        score_threshold=_score_threshold(post),
         source=pb.Source(**config.source.model_dump()),
         accuracy=accuracy_of(config.accuracy),
         embedding_dimension=config.embedding_dimension,
+        activation=post.activation if isinstance(post, ClassifyPostSpec) else "",
+        form=model.deployment.form,
+        form_difference=model.deployment.largest_difference,
     )
+
+
+def _score_threshold(post: Postprocessing) -> float | None:
+    """None where every score counts."""
+    match post:
+        case DetectPostSpec():
+            return post.score_threshold
+        case ClassifyPostSpec():
+            return post.score_threshold or None
+        case SegmentPostSpec():
+            return None
 
 
 def _input(spec: Preprocessing) -> pb.Input:
     normalisation = spec.normalisation
     match spec:
         case CenterCropSpec():
-            crop = pb.CenterCrop(resize_shorter=spec.resize_shorter, crop=spec.crop)
+            crop = pb.CenterCrop(resize_shorter=spec.resize_shorter, crop=spec.crop, interpolation=spec.interpolation)
             return pb.Input(center_crop=crop, mean=normalisation.mean, std=normalisation.std)
         case KeepRatioSpec():
             ratio = pb.KeepRatio(long_side=spec.long_side, short_side=spec.short_side, pad_multiple=spec.pad_multiple)

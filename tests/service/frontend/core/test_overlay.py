@@ -47,7 +47,7 @@ def detection(box: Box, index: int = 1, inside: Sequence[Sequence[float]] | None
 
 def segmentation(label_map: LabelMapArray, names: Sequence[str]) -> SegmentResult:
     areas = np.bincount(label_map.ravel(), minlength=len(names))
-    segments = tuple(Segment(name, index, int(areas[index])) for index, name in enumerate(names) if areas[index])
+    segments = tuple(Segment(name, index, int(areas[index]), 0.5) for index, name in enumerate(names) if areas[index])
     return SegmentResult(Size(*label_map.shape), label_map, segments)
 
 

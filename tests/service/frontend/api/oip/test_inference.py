@@ -133,11 +133,20 @@ async def test_masks_as_png_or_polygons(client: OipClient) -> None:
 async def test_segments(client: OipClient) -> None:
     """A label map has each pixel's class, segments have their areas; the large outputs come only when named."""
     answer = await client.infer(encoded_request("fake_segment", picture(101)))
-    assert list(answer.outputs) == ["label_map", "num_segments", "indices", "labels", "areas", "image_size"]
+    assert list(answer.outputs) == [
+        "label_map",
+        "num_segments",
+        "indices",
+        "labels",
+        "areas",
+        "confidences",
+        "image_size",
+    ]
     assert answer["label_map"].dtype == np.uint8
     assert answer["label_map"].shape == (1, 60, 80)
     assert np.bincount(answer["label_map"].ravel()).tolist() == [2400, 0, 2400]
     assert answer["areas"].tolist() == [[2400, 2400]]
+    np.testing.assert_allclose(answer["confidences"], [[0.9, 0.3]])
     assert answer["labels"].tolist() == [[b"background", b"dog"]]
 
 

@@ -59,7 +59,7 @@ def test_no_masks_means_none_are_made(kind: type[pb.DetectRequest | pb.SegmentRe
 def test_label_maps_beyond_256_classes_are_16_bit() -> None:
     """A label map with class indices above 255 is a 16-bit PNG."""
     label_map = np.full((4, 6), 300, np.uint16)
-    result = SegmentResult(Size(4, 6), label_map, (Segment("far", 300, 24),))
+    result = SegmentResult(Size(4, 6), label_map, (Segment("far", 300, 24, 0.5),))
     response = response_of(result, MaskFormat.NONE, label_map=True)
     assert isinstance(response, pb.SegmentResponse)
     assert np.array_equal(np.asarray(PIL.Image.open(io.BytesIO(response.label_map_png))), label_map)

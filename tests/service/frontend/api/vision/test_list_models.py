@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import grpc
 import pytest
 
 from convmlp.v1 import vision_pb2 as pb
-from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec
+from model.spec import CenterCropSpec, ClassifyPostSpec, DetectPostSpec, KeepRatioSpec
 from model.types import Task
 from service.frontend.api.vision.convert import TASKS
 from service.settings import Settings
@@ -44,12 +45,26 @@ async def test_models_are_listed(rpc: RpcWithWorker) -> None:
         assert list(model.input.mean) == pytest.approx(config.preprocessing.normalisation.mean)
         assert list(model.input.std) == pytest.approx(config.preprocessing.normalisation.std)
         match config.preprocessing:
-            case CenterCropSpec(resize_shorter=shorter, crop=crop):
-                assert (model.input.center_crop.resize_shorter, model.input.center_crop.crop) == (shorter, crop)
+            case CenterCropSpec(resize_shorter=shorter, crop=size, interpolation=interpolation):
+                crop = model.input.center_crop
+                assert (crop.resize_shorter, crop.crop, crop.interpolation) == (shorter, size, interpolation)
             case KeepRatioSpec(long_side=long_side, short_side=short_side, pad_multiple=multiple):
                 ratio = model.input.keep_ratio
                 assert (ratio.long_side, ratio.short_side, ratio.pad_multiple) == (long_side, short_side, multiple)
         assert model.HasField("score_threshold") == isinstance(config.postprocessing, DetectPostSpec)
+        assert model.activation == ("softmax" if task is Task.CLASSIFY else "")
+        assert (model.form, model.HasField("form_difference")) == ("trained", False)
+
+
+async def test_a_multi_label_classifier_has_its_activation_and_threshold() -> None:
+    """Clients see from a model's entry that any number of its labels may be right, and from which score on."""
+    bundle = fake_bundle(Task.CLASSIFY, "several")
+    post = ClassifyPostSpec(activation="sigmoid", score_threshold=0.25)
+    config = bundle.config.model_copy(update={"postprocessing": post})
+    async with open_rpc(more=[dataclasses.replace(bundle, config=config)]) as rpc:
+        models = (await rpc.stub.ListModels(pb.ListModelsRequest())).models
+        (model,) = (model for model in models if model.name == "several")
+        assert (model.activation, model.score_threshold) == ("sigmoid", 0.25)
 
 
 async def test_models_before_a_worker_has_come() -> None:
