@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.families.cmt import CMTSpec
-from model.net.layers import ChainedModule, Chains, UnfoldedBatchNorm2d
+from model.net.layers import ChainedModule, Chains, ResidualModule, UnfoldedBatchNorm2d, add_layer
 from model.net.network import BackboneNetwork, StateDictShapes, as_four
 
 STAGES = "abcd"
@@ -37,8 +37,9 @@ def as_map(x: Tensor, height: int) -> Tensor:
     return out
 
 
-class Attention(nn.Module):
-    """Multi-head attention on (N, H·W, C). A strided depthwise convolution makes the map smaller for keys and values.
+class Attention(ChainedModule, ResidualModule):
+    """Multi-head attention on (N, H·W, C), plus the residual. A strided depthwise convolution makes the map smaller for
+    keys and values.
 
     `bias` (heads, H·W, H·W / reduction²) is added to the scaled products of queries and keys.
     """
@@ -46,6 +47,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, reduction: int) -> None:
         super().__init__()
         self.heads = heads
+        self.few_keys = False
         self.q = nn.Linear(channels, channels)
         self.k = nn.Linear(channels, channels)
         self.v = nn.Linear(channels, channels)
@@ -58,19 +60,37 @@ class Attention(nn.Module):
             else nn.Identity()
         )
 
-    def forward(self, x: Tensor, height: int, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor, height: int, bias: Tensor) -> Tensor:
         reduced = x if isinstance(self.sr, nn.Identity) else as_positions(self.sr(as_map(x, height)))
         q, k, v = (
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projected in (self.q(x), self.k(reduced), self.v(reduced))
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=(bias if self.training else bias.detach())[None])
-        projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
-        return projected
+        if self.few_keys:
+            out = _attention_on_few_keys(q, k, v, bias)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=(bias if self.training else bias.detach())[None])
+        return add_layer(residual, self.proj, out.transpose(1, 2).flatten(2))
+
+    def after_folding(self) -> None:
+        """With as few keys as these networks have, matrix products take half the time of torch's operator."""
+        self.few_keys = True
 
 
-class FeedForward(ChainedModule):
-    """1x1, depthwise 3x3 plus its input, 1x1 convolutions: (N, C, H, W) → (N, C, H, W). Norms follow activations."""
+def _attention_on_few_keys(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """(N, heads, L, C) for queries and the same for keys and values, bias (heads, L, L') → (N, heads, L, C)."""
+    queries, keys, values = (part.flatten(0, 1) for part in (q, k, v))
+    biases = bias.expand(len(q), *bias.shape).flatten(0, 1)
+    products = torch.baddbmm(biases, queries, keys.transpose(1, 2), alpha=q.shape[3] ** -0.5)
+    out: Tensor = torch.bmm(products.softmax(dim=2), values).unflatten(0, q.shape[:2])
+    return out
+
+
+class FeedForward(ChainedModule, ResidualModule):
+    """1x1, depthwise 3x3 plus its input, 1x1 convolutions, plus the residual: (N, C, H, W) → (N, C, H, W).
+
+    Norms follow activations.
+    """
 
     # `proj_act` directly follows `proj` once this has taken over the sum.
     chains: ClassVar[Chains] = (("proj", "proj_act", "proj_bn", "conv2.0"),)
@@ -109,11 +129,12 @@ class FeedForward(ChainedModule):
         first.out_channels = norm.num_features = last.in_channels = hidden
         depthwise.in_channels = depthwise.out_channels = depthwise.groups = hidden
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         x = self.conv1(x)
         local = x + self.proj(x) if self.sums else self.proj(x)
-        out: Tensor = self.conv2(self.proj_bn(self.proj_act(local)))
-        return out
+        # Once folded, the last norm is an identity.
+        last = self.conv2 if self.sums else self.conv2[0]
+        return add_layer(residual, last, self.proj_bn(self.proj_act(local)))
 
 
 def _add_input(conv: nn.Conv2d) -> None:
@@ -149,8 +170,8 @@ class Block(ChainedModule):
         height = x.shape[2]
         x = x + self.proj(x) if self.sums else self.proj(x)
         positions = as_positions(x)
-        positions = positions + self.attn(self.norm1(positions), height, bias)
-        out: Tensor = as_map(positions, height) + self.mlp(as_map(self.norm2(positions), height))
+        positions = self.attn(self.norm1(positions), positions, height, bias)
+        out: Tensor = self.mlp(as_map(self.norm2(positions), height), as_map(positions, height))
         return out
 
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from model.errors import BundleInvalid
 from model.families.hvt import HEAD_CHANNELS, HVTSpec
-from model.net.layers import ChannelMLP
+from model.net.layers import ChannelMLP, ResidualModule, add_layer
 from model.net.network import BackboneNetwork, StateDictShapes
 
 EPS = 1e-6
 """Of all layer norms."""
 
 
-class Attention(nn.Module):
-    """Multi-head attention on (N, L, C), with one linear layer for queries, keys and values."""
+class Attention(ResidualModule):
+    """Multi-head attention on (N, L, C), with one linear layer for queries, keys and values, plus the residual."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -29,11 +29,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return out
+        return add_layer(residual, self.proj, mixed.transpose(1, 2).flatten(2))
 
 
 class PatchEmbedding(nn.Module):
@@ -75,7 +74,7 @@ class Block(nn.Module):
         self.pooled = pooled > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+        x = self.attn(self.norm1(x), x)
         x = self.mlp(self.norm2(x), x)
         if self.pooled:
             x = self.downsample(x) + self.pos_embed

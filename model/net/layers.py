@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 Chains = tuple[tuple[str, ...], ...]
@@ -63,6 +64,34 @@ class ConvModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(self.bn(self.conv(x)))
         return out
+
+    def plus(self, x: Tensor, addend: Tensor) -> Tensor:
+        """The module's output plus a tensor of its shape."""
+        if isinstance(self.bn, nn.Identity) and isinstance(self.relu, nn.Identity):
+            return add_layer(addend, self.conv, x)
+        out: Tensor = addend + self(x)
+        return out
+
+
+class SharedLinear(nn.Module):
+    """A linear layer over positions, with one matrix for each set of channels: (P, sets, L) → (P, sets, L).
+
+    The weight has the shape of a grouped 1x1 convolution, (sets · L, L, 1, 1).
+    """
+
+    def __init__(self, sets: int, positions: int, *, bias: bool) -> None:
+        super().__init__()
+        self.sets = sets
+        bound = positions**-0.5
+        self.weight = nn.Parameter(torch.empty(sets * positions, positions, 1, 1).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(sets * positions)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.view(self.sets, -1, x.shape[2])
+        out = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2))
+        if self.bias is not None:
+            out = out + self.bias.view(self.sets, 1, -1)
+        return out.transpose(0, 1)
 
 
 class ChannelMLP(ResidualModule):

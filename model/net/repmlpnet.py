@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from model.families.repmlpnet import RepMLPNetSpec
 from model.net.fold import scale_and_shift
-from model.net.layers import ChainedModule, Chains, ConvModule, UnfoldedBatchNorm2d
+from model.net.layers import (
+    ChainedModule,
+    Chains,
+    ConvModule,
+    ResidualModule,
+    SharedLinear,
+    UnfoldedBatchNorm2d,
+    add_layer,
+)
 from model.net.network import BackboneNetwork, StateDictShapes, as_four
 
 
@@ -51,29 +59,9 @@ class Excitation(ChainedModule):
         return torch.sigmoid(self.fc2(self.relu(self.fc1(x.mean(dim=(2, 3), keepdim=True)))))
 
 
-class SharedLinear(nn.Module):
-    """A linear layer over positions, with one matrix for each set of channels: (P, sets, L) → (P, sets, L).
-
-    The weight has the shape of the authors' grouped 1x1 convolution.
-    """
-
-    def __init__(self, sets: int, positions: int, *, bias: bool) -> None:
-        super().__init__()
-        self.sets = sets
-        bound = positions**-0.5
-        self.weight = nn.Parameter(torch.empty(sets * positions, positions, 1, 1).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(sets * positions)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.view(self.sets, -1, x.shape[2])
-        out = torch.bmm(x.transpose(0, 1), weight.transpose(1, 2))
-        if self.bias is not None:
-            out = out + self.bias.view(self.sets, 1, -1)
-        return out.transpose(0, 1)
-
-
-class PartitionMixer(nn.Module):
-    """Mixes the positions of each partition of a map (N, C, H, W), both sides of which `partition` must divide.
+class PartitionMixer(ChainedModule, ResidualModule):
+    """Mixes the positions of each partition of a map (N, C, H, W), both sides of which `partition` must divide, and
+    adds the residual.
 
     Channel c uses set c modulo `sets` of the weights of `fc3`.
     """
@@ -81,6 +69,7 @@ class PartitionMixer(nn.Module):
     def __init__(self, channels: int, partition: int, sets: int, reduction: int, kernels: Iterable[int]) -> None:
         super().__init__()
         self.partition, self.sets = partition, sets
+        self.fused = False
         positions = partition * partition
         self.gp = Excitation(channels, channels // reduction)
         self.kernels = tuple(kernels)  # empty: the convolutions are merged into `fc3`
@@ -91,7 +80,7 @@ class PartitionMixer(nn.Module):
             conv = ConvModule(sets, sets, kernel, norm=True, groups=sets)
             self.add_module(f"repconv{kernel}", conv)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         height, width = x.shape[2:]
         side = self.partition
         if height % side or width % side:
@@ -107,7 +96,12 @@ class PartitionMixer(nn.Module):
         # columns, and networks learnt with it: with a single partition both are equal.
         mixed = mixed.reshape(-1, groups, rows, columns, self.sets, side, side).permute(0, 1, 4, 2, 5, 3, 6)
         factors: Tensor = self.gp(x)
-        return mixed.reshape(x.shape) * factors
+        mixed = mixed.reshape(x.shape)
+        return torch.addcmul(residual, mixed, factors) if self.fused else residual + mixed * factors
+
+    def after_folding(self) -> None:
+        """Multiply and add in one pass."""
+        self.fused = True
 
     def _mixed(self, parts: Tensor) -> Tensor:
         """(P, sets, side, side) → the same shape."""
@@ -149,8 +143,10 @@ class PartitionMixer(nn.Module):
         self.fc3.bias = nn.Parameter(bias.flatten().to(self.fc3.weight.dtype), requires_grad=False)
 
 
-class FeedForward(nn.Module):
-    """Two 1x1 convolutions with batch norms, GELU between them: (N, C, H, W) → (N, C, H, W)."""
+class FeedForward(ChainedModule, ResidualModule):
+    """Two 1x1 convolutions with batch norms, GELU between them, plus the residual: (N, C, H, W) → (N, C, H, W)."""
+
+    chains: ClassVar[Chains] = (("ffn_fc1.conv", "ffn_fc1.bn", "ffn_fc1.relu", "act"),)
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -158,9 +154,8 @@ class FeedForward(nn.Module):
         self.ffn_fc2 = ConvModule(hidden, channels, 1, norm=True)
         self.act = nn.GELU()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.ffn_fc2(self.act(self.ffn_fc1(x)))
-        return out
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return add_layer(residual, self.ffn_fc2, self.act(self.ffn_fc1(x)))
 
 
 class Block(ChainedModule):
@@ -183,8 +178,8 @@ class Block(ChainedModule):
         self.prebn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.repmlp_block(self.prebn1(x))
-        out: Tensor = x + self.ffn_block(self.prebn2(x))
+        x = self.repmlp_block(self.prebn1(x), x)
+        out: Tensor = self.ffn_block(self.prebn2(x), x)
         return out
 
 
@@ -254,7 +249,9 @@ def _infer(shapes: StateDictShapes, prefix: str) -> RepMLPNetSpec:
         reduction=channels[0] // max(shapes.rows(f"{first}repmlp_block.gp.fc1.weight"), 1),
         mlp_ratio=shapes.rows(f"{first}ffn_block.ffn_fc1.conv.weight") // max(channels[0], 1),
         kernels=tuple(sorted(int(name) for name in kernels if name.isdecimal())) or (1, 3),
-        deploy=f"{first}repmlp_block.fc3.bias" in shapes.tensors,
+        # Without both, the names of norms tell the form of which tensors are missing.
+        deploy=f"{first}repmlp_block.fc3.bias" in shapes.tensors
+        or not any(".fc3_bn." in name for name in shapes.tensors),
     )
 
 

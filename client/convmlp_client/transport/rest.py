@@ -60,11 +60,11 @@ class _ModelsJSON(msgspec.Struct):
     models: tuple[Model, ...]
 
 
-class _PostprocessingJSON(msgspec.Struct):
+class _PostprocessingJSON(msgspec.Struct, frozen=True):
     score_threshold: float = 0.0
 
 
-class _PostprocessedJSON(msgspec.Struct):
+class _PostprocessedJSON(msgspec.Struct, frozen=True):
     postprocessing: _PostprocessingJSON = _PostprocessingJSON()
 
 

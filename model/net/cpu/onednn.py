@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from model.net.cpu.conv import Activation, Conv, WinogradConv, winograd_applies
-from model.net.cpu.linear import FusedChannelMLP, Linear, PointwiseConv, is_pointwise
-from model.net.layers import ChannelMLP, chains_of
+from model.net.cpu.linear import FusedChannelMLP, Linear, PointwiseConv, SingleSharedLinear, is_pointwise
+from model.net.fold import scale_and_shift
+from model.net.layers import ChannelMLP, SharedLinear, UnfoldedBatchNorm2d, chains_of
 
 _OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight", "_linear_pointwise", "_reorder_linear_weight")
 
@@ -56,10 +57,14 @@ def convert_to_onednn(network: nn.Module) -> None:
             for key, child in list(parent.named_children()):
                 if isinstance(child, nn.Conv2d):
                     setattr(parent, key, _conv(child, "none"))
+                elif isinstance(child, UnfoldedBatchNorm2d):
+                    setattr(parent, key, _ScaleAndShift(child))
                 elif isinstance(child, nn.Linear):
                     setattr(parent, key, Linear(child.weight, child.bias))
                 elif isinstance(child, ChannelMLP):
                     setattr(parent, key, FusedChannelMLP(child))
+                elif isinstance(child, SharedLinear) and child.sets == 1:
+                    setattr(parent, key, SingleSharedLinear(child))
 
 
 def _fuse_in_order(parent: nn.Module, chain: tuple[str, ...]) -> None:
@@ -91,6 +96,17 @@ def _conv(conv: nn.Conv2d, activation: Activation) -> nn.Module:
     if activation != "gelu" and winograd_applies(conv):
         return WinogradConv(conv, relu=activation == "relu")
     return Conv(conv, activation)
+
+
+class _ScaleAndShift(nn.Module):
+    """A batch norm in one pass, of half the time of torch's operator."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self._scale, self._shift = (values.to(norm.weight.dtype) for values in scale_and_shift(norm))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self._shift, x.permute(0, 2, 3, 1), self._scale).permute(0, 3, 1, 2)
 
 
 class _MaxPool(nn.Module):
