@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from model.model_name import base_name, canonical_name, version_of
 from model.postprocess.masks import MaskFormat
 from model.spec import SegmentPostSpec
 from model.types import Task
-from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client
+from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client, predict_one
 from service.cli.console import image_progress, number_column, print_error, print_table, text_column
 from service.cli.flags import settings_or_exit
 from service.cli.predict import BACKEND, DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Local, ModelsDir, Url, query_string
@@ -276,7 +277,7 @@ async def _predict(
         backend = LocalBackend(query, run.model.task, settings)
     async with aclosing(backend):
         await predict_all(
-            backend.predict,
+            partial(predict_one, backend),
             run.dataset.samples,
             log,
             concurrency=backend.concurrency,

@@ -164,7 +164,7 @@ def test_figures_of_a_segmenter(tmp_path: Path) -> None:
     answer[:, WIDTH // 2 :] = 1
     answer[:, WIDTH * 3 // 4 :] = 2
     segments = (
-        Segment(PETS[index], index, int((answer == index).sum()), Mask.from_array(answer == index))
+        Segment(PETS[index], index, int((answer == index).sum()), 0.5, Mask.from_array(answer == index))
         for index in range(3)
     )
     result = Segmentation(SIZE, tuple(segments), META[Task.SEGMENT])
