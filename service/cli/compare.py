@@ -82,6 +82,12 @@ class Source:
     label_map: Path | None
     ignore_label: int
 
+    @property
+    def is_pictures(self) -> bool:
+        """Whether a folder has pictures itself, and no flag makes it a data set: there, they may be masks."""
+        flags = (self.data_format, self.images, self.masks, self.label_map)
+        return all(flag is None for flag in flags) and any(is_picture(file) for file in self.data.iterdir())
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:
@@ -171,14 +177,14 @@ async def _described(
 
 
 def _samples(source: Source, models: Sequence[ComparedModel]) -> tuple[Sequence[Sample], Truth | None]:
-    """The pictures of DATA, and the truth unless there is none: a folder that has pictures itself is no data set.
+    """The pictures of DATA, and the truth unless there is none.
 
     Raises:
         DataInvalid: it cannot be read, has no pictures, or its truth is not for the models.
     """
     data = source.data
     try:
-        if data.is_dir() and (source.no_truth or any(is_picture(file) for file in data.iterdir())):
+        if data.is_dir() and (source.no_truth or source.is_pictures):
             files = sorted(file for file in data.rglob("*") if is_picture(file) and file.is_file())
             samples = [Sample(file.relative_to(data).as_posix(), file, ClassTruth(())) for file in files]
             return require_pictures(data, samples), None
