@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +24,7 @@ from model.model_name import base_name, canonical_name, version_of
 from model.postprocess.masks import MaskFormat
 from model.spec import SegmentPostSpec
 from model.types import Task
-from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client, predict_one
+from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client
 from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
 from service.cli.flags import settings_or_exit
 from service.cli.inputs import FORMATS
@@ -282,7 +281,7 @@ async def _predict(
         backend = LocalBackend(query, run.model.task, settings)
     async with aclosing(backend):
         await predict_all(
-            partial(predict_one, backend),
+            backend.predict,
             run.dataset.samples,
             log,
             concurrency=backend.concurrency,
