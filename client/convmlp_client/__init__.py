@@ -36,6 +36,7 @@ from convmlp_client.many import Outcome
 from convmlp_client.masks import Mask
 from convmlp_client.parameters import MaskFormat
 from convmlp_client.results import (
+    Analysis,
     Classification,
     Detection,
     Detections,
@@ -50,6 +51,7 @@ from convmlp_client.results import (
 from convmlp_client.retry import Retries
 
 __all__ = [
+    "Analysis",
     "AsyncClient",
     "BadImage",
     "BadParameter",

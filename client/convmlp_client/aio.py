@@ -10,18 +10,20 @@ from typing import Self, TypeVar, Unpack
 from convmlp_client.images import ImageInput
 from convmlp_client.many import ManyOptions, Outcome, map_async, progress_bar
 from convmlp_client.parameters import (
+    AnalyzeParameters,
     ClassifyParameters,
     DetectParameters,
     EmbedParameters,
     PredictParams,
     SegmentParameters,
+    analyze_values,
     classify_params,
     detect_params,
     embed_params,
     segment_params,
 )
 from convmlp_client.requester import USER_AGENT, make_requester
-from convmlp_client.results import Classification, Detections, Embedding, Model, Result, Segmentation
+from convmlp_client.results import Analysis, Classification, Detections, Embedding, Model, Result, Segmentation
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
 
@@ -118,6 +120,15 @@ class AsyncClient:
         parameters: see `EmbedParameters`: model, normalize.
         """
         return await self._requester.predict(embed_params(parameters), image, timeout_s)
+
+    async def analyze(
+        self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[AnalyzeParameters]
+    ) -> Analysis:
+        """The answers of several tasks, or models, for an image that is sent once. Arguments and errors as `classify`.
+
+        parameters: see `AnalyzeParameters`: tasks or models; and those of the tasks.
+        """
+        return await self._requester.analyze(analyze_values(parameters), image, timeout_s)
 
     def classify_many(
         self,

@@ -12,18 +12,20 @@ from convmlp_client.images import ImageInput
 from convmlp_client.loop_thread import LoopThread
 from convmlp_client.many import ManyOptions, Outcome, map_futures, progress_bar
 from convmlp_client.parameters import (
+    AnalyzeParameters,
     ClassifyParameters,
     DetectParameters,
     EmbedParameters,
     PredictParams,
     SegmentParameters,
+    analyze_values,
     classify_params,
     detect_params,
     embed_params,
     segment_params,
 )
 from convmlp_client.requester import USER_AGENT, make_requester
-from convmlp_client.results import Classification, Detections, Embedding, Model, Result, Segmentation
+from convmlp_client.results import Analysis, Classification, Detections, Embedding, Model, Result, Segmentation
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
 
@@ -88,6 +90,12 @@ class Client:
     ) -> Embedding:
         """The pooled features of an image as a vector; see `AsyncClient.embed`."""
         return self._thread.call(self._requester.predict, embed_params(parameters), image, timeout_s)
+
+    def analyze(
+        self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[AnalyzeParameters]
+    ) -> Analysis:
+        """The answers of several tasks, or models, for an image that is sent once; see `AsyncClient.analyze`."""
+        return self._thread.call(self._requester.analyze, analyze_values(parameters), image, timeout_s)
 
     def classify_many(
         self,

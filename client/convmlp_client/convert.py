@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +11,7 @@ import numpy.typing as npt
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
 from convmlp_client.results import (
+    Answer,
     Classification,
     Detection,
     Detections,
@@ -67,7 +70,7 @@ class _SegmentationJSON(msgspec.Struct):
 
 
 def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
-    """The result in one element of `results` of a REST response; its task is that of `meta`.
+    """The result in one element of `results` of a REST response; its task is that of `meta`, not `ANALYZE`.
 
     Raises:
         msgspec.DecodeError: `data` is not JSON, or does not match the schema (`msgspec.ValidationError`).
@@ -93,6 +96,40 @@ def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
         case Task.EMBED:
             embedding = msgspec.json.decode(data, type=_EmbeddingJSON)
             return Embedding(embedding.image, _vector(embedding.embedding), meta)
+        case Task.ANALYZE:
+            raise ValueError("an analysis has several results")
+
+
+class ProblemJSON(msgspec.Struct):
+    """A problem document (RFC 9457). The last part of `type` is the error's code."""
+
+    type: str
+    detail: str
+    status: int = 0
+
+
+class _AnswerJSON(msgspec.Struct):
+    """What an answer of an analysis is, by the member that it has."""
+
+    error: ProblemJSON | None = None
+    labels: msgspec.Raw = msgspec.Raw()
+    detections: msgspec.Raw = msgspec.Raw()
+    segments: msgspec.Raw = msgspec.Raw()
+
+
+def answer_from_json(data: msgspec.Raw, meta: Meta) -> Answer | ProblemJSON:
+    """An answer of an analysis, whose task its members show; `meta` is completed with that task. Raises as
+    `result_from_json`."""
+    members = msgspec.json.decode(data, type=_AnswerJSON)
+    if members.error is not None:
+        return members.error
+    shown = {Task.CLASSIFY: members.labels, Task.DETECT: members.detections, Task.SEGMENT: members.segments}
+    task = next((task for task, member in shown.items() if bytes(member)), None)
+    if task is None:
+        raise msgspec.ValidationError("an answer is no result of a task - at `$.answers`")
+    result = result_from_json(data, replace(meta, task=task))
+    assert not isinstance(result, Embedding)
+    return result
 
 
 def _vector(embedding: list[float] | bytes) -> npt.NDArray[np.float32]:

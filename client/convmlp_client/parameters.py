@@ -78,6 +78,23 @@ class EmbedParameters(TypedDict, total=False):
     normalize: bool | None
 
 
+class AnalyzeParameters(TypedDict, total=False):
+    """Keyword arguments of `analyze`; None or left out means the default. Each applies to the answers that have it.
+
+    `tasks`: each is done by its default model (default: all that a model is served for).
+    `models`: names of models, instead of tasks; several may be of one task.
+    The others: see `ClassifyParameters`, `DetectParameters` and `SegmentParameters`.
+    """
+
+    tasks: Sequence[Task | Literal["classify", "detect", "segment"]] | None
+    models: Sequence[str] | None
+    top_k: int | None
+    score_threshold: float | None
+    max_detections: int | None
+    masks: bool | None
+    mask_format: MaskFormat | None
+
+
 @dataclass(frozen=True, slots=True)
 class PredictParams(Generic[R]):
     """A task, the type of its results, and the parameters by name. The service chooses the parameters left out."""
@@ -102,6 +119,11 @@ def segment_params(parameters: SegmentParameters) -> PredictParams[Segmentation]
 
 def embed_params(parameters: EmbedParameters) -> PredictParams[Embedding]:
     return PredictParams(Task.EMBED, Embedding, _specified(parameters, EmbedParameters))
+
+
+def analyze_values(parameters: AnalyzeParameters) -> Mapping[str, Any]:
+    """The parameters of an analysis by name. Raises TypeError as `classify_params`."""
+    return _specified(parameters, AnalyzeParameters)
 
 
 def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, object]:

@@ -7,15 +7,15 @@ import contextlib
 import math
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from convmlp_client.errors import BadImage, ClientClosed, ConnectionFailed, DeadlineExceeded, RetryLater
 from convmlp_client.images import ImageInput, encoded_image
 from convmlp_client.parameters import PredictParams
-from convmlp_client.results import Model, Result
+from convmlp_client.results import Analysis, Model, Result
 from convmlp_client.retry import Clock, Deadline, Retries, SystemClock
 from convmlp_client.transport import (
     Attempt,
@@ -109,6 +109,10 @@ class Requester:
         """
         return await self._predict(partial(self._transport.predict, params), image, timeout_s)
 
+    async def analyze(self, values: Mapping[str, Any], image: ImageInput, timeout_s: float | None) -> Analysis:
+        """The answers of several models for one image. Arguments and errors as `predict`."""
+        return await self._predict(partial(self._transport.analyze, values), image, timeout_s)
+
     async def open_stream(self, params: PredictParams[R]) -> ImageStream[R]:
         """A stream for many images with the same parameters, to be closed with `close_stream`."""
         self._check_usable()
@@ -160,8 +164,8 @@ class Requester:
         await self._transport.aclose()
 
     async def _predict(
-        self, send: Callable[[bytes, Attempt], Awaitable[R]], image: ImageInput, timeout_s: float | None
-    ) -> R:
+        self, send: Callable[[bytes, Attempt], Awaitable[T]], image: ImageInput, timeout_s: float | None
+    ) -> T:
         async with self._request(timeout_s) as deadline:
             data = image if isinstance(image, bytes) else await asyncio.to_thread(encoded_image, image)
             if not data:

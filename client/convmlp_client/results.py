@@ -16,7 +16,8 @@ import numpy.typing as npt
 import PIL.Image
 
 from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, category_id
-from convmlp_client.drawing import LabelMap, draw_detections, draw_labels, draw_segments
+from convmlp_client.drawing import LabelMap, draw_detections, draw_labels, draw_segments, panel_tops
+from convmlp_client.errors import ClientError
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.images import ImageInput, opened_image
 from convmlp_client.masks import Mask, require_mask
@@ -29,6 +30,7 @@ class Task(StrEnum):
     DETECT = "detect"
     SEGMENT = "segment"
     EMBED = "embed"
+    ANALYZE = "analyze"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +185,12 @@ class Detections:
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
         canvas = _open_canvas(image, self.image)
-        draw_detections(canvas, self.detections, lambda one: None if one.mask is None else one.mask.region())
+        self.draw_on(canvas)
         return canvas
+
+    def draw_on(self, canvas: PIL.Image.Image) -> None:
+        """Draw on an RGB image of the same size. Raises ValueError if a mask is malformed."""
+        draw_detections(canvas, self.detections, lambda one: None if one.mask is None else one.mask.region())
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoDetection]:
         """The detections in COCO's results format: boxes as [x, y, width, height], masks as run lengths.
@@ -247,12 +253,16 @@ class Segmentation:
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
         canvas = _open_canvas(image, self.image)
+        self.draw_on(canvas)
+        return canvas
+
+    def draw_on(self, canvas: PIL.Image.Image, top: int = 0) -> None:
+        """Draw on an RGB image of the same size, the panel from row `top` on. Raises ValueError as `draw`."""
         # Positions in the list instead of class indices: they are small whatever indices the service sent.
         positions = range(1, len(self.segments) + 1)
         has_masks = all(segment.mask is not None for segment in self.segments)
         label_map = self._paint(positions, fill=0) if has_masks else None
-        draw_segments(canvas, self.segments, label_map, positions, canvas.width * canvas.height)
-        return canvas
+        draw_segments(canvas, self.segments, label_map, positions, canvas.width * canvas.height, top)
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoSegment]:
         """The segments in COCO's stuff segmentation format: run lengths for each class, without scores.
@@ -291,7 +301,60 @@ class Segmentation:
         return label_map
 
 
-Result = Classification | Detections | Segmentation | Embedding
+Answer = Classification | Detections | Segmentation
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The answers of several tasks, or models, for one image. `image` is the size of the upright image.
+
+    answers: by task, or by model if models were named: the result, or the error of a model that failed.
+    models: the model of each answer. `meta.model` is empty.
+    """
+
+    image: ImageSize
+    answers: Mapping[str, Answer | ClientError]
+    models: Mapping[str, str]
+    meta: Meta
+
+    def __getitem__(self, name: str) -> Answer:
+        """The result of a task, or a model. Raises its error, or KeyError for another name."""
+        answer = self.answers[name]
+        if isinstance(answer, ClientError):
+            raise answer
+        return answer
+
+    def draw(self, image: ImageInput) -> PIL.Image.Image:
+        """A copy of the image that was analysed, upright and RGB, with all answers drawn on it.
+
+        Raises:
+            ClientError: an answer is an error: a drawing cannot show that it is missing.
+            ValueError: `image` has another size than the analysed image, or a mask is malformed.
+            TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
+        """
+        canvas = _open_canvas(image, self.image)
+        results = [self[name] for name in self.answers]
+        classified = [result for result in results if isinstance(result, Classification)]
+        segmented = [result for result in results if isinstance(result, Segmentation)]
+        label_tops, segment_tops = panel_tops(
+            canvas.size, [result.labels for result in classified], [result.segments for result in segmented]
+        )
+        for segmentation, top in zip(segmented, segment_tops, strict=True):
+            segmentation.draw_on(canvas, top)
+        for result in results:
+            if isinstance(result, Detections):
+                result.draw_on(canvas)
+        for classification, top in zip(classified, label_tops, strict=True):
+            draw_labels(canvas, classification.labels, top)
+        return canvas
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as in `results` of the REST API, of the answers that are no errors."""
+        answers = {name: one.to_dict() for name, one in self.answers.items() if not isinstance(one, ClientError)}
+        return {"image": asdict(self.image), "answers": answers}
+
+
+Result = Answer | Embedding
 
 
 def _open_canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:

@@ -14,6 +14,11 @@ from model.types import Box, Size, UInt8Array
 
 SPECIES = ("cat", "dog")
 HELD_OUT_FOLD = 0
+COLUMNS = (
+    *("file", "width", "height", "fold", "species", "breed", "breed_id", "mask"),
+    *("head_xmin", "head_ymin", "head_xmax", "head_ymax"),
+)
+"""Those of `index.csv` that are read."""
 IGNORE = 255
 """Value of unknown pixels in a label map."""
 
@@ -50,21 +55,36 @@ def read_index(data_dir: Path) -> PetIndex:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: breed numbers have gaps.
+        ValueError: columns are missing, a value is not valid, breed numbers have gaps, or a fold has no record.
     """
+    path = data_dir / "index.csv"
     names: dict[int, str] = {}
     records = []
-    with (data_dir / "index.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            breed = int(row["breed_id"]) - 1
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}; the data set's README describes them")
+        for row in rows:
+            try:
+                breed = int(row["breed_id"]) - 1
+                records.append(_record(data_dir, row, breed))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
             names[breed] = row["breed"].replace("_", " ")
-            records.append(_record(data_dir, row, breed))
     if sorted(names) != list(range(len(names))):
-        raise ValueError(f"{data_dir / 'index.csv'}: breed_id must count from 1 without gaps")
+        raise ValueError(f"{path}: breed_id must count from 1 without gaps")
+    held_out = sum(record.fold == HELD_OUT_FOLD for record in records)
+    if held_out in (0, len(records)):
+        raise ValueError(
+            f"{path}: {held_out} of {len(records)} photographs are in fold {HELD_OUT_FOLD}, which is held out; "
+            "expected some there and some in other folds"
+        )
     return PetIndex(tuple(records), tuple(names[index] for index in range(len(names))))
 
 
 def _record(data_dir: Path, row: dict[str, str], breed: int) -> Record:
+    if row["species"] not in SPECIES:
+        raise ValueError(f"the species is {row['species']!r}; expected one of {', '.join(SPECIES)}")
     corners = [row[f"head_{name}"] for name in ("xmin", "ymin", "xmax", "ymax")]
     return Record(
         path=data_dir / row["file"],

@@ -31,6 +31,7 @@ SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl")
 """Of checkpoints in a tar archive."""
 
 _EXPECTED = "give the PyTorch checkpoint of the model: torch.save(model.state_dict(), FILE), or safetensors"
+_COPY_AGAIN = "copy or download it again"
 _HEADS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "compressed with gzip; unpack it first (gunzip, or tar xf)"),
     (b"BZh", "compressed with bzip2; unpack it first"),
@@ -155,7 +156,10 @@ def _check_zip(path: Path, name: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise BundleInvalid(f"{name} is truncated or corrupt: {error}") from error
+        raise BundleInvalid(
+            f"{name} is truncated or corrupt: it begins like a file of torch.save, but the list of its parts is "
+            f"missing at its end ({error}); {_COPY_AGAIN}"
+        ) from error
     names = {part.filename.rpartition("/")[2] for part in parts} - {""}
     for part_name, kind in _ZIP_PARTS.items():
         if part_name in names:
@@ -187,7 +191,7 @@ def _safetensors_file(path: Path, name: Path) -> CheckpointFile:
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return CheckpointFile(name, tensors, metadata=file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
-        raise BundleInvalid(f"{name} is a safetensors file, truncated or corrupt: {error}") from error
+        raise BundleInvalid(f"{name} is a safetensors file, truncated or corrupt ({error}); {_COPY_AGAIN}") from error
 
 
 def _archived(path: Path) -> CheckpointFile:
@@ -211,7 +215,7 @@ def _archived(path: Path) -> CheckpointFile:
                 shutil.copyfileobj(content, file)
             return _single(copy, _head(copy), path)
     except (tarfile.TarError, OSError) as error:
-        raise BundleInvalid(f"{path} is a tar archive, truncated or corrupt: {error}") from error
+        raise BundleInvalid(f"{path} is a tar archive, truncated or corrupt ({error}); {_COPY_AGAIN}") from error
 
 
 def _sharded(path: Path) -> CheckpointFile:

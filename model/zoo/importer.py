@@ -68,7 +68,8 @@ def import_checkpoint(
 
     `name` may have a version. If it is a published model's, the file must have its network, and the bundle gets its
     labels, pipelines, source and accuracy. If the file's name is a published model's, `labels` is None, and the network
-    matches, it gets labels and pipelines alone; the weights may be others. Any other checkpoint is the caller's own:
+    matches, it gets labels and pipelines alone, unless the file has its own; the weights may be others. Any other
+    checkpoint is the caller's own:
     its labels are `labels`, else those in the file, else `class 0` and so on; its pipeline is what the caller and the
     file give, and the family's default in all else.
 
@@ -109,8 +110,12 @@ def import_checkpoint(
     if published is not None and published.name != base:
         known = replace(known, source=_file_source(checkpoint), accuracy=None)
     as_published = "as published" if base in CATALOGUE else f"of the published {file.stem}, by the file's name"
-    chosen = _pipeline(known, checkpoint, stored, published, pipeline, as_published)
-    named = _labels(checkpoint, num_classes, labels, stored, published, found if binary else None, as_published)
+    is_published = published is not None and published.name == base
+    chosen = _pipeline(known, checkpoint, stored, published, pipeline, as_published, is_published=is_published)
+    named = _labels(
+        *(checkpoint, num_classes, labels, stored, published, found if binary else None, as_published),
+        is_published=is_published,
+    )
     precision = precision or (known.precision if stored is not None else "fp32")
     unchanged = (chosen.preprocessing, chosen.postprocessing) == (known.preprocessing, known.postprocessing)
     if problem := input_problem(architecture.backbone, chosen.preprocessing):
@@ -159,6 +164,8 @@ def _pipeline(
     published: CatalogueEntry | None,
     options: PipelineOptions,
     as_published: str,
+    *,
+    is_published: bool,
 ) -> Pipeline:
     """Raises BundleInvalid: a configuration cannot be read or served, or is for another task."""
     given = [] if options.config is None else read_pipelines(options.config)
@@ -167,11 +174,13 @@ def _pipeline(
         if type(options.like.preprocessing) is not type(base.preprocessing):
             raise BundleInvalid(f"{checkpoint.path} is for another task than the model that it should be served like")
         pipeline = options.like
-    elif stored is not None or published is not None:
+    elif stored is not None or is_published:
         source = "as exported" if published is None else as_published
         pipeline = Pipeline(base.preprocessing, base.postprocessing, (source,))
     else:
         pipeline = Pipeline.default(base.preprocessing, base.postprocessing)
+        if published is not None:
+            pipeline = Pipeline(base.preprocessing, base.postprocessing, (as_published,))
         overridden = replaced.union(*(parts.fields for parts in given))
         for parts in stored_pipelines(checkpoint.file):
             require_served(parts, overridden)
@@ -233,6 +242,8 @@ def _labels(
     published: CatalogueEntry | None,
     binary: Task | None,
     as_published: str,
+    *,
+    is_published: bool,
 ) -> ClassNames:
     """The names of all classes; `binary` is the task of a network with a single output channel.
 
@@ -246,9 +257,11 @@ def _labels(
         if len(named.names) != num_classes:
             raise BundleInvalid(f"{len(given)} labels are given; {path} has {num_classes} classes")
         return named
-    if published is not None:
+    if is_published and published is not None:
         return ClassNames(published.labels, as_published)
     found = stored_class_names(checkpoint.file) if stored is None else ClassNames(stored.labels, "as exported")
+    if found is None and published is not None:
+        return ClassNames(published.labels, as_published)
     if found is None:
         return ClassNames(tuple(f"class {index}" for index in range(num_classes)), "assumed; --labels gives names")
     if binary is not None:

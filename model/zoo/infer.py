@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from model.errors import BundleInvalid
+from model.families.classifier import ClassifierSpec
 from model.families.registry import BACKBONES, FAMILIES, ArchitectureSpec, backbone_of
 from model.families.repmlpnet import RepMLPNetSpec
 from model.net.network import StateDictShapes, backbone_network_of, meta_network, network_of
@@ -139,4 +140,11 @@ def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
             except (ValidationError, BundleInvalid):
                 sizes = [size for size in backbone.sizes.values() if size.has_levels or whole]
                 found += [family.spec(family=family.name, backbone=size) for size in sizes]
-    return found
+    return found or _with_most_names(tensors)
+
+
+def _with_most_names(tensors: Mapping[str, Tensor]) -> list[ArchitectureSpec]:
+    """The published classifiers that have at least half of the tensors' names: the file is a part of one."""
+    sizes = [size for backbone in BACKBONES.values() for size in backbone.sizes.values()]
+    names = {size: meta_network(ClassifierSpec(backbone=size), 1).state_dict().keys() for size in sizes}
+    return [ClassifierSpec(backbone=size) for size in sizes if 2 * len(names[size] & tensors.keys()) >= len(tensors)]

@@ -109,7 +109,7 @@ def unpickle(path: Path, *, mmap: bool, name: Path) -> Unpickled:
             reason = str(error).partition("\n")[0].partition(". ")[0]
             raise BundleInvalid(
                 f"{name} is not a checkpoint as torch.save writes it, truncated or corrupt ({type(error).__name__}: "
-                f"{reason[:200]})"
+                f"{reason[:200]}); copy or download it again, or save it with torch.save(model.state_dict(), FILE)"
             ) from error
 
 

@@ -38,6 +38,7 @@ LAZY_COMMANDS = {
     "classify": LazyCommand("service.cli.predict:classify", PREDICTION),
     "detect": LazyCommand("service.cli.predict:detect", PREDICTION),
     "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
+    "analyze": LazyCommand("service.cli.analyze:analyze", PREDICTION),
     "embed": LazyCommand("service.cli.embed:embed", PREDICTION),
     "eval": LazyCommand("service.cli.evaluation:evaluate", TOOLS),
     "compare": LazyCommand("service.cli.compare:compare", TOOLS),

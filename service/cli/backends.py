@@ -12,7 +12,7 @@ import numpy as np
 from convmlp_client.aio import AsyncClient
 from convmlp_client.convert import result_from_json
 from convmlp_client.errors import ClientError, ConnectionFailed, ProtocolError
-from convmlp_client.results import Meta, Result
+from convmlp_client.results import Analysis, Answer, Embedding, Meta, Result
 from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
 from model.bundle import Bundle, find_bundle, read_bundle
@@ -55,11 +55,18 @@ class Backend(Protocol):
         """The number of images worth predicting at once."""
         ...
 
-    async def predict(self, image: bytes) -> Result:
+    async def predict(self, image: bytes) -> Result | Analysis:
         """The result for one encoded image. Raises ConvMLPError."""
         ...
 
     async def aclose(self) -> None: ...
+
+
+async def predict_one(backend: Backend, image: bytes) -> Result:
+    """The result of a backend for one model. Raises as `Backend.predict`."""
+    result = await backend.predict(image)
+    assert not isinstance(result, Analysis)
+    return result
 
 
 def open_client(
@@ -102,17 +109,18 @@ class RemoteBackend:
         """Raises BadParameter if the URL or the key is malformed."""
         self.concurrency = concurrency
         self._client = open_client(url, api_key, timeout_ms, concurrency, retries)
-        methods: dict[ClientTask, Callable[..., Awaitable[Result]]] = {
+        methods: dict[ClientTask, Callable[..., Awaitable[Result | Analysis]]] = {
             ClientTask.CLASSIFY: self._client.classify,
             ClientTask.DETECT: self._client.detect,
             ClientTask.SEGMENT: self._client.segment,
             ClientTask.EMBED: self._client.embed,
+            ClientTask.ANALYZE: self._client.analyze,
         }
         self._method = methods[task]
         self._parameters = parameters
         _print_retries()
 
-    async def predict(self, image: bytes) -> Result:
+    async def predict(self, image: bytes) -> Result | Analysis:
         """The service's result.
 
         Raises:
@@ -199,6 +207,11 @@ class LocalBackend:
         except DeviceMissing as error:
             raise NoAnswer(str(error)) from error
 
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._config.name
+
     async def predict(self, image: bytes) -> Result:
         """The result that the service would answer.
 
@@ -221,6 +234,30 @@ class LocalBackend:
 
     async def aclose(self) -> None:
         self._runner.close()
+
+
+class LocalAnalysis:
+    """Several models of the store in this process, one after the other; `backends` are by the names of the answers."""
+
+    concurrency = 1
+
+    def __init__(self, backends: Mapping[str, LocalBackend]) -> None:
+        self._backends = backends
+
+    async def predict(self, image: bytes) -> Analysis:
+        """The answers of all models. Raises as `LocalBackend.predict`: an error of one model is that of the image."""
+        answers: dict[str, Answer | ClientError] = {}
+        for name, backend in self._backends.items():
+            result = await backend.predict(image)
+            assert not isinstance(result, Embedding)
+            answers[name] = result
+            size = result.image
+        models = {name: backend.model for name, backend in self._backends.items()}
+        return Analysis(size, answers, models, Meta("", ClientTask.ANALYZE))
+
+    async def aclose(self) -> None:
+        for backend in self._backends.values():
+            await backend.aclose()
 
 
 def _bundle(task: Task, name: str | None, settings: Settings) -> Bundle:

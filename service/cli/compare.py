@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -14,51 +13,47 @@ from typing import Annotated
 
 import typer
 
-from convmlp_client.aio import AsyncClient
-from convmlp_client.errors import ClientError
-from convmlp_client.results import Task as ClientTask
-from model.bundle import find_bundle, read_bundle
+from convmlp_client.results import Result
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, NotFinite, UnsupportedFormat
 from model.files import replace_file
-from model.types import Task
-from service.cli.backends import Backend, LocalBackend, RemoteBackend
+from service.cli.backends import predict_one
 from service.cli.console import image_progress, number_column, print_error, print_table, text_column
+from service.cli.evaluation import DATA, Format, IgnoreLabel, Images, MapFile, Masks
 from service.cli.flags import settings_or_exit
-from service.cli.predict import OUTPUT, ApiKey, ModelsDir, query_string
-from service.errors import BadParameter, ModelNotFound
+from service.cli.model_reference import ComparedModel, ModelReference
+from service.cli.predict import OUTPUT, ApiKey, ModelsDir
+from service.errors import BadParameter
 from service.evaluation.comparison import FIRST, SECOND, ComparedPicture, Comparison, Summary, comparison_for
 from service.evaluation.comparison_page import PageHead, comparison_page
-from service.evaluation.dataset import ClassTruth, DataInvalid, Sample, is_picture
+from service.evaluation.dataset import ClassTruth, DataFormat, DataInvalid, Sample, is_picture, require_pictures
 from service.evaluation.formats import read_dataset
-from service.evaluation.label_matching import match_labels
+from service.evaluation.label_matching import class_indices, read_label_map
 from service.evaluation.predictions import read_picture
 from service.evaluation.truth_errors import ClassIndices, truth_error
-from service.frontend.api.rest.query import read_query
-from service.frontend.core.parameters import TOP_K
 from service.settings import Settings
 
 PICTURE_ERRORS = (ImageUndecodable, ImageTooLarge, UnsupportedFormat, NotFinite)
 """A picture that has one is left out; every other error ends the command."""
-PRECISIONS = ("exact", "fp32", "fp16", "bf16")
-URL = re.compile(r"(?P<base>(?:https?|grpc|grpcs)://[^/]+(?:/.*)?)/models/(?P<model>[^/]+)")
 MAX_PRINTED = 10
 """Pictures and errors in the terminal."""
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A model of the store: NAME, or NAME:PRECISION (exact, fp32, fp16, bf16; exact by default). Or one of a "
-        "running service: http://HOST:PORT/models/NAME.",
-    ),
-]
+NAMED = (
+    "A model of the store: NAME, or NAME:PRECISION (exact, fp32, fp16, bf16; exact by default). Or one of a running "
+    "service: http://HOST:PORT/models/NAME."
+)
+First = Annotated[str, typer.Argument(metavar="A", help=NAMED)]
+Second = Annotated[str, typer.Argument(metavar="B", help="The other model, likewise.")]
 Data = Annotated[
     Path,
     typer.Argument(
-        exists=True, help="A folder of pictures, or a data set as `convmlp eval` takes it, whose truth is then used."
+        metavar="DATA",
+        exists=True,
+        help="A folder of pictures, or a data set as `convmlp eval` takes it, whose truth is then used.",
     ),
 ]
-NoTruth = Annotated[bool, typer.Option("--no-truth", help="Take all pictures below DATA, without a truth.")]
+NoTruth = Annotated[
+    bool, typer.Option("--no-truth", help="Take all pictures below DATA, without a truth.", rich_help_panel=DATA)
+]
 Html = Annotated[
     Path | None,
     typer.Option(
@@ -72,35 +67,20 @@ MaxPictures = Annotated[int, typer.Option(min=1, max=500, help="Pictures of the 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT)]
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One of the two models, as the user names it: of the store, in a precision, or of the service at `url`."""
-
-    text: str
-    model: str
-    precision: str = "exact"
-    url: str | None = None
-
-    @classmethod
-    def of(cls, text: str) -> Side:
-        """Raises BadParameter."""
-        if "://" in text:
-            found = URL.fullmatch(text)
-            if found is None:
-                raise BadParameter(f"{text!r} names no model; expected http://HOST:PORT/models/NAME")
-            return cls(text, found["model"], url=found["base"])
-        name, _, precision = text.partition(":")
-        if precision and precision not in PRECISIONS:
-            raise BadParameter(f"{text!r}: the precision is one of {', '.join(PRECISIONS)}, as in {name}:fp32")
-        return cls(text, name, precision or "exact")
+References = tuple[ModelReference, ModelReference]
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
-    """What a side's model is for."""
+class Source:
+    """The pictures, and where their truth is; the flags of `convmlp eval`."""
 
-    task: Task
-    labels: tuple[str, ...]
+    data: Path
+    no_truth: bool
+    data_format: DataFormat | None
+    images: Path | None
+    masks: Path | None
+    label_map: Path | None
+    ignore_label: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +91,34 @@ class Truth:
     second: ClassIndices
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The pictures to compare, and what was found."""
+
+    samples: Sequence[Sample]
+    truth: Truth | None
+    comparison: Comparison
+    summary: Summary
+
+    def add(self, sample: Sample, first: Result, second: Result) -> None:
+        """Add a picture's two results. Raises DataInvalid if its truth cannot be read."""
+        errors = None
+        if self.truth is not None:
+            one, other = truth_error(sample, first, self.truth.first), truth_error(sample, second, self.truth.second)
+            errors = None if one is None or other is None else (one, other)
+        self.summary.add(ComparedPicture(sample, first, second, self.comparison.add(first, second), errors))
+
+
 def compare(
-    first: Model,
-    second: Model,
+    first: First,
+    second: Second,
     data: Data,
     no_truth: NoTruth = False,
+    data_format: Format = None,
+    images: Images = None,
+    masks: Masks = None,
+    label_map: MapFile = None,
+    ignore_label: IgnoreLabel = 255,
     api_key: ApiKey = None,
     models_dir: ModelsDir = None,
     html: Html = None,
@@ -127,25 +130,27 @@ def compare(
     Both have one task. Classes are compared by name. Exit status: 1 if a picture cannot be read.
     """
     settings = settings_or_exit(models_dir=models_dir)
+    source = Source(data, no_truth, data_format, images, masks, label_map, ignore_label)
     try:
-        sides = Side.of(first), Side.of(second)
-        models = asyncio.run(_described(sides, api_key, settings))
+        references = ModelReference.of(first), ModelReference.of(second)
+        models = asyncio.run(_described(references, api_key, settings))
         if models[0].task is not models[1].task:
             tasks = " and ".join(
-                f"{side.text} is for {one.task.value}" for side, one in zip(sides, models, strict=True)
+                f"{one.text} is for {model.task.value}" for one, model in zip(references, models, strict=True)
             )
             raise BadParameter(f"{tasks}; expected two models of one task")
-        samples, truth = _samples(data, models, no_truth=no_truth)
-        comparison = comparison_for(models[0].task, models[0].labels, models[1].labels)
-        summary = Summary(max_pictures)
+        samples, truth = _samples(source, models)
+        run = Run(
+            samples,
+            truth,
+            comparison_for(models[0].task, models[0].labels, models[1].labels),
+            Summary(max_pictures),
+        )
         with image_progress(len(samples), printing=False) as advance:
-            asyncio.run(_compare(sides, models, samples, truth, comparison, summary, api_key, settings, advance))
-        rows = _rows(comparison, summary)
+            asyncio.run(_compare(references, models, run, api_key, settings, advance))
         if html is not None:
-            with image_progress(len(summary.worst), printing=False) as advance:
-                page = comparison_page(PageHead(first, second, str(data), rows), summary.worst, advance)
-            replace_file(html, page.encode("utf-8", "replace"), mode=0o644)
-        _print((first, second), comparison, summary, rows, as_json=as_json)
+            _write_page(html, PageHead(first, second, str(data), _rows(run)), run.summary)
+        _print((first, second), run, as_json=as_json)
     except ConvMLPError as error:
         print_error(error.detail)
         raise typer.Exit(1) from None
@@ -154,98 +159,90 @@ def compare(
             f"a model of the store needs {error.name}, which is not installed; install this package's extra `worker`"
         )
         raise typer.Exit(1) from None
-    except OSError as error:
-        print_error(f"{error.filename or html} cannot be written: {error.strerror}")
-        raise typer.Exit(1) from None
-    if summary.errors:
+    if run.summary.errors:
         raise typer.Exit(1)
 
 
-async def _described(sides: tuple[Side, Side], api_key: str | None, settings: Settings) -> tuple[Described, Described]:
-    first, second = [await _description(side, api_key, settings) for side in sides]
+async def _described(
+    references: References, api_key: str | None, settings: Settings
+) -> tuple[ComparedModel, ComparedModel]:
+    first, second = [await reference.described(api_key, settings) for reference in references]
     return first, second
 
 
-async def _description(side: Side, api_key: str | None, settings: Settings) -> Described:
-    if side.url is None:
-        config = read_bundle(find_bundle(side.model, settings.models_dir)).config
-        return Described(config.task, config.labels)
+def _samples(source: Source, models: Sequence[ComparedModel]) -> tuple[Sequence[Sample], Truth | None]:
+    """The pictures of DATA, and the truth unless there is none: a folder that has pictures itself is no data set.
+
+    Raises:
+        DataInvalid: it cannot be read, has no pictures, or its truth is not for the models.
+    """
+    data = source.data
     try:
-        async with AsyncClient(side.url, api_key=api_key) as client:
-            models = {model.name: model for model in await client.models()}
-    except ValueError as error:
-        raise BadParameter(f"{side.text}: {error}") from None
-    except ClientError as error:
-        raise ModelNotFound(f"{side.text}: {error.detail}") from error
-    if side.model not in models:
-        raise ModelNotFound(f"{side.url} does not serve {side.model!r}; it serves {', '.join(models) or 'no models'}")
-    return Described(Task(models[side.model].task), models[side.model].labels)
-
-
-def _samples(data: Path, models: Sequence[Described], *, no_truth: bool) -> tuple[Sequence[Sample], Truth | None]:
-    """The pictures of DATA, and the truth unless there is none: a folder that has pictures itself is no data set."""
-    if data.is_dir() and (no_truth or any(is_picture(file) for file in data.iterdir())):
-        files = sorted(file for file in data.rglob("*") if is_picture(file) and file.is_file())
-        if not files:
-            raise DataInvalid(f"{data} has no pictures")
-        return [Sample(file.relative_to(data).as_posix(), file, ClassTruth(())) for file in files], None
-    dataset = read_dataset(data, models[0].task)
-    if no_truth:
-        return dataset.samples, None
-    first, second = (match_labels(dataset.labels, one.labels) for one in models)
+        if data.is_dir() and (source.no_truth or any(is_picture(file) for file in data.iterdir())):
+            files = sorted(file for file in data.rglob("*") if is_picture(file) and file.is_file())
+            samples = [Sample(file.relative_to(data).as_posix(), file, ClassTruth(())) for file in files]
+            return require_pictures(data, samples), None
+    except OSError as error:
+        raise DataInvalid(f"{error.filename or data} cannot be read: {error.strerror}") from error
+    try:
+        dataset = read_dataset(
+            data, models[0].task, data_format=source.data_format, images=source.images, masks=source.masks
+        )
+        if source.no_truth:
+            return dataset.samples, None
+        label_map = None if source.label_map is None else read_label_map(source.label_map)
+        first, second = (class_indices(dataset, one.labels, label_map, source.ignore_label) for one in models)
+    except DataInvalid as error:
+        raise DataInvalid(f"{error.detail}; --no-truth takes the pictures alone") from error
     return dataset.samples, Truth(first, second)
 
 
 async def _compare(
-    sides: tuple[Side, Side],
-    models: tuple[Described, Described],
-    samples: Sequence[Sample],
-    truth: Truth | None,
-    comparison: Comparison,
-    summary: Summary,
+    references: References,
+    models: tuple[ComparedModel, ComparedModel],
+    run: Run,
     api_key: str | None,
     settings: Settings,
     advance: Callable[[], None],
 ) -> None:
-    """Predict each picture with both models; what is kept of it is in `comparison` and `summary`."""
+    """Predict each picture with both models, and add it to the run. Raises ConvMLPError if a model does not answer."""
     async with AsyncExitStack() as stack:
         first, second = [
-            await stack.enter_async_context(aclosing(_backend(side, one, api_key, settings)))
-            for side, one in zip(sides, models, strict=True)
+            await stack.enter_async_context(aclosing(reference.backend(model, api_key, settings)))
+            for reference, model in zip(references, models, strict=True)
         ]
-        pending = iter(samples)
+        pending = iter(run.samples)
 
         async def compare_pending() -> None:
             for sample in pending:
                 try:
                     image = await asyncio.to_thread(read_picture, sample.path)
-                    one, other = await asyncio.gather(first.predict(image), second.predict(image))
+                    one, other = await asyncio.gather(predict_one(first, image), predict_one(second, image))
                 except PICTURE_ERRORS as error:
-                    summary.errors[sample.name] = error.detail
+                    run.summary.errors[sample.name] = error.detail
                 else:
-                    errors = None
-                    if truth is not None:
-                        found = truth_error(sample, one, truth.first), truth_error(sample, other, truth.second)
-                        errors = None if found[0] is None or found[1] is None else (found[0], found[1])
-                    summary.add(ComparedPicture(sample, one, other, comparison.add(one, other), errors))
+                    run.add(sample, one, other)
                 advance()
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(first.concurrency, second.concurrency)):
-                group.create_task(compare_pending())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(first.concurrency, second.concurrency)):
+                    group.create_task(compare_pending())
+        except ExceptionGroup as several:  # of a service that is lost, each request has an error
+            raise several.exceptions[0] from None
 
 
-def _backend(side: Side, model: Described, api_key: str | None, settings: Settings) -> Backend:
-    # A service takes no more; of a classifier with more classes the least probable ones are left out.
-    parameters = {"top_k": min(len(model.labels), TOP_K.high)} if model.task is Task.CLASSIFY else {}
-    named: dict[str, str | float] = {"model": side.model, **parameters}
-    if side.url is not None:
-        return RemoteBackend(side.url, api_key, ClientTask(model.task), named, None)
-    query = read_query(model.task, query_string(named))
-    return LocalBackend(query, model.task, settings.with_changes(precision=side.precision))
+def _write_page(file: Path, head: PageHead, summary: Summary) -> None:
+    with image_progress(len(summary.worst), printing=False) as advance:
+        page = comparison_page(head, summary.worst, advance)
+    try:
+        replace_file(file, page.encode("utf-8", "replace"), mode=0o644)
+    except OSError as error:
+        raise BadParameter(f"--html {file} cannot be written: {error.strerror}") from error
 
 
-def _rows(comparison: Comparison, summary: Summary) -> list[tuple[str, str]]:
+def _rows(run: Run) -> list[tuple[str, str]]:
+    comparison, summary = run.comparison, run.summary
     rows = [("pictures", str(comparison.pictures)), ("pictures that differ", str(summary.differing))]
     rows += [(metric.name, metric.text) for metric in comparison.metrics()]
     rows += [(f"of those that differ, {name}", str(number)) for name, number in sorted(summary.nearer.items())]
@@ -254,9 +251,8 @@ def _rows(comparison: Comparison, summary: Summary) -> list[tuple[str, str]]:
     return rows
 
 
-def _print(
-    names: tuple[str, str], comparison: Comparison, summary: Summary, rows: list[tuple[str, str]], *, as_json: bool
-) -> None:
+def _print(names: tuple[str, str], run: Run, *, as_json: bool) -> None:
+    comparison, summary = run.comparison, run.summary
     for name, detail in islice(summary.errors.items(), MAX_PRINTED):
         print_error(f"{name}: {detail}")
     if as_json:
@@ -265,7 +261,7 @@ def _print(
             SECOND: names[1],
             "pictures": comparison.pictures,
             "differing": summary.differing,
-            "metrics": {metric.name: metric.value for metric in comparison.metrics()},
+            "metrics": {metric.name: round(metric.value, 6) for metric in comparison.metrics()},
             "nearer": summary.nearer,
             "errors": summary.errors,
             "worst": [
@@ -275,7 +271,9 @@ def _print(
         }
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    print_table([text_column("metric"), number_column("value")], rows, title=f"{FIRST} {names[0]}  {SECOND} {names[1]}")
+    print_table(
+        [text_column("metric"), number_column("value")], _rows(run), title=f"{FIRST} {names[0]}  {SECOND} {names[1]}"
+    )
     differing = [one for one in summary.worst if not one.difference.agrees][:MAX_PRINTED]
     if differing:
         typer.echo("")

@@ -112,7 +112,7 @@ def embed(
 
 def _open_backend(given: dict[str, str | float], options: BackendOptions) -> Backend:
     from convmlp_client.results import Task as ClientTask
-    from service.cli.backends import RemoteBackend
+    from service.cli.backends import LocalBackend, RemoteBackend
     from service.frontend.api.rest.embed import read_embed_query
 
     try:
@@ -121,7 +121,7 @@ def _open_backend(given: dict[str, str | float], options: BackendOptions) -> Bac
             return RemoteBackend(options.url, options.api_key, ClientTask.EMBED, given, options.timeout_ms)
     except BadParameter as error:
         raise typer.BadParameter(error.detail) from None
-    return local_backend(query, Task.CLASSIFY, options)
+    return local_backend(lambda settings: LocalBackend(query, Task.CLASSIFY, settings), options)
 
 
 async def _embed_all(backend: Backend, files: Sequence[ImageFile]) -> Vectors | None:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ from model.model_name import base_name, canonical_name, version_of
 from model.postprocess.masks import MaskFormat
 from model.spec import SegmentPostSpec
 from model.types import Task
-from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client
+from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client, predict_one
 from service.cli.console import image_progress, number_column, print_error, print_table, text_column
 from service.cli.flags import settings_or_exit
 from service.cli.predict import BACKEND, DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Local, ModelsDir, Url, query_string
@@ -33,7 +34,7 @@ from service.evaluation.coco_ap import require_pycocotools
 from service.evaluation.dataset import DataFormat, DataInvalid, Dataset, ObjectsTruth
 from service.evaluation.figures import MAX_RANK, Figures, compute_figures
 from service.evaluation.formats import read_dataset
-from service.evaluation.label_matching import LabelMap, mask_value_indices, match_labels, read_label_map
+from service.evaluation.label_matching import class_indices, read_label_map
 from service.evaluation.predictions import (
     SERVICE_ERRORS,
     Manifest,
@@ -207,7 +208,7 @@ def evaluate(
         run = Run(
             identity,
             dataset,
-            _class_indices(identity, dataset, labels, ignore_label),
+            class_indices(dataset, identity.labels, labels, ignore_label),
             _parameters(identity, dataset, score_threshold, local=local),
         )
         if identity.task is Task.DETECT:
@@ -240,9 +241,11 @@ def _measure(run: Run, folder: Path, settings: Settings, service: Service | None
     with open_log(folder, manifest) as log:
         if log.done:
             print_error(f"{len(log.done)} of {len(samples)} pictures were predicted before")
-        with image_progress(len(samples) - len(log.done), printing=False) as advance:
+        pending = len(samples) - len(log.done)
+        with image_progress(pending, printing=False) as advance:
             try:
-                asyncio.run(_predict(run, log, settings, service, advance))
+                if pending:
+                    asyncio.run(_predict(run, log, settings, service, advance))
             except SERVICE_ERRORS as error:
                 raise NoAnswer(f"{error.detail}; the run stopped: the same command with --out continues it") from error
         figures = compute_figures(run.dataset, run.model, log.results(), run.indices, all_scores=run.all_scores)
@@ -274,7 +277,7 @@ async def _predict(
         backend = LocalBackend(query, run.model.task, settings)
     async with aclosing(backend):
         await predict_all(
-            backend.predict,
+            partial(predict_one, backend),
             run.dataset.samples,
             log,
             concurrency=backend.concurrency,
@@ -287,7 +290,7 @@ def _local_identity(name: str, settings: Settings) -> ModelIdentity:
     config = read_bundle(find_bundle(name, settings.models_dir)).config
     post = config.postprocessing
     pipeline = f"{config.preprocessing.model_dump_json()}{post.model_dump_json()}"
-    precision = settings.precision_of(name)
+    precision = settings.precision_of(config.name)
     return ModelIdentity(
         config.name,
         config.task,
@@ -319,14 +322,6 @@ def _bundle_to_write(name: str, settings: Settings) -> Bundle:
     bundle = read_bundle(find_bundle(name, settings.models_dir))
     require_writable(bundle)
     return bundle
-
-
-def _class_indices(
-    model: ModelIdentity, dataset: Dataset, label_map: LabelMap | None, ignored: int
-) -> dict[str, int | None]:
-    if dataset.format is DataFormat.MASKS:
-        return mask_value_indices(ignored, label_map, model.labels)
-    return match_labels(dataset.labels, model.labels, label_map)
 
 
 def _parameters(

@@ -16,15 +16,17 @@ import msgspec
 import numpy as np
 import typer
 
-from convmlp_client.results import Classification, Detections, Embedding, Result, Segmentation
+from convmlp_client.errors import ClientError
+from convmlp_client.results import Analysis, Classification, Detections, Embedding, Result, Segmentation
+from convmlp_client.results import Task as ClientTask
 from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid, ConvMLPError
-from model.types import Image, Task
+from model.types import Image, Size
 from service.cli.backends import Backend, NoAnswer
 from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
 from service.cli.inputs import FORMATS, MAX_READ_BYTES, ImageFile
-from service.errors import BadParameter, Forbidden, ModelNotFound, Unauthenticated, Unavailable
-from service.frontend.api.rest.schemas import Answer, encode_error
+from service.errors import BadParameter, Forbidden, ModelNotFound, Unauthenticated, Unavailable, error_from_code
+from service.frontend.api.rest.schemas import Answer, encode_analysis, encode_analysis_answer, encode_error
 from service.frontend.core.overlay import PictureFormat, encode_picture, scaled_down
 from service.frontend.http.problems import problem_of
 
@@ -40,9 +42,22 @@ async def print_tables(backend: Backend, images: Sequence[ImageFile]) -> bool:
     async for image, outcome in predict_each(backend.predict, images, backend.concurrency, printing=True):
         if isinstance(outcome, ConvMLPError):
             complete = False
+        elif isinstance(outcome, Analysis):
+            complete = print_analysis(image.name, outcome) and complete
         else:
             print_result(image.name, outcome)
     return complete
+
+
+def print_analysis(name: str, analysis: Analysis) -> bool:
+    """A table for each answer; errors go to stderr. Returns whether there are none."""
+    for answer in analysis.answers.values():
+        if not isinstance(answer, ClientError):
+            print_result(name, answer)
+    errors = {of: answer for of, answer in analysis.answers.items() if isinstance(answer, ClientError)}
+    for of, error in errors.items():
+        print_error(f"{name}: {of}: {error.detail}")
+    return not errors
 
 
 def print_result(name: str, result: Result) -> None:
@@ -85,27 +100,52 @@ def print_result(name: str, result: Result) -> None:
     print_table(columns, rows, title=f"{name}  {width} x {height}  {result.meta.model}")
 
 
-async def print_json(backend: Backend, task: Task, images: Sequence[ImageFile]) -> bool:
+async def print_json(backend: Backend, task: ClientTask, images: Sequence[ImageFile]) -> bool:
     """Print the REST answer for all images, if any succeeded. Returns whether all did.
 
     Raises:
         NoAnswer: different models answered, and the answer names only one.
     """
     results: list[msgspec.Raw] = []
-    models: set[str] = set()
+    models: set[tuple[tuple[str, str], ...]] = set()
     complete = True
     async for image, outcome in predict_each(backend.predict, images, backend.concurrency, printing=False):
         if isinstance(outcome, ConvMLPError):
             complete = False
             results.append(msgspec.Raw(encode_error(problem_of(outcome, quote(image.name, errors="replace")))))
+        elif isinstance(outcome, Analysis):
+            models.add(tuple(outcome.models.items()))
+            encoded, whole = _analysis_json(image.name, outcome)
+            results.append(msgspec.Raw(encoded))
+            complete = complete and whole
         else:
-            models.add(outcome.meta.model)
+            models.add(((task, outcome.meta.model),))
             results.append(msgspec.Raw(msgspec.json.encode(outcome.to_dict())))
     if len(models) > 1:
-        raise NoAnswer(f"the service changed its model meanwhile ({', '.join(sorted(models))}); name one with --model")
+        names = ", ".join(sorted({model for of_image in models for _, model in of_image}))
+        raise NoAnswer(f"the service changed its model meanwhile ({names}); name one with --model")
     if models:
-        typer.echo(msgspec.json.encode(Answer(models.pop(), task, results)))
+        answered = dict(models.pop())
+        if task is ClientTask.ANALYZE:
+            typer.echo(encode_analysis_answer(answered, results))
+        else:
+            typer.echo(msgspec.json.encode(Answer(answered[task], task, results)))
     return complete
+
+
+def _analysis_json(name: str, analysis: Analysis) -> tuple[bytes, bool]:
+    """The place of an image in `results`, and whether it has all answers; errors are printed as well."""
+    answers: dict[str, bytes] = {}
+    complete = True
+    for of, answer in analysis.answers.items():
+        if isinstance(answer, ClientError):
+            complete = False
+            print_error(f"{name}: {of}: {answer.detail}")
+            error = error_from_code(answer.code, answer.detail, answer.retry_after_s)
+            answers[of] = encode_error(problem_of(error, quote(f"{name}#{of}", errors="replace")))
+        else:
+            answers[of] = msgspec.json.encode(answer.to_dict())
+    return encode_analysis(Size(analysis.image.height, analysis.image.width), answers), complete
 
 
 async def save_drawings(backend: Backend, images: Sequence[ImageFile], paths: Sequence[Path]) -> bool:
@@ -133,8 +173,12 @@ async def save_drawings(backend: Backend, images: Sequence[ImageFile], paths: Se
     return complete
 
 
-def _drawn(image: bytes, result: Result, picture_format: PictureFormat) -> bytes:
+def _drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat) -> bytes:
     assert not isinstance(result, Embedding)
+    if isinstance(result, Analysis):
+        failed = next((answer for answer in result.answers.values() if isinstance(answer, ClientError)), None)
+        if failed is not None:  # a drawing cannot show that it is missing
+            raise error_from_code(failed.code, failed.detail, failed.retry_after_s)
     # Decoded as the service decodes it, so that the coordinates fit for any orientation.
     picture = decode(image, DecodeLimits(MAX_READ_BYTES, result.image.width * result.image.height))
     try:

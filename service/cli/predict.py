@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,7 @@ from service.errors import BadParameter
 if TYPE_CHECKING:
     from service.cli.backends import Backend
     from service.cli.inputs import ImageFile
-    from service.frontend.api.rest.embed import EmbedQuery
-    from service.frontend.api.rest.query import Query
+    from service.settings import Settings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -225,6 +224,28 @@ def _predict(
     options: BackendOptions,
     output: OutputOptions,
 ) -> None:
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if task is not Task.CLASSIFY and not output.as_json and given.get("mask_format") != "none":
+        if output.save is not None:
+            given["mask_format"] = "rle"  # --mask-format is for --json; RLE is small and exact
+        else:
+            given.setdefault("mask_format", "none")  # tables show no masks
+    predict_images(task.value, images, options, output, lambda: _open_backend(task, given, options))
+
+
+def predict_images(
+    name: str,
+    images: list[str],
+    options: BackendOptions,
+    output: OutputOptions,
+    open_backend: Callable[[], Backend],
+) -> None:
+    """Predict each image and print the results. `name` is that of the endpoint.
+
+    Raises:
+        typer.Exit: with status 1, if an image failed.
+        typer.BadParameter: flags that exclude each other.
+    """
     from service.cli.inputs import ImageFile, output_paths
 
     if images.count("-") > 1:
@@ -235,15 +256,8 @@ def _predict(
         raise typer.BadParameter("--timeout-ms needs a service; it does not work with --local")
     files = [ImageFile(path) for path in images]
     paths = output_paths(output.save, files) if output.save is not None else []
-    given = {name: value for name, value in parameters.items() if value is not None}
-    if task is not Task.CLASSIFY and not output.as_json and given.get("mask_format") != "none":
-        if paths:
-            given["mask_format"] = "rle"  # --mask-format is for --json; RLE is small and exact
-        else:
-            given.setdefault("mask_format", "none")  # tables show no masks
     try:
-        backend = _open_backend(task, given, options)
-        complete = asyncio.run(_run(backend, task, files, output, paths))
+        complete = asyncio.run(_run(open_backend(), name, files, output, paths))
     except ConvMLPError as error:
         print_error(error.detail)
         raise typer.Exit(1) from None
@@ -258,7 +272,7 @@ def _predict(
 
 def _open_backend(task: Task, parameters: Mapping[str, str | float], options: BackendOptions) -> Backend:
     from convmlp_client.results import Task as ClientTask
-    from service.cli.backends import RemoteBackend
+    from service.cli.backends import LocalBackend, RemoteBackend
     from service.frontend.api.rest.query import read_query
 
     try:
@@ -268,32 +282,31 @@ def _open_backend(task: Task, parameters: Mapping[str, str | float], options: Ba
             return RemoteBackend(options.url, options.api_key, ClientTask(task), parameters, options.timeout_ms)
     except BadParameter as error:
         raise typer.BadParameter(error.detail) from None
-    return local_backend(query, task, options)
+    return local_backend(lambda settings: LocalBackend(query, task, settings), options)
 
 
-def local_backend(query: Query | EmbedQuery, task: Task, options: BackendOptions) -> Backend:
-    """A model of the store in this process. Raises typer.Exit where torch is not installed; as `LocalBackend`."""
-    from service.cli.backends import LocalBackend
-
+def local_backend(open_backend: Callable[[Settings], Backend], options: BackendOptions) -> Backend:
+    """Models of the store in this process. Raises typer.Exit where torch is not installed; as `LocalBackend`."""
     settings = settings_or_exit(models_dir=options.models_dir)
     try:
-        return LocalBackend(query, task, settings)
+        return open_backend(settings)
     except ModuleNotFoundError as error:
         print_error(f"--local needs {error.name}, which is not installed; install this package's extra `worker`")
         raise typer.Exit(1) from None
 
 
 async def _run(
-    backend: Backend, task: Task, files: Sequence[ImageFile], output: OutputOptions, paths: Sequence[Path]
+    backend: Backend, name: str, files: Sequence[ImageFile], output: OutputOptions, paths: Sequence[Path]
 ) -> bool:
     """Whether all images succeeded."""
+    from convmlp_client.results import Task as ClientTask
     from service.cli.output import print_json, print_tables, save_drawings
 
     async with aclosing(backend):
         if paths:
             return await save_drawings(backend, files, paths)
         if output.as_json:
-            return await print_json(backend, task, files)
+            return await print_json(backend, ClientTask(name), files)
         return await print_tables(backend, files)
 
 

@@ -125,6 +125,24 @@ def evaluate(
     print_table([text_column("model"), text_column("metric"), number_column("value")], rows)
 
 
+@train_app.command("held-out")
+def held_out(
+    data: Data,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for breed.csv, heads.json and outline/.")],
+) -> None:
+    """Write the held-out photographs' annotations as data sets for `convmlp eval`.
+
+    The photographs stay where they are: `convmlp eval` takes --images DIR/images.
+    """
+    from model.training.held_out import write_held_out
+
+    with _errors_to_exit():
+        write_held_out(data, out)
+    typer.echo(
+        f"wrote {out}; now: convmlp eval --local --model convmlp_pets_breed {out}/breed.csv --images {data}/images"
+    )
+
+
 def _train(
     course: str,
     data: Path,

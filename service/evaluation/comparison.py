@@ -13,7 +13,7 @@ import numpy as np
 from convmlp_client.results import Classification, Detections, Result, Segmentation
 from model.types import IntArray, Task
 from service.evaluation.box_matching import ScoredObject, matched_objects
-from service.evaluation.dataset import Sample
+from service.evaluation.dataset import ClassTruth, Sample
 
 FIRST, SECOND = "A", "B"
 LISTED_LABELS = 5
@@ -34,8 +34,8 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of one picture. `agrees`: the best label is the same, all boxes match, or all pixels do. `degree` orders pictures,
-    0 where nothing differs; `facts` has it in words."""
+    """Of one picture. `agrees`: the best label is the same, all boxes match, or all pixels do. `degree` orders
+    pictures, 0 where nothing differs; `facts` has it in words."""
 
     agrees: bool
     degree: float
@@ -52,6 +52,12 @@ class ComparedPicture:
     second: Result
     difference: Difference
     errors: tuple[float, float] | None
+
+    @property
+    def truth(self) -> str:
+        """The truth of a classifier's picture; of others it has no short words."""
+        truth = self.sample.truth
+        return ", ".join(truth.labels) if isinstance(truth, ClassTruth) else ""
 
     @property
     def nearer(self) -> str:
@@ -171,13 +177,13 @@ class DetectionComparison(Comparison):
         largest = max(scores, default=0.0)
         least = min((overlap for _, _, overlap in pairs), default=1.0)
         facts = [
-            f"{number} of {len(of_one)} boxes only in {name}"
+            f"boxes only in {name}: {number} of {len(of_one)}"
             for number, of_one, name in zip(only, (found, other), (FIRST, SECOND), strict=True)
             if number
         ]
         if pairs:
             facts.append(
-                f"{len(pairs)} boxes match: scores differ by up to {largest:.3f}, the IoU is at least {least:.3f}"
+                f"matched boxes: {len(pairs)}, scores differ by up to {largest:.3f}, the IoU is at least {least:.3f}"
             )
         return Difference(not any(only), sum(only) + max(largest, 1 - least), tuple(facts))
 

@@ -82,7 +82,8 @@ def _parts(head: PageHead, pictures: Sequence[ComparedPicture], advance: Callabl
 
 
 def _section(picture: ComparedPicture, head: PageHead) -> str:
-    facts = "; ".join((*picture.difference.facts, *([picture.nearer] if picture.nearer else [])))
+    truth = f"the truth is {picture.truth}" if picture.truth else ""
+    facts = "; ".join(filter(None, (*picture.difference.facts, truth, picture.nearer)))
     figures = "".join(
         _figure(picture, result, f"{side}: {model}")
         for side, model, result in (

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from service.evaluation.dataset import DataInvalid, listed
+from service.evaluation.dataset import DataFormat, DataInvalid, Dataset, listed
 
 WORDNET_ID = re.compile(r"n\d{8}")
 MAX_BYTES = 16 << 20
@@ -17,6 +17,19 @@ IGNORED = ("", "-", "null", "none", "ignore")
 
 LabelMap = Mapping[str, str | int | None]
 """By label of the data set: a label or class index of the model; None leaves it out."""
+
+
+def class_indices(
+    dataset: Dataset, model_labels: Sequence[str], label_map: LabelMap | None, ignored: int | None
+) -> dict[str, int | None]:
+    """The class index of each label of a data set, or of each value of its masks; None for what is left out.
+
+    Raises:
+        DataInvalid: a label matches none of the model's, or several do one; or the map has a class that it lacks.
+    """
+    if dataset.format is DataFormat.MASKS:
+        return mask_value_indices(ignored, label_map, model_labels)
+    return match_labels(dataset.labels, model_labels, label_map)
 
 
 def match_labels(

@@ -95,11 +95,23 @@ class PredictionError(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Prediction(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A picture's line: `result` as in `results` of the REST API, or `error`."""
+class _ResultLine(msgspec.Struct):
+    """`result` as in `results` of the REST API."""
 
     image: str
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw
+
+
+class _ErrorLine(msgspec.Struct):
+    image: str
+    error: PredictionError
+
+
+class _Line(msgspec.Struct):
+    """Either of the two."""
+
+    image: str
+    result: msgspec.Raw = msgspec.Raw()
     error: PredictionError | None = None
 
 
@@ -112,9 +124,14 @@ class PredictionLog:
         self.done = done
         """Names of the pictures that had a line when the log was opened."""
 
-    def append(self, prediction: Prediction) -> None:
-        """Write a line. It is not lost if the process is killed afterwards."""
-        self._file.write(msgspec.json.encode(prediction) + b"\n")
+    def append(self, image: str, outcome: Result | PredictionError) -> None:
+        """Write a picture's line. It is not lost if the process is killed afterwards."""
+        line: _ErrorLine | _ResultLine
+        if isinstance(outcome, PredictionError):
+            line = _ErrorLine(image, outcome)
+        else:
+            line = _ResultLine(image, msgspec.Raw(msgspec.json.encode(outcome.to_dict())))
+        self._file.write(msgspec.json.encode(line) + b"\n")
         self._file.flush()
 
     def results(self) -> Iterator[tuple[str, Result | PredictionError]]:
@@ -122,11 +139,8 @@ class PredictionLog:
         meta = Meta("", ClientTask(self._task))
         self._file.seek(0)
         for line in self._file:
-            row = msgspec.json.decode(line, type=Prediction)
-            if row.error is not None:
-                yield row.image, row.error
-            elif row.result is not None:
-                yield row.image, result_from_json(row.result, meta)
+            row = msgspec.json.decode(line, type=_Line)
+            yield row.image, row.error or result_from_json(row.result, meta)
         self._file.seek(0, os.SEEK_END)
 
 
@@ -175,14 +189,14 @@ async def predict_all(
 
     async def predict_pending() -> None:
         for sample in pending:
+            outcome: Result | PredictionError
             try:
-                result = await predict(await asyncio.to_thread(read_picture, sample.path))
+                outcome = await predict(await asyncio.to_thread(read_picture, sample.path))
             except stopping:
                 raise
             except ConvMLPError as error:
-                log.append(Prediction(sample.name, error=PredictionError(error.code, error.detail)))
-            else:
-                log.append(Prediction(sample.name, msgspec.Raw(msgspec.json.encode(result.to_dict()))))
+                outcome = PredictionError(error.code, error.detail)
+            log.append(sample.name, outcome)
             advance()
 
     tasks = [asyncio.create_task(predict_pending()) for _ in range(concurrency)]
@@ -256,7 +270,7 @@ def _repaired(file: BufferedRandom, folder: Path) -> Iterator[str]:
             file.truncate(end)
             break
         try:
-            yield msgspec.json.decode(line, type=Prediction).image
+            yield msgspec.json.decode(line, type=_Line).image
         except msgspec.MsgspecError as error:
             raise DataInvalid(
                 f"{folder / PREDICTIONS_FILE}: line {number} is damaged: {error}; without the line its picture is "

@@ -20,6 +20,7 @@ from convmlp_client import (
     ClientClosed,
     ClientError,
     DeadlineExceeded,
+    Internal,
     NotFound,
     Overloaded,
     RateLimited,
@@ -64,6 +65,58 @@ async def test_all_variants_give_the_same_result(
         assert answer.meta.request_id
         assert list(answer.meta.timings_ms) == ["decode", "queue", "infer", "post", "total"]
         assert answer.meta.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"tasks": [Task.SEGMENT, "classify"], "top_k": 2, "mask_format": "png"},
+        {"models": ["fake_detect", "fake_classify"], "masks": False, "max_detections": 1},
+    ],
+)
+async def test_all_variants_analyze_alike(service: LocalService, parameters: dict[str, Any]) -> None:
+    """Both clients over both transports: the answers of the single methods, by task or by model, in their order."""
+    tasks = parameters.get("tasks", list(Task)[:3])
+    names = [str(name) for name in parameters.get("models", tasks)]
+    shown = set()
+    for variant in VARIANTS.values():
+        async with variant.open(service) as client:
+            analysis = await client.call("analyze", picture(77), **parameters)
+            alone = await client.call("classify", picture(77), top_k=parameters.get("top_k"))
+        assert analysis.meta.task is Task.ANALYZE
+        assert list(analysis.answers) == names
+        assert {name.removeprefix("fake_"): model for name, model in analysis.models.items()} == {
+            name.removeprefix("fake_"): f"fake_{name.removeprefix('fake_')}" for name in names
+        }
+        label = next(one for name, one in analysis.answers.items() if name.endswith("classify"))
+        assert (label.labels, label.meta.task, label.meta.model) == (alone.labels, Task.CLASSIFY, "fake_classify")
+        assert analysis.draw(picture(77)).size == (80, 60)
+        shown.add(repr((analysis.to_dict(), dict(analysis.models))))
+    assert len(shown) == 1
+
+
+async def test_a_model_that_fails_costs_an_analysis_only_its_answer(
+    fresh_service: LocalService, variant: Variant
+) -> None:
+    """Its error is in `answers`, and raised by what needs the answer."""
+
+    def takes(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
+        if model == "fake_detect":
+            raise RuntimeError("the device failed")
+
+    fresh_service.worker.runner.takes = takes
+    async with variant.open(fresh_service, retries=0) as client:
+        analysis = await client.call("analyze", picture(77))
+    assert isinstance(analysis.answers["detect"], Internal)
+    assert analysis.answers["detect"].code == "internal"
+    assert analysis["classify"].labels[0].index == 77
+    with pytest.raises(Internal):
+        analysis["detect"]
+    with pytest.raises(Internal):
+        analysis.draw(picture(77))
+    with pytest.raises(KeyError):
+        analysis["embed"]
 
 
 async def test_parameters_reach_the_service(service: LocalService, variant: Variant) -> None:

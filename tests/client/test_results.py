@@ -17,6 +17,7 @@ from convmlp_client.results import (
     Classification,
     Detection,
     Detections,
+    Embedding,
     Label,
     Meta,
     Result,
@@ -27,13 +28,14 @@ from convmlp_client.results import (
 from convmlp_client.transport.grpc_messages import Response, result_from_message
 from model.postprocess.masks import MaskFormat
 from model.types import Box as ServedBox
-from model.types import ClassifyOutput, ClassifyResult, DetectResult, SegmentResult, Size, SoftMask
+from model.types import ClassifyOutput, ClassifyResult, DetectResult, EmbedOutput, SegmentResult, Size, SoftMask
 from model.types import Detection as ServedDetection
 from model.types import Label as ServedLabel
 from model.types import Result as Served
 from model.types import Segment as ServedSegment
 from model.types import Task as ServedTask
-from service.frontend.api.rest.schemas import encode_output, encode_result
+from service.frontend.api.rest.schemas import encode_embedding, encode_output, encode_result
+from service.frontend.core.parameters import VectorEncoding
 from tests.fakes import fake_bundle
 
 LABEL_MAP = np.array([[0, 0, 0, 2], [0, 2, 2, 2]], np.uint8)
@@ -49,11 +51,16 @@ SERVED: dict[Task, Served] = {
     ),
     Task.SEGMENT: SegmentResult(Size(2, 4), LABEL_MAP, (ServedSegment("a", 0, 4, 0.75), ServedSegment("b", 2, 4, 0.5))),
 }
+VECTOR = np.array([0.1, -2.5, 3], np.float32)
+READ = [*SERVED, Task.EMBED]
 META = {task: Meta("model", task, "id", {"total": 1.5}) for task in Task}
 
 
 def rest_answer(task: Task, mask_format: MaskFormat = MaskFormat.RLE) -> bytes:
     """The JSON that the service writes for `SERVED`."""
+    config = fake_bundle(ServedTask.CLASSIFY).config
+    if task is Task.EMBED:
+        return encode_embedding(False, VectorEncoding.JSON, EmbedOutput(VECTOR), config, Size(2, 4))
     served = SERVED[task]
     if not isinstance(served, ClassifyResult):
         return encode_result(served, mask_format)
@@ -61,12 +68,24 @@ def rest_answer(task: Task, mask_format: MaskFormat = MaskFormat.RLE) -> bytes:
     raw = ClassifyOutput(np.array([label.index for label in served.labels]), scores)
     names = {label.index: label.label for label in served.labels}
     labels = tuple(names.get(index, "") for index in range(max(names) + 1))
-    config = fake_bundle(ServedTask.CLASSIFY).config.model_copy(update={"labels": labels})
-    return encode_output(mask_format, raw, config, served.size)
+    return encode_output(mask_format, raw, config.model_copy(update={"labels": labels}), served.size)
 
 
 def read(task: Task, mask_format: MaskFormat = MaskFormat.RLE) -> Result:
     return result_from_json(rest_answer(task, mask_format), META[task])
+
+
+@pytest.mark.parametrize("encoding", list(VectorEncoding))
+def test_vectors_are_read(encoding: VectorEncoding) -> None:
+    """Numbers and base64 give the service's float32 back, bit for bit."""
+    config = fake_bundle(ServedTask.CLASSIFY).config
+    answer = encode_embedding(False, encoding, EmbedOutput(VECTOR), config, Size(2, 4))
+    result = result_from_json(answer, META[Task.EMBED])
+    assert isinstance(result, Embedding)
+    assert result.vector.dtype == np.float32
+    assert np.array_equal(result.vector, VECTOR)
+    with pytest.raises(msgspec.ValidationError, match="multiple of 4"):
+        result_from_json(b'{"image": {"width": 4, "height": 2}, "embedding": "AAA="}', META[Task.EMBED])
 
 
 def test_labels_are_read() -> None:
@@ -98,13 +117,13 @@ def test_segments_are_read(mask_format: MaskFormat) -> None:
 
 
 @pytest.mark.parametrize("mask_format", list(MaskFormat))
-@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("task", READ)
 def test_to_dict_equals_the_rest_api(task: Task, mask_format: MaskFormat) -> None:
     """`to_dict` as JSON equals the service's JSON, byte for byte."""
     assert msgspec.json.encode(read(task, mask_format).to_dict()) == rest_answer(task, mask_format)
 
 
-@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("task", READ)
 def test_unknown_members_are_ignored(task: Task) -> None:
     """Members that a newer service may add are ignored at every depth."""
 
@@ -159,7 +178,7 @@ def from_message(message: Response) -> Result:
 def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
     """A gRPC message, which has float32, gives the same result as REST's decimals, masks included."""
     size = vision_pb2.ImageSize(width=4, height=2)
-    labels, found, parts = (read(task, mask_format) for task in Task)
+    labels, found, parts = (read(task, mask_format) for task in SERVED)
     assert isinstance(labels, Classification)
     assert isinstance(found, Detections)
     assert isinstance(parts, Segmentation)
@@ -198,7 +217,7 @@ def test_label_map_dtype_and_errors() -> None:
         of(70_000, mask).label_map()
 
 
-@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("task", READ)
 def test_results_are_immutable_values(task: Task) -> None:
     """Results can be compared, copied and pickled, and cannot be changed."""
     result = read(task)

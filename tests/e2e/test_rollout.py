@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,7 +63,9 @@ def test_traffic_is_split_as_configured_and_as_changed(tmp_path: Path) -> None:
         with httpx2.Client(base_url=service.url, timeout=60) as other:
             assert {*answers(http, 20), *answers(other, 20)} == {SECOND}
         os.kill(service.pid_of("worker-0"), signal.SIGKILL)
-        service.wait_for("ready", role="worker")
-        with httpx2.Client(base_url=service.url, timeout=60, transport=httpx2.HTTPTransport(retries=3)) as after:
-            cards = {card["name"]: card["share"] for card in after.get("/models").json()["models"]}
-            assert cards == {FIRST: 0.0, SECOND: 1.0}
+        service.wait_for("ready", role="worker-0")
+        while http.get("/readyz").status_code != 200:
+            time.sleep(0.05)
+        assert {*answers(http, 20)} == {SECOND}
+        cards = {card["name"]: card["share"] for card in http.get("/models").json()["models"]}
+        assert cards == {FIRST: 0.0, SECOND: 1.0}

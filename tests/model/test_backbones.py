@@ -30,7 +30,7 @@ from model.zoo.checkpoint import read_checkpoint
 from model.zoo.export import export_checkpoint
 from model.zoo.importer import import_checkpoint
 from tests.model.test_batch_independence import EQUAL
-from tests.model.tiny_backbones import BACKBONES, CLASSES, checkpoint, tiny_backbone_bundle, tiny_classifier
+from tests.model.tiny_backbones import BACKBONES, CLASSES, tiny_backbone_bundle, tiny_classifier
 
 CPU = torch.device("cpu")
 PRECISIONS = [Precision.EXACT, *candidates(CPU)]
@@ -75,8 +75,8 @@ def test_precisions_agree_and_batches_do_not_matter(backbone: str, precision: Pr
         assert np.abs(scores - plain).max() < TOLERANCES[precision]
         if rows == 1:
             alone = scores
-        bound = max(BATCH_DIFFERENCE, TINY_PARTITIONS) if backbone == "repmlpnet" else BATCH_DIFFERENCE
-        assert np.abs(scores - alone).max() <= bound
+from tests.model.test_batch_independence import EQUAL
+        assert np.abs(scores - alone).max() < 1e-5
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -255,32 +255,3 @@ def test_semantic_fpn_on_hire_mlp_is_imported_with_the_extra_norms(tmp_path: Pat
     assert config.architecture == SemanticFPNSpec(backbone=HIRE_MLP_SIZES["tiny"])
     assert config.preprocessing == KeepRatioSpec(long_side=2048, short_side=512)
     assert isinstance(network, SemanticFPN)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "name", "why"),
-    [
-        ("hvt", "cmt_tiny", "it has a classifier on hvt of size custom and 5 classes; the published model is a "),
-        ("cmt", "hire_mlp_tiny", "a classifier on hire_mlp of size tiny and 1000 classes"),
-        ("repmlpnet", "repmlpnet_t224", "repmlpnet of size custom and 5 classes; the published model is a classifier"),
-        ("hire_mlp", "hvt_s_0", "is not hvt_s_0: it has a classifier on hire_mlp of size custom"),
-    ],
-)
-def test_a_family_under_the_name_of_another_is_refused(backbone: str, name: str, why: str, tmp_path: Path) -> None:
-    """The error states what the file is."""
-    with pytest.raises(BundleInvalid, match=why):
-        import_checkpoint(checkpoint(tmp_path, backbone), tmp_path / "store", name)
-
-
-@pytest.mark.parametrize("backbone", list(BACKBONES))
-def test_a_file_that_lacks_tensors_or_is_cut_off_is_refused(backbone: str, tmp_path: Path) -> None:
-    """Half of the tensors, or half of the bytes."""
-    tensors = tiny_classifier(backbone).state_dict()
-    kept = {name: tensor for at, (name, tensor) in enumerate(tensors.items()) if at < len(tensors) // 2}
-    torch.save(kept | {"head.weight": tensors["head.weight"]}, tmp_path / "half.pth")
-    with pytest.raises(BundleInvalid, match=r"half\.pth.*(missing|no supported)"):
-        import_checkpoint(tmp_path / "half.pth", tmp_path / "store", "half")
-    file = checkpoint(tmp_path, backbone)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(BundleInvalid, match="truncated or corrupt"):
-        import_checkpoint(file, tmp_path / "store", "cut")

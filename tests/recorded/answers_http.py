@@ -44,6 +44,12 @@ REST = [
     Http("DELETE of a model", "DELETE /models/fake_classify"),
     # Forms of a picture
     Http("classify", "POST /classify", PICTURE),
+    Http("analyze", "POST /analyze?top_k=1", PICTURE),
+    Http("analyze, models", "POST /analyze?models=fake_segment,fake_detect&mask_format=none", PICTURE),
+    Http("analyze, unknown task", "POST /analyze?tasks=classify,fly", PICTURE),
+    Http("analyze, another task's parameter", "POST /analyze?tasks=segment&top_k=3", PICTURE),
+    Http("analyze no picture", "POST /analyze", NO_PICTURE),
+    Http("analyze, drawn", "POST /analyze", gradient(), {"Accept": "image/png"}),
     Http("embed", "POST /embed", PICTURE),
     Http("embed, base64", "POST /embed?encoding=base64&normalize=true&model=fake_classify", PICTURE),
     Http("embed, unknown encoding", "POST /embed?encoding=hex", PICTURE),

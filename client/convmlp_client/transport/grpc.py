@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -14,18 +14,21 @@ import grpc.aio
 
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1 import vision_pb2_grpc
-from convmlp_client.errors import DeadlineExceeded, ProtocolError
+from convmlp_client.errors import ClientError, DeadlineExceeded, ProtocolError
+from convmlp_client.geometry import ImageSize
 from convmlp_client.parameters import PredictParams
-from convmlp_client.results import Model, Result, Task
+from convmlp_client.results import Analysis, Answer, Embedding, Meta, Model, Result, Task
 from convmlp_client.transport import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES, Attempt, StrPath, TransportConfig
 from convmlp_client.transport.grpc_errors import error_from_call, error_from_status
 from convmlp_client.transport.grpc_messages import (
     TASKS,
     Request,
     Response,
+    analyze_message,
     model_from_message,
     request_message,
     result_from_message,
+    timings_of,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +74,12 @@ class GrpcTransport:
         assert isinstance(result, params.result_type)
         return result
 
+    async def analyze(self, values: Mapping[str, Any], image: bytes, attempt: Attempt) -> Analysis:
+        request = analyze_message(values, image, attempt.request_id)
+        response = await self._call(self._methods().analyze, request, attempt)
+        names = values.get("models") or [TASKS[answer.task].value for answer in response.answers]
+        return _analysis(response, names, self._address)
+
     def open_stream(self, params: PredictParams[R]) -> GrpcImageStream[R]:
         multiplexer = StreamMultiplexer(self._methods().streams[params.task], self._metadata, self._address)
         return GrpcImageStream(self, params, multiplexer)
@@ -102,6 +111,22 @@ class GrpcTransport:
         if self._opened is None:  # not in __init__: a channel belongs to the running event loop
             self._opened = _methods(_open_channel(self._config, self._credentials))
         return self._opened
+
+
+def _analysis(response: pb.AnalyzeResponse, names: Sequence[str], address: str) -> Analysis:
+    """The answers in a response, by these names in their order."""
+    meta = Meta("", Task.ANALYZE, response.id, timings_of(response))
+    answers: dict[str, Answer | ClientError] = {}
+    for name, answer in zip(names, response.answers, strict=True):
+        kind = answer.WhichOneof("result")
+        if kind is None or kind == "error":
+            answers[name] = error_from_status(answer.error, address, response.id)
+        else:
+            result = result_from_message(getattr(answer, kind))
+            assert not isinstance(result, Embedding)
+            answers[name] = replace(result, meta=replace(meta, model=answer.model, task=TASKS[answer.task]))
+    models = {name: answer.model for name, answer in zip(names, response.answers, strict=True)}
+    return Analysis(ImageSize(response.image.width, response.image.height), answers, models, meta)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +268,7 @@ class _Methods:
     channel: grpc.aio.Channel
     unary: Mapping[Task, Any]
     streams: Mapping[Task, Any]
+    analyze: Any
     list_models: Any
     health: Any
 
@@ -263,6 +289,7 @@ def _methods(channel: grpc.aio.Channel) -> _Methods:
             Task.SEGMENT: stub.SegmentStream,
             Task.EMBED: stub.EmbedStream,
         },
+        stub.Analyze,
         stub.ListModels,
         channel.unary_unary(HEALTH_METHOD),
     )

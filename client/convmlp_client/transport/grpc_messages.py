@@ -41,11 +41,14 @@ MASK_FORMATS: Mapping[str, int] = {
     "polygon": pb.MASK_FORMAT_POLYGON,
     "none": pb.MASK_FORMAT_NONE,
 }
-TASKS: Mapping[int, Task] = {
+TASKS: Mapping[pb.Task.ValueType, Task] = {
     pb.TASK_CLASSIFY: Task.CLASSIFY,
     pb.TASK_DETECT: Task.DETECT,
     pb.TASK_SEGMENT: Task.SEGMENT,
 }
+
+
+_TASK_VALUES: Mapping[str, pb.Task.ValueType] = {task.value: value for value, task in TASKS.items()}
 
 
 def request_message(params: PredictParams[Result], image: bytes, request_id: str) -> Request:
@@ -55,28 +58,26 @@ def request_message(params: PredictParams[Result], image: bytes, request_id: str
         BadParameter: a value does not fit its field.
     """
     request = REQUESTS[params.task](id=request_id, image=image)
-    for name, value in _fields(params.values).items():
-        try:
-            if name == "classes":
-                getattr(request, name).extend(value)
-            else:
-                setattr(request, name, value)
-        except (TypeError, ValueError) as error:
-            raise BadParameter(f"parameter {name!r} is {value!r}, which cannot be sent: {error}") from error
+    _set_fields(request, _fields(params.values))
+    return request
+
+
+def analyze_message(values: Mapping[str, Any], image: bytes, request_id: str) -> pb.AnalyzeRequest:
+    """The request for the answers of several models. Raises BadParameter, as `request_message`."""
+    fields = _fields(values)
+    try:
+        tasks = [_TASK_VALUES[task] for task in fields.pop("tasks", ())]
+    except KeyError as error:
+        expected = ", ".join(_TASK_VALUES)
+        raise BadParameter(f"parameter 'tasks' has {error.args[0]!r}; expected some of {expected}, each once") from None
+    request = pb.AnalyzeRequest(id=request_id, image=image, tasks=tasks, models=fields.pop("models", ()))
+    _set_fields(request, fields)
     return request
 
 
 def result_from_message(response: Response) -> Result:
     """The result in a response."""
-    timings = response.timings
-    timings_ms = {
-        "decode": timings.decode_ms,
-        "queue": timings.queue_ms,
-        "infer": timings.infer_ms,
-        "post": timings.post_ms,
-        "total": timings.total_ms,
-    }
-    rounded = {stage: round(ms, 2) for stage, ms in timings_ms.items()} if response.HasField("timings") else {}
+    rounded = timings_of(response)
     size = ImageSize(response.image.width, response.image.height)
 
     def meta(task: Task) -> Meta:
@@ -119,6 +120,30 @@ def model_from_message(message: pb.Model) -> Model:
         share=message.share,
         score_threshold=message.score_threshold or None,
     )
+
+
+def _set_fields(request: Request | pb.AnalyzeRequest, fields: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        try:
+            if name == "classes":
+                getattr(request, name).extend(value)
+            else:
+                setattr(request, name, value)
+        except (TypeError, ValueError) as error:
+            raise BadParameter(f"parameter {name!r} is {value!r}, which cannot be sent: {error}") from error
+
+
+def timings_of(response: Response | pb.AnalyzeResponse) -> dict[str, float]:
+    """Milliseconds by stage; empty where there are none."""
+    timings = response.timings
+    timings_ms = {
+        "decode": timings.decode_ms,
+        "queue": timings.queue_ms,
+        "infer": timings.infer_ms,
+        "post": timings.post_ms,
+        "total": timings.total_ms,
+    }
+    return {stage: round(ms, 2) for stage, ms in timings_ms.items()} if response.HasField("timings") else {}
 
 
 def _fields(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import http
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 from urllib.parse import urlencode
 
 import httpx2
 import msgspec
 
-from convmlp_client.convert import result_from_json
+from convmlp_client.convert import ProblemJSON, answer_from_json, result_from_json
 from convmlp_client.errors import (
     SERVICE_ERRORS,
     ClientError,
@@ -26,8 +26,9 @@ from convmlp_client.errors import (
     Unauthenticated,
     Unavailable,
 )
+from convmlp_client.geometry import ImageSize
 from convmlp_client.parameters import PredictParams
-from convmlp_client.results import Meta, Model, Result, Task
+from convmlp_client.results import Analysis, Answer, Meta, Model, Result, Task
 from convmlp_client.transport import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES, Attempt, TransportConfig
 
 R = TypeVar("R", bound=Result)
@@ -59,11 +60,11 @@ class _ModelsJSON(msgspec.Struct):
     models: tuple[Model, ...]
 
 
-class _PostprocessingJSON(msgspec.Struct):
+class _PostprocessingJSON(msgspec.Struct, frozen=True):
     score_threshold: float = 0.0
 
 
-class _PostprocessedJSON(msgspec.Struct):
+class _PostprocessedJSON(msgspec.Struct, frozen=True):
     postprocessing: _PostprocessingJSON = _PostprocessingJSON()
 
 
@@ -73,11 +74,14 @@ class _ThresholdsJSON(msgspec.Struct):
     models: tuple[_PostprocessedJSON, ...]
 
 
-class _Problem(msgspec.Struct):
-    """A problem document (RFC 9457). The last part of `type` is the error's code."""
+class _AnalysisJSON(msgspec.Struct):
+    image: ImageSize
+    answers: dict[str, msgspec.Raw]
 
-    type: str
-    detail: str
+
+class _AnalysesJSON(msgspec.Struct):
+    models: dict[str, str]
+    results: list[_AnalysisJSON]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +131,31 @@ class RestTransport:
         query = _query_string({**params.values, **encoding})
         response = await self._request("POST", f"/{params.task.value}{query}", attempt, image)
         content = self._decode(response, _ResultsJSON)
-        if len(content.results) != 1:
-            raise ProtocolError(f"{self._address} returned {len(content.results)} results, expected 1")
-        meta = Meta(
-            model=content.model,
-            task=params.task,
-            request_id=response.headers.get("x-request-id", ""),
-            timings_ms=_parse_server_timing(response.headers.get("server-timing", "")),
-            precision=response.headers.get("x-model-precision", ""),
-        )
+        result_json = self._only(content.results)
         try:
-            result = result_from_json(content.results[0], meta)
+            result = result_from_json(result_json, _meta(response, content.model, params.task))
         except msgspec.DecodeError as error:
             raise self._unexpected_response(error) from error
         assert isinstance(result, params.result_type)
         return result
+
+    async def analyze(self, values: Mapping[str, Any], image: bytes, attempt: Attempt) -> Analysis:
+        texts = {name: ",".join(value) if name in ("tasks", "models") else value for name, value in values.items()}
+        response = await self._request("POST", f"/analyze{_query_string(texts)}", attempt, image)
+        content = self._decode(response, _AnalysesJSON)
+        result, meta = self._only(content.results), _meta(response, "", Task.ANALYZE)
+        answers: dict[str, Answer | ClientError] = {}
+        try:
+            for name, answer in result.answers.items():
+                found = answer_from_json(answer, replace(meta, model=content.models.get(name, "")))
+                answers[name] = (
+                    _error_of_problem(found, self._address, meta.request_id)
+                    if isinstance(found, ProblemJSON)
+                    else found
+                )
+        except msgspec.DecodeError as error:
+            raise self._unexpected_response(error) from error
+        return Analysis(result.image, answers, content.models, meta)
 
     def open_stream(self, params: PredictParams[R]) -> RestImageStream[R]:
         return RestImageStream(self, params)
@@ -207,8 +221,31 @@ class RestTransport:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self._unexpected_response(error) from error
 
+    def _only(self, results: list[T]) -> T:
+        if len(results) != 1:
+            raise ProtocolError(f"{self._address} returned {len(results)} results, expected 1")
+        return results[0]
+
     def _unexpected_response(self, error: Exception) -> ProtocolError:
         return ProtocolError(f"the response of {self._address} is not one of this service: {error}")
+
+
+def _meta(response: HttpResponse, model: str, task: Task) -> Meta:
+    return Meta(
+        model=model,
+        task=task,
+        request_id=response.headers.get("x-request-id", ""),
+        timings_ms=_parse_server_timing(response.headers.get("server-timing", "")),
+        precision=response.headers.get("x-model-precision", ""),
+    )
+
+
+def _error_of_problem(problem: ProblemJSON, address: str, request_id: str) -> ClientError:
+    """The error of a problem that stands in the place of an answer."""
+    code, error_type, detail = _classify_problem(problem, problem.status, address)
+    error = error_type(detail, request_id=request_id)
+    error.code = code
+    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,19 +283,25 @@ def _classify(response: HttpResponse, address: str) -> tuple[type[ClientError], 
         location = f" (to {response.headers['location']})" if "location" in response.headers else ""
         detail = f"{address} returned {status} {_reason_phrase(status)}{location}, which is not a reply of this service"
         return PROXY_ERRORS.get(status, ProtocolError), None, detail
+    code, error_type, detail = _classify_problem(problem, status, address)
+    return error_type, code, detail
+
+
+def _classify_problem(problem: ProblemJSON, status: int, address: str) -> tuple[str, type[ClientError], str]:
+    """The code of the service's own error, its class and its detail."""
     _, _, code = problem.type.rpartition("/")
     if code in SERVICE_ERRORS:
-        return SERVICE_ERRORS[code], code, problem.detail
+        return code, SERVICE_ERRORS[code], problem.detail
     # An unknown path means a wrong URL. Other unknown codes are those of a newer service.
     error_type = ProtocolError if status in (404, 405) else PROXY_ERRORS.get(status, Internal)
-    return error_type, code, f"{address}: {problem.detail}"
+    return code, error_type, f"{address}: {problem.detail}"
 
 
-def _decode_problem(response: HttpResponse) -> _Problem | None:
+def _decode_problem(response: HttpResponse) -> ProblemJSON | None:
     if response.media_type != PROBLEM_MEDIA_TYPE:
         return None
     try:
-        return msgspec.json.decode(response.body, type=_Problem)
+        return msgspec.json.decode(response.body, type=ProblemJSON)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -16,6 +16,7 @@ from starlette import datastructures
 from starlette.types import Receive, Scope, Send
 
 from model.families.registry import family_of
+from model.spec import ClassifyPostSpec
 from model.types import QueryParams, Task
 from service.errors import BadParameter, BadRequest, ModelNotFound
 from service.frontend.api.huggingface_schemas import (
@@ -81,6 +82,8 @@ class HuggingFace:
                 image, parameters = await within_deadline(parsing, deadline_s)
             model = _select_model(candidates, parameters)
             record.model = model.config.name
+            if isinstance(parameters, ClassifyParameters) and parameters.function_to_apply is not None:
+                _check_function(parameters.function_to_apply, model)
             params = params_of(parameters)
             prediction = PredictRequest(record.request_id, model, image, params, deadline_s, record.caller)
             with request.connection.disconnect:
@@ -184,6 +187,17 @@ def _select_model(models: Sequence[ModelStatus], parameters: Parameters) -> Mode
     raise BadParameter(f"no served model does the subtask {parameters.subtask.value!r}; {subtasks}", "subtask")
 
 
+def _check_function(function: Function, model: ModelStatus) -> None:
+    """Raises BadParameter: the model's scores are made by another function."""
+    post = model.config.postprocessing
+    if isinstance(post, ClassifyPostSpec) and function != post.activation:
+        raise BadParameter(
+            f"function_to_apply is {function.value!r}, but the scores of {model.config.name} are made by "
+            f"{post.activation}; leave it out",
+            "function_to_apply",
+        )
+
+
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
     """`options` are hints to Hugging Face's own servers (caches, cold models) and change no answer."""
 
@@ -238,10 +252,4 @@ def _parameters(kind: type[Parameters], text: msgspec.Raw) -> Parameters:
     except msgspec.ValidationError as error:
         known = ", ".join(kind.__struct_fields__)
         raise BadParameter(f"the JSON body's `parameters` are invalid: {error}; known parameters: {known}") from None
-    function = parameters.function_to_apply if isinstance(parameters, ClassifyParameters) else None
-    if function not in (None, Function.SOFTMAX):
-        raise BadParameter(
-            f"function_to_apply {function!s} is not supported: scores are softmax probabilities; leave it out",
-            "function_to_apply",
-        )
     return parameters

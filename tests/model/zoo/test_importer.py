@@ -13,6 +13,7 @@ from model.families.registry import FAMILIES
 from model.net.network import build_network
 from model.net.weights import DTYPES, DtypeName
 from model.predictor import reference_answer
+from model.spec import CenterCropSpec
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE
 from model.zoo.importer import import_checkpoint
@@ -136,6 +137,21 @@ def test_a_files_name_brings_labels_and_pipelines_alone(tmp_path: Path) -> None:
     assert config.source.description == f"imported from {file.name} (sha256 {file_sha256(file)})"
     by_name = "of the published convmlp_s_cifar10, by the file's name"
     assert [by_name in note for note in notes[:2]] == [True, True]
+
+
+def test_what_a_file_has_counts_more_than_its_name(tmp_path: Path) -> None:
+    """Fine-tuned weights in a file with a published name keep their own names and pipeline, and the notes list both."""
+    file = tmp_path / "convmlp_s_cifar10.pth"
+    names = [f"flower {index}" for index in range(10)]
+    args = {"input_size": (3, 64, 64), "crop_pct": 1.0}
+    torch.save({"state_dict": published_tensors(file.stem), "classes": names, "pretrained_cfg": args}, file)
+    notes: list[str] = []
+    config = import_checkpoint(file, tmp_path / "store", "flowers", on_note=notes.append).config
+    assert list(config.labels) == names
+    assert isinstance(config.preprocessing, CenterCropSpec)
+    assert config.preprocessing.crop == 64
+    assert "from pretrained_cfg in the file" in notes[0]
+    assert "(classes in the file)" in notes[1]
 
 
 def test_a_published_name_needs_the_published_network(tmp_path: Path) -> None:

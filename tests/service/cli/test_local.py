@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -36,7 +37,7 @@ def local(*arguments: str, store: Path | None = None, stdin: bytes | None = None
 
 
 async def test_local_results_equal_the_services(store: Path) -> None:
-    """For every task, `--local` with `--json` or `--save` writes what `convmlp serve` answers in fp32."""
+    """For every task, for all and for vectors, `--local` writes what `convmlp serve` answers in fp32."""
     options = ["--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0", "--log-format", "json"]
     options += ["--device", "cpu", "--precision", "exact", "--models-dir", str(store), "--models", ",".join(FAMILIES)]
     async with started("serve", *options) as process, httpx2.AsyncClient(timeout=60) as http:
@@ -56,6 +57,17 @@ async def test_local_results_equal_the_services(store: Path) -> None:
             target = str(store / "drawn.png")
             await asyncio.to_thread(local, task, CAT, "--model", task, "--save", target, store=store)
             assert (store / "drawn.png").read_bytes() == drawing.content
+        names = ",".join(FAMILIES)
+        answer = await http.post(f"{url}/analyze?models={names}", content=picture)
+        drawing = await http.post(f"{url}/analyze?models={names}", content=picture, headers={"Accept": "image/png"})
+        ran = await asyncio.to_thread(local, "analyze", CAT, "--models", names, "--json", store=store)
+        assert ran.stdout_bytes == answer.content + b"\n"
+        await asyncio.to_thread(local, "analyze", CAT, "--models", names, "--save", target, store=store)
+        assert (store / "drawn.png").read_bytes() == drawing.content
+        embedded = await http.post(f"{url}/embed?model=classify", content=picture)
+        vectors = str(store / "vectors.npy")
+        await asyncio.to_thread(local, "embed", CAT, "--model", "classify", "--out", vectors, store=store)
+        assert np.load(vectors)[0].tolist() == embedded.json()["results"][0]["embedding"]
         process.terminate()
         await process.communicate()
 

@@ -27,6 +27,8 @@ async def body(rest: Rest, path: str, files: list[str], accept: str = "applicati
         ("detect --score-threshold 0.7 --no-masks", "/detect?score_threshold=0.7&masks=false"),
         ("detect --max-detections 1 --mask-format polygon", "/detect?max_detections=1&mask_format=polygon"),
         ("segment --masks --mask-format png", "/segment?masks=true&mask_format=png"),
+        ("analyze --tasks classify,segment --top-k 2", "/analyze?tasks=classify,segment&top_k=2"),
+        ("analyze --models fake_detect --mask-format png", "/analyze?models=fake_detect&mask_format=png"),
     ],
 )
 async def test_json_is_the_rest_answer(rest: Rest, files: list[str], arguments: str, path: str) -> None:

@@ -72,7 +72,7 @@ def test_coco_instances_are_in_the_folder_of_their_split(tmp_path: Path) -> None
     assert [(one.label, one.box, one.area, one.crowd) for one in first.truth.objects] == [
         ("dog", Box(1, 2, 11, 22), 200, True)
     ]
-    assert second.truth == ObjectsTruth(())
+    assert second.truth == ObjectsTruth((), (WIDTH, HEIGHT))
 
 
 def test_panoptic_segments_are_a_class_for_each_pixel(tmp_path: Path) -> None:

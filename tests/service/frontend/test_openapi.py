@@ -89,6 +89,7 @@ async def test_every_path_is_described(rest: Rest) -> None:
         *(f"/compat/huggingface/{task}" for task in Task),
         "/models",
         "/models/{name}",
+        "/models/{name}/split",
         "/livez",
         "/readyz",
         "/metrics",

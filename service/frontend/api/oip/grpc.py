@@ -13,6 +13,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
+from model.model_name import versioned_name
 from service.errors import ModelNotFound, Unavailable
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as pb
 from service.frontend.api.oip.grpc_codec import read_request, response_message, stream_error, stream_message
@@ -71,8 +72,9 @@ class InferMethod:
                 self._auth.admit(Caller(record.caller))
             self._engine.bodies.take(record, len(data))
             message = parse(pb.ModelInferRequest, data)
-            record.given_id, record.given_model = message.id, message.model_name
-            model = self._inference.resolve(record, message.model_name, message.model_version)
+            name, version = message.model_name, message.model_version
+            record.given_id, record.given_model = message.id, versioned_name(name, version) if version else name
+            model = self._inference.resolve(record, name, version)
             # Raw tensors are copied, not parsed.
             nbytes = len(data) // 256 if message.raw_input_contents else len(data)
             del data  # the message holds a copy

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from model.model_name import base_name, version_of
 from service.errors import BadRequest
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as pb
 from service.frontend.api.oip.protocol import (
@@ -60,7 +61,7 @@ def stream_message(response: InferResponse) -> bytes:
 
 def stream_error(error_message: str, model: str, request_id: str) -> bytes:
     """`model` and `request_id`: those in the request's message, by which clients match the reply."""
-    response = pb.ModelInferResponse(model_name=model, id=request_id)
+    response = pb.ModelInferResponse(model_name=base_name(model), model_version=version_of(model), id=request_id)
     response.parameters[FINAL_RESPONSE].bool_param = True
     return pb.ModelStreamInferResponse(error_message=error_message, infer_response=response).SerializeToString()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,6 +51,13 @@ def read_analyze_query(query_string: bytes, accept: bytes = b"") -> AnalyzeQuery
     return AnalyzeQuery(tasks, models, params, frozenset(values), negotiate(accept.decode("latin-1")))
 
 
+def check_tasks(query: AnalyzeQuery, tasks: Set[Task]) -> None:
+    """Raises BadParameter for a parameter that none of the tasks has."""
+    for name in sorted(query.given):
+        if not tasks & PARAMETERS[name].tasks:
+            raise BadParameter(f"parameter {name!r} does not belong to {', '.join(sorted(tasks))}", name)
+
+
 class Analyze(ImageEndpoint[AnalyzeQuery, Models]):
     """`POST /analyze`."""
 
@@ -59,10 +66,7 @@ class Analyze(ImageEndpoint[AnalyzeQuery, Models]):
 
     def _resolve(self, query: AnalyzeQuery, record: RequestRecord) -> Models:
         models = models_of(self._engine, query.tasks, query.models)
-        tasks = {model.config.task for model in models.values()}
-        for name in sorted(query.given):
-            if not tasks & PARAMETERS[name].tasks:
-                raise BadParameter(f"parameter {name!r} does not belong to {', '.join(sorted(tasks))}", name)
+        check_tasks(query, {model.config.task for model in models.values()})
         if len(models) == 1:
             (model,) = models.values()
             record.model = model.config.name

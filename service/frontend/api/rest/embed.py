@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from model.types import QueryParams, Task
-from service.frontend.api.rest.predict import ImageEndpoint
+from service.frontend.api.rest.predict import ModelEndpoint
 from service.frontend.api.rest.query import Medium, negotiate, read_values
-from service.frontend.api.rest.schemas import encode_answer, encode_embedding
+from service.frontend.api.rest.schemas import encode_embedding
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import EMBED, EMBED_PARAMETERS, VectorEncoding, parse_params
@@ -39,7 +39,7 @@ def read_embed_query(query_string: bytes, accept: bytes = b"") -> EmbedQuery:
     return EmbedQuery(parsed.model, parsed.params, normalize, encoding, medium)
 
 
-class Embed(ImageEndpoint[EmbedQuery, ModelStatus]):
+class Embed(ModelEndpoint[EmbedQuery]):
     """`POST /embed`."""
 
     def __init__(self, engine: Engine, auth: Auth, settings: Settings) -> None:
@@ -55,6 +55,3 @@ class Embed(ImageEndpoint[EmbedQuery, ModelStatus]):
     ) -> Coroutine[Any, Any, Reply[bytes]]:
         request = PredictRequest(image_id, model, image, query.params, deadline_s, caller)
         return self._engine.predict(request, partial(encode_embedding, query.normalize, query.encoding))
-
-    def _encode(self, model: ModelStatus, results: list[bytes]) -> bytes:
-        return encode_answer(model.config.name, self._name, results)

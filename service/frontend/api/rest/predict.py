@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache, partial
 from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from model.bundle import BundleConfig
@@ -17,7 +18,7 @@ from model.postprocess.results import postprocess
 from model.types import RawOutput, SegmentResult, Size, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.api.rest.query import MAX_CACHED, Medium, Query, read_query
-from service.frontend.api.rest.schemas import encode_answer, encode_error, encode_output
+from service.frontend.api.rest.schemas import Answer, encode_error, encode_output
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
@@ -191,7 +192,14 @@ class ImageEndpoint(ABC, Generic[Q, M]):
         return places
 
 
-class Predict(ImageEndpoint[Query, ModelStatus]):
+class ModelEndpoint(ImageEndpoint[Q, ModelStatus]):
+    """An endpoint whose answer is one model's."""
+
+    def _encode(self, model: ModelStatus, results: list[bytes]) -> bytes:
+        return msgspec.json.encode(Answer(model.config.name, self._name, list(map(msgspec.Raw, results))))
+
+
+class Predict(ModelEndpoint[Query]):
     """`POST /<task>`."""
 
     def __init__(self, task: Task, engine: Engine, auth: Auth, settings: Settings) -> None:
@@ -210,9 +218,6 @@ class Predict(ImageEndpoint[Query, ModelStatus]):
         if query.medium is Medium.JSON:
             return self._engine.predict(request, partial(encode_output, query.mask_format))
         return self._engine.predict(request, partial(self._draw, query, image), draws=True)
-
-    def _encode(self, model: ModelStatus, results: list[bytes]) -> bytes:
-        return encode_answer(model.config.name, self._name, results)
 
     def _draw(self, query: Query, image: bytes, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
         """A picture: the class of each pixel, or its confidence, or the image with the answer drawn on it."""

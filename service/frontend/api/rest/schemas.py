@@ -174,18 +174,13 @@ def encode_error(problem: Problem) -> bytes:
     return msgspec.json.encode(ImageError(problem))
 
 
-def encode_answer(model: str, task: str, results: Sequence[bytes]) -> bytes:
-    """The whole answer around results that are encoded already."""
-    return msgspec.json.encode(Answer(model, task, list(map(msgspec.Raw, results))))
-
-
 def encode_analysis(size: Size, answers: Mapping[str, bytes]) -> bytes:
     """The place in `results` of an image that several models answered; the answers are encoded already."""
     raw = {name: msgspec.Raw(answer) for name, answer in answers.items()}
     return msgspec.json.encode(Analysis(ImageSize(size.width, size.height), raw))
 
 
-def encode_analysis_answer(models: Mapping[str, str], results: Sequence[bytes]) -> bytes:
+def encode_analysis_answer(models: Mapping[str, str], results: Sequence[bytes | msgspec.Raw]) -> bytes:
     """The whole answer of several models around results that are encoded already."""
     return msgspec.json.encode(AnalysisAnswer(ANALYZE, dict(models), list(map(msgspec.Raw, results))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest_asyncio
 from huggingface_hub import AsyncInferenceClient, InferenceClient, InferenceTimeoutError, close_session
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 
-from model.types import BoolArray
-from tests.fakes import fake_instances
+from model.spec import ClassifyPostSpec
+from model.types import BoolArray, Task
+from tests.fakes import fake_bundle, fake_instances
 from tests.service.frontend.rest_server import Rest, open_rest, picture
 
 pytestmark = [
@@ -70,6 +72,17 @@ async def test_image_classification(served: Rest) -> None:
     assert await ask(served, "classify", picture(7), top_k=2) == rows[:2]
     assert await ask(served, "classify", picture(7), top_k=2, function_to_apply="softmax") == rows[:2]
     assert await ask(served, "classify", picture(7), function_to_apply="softmax") == rows
+
+
+async def test_the_function_of_a_multi_label_classifier() -> None:
+    """`function_to_apply` names what makes a model's scores; another is refused, with the model's own."""
+    bundle = fake_bundle(Task.CLASSIFY, "several")
+    config = bundle.config.model_copy(update={"postprocessing": ClassifyPostSpec(activation="sigmoid")})
+    async with open_rest(more=[replace(bundle, config=config)]) as rest:
+        query = "?model=several"
+        assert len(await ask(rest, "classify", picture(7), query, function_to_apply="sigmoid")) > 0
+        with pytest.raises(HfHubHTTPError, match="'softmax', but the scores of several are made by sigmoid"):
+            await ask(rest, "classify", picture(7), query, function_to_apply="softmax")
 
 
 async def test_object_detection(served: Rest) -> None:

@@ -93,7 +93,7 @@ async def test_bad_bodies(rest: Rest, body: bytes, status: int, words: str) -> N
         ("?top_k=3", 422),
         ("?model=fake_classify&model=fake_classify", 422),
         ("?model=", 422),
-        (f"?model={'x' * 65}", 422),
+        (f"?model={'x' * 75}", 422),
         ("?model=x", 404),
     ],
 )

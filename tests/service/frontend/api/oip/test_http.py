@@ -13,6 +13,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from service.frontend.api.oip.http_codec import NUMBERS_BYTES, read_request
 from tests.service.frontend.api.oip.oip_client import (
     JSON_LENGTH,
     OipFrontEnds,
@@ -208,6 +209,19 @@ async def test_pixels_in_json(http: httpx2.AsyncClient, nested: bool, side: int)
     assert answer["indices"][0, 0] == 77
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("nested", [True, False])
+async def test_numbers_arrive_as_sent(nested: bool, indent: int | None) -> None:
+    """A list of any length, nesting and white space has the same numbers, although it is decoded in pieces."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 90, 110, 3), dtype=np.uint8)
+    data = pixels.tolist() if nested else pixels.ravel().tolist()
+    body = json.dumps(listed(data, shape=pixels.shape), indent=indent).encode()
+    assert len(body) > 3 * NUMBERS_BYTES
+    (tensor,) = read_request(body, None).inputs
+    assert isinstance(tensor.data, memoryview)
+    assert tensor.data.tobytes() == pixels.tobytes()
+
+
 async def test_encoded_images_in_json(http: httpx2.AsyncClient) -> None:
     """In JSON an encoded image is base64."""
     text = base64.b64encode(IMAGE).decode()
@@ -233,6 +247,10 @@ async def test_one_image_as_the_whole_body(http: httpx2.AsyncClient) -> None:
         ([True] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
         (["a"] * 12, "UINT8", (1, 2, 2, 3), "whole numbers from 0 to 255"),
         ([[1, 2], [3]], "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
+        ([[1, 2], [3]], "UINT8", (1, 1, 1, 3), "nested as its shape [1, 1, 1, 3]; it has 3 numbers"),
+        ([[[1, 2, 3]], [[4, 5, 6]]], "UINT8", (1, 1, 2, 3), "nested as its shape [1, 1, 2, 3]; it has 6 numbers"),
+        ([[1], [2], [3]], "UINT8", (1, 2**20, 2**20, 3), "it has 3 numbers"),
+        ([[1]], "UINT8", (1,) * 9, "expected at most 8 sizes"),
         ([], "UINT8", (1, 1, 1, 3), "its data has 0 elements, its shape [1, 1, 1, 3] needs 3"),
         ({"a": 1}, "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),
         (7, "UINT8", (1, 1, 1, 3), "whole numbers from 0 to 255"),

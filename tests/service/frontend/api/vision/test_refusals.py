@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         (pb.ClassifyRequest(top_k=0), "top_k"),
         (pb.ClassifyRequest(top_k=1001), "top_k"),
         (pb.ClassifyRequest(top_k=2**32 - 1), "top_k"),
-        (pb.ClassifyRequest(model="x" * 65), "model"),
+        (pb.ClassifyRequest(model="x" * 75), "model"),
         (pb.ClassifyRequest(model="fake_detect"), "model"),
         (pb.ClassifyRequest(id="x" * 129), "id"),
         (pb.DetectRequest(score_threshold=-0.1), "score_threshold"),

@@ -1,0 +1,124 @@
+"""`convmlp analyze IMAGE…`: the answers of several tasks, or models, for each image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from model.types import Task
+from service.cli.predict import (
+    DEFAULT_URL,
+    PARAMETERS,
+    ApiKey,
+    AsJson,
+    BackendOptions,
+    Images,
+    Local,
+    MaskFormat,
+    Masks,
+    MaxDetections,
+    ModelsDir,
+    OutputOptions,
+    Save,
+    Threshold,
+    TimeoutMs,
+    TopK,
+    Url,
+    local_backend,
+    predict_images,
+    query_string,
+)
+from service.errors import BadParameter
+
+if TYPE_CHECKING:
+    from service.cli.backends import Backend, LocalBackend
+    from service.frontend.api.rest.analyze import AnalyzeQuery
+    from service.settings import Settings
+
+Tasks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK,…",
+        help="Tasks, each by its default model: classify, detect, segment. Default: all that a model is served for.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
+Models = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,…", help="Models instead of tasks.", rich_help_panel=PARAMETERS),
+]
+
+
+def analyze(
+    images: Images,
+    tasks: Tasks = None,
+    models: Models = None,
+    top_k: TopK = None,
+    score_threshold: Threshold = None,
+    max_detections: MaxDetections = None,
+    masks: Masks = None,
+    mask_format: MaskFormat = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    local: Local = False,
+    models_dir: ModelsDir = None,
+    timeout_ms: TimeoutMs = None,
+    as_json: AsJson = False,
+    save: Save = None,
+) -> None:
+    """Analyze images: print the answers of several tasks or models, from one upload of each."""
+    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    parameters = {
+        "tasks": tasks,
+        "models": models,
+        "top_k": top_k,
+        "score_threshold": score_threshold,
+        "max_detections": max_detections,
+        "masks": masks,
+        "mask_format": mask_format,
+    }
+    given = {name: value for name, value in parameters.items() if value is not None}
+    predict_images("analyze", images, options, output, lambda: _open_backend(given, options))
+
+
+def _open_backend(given: dict[str, Any], options: BackendOptions) -> Backend:
+    from convmlp_client.results import Task as ClientTask
+    from service.cli.backends import RemoteBackend
+    from service.frontend.api.rest.analyze import read_analyze_query
+
+    try:
+        query = read_analyze_query(query_string(given))
+        if not options.local:
+            sent = {name: value.split(",") if name in ("tasks", "models") else value for name, value in given.items()}
+            return RemoteBackend(options.url, options.api_key, ClientTask.ANALYZE, sent, options.timeout_ms)
+    except BadParameter as error:
+        raise typer.BadParameter(error.detail) from None
+    return local_backend(lambda settings: _local(query, settings), options)
+
+
+def _local(query: AnalyzeQuery, settings: Settings) -> Backend:
+    """Raises as `LocalBackend`."""
+    from model.bundle import find_bundle, read_bundle
+    from service.cli.backends import LocalAnalysis
+    from service.frontend.api.rest.analyze import check_tasks
+
+    def task_of(name: str) -> Task:
+        return read_bundle(find_bundle(name, settings.models_dir)).config.task
+
+    asked: dict[str, tuple[str | None, Task]]
+    if query.models:
+        asked = {name: (name, task_of(name)) for name in query.models}
+    else:
+        served = {task_of(name) for name in settings.models}
+        asked = {task.value: (None, task) for task in query.tasks or [task for task in Task if task in served]}
+    check_tasks(query, {task for _, task in asked.values()})
+    return LocalAnalysis({name: _backend(query, model, task, settings) for name, (model, task) in asked.items()})
+
+
+def _backend(query: AnalyzeQuery, model: str | None, task: Task, settings: Settings) -> LocalBackend:
+    from service.cli.backends import LocalBackend
+    from service.frontend.api.rest.query import Query
+
+    of_task = query.params[task]
+    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None), task, settings)
