@@ -75,8 +75,8 @@ def test_precisions_agree_and_batches_do_not_matter(backbone: str, precision: Pr
         assert np.abs(scores - plain).max() < TOLERANCES[precision]
         if rows == 1:
             alone = scores
-from tests.model.test_batch_independence import EQUAL
-        assert np.abs(scores - alone).max() < 1e-5
+        bound = max(BATCH_DIFFERENCE, TINY_PARTITIONS) if backbone == "repmlpnet" else BATCH_DIFFERENCE
+        assert np.abs(scores - alone).max() <= bound
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
