@@ -91,6 +91,10 @@ class AnalyzeParameters(TypedDict, total=False):
     top_k: int | None
     score_threshold: float | None
     max_detections: int | None
+    classes: Sequence[str] | None
+    iou_threshold: float | None
+    agnostic_nms: bool | None
+    min_area: int | None
     masks: bool | None
     mask_format: MaskFormat | None
 

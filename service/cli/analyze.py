@@ -10,14 +10,18 @@ from model.types import Task
 from service.cli.predict import (
     DEFAULT_URL,
     PARAMETERS,
+    AgnosticNms,
     ApiKey,
     AsJson,
     BackendOptions,
+    Classes,
     Images,
+    IouThreshold,
     Local,
     MaskFormat,
     Masks,
     MaxDetections,
+    MinArea,
     ModelsDir,
     OutputOptions,
     Save,
@@ -32,7 +36,7 @@ from service.cli.predict import (
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
-    from service.cli.backends import Backend, LocalBackend
+    from service.cli.backends import AnalysisBackend, LocalBackend
     from service.frontend.api.rest.analyze import AnalyzeQuery
     from service.settings import Settings
 
@@ -57,6 +61,10 @@ def analyze(
     top_k: TopK = None,
     score_threshold: Threshold = None,
     max_detections: MaxDetections = None,
+    classes: Classes = None,
+    iou_threshold: IouThreshold = None,
+    agnostic_nms: AgnosticNms = None,
+    min_area: MinArea = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -75,6 +83,10 @@ def analyze(
         "top_k": top_k,
         "score_threshold": score_threshold,
         "max_detections": max_detections,
+        "classes": classes,
+        "iou_threshold": iou_threshold,
+        "agnostic_nms": agnostic_nms,
+        "min_area": min_area,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -82,22 +94,23 @@ def analyze(
     predict_images("analyze", images, options, output, lambda: _open_backend(given, options))
 
 
-def _open_backend(given: dict[str, Any], options: BackendOptions) -> Backend:
-    from convmlp_client.results import Task as ClientTask
-    from service.cli.backends import RemoteBackend
+def _open_backend(given: dict[str, Any], options: BackendOptions) -> AnalysisBackend:
+    from service.cli.backends import RemoteAnalysis
     from service.frontend.api.rest.analyze import read_analyze_query
 
     try:
         query = read_analyze_query(query_string(given))
         if not options.local:
-            sent = {name: value.split(",") if name in ("tasks", "models") else value for name, value in given.items()}
-            return RemoteBackend(options.url, options.api_key, ClientTask.ANALYZE, sent, options.timeout_ms)
+            sent: Any = {
+                name: value.split(",") if name in ("tasks", "models") else value for name, value in given.items()
+            }
+            return RemoteAnalysis(options.url, options.api_key, sent, options.timeout_ms)
     except BadParameter as error:
         raise typer.BadParameter(error.detail) from None
     return local_backend(lambda settings: _local(query, settings), options)
 
 
-def _local(query: AnalyzeQuery, settings: Settings) -> Backend:
+def _local(query: AnalyzeQuery, settings: Settings) -> AnalysisBackend:
     """Raises as `LocalBackend`."""
     from model.bundle import find_bundle, read_bundle
     from service.cli.backends import LocalAnalysis

@@ -12,6 +12,7 @@ import numpy as np
 from convmlp_client.aio import AsyncClient
 from convmlp_client.convert import result_from_json
 from convmlp_client.errors import ClientError, ConnectionFailed, ProtocolError
+from convmlp_client.parameters import AnalyzeParameters
 from convmlp_client.results import Analysis, Answer, Embedding, Meta, Result
 from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
@@ -55,18 +56,22 @@ class Backend(Protocol):
         """The number of images worth predicting at once."""
         ...
 
-    async def predict(self, image: bytes) -> Result | Analysis:
+    async def predict(self, image: bytes) -> Result:
         """The result for one encoded image. Raises ConvMLPError."""
         ...
 
     async def aclose(self) -> None: ...
 
 
-async def predict_one(backend: Backend, image: bytes) -> Result:
-    """The result of a backend for one model. Raises as `Backend.predict`."""
-    result = await backend.predict(image)
-    assert not isinstance(result, Analysis)
-    return result
+class AnalysisBackend(Protocol):
+    """The same for several tasks or models."""
+
+    @property
+    def concurrency(self) -> int: ...
+
+    async def predict(self, image: bytes) -> Analysis: ...
+
+    async def aclose(self) -> None: ...
 
 
 def open_client(
@@ -109,18 +114,17 @@ class RemoteBackend:
         """Raises BadParameter if the URL or the key is malformed."""
         self.concurrency = concurrency
         self._client = open_client(url, api_key, timeout_ms, concurrency, retries)
-        methods: dict[ClientTask, Callable[..., Awaitable[Result | Analysis]]] = {
+        methods: dict[ClientTask, Callable[..., Awaitable[Result]]] = {
             ClientTask.CLASSIFY: self._client.classify,
             ClientTask.DETECT: self._client.detect,
             ClientTask.SEGMENT: self._client.segment,
             ClientTask.EMBED: self._client.embed,
-            ClientTask.ANALYZE: self._client.analyze,
         }
         self._method = methods[task]
         self._parameters = parameters
         _print_retries()
 
-    async def predict(self, image: bytes) -> Result | Analysis:
+    async def predict(self, image: bytes) -> Result:
         """The service's result.
 
         Raises:
@@ -129,6 +133,28 @@ class RemoteBackend:
         """
         try:
             return await self._method(image, **self._parameters)
+        except ClientError as error:
+            raise domain_error(error) from error
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+class RemoteAnalysis:
+    """As `RemoteBackend`, for several tasks or models."""
+
+    concurrency = DEFAULT_CONCURRENCY
+
+    def __init__(self, url: str, api_key: str | None, parameters: AnalyzeParameters, timeout_ms: int | None) -> None:
+        """Raises BadParameter if the URL or the key is malformed."""
+        self._client = open_client(url, api_key, timeout_ms)
+        self._parameters = parameters
+        _print_retries()
+
+    async def predict(self, image: bytes) -> Analysis:
+        """The service's answers. Raises as `RemoteBackend.predict`."""
+        try:
+            return await self._client.analyze(image, **self._parameters)
         except ClientError as error:
             raise domain_error(error) from error
 

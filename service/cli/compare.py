@@ -16,7 +16,6 @@ import typer
 from convmlp_client.results import Result
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, NotFinite, UnsupportedFormat
 from model.files import replace_file
-from service.cli.backends import predict_one
 from service.cli.console import image_progress, number_column, print_error, print_table, text_column
 from service.cli.evaluation import DATA, Format, IgnoreLabel, Images, MapFile, Masks
 from service.cli.flags import settings_or_exit
@@ -217,7 +216,7 @@ async def _compare(
             for sample in pending:
                 try:
                     image = await asyncio.to_thread(read_picture, sample.path)
-                    one, other = await asyncio.gather(predict_one(first, image), predict_one(second, image))
+                    one, other = await asyncio.gather(first.predict(image), second.predict(image))
                 except PICTURE_ERRORS as error:
                     run.summary.errors[sample.name] = error.detail
                 else:

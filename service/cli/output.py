@@ -22,7 +22,7 @@ from convmlp_client.results import Task as ClientTask
 from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid, ConvMLPError
 from model.types import Image, Size
-from service.cli.backends import Backend, NoAnswer
+from service.cli.backends import AnalysisBackend, Backend, NoAnswer
 from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
 from service.cli.inputs import FORMATS, MAX_READ_BYTES, ImageFile
 from service.errors import BadParameter, Forbidden, ModelNotFound, Unauthenticated, Unavailable, error_from_code
@@ -36,7 +36,7 @@ FATAL = (NoAnswer, Unavailable, ModelNotFound, BadParameter, Unauthenticated, Fo
 T = TypeVar("T")
 
 
-async def print_tables(backend: Backend, images: Sequence[ImageFile]) -> bool:
+async def print_tables(backend: Backend | AnalysisBackend, images: Sequence[ImageFile]) -> bool:
     """Print a table for each image. Returns whether all succeeded."""
     complete = True
     async for image, outcome in predict_each(backend.predict, images, backend.concurrency, printing=True):
@@ -100,7 +100,7 @@ def print_result(name: str, result: Result) -> None:
     print_table(columns, rows, title=f"{name}  {width} x {height}  {result.meta.model}")
 
 
-async def print_json(backend: Backend, task: ClientTask, images: Sequence[ImageFile]) -> bool:
+async def print_json(backend: Backend | AnalysisBackend, task: ClientTask, images: Sequence[ImageFile]) -> bool:
     """Print the REST answer for all images, if any succeeded. Returns whether all did.
 
     Raises:
@@ -148,7 +148,7 @@ def _analysis_json(name: str, analysis: Analysis) -> tuple[bytes, bool]:
     return encode_analysis(Size(analysis.image.height, analysis.image.width), answers), complete
 
 
-async def save_drawings(backend: Backend, images: Sequence[ImageFile], paths: Sequence[Path]) -> bool:
+async def save_drawings(backend: Backend | AnalysisBackend, images: Sequence[ImageFile], paths: Sequence[Path]) -> bool:
     """Draw each result on its image and write it to its path. Returns whether all succeeded."""
     picture_format = FORMATS[paths[0].suffix.lower()]
     target_of = dict(zip(images, paths, strict=True))

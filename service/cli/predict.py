@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import urlencode
 
 import typer
@@ -19,9 +19,11 @@ from service.cli.flags import settings_or_exit
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
-    from service.cli.backends import Backend
+    from service.cli.backends import AnalysisBackend, Backend
     from service.cli.inputs import ImageFile
     from service.settings import Settings
+
+B = TypeVar("B")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -238,7 +240,7 @@ def predict_images(
     images: list[str],
     options: BackendOptions,
     output: OutputOptions,
-    open_backend: Callable[[], Backend],
+    open_backend: Callable[[], Backend | AnalysisBackend],
 ) -> None:
     """Predict each image and print the results. `name` is that of the endpoint.
 
@@ -285,7 +287,7 @@ def _open_backend(task: Task, parameters: Mapping[str, str | float], options: Ba
     return local_backend(lambda settings: LocalBackend(query, task, settings), options)
 
 
-def local_backend(open_backend: Callable[[Settings], Backend], options: BackendOptions) -> Backend:
+def local_backend(open_backend: Callable[[Settings], B], options: BackendOptions) -> B:
     """Models of the store in this process. Raises typer.Exit where torch is not installed; as `LocalBackend`."""
     settings = settings_or_exit(models_dir=options.models_dir)
     try:
@@ -296,7 +298,11 @@ def local_backend(open_backend: Callable[[Settings], Backend], options: BackendO
 
 
 async def _run(
-    backend: Backend, name: str, files: Sequence[ImageFile], output: OutputOptions, paths: Sequence[Path]
+    backend: Backend | AnalysisBackend,
+    name: str,
+    files: Sequence[ImageFile],
+    output: OutputOptions,
+    paths: Sequence[Path],
 ) -> bool:
     """Whether all images succeeded."""
     from convmlp_client.results import Task as ClientTask
