@@ -87,6 +87,8 @@ async def test_every_path_is_described(rest: Rest) -> None:
     assert set((await document_of(rest))["paths"]) == {
         *(f"/{task}" for task in Task),
         *(f"/compat/huggingface/{task}" for task in Task),
+        "/analyze",
+        "/embed",
         "/models",
         "/models/{name}",
         "/models/{name}/split",
