@@ -34,6 +34,8 @@ LIBRARIES = (
     *("libexpat.so.1", "libgcc_s.so.1", "libstdc++.so.6", "libz.so.1"),
 )
 """Libraries that binary wheels may expect (PEP 600), beyond those that Python itself is linked to."""
+OPTIONAL_LIBRARIES = ("libfribidi.so.0",)
+"""Copied where the image has them. Pillow loads this one to draw text from right to left."""
 FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/os-release", "/usr/lib/os-release")
 
 
@@ -79,8 +81,10 @@ def _copy_libraries(root: Path) -> list[Path]:
     binaries = [Path(sys.executable).resolve(), *Path(sysconfig.get_path("stdlib"), "lib-dynload").glob("*.so")]
     found = {path for binary in binaries for path in _loaded_by(binary)}
     cache = subprocess.run(["ldconfig", "-p"], check=True, capture_output=True, text=True).stdout
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *OPTIONAL_LIBRARIES):
         entry = re.search(rf"^\s*{re.escape(name)} \(.*x86-64.*\) => (\S+)$", cache, re.MULTILINE)
+        if entry is None and name in OPTIONAL_LIBRARIES:
+            continue
         if entry is None:
             raise SystemExit(f"{name} is not in this image; binary wheels need it")
         library = Path(entry[1])

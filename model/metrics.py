@@ -100,6 +100,22 @@ def interpolated_precision(hits: BoolArray, positives: int) -> float:
     return float(envelope[hits].sum() / positives)
 
 
+def voc_average_precision(
+    found: Sequence[Sequence[ScoredBox]], truth: Sequence[Sequence[TrueBox]], labels: Sequence[str]
+) -> dict[str, float]:
+    """ap50: at IoU 0.5, the area under each class's precision-recall curve over all recall points (VOC 2010).
+
+    And the mean over the classes that have objects.
+    """
+    figures = {}
+    for index, label in enumerate(labels):
+        pairs, positives = match_boxes(found, truth, index, 0.5)
+        if positives:
+            hits = np.array([hit for _, hit in pairs], np.bool_)
+            figures[f"ap50_{label}"] = interpolated_precision(hits, positives)
+    return {"ap50": float(np.mean(list(figures.values()))) if figures else 0.0, **figures}
+
+
 def match_boxes(
     found: Sequence[Sequence[ScoredBox]], truth: Sequence[Sequence[TrueBox]], index: int, min_iou: float
 ) -> tuple[list[tuple[float, bool]], int]:

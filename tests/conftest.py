@@ -6,10 +6,11 @@ and then those with it, one at a time. `make test-fast` runs the tests with neit
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -90,6 +91,7 @@ SLOW = (
     "deploy/test_k8s_probes.py",
     "model/test_onnx.py",
     "model/zoo/test_transfer.py",
+    "test_fork_server.py",
     "service/cli/test_*.py",
     "*/test_logs*.py",
     "*/test_compute_libraries.py",
@@ -140,6 +142,17 @@ def overrides(request: pytest.FixtureRequest) -> dict[str, Any]:
 def pytest_xdist_auto_num_workers() -> int:
     """Two for each core: more than half of the time a test waits, for processes, deadlines and files."""
     return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Modules and tests stay until the end: the garbage collector need not look at them, then and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -54,6 +54,7 @@ from service.settings import Settings
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.state_folder import StateFolder
+from service.worker.tuning import BestBatch
 from service.worker.worker import Worker
 from tests.model.batches import segment_output
 
@@ -322,7 +323,7 @@ async def fake_worker(
     """Serve fake bundles at `address`, by default an ipc address of its own, until the context ends.
 
     One for each of `tasks`, and `more` after them; they are also on disk, in `settings.models_dir` or a folder of
-    the worker's own.
+    the worker's own. Without a `settings.state_dir` nothing is measured: the best batch of each is the largest.
     """
     registry = CollectorRegistry()
     runner = FakeRunner()
@@ -333,8 +334,12 @@ async def fake_worker(
         bundles = [store_bundle(store, bundle) for bundle in (*map(fake_bundle, tasks), *more)]
         metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
         async with WorkerEndpoint(address or f"ipc://{folder}/worker") as endpoint:
-            state = StateFolder(settings.state_dir or Path(folder) / "state")
-            worker = Worker(bundles, lambda _: runner, settings, metrics, tracing, state)
+            state_dir = settings.state_dir
+            if state_dir is None:
+                state_dir = Path(folder) / "state"
+                for bundle in bundles:
+                    _keep_best_batch(state_dir, bundle, settings)
+            worker = Worker(bundles, lambda _: runner, settings, metrics, tracing, StateFolder(state_dir))
             serving = asyncio.create_task(worker.run(endpoint, stop))
             try:
                 yield FakeWorker(endpoint.address, runner, registry, stop, store)
@@ -343,3 +348,23 @@ async def fake_worker(
                 runner.unblocked.set()
                 stop.set()
                 await serving
+
+
+_BEST_BATCHES: dict[tuple[str, int, int], tuple[str, bytes]] = {}
+"""Name and content of a kept measurement, by the model's version and the limits of a batch."""
+
+
+def _keep_best_batch(state_dir: Path, bundle: Bundle, settings: Settings) -> None:
+    """As an earlier process would have. To measure a fake device takes most of a worker's start, and gives noise."""
+    version, max_images, max_mpx = bundle.config.version, settings.max_batch_images, settings.max_batch_mpx
+    if (version, max_images, max_mpx) not in _BEST_BATCHES:
+        height, width, _ = reference_input(bundle.config.preprocessing).pixels.shape
+        images = max(1, min(max_images, max_mpx * 10**6 // (height * width)))
+        key = (version, "fp32", f"at most {images} images", *FakeRunner().identity)
+        with tempfile.TemporaryDirectory() as folder:
+            StateFolder(Path(folder)).write("batch", key, BestBatch(images, seconds=0.0005, whole=True))
+            (file,) = Path(folder).rglob("*.json")
+            _BEST_BATCHES[version, max_images, max_mpx] = file.name, file.read_bytes()
+    name, content = _BEST_BATCHES[version, max_images, max_mpx]
+    (state_dir / "measurements").mkdir(parents=True, exist_ok=True)
+    (state_dir / "measurements" / name).write_bytes(content)

@@ -249,7 +249,7 @@ def _infer(shapes: StateDictShapes, prefix: str) -> RepMLPNetSpec:
         reduction=channels[0] // max(shapes.rows(f"{first}repmlp_block.gp.fc1.weight"), 1),
         mlp_ratio=shapes.rows(f"{first}ffn_block.ffn_fc1.conv.weight") // max(channels[0], 1),
         kernels=tuple(sorted(int(name) for name in kernels if name.isdecimal())) or (1, 3),
-        # Without both, the names of norms tell the form of which tensors are missing.
+        # Without biases the form is that of the norms' names, so that the right tensors are named as missing.
         deploy=f"{first}repmlp_block.fc3.bias" in shapes.tensors
         or not any(".fc3_bn." in name for name in shapes.tensors),
     )

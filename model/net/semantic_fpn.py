@@ -109,7 +109,7 @@ def label_maps(
 
 
 class _Pixels:
-    """What becomes known of a picture's pixels, some classes or some pixels at a time.
+    """The label and confidence of each pixel of a picture, from some classes or some pixels at a time.
 
     `labels`: the class with the highest logit, (H, W), uint8, int32 beyond 256 classes. `levels`: its probability,
     0 to 255, where it is asked for.

@@ -13,12 +13,11 @@ from model.metrics import (
     TrueBox,
     calibration_error,
     confusion_matrix,
-    interpolated_precision,
     intersection_over_union,
-    match_boxes,
     precision_and_recall,
     scored_matches,
     top_k_accuracy,
+    voc_average_precision,
 )
 from model.predictor import Predictor, predict_image
 from model.spec import DetectPostSpec
@@ -66,7 +65,7 @@ def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record
             found, truth = scored_boxes(detections(predictor, config, with_head)), true_heads(with_head)
             assert isinstance(config.postprocessing, DetectPostSpec)
             classes = len(config.labels)
-            figures = average_precisions(found, truth, config.labels)
+            figures = voc_average_precision(found, truth, config.labels)
             figures |= precision_and_recall(found, truth, classes, config.postprocessing.score_threshold)
             figures |= {"ece": calibration_error(*scored_matches(found, truth, classes, MIN_CALIBRATION_SCORE))}
         case Task.SEGMENT:
@@ -115,14 +114,3 @@ def scored_boxes(found: Sequence[Sequence[Detection]]) -> list[list[ScoredBox]]:
 def true_heads(records: Sequence[Record]) -> list[list[TrueBox]]:
     """Each photograph's head; photographs without an annotated one are not expected."""
     return [[TrueBox(record.species, record.head)] for record in records if record.head is not None]
-
-
-def average_precisions(
-    found: Sequence[Sequence[ScoredBox]], truth: Sequence[Sequence[TrueBox]], labels: Sequence[str]
-) -> dict[str, float]:
-    """ap50: the area under each class's precision-recall curve over all recall points (VOC 2010), and their mean."""
-    figures = {}
-    for index, label in enumerate(labels):
-        pairs, positives = match_boxes(found, truth, index, 0.5)
-        figures[f"ap50_{label}"] = interpolated_precision(np.array([hit for _, hit in pairs], np.bool_), positives)
-    return {"ap50": float(np.mean(list(figures.values()))), **figures}

@@ -65,7 +65,7 @@ def cost(bundle: Bundle) -> dict[str, float]:
     least of `TIMED_ROUNDS` other programs disturb the least.
     """
     config, cpu = bundle.config, torch.device("cpu")
-    network = load_network(bundle)
+    network = load_network(bundle).requires_grad_(False)  # the counter would look for gradients of arguments
     parameters = sum(parameter.numel() for parameter in network.parameters())
     model_input = reference_input(config.preprocessing)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():

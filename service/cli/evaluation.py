@@ -25,8 +25,9 @@ from model.postprocess.masks import MaskFormat
 from model.spec import SegmentPostSpec
 from model.types import Task
 from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client
-from service.cli.console import image_progress, number_column, print_error, print_table, text_column
+from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
 from service.cli.flags import settings_or_exit
+from service.cli.inputs import FORMATS
 from service.cli.predict import BACKEND, DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Local, ModelsDir, Url, query_string
 from service.errors import ModelNotFound
 from service.evaluation.coco_ap import require_pycocotools
@@ -200,6 +201,10 @@ def evaluate(
             raise BundleInvalid(
                 f"{written.folder} has other weights than the model that {url} serves; --models-dir names its store"
             )
+        if picture is not None and picture.suffix.lower() not in FORMATS:
+            raise typer.BadParameter(
+                f"--picture {printable(str(picture))} does not end with one of {', '.join(FORMATS)}"
+            )
         dataset = read_dataset(data, identity.task, data_format=data_format, images=images, masks=masks)
         if picture is not None and (identity.task is not Task.CLASSIFY or dataset.multi_label):
             raise typer.BadParameter("--picture draws the confusion of a classifier whose pictures have one label each")
@@ -245,8 +250,8 @@ def _measure(run: Run, folder: Path, settings: Settings, service: Service | None
             try:
                 if pending:
                     asyncio.run(_predict(run, log, settings, service, advance))
-            except SERVICE_ERRORS as error:
-                raise NoAnswer(f"{error.detail}; the run stopped: the same command with --out continues it") from error
+            except (*SERVICE_ERRORS, NoAnswer) as error:
+                raise NoAnswer(f"{error.detail}; the run stopped; with --out the same command continues it") from error
         figures = compute_figures(run.dataset, run.model, log.results(), run.indices, all_scores=run.all_scores)
     return manifest, figures
 
@@ -283,6 +288,8 @@ async def _predict(
             stopping=stopping,
             advance=advance,
         )
+    if service is not None and await _served_identity(run.model.name, service) != run.model:
+        raise NoAnswer(f"{service.url} changed its model during the run: evaluate again, with another --out")
 
 
 def _local_identity(name: str, settings: Settings) -> ModelIdentity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -181,9 +182,8 @@ def require_pictures(path: Path, samples: Sequence[Sample]) -> tuple[Sample, ...
     """
     if not samples:
         raise DataInvalid(f"{path} has no pictures")
-    names = [sample.name for sample in samples]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < 10_000 else names[:1]
+    counts = Counter(sample.name for sample in samples)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise DataInvalid(f"{path} has pictures more than once: {listed(twice)}")
     if not any(sample.path.is_file() for sample in samples):
         raise DataInvalid(

@@ -18,6 +18,7 @@ from model.metrics import (
     precision_and_recall,
     scored_matches,
     top_k_accuracy,
+    voc_average_precision,
 )
 from model.types import Box, IntArray, Size, Task
 from service.evaluation.coco_ap import DetectedPicture, coco_average_precision
@@ -57,8 +58,8 @@ def compute_figures(
     """The task's figures, rounded to four digits.
 
     Classifiers: top1, top5, ece. Multi-label data: f1 and its precision and recall at the model's threshold, and with
-    `all_scores`, map: the mean over the classes in the data. Detectors: COCO's figures; with the model's threshold,
-    precision and recall above it, and ece. Segmenters: miou, pixel_accuracy, IoU of each class.
+    `all_scores`, map: the mean over the classes in the data. Detectors: COCO's figures and VOC's ap50; with the model's
+    threshold, precision and recall above it; ece. Segmenters: miou, pixel_accuracy, IoU of each class.
 
     Args:
         dataset: whose truth counts.
@@ -168,6 +169,7 @@ def _detected(pairs: Iterable[tuple[Sample, Result]], model: ModelIdentity, indi
     found = [_scored(picture.found) for picture in pictures]
     truth = [[TrueBox(index, one.box, one.crowd) for index, one in picture.objects] for picture in pictures]
     classes = len(model.labels)
+    metrics |= voc_average_precision(found, truth, model.labels)
     if model.score_threshold is not None:
         metrics |= precision_and_recall(found, truth, classes, model.score_threshold)
     metrics["ece"] = calibration_error(*scored_matches(found, truth, classes, MIN_CALIBRATION_SCORE))

@@ -91,7 +91,7 @@ def mask_values(truth: MaskTruth, size: Size) -> ValueArray:
                     "values are class indices"
                 )
             return np.asarray(file).astype(np.int64)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
         raise DataInvalid(f"the mask {truth.path} is missing or not a complete PNG: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """The predictions of a model for a data set, kept in a folder so that a run that was stopped continues.
 
 `manifest.json` identifies model, data and parameters. `predictions.jsonl` has a line for each picture, written when its
-prediction arrives: the name and the REST API's result, or an error.
+prediction arrives: the name and the REST API's result, or an error. A picture's last line counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from convmlp_client.results import Task as ClientTask
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable
 from model.files import open_regular, replace_file
 from model.types import Task
-from service.errors import BadParameter, DeadlineExceeded, Forbidden, ModelNotFound, RetryLater, Unauthenticated
+from service.errors import (
+    BadParameter,
+    DeadlineExceeded,
+    Forbidden,
+    Internal,
+    ModelNotFound,
+    RetryLater,
+    Unauthenticated,
+)
 from service.evaluation.dataset import DataInvalid, Dataset, Sample
 
 MANIFEST_FILE = "manifest.json"
@@ -31,8 +39,11 @@ PREDICTIONS_FILE = "predictions.jsonl"
 MAX_PICTURE_BYTES = 256 << 20
 """More than any service accepts."""
 
-SERVICE_ERRORS = (RetryLater, DeadlineExceeded, ModelNotFound, BadParameter, Unauthenticated, Forbidden)
+SERVICE_ERRORS = (RetryLater, ModelNotFound, BadParameter, Unauthenticated, Forbidden)
 """Errors that are not of the picture, where a service predicts: a run stops, so that it can continue."""
+
+TRANSIENT = frozenset({DeadlineExceeded.code, Internal.code})
+"""Codes of errors that may be of the picture: the run goes on, and a later one predicts the picture again."""
 
 Parameters = Mapping[str, str | int | float]
 
@@ -107,6 +118,10 @@ class _ErrorLine(msgspec.Struct):
     error: PredictionError
 
 
+class _Name(msgspec.Struct):
+    image: str
+
+
 class _Line(msgspec.Struct):
     """Either of the two."""
 
@@ -122,7 +137,7 @@ class PredictionLog:
         self._file = file
         self._task = task
         self.done = done
-        """Names of the pictures that had a line when the log was opened."""
+        """Names of the pictures that had a result, or an error that is not TRANSIENT, when the log was opened."""
 
     def append(self, image: str, outcome: Result | PredictionError) -> None:
         """Write a picture's line. It is not lost if the process is killed afterwards."""
@@ -135,12 +150,15 @@ class PredictionLog:
         self._file.flush()
 
     def results(self) -> Iterator[tuple[str, Result | PredictionError]]:
-        """Each picture's name with its result or error, in the order of the lines."""
+        """Each picture's name with its result or error, by its last line, in the order of the lines."""
         meta = Meta("", ClientTask(self._task))
         self._file.seek(0)
-        for line in self._file:
-            row = msgspec.json.decode(line, type=_Line)
-            yield row.image, row.error or result_from_json(row.result, meta)
+        last = {msgspec.json.decode(line, type=_Name).image: number for number, line in enumerate(self._file)}
+        self._file.seek(0)
+        for number, text in enumerate(self._file):
+            line = msgspec.json.decode(text, type=_Line)
+            if last[line.image] == number:
+                yield line.image, line.error or result_from_json(line.result, meta)
         self._file.seek(0, os.SEEK_END)
 
 
@@ -262,7 +280,7 @@ def _check_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _repaired(file: BufferedRandom, folder: Path) -> Iterator[str]:
-    """The names of the pictures that have a line. A last line that is not complete is removed from the file."""
+    """The names of the pictures that are not predicted again. A last line that is not complete is removed."""
     file.seek(0)
     end = 0
     for number, line in enumerate(file, start=1):
@@ -270,11 +288,13 @@ def _repaired(file: BufferedRandom, folder: Path) -> Iterator[str]:
             file.truncate(end)
             break
         try:
-            yield msgspec.json.decode(line, type=_Line).image
+            found = msgspec.json.decode(line, type=_Line)
         except msgspec.MsgspecError as error:
             raise DataInvalid(
                 f"{folder / PREDICTIONS_FILE}: line {number} is damaged: {error}; without the line its picture is "
                 "predicted again"
             ) from error
+        if found.error is None or found.error.code not in TRANSIENT:
+            yield found.image
         end += len(line)
     file.seek(0, os.SEEK_END)

@@ -15,7 +15,7 @@ from service.evaluation.dataset import Dataset
 from service.evaluation.figures import Figures
 from service.evaluation.predictions import Manifest, ModelIdentity
 
-CLASS_METRICS = ("box_ap_", "mask_ap_", "ap_", "iou_")
+CLASS_METRICS = ("box_ap_", "mask_ap_", "ap50_", "ap_", "iou_")
 """How the names of a single class's metrics begin."""
 MAX_CLASSES = 40
 """More classes are listed as the lowest of them, and drawn as those with the most errors."""

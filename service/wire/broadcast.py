@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -17,7 +18,7 @@ from model.errors import ConvMLPError
 from service.errors import ModelNotFound, RetryLater, Unavailable, error_from_code
 from service.traffic_split import TrafficSplit
 from service.types import StoredModel
-from service.wire.messages import Phase
+from service.wire.messages import Load, Phase, SetSplit, Unload
 from service.wire.worker_client import WorkerClient
 from service.wire.worker_view import merge_stores
 
@@ -52,7 +53,7 @@ async def broadcast_load(clients: Sequence[WorkerClient], model: str, deadline_s
     _check_all_up(clients)
     without = [client for client in clients if not _serves(client, model)]
     try:
-        done, failed = await _call_all(clients, lambda client: client.load(model, deadline_s))
+        done, failed = await _call_all(clients, lambda client: client.change(partial(Load, model=model), deadline_s))
     except asyncio.CancelledError:
         if len(clients) > 1:  # a single worker changed everything or nothing
             await _unload_all(without, model)
@@ -71,7 +72,7 @@ async def broadcast_unload(clients: Sequence[WorkerClient], model: str, deadline
     """Unload a model on every worker. Raises as `broadcast_load`; ModelNotFound: no worker served it."""
     _check_all_up(clients)
     try:
-        done, failed = await _call_all(clients, lambda client: client.unload(model, deadline_s))
+        done, failed = await _call_all(clients, lambda client: client.change(partial(Unload, model=model), deadline_s))
     except asyncio.CancelledError:
         if len(clients) > 1:  # some workers may have started, and an unload that has started is completed
             await _unload_all(clients, model)
@@ -91,7 +92,9 @@ async def broadcast_split(clients: Sequence[WorkerClient], model: str, split: Tr
     _check_all_up(clients)
     before = {client: client.view().splits.get(model, {}) for client in clients}
     try:
-        done, failed = await _call_all(clients, lambda client: client.set_split(model, split, deadline_s))
+        done, failed = await _call_all(
+            clients, lambda client: client.change(partial(SetSplit, model=model, split=dict(split)), deadline_s)
+        )
     except asyncio.CancelledError:
         if len(clients) > 1:
             await _restore_splits(before, model)
@@ -106,7 +109,10 @@ async def broadcast_split(clients: Sequence[WorkerClient], model: str, split: Tr
 
 async def _restore_splits(before: Mapping[WorkerClient, TrafficSplit], model: str) -> None:
     deadline_s = time.monotonic() + ROLLBACK_TIMEOUT_S
-    _, failed = await _call_all(list(before), lambda client: client.set_split(model, before[client], deadline_s))
+    _, failed = await _call_all(
+        list(before),
+        lambda client: client.change(partial(SetSplit, model=model, split=dict(before[client])), deadline_s),
+    )
     for error in failed.values():
         log.error("a split is left on some of the workers", model=model, error=error.detail)
 
@@ -128,7 +134,7 @@ def _serves(client: WorkerClient, model: str) -> bool:
 
 async def _unload_all(clients: Sequence[WorkerClient], model: str) -> None:
     deadline_s = time.monotonic() + ROLLBACK_TIMEOUT_S
-    _, failed = await _call_all(clients, lambda client: client.unload(model, deadline_s))
+    _, failed = await _call_all(clients, lambda client: client.change(partial(Unload, model=model), deadline_s))
     for error in failed.values():
         if not isinstance(error, ModelNotFound):
             log.error("a model is left on some of the workers", model=model, error=error.detail)

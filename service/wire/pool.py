@@ -202,11 +202,13 @@ class WorkerPool:
             defaults.setdefault(model.config.task, routes[base_name(model.config.name)])
         before, self.routes, self.default_routes = self.routes, routes, defaults
         for name, route in routes.items():
-            unready, known = _unready_share(route), name in before
-            if unready and route.ready and not (known and _unready_share(before[name]) == unready):
-                log.warning("versions are not ready; their share goes to the others", model=name, versions=unready)
-            elif not unready and known and _unready_share(before[name]):
-                log.info("all versions are ready and have their share", model=name)
+            was_unready = before[name].unready if name in before else ()
+            if route.unready and route.ready and route.unready != was_unready:
+                log.warning(
+                    "versions are not ready; their share goes to the others", model=name, versions=route.unready
+                )
+            elif was_unready and not route.unready:
+                log.info("all versions are ready and have their shares", model=name)
 
     def _ready_for(self, version: str) -> tuple[WorkerClient, ...]:
         """The workers that are ready to answer for a version; cached until something changes."""
@@ -215,11 +217,6 @@ class WorkerPool:
             ready = tuple(client for client in self._clients if client.view().has_ready(version))
             self._ready[version] = ready
         return ready
-
-
-def _unready_share(route: Route) -> tuple[str, ...]:
-    """The versions that have a share of the requests and are not ready, where there are several."""
-    return () if route.only else tuple(version.config.name for version in route.versions if not version.ready)
 
 
 def _least_busy(clients: Sequence[WorkerClient]) -> WorkerClient:

@@ -34,18 +34,16 @@ from service.wire.messages import (
     Answer,
     Answers,
     Cancel,
+    ControlRequest,
     Failure,
     Hello,
     ListStore,
-    Load,
     MalformedMessage,
     Phase,
     Predict,
     ProtocolMismatch,
-    SetSplit,
     State,
     Store,
-    Unload,
     WaitEstimate,
     decode_to_front_end,
     encode,
@@ -232,30 +230,24 @@ class WorkerClient:
             forecast.ended(budget_s, estimate)
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
-        """The models that the worker has on disk or serves. Raises as `load`."""
-        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
-        return await self._request(self._stores, job, budget_s, encode(ListStore(job, budget_s)))
+        """The models that the worker has on disk or serves. Raises as `change`."""
+        return await self.change(ListStore, deadline_s)
 
-    async def load(self, model: str, deadline_s: float) -> None:
-        """Load a model; `view` includes it when this returns. A cancelled call changes nothing.
+    async def change(
+        self, request: Callable[[int, float], ControlRequest], deadline_s: float
+    ) -> tuple[StoredModel, ...]:
+        """Make a request about models; `view` has the change when this returns. Returns the models as `repository`.
+
+        `request` makes the message from a job's number and its seconds. A cancelled load changes nothing; an unload
+        that has begun is completed.
 
         Raises:
             DeadlineExceeded: it was not done in time.
             Unavailable: there is no worker, or it was lost meanwhile.
-            ModelNotFound, ModelInvalid, Forbidden, Overloaded, Internal: what the worker answered.
+            ModelNotFound, ModelInvalid, BadParameter, Forbidden, Overloaded, Internal: what the worker answered.
         """
         job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
-        await self._request(self._stores, job, budget_s, encode(Load(job, budget_s, model)))
-
-    async def unload(self, model: str, deadline_s: float) -> None:
-        """Unload a model; an unload that has begun is completed. Raises as `load`."""
-        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
-        await self._request(self._stores, job, budget_s, encode(Unload(job, budget_s, model)))
-
-    async def set_split(self, model: str, split: TrafficSplit, deadline_s: float) -> None:
-        """Replace a name's split; an empty one removes it. Raises as `load`, and BadParameter."""
-        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
-        await self._request(self._stores, job, budget_s, encode(SetSplit(job, budget_s, model, dict(split))))
+        return await self._request(self._stores, job, budget_s, encode(request(job, budget_s)))
 
     async def wait_for_state(self) -> None:
         """Wait until a worker has sent its first State."""

@@ -250,7 +250,7 @@ class Worker:
                 self._reply,
                 message.request_id,
                 self._tracing.remote(TraceContext(message.traceparent, message.tracestate)) if traced else NO_SPAN,
-                original.height * original.width if model.config.task is Task.SEGMENT else 0,
+                original.height * original.width if model.bundle.config.task is Task.SEGMENT else 0,
             )
         )
 

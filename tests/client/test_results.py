@@ -196,7 +196,9 @@ def test_both_transports_give_equal_results(mask_format: MaskFormat) -> None:
     ]
     assert from_message(vision_pb2.DetectResponse(image=size, detections=boxed)) == found
     segments = [
-        vision_pb2.Segment(label=one.label, index=one.index, area=one.area, mask=as_message(one.mask))
+        vision_pb2.Segment(
+            label=one.label, index=one.index, area=one.area, confidence=one.confidence, mask=as_message(one.mask)
+        )
         for one in parts.segments
     ]
     assert from_message(vision_pb2.SegmentResponse(image=size, segments=segments)) == parts

@@ -29,11 +29,17 @@ from model.types import AS_TRAINED, Batch, ClassifyOutput, EmbedOutput, ModelInp
 from model.zoo.checkpoint import read_checkpoint
 from model.zoo.export import export_checkpoint
 from model.zoo.importer import import_checkpoint
+from tests.model.test_batch_independence import EQUAL
 from tests.model.tiny_backbones import BACKBONES, CLASSES, tiny_backbone_bundle, tiny_classifier
 
 CPU = torch.device("cpu")
 PRECISIONS = [Precision.EXACT, *candidates(CPU)]
 TOLERANCES = {Precision.EXACT: 1e-6, Precision.FP32: 1e-5, Precision.FP16: 0.05, Precision.BF16: 0.05}
+BATCH_DIFFERENCE = 0.0 if EQUAL else 1e-5
+"""Of scores, alone and in a batch: docs/precision.md."""
+TINY_PARTITIONS = 1e-6
+"""The same for RepMLPNet with partitions of 2x2 positions, which no published size has: torch multiplies matrices of
+fewer than 400 products in another order."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +75,8 @@ def test_precisions_agree_and_batches_do_not_matter(backbone: str, precision: Pr
         assert np.abs(scores - plain).max() < TOLERANCES[precision]
         if rows == 1:
             alone = scores
-        assert np.abs(scores - alone).max() < 1e-5
+        bound = max(BATCH_DIFFERENCE, TINY_PARTITIONS) if backbone == "repmlpnet" else BATCH_DIFFERENCE
+        assert np.abs(scores - alone).max() <= bound
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

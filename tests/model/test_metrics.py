@@ -15,6 +15,7 @@ from model.metrics import (
     precision_and_recall,
     scored_matches,
     top_k_accuracy,
+    voc_average_precision,
 )
 from model.types import Box
 
@@ -44,6 +45,21 @@ def test_a_detection_takes_the_object_that_it_overlaps_most() -> None:
     truth = [[TrueBox(0, NEAR), TrueBox(0, TRUE), TrueBox(0, FAR, crowd=True)]]
     found = [[ScoredBox(0, 0.9, TRUE), ScoredBox(0, 0.8, TRUE), ScoredBox(0, 0.7, Box(61, 61, 70, 70))]]
     assert match_boxes(found, truth, 0, 0.5) == ([(0.9, True), (0.8, True)], 2)
+
+
+def test_average_precision_of_a_hand_made_case() -> None:
+    """Cats: hit, miss, hit of two: AP 1/2·1 + 1/2·2/3; dogs: a dog's second box is false; there are no birds."""
+    truth = [[TrueBox(0, TRUE)], [TrueBox(0, TRUE)], [TrueBox(1, TRUE)]]
+    found = [
+        [ScoredBox(0, 0.9, NEAR), ScoredBox(0, 0.8, FAR)],
+        [ScoredBox(0, 0.7, TRUE), ScoredBox(1, 0.1, FAR)],
+        [ScoredBox(1, 0.9, NEAR), ScoredBox(1, 0.8, TRUE)],
+    ]
+    figures = voc_average_precision(found, truth, ("cat", "dog", "bird"))
+    assert figures["ap50_cat"] == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert figures["ap50_dog"] == pytest.approx(1.0)
+    assert figures["ap50"] == pytest.approx((figures["ap50_cat"] + figures["ap50_dog"]) / 2)
+    assert "ap50_bird" not in figures
 
 
 def test_precision_falls_with_recall() -> None:

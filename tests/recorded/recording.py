@@ -17,19 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import COMMAND_LINE, ForkServer
 from tests.recorded.answers import COMMANDS, COMMON, KEYS, NO_PICTURE, PICTURE, SERVICES, Http, Rpc
 from tests.recorded.answers_grpc import OIP_GRPC, VISION
 from tests.recorded.answers_http import HUGGING_FACE, OIP_HTTP, REST
 from tests.recorded.asking import Grpc, ask_http
-from tests.recorded.commands import CommandLine
 from tests.recorded.plain import metric_families, pretty, without_volatile
-from tests.recorded.starter import COMMAND_LINE, Worker, open_worker
+from tests.recorded.starter import Worker, open_worker
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent
@@ -38,6 +38,7 @@ HELP_WIDTH = "100"
 RULE = "=== "
 
 Entries = dict[str, str]
+Convmlp = Callable[[Sequence[str]], str]
 
 
 async def record() -> dict[str, Entries]:
@@ -59,12 +60,23 @@ def _record(folder: Path, workers: Mapping[str, Worker | None]) -> dict[str, Ent
     services = {name: Service(name, folder, worker) for name, worker in workers.items()}
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor())
-        command_line = stack.enter_context(CommandLine(COMMAND_LINE, environment(), folder))
+        server = stack.enter_context(ForkServer(environment()))
+
+        def convmlp(words: Sequence[str]) -> str:
+            """Exit status, stdout and stderr of a command."""
+            status, *streams = server.run(words, folder=folder)
+            lines = [f"exit status {status}"]
+            for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+                if stream:
+                    lines.append(f"--- {name}")
+                    lines += [line.rstrip() for line in stream.decode().strip("\n").splitlines()]
+            return "\n".join(lines).rstrip("\n")  # typer ends an epilogue with a line of blanks
+
         for service in services.values():
             stack.callback(service.stop)
         for service in services.values():
             service.start()
-        helps = pool.submit(_helps, command_line)
+        helps = pool.submit(_helps, convmlp)
         for service in services.values():
             service.wait()
         recorded: dict[str, Entries] = {
@@ -72,7 +84,7 @@ def _record(folder: Path, workers: Mapping[str, Worker | None]) -> dict[str, Ent
             "openapi_strict.txt": {"": _openapi_changes(services)},
             **_answers(services),
             "help.txt": helps.result(),
-            "commands.txt": _commands(command_line, services["open"]),
+            "commands.txt": _commands(convmlp, services["open"]),
             "metrics.txt": _metrics(services),
         }
         for service in services.values():
@@ -262,12 +274,12 @@ def _logs(services: Mapping[str, Service]) -> Entries:
     return entries
 
 
-def _helps(command_line: CommandLine) -> Entries:
+def _helps(convmlp: Convmlp) -> Entries:
     """The help of each command and of those below it, found by what the others list."""
     entries: Entries = {}
     waiting: list[tuple[str, ...]] = [()]
     for words in waiting:
-        text = command_line.run([*words, "--help"])
+        text = convmlp([*words, "--help"])
         entries[" ".join(("convmlp", *words))] = text
         waiting += [(*words, name) for name in _listed(text)]
     return _without_repetition(entries)
@@ -289,14 +301,14 @@ def _without_repetition(entries: Entries) -> Entries:
     return short
 
 
-def _commands(command_line: CommandLine, service: Service) -> Entries:
+def _commands(convmlp: Convmlp, service: Service) -> Entries:
     words = {
         "png": "picture.png",
         "pdf": "no_picture.pdf",
         "rest": f"http://127.0.0.1:{service.http_port}",
         "grpc": f"grpc://127.0.0.1:{service.grpc_port}",
     }
-    return {f"convmlp {command}": command_line.run(command.format(**words).split()) for command in COMMANDS}
+    return {f"convmlp {command}": convmlp(command.format(**words).split()) for command in COMMANDS}
 
 
 def _plain(text: str, folder: Path) -> str:

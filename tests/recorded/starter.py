@@ -17,8 +17,6 @@ import structlog.testing
 from service.settings import Settings
 from tests.fakes import fake_instances, fake_worker
 
-COMMAND_LINE = "service.cli"
-"""The module that is run as `convmlp`."""
 POISON = 66
 """The grey level of the pictures at which the fake device fails."""
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the published backbones that are not what their name says: what the error calls each."""
+"""Checkpoints of the published backbones that are not what they are imported as: what the error calls each."""
 
 from __future__ import annotations
 

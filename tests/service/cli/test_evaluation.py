@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 import structlog
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from model.bundle import CONFIG_FILE, EMBEDDED_DIR, read_bundle
+from model.predictor import Predictor
+from model.training.data import read_index
+from model.training.evaluate import MIN_CURVE_SCORE, measure
 from model.types import Task
 from service.cli.app import app
 from service.evaluation.predictions import PREDICTIONS_FILE
 from tests.fakes import fake_bundle
+from tests.model.training.pets_dataset import write_photographs
 from tests.service.cli.convmlp_command import started, url
 from tests.service.evaluation.data_sets import write_csv, write_instances, write_mask, write_picture
 from tests.service.frontend.rest_server import Rest, open_rest
@@ -164,3 +169,22 @@ async def test_figures_are_written_into_the_bundle(rest: Rest, data: Path, tmp_p
     ran = await convmlp("eval", "--model", "convmlp_pets_breed", str(data), "--local", "--write")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert "convmlp_pets_breed is embedded in the program and is not changed; copy " in ran.stderr
+
+
+async def test_the_held_out_photographs_give_the_figures_of_the_training(tmp_path: Path) -> None:
+    """`eval --local` on what `train held-out` writes equals what the training writes into a bundle."""
+    pets = write_photographs(tmp_path / "pets")
+    ran = await convmlp("train", "held-out", "--data", str(pets), "--out", str(tmp_path / "held"))
+    assert ran.exit_code == 0
+    held_out = read_index(pets).held_out()
+    for name, data, options in (
+        ("convmlp_pets_outline", "outline", []),
+        ("convmlp_pets_heads", "heads.json", ["--score-threshold", str(MIN_CURVE_SCORE)]),
+    ):
+        bundle = read_bundle(EMBEDDED_DIR / name)
+        expected = measure(Predictor(bundle, torch.device("cpu")), bundle.config, held_out)
+        arguments = ["eval", "--local", "--model", name, str(tmp_path / "held" / data), "--json", *options]
+        ran = await convmlp(*arguments, "--images", str(pets / "images"))
+        assert ran.exit_code == 0, ran.stderr
+        found = json.loads(ran.stdout)["metrics"]
+        assert {key: found[key] for key in expected} == expected

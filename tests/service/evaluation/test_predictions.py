@@ -9,7 +9,7 @@ from convmlp_client.results import Classification, Label, Meta
 from convmlp_client.results import Task as ClientTask
 from model.errors import ImageUndecodable
 from model.types import Task
-from service.errors import Unavailable
+from service.errors import DeadlineExceeded, Unavailable
 from service.evaluation.dataset import DataInvalid, Dataset
 from service.evaluation.formats import read_dataset
 from service.evaluation.predictions import (
@@ -112,3 +112,25 @@ def test_damaged_lines_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / PREDICTIONS_FILE).write_bytes(b'{"image": 3}\n{"image": "cat/0.png"}\n')
     with pytest.raises(DataInvalid, match="line 1 is damaged"):
         open_log(tmp_path, manifest(dataset)).__enter__()
+
+
+async def test_what_a_service_failed_at_is_predicted_again(dataset: Dataset, tmp_path: Path) -> None:
+    """A timeout of one picture does not end the run, and is not the picture's last word: its last line counts."""
+
+    async def time_out(image: bytes) -> Classification:
+        if image == dataset.samples[0].path.read_bytes():
+            raise DeadlineExceeded("no reply within 120 s")
+        return RESULT
+
+    async def succeed(_: bytes) -> Classification:
+        return RESULT
+
+    with open_log(tmp_path / "out", manifest(dataset)) as log:
+        await predict_all(time_out, dataset.samples, log, concurrency=1, stopping=SERVICE_ERRORS)
+        assert dict(log.results())["cat/0.png"] == PredictionError("deadline-exceeded", "no reply within 120 s")
+    with open_log(tmp_path / "out", manifest(dataset)) as log:
+        assert {sample.name for sample in dataset.samples} - log.done == {"cat/0.png"}
+        await predict_all(succeed, dataset.samples, log, concurrency=1, stopping=SERVICE_ERRORS)
+        results = list(log.results())
+        assert len(results) == len(dataset.samples)
+        assert ("cat/0.png", RESULT) in results

@@ -109,7 +109,7 @@ def test_a_worker_that_starts_does_not_decide_the_split() -> None:
     offers = offer("pets"), offer("pets@2")
     starting = view(*(replace(one, ready=False) for one in offers), phase=Phase.STARTING)
     route = merge_routes([starting, view(*offers, split={"1": 20, "2": 80})])["pets"]
-    assert list(route.percentages) == [20, 80]
+    assert [percent for _, percent in route.shares] == [20, 80]
     assert merge_routes([view(*offers, phase=None, split={"2": 100})])["pets"].main.config.name == "pets@2"
     assert merge_routes([WorkerView(None, "lost", 1.0, None)]) == {}
 

@@ -35,8 +35,7 @@ async def at_work(settings: Settings = SETTINGS) -> AsyncIterator[tuple[FakeWork
 def shares(pool: WorkerPool) -> dict[str, float]:
     """By version: percent of the requests for the name."""
     route = pool.routes[FIRST]
-    names = [version.config.name for version in route.versions]
-    return dict(zip(names, route.percentages, strict=True))
+    return {version.config.name: percent for version, percent in route.shares}
 
 
 async def test_versions_are_served_side_by_side() -> None:
