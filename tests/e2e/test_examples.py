@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import httpx2
+import numpy as np
+import PIL.Image
 import pytest
 
 from tests.e2e.convmlp_process import RunningService
@@ -33,6 +36,21 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("the npm registry is unreachable")
     assert installed.returncode == 0, installed.stderr
     return package
+
+
+def test_similar_pictures_are_found(tmp_path: Path) -> None:
+    """The example groups the rows that are nearly alike, and draws each picture beside the most similar ones."""
+    pytest.importorskip("faiss")
+    names = [f"{at}.jpg" for at in range(4)]
+    for name in names:
+        shutil.copy(CAT, tmp_path / name)
+    (tmp_path / "vectors.json").write_text(json.dumps({"model": "any", "names": names}))
+    np.save(tmp_path / "vectors.npy", np.array([[1, 0], [0, 3], [2, 0.1], [-1, 0]], np.float32))
+    script = ROOT / "examples/similar_pictures/similar_pictures.py"
+    found = _run([sys.executable, str(script), "vectors.npy", "--sheet", "sheet.png", "--count", "2"], tmp_path)
+    assert found == "near-duplicates: 0.jpg 2.jpg\n"
+    with PIL.Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 3 * 128
 
 
 def test_node_calls_over_grpc(service: RunningService, node: Path, tmp_path: Path) -> None:

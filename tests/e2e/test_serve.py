@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import httpx2
 import numpy as np
 import PIL.Image
 import pytest
 from safetensors.numpy import load_file
 
+from convmlp.v1 import vision_pb2 as pb
+from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.bundle import EMBEDDED_DIR, WEIGHTS_FILE
 from model.reference import REFERENCE_PICTURE
 from tests.e2e.convmlp_process import RunningService
@@ -36,6 +39,30 @@ def test_the_three_tasks_answer_a_photograph(service: RunningService) -> None:
     areas = {one["label"]: one["area"] for one in outline["segments"]}
     assert sum(areas.values()) == 451 * 300
     assert areas["cat"] > areas.get("dog", 0)
+
+
+def test_an_analysis_has_the_answers_of_the_endpoints(service: RunningService) -> None:
+    """To the bit, with masks, over REST and gRPC."""
+    tasks = ("classify", "detect", "segment")
+    with httpx2.Client(base_url=service.url, timeout=60) as client:
+        together = client.post("/analyze", content=PICTURE).json()
+        alone = [client.post(f"/{task}", content=PICTURE).json() for task in tasks]
+    assert together["results"][0]["answers"] == {one["task"]: one["results"][0] for one in alone}
+    assert together["models"] == {one["task"]: one["model"] for one in alone}
+    with grpc.insecure_channel(service.grpc_address) as channel:
+        stub = VisionStub(channel)
+        analysis = stub.Analyze(pb.AnalyzeRequest(image=PICTURE))
+        messages = [
+            stub.Classify(pb.ClassifyRequest(image=PICTURE)),
+            stub.Detect(pb.DetectRequest(image=PICTURE)),
+            stub.Segment(pb.SegmentRequest(image=PICTURE)),
+        ]
+    for answer, message in zip(analysis.answers, messages, strict=True):
+        found = getattr(answer, answer.WhichOneof("result") or "")
+        for one in (found, message):
+            one.ClearField("id")
+            one.ClearField("timings")
+        assert found == message
 
 
 def test_labels_are_those_of_the_embedding(service: RunningService) -> None:

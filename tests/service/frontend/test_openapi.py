@@ -86,6 +86,8 @@ async def test_every_path_is_described(rest: Rest) -> None:
     """All of the contract's paths are there, and no page."""
     assert set((await document_of(rest))["paths"]) == {
         *(f"/{task}" for task in Task),
+        "/embed",
+        "/analyze",
         *(f"/compat/huggingface/{task}" for task in Task),
         "/analyze",
         "/embed",

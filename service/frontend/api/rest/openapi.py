@@ -58,7 +58,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
                     },
                     "segment": {
                         "image": {"width": 500, "height": 375},
-                        "segments": [{"label": "cat", "index": 1, "area": 118861}],
+                        "segments": [{"label": "cat", "index": 1, "area": 118861, "confidence": 0.97}],
                     },
                 },
             }

@@ -117,7 +117,7 @@ async def test_segment_masks(rest: Rest, mask_format: str) -> None:
 async def test_segment_without_masks(rest: Rest) -> None:
     """Names and areas alone, where no masks are asked for."""
     result = await only_result(rest, "/segment?masks=false", picture(3))
-    assert [sorted(row) for row in result["segments"]] == [["area", "index", "label"]] * 2
+    assert [sorted(row) for row in result["segments"]] == [["area", "confidence", "index", "label"]] * 2
 
 
 @pytest.mark.parametrize("task", Task)

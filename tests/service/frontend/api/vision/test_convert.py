@@ -27,6 +27,7 @@ def test_every_prediction_of_the_contract_is_answered() -> None:
         method.name: (method.input_type, method.output_type, method.client_streaming, method.server_streaming)
         for method in service.methods
     }
+    assert declared.pop("Analyze")[:2] == (pb.AnalyzeRequest.DESCRIPTOR, pb.AnalyzeResponse.DESCRIPTOR)
     assert declared.pop("ListModels")[:2] == (pb.ListModelsRequest.DESCRIPTOR, pb.ListModelsResponse.DESCRIPTOR)
     assert declared == expected
 
