@@ -89,8 +89,6 @@ async def test_every_path_is_described(rest: Rest) -> None:
         "/embed",
         "/analyze",
         *(f"/compat/huggingface/{task}" for task in Task),
-        "/analyze",
-        "/embed",
         "/models",
         "/models/{name}",
         "/models/{name}/split",
