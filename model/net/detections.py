@@ -119,8 +119,10 @@ def _by_anchor(x: Tensor, values: int) -> Tensor:
 def best_detections(
     boxes: Tensor, scores: Tensor, classes: Tensor, params: Sequence[QueryParams], spec: DetectPostSpec
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Each row's detections among candidates, by falling score: those above its threshold or not finite, of its
-    classes and large enough, after NMS per class or over all classes.
+    """Each row's detections among candidates, by falling score: those above its threshold or not finite and of its
+    classes, after NMS per class or over all classes, that are large enough.
+
+    Areas are compared after NMS: what a better, smaller box suppressed is another box of the same object.
 
     Args:
         boxes: (N, n, 4) in picture pixels.
@@ -136,29 +138,34 @@ def best_detections(
     device = scores.device
     thresholds = [spec.score_threshold if row.score_threshold is None else row.score_threshold for row in params]
     valid = ~(scores <= torch.tensor(thresholds, dtype=torch.float32, device=device)[:, None])
-    valid &= _wanted(boxes, classes, params) | scores.isnan()
+    valid &= _wanted(classes, params) | scores.isnan()
     overlaps = [spec.nms_iou if row.iou_threshold is None else row.iou_threshold for row in params]
     agnostic = torch.tensor([row.agnostic_nms for row in params], device=device)
+    limit = max(row.max_detections for row in params)
+    least = [row.min_area for row in params]
     kept, filled = grouped_nms(
         boxes,
         scores,
         classes.masked_fill(agnostic[:, None], 0),
         valid,
         torch.tensor(overlaps, dtype=torch.float32, device=device),
-        max(row.max_detections for row in params),
+        max(limit, int(valid.sum(dim=1).amax())) if any(least) else limit,
     )
+    if any(least):
+        small = (boxes[..., 2:] - boxes[..., :2]).prod(dim=2) < torch.tensor(least, device=device)[:, None]
+        filled &= ~(small & ~scores.isnan()).gather(1, kept)
+        filled, first = filled.sort(dim=1, descending=True, stable=True)
+        kept, filled = kept.gather(1, first)[:, :limit], filled[:, :limit]
     corners = kept[..., None].expand(-1, -1, 4)
     return boxes.gather(1, corners), scores.gather(1, kept), classes.gather(1, kept), filled
 
 
-def _wanted(boxes: Tensor, classes: Tensor, params: Sequence[QueryParams]) -> Tensor:
-    """Which candidates have one of their row's classes, and at least its area: bool (N, n)."""
+def _wanted(classes: Tensor, params: Sequence[QueryParams]) -> Tensor:
+    """Which candidates have one of their row's classes: bool (N, n)."""
     wanted = torch.ones_like(classes, dtype=torch.bool)
     for row, row_params in enumerate(params):
         if row_params.classes is not None:
-            wanted[row] &= torch.isin(classes[row], torch.tensor(row_params.classes, device=classes.device))
-        if row_params.min_area:
-            wanted[row] &= ~((boxes[row, :, 2:] - boxes[row, :, :2]).prod(dim=1) < row_params.min_area)
+            wanted[row] = torch.isin(classes[row], torch.tensor(row_params.classes, device=classes.device))
     return wanted
 
 

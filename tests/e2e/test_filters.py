@@ -110,7 +110,7 @@ def test_segments_are_chosen_over_each_transport(service: RunningService, transp
     ("path", "expected"),
     [
         ("/detect?classes=kat", "did you mean cat?"),
-        ("/segment?classes=zebra", "its first are background, cat, dog"),
+        ("/segment?classes=zebra", "its classes are background, cat, dog"),
         ("/segment?classes=cat,", "expected 1 to 100 names"),
         ("/detect?classes=2", "no class of the model"),
         ("/detect?iou_threshold=1.5", "expected a number from 0 to 1"),

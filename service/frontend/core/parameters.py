@@ -101,9 +101,8 @@ def parse_params(
     _check("iou_threshold", iou_threshold, IOU_THRESHOLD)
     _check("min_area", min_area, MIN_AREA)
     if len(classes) > MAX_CLASSES or not all(classes):
-        raise BadParameter(
-            f"parameter 'classes' has {len(classes)} names, or an empty one; expected {CLASSES}", "classes"
-        )
+        given = "an empty name" if len(classes) <= MAX_CLASSES else f"{len(classes)} names"
+        raise BadParameter(f"parameter 'classes' has {given}; expected {CLASSES}", "classes")
     mask_format = DEFAULT_MASK_FORMAT if mask_format is None else mask_format
     params = QueryParams(
         top_k=DEFAULTS.top_k if top_k is None else top_k,
@@ -143,7 +142,8 @@ def _class_index(name: str, labels: Sequence[str]) -> int:
     if (index := digits(name)) is not None and index < len(labels):
         return index
     near = [labels[folded.index(label)] for label in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
-    expected = f"did you mean {', '.join(near)}?" if near else f"its first are {', '.join(labels[:5])}"
+    first = f"its {'first' if len(labels) > 5 else 'classes'} are {', '.join(labels[:5])}"
+    expected = f"did you mean {', '.join(near)}?" if near else first
     raise BadParameter(f"parameter 'classes' has {shown(name)}, which is no class of the model; {expected}", "classes")
 
 

@@ -116,7 +116,8 @@ def malformed(error: httptools.HttpParserError) -> Refusal:
         )
     if isinstance(error, httptools.HttpParserCallbackError):  # it has no reason of its own
         reason = "the request's target is not a valid path"
-    reason = reason[:1].lower() + reason[1:]
+    if "-" not in reason.split(" ", 1)[0]:  # a header's name keeps its capital
+        reason = reason[:1].lower() + reason[1:]
     return Refusal(
         ConnectionEnd.MALFORMED,
         "malformed-request",

@@ -74,9 +74,19 @@ def test_rows_of_a_batch_have_their_own_choices() -> None:
     plain, chosen, large, apart, agnostic = together
     assert set(chosen.classes) == {0, 2}
     np.testing.assert_array_equal(chosen.scores, plain.scores[plain.classes != 1])
-    assert (np.prod(large.boxes[:, 2:] - large.boxes[:, :2], axis=1) >= 300).all()
+    areas = np.prod(plain.boxes[:, 2:] - plain.boxes[:, :2], axis=1)
+    np.testing.assert_array_equal(large.boxes, plain.boxes[areas >= 300])
     assert len(plain.scores) > len(apart.scores)
     assert len(plain.scores) > len(agnostic.scores)
+
+
+def test_a_small_detection_is_not_replaced_by_what_it_suppressed() -> None:
+    """`min_area` leaves detections out, and counts before `max_detections`; it never uncovers a duplicate."""
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 11, 11], [40, 40, 60, 60], [70, 70, 95, 95]]])
+    scores, classes = torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.zeros(1, 4, dtype=torch.int64)
+    params = [QueryParams(score_threshold=0.1, min_area=110, max_detections=1)]
+    (output,) = detect_outputs(*best_detections(boxes, scores, classes, params, DetectPostSpec(nms_iou=0.5)), params)
+    assert output.boxes.tolist() == [[40, 40, 60, 60]]
 
 
 def test_what_is_not_finite_passes_every_choice() -> None:
