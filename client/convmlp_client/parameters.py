@@ -31,7 +31,7 @@ class DetectParameters(TypedDict, total=False):
     `model`: model name (default: the task's default model).
     `score_threshold`: return only detections scoring above this, 0 to 1 (default: the model's own).
     `max_detections`: maximum number of detections, 1 to 1000 (default: 100).
-    `classes`: names of the only classes to return, or class indices as texts (default: all).
+    `classes`: names of the only classes to return, or class indices (default: all).
     `iou_threshold`: of two detections that overlap by more, return the better one, 0 to 1 (default: the model's own).
     `agnostic_nms`: True to compare detections of different classes, too (default: False).
     `min_area`: minimum area of a box in square pixels (default: 0).
@@ -42,7 +42,7 @@ class DetectParameters(TypedDict, total=False):
     model: str | None
     score_threshold: float | None
     max_detections: int | None
-    classes: Sequence[str] | None
+    classes: Sequence[str | int] | None
     iou_threshold: float | None
     agnostic_nms: bool | None
     min_area: int | None
@@ -54,14 +54,14 @@ class SegmentParameters(TypedDict, total=False):
     """Keyword arguments of `segment`; None or left out means the default.
 
     `model`: model name (default: the task's default model).
-    `classes`: names of the only classes to return, or class indices as texts (default: all).
+    `classes`: names of the only classes to return, or class indices (default: all).
     `min_area`: minimum number of a segment's pixels (default: 0).
     `masks`: False to leave masks out (default: True).
     `mask_format`: encoding of masks (default: "rle").
     """
 
     model: str | None
-    classes: Sequence[str] | None
+    classes: Sequence[str | int] | None
     min_area: int | None
     masks: bool | None
     mask_format: MaskFormat | None
@@ -91,7 +91,7 @@ class AnalyzeParameters(TypedDict, total=False):
     top_k: int | None
     score_threshold: float | None
     max_detections: int | None
-    classes: Sequence[str] | None
+    classes: Sequence[str | int] | None
     iou_threshold: float | None
     agnostic_nms: bool | None
     min_area: int | None
@@ -131,12 +131,15 @@ def analyze_values(parameters: AnalyzeParameters) -> Mapping[str, Any]:
 
 
 def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, object]:
-    """The parameters that are not None. Several classes become one text, comma separated."""
+    """The parameters that are not None. Several classes become one text, comma separated; one name becomes a list."""
     names = known.__annotations__
     for name in parameters:
         if name not in names:
             raise TypeError(f"unknown parameter {name!r}; expected one of {', '.join(names)}")
     given = {name: value for name, value in parameters.items() if value is not None}
     if isinstance(classes := given.get("classes"), (list, tuple)):
-        given["classes"] = ",".join(classes)
+        given["classes"] = ",".join(map(str, classes))
+    for name in ("tasks", "models"):
+        if isinstance(one := given.get(name), str):
+            given[name] = [one]
     return given

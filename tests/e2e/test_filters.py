@@ -101,7 +101,7 @@ def test_segments_are_chosen_over_each_transport(service: RunningService, transp
         assert [one.area for one in client.segment(PICTURE, min_area=least).segments] == [least]
         assert not client.segment(PICTURE, min_area=least + 1).segments
         few = client.detect(
-            PICTURE, score_threshold=0.01, iou_threshold=0.05, agnostic_nms=True, min_area=100, classes=["cat"]
+            PICTURE, score_threshold=0.01, iou_threshold=0.05, agnostic_nms=True, min_area=100, classes=[0]
         )
         assert {one.label for one in few.detections} == {"cat"}
 
