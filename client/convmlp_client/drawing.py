@@ -38,6 +38,8 @@ BLACK: Final = (0, 0, 0)
 
 Colour = tuple[int, int, int]
 """RGB, 0 to 255."""
+Rectangle = tuple[int, int, int, int]
+"""Left, top, right and bottom of a panel, in pixels of the canvas."""
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 
@@ -166,10 +168,10 @@ def class_colour(index: int) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_labels(canvas: PIL.Image.Image, labels: Sequence[HasScore], top: int = 0) -> None:
-    """Draw a panel with labels and scores on an RGB image, from row `top` on."""
+def draw_labels(canvas: PIL.Image.Image, labels: Sequence[HasScore], top: int = 0) -> Rectangle | None:
+    """Draw a panel with labels and scores on an RGB image, from row `top` on; return where it is, if there is any."""
     style = Style.for_size(*canvas.size)
-    _draw_panel(canvas, [(label, f"  {label.score:.1%}") for label in labels[:MAX_PANEL_ROWS]], style, top)
+    return _draw_panel(canvas, [(label, f"  {label.score:.1%}") for label in labels[:MAX_PANEL_ROWS]], style, top)
 
 
 def panel_tops(
@@ -189,7 +191,7 @@ def panel_tops(
 def draw_detections(
     canvas: PIL.Image.Image, detections: Sequence[D], region_of: Callable[[D], RegionLike | None], scale: float = 1.0
 ) -> None:
-    """Draw masks, boxes and tags on an RGB image, the first detection on top.
+    """Draw masks and boxes on an RGB image, the first detection on top. `draw_tags` adds their labels.
 
     `region_of` gives the mask of a detection in pixels of the canvas. It is called for one detection at a time, so
     that only one mask is in memory. `scale` is the size of the canvas divided by the size of the original image, in
@@ -205,10 +207,17 @@ def draw_detections(
     for detection in reversed(detections):
         corners = _scaled_corners(detection.box, scale)
         draw.rectangle(corners, outline=class_colour(detection.index), width=style.line_width)
+
+
+def draw_tags(
+    canvas: PIL.Image.Image, detections: Sequence[D], panels: Sequence[Rectangle | None] = (), scale: float = 1.0
+) -> None:
+    """Draw labels and scores at the boxes of detections, right of the panels where there is room, the first on top."""
+    style = Style.for_size(*canvas.size)
     for detection in reversed(detections):
         x, y, _, _ = _scaled_corners(detection.box, scale)
         line = style.line(detection, f" {detection.score:.2f}")
-        _draw_tag(canvas, line, class_colour(detection.index), x, y, style)
+        _draw_tag(canvas, line, class_colour(detection.index), (x, y), style, [one for one in panels if one])
 
 
 def draw_segments(
@@ -218,8 +227,10 @@ def draw_segments(
     values: Sequence[int],
     area: int,
     top: int = 0,
-) -> None:
+) -> Rectangle | None:
     """Draw tints, borders, and from row `top` on a panel with the share of each segment, on an RGB image.
+
+    Returns where the panel is, if there is any.
 
     `label_map` is (H, W) of the canvas; pixels of value `values[i]` belong to segment i. If it is None, only the panel
     is drawn. `area` is that of the image that was segmented, in pixels.
@@ -231,10 +242,12 @@ def draw_segments(
         borders = _borders(label_map, max(1, style.line_width // 2))
         canvas.paste(WHITE, (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
     rows = [(segment, f"  {segment.area / area:.1%}") for segment, _ in tinted[:MAX_PANEL_ROWS]]
-    _draw_panel(canvas, rows, style, top)
+    return _draw_panel(canvas, rows, style, top)
 
 
-def _draw_panel(canvas: PIL.Image.Image, rows: Sequence[tuple[HasLabel, str]], style: Style, top: int) -> None:
+def _draw_panel(
+    canvas: PIL.Image.Image, rows: Sequence[tuple[HasLabel, str]], style: Style, top: int
+) -> Rectangle | None:
     """Labels and suffixes with a swatch of their colour, on a darkened panel at the left, from row `top` on.
 
     Rows for which there is no room are left out; without one above it a panel has at least one row.
@@ -243,7 +256,7 @@ def _draw_panel(canvas: PIL.Image.Image, rows: Sequence[tuple[HasLabel, str]], s
     swatch, step = style.text_height, style.panel_step
     rows = rows[: max(0 if top else 1, (height - top - 3 * style.pad) // step)]
     if not rows:
-        return
+        return None
     lines = [style.line(label, suffix).truncate(width - 6 * style.pad - swatch) for label, suffix in rows]
     panel_width = math.ceil(max(line.length for line in lines)) + swatch + 4 * style.pad
     right, bottom = min(width, style.pad + panel_width), min(height, top + 3 * style.pad + step * len(rows))
@@ -255,17 +268,29 @@ def _draw_panel(canvas: PIL.Image.Image, rows: Sequence[tuple[HasLabel, str]], s
         x, y = 2 * style.pad, top + 2 * style.pad + at * step
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=class_colour(label.index))
         draw.text((x + swatch + style.pad, y + style.ascent), line.text, fill=WHITE, font=line.font, anchor="ls")
+    return style.pad, top + style.pad, right, bottom
 
 
-def _draw_tag(canvas: PIL.Image.Image, line: Line, colour: Colour, x: float, y: float, style: Style) -> None:
-    """Text on a coloured rectangle above the point, or below it if there is no room; always within the image."""
+def _draw_tag(
+    canvas: PIL.Image.Image,
+    line: Line,
+    colour: Colour,
+    corner: tuple[float, float],
+    style: Style,
+    panels: Sequence[Rectangle],
+) -> None:
+    """Text on a coloured rectangle above a corner, or below it if there is no room; always within the image."""
     width, height = canvas.size
+    x, y = corner
     line = line.truncate(width - 2 * style.pad)
     tag_width = math.ceil(line.length) + 2 * style.pad
     tag_height = style.text_height + style.pad
     x = max(0.0, min(x, width - tag_width))
     above = y - tag_height
     y = above if above >= 0 else max(0.0, min(y, height - tag_height))
+    for left, top, right, bottom in panels:
+        if x < right and x + tag_width > left and y < bottom and y + tag_height > top:
+            x = max(0.0, min(right, width - tag_width))
     draw = PIL.ImageDraw.Draw(canvas)
     draw.rectangle((x, y, x + tag_width, y + tag_height), fill=colour)
     baseline = y + style.pad // 2 + style.ascent

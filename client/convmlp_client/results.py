@@ -16,7 +16,15 @@ import numpy.typing as npt
 import PIL.Image
 
 from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, category_id
-from convmlp_client.drawing import LabelMap, draw_detections, draw_labels, draw_segments, panel_tops
+from convmlp_client.drawing import (
+    LabelMap,
+    Rectangle,
+    draw_detections,
+    draw_labels,
+    draw_segments,
+    draw_tags,
+    panel_tops,
+)
 from convmlp_client.errors import ClientError
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.images import ImageInput, opened_image
@@ -186,10 +194,11 @@ class Detections:
         """
         canvas = _open_canvas(image, self.image)
         self.draw_on(canvas)
+        draw_tags(canvas, self.detections)
         return canvas
 
     def draw_on(self, canvas: PIL.Image.Image) -> None:
-        """Draw on an RGB image of the same size. Raises ValueError if a mask is malformed."""
+        """Draw masks and boxes on an RGB image of the same size. Raises ValueError if a mask is malformed."""
         draw_detections(canvas, self.detections, lambda one: None if one.mask is None else one.mask.region())
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoDetection]:
@@ -256,13 +265,16 @@ class Segmentation:
         self.draw_on(canvas)
         return canvas
 
-    def draw_on(self, canvas: PIL.Image.Image, top: int = 0) -> None:
-        """Draw on an RGB image of the same size, the panel from row `top` on. Raises ValueError as `draw`."""
+    def draw_on(self, canvas: PIL.Image.Image, top: int = 0) -> Rectangle | None:
+        """Draw on an RGB image of the same size, the panel from row `top` on. Raises ValueError as `draw`.
+
+        Returns where the panel is, if there is any.
+        """
         # Positions in the list instead of class indices: they are small whatever indices the service sent.
         positions = range(1, len(self.segments) + 1)
         has_masks = all(segment.mask is not None for segment in self.segments)
         label_map = self._paint(positions, fill=0) if has_masks else None
-        draw_segments(canvas, self.segments, label_map, positions, canvas.width * canvas.height, top)
+        return draw_segments(canvas, self.segments, label_map, positions, canvas.width * canvas.height, top)
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoSegment]:
         """The segments in COCO's stuff segmentation format: run lengths for each class, without scores.
@@ -339,13 +351,13 @@ class Analysis:
         label_tops, segment_tops = panel_tops(
             canvas.size, [result.labels for result in classified], [result.segments for result in segmented]
         )
-        for segmentation, top in zip(segmented, segment_tops, strict=True):
-            segmentation.draw_on(canvas, top)
-        for result in results:
-            if isinstance(result, Detections):
-                result.draw_on(canvas)
-        for classification, top in zip(classified, label_tops, strict=True):
-            draw_labels(canvas, classification.labels, top)
+        panels = [one.draw_on(canvas, top) for one, top in zip(segmented, segment_tops, strict=True)]
+        detected = [result for result in results if isinstance(result, Detections)]
+        for detection in detected:
+            detection.draw_on(canvas)
+        panels += [draw_labels(canvas, one.labels, top) for one, top in zip(classified, label_tops, strict=True)]
+        for detection in detected:
+            draw_tags(canvas, detection.detections, panels)
         return canvas
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from convmlp_client.drawing import BACKGROUND, class_colour
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
 from convmlp_client.results import (
+    Analysis,
     Classification,
     Detection,
     Detections,
@@ -114,6 +115,16 @@ def test_tags_stay_within_the_image() -> None:
         overlay = drawn(grey(400, 600), detections(400, 600, detection(box)))
         text = np.all(overlay < 60, axis=2) | np.all(overlay > 195, axis=2)
         assert text.sum() > 60
+
+
+def test_a_tag_is_drawn_right_of_the_panels() -> None:
+    """Of several answers on one picture, no panel hides the label of a box."""
+    image, size = grey(256, 320), ImageSize(320, 256)
+    box = detections(256, 320, detection(Box(20, 20, 200, 200), index=1))
+    answers: dict[str, Classification | Detections] = {"classify": classification(256, 320), "detect": box}
+    overlay = np.asarray(Analysis(size, answers, {}, Meta("", Task.ANALYZE)).draw(image))
+    colour = np.all(overlay == np.array(class_colour(1)), axis=2)
+    assert colour[:20, 60:].sum() > colour[:20, :60].sum()
 
 
 def test_masks_tint_only_their_pixels() -> None:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from convmlp_client.drawing import draw_detections, draw_labels, draw_segments, panel_tops
+from convmlp_client.drawing import draw_detections, draw_labels, draw_segments, draw_tags, panel_tops
 from model.postprocess.masks import RegionMask, paste_mask
 from model.types import (
     Box,
@@ -64,15 +64,19 @@ def render(image: Image, *results: Result) -> Image:
     label_tops, segment_tops = panel_tops(
         picture.size, [result.labels for result in classified], [result.segments for result in segmented]
     )
+    panels = []
     for segmentation, top in zip(segmented, segment_tops, strict=True):
         values = [segment.index for segment in segmentation.segments]
         label_map = _sampled(segmentation.label_map, size)
-        draw_segments(picture, segmentation.segments, label_map, values, segmentation.label_map.size, top)
-    for result in results:
-        if isinstance(result, DetectResult):
-            draw_detections(picture, result.detections, region_of, scale)
+        area = segmentation.label_map.size
+        panels.append(draw_segments(picture, segmentation.segments, label_map, values, area, top))
+    detected = [result for result in results if isinstance(result, DetectResult)]
+    for detection in detected:
+        draw_detections(picture, detection.detections, region_of, scale)
     for classification, top in zip(classified, label_tops, strict=True):
-        draw_labels(picture, classification.labels, top)
+        panels.append(draw_labels(picture, classification.labels, top))
+    for detection in detected:
+        draw_tags(picture, detection.detections, panels, scale)
     return Image(np.array(picture))
 
 
