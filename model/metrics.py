@@ -14,6 +14,8 @@ from model.types import BoolArray, Box, IntArray
 Float64Array = npt.NDArray[np.float64]
 
 CALIBRATION_BINS = 15
+MIN_CALIBRATION_SCORE = 0.05
+"""Detections below are left out of calibration: nobody sees them, and there are many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +158,11 @@ def precision_and_recall(
 
 
 def scored_matches(
-    found: Sequence[Sequence[ScoredBox]], truth: Sequence[Sequence[TrueBox]], classes: int, min_score: float
+    found: Sequence[Sequence[ScoredBox]], truth: Sequence[Sequence[TrueBox]], classes: int
 ) -> tuple[Float64Array, BoolArray]:
-    """Scores (K,) of detections of at least `min_score`; which are true positives at IoU 0.5, bool (K,)."""
+    """Scores (K,) of detections of at least MIN_CALIBRATION_SCORE; which are true positives at IoU 0.5, bool (K,)."""
     pairs = [pair for index in range(classes) for pair in match_boxes(found, truth, index, 0.5)[0]]
-    kept = [pair for pair in pairs if pair[0] >= min_score]
+    kept = [pair for pair in pairs if pair[0] >= MIN_CALIBRATION_SCORE]
     return np.array([score for score, _ in kept]), np.array([hit for _, hit in kept], np.bool_)
 
 

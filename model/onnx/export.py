@@ -84,7 +84,7 @@ def _traced(graph: Graph, config: BundleConfig) -> bytes:
     signature = graph.signature
     content = io.BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
-        # It warns of its deprecation (docs/decisions/0012-onnx.md), of slices that it leaves as they are, and of each
+        # It warns of its deprecation (docs/decisions/0013-onnx.md), of slices that it leaves as they are, and of each
         # branch that the trace fixes. The check runs other sizes than the traced one.
         warnings.simplefilter("ignore")
         torch.onnx.export(

@@ -16,7 +16,7 @@ from model.metrics import Float64Array, scored_matches
 from model.net.network import network_of
 from model.predictor import Predictor
 from model.training.data import Record
-from model.training.evaluate import MIN_CALIBRATION_SCORE, class_probabilities, detections, scored_boxes, true_heads
+from model.training.evaluate import class_probabilities, detections, scored_boxes, true_heads
 from model.types import BoolArray, IntArray, Task
 
 MIN_PROBABILITY = 1e-12
@@ -40,7 +40,7 @@ def fit_calibration(predictor: Predictor, config: BundleConfig, records: Sequenc
         case Task.DETECT:
             with_head = [record for record in records if record.head is not None]
             found = scored_boxes(detections(predictor, config, with_head))
-            matches = scored_matches(found, true_heads(with_head), len(config.labels), MIN_CALIBRATION_SCORE)
+            matches = scored_matches(found, true_heads(with_head), len(config.labels))
             return platt_scaling(*matches)
         case Task.SEGMENT:
             return None

@@ -35,8 +35,6 @@ from model.types import (
 
 MIN_CURVE_SCORE = 0.01
 """Detections below are left out of the precision-recall curve; low, because calibrated scores are low."""
-MIN_CALIBRATION_SCORE = 0.05
-"""Detections below are left out of calibration: nobody sees them, and there are many."""
 
 
 def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> dict[str, float]:
@@ -67,7 +65,7 @@ def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record
             classes = len(config.labels)
             figures = voc_average_precision(found, truth, config.labels)
             figures |= precision_and_recall(found, truth, classes, config.postprocessing.score_threshold)
-            figures |= {"ece": calibration_error(*scored_matches(found, truth, classes, MIN_CALIBRATION_SCORE))}
+            figures |= {"ece": calibration_error(*scored_matches(found, truth, classes))}
         case Task.SEGMENT:
             figures = intersection_over_union(pixel_confusion(predictor, config, records), config.labels)
     return {name: round(value, 4) for name, value in figures.items()}

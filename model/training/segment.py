@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.metrics import intersection_over_union
 from model.net.semantic_fpn import SemanticFPN
 from model.training.augment import jitter_colours, normalise, random_window, side_at, to_tensor, whole_picture
 from model.training.data import IGNORE, SPECIES, Photographs, Record, load_label_maps
@@ -85,13 +86,11 @@ class OutlineTraining:
         return F.cross_entropy(logits, torch.from_numpy(np.stack(maps)).long().to(self.device), ignore_index=IGNORE)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Mean IoU and pixel accuracy on the held-out pictures, at a quarter of the input's size."""
+        """IoU and pixel accuracy on the held-out pictures, at a quarter of the input's size."""
         confusion = np.zeros((len(OUTLINE_LABELS), len(OUTLINE_LABELS)), np.int64)
         for start in range(0, len(self.held_out_pixels), 32):
             logits = module(normalise(to_tensor(self.held_out_pixels[start : start + 32], self.device)))
             true = self.held_out_maps[start : start + 32, 2::4, 2::4]
             known = true != IGNORE
             np.add.at(confusion, (true[known], logits.argmax(dim=1).cpu().numpy()[known]), 1)
-        shared = np.diag(confusion)
-        iou = shared / (confusion.sum(axis=0) + confusion.sum(axis=1) - shared)
-        return {"miou": float(iou.mean()), "pixel_accuracy": float(shared.sum() / confusion.sum())}
+        return intersection_over_union(confusion, OUTLINE_LABELS)

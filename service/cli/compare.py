@@ -20,7 +20,8 @@ from service.cli.console import image_progress, number_column, print_error, prin
 from service.cli.evaluation import DATA, Format, IgnoreLabel, Images, MapFile, Masks
 from service.cli.flags import settings_or_exit
 from service.cli.model_reference import ComparedModel, ModelReference
-from service.cli.predict import OUTPUT, ApiKey, ModelsDir
+from service.cli.models import ModelsDir
+from service.cli.predict import OUTPUT, ApiKey
 from service.errors import BadParameter
 from service.evaluation.comparison import FIRST, SECOND, ComparedPicture, Comparison, Summary, comparison_for
 from service.evaluation.comparison_page import PageHead, comparison_page
@@ -80,6 +81,12 @@ class Source:
     masks: Path | None
     label_map: Path | None
     ignore_label: int
+
+    @property
+    def is_pictures(self) -> bool:
+        """Whether a folder has pictures itself, and no flag makes it a data set: there, they may be masks."""
+        flags = (self.data_format, self.images, self.masks, self.label_map)
+        return all(flag is None for flag in flags) and any(is_picture(file) for file in self.data.iterdir())
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +177,14 @@ async def _described(
 
 
 def _samples(source: Source, models: Sequence[ComparedModel]) -> tuple[Sequence[Sample], Truth | None]:
-    """The pictures of DATA, and the truth unless there is none: a folder that has pictures itself is no data set.
+    """The pictures of DATA, and the truth unless there is none.
 
     Raises:
         DataInvalid: it cannot be read, has no pictures, or its truth is not for the models.
     """
     data = source.data
     try:
-        if data.is_dir() and (source.no_truth or any(is_picture(file) for file in data.iterdir())):
+        if data.is_dir() and (source.no_truth or source.is_pictures):
             files = sorted(file for file in data.rglob("*") if is_picture(file) and file.is_file())
             samples = [Sample(file.relative_to(data).as_posix(), file, ClassTruth(())) for file in files]
             return require_pictures(data, samples), None

@@ -26,8 +26,6 @@ from service.evaluation.dataset import ClassTruth, DataInvalid, Dataset, MaskTru
 from service.evaluation.mask_datasets import class_map, mask_values
 from service.evaluation.predictions import ModelIdentity, PredictionError
 
-MIN_CALIBRATION_SCORE = 0.05
-"""Detections below are left out of calibration: nobody sees them, and there are many."""
 MAX_RANK = 5
 
 ClassIndices = Mapping[str, int | None]
@@ -172,7 +170,7 @@ def _detected(pairs: Iterable[tuple[Sample, Result]], model: ModelIdentity, indi
     metrics |= voc_average_precision(found, truth, model.labels)
     if model.score_threshold is not None:
         metrics |= precision_and_recall(found, truth, classes, model.score_threshold)
-    metrics["ece"] = calibration_error(*scored_matches(found, truth, classes, MIN_CALIBRATION_SCORE))
+    metrics["ece"] = calibration_error(*scored_matches(found, truth, classes))
     return Figures(metrics, len(pictures), 0)
 
 

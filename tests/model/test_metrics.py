@@ -27,7 +27,7 @@ FAR = Box(60, 60, 90, 90)
 def test_low_scores_do_not_count_for_calibration() -> None:
     """Each detection above the minimum has its score and correctness; those below are left out."""
     found = [[ScoredBox(0, 0.9, TRUE), ScoredBox(1, 0.3, FAR), ScoredBox(1, 0.04, FAR)]]
-    scores, right = scored_matches(found, [[TrueBox(0, TRUE)]], 2, 0.05)
+    scores, right = scored_matches(found, [[TrueBox(0, TRUE)]], 2)
     assert scores.tolist() == [0.9, 0.3]
     assert right.tolist() == [True, False]
 

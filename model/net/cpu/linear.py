@@ -1,8 +1,5 @@
 """Linear layers on the CPU: oneDNN's operator with packed weights, or MKL's matrix product where that is faster.
 
-A 1x1 convolution of channels-last maps is a linear layer over their channels. As such oneDNN computes it with half the
-cost of a call.
-
 A call of oneDNN's operator takes about 20 µs before it multiplies, and twice as long when other layers have used the
 caches. One of MKL takes 3 µs. So small products go to MKL, on Intel's processors: on others MKL is slow. MKL's results
 do not depend on the size of a batch and the number of threads only in its mode of conditional numerical
@@ -91,27 +88,6 @@ class Linear(nn.Module):
             assert self._columns is not None
             self._packed = _packed(self._columns.t().contiguous())
         return self._packed
-
-
-class PointwiseConv(nn.Module):
-    """A 1x1 convolution and an optional activation: (N, C, H, W) → (N, D, H, W), channels-last in memory."""
-
-    def __init__(self, conv: nn.Conv2d, activation: Activation = "none") -> None:
-        super().__init__()
-        self._linear = Linear(conv.weight.flatten(1), conv.bias, activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self._linear(x.permute(0, 2, 3, 1))
-        return out.permute(0, 3, 1, 2)
-
-    def plus(self, x: Tensor, addend: Tensor) -> Tensor:
-        """The convolution, without activation, plus a tensor of its shape."""
-        return self._linear.plus(x.permute(0, 2, 3, 1), addend.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def is_pointwise(conv: nn.Conv2d) -> bool:
-    """Whether a convolution is a linear layer over the channels."""
-    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
 class SingleSharedLinear(nn.Module):

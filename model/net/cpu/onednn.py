@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.net.cpu.conv import Activation, Conv, WinogradConv, winograd_applies
-from model.net.cpu.linear import FusedChannelMLP, Linear, PointwiseConv, SingleSharedLinear, is_pointwise
+from model.net.cpu.linear import FusedChannelMLP, Linear, SingleSharedLinear
 from model.net.fold import scale_and_shift
 from model.net.layers import ChannelMLP, SharedLinear, UnfoldedBatchNorm2d, chains_of
 
@@ -91,8 +91,6 @@ def _fuse_in_order(parent: nn.Module, chain: tuple[str, ...]) -> None:
 
 
 def _conv(conv: nn.Conv2d, activation: Activation) -> nn.Module:
-    if is_pointwise(conv):
-        return PointwiseConv(conv, activation)
     if activation != "gelu" and winograd_applies(conv):
         return WinogradConv(conv, relu=activation == "relu")
     return Conv(conv, activation)

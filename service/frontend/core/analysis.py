@@ -177,8 +177,7 @@ class Analysis(Generic[T]):
             "+".join(config.name for config in configs),
             alone.cost * len(decodings),
             alone.nbytes,
-            LABEL_MAP_BYTES * header.size.height * header.size.width * label_maps
-            + sum(map(largest_input_bytes, specs)),
+            label_maps + sum(map(largest_input_bytes, specs)),
         )
 
 

@@ -97,7 +97,8 @@ def test_every_parameter_learns_and_the_bundle_is_served(backbone: str, pets: Pa
 
 
 def test_a_detector_starts_from_hire_mlps_breed_model(pets: Path, tmp_path: Path) -> None:
-    """All but the norms of its levels, which a classifier does not have; another backbone is refused."""
+    """All but the norms of its levels, which a classifier does not have. Detector and segmenter learn; one on another
+    backbone is refused."""
     breed = train(PetsModel.BREED, pets, tmp_path, recipe=small("hire_mlp"), command="")
     heads = train(
         PetsModel.HEADS,
@@ -117,6 +118,11 @@ def test_a_detector_starts_from_hire_mlps_breed_model(pets: Path, tmp_path: Path
         "head.bias",
     }
     assert all(torch.equal(one[name], other[f"backbone.{name}"]) for name in shared)
+    for kind in (PetsModel.HEADS, PetsModel.OUTLINE):
+        recipe = small("hire_mlp", kind)
+        trained = train(kind, pets, tmp_path, recipe=recipe, backbone_from=breed.folder, stop_after=1, command="")
+        assert trained.config.architecture == recipe.architecture
+        assert trained.config.weights_sha256 != heads.config.weights_sha256
     why = r"another backbone \(hire_mlp of size custom\) than the model to train \(convmlp of size custom\); give"
     with pytest.raises(ValueError, match=why):
         train(PetsModel.OUTLINE, pets, tmp_path, backbone_from=breed.folder, command="")

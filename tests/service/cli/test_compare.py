@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from model.bundle import Bundle
 from model.net.weights import write_bundle
 from model.reference import ClassifyReference
 from model.types import Task
@@ -16,7 +18,7 @@ from service.errors import BadParameter
 from tests.fakes import fake_bundle
 from tests.model.tiny_models import NUM_CLASSES, metadata, tiny_bundle, tiny_network
 from tests.service.cli.convmlp_command import convmlp, url
-from tests.service.evaluation.data_sets import write_class_folders, write_picture
+from tests.service.evaluation.data_sets import HEIGHT, WIDTH, write_class_folders, write_mask, write_picture
 from tests.service.frontend.rest_server import Rest, open_rest
 
 
@@ -57,6 +59,22 @@ async def test_models_of_a_service_are_compared(rest: Rest, tmp_path: Path) -> N
     names = ("pictures", "pictures that differ", "boxes matched at IoU 0.5", "boxes only in A")
     assert [rows[name] for name in names] == ["3", "0", "6", "0"]
     assert rows["pictures without results"] == "1"
+
+
+async def test_a_folder_of_masks_is_no_folder_of_pictures(tmp_path: Path) -> None:
+    """With a flag of data sets its PNGs are the truth: the class indices of each model."""
+    picture = write_picture(tmp_path / "images/a.png", 41)
+    values = np.zeros((HEIGHT, WIDTH), np.uint8)
+    values[:, WIDTH // 2 :] = 1  # as the fake answers for this grey
+    write_mask(tmp_path / "masks/a.png", values)
+    other = fake_bundle(Task.SEGMENT, "other")
+    renamed = other.config.model_copy(update={"labels": tuple(reversed(other.config.labels))})
+    async with open_rest(more=(Bundle(other.folder, renamed),)) as rest:
+        models = [f"{url(rest)}/models/{name}" for name in ("fake_segment", "other")]
+        ran = await convmlp("compare", *models, str(tmp_path / "masks"), "--images", str(picture.parent), "--json")
+    assert (ran.status, ran.err) == (0, "")
+    found = json.loads(ran.out)
+    assert (found["pictures"], found["differing"], found["nearer"]) == (1, 1, {"both are right": 1})
 
 
 async def test_what_cannot_be_compared_is_refused(rest: Rest, tmp_path: Path) -> None:

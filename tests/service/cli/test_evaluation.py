@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from model.bundle import CONFIG_FILE, EMBEDDED_DIR, read_bundle
-from model.predictor import Predictor
+from model.net.weights import write_bundle
+from model.predictor import Predictor, reference_answer
+from model.spec import ClassifyPostSpec
 from model.training.data import read_index
 from model.training.evaluate import MIN_CURVE_SCORE, measure
 from model.types import Task
 from service.cli.app import app
 from service.evaluation.predictions import PREDICTIONS_FILE
 from tests.fakes import fake_bundle
+from tests.model.tiny_models import metadata, tiny_network
 from tests.model.training.pets_dataset import write_photographs
 from tests.service.cli.convmlp_command import started, url
 from tests.service.evaluation.data_sets import write_csv, write_instances, write_mask, write_picture
@@ -188,3 +192,25 @@ async def test_the_held_out_photographs_give_the_figures_of_the_training(tmp_pat
         assert ran.exit_code == 0, ran.stderr
         found = json.loads(ran.stdout)["metrics"]
         assert {key: found[key] for key in expected} == expected
+
+
+async def test_a_multi_label_classifier_is_measured_with_all_its_scores(tmp_path: Path) -> None:
+    """In this process the labels below the model's threshold have their scores, too, which its mAP needs."""
+    post = ClassifyPostSpec(activation="sigmoid", score_threshold=1.0)
+    tags = replace(metadata("classifier", name="tags"), postprocessing=post)
+    write_bundle(tmp_path / "store", tags, tiny_network("classifier"), reference_answer)
+    write_picture(tmp_path / "a.png", 30)
+    write_picture(tmp_path / "b.png", 200)
+    data = write_csv(tmp_path / "tags.csv", [["a.png", "class 0|class 1"], ["b.png", "class 1"]])
+    arguments = ["eval", "--local", "--model", "tags", str(data), "--models-dir", str(tmp_path / "store"), "--json"]
+    ran = await convmlp(*arguments, "--out", str(tmp_path / "out"), "--write")
+    assert ran.exit_code == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["metrics"]["ap_class 1"] == 1.0
+    assert report["metrics"]["map"] == (report["metrics"]["ap_class 0"] + 1.0) / 2
+    assert report["metrics"]["recall_at_threshold"] == 0.0
+    lines = (tmp_path / "out" / PREDICTIONS_FILE).read_text().splitlines()
+    assert [len(json.loads(line)["result"]["labels"]) for line in lines] == [len(tags.labels)] * 2
+    accuracy = read_bundle(tmp_path / "store/tags").config.accuracy
+    assert accuracy is not None
+    assert (accuracy.metrics, accuracy.data_sha256) == (report["metrics"], report["data"]["sha256"])

@@ -1,4 +1,4 @@
-"""Linear layers and 1x1 convolutions by oneDNN and MKL: torch's results, whichever computes, in any batch."""
+"""Linear layers by oneDNN and MKL: torch's results, whichever computes, in any batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.net.cpu.conv import Activation
-from model.net.cpu.linear import Linear, PointwiseConv, SingleSharedLinear, is_pointwise, mkl_is_reproducible
+from model.net.cpu.linear import Linear, SingleSharedLinear, mkl_is_reproducible
 from model.net.cpu.onednn import convert_to_onednn, onednn_available
 from model.net.layers import SharedLinear, UnfoldedBatchNorm2d
 
@@ -55,33 +55,6 @@ def test_an_addend_is_added_and_stays_as_it_is(bias: bool, large: bool) -> None:
         before = addend.clone()
         torch.testing.assert_close(layer.plus(x, addend), F.linear(x, weight, shift) + addend, rtol=1e-5, atol=1e-5)
         assert torch.equal(addend, before)
-
-
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@torch.inference_mode()
-def test_a_pointwise_convolution_equals_torch(memory_format: torch.memory_format) -> None:
-    """Whatever the memory format of its input."""
-    conv = nn.Conv2d(6, 10, 1)
-    x, addend = (values(2, channels, 5, 4).to(memory_format=memory_format) for channels in (6, 10))
-    assert is_pointwise(conv)
-    ours = PointwiseConv(conv)
-    torch.testing.assert_close(ours(x), conv(x), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.plus(x, addend), conv(x) + addend, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "conv",
-    [
-        nn.Conv2d(4, 4, 3),
-        nn.Conv2d(4, 4, 1, stride=2),
-        nn.Conv2d(4, 4, 1, padding=1),
-        nn.Conv2d(4, 4, 1, groups=2),
-    ],
-    ids=["3x3", "strided", "padded", "grouped"],
-)
-def test_other_convolutions_are_no_linear_layers(conv: nn.Conv2d) -> None:
-    """They move, skip, or separate values."""
-    assert not is_pointwise(conv)
 
 
 @torch.inference_mode()
