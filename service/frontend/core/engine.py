@@ -147,11 +147,7 @@ class Engine:
         preparing = self.preparation(request, config)
         self.begin(preparing.caller, 1)
         try:
-            infer_s, post_s = self._after_s.get((config.task, draws), NOTHING_KNOWN)
-            preparing.after_s = infer_s + post_s
-            prepared_s = self.threads.expected_s(preparing)
-            ready_s = prepared_s + infer_s if prepared_s else 0.0
-            reservation = self._workers.reserve(model, request.deadline_s, ready_s, post_s)
+            reservation = self.reserve(model, preparing, draws)
             try:
                 self.threads.submit(preparing)
                 prepared = await preparing.future
@@ -215,9 +211,12 @@ class Engine:
             del self._images_of[caller]
         self.metrics.in_flight.dec(images)
 
-    def reserve(self, model: ModelStatus, preparing: Work[Any]) -> WaitForecast:
-        """A slot of a worker for an image that is about to be prepared for several models. Raises as `WorkerPool`."""
-        infer_s, post_s = self._after_s.get((model.config.task, False), NOTHING_KNOWN)
+    def reserve(self, model: ModelStatus, preparing: Work[Any], draws: bool = False) -> WaitForecast:
+        """A slot of a worker for an image that is about to be prepared, perhaps for several models.
+
+        Raises as `WorkerPool.reserve`.
+        """
+        infer_s, post_s = self._after_s.get((model.config.task, draws), NOTHING_KNOWN)
         preparing.after_s = max(preparing.after_s, infer_s + post_s)
         prepared_s = self.threads.expected_s(preparing)
         ready_s = prepared_s + infer_s if prepared_s else 0.0
