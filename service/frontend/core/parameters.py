@@ -198,7 +198,7 @@ def _number(allowed: Range) -> Callable[[str], float]:
     return parse
 
 
-def split_classes(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
     """The names in a comma-separated list."""
     return tuple(part.strip() for part in text.split(","))
 
@@ -253,7 +253,7 @@ PARAMETERS: dict[str, Parameter] = {
     "classes": Parameter(
         "Names of the only classes to return, comma separated; class indices where a name has a comma. Default: all.",
         {"type": "string", "minLength": 1},
-        split_classes,
+        split_names,
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
     "iou_threshold": Parameter(
@@ -331,14 +331,14 @@ def distinct(names: Sequence[str], limit: int) -> tuple[str, ...] | None:
 
 
 def _tasks(text: str) -> tuple[Task, ...]:
-    names = distinct(text.split(","), len(Task))
+    names = distinct(split_names(text), len(Task))
     if names is None or not set(names) <= set(Task):
         raise ValueError(f"{TASKS_EXPECTED}, separated by commas")
     return tuple(map(Task, names))
 
 
 def _models(text: str) -> tuple[str, ...]:
-    names = distinct(text.split(","), MAX_MODELS)
+    names = distinct(split_names(text), MAX_MODELS)
     if names is None:
         raise ValueError(f"{MODELS_EXPECTED}, separated by commas")
     return names

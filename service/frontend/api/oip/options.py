@@ -18,7 +18,7 @@ from service.frontend.core.parameters import (
     TOP_K,
     PredictParams,
     cached_params,
-    split_classes,
+    split_names,
 )
 
 OF_TASK: dict[Task, tuple[str, ...]] = {
@@ -94,7 +94,7 @@ def _checked(name: str, value: object) -> MaskFormat | int | float | tuple[str, 
         raise _wrong(name, value, f"one of {', '.join(MaskFormat)}")
     if name == "classes":
         if isinstance(value, str):
-            return split_classes(value)
+            return split_names(value)
         raise _wrong(name, value, CLASSES)
     if name == "agnostic_nms":
         if isinstance(value, bool):

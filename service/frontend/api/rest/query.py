@@ -82,7 +82,7 @@ def negotiate(accept: str, media: Sequence[Medium] = tuple(Medium)) -> Medium:
         if exactness and quality > 0:
             ranked.append((quality, exactness, position, -preference, medium))
     if not ranked:
-        raise BadParameter(f"the header Accept takes none of {', '.join(media)}; name one, or leave it out")
+        raise BadParameter(f"the header Accept has none of {', '.join(media)}; name one, or leave it out")
     return max(ranked)[-1]
 
 

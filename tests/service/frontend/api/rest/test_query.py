@@ -6,7 +6,7 @@ from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 from service.frontend.api.rest.query import Medium, Query, read_query
-from service.frontend.core.parameters import PARAMETERS, View
+from service.frontend.core.parameters import ANALYZE_PARAMETERS, PARAMETERS, View
 from service.frontend.http.middleware import read_timeout_ms
 
 
@@ -75,6 +75,13 @@ def test_bad_values_are_named(task: Task, text: bytes, name: str) -> None:
         read_query(task, text)
     assert name in caught.value.detail
     assert len(caught.value.detail) < 400
+
+
+def test_lists_may_have_spaces() -> None:
+    """Names in a list may be separated by a comma and a space, in every parameter that is a list."""
+    assert ANALYZE_PARAMETERS["tasks"].parse("classify, detect") == (Task.CLASSIFY, Task.DETECT)
+    assert ANALYZE_PARAMETERS["models"].parse("a, b@2") == ("a", "b@2")
+    assert PARAMETERS["classes"].parse("cat, dog") == ("cat", "dog")
 
 
 def test_unknown_parameter_lists_the_known() -> None:
