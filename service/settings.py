@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, StringConstraints, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 from pydantic_settings import (
     BaseSettings,
@@ -31,14 +32,28 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 """0 = any free port."""
 
 
-Address = Annotated[str, StringConstraints(pattern=r"^(ipc|tcp)://.+$")]
+def _form(pattern: str, expected: str) -> AfterValidator:
+    """Refuses other text with what is expected; pydantic's own error shows the pattern alone."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return AfterValidator(check)
 
 
-PrecisionChoice = Annotated[str, StringConstraints(pattern=r"^([^=\s]+=)?(auto|exact|fp32|fp16|bf16)$")]
+Address = Annotated[str, _form(r"(ipc|tcp)://.+", "ipc://PATH or tcp://HOST:PORT")]
+
+
+PrecisionChoice = Annotated[
+    str,
+    _form(r"([^=\s]+=)?(auto|exact|fp32|fp16|bf16)", "auto, exact, fp32, fp16 or bf16, or NAME= before one of them"),
+]
 """Of one model, or without `NAME=` of all others."""
 
 
-ModelWeight = Annotated[str, StringConstraints(pattern=r"^[^=\s]+=(\d+\.?\d*|\.\d+)$")]
+ModelWeight = Annotated[str, _form(r"[^=\s]+=(\d+\.?\d*|\.\d+)", "NAME=NUMBER")]
 
 
 def _network(text: str) -> str:
@@ -49,7 +64,7 @@ def _network(text: str) -> str:
 Network = Annotated[str, AfterValidator(_network)]
 
 
-Origin = Annotated[str, StringConstraints(pattern=r"^(\*|https?://[^/\s*]+)$")]
+Origin = Annotated[str, _form(r"\*|https?://[^/\s*]+", "https://HOST, or * for all")]
 
 
 ProtectedPath = Literal["/metrics", "/", "/docs", "/openapi.json"]
@@ -156,7 +171,7 @@ class Settings(BaseSettings):
     with --model-control callers can change it."""
     model_weights: Annotated[tuple[ModelWeight, ...], NoDecode, BeforeValidator(_split_names)] = ()
     """`NAME=NUMBER`, comma-separated: relative shares of the device's time under overload. Other models have 1."""
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, _form(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")] = "auto"
     """auto (CUDA if available, else the CPU), cpu, cuda or cuda:N."""
     precision: Annotated[tuple[PrecisionChoice, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = (
         "auto",
@@ -251,7 +266,7 @@ class Settings(BaseSettings):
     """Log one line per request, at level info. Health and metrics probes are not logged."""
 
     # Traces
-    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^(https?://[^/\s]+.*)?$")] = ""
+    otlp_endpoint: Annotated[str, _form(r"(https?://[^/\s]+.*)?", "http://HOST:PORT or https://HOST:PORT")] = ""
     """URL of an OpenTelemetry collector (OTLP over HTTP), such as http://collector:4318. Empty: no traces."""
     trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of requests to trace, 0 to 1. If the caller sends a trace context, its sampled flag decides."""

@@ -47,7 +47,7 @@ def parse_splits(parts: Iterable[str]) -> dict[str, TrafficSplit]:
                 raise ValueError(f"split: {name!r} has more than one split; give one")
             by_name[name] = []
         if not name:
-            raise ValueError(f"split: {part!r} has no model; expected NAME=1:90,2:10")
+            raise ValueError(f"split: {part!r} does not begin with the name of a model; expected NAME=1:90,2:10")
         by_name[name].append(part.strip())
     splits: dict[str, TrafficSplit] = {}
     for name, shares in by_name.items():

@@ -21,7 +21,7 @@ from service.cli.model_store import Force, Store, errors_to_exit, print_model, s
 if TYPE_CHECKING:
     from model.zoo.pipeline import Channels
 
-_SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
 
 
 class WeightsPrecision(StrEnum):

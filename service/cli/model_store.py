@@ -20,6 +20,15 @@ Store = Annotated[
         envvar="CONVMLP_MODELS_DIR", file_okay=False, help="Folder of the models. It is created if necessary."
     ),
 ]
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CONVMLP_MODELS_DIR",
+        exists=True,
+        file_okay=False,
+        help="Folder of models, in addition to the embedded ones.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 
 

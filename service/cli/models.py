@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from model.errors import BundleInvalid
 from service.cli.console import number_column, print_error, print_table, text_column
 from service.cli.flags import settings_or_exit
 from service.cli.model_control import add_control_commands
+from service.cli.model_store import ModelsDir
 from service.cli.store import add_store_commands
 
 if TYPE_CHECKING:
@@ -26,15 +26,6 @@ models_app = typer.Typer(
     help="Manage the model store (the embedded models, and a folder of further ones), and the models of a service.",
 )
 
-ModelsDir = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="CONVMLP_MODELS_DIR",
-        exists=True,
-        file_okay=False,
-        help="Folder of models, in addition to the embedded ones.",
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -16,7 +16,7 @@ from model.model_name import base_name, canonical_name
 from service.cli.console import download_progress, print_error, printable
 from service.cli.flags import settings_or_exit
 from service.cli.model_import import import_model
-from service.cli.model_store import Force, Store, errors_to_exit, print_model, store_or_exit
+from service.cli.model_store import Force, ModelsDir, Store, errors_to_exit, print_model, store_or_exit
 
 
 class ExportFormat(StrEnum):
@@ -76,7 +76,7 @@ def export_model(
         ExportFormat | None, typer.Option("--format", help="Format of the file; by default that of its suffix.")
     ] = None,
     force: Force = False,
-    models_dir: Store = None,
+    models_dir: ModelsDir = None,
 ) -> None:
     """Write a model as a checkpoint or as an ONNX file.
 
@@ -90,6 +90,11 @@ def export_model(
         bundle = read_bundle(find_bundle(name, store))
         if file.exists() and not force:
             raise BundleInvalid(f"{file} exists already; --force overwrites it")
+        if file.suffix.lower() == ".safetensors" and file_format is None:
+            raise BundleInvalid(
+                f"{file}: export writes PyTorch's format or ONNX; expected a name such as NAME.pth or NAME.onnx. "
+                f"The model's own weights are safetensors already: {bundle.weights_path}"
+            )
         if (file_format or ExportFormat.of(file)) is ExportFormat.ONNX:
             _export_onnx(bundle, file)
             return
@@ -110,7 +115,7 @@ def _export_onnx(bundle: Bundle, file: Path) -> None:
 
 def verify_model(
     name: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Name of the model.")],
-    models_dir: Store = None,
+    models_dir: ModelsDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Check a model before it serves: files, labels, pipeline, weights, reference answer, precisions.

@@ -65,7 +65,7 @@ def test_the_setting_passes_through_the_environment(monkeypatch: pytest.MonkeyPa
         ("dogs=1", "version 1 of 'dogs' is not a served model; add dogs to models"),
         ("pets=1:90", "split of 'pets': the percentages sum to 90"),
         ("pets@2=1:100", "'pets@2' is not the name of a model without its version"),
-        ("1:90,2:10", "has no model; expected NAME=1:90,2:10"),
+        ("1:90,2:10", "does not begin with the name of a model; expected NAME=1:90,2:10"),
         ("pets=1,pets=2", "more than one split"),
     ],
 )

@@ -87,6 +87,8 @@ def test_flags_replace_parts_of_the_pipeline(tmp_path: Path, store: Path) -> Non
         (["--mean", "1,2,3"], 2, "--mean and --std belong together"),
         (["--mean", "1,2", "--std", "1,2,3"], 2, "--mean 1,2: expected three numbers"),
         (["--input-size", "large"], 2, "expected N, or LONGxSHORT"),
+        (["--input-size", "0"], 2, "expected N, or LONGxSHORT"),
+        (["--input-size", "640x0"], 2, "expected N, or LONGxSHORT"),
         (["--input-size", "224", "--crop", "224"], 2, "exclude each other"),
         (["--resize", "0"], 2, "Invalid value for '--resize'"),
         (["--score-threshold", "2"], 2, "Invalid value for '--score-threshold'"),

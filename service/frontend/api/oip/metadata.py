@@ -129,7 +129,11 @@ class ModelRepository:
         if not version:
             return name
         versions = [version_of(model.config.name) for model in self._engine.versions(name)]
-        if version not in versions or (SEPARATOR in name and version_of(name) != version):
+        if SEPARATOR in name and version_of(name) != version:
+            raise ModelNotFound(
+                f"{name!r} names one version and the request another, {version[:20]!r}; give one of them"
+            )
+        if version not in versions:
             raise ModelNotFound(
                 f"model {name!r} has no version {version[:20]!r}, only {', '.join(map(repr, versions))}"
             )

@@ -204,11 +204,13 @@ async def test_one_bad_image_fails_its_request_and_no_other(oip: OipFrontEnds, c
 
 
 async def test_version(client: OipClient) -> None:
-    """A model has the version 1 only."""
+    """A model has the version 1 only, and a version in its name does not contradict that of the request."""
     assert (await client.infer(encoded_request("fake_classify", picture(), version="1"))).model == "fake_classify"
     with pytest.raises(Refused, match="has no version '2', only '1'") as refused:
         await client.infer(encoded_request("fake_classify", picture(), version="2"))
     assert refused.value.status in (404, "NOT_FOUND")
+    with pytest.raises(Refused, match="names one version and the request another, '2'"):
+        await client.infer(encoded_request("fake_classify@1", picture(), version="2"))
 
 
 async def test_long_work_runs_in_a_thread() -> None:
