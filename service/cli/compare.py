@@ -20,7 +20,7 @@ from service.cli.console import image_progress, number_column, print_error, prin
 from service.cli.evaluation import DATA, Format, IgnoreLabel, Images, MapFile, Masks
 from service.cli.flags import settings_or_exit
 from service.cli.model_reference import ComparedModel, ModelReference
-from service.cli.models import ModelsDir
+from service.cli.model_store import ModelsDir
 from service.cli.predict import OUTPUT, ApiKey
 from service.errors import BadParameter
 from service.evaluation.comparison import FIRST, SECOND, ComparedPicture, Comparison, Summary, comparison_for
