@@ -90,6 +90,8 @@ def export_model(
         bundle = read_bundle(find_bundle(name, store))
         if file.exists() and not force:
             raise BundleInvalid(f"{file} exists already; --force overwrites it")
+        if not file.parent.is_dir():
+            raise BundleInvalid(f"{file} cannot be written: there is no folder {file.parent}")
         if file.suffix.lower() == ".safetensors" and file_format is None:
             raise BundleInvalid(
                 f"{file}: export writes PyTorch's format or ONNX; expected a name such as NAME.pth or NAME.onnx. "

@@ -95,6 +95,8 @@ def _checked(name: str, value: object) -> MaskFormat | int | float | tuple[str, 
     if name == "classes":
         if isinstance(value, str):
             return split_names(value)
+        if isinstance(value, int) and not isinstance(value, bool):  # the index of a class
+            return (str(value),)
         raise _wrong(name, value, CLASSES)
     if name == "agnostic_nms":
         if isinstance(value, bool):
