@@ -88,7 +88,7 @@ class NoDecoding(PreparePool):
 class NoHeader(Engine):
     """Does not read the size of an image from its header."""
 
-    def _preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
+    def preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
         args = (request.image, config.preprocessing)
         return Work(self.threads.prepare, args, request.deadline_s, request.caller, config.name)
 

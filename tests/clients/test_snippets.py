@@ -31,7 +31,7 @@ def labels_in(printed: str) -> list[str]:
 @pytest.mark.parametrize("more", [(), ("--http2",)], ids=" ".join)
 def test_curl(service: RunningService, expected: Expected, more: tuple[str, ...]) -> None:
     """curl sends a file's bytes; with --http2 it offers to change to HTTP/2, and is answered over HTTP/1.1."""
-    program, *flags = shlex.split(snippet("sh", "curl --data-binary", service))
+    program, *flags = shlex.split(snippet("sh", "http://localhost:8000/classify", service))
     if more and "HTTP2" not in run([tool(program), "--version"]):
         pytest.skip("this curl has no HTTP/2")
     assert labels_in(run([tool(program), "--silent", *more, *flags])) == list(expected.labels)

@@ -259,7 +259,7 @@ def test_export_overwrites_only_by_force(tmp_path: Path) -> None:
     assert read_checkpoint(out).tensors
     for arguments, why in (
         (("unknown", tmp_path / "a.pth"), "there is no model 'unknown' in the store"),
-        (("convmlp_pets_heads", tmp_path / "no" / "a.pth"), "cannot be written: No such file or directory"),
+        (("convmlp_pets_heads", tmp_path / "no" / "a.pth"), "cannot be written: there is no folder"),
     ):
         ran = models("export", *arguments)
         assert (ran.exit_code, ran.stdout) == (1, "")
