@@ -64,7 +64,10 @@ async def test_tables_are_readable_in_a_pipe(rest: Rest, files: list[str]) -> No
 
 @pytest.mark.parametrize(
     ("task", "row"),
-    [("detect", ["cat", "0.9000", "0.0", "0.0", "31.0", "30.0"]), ("segment", ["background", "1860", "50.0", "0.9000"])],
+    [
+        ("detect", ["cat", "0.9000", "0.0", "0.0", "31.0", "30.0"]),
+        ("segment", ["background", "1860", "50.0", "0.9000"]),
+    ],
 )
 async def test_tables_have_the_columns_of_their_task(rest: Rest, files: list[str], task: str, row: list[str]) -> None:
     """Detections have boxes in pixels; segments have areas in pixels and as a percentage of the image."""
