@@ -97,10 +97,13 @@ async def test_the_open_inference_protocol_has_versions() -> None:
             tensor.contents.bytes_contents.append(PICTURE)
             reply = await stub.ModelInfer(oip.ModelInferRequest(model_name=name, model_version=wanted, inputs=[tensor]))
             assert (reply.model_name, reply.model_version) == (FIRST, version)
-        for path in (f"{FIRST}/versions/3", f"{SECOND}/versions/1"):
+        for path, why in (
+            (f"{FIRST}/versions/3", "only '1', '2'"),
+            (f"{SECOND}/versions/1", "names one version and the request another"),
+        ):
             refused = await pair.http.get(f"/v2/models/{path}")
             assert refused.status_code == 404
-            assert "only '1', '2'" in refused.json()["error"]
+            assert why in refused.json()["error"]
         statistics = (await pair.http.get(f"/v2/models/{FIRST}/stats")).json()["model_stats"]
         assert [(one["version"], one["inference_count"]) for one in statistics] == [("1", 1), ("2", 3)]
         index = (await pair.http.post("/v2/repository/index")).json()
