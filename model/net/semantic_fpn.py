@@ -175,7 +175,8 @@ def _label_chunks(
     best = torch.full(size, -torch.inf, device=logits.device)
     total = torch.zeros(size, device=logits.device)
     class_bytes = 4 * (input_size.height * input_size.width + original.height * original.width)
-    strips = [slice(top, top + high) for high in [_strip_rows(original.width)] for top in range(0, size[0], high)]
+    high = max(1, STRIP_PIXELS // original.width)
+    strips = [slice(top, top + high) for top in range(0, original.height, high)]
     first = 0
     for chunk in logits.split(_chunk_classes(chunk_bytes // class_bytes), dim=1):
         at_input = _resize(_dense(chunk), (input_size.height, input_size.width))
@@ -193,10 +194,6 @@ def _label_chunks(
         first += chunk.shape[1]
     for strip in strips:
         pixels.add(strip, slice(None), best[strip], total[strip])
-
-
-def _strip_rows(width: int) -> int:
-    return max(1, STRIP_PIXELS // width)
 
 
 def _label_tiles(

@@ -40,6 +40,8 @@ SCORE_THRESHOLD = Range("a number", 0, 1)
 IOU_THRESHOLD = Range("a number", 0, 1)
 MIN_AREA = Range("a whole number", 0, 1_000_000_000)
 MAX_CLASSES = 100
+MAX_CLASS_NAME = 256
+"""Characters. Requests keep their parameters, and unknown names are compared with all labels."""
 CLASSES = f"1 to {MAX_CLASSES} names of the model's labels, comma separated, or class indices"
 MODEL_NAME = f"the name of a model, of 1 to {MAX_MODEL_NAME} characters"
 
@@ -103,6 +105,11 @@ def parse_params(
     if len(classes) > MAX_CLASSES or not all(classes):
         given = "an empty name" if len(classes) <= MAX_CLASSES else f"{len(classes)} names"
         raise BadParameter(f"parameter 'classes' has {given}; expected {CLASSES}", "classes")
+    if (longest := max(map(len, classes), default=0)) > MAX_CLASS_NAME:
+        raise BadParameter(
+            f"parameter 'classes' has a name of {longest} characters; expected at most {MAX_CLASS_NAME}, or an index",
+            "classes",
+        )
     mask_format = DEFAULT_MASK_FORMAT if mask_format is None else mask_format
     params = QueryParams(
         top_k=DEFAULTS.top_k if top_k is None else top_k,

@@ -247,9 +247,8 @@ class BoundedHttp(HttpToolsProtocol):
             elif name == b"host":
                 hosts += 1 if IS_HOST(value) else 2
             elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                raise RefusedHead(
-                    refusals.TRANSFER_CODING
-                )  # the parser would drop other codings before it, such as gzip
+                # The parser would drop other codings before it, such as gzip.
+                raise RefusedHead(refusals.TRANSFER_CODING)
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
             raise RefusedHead(refusals.HOST)
         super().on_headers_complete()

@@ -12,8 +12,10 @@ from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy
 from model.postprocess.masks import MaskFormat
 from model.types import Segment, SegmentResult, Size, Task
+from service.errors import BadParameter
 from service.frontend.api.vision.convert import MASK_FORMATS, METHODS, TASKS, read_params, response_of
 from service.frontend.api.vision.servicer import accuracy_of
+from service.frontend.core.parameters import MAX_CLASS_NAME, MAX_CLASSES
 
 
 def test_every_prediction_of_the_contract_is_answered() -> None:
@@ -55,6 +57,17 @@ def test_no_masks_means_none_are_made(kind: type[pb.DetectRequest | pb.SegmentRe
     asked = read_params(kind(mask_format=pb.MASK_FORMAT_NONE))
     assert (asked.params.masks, asked.mask_format) == (False, MaskFormat.NONE)
     assert read_params(kind()).params.masks
+
+
+@pytest.mark.parametrize("kind", [pb.DetectRequest, pb.SegmentRequest])
+def test_names_of_classes_are_bounded(kind: type[pb.DetectRequest | pb.SegmentRequest]) -> None:
+    """Parameters are kept for requests that repeat them, so a message cannot fill memory with long names."""
+    longest = "a" * MAX_CLASS_NAME
+    assert read_params(kind(classes=[longest])).classes == (longest,)
+    for classes in ([f"{longest}a"], ["a"] * (MAX_CLASSES + 1), [""]):
+        with pytest.raises(BadParameter) as caught:
+            read_params(kind(classes=classes))
+        assert caught.value.field == "classes"
 
 
 def test_label_maps_beyond_256_classes_are_16_bit() -> None:
