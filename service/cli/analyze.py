@@ -114,7 +114,7 @@ def _local(query: AnalyzeQuery, settings: Settings) -> AnalysisBackend:
     """Raises as `LocalBackend`."""
     from model.bundle import find_bundle, read_bundle
     from service.cli.backends import LocalAnalysis
-    from service.frontend.api.rest.analyze import check_tasks
+    from service.frontend.core.parameters import require_applicable
 
     def task_of(name: str) -> Task:
         return read_bundle(find_bundle(name, settings.models_dir)).config.task
@@ -125,7 +125,7 @@ def _local(query: AnalyzeQuery, settings: Settings) -> AnalysisBackend:
     else:
         served = {task_of(name) for name in settings.models}
         asked = {task.value: (None, task) for task in query.tasks or [task for task in Task if task in served]}
-    check_tasks(query, {task for _, task in asked.values()})
+    require_applicable(query.given, {task for _, task in asked.values()})
     return LocalAnalysis({name: _backend(query, model, task, settings) for name, (model, task) in asked.items()})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -365,3 +365,18 @@ ANALYZE_PARAMETERS: dict[str, Parameter] = {
     **{name: parameter for name, parameter in PARAMETERS.items() if name not in ("model", "view")},
 }
 """Those of an analysis: each task gets its own of them."""
+
+
+def require_applicable(given: Mapping[str, Set[Task]], tasks: Set[Task]) -> None:
+    """Check the parameters that an analysis by `tasks` is given; each is of the tasks by its name.
+
+    Raises:
+        BadParameter: none of `tasks` has one of them.
+    """
+    for name in sorted(given):
+        if not tasks & given[name]:
+            raise BadParameter(
+                f"parameter {name!r} does not belong to {', '.join(sorted(tasks))}; "
+                f"it belongs to {', '.join(sorted(given[name]))}",
+                name,
+            )

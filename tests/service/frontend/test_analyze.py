@@ -206,6 +206,10 @@ async def test_bad_parameters_are_named(pair: PairAtWork, query: str, status: in
         {"models": ["fake_classify", ""]},
         {"top_k": 0},
         {"mask_format": 9},
+        {"tasks": [pb.TASK_CLASSIFY], "classes": ["cat"]},
+        {"tasks": [pb.TASK_CLASSIFY], "label_map": True},
+        {"models": ["fake_segment"], "agnostic_nms": True},
+        {"tasks": [pb.TASK_DETECT, pb.TASK_SEGMENT], "top_k": 3},
     ],
 )
 async def test_grpc_refuses_the_same(pair: PairAtWork, fields: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Set
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,14 @@ from service.frontend.core.analysis import Analysis, Models, Outcome, models_of
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import encode_picture, render
-from service.frontend.core.parameters import ANALYZE, ANALYZE_PARAMETERS, PARAMETERS, PredictParams, parse_params
+from service.frontend.core.parameters import (
+    ANALYZE,
+    ANALYZE_PARAMETERS,
+    PARAMETERS,
+    PredictParams,
+    parse_params,
+    require_applicable,
+)
 from service.frontend.core.request_log import RequestRecord, domain_error, precisions, slowest
 from service.frontend.http.problems import instance_of, problem_of
 from service.settings import Settings
@@ -29,12 +36,13 @@ from service.types import PredictRequest, Reply
 
 @dataclass(frozen=True, slots=True)
 class AnalyzeQuery:
-    """The parameters of an analysis, and each task's own. `given` are the names of the latter in the query string."""
+    """The parameters of an analysis, and each task's own. `given` are the names of the latter in the query string, each
+    with the tasks that have it."""
 
     tasks: tuple[Task, ...]
     models: tuple[str, ...]
     params: Mapping[Task, PredictParams]
-    given: frozenset[str]
+    given: Mapping[str, frozenset[Task]]
     medium: Medium
 
 
@@ -48,14 +56,8 @@ def read_analyze_query(query_string: bytes, accept: bytes = b"") -> AnalyzeQuery
         task: parse_params(**{name: value for name, value in values.items() if task in PARAMETERS[name].tasks})
         for task in Task
     }
-    return AnalyzeQuery(tasks, models, params, frozenset(values), negotiate(accept.decode("latin-1")))
-
-
-def check_tasks(query: AnalyzeQuery, tasks: Set[Task]) -> None:
-    """Raises BadParameter for a parameter that none of the tasks has."""
-    for name in sorted(query.given):
-        if not tasks & PARAMETERS[name].tasks:
-            raise BadParameter(f"parameter {name!r} does not belong to {', '.join(sorted(tasks))}", name)
+    given = {name: PARAMETERS[name].tasks for name in values}
+    return AnalyzeQuery(tasks, models, params, given, negotiate(accept.decode("latin-1")))
 
 
 class Analyze(ImageEndpoint[AnalyzeQuery, Models]):
@@ -66,7 +68,7 @@ class Analyze(ImageEndpoint[AnalyzeQuery, Models]):
 
     def _resolve(self, query: AnalyzeQuery, record: RequestRecord) -> Models:
         models = models_of(self._engine, query.tasks, query.models)
-        check_tasks(query, {model.config.task for model in models.values()})
+        require_applicable(query.given, {model.config.task for model in models.values()})
         if len(models) == 1:
             (model,) = models.values()
             record.model = model.config.name

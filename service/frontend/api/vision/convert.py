@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from google.rpc.status_pb2 import Status
@@ -24,13 +25,16 @@ from model.types import (
 from service.errors import BadParameter
 from service.frontend.core.overlay import encode_label_map
 from service.frontend.core.parameters import (
+    ANALYZE_PARAMETERS,
     EMBED,
     MAX_MODELS,
     MODELS_EXPECTED,
+    PARAMETERS,
     TASKS_EXPECTED,
     PredictParams,
     cached_params,
     distinct,
+    require_applicable,
     shown,
 )
 from service.frontend.core.request_log import RequestRecord
@@ -126,6 +130,18 @@ def read_analyze_params(request: pb.AnalyzeRequest) -> dict[Task, PredictParams]
         ),
         Task.SEGMENT: cached_params(mask_format=mask_format, classes=classes, min_area=request.min_area),
     }
+
+
+_FIELD_TASKS = {name: parameter.tasks for name, parameter in ANALYZE_PARAMETERS.items() if parameter.tasks} | {
+    "label_map": PARAMETERS["view"].tasks
+}
+"""The tasks that have each field of an AnalyzeRequest."""
+
+
+def require_applicable_fields(request: pb.AnalyzeRequest, tasks: Set[Task]) -> None:
+    """Raises BadParameter for a field that is set, and that none of the tasks has."""
+    given = {field.name for field, _ in request.ListFields()}
+    require_applicable({name: _FIELD_TASKS[name] for name in given & _FIELD_TASKS.keys()}, tasks)
 
 
 def named_of(request: pb.AnalyzeRequest) -> tuple[tuple[Task, ...], tuple[str, ...]]:

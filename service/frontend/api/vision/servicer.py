@@ -29,6 +29,7 @@ from service.frontend.api.vision.convert import (
     named_of,
     read_analyze_params,
     read_params,
+    require_applicable_fields,
 )
 from service.frontend.core.analysis import Analysis, models_of
 from service.frontend.core.auth import Auth, Caller
@@ -122,6 +123,7 @@ class Vision:
             self._engine.bodies.take(record, nbytes)
             tasks, names = named_of(message)
             models = list(models_of(self._engine, tasks, names).values())
+            require_applicable_fields(message, {model.config.task for model in models})
             if not self._auth.is_open:  # each model's answer counts as an image
                 self._auth.charge(Caller(record.caller), len(models) - 1)
             if len(models) == 1:
