@@ -1,6 +1,6 @@
 """Semantic FPN (arXiv 1901.02446, section 3.1): one upsampling branch a pyramid level, summed at stride 4.
 
-`label_maps` is the procedure at test time: coarse logits → the class of each pixel of the picture.
+`segment_outputs` is the procedure at test time: coarse logits → the class of each pixel of the picture.
 """
 
 from __future__ import annotations
@@ -85,13 +85,22 @@ TILE_BYTES = 2 << 20
 """Of a tile's float32 scores. A CPU is fastest if they fit into its cache; four arrays have about their size."""
 
 
+def segment_outputs(logits: Tensor, input_size: Size, batch: Batch) -> list[SegmentOutput | LogitsOutput]:
+    """What a segmenter answers, from logits (N, classes, h, w) of inputs of `input_size`: a label map, as `label_maps`
+    has it; or the logits, where a row's params ask for them."""
+    return [
+        logits_output(row) if params.logits else label_maps(row, input_size, [geometry], [params])[0]
+        for row, geometry, params in zip(logits.split(1), batch.geometries, batch.params, strict=True)
+    ]
+
+
 def label_maps(
     logits: Tensor,
     input_size: Size,
     geometries: Sequence[Geometry],
     params: Sequence[QueryParams],
     chunk_bytes: int = CHUNK_BYTES,
-) -> list[SegmentOutput | LogitsOutput]:
+) -> list[SegmentOutput]:
     """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel,
     and its probability: the softmax of the pixel's logits.
 
@@ -101,11 +110,9 @@ def label_maps(
 
     Logits that are channels-last in memory stay so, which is several times as fast on a CPU; others are resized in
     the authors' order of operations.
-
-    A row whose params ask for `logits` gets them as they are.
     """
     return [
-        logits_output(row) if row_params.logits else _segment(row, input_size, geometry, row_params, chunk_bytes)
+        _segment(row, input_size, geometry, row_params, chunk_bytes)
         for row, geometry, row_params in zip(logits.split(1), geometries, params, strict=True)
     ]
 
@@ -280,7 +287,7 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _predict(network: SemanticFPN, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput | LogitsOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
+    return segment_outputs(network(x), Size(x.shape[2], x.shape[3]), batch)
 
 
 def _infer(shapes: StateDictShapes) -> tuple[SemanticFPNSpec, int]:

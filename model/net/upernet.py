@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.families.upernet import UPerNetSpec
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
-from model.net.semantic_fpn import label_maps
+from model.net.semantic_fpn import segment_outputs
 from model.spec import Postprocessing
 from model.types import Batch, LogitsOutput, SegmentOutput, Size
 
@@ -75,7 +75,7 @@ CLASS_KEY = "decode_head.conv_seg.weight"
 
 
 def _predict(network: UPerNet, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput | LogitsOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
+    return segment_outputs(network(x), Size(x.shape[2], x.shape[3]), batch)
 
 
 def _infer(shapes: StateDictShapes) -> tuple[UPerNetSpec, int]:

@@ -26,6 +26,8 @@ from service.cli.predict import (
     OutputOptions,
     Save,
     Threshold,
+    TileOverlap,
+    Tiles,
     TimeoutMs,
     TopK,
     Url,
@@ -65,6 +67,8 @@ def analyze(
     iou_threshold: IouThreshold = None,
     agnostic_nms: AgnosticNms = None,
     min_area: MinArea = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -87,6 +91,8 @@ def analyze(
         "iou_threshold": iou_threshold,
         "agnostic_nms": agnostic_nms,
         "min_area": min_area,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -134,4 +140,4 @@ def _backend(query: AnalyzeQuery, model: str | None, task: Task, settings: Setti
     from service.frontend.api.rest.query import Query
 
     of_task = query.params[task]
-    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None), task, settings)
+    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None, tiling=of_task.tiling), task, settings)

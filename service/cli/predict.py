@@ -64,6 +64,21 @@ MinArea = Annotated[
     int | None,
     typer.Option(help="Minimum area of a box or a segment, in pixels. Default: 0.", rich_help_panel=PARAMETERS),
 ]
+Tiles = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Cut large images into windows, and join their answers: auto, 640 or 800x600 (pixels). Default: do not.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
+TileOverlap = Annotated[
+    float | None,
+    typer.Option(
+        help="With --tiles: least overlap of neighbours, 0 to 0.8 of a window's side. Default: 0.2.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
 Masks = Annotated[
     bool | None, typer.Option("--masks/--no-masks", help="Whether to return masks.", rich_help_panel=PARAMETERS)
 ]
@@ -166,6 +181,8 @@ def detect(
     iou_threshold: IouThreshold = None,
     agnostic_nms: AgnosticNms = None,
     min_area: MinArea = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -186,6 +203,8 @@ def detect(
         "iou_threshold": iou_threshold,
         "agnostic_nms": agnostic_nms,
         "min_area": min_area,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -197,6 +216,8 @@ def segment(
     model: Model = None,
     classes: Classes = None,
     min_area: MinArea = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -213,6 +234,8 @@ def segment(
         "model": model,
         "classes": classes,
         "min_area": min_area,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }

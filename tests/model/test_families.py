@@ -32,12 +32,12 @@ from model.net.network import (
     build_network,
     infer_backbone,
 )
-from model.net.semantic_fpn import label_maps
+from model.net.semantic_fpn import segment_outputs
 from model.postprocess.results import postprocess
 from model.predictor import Predictor, predict_image
 from model.reference import REFERENCE_PARAMS, REFERENCE_PICTURE, mismatch, reference_input
 from model.spec import KeepRatioSpec, Postprocessing, SegmentPostSpec
-from model.types import Batch, SegmentOutput, Size, Task
+from model.types import Batch, LogitsOutput, SegmentOutput, Size, Task
 from model.zoo.export import export_checkpoint
 from model.zoo.importer import import_checkpoint
 from service.settings import Settings
@@ -106,8 +106,8 @@ class Pixels(nn.Module):
         return out
 
 
-def predict_pixels(network: Pixels, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
+def predict_pixels(network: Pixels, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput | LogitsOutput]:
+    return segment_outputs(network(x), Size(x.shape[2], x.shape[3]), batch)
 
 
 def infer_pixels(shapes: StateDictShapes) -> tuple[PixelsSpec, int]:

@@ -8,24 +8,28 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from model.model_name import MAX_LENGTH as MAX_MODEL_NAME
 from model.postprocess.masks import MaskFormat
-from model.types import QueryParams, Task
+from model.tiles import DEFAULT_OVERLAP, MAX_OVERLAP, MAX_SIDE, MIN_SIDE, Tiling
+from model.types import QueryParams, Size, Task
 from service.errors import BadParameter
 
 DEFAULTS = QueryParams()
 DEFAULT_MASK_FORMAT = MaskFormat.RLE
 
 
+Number = TypeVar("Number", int, float)
+
+
 @dataclass(frozen=True, slots=True)
-class Range:
+class Range(Generic[Number]):
     """The numbers from `low` to `high`, both included; `kind` names them in errors."""
 
     kind: str
-    low: int
-    high: int
+    low: Number
+    high: Number
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high  # NaN is in no range
@@ -39,6 +43,11 @@ MAX_DETECTIONS = Range("a whole number", 1, 1000)
 SCORE_THRESHOLD = Range("a number", 0, 1)
 IOU_THRESHOLD = Range("a number", 0, 1)
 MIN_AREA = Range("a whole number", 0, 1_000_000_000)
+TILE_OVERLAP = Range("a number", 0, MAX_OVERLAP)
+AUTO = "auto"
+TILES = (
+    f"{AUTO}, the side of a square such as 640, or WIDTHxHEIGHT such as 800x600: sides of {MIN_SIDE} to {MAX_SIDE} px"
+)
 MAX_CLASSES = 100
 MAX_CLASS_NAME = 256
 """Characters. Requests keep their parameters, and unknown names are compared with all labels."""
@@ -67,12 +76,13 @@ class VectorEncoding(StrEnum):
 @dataclass(frozen=True, slots=True)
 class PredictParams:
     """The parameters of a prediction. `params` are the worker's, `mask_format` is the encoder's, `classes` become
-    indices once the model is known."""
+    indices once the model is known. `tiling`: None: the picture is not cut."""
 
     model: str | None
     params: QueryParams
     mask_format: MaskFormat
     classes: tuple[str, ...] = ()
+    tiling: Tiling | None = None
 
 
 def parse_params(
@@ -89,6 +99,8 @@ def parse_params(
     agnostic_nms: bool = False,
     min_area: int | None = None,
     confidence_map: bool = False,
+    tiles: str | None = None,
+    tile_overlap: float | None = None,
 ) -> PredictParams:
     """Check given values against their ranges; those not given get their defaults. `embed`: of an embedding.
 
@@ -122,7 +134,32 @@ def parse_params(
         min_area=min_area or 0,
         confidence_map=confidence_map,
     )
-    return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE, classes)
+    mask_format = mask_format if params.masks else MaskFormat.NONE
+    return PredictParams(model, params, mask_format, classes, _tiling(tiles, tile_overlap))
+
+
+def _tiling(tiles: str | None, overlap: float | None) -> Tiling | None:
+    """Raises BadParameter."""
+    _check("tile_overlap", overlap, TILE_OVERLAP)
+    if tiles is None:
+        if overlap is not None:
+            raise BadParameter(
+                "parameter 'tile_overlap' needs 'tiles'; add tiles=auto, or leave it out", "tile_overlap"
+            )
+        return None
+    overlap = DEFAULT_OVERLAP if overlap is None else overlap
+    if tiles == AUTO:
+        return Tiling(None, overlap)
+    sides = [digits(part) for part in tiles.split("x")]
+    width, height = sides[0], sides[-1]
+    if (
+        len(sides) > 2
+        or width is None
+        or height is None
+        or not all(MIN_SIDE <= side <= MAX_SIDE for side in (width, height))
+    ):
+        raise BadParameter(f"parameter 'tiles' is {shown(tiles)}; expected {TILES}", "tiles")
+    return Tiling(Size(height, width), overlap)
 
 
 def with_classes(params: QueryParams, classes: Sequence[str], labels: Sequence[str]) -> QueryParams:
@@ -158,7 +195,7 @@ cached_params = lru_cache(maxsize=1024)(parse_params)
 """`parse_params` for clients that repeat their values. Errors are not cached."""
 
 
-def _check(name: str, value: float | None, allowed: Range) -> None:
+def _check(name: str, value: float | None, allowed: Range[int] | Range[float]) -> None:
     if value is not None and value not in allowed:
         raise BadParameter(f"parameter {name!r} is {value:.10g}; expected {allowed}", name)
 
@@ -185,7 +222,7 @@ def digits(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
 
 
-def _whole_number(allowed: Range) -> Callable[[str], int]:
+def _whole_number(allowed: Range[int]) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = digits(text)
         if value is None:
@@ -195,7 +232,7 @@ def _whole_number(allowed: Range) -> Callable[[str], int]:
     return parse
 
 
-def _number(allowed: Range) -> Callable[[str], float]:
+def _number(allowed: Range[int] | Range[float]) -> Callable[[str], float]:
     def parse(text: str) -> float:
         if text.isascii() and "_" not in text:
             with contextlib.suppress(ValueError):
@@ -292,6 +329,32 @@ PARAMETERS: dict[str, Parameter] = {
         "Format of masks: COCO's compressed RLE, a base64 PNG of 0 and 255, polygons, or none.",
         {"type": "string", "enum": list(MaskFormat), "default": DEFAULT_MASK_FORMAT},
         _one_of(MaskFormat),
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "tiles": Parameter(
+        "Cut the image into overlapping windows, and predict each at full resolution: small objects in a large picture "
+        "are found. The windows' answers are joined to one. `auto`: windows of the model's input size, or the smallest "
+        "multiple of it that stays within the limit of windows; `640`: squares with this side; `800x600`: width and "
+        "height, in pixels of the upright image. Each window counts as an image of the caller's rate. Default: none.",
+        {
+            "type": "string",
+            "pattern": r"^(auto|[0-9]{1,5}(x[0-9]{1,5})?)$",
+            "examples": [AUTO, "640", "800x600"],
+        },
+        str,
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "tile_overlap": Parameter(
+        "With `tiles`: the least part of a window's width and height that the next one shares. Objects up to this size "
+        "are never cut in all windows that show them.",
+        {
+            "type": "number",
+            "minimum": TILE_OVERLAP.low,
+            "maximum": TILE_OVERLAP.high,
+            "default": DEFAULT_OVERLAP,
+            "examples": [0.3],
+        },
+        _number(TILE_OVERLAP),
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
     "view": Parameter(

@@ -81,7 +81,7 @@ class Analyze(ImageEndpoint[AnalyzeQuery, Models]):
         self._auth.charge(Caller(caller), len(model) - 1)
         params = [query.params[one.config.task] for one in model.values()]
         requests = [
-            PredictRequest(image_id, one, image, of_task.params, deadline_s, caller, of_task.classes)
+            PredictRequest(image_id, one, image, of_task.params, deadline_s, caller, of_task.classes, of_task.tiling)
             for one, of_task in zip(model.values(), params, strict=True)
         ]
         analysis: Analysis[Any] = Analysis(self._engine, requests)

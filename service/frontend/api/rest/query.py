@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from model.postprocess.masks import MaskFormat
+from model.tiles import Tiling
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 from service.frontend.core.parameters import PARAMETERS, Parameter, View, parse_params, shown
@@ -41,6 +42,7 @@ class Query:
     view: View | None
     medium: Medium = Medium.JSON
     classes: tuple[str, ...] = ()
+    tiling: Tiling | None = None
 
 
 def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
@@ -55,7 +57,7 @@ def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
     view = values.pop("view", None)
     parsed = parse_params(**values, confidence_map=view is View.CONFIDENCE)
     medium = Medium.PNG if view else negotiate(accept.decode("latin-1"))
-    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes)
+    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes, parsed.tiling)
 
 
 def read_values(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) -> dict[str, Any]:
