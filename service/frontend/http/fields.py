@@ -25,9 +25,9 @@ MAX_QUERY_FIELDS = 64
 
 
 class Fields(NamedTuple):
-    """One encoded image, and the texts of the fields beside it."""
+    """One image, and the texts of the fields beside it."""
 
-    image: bytes
+    image: Upload
     texts: Mapping[str, str]
 
 
@@ -81,35 +81,29 @@ async def read_fields(
     image_names: Collection[bytes],
     text_names: Collection[bytes] = (),
 ) -> Fields:
-    """Read a body that is a form with one image, or the bytes or base64 of one. Its bytes are taken from `bodies`.
+    """Read a body that is a form with one image, or the bytes, base64 or URL of one. Its bytes are taken from `bodies`.
 
     Raises:
-        BadRequest: broken multipart or base64, or no image.
+        BadRequest: broken multipart, or no image.
         ImageTooLarge: more bytes than `max_bytes`, or several images.
         Overloaded: `bodies` has no room.
         ClientDisconnect: the client left before the body's end.
     """
     media_type, options = parse_options_header(request.headers.get(b"content-type"))
-    first_name = next(iter(image_names)).decode()
-    texts: Mapping[str, str] = {}
-    upload: Upload
+    name = next(iter(image_names)).decode()
     if media_type == b"multipart/form-data":
         form = FieldsForm(options.get(b"boundary", b""), image_names, text_names)
         await request.read(max_bytes, bodies, form.feed)
         large = request.record.held_bytes > JOIN_BYTES
         uploads = await asyncio.to_thread(form.finish) if large else form.finish()
         if not uploads:
-            raise BadRequest(f"the form has no image; send it as the part `{first_name}`")
-        (upload,), texts = uploads, form.texts()
-    else:
-        upload = await request.read(max_bytes, bodies)
-        if upload[:1] in TEXT_STARTS:
-            upload = await off_loop(partial(image_of_text, upload), len(upload))
-    if isinstance(upload, BadRequest):
-        raise upload
-    if not upload:
-        raise BadRequest(f"the image is empty; send a form with the part `{first_name}`, or an image as the body")
-    return Fields(upload, texts)
+            raise BadRequest(f"the form has no image; send it as the part `{name}`")
+        return Fields(uploads[0], form.texts())
+    body = await request.read(max_bytes, bodies)
+    if not body:
+        raise BadRequest(f"the body is empty; send a form with the part `{name}`, or an image as the body")
+    is_text = body[:1] in TEXT_STARTS
+    return Fields(await off_loop(partial(image_of_text, body), len(body)) if is_text else body, {})
 
 
 def query_texts(query_string: bytes) -> dict[str, str]:

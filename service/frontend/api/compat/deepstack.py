@@ -18,6 +18,7 @@ from model.postprocess.masks import rounded_score
 from model.postprocess.results import postprocess
 from model.types import ClassifyResult, DetectResult, QueryParams, RawOutput, Size, Task
 from service.frontend.core.engine import Encode, Engine
+from service.frontend.core.image_fetcher import image_bytes
 from service.frontend.core.parameters import PARAMETERS, SCORE_THRESHOLD, Parameter, parse_params
 from service.frontend.http.fields import parse_values, query_texts, read_fields
 from service.frontend.http.middleware import CUSTOM_MODELS, HttpRequest, request_of, within_deadline
@@ -236,10 +237,9 @@ class DeepStack:
             reading = read_fields(request, self._max_bytes, engine.bodies, IMAGE_FIELDS, (MIN_CONFIDENCE.encode(),))
             fields = await within_deadline(reading, deadline_s)
             params, classes = params_of(fields.texts.get(MIN_CONFIDENCE))
-            prediction = PredictRequest(
-                record.request_id, model, fields.image, params, deadline_s, record.caller, classes
-            )
             with request.connection.disconnect:
+                image = await image_bytes(fields.image, engine.fetcher, record, deadline_s)
+                prediction = PredictRequest(record.request_id, model, image, params, deadline_s, record.caller, classes)
                 reply = await engine.predict(prediction, encode)
         finally:
             engine.bodies.release(record)
