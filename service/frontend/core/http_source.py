@@ -59,7 +59,8 @@ class SystemResolver:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response whose status is 200 and whose body is still to be read. `nbytes` is its Content-Length, if it has one."""
+    """A response whose status is 200 and whose body is still to be read. `nbytes` is its Content-Length, if it has one.
+    """
 
     host: str
     nbytes: int | None
@@ -182,7 +183,9 @@ class _CheckedBackend(httpcore2.AnyIOBackend):
         last: Exception = httpcore2.ConnectError("it has no address")
         for address in (await self._checked(host, port))[:MAX_ADDRESSES]:
             try:
-                stream = await super().connect_tcp(str(address), port, CONNECT_TIMEOUT_S, local_address, socket_options)
+                stream = await super().connect_tcp(
+                    str(address), port, CONNECT_TIMEOUT_S, local_address, socket_options
+                )
             except (httpcore2.NetworkError, httpcore2.TimeoutException) as error:
                 last = error
                 continue
