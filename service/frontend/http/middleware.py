@@ -46,8 +46,8 @@ answer."""
 JOIN_BYTES = 2 * 2**20
 """A body of more bytes is put together in a thread: for 64 MB it takes 0.1 s, without the interpreter's lock."""
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
-NOT_PREDICTIONS = "/v2/repository/"
-"""POSTs below this path predict nothing, so no rate limit applies to them."""
+NOT_PREDICTIONS = ("/v2/repository/", "/compat/labelstudio/setup", "/compat/labelstudio/webhook")
+"""POSTs to paths that begin so predict nothing, so no rate limit applies to them."""
 CONTENT_ENCODING = b"content-encoding"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 SHUT_DOWN = "this process is shutting down and had no time left for the request; send it again"
