@@ -92,7 +92,8 @@ class QueryParams:
     classifier, the features before its last layer instead of labels. `classes`: indices of the classes to return,
     rising; None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes
     the model's own. `agnostic_nms`: whatever their classes. `min_area`: minimum area of a detection's box, or of a
-    segment, in square pixels. `confidence_map`: compute the confidence of each pixel.
+    segment, in square pixels. `confidence_map`: compute the confidence of each pixel. `threshold`: of a segmenter with
+    one output channel, the probability above which a pixel is of its class; None takes the model's own.
     """
 
     top_k: int = 5
@@ -105,6 +106,7 @@ class QueryParams:
     agnostic_nms: bool = False
     min_area: int = 0
     confidence_map: bool = False
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

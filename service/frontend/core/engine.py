@@ -27,7 +27,7 @@ from service.errors import (
 from service.frontend.core.auth import network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.core.model_control import ModelControl
-from service.frontend.core.parameters import with_classes
+from service.frontend.core.parameters import params_for
 from service.frontend.core.request_log import RequestRecord
 from service.frontend.core.sniffing import explained
 from service.observability.logs import request_id
@@ -174,7 +174,9 @@ class Engine:
     ) -> Reply[T]:
         """The answer for an image that was prepared, in `decode_s`, for `model`. Raises as `predict`."""
         config, size = model.config, model_input.geometry.original
-        params = with_classes(request.params, request.classes, config.labels) if request.classes else request.params
+        params = request.params
+        if request.classes or params.threshold is not None:
+            params = params_for(config, params, request.classes)
         answer = await self._workers.predict(request.id, model, model_input, params, request.deadline_s)
         encoded = await self._encoded(preparing, answer.output, config, size, encode, draws=draws)
         self.metrics.stages["post", config.task].observe(encoded.seconds, None if span is None else span.ids)
