@@ -8,6 +8,9 @@ ConvMLPError
 ├── ModelInvalid          a model of the store that cannot be served
 ├── Unauthenticated       no or wrong credentials
 ├── Forbidden             the service's settings do not allow it
+├── UrlRefused            a picture's URL that is not fetched
+├── FetchFailed           a picture's URL from which no picture came
+│   └── FetchTimeout      it did not come in time
 ├── DeadlineExceeded      the request's deadline passed
 ├── Internal              anything else: a request id and no internals
 └── RetryLater            not possible now; has the time after which to try again
@@ -71,6 +74,24 @@ class Forbidden(ConvMLPError):
     """The service's settings do not allow this for any caller."""
 
     code = "forbidden"
+
+
+class UrlRefused(ConvMLPError):
+    """A picture's URL that the service does not fetch: by its settings, or by the addresses of the URL's host."""
+
+    code = "url-refused"
+
+
+class FetchFailed(ConvMLPError):
+    """The host of a picture's URL cannot be reached, or answers with an error."""
+
+    code = "fetch-failed"
+
+
+class FetchTimeout(FetchFailed):
+    """The picture did not come in the time that a fetch may take."""
+
+    code = "fetch-timeout"
 
 
 class DeadlineExceeded(ConvMLPError):
@@ -172,6 +193,9 @@ DOMAIN_ERRORS: tuple[type[ConvMLPError], ...] = (
     ModelInvalid,
     Unauthenticated,
     Forbidden,
+    UrlRefused,
+    FetchFailed,
+    FetchTimeout,
     DeadlineExceeded,
     Internal,
     Overloaded,

@@ -64,6 +64,15 @@ def _network(text: str) -> str:
 Network = Annotated[str, AfterValidator(_network)]
 
 
+FetchHost = Annotated[
+    str,
+    _form(
+        r"((\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?",
+        "HOST, *.HOST for all names below it, or an address, each with or without :PORT",
+    ),
+]
+
+
 Origin = Annotated[str, _form(r"\*|https?://[^/\s*]+", "https://HOST, or * for all")]
 
 
@@ -250,6 +259,18 @@ class Settings(BaseSettings):
     max_connections: PositiveInt = 4096
     """Connections of one REST process; gRPC: of one gRPC process. Beyond it idle ones are closed. REST answers probes
     on a few more, and refuses other requests on them. The limit of open files may lower it."""
+
+    # Pictures by URL
+    fetch_urls: Annotated[tuple[FetchHost, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Hosts, comma-separated, from which front-ends fetch pictures that callers name by URL: HOST, or *.HOST for all
+    names below it, with :PORT where it is not the scheme's own. Without any, URLs are refused."""
+    fetch_private_networks: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Networks, comma-separated, such as 192.168.1.0/24, in which these hosts may be. Other addresses that are not
+    public are refused, whatever a host's name resolves to."""
+    fetch_timeout_ms: PositiveInt = 10_000
+    """How long fetching one picture may take."""
+    max_fetches: PositiveInt = 32
+    """Pictures that one front-end process fetches at a time. Further ones wait."""
 
     # Time limits
     request_timeout_ms: PositiveInt = 30_000

@@ -8,7 +8,7 @@ the previous run of its value. Numbers are little-endian groups of five bits, as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,7 +16,17 @@ import cv2
 import numpy as np
 
 from model.postprocess.polygons import Polygons, trace_polygons
-from model.types import BoolArray, Box, Detection, Float32Array, IntArray, SegmentResult, Size, SoftMask
+from model.types import (
+    BoolArray,
+    Box,
+    Detection,
+    Float32Array,
+    IntArray,
+    LabelMapArray,
+    SegmentResult,
+    Size,
+    SoftMask,
+)
 
 STRIP_PIXELS = 1 << 18
 """Probabilities are computed for so many pixels at a time, to fit in a core's cache."""
@@ -102,34 +112,53 @@ class RLE:
 
 def encode_rle(mask: RegionMask) -> RLE:
     """The RLE of the whole picture's mask."""
-    height, width = mask.pixels.shape
-    # With an unset row above and below, every run begins and ends within its column, at a change of value.
-    columns = np.zeros((width, height + 2), np.bool_)
-    columns[:, 1:-1] = mask.pixels.T
-    column, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), height + 1)
-    edges = (mask.left + column) * mask.size.height + mask.top + row
-    # A run that ends at the picture's bottom and one that begins at the top of the next column are one run.
-    joined = np.flatnonzero(edges[1:] == edges[:-1])
-    return _from_edges(np.delete(edges, np.concatenate((joined, joined + 1))), mask.size)
+    return _from_edges(run_edges(mask.pixels.T, mask.left, mask.top, mask.size.height), mask.size)
 
 
 def encode_segments_rle(result: SegmentResult) -> Iterator[RLE]:
     """The RLE of each segment, in order, from one pass over the label map."""
-    columns = cv2.transpose(result.label_map).ravel()
-    changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
+    for edges in segment_edges(cv2.transpose(result.label_map), [segment.index for segment in result.segments]):
+        yield _from_edges(edges, result.size)
+
+
+def run_edges(lines: BoolArray, first_line: int, first_cell: int, length: int) -> IntArray:
+    """The runs of set pixels of a region's mask, in the whole picture.
+
+    Args:
+        lines: the region's pixels, (rows, columns), or transposed for runs down the columns.
+        first_line, first_cell: where the region begins in the picture, in the order of the axes of `lines`.
+        length: of a line of the picture.
+
+    Returns alternating starts and ends of runs, int64, as rising indices of the picture's pixels, line by line.
+    """
+    count, width = lines.shape
+    # With an unset pixel before and behind it, every run begins and ends within its line, at a change of value.
+    padded = np.zeros((count, width + 2), np.bool_)
+    padded[:, 1:-1] = lines
+    line, cell = np.divmod(np.flatnonzero(padded[:, 1:] != padded[:, :-1]), width + 1)
+    edges = (first_line + line) * length + first_cell + cell
+    # A run to the end of the picture's line and one from the beginning of the next line are one run.
+    joined = np.flatnonzero(edges[1:] == edges[:-1])
+    return np.delete(edges, np.concatenate((joined, joined + 1)))
+
+
+def segment_edges(label_map: LabelMapArray, indices: Sequence[int]) -> Iterator[IntArray]:
+    """For each class index the runs of its pixels, as `run_edges` gives them, from one pass over the label map."""
+    flat = label_map.ravel()
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts = np.concatenate(([0], changes))
-    stops = np.concatenate((changes, [columns.size]))
-    labels = columns[starts]
+    stops = np.concatenate((changes, [flat.size]))
+    labels = flat[starts]
     by_label = np.argsort(labels, kind="stable")
     sorted_labels = labels[by_label]
-    for segment in result.segments:
-        first, last = np.searchsorted(sorted_labels, (segment.index, segment.index + 1))
+    for index in indices:
+        first, last = np.searchsorted(sorted_labels, (index, index + 1))
         runs = by_label[first:last]
-        yield _from_edges(np.stack((starts[runs], stops[runs]), axis=1).ravel(), result.size)
+        yield np.stack((starts[runs], stops[runs]), axis=1).ravel()
 
 
 def _from_edges(edges: IntArray, size: Size) -> RLE:
-    """`edges`: alternating starts and ends of runs of set pixels, as rising column-major indices."""
+    """`edges`: of column-major runs, as `run_edges` gives them."""
     total = size.height * size.width
     ends = edges if len(edges) and edges[-1] == total else np.append(edges, total)
     runs = np.diff(ends, prepend=0)

@@ -176,6 +176,20 @@ class FrontEndMetrics:
             ["model"],
             registry=registry,
         )
+        fetches = Counter(
+            "convmlp_fetches",
+            "Pictures named by URL, by outcome: ok, cancelled, or an error code",
+            ["outcome"],
+            registry=registry,
+        )
+        fetch_duration = Histogram(
+            "convmlp_fetch_duration_seconds",
+            "Time to fetch a picture by its URL, including the wait for other fetches, for all outcomes",
+            registry=registry,
+            buckets=_REQUEST_BUCKETS,
+        )
+        self._fetches: Children[str, Counter] = Children(fetches.labels)
+        self._fetch_duration = fetch_duration
         # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
         self._restarts = None if METRICS_DIR in os.environ else restart_counter(registry)
 
@@ -216,6 +230,11 @@ class FrontEndMetrics:
                 self.rejected(Refusal.UNAVAILABLE)
             case _:
                 pass  # a fault of the request or of the service, no rejection
+
+    def fetched(self, outcome: str, seconds: float) -> None:
+        """Count a picture named by URL: `ok`, `cancelled`, or the code of the error in its place."""
+        self._fetches[outcome].inc()
+        self._fetch_duration.observe(seconds)
 
     def workers_up(self, up: int, total: int) -> None:
         self._worker_up.set(up == total)

@@ -31,6 +31,7 @@ from service.frontend.api.huggingface_schemas import (
     encode_elements,
 )
 from service.frontend.core.engine import Engine
+from service.frontend.core.image_fetcher import ImageUrl
 from service.frontend.core.parameters import PARAMETERS, parse_params
 from service.frontend.core.sniffing import BOM, TEXT_STARTS, text_start
 from service.frontend.http.body import image_of, image_of_text, off_loop
@@ -73,20 +74,23 @@ class HuggingFace:
         try:
             reading = request.read(self._max_bytes, engine.bodies)
             image = await within_deadline(reading, deadline_s)
-            parameters = kind()
+            parameters, url = kind(), None
             if not image:
                 raise BadRequest(f"the body is empty; {HOW_TO_SEND}")
             # No image format begins as a JSON object does, so the Content-Type does not matter.
             if image[:1] in TEXT_STARTS:
                 parsing = off_loop(partial(read_text, kind, image), len(image))
-                image, parameters = await within_deadline(parsing, deadline_s)
+                upload, parameters = await within_deadline(parsing, deadline_s)
+                image, url = (b"", upload.text) if isinstance(upload, ImageUrl) else (upload, None)
             model = _select_model(candidates, parameters)
             record.model = model.config.name
             if isinstance(parameters, ClassifyParameters) and parameters.function_to_apply is not None:
                 _check_function(parameters.function_to_apply, model)
             params = params_of(parameters)
-            prediction = PredictRequest(record.request_id, model, image, params, deadline_s, record.caller)
             with request.connection.disconnect:
+                if url is not None:
+                    image = await engine.fetcher.fetch(url, record, deadline_s)
+                prediction = PredictRequest(record.request_id, model, image, params, deadline_s, record.caller)
                 reply = await engine.predict(prediction, partial(encode_elements, parameters))
         finally:
             engine.bodies.release(record)
@@ -217,8 +221,8 @@ def params_of(parameters: Parameters) -> QueryParams:
             return parse_params(score_threshold=threshold).params
 
 
-def read_text(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
-    """The image and the parameters of a body that begins as text: JSON, base64 or a `data:` URL; else the body itself.
+def read_text(kind: type[Parameters], body: bytes) -> tuple[bytes | ImageUrl, Parameters]:
+    """The image and the parameters of a body that begins as text: JSON, base64 or a URL; else the body itself.
 
     Raises:
         BadRequest: broken JSON or base64, or another form of it.
@@ -234,7 +238,7 @@ def read_text(kind: type[Parameters], body: bytes) -> tuple[bytes, Parameters]:
         image = image_of(document.inputs, "inputs")
     except msgspec.ValidationError as error:
         raise BadRequest(
-            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}; URLs are not fetched"
+            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}"
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None

@@ -26,6 +26,7 @@ from service.errors import (
 )
 from service.frontend.core.auth import network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
+from service.frontend.core.image_fetcher import ImageFetcher
 from service.frontend.core.model_control import ModelControl
 from service.frontend.core.parameters import params_for
 from service.frontend.core.request_log import RequestRecord
@@ -118,6 +119,7 @@ class Engine:
         self._after_s: dict[tuple[Task, bool], tuple[float, float]] = {}
         """Means by task, and whether a picture is drawn: the seconds of a batch, and those of encoding the answer."""
         self.bodies = ByteBudget(settings.max_in_flight_bytes, self.retry_after_s)
+        self.fetcher = ImageFetcher(settings, metrics, self.bodies.take)
 
     async def predict(self, request: PredictRequest, encode: Encode[T], *, draws: bool = False) -> Reply[T]:
         """The answer for one image.

@@ -72,10 +72,12 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
                 await workers.wait_for_state()
+        engine = Engine(workers, threads, settings, metrics)
         watching = asyncio.create_task(watch_event_loop(report), name="event-loop")
         try:
             with open_metrics(registry) as shared:
-                yield FrontEnd(Engine(workers, threads, settings, metrics), auth, metrics, shared.of_all())
+                yield FrontEnd(engine, auth, metrics, shared.of_all())
         finally:
             watching.cancel()
+            engine.fetcher.close()
             threads.close()

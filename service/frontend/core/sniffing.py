@@ -60,6 +60,11 @@ def is_data_url(start: bytes) -> bool:
     return start[:5].lower() == b"data:"
 
 
+def is_url(start: bytes) -> bool:
+    """Whether a text that begins so is a URL, other than one with the data itself."""
+    return _URL.match(start) is not None
+
+
 def is_base64(start: bytes) -> bool:
     """Whether a text that begins so is base64, by all appearances."""
     return len(start) >= MIN_BASE64 and _BASE64.fullmatch(start) is not None and not is_hexadecimal(start)

@@ -23,6 +23,8 @@ from service.errors import (
     BadParameter,
     BadRequest,
     DeadlineExceeded,
+    FetchFailed,
+    FetchTimeout,
     Forbidden,
     Internal,
     ModelInvalid,
@@ -33,6 +35,7 @@ from service.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedEncoding,
+    UrlRefused,
 )
 from service.frontend.core.request_log import RequestRecord
 
@@ -76,6 +79,9 @@ ERROR_TABLE: dict[type[ConvMLPError], StatusRow] = {
     ModelInvalid: StatusRow(grpc.StatusCode.FAILED_PRECONDITION),
     Unauthenticated: StatusRow(grpc.StatusCode.UNAUTHENTICATED),
     Forbidden: StatusRow(grpc.StatusCode.PERMISSION_DENIED),
+    UrlRefused: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, "image_url"),
+    FetchFailed: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, "image_url"),
+    FetchTimeout: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, "image_url"),
     Overloaded: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED),
     RateLimited: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED),
     Unavailable: StatusRow(grpc.StatusCode.UNAVAILABLE),

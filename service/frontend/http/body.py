@@ -1,4 +1,4 @@
-"""The encoded images in a body: one as it is or as base64, several in a form (RFC 7578), or base64 in JSON.
+"""The images in a body: one as it is or as text, several in a form (RFC 7578) or in JSON. Text is base64 or a URL.
 
 Nothing is written to disk. Bytes are counted as they come, so a body that is too long is refused before its end.
 """
@@ -18,7 +18,8 @@ from model.errors import ImageTooLarge
 from service.errors import BadRequest
 from service.frontend.core.base64_text import decode_json_base64, decode_text
 from service.frontend.core.engine import ByteBudget
-from service.frontend.core.sniffing import BOM, TEXT_STARTS, is_base64, is_data_url, text_start
+from service.frontend.core.image_fetcher import ImageUrl
+from service.frontend.core.sniffing import BOM, TEXT_STARTS, is_base64, is_data_url, is_url, text_start
 from service.frontend.http.middleware import JOIN_BYTES, HttpRequest
 from service.settings import Settings
 
@@ -35,13 +36,13 @@ SHORT_BYTES = 2**14
 
 HOW_TO_SEND = (
     "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
-    '{"image": "<base64>"} or {"images": ["<base64>", …]}'
+    '{"image": "<base64>"} or {"images": ["<base64>", …]}; where the service fetches URLs, `image` may be one'
 )
 
 EMPTY_BODY = f"the body is empty; {HOW_TO_SEND}"
 
-Upload = bytes | BadRequest
-"""One encoded image, or the error in its place."""
+Upload = bytes | ImageUrl | BadRequest
+"""One encoded image, where it is, or the error in its place."""
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ NULL = msgspec.Raw(b"null")
 
 
 class JsonBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Base64, or a `data:` URL, of one image or of several."""
+    """Base64, or a URL, of one image or of several."""
 
     image: msgspec.Raw = NULL
     images: list[msgspec.Raw] | None = None
@@ -78,7 +79,7 @@ async def read_uploads(request: HttpRequest, settings: Settings, bodies: ByteBud
 
 
 async def uploads_of_text(body: bytes, max_images: int, *, is_json: bool = False) -> list[Upload]:
-    """The images of a body that begins as text: JSON, base64 or a `data:` URL; else the body itself.
+    """The images of a body that begins as text: JSON, base64 or a URL; else the body itself.
 
     What begins as a JSON object is JSON, and with `is_json` (by its Content-Type) any other JSON, too.
 
@@ -97,14 +98,21 @@ async def off_loop(work: Callable[[], T], nbytes: int) -> T:
 
 
 def image_of_text(data: bytes) -> Upload:
-    """The image that base64 or a `data:` URL encodes; else the data itself, which may be an image."""
+    """The image that base64 or a `data:` URL encodes, or where it is; else the data itself, which may be an image."""
     start = text_start(data)
+    if is_url(start):
+        return url_of(data)
     if not is_data_url(start) and not is_base64(start):
         return data
     try:
         return decode_text(memoryview(data)[data.index(start[:1]) :])
     except ValueError as error:
         return BadRequest(f"the image {error}")
+
+
+def url_of(text: bytes) -> ImageUrl:
+    """The URL that a text is. One that is too long is cut where that still shows."""
+    return ImageUrl(text[: 2 * SHORT_BYTES].removeprefix(BOM).strip().decode("utf-8", "replace"))
 
 
 class FormImages:
@@ -213,7 +221,7 @@ def too_many_images(max_images: int) -> ImageTooLarge:
 
 
 def image_of(raw: msgspec.Raw, name: str) -> Upload:
-    """The bytes of base64 or of a `data:` URL; `name` is its place in the JSON body, for errors.
+    """The bytes of base64 or of a `data:` URL, or another URL; `name` is its place in the JSON body, for errors.
 
     Raises:
         msgspec.ValidationError: it is no string.
@@ -223,7 +231,8 @@ def image_of(raw: msgspec.Raw, name: str) -> Upload:
     except msgspec.ValidationError as error:
         raise msgspec.ValidationError(f"{error} - at `$.{name}`") from None
     except ValueError as error:
-        return BadRequest(f"the JSON body's `{name}` {error}")
+        text = msgspec.json.decode(raw, type=str).encode()
+        return url_of(text) if is_url(text_start(text)) else BadRequest(f"the JSON body's `{name}` {error}")
 
 
 def _from_json(body: bytes, max_images: int) -> list[Upload]:
@@ -240,7 +249,7 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
         return [image_of(text, f"images[{index}]") for index, text in enumerate(document.images)]
     except msgspec.ValidationError as error:
         raise BadRequest(
-            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}; URLs are not fetched"
+            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}"
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None

@@ -18,6 +18,8 @@ from service.errors import (
     BadParameter,
     BadRequest,
     DeadlineExceeded,
+    FetchFailed,
+    FetchTimeout,
     Forbidden,
     Internal,
     ModelInvalid,
@@ -28,6 +30,7 @@ from service.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedEncoding,
+    UrlRefused,
 )
 from service.frontend.http.content_encoding import CODINGS
 
@@ -57,6 +60,9 @@ ERROR_TABLE: dict[type[ConvMLPError], ProblemRow] = {
     ModelInvalid: ProblemRow(422, "The model cannot be served"),
     Unauthenticated: ProblemRow(401, "Credentials are missing or wrong"),
     Forbidden: ProblemRow(403, "Forbidden by the service's configuration"),
+    UrlRefused: ProblemRow(422, "The picture's URL is not fetched"),
+    FetchFailed: ProblemRow(502, "The picture cannot be fetched"),
+    FetchTimeout: ProblemRow(504, "The picture was not fetched in time"),
     Overloaded: ProblemRow(503, "The service is overloaded"),
     RateLimited: ProblemRow(429, "Too many requests from this caller"),
     Unavailable: ProblemRow(503, "The service is not available"),

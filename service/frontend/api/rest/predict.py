@@ -16,11 +16,12 @@ from model.decode import decode
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.postprocess.results import postprocess
 from model.types import RawOutput, SegmentResult, Size, Task
-from service.errors import BadParameter, BadRequest
+from service.errors import BadParameter, BadRequest, FetchFailed, UrlRefused
 from service.frontend.api.rest.query import MAX_CACHED, Medium, Query, read_query
 from service.frontend.api.rest.schemas import Answer, encode_error, encode_output
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
+from service.frontend.core.image_fetcher import image_bytes
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
 from service.frontend.core.request_log import RequestRecord, domain_error, precisions, slowest
@@ -33,7 +34,7 @@ from service.types import ModelStatus, PredictRequest, Reply
 
 VARY = ((b"vary", b"Accept"),)
 
-IMAGE_FAULTS = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest)
+IMAGE_FAULTS = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest, UrlRefused, FetchFailed)
 """Errors of an image. Any other is a failure of the service, and trying again may help."""
 
 PICTURE_FORMATS = {
@@ -123,11 +124,11 @@ class ImageEndpoint(ABC, Generic[Q, M]):
             if isinstance(body, bytes) and body[:1] in TEXT_STARTS:
                 uploads = await within_deadline(uploads_of_text(body, self._settings.max_images), deadline_s)
             if len(uploads) == 1:
-                upload = uploads[0]
-                if isinstance(upload, BadRequest):
-                    raise upload
+                image = uploads[0]
                 with request.connection.disconnect:
-                    reply = await self._predict(record.request_id, model, query, upload, deadline_s, record.caller)
+                    if not isinstance(image, bytes):
+                        image = await image_bytes(image, engine.fetcher, record, deadline_s)
+                    reply = await self._predict(record.request_id, model, query, image, deadline_s, record.caller)
                 record.timings, record.precision = reply.timings, reply.precision
                 results = [reply.payload]
             else:
@@ -145,11 +146,10 @@ class ImageEndpoint(ABC, Generic[Q, M]):
         await request.respond(answer, query.medium, VARY)
 
     async def _predict_upload(
-        self, image_id: str, model: M, query: Q, upload: Upload, deadline_s: float, caller: str
+        self, image_id: str, model: M, query: Q, upload: Upload, deadline_s: float, record: RequestRecord
     ) -> Reply[bytes]:
-        if isinstance(upload, BadRequest):
-            raise upload
-        return await self._predict(image_id, model, query, upload, deadline_s, caller)
+        image = await image_bytes(upload, self._engine.fetcher, record, deadline_s)
+        return await self._predict(image_id, model, query, image, deadline_s, record.caller)
 
     async def _predict_all(
         self,
@@ -168,7 +168,7 @@ class ImageEndpoint(ABC, Generic[Q, M]):
         ids = [f"{record.request_id}-{position}" for position in range(len(uploads))]
         outcomes: list[Reply[bytes] | BaseException] = await asyncio.gather(
             *[
-                self._predict_upload(image_id, model, query, upload, deadline_s, record.caller)
+                self._predict_upload(image_id, model, query, upload, deadline_s, record)
                 for image_id, upload in zip(ids, uploads, strict=True)
             ],
             return_exceptions=True,

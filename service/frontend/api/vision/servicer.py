@@ -23,6 +23,7 @@ from service.frontend.api.vision.convert import (
     METHODS,
     TASKS,
     PredictMethod,
+    Request,
     Response,
     encode_response,
     named_of,
@@ -83,8 +84,11 @@ class Vision:
             params = read_params(message)
             model = self._engine.resolve(method.task, params.model)
             record.model = model.config.name
+            image = message.image
+            if message.image_url:
+                image = await self._fetched(message, record, deadline_s)
             request = PredictRequest(
-                record.request_id, model, message.image, params.params, deadline_s, record.caller, params.classes
+                record.request_id, model, image, params.params, deadline_s, record.caller, params.classes
             )
             label_map = isinstance(message, pb.SegmentRequest) and message.label_map
             normalize = isinstance(message, pb.EmbedRequest) and message.normalize
@@ -125,6 +129,8 @@ class Vision:
             if len(models) == 1:
                 record.model = models[0].config.name
             of_task, image, label_map = read_analyze_params(message), message.image, message.label_map
+            if message.image_url:
+                image = await self._fetched(message, record, deadline_s)
             del message
             params = [of_task[model.config.task] for model in models]
             requests = [
@@ -155,6 +161,12 @@ class Vision:
         _set_timings(response.timings, record.timings)
         response.timings.total_ms = record.finish()["total"]
         return response.SerializeToString()
+
+    async def _fetched(self, message: Request | pb.AnalyzeRequest, record: RequestRecord, deadline_s: float) -> bytes:
+        """The picture that a message names. Raises BadParameter, and as `ImageFetcher.fetch`."""
+        if message.image:
+            raise BadParameter("'image' and 'image_url' exclude each other; give one of them", "image_url")
+        return await self._engine.fetcher.fetch(message.image_url, record, deadline_s)
 
     async def list_models(self, _record: RequestRecord, _data: bytes, _timeout_ms: int | None) -> bytes:
         """All served models, in the worker's order.

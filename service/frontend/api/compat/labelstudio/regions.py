@@ -1,0 +1,211 @@
+"""A model's output as the results of Label Studio's controls. Sizes and points are percentages of the picture's size."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+
+from model.bundle import BundleConfig
+from model.postprocess.brush_rle import encode_brush, encode_segments_brush
+from model.postprocess.masks import RegionMask, paste_mask, rounded_score
+from model.postprocess.polygons import trace_polygons
+from model.postprocess.results import postprocess
+from model.spec import ClassifyPostSpec, DetectPostSpec
+from model.types import (
+    BoolArray,
+    Box,
+    ClassifyResult,
+    Detection,
+    DetectResult,
+    QueryParams,
+    RawOutput,
+    SegmentResult,
+    Size,
+    Task,
+)
+from service.frontend.api.compat.labelstudio.label_config import Control, ControlTag, values_by_class
+from service.frontend.core.parameters import DEFAULTS, TOP_K
+
+MULTIPLE_THRESHOLD = 0.5
+"""The least probability of a choice among several, unless the control has its own."""
+SIMPLIFIED = 0.002
+"""Outlines may move by so much of their length when corners are left out."""
+MIN_SIMPLIFIED_PX = 1.0
+"""And by at least so many pixels, so that the steps of a slanting edge become a line."""
+SMALLEST_PART = 0.01
+"""Parts of a mask with less than this share of the area of its largest one get no polygon."""
+MAX_PARTS = 100
+"""Polygons of one mask."""
+
+
+class Region(msgspec.Struct, frozen=True):
+    """One result. `value` depends on `type`; a choice is of the whole picture and has no size."""
+
+    id: str
+    from_name: str
+    to_name: str
+    type: str
+    value: dict[str, Any]
+    score: float
+    original_width: int | msgspec.UnsetType = msgspec.UNSET
+    original_height: int | msgspec.UnsetType = msgspec.UNSET
+    image_rotation: int | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Results, encoded, and their scores."""
+
+    encoded: list[msgspec.Raw]
+    scores: list[float]
+
+
+def params_of(controls: Sequence[Control], config: BundleConfig) -> QueryParams:
+    """What a model has to compute for these controls, which it answers together."""
+    classes = tuple(sorted({index for control in controls for index in values_by_class(control, config.labels)}))
+    if config.task is Task.CLASSIFY:
+        several = any(control.multiple for control in controls)
+        return QueryParams(top_k=min(len(config.labels), TOP_K.high) if several else DEFAULTS.top_k)
+    if config.task is Task.DETECT:
+        threshold = min(threshold_of(control, config) for control in controls)
+        masks = any(control.tag in (ControlTag.BRUSH, ControlTag.POLYGONS) for control in controls)
+        return QueryParams(score_threshold=threshold, masks=masks, classes=classes)
+    return QueryParams(classes=classes)
+
+
+def threshold_of(control: Control, config: BundleConfig) -> float:
+    """The control's own threshold of scores; or its model's, of detections; or that of a choice."""
+    if control.score_threshold is not None:
+        return control.score_threshold
+    match config.postprocessing:
+        case DetectPostSpec(score_threshold=threshold):
+            return threshold
+        case ClassifyPostSpec() if control.multiple:
+            return MULTIPLE_THRESHOLD
+    return 0.0
+
+
+def encode_regions(controls: Sequence[Control], raw: RawOutput, config: BundleConfig, size: Size) -> Regions:
+    """The results of a model's controls. Labels that a control lacks are left out. Call it in a thread for masks."""
+    result = postprocess(raw, config, size)
+    regions: list[Region] = []
+    for control in controls:
+        values, threshold = values_by_class(control, config.labels), threshold_of(control, config)
+        match result:
+            case ClassifyResult():
+                regions += _choices(control, values, threshold, result)
+            case DetectResult():
+                regions += _objects(control, values, threshold, result)
+            case SegmentResult():
+                regions += _segments(control, values, threshold, result)
+    return Regions([msgspec.Raw(msgspec.json.encode(region)) for region in regions], [one.score for one in regions])
+
+
+def _choices(control: Control, values: dict[int, str], threshold: float, result: ClassifyResult) -> Iterator[Region]:
+    """The best of the labels that the control has; or all above the threshold, where several may be chosen."""
+    known = [label for label in result.labels if label.index in values and label.score >= threshold]
+    chosen = known if control.multiple else known[:1]
+    if chosen:
+        names = list(dict.fromkeys(values[label.index] for label in chosen))
+        yield _region(control, {"choices": names}, chosen[0].score)
+
+
+def _objects(control: Control, values: dict[int, str], threshold: float, result: DetectResult) -> Iterator[Region]:
+    for detection in result.detections:
+        # As the network compares: a score must be above the threshold.
+        if detection.index not in values or detection.score <= threshold:
+            continue
+        value, size = values[detection.index], result.size
+        if control.tag is ControlTag.RECTANGLES:
+            if (rectangle := _rectangle(detection.box, size)) is not None:
+                yield _region(control, rectangle | {"rectanglelabels": [value]}, detection.score, size)
+            continue
+        mask = _mask_of(detection, size)
+        if mask is None:
+            continue
+        if control.tag is ControlTag.BRUSH:
+            yield _brush(control, value, encode_brush(mask), detection.score, size)
+        else:
+            yield from _polygons(control, value, mask.pixels, (mask.left, mask.top), detection.score, size)
+
+
+def _segments(control: Control, values: dict[int, str], threshold: float, result: SegmentResult) -> Iterator[Region]:
+    wanted = [one for one in result.segments if one.index in values and one.confidence >= threshold]
+    if control.tag is ControlTag.BRUSH:
+        packed = encode_segments_brush(SegmentResult(result.size, result.label_map, tuple(wanted)))
+        for segment, rle in zip(wanted, packed, strict=True):
+            yield _brush(control, values[segment.index], rle, segment.confidence, result.size)
+        return
+    for segment in wanted:
+        mask = result.label_map == segment.index
+        yield from _polygons(control, values[segment.index], mask, (0, 0), segment.confidence, result.size)
+
+
+def _mask_of(detection: Detection, size: Size) -> RegionMask | None:
+    """The pixels of an instance; None if it has none."""
+    if detection.mask is None:
+        return None
+    mask = paste_mask(detection.mask, detection.box, size)
+    return mask if mask.pixels.any() else None
+
+
+def _rectangle(box: Box, size: Size) -> dict[str, Any] | None:
+    """The part of a box within the picture; None if there is none."""
+    left, right = (min(max(x, 0.0), size.width) for x in (box.xmin, box.xmax))
+    top, bottom = (min(max(y, 0.0), size.height) for y in (box.ymin, box.ymax))
+    if right <= left or bottom <= top:
+        return None
+    x, y = _percent(left, size.width), _percent(top, size.height)
+    width, height = _percent(right - left, size.width), _percent(bottom - top, size.height)
+    return {"x": x, "y": y, "width": width, "height": height, "rotation": 0}
+
+
+def _brush(control: Control, value: str, rle: bytes, score: float, size: Size) -> Region:
+    return _region(control, {"format": "rle", "rle": list(rle), "brushlabels": [value]}, score, size)
+
+
+def _polygons(
+    control: Control, value: str, mask: BoolArray, offset: tuple[int, int], score: float, size: Size
+) -> Iterator[Region]:
+    """One result for each larger part of a mask that begins at `offset`, (x, y), in the picture."""
+    for outline in _outlines(mask, *offset):
+        points = [[_percent(x, size.width), _percent(y, size.height)] for x, y in outline.tolist()]
+        yield _region(control, {"points": points, "closed": True, "polygonlabels": [value]}, score, size)
+
+
+def _outlines(mask: BoolArray, left: int, top: int) -> list[Any]:
+    """The outlines of a mask's larger parts, int32 (n, 2) of (x, y), simplified. Holes are filled: a polygon has none.
+
+    They run along the edges of pixels, as boxes do.
+    """
+    outer, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros(mask.shape, np.uint8), outer, -1, 1, cv2.FILLED)
+    (rings,) = trace_polygons(filled.view(np.bool_), [True], left, top)
+    outlines = [np.array(ring, np.int32).reshape(-1, 2) for ring in rings]
+    areas = [cv2.contourArea(outline) for outline in outlines]
+    largest = max(areas, default=0.0)
+    by_area = sorted(zip(areas, range(len(outlines)), strict=True), reverse=True)[:MAX_PARTS]
+    kept = [outlines[position] for area, position in by_area if area >= SMALLEST_PART * largest]
+    return [_simplified(outline) for outline in kept]
+
+
+def _simplified(outline: Any) -> Any:  # noqa: ANN401  (OpenCV's arrays)
+    tolerance = max(MIN_SIMPLIFIED_PX, SIMPLIFIED * cv2.arcLength(outline, True))
+    simple = cv2.approxPolyDP(outline, tolerance, True).reshape(-1, 2)
+    return simple if len(simple) >= 3 else outline
+
+
+def _region(control: Control, value: dict[str, Any], score: float, size: Size | None = None) -> Region:
+    """`size` is None for a result of the whole picture."""
+    names = (secrets.token_hex(5), control.name, control.to_name, control.tag.lower(), value, rounded_score(score))
+    return Region(*names) if size is None else Region(*names, size.width, size.height, 0)
+
+
+def _percent(pixels: float, length: int) -> float:
+    return float(f"{100 * pixels / length:.6g}")
