@@ -53,7 +53,9 @@ def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
     table = {name: parameter for name, parameter in PARAMETERS.items() if task in parameter.tasks}
     values = read_values(task, table, query_string)
     view = values.pop("view", None)
-    parsed = parse_params(**values, confidence_map=view is View.CONFIDENCE)
+    if view is View.CONFIDENCE:
+        values["confidence_map"] = True
+    parsed = parse_params(**values)
     medium = Medium.PNG if view else negotiate(accept.decode("latin-1"))
     return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes)
 
