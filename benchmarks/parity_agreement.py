@@ -75,7 +75,7 @@ def agreement(
         case SegmentOutput():
             return _label_maps(_all(SegmentOutput, expected), _all(SegmentOutput, found))
         case EmbedOutput() | LogitsOutput():
-            raise TypeError(f"{type(expected[0]).__name__} is not compared here")
+            raise TypeError(f"outputs of {type(expected[0]).__name__} are not compared here")
 
 
 def _all(kind: type[Output], outputs: Sequence[RawOutput]) -> list[Output]:

@@ -61,6 +61,9 @@ class SegmentParameters(TypedDict, total=False):
     `model`: model name (default: the task's default model).
     `classes`: names of the only classes to return, or class indices (default: all).
     `min_area`: minimum number of a segment's pixels (default: 0).
+    `threshold`: of a model with one output channel, the probability above which a pixel is of the class, 0.001 to 0.999
+    (default: the model's own).
+    `confidence_map`: True for the probability of each pixel's class (default: False).
     `tiles`: cut large images into overlapping windows and join their answers: "auto", a side in pixels such as 640, or
         "800x600" (default: do not cut).
     `tile_overlap`: least part of a window's sides that neighbours share, 0 to 0.8 (default: 0.2).
@@ -73,6 +76,8 @@ class SegmentParameters(TypedDict, total=False):
     min_area: int | None
     tiles: str | int | None
     tile_overlap: float | None
+    threshold: float | None
+    confidence_map: bool | None
     masks: bool | None
     mask_format: MaskFormat | None
 
@@ -107,6 +112,8 @@ class AnalyzeParameters(TypedDict, total=False):
     min_area: int | None
     tiles: str | int | None
     tile_overlap: float | None
+    threshold: float | None
+    confidence_map: bool | None
     masks: bool | None
     mask_format: MaskFormat | None
 

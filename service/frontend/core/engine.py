@@ -30,7 +30,7 @@ from service.frontend.core.auth import Caller, Charge, network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.core.image_fetcher import ImageFetcher
 from service.frontend.core.model_control import ModelControl
-from service.frontend.core.parameters import with_classes
+from service.frontend.core.parameters import params_for
 from service.frontend.core.request_log import RequestRecord
 from service.frontend.core.sniffing import explained
 from service.frontend.core.tiling import (
@@ -190,8 +190,9 @@ class Engine:
         span: Span | None = None,
     ) -> Reply[T]:
         """The answer for an image that was prepared, in `decode_s`, for `model`. Raises as `predict`."""
-        config = model.config
-        params = with_classes(request.params, request.classes, config.labels) if request.classes else request.params
+        config, params = model.config, request.params
+        if request.classes or params.threshold is not None:
+            params = params_for(config, params, request.classes)
         answer: WorkerAnswer | TiledAnswer
         if isinstance(model_input, TiledInput):
             size = model_input.grid.picture

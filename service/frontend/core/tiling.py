@@ -175,9 +175,12 @@ class TiledOutput:
             case DetectPostSpec() as spec, (DetectOutput(), *_):
                 outputs = [output for output in self.outputs if isinstance(output, DetectOutput)]
                 return join_detections(outputs, self.tiled.windows(), self.params, spec, self._require_time)
-            case SegmentPostSpec(), (LogitsOutput(), *_):
+            case SegmentPostSpec() as spec, (LogitsOutput(), *_):
+                threshold = spec.threshold if self.params.threshold is None else self.params.threshold
                 logits = [output for output in self.outputs if isinstance(output, LogitsOutput)]
-                return blend_segments(logits, self.tiled, len(config.labels), self.params, self._require_time)
+                return blend_segments(
+                    logits, self.tiled, len(config.labels), self.params, threshold, self._require_time
+                )
             case _, (first, *_):
                 raise TypeError(f"windows of model {config.name} have a {type(first).__name__}, which cannot be joined")
         raise TypeError("there are no windows")
@@ -242,5 +245,5 @@ async def predict_windows(
 def window_params(params: QueryParams, task: Task) -> QueryParams:
     """The parameters of a window's job: what can be decided only of the whole picture is left open."""
     if task is Task.SEGMENT:
-        return QueryParams(logits=True)
+        return QueryParams(logits=True, threshold=params.threshold)
     return replace(params, min_area=0)

@@ -15,6 +15,7 @@ from service.frontend.core.parameters import (
     MAX_DETECTIONS,
     MIN_AREA,
     SCORE_THRESHOLD,
+    THRESHOLD,
     TILE_OVERLAP,
     TILES,
     TOP_K,
@@ -36,7 +37,7 @@ OF_TASK: dict[Task, tuple[str, ...]] = {
         "tiles",
         "tile_overlap",
     ),
-    Task.SEGMENT: ("classes", "min_area", "mask_format", "tiles", "tile_overlap"),
+    Task.SEGMENT: ("classes", "min_area", "threshold", "mask_format", "tiles", "tile_overlap"),
 }
 TIMEOUT = "timeout"
 WITHOUT_EFFECT = frozenset(
@@ -55,7 +56,12 @@ answer depends on an earlier one, each request has one response, gRPC always sen
 its datatype alone."""
 
 _WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS, "min_area": MIN_AREA}
-_NUMBERS = {"score_threshold": SCORE_THRESHOLD, "iou_threshold": IOU_THRESHOLD, "tile_overlap": TILE_OVERLAP}
+_NUMBERS = {
+    "score_threshold": SCORE_THRESHOLD,
+    "iou_threshold": IOU_THRESHOLD,
+    "threshold": THRESHOLD,
+    "tile_overlap": TILE_OVERLAP,
+}
 
 
 def read_params(task: Task, parameters: Mapping[str, object]) -> PredictParams:

@@ -16,7 +16,7 @@ from model.postprocess.masks import MaskFormat
 from model.tiles import Tiling
 from model.types import QueryParams, Task
 from service.errors import BadParameter
-from service.frontend.core.parameters import PARAMETERS, Parameter, View, parse_params, shown
+from service.frontend.core.parameters import PARAMETERS, Parameter, View, parse_params, parse_value, shown
 
 MAX_FIELDS = 32
 MAX_CACHED = 512
@@ -55,14 +55,16 @@ def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
     table = {name: parameter for name, parameter in PARAMETERS.items() if task in parameter.tasks}
     values = read_values(task, table, query_string)
     view = values.pop("view", None)
-    parsed = parse_params(**values, confidence_map=view is View.CONFIDENCE)
+    if view is View.CONFIDENCE:
+        values["confidence_map"] = True
+    parsed = parse_params(**values)
     medium = Medium.PNG if view else negotiate(accept.decode("latin-1"))
     return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes, parsed.tiling)
 
 
 def read_values(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) -> dict[str, Any]:
     """The values of a query string's parameters, which are those of `table`. Raises as `read_query`."""
-    return {name: _parsed(name, table[name], text) for name, text in _fields(endpoint, table, query_string).items()}
+    return {name: parse_value(name, table[name], text) for name, text in _fields(endpoint, table, query_string).items()}
 
 
 def negotiate(accept: str, media: Sequence[Medium] = tuple(Medium)) -> Medium:
@@ -106,13 +108,6 @@ def _fields(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) 
             raise BadParameter(f"parameter {name!r} is given twice; give it once", name)
         fields[name] = text
     return fields
-
-
-def _parsed(name: str, parameter: Parameter, text: str) -> Any:  # noqa: ANN401  (each has a type of its own)
-    try:
-        return parameter.parse(text)
-    except ValueError as error:
-        raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
 
 
 def _media_range(part: str) -> tuple[str, float] | None:

@@ -23,9 +23,9 @@ from model.types import (
     Task,
 )
 from service.errors import BadParameter
+from service.frontend.core.endpoint_parameters import ANALYZE_PARAMETERS
 from service.frontend.core.overlay import encode_label_map
 from service.frontend.core.parameters import (
-    ANALYZE_PARAMETERS,
     EMBED,
     MAX_MODELS,
     MODELS_EXPECTED,
@@ -111,6 +111,7 @@ def read_params(request: Request) -> PredictParams:
                 classes=tuple(request.classes),
                 min_area=request.min_area,
                 confidence_map=request.confidence_map,
+                threshold=request.threshold if request.HasField("threshold") else None,
                 tiles=request.tiles or None,
                 tile_overlap=_tile_overlap(request),
             )
@@ -139,6 +140,8 @@ def read_analyze_params(request: pb.AnalyzeRequest) -> dict[Task, PredictParams]
             mask_format=mask_format,
             classes=classes,
             min_area=request.min_area,
+            confidence_map=request.confidence_map,
+            threshold=request.threshold if request.HasField("threshold") else None,
             tiles=tiles,
             tile_overlap=tile_overlap,
         ),
