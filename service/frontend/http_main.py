@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from model.types import Task
 from service.frontend.api.compat.deepstack import deepstack, deepstack_document
+from service.frontend.api.compat.labelstudio.http import label_studio
 from service.frontend.api.compat.roboflow.http import roboflow
 from service.frontend.api.compat.roboflow.openapi import roboflow_document
 from service.frontend.api.huggingface import SUMMARY as HUGGINGFACE_SUMMARY
@@ -118,6 +119,7 @@ def create_app(
             summary=HUGGINGFACE_SUMMARY[task],
             openapi_extra=huggingface_operation(task, settings),
         )
+    app.include_router(label_studio(engine, auth, settings))
     app.include_router(open_inference(engine, auth, settings))
     app.include_router(deepstack(engine, settings))
     app.include_router(roboflow(engine, settings))

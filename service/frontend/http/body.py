@@ -259,9 +259,7 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
             raise too_many_images(max_images)
         return [image_of(text, f"images[{index}]") for index, text in enumerate(document.images)]
     except msgspec.ValidationError as error:
-        raise BadRequest(
-            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}"
-        ) from None
+        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:

@@ -48,8 +48,14 @@ JOIN_BYTES = 2 * 2**20
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
 CUSTOM_MODELS = "/v1/vision/custom/list"
 """DeepStack's path of its list of models."""
-NOT_PREDICTIONS = ("/v2/repository/", CUSTOM_MODELS, f"/compat/deepstack{CUSTOM_MODELS}")
-"""POSTs below these paths predict nothing, so no rate limit applies to them."""
+NOT_PREDICTIONS = (
+    "/v2/repository/",
+    CUSTOM_MODELS,
+    f"/compat/deepstack{CUSTOM_MODELS}",
+    "/compat/labelstudio/setup",
+    "/compat/labelstudio/webhook",
+)
+"""POSTs to paths that begin so predict nothing, so no rate limit applies to them."""
 KEY_IN_QUERY = (*DEEPSTACK_PATHS, ROBOFLOW_PATH)
 """Below these paths a key may be `api_key` in the query string: their clients have no other place for it."""
 CONTENT_ENCODING = b"content-encoding"

@@ -25,7 +25,7 @@ RESPONSE_HEADERS = {
     "X-Request-Id": {"description": "The request's own id, or a new one.", "schema": {"type": "string"}},
     "Server-Timing": {
         "description": "Durations in ms: `decode`, `queue`, `infer`, `post` and `total`; with several images, each "
-        "stage's slowest.",
+        "stage's slowest. `batch;desc=N`: images in the batch, the largest of several.",
         "schema": {"type": "string"},
     },
     "X-Model-Precision": {
