@@ -9,6 +9,8 @@ from service.errors import (
     BadParameter,
     BadRequest,
     DeadlineExceeded,
+    FetchFailed,
+    FetchTimeout,
     Forbidden,
     Internal,
     ModelInvalid,
@@ -19,6 +21,7 @@ from service.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedEncoding,
+    UrlRefused,
 )
 from service.frontend.grpc.status import ERROR_TABLE, MAX_MESSAGE, status_of
 from tests.service.frontend.grpc_server import field, reason, request_id, retry_s
@@ -34,6 +37,9 @@ CONTRACT: dict[type[ConvMLPError], grpc.StatusCode] = {
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     ModelInvalid: grpc.StatusCode.FAILED_PRECONDITION,
+    UrlRefused: grpc.StatusCode.INVALID_ARGUMENT,
+    FetchFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    FetchTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,

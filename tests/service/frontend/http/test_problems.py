@@ -8,6 +8,8 @@ from service.errors import (
     BadParameter,
     BadRequest,
     DeadlineExceeded,
+    FetchFailed,
+    FetchTimeout,
     Forbidden,
     Internal,
     ModelInvalid,
@@ -18,6 +20,7 @@ from service.errors import (
     Unauthenticated,
     Unavailable,
     UnsupportedEncoding,
+    UrlRefused,
 )
 from service.frontend.http.problems import ERROR_TABLE, error_response
 from tests.service.frontend.rest_server import problem_of
@@ -33,6 +36,9 @@ CONTRACT: dict[type[ConvMLPError], int] = {
     Unauthenticated: 401,
     Forbidden: 403,
     ModelInvalid: 422,
+    UrlRefused: 422,
+    FetchFailed: 502,
+    FetchTimeout: 504,
     Overloaded: 503,
     RateLimited: 429,
     Unavailable: 503,
