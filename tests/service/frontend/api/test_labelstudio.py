@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def config(*controls: str, image: str = '<Image name="img" value="$image"/>') ->
 def control(tag: str, *labels: str, name: str = "", more: str = "") -> str:
     """`labels` are attributes of a label each, or values."""
     child = "Choice" if tag == "Choices" else "Label"
-    written = "".join(f"<{child} {one if '=' in one else f'value="{escape(one)}"'}/>" for one in labels)
+    written = "".join(f"<{child} {one if '=' in one else f'value={quoteattr(one)}'}/>" for one in labels)
     return f'<{tag} name="{name or tag}" toName="img" {more}>{written}</{tag}>'
 
 
