@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -13,8 +15,10 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from service.frontend.api.compat.labelstudio.pictures import MAX_HOSTS, LabelStudioHost, LabelStudioHosts
 from tests.fakes import fake_instances
 from tests.model.postprocess.test_brush_rle import decoded
+from tests.service.frontend.picture_site import PictureSite, open_site, sends
 from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -290,3 +294,109 @@ async def test_deadlines(fresh_rest: Rest) -> None:
     fresh_rest.worker.runner.unblocked.set()
     assert len(await predict(fresh_rest, BOXES, encoded())) == 1
     assert sum(images for _, images in fresh_rest.worker.runner.batches) <= 9
+
+
+TOKEN = "4f1c6e"
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def label_studio() -> AsyncIterator[PictureSite]:
+    """Label Studio's files."""
+    async with open_site() as site:
+        for path in ("/data/upload/1/cat.png", "/ls/data/upload/1/cat.png", "/tasks/10/presign/", "/data/local-files/"):
+            site.answers[path] = sends(picture(CAT, WIDTH, HEIGHT))
+        yield site
+
+
+def open_fetching(*sites: PictureSite, **settings: Any) -> AbstractAsyncContextManager[Rest]:  # noqa: ANN401
+    """A front-end that may fetch from sites on this host."""
+    hosts = tuple(f"127.0.0.1:{site.port}" for site in sites)
+    return open_rest(fetch_urls=hosts, fetch_private_networks=("127.0.0.0/8",), **settings)
+
+
+def authorizations(site: PictureSite) -> list[str | None]:
+    """The header Authorization of each request that came."""
+    found = [re.search(r"(?im)^authorization: (.*?)\r?$", head) for head in site.heads]
+    return [match and match[1] for match in found]
+
+
+@pytest.mark.parametrize(
+    ("base", "value", "target"),
+    [
+        ("", "/data/upload/1/cat.png", "/data/upload/1/cat.png"),
+        ("/", "upload/1/cat.png", "/data/upload/1/cat.png"),
+        ("/ls", "/ls/data/upload/1/cat.png", "/ls/data/upload/1/cat.png"),
+        ("", "/data/local-files/?d=a%20b/cat.png", "/data/local-files/?d=a%20b/cat.png"),
+        ("", "s3://bucket/cat.png", "/tasks/10/presign/?fileuri=czM6Ly9idWNrZXQvY2F0LnBuZw=="),
+    ],
+)
+async def test_label_studios_own_files(label_studio: PictureSite, base: str, value: str, target: str) -> None:
+    """They are fetched from the address that /setup had, with its token."""
+    async with open_fetching(label_studio) as rest:
+        await setup(rest, BOXES, hostname=label_studio.url(base), access_token=TOKEN)
+        (prediction,) = await predict(rest, BOXES, value)
+    assert len(prediction["result"]) == 2
+    assert [head.split()[1] for head in label_studio.heads] == [target]
+    assert authorizations(label_studio) == [f"Token {TOKEN}"]
+
+
+async def test_the_token_goes_to_label_studio_alone(label_studio: PictureSite) -> None:
+    """A URL in it gets the token, a URL of another host gets none, and neither does an address that /setup had not."""
+    async with open_site() as other, open_fetching(label_studio, other) as rest:
+        other.answers["/data/upload/1/cat.png"] = sends(picture(CAT))
+        await setup(rest, BOXES, hostname=label_studio.url(""), access_token=f"{TOKEN}.{TOKEN}.{TOKEN}")
+        await predict(rest, BOXES, label_studio.url("/data/upload/1/cat.png"), other.url("/data/upload/1/cat.png"))
+        asked = body(BOXES, "/data/upload/1/cat.png")
+        asked["params"]["hostname"] = other.url("")
+        (prediction,) = (await rest.http.post(f"{PREFIX}/predict", json=asked)).json()["results"]
+        assert len(prediction["result"]) == 2
+    assert authorizations(label_studio) == [f"Bearer {TOKEN}.{TOKEN}.{TOKEN}"]
+    assert authorizations(other) == [None, None]
+
+
+async def test_no_caller_uses_the_token_of_another(label_studio: PictureSite, tmp_path: Path) -> None:
+    """The address and the token are those of one caller's project: others, and other projects, have none."""
+    keys = ("0123456789abcdef", "fedcba9876543210")
+    (tmp_path / "keys").write_text("\n".join(f"caller{at} {key}" for at, key in enumerate(keys)))
+    async with open_fetching(label_studio, api_keys_file=tmp_path / "keys") as rest:
+        rest.http.headers["authorization"] = f"Bearer {keys[0]}"
+        await setup(rest, BOXES, hostname=label_studio.url(""), access_token=TOKEN)
+        asked = body(BOXES, "/data/upload/1/cat.png")
+        answers = [
+            (await rest.http.post(f"{PREFIX}/predict", json=asked | changes, headers=headers)).json()["results"][0]
+            for changes, headers in (
+                ({}, {}),
+                ({"project": "2.1796041601"}, {}),
+                ({}, {"authorization": f"Bearer {keys[1]}"}),
+            )
+        ]
+    assert ["result" in answer for answer in answers] == [True, False, False]
+    assert all("whose address is not known here" in answer["error"]["detail"] for answer in answers[1:])
+    assert len(label_studio.heads) == 1
+
+
+@pytest.mark.parametrize("hostname", ["localhost:8080", "file:///etc", "http://", "http://" + "a" * 2048])
+async def test_addresses_that_are_none(served: Rest, hostname: str) -> None:
+    """/setup refuses them."""
+    answered = await setup(served, BOXES, hostname=hostname)
+    assert answered.status_code == 400
+    assert "expected Label Studio's URL" in problem_of(answered.content)["detail"]
+
+
+async def test_hosts_are_bounded() -> None:
+    """The project that was connected longest ago is forgotten."""
+    hosts = LabelStudioHosts()
+    for at in range(MAX_HOSTS + 1):
+        hosts.put("caller", str(at), LabelStudioHost(f"http://host{at}", TOKEN))
+    assert hosts.get("caller", "0") is None
+    assert hosts.get("caller", "1") == LabelStudioHost("http://host1", TOKEN)
+
+
+async def test_pictures_are_released_with_their_tasks(label_studio: PictureSite) -> None:
+    """Tasks whose pictures together have more bytes than a request may hold are all answered."""
+    large = picture(CAT, 400, 300, "BMP")
+    label_studio.answers["/large.bmp"] = sends(large)
+    async with open_fetching(label_studio, max_request_bytes=10 * len(large)) as rest:
+        results = await predict(rest, BOXES, *[label_studio.url("/large.bmp")] * 30)
+        assert all("result" in result for result in results)
+        assert await rest.count("convmlp_in_flight_requests") == 0
