@@ -18,7 +18,7 @@ from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
 from model.spec import Postprocessing
-from model.types import Batch, BoolArray, Geometry, IntArray, QueryParams, SegmentOutput, Size
+from model.types import MAX_LOGITS, Batch, Geometry, LogitsOutput, QueryParams, SegmentOutput, Size
 
 
 class DoubleSize(nn.Module):
@@ -91,7 +91,7 @@ def label_maps(
     geometries: Sequence[Geometry],
     params: Sequence[QueryParams],
     chunk_bytes: int = CHUNK_BYTES,
-) -> list[SegmentOutput]:
+) -> list[SegmentOutput | LogitsOutput]:
     """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel,
     and its probability: the softmax of the pixel's logits.
 
@@ -101,9 +101,11 @@ def label_maps(
 
     Logits that are channels-last in memory stay so, which is several times as fast on a CPU; others are resized in
     the authors' order of operations.
+
+    A row whose params ask for `logits` gets them as they are.
     """
     return [
-        _segment(row, input_size, geometry, row_params, chunk_bytes)
+        logits_output(row) if row_params.logits else _segment(row, input_size, geometry, row_params, chunk_bytes)
         for row, geometry, row_params in zip(logits.split(1), geometries, params, strict=True)
     ]
 
@@ -140,18 +142,28 @@ class _Pixels:
         labels, counts = self.labels.cpu().numpy(), self._counts.cpu().numpy()
         return SegmentOutput(
             label_map=labels if self.labels.dtype == torch.uint8 else labels.astype(np.uint16),
-            areas=np.where(self._returned(counts), counts, 0),
+            areas=np.where(self._params.segments_of(counts), counts, 0),
             confidences=(self._sums.cpu().numpy() / np.maximum(counts, 1)).astype(np.float32),
             confidence_map=None if self.levels is None else self.levels.cpu().numpy(),
             finite=self._finite,
         )
 
-    def _returned(self, counts: IntArray) -> BoolArray:
-        """Of the classes, by their pixels: which the request asks for."""
-        returned = counts >= self._params.min_area
-        if self._params.classes is not None:
-            returned &= np.isin(np.arange(len(counts)), self._params.classes)
-        return returned
+
+def logits_output(logits: Tensor) -> LogitsOutput:
+    """Logits (1, classes, h, w) on the host: of each cell those of its best classes."""
+    largest = torch.finfo(torch.float16).max
+    finite = bool(torch.stack(logits.aminmax()).isfinite().all())
+    values, count = logits[0].contiguous(), logits.shape[1]
+    if count > MAX_LOGITS:
+        values, classes = values.topk(MAX_LOGITS, dim=0)
+    else:
+        classes = torch.arange(count, device=logits.device)[:, None, None].expand_as(values)
+    indices = classes.int().cpu().numpy()
+    return LogitsOutput(
+        values.clamp(-largest, largest).half().cpu().numpy(),
+        indices.astype(np.uint8) if count <= MAX_UINT8_CLASSES else indices.astype(np.uint16),
+        finite,
+    )
 
 
 def _segment(
@@ -267,7 +279,7 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def _predict(network: SemanticFPN, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
+def _predict(network: SemanticFPN, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput | LogitsOutput]:
     return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
 
 

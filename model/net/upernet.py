@@ -16,7 +16,7 @@ from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
 from model.net.semantic_fpn import label_maps
 from model.spec import Postprocessing
-from model.types import Batch, SegmentOutput, Size
+from model.types import Batch, LogitsOutput, SegmentOutput, Size
 
 POOL_SIZES = (1, 2, 3, 6)
 
@@ -74,7 +74,7 @@ class UPerNet(nn.Module):
 CLASS_KEY = "decode_head.conv_seg.weight"
 
 
-def _predict(network: UPerNet, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
+def _predict(network: UPerNet, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput | LogitsOutput]:
     return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
 
 

@@ -228,7 +228,8 @@ def _request(url: httpx2.URL, authorization: str | None) -> httpcore2.Request:
     headers = [
         (b"Host", url.netloc),
         (b"User-Agent", USER_AGENT.encode("ascii")),
-        (b"Accept", b"image/*"),
+        # Django REST framework, and so Label Studio, refuses a type that no renderer of a view has.
+        (b"Accept", b"image/*, */*;q=0.8"),
         (b"Accept-Encoding", b"identity"),
         (b"Connection", b"close"),
     ]

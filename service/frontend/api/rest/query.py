@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
-from service.frontend.core.parameters import PARAMETERS, Parameter, View, parse_params, shown
+from service.frontend.core.parameters import PARAMETERS, Parameter, View, parse_params, parse_value, shown
 
 MAX_FIELDS = 32
 MAX_CACHED = 512
@@ -60,7 +60,7 @@ def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
 
 def read_values(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) -> dict[str, Any]:
     """The values of a query string's parameters, which are those of `table`. Raises as `read_query`."""
-    return {name: _parsed(name, table[name], text) for name, text in _fields(endpoint, table, query_string).items()}
+    return {name: parse_value(name, table[name], text) for name, text in _fields(endpoint, table, query_string).items()}
 
 
 def negotiate(accept: str, media: Sequence[Medium] = tuple(Medium)) -> Medium:
@@ -104,13 +104,6 @@ def _fields(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) 
             raise BadParameter(f"parameter {name!r} is given twice; give it once", name)
         fields[name] = text
     return fields
-
-
-def _parsed(name: str, parameter: Parameter, text: str) -> Any:  # noqa: ANN401  (each has a type of its own)
-    try:
-        return parameter.parse(text)
-    except ValueError as error:
-        raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
 
 
 def _media_range(part: str) -> tuple[str, float] | None:

@@ -37,10 +37,8 @@ WEB = Path(__file__).parents[2] / "web"
 FILES = {
     "/": WEB / "playground.html",
     "/docs": WEB / "docs.html",
-    "/web/playground.js": WEB / "playground.js",
-    "/web/docs.js": WEB / "docs.js",
-    "/web/style.css": WEB / "style.css",
-    "/web/sample.jpg": REFERENCE_PICTURE,
+    "/web/samples/tabby.jpg": REFERENCE_PICTURE,
+    **{f"/web/{file.relative_to(WEB).as_posix()}": file for file in WEB.glob("**/*.*") if file.suffix != ".html"},
 }
 
 MAX_SPLIT_BYTES = 4096
@@ -61,7 +59,7 @@ SPLIT_BODY = {
 }
 
 HEADERS = {
-    # The playground shows chosen images from blob: URLs, and the icon is a data: URL.
+    # The playground shows chosen images and the camera's from blob: URLs, and the icon is a data: URL.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
