@@ -169,6 +169,7 @@ async def test_errors_and_media_are_described(rest: Rest, task: Task) -> None:
         "422",
         "429",
         "500",
+        "502",
         "503",
         "504",
     }
