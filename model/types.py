@@ -18,6 +18,7 @@ import numpy.typing as npt
 UInt8Array = npt.NDArray[np.uint8]
 LabelMapArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Float32Array = npt.NDArray[np.float32]
+LogitsArray = npt.NDArray[np.float16]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -93,7 +94,8 @@ class QueryParams:
     rising; None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes
     the model's own. `agnostic_nms`: whatever their classes. `min_area`: minimum area of a detection's box, or of a
     segment, in square pixels. `confidence_map`: compute the confidence of each pixel. `threshold`: of a segmenter with
-    one output channel, the probability above which a pixel is of its class; None takes the model's own.
+    one output channel, the probability above which a pixel is of its class; None takes the model's own. `logits`: of a
+    segmenter, its logits at their own resolution instead of a label map.
     """
 
     top_k: int = 5
@@ -107,6 +109,14 @@ class QueryParams:
     min_area: int = 0
     confidence_map: bool = False
     threshold: float | None = None
+    logits: bool = False
+
+    def segments_of(self, pixels: IntArray) -> BoolArray:
+        """Of a segmenter's classes, by their pixels: which are to be returned. bool (classes,)."""
+        returned: BoolArray = pixels >= self.min_area
+        if self.classes is not None:
+            returned &= np.isin(np.arange(len(pixels)), self.classes)
+        return returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +200,26 @@ class SegmentOutput:
     finite: bool = True
 
 
-RawOutput = ClassifyOutput | EmbedOutput | DetectOutput | SegmentOutput
+MAX_LOGITS = 8
+"""Classes whose logits a window has at each of its cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsOutput:
+    """The logits of a segmenter for a window of a picture, over the padded network input: of the best classes of each
+    cell, at most `MAX_LOGITS` of them.
+
+    `logits`: float16 (k, h, w). `classes`: whose they are, uint8 (k, h, w), uint16 beyond 256 classes; of k classes in
+    all, their indices in order. `finite`: whether the logits that the network computed were. Beyond float16's range
+    they are clipped.
+    """
+
+    logits: LogitsArray
+    classes: LabelMapArray
+    finite: bool = True
+
+
+RawOutput = ClassifyOutput | EmbedOutput | DetectOutput | SegmentOutput | LogitsOutput
 
 
 @dataclass(frozen=True, slots=True)

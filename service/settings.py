@@ -136,6 +136,8 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_names)] = ()
     """Origins, comma-separated, such as https://app.example.org, whose pages may call REST; * is any. By default
     browsers let only the service's own pages call it."""
+    deepstack_at_root: bool = False
+    """Serve DeepStack's API at /v1/vision, too: for clients that take a host and a port, but no path."""
 
     # gRPC connections
     grpc_tls_certificate: Path | None = None

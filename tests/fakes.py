@@ -198,6 +198,8 @@ class FakeRunner:
     """The most models that were being read from disk at one time."""
     batches: list[tuple[str, int]] = field(default_factory=list)
     """Each batch that ran: its model, its images."""
+    params: list[QueryParams] = field(default_factory=list)
+    """Those of each image that ran."""
     shares: list[int] = field(default_factory=list)
     """The lanes of each batch that ran."""
     taken_at_once: list[int] = field(default_factory=list)
@@ -266,6 +268,7 @@ class FakeRunner:
             self._lanes_taken += lanes
             self.taken_at_once.append(self._lanes_taken)
             self.batches.append((self.slots[slot].config.name, len(batch)))
+            self.params.extend(batch.params)
             self.shares.append(lanes)
         try:
             return self._answer(slot, batch, lanes)

@@ -17,6 +17,8 @@ from convmlp_client.errors import (
     ClientError,
     ConnectionFailed,
     DeadlineExceeded,
+    FetchFailed,
+    FetchTimeout,
     Forbidden,
     Internal,
     ModelInvalid,
@@ -30,6 +32,7 @@ from convmlp_client.errors import (
     Unavailable,
     UnsupportedEncoding,
     UnsupportedFormat,
+    UrlRefused,
 )
 from convmlp_client.images import ImageInput
 from convmlp_client.many import Outcome
@@ -65,6 +68,8 @@ __all__ = [
     "Detection",
     "Detections",
     "Embedding",
+    "FetchFailed",
+    "FetchTimeout",
     "Forbidden",
     "ImageInput",
     "Internal",
@@ -89,4 +94,5 @@ __all__ = [
     "Unavailable",
     "UnsupportedEncoding",
     "UnsupportedFormat",
+    "UrlRefused",
 ]

@@ -11,6 +11,9 @@ ClientError
 ├── ModelInvalid          a model cannot be loaded: its bundle is broken
 ├── Unauthenticated       the API key is missing or wrong
 ├── Forbidden             the service's configuration does not allow this
+├── UrlRefused            the service does not fetch this URL of an image
+├── FetchFailed           no image came from its URL
+│   └── FetchTimeout      it did not come in time
 ├── DeadlineExceeded      the request timed out
 ├── Internal              the service failed
 ├── ProtocolError         the reply is not from this service, or from another version of it
@@ -111,6 +114,24 @@ class Forbidden(ClientError):
     code = "forbidden"
 
 
+class UrlRefused(ClientError):
+    """The service does not fetch this URL of an image: by its settings, or by the addresses of the URL's host."""
+
+    code = "url-refused"
+
+
+class FetchFailed(ClientError):
+    """The host of an image's URL cannot be reached from the service, or answers with an error."""
+
+    code = "fetch-failed"
+
+
+class FetchTimeout(FetchFailed):
+    """The image did not come from its URL in the time that a fetch may take."""
+
+    code = "fetch-timeout"
+
+
 class DeadlineExceeded(ClientError):
     """The request timed out."""
 
@@ -178,11 +199,14 @@ SERVICE_ERRORS: dict[str, type[ClientError]] = {
         ModelInvalid,
         Unauthenticated,
         Forbidden,
+        UrlRefused,
+        FetchFailed,
+        FetchTimeout,
         DeadlineExceeded,
         Internal,
         Overloaded,
         RateLimited,
         Unavailable,
     )
-}
+} | {"not-acceptable": BadRequest}
 """The error classes of the service's error codes."""

@@ -18,8 +18,8 @@ from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
-from model.spec import Postprocessing, SegmentPostSpec
-from model.types import Batch, BoolArray, Geometry, IntArray, QueryParams, SegmentOutput, Size
+from model.spec import Postprocessing, SegmentPostSpec, odds_of_other_class
+from model.types import MAX_LOGITS, Batch, Geometry, LogitsOutput, QueryParams, SegmentOutput, Size
 
 
 class DoubleSize(nn.Module):
@@ -93,7 +93,7 @@ def label_maps(
     params: Sequence[QueryParams],
     chunk_bytes: int = CHUNK_BYTES,
     threshold: float | None = None,
-) -> list[SegmentOutput]:
+) -> list[SegmentOutput | LogitsOutput]:
     """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel,
     and its probability: the softmax of the pixel's logits.
 
@@ -106,11 +106,25 @@ def label_maps(
 
     Logits that are channels-last in memory stay so, which is several times as fast on a CPU; others are resized in
     the authors' order of operations.
+
+    A row whose params ask for `logits` gets them, with the threshold that applies.
     """
-    return [
-        _segment(row, input_size, geometry, row_params, chunk_bytes, threshold)
-        for row, geometry, row_params in zip(logits.split(1), geometries, params, strict=True)
-    ]
+    outputs: list[SegmentOutput | LogitsOutput] = []
+    for row, geometry, of_row in zip(logits.split(1), geometries, params, strict=True):
+        row, applied = _with_threshold(row, threshold, of_row.threshold)
+        outputs.append(
+            logits_output(row) if of_row.logits else _segment(row, input_size, geometry, of_row, chunk_bytes, applied)
+        )
+    return outputs
+
+
+def _with_threshold(logits: Tensor, own: float | None, requested: float | None) -> tuple[Tensor, float | None]:
+    """Logits that contain the threshold that applies to them, and that threshold; from those that contain `own`."""
+    if own is None or requested is None:
+        return logits, own
+    shift = _logit(requested) - _logit(own)
+    logits = logits.float()
+    return torch.stack((logits[:, 0] + shift, logits[:, 1]), dim=1), requested
 
 
 class _Pixels:
@@ -124,11 +138,7 @@ class _Pixels:
         self, size: Size, classes: int, device: torch.device, params: QueryParams, threshold: float | None = None
     ) -> None:
         self._params = params
-        self._odds = None
-        """Of both classes: the factor of the odds of the other class, whose logit has the threshold."""
-        if threshold is not None:
-            odds = threshold / (1 - threshold)
-            self._odds = torch.tensor((odds, 1 / odds), device=device)
+        self._odds = None if threshold is None else torch.tensor(odds_of_other_class(threshold), device=device)
         shape = (size.height, size.width)
         dtype = torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32
         self.labels = torch.zeros(shape, dtype=dtype, device=device)
@@ -154,18 +164,28 @@ class _Pixels:
         labels, counts = self.labels.cpu().numpy(), self._counts.cpu().numpy()
         return SegmentOutput(
             label_map=labels if self.labels.dtype == torch.uint8 else labels.astype(np.uint16),
-            areas=np.where(self._returned(counts), counts, 0),
+            areas=np.where(self._params.segments_of(counts), counts, 0),
             confidences=(self._sums.cpu().numpy() / np.maximum(counts, 1)).astype(np.float32),
             confidence_map=None if self.levels is None else self.levels.cpu().numpy(),
             finite=self._finite,
         )
 
-    def _returned(self, counts: IntArray) -> BoolArray:
-        """Of the classes, by their pixels: which the request asks for."""
-        returned = counts >= self._params.min_area
-        if self._params.classes is not None:
-            returned &= np.isin(np.arange(len(counts)), self._params.classes)
-        return returned
+
+def logits_output(logits: Tensor) -> LogitsOutput:
+    """Logits (1, classes, h, w) on the host: of each cell those of its best classes."""
+    largest = torch.finfo(torch.float16).max
+    finite = bool(torch.stack(logits.aminmax()).isfinite().all())
+    values, count = logits[0].contiguous(), logits.shape[1]
+    if count > MAX_LOGITS:
+        values, classes = values.topk(MAX_LOGITS, dim=0)
+    else:
+        classes = torch.arange(count, device=logits.device)[:, None, None].expand_as(values)
+    indices = classes.int().cpu().numpy()
+    return LogitsOutput(
+        values.clamp(-largest, largest).half().cpu().numpy(),
+        indices.astype(np.uint8) if count <= MAX_UINT8_CLASSES else indices.astype(np.uint16),
+        finite,
+    )
 
 
 def _segment(
@@ -178,10 +198,6 @@ def _segment(
 ) -> SegmentOutput:
     content, original = geometry.content, geometry.original
     large = original.height * original.width >= LARGE_PIXELS or max(original.height, original.width) >= LARGE_SIDE
-    if threshold is not None and params.threshold is not None:
-        logits = logits.float()
-        logits = torch.stack((logits[:, 0] + (_logit(params.threshold) - _logit(threshold)), logits[:, 1]), dim=1)
-        threshold = params.threshold
     pixels = _Pixels(original, logits.shape[1], logits.device, params, threshold)
     if large:
         _label_tiles(pixels, logits, input_size, content, original)
@@ -294,7 +310,9 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def predict_segments(network: nn.Module, x: Tensor, batch: Batch, spec: Postprocessing) -> list[SegmentOutput]:
+def predict_segments(
+    network: nn.Module, x: Tensor, batch: Batch, spec: Postprocessing
+) -> list[SegmentOutput | LogitsOutput]:
     """The outputs of a network from pictures to logits, as `SemanticFPN`; `FamilyNetwork.predict`."""
     assert isinstance(spec, SegmentPostSpec)
     size = Size(x.shape[2], x.shape[3])

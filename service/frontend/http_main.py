@@ -16,6 +16,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from model.types import Task
+from service.frontend.api.compat.deepstack import deepstack, deepstack_document
+from service.frontend.api.compat.labelstudio.http import label_studio
 from service.frontend.api.huggingface import SUMMARY as HUGGINGFACE_SUMMARY
 from service.frontend.api.huggingface import HuggingFace, huggingface_components
 from service.frontend.api.huggingface import operation as huggingface_operation
@@ -115,13 +117,16 @@ def create_app(
             summary=HUGGINGFACE_SUMMARY[task],
             openapi_extra=huggingface_operation(task, settings),
         )
+    app.include_router(label_studio(engine, auth, settings))
     app.include_router(open_inference(engine, auth, settings))
+    app.include_router(deepstack(engine, settings))
     app.include_router(service_routes(engine, registry))
     app.include_router(page_routes(lambda: app.openapi()))
     # FastAPI's own way to extend it.
     documents = [
         {"components": {"schemas": {**prediction_components(settings), **huggingface_components()}}},
         open_inference_document(settings),
+        deepstack_document(settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if auth.needs_key:

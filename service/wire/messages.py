@@ -26,6 +26,7 @@ from model.types import (
     DetectOutput,
     EmbedOutput,
     Geometry,
+    LogitsOutput,
     ModelInput,
     QueryParams,
     RawOutput,
@@ -296,6 +297,8 @@ def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryv
             kind, values = "segment", [output.label_map, output.areas, output.confidences]
             if output.confidence_map is not None:
                 values.append(output.confidence_map)
+        case LogitsOutput():
+            kind, values = "logits", [output.logits, output.classes]
     arrays: list[Array] = []
     frames: list[memoryview] = []
     for value in values:
@@ -331,6 +334,9 @@ def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
             case "segment":
                 label_map, areas, confidences, *maps = values
                 return SegmentOutput(label_map, areas, confidences, maps[0] if maps else None)
+            case "logits":
+                logits, classes = values
+                return LogitsOutput(logits, classes)
     except (ValueError, TypeError, StopIteration) as error:
         raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
     raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")

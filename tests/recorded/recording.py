@@ -25,6 +25,7 @@ from typing import Any
 
 from tests.fork_server import COMMAND_LINE, ForkServer
 from tests.recorded.answers import COMMANDS, COMMON, KEYS, NO_PICTURE, PICTURE, SERVICES, Http, Rpc
+from tests.recorded.answers_compat import COMPAT
 from tests.recorded.answers_grpc import OIP_GRPC, VISION
 from tests.recorded.answers_http import HUGGING_FACE, OIP_HTTP, REST
 from tests.recorded.asking import Grpc, ask_http
@@ -218,6 +219,7 @@ def _answers(services: Mapping[str, Service]) -> dict[str, Entries]:
         return {
             "http.txt": _entries(REST, over_http),
             "huggingface.txt": _entries(HUGGING_FACE, over_http),
+            "compat.txt": _entries(COMPAT, over_http),
             "oip_http.txt": _entries(OIP_HTTP, over_http),
             "grpc.txt": _entries(VISION, over_grpc),
             "oip_grpc.txt": _entries(OIP_GRPC, over_grpc),

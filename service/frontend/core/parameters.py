@@ -191,6 +191,14 @@ class Parameter:
     """The tasks that it is a parameter of."""
 
 
+def parse_value(name: str, parameter: Parameter, text: str) -> Any:  # noqa: ANN401  (each has a type of its own)
+    """The value that a text gives a parameter. Raises BadParameter."""
+    try:
+        return parameter.parse(text)
+    except ValueError as error:
+        raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
+
+
 def shown(text: str) -> str:
     """A caller's text, quoted and cut, for an error."""
     return ascii(text if len(text) <= 80 else f"{text[:80]}…")

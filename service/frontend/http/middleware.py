@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,7 +28,7 @@ from service.frontend.core.engine import ByteBudget
 from service.frontend.core.parameters import ANALYZE, EMBED, Range, digits, shown
 from service.frontend.core.request_log import RequestLog
 from service.frontend.http.content_encoding import decoder_of
-from service.frontend.http.problems import error_response, instance_of
+from service.frontend.http.problems import DEEPSTACK_PATHS, ROBOFLOW_PATH, error_response, instance_of
 from service.frontend.http.protocol import CONNECTION, BoundedHttp
 from service.observability.tracing import CANCELLED, Span, received_context
 
@@ -46,8 +46,18 @@ answer."""
 JOIN_BYTES = 2 * 2**20
 """A body of more bytes is put together in a thread: for 64 MB it takes 0.1 s, without the interpreter's lock."""
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
-NOT_PREDICTIONS = "/v2/repository/"
-"""POSTs below this path predict nothing, so no rate limit applies to them."""
+CUSTOM_MODELS = "/v1/vision/custom/list"
+"""DeepStack's path of its list of models."""
+NOT_PREDICTIONS = (
+    "/v2/repository/",
+    CUSTOM_MODELS,
+    f"/compat/deepstack{CUSTOM_MODELS}",
+    "/compat/labelstudio/setup",
+    "/compat/labelstudio/webhook",
+)
+"""POSTs to paths that begin so predict nothing, so no rate limit applies to them."""
+KEY_IN_QUERY = (*DEEPSTACK_PATHS, ROBOFLOW_PATH)
+"""Below these paths a key may be `api_key` in the query string: their clients have no other place for it."""
 CONTENT_ENCODING = b"content-encoding"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 SHUT_DOWN = "this process is shutting down and had no time left for the request; send it again"
@@ -327,9 +337,13 @@ class RequestMiddleware:
     def _authenticate(self, request: HttpRequest, host: str) -> None:
         """Raises Unauthenticated, RateLimited."""
         record = request.record
-        authorization = request.headers.get(b"authorization")
+        header, scope = request.headers.get(b"authorization"), request.scope
+        authorization = None if header is None else header.decode("latin-1")
+        if authorization is None and scope["path"].startswith(KEY_IN_QUERY):
+            key = QueryParams(scope["query_string"]).get("api_key")
+            authorization = f"Bearer {key}" if key else None
         try:
-            caller = self._auth.identify(None if authorization is None else authorization.decode("latin-1"), host)
+            caller = self._auth.identify(authorization, host)
             record.caller = caller
             if request.predicts:
                 self._auth.admit(caller)

@@ -89,6 +89,8 @@ async def test_every_path_is_described(rest: Rest) -> None:
         "/embed",
         "/analyze",
         *(f"/compat/huggingface/{task}" for task in Task),
+        *(f"/compat/deepstack/v1/vision/{path}" for path in ("detection", "custom/{model}", "custom/list", "scene")),
+        *(f"/compat/deepstack/v1/status/{path}" for path in ("ping", "updateavailable")),
         "/models",
         "/models/{name}",
         "/models/{name}/split",

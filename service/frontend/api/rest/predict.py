@@ -130,6 +130,7 @@ class ImageEndpoint(ABC, Generic[Q, M]):
                         image = await image_bytes(image, engine.fetcher, record, deadline_s)
                     reply = await self._predict(record.request_id, model, query, image, deadline_s, record.caller)
                 record.timings, record.precision = reply.timings, reply.precision
+                record.batch_images = reply.batch_images
                 results = [reply.payload]
             else:
                 self._auth.charge(Caller(record.caller), len(uploads) - 1)
@@ -186,6 +187,7 @@ class ImageEndpoint(ABC, Generic[Q, M]):
         if failure is not None:
             raise failure
         record.timings, record.precision = slowest(reply.timings for reply in replies), precisions(replies)
+        record.batch_images = max((reply.batch_images for reply in replies), default=0)
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))

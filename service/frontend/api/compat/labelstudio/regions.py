@@ -1,4 +1,7 @@
-"""A model's output as the results of Label Studio's controls. Sizes and points are percentages of the picture's size."""
+"""A model's output as the results of Label Studio's controls.
+
+Places and lengths in results are percentages of the upright picture's width and height.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,280 @@
+"""Routes below /compat/labelstudio: a machine learning backend for Label Studio, which pre-annotates pictures.
+
+Label Studio asks /health and /setup before it sends tasks to /predict, all selected ones at once. Those that are not
+answered by the deadline get an error each, and Label Studio asks for them the next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, UnsupportedFormat
+from service.errors import BadParameter, BadRequest, DeadlineExceeded, FetchFailed, Unavailable, UrlRefused
+from service.frontend.api.compat.labelstudio.label_config import parse_label_config
+from service.frontend.api.compat.labelstudio.pictures import LabelStudioHost, LabelStudioHosts, host_of, read_picture
+from service.frontend.api.compat.labelstudio.plan import Plan, Question, plan_of, version_of
+from service.frontend.api.compat.labelstudio.regions import Regions, encode_regions
+from service.frontend.api.compat.labelstudio.schemas import (
+    Failure,
+    Health,
+    ModelVersion,
+    PredictBody,
+    Prediction,
+    Predictions,
+    SetupBody,
+    Task,
+    Versions,
+    WebhookBody,
+)
+from service.frontend.core.analysis import Analysis
+from service.frontend.core.auth import Auth, Caller
+from service.frontend.core.engine import Engine
+from service.frontend.core.parameters import ANALYZE, shown
+from service.frontend.core.request_log import RequestRecord, domain_error, precisions, slowest
+from service.frontend.http.body import off_loop
+from service.frontend.http.middleware import HttpRequest, request_of, within_deadline
+from service.frontend.http.problems import instance_of, problem_of
+from service.settings import Settings
+from service.types import PredictRequest, Reply
+
+PREFIX = "/compat/labelstudio"
+MAX_TASKS = 20_000
+"""In one request."""
+CONCURRENT_TASKS = 8
+"""Of one request. Their pictures are in memory together."""
+MAX_ANSWER_BYTES = 64 * 2**20
+"""Masks of many tasks are large; tasks beyond get an error."""
+START_TRAINING = "START_TRAINING"
+TASK_FAULTS = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest, UrlRefused, FetchFailed)
+"""Errors of a task. Any other is a failure of the service, and trying again may help."""
+
+T = TypeVar("T")
+
+
+def label_studio(engine: Engine, auth: Auth, settings: Settings) -> APIRouter:
+    """All routes."""
+    backend = LabelStudioBackend(engine, auth, settings)
+    router = APIRouter()
+
+    def add(path: str, answer: Callable[[HttpRequest], Awaitable[msgspec.Struct]], method: str) -> None:
+        async def endpoint(framework_request: Request) -> Response:
+            request = request_of(framework_request)
+            request.record.route = PREFIX + path  # FastAPI sets it for its own routes only
+            try:
+                return Response(msgspec.json.encode(await answer(request)), media_type="application/json")
+            finally:
+                engine.bodies.release(request.record)
+
+        router.add_route(PREFIX + path, endpoint, [method])
+
+    for path in ("", "/", "/health"):
+        add(path, backend.health, "GET")
+    add("/versions", backend.versions, "GET")
+    add("/setup", backend.setup, "POST")
+    add("/predict", backend.predict, "POST")
+    add("/webhook", backend.webhook, "POST")
+    return router
+
+
+class LabelStudioBackend:
+    """The routes' endpoints. All raise domain errors, and ClientDisconnect when the client leaves."""
+
+    def __init__(self, engine: Engine, auth: Auth, settings: Settings) -> None:
+        self._engine = engine
+        self._auth = auth
+        self._settings = settings
+        self._hosts = LabelStudioHosts()
+
+    async def health(self, _: HttpRequest) -> Health:
+        readiness = self._engine.readiness()
+        if not readiness.ready:
+            raise Unavailable(readiness.reason, readiness.retry_after_s)
+        return Health("UP", "ConvMLP Serving")
+
+    async def versions(self, _: HttpRequest) -> Versions:
+        """The version of each model alone."""
+        return Versions([version_of(model) for model in self._engine.resolve_all()])
+
+    async def setup(self, request: HttpRequest) -> ModelVersion:
+        body = await self._read(request, SetupBody)
+        controls = await off_loop(partial(parse_label_config, body.schema), len(body.schema))
+        plan = plan_of(self._engine, controls)
+        if body.hostname:
+            host = host_of(body.hostname, body.access_token or "")
+            self._hosts.put(request.record.caller, _key(body.project), host)
+        return ModelVersion(plan.model_version)
+
+    async def webhook(self, request: HttpRequest) -> Health:
+        """Label Studio reports each change of a project here, once it is connected. Nothing learns from it."""
+        body = await self._read(request, WebhookBody)
+        if body.action == START_TRAINING:
+            raise BadParameter("this service does not train models; `convmlp train` does", "action")
+        return Health("ignored", "ConvMLP Serving")
+
+    async def predict(self, request: HttpRequest) -> Predictions:
+        record, engine = request.record, self._engine
+        record.predicts = True
+        deadline_s = engine.deadline(request.timeout_ms)
+        body = await self._read(request, PredictBody, deadline_s)
+        if len(body.tasks) > MAX_TASKS:
+            raise ImageTooLarge(f"the request has {len(body.tasks)} tasks; send at most {MAX_TASKS} at a time")
+        controls = await off_loop(partial(parse_label_config, body.label_config), len(body.label_config))
+        plan = plan_of(engine, controls)
+        models = plan.models
+        record.task = models[0].config.task.value if len(models) == 1 else ANALYZE
+        record.model = models[0].config.name if len(models) == 1 else ""
+        url = (body.params.hostname if body.params else None) or ""
+        host = self._hosts.get(record.caller, _key(body.project), url)
+        batch = _Batch(engine, self._auth, request, plan, host, deadline_s)
+        with request.connection.disconnect:
+            results = await batch.results(body.tasks)
+        return Predictions(results, plan.model_version)
+
+    async def _read(self, request: HttpRequest, kind: type[T], deadline_s: float | None = None) -> T:
+        """The JSON body. Raises BadRequest, and as `HttpRequest.read`."""
+        deadline_s = self._engine.deadline(request.timeout_ms) if deadline_s is None else deadline_s
+        reading = request.read(self._settings.max_request_bytes, self._engine.bodies)
+        body = await within_deadline(reading, deadline_s)
+        return await off_loop(partial(_parse, kind, body), len(body))
+
+
+class _Batch:
+    """The tasks of one request."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        auth: Auth,
+        request: HttpRequest,
+        plan: Plan,
+        host: LabelStudioHost | None,
+        deadline_s: float,
+    ) -> None:
+        self._engine = engine
+        self._auth = auth
+        self._request = request
+        self._plan = plan
+        self._host = host
+        self._deadline_s = deadline_s
+        self._replies: list[Reply[Regions]] = []
+        self._nbytes = 0
+        self._charged = 1
+        """Images that the caller's rate has counted: the request as one."""
+
+    async def results(self, tasks: Sequence[Task]) -> list[msgspec.Raw]:
+        """The place of each task: its prediction or its error, which costs its neighbours nothing.
+
+        Raises:
+            ConvMLPError: the service could answer none of the tasks.
+        """
+        outcomes: list[bytes | ConvMLPError] = [b""] * len(tasks)
+        positions = iter(range(len(tasks)))
+
+        async def work() -> None:
+            for position in positions:
+                outcomes[position] = await self._outcome(position, tasks[position])
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(CONCURRENT_TASKS, len(tasks))):
+                group.create_task(work())
+        record = self._request.record
+        record.timings = slowest(reply.timings for reply in self._replies)
+        record.precision = precisions(self._replies)
+        errors = {position: outcome for position, outcome in enumerate(outcomes) if isinstance(outcome, ConvMLPError)}
+        failure = next((error for error in errors.values() if not isinstance(error, TASK_FAULTS)), None)
+        if failure is not None and len(errors) == len(tasks):
+            raise failure
+        return [
+            msgspec.Raw(self._failure(position, outcome) if isinstance(outcome, ConvMLPError) else outcome)
+            for position, outcome in enumerate(outcomes)
+        ]
+
+    def _failure(self, position: int, error: ConvMLPError) -> bytes:
+        self._engine.metrics.count_error(error)
+        record = self._request.record
+        return msgspec.json.encode(
+            Failure(problem_of(error, instance_of(record.path, f"{record.request_id}-{position}")))
+        )
+
+    async def _outcome(self, position: int, task: Task) -> bytes | ConvMLPError:
+        record = self._request.record
+        task_id = f"{record.request_id}-{position}"
+        if time.monotonic() >= self._deadline_s:
+            return DeadlineExceeded("the request's deadline passed before this task; retrieve its predictions again")
+        if self._nbytes > MAX_ANSWER_BYTES:
+            return ImageTooLarge(
+                f"the predictions before this task have more than {MAX_ANSWER_BYTES:,} bytes; retrieve its predictions "
+                "again"
+            )
+        # The bytes of its pictures are released with it, before the request ends.
+        of_task = RequestRecord(record.log, task_id, time.monotonic(), caller=record.caller)
+        try:
+            prediction = await self._prediction(position, task, of_task)
+        except Exception as error:
+            return domain_error(error, task_id, record.model)
+        finally:
+            self._engine.bodies.release(of_task)
+        self._nbytes += len(prediction)
+        return prediction
+
+    async def _prediction(self, position: int, task: Task, of_task: RequestRecord) -> bytes:
+        """Raises the first error: a prediction would not show that results are missing."""
+        regions: list[Regions] = []
+        for picture, questions in self._plan.pictures.items():
+            image = await self._picture(position, task, picture, of_task)
+            replies = await self._ask(image, questions, of_task.request_id)
+            self._replies += replies
+            regions += [reply.payload for reply in replies]
+        encoded = [one for found in regions for one in found.encoded]
+        scores = [score for found in regions for score in found.scores]
+        score = sum(scores) / len(scores) if scores else 0.0
+        return msgspec.json.encode(Prediction(encoded, score, self._plan.model_version))
+
+    async def _picture(self, position: int, task: Task, picture: str, of_task: RequestRecord) -> bytes:
+        key = picture.removeprefix("$")
+        if not picture.startswith("$") or key not in task.data:
+            raise BadRequest(f"tasks[{position}].data has no {shown(key)}, where the label config's Image expects it")
+        name, fetcher = f"tasks[{position}].data.{key}", self._engine.fetcher
+        return await read_picture(task.data[key], name, task.id, self._host, fetcher, of_task, self._deadline_s)
+
+    async def _ask(self, image: bytes, questions: Sequence[Question], image_id: str) -> list[Reply[Regions]]:
+        caller = self._request.record.caller
+        self._auth.charge(Caller(caller), len(questions) - self._charged)
+        self._charged = 0
+        requests = [
+            PredictRequest(image_id, question.model, image, question.params, self._deadline_s, caller)
+            for question in questions
+        ]
+        encoders = [partial(encode_regions, question.controls) for question in questions]
+        if len(questions) == 1:
+            return [await self._engine.predict(requests[0], encoders[0])]
+        outcomes, _ = await Analysis[Regions](self._engine, requests).run(encoders)
+        replies: list[Reply[Regions]] = []
+        for question, outcome in zip(questions, outcomes, strict=True):
+            if not isinstance(outcome, Reply):
+                raise domain_error(outcome, image_id, question.model.config.name)
+            replies.append(outcome)
+        return replies
+
+
+def _parse(kind: type[T], body: bytes) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the JSON body is not as Label Studio sends it: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise BadRequest("the JSON body is nested too deeply") from None
+
+
+def _key(project: msgspec.Raw) -> str:
+    """A project's id as a key: its number and the time it was made."""
+    return bytes(memoryview(project)[:64]).decode("utf-8", "replace")
