@@ -93,9 +93,9 @@ class QueryParams:
     classifier, the features before its last layer instead of labels. `classes`: indices of the classes to return,
     rising; None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes
     the model's own. `agnostic_nms`: whatever their classes. `min_area`: minimum area of a detection's box, or of a
-    segment, in square pixels. `confidence_map`: compute the confidence of each pixel. `threshold`: of a segmenter with
-    one output channel, the probability above which a pixel is of its class; None takes the model's own. `logits`: of a
-    segmenter, its logits at their own resolution instead of a label map.
+    segment, in square pixels. `confidence_map`: compute the confidence of each pixel. `logits`: of a segmenter, its
+    logits at their own resolution instead of a label map. `threshold`: of a segmenter with one output channel, the
+    probability above which a pixel is of its class; None takes the model's own.
     """
 
     top_k: int = 5
@@ -108,8 +108,8 @@ class QueryParams:
     agnostic_nms: bool = False
     min_area: int = 0
     confidence_map: bool = False
-    threshold: float | None = None
     logits: bool = False
+    threshold: float | None = None
 
     def segments_of(self, pixels: IntArray) -> BoolArray:
         """Of a segmenter's classes, by their pixels: which are to be returned. bool (classes,)."""

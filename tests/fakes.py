@@ -42,6 +42,7 @@ from model.types import (
     DetectOutput,
     EmbedOutput,
     Geometry,
+    LogitsOutput,
     QueryParams,
     RawOutput,
     SegmentOutput,
@@ -296,7 +297,7 @@ class FakeRunner:
     def _spoil(self, answer: RawOutput, pixels: UInt8Array) -> RawOutput:
         if int(pixels.mean()) not in self.not_finite:
             return answer
-        if isinstance(answer, SegmentOutput):
+        if isinstance(answer, SegmentOutput | LogitsOutput):
             return replace(answer, finite=False)
         if isinstance(answer, EmbedOutput):
             return EmbedOutput(answer.embedding * np.float32("nan"))

@@ -68,7 +68,7 @@ class UnsupportedFormat(ClientError):
 
 
 class NotAcceptable(ClientError):
-    """The answer has none of the media types that the header Accept names. This client accepts JSON: a proxy changed it."""
+    """The service offers no media type that the header Accept names. The client names JSON, so a proxy changed it."""
 
     code = "not-acceptable"
 

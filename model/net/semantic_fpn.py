@@ -93,7 +93,7 @@ def label_maps(
     params: Sequence[QueryParams],
     chunk_bytes: int = CHUNK_BYTES,
     threshold: float | None = None,
-) -> list[SegmentOutput | LogitsOutput]:
+) -> list[SegmentOutput]:
     """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel,
     and its probability: the softmax of the pixel's logits.
 
@@ -106,25 +106,11 @@ def label_maps(
 
     Logits that are channels-last in memory stay so, which is several times as fast on a CPU; others are resized in
     the authors' order of operations.
-
-    A row whose params ask for `logits` gets them, with the threshold that applies.
     """
-    outputs: list[SegmentOutput | LogitsOutput] = []
-    for row, geometry, of_row in zip(logits.split(1), geometries, params, strict=True):
-        row, applied = _with_threshold(row, threshold, of_row.threshold)
-        outputs.append(
-            logits_output(row) if of_row.logits else _segment(row, input_size, geometry, of_row, chunk_bytes, applied)
-        )
-    return outputs
-
-
-def _with_threshold(logits: Tensor, own: float | None, requested: float | None) -> tuple[Tensor, float | None]:
-    """Logits that contain the threshold that applies to them, and that threshold; from those that contain `own`."""
-    if own is None or requested is None:
-        return logits, own
-    shift = _logit(requested) - _logit(own)
-    logits = logits.float()
-    return torch.stack((logits[:, 0] + shift, logits[:, 1]), dim=1), requested
+    return [
+        _segment(row, input_size, geometry, row_params, chunk_bytes, threshold)
+        for row, geometry, row_params in zip(logits.split(1), geometries, params, strict=True)
+    ]
 
 
 class _Pixels:
@@ -188,6 +174,15 @@ def logits_output(logits: Tensor) -> LogitsOutput:
     )
 
 
+def _with_threshold(logits: Tensor, params: QueryParams, threshold: float | None) -> tuple[Tensor, float | None]:
+    """Logits that contain the bundle's threshold → those that contain the request's, and that one, where it has one."""
+    if threshold is None or params.threshold is None:
+        return logits, threshold
+    logits = logits.float()
+    moved = logits[:, 0] + (_logit(params.threshold) - _logit(threshold))
+    return torch.stack((moved, logits[:, 1]), dim=1), params.threshold
+
+
 def _segment(
     logits: Tensor,
     input_size: Size,
@@ -196,6 +191,7 @@ def _segment(
     chunk_bytes: int,
     threshold: float | None,
 ) -> SegmentOutput:
+    logits, threshold = _with_threshold(logits, params, threshold)
     content, original = geometry.content, geometry.original
     large = original.height * original.width >= LARGE_PIXELS or max(original.height, original.width) >= LARGE_SIDE
     pixels = _Pixels(original, logits.shape[1], logits.device, params, threshold)
@@ -313,10 +309,19 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 def predict_segments(
     network: nn.Module, x: Tensor, batch: Batch, spec: Postprocessing
 ) -> list[SegmentOutput | LogitsOutput]:
-    """The outputs of a network from pictures to logits, as `SemanticFPN`; `FamilyNetwork.predict`."""
+    """The outputs of a network from pictures to logits, as `SemanticFPN`; `FamilyNetwork.predict`.
+
+    A row whose params ask for `logits` gets them as they are.
+    """
     assert isinstance(spec, SegmentPostSpec)
     size = Size(x.shape[2], x.shape[3])
-    return label_maps(network(x), size, batch.geometries, batch.params, threshold=spec.threshold)
+    outputs: list[SegmentOutput | LogitsOutput] = []
+    for logits, geometry, params in zip(network(x).split(1), batch.geometries, batch.params, strict=True):
+        if params.logits:
+            outputs.append(logits_output(_with_threshold(logits, params, spec.threshold)[0]))
+        else:
+            outputs += label_maps(logits, size, [geometry], [params], threshold=spec.threshold)
+    return outputs
 
 
 def _infer(shapes: StateDictShapes) -> tuple[SemanticFPNSpec, int]:

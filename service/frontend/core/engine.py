@@ -16,7 +16,7 @@ from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.model_name import base_name
-from model.types import DetectOutput, EmbedOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
+from model.types import DetectOutput, EmbedOutput, LogitsOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
     BadParameter,
     ModelNotFound,
@@ -238,7 +238,7 @@ class Engine:
     ) -> Timed[T]:
         """The encoded answer, from a thread unless it is short. Raises as `predict`."""
         match output:
-            case SegmentOutput() | DetectOutput(mask_logits=np.ndarray()):
+            case SegmentOutput() | LogitsOutput() | DetectOutput(mask_logits=np.ndarray()):
                 has_masks, is_short = True, False
             case EmbedOutput():
                 has_masks, is_short = False, True

@@ -190,10 +190,12 @@ async def test_model_may_be_named(rest: Rest) -> None:
 
 
 async def test_server_timing(rest: Rest) -> None:
-    """Server-Timing names all stages in ms, and the total is no less than any of them."""
+    """Server-Timing names all stages in ms, the total is no less than any of them, and the batch has its size."""
     for accept in ("*/*", "image/png"):
         response = await rest.http.post("/classify", content=picture(), headers={"Accept": accept})
-        stages = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
+        *durations_ms, batch = response.headers["server-timing"].split(", ")
+        assert batch == "batch;desc=1"
+        stages = dict(part.split(";dur=") for part in durations_ms)
         assert list(stages) == ["decode", "queue", "infer", "post", "total"]
         durations = {name: float(value) for name, value in stages.items()}
         assert all(0 <= value <= durations["total"] for value in durations.values())
