@@ -164,6 +164,7 @@ async def test_errors_and_media_are_described(rest: Rest, task: Task) -> None:
         "400",
         "401",
         "404",
+        "406",
         "413",
         "415",
         "422",
