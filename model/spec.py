@@ -108,4 +108,11 @@ class SegmentPostSpec(Spec):
     threshold: PixelThreshold | None = None
 
 
+def odds_of_other_class(threshold: float) -> tuple[float, float]:
+    """For pixels of either class, of logits that contain a threshold: the factor that takes it out of the odds of the
+    other class."""
+    odds = threshold / (1 - threshold)
+    return odds, 1 / odds
+
+
 Postprocessing = Annotated[ClassifyPostSpec | DetectPostSpec | SegmentPostSpec, Field(discriminator="task")]

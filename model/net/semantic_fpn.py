@@ -18,7 +18,7 @@ from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
-from model.spec import Postprocessing, SegmentPostSpec
+from model.spec import Postprocessing, SegmentPostSpec, odds_of_other_class
 from model.types import MAX_LOGITS, Batch, Geometry, LogitsOutput, QueryParams, SegmentOutput, Size
 
 
@@ -124,11 +124,7 @@ class _Pixels:
         self, size: Size, classes: int, device: torch.device, params: QueryParams, threshold: float | None = None
     ) -> None:
         self._params = params
-        self._odds = None
-        """Of both classes: the factor of the odds of the other class, whose logit has the threshold."""
-        if threshold is not None:
-            odds = threshold / (1 - threshold)
-            self._odds = torch.tensor((odds, 1 / odds), device=device)
+        self._odds = None if threshold is None else torch.tensor(odds_of_other_class(threshold), device=device)
         shape = (size.height, size.width)
         dtype = torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32
         self.labels = torch.zeros(shape, dtype=dtype, device=device)
