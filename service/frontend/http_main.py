@@ -17,7 +17,9 @@ from starlette.types import ASGIApp
 
 from model.types import Task
 from service.frontend.api.compat.deepstack import deepstack, deepstack_document
+from service.frontend.api.compat.labelstudio.http import PREFIX as LABEL_STUDIO
 from service.frontend.api.compat.labelstudio.http import label_studio
+from service.frontend.api.compat.labelstudio.openapi import label_studio_document
 from service.frontend.api.huggingface import SUMMARY as HUGGINGFACE_SUMMARY
 from service.frontend.api.huggingface import HuggingFace, huggingface_components
 from service.frontend.api.huggingface import operation as huggingface_operation
@@ -127,6 +129,7 @@ def create_app(
         {"components": {"schemas": {**prediction_components(settings), **huggingface_components()}}},
         open_inference_document(settings),
         deepstack_document(settings),
+        label_studio_document(LABEL_STUDIO, settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if auth.needs_key:
