@@ -3,6 +3,7 @@
 ConvMLPError
 ├── BadRequest            a body that cannot be parsed
 ├── UnsupportedEncoding   a body whose Content-Encoding is unknown
+├── NotAcceptable         no media type that the caller accepts is offered
 ├── BadParameter          a parameter out of range, or a model of another task
 ├── ModelNotFound
 ├── ModelInvalid          a model of the store that cannot be served
@@ -44,6 +45,12 @@ class UnsupportedEncoding(ConvMLPError):
     """The body has a content coding that is not decoded."""
 
     code = "unsupported-encoding"
+
+
+class NotAcceptable(ConvMLPError):
+    """The caller accepts none of the media types that an answer can have."""
+
+    code = "not-acceptable"
 
 
 class BadParameter(ConvMLPError):
@@ -188,6 +195,7 @@ DOMAIN_ERRORS: tuple[type[ConvMLPError], ...] = (
     BundleInvalid,
     BadRequest,
     UnsupportedEncoding,
+    NotAcceptable,
     BadParameter,
     ModelNotFound,
     ModelInvalid,

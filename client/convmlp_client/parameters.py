@@ -56,6 +56,9 @@ class SegmentParameters(TypedDict, total=False):
     `model`: model name (default: the task's default model).
     `classes`: names of the only classes to return, or class indices (default: all).
     `min_area`: minimum number of a segment's pixels (default: 0).
+    `threshold`: of a model with one output channel, the probability above which a pixel is of the class, 0.001 to 0.999
+    (default: the model's own).
+    `confidence_map`: True for the probability of each pixel's class (default: False).
     `masks`: False to leave masks out (default: True).
     `mask_format`: encoding of masks (default: "rle").
     """
@@ -63,6 +66,8 @@ class SegmentParameters(TypedDict, total=False):
     model: str | None
     classes: Sequence[str | int] | None
     min_area: int | None
+    threshold: float | None
+    confidence_map: bool | None
     masks: bool | None
     mask_format: MaskFormat | None
 
@@ -95,6 +100,8 @@ class AnalyzeParameters(TypedDict, total=False):
     iou_threshold: float | None
     agnostic_nms: bool | None
     min_area: int | None
+    threshold: float | None
+    confidence_map: bool | None
     masks: bool | None
     mask_format: MaskFormat | None
 

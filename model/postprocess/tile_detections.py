@@ -26,7 +26,7 @@ CUT_MARGIN = 0.02
 MAX_CANDIDATES = 5000
 """Boxes that are compared: the best-scored ones of all windows."""
 MIN_OVERLAP = 1.0
-"""Of boxes within the overlap of their windows, in pixels along each axis: less says nothing."""
+"""Of boxes within the overlap of their windows, in pixels along each axis: less is no evidence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from service.frontend.api.rest.embed import EmbedQuery
 from service.frontend.api.rest.query import Query
 from service.frontend.api.rest.schemas import encode_embedding, encode_output
 from service.frontend.core.engine import Encode
-from service.frontend.core.parameters import VectorEncoding, with_classes
+from service.frontend.core.parameters import VectorEncoding, params_for
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
@@ -215,8 +215,8 @@ class LocalBackend:
         bundle = _bundle(task, query.model, settings)
         self._config = bundle.config
         self._params = query.params
-        if isinstance(query, Query) and query.classes:
-            self._params = with_classes(query.params, query.classes, bundle.config.labels)
+        if isinstance(query, Query):
+            self._params = params_for(bundle.config, query.params, query.classes)
         self._encode: Encode[bytes]
         if isinstance(query, EmbedQuery):
             self._encode = partial(encode_embedding, query.normalize, VectorEncoding.BASE64)

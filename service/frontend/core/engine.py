@@ -16,7 +16,7 @@ from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.model_name import base_name
-from model.types import DetectOutput, EmbedOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
+from model.types import DetectOutput, EmbedOutput, LogitsOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
     BadParameter,
     ModelNotFound,
@@ -28,7 +28,7 @@ from service.frontend.core.auth import network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.core.image_fetcher import ImageFetcher
 from service.frontend.core.model_control import ModelControl
-from service.frontend.core.parameters import with_classes
+from service.frontend.core.parameters import params_for
 from service.frontend.core.request_log import RequestRecord
 from service.frontend.core.sniffing import explained
 from service.observability.logs import request_id
@@ -176,7 +176,9 @@ class Engine:
     ) -> Reply[T]:
         """The answer for an image that was prepared, in `decode_s`, for `model`. Raises as `predict`."""
         config, size = model.config, model_input.geometry.original
-        params = with_classes(request.params, request.classes, config.labels) if request.classes else request.params
+        params = request.params
+        if request.classes or params.threshold is not None:
+            params = params_for(config, params, request.classes)
         answer = await self._workers.predict(request.id, model, model_input, params, request.deadline_s)
         encoded = await self._encoded(preparing, answer.output, config, size, encode, draws=draws)
         self.metrics.stages["post", config.task].observe(encoded.seconds, None if span is None else span.ids)
@@ -236,7 +238,7 @@ class Engine:
     ) -> Timed[T]:
         """The encoded answer, from a thread unless it is short. Raises as `predict`."""
         match output:
-            case SegmentOutput() | DetectOutput(mask_logits=np.ndarray()):
+            case SegmentOutput() | LogitsOutput() | DetectOutput(mask_logits=np.ndarray()):
                 has_masks, is_short = True, False
             case EmbedOutput():
                 has_masks, is_short = False, True

@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.model_name import MAX_LENGTH as MAX_MODEL_NAME
 from model.postprocess.masks import MaskFormat
+from model.spec import MAX_PIXEL_THRESHOLD, MIN_PIXEL_THRESHOLD
 from model.types import QueryParams, Task
 from service.errors import BadParameter
+
+if TYPE_CHECKING:
+    from model.bundle import BundleConfig
 
 DEFAULTS = QueryParams()
 DEFAULT_MASK_FORMAT = MaskFormat.RLE
@@ -24,8 +28,8 @@ class Range:
     """The numbers from `low` to `high`, both included; `kind` names them in errors."""
 
     kind: str
-    low: int
-    high: int
+    low: float
+    high: float
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high  # NaN is in no range
@@ -38,6 +42,7 @@ TOP_K = Range("a whole number", 1, 1000)
 MAX_DETECTIONS = Range("a whole number", 1, 1000)
 SCORE_THRESHOLD = Range("a number", 0, 1)
 IOU_THRESHOLD = Range("a number", 0, 1)
+THRESHOLD = Range("a number", MIN_PIXEL_THRESHOLD, MAX_PIXEL_THRESHOLD)
 MIN_AREA = Range("a whole number", 0, 1_000_000_000)
 MAX_CLASSES = 100
 MAX_CLASS_NAME = 256
@@ -89,6 +94,7 @@ def parse_params(
     agnostic_nms: bool = False,
     min_area: int | None = None,
     confidence_map: bool = False,
+    threshold: float | None = None,
 ) -> PredictParams:
     """Check given values against their ranges; those not given get their defaults. `embed`: of an embedding.
 
@@ -102,6 +108,7 @@ def parse_params(
     _check("max_detections", max_detections, MAX_DETECTIONS)
     _check("iou_threshold", iou_threshold, IOU_THRESHOLD)
     _check("min_area", min_area, MIN_AREA)
+    _check("threshold", threshold, THRESHOLD)
     if len(classes) > MAX_CLASSES or not all(classes):
         given = "an empty name" if len(classes) <= MAX_CLASSES else f"{len(classes)} names"
         raise BadParameter(f"parameter 'classes' has {given}; expected {CLASSES}", "classes")
@@ -121,22 +128,32 @@ def parse_params(
         agnostic_nms=agnostic_nms,
         min_area=min_area or 0,
         confidence_map=confidence_map,
+        threshold=threshold,
     )
     return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE, classes)
 
 
-def with_classes(params: QueryParams, classes: Sequence[str], labels: Sequence[str]) -> QueryParams:
-    """The parameters for a model with these labels, where only some classes are to be returned.
+def params_for(config: BundleConfig, params: QueryParams, classes: Sequence[str]) -> QueryParams:
+    """The parameters for a model.
 
     Args:
+        config: of the model.
         params: without classes.
-        classes: labels, in any case, or indices.
-        labels: of the model, by class index.
+        classes: the only ones to return, by label, in any case, or by index; none means all.
 
     Raises:
-        BadParameter: the model has no such class; names the nearest labels.
+        BadParameter: the model has no such class, then with the nearest labels; or a threshold is given, and the model
+            has none.
     """
-    return replace(params, classes=tuple(sorted({_class_index(name, labels) for name in classes})))
+    if params.threshold is not None and config.pixel_threshold is None:
+        raise BadParameter(
+            f"parameter 'threshold' does not apply to {config.name}: it has a channel for each of its "
+            f"{len(config.labels)} classes, of which the most probable is taken; it applies to models with one channel",
+            "threshold",
+        )
+    if not classes:
+        return params
+    return replace(params, classes=tuple(sorted({_class_index(name, config.labels) for name in classes})))
 
 
 def _class_index(name: str, labels: Sequence[str]) -> int:
@@ -290,6 +307,13 @@ PARAMETERS: dict[str, Parameter] = {
         _whole_number(MIN_AREA),
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
+    "threshold": Parameter(
+        "Of a model with one output channel (`postprocessing.threshold` in /models): a pixel is of the class if its "
+        "probability is above. Default: the model's own.",
+        {"type": "number", "minimum": THRESHOLD.low, "maximum": THRESHOLD.high},
+        _number(THRESHOLD),
+        frozenset({Task.SEGMENT}),
+    ),
     "masks": Parameter(
         "Return masks, if the model has them.",
         {"type": "boolean", "default": True},
@@ -301,6 +325,12 @@ PARAMETERS: dict[str, Parameter] = {
         {"type": "string", "enum": list(MaskFormat), "default": DEFAULT_MASK_FORMAT},
         _one_of(MaskFormat),
         frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "confidence_map": Parameter(
+        "Return `confidence_map`, a PNG with the probability of each pixel's class, 0 to 255, beside the segments.",
+        {"type": "boolean", "default": DEFAULTS.confidence_map},
+        _boolean,
+        frozenset({Task.SEGMENT}),
     ),
     "view": Parameter(
         "`labelmap`: return a PNG with the class index of each pixel (16 bits with more than 256 classes). "

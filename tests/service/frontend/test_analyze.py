@@ -98,7 +98,7 @@ async def test_each_answer_is_its_endpoint_s_own(pair: PairAtWork, parameters: M
     assert document["models"] == {task: f"fake_{task}" for task in tasks}
     assert document["results"][0]["image"] == {"width": 90, "height": 60}
     assert {part.split(";")[0] for part in response.headers["server-timing"].split(", ")} == {
-        *("decode", "queue", "infer", "post", "total")
+        *("decode", "queue", "infer", "post", "total", "batch")
     }
 
 

@@ -15,6 +15,7 @@ from service.frontend.core.parameters import (
     MAX_DETECTIONS,
     MIN_AREA,
     SCORE_THRESHOLD,
+    THRESHOLD,
     TOP_K,
     PredictParams,
     cached_params,
@@ -32,7 +33,7 @@ OF_TASK: dict[Task, tuple[str, ...]] = {
         "min_area",
         "mask_format",
     ),
-    Task.SEGMENT: ("classes", "min_area", "mask_format"),
+    Task.SEGMENT: ("classes", "min_area", "threshold", "mask_format"),
 }
 TIMEOUT = "timeout"
 WITHOUT_EFFECT = frozenset(
@@ -51,7 +52,7 @@ answer depends on an earlier one, each request has one response, gRPC always sen
 its datatype alone."""
 
 _WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS, "min_area": MIN_AREA}
-_NUMBERS = {"score_threshold": SCORE_THRESHOLD, "iou_threshold": IOU_THRESHOLD}
+_NUMBERS = {"score_threshold": SCORE_THRESHOLD, "iou_threshold": IOU_THRESHOLD, "threshold": THRESHOLD}
 
 
 def read_params(task: Task, parameters: Mapping[str, object]) -> PredictParams:

@@ -126,7 +126,8 @@ def select_outputs(config: BundleConfig, request: InferRequest, requested: Predi
         top_k = max(top_k, wanted.classes)
         selected.append((output, wanted.binary))
     masks = DETECTION_MASKS in [output for output, _ in selected]
-    params = replace(requested.params, top_k=top_k, masks=masks)
+    levels = CONFIDENCE_MAP in [output for output, _ in selected]
+    params = replace(requested.params, top_k=top_k, masks=masks, confidence_map=levels)
     return OutputSelection(selected, params, requested.classes, requested.params.top_k, mask_format)
 
 
@@ -235,6 +236,11 @@ def _label_map(result: SegmentResult, _segments: Sequence[Any], _format: MaskFor
     return result.label_map
 
 
+def _confidence_map(result: SegmentResult, _segments: Sequence[Any], _format: MaskFormat) -> Values:
+    assert result.confidence_map is not None  # selected, so requested
+    return result.confidence_map
+
+
 def _label_map_png(result: SegmentResult, _segments: Sequence[Any], _format: MaskFormat) -> Values:
     return [encode_label_map(result.label_map)]
 
@@ -267,6 +273,7 @@ BOXES = Output("boxes", Datatype.FP32, (-1, 4), _boxes)
 DETECTION_MASKS = Output("masks", Datatype.BYTES, (-1,), _detection_masks)
 LABEL_MAP = Output("label_map", Datatype.UINT8, (-1, -1), _label_map)
 LABEL_MAP_PNG = Output("label_map_png", Datatype.BYTES, (1,), _label_map_png, default=False)
+CONFIDENCE_MAP = Output("confidence_map", Datatype.UINT8, (-1, -1), _confidence_map, default=False)
 NUM_SEGMENTS = Output("num_segments", Datatype.INT32, (1,), _count)
 AREAS = Output("areas", Datatype.INT64, (-1,), _areas)
 CONFIDENCES = Output("confidences", Datatype.FP32, (-1,), _confidences)
@@ -283,6 +290,7 @@ SEGMENT_OUTPUTS = (
     LABELS,
     AREAS,
     CONFIDENCES,
+    CONFIDENCE_MAP,
     SEGMENT_MASKS,
     IMAGE_SIZE,
 )

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from model.types import Task
+from service.errors import NotAcceptable
 from service.frontend.api.rest.query import Medium
 from service.frontend.api.rest.schemas import (
     RESULT_OF_TASK,
@@ -25,6 +26,7 @@ from service.frontend.core.parameters import ANALYZE, ANALYZE_PARAMETERS, EMBED,
 from service.frontend.http.openapi import (
     BASE64,
     BINARY,
+    PREDICTION_ERRORS,
     REF,
     RESPONSE_HEADERS,
     error_answers,
@@ -103,7 +105,7 @@ def _operation(name: str, table: Mapping[str, Parameter], answer: dict[str, Any]
         "operationId": name,
         "parameters": [*query_parameters(table), *header_parameters(settings)],
         "requestBody": _body(settings),
-        "responses": {"200": answer, **error_answers()},
+        "responses": {"200": answer, **error_answers((*PREDICTION_ERRORS, NotAcceptable))},
     }
 
 

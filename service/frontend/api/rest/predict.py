@@ -227,7 +227,7 @@ class Predict(ModelEndpoint[Query]):
         if isinstance(result, SegmentResult):
             if query.view is View.LABEL_MAP:
                 return encode_label_map(result.label_map)
-            if result.confidence_map is not None:
+            if query.view is View.CONFIDENCE and result.confidence_map is not None:
                 return encode_label_map(result.confidence_map)
         # Decoded pictures are not kept while a request waits, because few ask for this.
         return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[query.medium])

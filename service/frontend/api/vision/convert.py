@@ -109,6 +109,7 @@ def read_params(request: Request) -> PredictParams:
                 classes=tuple(request.classes),
                 min_area=request.min_area,
                 confidence_map=request.confidence_map,
+                threshold=request.threshold if request.HasField("threshold") else None,
             )
         case pb.EmbedRequest():
             return cached_params(model=model, embed=True)
@@ -128,7 +129,13 @@ def read_analyze_params(request: pb.AnalyzeRequest) -> dict[Task, PredictParams]
             agnostic_nms=request.agnostic_nms,
             min_area=request.min_area,
         ),
-        Task.SEGMENT: cached_params(mask_format=mask_format, classes=classes, min_area=request.min_area),
+        Task.SEGMENT: cached_params(
+            mask_format=mask_format,
+            classes=classes,
+            min_area=request.min_area,
+            confidence_map=request.confidence_map,
+            threshold=request.threshold if request.HasField("threshold") else None,
+        ),
     }
 
 

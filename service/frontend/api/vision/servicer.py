@@ -225,6 +225,7 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         activation=post.activation if isinstance(post, ClassifyPostSpec) else "",
         form=model.deployment.form,
         form_difference=model.deployment.largest_difference,
+        threshold=config.pixel_threshold,
     )
 
 

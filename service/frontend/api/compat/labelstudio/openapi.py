@@ -15,6 +15,7 @@ from service.errors import (
     Unavailable,
     UnsupportedEncoding,
 )
+from service.frontend.api.compat.labelstudio.http import PREFIX
 from service.frontend.api.compat.labelstudio.regions import LabelStudioRegion
 from service.frontend.api.compat.labelstudio.schemas import (
     LabelStudioEvent,
@@ -49,8 +50,8 @@ SETUP_EXAMPLE = {
 }
 
 
-def label_studio_document(prefix: str, settings: Settings) -> dict[str, Any]:
-    """`paths` below the prefix, and the `components` that they refer to."""
+def label_studio_document(settings: Settings) -> dict[str, Any]:
+    """`paths`, and the `components` that they refer to."""
     predict = _operation(
         "predict", "Results of the controls of a label config", LabelStudioPredictions, LabelStudioTasks
     )
@@ -67,7 +68,7 @@ def label_studio_document(prefix: str, settings: Settings) -> dict[str, Any]:
         "/versions": {"get": _operation("versions", "Versions of the models", LabelStudioVersions)},
     }
     return {
-        "paths": {prefix + path: operations for path, operations in paths.items()},
+        "paths": {PREFIX + path: operations for path, operations in paths.items()},
         "components": {"schemas": _schemas()},
     }
 
