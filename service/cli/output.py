@@ -154,7 +154,7 @@ async def save_drawings(backend: Backend | AnalysisBackend, images: Sequence[Ima
     target_of = dict(zip(images, paths, strict=True))
 
     async def draw(image: bytes) -> bytes:
-        return await asyncio.to_thread(_drawn, image, await backend.predict(image), picture_format)
+        return await asyncio.to_thread(drawn, image, await backend.predict(image), picture_format)
 
     complete = True
     async for image, outcome in predict_each(draw, images, backend.concurrency, printing=True):
@@ -173,7 +173,8 @@ async def save_drawings(backend: Backend | AnalysisBackend, images: Sequence[Ima
     return complete
 
 
-def _drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat) -> bytes:
+def drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat) -> bytes:
+    """An image with a result drawn on it, encoded. Raises NoAnswer where it cannot be drawn."""
     assert not isinstance(result, Embedding)
     if isinstance(result, Analysis):
         failed = next((answer for answer in result.answers.values() if isinstance(answer, ClientError)), None)
