@@ -28,6 +28,7 @@ from service.cli.predict import (
     MaxDetections,
     MinArea,
     Model,
+    PixelThreshold,
     Threshold,
     TopK,
     query_string,
@@ -131,6 +132,7 @@ def watch(
     iou_threshold: IouThreshold = None,
     agnostic_nms: AgnosticNms = None,
     min_area: MinArea = None,
+    threshold: PixelThreshold = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -153,6 +155,7 @@ def watch(
         "iou_threshold": iou_threshold,
         "agnostic_nms": agnostic_nms,
         "min_area": min_area,
+        "threshold": threshold,
         "masks": masks,
         "mask_format": mask_format,
     }
