@@ -30,6 +30,8 @@ from service.cli.predict import (
     Model,
     PixelThreshold,
     Threshold,
+    TileOverlap,
+    Tiles,
     TopK,
     query_string,
 )
@@ -133,6 +135,8 @@ def watch(
     agnostic_nms: AgnosticNms = None,
     min_area: MinArea = None,
     threshold: PixelThreshold = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -156,6 +160,8 @@ def watch(
         "agnostic_nms": agnostic_nms,
         "min_area": min_area,
         "threshold": threshold,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
