@@ -29,6 +29,16 @@ UNREACHABLE = re.compile(
 """In what npm or pip writes."""
 
 PYTHON = {
+    # The others are what the service's client needs.
+    "cvat": [
+        "cvat-cli==2.80.0",
+        "cvat-sdk==2.80.0",
+        "httpx2==2.16.2",
+        "msgspec==0.23.0",
+        "numpy==2.4.6",
+        "pillow==13.0.0",
+    ],
+    "label-studio": ["label-studio==1.23.2", "label-studio-sdk==2.1.2"],
     "kserve": ["kserve==0.21.0"],
     "openapi-python-client": ["openapi-python-client==0.29.1"],
     "openapi-spec-validator": ["openapi-spec-validator==0.9.0"],
