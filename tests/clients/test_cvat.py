@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 import numpy as np
@@ -24,8 +24,12 @@ DOWNLOADS = "XDG_CACHE_HOME"
 """Environment variable of the folder in which the SDK keeps pictures."""
 
 
+class Annotate(Protocol):
+    def __call__(self, *parameters: str, more: tuple[str, ...] = ()) -> list[dict[str, Any]]: ...
+
+
 @pytest.fixture
-def annotate(service: RunningService, tmp_path: Path) -> Any:  # noqa: ANN401
+def annotate(service: RunningService, tmp_path: Path) -> Annotate:
     """What the command line sends to CVAT, with these parameters of the function."""
 
     def annotate(*parameters: str, more: tuple[str, ...] = ()) -> list[dict[str, Any]]:
@@ -41,7 +45,7 @@ def annotate(service: RunningService, tmp_path: Path) -> Any:  # noqa: ANN401
     return annotate
 
 
-def test_boxes(service: RunningService, annotate: Any) -> None:  # noqa: ANN401
+def test_boxes(service: RunningService, annotate: Annotate) -> None:
     """They are those of REST, under the task's own ids of labels."""
     answered = httpx2.post(f"{service.url}/detect?masks=false", content=CAT.read_bytes(), timeout=60).json()
     boxes = [list(one["box"].values()) for one in answered["results"][0]["detections"]]
@@ -52,7 +56,7 @@ def test_boxes(service: RunningService, annotate: Any) -> None:  # noqa: ANN401
     assert np.allclose([shape["points"] for shape in shapes], boxes, atol=0.1)
 
 
-def test_masks(service: RunningService, annotate: Any) -> None:  # noqa: ANN401
+def test_masks(service: RunningService, annotate: Annotate) -> None:
     """They have the area of REST's segments, as CVAT's run lengths; or are polygons, where CVAT wants these."""
     answered = httpx2.post(f"{service.url}/segment?classes=cat", content=CAT.read_bytes(), timeout=60).json()
     (shape,) = annotate("shape=str:mask")
@@ -62,6 +66,6 @@ def test_masks(service: RunningService, annotate: Any) -> None:  # noqa: ANN401
     assert {(shape["type"], shape["label_id"]) for shape in polygons} == {("polygon", CAT_LABEL)}
 
 
-def test_thresholds(annotate: Any) -> None:  # noqa: ANN401
+def test_thresholds(annotate: Annotate) -> None:
     """CVAT's threshold leaves out what scores less."""
     assert annotate(more=("--conf-threshold", "0.99999")) == []

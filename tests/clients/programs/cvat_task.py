@@ -17,6 +17,7 @@ from typing import Any
 import PIL.Image
 from cvat_cli.__main__ import main
 
+VERSION = "2.80.0"
 NOW = "2026-01-01T00:00:00Z"
 LABELS = ("dog", "cat")
 FIRST_LABEL_ID = 70

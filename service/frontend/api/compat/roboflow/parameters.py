@@ -124,7 +124,7 @@ class Options:
             raise BadParameter(f"parameter 'classes' is for detectors; leave it out for {config.name}", "classes")
         match config.task:
             case Task.CLASSIFY:
-                return parse_params(top_k=min(len(config.labels), TOP_K.high)).params
+                return parse_params(top_k=min(len(config.labels), int(TOP_K.high))).params
             case Task.DETECT:
                 return parse_params(
                     score_threshold=self.confidence,
