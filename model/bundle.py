@@ -18,7 +18,7 @@ from model.families.registry import Architecture, family_of, input_problem
 from model.files import open_regular, replace_file
 from model.model_name import ModelName, canonical_name
 from model.reference import ReferenceAnswer
-from model.spec import Postprocessing, Preprocessing, Spec
+from model.spec import Postprocessing, Preprocessing, SegmentPostSpec, Spec
 from model.types import Task
 
 CONFIG_FILE = "config.json"
@@ -83,6 +83,11 @@ class BundleConfig(Spec):
     def embedding_dimension(self) -> int | None:
         """Length of the embeddings of a classifier; None for models of other tasks."""
         return self.architecture.backbone.embedding_dimension if self.task is Task.CLASSIFY else None
+
+    @property
+    def pixel_threshold(self) -> float | None:
+        """Of a segmenter that was trained with one output channel; None for other models."""
+        return self.postprocessing.threshold if isinstance(self.postprocessing, SegmentPostSpec) else None
 
     @model_validator(mode="after")
     def _same_task_everywhere(self) -> Self:

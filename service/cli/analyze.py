@@ -15,6 +15,7 @@ from service.cli.predict import (
     AsJson,
     BackendOptions,
     Classes,
+    ConfidenceMap,
     Images,
     IouThreshold,
     Local,
@@ -24,8 +25,11 @@ from service.cli.predict import (
     MinArea,
     ModelsDir,
     OutputOptions,
+    PixelThreshold,
     Save,
     Threshold,
+    TileOverlap,
+    Tiles,
     TimeoutMs,
     TopK,
     Url,
@@ -65,6 +69,10 @@ def analyze(
     iou_threshold: IouThreshold = None,
     agnostic_nms: AgnosticNms = None,
     min_area: MinArea = None,
+    threshold: PixelThreshold = None,
+    confidence_map: ConfidenceMap = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -87,6 +95,10 @@ def analyze(
         "iou_threshold": iou_threshold,
         "agnostic_nms": agnostic_nms,
         "min_area": min_area,
+        "threshold": threshold,
+        "confidence_map": confidence_map,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -134,4 +146,4 @@ def _backend(query: AnalyzeQuery, model: str | None, task: Task, settings: Setti
     from service.frontend.api.rest.query import Query
 
     of_task = query.params[task]
-    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None), task, settings)
+    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None, tiling=of_task.tiling), task, settings)

@@ -74,7 +74,7 @@ def params_of(controls: Sequence[Control], config: BundleConfig) -> QueryParams:
     classes = tuple(sorted({index for control in controls for index in values_by_class(control, config.labels)}))
     if config.task is Task.CLASSIFY:
         several = any(control.multiple for control in controls)
-        return QueryParams(top_k=min(len(config.labels), TOP_K.high) if several else DEFAULTS.top_k)
+        return QueryParams(top_k=min(len(config.labels), int(TOP_K.high)) if several else DEFAULTS.top_k)
     if config.task is Task.DETECT:
         threshold = min(threshold_of(control, config) for control in controls)
         masks = any(control.tag in (ControlTag.BRUSH, ControlTag.POLYGONS) for control in controls)
