@@ -64,6 +64,14 @@ class LazyGroup(TyperGroup):
                 self.commands[name] = _load_command(name, LAZY_COMMANDS[name])
         return super().get_command(ctx, cmd_name)
 
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # typer converts values with pydantic, and shows its text for a value that is not one of the choices.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
 
 def _load_command(name: str, lazy: LazyCommand) -> Any:  # noqa: ANN401
     found = resolve_name(lazy.import_path)
