@@ -137,9 +137,9 @@ async def test_brushes(served: Rest) -> None:
     label_config = config(control("BrushLabels", "cat", "dog", more='model_name="fake_instances"'))
     rows = await regions(served, label_config)
     assert [(row["value"]["brushlabels"], row["score"]) for row in rows] == [(["cat"], 0.9), (["dog"], 0.6)]
-    mask = decoded(bytes(rows[0]["value"]["rle"])).reshape(HEIGHT, WIDTH, 4)
-    assert (mask[:32, :48] == 255).all()
-    assert np.count_nonzero(mask) == 32 * 48 * 4
+    is_set = decoded(bytes(rows[0]["value"]["rle"])).reshape(HEIGHT, WIDTH, 4) > 0
+    assert is_set[:32, :48].all()
+    assert is_set.sum() == 32 * 48 * 4
 
 
 async def test_polygons(served: Rest) -> None:
