@@ -221,3 +221,13 @@ def error_from_code(code: str, detail: str, retry_after_s: float | None = None) 
     if issubclass(kind, RetryLater):
         return kind(detail, 1.0 if retry_after_s is None else retry_after_s)
     return kind(detail)
+
+
+def error_of_part(error: ConvMLPError, part: str) -> ConvMLPError:
+    """The error of a request, one part of which failed with `error`; `part` names it."""
+    detail = f"{part}: {error.detail}"
+    if isinstance(error, Overloaded):
+        return Overloaded(detail, error.retry_after_s, error.reason)
+    retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
+    of_part = error_from_code(error.code, detail, retry_after_s)
+    return of_part.with_advice(http=error.http_advice, grpc=error.grpc_advice)

@@ -101,6 +101,12 @@ def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: Quer
             kept = int((scores > threshold).sum().clip(max=params.max_detections))
             logits = np.full((kept, 28, 28), 4.0, np.float32) if params.masks else None
             return DetectOutput(boxes[:kept], scores[:kept], np.array([level % 2, 1])[:kept], logits)
+        case Task.SEGMENT if params.logits:
+            best = 1 + level % 2
+            cells = np.full((len(_LABELS[task]), pixels.shape[0] // 4, pixels.shape[1] // 4), -4.0, np.float16)
+            cells[best] = 4.0
+            classes = np.broadcast_to(np.arange(len(cells), dtype=np.uint8)[:, None, None], cells.shape)
+            return LogitsOutput(cells, np.ascontiguousarray(classes))
         case Task.SEGMENT:
             label_map = np.zeros((height, width), np.uint8)
             label_map[:, int(width * (params.threshold or 0.5)) :] = 1 + level % 2

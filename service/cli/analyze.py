@@ -28,6 +28,8 @@ from service.cli.predict import (
     PixelThreshold,
     Save,
     Threshold,
+    TileOverlap,
+    Tiles,
     TimeoutMs,
     TopK,
     Url,
@@ -71,6 +73,8 @@ def analyze(
     min_area: MinArea = None,
     threshold: PixelThreshold = None,
     confidence_map: ConfidenceMap = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -96,6 +100,8 @@ def analyze(
         "min_area": min_area,
         "threshold": threshold,
         "confidence_map": confidence_map,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -143,4 +149,4 @@ def _backend(query: AnalyzeQuery, model: str | None, task: Task, settings: Setti
     from service.frontend.api.rest.query import Query
 
     of_task = query.params[task]
-    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None), task, settings)
+    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None, tiling=of_task.tiling), task, settings)

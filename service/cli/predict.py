@@ -79,6 +79,21 @@ ConfidenceMap = Annotated[
         "--confidence-map", help="With --json: add the confidence of each pixel, as a PNG.", rich_help_panel=PARAMETERS
     ),
 ]
+Tiles = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Cut large images into windows, and join their answers: auto, 640 or 800x600 (pixels). Default: do not.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
+TileOverlap = Annotated[
+    float | None,
+    typer.Option(
+        help="With --tiles: least overlap of neighbours, 0 to 0.8 of a window's side. Default: 0.2.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
 Masks = Annotated[
     bool | None, typer.Option("--masks/--no-masks", help="Whether to return masks.", rich_help_panel=PARAMETERS)
 ]
@@ -206,6 +221,8 @@ def detect(
     iou_threshold: IouThreshold = None,
     agnostic_nms: AgnosticNms = None,
     min_area: MinArea = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -227,6 +244,8 @@ def detect(
         "iou_threshold": iou_threshold,
         "agnostic_nms": agnostic_nms,
         "min_area": min_area,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -241,6 +260,8 @@ def segment(
     min_area: MinArea = None,
     threshold: PixelThreshold = None,
     confidence_map: ConfidenceMap = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -265,6 +286,8 @@ def segment(
         "min_area": min_area,
         "threshold": threshold,
         "confidence_map": confidence_map,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }

@@ -84,19 +84,19 @@ class WaitForecast:
         self._budget_s = math.inf
         """What the answered request had left when it was sent."""
 
-    def expected_s(self, left_s: float) -> float:
-        """Expected seconds until the answer of another request that is due in `left_s`; 0 where nothing is known."""
+    def expected_s(self, left_s: float, images: int = 1) -> float:
+        """Expected seconds until another request, of so many images, due in `left_s`, is answered; 0: not known."""
         if 2 * left_s < self._budget_s or not (self._preparing or self._sent):
             return 0.0
-        return max(0.0, self._answered_at_s - self._clock()) + self._preparing * self._image_s
+        return max(0.0, self._answered_at_s - self._clock()) + (self._preparing + images - 1) * self._image_s
 
-    def reserve(self) -> None:
-        """Another request is being prepared."""
-        self._preparing += 1
+    def reserve(self, images: int = 1) -> None:
+        """Another request is being prepared, for which so many images are sent."""
+        self._preparing += images
 
-    def prepared(self) -> None:
+    def prepared(self, images: int = 1) -> None:
         """It is ready to be sent, or failed."""
-        self._preparing -= 1
+        self._preparing -= images
 
     def sent(self) -> None:
         """Another request was sent."""

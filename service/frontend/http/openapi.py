@@ -20,7 +20,11 @@ from service.settings import Settings
 REF = "#/components/schemas/{name}"
 BINARY = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 """Bytes. OpenAPI 3.1 has `contentMediaType` for them; generators of clients read 3.0's `format`."""
-BASE64 = {"type": "string", "contentEncoding": "base64", "description": "Base64, or a data: URL."}
+BASE64 = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "Base64, or a data: URL; an http(s): URL where the service fetches from its host.",
+}
 RESPONSE_HEADERS = {
     "X-Request-Id": {"description": "The request's own id, or a new one.", "schema": {"type": "string"}},
     "Server-Timing": {

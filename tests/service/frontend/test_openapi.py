@@ -90,6 +90,7 @@ async def test_every_path_is_described(rest: Rest) -> None:
         "/analyze",
         *(f"/compat/huggingface/{task}" for task in Task),
         *(f"/compat/deepstack/v1/vision/{path}" for path in ("detection", "custom/{model}", "custom/list", "scene")),
+        "/compat/roboflow/{project}/{version}",
         *(f"/compat/deepstack/v1/status/{path}" for path in ("ping", "updateavailable")),
         "/models",
         "/models/{name}",
@@ -169,6 +170,7 @@ async def test_errors_and_media_are_described(rest: Rest, task: Task) -> None:
         "422",
         "429",
         "500",
+        "502",
         "503",
         "504",
     }

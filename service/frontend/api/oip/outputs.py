@@ -21,6 +21,7 @@ from model.errors import ImageTooLarge
 from model.families.registry import family_of
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.postprocess.results import postprocess
+from model.tiles import Tiling
 from model.types import ClassifyResult, DetectResult, QueryParams, RawOutput, Result, SegmentResult, Size, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.api.oip.protocol import DTYPES, Datatype, InferRequest, RequestedOutput, Tensor, Values
@@ -49,7 +50,7 @@ class OutputSelection:
     """What one request selects.
 
     `outputs` are in the requested order, each with whether it goes as raw bytes. `params` are the worker's, with
-    `classes` once they are indices; `top_k` and `mask_format` apply to what it answers.
+    `classes` once they are indices; `top_k` and `mask_format` apply to what it answers. `tiling`: how images are cut.
     """
 
     outputs: Sequence[tuple[Output, bool]]
@@ -57,6 +58,7 @@ class OutputSelection:
     classes: tuple[str, ...]
     top_k: int
     mask_format: MaskFormat
+    tiling: Tiling | None
 
     def compute(self, raw: RawOutput, config: BundleConfig, size: Size) -> list[Values]:
         """One image's values of each output."""
@@ -128,7 +130,7 @@ def select_outputs(config: BundleConfig, request: InferRequest, requested: Predi
     masks = DETECTION_MASKS in [output for output, _ in selected]
     levels = CONFIDENCE_MAP in [output for output, _ in selected]
     params = replace(requested.params, top_k=top_k, masks=masks, confidence_map=levels)
-    return OutputSelection(selected, params, requested.classes, requested.params.top_k, mask_format)
+    return OutputSelection(selected, params, requested.classes, requested.params.top_k, mask_format, requested.tiling)
 
 
 def nbytes_of(values: Sequence[Values]) -> int:

@@ -22,7 +22,8 @@ from service.frontend.api.rest.schemas import (
     SegmentItem,
     VectorItem,
 )
-from service.frontend.core.parameters import ANALYZE, ANALYZE_PARAMETERS, EMBED, EMBED_PARAMETERS, PARAMETERS, Parameter
+from service.frontend.core.endpoint_parameters import ANALYZE_PARAMETERS, EMBED_PARAMETERS
+from service.frontend.core.parameters import ANALYZE, EMBED, PARAMETERS, Parameter
 from service.frontend.http.openapi import (
     BASE64,
     BINARY,

@@ -216,7 +216,7 @@ class Predict(ModelEndpoint[Query]):
     def _predict(
         self, image_id: str, model: ModelStatus, query: Query, image: bytes, deadline_s: float, caller: str
     ) -> Coroutine[Any, Any, Reply[bytes]]:
-        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller, query.classes)
+        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller, query.classes, query.tiling)
         if query.medium is Medium.JSON:
             return self._engine.predict(request, partial(encode_output, query.mask_format))
         return self._engine.predict(request, partial(self._draw, query, image), draws=True)

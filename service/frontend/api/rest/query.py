@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from model.postprocess.masks import MaskFormat
+from model.tiles import Tiling
 from model.types import QueryParams, Task
 from service.content_negotiation import weighted_values
 from service.errors import BadParameter, NotAcceptable
@@ -42,6 +43,7 @@ class Query:
     view: View | None
     medium: Medium = Medium.JSON
     classes: tuple[str, ...] = ()
+    tiling: Tiling | None = None
 
 
 def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
@@ -58,7 +60,7 @@ def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
         values["confidence_map"] = True
     parsed = parse_params(**values)
     medium = Medium.PNG if view else negotiate(accept.decode("latin-1"))
-    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes)
+    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes, parsed.tiling)
 
 
 def read_values(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) -> dict[str, Any]:

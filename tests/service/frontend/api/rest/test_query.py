@@ -8,7 +8,8 @@ from model.postprocess.masks import MaskFormat
 from model.types import QueryParams, Task
 from service.errors import BadParameter
 from service.frontend.api.rest.query import Medium, Query, read_query
-from service.frontend.core.parameters import ANALYZE_PARAMETERS, PARAMETERS, View
+from service.frontend.core.endpoint_parameters import ANALYZE_PARAMETERS
+from service.frontend.core.parameters import PARAMETERS, View
 from service.frontend.http.middleware import read_timeout_ms
 
 
