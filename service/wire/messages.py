@@ -137,7 +137,8 @@ class Cancel(Message, frozen=True, tag="cancel"):
 
 
 class ModelState(Message, frozen=True):
-    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them."""
+    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them. `accuracy`: the JSON of its
+    figures, which may change under one version; empty if it was not measured."""
 
     name: str
     version: str
@@ -146,6 +147,7 @@ class ModelState(Message, frozen=True):
     precision: str
     form: Literal["trained", "deploy"] = "trained"
     form_difference: float | None = None
+    accuracy: str = ""
 
 
 class State(Message, frozen=True, tag="state"):
