@@ -80,8 +80,8 @@ def blend_segments(
     tiled: TiledInput,
     num_classes: int,
     params: QueryParams,
-    threshold: float | None = None,
     before_each: Callable[[], None] = lambda: None,
+    threshold: float | None = None,
 ) -> SegmentOutput:
     """The class with the highest blended logit at each pixel of the picture, and its probability: the softmax of these.
 
@@ -89,16 +89,17 @@ def blend_segments(
         outputs: of each window, in the order of `tiled`.
         tiled: the windows. All inputs have one size.
         num_classes: of the model.
-        threshold: of a network with one output channel: the one that the logits contain.
         params: of the request: which classes to return, and whether each pixel's confidence is asked for.
         before_each: called before each row of blocks; what it raises ends the work.
+        threshold: of the model, if it has one. The logits contain that of the request or this one.
     """
     grid, (height, width) = tiled.grid, tiled.inputs[0].pixels.shape[:2]
     _, rows, columns = outputs[0].logits.shape
     content, picture = tiled.inputs[0].geometry.content, grid.picture
     down = _Axis(grid.tops, grid.window.height, picture.height, content.height, height, rows)
     across = _Axis(grid.lefts, grid.window.width, picture.width, content.width, width, columns)
-    pixels = _Pixels(picture.height, picture.width, num_classes, threshold, with_levels=params.confidence_map)
+    applied = None if threshold is None else params.threshold or threshold
+    pixels = _Pixels(picture.height, picture.width, num_classes, with_levels=params.confidence_map, threshold=applied)
     blocks = range(0, picture.width, BLOCK_WIDTH)
     of_columns = [list(across.parts(left, min(left + BLOCK_WIDTH, picture.width))) for left in blocks]
     for top in range(0, picture.height, BLOCK_HEIGHT):
@@ -159,7 +160,7 @@ def _dense(logits: LogitsArray, classes: LabelMapArray, chosen: IntArray, num_cl
 class _Pixels:
     """The label, and the confidence, of each pixel of the picture, from one block after the other."""
 
-    def __init__(self, height: int, width: int, classes: int, threshold: float | None, *, with_levels: bool) -> None:
+    def __init__(self, height: int, width: int, classes: int, *, with_levels: bool, threshold: float | None) -> None:
         size = (height, width)
         self._labels: LabelMapArray = (
             np.zeros(size, np.uint8) if classes <= MAX_UINT8_CLASSES else np.zeros(size, np.uint16)

@@ -286,14 +286,15 @@ async def test_keys_and_rates(tmp_path: Path) -> None:
 
 
 async def test_deadlines(fresh_rest: Rest) -> None:
-    """Where no task is answered in time the request fails, and the device gets no more of its tasks."""
-    fresh_rest.worker.runner.unblocked.clear()
-    headers = {"X-Request-Timeout-Ms": "300"}
-    answered = await fresh_rest.http.post(f"{PREFIX}/predict", json=body(BOXES, *[encoded()] * 20), headers=headers)
-    assert answered.status_code == 504
-    fresh_rest.worker.runner.unblocked.set()
+    """Where no task is answered in time the request fails, and its tasks that had to wait never reach the device."""
+    runner = fresh_rest.worker.runner
+    runner.unblocked.clear()
+    headers = {"X-Request-Timeout-Ms": "500"}
+    answered = await fresh_rest.http.post(f"{PREFIX}/predict", json=body(BOXES, *[encoded()] * 100), headers=headers)
+    assert answered.status_code in (503, 504)
+    runner.unblocked.set()
     assert len(await predict(fresh_rest, BOXES, encoded())) == 1
-    assert sum(images for _, images in fresh_rest.worker.runner.batches) <= 9
+    assert sum(images for model, images in runner.batches if model == "fake_detect") < 50
 
 
 TOKEN = "4f1c6e"
