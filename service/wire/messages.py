@@ -146,7 +146,8 @@ class Cancel(Message, frozen=True, tag="cancel"):
 
 
 class ModelState(Message, frozen=True):
-    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them."""
+    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them. `accuracy`: the JSON of its
+    figures, which may change under one version; empty if it was not measured."""
 
     name: str
     version: str
@@ -155,6 +156,7 @@ class ModelState(Message, frozen=True):
     precision: str
     form: Literal["trained", "deploy"] = "trained"
     form_difference: float | None = None
+    accuracy: str = ""
 
 
 class State(Message, frozen=True, tag="state"):
