@@ -13,12 +13,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from model.errors import BundleInvalid
+from model.errors import BundleInvalid, problem_text
 from model.families.registry import Architecture, family_of, input_problem
 from model.files import open_regular, replace_file
 from model.model_name import ModelName, canonical_name
 from model.reference import ReferenceAnswer
-from model.spec import Postprocessing, Preprocessing, Spec
+from model.spec import Postprocessing, Preprocessing, SegmentPostSpec, Spec
 from model.types import Task
 
 CONFIG_FILE = "config.json"
@@ -84,6 +84,11 @@ class BundleConfig(Spec):
         """Length of the embeddings of a classifier; None for models of other tasks."""
         return self.architecture.backbone.embedding_dimension if self.task is Task.CLASSIFY else None
 
+    @property
+    def pixel_threshold(self) -> float | None:
+        """Of a segmenter that was trained with one output channel; None for other models."""
+        return self.postprocessing.threshold if isinstance(self.postprocessing, SegmentPostSpec) else None
+
     @model_validator(mode="after")
     def _same_task_everywhere(self) -> Self:
         tasks = {
@@ -135,7 +140,9 @@ def read_bundle(folder: Path) -> Bundle:
             f"{CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()[:5])
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {problem_text(e)}" for e in error.errors()[:5]
+        )
         raise BundleInvalid(f"bundle {folder}: {CONFIG_FILE} is not valid: {problems}") from error
     if config.name != folder.name:
         raise BundleInvalid(f"bundle {folder}: the folder must have the name in its config, {config.name!r}; rename it")
@@ -183,7 +190,7 @@ def find_bundle(name: str, models_dir: Path | None) -> Path:
         if root is not None and (root / folder / CONFIG_FILE).exists():
             return root / folder
     known = ", ".join(bundle_names(models_dir)) or "none"
-    raise BundleInvalid(f"there is no model {name!r} in the store; known: {known}")
+    raise BundleInvalid(f"there is no model {folder!r} in the store; known: {known}")
 
 
 def bundle_names(models_dir: Path | None) -> list[str]:

@@ -71,6 +71,13 @@ class TiledInput:
     grid: TileGrid
     inputs: tuple[ModelInput, ...]
 
+    def windows(self) -> list[Window]:
+        """Where each input lies in the picture."""
+        windows = list(self.grid.windows())
+        if len(self.inputs) > len(windows):
+            windows.append(Window(0, 0, self.grid.picture.height, self.grid.picture.width))
+        return windows
+
 
 def needs_whole(task: Task) -> bool:
     """Whether the whole picture is an input as well. A detector finds objects in it that are larger than a window."""
@@ -168,7 +175,7 @@ def _count(picture: Size, window: Size, overlap: float) -> int:
 
 def _count_along(length: int, window: int, overlap: float) -> int:
     """Along an axis: as many as it takes so that neighbours share at least the overlap."""
-    step = max(1, math.floor(window * (1 - overlap)))
+    step = max(1, math.floor(window * (1 - overlap) + 1e-6))
     return 1 if window >= length else math.ceil((length - window) / step) + 1
 
 

@@ -94,7 +94,8 @@ class QueryParams:
     rising; None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes
     the model's own. `agnostic_nms`: whatever their classes. `min_area`: minimum area of a detection's box, or of a
     segment, in square pixels. `confidence_map`: compute the confidence of each pixel. `logits`: of a segmenter, its
-    logits at their own resolution instead of a label map.
+    logits at their own resolution instead of a label map. `threshold`: of a segmenter with one output channel, the
+    probability above which a pixel is of its class; None takes the model's own.
     """
 
     top_k: int = 5
@@ -108,6 +109,7 @@ class QueryParams:
     min_area: int = 0
     confidence_map: bool = False
     logits: bool = False
+    threshold: float | None = None
 
     def segments_of(self, pixels: IntArray) -> BoolArray:
         """Of a segmenter's classes, by their pixels: which are to be returned. bool (classes,)."""

@@ -238,6 +238,9 @@ class Settings(BaseSettings):
     are limited with them: 6 bytes and the work of 8 pixels of a baseline JPEG, for each of these pixels."""
     max_images: PositiveInt = 64
     """Images in one request."""
+    max_tiles: PositiveInt = 64
+    """Windows into which one image is cut for `tiles`. Each counts as an image for rates and for the images in
+    progress; so does the whole image, which a detector gets as well."""
     max_request_bytes: PositiveInt = 64 * 2**20
     """Bytes of one request's body."""
     max_in_flight: PositiveInt = 1024

@@ -3,6 +3,7 @@
 ClientError
 ├── BadImage              the image bytes are empty, truncated or corrupt
 ├── UnsupportedFormat     the service does not read this image format
+├── NotAcceptable         the service offers no media type that Accept names
 ├── UnsupportedEncoding   the service does not decode the body's Content-Encoding
 ├── TooLarge              the image has too many bytes or pixels
 ├── BadRequest            the service does not understand the request
@@ -64,6 +65,12 @@ class UnsupportedFormat(ClientError):
     """The service does not read this image format."""
 
     code = "unsupported-format"
+
+
+class NotAcceptable(ClientError):
+    """The service offers no media type that the header Accept names. The client names JSON, so a proxy changed it."""
+
+    code = "not-acceptable"
 
 
 class UnsupportedEncoding(ClientError):
@@ -192,6 +199,7 @@ SERVICE_ERRORS: dict[str, type[ClientError]] = {
         BadImage,
         UnsupportedFormat,
         UnsupportedEncoding,
+        NotAcceptable,
         TooLarge,
         BadRequest,
         BadParameter,

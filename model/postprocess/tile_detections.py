@@ -2,13 +2,13 @@
 
 Two windows see the same pixels where they overlap. If two boxes agree there, within that overlap alone, they show one
 object, even where each window has only a part of it. What one window shows as two objects is never joined. A joined box
-takes each of its sides from the best-scored box whose window contains that side of the object. A box that its window's
-edge cuts off, and that lies mostly within a better box of a window that sees more, is a part of that object.
+takes each of its sides from the best-scored box whose window contains that side of the object. A box that remains cut
+off by its window's edge, and lies mostly within a larger box, is a part of that object.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,30 +20,36 @@ from model.types import BoolArray, DetectOutput, Float32Array, IntArray, QueryPa
 MIN_AGREEMENT = 0.3
 """Intersection over union of two boxes of one object, within the overlap of their windows."""
 MIN_INSIDE = 0.5
-"""Share of a cut box's area that lies within the better box."""
+"""Share of a cut box's area that lies within a larger one."""
+MIN_SCORE = 0.5
+"""Of the larger box, as a part of the cut one's: the score of a part is no measure of the whole."""
 CUT_MARGIN = 0.02
 """A box is cut if it is nearer to its window's edge than this part of the window's side."""
 MAX_CANDIDATES = 5000
 """Boxes that are compared: the best-scored ones of all windows."""
 MIN_OVERLAP = 1.0
-"""Of boxes within the overlap of their windows, in pixels along each axis: less says nothing."""
+"""Of boxes within the overlap of their windows, in pixels along each axis: less is no evidence."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Boxes:
-    """Boxes of all windows by falling score, in pixels of the picture, and which window each is from. `windows` are
-    float32 (windows, 4) as xmin, ymin, xmax, ymax."""
+    """Boxes of all windows by falling score, in pixels of the picture. `source` is the window that each is from, `row`
+    its row there. `windows` are float32 (windows, 4) as xmin, ymin, xmax, ymax."""
 
     corners: Float32Array
     scores: Float32Array
     classes: IntArray
     source: IntArray
-    masks: Float32Array | None
+    row: IntArray
     windows: Float32Array
 
 
 def join_detections(
-    outputs: Sequence[DetectOutput], windows: Sequence[Window], params: QueryParams, spec: DetectPostSpec
+    outputs: Sequence[DetectOutput],
+    windows: Sequence[Window],
+    params: QueryParams,
+    spec: DetectPostSpec,
+    before_each: Callable[[], None] = lambda: None,
 ) -> DetectOutput:
     """The detections of a picture, by falling score.
 
@@ -52,46 +58,48 @@ def join_detections(
         windows: in the same order. One may be the whole picture.
         params: of the request: areas and numbers count after joining.
         spec: of the model.
+        before_each: called before the boxes of each window are compared; what it raises ends the work.
     """
     boxes = _gather(outputs, windows)
-    groups = _groups(boxes, agnostic=params.agnostic_nms)
+    groups = _groups(boxes, before_each, agnostic=params.agnostic_nms)
     corners = np.array([_joined_box(boxes, group) for group in groups], np.float32).reshape(-1, 4)
     first = np.array([group[0] for group in groups], np.int64)
     scores, classes = boxes.scores[first], boxes.classes[first]
     kind = np.zeros_like(classes) if params.agnostic_nms else classes
     limit = spec.nms_iou if params.iou_threshold is None else params.iou_threshold
-    cut = np.array([_is_cut(boxes, group) for group in groups], np.bool_)
-    kept = _suppress(corners, kind, cut, limit)
+    whole = np.flatnonzero(_without_parts(corners, scores, kind, _are_cut(boxes, groups, corners)))
+    kept = whole[_suppress(corners[whole], kind[whole], limit)]
     large = (corners[kept, 2:] - corners[kept, :2]).prod(axis=1) >= params.min_area
     kept = kept[large][: params.max_detections]
     masks = None
-    if boxes.masks is not None:
-        joined = [_joined_mask(boxes, groups[index], corners[index]) for index in kept]
-        masks = np.stack(joined) if joined else boxes.masks[:0]
+    logits = [output.mask_logits for output in outputs if output.mask_logits is not None]
+    if len(logits) == len(outputs):
+        joined = [_joined_mask(logits, boxes, groups[index], corners[index]) for index in kept]
+        masks = np.stack(joined) if joined else logits[0][:0]
     return DetectOutput(corners[kept], scores[kept], classes[kept], masks)
 
 
 def _gather(outputs: Sequence[DetectOutput], windows: Sequence[Window]) -> _Boxes:
     offsets = np.array([(one.left, one.top, one.left, one.top) for one in windows], np.float32)
     sizes = np.array([(0, 0, one.width, one.height) for one in windows], np.float32)
-    source = np.repeat(np.arange(len(outputs)), [len(output.scores) for output in outputs])
+    counts = [len(output.scores) for output in outputs]
+    source = np.repeat(np.arange(len(outputs)), counts)
     scores = np.concatenate([output.scores for output in outputs])
     best = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
     corners = np.concatenate([output.boxes for output in outputs]).reshape(-1, 4)
-    masks = [output.mask_logits for output in outputs if output.mask_logits is not None]
     return _Boxes(
         (corners + offsets[source])[best],
         scores[best],
         np.concatenate([output.classes for output in outputs])[best],
         source[best],
-        np.concatenate(masks)[best] if len(masks) == len(outputs) else None,
+        np.concatenate([np.arange(count) for count in counts])[best],
         offsets + sizes,
     )
 
 
-def _groups(boxes: _Boxes, *, agnostic: bool) -> list[list[int]]:
+def _groups(boxes: _Boxes, before_each: Callable[[], None], *, agnostic: bool) -> list[list[int]]:
     """The boxes of each object, the best first; the objects by falling score of their best."""
-    pairs, agreements = _agreeing_pairs(boxes, agnostic=agnostic)
+    pairs, agreements = _agreeing_pairs(boxes, before_each, agnostic=agnostic)
     group_of = list(range(len(boxes.scores)))
     members = [[index] for index in group_of]
     sources = [{source} for source in boxes.source.tolist()]
@@ -107,11 +115,12 @@ def _groups(boxes: _Boxes, *, agnostic: bool) -> list[list[int]]:
     return [sorted(group) for group in members if group]
 
 
-def _agreeing_pairs(boxes: _Boxes, *, agnostic: bool) -> tuple[IntArray, Float32Array]:
+def _agreeing_pairs(boxes: _Boxes, before_each: Callable[[], None], *, agnostic: bool) -> tuple[IntArray, Float32Array]:
     """Pairs of boxes of two windows that show the same object: indices (n, 2), and how well they agree (n,)."""
     pairs, agreements = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     of_window = [np.flatnonzero(boxes.source == window) for window in range(len(boxes.windows))]
     for one, mine in enumerate(of_window):
+        before_each()
         for other in range(one + 1, len(of_window)):
             overlap = np.concatenate(
                 (
@@ -178,57 +187,64 @@ def _joined_box(boxes: _Boxes, group: Sequence[int]) -> Float32Array:
     return np.concatenate((low, high))
 
 
-def _is_cut(boxes: _Boxes, group: Sequence[int]) -> bool:
-    """Whether a single box touches an edge of its window that is not the picture's."""
-    if len(group) > 1:
-        return False
-    picture = np.concatenate((boxes.windows[:, :2].min(axis=0), boxes.windows[:, 2:].max(axis=0)))
-    (index,) = group
-    window = boxes.windows[boxes.source[index]]
-    margin = CUT_MARGIN * np.tile(window[2:] - window[:2], 2)
-    near = np.abs(boxes.corners[index] - window) < margin
-    return bool((near & (window != picture)).any())
+def _are_cut(boxes: _Boxes, groups: Sequence[Sequence[int]], corners: Float32Array) -> BoolArray:
+    """Of joined boxes: whether one of their sides lies at an edge of each window that shows it, and not at the
+    picture's."""
+    low, high = boxes.windows[:, :2].min(axis=0), boxes.windows[:, 2:].max(axis=0)
+    inner_low, inner_high = boxes.windows[:, :2] > low, boxes.windows[:, 2:] < high
+    margins = CUT_MARGIN * (boxes.windows[:, 2:] - boxes.windows[:, :2])
+    # Nearer to an edge than this a side is cut, whichever window it is of.
+    lowest = np.where(inner_low, boxes.windows[:, :2] + margins, -np.inf)
+    highest = np.where(inner_high, boxes.windows[:, 2:] - margins, np.inf)
+    cut = np.zeros(len(groups), np.bool_)
+    for index, group in enumerate(groups):
+        windows = boxes.source[group]
+        seen = (corners[index, :2] >= lowest[windows]).any(axis=0) & (corners[index, 2:] <= highest[windows]).any(
+            axis=0
+        )
+        cut[index] = not seen.all()
+    return cut
 
 
-def _suppress(corners: Float32Array, kind: IntArray, cut: BoolArray, limit: float) -> IntArray:
-    """Greedy NMS of boxes by falling score, within each kind; a better box also suppresses what is cut off within it.
-
-    Returns:
-        The indices of the boxes that stay, rising.
-    """
-    alive = np.ones(len(corners), np.bool_)
+def _without_parts(corners: Float32Array, scores: Float32Array, kind: IntArray, cut: BoolArray) -> BoolArray:
+    """Which boxes are not the cut part of a larger one of their kind: bool (n,)."""
+    whole = np.ones(len(corners), np.bool_)
     areas = _areas(corners)
+    for index in np.flatnonzero(cut):
+        larger = (areas > areas[index]) & (kind == kind[index]) & (scores >= MIN_SCORE * scores[index])
+        inside = intersections(corners[index : index + 1], corners[larger])[0]
+        whole[index] = not (inside >= MIN_INSIDE * areas[index]).any()
+    return whole
+
+
+def _suppress(corners: Float32Array, kind: IntArray, limit: float) -> IntArray:
+    """Greedy NMS of boxes by falling score, within each kind: the indices of those that stay, rising."""
+    alive = np.ones(len(corners), np.bool_)
     for index in range(len(corners)):
-        if not alive[index]:
-            continue
-        rest = index + 1 + np.flatnonzero(alive[index + 1 :] & (kind[index + 1 :] == kind[index]))
-        if not len(rest):
-            continue
-        box = corners[index : index + 1]
-        shared = intersections(box, corners[rest])[0]
-        union = areas[index] + areas[rest] - shared
-        duplicate = shared > limit * union
-        part = cut[rest] & (areas[rest] < areas[index]) & (shared >= MIN_INSIDE * areas[rest])
-        alive[rest[duplicate | part]] = False
+        if alive[index]:
+            rest = index + 1 + np.flatnonzero(alive[index + 1 :] & (kind[index + 1 :] == kind[index]))
+            alive[rest[overlaps(corners[index : index + 1], corners[rest])[0] > limit]] = False
     return np.flatnonzero(alive)
 
 
-def _joined_mask(boxes: _Boxes, group: Sequence[int], corners: Float32Array) -> Float32Array:
+def _joined_mask(
+    logits: Sequence[Float32Array], boxes: _Boxes, group: Sequence[int], corners: Float32Array
+) -> Float32Array:
     """The union of the masks of a group on a grid of their own size over the joined box: logits float32 (m, m)."""
-    assert boxes.masks is not None
-    if len(group) == 1:
-        mask: Float32Array = boxes.masks[group[0]]
-        return mask
-    side = boxes.masks.shape[1]
+    masks = [logits[boxes.source[index]][boxes.row[index]] for index in group]
+    if len(masks) == 1:
+        alone: Float32Array = masks[0]
+        return alone
+    side = len(masks[0])
     largest = np.zeros((side, side), np.float32)
-    for index in group:
-        probabilities = 0.5 + 0.5 * np.tanh(0.5 * boxes.masks[index])
+    for index, mask in zip(group, masks, strict=True):
+        probabilities = 0.5 + 0.5 * np.tanh(0.5 * mask)
         columns = _grid_weights(corners[[0, 2]], boxes.corners[index][[0, 2]], side)
         rows = _grid_weights(corners[[1, 3]], boxes.corners[index][[1, 3]], side)
         np.maximum(largest, rows @ probabilities @ columns.T, out=largest)
     clipped = np.clip(largest, 1e-6, 1 - 1e-6)
-    logits: Float32Array = np.log(clipped / (1 - clipped)).astype(np.float32)
-    return logits
+    joined: Float32Array = np.log(clipped / (1 - clipped)).astype(np.float32)
+    return joined
 
 
 def _grid_weights(joined: Float32Array, part: Float32Array, side: int) -> Float32Array:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.spec import odds_of_other_class
 from model.tiles import TiledInput
 from model.types import (
     Float32Array,
@@ -80,6 +81,7 @@ def blend_segments(
     num_classes: int,
     params: QueryParams,
     before_each: Callable[[], None] = lambda: None,
+    threshold: float | None = None,
 ) -> SegmentOutput:
     """The class with the highest blended logit at each pixel of the picture, and its probability: the softmax of these.
 
@@ -89,13 +91,15 @@ def blend_segments(
         num_classes: of the model.
         params: of the request: which classes to return, and whether each pixel's confidence is asked for.
         before_each: called before each row of blocks; what it raises ends the work.
+        threshold: of the model, if it has one. The logits contain that of the request or this one.
     """
     grid, (height, width) = tiled.grid, tiled.inputs[0].pixels.shape[:2]
     _, rows, columns = outputs[0].logits.shape
     content, picture = tiled.inputs[0].geometry.content, grid.picture
     down = _Axis(grid.tops, grid.window.height, picture.height, content.height, height, rows)
     across = _Axis(grid.lefts, grid.window.width, picture.width, content.width, width, columns)
-    pixels = _Pixels(picture.height, picture.width, num_classes, with_levels=params.confidence_map)
+    applied = None if threshold is None else params.threshold or threshold
+    pixels = _Pixels(picture.height, picture.width, num_classes, with_levels=params.confidence_map, threshold=applied)
     blocks = range(0, picture.width, BLOCK_WIDTH)
     of_columns = [list(across.parts(left, min(left + BLOCK_WIDTH, picture.width))) for left in blocks]
     for top in range(0, picture.height, BLOCK_HEIGHT):
@@ -156,7 +160,7 @@ def _dense(logits: LogitsArray, classes: LabelMapArray, chosen: IntArray, num_cl
 class _Pixels:
     """The label, and the confidence, of each pixel of the picture, from one block after the other."""
 
-    def __init__(self, height: int, width: int, classes: int, *, with_levels: bool) -> None:
+    def __init__(self, height: int, width: int, classes: int, *, with_levels: bool, threshold: float | None) -> None:
         size = (height, width)
         self._labels: LabelMapArray = (
             np.zeros(size, np.uint8) if classes <= MAX_UINT8_CLASSES else np.zeros(size, np.uint16)
@@ -164,6 +168,7 @@ class _Pixels:
         self._levels = np.zeros(size, np.uint8) if with_levels else None
         self._counts = np.zeros(classes, np.int64)
         self._sums = np.zeros(classes, np.float64)
+        self._odds = None if threshold is None else np.array(odds_of_other_class(threshold), np.float32)
 
     def add(self, top: int, left: int, chosen: IntArray, logits: Float32Array) -> None:
         """Decide a block from the logits of the classes `chosen`, which it changes."""
@@ -174,7 +179,10 @@ class _Pixels:
             np.copyto(labels, index, where=of_class > best, casting="unsafe")
             np.maximum(best, of_class, out=best)
         np.subtract(logits, best, out=logits)
-        probabilities = np.reciprocal(np.exp(logits, out=logits).sum(axis=0))
+        total = np.exp(logits, out=logits).sum(axis=0)
+        if self._odds is not None:
+            total = 1 + (total - 1) * self._odds[labels]
+        probabilities = np.reciprocal(total)
         high, wide = best.shape
         self._labels[top : top + high, left : left + wide] = labels
         flat = labels.ravel()

@@ -40,6 +40,7 @@ LAZY_COMMANDS = {
     "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
     "analyze": LazyCommand("service.cli.analyze:analyze", PREDICTION),
     "embed": LazyCommand("service.cli.embed:embed", PREDICTION),
+    "watch": LazyCommand("service.cli.watch:watch", PREDICTION),
     "eval": LazyCommand("service.cli.evaluation:evaluate", TOOLS),
     "compare": LazyCommand("service.cli.compare:compare", TOOLS),
     "bench": LazyCommand("service.cli.bench:bench", TOOLS),
@@ -62,6 +63,14 @@ class LazyGroup(TyperGroup):
             for name in (cmd_name,) if cmd_name in LAZY_COMMANDS else LAZY_COMMANDS:
                 self.commands[name] = _load_command(name, LAZY_COMMANDS[name])
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # typer converts values with pydantic, and shows its text for a value that is not one of the choices.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 def _load_command(name: str, lazy: LazyCommand) -> Any:  # noqa: ANN401

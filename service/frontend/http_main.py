@@ -18,6 +18,9 @@ from starlette.types import ASGIApp
 from model.types import Task
 from service.frontend.api.compat.deepstack import deepstack, deepstack_document
 from service.frontend.api.compat.labelstudio.http import label_studio
+from service.frontend.api.compat.labelstudio.openapi import label_studio_document
+from service.frontend.api.compat.roboflow.http import roboflow
+from service.frontend.api.compat.roboflow.openapi import roboflow_document
 from service.frontend.api.huggingface import SUMMARY as HUGGINGFACE_SUMMARY
 from service.frontend.api.huggingface import HuggingFace, huggingface_components
 from service.frontend.api.huggingface import operation as huggingface_operation
@@ -120,6 +123,7 @@ def create_app(
     app.include_router(label_studio(engine, auth, settings))
     app.include_router(open_inference(engine, auth, settings))
     app.include_router(deepstack(engine, settings))
+    app.include_router(roboflow(engine, settings))
     app.include_router(service_routes(engine, registry))
     app.include_router(page_routes(lambda: app.openapi()))
     # FastAPI's own way to extend it.
@@ -127,6 +131,8 @@ def create_app(
         {"components": {"schemas": {**prediction_components(settings), **huggingface_components()}}},
         open_inference_document(settings),
         deepstack_document(settings),
+        label_studio_document(settings),
+        roboflow_document(settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if auth.needs_key:

@@ -22,7 +22,7 @@ from tests.service.frontend.rest_server import Rest, open_rest
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
 REFUSED = "Failed to load resource"
-"""What the browser's console says of every answer that is an error."""
+"""A line of the browser's console for every answer that is an error."""
 
 
 async def open_playground(tab: Tab, rest: Rest) -> None:
@@ -157,8 +157,8 @@ async def test_a_format_that_the_browser_does_not_know(tmp_path: Path, suffix: s
 
 
 async def test_errors_are_shown_and_leave_nothing_behind(tmp_path: Path) -> None:
-    """A refused picture, an overloaded service and one that stopped are each said in words; the previous answer is
-    gone, and the next good one clears the error."""
+    """A refused picture, an overloaded service and one that stopped are each shown in words; the previous answer is
+    hidden, and the next good one clears the error."""
     async with open_tab() as tab:
         async with open_rest(max_in_flight=1, with_worker=True) as rest:
             await open_playground(tab, rest)
@@ -183,7 +183,7 @@ async def test_errors_are_shown_and_leave_nothing_behind(tmp_path: Path) -> None
         assert [complaint for complaint in tab.complaints if REFUSED not in complaint] == []
 
 
-async def test_an_overloaded_service_says_when_to_try_again() -> None:
+async def test_an_overloaded_service_names_a_time_to_try_again() -> None:
     """While the service refuses for lack of room, the page counts the seconds down that Retry-After names."""
     async with open_rest(max_in_flight=1) as rest, open_tab() as tab:
         await open_playground(tab, rest)
@@ -295,15 +295,3 @@ def _archive() -> bytes:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("empty", b"")
     return file.getvalue()
-
-
-async def test_reference_lists_every_operation() -> None:
-    """/docs shows all operations of openapi.json without any other host's help."""
-    async with open_rest() as rest, open_tab() as tab:
-        await tab.page.goto(f"http://127.0.0.1:{rest.port}/docs")
-        await tab.until("document.querySelectorAll('#contents a').length > 0")
-        shown = await tab.page.locator("#operations").inner_text()
-        for path in (await rest.http.get("/openapi.json")).json()["paths"]:
-            assert path in shown
-        assert tab.complaints == []
-        assert tab.foreign(f"http://127.0.0.1:{rest.port}") == []

@@ -23,7 +23,7 @@ import hmac
 import ipaddress
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +52,9 @@ log = structlog.get_logger(__name__)
 
 Caller = NewType("Caller", str)
 """The owner of a rate: a key's name, or a host. Never a key, so it may be logged."""
+
+Charge = Callable[[Caller, int], None]
+"""Counts so many more images of a request that was admitted as one image, by its caller's rate."""
 
 
 class InvalidKeysFile(Exception):

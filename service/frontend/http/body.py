@@ -36,7 +36,7 @@ SHORT_BYTES = 2**14
 
 HOW_TO_SEND = (
     "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
-    '{"image": "<base64>"} or {"images": ["<base64>", …]}; where the service fetches URLs, `image` may be one'
+    '{"image": "<base64>"} or {"images": ["<base64>", …]}'
 )
 
 EMPTY_BODY = f"the body is empty; {HOW_TO_SEND}"

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from model.errors import ConvMLPError
-from service.errors import Forbidden, Internal, ModelInvalid, RateLimited, Unauthenticated
+from service.errors import Forbidden, Internal, ModelInvalid, NotAcceptable, RateLimited, Unauthenticated
 from service.frontend.core.parameters import Parameter
 from service.frontend.http.content_encoding import CODINGS, MAX_CODINGS
 from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE, Problem
@@ -20,7 +20,11 @@ from service.settings import Settings
 REF = "#/components/schemas/{name}"
 BINARY = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 """Bytes. OpenAPI 3.1 has `contentMediaType` for them; generators of clients read 3.0's `format`."""
-BASE64 = {"type": "string", "contentEncoding": "base64", "description": "Base64, or a data: URL."}
+BASE64 = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "Base64, or a data: URL; an http(s): URL where the service fetches from its host.",
+}
 RESPONSE_HEADERS = {
     "X-Request-Id": {"description": "The request's own id, or a new one.", "schema": {"type": "string"}},
     "Server-Timing": {
@@ -33,8 +37,8 @@ RESPONSE_HEADERS = {
         "schema": {"type": "string"},
     },
 }
-PREDICTION_ERRORS = tuple(kind for kind in ERROR_TABLE if kind not in (Forbidden, ModelInvalid))
-"""The others are errors of changing what is served."""
+PREDICTION_ERRORS = tuple(kind for kind in ERROR_TABLE if kind not in (Forbidden, ModelInvalid, NotAcceptable))
+"""The others are errors of changing what is served, and of endpoints that offer several media types."""
 ANY_ERRORS = (Unauthenticated, RateLimited, Internal)
 """Errors that every request may get."""
 _SCHEME = "apiKey"

@@ -27,6 +27,7 @@ from service.errors import (
     Internal,
     ModelInvalid,
     ModelNotFound,
+    NotAcceptable,
     Overloaded,
     RateLimited,
     Unauthenticated,
@@ -206,8 +207,8 @@ async def test_row(case: Case, transport: Transport, well: Pair, tmp_path: Path)
 def test_every_error_is_provoked() -> None:
     """No domain error is without a case, but for what no prediction meets: changing what is served, and bundles.
 
-    gRPC decompresses its messages itself, so that an unknown coding is HTTP's alone. Fetches need a site to fail at:
-    test_image_urls.py has one.
+    gRPC decompresses its messages itself, so that an unknown coding is HTTP's alone, as Accept is. Fetches need a
+    site to fail at: test_image_urls.py has one.
     """
     provoked = {case.error for case in CASES} | {case.error_over_rest for case in CASES} - {None}
     assert provoked == set(DOMAIN_ERRORS) - {
@@ -215,6 +216,7 @@ def test_every_error_is_provoked() -> None:
         ModelInvalid,
         BundleInvalid,
         UnsupportedEncoding,
+        NotAcceptable,
         FetchFailed,
         FetchTimeout,
     }

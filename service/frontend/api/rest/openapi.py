@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from model.types import Task
+from service.errors import NotAcceptable
 from service.frontend.api.rest.query import Medium
 from service.frontend.api.rest.schemas import (
     RESULT_OF_TASK,
@@ -21,10 +22,12 @@ from service.frontend.api.rest.schemas import (
     SegmentItem,
     VectorItem,
 )
-from service.frontend.core.parameters import ANALYZE, ANALYZE_PARAMETERS, EMBED, EMBED_PARAMETERS, PARAMETERS, Parameter
+from service.frontend.core.endpoint_parameters import ANALYZE_PARAMETERS, EMBED_PARAMETERS
+from service.frontend.core.parameters import ANALYZE, EMBED, PARAMETERS, Parameter
 from service.frontend.http.openapi import (
     BASE64,
     BINARY,
+    PREDICTION_ERRORS,
     REF,
     RESPONSE_HEADERS,
     error_answers,
@@ -103,7 +106,7 @@ def _operation(name: str, table: Mapping[str, Parameter], answer: dict[str, Any]
         "operationId": name,
         "parameters": [*query_parameters(table), *header_parameters(settings)],
         "requestBody": _body(settings),
-        "responses": {"200": answer, **error_answers()},
+        "responses": {"200": answer, **error_answers((*PREDICTION_ERRORS, NotAcceptable))},
     }
 
 

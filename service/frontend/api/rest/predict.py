@@ -216,7 +216,7 @@ class Predict(ModelEndpoint[Query]):
     def _predict(
         self, image_id: str, model: ModelStatus, query: Query, image: bytes, deadline_s: float, caller: str
     ) -> Coroutine[Any, Any, Reply[bytes]]:
-        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller, query.classes)
+        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller, query.classes, query.tiling)
         if query.medium is Medium.JSON:
             return self._engine.predict(request, partial(encode_output, query.mask_format))
         return self._engine.predict(request, partial(self._draw, query, image), draws=True)
@@ -227,7 +227,7 @@ class Predict(ModelEndpoint[Query]):
         if isinstance(result, SegmentResult):
             if query.view is View.LABEL_MAP:
                 return encode_label_map(result.label_map)
-            if result.confidence_map is not None:
+            if query.view is View.CONFIDENCE and result.confidence_map is not None:
                 return encode_label_map(result.confidence_map)
         # Decoded pictures are not kept while a request waits, because few ask for this.
         return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[query.medium])

@@ -22,9 +22,10 @@ from model.model_name import version_of
 from model.reference import REFERENCE_PICTURE
 from model.spec import Postprocessing, Preprocessing
 from model.types import Task
+from service.content_negotiation import preferred_coding
 from service.errors import BadParameter, BadRequest, DeadlineExceeded, Forbidden, ModelNotFound, Unavailable
 from service.frontend.core.engine import Engine
-from service.frontend.http.content_encoding import ENCODERS, negotiate_coding
+from service.frontend.http.content_encoding import CODINGS, ENCODERS
 from service.frontend.http.middleware import request_of, within_deadline
 from service.frontend.http.openapi import error_answers, problem_content
 from service.observability.exposition import exposition
@@ -165,7 +166,7 @@ def service_routes(engine: Engine, registry: CollectorRegistry) -> APIRouter:
         # Not async, so that it runs in a thread: with several processes it reads their files.
         text, media_type = exposition(registry, request.headers.get("accept", ""))
         headers = {"Content-Type": media_type, "Vary": "Accept, Accept-Encoding"}
-        coding = negotiate_coding(request.headers.get("accept-encoding"))
+        coding = preferred_coding(request.headers.get("accept-encoding"), CODINGS)
         if coding is not None:
             text, headers["Content-Encoding"] = ENCODERS[coding](text), coding
         return Response(text, headers=headers)

@@ -1,4 +1,4 @@
-// Prometheus' text format, and what counters and histograms tell between two scrapes.
+// Prometheus' text format, and the growth of counters and histograms between two scrapes.
 
 /** Samples by name: [{labels, value}]. */
 export function parse(text) {

@@ -38,7 +38,7 @@ async function problemOf(response) {
       return new Problem(title ?? `The service answered ${response.status}`, detail ?? "", about);
     }
   } catch {
-    // The answer ended early, or is not what its type says: its status is all that is known.
+    // The answer ended early, or is not of its declared type: its status is all that is known.
   }
   return new Problem(`The service answered ${response.status}`, response.statusText, about);
 }

@@ -61,7 +61,7 @@ def basic(text: str) -> str:
 )
 def test_a_key_names_its_caller(registry: CollectorRegistry, keys: ApiKeys, authorization: str) -> None:
     """With a good key the caller is the key's name, wherever it comes from; the scheme's case is free. The key may be
-    the password of basic authentication, whoever the user is."""
+    the password of basic authentication, of any user."""
     auth = Auth(keys, None, FrontEndMetrics(registry))
     assert auth.identify(authorization, "192.0.2.7") == auth.identify(authorization, "192.0.2.8") == "partner"
     assert rejected(registry, "credentials") == 0
