@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ class CpuReport:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self.tests: dict[str, float] = Counter()
-        self.fixtures: dict[str, float] = Counter()
+        self.tests: dict[str, float] = defaultdict(float)
+        self.fixtures: dict[str, float] = defaultdict(float)
         self._of_fixtures = 0.0
 
     @pytest.hookimpl(wrapper=True)
@@ -77,14 +77,18 @@ class CpuReport:
         if hasattr(config, "workeroutput"):
             return
         total = cpu_s()
-        files: dict[str, float] = Counter()
+        files: dict[str, float] = defaultdict(float)
         for name, seconds in (*self.tests.items(), *self.fixtures.items()):
             files[name.partition("::")[0]] += seconds
         report = {
             "total": total,
             "other": total - sum(files.values()),
-            "files": dict(files.most_common()),
-            "fixtures": dict(self.fixtures.most_common()),
-            "tests": dict(self.tests.most_common()),
+            "files": _falling(files),
+            "fixtures": _falling(self.fixtures),
+            "tests": _falling(self.tests),
         }
         config.getoption("--cpu-report").write_text(json.dumps(report, indent=1))
+
+
+def _falling(seconds: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
