@@ -26,6 +26,7 @@ _UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LOSSY = (b"\xff\xd8\xff", b"RIFF")
 _VOLATILE = (
     (re.compile(r"dur=[\d.]+"), "dur=<ms>"),
+    (re.compile(r"batch;desc=\d+"), "batch;desc=<images>"),
     (re.compile(r"\b\d\.\d{3} s\b"), "<s> s"),
     (re.compile(r"127\.0\.0\.1:\d{4,}"), "127.0.0.1:<port>"),
     (re.compile(r"^(date|etag|last-modified): .*$", re.MULTILINE), r"\1: <\1>"),

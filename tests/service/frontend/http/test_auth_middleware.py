@@ -69,7 +69,9 @@ async def test_what_is_served_needs_a_key(guarded: Rest, path: str) -> None:
     assert (await guarded.http.get(path, headers=WITH_KEY)).status_code != 401
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/web/playground.js", "/openapi.json", "/livez", "/readyz", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/web/playground/main.js", "/openapi.json", "/livez", "/readyz", "/metrics"]
+)
 async def test_pages_and_probes_are_open(guarded: Rest, path: str) -> None:
     """Probes, scrapes and pages work without a key."""
     assert (await guarded.http.get(path)).status_code == 200
