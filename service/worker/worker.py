@@ -260,8 +260,11 @@ class Worker:
             return
         assert self._dispatcher is not None
         assert self._runner is not None
-        estimate = self._dispatcher.admission.wait_estimate(
-            job.shape, job.deadline_s - job.enqueued_s, job.output_pixels
+        # A front-end uses the last one that it receives.
+        estimate = (
+            self._dispatcher.admission.wait_estimate(job.shape, job.deadline_s - job.enqueued_s, job.output_pixels)
+            if result.is_last
+            else None
         )
         self._endpoint.answer(
             sender,
@@ -306,6 +309,7 @@ class Worker:
                     model.precision,
                     model.deployment.form,
                     model.deployment.largest_difference,
+                    "" if model.config.accuracy is None else model.config.accuracy.model_dump_json(),
                 )
                 for model in served
             ),
