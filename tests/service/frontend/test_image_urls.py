@@ -69,6 +69,18 @@ async def test_a_url_stands_for_its_picture(fetching: Fetching) -> None:
     assert [(reply.id, reply.labels[0].index) async for reply in stream] == [("one", GREY)]
 
 
+async def test_apis_of_others_take_urls(fetching: Fetching) -> None:
+    """Roboflow's parameter `image`, with GET and POST, and the image of DeepStack's form, may be a URL."""
+    http, url = fetching.pair.http, fetching.site.url("/picture")
+    for method in ("GET", "POST"):
+        answer = await http.request(method, "/compat/roboflow/fake_detect/1", params={"image": url})
+        assert len(answer.json()["predictions"]) == 2, answer.text
+    answer = await http.post("/compat/deepstack/v1/vision/detection", files=[("image", (None, url))])
+    assert answer.json()["count"] == 2, answer.text
+    answer = await http.post("/compat/roboflow/fake_detect/1", params={"image": fetching.site.url("/missing")})
+    assert (answer.status_code, answer.json()["message"]) == (502, answer.json()["detail"])
+
+
 async def test_neighbours_keep_their_answers(fetching: Fetching) -> None:
     """Each URL that gives no picture is an error in its own place; the request's bytes are released at its end."""
     site = fetching.site
