@@ -101,9 +101,11 @@ PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_n
 @app.command(context_settings=PART, rich_help_panel=SERVICE)
 def serve(context: typer.Context) -> None:
     """Run the whole service on this machine: workers, REST and gRPC front-ends."""
+    from service.supervision.child import start_process
     from service.supervision.supervisor import run_supervisor
 
-    sys.exit(run_supervisor(_settings(context)))
+    # A caller of `app` may give another way to start processes.
+    sys.exit(run_supervisor(_settings(context), context.obj or start_process))
 
 
 @app.command(context_settings=PART, rich_help_panel=SERVICE)
