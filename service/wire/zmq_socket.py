@@ -1,5 +1,5 @@
 """ZeroMQ on the event loop: a socket that calls back for each message, and a front-end's connection to one worker,
-which sends the jobs of a turn together.
+which sends the jobs of an iteration of the event loop together.
 
 `zmq.asyncio` spends several futures and callbacks on each message, and a thread of its own on each array that it sends
 without a copy. Here a message costs libzmq's calls and one callback.
@@ -134,7 +134,7 @@ class WorkerConnection:
         self._on_unsent = on_unsent
         self._context = zmq.Context()
         self._posted: dict[int, tuple[Predict, memoryview]] = {}
-        """By number: the jobs of this turn."""
+        """By number: the jobs of this iteration."""
 
     async def __aenter__(self) -> WorkerConnection:
         self._loop = asyncio.get_running_loop()
@@ -162,7 +162,7 @@ class WorkerConnection:
         self._context.term()
 
     def post(self, predict: Predict, pixels: memoryview) -> None:
-        """Send a job and its input in the next turn of the event loop, together with all that were posted in this."""
+        """Send a job and its input in the next iteration of the event loop, with all that were posted in this."""
         if not self._posted:
             self._loop.call_soon(self._send_posted)
         self._posted[predict.job] = predict, pixels

@@ -25,7 +25,7 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 @pytest.mark.serial
 def test_every_process_and_thread_is_measured(tmp_path: Path) -> None:
-    """Real pictures are answered by a real front-end and worker; each kind of thread spends time, and nothing is left."""
+    """Real pictures are answered by a real front-end and worker; each kind of thread spends time."""
     before = psutil.Process().children(recursive=True)
     with started({OURS: REPOSITORY}, [], tmp_path, 0.1) as servers:
         (turn,) = uvloop.run(by_turns(0, servers, pictures(None)[:2], 2, 1))
