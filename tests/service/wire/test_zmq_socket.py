@@ -152,7 +152,7 @@ async def test_an_error_of_the_callback_ends_run(pair: Pair) -> None:
 
 
 async def test_jobs_leave_in_few_messages(tmp_path: Path) -> None:
-    """Jobs of one iteration of the event loop travel together, up to both bounds; one that was withdrawn never leaves."""
+    """Jobs of one iteration of the event loop travel together, up to both bounds; a withdrawn one never leaves."""
     address = f"ipc://{tmp_path}/worker"
     small, large = bytes(3), bytes(3 * (BYTES_TOGETHER // 6 + 1))
     with zmq.Context() as context, context.socket(zmq.ROUTER) as worker:
