@@ -34,10 +34,6 @@ _EVENTS = int(zmq.EVENTS)
 OnMessage = Callable[[Sequence[zmq.Frame]], None]
 
 
-def _nothing() -> None:
-    """Do nothing."""
-
-
 class ZmqSocket:
     """Owns a socket of pyzmq. All calls belong to the thread of the event loop in which it was made."""
 
@@ -46,10 +42,10 @@ class ZmqSocket:
         self._loop = asyncio.get_running_loop()
         self._descriptor = int(socket.FD)
         self._on_message: OnMessage | None = None
-        self._on_drained: Callable[[], None] = _nothing
+        self._on_drained: Callable[[], None] | None = None
         self._ended: asyncio.Future[None] | None = None
 
-    async def run(self, on_message: OnMessage, on_drained: Callable[[], None] = _nothing) -> None:
+    async def run(self, on_message: OnMessage, on_drained: Callable[[], None] | None = None) -> None:
         """Call `on_message` with the parts of each message, until the socket is closed or this call is cancelled.
 
         `on_drained` is called after the last message that has arrived, or after `IN_A_ROW` of them. The memory of the
@@ -108,7 +104,7 @@ class ZmqSocket:
                     parts.append(part)
                 received += len(parts)
                 self._on_message(parts)
-            if received:
+            if received and self._on_drained is not None:
                 self._on_drained()
         except Exception as error:  # raised by `run`
             if self._ended is None or self._ended.done():
@@ -172,23 +168,21 @@ class WorkerConnection:
         return self._posted.pop(job, None) is not None
 
     def _send_posted(self) -> None:
-        posted, self._posted = self._posted, {}
-        predicts: list[Predict] = []
-        inputs: list[memoryview] = []
-        nbytes = 0
-        for predict, pixels in posted.values():
-            nbytes += pixels.nbytes
-            if predicts and (len(predicts) == JOBS_TOGETHER or nbytes > BYTES_TOGETHER):
-                self._send_together(predicts, inputs)
-                predicts, inputs, nbytes = [], [], pixels.nbytes
-            predicts.append(predict)
-            inputs.append(pixels)
-        if predicts:
-            self._send_together(predicts, inputs)
-
-    def _send_together(self, predicts: Sequence[Predict], inputs: Sequence[memoryview]) -> None:
-        try:
-            self.messages.send(encode(Predicts(tuple(predicts))), *inputs)
-        except zmq.ZMQError:  # zmq.Again: there is no connection
-            for predict in predicts:
-                self._on_unsent(predict.job)
+        posted, self._posted = list(self._posted.values()), {}
+        start = 0
+        while start < len(posted):
+            predicts: list[Predict] = []
+            inputs: list[memoryview] = []
+            nbytes = 0
+            for predict, pixels in posted[start : start + JOBS_TOGETHER]:
+                nbytes += pixels.nbytes
+                if predicts and nbytes > BYTES_TOGETHER:
+                    break
+                predicts.append(predict)
+                inputs.append(pixels)
+            start += len(predicts)
+            try:
+                self.messages.send(encode(Predicts(tuple(predicts))), *inputs)
+            except zmq.ZMQError:  # zmq.Again: there is no connection
+                for predict in predicts:
+                    self._on_unsent(predict.job)
