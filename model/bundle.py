@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from model.errors import BundleInvalid
+from model.errors import BundleInvalid, problem_text
 from model.families.registry import Architecture, family_of, input_problem
 from model.files import open_regular, replace_file
 from model.model_name import ModelName, canonical_name
@@ -69,15 +69,15 @@ class BundleConfig(Spec):
 
     @property
     def version(self) -> str:
-        """Identifies one state of the model: 16 hex digits of a hash over the config, which has the weights' hash.
+        """Identifies what answers: 16 hex digits of a hash over the config without figures; it has the weights' hash.
 
-        It stays as it is when a new version of this program adds fields with defaults to pipelines.
+        It stays as it is when the model is measured, and when a new version of this program adds fields with defaults
+        to pipelines.
         """
-        parts: dict[str, Spec] = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
-        if self.accuracy is not None:
-            parts["accuracy"] = self.accuracy
+        parts = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
         added = {name: part.added_defaults for name, part in parts.items()}
-        return hashlib.sha256(self.model_dump_json(exclude=added).encode()).hexdigest()[:16]
+        unmeasured = self.model_copy(update={"accuracy": None})
+        return hashlib.sha256(unmeasured.model_dump_json(exclude=added).encode()).hexdigest()[:16]
 
     @property
     def embedding_dimension(self) -> int | None:
@@ -140,7 +140,9 @@ def read_bundle(folder: Path) -> Bundle:
             f"{CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()[:5])
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {problem_text(e)}" for e in error.errors()[:5]
+        )
         raise BundleInvalid(f"bundle {folder}: {CONFIG_FILE} is not valid: {problems}") from error
     if config.name != folder.name:
         raise BundleInvalid(f"bundle {folder}: the folder must have the name in its config, {config.name!r}; rename it")
@@ -188,7 +190,7 @@ def find_bundle(name: str, models_dir: Path | None) -> Path:
         if root is not None and (root / folder / CONFIG_FILE).exists():
             return root / folder
     known = ", ".join(bundle_names(models_dir)) or "none"
-    raise BundleInvalid(f"there is no model {name!r} in the store; known: {known}")
+    raise BundleInvalid(f"there is no model {folder!r} in the store; known: {known}")
 
 
 def bundle_names(models_dir: Path | None) -> list[str]:

@@ -2,8 +2,8 @@
 
 Two windows see the same pixels where they overlap. If two boxes agree there, within that overlap alone, they show one
 object, even where each window has only a part of it. What one window shows as two objects is never joined. A joined box
-takes each of its sides from the best-scored box whose window contains that side of the object. A box that its window's
-edge cuts off, and that lies mostly within a better box of a window that sees more, is a part of that object.
+takes each of its sides from the best-scored box whose window contains that side of the object. A box that remains cut
+off by its window's edge, and lies mostly within a larger box, is a part of that object.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from model.types import BoolArray, DetectOutput, Float32Array, IntArray, QueryPa
 MIN_AGREEMENT = 0.3
 """Intersection over union of two boxes of one object, within the overlap of their windows."""
 MIN_INSIDE = 0.5
-"""Share of a cut box's area that lies within the better box."""
+"""Share of a cut box's area that lies within a larger one."""
+MIN_SCORE = 0.5
+"""Of the larger box, as a part of the cut one's: the score of a part is no measure of the whole."""
 CUT_MARGIN = 0.02
 """A box is cut if it is nearer to its window's edge than this part of the window's side."""
 MAX_CANDIDATES = 5000
@@ -65,8 +67,8 @@ def join_detections(
     scores, classes = boxes.scores[first], boxes.classes[first]
     kind = np.zeros_like(classes) if params.agnostic_nms else classes
     limit = spec.nms_iou if params.iou_threshold is None else params.iou_threshold
-    cut = np.array([_is_cut(boxes, group) for group in groups], np.bool_)
-    kept = _suppress(corners, kind, cut, limit)
+    whole = np.flatnonzero(_without_parts(corners, scores, kind, _are_cut(boxes, groups, corners)))
+    kept = whole[_suppress(corners[whole], kind[whole], limit)]
     large = (corners[kept, 2:] - corners[kept, :2]).prod(axis=1) >= params.min_area
     kept = kept[large][: params.max_detections]
     masks = None
@@ -185,38 +187,43 @@ def _joined_box(boxes: _Boxes, group: Sequence[int]) -> Float32Array:
     return np.concatenate((low, high))
 
 
-def _is_cut(boxes: _Boxes, group: Sequence[int]) -> bool:
-    """Whether a single box touches an edge of its window that is not the picture's."""
-    if len(group) > 1:
-        return False
-    picture = np.concatenate((boxes.windows[:, :2].min(axis=0), boxes.windows[:, 2:].max(axis=0)))
-    (index,) = group
-    window = boxes.windows[boxes.source[index]]
-    margin = CUT_MARGIN * np.tile(window[2:] - window[:2], 2)
-    near = np.abs(boxes.corners[index] - window) < margin
-    return bool((near & (window != picture)).any())
+def _are_cut(boxes: _Boxes, groups: Sequence[Sequence[int]], corners: Float32Array) -> BoolArray:
+    """Of joined boxes: whether one of their sides lies at an edge of each window that shows it, and not at the
+    picture's."""
+    low, high = boxes.windows[:, :2].min(axis=0), boxes.windows[:, 2:].max(axis=0)
+    inner_low, inner_high = boxes.windows[:, :2] > low, boxes.windows[:, 2:] < high
+    margins = CUT_MARGIN * (boxes.windows[:, 2:] - boxes.windows[:, :2])
+    # Nearer to an edge than this a side is cut, whichever window it is of.
+    lowest = np.where(inner_low, boxes.windows[:, :2] + margins, -np.inf)
+    highest = np.where(inner_high, boxes.windows[:, 2:] - margins, np.inf)
+    cut = np.zeros(len(groups), np.bool_)
+    for index, group in enumerate(groups):
+        windows = boxes.source[group]
+        seen = (corners[index, :2] >= lowest[windows]).any(axis=0) & (corners[index, 2:] <= highest[windows]).any(
+            axis=0
+        )
+        cut[index] = not seen.all()
+    return cut
 
 
-def _suppress(corners: Float32Array, kind: IntArray, cut: BoolArray, limit: float) -> IntArray:
-    """Greedy NMS of boxes by falling score, within each kind; a better box also suppresses what is cut off within it.
-
-    Returns:
-        The indices of the boxes that stay, rising.
-    """
-    alive = np.ones(len(corners), np.bool_)
+def _without_parts(corners: Float32Array, scores: Float32Array, kind: IntArray, cut: BoolArray) -> BoolArray:
+    """Which boxes are not the cut part of a larger one of their kind: bool (n,)."""
+    whole = np.ones(len(corners), np.bool_)
     areas = _areas(corners)
+    for index in np.flatnonzero(cut):
+        larger = (areas > areas[index]) & (kind == kind[index]) & (scores >= MIN_SCORE * scores[index])
+        inside = intersections(corners[index : index + 1], corners[larger])[0]
+        whole[index] = not (inside >= MIN_INSIDE * areas[index]).any()
+    return whole
+
+
+def _suppress(corners: Float32Array, kind: IntArray, limit: float) -> IntArray:
+    """Greedy NMS of boxes by falling score, within each kind: the indices of those that stay, rising."""
+    alive = np.ones(len(corners), np.bool_)
     for index in range(len(corners)):
-        if not alive[index]:
-            continue
-        rest = index + 1 + np.flatnonzero(alive[index + 1 :] & (kind[index + 1 :] == kind[index]))
-        if not len(rest):
-            continue
-        box = corners[index : index + 1]
-        shared = intersections(box, corners[rest])[0]
-        union = areas[index] + areas[rest] - shared
-        duplicate = shared > limit * union
-        part = cut[rest] & (areas[rest] < areas[index]) & (shared >= MIN_INSIDE * areas[rest])
-        alive[rest[duplicate | part]] = False
+        if alive[index]:
+            rest = index + 1 + np.flatnonzero(alive[index + 1 :] & (kind[index + 1 :] == kind[index]))
+            alive[rest[overlaps(corners[index : index + 1], corners[rest])[0] > limit]] = False
     return np.flatnonzero(alive)
 
 

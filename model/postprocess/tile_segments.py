@@ -19,7 +19,6 @@ from model.types import (
     Float32Array,
     IntArray,
     LabelMapArray,
-    LogitsArray,
     LogitsOutput,
     QueryParams,
     SegmentOutput,
@@ -80,8 +79,8 @@ def blend_segments(
     tiled: TiledInput,
     num_classes: int,
     params: QueryParams,
-    threshold: float | None = None,
     before_each: Callable[[], None] = lambda: None,
+    threshold: float | None = None,
 ) -> SegmentOutput:
     """The class with the highest blended logit at each pixel of the picture, and its probability: the softmax of these.
 
@@ -89,16 +88,17 @@ def blend_segments(
         outputs: of each window, in the order of `tiled`.
         tiled: the windows. All inputs have one size.
         num_classes: of the model.
-        threshold: of a network with one output channel: the one that the logits contain.
         params: of the request: which classes to return, and whether each pixel's confidence is asked for.
         before_each: called before each row of blocks; what it raises ends the work.
+        threshold: of the model, if it has one. The logits contain that of the request or this one.
     """
     grid, (height, width) = tiled.grid, tiled.inputs[0].pixels.shape[:2]
     _, rows, columns = outputs[0].logits.shape
     content, picture = tiled.inputs[0].geometry.content, grid.picture
     down = _Axis(grid.tops, grid.window.height, picture.height, content.height, height, rows)
     across = _Axis(grid.lefts, grid.window.width, picture.width, content.width, width, columns)
-    pixels = _Pixels(picture.height, picture.width, num_classes, threshold, with_levels=params.confidence_map)
+    applied = None if threshold is None else params.threshold or threshold
+    pixels = _Pixels(picture.height, picture.width, num_classes, with_levels=params.confidence_map, threshold=applied)
     blocks = range(0, picture.width, BLOCK_WIDTH)
     of_columns = [list(across.parts(left, min(left + BLOCK_WIDTH, picture.width))) for left in blocks]
     for top in range(0, picture.height, BLOCK_HEIGHT):
@@ -120,46 +120,51 @@ def _blend_block(
     num_classes: int,
     shape: tuple[int, int],
 ) -> tuple[IntArray, Float32Array]:
-    """The classes that matter in a block, rising, and their blended logits float32 (classes, height, width)."""
-    cells: list[tuple[_Part, _Part, LogitsArray, LabelMapArray]] = []
+    """The classes that matter in a block, rising, and blended logits, float32 (classes or one more, height, width):
+    theirs, and that of all other classes together, if windows have not all of them."""
+    cells: list[tuple[_Part, _Part, LogitsOutput]] = []
     for row in rows:
         for column in columns:
             output = outputs[row.window * across + column.window]
-            part = np.s_[:, row.first : row.last, column.first : column.last]
-            cells.append((row, column, output.logits[part], output.classes[part]))
+            cells.append((row, column, output.crop(slice(row.first, row.last), slice(column.first, column.last))))
     present = np.zeros(num_classes, np.bool_)
-    for _, _, _, classes in cells:
-        present[classes] = True
+    for _, _, crop in cells:
+        present[crop.classes] = True
     chosen = np.flatnonzero(present)
-    crops = [_dense(logits, classes, chosen, num_classes) for _, _, logits, classes in cells]
+    crops = [_dense(crop, chosen, num_classes) for _, _, crop in cells]
     highest = np.max([crop.max(axis=(1, 2)) for crop in crops], axis=0)
     lowest = np.min([crop.min(axis=(1, 2)) for crop in crops], axis=0)
     # Weights sum to 1, so no blended logit is outside of these bounds.
-    matter = np.flatnonzero(highest >= lowest.max() - NEGLIGIBLE)
+    matter = np.flatnonzero(highest >= lowest[: len(chosen)].max() - NEGLIGIBLE)
     blended = np.zeros((len(matter), *shape), np.float32)
-    for (row, column, _, _), crop in zip(cells, crops, strict=True):
-        weighted = row.weights @ (crop[matter] @ column.weights.T)
+    for (row, column, _), logits in zip(cells, crops, strict=True):
+        weighted = row.weights @ (logits[matter] @ column.weights.T)
         blended[:, row.start : row.stop, column.start : column.stop] += weighted
-    return chosen[matter], blended
+    return chosen[matter[matter < len(chosen)]], blended
 
 
-def _dense(logits: LogitsArray, classes: LabelMapArray, chosen: IntArray, num_classes: int) -> Float32Array:
-    """The logits of the classes `chosen`, rising, in some cells: float32 (chosen, rows, columns).
+def _dense(output: LogitsOutput, chosen: IntArray, num_classes: int) -> Float32Array:
+    """The logits of the classes `chosen`, rising, in some cells, and of all others together if there are any: float32
+    (chosen or one more, rows, columns).
 
-    A class that is not among a cell's best gets the lowest of these, which its logit does not exceed.
+    The classes that are not among a cell's best share equally in what these leave.
     """
-    values = logits.astype(np.float32)
-    if len(logits) == num_classes:
+    values = output.logits.astype(np.float32)
+    if output.rest is None:
         return values
-    dense = np.repeat(values.min(axis=0, keepdims=True), len(chosen), axis=0)
-    np.put_along_axis(dense, np.searchsorted(chosen, classes), values, axis=0)
+    missing = num_classes - len(values)
+    equal = output.rest.astype(np.float32) - np.log(np.float32(missing))
+    dense = np.repeat(equal[None], len(chosen) + (len(chosen) < num_classes), axis=0)
+    np.put_along_axis(dense, np.searchsorted(chosen, output.classes), values, axis=0)
+    if len(chosen) < num_classes:
+        dense[-1] += np.log(np.float32(num_classes - len(chosen)))
     return dense
 
 
 class _Pixels:
     """The label, and the confidence, of each pixel of the picture, from one block after the other."""
 
-    def __init__(self, height: int, width: int, classes: int, threshold: float | None, *, with_levels: bool) -> None:
+    def __init__(self, height: int, width: int, classes: int, *, with_levels: bool, threshold: float | None) -> None:
         size = (height, width)
         self._labels: LabelMapArray = (
             np.zeros(size, np.uint8) if classes <= MAX_UINT8_CLASSES else np.zeros(size, np.uint16)
@@ -170,10 +175,10 @@ class _Pixels:
         self._odds = None if threshold is None else np.array(odds_of_other_class(threshold), np.float32)
 
     def add(self, top: int, left: int, chosen: IntArray, logits: Float32Array) -> None:
-        """Decide a block from the logits of the classes `chosen`, which it changes."""
+        """Decide a block from the logits of the classes `chosen`, and of all others, which it changes."""
         best = logits[0].copy()
         labels = np.full(best.shape, chosen[0], self._labels.dtype)
-        for index, of_class in zip(chosen[1:], logits[1:], strict=True):
+        for index, of_class in zip(chosen[1:], logits[1:], strict=False):
             # Strictly greater, so that of equal logits the lowest class index wins.
             np.copyto(labels, index, where=of_class > best, casting="unsafe")
             np.maximum(best, of_class, out=best)

@@ -33,6 +33,7 @@ from service.cli.predict import (
     TimeoutMs,
     TopK,
     Url,
+    backend_options,
     local_backend,
     predict_images,
     query_string,
@@ -59,6 +60,7 @@ Models = Annotated[
 
 
 def analyze(
+    context: typer.Context,
     images: Images,
     tasks: Tasks = None,
     models: Models = None,
@@ -84,7 +86,8 @@ def analyze(
     save: Save = None,
 ) -> None:
     """Analyze images: print the answers of several tasks or models, from one upload of each."""
-    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
+    output = OutputOptions(as_json, save)
     parameters = {
         "tasks": tasks,
         "models": models,
@@ -103,7 +106,7 @@ def analyze(
         "mask_format": mask_format,
     }
     given = {name: value for name, value in parameters.items() if value is not None}
-    predict_images("analyze", images, options, output, lambda: _open_backend(given, options))
+    predict_images("analyze", images, output, lambda: _open_backend(given, options))
 
 
 def _open_backend(given: dict[str, Any], options: BackendOptions) -> AnalysisBackend:

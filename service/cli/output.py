@@ -160,7 +160,7 @@ async def save_drawings(
         result = await backend.predict(image)
         if view is not None:
             return await asyncio.to_thread(_view_of, result, view)
-        return await asyncio.to_thread(_drawn, image, result, picture_format)
+        return await asyncio.to_thread(drawn, image, result, picture_format)
 
     complete = True
     async for image, outcome in predict_each(draw, images, backend.concurrency, printing=True):
@@ -179,7 +179,8 @@ async def save_drawings(
     return complete
 
 
-def _drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat) -> bytes:
+def drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat) -> bytes:
+    """An image with a result drawn on it, encoded. Raises NoAnswer where it cannot be drawn."""
     assert not isinstance(result, Embedding)
     if isinstance(result, Analysis):
         failed = next((answer for answer in result.answers.values() if isinstance(answer, ClientError)), None)

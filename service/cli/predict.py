@@ -15,7 +15,7 @@ import typer
 from model.errors import ConvMLPError
 from model.types import Task
 from service.cli.console import print_error, printable
-from service.cli.flags import settings_or_exit
+from service.cli.flags import is_given, refuse_flags_of_service, settings_or_exit
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -173,6 +173,16 @@ class BackendOptions:
     timeout_ms: int | None
 
 
+def backend_options(
+    context: typer.Context, url: str, api_key: str | None, local: bool, models_dir: Path | None, timeout_ms: int | None
+) -> BackendOptions:
+    """The options of a command. Raises typer.BadParameter for one on its command line that has no effect."""
+    refuse_flags_of_service(context, local, "timeout_ms")
+    if not local and is_given(context, "models_dir"):
+        raise typer.BadParameter("--models-dir needs --local; a service has its own models")
+    return BackendOptions(url, api_key, local, models_dir, timeout_ms)
+
+
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
     """Tables, JSON, or drawings in `save`; `view`: of a segmentation, what is written instead of drawings."""
@@ -183,6 +193,7 @@ class OutputOptions:
 
 
 def classify(
+    context: typer.Context,
     images: Images,
     model: Model = None,
     top_k: TopK = None,
@@ -195,11 +206,13 @@ def classify(
     save: Save = None,
 ) -> None:
     """Classify images: print the most probable labels."""
-    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
+    output = OutputOptions(as_json, save)
     _predict(Task.CLASSIFY, images, {"model": model, "top_k": top_k}, options, output)
 
 
 def detect(
+    context: typer.Context,
     images: Images,
     model: Model = None,
     score_threshold: Threshold = None,
@@ -221,7 +234,8 @@ def detect(
     save: Save = None,
 ) -> None:
     """Detect objects in images: print labels, scores and boxes."""
-    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
+    output = OutputOptions(as_json, save)
     parameters = {
         "model": model,
         "score_threshold": score_threshold,
@@ -239,6 +253,7 @@ def detect(
 
 
 def segment(
+    context: typer.Context,
     images: Images,
     model: Model = None,
     classes: Classes = None,
@@ -259,7 +274,7 @@ def segment(
     view: ShownView = None,
 ) -> None:
     """Segment images: give every pixel a class, and print the classes' areas."""
-    options = BackendOptions(url, api_key, local, models_dir, timeout_ms)
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
     output = OutputOptions(as_json, save, _view(view, save))
     if view == "confidence":
         confidence_map = True
@@ -305,13 +320,12 @@ def _predict(
             given["mask_format"] = "rle"  # --mask-format is for --json; RLE is small and exact
         else:
             given.setdefault("mask_format", "none")  # tables show no masks
-    predict_images(task.value, images, options, output, lambda: _open_backend(task, given, options))
+    predict_images(task.value, images, output, lambda: _open_backend(task, given, options))
 
 
 def predict_images(
     name: str,
     images: list[str],
-    options: BackendOptions,
     output: OutputOptions,
     open_backend: Callable[[], Backend | AnalysisBackend],
 ) -> None:
@@ -327,8 +341,6 @@ def predict_images(
         raise typer.BadParameter("- is stdin, which can be read only once")
     if output.as_json and output.save is not None:
         raise typer.BadParameter("--json and --save exclude each other")
-    if options.local and options.timeout_ms is not None:
-        raise typer.BadParameter("--timeout-ms needs a service; it does not work with --local")
     files = [ImageFile(path) for path in images]
     paths = output_paths(output.save, files) if output.save is not None else []
     try:

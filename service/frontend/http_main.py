@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from model.types import Task
 from service.frontend.api.compat.deepstack import deepstack, deepstack_document
 from service.frontend.api.compat.labelstudio.http import label_studio
+from service.frontend.api.compat.labelstudio.openapi import label_studio_document
 from service.frontend.api.compat.roboflow.http import roboflow
 from service.frontend.api.compat.roboflow.openapi import roboflow_document
 from service.frontend.api.huggingface import SUMMARY as HUGGINGFACE_SUMMARY
@@ -130,6 +131,7 @@ def create_app(
         {"components": {"schemas": {**prediction_components(settings), **huggingface_components()}}},
         open_inference_document(settings),
         deepstack_document(settings),
+        label_studio_document(settings),
         roboflow_document(settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]

@@ -306,7 +306,7 @@ class Dispatcher:
         """In a lane's thread. Inputs are copied into the batch here, where it delays nothing else."""
         finite: list[RawOutput | NotFinite] = []
         for output in self._runner.run(batch.jobs[0].shape.slot, make_batch(batch.jobs), batch.lanes):
-            finite.append(output if output.finite else NotFinite())  # noqa: PERF401  (a comprehension is a call more)
+            finite.append(output if output.finite else NotFinite())
         return tuple(finite)
 
     def _on_ended(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.fork_server import COMMAND_LINE, ForkServer
+from tests.fork_server import COMMAND_LINE, ForkServer, run
 from tests.recorded.answers import COMMANDS, COMMON, KEYS, NO_PICTURE, PICTURE, SERVICES, Http, Rpc
 from tests.recorded.answers_compat import COMPAT
 from tests.recorded.answers_grpc import OIP_GRPC, VISION
@@ -65,7 +65,7 @@ def _record(folder: Path, workers: Mapping[str, Worker | None]) -> dict[str, Ent
 
         def convmlp(words: Sequence[str]) -> str:
             """Exit status, stdout and stderr of a command."""
-            status, *streams = server.run(words, folder=folder)
+            status, *streams = run(words, environment=environment(), folder=folder, server=server.path)
             lines = [f"exit status {status}"]
             for name, stream in zip(("stdout", "stderr"), streams, strict=True):
                 if stream:

@@ -16,7 +16,7 @@ import numpy as np
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
-from model.model_name import base_name
+from model.model_name import base_name, canonical_name
 from model.tiles import TiledInput
 from model.types import DetectOutput, EmbedOutput, LogitsOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
@@ -353,7 +353,7 @@ class Engine:
         """Raises ModelNotFound, Unavailable: as `resolve`."""
         route = self._workers.routes.get(name)
         if route is None:
-            raise ModelNotFound(f"there is no model {name!r}; served: {self._names()}")
+            raise ModelNotFound(f"there is no model {canonical_name(name)!r}; served: {self._names()}")
         return route
 
     def _chosen(self, route: Route) -> ModelStatus:

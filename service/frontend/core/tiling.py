@@ -89,7 +89,8 @@ def tile_plan(tiling: Tiling, stored: Size, config: BundleConfig, params: QueryP
     counts = [count_windows(size, tiling, spec, limit) for size in sizes]
     if max(counts) == 1:
         return None
-    plan_tiles(sizes[counts.index(min(counts))], tiling, spec, limit)
+    if min(counts) > limit:
+        plan_tiles(stored, tiling, spec, limit)
     jobs = min(max(counts), limit) + needs_whole(task)
     input_bytes = largest_input_bytes(spec)
     if task is Task.SEGMENT:
@@ -176,10 +177,10 @@ class TiledOutput:
                 outputs = [output for output in self.outputs if isinstance(output, DetectOutput)]
                 return join_detections(outputs, self.tiled.windows(), self.params, spec, self._require_time)
             case SegmentPostSpec() as spec, (LogitsOutput(), *_):
-                threshold = spec.threshold if self.params.threshold is None else self.params.threshold
                 logits = [output for output in self.outputs if isinstance(output, LogitsOutput)]
+                classes = len(config.labels)
                 return blend_segments(
-                    logits, self.tiled, len(config.labels), self.params, threshold, self._require_time
+                    logits, self.tiled, classes, self.params, self._require_time, threshold=spec.threshold
                 )
             case _, (first, *_):
                 raise TypeError(f"windows of model {config.name} have a {type(first).__name__}, which cannot be joined")

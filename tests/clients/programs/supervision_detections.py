@@ -25,7 +25,7 @@ with PIL.Image.open(PICTURE) as picture:
     canvas = np.array(picture.convert("RGB"))[:, :, ::-1].copy()
 tags = [f"{name} {confidence:.2f}" for name, confidence in zip(names, detections.confidence, strict=True)]
 canvas = supervision.BoxAnnotator().annotate(canvas, detections)
-canvas = supervision.LabelAnnotator().annotate(canvas, detections, labels=tags)
+canvas = supervision.LabelAnnotator(smart_position=True).annotate(canvas, detections, labels=tags)
 PIL.Image.fromarray(canvas[:, :, ::-1]).save(DRAWN, quality=85)
 print(
     json.dumps(

@@ -13,11 +13,12 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class PictureSite:
-    """`answers` by path; `heads` are the requests that came, as text."""
+    """`answers` by path; `heads` are the requests that came, as text; `readers` of their connections."""
 
     port: int
     answers: dict[str, Answer] = field(default_factory=dict)
     heads: list[str] = field(default_factory=list)
+    readers: list[asyncio.StreamReader] = field(default_factory=list)
 
     def url(self, path: str, host: str = "127.0.0.1", scheme: str = "http") -> str:
         return f"{scheme}://{host}:{self.port}{path}"
@@ -60,6 +61,7 @@ async def open_site(tls: ssl.SSLContext | None = None) -> AsyncIterator[PictureS
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             site.heads.append(head)
+            site.readers.append(reader)
             await site.answers[head.split()[1].partition("?")[0]](writer)
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

@@ -92,6 +92,7 @@ async def test_every_path_is_described(rest: Rest) -> None:
         *(f"/compat/deepstack/v1/vision/{path}" for path in ("detection", "custom/{model}", "custom/list", "scene")),
         "/compat/roboflow/{project}/{version}",
         *(f"/compat/deepstack/v1/status/{path}" for path in ("ping", "updateavailable")),
+        *(f"/compat/labelstudio/{path}" for path in ("health", "predict", "setup", "versions", "webhook")),
         "/models",
         "/models/{name}",
         "/models/{name}/split",

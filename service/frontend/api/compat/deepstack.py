@@ -16,10 +16,17 @@ from fastapi import APIRouter, Request, Response
 from model.bundle import BundleConfig
 from model.postprocess.masks import rounded_score
 from model.postprocess.results import postprocess
-from model.types import ClassifyResult, DetectResult, QueryParams, RawOutput, Size, Task
+from model.types import ClassifyResult, DetectResult, RawOutput, Size, Task
 from service.frontend.core.engine import Encode, Engine
 from service.frontend.core.image_fetcher import image_bytes
-from service.frontend.core.parameters import PARAMETERS, SCORE_THRESHOLD, Parameter, parse_params
+from service.frontend.core.parameters import (
+    PARAMETERS,
+    SCORE_THRESHOLD,
+    Parameter,
+    PredictParams,
+    parse_params,
+    parse_value,
+)
 from service.frontend.http.fields import parse_values, query_texts, read_fields
 from service.frontend.http.middleware import CUSTOM_MODELS, HttpRequest, request_of, within_deadline
 from service.frontend.http.openapi import (
@@ -55,7 +62,16 @@ FORM_FIELD = Parameter(
 )
 QUERY: dict[str, Parameter] = {
     name: PARAMETERS[name]
-    for name in ("model", "max_detections", "classes", "iou_threshold", "agnostic_nms", "min_area")
+    for name in (
+        "model",
+        "max_detections",
+        "classes",
+        "iou_threshold",
+        "agnostic_nms",
+        "min_area",
+        "tiles",
+        "tile_overlap",
+    )
 }
 """Of detection. Names beside these are ignored, because programs add their own."""
 
@@ -178,13 +194,10 @@ class DeepStack:
         name = framework_request.path_params.get("model") or values.get("model")
         model = self._engine.resolve(Task.DETECT, name)
 
-        def params_of(form: str | None) -> tuple[QueryParams, tuple[str, ...]]:
-            given = form if form is not None else texts.get(MIN_CONFIDENCE)
-            threshold = DEFAULT_MIN_CONFIDENCE
-            if given is not None:
-                threshold = parse_values({MIN_CONFIDENCE: FORM_FIELD}, {MIN_CONFIDENCE: given})[MIN_CONFIDENCE]
-            parsed = parse_params(**{**values, "model": name}, score_threshold=threshold, masks=False)
-            return parsed.params, parsed.classes
+        def params_of(in_form: str | None) -> PredictParams:
+            given = texts.get(MIN_CONFIDENCE) if in_form is None else in_form
+            threshold = DEFAULT_MIN_CONFIDENCE if given is None else parse_value(MIN_CONFIDENCE, FORM_FIELD, given)
+            return parse_params(**{**values, "model": name}, score_threshold=threshold, masks=False)
 
         answered = await self._predict(request_of(framework_request), model, params_of, predictions_of)
         timings, predictions = answered.reply.timings, answered.reply.payload
@@ -205,8 +218,8 @@ class DeepStack:
         name = query_texts(framework_request.scope["query_string"]).get("model")
         model = self._engine.resolve(Task.CLASSIFY, name)
 
-        def params_of(_: str | None) -> tuple[QueryParams, tuple[str, ...]]:
-            return parse_params(model=name, top_k=1).params, ()
+        def params_of(_: str | None) -> PredictParams:
+            return parse_params(model=name, top_k=1)
 
         answered = await self._predict(request_of(framework_request), model, params_of, best_label_of)
         label, score = answered.reply.payload
@@ -226,7 +239,7 @@ class DeepStack:
         self,
         request: HttpRequest,
         model: ModelStatus,
-        params_of: Callable[[str | None], tuple[QueryParams, tuple[str, ...]]],
+        params_of: Callable[[str | None], PredictParams],
         encode: Encode[T],
     ) -> _Answered:
         """The answer for the body's image. `params_of` gets the form's `min_confidence`; it raises BadParameter."""
@@ -236,10 +249,19 @@ class DeepStack:
         try:
             reading = read_fields(request, self._max_bytes, engine.bodies, IMAGE_FIELDS, (MIN_CONFIDENCE.encode(),))
             fields = await within_deadline(reading, deadline_s)
-            params, classes = params_of(fields.texts.get(MIN_CONFIDENCE))
+            parsed = params_of(fields.texts.get(MIN_CONFIDENCE))
             with request.connection.disconnect:
                 image = await image_bytes(fields.image, engine.fetcher, record, deadline_s)
-                prediction = PredictRequest(record.request_id, model, image, params, deadline_s, record.caller, classes)
+                prediction = PredictRequest(
+                    record.request_id,
+                    model,
+                    image,
+                    parsed.params,
+                    deadline_s,
+                    record.caller,
+                    parsed.classes,
+                    parsed.tiling,
+                )
                 reply = await engine.predict(prediction, encode)
         finally:
             engine.bodies.release(record)

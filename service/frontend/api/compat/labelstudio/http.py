@@ -22,16 +22,16 @@ from service.frontend.api.compat.labelstudio.pictures import LabelStudioHost, La
 from service.frontend.api.compat.labelstudio.plan import Plan, Question, plan_of, version_of
 from service.frontend.api.compat.labelstudio.regions import Regions, encode_regions
 from service.frontend.api.compat.labelstudio.schemas import (
-    Failure,
-    Health,
-    ModelVersion,
-    PredictBody,
-    Prediction,
-    Predictions,
-    SetupBody,
-    Task,
-    Versions,
-    WebhookBody,
+    LabelStudioEvent,
+    LabelStudioFailure,
+    LabelStudioHealth,
+    LabelStudioModelVersion,
+    LabelStudioPrediction,
+    LabelStudioPredictions,
+    LabelStudioProject,
+    LabelStudioTask,
+    LabelStudioTasks,
+    LabelStudioVersions,
 )
 from service.frontend.core.analysis import Analysis
 from service.frontend.core.auth import Auth, Caller
@@ -51,6 +51,10 @@ CONCURRENT_TASKS = 8
 """Of one request. Their pictures are in memory together."""
 MAX_ANSWER_BYTES = 64 * 2**20
 """Masks of many tasks are large; tasks beyond get an error."""
+MAX_PROJECT = 64
+"""Characters of a project's name that are compared."""
+FEW_ERRORS = 100
+"""More of them are encoded in a thread: of all tasks it takes a third of a second."""
 START_TRAINING = "START_TRAINING"
 TASK_FAULTS = (ImageUndecodable, UnsupportedFormat, ImageTooLarge, BadRequest, UrlRefused, FetchFailed)
 """Errors of a task. Any other is a failure of the service, and trying again may help."""
@@ -92,37 +96,37 @@ class LabelStudioBackend:
         self._settings = settings
         self._hosts = LabelStudioHosts()
 
-    async def health(self, _: HttpRequest) -> Health:
+    async def health(self, _: HttpRequest) -> LabelStudioHealth:
         readiness = self._engine.readiness()
         if not readiness.ready:
             raise Unavailable(readiness.reason, readiness.retry_after_s)
-        return Health("UP", "ConvMLP Serving")
+        return LabelStudioHealth("UP", "ConvMLP Serving")
 
-    async def versions(self, _: HttpRequest) -> Versions:
+    async def versions(self, _: HttpRequest) -> LabelStudioVersions:
         """The version of each model alone."""
-        return Versions([version_of(model) for model in self._engine.resolve_all()])
+        return LabelStudioVersions([version_of(model) for model in self._engine.resolve_all()])
 
-    async def setup(self, request: HttpRequest) -> ModelVersion:
-        body = await self._read(request, SetupBody)
+    async def setup(self, request: HttpRequest) -> LabelStudioModelVersion:
+        body = await self._read(request, LabelStudioProject)
         controls = await off_loop(partial(parse_label_config, body.schema), len(body.schema))
         plan = plan_of(self._engine, controls)
         if body.hostname:
             host = host_of(body.hostname, body.access_token or "")
             self._hosts.put(request.record.caller, _key(body.project), host)
-        return ModelVersion(plan.model_version)
+        return LabelStudioModelVersion(plan.model_version)
 
-    async def webhook(self, request: HttpRequest) -> Health:
+    async def webhook(self, request: HttpRequest) -> LabelStudioHealth:
         """Label Studio reports each change of a project here, once it is connected. Nothing learns from it."""
-        body = await self._read(request, WebhookBody)
+        body = await self._read(request, LabelStudioEvent)
         if body.action == START_TRAINING:
             raise BadParameter("this service does not train models; `convmlp train` does", "action")
-        return Health("ignored", "ConvMLP Serving")
+        return LabelStudioHealth("ignored", "ConvMLP Serving")
 
-    async def predict(self, request: HttpRequest) -> Predictions:
+    async def predict(self, request: HttpRequest) -> LabelStudioPredictions:
         record, engine = request.record, self._engine
         record.predicts = True
         deadline_s = engine.deadline(request.timeout_ms)
-        body = await self._read(request, PredictBody, deadline_s)
+        body = await self._read(request, LabelStudioTasks, deadline_s)
         if len(body.tasks) > MAX_TASKS:
             raise ImageTooLarge(f"the request has {len(body.tasks)} tasks; send at most {MAX_TASKS} at a time")
         controls = await off_loop(partial(parse_label_config, body.label_config), len(body.label_config))
@@ -135,7 +139,7 @@ class LabelStudioBackend:
         batch = _Batch(engine, self._auth, request, plan, host, deadline_s)
         with request.connection.disconnect:
             results = await batch.results(body.tasks)
-        return Predictions(results, plan.model_version)
+        return LabelStudioPredictions(results, plan.model_version)
 
     async def _read(self, request: HttpRequest, kind: type[T], deadline_s: float | None = None) -> T:
         """The JSON body. Raises BadRequest, and as `HttpRequest.read`."""
@@ -163,12 +167,12 @@ class _Batch:
         self._plan = plan
         self._host = host
         self._deadline_s = deadline_s
-        self._replies: list[Reply[Regions]] = []
+        self._replies: list[Reply[None]] = []
         self._nbytes = 0
         self._charged = 1
         """Images that the caller's rate has counted: the request as one."""
 
-    async def results(self, tasks: Sequence[Task]) -> list[msgspec.Raw]:
+    async def results(self, tasks: Sequence[LabelStudioTask]) -> list[msgspec.Raw]:
         """The place of each task: its prediction or its error, which costs its neighbours nothing.
 
         Raises:
@@ -187,23 +191,16 @@ class _Batch:
         record = self._request.record
         record.timings = slowest(reply.timings for reply in self._replies)
         record.precision = precisions(self._replies)
-        errors = {position: outcome for position, outcome in enumerate(outcomes) if isinstance(outcome, ConvMLPError)}
-        failure = next((error for error in errors.values() if not isinstance(error, TASK_FAULTS)), None)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, ConvMLPError)]
+        failure = next((error for error in errors if not isinstance(error, TASK_FAULTS)), None)
         if failure is not None and len(errors) == len(tasks):
             raise failure
-        return [
-            msgspec.Raw(self._failure(position, outcome) if isinstance(outcome, ConvMLPError) else outcome)
-            for position, outcome in enumerate(outcomes)
-        ]
+        for error in errors:
+            self._engine.metrics.count_error(error)
+        places = partial(_places, outcomes, record.path, record.request_id)
+        return places() if len(errors) <= FEW_ERRORS else await asyncio.to_thread(places)
 
-    def _failure(self, position: int, error: ConvMLPError) -> bytes:
-        self._engine.metrics.count_error(error)
-        record = self._request.record
-        return msgspec.json.encode(
-            Failure(problem_of(error, instance_of(record.path, f"{record.request_id}-{position}")))
-        )
-
-    async def _outcome(self, position: int, task: Task) -> bytes | ConvMLPError:
+    async def _outcome(self, position: int, task: LabelStudioTask) -> bytes | ConvMLPError:
         record = self._request.record
         task_id = f"{record.request_id}-{position}"
         if time.monotonic() >= self._deadline_s:
@@ -224,20 +221,20 @@ class _Batch:
         self._nbytes += len(prediction)
         return prediction
 
-    async def _prediction(self, position: int, task: Task, of_task: RequestRecord) -> bytes:
+    async def _prediction(self, position: int, task: LabelStudioTask, of_task: RequestRecord) -> bytes:
         """Raises the first error: a prediction would not show that results are missing."""
         regions: list[Regions] = []
         for picture, questions in self._plan.pictures.items():
             image = await self._picture(position, task, picture, of_task)
             replies = await self._ask(image, questions, of_task.request_id)
-            self._replies += replies
+            self._replies += [Reply(None, reply.timings, precision=reply.precision) for reply in replies]
             regions += [reply.payload for reply in replies]
         encoded = [one for found in regions for one in found.encoded]
         scores = [score for found in regions for score in found.scores]
         score = sum(scores) / len(scores) if scores else 0.0
-        return msgspec.json.encode(Prediction(encoded, score, self._plan.model_version))
+        return msgspec.json.encode(LabelStudioPrediction(encoded, score, self._plan.model_version))
 
-    async def _picture(self, position: int, task: Task, picture: str, of_task: RequestRecord) -> bytes:
+    async def _picture(self, position: int, task: LabelStudioTask, picture: str, of_task: RequestRecord) -> bytes:
         key = picture.removeprefix("$")
         if not picture.startswith("$") or key not in task.data:
             raise BadRequest(f"tasks[{position}].data has no {shown(key)}, where the label config's Image expects it")
@@ -264,6 +261,18 @@ class _Batch:
         return replies
 
 
+def _places(outcomes: Sequence[bytes | ConvMLPError], path: str, request_id: str) -> list[msgspec.Raw]:
+    """The predictions, and the errors, encoded."""
+    return [
+        msgspec.Raw(
+            msgspec.json.encode(LabelStudioFailure(problem_of(outcome, instance_of(path, f"{request_id}-{position}"))))
+            if isinstance(outcome, ConvMLPError)
+            else outcome
+        )
+        for position, outcome in enumerate(outcomes)
+    ]
+
+
 def _parse(kind: type[T], body: bytes) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
@@ -275,6 +284,6 @@ def _parse(kind: type[T], body: bytes) -> T:
         raise BadRequest("the JSON body is nested too deeply") from None
 
 
-def _key(project: msgspec.Raw) -> str:
-    """A project's id as a key: its number and the time it was made."""
-    return bytes(memoryview(project)[:64]).decode("utf-8", "replace")
+def _key(project: object) -> str:
+    """A project as a key."""
+    return str(project)[:MAX_PROJECT]

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
 from service.frontend.http.problems import Problem
 
 
-class Task(msgspec.Struct):
+class LabelStudioTask(msgspec.Struct):
     """A task: its `data` has the picture by the key in the Image's `value`."""
 
     data: dict[str, msgspec.Raw]
     id: int = 0
 
 
-class Params(msgspec.Struct):
+class LabelStudioParams(msgspec.Struct):
     """Label Studio's own parameters. `hostname` is its URL."""
 
     hostname: str | None = None
 
 
-class PredictBody(msgspec.Struct):
+class LabelStudioTasks(msgspec.Struct):
     """Tasks of one project, and its labeling configuration."""
 
-    tasks: list[Task]
+    tasks: list[LabelStudioTask]
     label_config: str
-    project: msgspec.Raw = msgspec.Raw(b"null")
-    params: Params | None = None
+    project: str | int | dict[str, Any] | None = None
+    params: LabelStudioParams | None = None
 
 
-class SetupBody(msgspec.Struct):
+class LabelStudioProject(msgspec.Struct):
     """A project's labeling configuration, and where its files are."""
 
     schema: str
-    project: msgspec.Raw = msgspec.Raw(b"null")
+    project: str | int | dict[str, Any] | None = None
     hostname: str | None = None
     access_token: str | None = None
 
 
-class WebhookBody(msgspec.Struct):
+class LabelStudioEvent(msgspec.Struct):
     action: str = ""
 
 
-class Prediction(msgspec.Struct, frozen=True):
+class LabelStudioPrediction(msgspec.Struct, frozen=True):
     """A task's results. `score` is the mean of theirs, 0 without any."""
 
     result: list[msgspec.Raw]
@@ -52,27 +52,27 @@ class Prediction(msgspec.Struct, frozen=True):
     model_version: str
 
 
-class Failure(msgspec.Struct, frozen=True):
+class LabelStudioFailure(msgspec.Struct, frozen=True):
     """In the place of a prediction: Label Studio logs it, stores none, and asks for the task again."""
 
     error: Problem
 
 
-class Predictions(msgspec.Struct, frozen=True):
-    """Predictions or errors, in the order of the tasks."""
+class LabelStudioPredictions(msgspec.Struct, frozen=True):
+    """LabelStudioPredictions or errors, in the order of the tasks."""
 
     results: list[msgspec.Raw]
     model_version: str
 
 
-class ModelVersion(msgspec.Struct, frozen=True):
+class LabelStudioModelVersion(msgspec.Struct, frozen=True):
     model_version: str
 
 
-class Versions(msgspec.Struct, frozen=True):
+class LabelStudioVersions(msgspec.Struct, frozen=True):
     versions: list[str]
 
 
-class Health(msgspec.Struct, frozen=True):
+class LabelStudioHealth(msgspec.Struct, frozen=True):
     status: str
     model_class: str

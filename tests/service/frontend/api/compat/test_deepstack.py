@@ -90,6 +90,10 @@ async def test_parameters_of_the_query(served: Rest) -> None:
     """A URL may choose the model, the classes and the number of objects; what it has beyond that is ignored."""
     assert await predictions(served, f"{DETECTION}?model=cars&max_detections=1&camera=entrance") == [CAT]
     assert served.worker.runner.batches[-1][0] == "cars"
+    large = picture(2, 512, 384)
+    before = len(served.worker.runner.params)
+    assert (await send(served, f"{DETECTION}?tiles=256x256", large)).status_code == 200
+    assert len(served.worker.runner.params) > before + 2, "windows"
     response = await send(served, f"{DETECTION}?classes=cow")
     assert response.status_code == 422
     assert "'cow'" in response.json()["error"]
