@@ -10,6 +10,7 @@ import numpy as np
 from convmlp.v1 import vision_pb2 as pb
 from convmlp_client.errors import BadParameter
 from convmlp_client.geometry import Box, ImageSize
+from convmlp_client.images import ImageUrl
 from convmlp_client.masks import Mask
 from convmlp_client.parameters import PredictParams
 from convmlp_client.results import (
@@ -60,13 +61,21 @@ def request_message(params: PredictParams[AnyResult], image: bytes, request_id: 
     Raises:
         BadParameter: a value does not fit its field.
     """
-    request = REQUESTS[params.task](id=request_id, image=image)
+    request = REQUESTS[params.task](id=request_id)
+    _set_image(request, image)
     fields = _fields(params.values)
     if isinstance(request, pb.AnalyzeRequest):
         request.tasks.extend(map(_task_value, fields.pop("tasks", ())))
         request.models.extend(fields.pop("models", ()))
     _set_fields(request, fields)
     return request
+
+
+def _set_image(request: Request, image: bytes) -> None:
+    if isinstance(image, ImageUrl):
+        request.image_url = image.decode()
+    else:
+        request.image = image
 
 
 def result_from_message(response: TaskResponse) -> Result:

@@ -49,14 +49,9 @@ JOIN_BYTES = 2 * 2**20
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
 CUSTOM_MODELS = "/v1/vision/custom/list"
 """DeepStack's path of its list of models."""
-NOT_PREDICTIONS = (
-    "/v2/repository/",
-    CUSTOM_MODELS,
-    f"/compat/deepstack{CUSTOM_MODELS}",
-    "/compat/labelstudio/setup",
-    "/compat/labelstudio/webhook",
-)
-"""POSTs to paths that begin so predict nothing, so no rate limit applies to them."""
+NOT_PREDICTIONS = ("/v2/repository/", "/compat/labelstudio/setup", "/compat/labelstudio/webhook")
+LISTS = frozenset(f"{prefix}{CUSTOM_MODELS}{end}" for prefix in ("", "/compat/deepstack") for end in ("", "/"))
+"""POSTs to paths that begin as the former or are of the latter predict nothing, so no rate limit applies to them."""
 KEY_IN_QUERY = (*DEEPSTACK_PATHS, ROBOFLOW_PATH)
 """Below these paths a key may be `api_key` in the query string: their clients have no other place for it."""
 CONTENT_ENCODING = b"content-encoding"
@@ -192,7 +187,8 @@ class HttpRequest:
     @property
     def predicts(self) -> bool:
         """Whether it asks for predictions, by its method and path."""
-        return self.scope["method"] == "POST" and not self.scope["path"].startswith(NOT_PREDICTIONS)
+        path = self.scope["path"]
+        return self.scope["method"] == "POST" and not path.startswith(NOT_PREDICTIONS) and path not in LISTS
 
     def count_refused(self) -> None:
         """Count it among the predictions, although it is refused before its endpoint sees it."""
