@@ -25,13 +25,13 @@ import torch
 
 from model.bundle import BundleConfig, find_bundle, read_bundle
 from model.decode import Picture
+from model.metrics import ScoredBox, matched_boxes
 from model.postprocess.results import postprocess, require_finite
 from model.predictor import Predictor
 from model.preprocess import prepare
 from model.tiles import Tiling, plan_tiles, prepare_tiles
 from model.training.data import Record, read_index
 from model.types import Batch, Box, DetectResult, Image, ModelInput, QueryParams, RawOutput, Size, Task, UInt8Array
-from service.evaluation.box_matching import ScoredObject, matched_objects
 from service.frontend.core.parameters import parse_params
 from service.frontend.core.tiling import TiledOutput, window_params
 from service.settings import Settings
@@ -46,7 +46,7 @@ class Scene:
     """A picture: uint8 (H, W, 3), RGB; and the heads in it."""
 
     pixels: UInt8Array
-    heads: tuple[ScoredObject, ...]
+    heads: tuple[ScoredBox, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def make_scene(records: Sequence[Record], across: int) -> Scene:
     """A picture of the first photographs whose heads are whole where they are cut to the shape of their places."""
     place = Size(SIZE.height // across, SIZE.width // across)
     pixels = np.zeros((place.height * across, place.width * across, 3), np.uint8)
-    heads: list[ScoredObject] = []
+    heads: list[ScoredBox] = []
     for record in records:
         head = record.head
         assert head is not None
@@ -120,7 +120,7 @@ def make_scene(records: Sequence[Record], across: int) -> Scene:
             photograph, moved, (place.width, place.height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
         moved_box = Box(left + box.xmin, top + box.ymin, left + box.xmax, top + box.ymax)
-        heads.append(ScoredObject(record.species, 1.0, moved_box))
+        heads.append(ScoredBox(record.species, 1.0, moved_box))
         if len(heads) == across * across:
             return Scene(pixels, tuple(heads))
     raise ValueError(f"{len(records)} photographs have {len(heads)} whole heads; {across * across} are needed")
@@ -146,9 +146,9 @@ def measure(predictor: Predictor, config: BundleConfig, scenes: Sequence[Scene],
         cpu_s += time.process_time() - started_s
         result = postprocess(output, config, image.size)
         assert isinstance(result, DetectResult)
-        answers = [ScoredObject(one.index, one.score, one.box) for one in result.detections]
+        answers = [ScoredBox(one.index, one.score, one.box) for one in result.detections]
         detections += len(answers)
-        found += len(matched_objects(answers, scene.heads))
+        found += len(matched_boxes(answers, scene.heads))
         windows += count
     return Score(sum(len(scene.heads) for scene in scenes), detections, found, windows, cpu_s)
 

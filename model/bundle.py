@@ -69,15 +69,15 @@ class BundleConfig(Spec):
 
     @property
     def version(self) -> str:
-        """Identifies one state of the model: 16 hex digits of a hash over the config, which has the weights' hash.
+        """Identifies what answers: 16 hex digits of a hash over the config without figures; it has the weights' hash.
 
-        It stays as it is when a new version of this program adds fields with defaults to pipelines.
+        It stays as it is when the model is measured, and when a new version of this program adds fields with defaults
+        to pipelines.
         """
-        parts: dict[str, Spec] = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
-        if self.accuracy is not None:
-            parts["accuracy"] = self.accuracy
+        parts = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
         added = {name: part.added_defaults for name, part in parts.items()}
-        return hashlib.sha256(self.model_dump_json(exclude=added).encode()).hexdigest()[:16]
+        unmeasured = self.model_copy(update={"accuracy": None})
+        return hashlib.sha256(unmeasured.model_dump_json(exclude=added).encode()).hexdigest()[:16]
 
     @property
     def embedding_dimension(self) -> int | None:

@@ -210,13 +210,20 @@ class LogitsOutput:
     cell, at most `MAX_LOGITS` of them.
 
     `logits`: float16 (k, h, w). `classes`: whose they are, uint8 (k, h, w), uint16 beyond 256 classes; of k classes in
-    all, their indices in order. `finite`: whether the logits that the network computed were. Beyond float16's range
-    they are clipped.
+    all, their indices in order. `rest`: of the other classes together, float16 (h, w), the logarithm of the sum of
+    their exponentials; None if there are none. `finite`: whether the logits that the network computed were. Beyond
+    float16's range they are clipped.
     """
 
     logits: LogitsArray
     classes: LabelMapArray
+    rest: LogitsArray | None = None
     finite: bool = True
+
+    def crop(self, rows: slice, columns: slice) -> LogitsOutput:
+        """Some of the cells: views."""
+        rest = None if self.rest is None else self.rest[rows, columns]
+        return LogitsOutput(self.logits[:, rows, columns], self.classes[:, rows, columns], rest, self.finite)
 
 
 RawOutput = ClassifyOutput | EmbedOutput | DetectOutput | SegmentOutput | LogitsOutput

@@ -19,7 +19,7 @@ from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
 from model.spec import Postprocessing, SegmentPostSpec, odds_of_other_class
-from model.types import MAX_LOGITS, Batch, Geometry, LogitsOutput, QueryParams, SegmentOutput, Size
+from model.types import MAX_LOGITS, Batch, Geometry, LogitsArray, LogitsOutput, QueryParams, SegmentOutput, Size
 
 
 class DoubleSize(nn.Module):
@@ -159,19 +159,28 @@ class _Pixels:
 
 def logits_output(logits: Tensor) -> LogitsOutput:
     """Logits (1, classes, h, w) on the host: of each cell those of its best classes."""
-    largest = torch.finfo(torch.float16).max
     finite = bool(torch.stack(logits.aminmax()).isfinite().all())
-    values, count = logits[0].contiguous(), logits.shape[1]
+    values, count, rest = logits[0].float().contiguous(), logits.shape[1], None
     if count > MAX_LOGITS:
-        values, classes = values.topk(MAX_LOGITS, dim=0)
+        best, classes = values.topk(MAX_LOGITS, dim=0)
+        rest = _half(values.scatter_(0, classes, -torch.inf).logsumexp(dim=0))
+        values = best
     else:
         classes = torch.arange(count, device=logits.device)[:, None, None].expand_as(values)
     indices = classes.int().cpu().numpy()
     return LogitsOutput(
-        values.clamp(-largest, largest).half().cpu().numpy(),
+        _half(values),
         indices.astype(np.uint8) if count <= MAX_UINT8_CLASSES else indices.astype(np.uint16),
+        rest,
         finite,
     )
+
+
+def _half(x: Tensor) -> LogitsArray:
+    """Numbers on the host as float16, clipped to its range."""
+    largest = torch.finfo(torch.float16).max
+    half: LogitsArray = x.clamp(-largest, largest).half().cpu().numpy()
+    return half
 
 
 def _with_threshold(logits: Tensor, params: QueryParams, threshold: float | None) -> tuple[Tensor, float | None]:

@@ -19,7 +19,6 @@ from model.types import (
     Float32Array,
     IntArray,
     LabelMapArray,
-    LogitsArray,
     LogitsOutput,
     QueryParams,
     SegmentOutput,
@@ -121,39 +120,44 @@ def _blend_block(
     num_classes: int,
     shape: tuple[int, int],
 ) -> tuple[IntArray, Float32Array]:
-    """The classes that matter in a block, rising, and their blended logits float32 (classes, height, width)."""
-    cells: list[tuple[_Part, _Part, LogitsArray, LabelMapArray]] = []
+    """The classes that matter in a block, rising, and blended logits, float32 (classes or one more, height, width):
+    theirs, and that of all other classes together, if windows have not all of them."""
+    cells: list[tuple[_Part, _Part, LogitsOutput]] = []
     for row in rows:
         for column in columns:
             output = outputs[row.window * across + column.window]
-            part = np.s_[:, row.first : row.last, column.first : column.last]
-            cells.append((row, column, output.logits[part], output.classes[part]))
+            cells.append((row, column, output.crop(slice(row.first, row.last), slice(column.first, column.last))))
     present = np.zeros(num_classes, np.bool_)
-    for _, _, _, classes in cells:
-        present[classes] = True
+    for _, _, crop in cells:
+        present[crop.classes] = True
     chosen = np.flatnonzero(present)
-    crops = [_dense(logits, classes, chosen, num_classes) for _, _, logits, classes in cells]
+    crops = [_dense(crop, chosen, num_classes) for _, _, crop in cells]
     highest = np.max([crop.max(axis=(1, 2)) for crop in crops], axis=0)
     lowest = np.min([crop.min(axis=(1, 2)) for crop in crops], axis=0)
     # Weights sum to 1, so no blended logit is outside of these bounds.
-    matter = np.flatnonzero(highest >= lowest.max() - NEGLIGIBLE)
+    matter = np.flatnonzero(highest >= lowest[: len(chosen)].max() - NEGLIGIBLE)
     blended = np.zeros((len(matter), *shape), np.float32)
-    for (row, column, _, _), crop in zip(cells, crops, strict=True):
-        weighted = row.weights @ (crop[matter] @ column.weights.T)
+    for (row, column, _), logits in zip(cells, crops, strict=True):
+        weighted = row.weights @ (logits[matter] @ column.weights.T)
         blended[:, row.start : row.stop, column.start : column.stop] += weighted
-    return chosen[matter], blended
+    return chosen[matter[matter < len(chosen)]], blended
 
 
-def _dense(logits: LogitsArray, classes: LabelMapArray, chosen: IntArray, num_classes: int) -> Float32Array:
-    """The logits of the classes `chosen`, rising, in some cells: float32 (chosen, rows, columns).
+def _dense(output: LogitsOutput, chosen: IntArray, num_classes: int) -> Float32Array:
+    """The logits of the classes `chosen`, rising, in some cells, and of all others together if there are any: float32
+    (chosen or one more, rows, columns).
 
-    A class that is not among a cell's best gets the lowest of these, which its logit does not exceed.
+    The classes that are not among a cell's best share equally in what these leave.
     """
-    values = logits.astype(np.float32)
-    if len(logits) == num_classes:
+    values = output.logits.astype(np.float32)
+    if output.rest is None:
         return values
-    dense = np.repeat(values.min(axis=0, keepdims=True), len(chosen), axis=0)
-    np.put_along_axis(dense, np.searchsorted(chosen, classes), values, axis=0)
+    missing = num_classes - len(values)
+    equal = output.rest.astype(np.float32) - np.log(np.float32(missing))
+    dense = np.repeat(equal[None], len(chosen) + (len(chosen) < num_classes), axis=0)
+    np.put_along_axis(dense, np.searchsorted(chosen, output.classes), values, axis=0)
+    if len(chosen) < num_classes:
+        dense[-1] += np.log(np.float32(num_classes - len(chosen)))
     return dense
 
 
@@ -171,10 +175,10 @@ class _Pixels:
         self._odds = None if threshold is None else np.array(odds_of_other_class(threshold), np.float32)
 
     def add(self, top: int, left: int, chosen: IntArray, logits: Float32Array) -> None:
-        """Decide a block from the logits of the classes `chosen`, which it changes."""
+        """Decide a block from the logits of the classes `chosen`, and of all others, which it changes."""
         best = logits[0].copy()
         labels = np.full(best.shape, chosen[0], self._labels.dtype)
-        for index, of_class in zip(chosen[1:], logits[1:], strict=True):
+        for index, of_class in zip(chosen[1:], logits[1:], strict=False):
             # Strictly greater, so that of equal logits the lowest class index wins.
             np.copyto(labels, index, where=of_class > best, casting="unsafe")
             np.maximum(best, of_class, out=best)

@@ -212,16 +212,14 @@ async def _watch(options: WatchOptions, given: Mapping[str, str | float]) -> int
         raise typer.BadParameter(f"--webhook: {error}") from None
     feed = Feed(source, options.fps, options.reconnects, print_error)
     stopped: list[signal.Signals] = []
-    running = asyncio.current_task()
-    assert running is not None
+    loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
         feed.stop()
-        if stopped:  # asked twice: frames in progress are not waited for
-            running.cancel()
         stopped.append(number)
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process, whatever it waits for
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     watching = Watching(options.task, feed, options.save, webhook)
@@ -232,8 +230,6 @@ async def _watch(options: WatchOptions, given: Mapping[str, str | float]) -> int
             if webhook is not None:
                 await stack.enter_async_context(webhook)
             await watching.run(client, given, options.in_flight)
-    except asyncio.CancelledError:
-        running.uncancel()
     except ConvMLPError as error:
         print_error(error.detail)
         status = 1

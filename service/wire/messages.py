@@ -146,7 +146,8 @@ class Cancel(Message, frozen=True, tag="cancel"):
 
 
 class ModelState(Message, frozen=True):
-    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them."""
+    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them. `accuracy`: the JSON of its
+    figures, which may change under one version; empty if it was not measured."""
 
     name: str
     version: str
@@ -155,6 +156,7 @@ class ModelState(Message, frozen=True):
     precision: str
     form: Literal["trained", "deploy"] = "trained"
     form_difference: float | None = None
+    accuracy: str = ""
 
 
 class State(Message, frozen=True, tag="state"):
@@ -309,6 +311,8 @@ def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryv
                 values.append(output.confidence_map)
         case LogitsOutput():
             kind, values = "logits", [output.logits, output.classes]
+            if output.rest is not None:
+                values.append(output.rest)
     arrays: list[Array] = []
     frames: list[memoryview] = []
     for value in values:
@@ -345,8 +349,8 @@ def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
                 label_map, areas, confidences, *maps = values
                 return SegmentOutput(label_map, areas, confidences, maps[0] if maps else None)
             case "logits":
-                logits, classes = values
-                return LogitsOutput(logits, classes)
+                logits, indices, *rest = values
+                return LogitsOutput(logits, indices, rest[0] if rest else None)
     except (ValueError, TypeError, StopIteration) as error:
         raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
     raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")

@@ -75,6 +75,7 @@ class WorkerEndpoint:
         self._malformed = LogLimit()
         self._outbox: dict[bytes, Replies] = {}
         """By receiver."""
+        self._flush_due = False
 
     async def __aenter__(self) -> WorkerEndpoint:
         socket = self._context.socket(zmq.ROUTER)
@@ -160,18 +161,18 @@ class WorkerEndpoint:
         estimate: WaitEstimate | None,
         precision: str = "",
     ) -> None:
-        """Answer a job. `batch_images` counts the images of its batch, itself included.
-
-        Answers leave at the next `flush`, which follows by itself in the next turn of the event loop.
-        """
+        """Answer a job at the next `flush`. `batch_images` counts the images of its batch, itself included."""
         kind, arrays, frames = pack_output(output)
         replies = self._replies(receiver)
         replies.answers.append(Answer(job, kind, arrays, queue_s, infer_s, batch_images, estimate, precision))
         replies.frames.extend(frames)
 
     def fail(self, receiver: bytes, job: int, error: ConvMLPError) -> None:
-        """Answer a job with an error. It leaves as answers do."""
+        """Answer a job with an error at the next `flush`, or by itself in the next turn of the event loop."""
         retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self.flush)
         self._replies(receiver).failures.append(Failure(job, error.code, error.detail, retry_after_s))
 
     def send_store(self, receiver: bytes, job: int, models: tuple[StoredModel, ...]) -> None:
@@ -182,15 +183,13 @@ class WorkerEndpoint:
 
     def flush(self) -> None:
         """Send the answers since the last call: one message to each front-end."""
-        outbox, self._outbox = self._outbox, {}
+        outbox, self._outbox, self._flush_due = self._outbox, {}, False
         for receiver, replies in outbox.items():
             self._send(receiver, Answers(tuple(replies.answers), tuple(replies.failures)), *replies.frames)
 
     def _replies(self, receiver: bytes) -> Replies:
         replies = self._outbox.get(receiver)
         if replies is None:
-            if not self._outbox:
-                asyncio.get_running_loop().call_soon(self.flush)
             replies = self._outbox[receiver] = Replies()
         return replies
 

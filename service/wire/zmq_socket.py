@@ -1,5 +1,5 @@
 """ZeroMQ on the event loop: a socket that calls back for each message, and a front-end's connection to one worker,
-which sends the jobs of a turn together.
+which sends the jobs of one iteration of the loop together.
 
 `zmq.asyncio` spends several futures and callbacks on each message, and a thread of its own on each array that it sends
 without a copy. Here a message costs libzmq's calls and one callback.

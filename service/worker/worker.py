@@ -309,6 +309,7 @@ class Worker:
                     model.precision,
                     model.deployment.form,
                     model.deployment.largest_difference,
+                    "" if model.config.accuracy is None else model.config.accuracy.model_dump_json(),
                 )
                 for model in served
             ),

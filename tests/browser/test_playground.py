@@ -108,7 +108,12 @@ async def test_tasks_models_and_code() -> None:
         assert len(json.loads(output)["results"][0]["labels"]) == 2
         await tab.page.get_by_role("button", name="Copy").click()
         assert await tab.run("navigator.clipboard.readText()") == await code(tab, "curl")
-        await tab.page.locator("#task-classify").uncheck()
+        await tab.page.locator("#task-detect").check()
+        await tab.page.locator("#tiles").check()
+        await tab.until("document.getElementById('code-text').textContent.includes('tiles=auto')")
+        await answered(tab)
+        for task in ("classify", "detect"):
+            await tab.page.locator(f"#task-{task}").uncheck()
         await tab.page.locator("#problem-title").get_by_text("No task is chosen").wait_for()
         assert tab.complaints == []
 

@@ -10,6 +10,7 @@ import numpy as np
 from convmlp.v1 import vision_pb2 as pb
 from convmlp_client.errors import BadParameter
 from convmlp_client.geometry import Box, ImageSize
+from convmlp_client.images import ImageUrl
 from convmlp_client.masks import Mask
 from convmlp_client.parameters import PredictParams
 from convmlp_client.results import (
@@ -57,7 +58,8 @@ def request_message(params: PredictParams[Result], image: bytes, request_id: str
     Raises:
         BadParameter: a value does not fit its field.
     """
-    request = REQUESTS[params.task](id=request_id, image=image)
+    request = REQUESTS[params.task](id=request_id)
+    _set_image(request, image)
     _set_fields(request, _fields(params.values))
     return request
 
@@ -70,9 +72,17 @@ def analyze_message(values: Mapping[str, Any], image: bytes, request_id: str) ->
     except KeyError as error:
         expected = ", ".join(_TASK_VALUES)
         raise BadParameter(f"parameter 'tasks' has {error.args[0]!r}; expected some of {expected}, each once") from None
-    request = pb.AnalyzeRequest(id=request_id, image=image, tasks=tasks, models=fields.pop("models", ()))
+    request = pb.AnalyzeRequest(id=request_id, tasks=tasks, models=fields.pop("models", ()))
+    _set_image(request, image)
     _set_fields(request, fields)
     return request
+
+
+def _set_image(request: Request | pb.AnalyzeRequest, image: bytes) -> None:
+    if isinstance(image, ImageUrl):
+        request.image_url = image.decode()
+    else:
+        request.image = image
 
 
 def result_from_message(response: Response) -> Result:

@@ -34,6 +34,25 @@ class TakenFrame:
     taken_s: float
 
 
+class FrameRate:
+    """Which frames are taken so that there are at most `fps` in a second; None takes all."""
+
+    def __init__(self, fps: float | None) -> None:
+        self._interval_s = None if fps is None else 1 / fps
+        self._due_s: float | None = None
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether a frame of this time is taken."""
+        if self._interval_s is None:
+            return True
+        due_s = now_s if self._due_s is None else self._due_s
+        if now_s < due_s - EARLY * self._interval_s:
+            return False
+        # A late frame does not delay those after it, unless one was left out.
+        self._due_s = (due_s if now_s - due_s <= self._interval_s else now_s) + self._interval_s
+        return True
+
+
 class Feed:
     """The pictures of a source, for `AsyncClient.detect_many` and the like.
 
@@ -45,10 +64,9 @@ class Feed:
         self, source: FrameSource, fps: float | None, reconnects: int, report: Callable[[str], object]
     ) -> None:
         self._source = source
-        self._interval_s = None if fps is None else 1 / fps
+        self._rate = FrameRate(fps)
         self._reconnects = reconnects
         self._report = report
-        self._due_s: float | None = None
         self._waiting: tuple[int, Frame] | None = None
         self._returned: deque[TakenFrame] = deque()
         self._changed = asyncio.Event()
@@ -127,7 +145,7 @@ class Feed:
 
     async def _offer(self, frame: Frame) -> None:
         self.seen += 1
-        if not self._is_due(time.monotonic() if frame.position_s is None else frame.position_s):
+        if not self._rate.is_due(time.monotonic() if frame.position_s is None else frame.position_s):
             self.skipped += 1
             return
         while self.keeps and self._waiting is not None:
@@ -137,16 +155,6 @@ class Feed:
             self.dropped += 1
         self._waiting = self.seen, frame
         self._changed.set()
-
-    def _is_due(self, now_s: float) -> bool:
-        interval_s = self._interval_s
-        if interval_s is None:
-            return True
-        if self._due_s is not None and now_s < self._due_s - EARLY * interval_s:
-            return False
-        on_time = self._due_s is not None and now_s - self._due_s <= interval_s
-        self._due_s = (self._due_s if on_time and self._due_s is not None else now_s) + interval_s
-        return True
 
     async def _encoded(self, frame: Frame) -> bytes | None:
         """None where a file was removed, or cannot be read."""

@@ -96,17 +96,17 @@ class HttpSource:
             raise UrlRefused(f"the picture's URL has {len(text)} characters; expected at most {MAX_URL}")
         try:
             url = httpx2.URL(text)
-            port = url.port
+            host, port = url.host, url.port
         except (httpx2.InvalidURL, ValueError):
             raise UrlRefused("the picture's URL is malformed; expected https://HOST/PATH") from None
-        if url.scheme not in DEFAULT_PORTS or not url.host:
+        if url.scheme not in DEFAULT_PORTS or not host:
             raise UrlRefused("the picture's URL is not of http or https; expected https://HOST/PATH")
         if url.userinfo:
             raise UrlRefused("the picture's URL has a user's name or password, which is not sent; leave it out")
-        if url.host.endswith("."):  # a certificate's names are without the root's dot
-            url = url.copy_with(host=url.host[:-1])
-        host = normal_host(url.raw_host.decode("ascii"))
-        if not any(rule.allows(url.scheme, host, port or DEFAULT_PORTS[url.scheme]) for rule in self._rules):
+        if host.endswith("."):  # a certificate's names are without the root's dot
+            url = url.copy_with(host=host[:-1])
+        host, port = normal_host(url.raw_host.decode("ascii")), DEFAULT_PORTS[url.scheme] if port is None else port
+        if not any(rule.allows(url.scheme, host, port) for rule in self._rules):
             raise UrlRefused(
                 f"this service does not fetch pictures from {_place(url)}; its operator can allow the host with the "
                 "setting fetch_urls"
@@ -220,7 +220,7 @@ class _CheckedBackend(httpcore2.AnyIOBackend):
 
 
 def _target(url: httpx2.URL) -> httpcore2.URL:
-    port = url.port or DEFAULT_PORTS[url.scheme]
+    port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
     return httpcore2.URL(scheme=url.scheme.encode(), host=url.raw_host, port=port, target=url.raw_path)
 
 

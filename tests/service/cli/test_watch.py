@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from tests.service.cli.convmlp_command import convmlp, started, url
+from tests.service.cli.rtsp_camera import open_camera
 from tests.service.frontend.picture_site import Answer, open_site
 from tests.service.frontend.rest_server import Rest, picture
 from tests.waiting import PATIENCE_S, until
@@ -301,6 +302,19 @@ async def test_a_video_is_upright(grpc_url: str, tmp_path: Path) -> None:
     assert json.loads(ran.out)["result"]["image"] == {"width": 120, "height": 160}
     (drawn,) = (tmp_path / "drawn").iterdir()
     assert size_of(drawn) == (120, 160)
+
+
+@needs_av
+async def test_an_rtsp_camera(grpc_url: str) -> None:
+    """A camera's frames are its latest ones, and the end of its stream is a loss; its password stands nowhere."""
+    async with open_camera(frames=8) as camera:
+        ran = await convmlp("watch", camera, "--task", "classify", "--url", grpc_url, "--reconnects", "0")
+    lines = [json.loads(line) for line in ran.lines]
+    assert lines[-1]["frame"] == 8
+    assert len(lines) + lines[-1]["dropped"] == 8
+    levels = [line["result"]["labels"][0]["index"] for line in lines]
+    assert levels == pytest.approx([20 * line["frame"] for line in lines], abs=6)
+    assert (ran.status, "the stream ended" in ran.err, "secret" in ran.err) == (1, True, False)
 
 
 @needs_av

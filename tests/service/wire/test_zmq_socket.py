@@ -151,8 +151,8 @@ async def test_an_error_of_the_callback_ends_run(pair: Pair) -> None:
     assert received == [b"first"]
 
 
-async def test_jobs_of_a_turn_leave_in_few_messages(tmp_path: Path) -> None:
-    """Jobs of one turn of the event loop travel together, up to both bounds; one that was withdrawn never leaves."""
+async def test_jobs_of_one_iteration_leave_in_few_messages(tmp_path: Path) -> None:
+    """Jobs of one iteration of the event loop travel together, up to both bounds; withdrawn ones never leave."""
     address = f"ipc://{tmp_path}/worker"
     small, large = bytes(3), bytes(3 * (BYTES_TOGETHER // 6 + 1))
     with zmq.Context() as context, context.socket(zmq.ROUTER) as worker:

@@ -46,6 +46,7 @@ function requestFor(score) {
     const given = element(name).value;
     if (tasks.includes(task) && given !== "" && given !== value) parameters.set(name, given);
   }
+  if (element("tiles").checked && tasks.some((task) => task !== "classify")) parameters.set("tiles", "auto");
   if (tasks.includes("detect") && score !== modelScore()) parameters.set("score_threshold", String(score));
   return { path: tasks.length === 1 ? tasks[0] : "analyze", tasks, models, parameters };
 }
@@ -282,6 +283,7 @@ function showParameters() {
     input.addEventListener("change", ask);
     return make("div", { className: "field" }, make("label", { htmlFor: given.name }, label), input);
   }));
+  element("tiles").addEventListener("change", ask);
 }
 
 function askForKey() {

@@ -401,3 +401,16 @@ async def test_pictures_are_released_with_their_tasks(label_studio: PictureSite)
         results = await predict(rest, BOXES, *[label_studio.url("/large.bmp")] * 30)
         assert all("result" in result for result in results)
         assert await rest.count("convmlp_in_flight_requests") == 0
+
+
+@pytest.mark.parametrize("tasks", [0, 300, 20_001])
+async def test_any_number_of_tasks(served: Rest, tasks: int) -> None:
+    """None is an empty answer, many bad ones are as many errors, and too many are refused before any is tried."""
+    asked = body(BOXES) | {"tasks": [{"data": {}}] * tasks}
+    answered = await served.http.post(f"{PREFIX}/predict", json=asked)
+    if tasks > 20_000:
+        assert answered.status_code == 413
+        assert "has 20001 tasks; send at most 20000" in problem_of(answered.content)["detail"]
+        return
+    results = answered.json()["results"]
+    assert [result["error"]["instance"].rpartition("-")[2] for result in results] == [str(at) for at in range(tasks)]

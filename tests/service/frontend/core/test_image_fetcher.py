@@ -126,6 +126,7 @@ async def test_a_picture_by_name(site: PictureSite) -> None:
         ("http://more.test:{port}/secret", ("more.test",)),
         ("http://evilmore.test:{port}/secret", ("evilmore.test",)),
         ("http://pictures.test/secret", ("pictures.test",)),
+        ("https://pictures.test:0/secret", ("pictures.test, port 0",)),
         ("https://pictures.test:1/secret", ("pictures.test, port 1",)),
         ("http://user:secret@pictures.test:{port}/", ("user's name or password",)),
         ("http://pictures.test:{port}@other.test/secret", ("user's name or password",)),
