@@ -107,7 +107,7 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
     heartbeat_s, timeout_s = settings.heartbeat_interval_ms / 1000, settings.worker_timeout_ms / 1000
     workers = WorkerPool(settings.worker_address, heartbeat_s=heartbeat_s, timeout_s=timeout_s, listener=metrics)
     async with open_auth(settings, metrics) as auth, workers:
-        engine = NoHeader(workers, workshop, settings, metrics)
+        engine = NoHeader(workers, workshop, settings, metrics, auth.charge)
         with open_metrics(counted) as shared:
             registry = shared.of_all()
             service = create_app(engine, auth, settings, metrics, registry)

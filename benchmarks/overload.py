@@ -241,7 +241,7 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
     with open_listener("127.0.0.1", 0) as listener:
         log.info("listening", url=f"http://127.0.0.1:{listener.getsockname()[1]}")
         async with open_auth(settings, metrics) as auth, workers:
-            engine = Engine(workers, threads, settings, metrics)
+            engine = Engine(workers, threads, settings, metrics, auth.charge)
             await serve(create_app(engine, auth, settings, metrics, counted), [listener], stop, 1.0)
     threads.close()
     return 0

@@ -21,6 +21,7 @@ from model.types import (
     DetectOutput,
     EmbedOutput,
     Float32Array,
+    LogitsOutput,
     RawOutput,
     SegmentOutput,
     Size,
@@ -73,8 +74,8 @@ def agreement(
             return _detections(_all(DetectOutput, expected), _all(DetectOutput, found), sizes, mask_threshold)
         case SegmentOutput():
             return _label_maps(_all(SegmentOutput, expected), _all(SegmentOutput, found))
-        case EmbedOutput():
-            raise TypeError("embeddings are not compared here")
+        case EmbedOutput() | LogitsOutput():
+            raise TypeError(f"outputs of {type(expected[0]).__name__} are not compared here")
 
 
 def _all(kind: type[Output], outputs: Sequence[RawOutput]) -> list[Output]:

@@ -13,12 +13,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, StringConstraints, ValidationError, model_validator
 
-from model.errors import BundleInvalid
+from model.errors import BundleInvalid, problem_text
 from model.families.registry import Architecture, family_of, input_problem
 from model.files import open_regular, replace_file
 from model.model_name import ModelName, canonical_name
 from model.reference import ReferenceAnswer
-from model.spec import Postprocessing, Preprocessing, Spec
+from model.spec import Postprocessing, Preprocessing, SegmentPostSpec, Spec
 from model.types import Task
 
 CONFIG_FILE = "config.json"
@@ -73,8 +73,6 @@ class Quantisation(Spec):
 class BundleConfig(Spec):
     """`config.json`. Class indices are positions in `labels`."""
 
-    ADDED = frozenset({"quantisation"})
-
     format: Literal[1] = 1
     name: ModelName
     task: Task = Field(strict=False)
@@ -92,21 +90,26 @@ class BundleConfig(Spec):
 
     @property
     def version(self) -> str:
-        """Identifies one state of the model: 16 hex digits of a hash over the config, which has the weights' hash.
+        """Identifies what answers: 16 hex digits of a hash over the config without figures; it has the weights' hash.
 
-        It stays as it is when a new version of this program adds fields with defaults to pipelines.
+        It stays as it is when the model is measured, and when a new version of this program adds fields with defaults
+        to pipelines.
         """
-        parts: dict[str, Spec] = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
-        if self.accuracy is not None:
-            parts["accuracy"] = self.accuracy
-        added: dict[str, set[str] | bool] = {name: part.added_defaults for name, part in parts.items()}
-        added |= dict.fromkeys(self.added_defaults, True)
-        return hashlib.sha256(self.model_dump_json(exclude=added).encode()).hexdigest()[:16]
+        parts = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
+        left_out: dict[str, set[str] | bool] = {name: part.added_defaults for name, part in parts.items()}
+        left_out["quantisation"] = True
+        unmeasured = self.model_copy(update={"accuracy": None})
+        return hashlib.sha256(unmeasured.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     @property
     def embedding_dimension(self) -> int | None:
         """Length of the embeddings of a classifier; None for models of other tasks."""
         return self.architecture.backbone.embedding_dimension if self.task is Task.CLASSIFY else None
+
+    @property
+    def pixel_threshold(self) -> float | None:
+        """Of a segmenter that was trained with one output channel; None for other models."""
+        return self.postprocessing.threshold if isinstance(self.postprocessing, SegmentPostSpec) else None
 
     @model_validator(mode="after")
     def _same_task_everywhere(self) -> Self:
@@ -165,7 +168,9 @@ def read_bundle(folder: Path) -> Bundle:
             f"{CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()[:5])
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'config'}: {problem_text(e)}" for e in error.errors()[:5]
+        )
         raise BundleInvalid(f"bundle {folder}: {CONFIG_FILE} is not valid: {problems}") from error
     if config.name != folder.name:
         raise BundleInvalid(f"bundle {folder}: the folder must have the name in its config, {config.name!r}; rename it")
@@ -213,7 +218,7 @@ def find_bundle(name: str, models_dir: Path | None) -> Path:
         if root is not None and (root / folder / CONFIG_FILE).exists():
             return root / folder
     known = ", ".join(bundle_names(models_dir)) or "none"
-    raise BundleInvalid(f"there is no model {name!r} in the store; known: {known}")
+    raise BundleInvalid(f"there is no model {folder!r} in the store; known: {known}")
 
 
 def bundle_names(models_dir: Path | None) -> list[str]:

@@ -13,7 +13,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class ConvMLPError(Exception):
@@ -85,3 +88,8 @@ class NotFinite(ConvMLPError):
             "the model's output for this image is not finite (NaN or infinity): its weights are damaged, or too large "
             "for its precision"
         )
+
+
+def problem_text(problem: ErrorDetails) -> str:
+    """What is wrong with a value. Checks that raise ValueError have a prefix in pydantic's text, which is left out."""
+    return problem["msg"].removeprefix("Value error, ")

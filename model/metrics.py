@@ -13,6 +13,7 @@ from model.types import BoolArray, Box, IntArray
 
 Float64Array = npt.NDArray[np.float64]
 
+MIN_IOU = 0.5
 CALIBRATION_BINS = 15
 MIN_CALIBRATION_SCORE = 0.05
 """Detections below are left out of calibration: nobody sees them, and there are many."""
@@ -34,6 +35,9 @@ class TrueBox:
     index: int
     box: Box
     crowd: bool = False
+
+
+HasBox = ScoredBox | TrueBox
 
 
 def top_k_accuracy(ranked: IntArray, truth: IntArray) -> dict[str, float]:
@@ -111,11 +115,33 @@ def voc_average_precision(
     """
     figures = {}
     for index, label in enumerate(labels):
-        pairs, positives = match_boxes(found, truth, index, 0.5)
+        pairs, positives = match_boxes(found, truth, index, MIN_IOU)
         if positives:
             hits = np.array([hit for _, hit in pairs], np.bool_)
             figures[f"ap50_{label}"] = interpolated_precision(hits, positives)
     return {"ap50": float(np.mean(list(figures.values()))) if figures else 0.0, **figures}
+
+
+def matched_boxes(
+    found: Sequence[HasBox], others: Sequence[HasBox], min_iou: float = MIN_IOU
+) -> list[tuple[int, int, float]]:
+    """Pairs of boxes of one picture and one class, as positions in both and their IoU, of at least `min_iou`.
+
+    In the order of `found`, each takes the other that overlaps it most and is not taken yet.
+    """
+    pairs: list[tuple[int, int, float]] = []
+    taken: set[int] = set()
+    for at, one in enumerate(found):
+        overlaps = {
+            to: iou(one.box, other.box)
+            for to, other in enumerate(others)
+            if to not in taken and other.index == one.index
+        }
+        best = max(overlaps, key=overlaps.__getitem__, default=None)
+        if best is not None and overlaps[best] >= min_iou:
+            taken.add(best)
+            pairs.append((at, best, overlaps[best]))
+    return pairs
 
 
 def match_boxes(
@@ -129,19 +155,14 @@ def match_boxes(
     pairs: list[tuple[float, bool]] = []
     positives = 0
     for detections, objects in zip(found, truth, strict=True):
-        free = [one.box for one in objects if one.index == index and not one.crowd]
+        of_class = [one for one in detections if one.index == index]
+        wanted = [one for one in objects if one.index == index and not one.crowd]
         crowds = [one.box for one in objects if one.index == index and one.crowd]
-        positives += len(free)
-        for detection in detections:
-            if detection.index != index:
-                continue
-            best = max(free, key=lambda box: iou(detection.box, box), default=None)
-            hit = best is not None and iou(detection.box, best) >= min_iou
-            if best is not None and hit:
-                free.remove(best)
-            elif any(_covered(detection.box, crowd) >= min_iou for crowd in crowds):
-                continue
-            pairs.append((detection.score, hit))
+        positives += len(wanted)
+        hits = {at for at, _, _ in matched_boxes(of_class, wanted, min_iou)}
+        for at, detection in enumerate(of_class):
+            if at in hits or not any(_covered(detection.box, crowd) >= min_iou for crowd in crowds):
+                pairs.append((detection.score, at in hits))
     return sorted(pairs, key=lambda pair: -pair[0]), positives
 
 
@@ -151,7 +172,7 @@ def precision_and_recall(
     """Precision and recall of detections scored above `threshold`, over all classes, at IoU 0.5."""
     hits = answers = objects = 0
     for index in range(classes):
-        pairs, positives = match_boxes(found, truth, index, 0.5)
+        pairs, positives = match_boxes(found, truth, index, MIN_IOU)
         above = [hit for score, hit in pairs if score > threshold]
         hits, answers, objects = hits + sum(above), answers + len(above), objects + positives
     return {"precision_at_threshold": hits / max(answers, 1), "recall_at_threshold": hits / max(objects, 1)}
@@ -161,7 +182,7 @@ def scored_matches(
     found: Sequence[Sequence[ScoredBox]], truth: Sequence[Sequence[TrueBox]], classes: int
 ) -> tuple[Float64Array, BoolArray]:
     """Scores (K,) of detections of at least MIN_CALIBRATION_SCORE; which are true positives at IoU 0.5, bool (K,)."""
-    pairs = [pair for index in range(classes) for pair in match_boxes(found, truth, index, 0.5)[0]]
+    pairs = [pair for index in range(classes) for pair in match_boxes(found, truth, index, MIN_IOU)[0]]
     kept = [pair for pair in pairs if pair[0] >= MIN_CALIBRATION_SCORE]
     return np.array([score for score, _ in kept]), np.array([hit for _, hit in kept], np.bool_)
 

@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from model.types import Reader
 
+MIN_PIXEL_THRESHOLD, MAX_PIXEL_THRESHOLD = 0.001, 0.999
+"""Nearer to 0 or 1, float32 logits have too few digits for the probabilities."""
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+PixelThreshold = Annotated[float, Field(ge=MIN_PIXEL_THRESHOLD, le=MAX_PIXEL_THRESHOLD)]
 
 
 class Spec(BaseModel):
@@ -94,9 +97,22 @@ class DetectPostSpec(Spec):
 
 
 class SegmentPostSpec(Spec):
-    """A segmenter's postprocessing has no parameters."""
+    """`threshold`: of a network that was trained with one output channel, a class against the rest: a pixel is of the
+    class if its probability is above. The network's weights contain it, so that the higher of both logits decides.
+    None: the network was trained with a channel for each class.
+    """
+
+    ADDED = frozenset({"threshold"})
 
     task: Literal["segment"] = "segment"
+    threshold: PixelThreshold | None = None
+
+
+def odds_of_other_class(threshold: float) -> tuple[float, float]:
+    """For pixels of either class, of logits that contain a threshold: the factor that takes it out of the odds of the
+    other class."""
+    odds = threshold / (1 - threshold)
+    return odds, 1 / odds
 
 
 Postprocessing = Annotated[ClassifyPostSpec | DetectPostSpec | SegmentPostSpec, Field(discriminator="task")]

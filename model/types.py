@@ -18,6 +18,7 @@ import numpy.typing as npt
 UInt8Array = npt.NDArray[np.uint8]
 LabelMapArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Float32Array = npt.NDArray[np.float32]
+LogitsArray = npt.NDArray[np.float16]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -92,7 +93,9 @@ class QueryParams:
     classifier, the features before its last layer instead of labels. `classes`: indices of the classes to return,
     rising; None: all. `iou_threshold`: of two detections that overlap by more the better one is returned; None takes
     the model's own. `agnostic_nms`: whatever their classes. `min_area`: minimum area of a detection's box, or of a
-    segment, in square pixels. `confidence_map`: compute the confidence of each pixel.
+    segment, in square pixels. `confidence_map`: compute the confidence of each pixel. `logits`: of a segmenter, its
+    logits at their own resolution instead of a label map. `threshold`: of a segmenter with one output channel, the
+    probability above which a pixel is of its class; None takes the model's own.
     """
 
     top_k: int = 5
@@ -105,6 +108,15 @@ class QueryParams:
     agnostic_nms: bool = False
     min_area: int = 0
     confidence_map: bool = False
+    logits: bool = False
+    threshold: float | None = None
+
+    def segments_of(self, pixels: IntArray) -> BoolArray:
+        """Of a segmenter's classes, by their pixels: which are to be returned. bool (classes,)."""
+        returned: BoolArray = pixels >= self.min_area
+        if self.classes is not None:
+            returned &= np.isin(np.arange(len(pixels)), self.classes)
+        return returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +200,33 @@ class SegmentOutput:
     finite: bool = True
 
 
-RawOutput = ClassifyOutput | EmbedOutput | DetectOutput | SegmentOutput
+MAX_LOGITS = 8
+"""Classes whose logits a window has at each of its cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsOutput:
+    """The logits of a segmenter for a window of a picture, over the padded network input: of the best classes of each
+    cell, at most `MAX_LOGITS` of them.
+
+    `logits`: float16 (k, h, w). `classes`: whose they are, uint8 (k, h, w), uint16 beyond 256 classes; of k classes in
+    all, their indices in order. `rest`: of the other classes together, float16 (h, w), the logarithm of the sum of
+    their exponentials; None if there are none. `finite`: whether the logits that the network computed were. Beyond
+    float16's range they are clipped.
+    """
+
+    logits: LogitsArray
+    classes: LabelMapArray
+    rest: LogitsArray | None = None
+    finite: bool = True
+
+    def crop(self, rows: slice, columns: slice) -> LogitsOutput:
+        """Some of the cells: views."""
+        rest = None if self.rest is None else self.rest[rows, columns]
+        return LogitsOutput(self.logits[:, rows, columns], self.classes[:, rows, columns], rest, self.finite)
+
+
+RawOutput = ClassifyOutput | EmbedOutput | DetectOutput | SegmentOutput | LogitsOutput
 
 
 @dataclass(frozen=True, slots=True)

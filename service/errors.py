@@ -3,6 +3,7 @@
 ConvMLPError
 ├── BadRequest            a body that cannot be parsed
 ├── UnsupportedEncoding   a body whose Content-Encoding is unknown
+├── NotAcceptable         no media type that the caller accepts is offered
 ├── BadParameter          a parameter out of range, or a model of another task
 ├── ModelNotFound
 ├── ModelInvalid          a model of the store that cannot be served
@@ -44,6 +45,12 @@ class UnsupportedEncoding(ConvMLPError):
     """The body has a content coding that is not decoded."""
 
     code = "unsupported-encoding"
+
+
+class NotAcceptable(ConvMLPError):
+    """The caller accepts none of the media types that an answer can have."""
+
+    code = "not-acceptable"
 
 
 class BadParameter(ConvMLPError):
@@ -188,6 +195,7 @@ DOMAIN_ERRORS: tuple[type[ConvMLPError], ...] = (
     BundleInvalid,
     BadRequest,
     UnsupportedEncoding,
+    NotAcceptable,
     BadParameter,
     ModelNotFound,
     ModelInvalid,
@@ -213,3 +221,13 @@ def error_from_code(code: str, detail: str, retry_after_s: float | None = None) 
     if issubclass(kind, RetryLater):
         return kind(detail, 1.0 if retry_after_s is None else retry_after_s)
     return kind(detail)
+
+
+def error_of_part(error: ConvMLPError, part: str) -> ConvMLPError:
+    """The error of a request, one part of which failed with `error`; `part` names it."""
+    detail = f"{part}: {error.detail}"
+    if isinstance(error, Overloaded):
+        return Overloaded(detail, error.retry_after_s, error.reason)
+    retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
+    of_part = error_from_code(error.code, detail, retry_after_s)
+    return of_part.with_advice(http=error.http_advice, grpc=error.grpc_advice)

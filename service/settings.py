@@ -139,6 +139,8 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_names)] = ()
     """Origins, comma-separated, such as https://app.example.org, whose pages may call REST; * is any. By default
     browsers let only the service's own pages call it."""
+    deepstack_at_root: bool = False
+    """Serve DeepStack's API at /v1/vision, too: for clients that take a host and a port, but no path."""
 
     # gRPC connections
     grpc_tls_certificate: Path | None = None
@@ -240,6 +242,9 @@ class Settings(BaseSettings):
     are limited with them: 6 bytes and the work of 8 pixels of a baseline JPEG, for each of these pixels."""
     max_images: PositiveInt = 64
     """Images in one request."""
+    max_tiles: PositiveInt = 64
+    """Windows into which one image is cut for `tiles`. Each counts as an image for rates and for the images in
+    progress; so does the whole image, which a detector gets as well."""
     max_request_bytes: PositiveInt = 64 * 2**20
     """Bytes of one request's body."""
     max_in_flight: PositiveInt = 1024

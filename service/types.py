@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from model.bundle import BundleConfig
+from model.tiles import Tiling
 from model.types import AS_TRAINED, Deployment, Image, QueryParams
 
 T = TypeVar("T")
@@ -14,7 +15,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
     """One image, encoded or decoded, and its parameters. `deadline_s` is on the clock of `time.monotonic`. Callers get
-    fair shares of the front-end's threads. `classes`: names of the only classes to return; empty: all."""
+    fair shares of the front-end's threads. `classes`: names of the only classes to return; empty: all. `tiling`: how
+    the image is cut into windows; None: not at all."""
 
     id: str
     model: ModelStatus
@@ -23,6 +25,7 @@ class PredictRequest:
     deadline_s: float
     caller: str = ""
     classes: tuple[str, ...] = ()
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ import structlog
 
 from service.worker.compute_libraries import configure_libraries
 from tests.e2e.convmlp_process import RunningService, running_service
+from tests.fork_server import FORK_SERVER, ForkServer
 
 # On a busy machine any example may take long.
 hypothesis.settings.register_profile("tests", deadline=None)
@@ -48,14 +49,18 @@ IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 """Such a process shares the folder of the process that started it."""
 
 
+RUN = ExitStack()
+"""What all processes of a run share."""
+
+
 def pytest_configure() -> None:
     if not IS_XDIST_WORKER:
-        os.environ[STATE_HOME] = tempfile.mkdtemp(prefix="convmlp-test-state-")
+        os.environ[STATE_HOME] = RUN.enter_context(tempfile.TemporaryDirectory(prefix="convmlp-test-state-"))
+        os.environ[FORK_SERVER] = RUN.enter_context(ForkServer()).path
 
 
 def pytest_unconfigure() -> None:
-    if not IS_XDIST_WORKER:
-        shutil.rmtree(os.environ[STATE_HOME], ignore_errors=True)
+    RUN.close()
 
 
 SERIAL = (
@@ -127,7 +132,7 @@ def restored_logs() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def service() -> Iterator[RunningService]:
     """The whole service with the embedded models, shared by tests that do not change its state."""
-    with running_service() as running:
+    with running_service(fresh=True) as running:
         yield running
 
 

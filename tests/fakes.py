@@ -42,6 +42,7 @@ from model.types import (
     DetectOutput,
     EmbedOutput,
     Geometry,
+    LogitsOutput,
     QueryParams,
     RawOutput,
     SegmentOutput,
@@ -100,9 +101,15 @@ def fake_answer(task: Task, pixels: UInt8Array, geometry: Geometry, params: Quer
             kept = int((scores > threshold).sum().clip(max=params.max_detections))
             logits = np.full((kept, 28, 28), 4.0, np.float32) if params.masks else None
             return DetectOutput(boxes[:kept], scores[:kept], np.array([level % 2, 1])[:kept], logits)
+        case Task.SEGMENT if params.logits:
+            best = 1 + level % 2
+            cells = np.full((len(_LABELS[task]), pixels.shape[0] // 4, pixels.shape[1] // 4), -4.0, np.float16)
+            cells[best] = 4.0
+            classes = np.broadcast_to(np.arange(len(cells), dtype=np.uint8)[:, None, None], cells.shape)
+            return LogitsOutput(cells, np.ascontiguousarray(classes))
         case Task.SEGMENT:
             label_map = np.zeros((height, width), np.uint8)
-            label_map[:, width // 2 :] = 1 + level % 2
+            label_map[:, int(width * (params.threshold or 0.5)) :] = 1 + level % 2
             return segment_output(label_map, CLASSES, params)
 
 
@@ -136,6 +143,13 @@ def fake_instances() -> Bundle:
     bundle = fake_bundle(Task.DETECT)
     changes = {"name": "fake_instances", "architecture": MaskRCNNSpec(backbone=TINY_BACKBONE)}
     return Bundle(Path("fake_instances"), bundle.config.model_copy(update=changes))
+
+
+def fake_binary() -> Bundle:
+    """The fake segmenter once more, named `fake_binary`, with the threshold of a network with one output channel."""
+    bundle = fake_bundle(Task.SEGMENT)
+    changes = {"name": "fake_binary", "postprocessing": SegmentPostSpec(threshold=0.5)}
+    return Bundle(Path("fake_binary"), bundle.config.model_copy(update=changes))
 
 
 def lying_bundle(name: str) -> Bundle:
@@ -191,6 +205,8 @@ class FakeRunner:
     """The most models that were being read from disk at one time."""
     batches: list[tuple[str, int]] = field(default_factory=list)
     """Each batch that ran: its model, its images."""
+    params: list[QueryParams] = field(default_factory=list)
+    """Those of each image that ran."""
     shares: list[int] = field(default_factory=list)
     """The lanes of each batch that ran."""
     taken_at_once: list[int] = field(default_factory=list)
@@ -259,6 +275,7 @@ class FakeRunner:
             self._lanes_taken += lanes
             self.taken_at_once.append(self._lanes_taken)
             self.batches.append((self.slots[slot].config.name, len(batch)))
+            self.params.extend(batch.params)
             self.shares.append(lanes)
         try:
             return self._answer(slot, batch, lanes)
@@ -286,7 +303,7 @@ class FakeRunner:
     def _spoil(self, answer: RawOutput, pixels: UInt8Array) -> RawOutput:
         if int(pixels.mean()) not in self.not_finite:
             return answer
-        if isinstance(answer, SegmentOutput):
+        if isinstance(answer, SegmentOutput | LogitsOutput):
             return replace(answer, finite=False)
         if isinstance(answer, EmbedOutput):
             return EmbedOutput(answer.embedding * np.float32("nan"))

@@ -1,46 +1,81 @@
-"""Runs `convmlp` commands in processes that are forked from one which has imported the command's modules already.
+"""Runs `convmlp` in processes that are forked from one which has imported its modules already.
 
-Imports are nine tenths of the time of most commands. A forked process is like any other in its arguments, environment,
-folder, files and exit status. Tests of the start itself, of signals and of terminals start `python -m service.cli`.
+Imports are nine tenths of the time of most commands, and most of a service's start. A forked process is like any other
+in its arguments, environment, folder, files, signals and exit status. The processes that a forked `convmlp serve`
+starts are forked, too. Tests of the start itself, of memory, of limits that processes inherit, and of terminals start
+`python -m service.cli`.
+
+conftest.py starts one server for a run of all tests. It imports at the first request.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import fcntl
 import gc
 import os
 import pickle
-import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
-
-from service.cli.app import LAZY_COMMANDS
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 COMMAND_LINE = "service.cli"
 """The module that is run as `convmlp`."""
-IMPORTED = (*(lazy.import_path.partition(":")[0] for lazy in LAZY_COMMANDS.values()), "typer.rich_utils", "grpc")
+FORK_SERVER = "CONVMLP_TEST_FORK_SERVER"
+"""Environment variable: the socket of the run's fork server."""
+PARTS = (
+    "service.supervision.supervisor",
+    "service.frontend.http_main",
+    "service.frontend.grpc_main",
+    "service.worker.main",
+)
 TIMEOUT_S = 120.0
+STDIN, STDOUT, STDERR = range(3)
+INT_BYTES = 4
+ABOVE_ALL = 512
+"""Above the numbers of files that a process inherits."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run: arguments of `convmlp`, its variables and its folder, and the numbers of the files that it gets."""
+
+    arguments: tuple[str, ...]
+    environment: dict[str, str]
+    folder: str
+    numbers: tuple[int, ...]
+    is_command: bool
+    """It is killed when its caller ends, and ends without taking the interpreter apart, which would take longer than
+    most commands."""
 
 
 class ForkServer:
-    """A process that has imported what commands do, and forks a process for each. `environment` is its own, and that of
-    a command which is given no other. Use as a context manager."""
+    """Such a process. Use as a context manager; it ends at the latest with the process that started it.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        self._environment = dict(environment)
-        with theirs:
+    Imports see `environment`, by default that of this process.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="convmlp-test-fork-")
+        self.path = f"{self._folder.name}/socket"
+        with socket.create_server(self.path, family=socket.AF_UNIX, backlog=128) as listener:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
-                stdin=theirs.fileno(),
+                [sys.executable, "-m", __name__, str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
                 # The threads of a library would be lost in a fork.
                 env={**environment, "OPENBLAS_NUM_THREADS": "1"},
                 cwd=ROOT,
@@ -52,93 +87,234 @@ class ForkServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(
+    def close(self) -> None:
+        """End it, and wait until the processes that it has forked have ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+class ForkedProcess:
+    """A forked `convmlp`, for synchronous callers: the part of `subprocess.Popen` that tests use."""
+
+    def __init__(
         self,
         arguments: Sequence[str],
-        stdin: bytes = b"",
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str],
+        files: Mapping[int, int],
+        *,
         folder: Path | None = None,
-    ) -> tuple[int, bytes, bytes]:
-        """Run `convmlp` with these arguments to its end; any thread may call it.
+        server: str | None = None,
+        is_command: bool = False,
+    ) -> None:
+        """Start it. `files` maps its file numbers to files of this process; without one for stdin that is empty.
+        `server` is the path of a fork server's socket, by default that of the run."""
+        self.stderr: IO[str] | None = None
+        self.returncode: int | None = None
+        request = Request(tuple(arguments), dict(environment), str(folder or Path.cwd()), tuple(files), is_command)
+        self._server = socket.socket(socket.AF_UNIX)
+        try:
+            self._server.connect(server or os.environ[FORK_SERVER])
+            socket.send_fds(self._server, [b"\0"], list(files.values()))
+            self._server.sendall(pickle.dumps(request))
+            self._server.settimeout(TIMEOUT_S)  # the first one waits for imports
+            number, (self._pidfd,), _, _ = socket.recv_fds(self._server, INT_BYTES, 1)
+            self.pid = int.from_bytes(number)
+        except BaseException:
+            self._server.close()
+            raise
 
-        Returns:
-            Its exit status, negative for a signal, and what it wrote to stdout and to stderr.
+    def fileno(self) -> int:
+        """Of a file that is readable once it has ended."""
+        return self._server.fileno()
 
-        Raises:
-            TimeoutError: it did not end within `TIMEOUT_S`; it is killed.
-        """
-        variables = self._environment if environment is None else dict(environment)
-        ours, theirs = socket.socketpair()
-        with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err, ours:
-            given.write(stdin)
-            given.seek(0)
-            with theirs:
-                files = [theirs.fileno(), given.fileno(), out.fileno(), err.fileno()]
-                socket.send_fds(self._control, [b"\0"], files)
-            ours.settimeout(TIMEOUT_S)
-            ours.sendall(pickle.dumps((list(arguments), variables, str(folder or Path.cwd()))))
-            with ours.makefile("rb") as reply:
-                status = pickle.load(reply)
-            out.seek(0)
-            err.seek(0)
-            return status, out.read(), err.read()
+    def poll(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        if self.returncode is None and select.select([self._server], [], [], 0)[0]:
+            self._end()
+        return self.returncode
 
-    def close(self) -> None:
-        self._control.close()
-        self._process.wait()
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its exit status. Raises subprocess.TimeoutExpired after `timeout` seconds."""
+        if self.returncode is None:
+            if not select.select([self._server], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("convmlp", timeout or 0)
+            self._end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def _end(self) -> None:
+        status = self._server.recv(INT_BYTES)
+        assert status, "the fork server has ended"
+        self.returncode = int.from_bytes(status, signed=True)
+        self._server.close()
+        os.close(self._pidfd)
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
-def _serve(control: socket.socket) -> None:
-    for name in IMPORTED:
+class ForkedChild:
+    """A process that a forked `convmlp serve` has started."""
+
+    def __init__(self, process: ForkedProcess) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    @classmethod
+    async def start(cls, command: str, environment: Mapping[str, str], descriptors: Sequence[int]) -> ForkedChild:
+        """As `service.supervision.child.start_process`: `convmlp COMMAND` with descriptors under their numbers."""
+        kept = {number: number for number in (STDOUT, STDERR, *descriptors)}
+        return cls(await asyncio.to_thread(ForkedProcess, (command,), environment, kept))
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._process.fileno(), ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._process.fileno())
+        return self._process.wait()
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+
+def run(
+    arguments: Sequence[str],
+    stdin: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    server: str | None = None,
+) -> tuple[int, bytes, bytes]:
+    """Run a command of `convmlp` to its end; any thread may call it.
+
+    Returns:
+        Its exit status, negative for a signal, and what it wrote to stdout and to stderr.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end within `TIMEOUT_S`; it is killed.
+    """
+    variables = os.environ if environment is None else environment
+    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+        given.write(stdin)
+        given.seek(0)
+        files = {STDIN: given.fileno(), STDOUT: out.fileno(), STDERR: err.fileno()}
+        process = ForkedProcess(arguments, variables, files, folder=folder, server=server, is_command=True)
+        try:
+            status = process.wait(TIMEOUT_S)
+        finally:
+            process.kill()
+        out.seek(0)
+        err.seek(0)
+        return status, out.read(), err.read()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process of the server: its caller's connection, and its pidfd."""
+
+    pid: int
+    pidfd: int
+    caller: socket.socket
+    is_command: bool
+
+
+def serve(listener: socket.socket) -> Request:
+    """Fork processes until stdin is closed. Returns in each of them, with its request."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    running: dict[int, Running] = {}
+    poll = select.poll()
+    for file in (STDIN, listener.fileno()):
+        poll.register(file, select.POLLIN)
+    while True:
+        ready = {file for file, _ in poll.poll()}
+        if STDIN in ready:
+            break
+        for one in list(running.values()):
+            if one.pidfd in ready:
+                _, status = os.waitpid(one.pid, 0)
+                with contextlib.suppress(OSError):  # its caller has ended
+                    one.caller.sendall(os.waitstatus_to_exitcode(status).to_bytes(INT_BYTES, signed=True))
+                del running[one.pid]
+                for file in (one.pidfd, one.caller.fileno()):
+                    with contextlib.suppress(KeyError):
+                        poll.unregister(file)
+                os.close(one.pidfd)
+                one.caller.close()
+            elif one.caller.fileno() in ready:
+                poll.unregister(one.caller.fileno())
+                if one.is_command:
+                    signal.pidfd_send_signal(one.pidfd, signal.SIGKILL)
+        if listener.fileno() in ready:
+            caller, _ = listener.accept()
+            _import_modules()
+            with caller.makefile("rb") as content:
+                _, files, _, _ = socket.recv_fds(caller, 1, ABOVE_ALL)
+                request: Request = pickle.load(content)
+            pid = os.fork()
+            if pid == 0:
+                for other in (listener, caller, *(one.caller for one in running.values())):
+                    other.detach()  # their numbers go to other files
+                _take_files(request.numbers, files)
+                return request
+            for file in files:
+                os.close(file)
+            one = Running(pid, os.pidfd_open(pid), caller, request.is_command)
+            running[pid] = one
+            for file in (one.pidfd, caller.fileno()):
+                poll.register(file, select.POLLIN)
+            with contextlib.suppress(OSError):
+                socket.send_fds(caller, [pid.to_bytes(INT_BYTES)], [one.pidfd])
+    for one in running.values():
+        signal.pidfd_send_signal(one.pidfd, signal.SIGKILL)
+        os.waitpid(one.pid, 0)
+    sys.exit()
+
+
+@cache
+def _import_modules() -> None:
+    from service.cli.app import LAZY_COMMANDS
+
+    commands = (lazy.import_path.partition(":")[0] for lazy in LAZY_COMMANDS.values())
+    for name in (*commands, *PARTS, "typer.rich_utils"):
         import_module(name)
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, "a module starts a thread when it is imported: it cannot be forked"
     gc.freeze()  # processes need not look at what they share
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes those that have ended
-    while True:
-        message, files, _, _ = socket.recv_fds(control, 1, 4)
-        if not message:
-            return
-        if os.fork() == 0:
-            control.close()
-            _run(*files)
-            os._exit(0)
-        for file in files:
-            os.close(file)
 
 
-def _run(request: int, *streams: int) -> None:
-    """In a process for each request: fork the command, and report its status. It ends with its caller."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    caller = socket.socket(fileno=request)
-    with caller.makefile("rb") as content:
-        arguments, environment, folder = pickle.load(content)
-    command = os.fork()
-    if command == 0:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        caller.close()
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(folder)
-        status = _status_of(arguments)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)  # to take the interpreter apart would take longer than most commands
-    ended = os.pidfd_open(command)
-    if ended not in select.select([ended, caller.fileno()], [], [])[0]:
-        os.kill(command, signal.SIGKILL)
-    _, status = os.waitpid(command, 0)
-    caller.sendall(pickle.dumps(os.waitstatus_to_exitcode(status)))
+def _take_files(numbers: Sequence[int], files: Sequence[int]) -> None:
+    """Keep these files only, under these numbers."""
+    above = [fcntl.fcntl(file, fcntl.F_DUPFD, ABOVE_ALL) for file in files]
+    os.closerange(0, ABOVE_ALL)
+    for number, file in zip(numbers, above, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+    if STDIN not in numbers:
+        os.open(os.devnull, os.O_RDONLY)  # the lowest free number
 
 
-def _status_of(arguments: Sequence[str]) -> int:
-    sys.argv = ["convmlp", *arguments]
+def _run(request: Request) -> int:
+    """Run the request in this process, which was forked for it. Returns the exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    os.chdir(request.folder)
+    sys.argv = ["convmlp", *request.arguments]
+    from service.cli.app import app
+
     try:
-        runpy.run_module(COMMAND_LINE, run_name="__main__", alter_sys=True)
+        app(prog_name="convmlp", obj=ForkedChild.start)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # as the interpreter does
@@ -147,5 +323,15 @@ def _status_of(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _main() -> None:
+    request = serve(socket.socket(fileno=int(sys.argv[1])))
+    status = _run(request)
+    if request.is_command:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=0))
+    _main()

@@ -5,19 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
-from tests.fork_server import ForkServer
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer(os.environ) as running:
-        yield running
+from tests.fork_server import run
 
 
 @pytest.mark.parametrize(
@@ -30,12 +23,12 @@ def server() -> Iterator[ForkServer]:
     ids=["no service", "a list", "a wrong variable"],
 )
 def test_a_forked_command_is_as_a_started_one(
-    arguments: tuple[str, ...], variables: dict[str, str], server: ForkServer, tmp_path: Path
+    arguments: tuple[str, ...], variables: dict[str, str], tmp_path: Path
 ) -> None:
     """Its arguments, stdin, environment and folder are its own, and so are its output and its exit status."""
     environment = {**os.environ, **variables}
     command = [sys.executable, "-m", "service.cli", *arguments]
     with chdir(tmp_path):
         started = subprocess.run(command, input=b"no picture", env=environment, capture_output=True, check=False)
-        forked = server.run(arguments, b"no picture", environment)
+        forked = run(arguments, b"no picture", environment)
     assert forked == (started.returncode, started.stdout, started.stderr)

@@ -28,7 +28,7 @@ SKIPPED = (
     "tests/test_wording.py",
     "tests/wording.py",
 )
-SKIPPED_NAMES = frozenset({"__pycache__", "build", "generated", "node_modules"})
+SKIPPED_NAMES = frozenset({"__pycache__", "build", "generated", "node_modules", "vendor"})
 SUFFIXES = frozenset(
     {".c", ".cfg", ".css", ".html", ".js", ".json", ".md", ".proto", ".py", ".sh", ".svg", ".toml", ".txt", ".yaml"}
     | {".yml"}

@@ -17,9 +17,12 @@ from convmlp_client.errors import (
     ClientError,
     ConnectionFailed,
     DeadlineExceeded,
+    FetchFailed,
+    FetchTimeout,
     Forbidden,
     Internal,
     ModelInvalid,
+    NotAcceptable,
     NotFound,
     Overloaded,
     ProtocolError,
@@ -30,6 +33,7 @@ from convmlp_client.errors import (
     Unavailable,
     UnsupportedEncoding,
     UnsupportedFormat,
+    UrlRefused,
 )
 from convmlp_client.images import ImageInput
 from convmlp_client.many import Outcome
@@ -65,6 +69,8 @@ __all__ = [
     "Detection",
     "Detections",
     "Embedding",
+    "FetchFailed",
+    "FetchTimeout",
     "Forbidden",
     "ImageInput",
     "Internal",
@@ -74,6 +80,7 @@ __all__ = [
     "Meta",
     "Model",
     "ModelInvalid",
+    "NotAcceptable",
     "NotFound",
     "Outcome",
     "Overloaded",
@@ -89,4 +96,5 @@ __all__ = [
     "Unavailable",
     "UnsupportedEncoding",
     "UnsupportedFormat",
+    "UrlRefused",
 ]

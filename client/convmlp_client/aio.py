@@ -99,7 +99,7 @@ class AsyncClient:
         """Find the objects in an image. Arguments and errors as `classify`.
 
         parameters: see `DetectParameters`: model, score_threshold, max_detections, classes,
-                iou_threshold, agnostic_nms, min_area, masks, mask_format.
+                iou_threshold, agnostic_nms, min_area, tiles, tile_overlap, masks, mask_format.
         """
         return await self._requester.predict(detect_params(parameters), image, timeout_s)
 
@@ -108,7 +108,8 @@ class AsyncClient:
     ) -> Segmentation:
         """Assign a class to each pixel of an image. Arguments and errors as `classify`.
 
-        parameters: see `SegmentParameters`: model, classes, min_area, masks, mask_format.
+        parameters: see `SegmentParameters`: model, classes, min_area, tiles, tile_overlap, masks,
+                mask_format.
         """
         return await self._requester.predict(segment_params(parameters), image, timeout_s)
 

@@ -67,6 +67,7 @@ class _EmbeddingJSON(msgspec.Struct):
 class _SegmentationJSON(msgspec.Struct):
     image: ImageSize
     segments: list[_SegmentJSON]
+    confidence_map: bytes | None = None
 
 
 def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
@@ -92,7 +93,7 @@ def result_from_json(data: bytes | msgspec.Raw, meta: Meta) -> Result:
                 Segment(row.label, row.index, row.area, row.confidence, _mask_from_json(row.mask, segmentation.image))
                 for row in segmentation.segments
             )
-            return Segmentation(segmentation.image, tuple(segments), meta)
+            return Segmentation(segmentation.image, tuple(segments), meta, segmentation.confidence_map)
         case Task.EMBED:
             embedding = msgspec.json.decode(data, type=_EmbeddingJSON)
             return Embedding(embedding.image, _vector(embedding.embedding), meta)

@@ -6,6 +6,7 @@ The functions take protocols, so that the service draws its own results with the
 from __future__ import annotations
 
 import colorsys
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,13 +158,11 @@ class Style:
         return self._opened[path]
 
 
-def class_colour(index: int) -> Colour:
-    """The colour of a class, the same in every image.
-
-    Hues are a golden angle apart, so that neighbouring indices differ most; saturation and brightness alternate.
-    """
-    hue = (index * 0.618033988749895 + 0.02) % 1.0
-    saturation, value = ((0.85, 1.0), (0.65, 0.85), (1.0, 0.7))[index // 7 % 3]
+def label_colour(label: str) -> Colour:
+    """The colour of a label, in any case: the same in every image, and for every model and task."""
+    digest = hashlib.blake2b(label.casefold().encode(errors="replace"), digest_size=5).digest()
+    hue = int.from_bytes(digest[:4]) / 2**32
+    saturation, value = ((0.85, 1.0), (0.65, 0.85), (1.0, 0.7))[digest[4] % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -202,11 +201,11 @@ def draw_detections(
         region = region_of(detection)
         if region is not None and region.pixels.size:
             mask = np.multiply(region.pixels, np.uint8(MASK_OPACITY), order="C")
-            canvas.paste(class_colour(detection.index), (region.left, region.top), PIL.Image.fromarray(mask))
+            canvas.paste(label_colour(detection.label), (region.left, region.top), PIL.Image.fromarray(mask))
     draw = PIL.ImageDraw.Draw(canvas)
     for detection in reversed(detections):
         corners = _scaled_corners(detection.box, scale)
-        draw.rectangle(corners, outline=class_colour(detection.index), width=style.line_width)
+        draw.rectangle(corners, outline=label_colour(detection.label), width=style.line_width)
 
 
 def draw_tags(
@@ -217,7 +216,7 @@ def draw_tags(
     for detection in reversed(detections):
         x, y, _, _ = _scaled_corners(detection.box, scale)
         line = style.line(detection, f" {detection.score:.2f}")
-        _draw_tag(canvas, line, class_colour(detection.index), (x, y), style, [one for one in panels if one])
+        _draw_tag(canvas, line, label_colour(detection.label), (x, y), style, [one for one in panels if one])
 
 
 def draw_segments(
@@ -238,7 +237,7 @@ def draw_segments(
     style = Style.for_size(*canvas.size)
     tinted = [(one, value) for one, value in zip(segments, values, strict=True) if one.label != BACKGROUND]
     if label_map is not None:
-        _tint(canvas, label_map, {value: class_colour(segment.index) for segment, value in tinted})
+        _tint(canvas, label_map, {value: label_colour(segment.label) for segment, value in tinted})
         borders = _borders(label_map, max(1, style.line_width // 2))
         canvas.paste(WHITE, (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
     rows = [(segment, f"  {segment.area / area:.1%}") for segment, _ in tinted[:MAX_PANEL_ROWS]]
@@ -266,7 +265,7 @@ def _draw_panel(
     draw = PIL.ImageDraw.Draw(canvas)
     for at, (line, (label, _)) in enumerate(zip(lines, rows, strict=True)):
         x, y = 2 * style.pad, top + 2 * style.pad + at * step
-        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=class_colour(label.index))
+        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=label_colour(label.label))
         draw.text((x + swatch + style.pad, y + style.ascent), line.text, fill=WHITE, font=line.font, anchor="ls")
     return style.pad, top + style.pad, right, bottom
 

@@ -3,6 +3,7 @@
 ClientError
 ├── BadImage              the image bytes are empty, truncated or corrupt
 ├── UnsupportedFormat     the service does not read this image format
+├── NotAcceptable         the service offers no media type that Accept names
 ├── UnsupportedEncoding   the service does not decode the body's Content-Encoding
 ├── TooLarge              the image has too many bytes or pixels
 ├── BadRequest            the service does not understand the request
@@ -11,6 +12,9 @@ ClientError
 ├── ModelInvalid          a model cannot be loaded: its bundle is broken
 ├── Unauthenticated       the API key is missing or wrong
 ├── Forbidden             the service's configuration does not allow this
+├── UrlRefused            the service does not fetch this URL of an image
+├── FetchFailed           no image came from its URL
+│   └── FetchTimeout      it did not come in time
 ├── DeadlineExceeded      the request timed out
 ├── Internal              the service failed
 ├── ProtocolError         the reply is not from this service, or from another version of it
@@ -63,6 +67,12 @@ class UnsupportedFormat(ClientError):
     code = "unsupported-format"
 
 
+class NotAcceptable(ClientError):
+    """The service offers no media type that the header Accept names. The client names JSON, so a proxy changed it."""
+
+    code = "not-acceptable"
+
+
 class UnsupportedEncoding(ClientError):
     """The service does not decode the body's Content-Encoding."""
 
@@ -109,6 +119,24 @@ class Forbidden(ClientError):
     """The service's configuration does not allow this to any caller."""
 
     code = "forbidden"
+
+
+class UrlRefused(ClientError):
+    """The service does not fetch this URL of an image: by its settings, or by the addresses of the URL's host."""
+
+    code = "url-refused"
+
+
+class FetchFailed(ClientError):
+    """The host of an image's URL cannot be reached from the service, or answers with an error."""
+
+    code = "fetch-failed"
+
+
+class FetchTimeout(FetchFailed):
+    """The image did not come from its URL in the time that a fetch may take."""
+
+    code = "fetch-timeout"
 
 
 class DeadlineExceeded(ClientError):
@@ -171,6 +199,7 @@ SERVICE_ERRORS: dict[str, type[ClientError]] = {
         BadImage,
         UnsupportedFormat,
         UnsupportedEncoding,
+        NotAcceptable,
         TooLarge,
         BadRequest,
         BadParameter,
@@ -178,6 +207,9 @@ SERVICE_ERRORS: dict[str, type[ClientError]] = {
         ModelInvalid,
         Unauthenticated,
         Forbidden,
+        UrlRefused,
+        FetchFailed,
+        FetchTimeout,
         DeadlineExceeded,
         Internal,
         Overloaded,

@@ -67,8 +67,8 @@ def encode_rle(pixels: BoolArray) -> str:
     return _encode_numbers(numbers)
 
 
-def decode_png(data: bytes, size: ImageSize) -> BoolArray:
-    """A mask from an 8-bit grey PNG: bool (H, W), True for values above 127.
+def decode_png(data: bytes, size: ImageSize, name: str = "mask") -> npt.NDArray[np.uint8]:
+    """The values of an 8-bit grey PNG, which errors call `name`: uint8 (H, W).
 
     Raises:
         ValueError: `data` is not a complete PNG, or has another size.
@@ -76,10 +76,10 @@ def decode_png(data: bytes, size: ImageSize) -> BoolArray:
     try:
         with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as png:
             if png.size != (size.width, size.height):  # checked before the pixels are decoded
-                raise ValueError(f"the mask is {png.width} x {png.height}, its image {size.width} x {size.height}")
-            return np.asarray(png.convert("L")) > 127
+                raise ValueError(f"the {name} is {png.width} x {png.height}, its image {size.width} x {size.height}")
+            return np.array(png.convert("L"))
     except (OSError, SyntaxError) as error:
-        raise ValueError("the mask is not a complete PNG") from error
+        raise ValueError(f"the {name} is not a complete PNG") from error
 
 
 def fill_polygons(polygons: Sequence[Sequence[float]], size: ImageSize) -> Region:

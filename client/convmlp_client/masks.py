@@ -56,7 +56,7 @@ class Mask:
             case str():
                 return decode_rle(self.data, self.size)
             case bytes():
-                return Region(0, 0, decode_png(self.data, self.size))
+                return Region(0, 0, decode_png(self.data, self.size) > 127)
             case _:
                 return fill_polygons(self.data, self.size)
 

@@ -35,6 +35,9 @@ class DetectParameters(TypedDict, total=False):
     `iou_threshold`: of two detections that overlap by more, return the better one, 0 to 1 (default: the model's own).
     `agnostic_nms`: True to compare detections of different classes, too (default: False).
     `min_area`: minimum area of a box in square pixels (default: 0).
+    `tiles`: cut large images into overlapping windows and join their answers: "auto", a side in pixels such as 640, or
+        "800x600" (default: do not cut).
+    `tile_overlap`: least part of a window's sides that neighbours share, 0 to 0.8 (default: 0.2).
     `masks`: False to leave masks out (default: True for models that have masks).
     `mask_format`: encoding of masks (default: "rle").
     """
@@ -46,6 +49,8 @@ class DetectParameters(TypedDict, total=False):
     iou_threshold: float | None
     agnostic_nms: bool | None
     min_area: int | None
+    tiles: str | int | None
+    tile_overlap: float | None
     masks: bool | None
     mask_format: MaskFormat | None
 
@@ -56,6 +61,12 @@ class SegmentParameters(TypedDict, total=False):
     `model`: model name (default: the task's default model).
     `classes`: names of the only classes to return, or class indices (default: all).
     `min_area`: minimum number of a segment's pixels (default: 0).
+    `threshold`: of a model with one output channel, the probability above which a pixel is of the class, 0.001 to 0.999
+    (default: the model's own).
+    `confidence_map`: True for the probability of each pixel's class (default: False).
+    `tiles`: cut large images into overlapping windows and join their answers: "auto", a side in pixels such as 640, or
+        "800x600" (default: do not cut).
+    `tile_overlap`: least part of a window's sides that neighbours share, 0 to 0.8 (default: 0.2).
     `masks`: False to leave masks out (default: True).
     `mask_format`: encoding of masks (default: "rle").
     """
@@ -63,6 +74,10 @@ class SegmentParameters(TypedDict, total=False):
     model: str | None
     classes: Sequence[str | int] | None
     min_area: int | None
+    tiles: str | int | None
+    tile_overlap: float | None
+    threshold: float | None
+    confidence_map: bool | None
     masks: bool | None
     mask_format: MaskFormat | None
 
@@ -95,6 +110,10 @@ class AnalyzeParameters(TypedDict, total=False):
     iou_threshold: float | None
     agnostic_nms: bool | None
     min_area: int | None
+    tiles: str | int | None
+    tile_overlap: float | None
+    threshold: float | None
+    confidence_map: bool | None
     masks: bool | None
     mask_format: MaskFormat | None
 
@@ -139,6 +158,8 @@ def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, ob
     given = {name: value for name, value in parameters.items() if value is not None}
     if isinstance(classes := given.get("classes"), (list, tuple)):
         given["classes"] = ",".join(map(str, classes))
+    if "tiles" in given:
+        given["tiles"] = str(given["tiles"])
     for name in ("tasks", "models"):
         if isinstance(one := given.get(name), str):
             given[name] = [one]

@@ -6,6 +6,7 @@ right, y down. Scores are probabilities from 0 to 1. `index` is the position of 
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -28,6 +29,7 @@ from convmlp_client.drawing import (
 from convmlp_client.errors import ClientError
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.images import ImageInput, opened_image
+from convmlp_client.mask_codecs import decode_png
 from convmlp_client.masks import Mask, require_mask
 
 
@@ -235,12 +237,24 @@ class Segmentation:
     """A class for each pixel of an image: segments, largest first. Each pixel belongs to exactly one segment, unless
     `classes` or `min_area` left some out.
 
-    `image` is the size of the upright image.
+    `image` is the size of the upright image. `confidence_png` is an 8-bit grey PNG, which `confidence_map` decodes;
+    None if it was not requested.
     """
 
     image: ImageSize
     segments: tuple[Segment, ...]
     meta: Meta
+    confidence_png: bytes | None = None
+
+    def confidence_map(self) -> npt.NDArray[np.uint8]:
+        """The probability of each pixel's class, 0 to 255: (H, W), uint8. Also of pixels whose segment was left out.
+
+        Raises:
+            ValueError: it was not requested, or is malformed.
+        """
+        if self.confidence_png is None:
+            raise ValueError("the result has no confidence map; request it with confidence_map=True")
+        return decode_png(self.confidence_png, self.image, "confidence map")
 
     def label_map(self) -> LabelMap:
         """The class index of each pixel: (H, W), uint8, or uint16 if a class index is above 254.
@@ -296,7 +310,10 @@ class Segmentation:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as in `results` of the REST API."""
-        return {"image": asdict(self.image), "segments": [segment.to_dict() for segment in self.segments]}
+        row = {"image": asdict(self.image), "segments": [segment.to_dict() for segment in self.segments]}
+        if self.confidence_png is None:
+            return row
+        return {**row, "confidence_map": base64.b64encode(self.confidence_png).decode("ascii")}
 
     def _paint(self, values: Sequence[int], fill: int) -> LabelMap:
         """(H, W): at each pixel the value of its segment, elsewhere `fill`, of which -1 is the largest value."""

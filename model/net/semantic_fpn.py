@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,8 @@ from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
-from model.spec import Postprocessing
-from model.types import Batch, BoolArray, Geometry, IntArray, QueryParams, SegmentOutput, Size
+from model.spec import Postprocessing, SegmentPostSpec, odds_of_other_class
+from model.types import MAX_LOGITS, Batch, Geometry, LogitsArray, LogitsOutput, QueryParams, SegmentOutput, Size
 
 
 class DoubleSize(nn.Module):
@@ -91,9 +92,13 @@ def label_maps(
     geometries: Sequence[Geometry],
     params: Sequence[QueryParams],
     chunk_bytes: int = CHUNK_BYTES,
+    threshold: float | None = None,
 ) -> list[SegmentOutput]:
     """Logits (N, classes, h, w) of inputs of `input_size` → the class with the highest logit, at each picture pixel,
     and its probability: the softmax of the pixel's logits.
+
+    `threshold`: of the bundle of a network with one output channel, as `SegmentPostSpec` has it; `params` may have
+    others. The logits contain it, the probabilities do not.
 
     Logits are resized bilinearly (align_corners=False), first to the input's size, where padding is cut off, then to
     the picture's size. Of equal logits the lowest class index wins. An output is finite if the highest logit of each
@@ -103,7 +108,7 @@ def label_maps(
     the authors' order of operations.
     """
     return [
-        _segment(row, input_size, geometry, row_params, chunk_bytes)
+        _segment(row, input_size, geometry, row_params, chunk_bytes, threshold)
         for row, geometry, row_params in zip(logits.split(1), geometries, params, strict=True)
     ]
 
@@ -115,8 +120,11 @@ class _Pixels:
     0 to 255, where it is asked for.
     """
 
-    def __init__(self, size: Size, classes: int, device: torch.device, params: QueryParams) -> None:
+    def __init__(
+        self, size: Size, classes: int, device: torch.device, params: QueryParams, threshold: float | None = None
+    ) -> None:
         self._params = params
+        self._odds = None if threshold is None else torch.tensor(odds_of_other_class(threshold), device=device)
         shape = (size.height, size.width)
         dtype = torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32
         self.labels = torch.zeros(shape, dtype=dtype, device=device)
@@ -128,8 +136,10 @@ class _Pixels:
     def add(self, rows: slice, columns: slice, best: Tensor, total: Tensor) -> None:
         """Part of the pixels is decided: their highest logit, and the sum of exp(logit - highest) over all classes."""
         self._finite &= bool(torch.stack(best.aminmax()).isfinite().all())  # NaN is both the least and the largest
-        probabilities = total.reciprocal()
         classes = self.labels[rows, columns].flatten().int()
+        if self._odds is not None:
+            total = (total - 1).mul_(self._odds[classes].view_as(total)).add_(1)
+        probabilities = total.reciprocal()
         counts = len(self._counts)
         self._counts += torch.bincount(classes, minlength=counts)
         self._sums += torch.bincount(classes, probabilities.flatten().double(), minlength=counts)
@@ -140,26 +150,60 @@ class _Pixels:
         labels, counts = self.labels.cpu().numpy(), self._counts.cpu().numpy()
         return SegmentOutput(
             label_map=labels if self.labels.dtype == torch.uint8 else labels.astype(np.uint16),
-            areas=np.where(self._returned(counts), counts, 0),
+            areas=np.where(self._params.segments_of(counts), counts, 0),
             confidences=(self._sums.cpu().numpy() / np.maximum(counts, 1)).astype(np.float32),
             confidence_map=None if self.levels is None else self.levels.cpu().numpy(),
             finite=self._finite,
         )
 
-    def _returned(self, counts: IntArray) -> BoolArray:
-        """Of the classes, by their pixels: which the request asks for."""
-        returned = counts >= self._params.min_area
-        if self._params.classes is not None:
-            returned &= np.isin(np.arange(len(counts)), self._params.classes)
-        return returned
+
+def logits_output(logits: Tensor) -> LogitsOutput:
+    """Logits (1, classes, h, w) on the host: of each cell those of its best classes."""
+    finite = bool(torch.stack(logits.aminmax()).isfinite().all())
+    values, count, rest = logits[0].float().contiguous(), logits.shape[1], None
+    if count > MAX_LOGITS:
+        best, classes = values.topk(MAX_LOGITS, dim=0)
+        rest = _half(values.scatter_(0, classes, -torch.inf).logsumexp(dim=0))
+        values = best
+    else:
+        classes = torch.arange(count, device=logits.device)[:, None, None].expand_as(values)
+    indices = classes.int().cpu().numpy()
+    return LogitsOutput(
+        _half(values),
+        indices.astype(np.uint8) if count <= MAX_UINT8_CLASSES else indices.astype(np.uint16),
+        rest,
+        finite,
+    )
+
+
+def _half(x: Tensor) -> LogitsArray:
+    """Numbers on the host as float16, clipped to its range."""
+    largest = torch.finfo(torch.float16).max
+    half: LogitsArray = x.clamp(-largest, largest).half().cpu().numpy()
+    return half
+
+
+def _with_threshold(logits: Tensor, params: QueryParams, threshold: float | None) -> tuple[Tensor, float | None]:
+    """Logits that contain the bundle's threshold → those that contain the request's, and that one, where it has one."""
+    if threshold is None or params.threshold is None:
+        return logits, threshold
+    logits = logits.float()
+    moved = logits[:, 0] + (_logit(params.threshold) - _logit(threshold))
+    return torch.stack((moved, logits[:, 1]), dim=1), params.threshold
 
 
 def _segment(
-    logits: Tensor, input_size: Size, geometry: Geometry, params: QueryParams, chunk_bytes: int
+    logits: Tensor,
+    input_size: Size,
+    geometry: Geometry,
+    params: QueryParams,
+    chunk_bytes: int,
+    threshold: float | None,
 ) -> SegmentOutput:
+    logits, threshold = _with_threshold(logits, params, threshold)
     content, original = geometry.content, geometry.original
     large = original.height * original.width >= LARGE_PIXELS or max(original.height, original.width) >= LARGE_SIDE
-    pixels = _Pixels(original, logits.shape[1], logits.device, params)
+    pixels = _Pixels(original, logits.shape[1], logits.device, params, threshold)
     if large:
         _label_tiles(pixels, logits, input_size, content, original)
     else:
@@ -251,6 +295,10 @@ class _Axis:
         return torch.lerp(x.gather(2, low), x.gather(2, high), self.weights)  # `index_select` is 17 times slower here
 
 
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
 def _chunk_classes(fitting: int) -> int:
     """Classes in a chunk: a multiple of the vector size, if so many fit."""
     return fitting - fitting % VECTOR if fitting > VECTOR else max(1, fitting)
@@ -267,8 +315,22 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def _predict(network: SemanticFPN, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
+def predict_segments(
+    network: nn.Module, x: Tensor, batch: Batch, spec: Postprocessing
+) -> list[SegmentOutput | LogitsOutput]:
+    """The outputs of a network from pictures to logits, as `SemanticFPN`; `FamilyNetwork.predict`.
+
+    A row whose params ask for `logits` gets them as they are.
+    """
+    assert isinstance(spec, SegmentPostSpec)
+    size = Size(x.shape[2], x.shape[3])
+    outputs: list[SegmentOutput | LogitsOutput] = []
+    for logits, geometry, params in zip(network(x).split(1), batch.geometries, batch.params, strict=True):
+        if params.logits:
+            outputs.append(logits_output(_with_threshold(logits, params, spec.threshold)[0]))
+        else:
+            outputs += label_maps(logits, size, [geometry], [params], threshold=spec.threshold)
+    return outputs
 
 
 def _infer(shapes: StateDictShapes) -> tuple[SemanticFPNSpec, int]:
@@ -280,4 +342,4 @@ def _infer(shapes: StateDictShapes) -> tuple[SemanticFPNSpec, int]:
     return spec, shapes.rows(CLASS_KEY)
 
 
-NETWORK = FamilyNetwork(build=SemanticFPN, predict=_predict, class_key=CLASS_KEY, infer=_infer)
+NETWORK = FamilyNetwork(build=SemanticFPN, predict=predict_segments, class_key=CLASS_KEY, infer=_infer)

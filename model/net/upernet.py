@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from model.families.upernet import UPerNetSpec
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
-from model.net.semantic_fpn import label_maps
-from model.spec import Postprocessing
-from model.types import Batch, SegmentOutput, Size
+from model.net.semantic_fpn import predict_segments
 
 POOL_SIZES = (1, 2, 3, 6)
 
@@ -74,10 +72,6 @@ class UPerNet(nn.Module):
 CLASS_KEY = "decode_head.conv_seg.weight"
 
 
-def _predict(network: UPerNet, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
-
-
 def _infer(shapes: StateDictShapes) -> tuple[UPerNetSpec, int]:
     channels = shapes.rows("decode_head.fpn_bottleneck.conv.weight")
     return UPerNetSpec(backbone=infer_backbone(shapes), head_channels=channels), shapes.rows(CLASS_KEY)
@@ -85,7 +79,7 @@ def _infer(shapes: StateDictShapes) -> tuple[UPerNetSpec, int]:
 
 NETWORK = FamilyNetwork(
     build=UPerNet,
-    predict=_predict,
+    predict=predict_segments,
     class_key=CLASS_KEY,
     infer=_infer,
     key="decode_head.psp_modules.0.1.conv.weight",

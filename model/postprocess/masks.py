@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import cast
 
 import cv2
 import numpy as np
@@ -117,7 +118,8 @@ def encode_rle(mask: RegionMask) -> RLE:
 
 def encode_segments_rle(result: SegmentResult) -> Iterator[RLE]:
     """The RLE of each segment, in order, from one pass over the label map."""
-    for edges in segment_edges(cv2.transpose(result.label_map), [segment.index for segment in result.segments]):
+    columns = cast(LabelMapArray, cv2.transpose(result.label_map))  # several times as fast as NumPy's
+    for edges in segment_edges(columns, [segment.index for segment in result.segments]):
         yield _from_edges(edges, result.size)
 
 

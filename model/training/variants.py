@@ -97,6 +97,7 @@ def variant_recipe(kind: PetsModel, variant: Variant) -> Recipe:
     task = FAMILIES[architecture.family].task.value
     if not variant.spec.has_levels:
         raise ValueError(f"{variant.backbone} has no feature levels: it can be trained as `breed` only, not to {task}")
-    if problem := input_problem(variant.spec, recipe.preprocessing):
-        raise ValueError(f"{problem}: {variant.backbone} can be trained as `breed` only, not to {task}")
+    if input_problem(variant.spec, recipe.preprocessing):
+        sides = f"of {variant.side} x {variant.side} px only"
+        raise ValueError(f"{variant.backbone} takes inputs {sides}: it can be trained as `breed` only, not to {task}")
     return changed

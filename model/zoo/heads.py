@@ -18,7 +18,7 @@ from model.types import Task
 from model.zoo.checkpoint import Checkpoint
 from model.zoo.class_names import ClassNames
 
-SEGMENT_THRESHOLD = 0.5
+PIXEL_THRESHOLD = 0.5
 """Of a single channel, unless the training had another."""
 _BOXES = "roi_head.bbox_head"
 

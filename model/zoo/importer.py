@@ -16,13 +16,14 @@ from model.model_name import EXPECTED_NAME, base_name, canonical_name, is_name
 from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
+from model.spec import MAX_PIXEL_THRESHOLD, MIN_PIXEL_THRESHOLD, Postprocessing, SegmentPostSpec
 from model.types import Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
 from model.zoo.checkpoint import Checkpoint, Weights, read_checkpoint
 from model.zoo.checkpoint_file import INDEX_SUFFIX
 from model.zoo.class_names import ClassNames, stored_class_names
 from model.zoo.heads import (
-    SEGMENT_THRESHOLD,
+    PIXEL_THRESHOLD,
     binary_class_names,
     complete_binary_head,
     is_binary,
@@ -96,7 +97,7 @@ def import_checkpoint(
             f"{base} is a published model with labels of its own; choose another name, or give no labels"
         )
     checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights or _published_weights(file, base)))
-    binary = is_binary(checkpoint) and pipeline.flags.activation != "sigmoid"
+    binary, threshold = is_binary(checkpoint) and pipeline.flags.activation != "sigmoid", PIXEL_THRESHOLD
     if binary:
         pipeline, threshold = _without_pixel_threshold(checkpoint, pipeline)
         checkpoint = complete_binary_head(checkpoint, threshold)
@@ -126,7 +127,7 @@ def import_checkpoint(
         architecture=architecture,  # in the file's form
         labels=named.names,
         preprocessing=chosen.preprocessing,
-        postprocessing=chosen.postprocessing,
+        postprocessing=_with_threshold(chosen.postprocessing, known.postprocessing, threshold if binary else None),
         precision=precision,
         accuracy=known.accuracy if unchanged else None,  # it was measured with another pipeline
     )
@@ -148,13 +149,24 @@ def import_checkpoint(
 def _without_pixel_threshold(checkpoint: Checkpoint, options: PipelineOptions) -> tuple[PipelineOptions, float]:
     """The threshold of a single output channel, which becomes a part of the weights, and the other options."""
     given = [] if options.config is None else read_pipelines(options.config)
-    threshold = SEGMENT_THRESHOLD
+    threshold = PIXEL_THRESHOLD
     for parts in (*stored_pipelines(checkpoint.file), *given):
         threshold = parts.thresholds.get("pixel_threshold", threshold)
     threshold = options.flags.thresholds.get("score_threshold", threshold)
-    if not 0 < threshold < 1:
-        raise BundleInvalid(f"the threshold of a single output channel is {threshold:g}; expected one between 0 and 1")
+    if not MIN_PIXEL_THRESHOLD <= threshold <= MAX_PIXEL_THRESHOLD:
+        raise BundleInvalid(
+            f"the threshold of a single output channel is {threshold:g}; expected one from {MIN_PIXEL_THRESHOLD} to "
+            f"{MAX_PIXEL_THRESHOLD}"
+        )
     return replace(options, flags=replace(options.flags, thresholds={})), threshold
+
+
+def _with_threshold(chosen: Postprocessing, known: Postprocessing, threshold: float | None) -> Postprocessing:
+    """A segmenter's threshold belongs to its weights, not to its pipeline: that of a single output channel, or what the
+    weights were exported with."""
+    if not isinstance(chosen, SegmentPostSpec) or not isinstance(known, SegmentPostSpec):
+        return chosen
+    return SegmentPostSpec(threshold=known.threshold if threshold is None else threshold)
 
 
 def _pipeline(

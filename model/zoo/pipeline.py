@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 from pydantic import ValidationError
 
-from model.errors import BundleInvalid
+from model.errors import BundleInvalid, problem_text
 from model.spec import (
     CenterCropSpec,
     ClassifyPostSpec,
@@ -123,7 +123,7 @@ class Pipeline:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise BundleInvalid(f"{parts.source}: {where} is {first['input']}: {first['msg']}") from error
+            raise BundleInvalid(f"{parts.source}: {where} is {first['input']}: {problem_text(first)}") from error
         sides = (pre.resize_shorter, pre.crop) if isinstance(pre, CenterCropSpec) else (pre.long_side, pre.pad_multiple)
         if max(sides) > MAX_SIDE:
             raise BundleInvalid(f"{parts.source}: an input of {max(sides)} px is too large; at most {MAX_SIDE} px")

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, BundleConfig, Sha256, Source
-from model.errors import BundleInvalid
+from model.errors import BundleInvalid, problem_text
 from model.files import open_regular
 from model.spec import Postprocessing, Preprocessing, Spec
 from model.zoo.checkpoint_file import CheckpointFile
@@ -70,7 +70,7 @@ def read_stored_bundle(file: CheckpointFile, tensors: Mapping[str, Tensor]) -> S
         where = ".".join(map(str, first["loc"])) or "it"
         raise BundleInvalid(
             f"{file.path} has a pipeline of `convmlp models export` that this version cannot read: {where}: "
-            f"{first['msg']}"
+            f"{problem_text(first)}"
         ) from error
 
 

@@ -15,6 +15,7 @@ from service.cli.predict import (
     AsJson,
     BackendOptions,
     Classes,
+    ConfidenceMap,
     Images,
     IouThreshold,
     Local,
@@ -24,11 +25,15 @@ from service.cli.predict import (
     MinArea,
     ModelsDir,
     OutputOptions,
+    PixelThreshold,
     Save,
     Threshold,
+    TileOverlap,
+    Tiles,
     TimeoutMs,
     TopK,
     Url,
+    backend_options,
     local_backend,
     predict_images,
     query_string,
@@ -55,6 +60,7 @@ Models = Annotated[
 
 
 def analyze(
+    context: typer.Context,
     images: Images,
     tasks: Tasks = None,
     models: Models = None,
@@ -65,6 +71,10 @@ def analyze(
     iou_threshold: IouThreshold = None,
     agnostic_nms: AgnosticNms = None,
     min_area: MinArea = None,
+    threshold: PixelThreshold = None,
+    confidence_map: ConfidenceMap = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -76,7 +86,8 @@ def analyze(
     save: Save = None,
 ) -> None:
     """Analyze images: print the answers of several tasks or models, from one upload of each."""
-    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
+    output = OutputOptions(as_json, save)
     parameters = {
         "tasks": tasks,
         "models": models,
@@ -87,11 +98,15 @@ def analyze(
         "iou_threshold": iou_threshold,
         "agnostic_nms": agnostic_nms,
         "min_area": min_area,
+        "threshold": threshold,
+        "confidence_map": confidence_map,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
     given = {name: value for name, value in parameters.items() if value is not None}
-    predict_images("analyze", images, options, output, lambda: _open_backend(given, options))
+    predict_images("analyze", images, output, lambda: _open_backend(given, options))
 
 
 def _open_backend(given: dict[str, Any], options: BackendOptions) -> AnalysisBackend:
@@ -134,4 +149,4 @@ def _backend(query: AnalyzeQuery, model: str | None, task: Task, settings: Setti
     from service.frontend.api.rest.query import Query
 
     of_task = query.params[task]
-    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None), task, settings)
+    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None, tiling=of_task.tiling), task, settings)

@@ -40,6 +40,7 @@ LAZY_COMMANDS = {
     "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
     "analyze": LazyCommand("service.cli.analyze:analyze", PREDICTION),
     "embed": LazyCommand("service.cli.embed:embed", PREDICTION),
+    "watch": LazyCommand("service.cli.watch:watch", PREDICTION),
     "eval": LazyCommand("service.cli.evaluation:evaluate", TOOLS),
     "compare": LazyCommand("service.cli.compare:compare", TOOLS),
     "bench": LazyCommand("service.cli.bench:bench", TOOLS),
@@ -62,6 +63,14 @@ class LazyGroup(TyperGroup):
             for name in (cmd_name,) if cmd_name in LAZY_COMMANDS else LAZY_COMMANDS:
                 self.commands[name] = _load_command(name, LAZY_COMMANDS[name])
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # typer converts values with pydantic, and shows its text for a value that is not one of the choices.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 def _load_command(name: str, lazy: LazyCommand) -> Any:  # noqa: ANN401
@@ -92,9 +101,11 @@ PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_n
 @app.command(context_settings=PART, rich_help_panel=SERVICE)
 def serve(context: typer.Context) -> None:
     """Run the whole service on this machine: workers, REST and gRPC front-ends."""
+    from service.supervision.child import start_process
     from service.supervision.supervisor import run_supervisor
 
-    sys.exit(run_supervisor(_settings(context)))
+    # A caller of `app` may give another way to start processes.
+    sys.exit(run_supervisor(_settings(context), context.obj or start_process))
 
 
 @app.command(context_settings=PART, rich_help_panel=SERVICE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -17,18 +18,20 @@ from convmlp_client.results import Analysis, Answer, Embedding, Meta, Result
 from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
 from model.bundle import Bundle, find_bundle, read_bundle
-from model.decode import decode
+from model.decode import Picture, decode
 from model.errors import ConvMLPError
 from model.postprocess.results import require_finite
 from model.preprocess import prepare
-from model.types import Batch, Task
+from model.tiles import needs_whole, plan_tiles, prepare_tiles
+from model.types import Batch, Image, ModelInput, QueryParams, RawOutput, Task
 from service.cli.console import print_error
 from service.errors import BadParameter, ModelNotFound, Overloaded, error_from_code
 from service.frontend.api.rest.embed import EmbedQuery
 from service.frontend.api.rest.query import Query
 from service.frontend.api.rest.schemas import encode_embedding, encode_output
 from service.frontend.core.engine import Encode
-from service.frontend.core.parameters import VectorEncoding, with_classes
+from service.frontend.core.parameters import VectorEncoding, params_for
+from service.frontend.core.tiling import TiledOutput, window_params
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 
@@ -215,8 +218,8 @@ class LocalBackend:
         bundle = _bundle(task, query.model, settings)
         self._config = bundle.config
         self._params = query.params
-        if isinstance(query, Query) and query.classes:
-            self._params = with_classes(query.params, query.classes, bundle.config.labels)
+        if isinstance(query, Query):
+            self._params = params_for(bundle.config, query.params, query.classes)
         self._encode: Encode[bytes]
         if isinstance(query, EmbedQuery):
             self._encode = partial(encode_embedding, query.normalize, VectorEncoding.BASE64)
@@ -224,6 +227,8 @@ class LocalBackend:
         else:
             self._encode = partial(encode_output, query.mask_format)
             self._meta = Meta(bundle.config.name, ClientTask(task))
+        self._tiling = query.tiling if isinstance(query, Query) else None
+        self._max_tiles = settings.max_tiles
         self._limits = settings.decode_limits
         # Measuring which precision is fastest takes longer than a few predictions.
         if settings.precision_of(bundle.config.name) == "auto":
@@ -246,17 +251,33 @@ class LocalBackend:
             NotFinite: the network's output has NaN or infinity.
             Overloaded: the image does not fit into the device's memory.
         """
-        preprocessing = self._config.preprocessing
-        picture = decode(image, self._limits, preprocessing.reader)
-        model_input = prepare(picture, preprocessing)
-        batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (self._params,))
+        picture = decode(image, self._limits, self._config.preprocessing.reader)
+        output = self._output(picture)
+        return result_from_json(self._encode(output, self._config, picture.size), self._meta)
+
+    def _output(self, picture: Image) -> RawOutput:
+        """The network's output, joined from those of the windows where the picture is cut."""
+        spec, size = self._config.preprocessing, picture.size
+        if self._tiling is None:
+            return self._run(prepare(picture, spec), self._params)
+        grid = plan_tiles(size, self._tiling, spec, self._max_tiles)
+        if len(grid) == 1:
+            return self._run(prepare(picture, spec), self._params)
+        whole = needs_whole(self._config.task)
+        tiled = prepare_tiles(Picture(picture.pixels, size), spec, grid, whole=whole, before_each=lambda: None)
+        params = window_params(self._params, self._config.task)
+        outputs = tuple(self._run(one, params) for one in tiled.inputs)
+        return TiledOutput(tiled, outputs, self._params, math.inf).join(self._config)
+
+    def _run(self, model_input: ModelInput, params: QueryParams) -> RawOutput:
+        batch = Batch(np.stack([model_input.pixels]), (model_input.geometry,), (params,))
         try:
             (output,) = self._runner.run(self._config.name, batch, self._runner.lanes)
         except OutOfDeviceMemory as error:
             raise Overloaded(
                 "the image does not fit into the device's memory; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
-        return result_from_json(self._encode(require_finite(output), self._config, picture.size), self._meta)
+        return require_finite(output)
 
     async def aclose(self) -> None:
         self._runner.close()

@@ -25,6 +25,7 @@ from service.cli.predict import (
     ModelsDir,
     TimeoutMs,
     Url,
+    backend_options,
     local_backend,
     query_string,
 )
@@ -64,6 +65,7 @@ class Vectors:
 
 
 def embed(
+    context: typer.Context,
     images: Inputs,
     out: Out,
     model: Model = None,
@@ -77,9 +79,7 @@ def embed(
     """Embed images: write a classifier's features of each, as vectors to search, cluster or train with."""
     from service.cli.inputs import image_files
 
-    options = BackendOptions(url, api_key, local, models_dir, timeout_ms)
-    if local and timeout_ms is not None:
-        raise typer.BadParameter("--timeout-ms needs a service; it does not work with --local")
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
     write = WRITERS.get(out.suffix.lower())
     if write is None:
         raise typer.BadParameter(f"--out {printable(str(out))} does not end with one of {', '.join(WRITERS)}")

@@ -26,7 +26,7 @@ from model.spec import SegmentPostSpec
 from model.types import Task
 from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client
 from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
-from service.cli.flags import settings_or_exit
+from service.cli.flags import refuse_flags_of_service, settings_or_exit
 from service.cli.inputs import FORMATS
 from service.cli.predict import BACKEND, DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Local, ModelsDir, Url, query_string
 from service.errors import ModelNotFound
@@ -162,6 +162,7 @@ class Service:
 
 
 def evaluate(
+    context: typer.Context,
     data: Data,
     model: Model,
     data_format: Format = None,
@@ -190,6 +191,7 @@ def evaluate(
     """
     if precision is not None and not local:
         raise typer.BadParameter("--precision needs --local; a service has its own")
+    refuse_flags_of_service(context, local, "concurrency")
     settings = settings_or_exit(models_dir=models_dir, precision=precision)
     service = None if local else Service(url, api_key, concurrency)
     try:

@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource
 
+from model.errors import problem_text
 from service.cli.console import print_error
 from service.settings import Settings
 
@@ -31,6 +32,8 @@ GROUPS = {
 
 METAVARS = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH", "tuple[str,...]": "A,B,…"}
 """What the help writes for the type of a value."""
+METAVARS_OF = {"--split": "NAME=SPLIT,…", "--model-weights": "NAME=N,…"}
+"""What it writes for the values of these flags."""
 
 DEFAULT = re.compile(r" ?\(default: ((?:\(.*\))|[^()]*)\)$")
 """A default as pydantic-settings writes it; that of several values is a tuple."""
@@ -64,9 +67,24 @@ def settings_or_exit(**values: Any) -> Settings:  # noqa: ANN401  (any setting's
         for problem in error.errors():
             name = ".".join(map(str, problem["loc"]))
             # A check across several settings names them itself, and its input is all of them.
-            message = problem["msg"].removeprefix("Value error, ")
+            message = problem_text(problem)
             print_error(f"setting {name}: {message} (given: {problem['input']!r})" if name else message)
         raise typer.Exit(2) from None
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a command's line has the flag of its argument `name`; a variable of the environment does not count."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_flags_of_service(context: typer.Context, local: bool, *names: str) -> None:
+    """Raises typer.BadParameter if --local is given with the flag of `url`, `api_key` or one of `names`."""
+    for name in ("url", "api_key", *names):
+        if local and is_given(context, name):
+            raise typer.BadParameter(
+                f"--{name.replace('_', '-')} needs a service; it does not work with --local, which asks none"
+            )
 
 
 def _flags_source(command: str, description: str) -> CliSettingsSource[Any]:
@@ -85,7 +103,7 @@ def _flags_source(command: str, description: str) -> CliSettingsSource[Any]:
         if flag in GROUPS:
             group = parser.add_argument_group(GROUPS[flag])
         if "metavar" in options:
-            options["metavar"] = METAVARS.get(options["metavar"], options["metavar"])
+            options["metavar"] = METAVARS_OF.get(flag, METAVARS.get(options["metavar"], options["metavar"]))
         options["help"] = DEFAULT.sub(_plain_default, options["help"])
         return group.add_argument(flag, *others, **options)
 

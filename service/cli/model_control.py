@@ -129,6 +129,10 @@ def split_model(
 
     A change holds at once for new requests, on all workers and front-ends.
     """
+    if SEPARATOR in name:
+        raise typer.BadParameter(
+            f"{name} names a version; a split is of all versions of {base_name(name)}", param_hint="NAME"
+        )
     try:
         shares = None if split is None else parse_split(split)
     except ValueError as error:
@@ -189,7 +193,9 @@ class _Service:
         cards = self._decode(self.request("GET", "/models"), _Cards).models
         versions = [card for card in cards if base_name(card.name) == base_name(name)]
         if not versions:
-            raise _Failed(f"there is no model {name!r}; served: {', '.join(card.name for card in cards)}")
+            raise _Failed(
+                f"there is no model {canonical_name(name)!r}; served: {', '.join(card.name for card in cards)}"
+            )
         return versions
 
     def card(self, name: str) -> _Card:

@@ -27,7 +27,8 @@ from service.cli.console import image_progress, number_column, print_error, prin
 from service.cli.inputs import FORMATS, MAX_READ_BYTES, ImageFile
 from service.errors import BadParameter, Forbidden, ModelNotFound, Unauthenticated, Unavailable, error_from_code
 from service.frontend.api.rest.schemas import Answer, encode_analysis, encode_analysis_answer, encode_error
-from service.frontend.core.overlay import PictureFormat, encode_picture, scaled_down
+from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, scaled_down
+from service.frontend.core.parameters import View
 from service.frontend.http.problems import problem_of
 
 FATAL = (NoAnswer, Unavailable, ModelNotFound, BadParameter, Unauthenticated, Forbidden, BundleInvalid)
@@ -148,13 +149,18 @@ def _analysis_json(name: str, analysis: Analysis) -> tuple[bytes, bool]:
     return encode_analysis(Size(analysis.image.height, analysis.image.width), answers), complete
 
 
-async def save_drawings(backend: Backend | AnalysisBackend, images: Sequence[ImageFile], paths: Sequence[Path]) -> bool:
-    """Draw each result on its image and write it to its path. Returns whether all succeeded."""
+async def save_drawings(
+    backend: Backend | AnalysisBackend, images: Sequence[ImageFile], paths: Sequence[Path], view: View | None = None
+) -> bool:
+    """Draw each result on its image, or take `view` of it, and write it to its path. Returns whether all succeeded."""
     picture_format = FORMATS[paths[0].suffix.lower()]
     target_of = dict(zip(images, paths, strict=True))
 
     async def draw(image: bytes) -> bytes:
-        return await asyncio.to_thread(_drawn, image, await backend.predict(image), picture_format)
+        result = await backend.predict(image)
+        if view is not None:
+            return await asyncio.to_thread(_view_of, result, view)
+        return await asyncio.to_thread(drawn, image, result, picture_format)
 
     complete = True
     async for image, outcome in predict_each(draw, images, backend.concurrency, printing=True):
@@ -173,7 +179,8 @@ async def save_drawings(backend: Backend | AnalysisBackend, images: Sequence[Ima
     return complete
 
 
-def _drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat) -> bytes:
+def drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat) -> bytes:
+    """An image with a result drawn on it, encoded. Raises NoAnswer where it cannot be drawn."""
     assert not isinstance(result, Embedding)
     if isinstance(result, Analysis):
         failed = next((answer for answer in result.answers.values() if isinstance(answer, ClientError)), None)
@@ -186,6 +193,15 @@ def _drawn(image: bytes, result: Result | Analysis, picture_format: PictureForma
     except ValueError as error:
         raise NoAnswer(f"the result cannot be drawn: {error}") from error
     return encode_picture(scaled_down(Image(np.asarray(drawing))), picture_format)
+
+
+def _view_of(result: Result | Analysis, view: View) -> bytes:
+    """The class of each pixel, or its confidence, as PNG."""
+    assert isinstance(result, Segmentation)
+    try:
+        return encode_label_map(result.label_map() if view is View.LABEL_MAP else result.confidence_map())
+    except ValueError as error:
+        raise NoAnswer(f"the result has no {view} of its pixels: {error}") from error
 
 
 async def predict_each(

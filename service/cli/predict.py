@@ -14,13 +14,14 @@ import typer
 
 from model.errors import ConvMLPError
 from model.types import Task
-from service.cli.console import print_error
-from service.cli.flags import settings_or_exit
+from service.cli.console import print_error, printable
+from service.cli.flags import is_given, refuse_flags_of_service, settings_or_exit
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
     from service.cli.backends import AnalysisBackend, Backend
     from service.cli.inputs import ImageFile
+    from service.frontend.core.parameters import View
     from service.settings import Settings
 
 B = TypeVar("B")
@@ -63,6 +64,35 @@ AgnosticNms = Annotated[
 MinArea = Annotated[
     int | None,
     typer.Option(help="Minimum area of a box or a segment, in pixels. Default: 0.", rich_help_panel=PARAMETERS),
+]
+PixelThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of a model with one output channel: a pixel is of the class if its probability is above, 0.001 to 0.999. "
+        "Default: the model's own.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
+ConfidenceMap = Annotated[
+    bool | None,
+    typer.Option(
+        "--confidence-map", help="With --json: add the confidence of each pixel, as a PNG.", rich_help_panel=PARAMETERS
+    ),
+]
+Tiles = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Cut large images into windows, and join their answers: auto, 640 or 800x600 (pixels). Default: do not.",
+        rich_help_panel=PARAMETERS,
+    ),
+]
+TileOverlap = Annotated[
+    float | None,
+    typer.Option(
+        help="With --tiles: least overlap of neighbours, 0 to 0.8 of a window's side. Default: 0.2.",
+        rich_help_panel=PARAMETERS,
+    ),
 ]
 Masks = Annotated[
     bool | None, typer.Option("--masks/--no-masks", help="Whether to return masks.", rich_help_panel=PARAMETERS)
@@ -120,6 +150,17 @@ Save = Annotated[
     ),
 ]
 
+ShownView = Annotated[
+    str | None,
+    typer.Option(
+        "--view",
+        metavar="VIEW",
+        help="With --save: instead of a drawing a PNG with the class of each pixel (labelmap), or with its confidence, "
+        "0 to 255 (confidence).",
+        rich_help_panel=OUTPUT,
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
@@ -132,15 +173,27 @@ class BackendOptions:
     timeout_ms: int | None
 
 
+def backend_options(
+    context: typer.Context, url: str, api_key: str | None, local: bool, models_dir: Path | None, timeout_ms: int | None
+) -> BackendOptions:
+    """The options of a command. Raises typer.BadParameter for one on its command line that has no effect."""
+    refuse_flags_of_service(context, local, "timeout_ms")
+    if not local and is_given(context, "models_dir"):
+        raise typer.BadParameter("--models-dir needs --local; a service has its own models")
+    return BackendOptions(url, api_key, local, models_dir, timeout_ms)
+
+
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """Tables, JSON, or drawings in `save`."""
+    """Tables, JSON, or drawings in `save`; `view`: of a segmentation, what is written instead of drawings."""
 
     as_json: bool
     save: str | None
+    view: View | None = None
 
 
 def classify(
+    context: typer.Context,
     images: Images,
     model: Model = None,
     top_k: TopK = None,
@@ -153,11 +206,13 @@ def classify(
     save: Save = None,
 ) -> None:
     """Classify images: print the most probable labels."""
-    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
+    output = OutputOptions(as_json, save)
     _predict(Task.CLASSIFY, images, {"model": model, "top_k": top_k}, options, output)
 
 
 def detect(
+    context: typer.Context,
     images: Images,
     model: Model = None,
     score_threshold: Threshold = None,
@@ -166,6 +221,8 @@ def detect(
     iou_threshold: IouThreshold = None,
     agnostic_nms: AgnosticNms = None,
     min_area: MinArea = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -177,7 +234,8 @@ def detect(
     save: Save = None,
 ) -> None:
     """Detect objects in images: print labels, scores and boxes."""
-    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
+    output = OutputOptions(as_json, save)
     parameters = {
         "model": model,
         "score_threshold": score_threshold,
@@ -186,6 +244,8 @@ def detect(
         "iou_threshold": iou_threshold,
         "agnostic_nms": agnostic_nms,
         "min_area": min_area,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
@@ -193,10 +253,15 @@ def detect(
 
 
 def segment(
+    context: typer.Context,
     images: Images,
     model: Model = None,
     classes: Classes = None,
     min_area: MinArea = None,
+    threshold: PixelThreshold = None,
+    confidence_map: ConfidenceMap = None,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     masks: Masks = None,
     mask_format: MaskFormat = None,
     url: Url = DEFAULT_URL,
@@ -206,17 +271,40 @@ def segment(
     timeout_ms: TimeoutMs = None,
     as_json: AsJson = False,
     save: Save = None,
+    view: ShownView = None,
 ) -> None:
     """Segment images: give every pixel a class, and print the classes' areas."""
-    options, output = BackendOptions(url, api_key, local, models_dir, timeout_ms), OutputOptions(as_json, save)
+    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
+    output = OutputOptions(as_json, save, _view(view, save))
+    if view == "confidence":
+        confidence_map = True
+    elif view == "labelmap":  # it has all classes
+        classes = min_area = None
     parameters = {
         "model": model,
         "classes": classes,
         "min_area": min_area,
+        "threshold": threshold,
+        "confidence_map": confidence_map,
+        "tiles": tiles,
+        "tile_overlap": tile_overlap,
         "masks": masks,
         "mask_format": mask_format,
     }
     _predict(Task.SEGMENT, images, parameters, options, output)
+
+
+def _view(name: str | None, save: str | None) -> View | None:
+    """Raises typer.BadParameter: there is no such view, or it is not to be saved as a PNG."""
+    from service.frontend.core.parameters import View
+
+    if name is None:
+        return None
+    if name not in list(View):
+        raise typer.BadParameter(f"--view {printable(name)} is not one of {', '.join(View)}")
+    if save is None or Path(save).suffix.lower() not in ("", ".png"):
+        raise typer.BadParameter(f"--view {name} is written as PNG; name a .png file, or a folder, with --save")
+    return View(name)
 
 
 def _predict(
@@ -228,17 +316,16 @@ def _predict(
 ) -> None:
     given = {name: value for name, value in parameters.items() if value is not None}
     if task is not Task.CLASSIFY and not output.as_json and given.get("mask_format") != "none":
-        if output.save is not None:
+        if output.save is not None and output.view != "confidence":
             given["mask_format"] = "rle"  # --mask-format is for --json; RLE is small and exact
         else:
             given.setdefault("mask_format", "none")  # tables show no masks
-    predict_images(task.value, images, options, output, lambda: _open_backend(task, given, options))
+    predict_images(task.value, images, output, lambda: _open_backend(task, given, options))
 
 
 def predict_images(
     name: str,
     images: list[str],
-    options: BackendOptions,
     output: OutputOptions,
     open_backend: Callable[[], Backend | AnalysisBackend],
 ) -> None:
@@ -254,8 +341,6 @@ def predict_images(
         raise typer.BadParameter("- is stdin, which can be read only once")
     if output.as_json and output.save is not None:
         raise typer.BadParameter("--json and --save exclude each other")
-    if options.local and options.timeout_ms is not None:
-        raise typer.BadParameter("--timeout-ms needs a service; it does not work with --local")
     files = [ImageFile(path) for path in images]
     paths = output_paths(output.save, files) if output.save is not None else []
     try:
@@ -310,7 +395,7 @@ async def _run(
 
     async with aclosing(backend):
         if paths:
-            return await save_drawings(backend, files, paths)
+            return await save_drawings(backend, files, paths, output.view)
         if output.as_json:
             return await print_json(backend, ClientTask(name), files)
         return await print_tables(backend, files)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
 
 from convmlp_client.results import Classification, Detections, Result, Segmentation
+from model.metrics import matched_boxes
 from model.types import IntArray, Task
-from service.evaluation.box_matching import ScoredObject, matched_objects
 from service.evaluation.dataset import ClassTruth, Sample
+from service.evaluation.figures import scored_boxes
 
 FIRST, SECOND = "A", "B"
 LISTED_LABELS = 5
@@ -165,10 +166,13 @@ class DetectionComparison(Comparison):
         assert isinstance(first, Detections)
         assert isinstance(second, Detections)
         found, other = (
-            [ScoredObject(self.keys.key(one.index, one.label), one.score, one.box) for one in result.detections]
+            [
+                replace(box, index=self.keys.key(one.index, one.label))
+                for one, box in zip(result.detections, scored_boxes(result), strict=True)
+            ]
             for result in (first, second)
         )
-        pairs = matched_objects(found, other)
+        pairs = matched_boxes(found, other)
         scores = [abs(found[at].score - other[to].score) for at, to, _ in pairs]
         self._scores += scores
         self._overlaps += [overlap for _, _, overlap in pairs]

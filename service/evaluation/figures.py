@@ -164,7 +164,7 @@ def _detected(pairs: Iterable[tuple[Sample, Result]], model: ModelIdentity, indi
     if not pictures:
         return Figures({}, 0, 0)
     metrics = coco_average_precision(pictures, model.labels)
-    found = [_scored(picture.found) for picture in pictures]
+    found = [scored_boxes(picture.found) for picture in pictures]
     truth = [[TrueBox(index, one.box, one.crowd) for index, one in picture.objects] for picture in pictures]
     classes = len(model.labels)
     metrics |= voc_average_precision(found, truth, model.labels)
@@ -174,7 +174,8 @@ def _detected(pairs: Iterable[tuple[Sample, Result]], model: ModelIdentity, indi
     return Figures(metrics, len(pictures), 0)
 
 
-def _scored(result: Detections) -> Sequence[ScoredBox]:
+def scored_boxes(result: Detections) -> Sequence[ScoredBox]:
+    """The detections of a result as metrics take them."""
     return [
         ScoredBox(one.index, one.score, Box(one.box.xmin, one.box.ymin, one.box.xmax, one.box.ymax))
         for one in result.detections

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from convmlp_client.results import Classification, Detections, Result, Segmentation
+from model.metrics import TrueBox, matched_boxes
 from model.types import Size
-from service.evaluation.box_matching import ScoredObject, matched_objects
 from service.evaluation.dataset import ClassTruth, MaskTruth, ObjectsTruth, Sample
+from service.evaluation.figures import scored_boxes
 from service.evaluation.mask_datasets import class_map, mask_values
 
 ClassIndices = Mapping[str, int | None]
@@ -41,11 +42,11 @@ def truth_error(sample: Sample, result: Result, indices: ClassIndices) -> float 
 def _missed_and_false(truth: ObjectsTruth, result: Detections, indices: ClassIndices) -> float:
     """Detections that match a crowd, and crowds, are neither."""
     known = [(index, one) for one in truth.objects if (index := indices[one.label]) is not None]
-    objects = [ScoredObject(index, 1.0, one.box) for index, one in known if not one.crowd]
-    crowds = [ScoredObject(index, 1.0, one.box) for index, one in known if one.crowd]
-    found = [ScoredObject(one.index, one.score, one.box) for one in result.detections]
-    pairs = matched_objects(found, objects)
+    objects = [TrueBox(index, one.box) for index, one in known if not one.crowd]
+    crowds = [TrueBox(index, one.box, crowd=True) for index, one in known if one.crowd]
+    found = scored_boxes(result)
+    pairs = matched_boxes(found, objects)
     matched = {at for at, _, _ in pairs}
     rest = [one for at, one in enumerate(found) if at not in matched]
-    in_crowd = sum(bool(matched_objects([one], crowds)) for one in rest)
+    in_crowd = sum(bool(matched_boxes([one], crowds)) for one in rest)
     return float(len(objects) - len(pairs) + len(rest) - in_crowd)

@@ -16,6 +16,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from model.types import Task
+from service.frontend.api.compat.deepstack import deepstack, deepstack_document
+from service.frontend.api.compat.labelstudio.http import label_studio
+from service.frontend.api.compat.labelstudio.openapi import label_studio_document
+from service.frontend.api.compat.roboflow.http import roboflow
+from service.frontend.api.compat.roboflow.openapi import roboflow_document
 from service.frontend.api.huggingface import SUMMARY as HUGGINGFACE_SUMMARY
 from service.frontend.api.huggingface import HuggingFace, huggingface_components
 from service.frontend.api.huggingface import operation as huggingface_operation
@@ -39,11 +44,11 @@ from service.frontend.core.renewal import Reloaded
 from service.frontend.core.request_log import RequestLog
 from service.frontend.core.tls import InvalidCertificates, certificate_files, server_context
 from service.frontend.http.connections import Connections
-from service.frontend.http.middleware import PROBES, FastPath, HeadAsGet, ProbesOnly, RequestMiddleware, request_of
+from service.frontend.http.middleware import PROBES, FastPath, HeadAsGet, RequestMiddleware, request_of
 from service.frontend.http.openapi import add_components, add_security
 from service.frontend.http.problems import problem, problem_response
 from service.frontend.http.protocol import HttpService
-from service.frontend.http.server import serve
+from service.frontend.http.server import ProbesOnly, serve
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
 from service.process import EXIT_CONFIG, address_of, connection_limit, inherited_socket, open_listener, run_process
@@ -115,13 +120,19 @@ def create_app(
             summary=HUGGINGFACE_SUMMARY[task],
             openapi_extra=huggingface_operation(task, settings),
         )
+    app.include_router(label_studio(engine, auth, settings))
     app.include_router(open_inference(engine, auth, settings))
+    app.include_router(deepstack(engine, settings))
+    app.include_router(roboflow(engine, settings))
     app.include_router(service_routes(engine, registry))
     app.include_router(page_routes(lambda: app.openapi()))
     # FastAPI's own way to extend it.
     documents = [
         {"components": {"schemas": {**prediction_components(settings), **huggingface_components()}}},
         open_inference_document(settings),
+        deepstack_document(settings),
+        label_studio_document(settings),
+        roboflow_document(settings),
     ]
     app.openapi = add_components(app, documents)  # type: ignore[method-assign]
     if auth.needs_key:

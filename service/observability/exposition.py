@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import socket
 import socketserver
 import sys
@@ -25,12 +24,13 @@ from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, disable_created_metrics, values
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
+from service.content_negotiation import preferred_coding, weighted_values
 from service.observability.gpu import GpuFigures
 from service.observability.logs import LogStream
 from service.observability.metrics import GPU_INFO, METRICS_DIR
@@ -103,39 +103,22 @@ def open_metrics(registry: CollectorRegistry) -> Iterator[ProcessMetrics]:
 def exposition(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
     """The metrics and their media type: OpenMetrics, with exemplars, or Prometheus' text, as `accept` asks."""
     try:
-        encode, media_type = choose_encoder(_by_quality(accept))
+        encode, media_type = choose_encoder(_by_weight(accept))
     except (TypeError, ValueError):  # a version that is no number
         encode, media_type = choose_encoder("")
     return encode(registry), media_type
 
 
-def _by_quality(accept: str) -> str:
-    """The media ranges up to the first that text answers, the best first: `choose_encoder` knows no quality."""
-    ranges: list[tuple[float, bool, str]] = []
-    for part in accept.split(","):
-        media_type, *parameters = (piece.strip() for piece in part.lower().split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            key, _, value = parameter.partition("=")
-            if key.strip() == "q":
-                try:
-                    quality = float(value)
-                except ValueError:  # malformed: as not acceptable
-                    quality = 0.0
-        if quality > 0:
-            ranges.append((-quality, media_type != "application/openmetrics-text", part.strip()))
-    ranges.sort(key=lambda one: one[:2])
+def _by_weight(accept: str) -> str:
+    """The media ranges up to the first that text answers, the best first: `choose_encoder` knows no weights."""
+    ranges = [one for one in weighted_values(accept) if one.weight > 0]
+    ranges.sort(key=lambda one: (-one.weight, one.value != "application/openmetrics-text"))
     chosen: list[str] = []
-    for _, is_other, part in ranges:
-        chosen.append(part)
-        if is_other and part.partition(";")[0].strip().lower() in ("text/plain", "text/*", "*/*"):
+    for one in ranges:
+        chosen.append(one.text)
+        if one.value in ("text/plain", "text/*", "*/*"):
             break
     return ",".join(chosen)
-
-
-def _accepts_gzip(accept_encoding: str) -> bool:
-    refused = re.search(r"gzip\s*;\s*q\s*=\s*0(\.0*)?\s*(,|$)", accept_encoding, re.IGNORECASE)
-    return refused is None and gzip_accepted(accept_encoding)
 
 
 @contextmanager
@@ -206,7 +189,7 @@ class _MetricsHandler(BaseHTTPRequestHandler):
         text, media_type = exposition(self.server.registry, self.headers.get("Accept", ""))
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", media_type)
-        if _accepts_gzip(self.headers.get("Accept-Encoding", "")):
+        if preferred_coding(self.headers.get("Accept-Encoding"), ("gzip",)):
             text = gzip.compress(text)
             self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(text)))

@@ -8,9 +8,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import structlog
 
@@ -48,6 +49,34 @@ class ChildSpec:
     listen_fd: int | None = None
 
 
+class ChildProcess(Protocol):
+    """A running process: the part of `asyncio.subprocess.Process` that is used here."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+
+StartProcess = Callable[[str, Mapping[str, str], Sequence[int]], Awaitable[ChildProcess]]
+"""Starts `convmlp COMMAND` with an environment, and with descriptors that it inherits under their numbers."""
+
+
+async def start_process(command: str, environment: Mapping[str, str], descriptors: Sequence[int]) -> ChildProcess:
+    """Start a new interpreter: a `StartProcess`. Raises OSError if the system lacks processes or memory."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service.cli", command),
+        env=environment,
+        pass_fds=descriptors,
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+
+
 class Child:
     """Runs one child process and restarts it until `stop`. `on_lost` is called after each unexpected exit.
 
@@ -60,12 +89,14 @@ class Child:
         environment: dict[str, str],
         inherited: Callable[[], list[int]],
         on_lost: Callable[[Loss], None],
+        start: StartProcess = start_process,
     ) -> None:
         self._spec = spec
         self._environment = environment
         self._inherited = inherited
         self._on_lost = on_lost
-        self._process: asyncio.subprocess.Process | None = None
+        self._start_process = start
+        self._process: ChildProcess | None = None
         self._stopping = False
         self._loss = Loss.EXITED
 
@@ -107,18 +138,13 @@ class Child:
             finally:
                 watching.cancel()
 
-    async def _start(self, lifeline: int) -> asyncio.subprocess.Process:
+    async def _start(self, lifeline: int) -> ChildProcess:
         environment = {**self._environment, LIFELINE_FD: str(lifeline), ROLE: self._spec.role}
         descriptors = [lifeline, *self._inherited()]
         if self._spec.listen_fd is not None:
             environment[LISTEN_FD] = str(self._spec.listen_fd)
             descriptors.append(self._spec.listen_fd)
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.cli", self._spec.command),
-            env=environment,
-            pass_fds=descriptors,
-            stdin=asyncio.subprocess.DEVNULL,
-        )
+        return await self._start_process(self._spec.command, environment, descriptors)
 
     async def _watch(self, heartbeat: Heartbeat) -> None:
         """Kill the process if its event loop stops. `stop` has a limit of its own."""

@@ -27,7 +27,7 @@ from service.observability.exposition import open_metrics
 from service.observability.metrics import METRICS_DIR, SupervisorMetrics
 from service.process import EXIT_CONFIG, address_of, hold_port, open_listener, run_process
 from service.settings import Settings
-from service.supervision.child import Child, ChildSpec, Loss, Misconfigured
+from service.supervision.child import Child, ChildSpec, Loss, Misconfigured, StartProcess, start_process
 from service.supervision.placement import Unplaceable, count_cuda_devices, place_workers
 from service.supervision.runtime_folder import NoRuntimeFolder, RuntimeFolder, runtime_parents
 
@@ -39,12 +39,12 @@ RESTORE_INTERVAL_S = 0.5
 log = structlog.get_logger(__name__)
 
 
-def run_supervisor(settings: Settings) -> int:
-    """Serve on this machine until a signal; the exit status."""
-    return run_process("supervisor", settings, lambda stop: _supervise(settings, stop))
+def run_supervisor(settings: Settings, start: StartProcess = start_process) -> int:
+    """Serve on this machine until a signal; the exit status. `start` starts the processes of workers and front-ends."""
+    return run_process("supervisor", settings, lambda stop: _supervise(settings, stop, start))
 
 
-async def _supervise(settings: Settings, stop: asyncio.Event) -> int:
+async def _supervise(settings: Settings, stop: asyncio.Event, start: StartProcess) -> int:
     with contextlib.ExitStack() as stack:
         try:
             for transport in TRANSPORTS:
@@ -68,7 +68,7 @@ async def _supervise(settings: Settings, stop: asyncio.Event) -> int:
         except OSError as error:
             log.error("cannot listen", host=settings.host, port=port, error=error.strerror)
             return EXIT_CONFIG
-        return await _supervise_at(http, grpc, settings, workers, folder, stop)
+        return await _supervise_at(http, grpc, settings, workers, folder, stop, start)
 
 
 async def _supervise_at(
@@ -78,6 +78,7 @@ async def _supervise_at(
     workers_settings: Sequence[Settings],
     folder: RuntimeFolder,
     stop: asyncio.Event,
+    start: StartProcess,
 ) -> int:
     registry = CollectorRegistry()
     metrics = SupervisorMetrics(registry)
@@ -90,7 +91,7 @@ async def _supervise_at(
             metrics.restarts(spec.role, loss)  # exported from the start, so that the first one is a rise from 0
         # A front-end's small NumPy products gain nothing from BLAS threads.
         environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **settings.as_environment()}
-        return Child(spec, environment, lambda: [folder.lock], lost)
+        return Child(spec, environment, lambda: [folder.lock], lost, start)
 
     worker_timeout_s, timeout_s = settings.worker_timeout_ms / 1000, settings.front_end_timeout_ms / 1000
     workers = [

@@ -1,7 +1,10 @@
 """Every message between a front-end and a worker: a typed header (MessagePack), then large arrays' bytes as frames.
 
-    front-end → worker   Hello · Predict + [uint8 (h, w, 3)] · ListStore · Load · Unload · SetSplit · Cancel
-    worker → front-end   State · Answers + [one frame for each large array] · Store · Failure · ProtocolMismatch
+    front-end → worker   Hello · Predicts + [uint8 (h, w, 3) for each] · ListStore · Load · Unload · SetSplit · Cancel
+    worker → front-end   State · Answers + [one frame for each large array] · Store · ProtocolMismatch
+
+A message costs far more than a job in it: it wakes a thread on both sides. So one Predicts carries all jobs that a turn
+of the front-end's event loop has made, and one Answers all that a turn of the worker's has ended.
 
 Each front-end numbers its own jobs: requests that can be answered or cancelled. The worker identifies a front-end by
 its socket identity. A model's version names one state of its config, weights included; it is the same on every worker.
@@ -26,6 +29,7 @@ from model.types import (
     DetectOutput,
     EmbedOutput,
     Geometry,
+    LogitsOutput,
     ModelInput,
     QueryParams,
     RawOutput,
@@ -33,7 +37,7 @@ from model.types import (
 )
 from service.types import StoredModel
 
-PROTOCOL = 9
+PROTOCOL = 11
 """Both ends must speak the same; raised with every change to the messages of this file. All versions share only
 the field `protocol` of a Hello, and ProtocolMismatch: so two ends of different versions can name them."""
 
@@ -77,7 +81,7 @@ class HelloOfAnyProtocol(msgspec.Struct, frozen=True, tag="hello"):
     protocol: int
 
 
-class Predict(Message, frozen=True, tag="predict"):
+class Predict(Message, frozen=True, array_like=True):
     """Asks for an Answer. Its one frame is the network input, uint8 (height, width, 3), RGB."""
 
     job: int
@@ -94,6 +98,12 @@ class Predict(Message, frozen=True, tag="predict"):
     traceparent: str = ""
     """W3C Trace Context of the request's span, like `tracestate`; empty where the request is not traced."""
     tracestate: str = ""
+
+
+class Predicts(Message, frozen=True, tag="predicts"):
+    """Jobs of one front-end, with a frame for each, in their order."""
+
+    predicts: tuple[Predict, ...]
 
 
 class ListStore(Message, frozen=True, tag="list-store"):
@@ -136,7 +146,8 @@ class Cancel(Message, frozen=True, tag="cancel"):
 
 
 class ModelState(Message, frozen=True):
-    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them."""
+    """A served model. `form` and `form_difference`: as `model.types.Deployment` has them. `accuracy`: the JSON of its
+    figures, which may change under one version; empty if it was not measured."""
 
     name: str
     version: str
@@ -145,6 +156,7 @@ class ModelState(Message, frozen=True):
     precision: str
     form: Literal["trained", "deploy"] = "trained"
     form_difference: float | None = None
+    accuracy: str = ""
 
 
 class State(Message, frozen=True, tag="state"):
@@ -168,7 +180,7 @@ class State(Message, frozen=True, tag="state"):
     splits: dict[str, dict[str, float]] = {}
 
 
-class Array(Message, frozen=True):
+class Array(Message, frozen=True, array_like=True):
     """One array of an output: its dtype as numpy writes it, its shape, its bytes. `data` None: the bytes are in the
     next frame."""
 
@@ -177,7 +189,7 @@ class Array(Message, frozen=True):
     data: bytes | None = None
 
 
-class WaitEstimate(Message, frozen=True):
+class WaitEstimate(Message, frozen=True, array_like=True):
     """The expected wait of another request of the answered one's shape and budget, if it arrived now."""
 
     answered_s: float
@@ -186,9 +198,9 @@ class WaitEstimate(Message, frozen=True):
     """Seconds by which it would delay the next one."""
 
 
-class Answer(Message, frozen=True):
+class Answer(Message, frozen=True, array_like=True):
     """One row of a batch of `batch_images`. `kind` names the output type, `arrays` are its fields in order. `precision`
-    is what the network computed in."""
+    is what the network computed in. `estimate` is None where a later answer of the same batch has it."""
 
     job: int
     kind: str
@@ -196,14 +208,24 @@ class Answer(Message, frozen=True):
     queue_s: float
     infer_s: float
     batch_images: int
-    estimate: WaitEstimate
+    estimate: WaitEstimate | None
     precision: str = ""
 
 
+class Failure(Message, frozen=True, array_like=True):
+    """The domain error that a job is answered with. `retry_after_s` is None where trying again does not help."""
+
+    job: int
+    code: str
+    detail: str
+    retry_after_s: float | None
+
+
 class Answers(Message, frozen=True, tag="answers"):
-    """The answers of a batch to one front-end: one message, because a message costs far more than an answer in it."""
+    """What the jobs of one front-end were answered with. The frames belong to `answers`, in their order."""
 
     answers: tuple[Answer, ...]
+    failures: tuple[Failure, ...] = ()
 
 
 class Store(Message, frozen=True, tag="store"):
@@ -213,15 +235,6 @@ class Store(Message, frozen=True, tag="store"):
     models: tuple[StoredModel, ...]
 
 
-class Failure(Message, frozen=True, tag="failure"):
-    """The domain error that a job is answered with. `retry_after_s` is None where trying again does not help."""
-
-    job: int
-    code: str
-    detail: str
-    retry_after_s: float | None
-
-
 class ProtocolMismatch(msgspec.Struct, frozen=True, tag="protocol-mismatch"):
     """Answers a Hello of another protocol; `protocol` is the worker's."""
 
@@ -229,8 +242,8 @@ class ProtocolMismatch(msgspec.Struct, frozen=True, tag="protocol-mismatch"):
 
 
 ControlRequest = ListStore | Load | Unload | SetSplit
-ToWorker = Hello | Predict | ControlRequest | Cancel
-ToFrontEnd = State | Answers | Store | Failure | ProtocolMismatch
+ToWorker = Hello | Predicts | ControlRequest | Cancel
+ToFrontEnd = State | Answers | Store | ProtocolMismatch
 
 encode: Callable[[ToWorker | ToFrontEnd], bytes] = msgspec.msgpack.Encoder().encode
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
@@ -296,6 +309,10 @@ def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryv
             kind, values = "segment", [output.label_map, output.areas, output.confidences]
             if output.confidence_map is not None:
                 values.append(output.confidence_map)
+        case LogitsOutput():
+            kind, values = "logits", [output.logits, output.classes]
+            if output.rest is not None:
+                values.append(output.rest)
     arrays: list[Array] = []
     frames: list[memoryview] = []
     for value in values:
@@ -331,6 +348,9 @@ def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
             case "segment":
                 label_map, areas, confidences, *maps = values
                 return SegmentOutput(label_map, areas, confidences, maps[0] if maps else None)
+            case "logits":
+                logits, indices, *rest = values
+                return LogitsOutput(logits, indices, rest[0] if rest else None)
     except (ValueError, TypeError, StopIteration) as error:
         raise MalformedMessage(f"an answer's frames do not fit its header: {error}") from error
     raise MalformedMessage(f"unknown kind of answer {answer.kind!r}")

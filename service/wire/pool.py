@@ -76,12 +76,12 @@ class WorkerPool:
         await self._open.aclose()
 
     def reserve(
-        self, model: ModelStatus, deadline_s: float, ready_s: float = 0.0, encoding_s: float = 0.0
+        self, model: ModelStatus, deadline_s: float, ready_s: float = 0.0, encoding_s: float = 0.0, images: int = 1
     ) -> WaitForecast:
-        """Reserve a slot for a request whose picture is being prepared; call `.prepared()` when decoding ends.
+        """Reserve slots for a request whose picture is being prepared; call `.prepared(images)` when decoding ends.
 
         `ready_s`: the expected seconds until a worker that has nothing else to do has answered; 0 if not known.
-        `encoding_s`: those that encoding the answer takes then.
+        `encoding_s`: those that encoding the answer takes then. `images`: so many are sent for it.
 
         Raises:
             Overloaded: the answer is expected after the deadline on every worker, so decoding would be wasted.
@@ -92,17 +92,17 @@ class WorkerPool:
             reservation = WaitForecast()
         else:
             reservation = workers[0].forecast(model.version)
-            expected_s = reservation.expected_s(left_s)
+            expected_s = reservation.expected_s(left_s, images)
             for worker in workers[1:]:
                 other = worker.forecast(model.version)
-                if (other_s := other.expected_s(left_s)) < expected_s:
+                if (other_s := other.expected_s(left_s, images)) < expected_s:
                     reservation, expected_s = other, other_s
             # A worker goes on with what it has while the picture is decoded.
             expected_s = max(expected_s, ready_s)
             if expected_s > max(left_s - encoding_s, 0.0):
                 expected_s += encoding_s
                 raise too_late(expected_s, expected_s)
-        reservation.reserve()
+        reservation.reserve(images)
         return reservation
 
     async def predict(

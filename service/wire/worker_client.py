@@ -43,7 +43,6 @@ from service.wire.messages import (
     Predict,
     ProtocolMismatch,
     State,
-    Store,
     WaitEstimate,
     decode_to_front_end,
     encode,
@@ -84,19 +83,19 @@ class WaitForecast:
         self._budget_s = math.inf
         """What the answered request had left when it was sent."""
 
-    def expected_s(self, left_s: float) -> float:
-        """Expected seconds until the answer of another request that is due in `left_s`; 0 where nothing is known."""
+    def expected_s(self, left_s: float, images: int = 1) -> float:
+        """Expected seconds until another request, of so many images, due in `left_s`, is answered; 0: not known."""
         if 2 * left_s < self._budget_s or not (self._preparing or self._sent):
             return 0.0
-        return max(0.0, self._answered_at_s - self._clock()) + self._preparing * self._image_s
+        return max(0.0, self._answered_at_s - self._clock()) + (self._preparing + images - 1) * self._image_s
 
-    def reserve(self) -> None:
-        """Another request is being prepared."""
-        self._preparing += 1
+    def reserve(self, images: int = 1) -> None:
+        """Another request is being prepared, for which so many images are sent."""
+        self._preparing += images
 
-    def prepared(self) -> None:
+    def prepared(self, images: int = 1) -> None:
         """It is ready to be sent, or failed."""
-        self._preparing -= 1
+        self._preparing -= images
 
     def sent(self) -> None:
         """Another request was sent."""
@@ -121,7 +120,7 @@ class WorkerAnswer:
     queue_s: float
     infer_s: float
     batch_images: int
-    estimate: WaitEstimate
+    estimate: WaitEstimate | None
     precision: str
 
 
@@ -139,7 +138,7 @@ class WorkerClient:
         options: WireOptions = PLAIN,
     ) -> None:
         self._address = address
-        self._connection = WorkerConnection(address, options)
+        self._connection = WorkerConnection(address, options, self._on_unsent)
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._on_change = on_change
@@ -204,25 +203,13 @@ class WorkerClient:
         span = current_span()
         trace = span.context if span.recording else NO_CONTEXT
         job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
-        header = Predict(
-            job,
-            request_id,
-            model,
-            version,
-            height,
-            width,
-            geometry,
-            params,
-            budget_s,
-            trace.traceparent,
-            trace.tracestate,
-        )
+        predict = Predict(job, request_id, model, version, height, width, geometry, params, budget_s, *trace)
         forecast = self._forecasts.get(version) or self.forecast(version)
         forecast.sent()
         self._pixels += pixels
         estimate: WaitEstimate | None = None
         try:
-            answer = await self._request(self._answers, job, budget_s, encode(header), model_input.pixels.data)
+            answer = await self._request(self._answers, predict, model_input.pixels.data)
             estimate = answer.estimate
             return answer
         finally:
@@ -246,8 +233,7 @@ class WorkerClient:
             Unavailable: there is no worker, or it was lost meanwhile.
             ModelNotFound, ModelInvalid, BadParameter, Forbidden, Overloaded, Internal: what the worker answered.
         """
-        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
-        return await self._request(self._stores, job, budget_s, encode(request(job, budget_s)))
+        return await self._request(self._stores, request(next(self._job_numbers), deadline_s - time.monotonic()))
 
     async def wait_for_state(self) -> None:
         """Wait until a worker has sent its first State."""
@@ -286,15 +272,16 @@ class WorkerClient:
         return self._pixels, self._state.retry_after_s if self._state else 0.0
 
     async def _request(
-        self, pending: dict[int, asyncio.Future[T]], job: int, budget_s: float, header: bytes, *frames: memoryview
+        self, pending: dict[int, asyncio.Future[T]], request: Predict | ControlRequest, pixels: memoryview | None = None
     ) -> T:
-        """Send a message about a job and wait for its answer.
+        """Send a message about a job and wait for its answer. A Predict has its input's pixels.
 
         Raises:
-            DeadlineExceeded: no answer came within `budget_s`.
+            DeadlineExceeded: no answer came within its `budget_s`.
             Unavailable: there is no connection, or the worker speaks another protocol.
             ConvMLPError: what the job was settled with.
         """
+        job, budget_s = request.job, request.budget_s
         if budget_s <= 0:
             raise DeadlineExceeded("timed out before the request was sent to the worker")
         if self._mismatch:
@@ -306,7 +293,10 @@ class WorkerClient:
         if deadline_s < self._deadlines.next_s:
             self._deadlines.wake_at(deadline_s)
         try:
-            self._connection.messages.send(header, *frames)
+            if not isinstance(request, Predict):
+                self._connection.messages.send(encode(request))
+            elif pixels is not None:
+                self._connection.post(request, pixels)
             return await future
         except zmq.Again:
             raise Unavailable(NO_WORKER, self._recovery.left_s()) from None
@@ -317,6 +307,9 @@ class WorkerClient:
             self._deadlines.pending.pop(job, None)
             del pending[job]
 
+    def _on_unsent(self, job: int) -> None:
+        _settle(self._answers.get(job), Unavailable(NO_WORKER, self._recovery.left_s()))
+
     def _expire(self, job: int) -> None:
         future = self._answers.get(job) or self._stores.get(job)
         if future is not None and not future.done():  # else it was answered in time, and its caller has not run yet
@@ -324,8 +317,9 @@ class WorkerClient:
             future.set_exception(DeadlineExceeded("timed out: the worker did not answer in time"))
 
     def _cancel(self, job: int) -> None:
-        with contextlib.suppress(zmq.Again):  # a lost worker has lost the job as well
-            self._connection.messages.send(encode(Cancel(job)))
+        if not self._connection.withdraw(job):
+            with contextlib.suppress(zmq.Again):  # a lost worker has lost the job as well
+                self._connection.messages.send(encode(Cancel(job)))
 
     def _send_hello(self) -> None:
         with contextlib.suppress(zmq.Again):
@@ -354,14 +348,14 @@ class WorkerClient:
                 frames = iter(parts[1:])
                 for answer in message.answers:
                     self._settle_answer(answer, frames)
+                for failure in message.failures:
+                    self._settle_failure(failure)
             elif isinstance(message, State):
                 self._on_state(message)
             elif isinstance(message, ProtocolMismatch):
                 self._on_mismatch(message.protocol)
-            elif isinstance(message, Store):
-                _settle(self._stores.get(message.job), message.models)
             else:
-                self._settle_failure(message)
+                _settle(self._stores.get(message.job), message.models)
         except MalformedMessage as error:
             if (repeated := self._malformed.due(str(error))) is not None:
                 log.error("malformed message from a worker", address=self._address, error=str(error), repeated=repeated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,14 +22,18 @@ from service.wire.messages import (
     PROTOCOL,
     Answer,
     Answers,
+    Cancel,
+    ControlRequest,
     Failure,
+    Hello,
     MalformedMessage,
     OtherProtocol,
+    Predict,
+    Predicts,
     ProtocolMismatch,
     State,
     Store,
     ToFrontEnd,
-    ToWorker,
     WaitEstimate,
     decode_to_worker,
     encode,
@@ -43,11 +48,20 @@ log = structlog.get_logger(__name__)
 
 
 class Envelope(NamedTuple):
-    """One message, its sender's identity, and its arrays as frames."""
+    """One message, or one job of a message; its sender's identity, and its arrays as frames."""
 
     sender: bytes
-    message: ToWorker
+    message: Hello | Predict | ControlRequest | Cancel
     frames: Sequence[zmq.Frame]
+
+
+@dataclass(slots=True)
+class Replies:
+    """What one front-end is answered with next, as in Answers."""
+
+    answers: list[Answer] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    frames: list[memoryview] = field(default_factory=list)
 
 
 class WorkerEndpoint:
@@ -59,7 +73,9 @@ class WorkerEndpoint:
         self._context = zmq.Context()
         self._authenticator = self._options.authenticator(self._context, address)
         self._malformed = LogLimit()
-        self._outbox: dict[bytes, tuple[list[Answer], list[memoryview]]] = {}
+        self._outbox: dict[bytes, Replies] = {}
+        """By receiver."""
+        self._flush_due = False
 
     async def __aenter__(self) -> WorkerEndpoint:
         socket = self._context.socket(zmq.ROUTER)
@@ -83,22 +99,29 @@ class WorkerEndpoint:
         self._context.term()
 
     async def run(self, on_message: Callable[[Envelope], None], on_drained: Callable[[], None]) -> None:
-        """Call `on_message` with each well-formed message, and `on_drained` after those that arrived together, until
-        cancelled. Raises what the callbacks raise.
+        """Call `on_message` with each well-formed message, or each job in it, and `on_drained` after those that arrived
+        together, until cancelled. Raises what the callbacks raise.
 
         Malformed messages are logged and dropped. A greeting in another protocol is answered with this one.
         """
 
         def receive(parts: Sequence[zmq.Frame]) -> None:
             try:
-                envelope = Envelope(parts[0].bytes, decode_to_worker(parts[1].buffer), parts[2:])
+                sender, message, frames = parts[0].bytes, decode_to_worker(parts[1].buffer), parts[2:]
             except (MalformedMessage, IndexError) as error:
                 if isinstance(error, OtherProtocol):
                     self._send(parts[0].bytes, ProtocolMismatch(PROTOCOL))
                 if (repeated := self._malformed.due(str(error))) is not None:
                     log.error("malformed message from a front-end", error=str(error), repeated=repeated)
-            else:
-                on_message(envelope)
+                return
+            if not isinstance(message, Predicts):
+                on_message(Envelope(sender, message, frames))
+                return
+            predicts = message.predicts
+            if len(frames) != len(predicts):
+                frames = []  # nobody knows whose they are, so each job is answered that its own is missing
+            for number, predict in enumerate(predicts):
+                on_message(Envelope(sender, predict, frames[number : number + 1]))
 
         binding = asyncio.create_task(self._keep_bound(), name="worker-address")
         try:
@@ -135,22 +158,22 @@ class WorkerEndpoint:
         queue_s: float,
         infer_s: float,
         batch_images: int,
-        estimate: WaitEstimate,
+        estimate: WaitEstimate | None,
         precision: str = "",
     ) -> None:
         """Answer a job at the next `flush`. `batch_images` counts the images of its batch, itself included."""
         kind, arrays, frames = pack_output(output)
-        answer = Answer(job, kind, arrays, queue_s, infer_s, batch_images, estimate, precision)
-        known = self._outbox.get(receiver)
-        if known is None:
-            self._outbox[receiver] = ([answer], frames)
-        else:
-            known[0].append(answer)
-            known[1].extend(frames)
+        replies = self._replies(receiver)
+        replies.answers.append(Answer(job, kind, arrays, queue_s, infer_s, batch_images, estimate, precision))
+        replies.frames.extend(frames)
 
     def fail(self, receiver: bytes, job: int, error: ConvMLPError) -> None:
+        """Answer a job with an error at the next `flush`, or by itself in the next turn of the event loop."""
         retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
-        self._send(receiver, Failure(job, error.code, error.detail, retry_after_s))
+        if not self._flush_due:
+            self._flush_due = True
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._replies(receiver).failures.append(Failure(job, error.code, error.detail, retry_after_s))
 
     def send_store(self, receiver: bytes, job: int, models: tuple[StoredModel, ...]) -> None:
         self._send(receiver, Store(job, models))
@@ -160,9 +183,15 @@ class WorkerEndpoint:
 
     def flush(self) -> None:
         """Send the answers since the last call: one message to each front-end."""
-        outbox, self._outbox = self._outbox, {}
-        for receiver, (answers, frames) in outbox.items():
-            self._send(receiver, Answers(tuple(answers)), *frames)
+        outbox, self._outbox, self._flush_due = self._outbox, {}, False
+        for receiver, replies in outbox.items():
+            self._send(receiver, Answers(tuple(replies.answers), tuple(replies.failures)), *replies.frames)
+
+    def _replies(self, receiver: bytes) -> Replies:
+        replies = self._outbox.get(receiver)
+        if replies is None:
+            replies = self._outbox[receiver] = Replies()
+        return replies
 
     def _send(self, receiver: bytes, header: ToFrontEnd, *frames: memoryview) -> None:
         try:

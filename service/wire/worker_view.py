@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from model.bundle import BundleConfig
+from model.bundle import Accuracy, BundleConfig
 from model.model_name import base_name
 from model.types import AS_TRAINED, Deployment
 from service.traffic_split import TrafficSplit
@@ -128,6 +128,10 @@ class ModelConfigs:
         """
         try:
             sent = {version: BundleConfig.model_validate_json(text) for version, text in state.configs.items()}
+            figures = {
+                model.version: Accuracy.model_validate_json(model.accuracy) if model.accuracy else None
+                for model in state.models
+            }
         except ValidationError as error:
             raise MalformedMessage(f"a model's config is invalid: {error}") from error
         served = {model.version for model in state.models}
@@ -138,6 +142,10 @@ class ModelConfigs:
             for version in (model.version for model in state.models)
             if version in self._configs or version in sent
         }
+        for version, accuracy in figures.items():
+            config = self._configs.get(version)
+            if config is not None and config.accuracy != accuracy:  # it was measured after its config was sent
+                self._configs[version] = config.model_copy(update={"accuracy": accuracy})
         self._served = state.models
 
     def models(self, phase: Phase | None) -> tuple[ServedModel, ...] | None:

@@ -1,4 +1,5 @@
-"""ZeroMQ on the event loop: a socket that calls back for each message, and a front-end's connection to one worker.
+"""ZeroMQ on the event loop: a socket that calls back for each message, and a front-end's connection to one worker,
+which sends the jobs of one iteration of the loop together.
 
 `zmq.asyncio` spends several futures and callbacks on each message, and a thread of its own on each array that it sends
 without a copy. Here a message costs libzmq's calls and one callback.
@@ -12,11 +13,15 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from service.wire.curve import WireOptions
+from service.wire.messages import Predict, Predicts, encode
 
 BORROWED_FROM = 1 << 19
 """Bytes of an array from which on a copy costs more than lending its memory to libzmq."""
 IN_A_ROW = 64
-"""Messages received before the rest of the process may run."""
+"""Parts of messages received, or little more, before the rest of the process may run."""
+JOBS_TOGETHER = 16
+BYTES_TOGETHER = 1 << 20
+"""Jobs, and bytes of their inputs, in one message: a worker begins with the first only when the last has arrived."""
 HIGH_WATER_MARK = 4096
 """Messages that may wait in a socket. It is above every bound on jobs, so only a stuck peer reaches it."""
 
@@ -93,7 +98,7 @@ class ZmqSocket:
         try:
             # To ask first costs less than half of an exception. It also resets the descriptor.
             while self._on_message is not None and int(socket.get(_EVENTS)) & _READABLE:
-                if received == IN_A_ROW:
+                if received >= IN_A_ROW:
                     self._loop.call_soon(self._receive)
                     break
                 part = socket.recv(_NOW, copy=False)
@@ -101,7 +106,7 @@ class ZmqSocket:
                 while part.more:
                     part = socket.recv(_NOW, copy=False)
                     parts.append(part)
-                received += 1
+                received += len(parts)
                 self._on_message(parts)
             if received:
                 self._on_drained()
@@ -117,18 +122,22 @@ class WorkerConnection:
 
     It connects again and again for as long as it is open. `messages` carries messages, one part for the header and one
     for each array; sending raises zmq.Again without a connection. `events` reports the changes of the connection, as
-    libzmq's monitor does.
+    libzmq's monitor does. `on_unsent` gets the number of each posted job that could not be sent.
     """
 
     messages: ZmqSocket
     events: ZmqSocket
 
-    def __init__(self, address: str, options: WireOptions) -> None:
+    def __init__(self, address: str, options: WireOptions, on_unsent: Callable[[int], None]) -> None:
         self._address = address
         self._options = options
+        self._on_unsent = on_unsent
         self._context = zmq.Context()
+        self._posted: dict[int, tuple[Predict, memoryview]] = {}
+        """By number: the jobs of this turn."""
 
     async def __aenter__(self) -> WorkerConnection:
+        self._loop = asyncio.get_running_loop()
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # without a connection a send fails and nothing is queued
@@ -146,7 +155,40 @@ class WorkerConnection:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._posted.clear()
         self._socket.disable_monitor()
         self.events.close(0)
         self.messages.close(0)
         self._context.term()
+
+    def post(self, predict: Predict, pixels: memoryview) -> None:
+        """Send a job and its input in the next turn of the event loop, together with all that were posted in this."""
+        if not self._posted:
+            self._loop.call_soon(self._send_posted)
+        self._posted[predict.job] = predict, pixels
+
+    def withdraw(self, job: int) -> bool:
+        """Whether a job was posted and is not sent yet; it never is, then."""
+        return self._posted.pop(job, None) is not None
+
+    def _send_posted(self) -> None:
+        posted, self._posted = self._posted, {}
+        predicts: list[Predict] = []
+        inputs: list[memoryview] = []
+        nbytes = 0
+        for predict, pixels in posted.values():
+            nbytes += pixels.nbytes
+            if predicts and (len(predicts) == JOBS_TOGETHER or nbytes > BYTES_TOGETHER):
+                self._send_together(predicts, inputs)
+                predicts, inputs, nbytes = [], [], pixels.nbytes
+            predicts.append(predict)
+            inputs.append(pixels)
+        if predicts:
+            self._send_together(predicts, inputs)
+
+    def _send_together(self, predicts: Sequence[Predict], inputs: Sequence[memoryview]) -> None:
+        try:
+            self.messages.send(encode(Predicts(tuple(predicts))), *inputs)
+        except zmq.ZMQError:  # zmq.Again: there is no connection
+            for predict in predicts:
+                self._on_unsent(predict.job)

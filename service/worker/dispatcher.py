@@ -334,10 +334,12 @@ class Dispatcher:
             self._latency.record(shape, len(jobs), infer_s, output_pixels)
         part = batch.lanes / self.executor.lanes
         self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
+        last = {job.key[0]: job for job, output in zip(jobs, outputs, strict=True) if not isinstance(output, NotFinite)}
         for job, output in zip(jobs, outputs, strict=True):
             if isinstance(output, NotFinite):
                 self._count_not_finite(job)
-            self._reply(job, JobResult(output, call.started_s - job.enqueued_s, infer_s, len(jobs)), span)
+            is_last = last.get(job.key[0]) is job
+            self._reply(job, JobResult(output, call.started_s - job.enqueued_s, infer_s, len(jobs), is_last), span)
 
     def _count_not_finite(self, job: Job) -> None:
         self._metrics.not_finite(job.shape.model)

@@ -155,6 +155,9 @@ class ModelLoader:
                 model = await self._reads.run(self._read, name)
                 served = self._registry.get(name)
                 if served is not None and (served.version, served.unready_reason) == (model.version, None):
+                    if served.config != model.config:  # it was measured since
+                        served.bundle = model.bundle
+                        await self._save_and_announce()
                     return
                 self._registry.check_task(model)
                 await self._load_and_check(model)

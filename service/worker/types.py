@@ -41,13 +41,15 @@ class Shape(NamedTuple):
 class JobResult:
     """What a job is answered with: its output or its error, and the seconds that it waited and ran.
 
-    `batch_images` counts the images of its batch, itself included.
+    `batch_images` counts the images of its batch, itself included. `is_last`: of the outputs of its batch for one
+    front-end.
     """
 
     result: RawOutput | ConvMLPError
     queue_s: float
     infer_s: float
     batch_images: int = 1
+    is_last: bool = True
 
 
 @dataclass(slots=True, eq=False)

@@ -238,7 +238,6 @@ class Worker:
             self._endpoint.fail(sender, message.job, Internal("the worker did not understand the front-end"))
             return
         traced = self._tracing.on and message.traceparent
-        original = message.geometry.original
         dispatcher.admit(
             Job(
                 (sender, message.job),
@@ -250,7 +249,7 @@ class Worker:
                 self._reply,
                 message.request_id,
                 self._tracing.remote(TraceContext(message.traceparent, message.tracestate)) if traced else NO_SPAN,
-                original.height * original.width if model.bundle.config.task is Task.SEGMENT else 0,
+                _output_pixels(model.bundle.config.task, message),
             )
         )
 
@@ -261,8 +260,11 @@ class Worker:
             return
         assert self._dispatcher is not None
         assert self._runner is not None
-        estimate = self._dispatcher.admission.wait_estimate(
-            job.shape, job.deadline_s - job.enqueued_s, job.output_pixels
+        # A front-end uses the last one that it receives.
+        estimate = (
+            self._dispatcher.admission.wait_estimate(job.shape, job.deadline_s - job.enqueued_s, job.output_pixels)
+            if result.is_last
+            else None
         )
         self._endpoint.answer(
             sender,
@@ -307,6 +309,7 @@ class Worker:
                     model.precision,
                     model.deployment.form,
                     model.deployment.largest_difference,
+                    "" if model.config.accuracy is None else model.config.accuracy.model_dump_json(),
                 )
                 for model in served
             ),
@@ -378,3 +381,11 @@ class Worker:
                 await asyncio.sleep(2 * self._settings.heartbeat_interval_ms / 1000)
                 if self._dispatcher is not None:
                     await self._dispatcher.wait_until_done()
+
+
+def _output_pixels(task: Task, message: Predict) -> int:
+    """See Job. A window's logits stay as they are, but its batch may have jobs with label maps: not 0."""
+    if task is not Task.SEGMENT:
+        return 0
+    original = message.geometry.original
+    return 1 if message.params.logits else original.height * original.width

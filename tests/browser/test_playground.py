@@ -1,145 +1,302 @@
-"""The pages in a real browser, against a real front-end."""
+"""The page at / in a real browser, against a real front-end."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from model.reference import REFERENCE_PICTURE
-from tests.browser.chromium import CHROMIUM, Page, open_page
+from model.types import Task
+from tests.browser.chromium import CHROMIUM, Tab, accessibility_faults, open_tab
 from tests.model.heif_files import picture
 from tests.model.picture_files import PHOTO, encoded
 from tests.service.frontend.rest_server import Rest, open_rest
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
-ANSWERED = "!document.getElementById('answer').hidden && document.getElementById('image').src.startsWith('blob:')"
+REFUSED = "Failed to load resource"
+"""A line of the browser's console for every answer that is an error."""
 
 
-async def open_playground(page: Page, rest: Rest) -> None:
-    await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/")
-    await page.until("document.readyState === 'complete' && document.getElementById('state').textContent === 'ready'")
+async def open_playground(tab: Tab, rest: Rest) -> None:
+    await tab.page.goto(f"http://127.0.0.1:{rest.port}/")
+    await tab.page.locator("#state").get_by_text("ready", exact=True).wait_for()
 
 
-async def pick(page: Page, file: Path) -> None:
-    root = await page.call("DOM.getDocument")
-    chooser = await page.call("DOM.querySelector", nodeId=root["root"]["nodeId"], selector="#file")
-    await page.call("DOM.setFileInputFiles", nodeId=chooser["nodeId"], files=[str(file)])
+async def answered(tab: Tab, name: str = "") -> None:
+    """Wait for an answer, of the picture `name`."""
+    await tab.page.locator("#answer").wait_for()
+    await tab.page.locator("#timings").wait_for()
+    await tab.page.locator("#code-text").get_by_text(name).wait_for()
 
 
-async def test_playground_answers(tmp_path: Path) -> None:
-    """For each task the sample gets overlay, table, timings, command and JSON, with no request to another host."""
-    async with open_rest() as rest, open_page(tmp_path) as page:
-        await open_playground(page, rest)
-        for card in ("key-form", "command"):
-            assert await page.run(f"document.getElementById('{card}').offsetHeight") == 0
-        await page.run("document.getElementById('sample').click()")
-        for task, word in (("classify", "grey"), ("detect", "dog"), ("segment", "background")):
-            await page.run(f"document.querySelector('input[value={task}]').click()")
-            await page.until(f"{ANSWERED} && document.getElementById('json').textContent.includes('\"{task}\"')")
-            assert word in await page.run("document.getElementById('answer-rows').textContent")
-            assert "infer" in await page.run("document.getElementById('timing-head').textContent")
-            assert f"/{task}'" in await page.run("document.getElementById('curl').textContent")
-            await page.until("document.getElementById('image').naturalWidth > 0")
-        assert page.complaints == []
-        assert all(url.startswith((f"http://127.0.0.1:{rest.port}/", "blob:", "data:")) for url in page.requests)
+async def code(tab: Tab, language: str) -> str:
+    await tab.page.get_by_role("tab", name=language).click()
+    return await tab.page.locator("#code-text").inner_text()
 
 
-async def test_playground_shows_errors(tmp_path: Path) -> None:
-    """A refused request shows the service's own detail, and the next good one clears it."""
-    async with open_rest() as rest, open_page(tmp_path) as page:
-        await open_playground(page, rest)
-        paper = tmp_path / "paper.txt"
-        paper.write_text("not a picture", encoding="ascii")
-        await pick(page, paper)
-        await page.until("document.getElementById('problem-detail').textContent.includes('JPEG')")
-        assert await page.run("document.getElementById('answer').hidden")
-        await pick(page, REFERENCE_PICTURE)
-        await page.until(f"{ANSWERED} && document.getElementById('problem').hidden")
+async def test_a_sample_is_answered_by_one_request() -> None:
+    """One click on a sample asks all three tasks in one request and draws it; all else on the page comes from that
+    answer, without a second request, and nothing from another host."""
+    async with open_rest() as rest, open_tab() as tab:
+        await open_playground(tab, rest)
+        await tab.page.get_by_role("button", name="A dog and a cat").click()
+        await answered(tab, "pair.jpg")
+        answers = await tab.page.locator("#answers").inner_text()
+        for word in ("Labels", "grey", "Detections", "dog", "Segments"):
+            assert word in answers, answers
+        assert await tab.run("document.getElementById('canvas').width") == 800
+        assert "dog" in (await tab.page.locator("#canvas").get_attribute("aria-label") or "")
+        assert "network" in await tab.page.locator("#timing-legend").inner_text()
+        assert "batch held this picture alone" in await tab.page.locator("#ran").inner_text()
+
+        drawn = await tab.run("document.getElementById('canvas').toDataURL()")
+        await tab.page.locator(".item").first.hover()
+        assert await tab.run("document.getElementById('canvas').toDataURL()") != drawn
+        await tab.page.mouse.move(0, 0)
+        assert await tab.run("document.getElementById('canvas').toDataURL()") == drawn
+        await tab.page.locator("#score").fill("1")
+        assert "nothing found" in await tab.page.locator("#answers").inner_text()
+        assert "score_threshold=1" in await code(tab, "curl")
+        await tab.page.locator("#class-choices label", has_text="background").click()
+        assert "background" in await tab.page.locator("#answers").inner_text()
+
+        async with tab.page.expect_download() as saved:
+            await tab.page.get_by_role("button", name="Save JSON").click()
+        document = json.loads(await asyncio.to_thread((await (await saved.value).path()).read_bytes))
+        assert document["results"][0]["answers"].keys() == {"classify", "detect", "segment"}
+        async with tab.page.expect_download() as saved:
+            await tab.page.get_by_role("button", name="Save drawing").click()
+        drawing = await asyncio.to_thread((await (await saved.value).path()).read_bytes)
+        with Image.open(BytesIO(drawing)) as opened:
+            assert opened.size == (800, 480)
+        assert len([url for url in tab.requests if "tasks=" in url]) == 1
+        assert tab.complaints == []
+        assert tab.foreign(f"http://127.0.0.1:{rest.port}") == []
 
 
-async def test_playground_takes_a_file(tmp_path: Path) -> None:
-    """A picked file is asked about at once, and the shell command names it."""
-    async with open_rest() as rest, open_page(tmp_path) as page:
-        await open_playground(page, rest)
-        await pick(page, REFERENCE_PICTURE)
-        await page.until(ANSWERED)
-        assert REFERENCE_PICTURE.name in await page.run("document.getElementById('curl').textContent")
+async def test_tasks_models_and_code() -> None:
+    """The request is for the chosen tasks alone, with the parameters that differ from their defaults; the code in each
+    language names the picture's file and the same parameters, and the command works when it is pasted."""
+    async with open_rest() as rest, open_tab() as tab:
+        await open_playground(tab, rest)
+        await tab.page.locator("#file").set_input_files(REFERENCE_PICTURE)
+        await answered(tab, REFERENCE_PICTURE.name)
+        for task in ("detect", "segment"):
+            await tab.page.locator(f"#task-{task}").uncheck()
+        await tab.page.locator("summary", has_text="Parameters").click()
+        await tab.page.locator("#top_k").fill("2")
+        await tab.page.locator("#top_k").press("Enter")
+        await tab.until("document.querySelectorAll('.bars li').length === 2")
+        assert tab.requests[-1].endswith("/classify?top_k=2")
+        name = REFERENCE_PICTURE.name
+        assert f'client.classify("{name}", top_k=2)' in await code(tab, "Python")
+        assert f'readFile("{name}")' in await code(tab, "JavaScript")
+        assert "ClassifyRequest(image=file.read(), top_k=2)" in await code(tab, "gRPC")
+        shell = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", await code(tab, "curl"), cwd=REFERENCE_PICTURE.parent,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        output, _ = await shell.communicate()
+        assert len(json.loads(output)["results"][0]["labels"]) == 2
+        await tab.page.get_by_role("button", name="Copy").click()
+        assert await tab.run("navigator.clipboard.readText()") == await code(tab, "curl")
+        await tab.page.locator("#task-detect").check()
+        await tab.page.locator("#tiles").check()
+        await tab.until("document.getElementById('code-text').textContent.includes('tiles=auto')")
+        await answered(tab)
+        for task in ("classify", "detect"):
+            await tab.page.locator(f"#task-{task}").uncheck()
+        await tab.page.locator("#problem-title").get_by_text("No task is chosen").wait_for()
+        assert tab.complaints == []
+
+
+async def test_pictures_come_by_drop_paste_and_camera(tmp_path: Path) -> None:
+    """Several files, pasted and dropped ones and the camera's are pictures like a chosen one; each of several has its
+    own answer."""
+    give = """([kind, data]) => {
+        const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], `${kind}.jpg`, { type: "image/jpeg" }));
+        const event = kind === "paste"
+          ? new ClipboardEvent("paste", { clipboardData: transfer })
+          : new DragEvent("drop", { dataTransfer: transfer });
+        document.dispatchEvent(event);
+    }"""
+    data = base64.b64encode(encoded(PHOTO, "JPEG")).decode()
+    async with open_rest() as rest, open_tab() as tab:
+        await open_playground(tab, rest)
+        for kind in ("paste", "drop"):
+            await tab.page.evaluate(give, [kind, data])
+            await answered(tab, f"{kind}.jpg")
+        second = tmp_path / "second.png"
+        second.write_bytes(encoded(PHOTO, "PNG"))
+        await tab.page.locator("#file").set_input_files([REFERENCE_PICTURE, second])
+        await answered(tab, REFERENCE_PICTURE.name)
+        await tab.page.get_by_role("button", name="second.png").click()
+        await answered(tab, "second.png")
+        await tab.page.get_by_role("button", name="Use the camera").click()
+        await tab.page.get_by_role("button", name="Take a picture").click()
+        await answered(tab, "camera.jpg")
+        assert tab.complaints == []
 
 
 @pytest.mark.parametrize("suffix", [".heic", ".tiff"])
-async def test_playground_shows_what_the_browser_cannot(tmp_path: Path, suffix: str) -> None:
-    """Of a file whose format the browser does not know, the picture with the answer drawn on it is shown."""
+async def test_a_format_that_the_browser_does_not_know(tmp_path: Path, suffix: str) -> None:
+    """Of such a file the service's own drawing is shown, beside the answer."""
     file = tmp_path / f"photo{suffix}"
     file.write_bytes(picture("photo") if suffix == ".heic" else encoded(PHOTO, "TIFF"))
-    async with open_rest() as rest, open_page(tmp_path) as page:
-        await open_playground(page, rest)
-        await pick(page, file)
-        await page.until(f"{ANSWERED} && document.getElementById('image').naturalWidth > 0")
-        assert await page.run("document.getElementById('image').offsetHeight") > 0
-        assert file.name in await page.run("document.getElementById('curl').textContent")
+    async with open_rest() as rest, open_tab() as tab:
+        await open_playground(tab, rest)
+        await tab.page.locator("#file").set_input_files(file)
+        await answered(tab, file.name)
+        await tab.until("document.getElementById('drawn').naturalWidth > 0")
+        assert await tab.page.locator("#canvas").is_hidden()
 
 
-async def test_playground_asks_for_a_key(tmp_path: Path) -> None:
-    """Where keys are required the page asks for one, again after a wrong one, and works; only the tab stores it."""
-    key = "0123456789abcdef"
-    (tmp_path / "keys").write_text(f"{key}\n", encoding="ascii")
+async def test_errors_are_shown_and_leave_nothing_behind(tmp_path: Path) -> None:
+    """A refused picture, an overloaded service and one that stopped are each shown in words; the previous answer is
+    hidden, and the next good one clears the error."""
+    async with open_tab() as tab:
+        async with open_rest(max_in_flight=1, with_worker=True) as rest:
+            await open_playground(tab, rest)
+            await tab.page.locator("#file").set_input_files(REFERENCE_PICTURE)
+            await answered(tab)
+            paper = tmp_path / "paper.txt"
+            paper.write_text("not a picture", encoding="ascii")
+            await tab.page.locator("#file").set_input_files(paper)
+            await tab.page.locator("#problem-detail").get_by_text("JPEG").wait_for()
+            for card in ("#answer", "#timings", "#toolbar", "#raw"):
+                assert await tab.page.locator(card).is_hidden()
+            assert await tab.page.locator("#retry").is_hidden()
 
-    async def give(page: Page, text: str) -> None:
-        await page.until("!document.getElementById('key-form').hidden")
-        await page.run(f"document.getElementById('key').value = '{text}'")
-        await page.run("document.querySelector('#key-form button').click()")
-
-    async with open_rest(api_keys_file=tmp_path / "keys") as rest, open_page(tmp_path) as page:
-        await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/")
-        await page.until("document.readyState === 'complete'")
-        await give(page, "not-this-one-at-all")
-        await page.until("document.getElementById('key-hint').textContent.includes('key is wrong')")
-        await give(page, key)
-        await page.until("document.getElementById('state').textContent === 'ready'")
-        await page.until("document.querySelectorAll('#model option').length > 0")
-        await page.run("document.getElementById('sample').click()")
-        await page.until(ANSWERED)
-        assert await page.run("document.getElementById('key-form').hidden")
-        curl = await page.run("document.getElementById('curl').textContent")
-        assert "Authorization: Bearer $CONVMLP_API_KEY" in curl
-        assert key not in await page.run("document.documentElement.outerHTML")
-        assert await page.run("Object.values(sessionStorage).length") == 1
-        assert await page.run("Object.values(localStorage).length") == 0
+            await tab.page.locator("#file").set_input_files(REFERENCE_PICTURE)
+            await answered(tab)
+            assert await tab.page.locator("#problem").is_hidden()
+        await tab.page.locator("#ask").click()
+        await tab.page.locator("#problem-title").get_by_text("Cannot reach the service").wait_for()
+        await tab.page.locator("#state").get_by_text("cannot reach the service").wait_for()
+        assert await tab.page.locator("#answer").is_hidden()
+        assert await tab.page.locator("#retry").is_enabled()
+        assert [complaint for complaint in tab.complaints if REFUSED not in complaint] == []
 
 
-async def test_playground_asks_again_for_a_key_that_ended(tmp_path: Path) -> None:
-    """A key that is taken away while the page is open leads to a new question, and the picture is asked about again."""
-    keys = tmp_path / "keys"
-    keys.write_text("0123456789abcdef\n", encoding="ascii")
-    async with open_rest(api_keys_file=keys) as rest, open_page(tmp_path) as page:
-        await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/")
-        await page.until("document.readyState === 'complete' && !document.getElementById('key-form').hidden")
-        await page.run("document.getElementById('key').value = '0123456789abcdef'")
-        await page.run("document.querySelector('#key-form button').click()")
-        await page.run("document.getElementById('sample').click()")
-        await page.until(ANSWERED)
-        keys.write_text("fedcba9876543210\n", encoding="ascii")
-        headers = {"Authorization": "Bearer fedcba9876543210"}
+async def test_an_overloaded_service_names_a_time_to_try_again() -> None:
+    """While the service refuses for lack of room, the page counts the seconds down that Retry-After names."""
+    async with open_rest(max_in_flight=1) as rest, open_tab() as tab:
+        await open_playground(tab, rest)
+        before = len(rest.worker.runner.batches)
+        rest.worker.runner.unblocked.clear()
+        body = REFERENCE_PICTURE.read_bytes()
+        held = asyncio.create_task(rest.http.post("/classify", content=body))
         async with asyncio.timeout(20):
-            while (await rest.http.get("/models", headers=headers)).status_code != 200:
+            while len(rest.worker.runner.batches) == before:
+                await asyncio.sleep(0.01)
+        await tab.page.locator("#file").set_input_files(REFERENCE_PICTURE)
+        await tab.page.get_by_role("button", name="Try again in").wait_for()
+        rest.worker.runner.unblocked.set()
+        assert (await held).status_code == 200
+        await tab.page.get_by_role("button", name="Try again", exact=True).click()
+        await answered(tab)
+
+
+async def test_a_service_with_one_task() -> None:
+    """A task without a model cannot be chosen; the others work."""
+    async with open_rest(tasks=[Task.CLASSIFY]) as rest, open_tab() as tab:
+        await open_playground(tab, rest)
+        await tab.until("document.getElementById('task-classify').checked")
+        assert await tab.page.locator("#task-detect").is_disabled()
+        await tab.page.get_by_role("button", name="A white dog").click()
+        await answered(tab, "dog.jpg")
+        assert tab.complaints == []
+
+
+async def test_keys(tmp_path: Path) -> None:
+    """Where keys are required the page asks for one, again after a wrong one and after one that ended, and works; only
+    the tab stores it."""
+    keys, key, new = tmp_path / "keys", "0123456789abcdef", "fedcba9876543210"
+    keys.write_text(f"{key}\n", encoding="ascii")
+
+    async with open_rest(api_keys_file=keys) as rest, open_tab() as tab:
+
+        async def give(text: str) -> None:
+            await tab.page.locator("#key").fill(text)
+            await tab.page.get_by_role("button", name="Use this key").click()
+
+        await tab.page.goto(f"http://127.0.0.1:{rest.port}/")
+        await give("not-this-one-at-all")
+        await tab.page.locator("#key-hint").get_by_text("key is wrong").wait_for()
+        await give(key)
+        await tab.until("document.querySelectorAll('#tasks option').length === 3")
+        await tab.page.get_by_role("button", name="A white dog").click()
+        await answered(tab)
+        assert await tab.page.locator("#key-form").is_hidden()
+        assert "Authorization: Bearer $CONVMLP_API_KEY" in await code(tab, "curl")
+        assert key not in await tab.page.content()
+        assert await tab.run("Object.values(sessionStorage).length") == 1
+        assert await tab.run("Object.values(localStorage).length") == 0
+
+        keys.write_text(f"{new}\n", encoding="ascii")
+        async with asyncio.timeout(20):
+            while (await rest.http.get("/models", headers={"Authorization": f"Bearer {new}"})).status_code != 200:
                 await asyncio.sleep(0.05)
-        await page.run("document.getElementById('ask').click()")
-        await page.until("!document.getElementById('key-form').hidden && document.getElementById('answer').hidden")
-        await page.run("document.getElementById('key').value = 'fedcba9876543210'")
-        await page.run("document.querySelector('#key-form button').click()")
-        await page.until(ANSWERED)
+        await tab.page.locator("#ask").click()
+        await tab.page.locator("#key-form").wait_for()
+        assert await tab.page.locator("#answer").is_hidden()
+        await give(new)
+        await answered(tab)
 
 
-async def test_reference_lists_every_operation(tmp_path: Path) -> None:
-    """/docs shows all operations of openapi.json without any other host's help."""
-    async with open_rest() as rest, open_page(tmp_path) as page:
-        await page.call("Page.navigate", url=f"http://127.0.0.1:{rest.port}/docs")
-        await page.until("document.querySelectorAll('#contents a').length > 0")
-        shown = await page.run("document.getElementById('operations').textContent")
-        for path in (await rest.http.get("/openapi.json")).json()["paths"]:
-            assert path in shown
-        assert page.complaints == []
-        assert all(url.startswith((f"http://127.0.0.1:{rest.port}/", "data:")) for url in page.requests)
+async def test_live() -> None:
+    """The plots show the requests that were answered meanwhile, from the service's own metrics."""
+    async with open_rest() as rest, open_tab() as tab:
+        await open_playground(tab, rest)
+        await tab.page.get_by_role("tab", name="Live").click()
+        await tab.page.locator("#live-problem").get_by_text("Measuring").wait_for()
+        for _ in range(3):
+            await rest.http.post("/classify", content=REFERENCE_PICTURE.read_bytes())
+        await tab.until("/p50 [0-9.]+ ms/.test(document.getElementById('plots').innerText)")
+        plots = await tab.page.locator("#plots").inner_text()
+        for title in ("Requests per second", "Latency", "Queue", "Mean batch"):
+            assert title in plots
+        assert tab.complaints == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide-light", "phone-dark"])
+async def test_accessibility(width: int, dark: bool) -> None:
+    """axe finds no violation: before and after an answer, with an error, and in the live view; and nothing is wider
+    than the window."""
+    async with open_rest() as rest, open_tab(width=width, dark=dark) as tab:
+
+        async def check() -> None:
+            assert await accessibility_faults(tab) == []
+            assert await tab.run("document.documentElement.scrollWidth <= innerWidth")
+
+        await open_playground(tab, rest)
+        await tab.until("document.querySelectorAll('#tasks option').length === 3")
+        await check()
+        await tab.page.get_by_role("button", name="A dog and a cat").click()
+        await answered(tab)
+        await check()
+        await tab.page.locator("#file").set_input_files(
+            {"name": "paper.zip", "mimeType": "application/zip", "buffer": _archive()}
+        )
+        await tab.page.locator("#problem").wait_for()
+        await check()
+        await tab.page.get_by_role("tab", name="Live").click()
+        await tab.page.locator("#plots figure").first.wait_for()
+        await check()
+
+
+def _archive() -> bytes:
+    file = BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("empty", b"")
+    return file.getvalue()

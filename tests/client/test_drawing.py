@@ -9,7 +9,7 @@ import numpy.typing as npt
 import PIL.Image
 import pytest
 
-from convmlp_client.drawing import BACKGROUND, class_colour
+from convmlp_client.drawing import BACKGROUND, label_colour
 from convmlp_client.geometry import Box, ImageSize
 from convmlp_client.masks import Mask
 from convmlp_client.results import (
@@ -26,6 +26,9 @@ from convmlp_client.results import (
 
 UInt8Array = npt.NDArray[np.uint8]
 
+NAMES = {1: "cat", 3: "dog", 4: "cow"}
+"""Of detections, by index."""
+
 
 def grey(height: int, width: int, level: int = 120) -> UInt8Array:
     return np.full((height, width, 3), level, np.uint8)
@@ -41,7 +44,7 @@ def detections(height: int, width: int, *found: Detection) -> Detections:
 
 
 def detection(box: Box, index: int = 1, mask: npt.NDArray[np.bool_] | None = None) -> Detection:
-    return Detection("cat", index, 0.9, box, None if mask is None else Mask.from_array(mask))
+    return Detection(NAMES[index], index, 0.9, box, None if mask is None else Mask.from_array(mask))
 
 
 def segmentation(label_map: npt.NDArray[np.integer], names: Sequence[str]) -> Segmentation:
@@ -103,7 +106,7 @@ def test_box_is_drawn_where_it_is() -> None:
     image = grey(400, 600)
     overlay = drawn(image, detections(400, 600, detection(Box(100, 150, 300, 350), index=1)))
     for y, x in ((250, 100), (250, 299), (349, 200), (151, 290)):
-        assert tuple(overlay[y, x]) == class_colour(1), (y, x)
+        assert tuple(overlay[y, x]) == label_colour("cat"), (y, x)
     assert not changed(image, overlay)[170:330, 120:280].any()
     assert not changed(image, overlay)[360:].any()
     assert not changed(image, overlay)[:, 310:].any()
@@ -123,7 +126,7 @@ def test_a_tag_is_drawn_right_of_the_panels() -> None:
     box = detections(256, 320, detection(Box(20, 20, 200, 200), index=1))
     answers: dict[str, Classification | Detections] = {"classify": classification(256, 320), "detect": box}
     overlay = np.asarray(Analysis(size, answers, {}, Meta("", Task.ANALYZE)).draw(image))
-    colour = np.all(overlay == np.array(class_colour(1)), axis=2)
+    colour = np.all(overlay == np.array(label_colour("cat")), axis=2)
     assert colour[:20, 60:].sum() > colour[:20, :60].sum()
 
 
@@ -133,7 +136,7 @@ def test_masks_tint_only_their_pixels() -> None:
     mask[100:300, 100:300] = True
     image = grey(400, 600)
     overlay = drawn(image, detections(400, 600, detection(Box(100, 100, 500, 300), mask=mask)))
-    tint = 120 * 140 / 255 + np.array(class_colour(1)) * 115 / 255
+    tint = 120 * 140 / 255 + np.array(label_colour("cat")) * 115 / 255
     assert np.abs(overlay[130:290, 110:290] - tint).max() <= 1
     assert not changed(image, overlay)[130:270, 310:490].any()
 
@@ -142,7 +145,7 @@ def test_the_best_detection_is_on_top() -> None:
     """Where boxes overlap, the outline of the one with the higher score is visible."""
     box = Box(100, 100, 200, 200)
     overlay = drawn(grey(400, 600), detections(400, 600, detection(box, index=3), detection(box, index=4)))
-    assert tuple(overlay[150, 100]) == class_colour(3)
+    assert tuple(overlay[150, 100]) == label_colour("dog")
 
 
 def test_segments_are_tinted_and_background_is_not() -> None:
@@ -152,8 +155,8 @@ def test_segments_are_tinted_and_background_is_not() -> None:
     label_map[:, 400:] = 2
     overlay = drawn(grey(400, 600), segmentation(label_map, (BACKGROUND, "cat", "dog")))
     assert (overlay[300:, :190] == 120).all()
-    for index, columns in ((1, slice(210, 390)), (2, slice(410, None))):
-        tint = 120 * 140 / 255 + np.array(class_colour(index)) * 115 / 255
+    for name, columns in (("cat", slice(210, 390)), ("dog", slice(410, None))):
+        tint = 120 * 140 / 255 + np.array(label_colour(name)) * 115 / 255
         assert np.abs(overlay[300:, columns] - tint).max() <= 1
 
 
@@ -175,8 +178,8 @@ def test_large_images_are_tinted_completely() -> None:
     label_map = np.zeros((1100, 2000), np.uint8)
     label_map[1000:] = 1
     overlay = drawn(grey(1100, 2000), segmentation(label_map, ("a", "b")))
-    for index, rows in ((0, slice(300, 990)), (1, slice(1010, None))):
-        tint = 120 * 140 / 255 + np.array(class_colour(index)) * 115 / 255
+    for name, rows in (("a", slice(300, 990)), ("b", slice(1010, None))):
+        tint = 120 * 140 / 255 + np.array(label_colour(name)) * 115 / 255
         assert np.abs(overlay[rows] - tint).max() <= 1
 
 
@@ -196,7 +199,7 @@ def test_many_classes_are_tinted() -> None:
     label_map = np.kron(label_map[:, :4], np.ones((9, 9), np.uint16))
     overlay = drawn(grey(2700, 36), segmentation(label_map, [str(index) for index in range(300)]))
     for index in (200, 254, 255, 256, 299):
-        tint = 120 * 140 / 255 + np.array(class_colour(index)) * 115 / 255
+        tint = 120 * 140 / 255 + np.array(label_colour(str(index))) * 115 / 255
         assert np.abs(overlay[index * 9 + 5, 30] - tint).max() <= 1, index
 
 
@@ -211,11 +214,19 @@ def test_lines_grow_with_the_image() -> None:
     assert widths[1] >= 3 * widths[0]
 
 
-def test_colours_of_neighbours_differ() -> None:
-    """The colours of the first ten classes differ clearly from each other, and are stable."""
-    colours = [np.array(class_colour(index)) for index in range(10)]
-    assert min(np.abs(a - b).sum() for a, b in itertools.combinations(colours, 2)) > 60
-    assert class_colour(3) == class_colour(3)
+def test_a_label_has_one_colour() -> None:
+    """Whatever its case, its index, and the task; few pairs of a model's labels are alike."""
+    assert label_colour("Cat") == label_colour("cat") != label_colour("dog")
+    box = detection(Box(100, 100, 200, 200), index=1)
+    for index in (1, 200):
+        found = detections(400, 600, dataclasses.replace(box, index=index))
+        parts = segmentation(np.full((400, 600), index, np.uint8), ["x"] * index + ["Cat"])
+        assert tuple(drawn(grey(400, 600), found)[150, 100]) == label_colour("cat")
+        tint = 120 * 140 / 255 + np.array(label_colour("cat")) * 115 / 255
+        assert np.abs(drawn(grey(400, 600), parts)[300, 300] - tint).max() <= 1
+    colours = [np.array(label_colour(f"class {index}")) for index in range(20)]
+    distances = [int(np.abs(one - other).sum()) for one, other in itertools.combinations(colours, 2)]
+    assert np.quantile(distances, 0.05) > 60
 
 
 def test_an_image_of_another_size_is_an_error() -> None:

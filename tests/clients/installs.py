@@ -29,9 +29,23 @@ UNREACHABLE = re.compile(
 """In what npm or pip writes."""
 
 PYTHON = {
+    # The others are what the service's client needs.
+    "cvat": [
+        "cvat-cli==2.80.0",
+        "cvat-sdk==2.80.0",
+        "httpx2==2.16.2",
+        "msgspec==0.23.0",
+        "numpy==2.4.6",
+        "pillow==13.0.0",
+    ],
+    "label-studio": ["label-studio==1.23.2", "label-studio-sdk==2.1.2"],
+    "deepstack": ["deepstack-sdk==0.2.1", "deepstack-python==0.9"],
+    "inference-sdk": ["inference-sdk==1.8.3"],
     "kserve": ["kserve==0.21.0"],
     "openapi-python-client": ["openapi-python-client==0.29.1"],
     "openapi-spec-validator": ["openapi-spec-validator==0.9.0"],
+    # inference-sdk requires an older one.
+    "supervision": ["supervision==0.31.2"],
     # The others are what a generated Python client needs.
     "openapi-generator": [
         "openapi-generator-cli==7.26.0",

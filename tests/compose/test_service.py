@@ -63,7 +63,7 @@ def test_grpc_answers_and_reports_its_health(stack: Stack) -> None:
 def test_the_playground_is_there(stack: Stack) -> None:
     """The front-end's image has the pages for people."""
     assert "<html" in httpx2.get(url(stack), timeout=30).text
-    assert httpx2.get(f"{url(stack)}/web/sample.jpg", timeout=30).status_code == 200
+    assert httpx2.get(f"{url(stack)}/web/samples/tabby.jpg", timeout=30).status_code == 200
 
 
 @pytest.mark.usefixtures("stack")

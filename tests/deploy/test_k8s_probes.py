@@ -26,6 +26,7 @@ from tests.deploy.k8s import FRONT_ENDS, deployed, port_of
 from tests.deploy.kustomize import Object
 from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import fake_worker, lying_bundle
+from tests.fork_server import ForkedProcess
 
 FOLDER = "overlays/cpu"
 MODEL = ("--models", "convmlp_pets_breed")
@@ -135,7 +136,7 @@ async def test_a_worker_with_a_bad_model_is_not_restarted(tmp_path: Path) -> Non
 
 
 @contextmanager
-def _hanging(process: subprocess.Popen[str]) -> Iterator[None]:
+def _hanging(process: subprocess.Popen[str] | ForkedProcess) -> Iterator[None]:
     process.send_signal(signal.SIGSTOP)
     try:
         yield

@@ -1,4 +1,9 @@
-"""Starts `convmlp serve`, or a part of it, on free ports, and reads its log."""
+"""Starts `convmlp serve`, or a part of it, on free ports, and reads its log.
+
+Where a fork server runs (`tests/fork_server.py`), the processes are forked from it, unless a test wants new
+interpreters: `fresh`. They take several times as long to start. Only they inherit limits and have the memory, the
+libraries and the parents of an installed service.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.fork_server import COMMAND_LINE, FORK_SERVER, STDERR, STDOUT, ForkedProcess
 
 START_TIMEOUT_S = 120.0
 
@@ -23,7 +30,7 @@ START_TIMEOUT_S = 120.0
 class RunningService:
     """A process and its log so far. `url` and `grpc_address` (HOST:PORT) are set for a whole service."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedProcess
     lines: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
     grpc_address: str = ""
@@ -85,31 +92,34 @@ class RunningService:
 
 
 @contextmanager
-def running_service(*flags: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+def running_service(
+    *flags: str, environment: Mapping[str, str] | None = None, fresh: bool = False
+) -> Iterator[RunningService]:
     """`convmlp serve` with these flags and variables, ready; stopped gracefully at the end."""
-    with started_service(*flags, environment=environment) as service:
+    with started_service(*flags, environment=environment, fresh=fresh) as service:
         ready = service.wait_for("ready", role="supervisor")
         service.url, service.grpc_address = ready["url"], ready["grpc_address"]
         yield service
 
 
 @contextmanager
-def started_service(*flags: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+def started_service(
+    *flags: str, environment: Mapping[str, str] | None = None, fresh: bool = False
+) -> Iterator[RunningService]:
     """As `running_service`, but it may not be ready yet."""
     ports = ("--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0")
-    with started("serve", *ports, *flags, environment=environment) as service:
+    with started("serve", *ports, *flags, environment=environment, fresh=fresh) as service:
         yield service
 
 
 @contextmanager
-def started(command: str, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningService]:
+def started(
+    command: str, *flags: str, environment: Mapping[str, str] | None = None, fresh: bool = False
+) -> Iterator[RunningService]:
     """`convmlp COMMAND` with these flags and variables; it gets SIGTERM at the end, if it still runs."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", command, "--log-format", "json", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-    )
+    arguments = (command, "--log-format", "json", *flags)
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
+    process = _new(arguments, variables) if fresh or FORK_SERVER not in os.environ else _forked(arguments, variables)
     service = RunningService(process)
     reader = threading.Thread(target=service.read, daemon=True)
     reader.start()
@@ -125,6 +135,19 @@ def started(command: str, *flags: str, environment: Mapping[str, str] | None = N
         reader.join(timeout=10)
         assert process.stderr is not None
         process.stderr.close()
+
+
+def _new(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", COMMAND_LINE, *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _forked(arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
+    ours, theirs = os.pipe()
+    with os.fdopen(theirs, "wb") as log:
+        process = ForkedProcess(arguments, environment, {STDOUT: STDOUT, STDERR: log.fileno()})
+    process.stderr = os.fdopen(ours)
+    return process
 
 
 def is_alive(pid: int) -> bool:

@@ -42,7 +42,7 @@ def running_in(runtime_dir: Path, *flags: str) -> AbstractContextManager[Running
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
     """A service whose processes tests stop and kill; the last of them ends it, without its log."""
-    with running_service(*FLAGS, "--front-end-timeout-ms", "5000") as running:
+    with running_service(*FLAGS, "--front-end-timeout-ms", "5000", fresh=True) as running:
         yield running
 
 
@@ -128,7 +128,7 @@ async def test_a_deleted_folder_costs_neither_requests_nor_counts(runtime_dir: P
 
 async def test_a_service_that_can_write_no_file_answers() -> None:
     """As on a full disk: it starts, answers, exposes what the asked front-end counted, and replaces a killed one."""
-    with started_service(*FLAGS) as service:
+    with started_service(*FLAGS, fresh=True) as service:
         resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (0, 0))  # its processes inherit that
         url = service.wait_for("ready", role="supervisor")["url"]
         async with httpx2.AsyncClient(base_url=url, timeout=60) as client:

@@ -32,12 +32,12 @@ from model.net.network import (
     build_network,
     infer_backbone,
 )
-from model.net.semantic_fpn import label_maps
+from model.net.semantic_fpn import predict_segments
 from model.postprocess.results import postprocess
 from model.predictor import Predictor, predict_image
 from model.reference import REFERENCE_PARAMS, REFERENCE_PICTURE, mismatch, reference_input
-from model.spec import KeepRatioSpec, Postprocessing, SegmentPostSpec
-from model.types import Batch, SegmentOutput, Size, Task
+from model.spec import KeepRatioSpec, SegmentPostSpec
+from model.types import Batch, Task
 from model.zoo.export import export_checkpoint
 from model.zoo.importer import import_checkpoint
 from service.settings import Settings
@@ -106,15 +106,13 @@ class Pixels(nn.Module):
         return out
 
 
-def predict_pixels(network: Pixels, x: Tensor, batch: Batch, _: Postprocessing) -> list[SegmentOutput]:
-    return label_maps(network(x), Size(x.shape[2], x.shape[3]), batch.geometries, batch.params)
-
-
 def infer_pixels(shapes: StateDictShapes) -> tuple[PixelsSpec, int]:
     return PixelsSpec(backbone=infer_backbone(shapes)), shapes.rows("pixel_head.weight")
 
 
-PIXELS_NETWORK = FamilyNetwork(build=Pixels, predict=predict_pixels, class_key="pixel_head.weight", infer=infer_pixels)
+PIXELS_NETWORK = FamilyNetwork(
+    build=Pixels, predict=predict_segments, class_key="pixel_head.weight", infer=infer_pixels
+)
 PIXELS = ModelFamily(
     "pixels",
     Task.SEGMENT,

@@ -14,11 +14,11 @@ def test_added_fields_with_defaults_leave_versions_as_they_were() -> None:
     assert document["preprocessing"].pop("interpolation") == "bicubic"
     for name, default in (("activation", "softmax"), ("score_threshold", 0.0)):
         assert document["postprocessing"].pop(name) == default
-    assert document["accuracy"].pop("data_sha256") is None
+    document["accuracy"] = None  # figures are not part of it
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
     assert config.version == hashlib.sha256(text.encode()).hexdigest()[:16]
     # A config without the fields, as bundles of former versions have it, is the same one.
-    assert BundleConfig.model_validate_json(text) == config
+    assert BundleConfig.model_validate_json(text) == config.model_copy(update={"accuracy": None})
     assert isinstance(config.preprocessing, CenterCropSpec)
     bilinear = config.preprocessing.model_copy(update={"interpolation": "bilinear"})
     sigmoid = ClassifyPostSpec(activation="sigmoid", score_threshold=0.5)

@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.fork_server import COMMAND_LINE, ForkServer
+from tests.fork_server import COMMAND_LINE, ForkServer, run
 from tests.recorded.answers import COMMANDS, COMMON, KEYS, NO_PICTURE, PICTURE, SERVICES, Http, Rpc
+from tests.recorded.answers_compat import COMPAT
 from tests.recorded.answers_grpc import OIP_GRPC, VISION
 from tests.recorded.answers_http import HUGGING_FACE, OIP_HTTP, REST
 from tests.recorded.asking import Grpc, ask_http
@@ -64,7 +65,7 @@ def _record(folder: Path, workers: Mapping[str, Worker | None]) -> dict[str, Ent
 
         def convmlp(words: Sequence[str]) -> str:
             """Exit status, stdout and stderr of a command."""
-            status, *streams = server.run(words, folder=folder)
+            status, *streams = run(words, environment=environment(), folder=folder, server=server.path)
             lines = [f"exit status {status}"]
             for name, stream in zip(("stdout", "stderr"), streams, strict=True):
                 if stream:
@@ -218,6 +219,7 @@ def _answers(services: Mapping[str, Service]) -> dict[str, Entries]:
         return {
             "http.txt": _entries(REST, over_http),
             "huggingface.txt": _entries(HUGGING_FACE, over_http),
+            "compat.txt": _entries(COMPAT, over_http),
             "oip_http.txt": _entries(OIP_HTTP, over_http),
             "grpc.txt": _entries(VISION, over_grpc),
             "oip_grpc.txt": _entries(OIP_GRPC, over_grpc),

@@ -98,7 +98,7 @@ def result_from_message(response: Response) -> Result:
                 Segment(row.label, row.index, row.area, _score(row.confidence), _mask(row.mask, size))
                 for row in response.segments
             )
-            return Segmentation(size, tuple(segments), meta(Task.SEGMENT))
+            return Segmentation(size, tuple(segments), meta(Task.SEGMENT), response.confidence_map_png or None)
         case pb.EmbedResponse():
             vector = np.array(response.embedding, np.float32)
             return Embedding(size, vector, meta(Task.EMBED))

@@ -237,9 +237,7 @@ def read_text(kind: type[Parameters], body: bytes) -> tuple[bytes | ImageUrl, Pa
         document = msgspec.json.decode(body.removeprefix(BOM), type=_Body)
         image = image_of(document.inputs, "inputs")
     except msgspec.ValidationError as error:
-        raise BadRequest(
-            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}"
-        ) from None
+        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:

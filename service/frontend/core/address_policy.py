@@ -106,8 +106,8 @@ class AddressPolicy:
 def carried_v4(address: Address) -> IPv4Address | None:
     """The IPv4 address in one of IPv6 that is mapped to it (RFC 4291), translated (NAT64, RFC 6052) or 6to4 (RFC 3056).
 
-    With another prefix of NAT64 the address cannot be told from others: the operator of such a network is trusted not
-    to translate to private addresses.
+    An address of NAT64 with another prefix looks like any other. The operator of such a network is trusted not to
+    translate to private addresses.
     """
     if not isinstance(address, IPv6Address):
         return None

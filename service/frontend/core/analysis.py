@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -12,17 +13,22 @@ from model.decode import DecodeLimits, decode_picture, depends_on_reader
 from model.errors import ConvMLPError, ImageUndecodable, UnsupportedFormat
 from model.preprocess import content_size, largest_input_bytes, prepare_picture
 from model.spec import Preprocessing
+from model.tiles import TiledInput
 from model.types import ModelInput, Task
 from service.errors import ModelNotFound
+from service.frontend.core.auth import Caller
 from service.frontend.core.engine import LABEL_MAP_BYTES, POST_BYTES, Encode, Engine
 from service.frontend.core.executor import Timed, Work
 from service.frontend.core.parameters import ANALYZE
 from service.frontend.core.sniffing import explained
+from service.frontend.core.tiling import TilePlan, charge_tiles, require_time, tile_plan
 from service.observability.tracing import current_span, step
 from service.types import ModelStatus, PredictRequest, Reply
 from service.wire.worker_client import WaitForecast
 
 T = TypeVar("T")
+Inputs = tuple[ModelInput | TiledInput, ...]
+"""Of the models, in their order."""
 Outcome = Reply[T] | Exception
 """What one model answered for an image, or why it did not."""
 
@@ -62,6 +68,8 @@ class Analysis(Generic[T]):
         self._outcomes: list[Outcome[T] | None] = [None] * len(requests)
         self._models: dict[int, ModelStatus] = {}
         """Those that can answer, by their position."""
+        self._plans: dict[int, TilePlan] = {}
+        """How the image is cut for those that get it in windows."""
 
     async def run(
         self,
@@ -93,9 +101,11 @@ class Analysis(Generic[T]):
                 self._outcomes[position] = error
         self._require(self._models)
         preparing = self._preparation(image)
-        caller, count = preparing.caller, len(self._models)
+        caller, count = preparing.caller, preparing.images
         self._engine.begin(caller, count)
         try:
+            if self._plans:  # the caller has counted the models
+                self._engine.charge(Caller(self._requests[0].caller), count - len(self._models))
             prepared = await self._prepared(preparing)
             answering = {
                 position: self._answer(position, preparing, model_input, prepared.seconds, encoders[position])
@@ -124,25 +134,26 @@ class Analysis(Generic[T]):
         if not something:
             raise next(outcome for outcome in self._outcomes if isinstance(outcome, Exception))
 
-    async def _prepared(self, preparing: Work[tuple[ModelInput, ...]]) -> Timed[tuple[ModelInput, ...]]:
+    async def _prepared(self, preparing: Work[Inputs]) -> Timed[Inputs]:
         """The inputs of all models. The outcome of one that would answer too late is its error.
 
         Raises:
             ConvMLPError: the image cannot be decoded, or all would be too late.
         """
-        reservations: list[WaitForecast] = []
+        reservations: list[tuple[WaitForecast, int]] = []
         try:
             for position, model in self._models.items():
+                images = self._images(position)
                 try:
-                    reservations.append(self._engine.reserve(model, preparing))
+                    reservations.append((self._engine.reserve(model, preparing, images=images), images))
                 except ConvMLPError as error:
                     self._outcomes[position] = error
             self._require(reservations)
             self._engine.threads.submit(preparing)
             prepared = await preparing.future
         finally:
-            for reservation in reservations:
-                reservation.prepared()
+            for reservation, images in reservations:
+                reservation.prepared(images)
         span = current_span()
         self._engine.metrics.stages["decode", ANALYZE].observe(prepared.seconds, span.ids if span.recording else None)
         if span.recording:
@@ -150,7 +161,12 @@ class Analysis(Generic[T]):
         return prepared
 
     async def _answer(
-        self, position: int, preparing: Work[Any], model_input: ModelInput, decode_s: float, encode: Encode[T]
+        self,
+        position: int,
+        preparing: Work[Any],
+        model_input: ModelInput | TiledInput,
+        decode_s: float,
+        encode: Encode[T],
     ) -> Reply[T]:
         request, model = self._requests[position], self._models[position]
         if not current_span().recording:
@@ -159,63 +175,99 @@ class Analysis(Generic[T]):
         with step("predict", attributes) as span:
             return await self._engine.answer(request, model, preparing, model_input, decode_s, encode, span=span)
 
-    def _preparation(self, image: bytes) -> Work[tuple[ModelInput, ...]]:
-        """Decoding the image, and resizing it for each model. Raises as `Engine.preparation`."""
+    def _images(self, position: int) -> int:
+        """How many network inputs a model gets, at most."""
+        return self._plans[position].jobs if position in self._plans else 1
+
+    def _preparation(self, image: bytes) -> Work[Inputs]:
+        """Decoding the image, and resizing it for each model, in windows if it is to be cut. Raises as
+        `Engine.preparation`."""
         positions = list(self._models)
-        alone = self._engine.preparation(self._requests[positions[0]], self._models[positions[0]].config)
+        first = replace(self._requests[positions[0]], tiling=None)
+        alone = self._engine.preparation(first, self._models[positions[0]].config)
+        header: Header = alone.args[-1]
         configs = [model.config for model in self._models.values()]
         specs = tuple(config.preprocessing for config in configs)
-        header: Header = alone.args[-1]
-        decodings = decodings_of(specs, header, fast=self._fast)
+        self._plans = self._tile_plans(header)
+        plans = tuple(self._plans.get(position) for position in positions)
+        decodings = decodings_of(specs, plans, header, fast=self._fast)
         pixels = header.size.height * header.size.width
         label_maps = LABEL_MAP_BYTES * pixels * sum(config.task is Task.SEGMENT for config in configs)
-        return Work(
+        work: Work[Inputs] = Work(
             prepare_for_all,
-            (image, specs, decodings, self._limits, header, self._fast),
+            (),
             alone.deadline_s,
             alone.caller,
             "+".join(config.name for config in configs),
             alone.cost * len(decodings),
             alone.nbytes,
             label_maps + sum(map(largest_input_bytes, specs)),
+            images=sum(map(self._images, positions)),
         )
+        before_each = partial(require_time, work)
+        work.args = (image, specs, plans, decodings, self._limits, header, self._fast, before_each)
+        if self._plans:
+            charge_tiles(work, self._plans.values(), header.size, self._engine.threads.max_bytes)
+        return work
+
+    def _tile_plans(self, header: Header) -> dict[int, TilePlan]:
+        """Of the requests that want tiles, by their position. Raises ImageTooLarge as `tile_plan`."""
+        limit = self._engine.settings.max_tiles
+        plans: dict[int, TilePlan] = {}
+        for position, model in self._models.items():
+            request = self._requests[position]
+            if request.tiling is not None:
+                plan = tile_plan(request.tiling, header.size, model.config, request.params, limit)
+                if plan is not None:
+                    plans[position] = plan
+        return plans
 
 
-def decodings_of(specs: Sequence[Preprocessing], header: Header, *, fast: bool) -> tuple[tuple[int, ...], ...]:
+def decodings_of(
+    specs: Sequence[Preprocessing], plans: Sequence[TilePlan | None], header: Header, *, fast: bool
+) -> tuple[tuple[int, ...], ...]:
     """How often an image is decoded, and for which specs, by position: those whose pixels are the same share one.
 
-    `fast`: a JPEG is decoded at the scale that a spec needs.
+    `fast`: a JPEG is decoded at the scale that a spec needs, unless it is cut into windows.
     """
     by_reader, by_scale = depends_on_reader(header), fast and header.format is ImageFormat.JPEG
     groups: dict[object, list[int]] = {}
-    for position, spec in enumerate(specs):
-        groups.setdefault((by_reader and spec.reader, by_scale and position), []).append(position)
+    for position, (spec, plan) in enumerate(zip(specs, plans, strict=True)):
+        groups.setdefault((by_reader and spec.reader, by_scale and plan is None and position), []).append(position)
     return tuple(map(tuple, groups.values()))
 
 
 def prepare_for_all(
     image: bytes,
     specs: Sequence[Preprocessing],
+    plans: Sequence[TilePlan | None],
     decodings: Sequence[Sequence[int]],
     limits: DecodeLimits,
     header: Header,
     fast: bool,
-) -> tuple[ModelInput, ...]:
-    """The network input for each spec, from one decoded picture for each of `decodings`. Call it in a thread.
+    before_each: Callable[[], None],
+) -> Inputs:
+    """The network input, or the windows, for each spec, from one decoded picture for each of `decodings`. Call it in a
+    thread.
 
     Raises:
         ImageUndecodable, UnsupportedFormat, ImageTooLarge, OutOfMemory: as `model.decode.decode`.
+        ImageTooLarge, DeadlineExceeded: as `TilePlan.prepare`.
     """
-    inputs: dict[int, ModelInput] = {}
+    inputs: dict[int, ModelInput | TiledInput] = {}
     for positions in decodings:
         first = specs[positions[0]]
-        needed = partial(content_size, spec=first) if fast else None
+        needed = partial(content_size, spec=first) if fast and plans[positions[0]] is None else None
         picture = decode_picture(image, limits, needed, header, first.reader)
-        inputs |= {position: prepare_picture(picture, specs[position]) for position in positions}
+        for position in positions:
+            plan = plans[position]
+            inputs[position] = (
+                prepare_picture(picture, specs[position]) if plan is None else plan.prepare(picture, before_each)
+            )
         del picture  # before the next one is decoded
     return tuple(inputs[position] for position in range(len(specs)))
 
 
-def _pixels(model_input: ModelInput) -> int:
-    original = model_input.geometry.original
+def _pixels(model_input: ModelInput | TiledInput) -> int:
+    original = model_input.grid.picture if isinstance(model_input, TiledInput) else model_input.geometry.original
     return original.height * original.width

@@ -18,11 +18,12 @@ reflection, the pages and `/openapi.json`. All else needs a key where keys are s
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import ipaddress
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,9 @@ log = structlog.get_logger(__name__)
 
 Caller = NewType("Caller", str)
 """The owner of a rate: a key's name, or a host. Never a key, so it may be logged."""
+
+Charge = Callable[[Caller, int], None]
+"""Counts so many more images of a request that was admitted as one image, by its caller's rate."""
 
 
 class InvalidKeysFile(Exception):
@@ -159,9 +163,8 @@ class Auth:
         """
         if self._keys is None:
             return Caller(network_of(host) if self._limit is not None else host)
-        scheme, _, key = (authorization or "").strip().partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key:
+        key = _key_in(authorization or "")
+        if not key:
             self._metrics.rejected(Refusal.CREDENTIALS)
             raise _unauthenticated("this service needs an API key and the request has none")
         name = self._keys.name_of(key)
@@ -226,7 +229,27 @@ def network_of(host: str) -> str:
     return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
+def _key_in(authorization: str) -> str:
+    """The key in the header's value: a bearer's token, or the password of basic authentication, with any user name.
+
+    Empty where there is none. Some clients, such as Label Studio, have no other way to send a key than a password.
+    """
+    scheme, _, credentials = authorization.strip().partition(" ")
+    credentials = credentials.strip()
+    match scheme.lower():
+        case "bearer":
+            return credentials
+        case "basic":
+            try:
+                return base64.b64decode(credentials, validate=True).decode("utf-8", "replace").partition(":")[2]
+            except ValueError:
+                return ""
+        case _:
+            return ""
+
+
 def _unauthenticated(message: str) -> Unauthenticated:
     return Unauthenticated(message).with_advice(
-        http="send the header `Authorization: Bearer KEY`", grpc="send the metadata `authorization` with `Bearer KEY`"
+        http="send the header `Authorization: Bearer KEY`",
+        grpc="send the metadata `authorization` with `Bearer KEY`",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy as np
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
-from model.model_name import base_name
-from model.types import DetectOutput, EmbedOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
+from model.model_name import base_name, canonical_name
+from model.tiles import TiledInput
+from model.types import DetectOutput, EmbedOutput, LogitsOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
 from service.errors import (
     BadParameter,
     ModelNotFound,
@@ -24,13 +26,21 @@ from service.errors import (
     Refusal,
     Unavailable,
 )
-from service.frontend.core.auth import network_of
+from service.frontend.core.auth import Caller, Charge, network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.core.image_fetcher import ImageFetcher
 from service.frontend.core.model_control import ModelControl
-from service.frontend.core.parameters import with_classes
+from service.frontend.core.parameters import params_for
 from service.frontend.core.request_log import RequestRecord
 from service.frontend.core.sniffing import explained
+from service.frontend.core.tiling import (
+    TiledAnswer,
+    TiledOutput,
+    join_and_encode,
+    predict_windows,
+    tile_plan,
+    tile_work,
+)
 from service.observability.logs import request_id
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import Span, current_span, step
@@ -38,7 +48,7 @@ from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Readiness, Reply, Timings
 from service.wire.pool import WorkerPool
 from service.wire.version_routes import Route
-from service.wire.worker_client import WaitForecast
+from service.wire.worker_client import WaitForecast, WorkerAnswer
 
 T = TypeVar("T")
 
@@ -105,10 +115,13 @@ class ByteBudget:
 class Engine:
     """Predicts on the workers. Transports use nothing below it."""
 
-    def __init__(self, workers: WorkerPool, threads: PreparePool, settings: Settings, metrics: FrontEndMetrics) -> None:
+    def __init__(
+        self, workers: WorkerPool, threads: PreparePool, settings: Settings, metrics: FrontEndMetrics, charge: Charge
+    ) -> None:
         self._workers = workers
         self.threads = threads
         """Where images are decoded and encoded."""
+        self.charge = charge
         self.control = ModelControl(workers, settings)
         self.settings = settings
         self.metrics = metrics
@@ -147,20 +160,22 @@ class Engine:
     ) -> Reply[T]:
         config = model.config
         preparing = self.preparation(request, config)
-        self.begin(preparing.caller, 1)
+        self.begin(preparing.caller, preparing.images)
         try:
-            reservation = self.reserve(model, preparing, draws)
+            if preparing.images > 1:
+                self.charge(Caller(request.caller), preparing.images - 1)
+            reservation = self.reserve(model, preparing, draws, preparing.images)
             try:
                 self.threads.submit(preparing)
                 prepared = await preparing.future
             finally:
-                reservation.prepared()
+                reservation.prepared(preparing.images)
             self.metrics.stages["decode", config.task].observe(prepared.seconds, None if span is None else span.ids)
             if span is not None:
                 span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
             return await self.answer(request, model, preparing, prepared.value, prepared.seconds, encode, draws, span)
         finally:
-            self.end(preparing.caller, 1)
+            self.end(preparing.caller, preparing.images)
             self.threads.release(preparing)
 
     async def answer(
@@ -168,25 +183,33 @@ class Engine:
         request: PredictRequest,
         model: ModelStatus,
         preparing: Work[Any],
-        model_input: ModelInput,
+        model_input: ModelInput | TiledInput,
         decode_s: float,
         encode: Encode[T],
         draws: bool = False,
         span: Span | None = None,
     ) -> Reply[T]:
         """The answer for an image that was prepared, in `decode_s`, for `model`. Raises as `predict`."""
-        config, size = model.config, model_input.geometry.original
-        params = with_classes(request.params, request.classes, config.labels) if request.classes else request.params
-        answer = await self._workers.predict(request.id, model, model_input, params, request.deadline_s)
+        config, params = model.config, request.params
+        if request.classes or params.threshold is not None:
+            params = params_for(config, params, request.classes)
+        answer: WorkerAnswer | TiledAnswer
+        if isinstance(model_input, TiledInput):
+            size = model_input.grid.picture
+            answer = await predict_windows(self._workers, request, model, model_input, params)
+        else:
+            size = model_input.geometry.original
+            answer = await self._workers.predict(request.id, model, model_input, params, request.deadline_s)
         encoded = await self._encoded(preparing, answer.output, config, size, encode, draws=draws)
         self.metrics.stages["post", config.task].observe(encoded.seconds, None if span is None else span.ids)
         if span is not None:
             span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
-        infer_s, post_s = self._after_s.get((config.task, draws), (answer.infer_s, encoded.seconds))
-        self._after_s[config.task, draws] = (
-            infer_s + SMOOTHING * (answer.infer_s - infer_s),
-            post_s + SMOOTHING * (encoded.seconds - post_s),
-        )
+        if isinstance(answer, WorkerAnswer):
+            infer_s, post_s = self._after_s.get((config.task, draws), (answer.infer_s, encoded.seconds))
+            self._after_s[config.task, draws] = (
+                infer_s + SMOOTHING * (answer.infer_s - infer_s),
+                post_s + SMOOTHING * (encoded.seconds - post_s),
+            )
         timings = Timings(decode_s, answer.queue_s, answer.infer_s, encoded.seconds)
         return Reply(encoded.value, timings, answer.batch_images, answer.precision)
 
@@ -213,8 +236,8 @@ class Engine:
             del self._images_of[caller]
         self.metrics.in_flight.dec(images)
 
-    def reserve(self, model: ModelStatus, preparing: Work[Any], draws: bool = False) -> WaitForecast:
-        """A slot of a worker for an image that is about to be prepared, perhaps for several models.
+    def reserve(self, model: ModelStatus, preparing: Work[Any], draws: bool = False, images: int = 1) -> WaitForecast:
+        """Slots of a worker for an image that is about to be prepared, as so many inputs, perhaps for several models.
 
         Raises as `WorkerPool.reserve`.
         """
@@ -222,12 +245,12 @@ class Engine:
         preparing.after_s = max(preparing.after_s, infer_s + post_s)
         prepared_s = self.threads.expected_s(preparing)
         ready_s = prepared_s + infer_s if prepared_s else 0.0
-        return self._workers.reserve(model, preparing.deadline_s, ready_s, post_s)
+        return self._workers.reserve(model, preparing.deadline_s, ready_s, post_s, images)
 
     async def _encoded(
         self,
-        prepared: Work[ModelInput],
-        output: RawOutput,
+        prepared: Work[Any],
+        output: RawOutput | TiledOutput,
         config: BundleConfig,
         size: Size,
         encode: Encode[T],
@@ -236,17 +259,18 @@ class Engine:
     ) -> Timed[T]:
         """The encoded answer, from a thread unless it is short. Raises as `predict`."""
         match output:
-            case SegmentOutput() | DetectOutput(mask_logits=np.ndarray()):
+            case SegmentOutput() | LogitsOutput() | TiledOutput() | DetectOutput(mask_logits=np.ndarray()):
                 has_masks, is_short = True, False
             case EmbedOutput():
                 has_masks, is_short = False, True
             case _:
                 has_masks, is_short = False, len(output.scores) <= SHORT_ANSWER
-        if is_short and not draws:
+        if is_short and not draws and not isinstance(output, TiledOutput):
             started_s = time.monotonic()
             payload = encode(output, config, size)
             return Timed(payload, started_s, time.monotonic() - started_s)
-        encoding = Work(encode, (output, config, size), prepared.deadline_s, prepared.caller, urgent=True)
+        call = partial(join_and_encode, encode) if isinstance(output, TiledOutput) else encode
+        encoding = Work(call, (output, config, size), prepared.deadline_s, prepared.caller, urgent=True)
         if draws or has_masks:
             encoding.nbytes = size.height * size.width * POST_BYTES
         if draws:  # on the picture, which is decoded once more
@@ -329,7 +353,7 @@ class Engine:
         """Raises ModelNotFound, Unavailable: as `resolve`."""
         route = self._workers.routes.get(name)
         if route is None:
-            raise ModelNotFound(f"there is no model {name!r}; served: {self._names()}")
+            raise ModelNotFound(f"there is no model {canonical_name(name)!r}; served: {self._names()}")
         return route
 
     def _chosen(self, route: Route) -> ModelStatus:
@@ -362,17 +386,18 @@ class Engine:
         limit = self.settings.request_timeout_ms
         return time.monotonic() + min(timeout_ms if timeout_ms is not None else limit, limit) / 1000
 
-    def preparation(self, request: PredictRequest, config: BundleConfig) -> Work[ModelInput]:
-        """The decoding and resizing of a request's image. Raises as `model.decode.read_header`."""
+    def preparation(self, request: PredictRequest, config: BundleConfig) -> Work[Any]:
+        """The decoding and resizing of a request's image. Raises as `read_header`, `tile_plan` and `tile_work`."""
         image, caller = request.image, request.caller
         header = None
         if isinstance(image, bytes):
             header = read_header(image, self._limits)
-            pixels, cost, nbytes = header.size.height * header.size.width, header.decode_cost, header.decode_bytes
+            size, cost, nbytes = header.size, header.decode_cost, header.decode_bytes
         else:
-            check_pixels(image.size, self._limits)
-            pixels = cost = image.size.height * image.size.width
-            nbytes = RESIZE_BYTES * pixels
+            size = image.size
+            check_pixels(size, self._limits)
+            cost = size.height * size.width
+            nbytes = RESIZE_BYTES * cost
         if nbytes > self.threads.max_bytes:
             raise ImageTooLarge(
                 f"to decode the image takes up to {nbytes:,} bytes of memory; "
@@ -380,9 +405,13 @@ class Engine:
             )
         if ":" in caller:
             caller = network_of(caller)
-        output_bytes = LABEL_MAP_BYTES * pixels if config.task is Task.SEGMENT else 0
+        output_bytes = LABEL_MAP_BYTES * size.height * size.width if config.task is Task.SEGMENT else 0
         args = (image, config.preprocessing, header)
-        return Work(self.threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
+        work = Work(self.threads.prepare, args, request.deadline_s, caller, config.name, cost, nbytes, output_bytes)
+        if request.tiling is not None:
+            plan = tile_plan(request.tiling, size, config, request.params, self.settings.max_tiles)
+            return work if plan is None else tile_work(work, plan, self._limits, self.threads.max_bytes)
+        return work
 
     def _full(self, of_caller: int) -> Overloaded:
         limit = self.settings.max_in_flight

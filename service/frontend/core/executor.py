@@ -98,6 +98,8 @@ class Work(Generic[T]):
     urgent: bool = False
     after_s: float = 0.0
     """Expected seconds from its end to the request's."""
+    images: int = 1
+    """How many network inputs its result has, at most."""
     future: asyncio.Future[Timed[T]] = field(init=False)
     stage: Stage = Stage.NEW
     place: Place | None = None

@@ -72,7 +72,7 @@ async def open_front_end(settings: Settings) -> AsyncIterator[FrontEnd]:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
                 await workers.wait_for_state()
-        engine = Engine(workers, threads, settings, metrics)
+        engine = Engine(workers, threads, settings, metrics, auth.charge)
         watching = asyncio.create_task(watch_event_loop(report), name="event-loop")
         try:
             with open_metrics(registry) as shared:

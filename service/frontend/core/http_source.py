@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import http
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -59,8 +60,7 @@ class SystemResolver:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response whose status is 200 and whose body is still to be read. `nbytes` is its Content-Length, if it has one.
-    """
+    """A response with status 200 whose body is still to be read. `nbytes` is its Content-Length, if it has one."""
 
     host: str
     nbytes: int | None
@@ -96,15 +96,17 @@ class HttpSource:
             raise UrlRefused(f"the picture's URL has {len(text)} characters; expected at most {MAX_URL}")
         try:
             url = httpx2.URL(text)
-            port = url.port
+            host, port = url.host, url.port
         except (httpx2.InvalidURL, ValueError):
             raise UrlRefused("the picture's URL is malformed; expected https://HOST/PATH") from None
-        if url.scheme not in DEFAULT_PORTS or not url.host:
+        if url.scheme not in DEFAULT_PORTS or not host:
             raise UrlRefused("the picture's URL is not of http or https; expected https://HOST/PATH")
         if url.userinfo:
             raise UrlRefused("the picture's URL has a user's name or password, which is not sent; leave it out")
-        host = _host(url)
-        if not any(rule.allows(url.scheme, host, port or DEFAULT_PORTS[url.scheme]) for rule in self._rules):
+        if host.endswith("."):  # a certificate's names are without the root's dot
+            url = url.copy_with(host=host[:-1])
+        host, port = normal_host(url.raw_host.decode("ascii")), DEFAULT_PORTS[url.scheme] if port is None else port
+        if not any(rule.allows(url.scheme, host, port) for rule in self._rules):
             raise UrlRefused(
                 f"this service does not fetch pictures from {_place(url)}; its operator can allow the host with the "
                 "setting fetch_urls"
@@ -183,9 +185,7 @@ class _CheckedBackend(httpcore2.AnyIOBackend):
         last: Exception = httpcore2.ConnectError("it has no address")
         for address in (await self._checked(host, port))[:MAX_ADDRESSES]:
             try:
-                stream = await super().connect_tcp(
-                    str(address), port, CONNECT_TIMEOUT_S, local_address, socket_options
-                )
+                stream = await super().connect_tcp(str(address), port, CONNECT_TIMEOUT_S, local_address, socket_options)
             except (httpcore2.NetworkError, httpcore2.TimeoutException) as error:
                 last = error
                 continue
@@ -220,7 +220,7 @@ class _CheckedBackend(httpcore2.AnyIOBackend):
 
 
 def _target(url: httpx2.URL) -> httpcore2.URL:
-    port = url.port or DEFAULT_PORTS[url.scheme]
+    port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
     return httpcore2.URL(scheme=url.scheme.encode(), host=url.raw_host, port=port, target=url.raw_path)
 
 
@@ -228,7 +228,8 @@ def _request(url: httpx2.URL, authorization: str | None) -> httpcore2.Request:
     headers = [
         (b"Host", url.netloc),
         (b"User-Agent", USER_AGENT.encode("ascii")),
-        (b"Accept", b"image/*"),
+        # Django REST framework, and so Label Studio, refuses a type that no renderer of a view has.
+        (b"Accept", b"image/*, */*;q=0.8"),
         (b"Accept-Encoding", b"identity"),
         (b"Connection", b"close"),
     ]
@@ -246,8 +247,8 @@ def _failure(host: str, error: Exception) -> FetchFailed:
             reason = f"its TLS certificate is not trusted: {cause.verify_message}"
         case _, ssl.SSLError():
             reason = "the TLS handshake failed"
-        case httpcore2.ConnectError(), OSError(strerror=str(strerror)):
-            reason = strerror.lower()
+        case httpcore2.ConnectError(), OSError(errno=int(errno)):
+            reason = os.strerror(errno).lower()  # asyncio's own text has the address
         case httpcore2.ConnectError(), _:
             reason = "no connection"
         case httpcore2.ProtocolError(), _:
@@ -277,10 +278,6 @@ def _answer(url: httpx2.URL, response: httpcore2.Response, headers: dict[bytes, 
         raise FetchFailed(f"{url.host} sends the picture with Content-Encoding {coding[:40]!r}; expected none")
     length = headers.get(b"content-length", "")
     return Answer(url.host, int(length) if length.isdigit() else None, response.aiter_stream())
-
-
-def _host(url: httpx2.URL) -> str:
-    return normal_host(url.raw_host.decode("ascii").strip("[]"))
 
 
 def _place(url: httpx2.URL) -> str:

@@ -8,12 +8,17 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.model_name import MAX_LENGTH as MAX_MODEL_NAME
 from model.postprocess.masks import MaskFormat
-from model.types import QueryParams, Task
+from model.spec import MAX_PIXEL_THRESHOLD, MIN_PIXEL_THRESHOLD
+from model.tiles import DEFAULT_OVERLAP, MAX_OVERLAP, MAX_SIDE, MIN_SIDE, Tiling
+from model.types import QueryParams, Size, Task
 from service.errors import BadParameter
+
+if TYPE_CHECKING:
+    from model.bundle import BundleConfig
 
 DEFAULTS = QueryParams()
 DEFAULT_MASK_FORMAT = MaskFormat.RLE
@@ -24,8 +29,8 @@ class Range:
     """The numbers from `low` to `high`, both included; `kind` names them in errors."""
 
     kind: str
-    low: int
-    high: int
+    low: float
+    high: float
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high  # NaN is in no range
@@ -38,7 +43,13 @@ TOP_K = Range("a whole number", 1, 1000)
 MAX_DETECTIONS = Range("a whole number", 1, 1000)
 SCORE_THRESHOLD = Range("a number", 0, 1)
 IOU_THRESHOLD = Range("a number", 0, 1)
+THRESHOLD = Range("a number", MIN_PIXEL_THRESHOLD, MAX_PIXEL_THRESHOLD)
 MIN_AREA = Range("a whole number", 0, 1_000_000_000)
+TILE_OVERLAP = Range("a number", 0, MAX_OVERLAP)
+AUTO = "auto"
+TILES = (
+    f"{AUTO}, the side of a square such as 640, or WIDTHxHEIGHT such as 800x600: sides of {MIN_SIDE} to {MAX_SIDE} px"
+)
 MAX_CLASSES = 100
 MAX_CLASS_NAME = 256
 """Characters. Requests keep their parameters, and unknown names are compared with all labels."""
@@ -67,12 +78,13 @@ class VectorEncoding(StrEnum):
 @dataclass(frozen=True, slots=True)
 class PredictParams:
     """The parameters of a prediction. `params` are the worker's, `mask_format` is the encoder's, `classes` become
-    indices once the model is known."""
+    indices once the model is known. `tiling`: None: the picture is not cut."""
 
     model: str | None
     params: QueryParams
     mask_format: MaskFormat
     classes: tuple[str, ...] = ()
+    tiling: Tiling | None = None
 
 
 def parse_params(
@@ -89,6 +101,9 @@ def parse_params(
     agnostic_nms: bool = False,
     min_area: int | None = None,
     confidence_map: bool = False,
+    threshold: float | None = None,
+    tiles: str | None = None,
+    tile_overlap: float | None = None,
 ) -> PredictParams:
     """Check given values against their ranges; those not given get their defaults. `embed`: of an embedding.
 
@@ -102,6 +117,7 @@ def parse_params(
     _check("max_detections", max_detections, MAX_DETECTIONS)
     _check("iou_threshold", iou_threshold, IOU_THRESHOLD)
     _check("min_area", min_area, MIN_AREA)
+    _check("threshold", threshold, THRESHOLD)
     if len(classes) > MAX_CLASSES or not all(classes):
         given = "an empty name" if len(classes) <= MAX_CLASSES else f"{len(classes)} names"
         raise BadParameter(f"parameter 'classes' has {given}; expected {CLASSES}", "classes")
@@ -121,22 +137,57 @@ def parse_params(
         agnostic_nms=agnostic_nms,
         min_area=min_area or 0,
         confidence_map=confidence_map,
+        threshold=threshold,
     )
-    return PredictParams(model, params, mask_format if params.masks else MaskFormat.NONE, classes)
+    mask_format = mask_format if params.masks else MaskFormat.NONE
+    return PredictParams(model, params, mask_format, classes, _tiling(tiles, tile_overlap))
 
 
-def with_classes(params: QueryParams, classes: Sequence[str], labels: Sequence[str]) -> QueryParams:
-    """The parameters for a model with these labels, where only some classes are to be returned.
+def _tiling(tiles: str | None, overlap: float | None) -> Tiling | None:
+    """Raises BadParameter."""
+    _check("tile_overlap", overlap, TILE_OVERLAP)
+    if tiles is None:
+        if overlap is not None:
+            raise BadParameter(
+                "parameter 'tile_overlap' needs 'tiles'; add tiles=auto, or leave it out", "tile_overlap"
+            )
+        return None
+    overlap = DEFAULT_OVERLAP if overlap is None else overlap
+    if tiles == AUTO:
+        return Tiling(None, overlap)
+    sides = [digits(part) for part in tiles.split("x")]
+    width, height = sides[0], sides[-1]
+    if (
+        len(sides) > 2
+        or width is None
+        or height is None
+        or not all(MIN_SIDE <= side <= MAX_SIDE for side in (width, height))
+    ):
+        raise BadParameter(f"parameter 'tiles' is {shown(tiles)}; expected {TILES}", "tiles")
+    return Tiling(Size(height, width), overlap)
+
+
+def params_for(config: BundleConfig, params: QueryParams, classes: Sequence[str]) -> QueryParams:
+    """The parameters for a model.
 
     Args:
+        config: of the model.
         params: without classes.
-        classes: labels, in any case, or indices.
-        labels: of the model, by class index.
+        classes: the only ones to return, by label, in any case, or by index; none means all.
 
     Raises:
-        BadParameter: the model has no such class; names the nearest labels.
+        BadParameter: the model has no such class, then with the nearest labels; or a threshold is given, and the model
+            has none.
     """
-    return replace(params, classes=tuple(sorted({_class_index(name, labels) for name in classes})))
+    if params.threshold is not None and config.pixel_threshold is None:
+        raise BadParameter(
+            f"parameter 'threshold' does not apply to {config.name}: it has a channel for each of its "
+            f"{len(config.labels)} classes, of which the most probable is taken; it applies to models with one channel",
+            "threshold",
+        )
+    if not classes:
+        return params
+    return replace(params, classes=tuple(sorted({_class_index(name, config.labels) for name in classes})))
 
 
 def _class_index(name: str, labels: Sequence[str]) -> int:
@@ -172,6 +223,14 @@ class Parameter:
     parse: Callable[[str], Any]
     tasks: frozenset[Task] = frozenset()
     """The tasks that it is a parameter of."""
+
+
+def parse_value(name: str, parameter: Parameter, text: str) -> Any:  # noqa: ANN401  (each has a type of its own)
+    """The value that a text gives a parameter. Raises BadParameter."""
+    try:
+        return parameter.parse(text)
+    except ValueError as error:
+        raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
 
 
 def shown(text: str) -> str:
@@ -210,14 +269,14 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def _boolean(text: str) -> bool:
+def boolean(text: str) -> bool:
     try:
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     except KeyError:
         raise ValueError("true or false") from None
 
 
-def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
+def one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
     def parse(text: str) -> StrEnum:
         try:
             return kind(text)
@@ -273,7 +332,7 @@ PARAMETERS: dict[str, Parameter] = {
     "agnostic_nms": Parameter(
         "Compare the overlap of all detections, whatever their classes.",
         {"type": "boolean", "default": False},
-        _boolean,
+        boolean,
         frozenset({Task.DETECT}),
     ),
     "min_area": Parameter(
@@ -282,16 +341,55 @@ PARAMETERS: dict[str, Parameter] = {
         _whole_number(MIN_AREA),
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
+    "threshold": Parameter(
+        "Of a model with one output channel (`postprocessing.threshold` in /models): a pixel is of the class if its "
+        "probability is above. Default: the model's own.",
+        {"type": "number", "minimum": THRESHOLD.low, "maximum": THRESHOLD.high},
+        _number(THRESHOLD),
+        frozenset({Task.SEGMENT}),
+    ),
     "masks": Parameter(
         "Return masks, if the model has them.",
         {"type": "boolean", "default": True},
-        _boolean,
+        boolean,
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
     "mask_format": Parameter(
         "Format of masks: COCO's compressed RLE, a base64 PNG of 0 and 255, polygons, or none.",
         {"type": "string", "enum": list(MaskFormat), "default": DEFAULT_MASK_FORMAT},
-        _one_of(MaskFormat),
+        one_of(MaskFormat),
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "confidence_map": Parameter(
+        "Return `confidence_map`, a PNG with the probability of each pixel's class, 0 to 255, beside the segments.",
+        {"type": "boolean", "default": DEFAULTS.confidence_map},
+        boolean,
+        frozenset({Task.SEGMENT}),
+    ),
+    "tiles": Parameter(
+        "Cut the image into overlapping windows, and predict each at full resolution: small objects in a large picture "
+        "are found. The windows' answers are joined to one. `auto`: windows of the model's input size, or the smallest "
+        "multiple of it that stays within the limit of windows; `640`: squares with this side; `800x600`: width and "
+        "height, in pixels of the upright image. Each window counts as an image of the caller's rate. Default: none.",
+        {
+            "type": "string",
+            "pattern": r"^(auto|[0-9]{1,5}(x[0-9]{1,5})?)$",
+            "examples": [AUTO, "640", "800x600"],
+        },
+        str,
+        frozenset({Task.DETECT, Task.SEGMENT}),
+    ),
+    "tile_overlap": Parameter(
+        "With `tiles`: the least part of a window's width and height that the next one shares. Objects up to this size "
+        "are never cut in all windows that show them.",
+        {
+            "type": "number",
+            "minimum": TILE_OVERLAP.low,
+            "maximum": TILE_OVERLAP.high,
+            "default": DEFAULT_OVERLAP,
+            "examples": [0.3],
+        },
+        _number(TILE_OVERLAP),
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
     "view": Parameter(
@@ -299,31 +397,10 @@ PARAMETERS: dict[str, Parameter] = {
         "`confidence`: return a PNG with the probability of each pixel's class, 0 to 255. "
         "Both show the pixels of all classes.",
         {"type": "string", "enum": list(View)},
-        _one_of(View),
+        one_of(View),
         frozenset({Task.SEGMENT}),
     ),
 }
-
-EMBED_PARAMETERS: dict[str, Parameter] = {
-    "model": Parameter(
-        "Classifier to use. Default: the default model for `classify` (see /models).",
-        PARAMETERS["model"].schema,
-        str,
-    ),
-    "normalize": Parameter(
-        "Scale the vector to a length of 1, so that a dot product of two is their cosine similarity.",
-        {"type": "boolean", "default": False},
-        _boolean,
-    ),
-    "encoding": Parameter(
-        "Encoding of the vector: an array of numbers, or base64 of its float32 numbers, little-endian, which is a "
-        "quarter as long.",
-        {"type": "string", "enum": list(VectorEncoding), "default": VectorEncoding.JSON},
-        _one_of(VectorEncoding),
-    ),
-}
-"""Those of embedding."""
-
 
 MAX_MODELS = 16
 """Of a request that names several."""
@@ -335,36 +412,6 @@ def distinct(names: Sequence[str], limit: int) -> tuple[str, ...] | None:
     """The names, if they are some, not more than `limit`, none empty and none twice."""
     fits = 0 < len(names) <= limit and all(names) and len(set(names)) == len(names)
     return tuple(names) if fits else None
-
-
-def _tasks(text: str) -> tuple[Task, ...]:
-    names = distinct(split_names(text), len(Task))
-    if names is None or not set(names) <= set(Task):
-        raise ValueError(f"{TASKS_EXPECTED}, separated by commas")
-    return tuple(map(Task, names))
-
-
-def _models(text: str) -> tuple[str, ...]:
-    names = distinct(split_names(text), MAX_MODELS)
-    if names is None:
-        raise ValueError(f"{MODELS_EXPECTED}, separated by commas")
-    return names
-
-
-ANALYZE_PARAMETERS: dict[str, Parameter] = {
-    "tasks": Parameter(
-        "Tasks, separated by commas; each is done by its default model. Default: all that a model is served for.",
-        {"type": "string", "default": ",".join(Task)},
-        _tasks,
-    ),
-    "models": Parameter(
-        "Models instead of tasks, separated by commas (see /models); several may be of one task.",
-        {"type": "string"},
-        _models,
-    ),
-    **{name: parameter for name, parameter in PARAMETERS.items() if name not in ("model", "view")},
-}
-"""Those of an analysis: each task gets its own of them."""
 
 
 def require_applicable(given: Mapping[str, Set[Task]], tasks: Set[Task]) -> None:

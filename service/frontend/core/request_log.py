@@ -94,8 +94,9 @@ class RequestRecord:
     `method` is HTTP's, or gRPC's `package.Service/Method`; `path` and its `route` are HTTP's; `status` is the
     transport's. `given_id` and `given_model` are those in a gRPC message. `predicts`: the metrics count it. `outcome`
     is `ok`, `cancelled` or a domain error's code; `failed`: the service is to blame for it. `span` is None where the
-    request is not traced. `precision`: what the network computed in. `held_bytes` is the request's part of the engine's
-    `ByteBudget`. `durations_ms` has each stage's time and the `total`, once the outcome is known.
+    request is not traced. `precision`: what the network computed in. `batch_images`: the batch's size, the largest
+    of several. `held_bytes` is the request's part of the engine's `ByteBudget`. `durations_ms` has each stage's time
+    and the `total`, once the outcome is known.
     """
 
     log: RequestLog
@@ -104,6 +105,7 @@ class RequestRecord:
     event: str = ""
     timings: Timings | None = None
     precision: str = ""
+    batch_images: int = 0
     method: str = ""
     path: str = ""
     route: str = ""
@@ -187,8 +189,11 @@ class RequestRecord:
         return durations_ms
 
     def server_timing(self) -> str:
-        """The value of the header Server-Timing (W3C), durations in ms."""
-        return ", ".join([f"{stage};dur={value:.2f}" for stage, value in self.finish().items()])
+        """The value of the header Server-Timing (W3C), durations in ms, and the size of the batch."""
+        entries = [f"{stage};dur={value:.2f}" for stage, value in self.finish().items()]
+        if self.batch_images:
+            entries.append(f"batch;desc={self.batch_images}")
+        return ", ".join(entries)
 
     def _write(self, durations_ms: dict[str, float]) -> None:
         line = {

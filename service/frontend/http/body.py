@@ -36,7 +36,7 @@ SHORT_BYTES = 2**14
 
 HOW_TO_SEND = (
     "send the bytes of an image as the body, or multipart/form-data with parts named `image`, or JSON "
-    '{"image": "<base64>"} or {"images": ["<base64>", …]}; where the service fetches URLs, `image` may be one'
+    '{"image": "<base64>"} or {"images": ["<base64>", …]}'
 )
 
 EMPTY_BODY = f"the body is empty; {HOW_TO_SEND}"
@@ -69,7 +69,10 @@ async def read_uploads(request: HttpRequest, settings: Settings, bodies: ByteBud
     if media_type == b"multipart/form-data":
         form = FormImages(options.get(b"boundary", b""), settings.max_images)
         await request.read(settings.max_request_bytes, bodies, form.feed)
-        return form.finish() if request.record.held_bytes <= JOIN_BYTES else await asyncio.to_thread(form.finish)
+        uploads = form.finish() if request.record.held_bytes <= JOIN_BYTES else await asyncio.to_thread(form.finish)
+        if not uploads:
+            raise BadRequest("the multipart body has no part; name one or several `image`")
+        return uploads
     body = await request.read(settings.max_request_bytes, bodies)
     if not body:
         raise BadRequest(EMPTY_BODY)
@@ -127,6 +130,8 @@ class FormImages:
         self._max_images = max_images
         self._images: list[list[bytes]] = []
         """In pieces, which are put together at the end."""
+        self._pieces: list[bytes] = []
+        """Of the part that is being read."""
         self._piece = bytearray()
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -140,7 +145,7 @@ class FormImages:
                     "on_header_field": self._take_header_name,
                     "on_header_value": self._take_header_value,
                     "on_header_end": self._end_header,
-                    "on_headers_finished": self._check_field,
+                    "on_headers_finished": self._begin_data,
                     "on_part_data": self._take_data,
                     "on_part_end": self._end_part,
                     "on_end": self._end,
@@ -165,20 +170,15 @@ class FormImages:
         """The images, in their order; base64 and `data:` URLs are decoded.
 
         Raises:
-            BadRequest: the body ended too early, or had no image.
+            BadRequest: the body ended too early.
         """
         if not self._complete:
             raise BadRequest("the multipart body ends before its closing boundary; send it whole")
-        if not self._images:
-            raise BadRequest("the multipart body has no part; name one or several `image`")
         images = [b"".join(pieces) for pieces in self._images]
         return [image_of_text(image) if image[:1] in TEXT_STARTS else image for image in images]
 
     def _begin_part(self) -> None:
-        if len(self._images) == self._max_images:
-            raise too_many_images(self._max_images)
         self._field = None
-        self._images.append([])
 
     def _take_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
@@ -193,15 +193,26 @@ class FormImages:
         self._header_name.clear()
         self._header_value.clear()
 
-    def _check_field(self) -> None:
+    def _begin_data(self) -> None:
         if self._field is None:
             raise BadRequest("a part of the multipart body has no name; name each `image`")
-        if self._field not in IMAGE_FIELDS:
-            name = ascii(self._field[:80].decode("utf-8", "replace"))
+        self._pieces = self._begin_field(self._field)
+
+    def _begin_field(self, name: bytes) -> list[bytes]:
+        """Where the data of a part of this name go, in pieces. Raises BadRequest, ImageTooLarge."""
+        if name not in IMAGE_FIELDS:
+            shown_name = ascii(name[:80].decode("utf-8", "replace"))
             raise BadRequest(
-                f"a part of the multipart body is named {name}, expected `image` or `file`; parameters go into "
+                f"a part of the multipart body is named {shown_name}, expected `image` or `file`; parameters go into "
                 "the query string"
             )
+        return self._begin_image()
+
+    def _begin_image(self) -> list[bytes]:
+        if len(self._images) == self._max_images:
+            raise too_many_images(self._max_images)
+        self._images.append([])
+        return self._images[-1]
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
         self._piece += data[start:end]
@@ -209,7 +220,7 @@ class FormImages:
             self._end_part()
 
     def _end_part(self) -> None:
-        self._images[-1].append(bytes(self._piece))
+        self._pieces.append(bytes(self._piece))
         self._piece.clear()
 
     def _end(self) -> None:
@@ -248,9 +259,7 @@ def _from_json(body: bytes, max_images: int) -> list[Upload]:
             raise too_many_images(max_images)
         return [image_of(text, f"images[{index}]") for index, text in enumerate(document.images)]
     except msgspec.ValidationError as error:
-        raise BadRequest(
-            f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}"
-        ) from None
+        raise BadRequest(f"the JSON body does not have the expected form: {error}; {HOW_TO_SEND}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not valid JSON: {error}") from None
     except RecursionError:

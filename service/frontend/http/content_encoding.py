@@ -54,19 +54,6 @@ def decoder_of(headers: Iterable[str], max_bytes: int, take: Callable[[int], Non
     return BodyDecoder(codings, max_bytes, take) if codings else None
 
 
-def negotiate_coding(accept_encoding: str | None) -> str | None:
-    """The coding that a client prefers; None where it accepts none, or prefers none."""
-    if accept_encoding is None:
-        return None
-    qualities = dict(map(_quality, accept_encoding.split(",")))
-    others = qualities.get("*", 0.0)
-    best, quality = None, qualities.get("identity", 0.0)
-    for coding in CODINGS:
-        if qualities.get(coding, others) > quality:
-            best, quality = coding, qualities.get(coding, others)
-    return best
-
-
 class BodyDecoder:
     """Decodes one body: `feed` it the chunks, then call `finish`. The codings are in the order of their application."""
 
@@ -184,16 +171,3 @@ class _Stage:
             window = ZLIB if is_zlib else RAW
         self._inflater = zlib.decompressobj(window)
         return self._inflater
-
-
-def _quality(part: str) -> tuple[str, float]:
-    """The coding and the quality of `gzip;q=0.5`; a malformed quality counts as 0."""
-    name, _, parameter = part.partition(";")
-    key, _, value = parameter.partition("=")
-    if not parameter:
-        return name.strip().lower(), 1.0
-    try:
-        quality = float(value) if key.strip().lower() == "q" else 0.0
-    except ValueError:
-        quality = 0.0
-    return name.strip().lower(), quality

@@ -11,24 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from types import coroutine
+from typing import Any, TypeVar
 
 import structlog
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import ConvMLPError, ImageTooLarge
 from model.types import Task
-from service.errors import INTERNAL_DETAIL, BadParameter, DeadlineExceeded, Internal, Overloaded, Refusal, Unavailable
+from service.errors import INTERNAL_DETAIL, BadParameter, DeadlineExceeded, Internal, Unavailable
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import ByteBudget
 from service.frontend.core.parameters import ANALYZE, EMBED, Range, digits, shown
 from service.frontend.core.request_log import RequestLog
 from service.frontend.http.content_encoding import decoder_of
-from service.frontend.http.problems import error_response, instance_of
+from service.frontend.http.problems import DEEPSTACK_PATHS, ROBOFLOW_PATH, error_response, instance_of
 from service.frontend.http.protocol import CONNECTION, BoundedHttp
 from service.observability.tracing import CANCELLED, Span, received_context
 
@@ -46,13 +47,21 @@ answer."""
 JOIN_BYTES = 2 * 2**20
 """A body of more bytes is put together in a thread: for 64 MB it takes 0.1 s, without the interpreter's lock."""
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
-NOT_PREDICTIONS = "/v2/repository/"
-"""POSTs below this path predict nothing, so no rate limit applies to them."""
+CUSTOM_MODELS = "/v1/vision/custom/list"
+"""DeepStack's path of its list of models."""
+NOT_PREDICTIONS = (
+    "/v2/repository/",
+    CUSTOM_MODELS,
+    f"/compat/deepstack{CUSTOM_MODELS}",
+    "/compat/labelstudio/setup",
+    "/compat/labelstudio/webhook",
+)
+"""POSTs to paths that begin so predict nothing, so no rate limit applies to them."""
+KEY_IN_QUERY = (*DEEPSTACK_PATHS, ROBOFLOW_PATH)
+"""Below these paths a key may be `api_key` in the query string: their clients have no other place for it."""
 CONTENT_ENCODING = b"content-encoding"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 SHUT_DOWN = "this process is shutting down and had no time left for the request; send it again"
-NO_CONNECTION = "this process has as many connections as it may have; keep connections open and use them again"
-RETRY_CONNECTION_S = 1.0
 
 REQUEST = "convmlp.request"
 """Key of the `HttpRequest` in a request's scope."""
@@ -261,14 +270,39 @@ def read_timeout_ms(header: str | None) -> int | None:
 async def within_deadline(reading: Awaitable[T], deadline_s: float) -> T:
     """What was read of a request's body. `deadline_s` is on the clock of `time.monotonic`.
 
+    Most bodies have arrived, so reading them does not wait: a timer would cost more than the reading.
+
     Raises:
         DeadlineExceeded: the body did not come in time.
     """
+    steps = reading.__await__()
+    try:
+        awaited = next(steps)
+    except StopIteration as end:
+        body: T = end.value
+        return body
     try:
         async with asyncio.timeout(deadline_s - time.monotonic()):
-            return await reading
+            return await _rest(steps, awaited)
     except TimeoutError:
         raise DeadlineExceeded("timed out before the upload finished") from None
+
+
+@coroutine
+def _rest(steps: Generator[Any, Any, T], awaited: object) -> Generator[Any, Any, T]:
+    """The rest of an awaitable that has taken its first step, and waits for `awaited`."""
+    while True:
+        try:
+            result = yield awaited
+        except BaseException as error:  # such as a cancellation
+            step: Callable[[], object] = partial(steps.throw, error)
+        else:
+            step = partial(steps.send, result)
+        try:
+            awaited = step()
+        except StopIteration as end:
+            body: T = end.value
+            return body
 
 
 class RequestMiddleware:
@@ -327,9 +361,13 @@ class RequestMiddleware:
     def _authenticate(self, request: HttpRequest, host: str) -> None:
         """Raises Unauthenticated, RateLimited."""
         record = request.record
-        authorization = request.headers.get(b"authorization")
+        header, scope = request.headers.get(b"authorization"), request.scope
+        authorization = None if header is None else header.decode("latin-1")
+        if authorization is None and scope["path"].startswith(KEY_IN_QUERY):
+            key = QueryParams(scope["query_string"]).get("api_key")
+            authorization = f"Bearer {key}" if key else None
         try:
-            caller = self._auth.identify(None if authorization is None else authorization.decode("latin-1"), host)
+            caller = self._auth.identify(authorization, host)
             record.caller = caller
             if request.predicts:
                 self._auth.admit(caller)
@@ -382,27 +420,6 @@ class HeadAsGet:
             await self._app(as_get, receive, send)
         finally:
             scope["route"] = as_get.get("route")
-
-
-class ProbesOnly:
-    """ASGI application for connections beyond the limit: probes are answered, everything else is refused.
-
-    Each connection is closed after one answer.
-    """
-
-    def __init__(self, app: ASGIApp, request_log: RequestLog) -> None:
-        self._app = app
-        self._log = request_log
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[CONNECTION].cycle.keep_alive = False
-        if scope["path"] in PROBES:
-            await self._app(scope, receive, send)
-            return
-        request = HttpRequest(scope, receive, send, self._log)
-        with request.record:
-            request.count_refused()
-            await request.refuse(Overloaded(NO_CONNECTION, RETRY_CONNECTION_S, Refusal.CONNECTIONS))
 
 
 def _too_long(max_bytes: int) -> ImageTooLarge:

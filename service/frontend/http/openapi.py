@@ -11,20 +11,25 @@ from typing import Any
 from fastapi import FastAPI
 
 from model.errors import ConvMLPError
-from service.errors import Forbidden, Internal, ModelInvalid, RateLimited, Unauthenticated
+from service.errors import Forbidden, Internal, ModelInvalid, NotAcceptable, RateLimited, Unauthenticated
+from service.frontend.core.parameters import Parameter
 from service.frontend.http.content_encoding import CODINGS, MAX_CODINGS
-from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE
+from service.frontend.http.problems import ERROR_TABLE, PROBLEM_MEDIA_TYPE, Problem
 from service.settings import Settings
 
 REF = "#/components/schemas/{name}"
 BINARY = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
 """Bytes. OpenAPI 3.1 has `contentMediaType` for them; generators of clients read 3.0's `format`."""
-BASE64 = {"type": "string", "contentEncoding": "base64", "description": "Base64, or a data: URL."}
+BASE64 = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "description": "Base64, or a data: URL; an http(s): URL where the service fetches from its host.",
+}
 RESPONSE_HEADERS = {
     "X-Request-Id": {"description": "The request's own id, or a new one.", "schema": {"type": "string"}},
     "Server-Timing": {
         "description": "Durations in ms: `decode`, `queue`, `infer`, `post` and `total`; with several images, each "
-        "stage's slowest.",
+        "stage's slowest. `batch;desc=N`: images in the batch, the largest of several.",
         "schema": {"type": "string"},
     },
     "X-Model-Precision": {
@@ -32,8 +37,8 @@ RESPONSE_HEADERS = {
         "schema": {"type": "string"},
     },
 }
-PREDICTION_ERRORS = tuple(kind for kind in ERROR_TABLE if kind not in (Forbidden, ModelInvalid))
-"""The others are errors of changing what is served."""
+PREDICTION_ERRORS = tuple(kind for kind in ERROR_TABLE if kind not in (Forbidden, ModelInvalid, NotAcceptable))
+"""The others are errors of changing what is served, and of endpoints that offer several media types."""
 ANY_ERRORS = (Unauthenticated, RateLimited, Internal)
 """Errors that every request may get."""
 _SCHEME = "apiKey"
@@ -88,6 +93,14 @@ def _settle_defaults(schemas: dict[str, Any]) -> None:
                 described.pop("default", None)
 
 
+def query_parameters(table: Mapping[str, Parameter]) -> list[dict[str, Any]]:
+    """The parameters of a query string."""
+    return [
+        {"name": name, "in": "query", "description": parameter.description, "schema": dict(parameter.schema)}
+        for name, parameter in table.items()
+    ]
+
+
 def header_parameters(settings: Settings) -> list[dict[str, Any]]:
     """The request headers that every prediction reads."""
     most = settings.request_timeout_ms
@@ -116,21 +129,27 @@ def header_parameters(settings: Settings) -> list[dict[str, Any]]:
 
 
 def error_answers(
-    kinds: Collection[type[ConvMLPError]] = PREDICTION_ERRORS, media_type: str = PROBLEM_MEDIA_TYPE
+    kinds: Collection[type[ConvMLPError]] = PREDICTION_ERRORS,
+    media_type: str = PROBLEM_MEDIA_TYPE,
+    schema: str = Problem.__name__,
 ) -> dict[int | str, dict[str, Any]]:
-    """An operation's `responses` for the statuses of these errors, and of those that any request may get."""
+    """An operation's `responses` for the statuses of these errors, and of those that any request may get.
+
+    `schema` is the name of that of the body.
+    """
     titles: dict[int, list[str]] = {}
     for kind in (*kinds, *ANY_ERRORS):
         row = ERROR_TABLE[kind]
         known = titles.setdefault(row.status, [])
         if row.title not in known:
             known.append(row.title)
-    return {str(status): problem_content("; ".join(titles[status]), media_type) for status in sorted(titles)}
+    return {str(status): problem_content("; ".join(titles[status]), media_type, schema) for status in sorted(titles)}
 
 
-def problem_content(description: str, media_type: str = PROBLEM_MEDIA_TYPE) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": description, "content": {media_type: {"schema": schema}}}
+def problem_content(
+    description: str, media_type: str = PROBLEM_MEDIA_TYPE, schema: str = Problem.__name__
+) -> dict[str, Any]:
+    return {"description": description, "content": {media_type: {"schema": {"$ref": REF.format(name=schema)}}}}
 
 
 def add_security(app: FastAPI, open_paths: Collection[str]) -> Callable[[], dict[str, Any]]:

@@ -1,12 +1,14 @@
 """The table of HTTP errors: domain error → status and title, sent as problem+json (RFC 9457).
 
-Under `/v2` the same body is sent as plain JSON.
+Under the paths of other products' APIs the same body is sent as plain JSON, with the members that their clients read.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -24,6 +26,7 @@ from service.errors import (
     Internal,
     ModelInvalid,
     ModelNotFound,
+    NotAcceptable,
     Overloaded,
     RateLimited,
     RetryLater,
@@ -35,8 +38,7 @@ from service.errors import (
 from service.frontend.http.content_encoding import CODINGS
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-OPEN_INFERENCE_MEDIA_TYPE = "application/json"
-"""Of problems under `/v2`: KServe's SDK shows the text of no other type."""
+JSON_MEDIA_TYPE = "application/json"
 PROBLEM_PATH = "/problems"
 
 
@@ -55,6 +57,7 @@ ERROR_TABLE: dict[type[ConvMLPError], ProblemRow] = {
     ImageTooLarge: ProblemRow(413, "Too many bytes, pixels or images"),
     BadRequest: ProblemRow(400, "The request body is invalid"),
     UnsupportedEncoding: ProblemRow(415, "The body's Content-Encoding is not supported"),
+    NotAcceptable: ProblemRow(406, "No accepted media type is offered"),
     BadParameter: ProblemRow(422, "A parameter is invalid"),
     ModelNotFound: ProblemRow(404, "Model not found"),
     ModelInvalid: ProblemRow(422, "The model cannot be served"),
@@ -81,6 +84,32 @@ class Problem(msgspec.Struct, frozen=True):
     detail: str
     instance: str
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """How problems are sent below some paths: as plain JSON, with `more` members, and with other statuses."""
+
+    paths: tuple[str, ...]
+    more: Callable[[Problem], Mapping[str, Any]] = lambda _: {}
+    statuses: Mapping[int, int] = field(default_factory=dict)
+
+
+DEEPSTACK_PATHS = ("/compat/deepstack/", "/v1/vision/", "/v1/status/")
+ROBOFLOW_PATH = "/compat/roboflow/"
+
+ERROR_FORMS = (
+    # KServe's SDK shows the text of no other media type.
+    ErrorForm(("/v2/", "/v2#")),
+    # DeepStack's SDK reports "Invalid image" for 400, and "Unknown error" for the other statuses of an image.
+    ErrorForm(
+        DEEPSTACK_PATHS,
+        lambda problem: {"success": False, "code": problem.status},
+        {413: 400, 415: 400},
+    ),
+    # Roboflow's SDK shows `message`.
+    ErrorForm((ROBOFLOW_PATH,), lambda problem: {"message": problem.detail}),
+)
 
 
 def row_of(error: ConvMLPError) -> ProblemRow:
@@ -116,7 +145,11 @@ def error_response(error: ConvMLPError, instance: str) -> Response:
 
 
 def problem_response(problem: Problem, headers: dict[str, str]) -> Response:
-    """The response; its media type depends on the path that `instance` begins with."""
-    is_open_inference = problem.instance.startswith(("/v2/", "/v2#"))
-    media_type = OPEN_INFERENCE_MEDIA_TYPE if is_open_inference else PROBLEM_MEDIA_TYPE
-    return Response(msgspec.json.encode(problem), problem.status, headers, media_type)
+    """The response; its form depends on the path that `instance` begins with."""
+    form = next((form for form in ERROR_FORMS if problem.instance.startswith(form.paths)), None)
+    if form is None:
+        return Response(msgspec.json.encode(problem), problem.status, headers, PROBLEM_MEDIA_TYPE)
+    if problem.status in form.statuses:
+        problem = msgspec.structs.replace(problem, status=form.statuses[problem.status])
+    members = {**form.more(problem), **msgspec.structs.asdict(problem)}
+    return Response(msgspec.json.encode(members), problem.status, headers, JSON_MEDIA_TYPE)

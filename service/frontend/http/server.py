@@ -10,13 +10,19 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.frontend.http.protocol import BoundedHttp, HttpService
+from service.errors import Overloaded, Refusal
+from service.frontend.core.request_log import RequestLog
+from service.frontend.http.middleware import PROBES, HttpRequest
+from service.frontend.http.protocol import CONNECTION, BoundedHttp, HttpService
 
 KEEP_ALIVE_S = 75
 """Longer than the idle timeout of common load balancers, so that they are the ones to close a connection."""
 CANCELLED_ANSWERS_S = 2.0
 """How long requests that were cancelled at the end of the drain may take to send their answers."""
+NO_CONNECTION = "this process has as many connections as it may have; keep connections open and use them again"
+RETRY_CONNECTION_S = 1.0
 
 
 async def serve(
@@ -60,3 +66,24 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The process keeps its own signal handlers: uvicorn would replace that of SIGTERM, and raise it again."""
         yield
+
+
+class ProbesOnly:
+    """ASGI application for connections beyond the limit: probes are answered, everything else is refused.
+
+    Each connection is closed after one answer.
+    """
+
+    def __init__(self, app: ASGIApp, request_log: RequestLog) -> None:
+        self._app = app
+        self._log = request_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[CONNECTION].cycle.keep_alive = False
+        if scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        request = HttpRequest(scope, receive, send, self._log)
+        with request.record:
+            request.count_refused()
+            await request.refuse(Overloaded(NO_CONNECTION, RETRY_CONNECTION_S, Refusal.CONNECTIONS))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,26 @@ def test_confidence_is_the_softmax_of_the_logits_at_each_pixel() -> None:
             pixels = probabilities[classes == index]
             assert output.areas[index] == len(pixels)
             np.testing.assert_allclose(output.confidences[index], pixels.mean() if len(pixels) else 0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("own", [0.5, 0.3])
+@pytest.mark.parametrize("asked", [None, 0.001, 0.3, 0.8, 0.999])
+def test_one_channel_is_compared_with_the_threshold(own: float, asked: float | None) -> None:
+    """A pixel is of the class if the sigmoid of its logit is above the request's threshold, or the model's own; its
+    confidence is the probability of its class, whatever the thresholds; in parts by classes and by pixels."""
+    logit, size = 4 * random_logits(1), Size(51, 33)
+    rest = torch.full_like(logit, math.log(own / (1 - own)))
+    at_input = F.interpolate(logit, size=(24, 40), mode="bilinear")
+    probability = F.interpolate(at_input, size=(51, 33), mode="bilinear").sigmoid()[0, 0].numpy()
+    expected = probability > (own if asked is None else asked)
+    params, geometry = QueryParams(confidence_map=True, threshold=asked), Geometry(size, INPUT)
+    for chunk_bytes in (0, 1 << 20):
+        (output,) = label_maps(torch.cat((rest, logit), 1), INPUT, [geometry], [params], chunk_bytes, own)
+        at_border = np.abs(probability - (own if asked is None else asked)) < 1e-5
+        np.testing.assert_array_equal(output.label_map[~at_border], expected[~at_border])
+        assert output.confidence_map is not None
+        of_class = np.where(output.label_map, probability, 1 - probability)
+        np.testing.assert_allclose(output.confidence_map, 255 * of_class, atol=0.53)
 
 
 def filtered(params: QueryParams) -> SegmentOutput:

@@ -133,13 +133,13 @@ def test_a_detector_starts_from_hire_mlps_breed_model(pets: Path, tmp_path: Path
     ("backbone", "why"),
     [
         ("cmt", "takes inputs of 96 x 96 px only"),
-        ("repmlpnet", "takes inputs whose sides are multiples of 96 px"),
-        ("hvt", "hvt has no feature levels"),
+        ("repmlpnet", "takes inputs of 96 x 96 px only"),
+        ("hvt", "has no feature levels"),
     ],
 )
 def test_a_backbone_of_one_input_size_is_refused_below_the_others(backbone: str, why: str, kind: PetsModel) -> None:
     """Before any photograph is read, with what it can be."""
-    with pytest.raises(ValueError, match=f"{why}.*{backbone} can be trained as `breed` only|{why}: it can be trained"):
+    with pytest.raises(ValueError, match=f"^{backbone} {why}: it can be trained as `breed` only, not to "):
         variant_recipe(kind, find_variant(backbone, "tiny"))
 
 

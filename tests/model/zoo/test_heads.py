@@ -41,10 +41,13 @@ def imported(
     return bundle, "\n".join(notes)
 
 
-def answer(bundle: Bundle) -> RawOutput:
+TEN_LABELS = QueryParams(top_k=10)
+
+
+def answer(bundle: Bundle, params: QueryParams = TEN_LABELS) -> RawOutput:
     """Of the reference picture."""
     picture = reference_input(bundle.config.preprocessing)
-    batch = Batch(np.stack((picture.pixels,)), (picture.geometry,), (QueryParams(top_k=10),))
+    batch = Batch(np.stack((picture.pixels,)), (picture.geometry,), (params,))
     (output,) = Predictor(bundle, torch.device("cpu")).predict(batch)
     return output
 
@@ -95,6 +98,12 @@ def test_a_segmenter_of_one_channel_is_its_sigmoid(tmp_path: Path, threshold: fl
     assert isinstance(found, SegmentOutput)
     assert 0.02 < expected.mean() < 0.98
     assert (found.label_map == expected).mean() > 0.9999
+    again = import_checkpoint(bundle.weights_path, tmp_path / "store", "again")
+    assert again.config.pixel_threshold == bundle.config.pixel_threshold == threshold
+    other = answer(again, QueryParams(threshold=0.45))
+    assert isinstance(other, SegmentOutput)
+    expected = F.interpolate(at_input, size=size, mode="bilinear")[0, 0].sigmoid().numpy() > 0.45
+    assert (other.label_map == expected).mean() > 0.9999
 
 
 def test_a_classifier_of_one_channel_is_its_sigmoid(tmp_path: Path) -> None:
@@ -176,5 +185,5 @@ def test_a_wrong_threshold_of_one_channel_is_refused(tmp_path: Path) -> None:
     """0 and 1 have no logit."""
     tensors = single_channel("semantic_fpn", "decode_head.conv_seg")
     options = flags(thresholds={"score_threshold": 1.0})
-    with pytest.raises(BundleInvalid, match="single output channel is 1; expected one between 0 and 1"):
+    with pytest.raises(BundleInvalid, match=r"single output channel is 1; expected one from 0\.001 to 0\.999"):
         imported(tmp_path, {"state_dict": tensors}, options)

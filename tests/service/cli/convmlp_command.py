@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
 
-from tests.fork_server import ForkServer
+from tests.fork_server import run
 from tests.service.frontend.rest_server import Rest
 
 
@@ -49,16 +47,8 @@ async def started(
 async def convmlp(*arguments: str, stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> Completed:
     """Run `convmlp` with these arguments to its end."""
     variables = {**os.environ, **(environment or {})}
-    status, out, err = await asyncio.to_thread(_server().run, arguments, stdin, variables)
+    status, out, err = await asyncio.to_thread(run, arguments, stdin, variables)
     return Completed(status, out, err.decode())
-
-
-@cache
-def _server() -> ForkServer:
-    """Shared by all tests of this process."""
-    server = ForkServer(os.environ)
-    atexit.register(server.close)
-    return server
 
 
 def url(rest: Rest) -> str:

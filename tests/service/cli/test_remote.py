@@ -27,6 +27,7 @@ async def body(rest: Rest, path: str, files: list[str], accept: str = "applicati
         ("detect --score-threshold 0.7 --no-masks", "/detect?score_threshold=0.7&masks=false"),
         ("detect --max-detections 1 --mask-format polygon", "/detect?max_detections=1&mask_format=polygon"),
         ("segment --masks --mask-format png", "/segment?masks=true&mask_format=png"),
+        ("segment --confidence-map --no-masks", "/segment?confidence_map=true&masks=false"),
         ("analyze --tasks classify,segment --top-k 2", "/analyze?tasks=classify,segment&top_k=2"),
         ("analyze --models fake_detect --mask-format png", "/analyze?models=fake_detect&mask_format=png"),
     ],
@@ -124,6 +125,31 @@ async def test_save_writes_several_drawings_into_a_folder(rest: Rest, files: lis
     for file in files:
         drawn = tmp_path / "new/drawn" / Path(file).name
         assert drawn.read_bytes() == await body(rest, "/segment", [file], "image/png")
+
+
+@pytest.mark.parametrize("view", ["labelmap", "confidence"])
+async def test_save_writes_a_view(rest: Rest, files: list[str], tmp_path: Path, view: str) -> None:
+    """`--view` writes the PNG that the service answers, of all classes."""
+    target = tmp_path / "view.png"
+    flags = ["--classes", "cat", "--view", view, "--save", str(target)]
+    ran = await convmlp("segment", files[0], *flags, "--url", url(rest))
+    assert (ran.status, ran.err) == (0, "")
+    assert target.read_bytes() == await body(rest, f"/segment?view={view}", files[:1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--view", "heat", "--save", "new.png"], "--view heat is not one of labelmap, confidence"),
+        (["--view", "confidence"], "name a .png file, or a folder, with --save"),
+        (["--view", "labelmap", "--save", "new.jpg"], "name a .png file, or a folder, with --save"),
+    ],
+)
+async def test_a_view_is_a_png(files: list[str], flags: list[str], reason: str) -> None:
+    """Another view, or another kind of file, is a usage error."""
+    ran = await convmlp("segment", files[0], *flags)
+    assert ran.status == 2
+    assert reason in " ".join(ran.err.replace("│", " ").split())
 
 
 async def test_drawings_do_not_depend_on_the_mask_format(rest: Rest, files: list[str], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from model.containers.header import ImageFormat
 from model.decode import DecodeLimits, decode_picture, read_header
 from model.preprocess import content_size, prepare_picture
 from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
-from model.types import Task
+from model.types import ModelInput, Task
 from service.frontend.core.analysis import decodings_of, prepare_for_all
 from tests.service.frontend.both_transports import PairAtWork, open_pair
 from tests.service.frontend.rest_server import picture, problem_of
@@ -98,7 +98,7 @@ async def test_each_answer_is_its_endpoint_s_own(pair: PairAtWork, parameters: M
     assert document["models"] == {task: f"fake_{task}" for task in tasks}
     assert document["results"][0]["image"] == {"width": 90, "height": 60}
     assert {part.split(";")[0] for part in response.headers["server-timing"].split(", ")} == {
-        *("decode", "queue", "infer", "post", "total")
+        *("decode", "queue", "infer", "post", "total", "batch")
     }
 
 
@@ -274,12 +274,14 @@ async def test_inputs_equal_those_of_each_model_alone(form: str, mode: str, time
     """An image is decoded once, or once for each reader where readers see other pixels, or scale (`--fast-decode`)."""
     image = encoded(form, mode)
     header = read_header(image, LIMITS)
-    decodings = decodings_of(SPECS, header, fast=fast)
+    whole = (None,) * len(SPECS)
+    decodings = decodings_of(SPECS, whole, header, fast=fast)
     assert len(decodings) == (len(SPECS) if fast and header.format is ImageFormat.JPEG else times)
-    inputs = prepare_for_all(image, SPECS, decodings, LIMITS, header, fast)
+    inputs = prepare_for_all(image, SPECS, whole, decodings, LIMITS, header, fast, lambda: None)
     for spec, found in zip(SPECS, inputs, strict=True):
         needed = partial(content_size, spec=spec) if fast else None
         alone = prepare_picture(decode_picture(image, LIMITS, needed, header, spec.reader), spec)
+        assert isinstance(found, ModelInput)
         assert np.array_equal(found.pixels, alone.pixels)
         assert found.geometry == alone.geometry
 

@@ -111,7 +111,7 @@ async def test_bad_parameters_are_named(pair: PairAtWork, query: str, status: in
 async def test_a_picture_cannot_be_accepted(pair: PairAtWork) -> None:
     """A vector cannot be drawn: only JSON answers."""
     response = await pair.http.post("/embed", content=picture(), headers={"Accept": "image/png"})
-    assert response.status_code == 422
+    assert response.status_code == 406
     assert "application/json" in problem_of(response.content)["detail"]
 
 

@@ -21,15 +21,19 @@ from service.errors import (
     BadParameter,
     BadRequest,
     DeadlineExceeded,
+    FetchFailed,
+    FetchTimeout,
     Forbidden,
     Internal,
     ModelInvalid,
     ModelNotFound,
+    NotAcceptable,
     Overloaded,
     RateLimited,
     Unauthenticated,
     Unavailable,
     UnsupportedEncoding,
+    UrlRefused,
 )
 from tests.service.frontend.both_transports import Pair, open_pair
 from tests.service.frontend.fault_scenarios import (
@@ -56,6 +60,7 @@ class Question:
     """One image to classify, for both transports."""
 
     image: bytes = field(default_factory=picture)
+    image_url: str = ""
     model: str | None = None
     top_k: int | None = None
     timeout_s: float | None = None
@@ -81,7 +86,7 @@ async def over_rest(pair: Pair, question: Question) -> Refusal:
         headers["Authorization"] = question.authorization
     response = await pair.http.post(
         "/classify",
-        content=question.image,
+        content=question.image_url or question.image,
         params={name: value for name, value in parameters.items() if value is not None},
         headers=headers,
     )
@@ -103,7 +108,10 @@ async def over_grpc(pair: Pair, question: Question) -> Refusal:
     metadata = [("x-request-id", "mine")]
     if question.authorization is not None:
         metadata.append(("authorization", question.authorization))
-    request = pb.ClassifyRequest(image=question.image, model=question.model or "", top_k=question.top_k)
+    image = b"" if question.image_url else question.image
+    request = pb.ClassifyRequest(
+        image=image, image_url=question.image_url, model=question.model or "", top_k=question.top_k
+    )
     call = pair.rpc.stub.Classify(request, timeout=question.timeout_s, metadata=tuple(metadata))
     error = await refusal(call)
     status = rich(error)
@@ -149,6 +157,7 @@ CASES = (
     Case("format", None, Question(b"%PDF-1.7 not a picture"), UnsupportedFormat, 415, INVALID),
     Case("bytes", frugal, Question(picture() + bytes(1000)), ImageTooLarge, 413, INVALID),
     Case("pixels", None, Question(oversized_png(20_000, 20_000)), ImageTooLarge, 413, INVALID),
+    Case("URL", None, Question(image_url="https://example.org/cat.jpg"), UrlRefused, 422, INVALID),
     Case("parameter", None, Question(top_k=0), BadParameter, 422, INVALID),
     Case("other task's model", None, Question(model="fake_detect"), BadParameter, 422, INVALID),
     Case("no such model", None, Question(model="nothing"), ModelNotFound, 404, grpc.StatusCode.NOT_FOUND),
@@ -198,10 +207,19 @@ async def test_row(case: Case, transport: Transport, well: Pair, tmp_path: Path)
 def test_every_error_is_provoked() -> None:
     """No domain error is without a case, but for what no prediction meets: changing what is served, and bundles.
 
-    gRPC decompresses its messages itself, so that an unknown coding is HTTP's alone.
+    gRPC decompresses its messages itself, so that an unknown coding is HTTP's alone, as Accept is. Fetches need a
+    site to fail at: test_image_urls.py has one.
     """
     provoked = {case.error for case in CASES} | {case.error_over_rest for case in CASES} - {None}
-    assert provoked == set(DOMAIN_ERRORS) - {Forbidden, ModelInvalid, BundleInvalid, UnsupportedEncoding}
+    assert provoked == set(DOMAIN_ERRORS) - {
+        Forbidden,
+        ModelInvalid,
+        BundleInvalid,
+        UnsupportedEncoding,
+        NotAcceptable,
+        FetchFailed,
+        FetchTimeout,
+    }
 
 
 @pytest.mark.parametrize("transport", [over_rest, over_grpc], ids=["rest", "grpc"])

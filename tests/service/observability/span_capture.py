@@ -87,12 +87,17 @@ async def traced_service(*flags: str) -> AsyncIterator[Traced]:
 
 @asynccontextmanager
 async def front_end(
-    kind: str, worker_address: str, collector: str, *flags: str, environment: Mapping[str, str] | None = None
+    kind: str,
+    worker_address: str,
+    collector: str,
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+    fresh: bool = False,
 ) -> AsyncIterator[RunningService]:
     """Start `convmlp rest` or `convmlp grpc` and wait until it is ready. At the end it must stop with exit status 0."""
     ports = ("--http-port", "0") if kind == "rest" else ("--grpc-port", "0", "--grpc-metrics-port", "0")
     common = ("--worker-address", worker_address, "--heartbeat-interval-ms", "50", "--otlp-endpoint", collector)
-    with started(kind, *ports, *common, *flags, environment=environment) as process:
+    with started(kind, *ports, *common, *flags, environment=environment, fresh=fresh) as process:
         listening = await asyncio.to_thread(process.wait_for, "listening")
         process.url, process.grpc_address = listening.get("url", ""), listening.get("address", "")
         await _ready(process)

@@ -54,7 +54,7 @@ async def test_without_opentelemetry_tracing_is_a_misconfiguration(part: str, wi
     """A part that cannot trace as configured exits at once with EXIT_CONFIG and names the extra to install."""
     flags = ("--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0")
     address = ("--worker-address", "ipc:///tmp/convmlp-test-nobody-is-here", "--otlp-endpoint", NOWHERE)
-    with started(part, *flags, *address, environment=without_extra) as process:
+    with started(part, *flags, *address, environment=without_extra, fresh=True) as process:
         assert await asyncio.to_thread(process.process.wait, 60) == EXIT_CONFIG
     (error,) = [line["error"] for line in process.lines if line.get("level") == "error"]
     assert "convmlp-serving[tracing]" in error
@@ -64,7 +64,7 @@ async def test_without_opentelemetry_all_else_works(without_extra: dict[str, str
     """Without --otlp-endpoint a front-end neither needs nor imports the extra's packages."""
     async with (
         fake_worker(Settings()) as worker,
-        front_end("rest", worker.address, "", environment=without_extra) as rest,
+        front_end("rest", worker.address, "", environment=without_extra, fresh=True) as rest,
         httpx2.AsyncClient(base_url=rest.url) as http,
     ):
         answer = await http.post("/classify", content=picture(9), headers=caller_trace().headers)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from model.bundle import Accuracy
 from model.types import Task
 from service.wire.messages import MalformedMessage, ModelState, Phase, State
 from service.wire.worker_view import MAX_CONFIGS, ModelConfigs
@@ -40,6 +42,25 @@ def test_a_model_without_a_config_is_left_out() -> None:
     assert configs.versions == ("v1",)
     configs.learn(state("v1", "v2", v2=OTHER.model_dump_json()))
     assert [one.config for one in configs.models(Phase.READY) or ()] == [CONFIG, OTHER]
+
+
+def test_figures_may_change_under_one_version() -> None:
+    """A model that was measured is the same version, whose config is not sent again: figures come with the State."""
+    configs = ModelConfigs()
+    configs.learn(state("v1", v1=CONFIG.model_dump_json()))
+    accuracy = Accuracy(metrics={"top1": 0.5}, measured_on="ten pictures")
+    measured = state("v1")
+    models = tuple(msgspec.structs.replace(one, accuracy=accuracy.model_dump_json()) for one in measured.models)
+    configs.learn(msgspec.structs.replace(measured, models=models))
+    assert [one.config for one in configs.models(Phase.READY) or ()] == [
+        CONFIG.model_copy(update={"accuracy": accuracy})
+    ]
+    assert CONFIG.model_copy(update={"accuracy": accuracy}).version == CONFIG.version
+    configs.learn(state("v1"))
+    assert [one.config for one in configs.models(Phase.READY) or ()] == [CONFIG]
+    models = tuple(msgspec.structs.replace(one, accuracy="no figures") for one in measured.models)
+    with pytest.raises(MalformedMessage):
+        configs.learn(msgspec.structs.replace(measured, models=models))
 
 
 def test_models_are_ready_only_while_the_worker_is() -> None:

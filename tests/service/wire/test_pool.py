@@ -268,6 +268,7 @@ async def test_an_estimate_counts_the_jobs_of_all_front_ends() -> None:
         estimate = (await request).estimate
         permits.release(len(more))
         await asyncio.gather(running, *more)
+        assert estimate is not None
         assert estimate.answered_s > len(more) * IMAGE_S
 
 

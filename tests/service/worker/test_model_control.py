@@ -13,7 +13,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from model.bundle import CONFIG_FILE, WEIGHTS_FILE
+from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, read_bundle, write_accuracy
 from model.types import Task
 from service.errors import DeadlineExceeded, Forbidden, ModelInvalid, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
@@ -170,6 +170,19 @@ async def test_loading_a_served_model_changes_it_only_with_the_disk() -> None:
         assert served(pool) == [FIRST, "second"]
         assert status_of(pool, FIRST).config == changed.config
         assert in_memory(worker) == ["second", FIRST]
+        assert await classify(pool) == LEVEL
+
+
+async def test_a_measured_model_has_its_figures_without_being_loaded_again() -> None:
+    """`eval --write` changes no answer: a load takes over the figures, under the version that is served."""
+    async with at_work() as (worker, pool):
+        before, slots = status_of(pool, FIRST), list(worker.runner.slots)
+        accuracy = Accuracy(metrics={"top1": 0.5}, measured_on="ten pictures")
+        write_accuracy(read_bundle(worker.store / FIRST), accuracy)
+        await pool.load(FIRST, far_deadline_s())
+        await until(lambda: status_of(pool, FIRST).config.accuracy == accuracy)
+        assert status_of(pool, FIRST).version == before.version
+        assert list(worker.runner.slots) == slots
         assert await classify(pool) == LEVEL
 
 

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -23,6 +21,7 @@ from model.types import Task
 from service.errors import Unavailable
 from service.wire.pool import WorkerPool
 from tests.fakes import fake_bundle
+from tests.fork_server import STDERR, STDOUT, ForkedProcess
 from tests.service.wire.worker_pool import front_end, served, status_of
 
 BREED, HEADS, OUTLINE = "convmlp_pets_breed", "convmlp_pets_heads", "convmlp_pets_outline"
@@ -30,7 +29,7 @@ START_TIMEOUT_S = 120.0
 
 
 @contextmanager
-def worker_process(folder: Path, precision: str = "exact") -> Iterator[subprocess.Popen[bytes]]:
+def worker_process(folder: Path, precision: str = "exact") -> Iterator[ForkedProcess]:
     """`convmlp worker` on BREED and OUTLINE, whose socket, store, log and metrics are in `folder`."""
     settings = {
         "models": f"{BREED},{OUTLINE}",
@@ -49,12 +48,8 @@ def worker_process(folder: Path, precision: str = "exact") -> Iterator[subproces
     for name in ("store", "metrics"):
         (folder / name).mkdir(exist_ok=True)
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "worker"],
-            env={**os.environ, **environment, "CONVMLP_METRICS_DIR": str(folder / "metrics")},
-            stdin=subprocess.DEVNULL,
-            stderr=log,
-        )
+        variables = {**os.environ, **environment, "CONVMLP_METRICS_DIR": str(folder / "metrics")}
+        process = ForkedProcess(("worker",), variables, {STDOUT: STDOUT, STDERR: log.fileno()})
     try:
         yield process
     finally:
@@ -69,7 +64,7 @@ async def patient_front_end(folder: Path) -> AsyncIterator[WorkerPool]:
         yield pool
 
 
-async def until_ready(pool: WorkerPool, process: subprocess.Popen[bytes], folder: Path) -> None:
+async def until_ready(pool: WorkerPool, process: ForkedProcess, folder: Path) -> None:
     async with asyncio.timeout(START_TIMEOUT_S):
         while not pool.readiness().ready:
             assert process.poll() is None, (folder / "log").read_text()
@@ -161,7 +156,7 @@ def add_to_store(folder: Path, name: str) -> None:
     (copy / CONFIG_FILE).write_text(json.dumps({**config, "name": name}))
 
 
-async def kill(process: subprocess.Popen[bytes], pool: WorkerPool) -> None:
+async def kill(process: ForkedProcess, pool: WorkerPool) -> None:
     """kill -9, and wait until the pool knows."""
     process.kill()
     async with asyncio.timeout(START_TIMEOUT_S):

@@ -14,6 +14,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
+from service.content_negotiation import preferred_coding
 from service.errors import BadRequest, Unavailable
 from service.frontend.api.oip.http_codec import (
     HEADER_LENGTH,
@@ -25,7 +26,7 @@ from service.frontend.api.oip.inference import Inference, offload
 from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, ModelRepository, server_metadata
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
-from service.frontend.http.content_encoding import negotiate_coding
+from service.frontend.http.content_encoding import CODINGS
 from service.frontend.http.middleware import request_of, within_deadline
 from service.settings import Settings
 
@@ -94,7 +95,7 @@ class OpenInferenceHttp:
         # Before the body is read, so that a wrong model name does not cost an upload.
         model = self._inference.resolve(record, *_model(framework_request))
         deadline_s = self._engine.deadline(request.timeout_ms)
-        coding = negotiate_coding(_text(headers.get(b"accept-encoding")))
+        coding = preferred_coding(_text(headers.get(b"accept-encoding")), CODINGS)
         try:
             reading = request.read(self._settings.max_request_bytes, bodies)
             body = await within_deadline(reading, deadline_s)

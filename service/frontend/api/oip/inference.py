@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from model.errors import ConvMLPError
 from model.model_name import base_name, version_of
-from service.errors import DeadlineExceeded, Overloaded, RetryLater, error_from_code
+from service.errors import DeadlineExceeded, error_of_part
 from service.frontend.api.oip.metadata import ModelRepository
 from service.frontend.api.oip.options import read_params, read_timeout_s
 from service.frontend.api.oip.outputs import OutputSelection, nbytes_of, select_outputs
@@ -93,7 +93,14 @@ class Inference:
 
             def predict_request(image_id: str, index: int) -> PredictRequest:
                 return PredictRequest(
-                    image_id, model, images[index], selection.params, deadline_s, record.caller, selection.classes
+                    image_id,
+                    model,
+                    images[index],
+                    selection.params,
+                    deadline_s,
+                    record.caller,
+                    selection.classes,
+                    selection.tiling,
                 )
 
             if len(images) == 1:
@@ -133,7 +140,7 @@ class Inference:
             try:
                 reply = await self._engine.predict(request, selection.compute)
             except ConvMLPError as error:
-                raise _error_of_element(error, index) from None
+                raise error_of_part(error, f"element {index} of input {INPUT!r}") from None
             held += nbytes_of(reply.payload)
             if held > self._max_bytes:
                 raise selection.too_large(reply.payload, self._max_bytes)
@@ -148,13 +155,3 @@ class Inference:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _error_of_element(error: ConvMLPError, index: int) -> ConvMLPError:
-    """The error, with the position of its image."""
-    detail = f"element {index} of input {INPUT!r}: {error.detail}"
-    if isinstance(error, Overloaded):
-        return Overloaded(detail, error.retry_after_s, error.reason)
-    retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
-    of_element = error_from_code(error.code, detail, retry_after_s)
-    return of_element.with_advice(http=error.http_advice, grpc=error.grpc_advice)

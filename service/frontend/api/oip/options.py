@@ -15,6 +15,9 @@ from service.frontend.core.parameters import (
     MAX_DETECTIONS,
     MIN_AREA,
     SCORE_THRESHOLD,
+    THRESHOLD,
+    TILE_OVERLAP,
+    TILES,
     TOP_K,
     PredictParams,
     cached_params,
@@ -31,8 +34,10 @@ OF_TASK: dict[Task, tuple[str, ...]] = {
         "agnostic_nms",
         "min_area",
         "mask_format",
+        "tiles",
+        "tile_overlap",
     ),
-    Task.SEGMENT: ("classes", "min_area", "mask_format"),
+    Task.SEGMENT: ("classes", "min_area", "threshold", "mask_format", "tiles", "tile_overlap"),
 }
 TIMEOUT = "timeout"
 WITHOUT_EFFECT = frozenset(
@@ -51,7 +56,12 @@ answer depends on an earlier one, each request has one response, gRPC always sen
 its datatype alone."""
 
 _WHOLE = {"top_k": TOP_K, "max_detections": MAX_DETECTIONS, "min_area": MIN_AREA}
-_NUMBERS = {"score_threshold": SCORE_THRESHOLD, "iou_threshold": IOU_THRESHOLD}
+_NUMBERS = {
+    "score_threshold": SCORE_THRESHOLD,
+    "iou_threshold": IOU_THRESHOLD,
+    "threshold": THRESHOLD,
+    "tile_overlap": TILE_OVERLAP,
+}
 
 
 def read_params(task: Task, parameters: Mapping[str, object]) -> PredictParams:
@@ -86,7 +96,7 @@ def read_timeout_s(parameters: Mapping[str, object]) -> float | None:
     return value / 1e6 if value else None
 
 
-def _checked(name: str, value: object) -> MaskFormat | int | float | tuple[str, ...]:
+def _checked(name: str, value: object) -> MaskFormat | str | int | float | tuple[str, ...]:
     """A value of the right type."""
     if name == "mask_format":
         if isinstance(value, str) and value in list(MaskFormat):
@@ -98,6 +108,10 @@ def _checked(name: str, value: object) -> MaskFormat | int | float | tuple[str, 
         if isinstance(value, int) and not isinstance(value, bool):  # the index of a class
             return (str(value),)
         raise _wrong(name, value, CLASSES)
+    if name == "tiles":
+        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+            return str(value)
+        raise _wrong(name, value, TILES)
     if name == "agnostic_nms":
         if isinstance(value, bool):
             return value

@@ -21,6 +21,7 @@ from model.errors import ImageTooLarge
 from model.families.registry import family_of
 from model.postprocess.masks import RLE, EncodedMask, MaskFormat, encode_detection, encode_segments
 from model.postprocess.results import postprocess
+from model.tiles import Tiling
 from model.types import ClassifyResult, DetectResult, QueryParams, RawOutput, Result, SegmentResult, Size, Task
 from service.errors import BadParameter, BadRequest
 from service.frontend.api.oip.protocol import DTYPES, Datatype, InferRequest, RequestedOutput, Tensor, Values
@@ -49,7 +50,7 @@ class OutputSelection:
     """What one request selects.
 
     `outputs` are in the requested order, each with whether it goes as raw bytes. `params` are the worker's, with
-    `classes` once they are indices; `top_k` and `mask_format` apply to what it answers.
+    `classes` once they are indices; `top_k` and `mask_format` apply to what it answers. `tiling`: how images are cut.
     """
 
     outputs: Sequence[tuple[Output, bool]]
@@ -57,6 +58,7 @@ class OutputSelection:
     classes: tuple[str, ...]
     top_k: int
     mask_format: MaskFormat
+    tiling: Tiling | None
 
     def compute(self, raw: RawOutput, config: BundleConfig, size: Size) -> list[Values]:
         """One image's values of each output."""
@@ -126,8 +128,9 @@ def select_outputs(config: BundleConfig, request: InferRequest, requested: Predi
         top_k = max(top_k, wanted.classes)
         selected.append((output, wanted.binary))
     masks = DETECTION_MASKS in [output for output, _ in selected]
-    params = replace(requested.params, top_k=top_k, masks=masks)
-    return OutputSelection(selected, params, requested.classes, requested.params.top_k, mask_format)
+    levels = CONFIDENCE_MAP in [output for output, _ in selected]
+    params = replace(requested.params, top_k=top_k, masks=masks, confidence_map=levels)
+    return OutputSelection(selected, params, requested.classes, requested.params.top_k, mask_format, requested.tiling)
 
 
 def nbytes_of(values: Sequence[Values]) -> int:
@@ -235,6 +238,11 @@ def _label_map(result: SegmentResult, _segments: Sequence[Any], _format: MaskFor
     return result.label_map
 
 
+def _confidence_map(result: SegmentResult, _segments: Sequence[Any], _format: MaskFormat) -> Values:
+    assert result.confidence_map is not None  # selected, so requested
+    return result.confidence_map
+
+
 def _label_map_png(result: SegmentResult, _segments: Sequence[Any], _format: MaskFormat) -> Values:
     return [encode_label_map(result.label_map)]
 
@@ -267,6 +275,7 @@ BOXES = Output("boxes", Datatype.FP32, (-1, 4), _boxes)
 DETECTION_MASKS = Output("masks", Datatype.BYTES, (-1,), _detection_masks)
 LABEL_MAP = Output("label_map", Datatype.UINT8, (-1, -1), _label_map)
 LABEL_MAP_PNG = Output("label_map_png", Datatype.BYTES, (1,), _label_map_png, default=False)
+CONFIDENCE_MAP = Output("confidence_map", Datatype.UINT8, (-1, -1), _confidence_map, default=False)
 NUM_SEGMENTS = Output("num_segments", Datatype.INT32, (1,), _count)
 AREAS = Output("areas", Datatype.INT64, (-1,), _areas)
 CONFIDENCES = Output("confidences", Datatype.FP32, (-1,), _confidences)
@@ -283,6 +292,7 @@ SEGMENT_OUTPUTS = (
     LABELS,
     AREAS,
     CONFIDENCES,
+    CONFIDENCE_MAP,
     SEGMENT_MASKS,
     IMAGE_SIZE,
 )

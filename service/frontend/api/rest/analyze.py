@@ -18,11 +18,11 @@ from service.frontend.api.rest.query import Medium, negotiate, read_values
 from service.frontend.api.rest.schemas import encode_analysis, encode_analysis_answer, encode_error, encode_output
 from service.frontend.core.analysis import Analysis, Models, Outcome, models_of
 from service.frontend.core.auth import Auth, Caller
+from service.frontend.core.endpoint_parameters import ANALYZE_PARAMETERS
 from service.frontend.core.engine import Engine
 from service.frontend.core.overlay import encode_picture, render
 from service.frontend.core.parameters import (
     ANALYZE,
-    ANALYZE_PARAMETERS,
     PARAMETERS,
     PredictParams,
     parse_params,
@@ -81,7 +81,7 @@ class Analyze(ImageEndpoint[AnalyzeQuery, Models]):
         self._auth.charge(Caller(caller), len(model) - 1)
         params = [query.params[one.config.task] for one in model.values()]
         requests = [
-            PredictRequest(image_id, one, image, of_task.params, deadline_s, caller, of_task.classes)
+            PredictRequest(image_id, one, image, of_task.params, deadline_s, caller, of_task.classes, of_task.tiling)
             for one, of_task in zip(model.values(), params, strict=True)
         ]
         analysis: Analysis[Any] = Analysis(self._engine, requests)

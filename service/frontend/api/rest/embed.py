@@ -12,8 +12,9 @@ from service.frontend.api.rest.predict import ModelEndpoint
 from service.frontend.api.rest.query import Medium, negotiate, read_values
 from service.frontend.api.rest.schemas import encode_embedding
 from service.frontend.core.auth import Auth
+from service.frontend.core.endpoint_parameters import EMBED_PARAMETERS
 from service.frontend.core.engine import Engine
-from service.frontend.core.parameters import EMBED, EMBED_PARAMETERS, VectorEncoding, parse_params
+from service.frontend.core.parameters import EMBED, VectorEncoding, parse_params
 from service.frontend.core.request_log import RequestRecord
 from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Reply

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from model.types import Task
+from service.errors import NotAcceptable
 from service.frontend.api.rest.query import Medium
 from service.frontend.api.rest.schemas import (
     RESULT_OF_TASK,
@@ -21,8 +22,18 @@ from service.frontend.api.rest.schemas import (
     SegmentItem,
     VectorItem,
 )
-from service.frontend.core.parameters import ANALYZE, ANALYZE_PARAMETERS, EMBED, EMBED_PARAMETERS, PARAMETERS, Parameter
-from service.frontend.http.openapi import BASE64, BINARY, REF, RESPONSE_HEADERS, error_answers, header_parameters
+from service.frontend.core.endpoint_parameters import ANALYZE_PARAMETERS, EMBED_PARAMETERS
+from service.frontend.core.parameters import ANALYZE, EMBED, PARAMETERS, Parameter
+from service.frontend.http.openapi import (
+    BASE64,
+    BINARY,
+    PREDICTION_ERRORS,
+    REF,
+    RESPONSE_HEADERS,
+    error_answers,
+    header_parameters,
+    query_parameters,
+)
 from service.settings import Settings
 
 SUMMARY: dict[str, str] = {
@@ -93,17 +104,10 @@ def analysis_operation(settings: Settings) -> dict[str, Any]:
 def _operation(name: str, table: Mapping[str, Parameter], answer: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return {
         "operationId": name,
-        "parameters": [*_query_parameters(table), *header_parameters(settings)],
+        "parameters": [*query_parameters(table), *header_parameters(settings)],
         "requestBody": _body(settings),
-        "responses": {"200": answer, **error_answers()},
+        "responses": {"200": answer, **error_answers((*PREDICTION_ERRORS, NotAcceptable))},
     }
-
-
-def _query_parameters(table: Mapping[str, Parameter]) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "in": "query", "description": parameter.description, "schema": dict(parameter.schema)}
-        for name, parameter in table.items()
-    ]
 
 
 def _body(settings: Settings) -> dict[str, Any]:

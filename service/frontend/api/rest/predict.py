@@ -130,6 +130,7 @@ class ImageEndpoint(ABC, Generic[Q, M]):
                         image = await image_bytes(image, engine.fetcher, record, deadline_s)
                     reply = await self._predict(record.request_id, model, query, image, deadline_s, record.caller)
                 record.timings, record.precision = reply.timings, reply.precision
+                record.batch_images = reply.batch_images
                 results = [reply.payload]
             else:
                 self._auth.charge(Caller(record.caller), len(uploads) - 1)
@@ -186,6 +187,7 @@ class ImageEndpoint(ABC, Generic[Q, M]):
         if failure is not None:
             raise failure
         record.timings, record.precision = slowest(reply.timings for reply in replies), precisions(replies)
+        record.batch_images = max((reply.batch_images for reply in replies), default=0)
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))
@@ -214,7 +216,7 @@ class Predict(ModelEndpoint[Query]):
     def _predict(
         self, image_id: str, model: ModelStatus, query: Query, image: bytes, deadline_s: float, caller: str
     ) -> Coroutine[Any, Any, Reply[bytes]]:
-        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller, query.classes)
+        request = PredictRequest(image_id, model, image, query.params, deadline_s, caller, query.classes, query.tiling)
         if query.medium is Medium.JSON:
             return self._engine.predict(request, partial(encode_output, query.mask_format))
         return self._engine.predict(request, partial(self._draw, query, image), draws=True)
@@ -225,7 +227,7 @@ class Predict(ModelEndpoint[Query]):
         if isinstance(result, SegmentResult):
             if query.view is View.LABEL_MAP:
                 return encode_label_map(result.label_map)
-            if result.confidence_map is not None:
+            if query.view is View.CONFIDENCE and result.confidence_map is not None:
                 return encode_label_map(result.confidence_map)
         # Decoded pictures are not kept while a request waits, because few ask for this.
         return encode_picture(render(decode(image, self._limits), result), PICTURE_FORMATS[query.medium])

@@ -13,9 +13,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from model.postprocess.masks import MaskFormat
+from model.tiles import Tiling
 from model.types import QueryParams, Task
-from service.errors import BadParameter
-from service.frontend.core.parameters import PARAMETERS, Parameter, View, parse_params, shown
+from service.content_negotiation import weighted_values
+from service.errors import BadParameter, NotAcceptable
+from service.frontend.core.parameters import PARAMETERS, Parameter, View, parse_params, parse_value, shown
 
 MAX_FIELDS = 32
 MAX_CACHED = 512
@@ -41,48 +43,53 @@ class Query:
     view: View | None
     medium: Medium = Medium.JSON
     classes: tuple[str, ...] = ()
+    tiling: Tiling | None = None
 
 
 def read_query(task: Task, query_string: bytes, accept: bytes = b"") -> Query:
     """Parse and check a query string, and the header Accept.
 
     Raises:
-        BadParameter: a parameter is unknown, not of this task, given twice, unparsable or out of its range; or Accept
-            excludes all media types.
+        BadParameter: a parameter is unknown, not of this task, given twice, unparsable or out of its range.
+        NotAcceptable: Accept excludes all media types.
     """
     table = {name: parameter for name, parameter in PARAMETERS.items() if task in parameter.tasks}
     values = read_values(task, table, query_string)
     view = values.pop("view", None)
-    parsed = parse_params(**values, confidence_map=view is View.CONFIDENCE)
+    if view is View.CONFIDENCE:
+        values["confidence_map"] = True
+    parsed = parse_params(**values)
     medium = Medium.PNG if view else negotiate(accept.decode("latin-1"))
-    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes)
+    return Query(parsed.model, parsed.params, parsed.mask_format, view, medium, parsed.classes, parsed.tiling)
 
 
 def read_values(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) -> dict[str, Any]:
     """The values of a query string's parameters, which are those of `table`. Raises as `read_query`."""
-    return {name: _parsed(name, table[name], text) for name, text in _fields(endpoint, table, query_string).items()}
+    return {name: parse_value(name, table[name], text) for name, text in _fields(endpoint, table, query_string).items()}
 
 
 def negotiate(accept: str, media: Sequence[Medium] = tuple(Medium)) -> Medium:
-    """The one of `media` of highest quality; among equals the most exactly named one, then the first.
+    """The one of `media` of the highest weight; among equals the most exactly named one, then the first.
 
     `*/*` and an empty header mean JSON, `image/*` means PNG.
 
     Raises:
-        BadParameter: the header excludes all of them.
+        NotAcceptable: the header excludes all of them.
     """
     if not accept.strip():
         return Medium.JSON
-    ranges = [parsed for part in accept.split(",") if (parsed := _media_range(part)) is not None]
+    ranges = weighted_values(accept)
     ranked = []
     for preference, medium in enumerate(media):
-        matches = [(_exactness(pattern, medium), quality, -index) for index, (pattern, quality) in enumerate(ranges)]
+        matches = [(_exactness(one.value, medium), one.weight, -index) for index, one in enumerate(ranges)]
         # The most exact range that names a medium is the one that speaks of it.
-        exactness, quality, position = max(matches, default=(0, 0.0, 0))
-        if exactness and quality > 0:
-            ranked.append((quality, exactness, position, -preference, medium))
+        exactness, weight, position = max(matches, default=(0, 0.0, 0))
+        if exactness and weight > 0:
+            ranked.append((weight, exactness, position, -preference, medium))
     if not ranked:
-        raise BadParameter(f"the header Accept has none of {', '.join(media)}; name one, or leave it out")
+        raise NotAcceptable(
+            f"the header Accept excludes what is offered: {', '.join(media)}; name one of them, or leave the header out"
+        )
     return max(ranked)[-1]
 
 
@@ -104,27 +111,6 @@ def _fields(endpoint: str, table: Mapping[str, Parameter], query_string: bytes) 
             raise BadParameter(f"parameter {name!r} is given twice; give it once", name)
         fields[name] = text
     return fields
-
-
-def _parsed(name: str, parameter: Parameter, text: str) -> Any:  # noqa: ANN401  (each has a type of its own)
-    try:
-        return parameter.parse(text)
-    except ValueError as error:
-        raise BadParameter(f"parameter {name!r} is {shown(text)}; expected {error}", name) from None
-
-
-def _media_range(part: str) -> tuple[str, float] | None:
-    """A range's `type/subtype` and its quality; None where it is malformed."""
-    name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-    quality = 1.0
-    for parameter in parameters:
-        key, _, value = parameter.partition("=")
-        if key.strip() == "q":
-            try:
-                quality = float(value)
-            except ValueError:
-                return None
-    return (name, quality) if "/" in name and 0 <= quality <= 1 else None
 
 
 def _exactness(pattern: str, medium: Medium) -> int:

@@ -22,9 +22,10 @@ from model.model_name import version_of
 from model.reference import REFERENCE_PICTURE
 from model.spec import Postprocessing, Preprocessing
 from model.types import Task
+from service.content_negotiation import preferred_coding
 from service.errors import BadParameter, BadRequest, DeadlineExceeded, Forbidden, ModelNotFound, Unavailable
 from service.frontend.core.engine import Engine
-from service.frontend.http.content_encoding import ENCODERS, negotiate_coding
+from service.frontend.http.content_encoding import CODINGS, ENCODERS
 from service.frontend.http.middleware import request_of, within_deadline
 from service.frontend.http.openapi import error_answers, problem_content
 from service.observability.exposition import exposition
@@ -37,10 +38,8 @@ WEB = Path(__file__).parents[2] / "web"
 FILES = {
     "/": WEB / "playground.html",
     "/docs": WEB / "docs.html",
-    "/web/playground.js": WEB / "playground.js",
-    "/web/docs.js": WEB / "docs.js",
-    "/web/style.css": WEB / "style.css",
-    "/web/sample.jpg": REFERENCE_PICTURE,
+    "/web/samples/tabby.jpg": REFERENCE_PICTURE,
+    **{f"/web/{file.relative_to(WEB).as_posix()}": file for file in WEB.glob("**/*.*") if file.suffix != ".html"},
 }
 
 MAX_SPLIT_BYTES = 4096
@@ -61,7 +60,7 @@ SPLIT_BODY = {
 }
 
 HEADERS = {
-    # The playground shows chosen images from blob: URLs, and the icon is a data: URL.
+    # The playground shows chosen images and the camera's from blob: URLs, and the icon is a data: URL.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -167,7 +166,7 @@ def service_routes(engine: Engine, registry: CollectorRegistry) -> APIRouter:
         # Not async, so that it runs in a thread: with several processes it reads their files.
         text, media_type = exposition(registry, request.headers.get("accept", ""))
         headers = {"Content-Type": media_type, "Vary": "Accept, Accept-Encoding"}
-        coding = negotiate_coding(request.headers.get("accept-encoding"))
+        coding = preferred_coding(request.headers.get("accept-encoding"), CODINGS)
         if coding is not None:
             text, headers["Content-Encoding"] = ENCODERS[coding](text), coding
         return Response(text, headers=headers)

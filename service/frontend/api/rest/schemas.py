@@ -25,6 +25,7 @@ from model.types import (
     Size,
     Task,
 )
+from service.frontend.core.overlay import encode_label_map
 from service.frontend.core.parameters import ANALYZE, VectorEncoding
 from service.frontend.http.problems import Problem
 
@@ -97,11 +98,13 @@ class Detections(msgspec.Struct, frozen=True):
     detections: list[DetectionItem]
 
 
-class Segmentation(msgspec.Struct, frozen=True):
-    """Segments by falling area; each pixel belongs to exactly one, unless some are filtered out."""
+class Segmentation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Segments by falling area; each pixel belongs to exactly one, unless some are filtered out. `confidence_map`, if
+    it was requested, is a PNG with the probability of each pixel's class, 0 to 255."""
 
     image: ImageSize
     segments: list[SegmentItem]
+    confidence_map: bytes | None = None
 
 
 VectorItem = list[float] | bytes
@@ -213,7 +216,7 @@ def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Dete
                     for detection in detections
                 ],
             )
-        case SegmentResult(segments=segments):
+        case SegmentResult(segments=segments, confidence_map=levels):
             masks = encode_segments(result, mask_format)
             return Segmentation(
                 image,
@@ -223,6 +226,7 @@ def _item(result: DetectResult | SegmentResult, mask_format: MaskFormat) -> Dete
                     )
                     for segment, mask in zip(segments, masks, strict=True)
                 ],
+                None if levels is None else encode_label_map(levels),
             )
         case _:
             assert_never(result)

@@ -23,9 +23,9 @@ from model.types import (
     Task,
 )
 from service.errors import BadParameter
+from service.frontend.core.endpoint_parameters import ANALYZE_PARAMETERS
 from service.frontend.core.overlay import encode_label_map
 from service.frontend.core.parameters import (
-    ANALYZE_PARAMETERS,
     EMBED,
     MAX_MODELS,
     MODELS_EXPECTED,
@@ -101,6 +101,8 @@ def read_params(request: Request) -> PredictParams:
                 iou_threshold=request.iou_threshold if request.HasField("iou_threshold") else None,
                 agnostic_nms=request.agnostic_nms,
                 min_area=request.min_area,
+                tiles=request.tiles or None,
+                tile_overlap=_tile_overlap(request),
             )
         case pb.SegmentRequest():
             return cached_params(
@@ -109,6 +111,9 @@ def read_params(request: Request) -> PredictParams:
                 classes=tuple(request.classes),
                 min_area=request.min_area,
                 confidence_map=request.confidence_map,
+                threshold=request.threshold if request.HasField("threshold") else None,
+                tiles=request.tiles or None,
+                tile_overlap=_tile_overlap(request),
             )
         case pb.EmbedRequest():
             return cached_params(model=model, embed=True)
@@ -117,6 +122,7 @@ def read_params(request: Request) -> PredictParams:
 def read_analyze_params(request: pb.AnalyzeRequest) -> dict[Task, PredictParams]:
     """The parameters of each task in a request. Raises BadParameter, as `read_params`."""
     mask_format, classes = _mask_format(request.mask_format), tuple(request.classes)
+    tiles, tile_overlap = request.tiles or None, _tile_overlap(request)
     return {
         Task.CLASSIFY: cached_params(top_k=request.top_k if request.HasField("top_k") else None),
         Task.DETECT: cached_params(
@@ -127,8 +133,18 @@ def read_analyze_params(request: pb.AnalyzeRequest) -> dict[Task, PredictParams]
             iou_threshold=request.iou_threshold if request.HasField("iou_threshold") else None,
             agnostic_nms=request.agnostic_nms,
             min_area=request.min_area,
+            tiles=tiles,
+            tile_overlap=tile_overlap,
         ),
-        Task.SEGMENT: cached_params(mask_format=mask_format, classes=classes, min_area=request.min_area),
+        Task.SEGMENT: cached_params(
+            mask_format=mask_format,
+            classes=classes,
+            min_area=request.min_area,
+            confidence_map=request.confidence_map,
+            threshold=request.threshold if request.HasField("threshold") else None,
+            tiles=tiles,
+            tile_overlap=tile_overlap,
+        ),
     }
 
 
@@ -236,3 +252,8 @@ def _mask_format(value: int) -> MaskFormat | None:
     except KeyError:
         known = ", ".join(pb.MaskFormat.keys())
         raise BadParameter(f"parameter 'mask_format' is {value}; expected one of {known}", "mask_format") from None
+
+
+def _tile_overlap(request: pb.DetectRequest | pb.SegmentRequest | pb.AnalyzeRequest) -> float | None:
+    """Of six decimals: as the caller wrote it, where a float32 is not."""
+    return round(request.tile_overlap, 6) if request.HasField("tile_overlap") else None

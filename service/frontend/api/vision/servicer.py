@@ -88,7 +88,14 @@ class Vision:
             if message.image_url:
                 image = await self._fetched(message, record, deadline_s)
             request = PredictRequest(
-                record.request_id, model, image, params.params, deadline_s, record.caller, params.classes
+                record.request_id,
+                model,
+                image,
+                params.params,
+                deadline_s,
+                record.caller,
+                params.classes,
+                params.tiling,
             )
             label_map = isinstance(message, pb.SegmentRequest) and message.label_map
             normalize = isinstance(message, pb.EmbedRequest) and message.normalize
@@ -134,7 +141,9 @@ class Vision:
             del message
             params = [of_task[model.config.task] for model in models]
             requests = [
-                PredictRequest(record.request_id, model, image, one.params, deadline_s, record.caller, one.classes)
+                PredictRequest(
+                    record.request_id, model, image, one.params, deadline_s, record.caller, one.classes, one.tiling
+                )
                 for model, one in zip(models, params, strict=True)
             ]
             analysis: Analysis[Response] = Analysis(self._engine, requests)
@@ -225,6 +234,7 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         activation=post.activation if isinstance(post, ClassifyPostSpec) else "",
         form=model.deployment.form,
         form_difference=model.deployment.largest_difference,
+        threshold=config.pixel_threshold,
     )
 
 

@@ -159,7 +159,7 @@ async def test_every_kind_of_input(served: Rest, tmp_path: Path) -> None:
         for image in (path.read_bytes(), path, str(path)):
             for parameters in ALONE_OR_IN_JSON:
                 assert (await ask(served, "classify", image, **parameters))[0].label == "grey 9"
-    sample = f"http://127.0.0.1:{served.port}/web/sample.jpg"
+    sample = f"http://127.0.0.1:{served.port}/web/samples/tabby.jpg"
     for parameters in ALONE_OR_IN_JSON:
         assert len(await ask(served, "classify", sample, **parameters)) == 5
 

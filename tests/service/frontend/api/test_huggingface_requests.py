@@ -67,7 +67,7 @@ async def test_forms_of_json(rest: Rest, document: dict[str, Any]) -> None:
         (b'{"image": "AAAA"}', 400, "image"),
         (b'{"inputs": 1}', 400, "inputs"),
         (b'{"inputs": ["AAAA"]}', 400, "inputs"),
-        (b'{"inputs": "https://example.org/a.jpg"}', 400, "base64"),
+        (b'{"inputs": "https://example.org/a.jpg"}', 422, "fetch_urls"),
         (b'{"inputs": "data:image/png,abc"}', 400, "base64"),
         (b'{"inputs": ""}', 400, "empty"),
         (b'{"inputs": "AAAA"}', 415, "format"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,23 @@ def test_without_keys_every_caller_is_admitted(registry: CollectorRegistry, auth
     assert not auth.needs_key
 
 
-@pytest.mark.parametrize("authorization", [f"Bearer {KEY}", f"bearer {KEY}", f"BEARER   {KEY} "])
+def basic(text: str) -> str:
+    return f"Basic {base64.b64encode(text.encode()).decode()}"
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        f"Bearer {KEY}",
+        f"bearer {KEY}",
+        f"BEARER   {KEY} ",
+        basic(f"anyone:{KEY}"),
+        basic(f":{KEY}").replace("Basic", "basic"),
+    ],
+)
 def test_a_key_names_its_caller(registry: CollectorRegistry, keys: ApiKeys, authorization: str) -> None:
-    """With a good key the caller is the key's name, wherever it comes from; the scheme's case is free."""
+    """With a good key the caller is the key's name, wherever it comes from; the scheme's case is free. The key may be
+    the password of basic authentication, of any user."""
     auth = Auth(keys, None, FrontEndMetrics(registry))
     assert auth.identify(authorization, "192.0.2.7") == auth.identify(authorization, "192.0.2.8") == "partner"
     assert rejected(registry, "credentials") == 0
@@ -61,6 +76,10 @@ def test_a_key_names_its_caller(registry: CollectorRegistry, keys: ApiKeys, auth
         ("Bearer", "the request has none"),
         ("Bearer ", "the request has none"),
         (f"Basic {KEY}", "the request has none"),
+        (basic(KEY), "the request has none"),
+        (basic(f"{KEY}:"), "the request has none"),
+        (basic("anyone:fedcba9876543210"), "the API key is wrong"),
+        (basic(f"anyone:{KEY}:"), "the API key is wrong"),
         (f"Bearer{KEY}", "the request has none"),
         ("Bearer fedcba9876543210", "the API key is wrong"),
         (f"Bearer {KEY} {KEY}", "the API key is wrong"),

@@ -49,6 +49,19 @@ async def test_predictions_need_a_key(guarded: Rest, path: str) -> None:
     assert (await guarded.http.post(path, content=picture(), headers=WITH_KEY)).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/compat/deepstack/v1/vision/detection", "/compat/roboflow/fake_detect/1"])
+async def test_a_key_in_the_query(guarded: Rest, path: str) -> None:
+    """Clients that can send no header may have their key in the query string, only where such clients call."""
+    for key, status in ((KEY, 200), ("fedcba9876543210", 401), ("", 401)):
+        response = await guarded.http.post(path, params={"api_key": key}, content=picture())
+        assert response.status_code == status
+        assert KEY not in response.text
+    wrong_header = {"Authorization": "Bearer fedcba9876543210"}
+    response = await guarded.http.post(path, params={"api_key": KEY}, content=picture(), headers=wrong_header)
+    assert response.status_code == 401
+    assert (await guarded.http.post("/detect", params={"api_key": KEY}, content=picture())).status_code == 401
+
+
 @pytest.mark.parametrize("path", ["/models", "/models/fake_classify", "/v2", "/v2/models/fake_classify"])
 async def test_what_is_served_needs_a_key(guarded: Rest, path: str) -> None:
     """The list of models needs a key."""
@@ -56,7 +69,9 @@ async def test_what_is_served_needs_a_key(guarded: Rest, path: str) -> None:
     assert (await guarded.http.get(path, headers=WITH_KEY)).status_code != 401
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/web/playground.js", "/openapi.json", "/livez", "/readyz", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/web/playground/main.js", "/openapi.json", "/livez", "/readyz", "/metrics"]
+)
 async def test_pages_and_probes_are_open(guarded: Rest, path: str) -> None:
     """Probes, scrapes and pages work without a key."""
     assert (await guarded.http.get(path)).status_code == 200

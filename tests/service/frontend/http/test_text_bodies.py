@@ -72,7 +72,7 @@ async def test_large_text(rest: Rest) -> None:
 @pytest.mark.parametrize(
     ("body", "content_type", "status", "words"),
     [
-        (b"https://example.org/cat.jpg", "text/plain", 415, "a URL, not a picture; URLs are not fetched"),
+        (b"https://example.org/cat.jpg", "text/plain", 422, "this service does not fetch pictures by URL: download"),
         (
             b"cat.jpg",
             "application/x-www-form-urlencoded",
@@ -106,7 +106,6 @@ async def test_other_text_is_named(rest: Rest, body: bytes, content_type: str | 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("https://example.org/cat.jpg", "is a URL, not base64 of a picture; URLs are not fetched"),
         ("cat.jpg", "is the name of a file, not base64 of a picture; send base64 of the picture's bytes"),
         (picture(40).hex(), "is hexadecimal text, not base64 of a picture; send base64"),
         ("<html><body>Not found", "is an HTML page"),
@@ -130,11 +129,16 @@ async def test_values_in_json_are_named(rest: Rest, value: str, words: str) -> N
 
 
 async def test_a_url_in_json_is_named(rest: Rest) -> None:
-    """A field for a URL, which other services have, is unknown here."""
+    """A URL in a picture's place needs the setting; a field for it, which other services have, is unknown here."""
+    url = "https://example.org/cat.jpg"
+    for path, document in (("/classify", {"image": url}), ("/compat/huggingface/classify", {"inputs": url})):
+        response = await rest.http.post(path, json=document)
+        assert response.status_code == 422
+        assert "the setting fetch_urls" in response.json()["detail"]
     for path in ("/classify", "/compat/huggingface/classify"):
         response = await rest.http.post(path, json={"url": "https://example.org/cat.jpg"})
         assert response.status_code == 400
-        assert "URLs are not fetched" in response.json()["detail"]
+        assert "unknown field `url`" in response.json()["detail"]
 
 
 @pytest.mark.parametrize("text", [BASE64, JPEG_URL], ids=["base64", "data: URL"])
@@ -157,7 +161,7 @@ async def test_text_among_the_images_of_a_form_costs_no_neighbour(rest: Rest) ->
     parts = ["cat.jpg", BASE64, "https://example.org/cat.jpg", "data:,cat"]
     response = await rest.http.post("/classify", files=[("image", (None, text)) for text in parts])
     results = response.json()["results"]
-    assert [result.get("error", {}).get("status") for result in results] == [415, None, 415, 400]
+    assert [result.get("error", {}).get("status") for result in results] == [415, None, 422, 400]
 
 
 async def test_curl_without_data_binary_is_named(rest: Rest) -> None:

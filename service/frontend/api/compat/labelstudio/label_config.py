@@ -145,7 +145,8 @@ def _add_label(labels: dict[str, str], attributes: Mapping[str, str]) -> None:
     if written:
         # Names may have commas themselves.
         for name in (value, written, predicted, *split_names(predicted)):
-            labels.setdefault(name.strip().casefold(), written)
+            if name.strip():
+                labels.setdefault(name.strip().casefold(), written)
 
 
 def _threshold(attributes: Mapping[str, str]) -> float | None:

@@ -1,4 +1,7 @@
-"""A model's output as the results of Label Studio's controls. Sizes and points are percentages of the picture's size."""
+"""A model's output as the results of Label Studio's controls.
+
+Places and lengths in results are percentages of the upright picture's width and height.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ MAX_PARTS = 100
 """Polygons of one mask."""
 
 
-class Region(msgspec.Struct, frozen=True):
+class LabelStudioRegion(msgspec.Struct, frozen=True):
     """One result. `value` depends on `type`; a choice is of the whole picture and has no size."""
 
     id: str
@@ -56,6 +59,9 @@ class Region(msgspec.Struct, frozen=True):
     original_width: int | msgspec.UnsetType = msgspec.UNSET
     original_height: int | msgspec.UnsetType = msgspec.UNSET
     image_rotation: int | msgspec.UnsetType = msgspec.UNSET
+
+
+_Found = Iterator[LabelStudioRegion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def params_of(controls: Sequence[Control], config: BundleConfig) -> QueryParams:
     classes = tuple(sorted({index for control in controls for index in values_by_class(control, config.labels)}))
     if config.task is Task.CLASSIFY:
         several = any(control.multiple for control in controls)
-        return QueryParams(top_k=min(len(config.labels), TOP_K.high) if several else DEFAULTS.top_k)
+        return QueryParams(top_k=min(len(config.labels), int(TOP_K.high)) if several else DEFAULTS.top_k)
     if config.task is Task.DETECT:
         threshold = min(threshold_of(control, config) for control in controls)
         masks = any(control.tag in (ControlTag.BRUSH, ControlTag.POLYGONS) for control in controls)
@@ -94,7 +100,7 @@ def threshold_of(control: Control, config: BundleConfig) -> float:
 def encode_regions(controls: Sequence[Control], raw: RawOutput, config: BundleConfig, size: Size) -> Regions:
     """The results of a model's controls. Labels that a control lacks are left out. Call it in a thread for masks."""
     result = postprocess(raw, config, size)
-    regions: list[Region] = []
+    regions: list[LabelStudioRegion] = []
     for control in controls:
         values, threshold = values_by_class(control, config.labels), threshold_of(control, config)
         match result:
@@ -107,7 +113,7 @@ def encode_regions(controls: Sequence[Control], raw: RawOutput, config: BundleCo
     return Regions([msgspec.Raw(msgspec.json.encode(region)) for region in regions], [one.score for one in regions])
 
 
-def _choices(control: Control, values: dict[int, str], threshold: float, result: ClassifyResult) -> Iterator[Region]:
+def _choices(control: Control, values: dict[int, str], threshold: float, result: ClassifyResult) -> _Found:
     """The best of the labels that the control has; or all above the threshold, where several may be chosen."""
     known = [label for label in result.labels if label.index in values and label.score >= threshold]
     chosen = known if control.multiple else known[:1]
@@ -116,7 +122,7 @@ def _choices(control: Control, values: dict[int, str], threshold: float, result:
         yield _region(control, {"choices": names}, chosen[0].score)
 
 
-def _objects(control: Control, values: dict[int, str], threshold: float, result: DetectResult) -> Iterator[Region]:
+def _objects(control: Control, values: dict[int, str], threshold: float, result: DetectResult) -> _Found:
     for detection in result.detections:
         # As the network compares: a score must be above the threshold.
         if detection.index not in values or detection.score <= threshold:
@@ -135,7 +141,7 @@ def _objects(control: Control, values: dict[int, str], threshold: float, result:
             yield from _polygons(control, value, mask.pixels, (mask.left, mask.top), detection.score, size)
 
 
-def _segments(control: Control, values: dict[int, str], threshold: float, result: SegmentResult) -> Iterator[Region]:
+def _segments(control: Control, values: dict[int, str], threshold: float, result: SegmentResult) -> _Found:
     wanted = [one for one in result.segments if one.index in values and one.confidence >= threshold]
     if control.tag is ControlTag.BRUSH:
         packed = encode_segments_brush(SegmentResult(result.size, result.label_map, tuple(wanted)))
@@ -166,13 +172,13 @@ def _rectangle(box: Box, size: Size) -> dict[str, Any] | None:
     return {"x": x, "y": y, "width": width, "height": height, "rotation": 0}
 
 
-def _brush(control: Control, value: str, rle: bytes, score: float, size: Size) -> Region:
+def _brush(control: Control, value: str, rle: bytes, score: float, size: Size) -> LabelStudioRegion:
     return _region(control, {"format": "rle", "rle": list(rle), "brushlabels": [value]}, score, size)
 
 
 def _polygons(
     control: Control, value: str, mask: BoolArray, offset: tuple[int, int], score: float, size: Size
-) -> Iterator[Region]:
+) -> _Found:
     """One result for each larger part of a mask that begins at `offset`, (x, y), in the picture."""
     for outline in _outlines(mask, *offset):
         points = [[_percent(x, size.width), _percent(y, size.height)] for x, y in outline.tolist()]
@@ -201,10 +207,10 @@ def _simplified(outline: Any) -> Any:  # noqa: ANN401  (OpenCV's arrays)
     return simple if len(simple) >= 3 else outline
 
 
-def _region(control: Control, value: dict[str, Any], score: float, size: Size | None = None) -> Region:
+def _region(control: Control, value: dict[str, Any], score: float, size: Size | None = None) -> LabelStudioRegion:
     """`size` is None for a result of the whole picture."""
     names = (secrets.token_hex(5), control.name, control.to_name, control.tag.lower(), value, rounded_score(score))
-    return Region(*names) if size is None else Region(*names, size.width, size.height, 0)
+    return LabelStudioRegion(*names) if size is None else LabelStudioRegion(*names, size.width, size.height, 0)
 
 
 def _percent(pixels: float, length: int) -> float:

@@ -112,7 +112,7 @@ async def test_config(oip: OipFrontEnds) -> None:
     assert config["instance_group"] == [{"name": "fake_segment_0", "kind": "KIND_CPU", "count": 1}]
     assert config["model_transaction_policy"] == {"decoupled": False}
     assert config["output"][0] == {"name": "label_map", "data_type": "TYPE_UINT8", "dims": [-1, -1]}
-    assert config["parameters"]["optional_outputs"] == {"string_value": "label_map_png, masks"}
+    assert config["parameters"]["optional_outputs"] == {"string_value": "label_map_png, confidence_map, masks"}
     assert config["dynamic_batching"]["default_queue_policy"]["default_timeout_microseconds"] == 30_000_000
 
 

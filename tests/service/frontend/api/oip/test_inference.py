@@ -161,6 +161,24 @@ async def test_label_map_as_png_and_segments_masks(client: OipClient) -> None:
         np.testing.assert_array_equal(coco.decode(json.loads(mask)), answer["label_map"][0] == index)
 
 
+async def test_the_confidence_of_each_pixel(client: OipClient) -> None:
+    """It comes when named, as the picture's size; segments' confidences are its means."""
+    request = encoded_request("fake_segment", picture(100), outputs=["confidence_map", "label_map"])
+    answer = await client.infer(request)
+    assert answer["confidence_map"].dtype == np.uint8
+    assert answer["confidence_map"].shape == (1, 60, 80)
+    for index, confidence in ((0, 0.9), (1, 0.45)):
+        assert set(answer["confidence_map"][answer["label_map"] == index]) == {round(255 * confidence)}
+
+
+async def test_a_threshold_needs_one_channel(client: OipClient) -> None:
+    """It is refused with the reason, and out of its range."""
+    for value, reason in ((0.3, "it has a channel for each of its 3 classes"), (1.0, "from 0.001 to 0.999")):
+        with pytest.raises(Refused) as refused:
+            await client.infer(encoded_request("fake_segment", picture(100), parameters={"threshold": value}))
+        assert reason in refused.value.message
+
+
 async def test_pictures_of_several_sizes(client: OipClient) -> None:
     """Smaller label maps are padded on the right and below; `image_size` gives the size without padding."""
     images = [picture(100, width=80, height=20), picture(101, width=30, height=60)]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.errors import BadParameter
+from service.errors import NotAcceptable
 from service.frontend.api.rest.query import Medium, negotiate
 
 
@@ -38,5 +38,5 @@ def test_what_is_chosen(accept: str, medium: Medium) -> None:
 @pytest.mark.parametrize("accept", ["text/html", "image/gif", "image/png;q=0", "nonsense"])
 def test_nothing_acceptable_is_refused(accept: str) -> None:
     """A header that excludes all media types is an error."""
-    with pytest.raises(BadParameter, match="Accept"):
+    with pytest.raises(NotAcceptable, match="image/png"):
         negotiate(accept)

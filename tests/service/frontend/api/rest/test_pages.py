@@ -5,7 +5,11 @@ import re
 import pytest
 
 from model.reference import REFERENCE_PICTURE
+from service.frontend.api.rest.routes import FILES
 from tests.service.frontend.rest_server import Rest
+
+SVG = "http://www.w3.org/2000/svg"
+"""A name, which nothing is loaded from."""
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,17 +29,19 @@ async def test_pages_need_nothing_from_elsewhere(rest: Rest, path: str) -> None:
 
 
 async def test_scripts_name_no_other_host(rest: Rest) -> None:
-    """Neither scripts nor the style sheet speak to another host."""
-    for path in ("/web/playground.js", "/web/docs.js", "/web/style.css"):
+    """Neither our scripts nor the style sheet speak to another host."""
+    paths = [path for path in FILES if path.endswith((".js", ".css")) and not path.startswith("/web/vendor/")]
+    assert len(paths) > 5
+    for path in paths:
         response = await rest.http.get(path)
         assert response.status_code == 200
-        assert "://" not in response.text
+        assert "://" not in response.text.replace(SVG, "")
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
 async def test_sample_is_the_reference_picture(rest: Rest) -> None:
-    """The sample that the playground offers is the picture on which models prove themselves."""
-    response = await rest.http.get("/web/sample.jpg")
+    """The photograph among the samples is the picture on which models prove themselves."""
+    response = await rest.http.get("/web/samples/tabby.jpg")
     assert response.headers["content-type"] == "image/jpeg"
     assert response.content == REFERENCE_PICTURE.read_bytes()
     assert (await rest.http.post("/classify", content=response.content)).status_code == 200

@@ -141,6 +141,17 @@ async def test_overlay_of_a_bad_image(rest: Rest) -> None:
     assert (response.status_code, response.headers["content-type"]) == (415, "application/problem+json")
 
 
+@pytest.mark.parametrize("path", ["/classify", "/detect", "/segment", "/analyze", "/embed"])
+async def test_nothing_acceptable_is_406(rest: Rest, path: str) -> None:
+    """The problem names what is offered, before the body is read."""
+    response = await rest.http.post(path, content=b"", headers={"Accept": "text/html, image/*;q=0"})
+    assert (response.status_code, response.headers["content-type"]) == (406, "application/problem+json")
+    problem = response.json()
+    assert problem["type"] == "/problems/not-acceptable"
+    assert "what is offered: application/json" in problem["detail"]
+    assert ("image/png" in problem["detail"]) == (path != "/embed")
+
+
 async def test_overlay_of_several_images_is_refused(rest: Rest) -> None:
     """A picture is the answer to one image only, and several are refused in words."""
     files = [("image", picture()), ("image", picture())]
@@ -179,10 +190,12 @@ async def test_model_may_be_named(rest: Rest) -> None:
 
 
 async def test_server_timing(rest: Rest) -> None:
-    """Server-Timing names all stages in ms, and the total is no less than any of them."""
+    """Server-Timing names all stages in ms, the total is no less than any of them, and the batch has its size."""
     for accept in ("*/*", "image/png"):
         response = await rest.http.post("/classify", content=picture(), headers={"Accept": accept})
-        stages = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
+        *durations_ms, batch = response.headers["server-timing"].split(", ")
+        assert batch == "batch;desc=1"
+        stages = dict(part.split(";dur=") for part in durations_ms)
         assert list(stages) == ["decode", "queue", "infer", "post", "total"]
         durations = {name: float(value) for name, value in stages.items()}
         assert all(0 <= value <= durations["total"] for value in durations.values())

@@ -1,0 +1,94 @@
+"""A plugin of pytest that measures processor time: `python -m pytest -p tests.cpu_report --cpu-report FILE`.
+
+FILE is JSON: `tests` and `fixtures` map names to seconds of processor time, user and system, of this process and of the
+processes that it waited for. `files` sums both by file, and `other` is the time of imports and collection. A process
+counts where it is waited for: a service of a whole session counts in `other`, or in the test after which it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEY = "cpu_report"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-report", type=Path, metavar="FILE", help="write the processor time of tests and fixtures")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--cpu-report"):
+        config.pluginmanager.register(CpuReport(config), KEY)
+
+
+def cpu_s() -> float:
+    """Seconds of processor time of this process, and of the ended processes that it waited for."""
+    return sum(os.times()[:4])
+
+
+class CpuReport:
+    """Measures in each process that runs tests; the one that started them sums up, and writes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self.tests: dict[str, float] = defaultdict(float)
+        self.fixtures: dict[str, float] = defaultdict(float)
+        self._of_fixtures = 0.0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        before, of_fixtures = cpu_s(), self._of_fixtures
+        try:
+            return (yield)
+        finally:
+            self.tests[item.nodeid] += cpu_s() - before - (self._of_fixtures - of_fixtures)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+        before, of_fixtures = cpu_s(), self._of_fixtures
+        try:
+            return (yield)
+        finally:
+            own = cpu_s() - before - (self._of_fixtures - of_fixtures)
+            self._of_fixtures += own
+            self.fixtures[f"{fixturedef.baseid}::{fixturedef.argname}"] += own
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output[KEY] = {"tests": dict(self.tests), "fixtures": dict(self.fixtures)}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        part = getattr(node, "workeroutput", {}).get(KEY)
+        if part:
+            self.tests.update(part["tests"])
+            self.fixtures.update(part["fixtures"])
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        if hasattr(config, "workeroutput"):
+            return
+        total = cpu_s()
+        files: dict[str, float] = defaultdict(float)
+        for name, seconds in (*self.tests.items(), *self.fixtures.items()):
+            files[name.partition("::")[0]] += seconds
+        report = {
+            "total": total,
+            "other": total - sum(files.values()),
+            "files": _falling(files),
+            "fixtures": _falling(self.fixtures),
+            "tests": _falling(self.tests),
+        }
+        config.getoption("--cpu-report").write_text(json.dumps(report, indent=1))
+
+
+def _falling(seconds: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
