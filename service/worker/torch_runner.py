@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle
-from model.precision import MAX_SPREAD, Precision, Selection, candidates, make_predictor, select_precision
+from model.precision import MAX_SPREAD, Precision, Selection, candidates_of, make_predictor, select_precision
 from model.predictor import Predictor, default_device, load_deployed, load_network
 from model.types import AS_TRAINED, Batch, Deployment, RawOutput
 from service.settings import Settings, usable_cores
@@ -198,7 +198,7 @@ class TorchRunner:
             chosen = Precision(configured)
             return _Slot(make_predictor(bundle, self._device, chosen, network), chosen, deployment)
         known = self._state.read("precision", self._key(bundle), MeasuredPrecision)
-        if known is not None and known.precision in (Precision.EXACT, *candidates(self._device)):
+        if known is not None and known.precision in (Precision.EXACT, *candidates_of(bundle, self._device)):
             log.info("precision", model=name, chosen=known.precision.value, source="measured before")
             predictor = make_predictor(bundle, self._device, known.precision, network)
             return _Slot(predictor, known.precision, deployment, known)
