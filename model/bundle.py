@@ -73,8 +73,6 @@ class Quantisation(Spec):
 class BundleConfig(Spec):
     """`config.json`. Class indices are positions in `labels`."""
 
-    ADDED = frozenset({"quantisation"})
-
     format: Literal[1] = 1
     name: ModelName
     task: Task = Field(strict=False)
@@ -97,11 +95,11 @@ class BundleConfig(Spec):
         It stays as it is when the model is measured, and when a new version of this program adds fields with defaults
         to pipelines.
         """
-        parts: dict[str, Spec] = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
-        added: dict[str, set[str] | bool] = {name: part.added_defaults for name, part in parts.items()}
-        added |= dict.fromkeys(self.added_defaults, True)
+        parts = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
+        left_out: dict[str, set[str] | bool] = {name: part.added_defaults for name, part in parts.items()}
+        left_out["quantisation"] = True
         unmeasured = self.model_copy(update={"accuracy": None})
-        return hashlib.sha256(unmeasured.model_dump_json(exclude=added).encode()).hexdigest()[:16]
+        return hashlib.sha256(unmeasured.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     @property
     def embedding_dimension(self) -> int | None:
