@@ -117,7 +117,7 @@ def import_checkpoint(
         *(checkpoint, num_classes, labels, stored, published, found if binary else None, as_published),
         is_published=is_published,
     )
-    precision = precision or (known.precision if stored is not None else "fp32")
+    precision = precision or (stored.precision if stored is not None else "fp32")
     unchanged = (chosen.preprocessing, chosen.postprocessing) == (known.preprocessing, known.postprocessing)
     if problem := input_problem(architecture.backbone, chosen.preprocessing):
         raise BundleInvalid(f"{file}: {problem}")

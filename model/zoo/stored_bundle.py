@@ -46,7 +46,7 @@ class StoredBundle(Spec):
             labels=config.labels,
             preprocessing=config.preprocessing,
             postprocessing=config.postprocessing,
-            precision=config.precision,
+            precision="fp32" if config.precision == "int8" else config.precision,
             source=config.source,
             accuracy=config.accuracy,
             tensors_sha256=tensors_sha256(tensors),
@@ -107,10 +107,18 @@ def _config_beside(file: CheckpointFile) -> BundleConfig | None:
     path = file.path.with_name(CONFIG_FILE)
     if file.path.name != WEIGHTS_FILE or not path.is_file():
         return None
-    with open_regular(path) as config:
-        text = config.read(MAX_BYTES)
+    with open_regular(path) as opened:
+        text = opened.read(MAX_BYTES)
     try:
         content = json.loads(text)
     except ValueError:
         return None
-    return BundleConfig.model_validate_json(text) if isinstance(content, dict) and "weights_sha256" in content else None
+    if not isinstance(content, dict) or "weights_sha256" not in content:
+        return None
+    config = BundleConfig.model_validate_json(text)
+    if config.precision == "int8":
+        raise BundleInvalid(
+            f"{file.path} has int8 weights, which are not imported; copy the folder into the folder of models, under "
+            f"the name in its config, {config.name!r}"
+        )
+    return config
