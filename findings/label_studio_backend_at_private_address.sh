@@ -69,9 +69,9 @@ form = {"csrfmiddlewaretoken": field, "email": "me@example.com", "password": "a-
 user.post(f"{URL}/user/login/", data=form, headers={"Referer": f"{URL}/user/login/"}).raise_for_status()
 user.headers["X-CSRFToken"] = user.cookies["csrftoken"]
 config = '<View><Image name="i" value="$i"/><Choices name="c" toName="i"><Choice value="a"/></Choices></View>'
-project = user.post(f"{URL}/api/projects/", json={"title": "p", "label_config": config}).json()["id"]
+project = user.post(f"{URL}/api/projects/", json={"title": "project", "label_config": config}).json()["id"]
 address = f"http://127.0.0.1:{backend.server_address[1]}"
-made = user.post(f"{URL}/api/ml/", json={"project": project, "url": address, "title": "b"})
+made = user.post(f"{URL}/api/ml/", json={"project": project, "url": address, "title": "backend"})
 backends = user.get(f"{URL}/api/ml/?project={project}").json()
 print("label-studio", version("label-studio"))
 print("1. the request:", made.status_code, made.json()["detail"])

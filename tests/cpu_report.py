@@ -1,8 +1,8 @@
 """A plugin of pytest that measures processor time: `python -m pytest -p tests.cpu_report --cpu-report FILE`.
 
 FILE is JSON: `tests` and `fixtures` map names to seconds of processor time, user and system, of this process and of the
-processes that it waited for. `files` sums both by file, and `other` is the time of imports and collection. A process
-counts where it is waited for: a service of a whole session counts in `other`, or in the test after which it ended.
+processes that it waited for; `files` sums both by file. `other` is the time of imports, collection and of all processes
+of the fork server, `total` everything. A new service of a whole session counts in the test after which it ended.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 KEY = "cpu_report"
+
+Seconds = defaultdict[str, float]
+"""By name."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,13 +36,17 @@ def cpu_s() -> float:
     return sum(os.times()[:4])
 
 
+def largest_first(sums: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(sums.items(), key=lambda one: -one[1]))
+
+
 class CpuReport:
     """Measures in each process that runs tests; the one that started them sums up, and writes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self.tests: dict[str, float] = defaultdict(float)
-        self.fixtures: dict[str, float] = defaultdict(float)
+        self.tests: Seconds = defaultdict(float)
+        self.fixtures: Seconds = defaultdict(float)
         self._of_fixtures = 0.0
 
     @pytest.hookimpl(wrapper=True)
@@ -70,25 +77,23 @@ class CpuReport:
     def pytest_testnodedown(self, node: object) -> None:
         part = getattr(node, "workeroutput", {}).get(KEY)
         if part:
-            self.tests.update(part["tests"])
-            self.fixtures.update(part["fixtures"])
+            for sums, seconds in ((self.tests, part["tests"]), (self.fixtures, part["fixtures"])):
+                for name, more in seconds.items():
+                    sums[name] += more
 
+    @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         if hasattr(config, "workeroutput"):
             return
         total = cpu_s()
-        files: dict[str, float] = defaultdict(float)
+        files: Seconds = defaultdict(float)
         for name, seconds in (*self.tests.items(), *self.fixtures.items()):
             files[name.partition("::")[0]] += seconds
         report = {
             "total": total,
             "other": total - sum(files.values()),
-            "files": _falling(files),
-            "fixtures": _falling(self.fixtures),
-            "tests": _falling(self.tests),
+            "files": largest_first(files),
+            "fixtures": largest_first(self.fixtures),
+            "tests": largest_first(self.tests),
         }
         config.getoption("--cpu-report").write_text(json.dumps(report, indent=1))
-
-
-def _falling(seconds: dict[str, float]) -> dict[str, float]:
-    return dict(sorted(seconds.items(), key=lambda item: -item[1]))

@@ -76,8 +76,8 @@ class ForkServer:
                 [sys.executable, "-m", __name__, str(listener.fileno())],
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
-                # The threads of a library would be lost in a fork.
-                env={**environment, "OPENBLAS_NUM_THREADS": "1"},
+                # As `convmlp grpc` does before it imports gRPC; and the threads of a library would be lost in a fork.
+                env={"GRPC_VERBOSITY": "ERROR", **environment, "OPENBLAS_NUM_THREADS": "1"},
                 cwd=ROOT,
             )
 

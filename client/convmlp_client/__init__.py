@@ -35,7 +35,7 @@ from convmlp_client.errors import (
     UnsupportedFormat,
     UrlRefused,
 )
-from convmlp_client.images import ImageInput
+from convmlp_client.images import ImageInput, ImageUrl
 from convmlp_client.many import Outcome
 from convmlp_client.masks import Mask
 from convmlp_client.parameters import MaskFormat
@@ -73,6 +73,7 @@ __all__ = [
     "FetchTimeout",
     "Forbidden",
     "ImageInput",
+    "ImageUrl",
     "Internal",
     "Label",
     "Mask",

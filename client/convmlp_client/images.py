@@ -11,7 +11,7 @@ import io
 import os
 import re
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,8 @@ ImageInput = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | PIL.Image.Image | npt.NDArray[np.uint8]
 )
 """A path, encoded bytes (JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF), an open binary file (read from its current
-position), a PIL image, or an array of pixels: uint8, upright, (H, W, 3) in RGB order or (H, W) grey."""
+position), a PIL image, or an array of pixels: uint8, upright, (H, W, 3) in RGB order or (H, W) grey. An `ImageUrl` is
+bytes, too: the service fetches that image."""
 
 MAX_FILE_BYTES: Final = 256 * 2**20
 """More than any service accepts. The limit is for files without an end, such as pipes."""
@@ -37,6 +38,19 @@ PNG_MODES: Final = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
 """The modes of Pillow that PNG stores without loss."""
 ALPHA_CONVERSIONS: Final = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
 """The conversion of modes with transparency that PNG cannot store. All other modes are converted to RGB."""
+
+
+class ImageUrl(bytes):
+    """The http or https URL of an image, in an image's place: the service fetches it, if its operator allows the host.
+
+    `ImageUrl("https://pictures.example.org/cat.jpg")`. To draw a result, load the image yourself.
+    """
+
+    def __new__(cls, url: str) -> Self:
+        """Raises ValueError: `url` is not one of http or https."""
+        if not re.match(r"https?://", url, re.IGNORECASE):
+            raise ValueError(f"{url[:80]!r} is not the URL of an image; expected https://HOST/PATH")
+        return super().__new__(cls, url, "utf-8")
 
 
 def encoded_image(image: ImageInput) -> bytes:
@@ -77,6 +91,8 @@ def opened_image(image: ImageInput) -> PIL.Image.Image:
         return _rgb(_from_array(image))
     if isinstance(image, PIL.Image.Image):
         return _rgb(_from_pil(image))
+    if isinstance(image, ImageUrl):
+        raise ValueError("the image is a URL, which this client does not download; download it and pass its bytes")
     encoded = encoded_image(image)
     if encoded[4:8] == b"ftyp":
         _register_heic()
@@ -143,7 +159,8 @@ def _from_array(array: npt.NDArray[np.uint8]) -> PIL.Image.Image:
 def _read_path(path: str | os.PathLike[str]) -> bytes:
     if isinstance(path, str) and URL.match(path):
         raise ValueError(
-            f"{path[:80]!r} is a URL, which is not downloaded; download the image first and pass its bytes"
+            f"{path[:80]!r} is a URL, which is not downloaded; download the image first and pass its bytes, "
+            "or pass ImageUrl(…) to a service that fetches URLs"
         )
     with Path(path).open("rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:

@@ -13,13 +13,14 @@ import numpy as np
 from convmlp_client.aio import AsyncClient
 from convmlp_client.convert import result_from_json
 from convmlp_client.errors import ClientError, ConnectionFailed, ProtocolError
+from convmlp_client.images import ImageUrl
 from convmlp_client.parameters import AnalyzeParameters
 from convmlp_client.results import Analysis, Answer, Embedding, Meta, Result
 from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import Picture, decode
-from model.errors import ConvMLPError
+from model.errors import ConvMLPError, UnsupportedFormat
 from model.postprocess.results import require_finite
 from model.preprocess import prepare
 from model.tiles import needs_whole, plan_tiles, prepare_tiles
@@ -251,6 +252,8 @@ class LocalBackend:
             NotFinite: the network's output has NaN or infinity.
             Overloaded: the image does not fit into the device's memory.
         """
+        if isinstance(image, ImageUrl):
+            raise UnsupportedFormat("is a URL, which --local does not fetch; download the picture and name its file")
         picture = decode(image, self._limits, self._config.preprocessing.reader)
         output = self._output(picture)
         return result_from_json(self._encode(output, self._config, picture.size), self._meta)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from convmlp_client.images import ImageUrl
 from model.errors import ImageTooLarge, ImageUndecodable
 from service.cli.console import printable
 from service.frontend.core.overlay import PictureFormat
@@ -30,7 +31,7 @@ SUFFIXES = frozenset({*FORMATS, ".avif", ".bmp", ".gif", ".heic", ".heif", ".tif
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image as the user names it: a path, or `-` for stdin."""
+    """An image as the user names it: a path, an http or https URL that the service fetches, or `-` for stdin."""
 
     path: str
 
@@ -38,13 +39,19 @@ class ImageFile:
     def name(self) -> str:
         return "stdin" if self.path == "-" else self.path
 
+    @property
+    def is_url(self) -> bool:
+        return self.path.lower().startswith(("http://", "https://"))
+
     def read(self) -> bytes:
-        """The encoded bytes.
+        """The encoded bytes, or the URL.
 
         Raises:
             ImageUndecodable: the file cannot be read.
             ImageTooLarge: it has more than MAX_READ_BYTES.
         """
+        if self.is_url:
+            return ImageUrl(self.path)
         try:
             if self.path == "-":
                 data = sys.stdin.buffer.read(MAX_READ_BYTES + 1)

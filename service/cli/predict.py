@@ -31,7 +31,10 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 PARAMETERS, BACKEND, OUTPUT = "Parameters", "Backend", "Output"
 """Panels of the help."""
 
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files. - reads one from stdin.")]
+Images = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGE", help="Image files, or URLs that the service fetches. - reads one from stdin."),
+]
 Model = Annotated[
     str | None, typer.Option(help="Name of the model. Default: the task's default model.", rich_help_panel=PARAMETERS)
 ]
@@ -342,6 +345,8 @@ def predict_images(
     if output.as_json and output.save is not None:
         raise typer.BadParameter("--json and --save exclude each other")
     files = [ImageFile(path) for path in images]
+    if any(file.is_url for file in files) and output.save is not None and output.view is None:
+        raise typer.BadParameter("--save draws on the picture, and only the service has that of a URL; download it")
     paths = output_paths(output.save, files) if output.save is not None else []
     try:
         complete = asyncio.run(_run(open_backend(), name, files, output, paths))

@@ -123,7 +123,7 @@ def create_app(
     app.include_router(label_studio(engine, auth, settings))
     app.include_router(open_inference(engine, auth, settings))
     app.include_router(deepstack(engine, settings))
-    app.include_router(roboflow(engine, settings))
+    app.include_router(roboflow(engine, auth, settings))
     app.include_router(service_routes(engine, registry))
     app.include_router(page_routes(lambda: app.openapi()))
     # FastAPI's own way to extend it.

@@ -21,6 +21,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".clients"
 TIMEOUT_S = 400.0
+INSTALL_TIMEOUT_S = 1200.0
 ASKED_FOR = "CONVMLP_TEST_CLIENTS"
 UNREACHABLE = re.compile(
     "ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|NewConnectionError|Connection refused|Name or service not known"
@@ -125,7 +126,7 @@ def run(
 
 def _install(command: list[str], folder: Path | None = None) -> None:
     """Skips the test where the registry cannot be reached."""
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
     if ran.returncode and UNREACHABLE.search(ran.stderr):
         pytest.skip(f"the registry is unreachable: {ran.stderr.strip()[-200:]}")
     assert ran.returncode == 0, f"{command}:\n{ran.stdout}\n{ran.stderr}"

@@ -1,7 +1,7 @@
 """Starts `convmlp serve`, or a part of it, on free ports, and reads its log.
 
 Where a fork server runs (`tests/fork_server.py`), the processes are forked from it, unless a test wants new
-interpreters: `fresh`. They take several times as long to start. Only they inherit limits and have the memory, the
+interpreters: `fresh`. They take several times as long to start. Only they inherit limits, and have the memory, the
 libraries and the parents of an installed service.
 """
 

@@ -16,7 +16,6 @@ from model.spec import Preprocessing
 from model.tiles import TiledInput
 from model.types import ModelInput, Task
 from service.errors import ModelNotFound
-from service.frontend.core.auth import Caller
 from service.frontend.core.engine import LABEL_MAP_BYTES, POST_BYTES, Encode, Engine
 from service.frontend.core.executor import Timed, Work
 from service.frontend.core.parameters import ANALYZE
@@ -104,8 +103,6 @@ class Analysis(Generic[T]):
         caller, count = preparing.caller, preparing.images
         self._engine.begin(caller, count)
         try:
-            if self._plans:  # the caller has counted the models
-                self._engine.charge(Caller(self._requests[0].caller), count - len(self._models))
             prepared = await self._prepared(preparing)
             answering = {
                 position: self._answer(position, preparing, model_input, prepared.seconds, encoders[position])

@@ -121,7 +121,7 @@ class Engine:
         self._workers = workers
         self.threads = threads
         """Where images are decoded and encoded."""
-        self.charge = charge
+        self._charge = charge
         self.control = ModelControl(workers, settings)
         self.settings = settings
         self.metrics = metrics
@@ -162,8 +162,6 @@ class Engine:
         preparing = self.preparation(request, config)
         self.begin(preparing.caller, preparing.images)
         try:
-            if preparing.images > 1:
-                self.charge(Caller(request.caller), preparing.images - 1)
             reservation = self.reserve(model, preparing, draws, preparing.images)
             try:
                 self.threads.submit(preparing)
@@ -195,6 +193,7 @@ class Engine:
             params = params_for(config, params, request.classes)
         answer: WorkerAnswer | TiledAnswer
         if isinstance(model_input, TiledInput):
+            self._charge(Caller(request.caller), len(model_input.inputs) - 1)
             size = model_input.grid.picture
             answer = await predict_windows(self._workers, request, model, model_input, params)
         else:

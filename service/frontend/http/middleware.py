@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from types import coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from starlette.datastructures import Headers, QueryParams
@@ -49,14 +48,9 @@ JOIN_BYTES = 2 * 2**20
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
 CUSTOM_MODELS = "/v1/vision/custom/list"
 """DeepStack's path of its list of models."""
-NOT_PREDICTIONS = (
-    "/v2/repository/",
-    CUSTOM_MODELS,
-    f"/compat/deepstack{CUSTOM_MODELS}",
-    "/compat/labelstudio/setup",
-    "/compat/labelstudio/webhook",
-)
-"""POSTs to paths that begin so predict nothing, so no rate limit applies to them."""
+NOT_PREDICTIONS = ("/v2/repository/", "/compat/labelstudio/setup", "/compat/labelstudio/webhook")
+LISTS = frozenset(f"{prefix}{CUSTOM_MODELS}{end}" for prefix in ("", "/compat/deepstack") for end in ("", "/"))
+"""POSTs to paths that begin as the former or are of the latter predict nothing, so no rate limit applies to them."""
 KEY_IN_QUERY = (*DEEPSTACK_PATHS, ROBOFLOW_PATH)
 """Below these paths a key may be `api_key` in the query string: their clients have no other place for it."""
 CONTENT_ENCODING = b"content-encoding"
@@ -192,7 +186,8 @@ class HttpRequest:
     @property
     def predicts(self) -> bool:
         """Whether it asks for predictions, by its method and path."""
-        return self.scope["method"] == "POST" and not self.scope["path"].startswith(NOT_PREDICTIONS)
+        path = self.scope["path"]
+        return self.scope["method"] == "POST" and not path.startswith(NOT_PREDICTIONS) and path not in LISTS
 
     def count_refused(self) -> None:
         """Count it among the predictions, although it is refused before its endpoint sees it."""
@@ -270,39 +265,14 @@ def read_timeout_ms(header: str | None) -> int | None:
 async def within_deadline(reading: Awaitable[T], deadline_s: float) -> T:
     """What was read of a request's body. `deadline_s` is on the clock of `time.monotonic`.
 
-    Most bodies have arrived, so reading them does not wait: a timer would cost more than the reading.
-
     Raises:
         DeadlineExceeded: the body did not come in time.
     """
-    steps = reading.__await__()
-    try:
-        awaited = next(steps)
-    except StopIteration as end:
-        body: T = end.value
-        return body
     try:
         async with asyncio.timeout(deadline_s - time.monotonic()):
-            return await _rest(steps, awaited)
+            return await reading
     except TimeoutError:
         raise DeadlineExceeded("timed out before the upload finished") from None
-
-
-@coroutine
-def _rest(steps: Generator[Any, Any, T], awaited: object) -> Generator[Any, Any, T]:
-    """The rest of an awaitable that has taken its first step, and waits for `awaited`."""
-    while True:
-        try:
-            result = yield awaited
-        except BaseException as error:  # such as a cancellation
-            step: Callable[[], object] = partial(steps.throw, error)
-        else:
-            step = partial(steps.send, result)
-        try:
-            awaited = step()
-        except StopIteration as end:
-            body: T = end.value
-            return body
 
 
 class RequestMiddleware:

@@ -40,7 +40,6 @@ def error_of(client: InferenceHTTPClient, model: str, image: str) -> list[Any]:
 
 
 client = client_of()
-# A path is decoded and encoded anew by the client; base64 is sent as it is.
 text = base64.b64encode(Path(PICTURE).read_bytes()).decode()
 with PIL.Image.open(PICTURE) as picture:
     small = picture.resize((picture.width // 2, picture.height // 2))

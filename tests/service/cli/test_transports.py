@@ -48,10 +48,15 @@ async def test_grpc_gives_the_same_drawing_as_rest(
 
 
 async def test_grpc_gives_the_same_errors_as_rest(rest: Rest, grpc_url: str, tmp_path: Path) -> None:
-    """A bad image and an unknown model have the same message and exit status."""
+    """A bad image, an unknown model and a URL that is not fetched have the same message and exit status."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not an image")
-    for arguments in (["classify", str(broken)], ["classify", str(broken), "--model", "unknown"]):
+    for arguments in (
+        ["classify", str(broken)],
+        ["classify", str(broken), "--model", "unknown"],
+        ["analyze", "https://example.org/a.png"],
+        ["classify", "https://example.org/a.png"],
+    ):
         over_rest = await convmlp(*arguments, "--url", url(rest))
         over_grpc = await convmlp(*arguments, "--url", grpc_url)
         assert over_rest.status == 1

@@ -35,6 +35,7 @@ from service.settings import Settings
         ("models split pets@2 1:100", "names a version"),
         ("classify a.png --json --save out.png", "--json and --save"),
         ("classify - -", "stdin"),
+        ("detect https://example.org/a.png --save b.png", "download it"),
         ("analyze a.png --tasks fly", "'fly'"),
         ("analyze a.png --tasks detect --models fake_detect", "exclude each other"),
         ("analyze a.png --top-k 0", "top_k"),

@@ -124,6 +124,23 @@ async def test_grpc_gives_the_answers_of_its_methods(pair: PairAtWork) -> None:
     assert reply.timings.total_ms > 0
 
 
+async def test_a_stream_of_analyses(pair: PairAtWork) -> None:
+    """Each reply has its request's id; the reply to a message that fails has its error, and the stream goes on."""
+    sent = [
+        pb.AnalyzeRequest(id="good", image=IMAGE, top_k=2),
+        pb.AnalyzeRequest(id="no picture", image=b"no picture"),
+        pb.AnalyzeRequest(id="other", image=IMAGE, tasks=[pb.TASK_CLASSIFY], classes=["cat"]),
+        pb.AnalyzeRequest(id="last", image=IMAGE, tasks=[pb.TASK_DETECT]),
+    ]
+    replies = {reply.id: reply async for reply in pair.rpc.stub.AnalyzeStream(iter(sent))}
+    assert set(replies) == {request.id for request in sent}
+    errors = {name: reply.error.code for name, reply in replies.items() if reply.HasField("error")}
+    assert errors == dict.fromkeys(["no picture", "other"], grpc.StatusCode.INVALID_ARGUMENT.value[0])
+    assert [answer.WhichOneof("result") for answer in replies["good"].answers] == list(TASKS)
+    alone = await pair.rpc.stub.Analyze(sent[0])
+    assert replies["good"].answers[0].classify.labels == alone.answers[0].classify.labels
+
+
 async def test_models_name_the_answers(pair: PairAtWork) -> None:
     """`models` answers by the models' names, in their order; tasks and models exclude each other."""
     document = await analyze(pair, "?models=fake_segment,fake_classify")

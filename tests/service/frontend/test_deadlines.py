@@ -95,6 +95,8 @@ WAYS: dict[str, Callable[[PairAtWork], Coroutine[Any, Any, object]]] = {
     "several": lambda pair: over_rest(pair, "/classify", files=[("image", picture(grey)) for grey in (1, 2, 3)]),
     "json": lambda pair: over_rest(pair, "/classify", json={"image": base64.b64encode(picture()).decode()}),
     "hugging-face": lambda pair: over_rest(pair, "/compat/huggingface/classify", content=picture()),
+    "deepstack": lambda pair: over_rest(pair, "/compat/deepstack/v1/vision/scene", content=picture()),
+    "roboflow": lambda pair: over_rest(pair, "/compat/roboflow/fake_classify/1", content=picture()),
     "open-inference": over_http_oip,
     "grpc": over_grpc,
     "grpc-stream": over_a_stream,

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from convmlp.v1 import vision_pb2 as pb
+from convmlp_client import AsyncClient, FetchFailed, ImageUrl
 from tests.service.frontend.both_transports import PairAtWork, open_pair
 from tests.service.frontend.grpc_server import reason, refusal, rich
 from tests.service.frontend.picture_site import PictureSite, drips, open_site, sends
@@ -67,6 +68,36 @@ async def test_a_url_stands_for_its_picture(fetching: Fetching) -> None:
     assert len(analysis.answers) == 3
     stream = stub.ClassifyStream(iter([pb.ClassifyRequest(id="one", image_url=url)]))
     assert [(reply.id, reply.labels[0].index) async for reply in stream] == [("one", GREY)]
+
+
+async def test_apis_of_others_take_urls(fetching: Fetching) -> None:
+    """Roboflow's parameter `image`, with GET and POST, and the image of DeepStack's form, may be a URL."""
+    http, url = fetching.pair.http, fetching.site.url("/picture")
+    for method in ("GET", "POST"):
+        answer = await http.request(method, "/compat/roboflow/fake_detect/1", params={"image": url})
+        assert len(answer.json()["predictions"]) == 2, answer.text
+    answer = await http.post("/compat/deepstack/v1/vision/detection", files=[("image", (None, url))])
+    assert answer.json()["count"] == 2, answer.text
+    answer = await http.post("/compat/roboflow/fake_detect/1", params={"image": fetching.site.url("/missing")})
+    assert (answer.status_code, answer.json()["message"]) == (502, answer.json()["detail"])
+
+
+async def test_the_client_sends_urls(fetching: Fetching) -> None:
+    """An `ImageUrl` is answered over both transports as its picture is, also in a stream; and it cannot be drawn on."""
+    image = ImageUrl(fetching.site.url("/picture"))
+    for address in (str(fetching.pair.http.base_url), f"grpc://127.0.0.1:{fetching.pair.rpc.port}"):
+        async with AsyncClient(address, retries=0) as client:
+            result = await client.classify(image)
+            assert result.to_dict() == (await client.classify(picture(GREY))).to_dict()
+            assert (await client.analyze(image)).answers.keys() == {"classify", "detect", "segment"}
+            outcomes = [outcome async for outcome in client.detect_many([image, picture(GREY)])]
+            assert outcomes[0].result.to_dict() == outcomes[1].result.to_dict()
+            with pytest.raises(FetchFailed, match="404"):
+                await client.embed(ImageUrl(fetching.site.url("/missing")))
+    with pytest.raises(ValueError, match="download"):
+        outcomes[0].result.draw(image)
+    with pytest.raises(ValueError, match="https://HOST"):
+        ImageUrl("cat.jpg")
 
 
 async def test_neighbours_keep_their_answers(fetching: Fetching) -> None:

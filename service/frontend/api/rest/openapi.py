@@ -50,6 +50,13 @@ RESULTS: dict[str, type[msgspec.Struct]] = {
 }
 """What the results of each endpoint are."""
 
+DOCUMENT_EXAMPLES = {
+    "URLs": {
+        "summary": "Pictures that the service fetches, if its operator allows their host",
+        "value": {"images": ["https://pictures.example.org/cat.jpg", "https://pictures.example.org/dog.jpg"]},
+    }
+}
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     EMBED: {
         "model": "convmlp_pets_breed",
@@ -115,7 +122,7 @@ def _body(settings: Settings) -> dict[str, Any]:
         "required": True,
         "description": (
             "The bytes of an image, a form with one or more parts named `image` or `file`, JSON with base64, or the "
-            "base64 or data: URL of one image. Images are JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF. All forms but "
+            "base64 or URL of one image. Images are JPEG, PNG, WebP, BMP, GIF, AVIF, HEIC or TIFF. All forms but "
             "multipart are detected from the bytes, not from the Content-Type. "
             f"At most {settings.max_image_bytes:,} bytes and {settings.max_image_mpx} megapixels an image, "
             f"{settings.max_request_bytes:,} bytes in all."
@@ -123,7 +130,7 @@ def _body(settings: Settings) -> dict[str, Any]:
         "content": {
             "application/octet-stream": {"schema": BINARY},
             "multipart/form-data": {"schema": _ref(FORM)},
-            "application/json": {"schema": _ref(DOCUMENT)},
+            "application/json": {"schema": _ref(DOCUMENT), "examples": DOCUMENT_EXAMPLES},
         },
     }
 
@@ -157,7 +164,7 @@ def prediction_components(settings: Settings) -> dict[str, Any]:
     }
     components[DOCUMENT] = {
         "type": "object",
-        "description": "Images as base64: either one or several.",
+        "description": "Images as base64 or as URLs: either one or several.",
         "properties": {"image": BASE64, "images": {**several, "items": BASE64}},
         "additionalProperties": False,
         "minProperties": 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import grpc
+from google.rpc.status_pb2 import Status
 
 from convmlp.v1 import vision_pb2 as pb
 from model.bundle import Accuracy, Quantisation
@@ -58,6 +59,7 @@ def add_vision(
         service.add_unary(method.name, predict, task=task)
         service.add_stream(f"{method.name}Stream", predict, method.error_reply, task=task)
     service.add_unary("Analyze", vision.analyze, task=ANALYZE)
+    service.add_stream("AnalyzeStream", vision.analyze, _analysis_error, task=ANALYZE)
     service.add_unary("ListModels", vision.list_models)
     service.add_to(server)
 
@@ -185,6 +187,11 @@ class Vision:
         """
         models = [_model(self._engine, model) for model in self._engine.models()]
         return pb.ListModelsResponse(models=models).SerializeToString()
+
+
+def _analysis_error(record: RequestRecord, status: Status) -> bytes:
+    """The reply to a message of a stream of analyses that failed."""
+    return pb.AnalyzeResponse(id=record.given_id or record.request_id, error=status).SerializeToString()
 
 
 def _set_timings(timings: pb.Timings, stages: Timings) -> None:

@@ -62,7 +62,7 @@ async def test_the_process_serves_over_tls(authority: Authority) -> None:
     files = authority.files
     flags = ("--grpc-tls-certificate", str(files.certificate), "--grpc-tls-key", str(files.key))
     ports = ("--grpc-port", "0", "--grpc-metrics-port", "0")
-    with started("grpc", "--worker-address", "ipc:///nobody", *ports, *flags) as process:
+    with started("grpc", "--worker-address", "ipc:///nobody", *ports, *flags, fresh=True) as process:
         listening = process.wait_for("listening")
         assert listening["tls"]
         host, _, port = listening["address"].rpartition(":")

@@ -140,6 +140,24 @@ async def test_over_the_rate(fresh_rest: Rest) -> None:
 
 
 @SLOW
+async def test_rates_of_other_apis(fresh_rest: Rest) -> None:
+    """A GET that predicts counts as a POST does; a list of models by POST counts as nothing."""
+    detection, roboflow = "/compat/deepstack/v1/vision/detection", "/compat/roboflow/fake_detect/1"
+    listing = "/compat/deepstack/v1/vision/custom/list"
+    assert (await fresh_rest.http.post(detection, content=picture())).status_code == 200
+    assert (await fresh_rest.http.get(roboflow)).status_code == 400
+    for response in (
+        await fresh_rest.http.get(roboflow),
+        await fresh_rest.http.post(roboflow, content=picture()),
+        await fresh_rest.http.post(detection, content=picture()),
+        await fresh_rest.http.post(f"{listing}ing", content=picture()),
+    ):
+        assert response.status_code == 429, response.text
+        assert response.headers["retry-after"]
+    assert (await fresh_rest.http.post(listing)).status_code == 200
+
+
+@SLOW
 async def test_every_image_counts(fresh_rest: Rest) -> None:
     """Images that come in one request use up the rate as if they came one by one."""
     files = [("image", picture())] * 3

@@ -12,6 +12,7 @@ from model.model_name import SEPARATOR, is_version
 from service.errors import ModelNotFound
 from service.frontend.api.compat.roboflow.answers import Encoder
 from service.frontend.api.compat.roboflow.parameters import AnswerFormat, read_options
+from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.image_fetcher import ImageUrl, image_bytes
 from service.frontend.core.parameters import shown
@@ -26,18 +27,19 @@ IMAGE_FIELDS = (b"file", b"image")
 JSON, JPEG = "application/json", "image/jpeg"
 
 
-def roboflow(engine: Engine, settings: Settings) -> APIRouter:
+def roboflow(engine: Engine, auth: Auth, settings: Settings) -> APIRouter:
     """The route."""
     router = APIRouter()
-    router.add_route(PATH, Roboflow(engine, settings).predict, ("GET", "POST"))
+    router.add_route(PATH, Roboflow(engine, auth, settings).predict, ("GET", "POST"))
     return router
 
 
 class Roboflow:
     """The route's endpoint."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, auth: Auth, settings: Settings) -> None:
         self._engine = engine
+        self._auth = auth
         self._max_bytes = settings.max_request_bytes
         self._limits = settings.decode_limits
 
@@ -51,6 +53,8 @@ class Roboflow:
         request = request_of(framework_request)
         record, engine = request.record, self._engine
         record.predicts, record.route = True, PATH
+        if not request.predicts:  # a GET: it was not admitted with the predictions
+            self._auth.admit(Caller(record.caller))
         options = read_options(request.scope["query_string"])
         model = self._model(**framework_request.path_params)
         config = model.config
