@@ -102,6 +102,6 @@ def _pixel_agreement(found: Sequence[Result], expected: Sequence[Result], config
     for one, other in _pairs(found, expected):
         assert isinstance(one, SegmentResult)
         assert isinstance(other, SegmentResult)
-        confusion += confusion_matrix(other.label_map, one.label_map.astype(np.int64), classes)
+        confusion += confusion_matrix(other.label_map.astype(np.int64), one.label_map.astype(np.int64), classes)
     figures = intersection_over_union(confusion, config.labels)
     return {"miou": figures["miou"], "pixels": figures["pixel_accuracy"]}

@@ -8,7 +8,7 @@ import grpc
 from google.rpc.status_pb2 import Status
 
 from convmlp.v1 import vision_pb2 as pb
-from model.bundle import Accuracy
+from model.bundle import Accuracy, Quantisation
 from model.model_name import version_of
 from model.spec import (
     CenterCropSpec,
@@ -203,6 +203,10 @@ def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
     return None if accuracy is None else pb.Accuracy(**accuracy.model_dump())
 
 
+def _quantisation(made: Quantisation | None) -> pb.Quantisation | None:
+    return None if made is None else pb.Quantisation(**made.model_dump())
+
+
 def _use_id(record: RequestRecord, given_id: str) -> None:
     """Take the id of a request's message; logs use it if it is printable ASCII.
 
@@ -237,6 +241,7 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         score_threshold=_score_threshold(post),
         source=pb.Source(**config.source.model_dump()),
         accuracy=accuracy_of(config.accuracy),
+        quantisation=_quantisation(config.quantisation),
         embedding_dimension=config.embedding_dimension,
         activation=post.activation if isinstance(post, ClassifyPostSpec) else "",
         form=model.deployment.form,
