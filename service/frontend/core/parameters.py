@@ -382,7 +382,7 @@ PARAMETERS: dict[str, Parameter] = {
     "tile_overlap": Parameter(
         "With `tiles`: the least part of a window's width and height that the next one shares. Objects up to this size "
         f"are never cut in all windows that show them. Default: {DEFAULT_OVERLAP}.",
-        # Generated clients send a schema's `default`, and without `tiles` the parameter is refused.
+        # No `default`: generated clients would send it without `tiles`, which is refused.
         {"type": "number", "minimum": TILE_OVERLAP.low, "maximum": TILE_OVERLAP.high, "examples": [0.3]},
         _number(TILE_OVERLAP),
         frozenset({Task.DETECT, Task.SEGMENT}),
