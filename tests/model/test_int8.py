@@ -61,7 +61,7 @@ def dequantised(weight: torch.Tensor) -> torch.Tensor:
 
 @needs_int8
 @torch.inference_mode()
-def test_layers_compute_what_their_ranges_and_weights_say() -> None:
+def test_layers_compute_what_their_ranges_and_weights_determine() -> None:
     """A convolution with padding and a linear layer equal the float layers on rounded inputs and weights."""
     conv = nn.Conv2d(8, 12, 3, stride=2, padding=1)
     x = torch.randn(2, 8, 9, 7).to(memory_format=torch.channels_last)
@@ -107,7 +107,7 @@ def quantised(store: Path, plain: Bundle) -> Bundle:
 
 @needs_int8
 def test_a_quantised_bundle_is_read_back(plain: Bundle, quantised: Bundle) -> None:
-    """Its weights are bytes; each precision runs it; its answers have the agreement that its config says."""
+    """Its weights are bytes; each precision runs it; its answers have the agreement that its config has."""
     config = read_bundle(quantised.folder).config
     made = config.quantisation
     assert config.precision == "int8"
