@@ -171,7 +171,7 @@ def test_int8_needs_int8_weights(plain: Bundle) -> None:
     ("name", "value", "problem"),
     [
         ("weight_scale", None, "weight_scale is missing"),
-        ("weight_scale", torch.full((16,), torch.nan), "weight_scale must be a positive float32 for each of"),
+        ("weight_scale", torch.tensor(torch.nan), "weight_scale must be a positive float32 for each of"),
         ("input_scale", torch.tensor(0.0), "input_scale must be a positive float32"),
         ("input_zero_point", torch.tensor(-1, dtype=torch.int8), "input_zero_point must be a uint8"),
     ],
@@ -181,10 +181,10 @@ def test_damaged_scales_are_named(
 ) -> None:
     """A file whose scales cannot be right is refused when it is loaded, not served."""
     tensors = safetensors.torch.load_file(quantised.weights_path)
-    key = f"stages.1.blocks.0.channel_mlp1.fc2.{name}"
-    del tensors[key]
+    key = f"{min(read_input_ranges(quantised))}.{name}"
+    before = tensors.pop(key)
     if value is not None:
-        tensors[key] = value
+        tensors[key] = value.expand(before.shape).clone()
     safetensors.torch.save_file(tensors, tmp_path / WEIGHTS_FILE)
     damaged = Bundle(tmp_path, quantised.config)
     with pytest.raises(BundleInvalid, match=problem):
