@@ -18,7 +18,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +98,24 @@ def run_process(
     gc.set_threshold(COLLECT_AFTER)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run_main(main, settings, socket.socket(fileno=int(lifeline)) if lifeline else None))
+
+
+class CannotListen(Exception):
+    """A port cannot be used."""
+
+    def __init__(self, port: int, reason: str) -> None:
+        super().__init__(f"port {port}: {reason}")
+        self.port = port
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def port_errors(port: int) -> Iterator[None]:
+    """Turns an OSError inside the context into CannotListen."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotListen(port, error.strerror or str(error)) from error
 
 
 def open_listener(host: str, port: int) -> socket.socket:

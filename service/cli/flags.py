@@ -33,7 +33,7 @@ GROUPS = {
 
 METAVARS = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH", "tuple[str,...]": "A,B,…"}
 """What the help writes for the type of a value."""
-METAVARS_OF = {"--split": "NAME=SPLIT,…", "--model-weights": "NAME=N,…"}
+METAVARS_OF = {"--protected-paths": "A,B,…", "--split": "NAME=SPLIT,…", "--model-weights": "NAME=N,…"}
 """What it writes for the values of these flags."""
 
 DEFAULT = re.compile(r" ?\(default: ((?:\(.*\))|[^()]*)\)$")

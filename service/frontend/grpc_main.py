@@ -31,7 +31,16 @@ from service.frontend.grpc.tls import server_credentials
 from service.observability.exposition import metrics_server
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, KeptMemory, hold_port, host_port, inherited_socket, run_process
+from service.process import (
+    EXIT_CONFIG,
+    CannotListen,
+    KeptMemory,
+    hold_port,
+    host_port,
+    inherited_socket,
+    port_errors,
+    run_process,
+)
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
@@ -90,19 +99,10 @@ def create_rpc(
     return Rpc(server, health, drain)
 
 
-class CannotListen(Exception):
-    """A port cannot be used."""
-
-    def __init__(self, port: int, reason: str) -> None:
-        super().__init__(f"port {port}: {reason}")
-        self.port = port
-        self.reason = reason
-
-
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
         inherited = inherited_socket()
-        with _port_errors(settings.grpc_port):
+        with port_errors(settings.grpc_port):
             held = inherited or hold_port(settings.host, settings.grpc_port)
         files = certificate_files(settings, "grpc")
         credentials = server_credentials(files) if files else None
@@ -136,7 +136,7 @@ async def _serve_at(
     tracing: Tracing,
 ) -> None:
     rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, tracing=tracing)
-    with _port_errors(held.getsockname()[1]):
+    with port_errors(held.getsockname()[1]):
         address = listen_at(rpc.server, held, credentials)
     await rpc.server.start()
     log.info("listening", address=address, tls=credentials is not None)
@@ -146,16 +146,7 @@ async def _serve_at(
 @contextlib.contextmanager
 def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        with _port_errors(settings.grpc_metrics_port):
+        with port_errors(settings.grpc_metrics_port):
             port = stack.enter_context(metrics_server(registry, settings.host, settings.grpc_metrics_port))
         log.info("serving metrics", url=f"http://{host_port(settings.host, port)}/metrics")
         yield
-
-
-@contextlib.contextmanager
-def _port_errors(port: int) -> Iterator[None]:
-    """Turns an OSError inside the context into CannotListen."""
-    try:
-        yield
-    except OSError as error:
-        raise CannotListen(port, error.strerror or str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 
 import structlog
@@ -13,7 +14,7 @@ from model.errors import BundleInvalid
 from service.observability.exposition import metrics_server, open_metrics
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, EXIT_WEDGED, run_process
+from service.process import EXIT_CONFIG, EXIT_WEDGED, CannotListen, port_errors, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire, worker_wire
 from service.wire.worker_endpoint import WorkerEndpoint
@@ -41,6 +42,11 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     except* (BundleInvalid, DeviceMissing, InsecureWire, TracingUnavailable) as errors:
         log.error("cannot serve", error=str(_first(errors)))
         status = EXIT_CONFIG
+    except* CannotListen as errors:
+        error = _first(errors)
+        assert isinstance(error, CannotListen)
+        log.error("cannot listen", host=settings.host, port=error.port, error=error.reason)
+        status = EXIT_CONFIG
     except* (WorkerWedged, DeviceLost) as errors:
         log.critical("the device does not answer", error=str(_first(errors)))
         # The device thread hangs in foreign code, and a normal exit would wait for it.
@@ -60,10 +66,11 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
             metrics.uses_gpu(*gpu, runner.device)
         return runner
 
-    with (
-        open_metrics(registry) as shared,
-        metrics_server(shared.of_one(), settings.host, settings.worker_metrics_port) as metrics_port,
-    ):
+    with contextlib.ExitStack() as stack:
+        shared = stack.enter_context(open_metrics(registry))
+        with port_errors(settings.worker_metrics_port):
+            server = metrics_server(shared.of_one(), settings.host, settings.worker_metrics_port)
+            metrics_port = stack.enter_context(server)
         log.info(
             "loading",
             models=[bundle.config.name for bundle in bundles],

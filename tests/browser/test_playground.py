@@ -239,6 +239,9 @@ async def test_keys(tmp_path: Path) -> None:
         await answered(tab)
         assert await tab.page.locator("#key-form").is_hidden()
         assert "Authorization: Bearer $CONVMLP_API_KEY" in await code(tab, "curl")
+        compile(grpc_code := await code(tab, "gRPC"), "gRPC", "exec")
+        assert 'os.environ["CONVMLP_API_KEY"]' in grpc_code
+        assert "import os" in grpc_code
         assert key not in await tab.page.content()
         assert await tab.run("Object.values(sessionStorage).length") == 1
         assert await tab.run("Object.values(localStorage).length") == 0

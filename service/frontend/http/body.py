@@ -228,7 +228,8 @@ class FormImages:
 
 
 def too_many_images(max_images: int) -> ImageTooLarge:
-    return ImageTooLarge(f"the request has more than {max_images} images; send them in several requests")
+    images = "image" if max_images == 1 else "images"
+    return ImageTooLarge(f"the request has more than {max_images} {images}; send them in several requests")
 
 
 def image_of(raw: msgspec.Raw, name: str) -> Upload:

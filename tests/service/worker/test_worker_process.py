@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +20,9 @@ from model.postprocess.results import postprocess
 from model.reference import REFERENCE_PARAMS, mismatch, reference_input
 from model.types import Task
 from service.errors import Unavailable
+from service.process import EXIT_CONFIG
 from service.wire.pool import WorkerPool
+from tests.e2e.convmlp_process import started
 from tests.fakes import fake_bundle
 from tests.fork_server import STDERR, STDOUT, ForkedProcess
 from tests.service.wire.worker_pool import front_end, served, status_of
@@ -185,3 +188,13 @@ async def test_a_worker_killed_during_a_load_fails_it_at_once(tmp_path: Path) ->
             async with asyncio.timeout(START_TIMEOUT_S):
                 with pytest.raises(Unavailable):
                     await loading
+
+
+def test_a_metrics_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
+    """The error names the port, and the exit status means a wrong configuration, which no restart mends."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        flags = ("--models", BREED, "--worker-address", f"ipc://{tmp_path}/worker", "--worker-metrics-port", str(port))
+        with started("worker", *flags) as process:
+            assert process.wait_for("cannot listen")["port"] == port
+            assert process.process.wait(60) == EXIT_CONFIG

@@ -50,6 +50,14 @@ MIN_CONFIDENCE = "min_confidence"
 DEFAULT_MIN_CONFIDENCE = 0.4
 """DeepStack's."""
 
+
+def _confidence(text: str) -> float:
+    value: float = PARAMETERS["score_threshold"].parse(text)
+    if value not in SCORE_THRESHOLD:
+        raise ValueError(str(SCORE_THRESHOLD))
+    return value
+
+
 CONFIDENCE = Parameter(
     "Return only objects of a higher confidence.",
     {
@@ -58,7 +66,7 @@ CONFIDENCE = Parameter(
         "maximum": SCORE_THRESHOLD.high,
         "default": DEFAULT_MIN_CONFIDENCE,
     },
-    PARAMETERS["score_threshold"].parse,
+    _confidence,
 )
 QUERY: dict[str, Parameter] = {
     name: PARAMETERS[name]

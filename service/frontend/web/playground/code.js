@@ -44,13 +44,14 @@ export const LANGUAGES = {
     const method = path[0].toUpperCase() + path.slice(1);
     const fields = [...parameters].map(([name, value]) => `, ${name}=${grpcValue(name, value)}`).join("");
     return [
+      ...(key ? ["import os", ""] : []),
       "import grpc",
       "from convmlp.v1 import vision_pb2, vision_pb2_grpc  # pip install './client[grpc]'",
       "",
-      `with grpc.insecure_channel(${literal(`${location.hostname}:8001`)}) as channel, open(${literal(file)}, "rb") as file:`,
+      `with grpc.insecure_channel(${literal(`${location.hostname}:8001`)}) as channel, open(${literal(file)}, "rb") as file:  # --grpc-port`,
       "    vision = vision_pb2_grpc.VisionStub(channel)",
       `    request = vision_pb2.${method}Request(image=file.read()${fields})`,
-      `    print(vision.${method}(request${key ? ', metadata=[("authorization", f"Bearer {key}")]' : ""}))`,
+      `    print(vision.${method}(request${key ? ', metadata=[("authorization", "Bearer " + os.environ["CONVMLP_API_KEY"])]' : ""}))`,
     ].join("\n");
   },
 };

@@ -226,8 +226,9 @@ function choose(files) {
   element("files").hidden = chosen.length < 2;
   element("files").replaceChildren(...chosen.map((file, at) => {
     file.thumbnail = chosen.length < 2 ? null : URL.createObjectURL(file.blob);
-    const button = make("button", { type: "button", title: file.name, ariaPressed: "false", dataset: { at } },
-      make("img", { src: file.thumbnail ?? "", alt: file.name, loading: "lazy" }));
+    const thumbnail = make("img", { src: file.thumbnail ?? "", alt: file.name, loading: "lazy" });
+    thumbnail.addEventListener("error", () => thumbnail.replaceWith(file.name)); // the browser cannot show HEIC or TIFF
+    const button = make("button", { type: "button", title: file.name, ariaPressed: "false", dataset: { at } }, thumbnail);
     button.addEventListener("click", () => select(file));
     return make("li", {}, button);
   }));

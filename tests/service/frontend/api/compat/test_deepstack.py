@@ -157,7 +157,7 @@ async def test_what_frigate_sends(served: Rest) -> None:
         (IMAGE[:60], {}, DETECTION, 400, "truncated|corrupt|decode"),
         (b"", {}, DETECTION, 400, "image"),
         (oversized_png(30_000, 30_000), {}, DETECTION, 400, "megapixels|pixels"),
-        (IMAGE, {"min_confidence": "1.5"}, DETECTION, 422, "1.5; expected a number from 0 to 1"),
+        (IMAGE, {"min_confidence": "1.5"}, DETECTION, 422, "'min_confidence' is '1.5'; expected a number from 0 to 1"),
         (IMAGE, {"min_confidence": "40%"}, DETECTION, 422, "'min_confidence' is '40%'"),
         (IMAGE, {"min_confidence": "nan"}, DETECTION, 422, "nan"),
         (IMAGE, {"min_confidence": "9" * (MAX_TEXT_BYTES + 1)}, DETECTION, 400, "min_confidence"),
@@ -183,7 +183,7 @@ async def test_one_image(served: Rest) -> None:
     """A form with no image, or with two, is refused with what is expected."""
     for files, words in (
         ([("picture", IMAGE)], "no image; send it as the part `image`"),
-        ([("image", IMAGE), ("image", IMAGE)], "more than 1 images"),
+        ([("image", IMAGE), ("image", IMAGE)], "more than 1 image;"),
     ):
         response = await served.http.post(DETECTION, files=files)
         assert response.status_code == 400
