@@ -113,12 +113,4 @@ def _config_beside(file: CheckpointFile) -> BundleConfig | None:
         content = json.loads(text)
     except ValueError:
         return None
-    if not isinstance(content, dict) or "weights_sha256" not in content:
-        return None
-    config = BundleConfig.model_validate_json(text)
-    if config.precision == "int8":
-        raise BundleInvalid(
-            f"{file.path} has int8 weights, which are not imported; copy the folder into the folder of models, under "
-            f"the name in its config, {config.name!r}"
-        )
-    return config
+    return BundleConfig.model_validate_json(text) if isinstance(content, dict) and "weights_sha256" in content else None

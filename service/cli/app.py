@@ -149,7 +149,7 @@ def health(context: typer.Context) -> None:
     sys.exit(run_health(context.args))
 
 
-@app.command(context_settings=PART, rich_help_panel=TOOLS)
+@app.command(context_settings=PART, rich_help_panel=SERVICE)
 def doctor(context: typer.Context) -> None:
     """Check whether this machine can run the service with these settings: those of `serve`."""
     from service.cli.doctor import run_doctor
