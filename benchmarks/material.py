@@ -94,16 +94,14 @@ def make_material(folder: Path, given: Path | None) -> Material:
     material, file_version = Material(folder), folder / "origin"
     if file_version.exists() and file_version.read_text(encoding="utf-8") == origin:
         return material
-    pictures = list(_given(given) if given else _made())
-    if not pictures:
-        raise SystemExit(f"there is no JPEG file in {given}")
+    jpegs = pictures(given)
     for old in (folder / "pictures", material.models_dir, material.expected_dir):
         shutil.rmtree(old, ignore_errors=True)
     (folder / "pictures").mkdir(parents=True)
-    for at, data in enumerate(pictures):
+    for at, data in enumerate(jpegs):
         (folder / "pictures" / f"{at:02}.jpg").write_bytes(data)
-    classes = [at * (CLASSES // MAX_PICTURES) for at in range(len(pictures))]
-    inputs = [network_input(data, PREPROCESSING).pixels for data in pictures]
+    classes = [at * (CLASSES // MAX_PICTURES) for at in range(len(jpegs))]
+    inputs = [network_input(data, PREPROCESSING).pixels for data in jpegs]
     metadata = BundleMetadata(
         name=MODEL,
         architecture=ClassifierSpec(backbone=CONVMLP_SIZES["s"]),
@@ -122,6 +120,18 @@ def make_material(folder: Path, given: Path | None) -> Material:
     (folder / "answers.json").write_bytes(msgspec.json.encode(classes))
     file_version.write_text(origin, encoding="utf-8")
     return material
+
+
+def pictures(given: Path | None) -> list[bytes]:
+    """The JPEG files of a folder, at most `MAX_PICTURES`, or crops of the project's photograph.
+
+    Raises:
+        SystemExit: there is no picture in `given`.
+    """
+    jpegs = list(_given(given) if given else _made())
+    if not jpegs:
+        raise SystemExit(f"there is no JPEG file in {given}")
+    return jpegs
 
 
 def _fastest_precision(bundle: Bundle) -> Precision:

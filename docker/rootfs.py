@@ -36,6 +36,8 @@ LIBRARIES = (
 """Libraries that binary wheels may expect (PEP 600), beyond those that Python itself is linked to."""
 OPTIONAL_LIBRARIES = ("libfribidi.so.0",)
 """Copied where the image has them. Pillow loads this one to draw text from right to left."""
+FONTS = Path("/usr/share/fonts")
+"""All fonts in it are copied, for labels that are drawn on pictures."""
 FILES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/os-release", "/usr/lib/os-release")
 
 
@@ -46,6 +48,7 @@ def main(root: Path) -> None:
     copied = [*_copy_python(root), *_copy_libraries(root)]
     for name in FILES:
         copied.append(_copy(Path(name), root))
+    copied += [_copy(path, root) for path in sorted(FONTS.rglob("*.tt[fc]"))]
     _write_package_records(root, copied)
     _write_etc(root)
     for name, mode, owner in (("tmp", 0o1777, 0), (RUN_DIR, 0o755, USER_ID), (MODELS_DIR, 0o755, USER_ID)):

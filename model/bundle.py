@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, PositiveInt, StringConstraints, ValidationError, model_validator
 
 from model.errors import BundleInvalid, problem_text
 from model.families.registry import Architecture, family_of, input_problem
@@ -24,6 +24,9 @@ from model.types import Task
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 EMBEDDED_DIR = Path(__file__).parent / "bundles"
+
+StoredPrecision = Literal["fp32", "fp16", "bf16", "int8"]
+"""int8: some of the layers' weights are, each with its scales; the others are float32."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -50,6 +53,23 @@ class Accuracy(Spec):
     data_sha256: Sha256 | None = None
 
 
+class Quantisation(Spec):
+    """How a bundle of int8 weights was made.
+
+    `made_from`: name and version of the model that it was made from. `pictures`: how many the ranges of the layers'
+    inputs were measured on. `layers`: how many have int8 weights; `wide_layers`: names of those that could have, but
+    are float32. `agreement`: shares of 1 in which its answers agree with those of `made_from` in float32, on
+    `agreement_pictures` other pictures.
+    """
+
+    made_from: str
+    pictures: PositiveInt
+    layers: PositiveInt
+    wide_layers: tuple[str, ...]
+    agreement: dict[str, float]
+    agreement_pictures: PositiveInt
+
+
 class BundleConfig(Spec):
     """`config.json`. Class indices are positions in `labels`."""
 
@@ -60,10 +80,11 @@ class BundleConfig(Spec):
     labels: tuple[str, ...] = Field(min_length=1)
     preprocessing: Preprocessing
     postprocessing: Postprocessing
-    precision: Literal["fp32", "fp16", "bf16"]
-    """The weights' dtype in the file; the worker chooses the dtype that the network runs in."""
+    precision: StoredPrecision
+    """The weights' dtype in the file; the worker chooses the precision that the network runs in."""
     source: Source
     accuracy: Accuracy | None = None
+    quantisation: Quantisation | None = None
     reference: ReferenceAnswer
     weights_sha256: Sha256
 
@@ -75,9 +96,10 @@ class BundleConfig(Spec):
         to pipelines.
         """
         parts = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
-        added = {name: part.added_defaults for name, part in parts.items()}
+        left_out: dict[str, set[str] | bool] = {name: part.added_defaults for name, part in parts.items()}
+        left_out["quantisation"] = True
         unmeasured = self.model_copy(update={"accuracy": None})
-        return hashlib.sha256(unmeasured.model_dump_json(exclude=added).encode()).hexdigest()[:16]
+        return hashlib.sha256(unmeasured.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     @property
     def embedding_dimension(self) -> int | None:
@@ -99,6 +121,12 @@ class BundleConfig(Spec):
         for part, task in tasks.items():
             if task != self.task:
                 raise ValueError(f"{part} is for task {task.value}, the bundle's task is {self.task.value}")
+        return self
+
+    @model_validator(mode="after")
+    def _int8_weights_have_ranges(self) -> Self:
+        if (self.precision == "int8") != (self.quantisation is not None):
+            raise ValueError("quantisation belongs to precision int8, and to no other one")
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.reference import iou
-from model.types import BoolArray, Box, IntArray
+from model.types import BoolArray, Box, IntArray, LabelMapArray
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def calibration_error(scores: Float64Array, right: BoolArray, bins: int = CALIBR
     return float(sum(gaps) / max(len(scores), 1))
 
 
-def confusion_matrix(truth: IntArray, answers: IntArray, classes: int) -> IntArray:
+def confusion_matrix(truth: IntArray | LabelMapArray, answers: IntArray | LabelMapArray, classes: int) -> IntArray:
     """Counts [truth, answer], int64 (classes, classes), of two arrays of class indices with the same shape."""
     pairs = truth.ravel().astype(np.int64) * classes + answers.ravel()
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)

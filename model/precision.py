@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle, BundleConfig
-from model.errors import NotFinite
+from model.errors import BundleInvalid, NotFinite
+from model.net.cpu.int8 import int8_accelerates
 from model.net.cpu.onednn import onednn_accelerates
 from model.net.weights import DTYPES, DtypeName
 from model.postprocess.results import postprocess, require_finite
@@ -36,12 +37,13 @@ MAX_SPREAD = 0.15
 
 class Precision(StrEnum):
     """`exact`: float32 in the authors' order of operations, on a CPU picture by picture. The others: that dtype, in the
-    fastest order."""
+    fastest order. `int8`: only of bundles with such weights, and on CPUs; layers without them run in fp32."""
 
     EXACT = "exact"
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 DTYPE_NAMES: dict[Precision, DtypeName] = {
@@ -49,6 +51,7 @@ DTYPE_NAMES: dict[Precision, DtypeName] = {
     Precision.FP32: "fp32",
     Precision.FP16: "fp16",
     Precision.BF16: "bf16",
+    Precision.INT8: "fp32",
 }
 
 
@@ -79,14 +82,22 @@ class Selection:
 
 
 def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, network: nn.Module) -> Predictor:
-    """A bundle's predictor in a precision. It takes ownership of `network`. Raises as `Predictor`."""
+    """A bundle's predictor in a precision. It takes ownership of `network`.
+
+    Raises:
+        BundleInvalid: `int8`, and the bundle has no such weights, or the device no instructions for them.
+        As `Predictor`.
+    """
     dtype = DTYPE_NAMES[precision]
+    if precision is Precision.INT8:
+        _require_int8(bundle, device)
     if precision is Precision.EXACT:
         # cuDNN chooses algorithms by itself, and a GPU needs batches.
         optimisations = Optimisations(by_row=device.type == "cpu")
     else:
         onednn = device.type == "cpu" and onednn_accelerates(DTYPES[dtype])
-        optimisations = Optimisations(channels_last=True, folded=True, onednn=onednn)
+        int8 = precision is Precision.INT8
+        optimisations = Optimisations(channels_last=True, folded=True, onednn=onednn, int8=int8)
     return Predictor(bundle, device, dtype, optimisations, network)
 
 
@@ -137,7 +148,7 @@ def _trials(
 ) -> Iterator[Trial]:
     """A trial of each candidate, not timed yet; `expected` are the `exact` answers."""
     pictures = comparison_pictures(bundle.config)
-    for precision in candidates(device):
+    for precision in candidates_of(bundle, device):
         predictor = make_predictor(bundle, device, precision, copy.deepcopy(network))
         try:
             results = _results(predictor, bundle.config, pictures, before_each)
@@ -171,6 +182,27 @@ def candidates(device: torch.device) -> tuple[Precision, ...]:
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return (Precision.FP32, Precision.FP16, *([Precision.BF16] if bf16 else []))
     return (Precision.FP32, *([Precision.BF16] if onednn_accelerates(torch.bfloat16) else []))
+
+
+def candidates_of(bundle: Bundle, device: torch.device) -> tuple[Precision, ...]:
+    """`candidates`, and `int8` if the bundle has such weights and the device instructions for them."""
+    return (*candidates(device), *([Precision.INT8] if _int8_problem(bundle, device) is None else []))
+
+
+def _require_int8(bundle: Bundle, device: torch.device) -> None:
+    if problem := _int8_problem(bundle, device):
+        raise BundleInvalid(f"model {bundle.config.name} cannot run in int8: {problem}")
+
+
+def _int8_problem(bundle: Bundle, device: torch.device) -> str | None:
+    if bundle.config.precision != "int8":
+        return "its weights are not int8; `convmlp models quantize` makes a model of such weights"
+    if device.type != "cpu" or not int8_accelerates():
+        return (
+            "that needs a CPU with instructions for products of bytes (AVX-512 VNNI or AMX); "
+            "its other precisions run everywhere"
+        )
+    return None
 
 
 def comparison_pictures(config: BundleConfig) -> Sequence[ModelInput]:

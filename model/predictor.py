@@ -15,11 +15,12 @@ from model.bundle import Bundle, BundleConfig
 from model.decode import DecodeLimits, decode
 from model.errors import BundleInvalid, NotFinite
 from model.families.registry import backbone_of, family_of
+from model.net.cpu.int8 import convert_to_int8
 from model.net.cpu.onednn import convert_to_onednn
 from model.net.fold import fold_batch_norm
 from model.net.network import backbone_network_of, build_network, network_of
 from model.net.normalise import Normalise
-from model.net.weights import DTYPES, DtypeName, load_weights
+from model.net.weights import DTYPES, DtypeName, load_weights, read_input_ranges
 from model.postprocess.results import postprocess, require_finite
 from model.preprocess import prepare
 from model.reference import ReferenceAnswer, reference_input, reference_params, summarise
@@ -75,21 +76,23 @@ def _read_network(bundle: Bundle) -> nn.Module:
 def _reference_outputs(network: nn.Module, config: BundleConfig) -> list[Tensor]:
     """All tensors that a network computes from the reference picture."""
     pixels = torch.tensor(reference_input(config.preprocessing).pixels)[None]
-    return _tensors(network(Normalise(config.preprocessing)(pixels)))
+    return output_tensors(network(Normalise(config.preprocessing)(pixels)))
 
 
-def _tensors(out: Tensor | Sequence[Any]) -> list[Tensor]:
-    return [out] if isinstance(out, Tensor) else [tensor for part in out for tensor in _tensors(part)]
+def output_tensors(out: Tensor | Sequence[Any]) -> list[Tensor]:
+    """All tensors of a network's output, nested or not."""
+    return [out] if isinstance(out, Tensor) else [tensor for part in out for tensor in output_tensors(part)]
 
 
 @dataclass(frozen=True, slots=True)
 class Optimisations:
-    """How a network runs. In exact arithmetic none of these changes an answer; `make parity` measures the rounding.
+    """How a network runs. In exact arithmetic none but `int8` changes an answer; `make parity` measures the rounding.
 
     Without any of them, fp32 on the CPU gives the authors' answers except for single pixels.
 
     `channels_last`: weights and activations are (N, H, W, C) in memory. `folded`: batch norm is folded into the
-    convolutions. `onednn`: CPU only; layers call oneDNN's operators; needs both of the former. `compiled`:
+    convolutions. `onednn`: CPU only; layers call oneDNN's operators; needs both of the former. `int8`: the layers that
+    have int8 weights in the bundle multiply bytes, which rounds their inputs; needs `onednn` and fp32. `compiled`:
     torch.compile, which takes about a minute at the first input and again at the first of another shape, and needs
     a C++ compiler on the CPU. `by_row`: pictures run one by one, so that their rounding does not depend on the batch.
     """
@@ -97,12 +100,15 @@ class Optimisations:
     channels_last: bool = False
     folded: bool = False
     onednn: bool = False
+    int8: bool = False
     compiled: bool = False
     by_row: bool = False
 
     def __post_init__(self) -> None:
         if self.onednn and not (self.folded and self.channels_last):
             raise ValueError("onednn needs folded and channels_last")
+        if self.int8 and not self.onednn:
+            raise ValueError("int8 needs onednn")
 
 
 class Predictor:
@@ -141,6 +147,8 @@ class Predictor:
         self._memory_format = torch.channels_last if optimisations.channels_last else torch.contiguous_format
         # torch's annotations lack this argument.
         self._network: nn.Module = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        if optimisations.int8:
+            convert_to_int8(self._network, read_input_ranges(bundle))
         if optimisations.onednn:
             convert_to_onednn(self._network)
         if optimisations.compiled:

@@ -48,7 +48,10 @@ Address = Annotated[str, _form(r"(ipc|tcp)://.+", "ipc://PATH or tcp://HOST:PORT
 
 PrecisionChoice = Annotated[
     str,
-    _form(r"([^=\s]+=)?(auto|exact|fp32|fp16|bf16)", "auto, exact, fp32, fp16 or bf16, or NAME= before one of them"),
+    _form(
+        r"([^=\s]+=)?(auto|exact|fp32|fp16|bf16|int8)",
+        "auto, exact, fp32, fp16, bf16 or int8, or NAME= before one of them",
+    ),
 ]
 """Of one model, or without `NAME=` of all others."""
 
@@ -187,9 +190,10 @@ class Settings(BaseSettings):
     precision: Annotated[tuple[PrecisionChoice, ...], NoDecode, BeforeValidator(_split_names), Field(min_length=1)] = (
         "auto",
     )
-    """Precision of the networks: auto, exact, fp32, fp16 or bf16; also per model, as `fp32,NAME=bf16`. auto: the
+    """Precision of the networks: auto, exact, fp32, fp16, bf16 or int8; also per model, as `fp32,NAME=bf16`. auto: the
     fastest whose answer on the reference picture agrees with fp32, measured once and kept in --state-dir; exact: fp32
-    in the authors' order of operations; fp32: in the fastest order. With any but auto all replicas answer alike."""
+    in the authors' order of operations; fp32: in the fastest order; int8: of models that `convmlp models quantize`
+    made. With any but auto all replicas answer alike."""
     state_dir: Path | None = None
     """Folder in which a worker keeps what it measured for its next start: each model's precision and best batch size,
     and how long a start takes. By default ~/.local/state/convmlp, or convmlp in $XDG_STATE_HOME."""
@@ -351,7 +355,7 @@ class Settings(BaseSettings):
         return parse_splits(self.split)
 
     def precision_of(self, model: str) -> str:
-        """The precision that is configured for a model: auto, exact, fp32, fp16 or bf16."""
+        """The precision that is configured for a model: auto, exact, fp32, fp16, bf16 or int8."""
         choices = {name: choice for name, _, choice in (one.rpartition("=") for one in self.precision)}
         return choices.get(model) or choices.get("", "auto")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,22 @@ import numpy as np
 import PIL.Image
 from typing_extensions import TypedDict  # pydantic, which some peers use for answers, needs this one before Python 3.12
 
+from model.spec import Preprocessing
 from model.types import Geometry, QueryParams, Size, UInt8Array
 
 PARAMS = QueryParams(top_k=5)
 NOOP = "noop"
+TIMED = "timed"
+IMAGE_MS = "BENCH_IMAGE_MS"
+"""Environment variable: milliseconds of the device of `TIMED` for an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
-    """Read from the environment. `network`: a `Kind`, or `noop`: neither decoding nor a network."""
+    """Read from the environment.
+
+    `network`: a `Kind`; or `noop`: neither decoding nor a network; or `timed`: real decoding, and a sleep.
+    """
 
     port: int
     network: str
@@ -55,6 +63,9 @@ class Classes(TypedDict):
     scores: list[float]
 
 
+NO_CLASSES: Classes = {"indices": [0, 1, 2, 3, 4], "scores": [0.2] * 5}
+
+
 class Classifier:
     """One copy of the network, for one process, in any thread."""
 
@@ -62,7 +73,11 @@ class Classifier:
         self._network = settings.network
         if settings.network == NOOP:
             return
-        from benchmarks.material import Material
+        from benchmarks.material import PREPROCESSING, Material
+
+        if settings.network == TIMED:
+            self._preprocessing: Preprocessing = PREPROCESSING
+            return
 
         material = Material(settings.material)
         bundle = material.bundle
@@ -97,7 +112,10 @@ class Classifier:
     def classify(self, inputs: Sequence[UInt8Array]) -> list[Classes]:
         """For each input its five best classes."""
         if self._network == NOOP:
-            return [{"indices": [0, 1, 2, 3, 4], "scores": [0.2] * 5} for _ in inputs]
+            return [NO_CLASSES for _ in inputs]
+        if self._network == TIMED:
+            time.sleep(len(inputs) * float(os.environ[IMAGE_MS]) / 1000)
+            return [NO_CLASSES for _ in inputs]
         import torch
 
         from model.types import Batch, ClassifyOutput

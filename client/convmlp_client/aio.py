@@ -16,19 +16,27 @@ from convmlp_client.parameters import (
     EmbedParameters,
     PredictParams,
     SegmentParameters,
-    analyze_values,
+    analyze_params,
     classify_params,
     detect_params,
     embed_params,
     segment_params,
 )
 from convmlp_client.requester import USER_AGENT, make_requester
-from convmlp_client.results import Analysis, Classification, Detections, Embedding, Model, Result, Segmentation
+from convmlp_client.results import (
+    Analysis,
+    AnyResult,
+    Classification,
+    Detections,
+    Embedding,
+    Model,
+    Segmentation,
+)
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
 
 I = TypeVar("I", bound=ImageInput)  # noqa: E741
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=AnyResult)
 
 
 class AsyncClient:
@@ -129,7 +137,7 @@ class AsyncClient:
 
         parameters: see `AnalyzeParameters`: tasks or models; and those of the tasks.
         """
-        return await self._requester.analyze(analyze_values(parameters), image, timeout_s)
+        return await self._requester.predict(analyze_params(parameters), image, timeout_s)
 
     def classify_many(
         self,
@@ -208,6 +216,24 @@ class AsyncClient:
         """The vectors of many images. Arguments as `classify_many` and `embed`."""
         options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
         return self._many(embed_params(parameters), images, options)
+
+    def analyze_many(
+        self,
+        images: Iterable[I] | AsyncIterable[I],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        progress: bool = False,
+        raise_errors: bool = False,
+        timeout_s: float | None = None,
+        **parameters: Unpack[AnalyzeParameters],
+    ) -> AsyncGenerator[Outcome[I, Analysis], None]:
+        """The answers of several tasks, or models, for many images. Arguments as `classify_many` and `analyze`.
+
+        An outcome has an error if its image cannot be read, or no model answers.
+        """
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(analyze_params(parameters), images, options)
 
     async def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """List the models of the service. Raises ClientError."""

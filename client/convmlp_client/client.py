@@ -18,19 +18,27 @@ from convmlp_client.parameters import (
     EmbedParameters,
     PredictParams,
     SegmentParameters,
-    analyze_values,
+    analyze_params,
     classify_params,
     detect_params,
     embed_params,
     segment_params,
 )
 from convmlp_client.requester import USER_AGENT, make_requester
-from convmlp_client.results import Analysis, Classification, Detections, Embedding, Model, Result, Segmentation
+from convmlp_client.results import (
+    Analysis,
+    AnyResult,
+    Classification,
+    Detections,
+    Embedding,
+    Model,
+    Segmentation,
+)
 from convmlp_client.retry import Retries
 from convmlp_client.transport import Compression, StrPath
 
 I = TypeVar("I", bound=ImageInput)  # noqa: E741
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=AnyResult)
 
 
 class Client:
@@ -95,7 +103,7 @@ class Client:
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[AnalyzeParameters]
     ) -> Analysis:
         """The answers of several tasks, or models, for an image that is sent once; see `AsyncClient.analyze`."""
-        return self._thread.call(self._requester.analyze, analyze_values(parameters), image, timeout_s)
+        return self._thread.call(self._requester.predict, analyze_params(parameters), image, timeout_s)
 
     def classify_many(
         self,
@@ -160,6 +168,21 @@ class Client:
         """The vectors of many images; see `AsyncClient.embed_many`."""
         options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
         return self._many(embed_params(parameters), images, options)
+
+    def analyze_many(
+        self,
+        images: Iterable[I],
+        *,
+        concurrency: int = 8,
+        ordered: bool = True,
+        progress: bool = False,
+        raise_errors: bool = False,
+        timeout_s: float | None = None,
+        **parameters: Unpack[AnalyzeParameters],
+    ) -> Generator[Outcome[I, Analysis], None, None]:
+        """The answers of several tasks, or models, for many images; see `AsyncClient.analyze_many`."""
+        options = ManyOptions(concurrency, ordered, progress, raise_errors, timeout_s)
+        return self._many(analyze_params(parameters), images, options)
 
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """List the models of the service."""

@@ -93,28 +93,54 @@ D = TypeVar("D", bound=HasBox)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Text in a font that has all of its letters."""
+    """Text in pieces from left to right, each in a font that has all of its letters. The last one's font has "…"."""
 
-    text: str
-    font: PIL.ImageFont.FreeTypeFont
+    pieces: tuple[tuple[str, PIL.ImageFont.FreeTypeFont], ...]
 
     @property
     def length(self) -> float:
         """In pixels."""
-        return self.font.getlength(self.text)
+        return sum(font.getlength(text) for text, font in self.pieces)
 
     def truncate(self, width: float) -> Line:
         """The line, shortened to a width in pixels. At least one letter remains."""
         if self.length <= width:
             return self
-        kept, refused = 1, len(self.text)
+        kept, refused = 1, sum(len(text) for text, _ in self.pieces)
         while refused - kept > 1:
             middle = (kept + refused) // 2
-            if self.font.getlength(f"{self.text[:middle]}…") <= width:
+            if self._first(middle).length <= width:
                 kept = middle
             else:
                 refused = middle
-        return Line(f"{self.text[:kept]}…", self.font)
+        return self._first(kept)
+
+    def draw(self, draw: PIL.ImageDraw.ImageDraw, x: float, baseline: float, colour: Colour) -> None:
+        for text, font in self.pieces:
+            draw.text((x, baseline), text, fill=colour, font=font, anchor="ls")
+            x += font.getlength(text)
+
+    def _first(self, count: int) -> Line:
+        """The first letters, and an ellipsis."""
+        pieces = []
+        for text, font in self.pieces:
+            if count > 0:
+                pieces.append((text[:count], font))
+            count -= len(text)
+        return Line(_joined((*pieces, ("…", self.pieces[-1][1]))))
+
+
+def _joined(
+    pieces: Sequence[tuple[str, PIL.ImageFont.FreeTypeFont]],
+) -> tuple[tuple[str, PIL.ImageFont.FreeTypeFont], ...]:
+    """Neighbours of one font as one piece."""
+    joined: list[tuple[str, PIL.ImageFont.FreeTypeFont]] = []
+    for text, font in pieces:
+        if joined and joined[-1][1] is font:
+            joined[-1] = joined[-1][0] + text, font
+        else:
+            joined.append((text, font))
+    return tuple(joined)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +175,8 @@ class Style:
 
     def line(self, label: HasLabel, suffix: str) -> Line:
         """The name of a class, or its index if no font has the name's letters, and a suffix of ASCII."""
-        name, path = self.fonts.legible(label.label, label.index)
-        return Line(f"{name}{suffix}", self._open(path))
+        pieces = (*self.fonts.legible(label.label, label.index), (suffix, PACKAGED))
+        return Line(_joined([(text, self._open(path)) for text, path in pieces]))
 
     def _open(self, path: Path) -> PIL.ImageFont.FreeTypeFont:
         if path not in self._opened:
@@ -266,7 +292,7 @@ def _draw_panel(
     for at, (line, (label, _)) in enumerate(zip(lines, rows, strict=True)):
         x, y = 2 * style.pad, top + 2 * style.pad + at * step
         draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=label_colour(label.label))
-        draw.text((x + swatch + style.pad, y + style.ascent), line.text, fill=WHITE, font=line.font, anchor="ls")
+        line.draw(draw, x + swatch + style.pad, y + style.ascent, WHITE)
     return style.pad, top + style.pad, right, bottom
 
 
@@ -293,7 +319,7 @@ def _draw_tag(
     draw = PIL.ImageDraw.Draw(canvas)
     draw.rectangle((x, y, x + tag_width, y + tag_height), fill=colour)
     baseline = y + style.pad // 2 + style.ascent
-    draw.text((x + style.pad, baseline), line.text, fill=_text_colour(colour), font=line.font, anchor="ls")
+    line.draw(draw, x + style.pad, baseline, _text_colour(colour))
 
 
 def _text_colour(background: Colour) -> Colour:

@@ -24,8 +24,6 @@ STYLED: Final = ("bold", "italic", "oblique", "light", "thin", "black", "heavy",
 MAX_LISTED: Final = 8192
 MAX_FONTS: Final = 256
 """So many files of the system are listed, and of these so many are opened."""
-BESIDE_NAMES: Final = "0123456789.%…"
-"""Drawn in the font of the name that is beside them."""
 RIGHT_TO_LEFT: Final = ("R", "AL", "AN")
 MARKS: Final = ("Mn", "Mc", "Me", "Cf")
 """Classes of Unicode: directions of writing; combining marks, and letters that steer the layout."""
@@ -35,6 +33,8 @@ UNASSIGNED: Final = "\uffff"
 
 Glyph = tuple[tuple[int, int], bytes]
 """Width and height in pixels, and the grey levels."""
+Piece = tuple[str, Path]
+"""Text, and the font file that has its letters."""
 
 
 class Fonts:
@@ -46,32 +46,44 @@ class Fonts:
     def __init__(self, folders: Sequence[Path], *, shaping: bool | None = None) -> None:
         self._folders = folders
         self._shaping = PIL.features.check("raqm") if shaping is None else shaping
-        self._font_of = lru_cache(maxsize=4096)(self._find_font_of)
+        self._pieces_of = lru_cache(maxsize=4096)(self._find_pieces_of)
         self._first_with = lru_cache(maxsize=16384)(self._find_first_with)
         self._files = lru_cache(maxsize=1)(self._list_files)
 
-    def legible(self, name: str, index: int) -> tuple[str, Path]:
-        """The name of a class as it can be drawn, and its font; `#index` if no font has all of its letters."""
-        name = " ".join(unicodedata.normalize("NFC", name).split())
-        font = self._font_of(name)
-        return (f"#{index}", PACKAGED) if font is None else (name, font)
+    def legible(self, name: str, index: int) -> tuple[Piece, ...]:
+        """The name of a class as it can be drawn, in pieces from left to right; `#index` if a letter is in no font."""
+        return self._pieces_of(" ".join(unicodedata.normalize("NFC", name).split())) or ((f"#{index}", PACKAGED),)
 
-    def _find_font_of(self, name: str) -> Path | None:
-        """The first font with all letters of a name; None if there is none, or if Pillow cannot lay them out."""
+    def _find_pieces_of(self, name: str) -> tuple[Piece, ...] | None:
+        """One piece, in the first font with all letters of a name, or several; None if a letter is in no font, or if
+        Pillow cannot lay them out."""
         categories = {letter: unicodedata.category(letter) for letter in name}
         if not name or not {"Cc", "Cs"}.isdisjoint(categories.values()):
             return None
-        if not self._shaping and any(_needs_shaping(letter) for letter in categories):
+        needs_shaping = any(_needs_shaping(letter) for letter in categories)
+        if needs_shaping and not self._shaping:
             return None
         letters = [letter for letter in categories if not _is_invisible(letter)]
         missing = _missing_from(PACKAGED, letters)
         if not missing:
-            return PACKAGED
-        likely = [self._first_with(letter) for letter in missing]
-        if None in likely:
+            return ((name, PACKAGED),)
+        fonts = {letter: self._first_with(letter) for letter in missing}
+        likely = [path for path in fonts.values() if path is not None]
+        if len(likely) < len(missing):
             return None
-        candidates = (path for path in (*likely, *self._files()) if path is not None)
-        return next((path for path in candidates if not _missing_from(path, [*letters, *BESIDE_NAMES])), None)
+        whole = next((path for path in (*likely, *self._files()) if not _missing_from(path, letters)), None)
+        if whole is not None:
+            return ((name, whole),)
+        if needs_shaping:  # the pieces could be in another order than their letters
+            return None
+        pieces: list[Piece] = []
+        for letter in name:
+            font = fonts.get(letter) or PACKAGED
+            if pieces and (font == pieces[-1][1] or _is_invisible(letter)):
+                pieces[-1] = pieces[-1][0] + letter, pieces[-1][1]
+            else:
+                pieces.append((letter, font))
+        return tuple(pieces)
 
     def _find_first_with(self, letter: str) -> Path | None:
         return next((path for path in self._files() if not _missing_from(path, [letter])), None)

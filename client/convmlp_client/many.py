@@ -23,12 +23,12 @@ from typing import Generic, TypeVar
 from convmlp_client.errors import ClientClosed
 from convmlp_client.images import ImageInput
 from convmlp_client.loop_thread import wait_result
-from convmlp_client.results import Result
+from convmlp_client.results import AnyResult
 
 I_co = TypeVar("I_co", bound=ImageInput, covariant=True)
-R_co = TypeVar("R_co", bound=Result, covariant=True)
+R_co = TypeVar("R_co", bound=AnyResult, covariant=True)
 I = TypeVar("I", bound=ImageInput)  # noqa: E741
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=AnyResult)
 
 READ_AHEAD = 2
 """At most READ_AHEAD times `concurrency` images are read and not yet yielded. So, with ordered outcomes, a slow image

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
-from convmlp_client.results import Classification, Detections, Embedding, Result, Segmentation, Task
+from convmlp_client.results import Analysis, AnyResult, Classification, Detections, Embedding, Segmentation, Task
 
-R = TypeVar("R", bound=Result, covariant=True)
+R = TypeVar("R", bound=AnyResult, covariant=True)
 
 MaskFormat = Literal["rle", "png", "polygon", "none"]
 """Encoding of masks: "rle" (COCO run lengths: smallest), "png", "polygon", or "none" (no masks). All are exact."""
@@ -128,7 +128,7 @@ class PredictParams(Generic[R]):
 
 
 def classify_params(parameters: ClassifyParameters) -> PredictParams[Classification]:
-    """Raises TypeError for a parameter that the task does not have. So do the next three functions."""
+    """Raises TypeError for a parameter that the task does not have. So do the next four functions."""
     return PredictParams(Task.CLASSIFY, Classification, _specified(parameters, ClassifyParameters))
 
 
@@ -144,9 +144,8 @@ def embed_params(parameters: EmbedParameters) -> PredictParams[Embedding]:
     return PredictParams(Task.EMBED, Embedding, _specified(parameters, EmbedParameters))
 
 
-def analyze_values(parameters: AnalyzeParameters) -> Mapping[str, Any]:
-    """The parameters of an analysis by name. Raises TypeError as `classify_params`."""
-    return _specified(parameters, AnalyzeParameters)
+def analyze_params(parameters: AnalyzeParameters) -> PredictParams[Analysis]:
+    return PredictParams(Task.ANALYZE, Analysis, _specified(parameters, AnalyzeParameters))
 
 
 def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, object]:

@@ -7,15 +7,15 @@ import contextlib
 import math
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from convmlp_client.errors import BadImage, ClientClosed, ConnectionFailed, DeadlineExceeded, RetryLater
 from convmlp_client.images import ImageInput, encoded_image
 from convmlp_client.parameters import PredictParams
-from convmlp_client.results import Analysis, Model, Result
+from convmlp_client.results import AnyResult, Model
 from convmlp_client.retry import Clock, Deadline, Retries, SystemClock
 from convmlp_client.transport import (
     Attempt,
@@ -27,7 +27,7 @@ from convmlp_client.transport import (
     parse_url,
 )
 
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=AnyResult)
 T = TypeVar("T")
 
 REPLY_MARGIN_S = 0.5
@@ -109,10 +109,6 @@ class Requester:
         """
         return await self._predict(partial(self._transport.predict, params), image, timeout_s)
 
-    async def analyze(self, values: Mapping[str, Any], image: ImageInput, timeout_s: float | None) -> Analysis:
-        """The answers of several models for one image. Arguments and errors as `predict`."""
-        return await self._predict(partial(self._transport.analyze, values), image, timeout_s)
-
     async def open_stream(self, params: PredictParams[R]) -> ImageStream[R]:
         """A stream for many images with the same parameters, to be closed with `close_stream`."""
         self._check_usable()
@@ -122,7 +118,7 @@ class Requester:
         """As `predict`, through a stream."""
         return await self._predict(stream.predict, image, timeout_s)
 
-    async def close_stream(self, stream: ImageStream[Result]) -> None:
+    async def close_stream(self, stream: ImageStream[AnyResult]) -> None:
         """Close a stream. `aclose` waits for this."""
         self._closing_streams += 1
         try:

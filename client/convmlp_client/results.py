@@ -384,6 +384,8 @@ class Analysis:
 
 
 Result = Answer | Embedding
+AnyResult = Result | Analysis
+"""What a request returns for an image."""
 
 
 def _open_canvas(image: ImageInput, size: ImageSize) -> PIL.Image.Image:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import safetensors
@@ -13,10 +14,21 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, Bundle, BundleConfig, Source, file_sha256
+from model.bundle import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Accuracy,
+    Bundle,
+    BundleConfig,
+    Quantisation,
+    Source,
+    StoredPrecision,
+    file_sha256,
+)
 from model.errors import BundleInvalid
 from model.families.registry import Architecture, family_of
 from model.files import open_regular
+from model.net.quantisation import InputRange, InputRanges, dequantised_tensors, quantised_tensors
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
 from model.spec import Postprocessing, Preprocessing
 from model.types import Task
@@ -36,19 +48,36 @@ _NO_REFERENCE: dict[Task, ReferenceAnswer] = {
 def load_weights(network: nn.Module, bundle: Bundle) -> None:
     """Load a bundle's `model.safetensors`, of any float dtype, into a network. Keys must match exactly.
 
+    int8 weights are loaded as the floats that they stand for.
+
     Raises:
         BundleInvalid: the file cannot be read, or its tensors do not match the network's; lists them.
     """
-    try:
-        open_regular(bundle.weights_path).close()  # the library opens whatever it is given
-        found = safetensors.torch.load_file(bundle.weights_path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BundleInvalid(f"bundle {bundle.folder}: cannot read {WEIGHTS_FILE}: {error}") from error
+    found, _ = _read_weights(bundle)
     if problems := state_dict_mismatch(network, found):
         raise BundleInvalid(
             f"bundle {bundle.folder}: {WEIGHTS_FILE} does not fit the architecture in {CONFIG_FILE}: {problems}"
         )
     network.load_state_dict(found)
+
+
+def read_input_ranges(bundle: Bundle) -> dict[str, InputRange]:
+    """The ranges of the inputs of the layers with int8 weights. Raises BundleInvalid: the file cannot be read."""
+    return _read_weights(bundle)[1]
+
+
+def _read_weights(bundle: Bundle) -> tuple[dict[str, Tensor], dict[str, InputRange]]:
+    try:
+        open_regular(bundle.weights_path).close()  # the library opens whatever it is given
+        found = safetensors.torch.load_file(bundle.weights_path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleInvalid(f"bundle {bundle.folder}: cannot read {WEIGHTS_FILE}: {error}") from error
+    if bundle.config.precision != "int8":
+        return found, {}
+    try:
+        return dequantised_tensors(found)
+    except ValueError as error:
+        raise BundleInvalid(f"bundle {bundle.folder}: {WEIGHTS_FILE} is damaged: {error}") from error
 
 
 def state_dict_mismatch(network: nn.Module, found: Mapping[str, Tensor]) -> str:
@@ -76,9 +105,10 @@ class BundleMetadata:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     postprocessing: Postprocessing
-    precision: DtypeName
+    precision: StoredPrecision
     source: Source
     accuracy: Accuracy | None
+    quantisation: Quantisation | None = None
 
     def config(self, reference: ReferenceAnswer | None, weights_sha256: str) -> BundleConfig:
         """The whole config. `reference` None: an empty one, which every answer passes.
@@ -97,13 +127,18 @@ class BundleMetadata:
             precision=self.precision,
             source=self.source,
             accuracy=self.accuracy,
+            quantisation=self.quantisation,
             reference=_NO_REFERENCE[task] if reference is None else reference,
             weights_sha256=weights_sha256,
         )
 
 
 def write_bundle(
-    store: Path, metadata: BundleMetadata, network: nn.Module, answer: Callable[[Bundle], ReferenceAnswer]
+    store: Path,
+    metadata: BundleMetadata,
+    network: nn.Module,
+    answer: Callable[[Bundle], ReferenceAnswer],
+    ranges: InputRanges = MappingProxyType({}),
 ) -> Bundle:
     """Write the folder `store`/`metadata.name`, whole or not at all; one of that name is replaced.
 
@@ -111,6 +146,7 @@ def write_bundle(
         store: a folder of bundles.
         metadata: the config's.
         network: its state dict is written, floats as `metadata.precision`.
+        ranges: of the inputs of the layers whose weights are written as int8; only with that precision.
         answer: given the bundle as it will be read, but without a reference, its answer on the reference
             picture; so the answer is that of the weights as rounded in the file.
 
@@ -118,11 +154,12 @@ def write_bundle(
         pydantic.ValidationError: a value is not valid, or the parts are of different tasks.
         OSError: the folder cannot be written.
     """
-    dtype = DTYPES[metadata.precision]
+    dtype = torch.float32 if metadata.precision == "int8" else DTYPES[metadata.precision]
     tensors = {
         key: (tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()).contiguous()
         for key, tensor in network.state_dict().items()
     }
+    tensors = quantised_tensors(tensors, ranges)
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=f".{metadata.name}-") as scratch:
         folder = Path(scratch) / metadata.name

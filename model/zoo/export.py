@@ -17,7 +17,9 @@ from model.zoo.stored_bundle import StoredBundle, with_stored_bundle
 
 
 def export_checkpoint(bundle: Bundle, file: Path) -> None:
-    """Write a bundle's tensors, bit for bit, under the authors' names, atomically; an existing file is replaced.
+    """Write a bundle's tensors under the authors' names, atomically; an existing file is replaced.
+
+    They are written bit for bit, except that int8 weights become float32.
 
     A family with wrapped checkpoints is written as mmcv does, with the class names in `meta`; others as a bare state
     dict. Both have the bundle's labels, pipeline and source along (`model/zoo/stored_bundle.py`).
@@ -35,7 +37,8 @@ def export_checkpoint(bundle: Bundle, file: Path) -> None:
     load_weights(network, bundle)
     # The network gives only the order of the keys; its own tensors are always float32.
     found = safetensors.torch.load_file(bundle.weights_path)
-    tensors = {name: found[name] for name in network.state_dict()}
+    quantised = config.precision == "int8"  # no toolbox reads such weights; they are written as floats
+    tensors = {name: tensor if quantised else found[name] for name, tensor in network.state_dict().items()}
     stored = StoredBundle.of(config, tensors)
     document = with_stored_bundle(tensors, stored, wrapped=network_of(family_of(config.architecture)).wrapped)
     content = io.BytesIO()  # torch.save hides the system's error if a file cannot be written

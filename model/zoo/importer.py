@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
+import torch
 
 from model.bundle import Bundle, Source, file_sha256
 from model.errors import BundleInvalid
@@ -96,7 +97,9 @@ def import_checkpoint(
         raise BundleInvalid(
             f"{base} is a published model with labels of its own; choose another name, or give no labels"
         )
-    checkpoint, heads = repeat_class_agnostic_heads(read_checkpoint(file, weights or _published_weights(file, base)))
+    read = read_checkpoint(file, weights or _published_weights(file, base))
+    _refuse_int8(read)
+    checkpoint, heads = repeat_class_agnostic_heads(read)
     binary, threshold = is_binary(checkpoint) and pipeline.flags.activation != "sigmoid", PIXEL_THRESHOLD
     if binary:
         pipeline, threshold = _without_pixel_threshold(checkpoint, pipeline)
@@ -117,7 +120,7 @@ def import_checkpoint(
         *(checkpoint, num_classes, labels, stored, published, found if binary else None, as_published),
         is_published=is_published,
     )
-    precision = precision or (known.precision if stored is not None else "fp32")
+    precision = precision or (stored.precision if stored is not None else "fp32")
     unchanged = (chosen.preprocessing, chosen.postprocessing) == (known.preprocessing, known.postprocessing)
     if problem := input_problem(architecture.backbone, chosen.preprocessing):
         raise BundleInvalid(f"{file}: {problem}")
@@ -333,6 +336,14 @@ def _digest(checkpoint: Checkpoint) -> str:
 def _key(checkpoint: Checkpoint) -> str:
     """Which weights of the file, where there is a choice."""
     return f", {checkpoint.weights.partition(';')[0]}" if ", " in checkpoint.weights else ""
+
+
+def _refuse_int8(checkpoint: Checkpoint) -> None:
+    if any(tensor.dtype == torch.int8 for tensor in checkpoint.tensors.values()):
+        raise BundleInvalid(
+            f"{checkpoint.path} has int8 weights, which are not imported. The folder of a model that `convmlp models "
+            "quantize` made is copied into the folder of models as it is; `convmlp models export` writes float weights"
+        )
 
 
 def _check_finite(checkpoint: Checkpoint, precision: DtypeName) -> None:

@@ -46,7 +46,7 @@ class StoredBundle(Spec):
             labels=config.labels,
             preprocessing=config.preprocessing,
             postprocessing=config.postprocessing,
-            precision=config.precision,
+            precision="fp32" if config.precision == "int8" else config.precision,
             source=config.source,
             accuracy=config.accuracy,
             tensors_sha256=tensors_sha256(tensors),
@@ -107,8 +107,8 @@ def _config_beside(file: CheckpointFile) -> BundleConfig | None:
     path = file.path.with_name(CONFIG_FILE)
     if file.path.name != WEIGHTS_FILE or not path.is_file():
         return None
-    with open_regular(path) as config:
-        text = config.read(MAX_BYTES)
+    with open_regular(path) as opened:
+        text = opened.read(MAX_BYTES)
     try:
         content = json.loads(text)
     except ValueError:

@@ -111,7 +111,7 @@ Threshold = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="With --local: exact, fp32, fp16 or bf16. Default: exact.", rich_help_panel=BACKEND),
+    typer.Option(help="With --local: exact, fp32, fp16, bf16 or int8. Default: exact.", rich_help_panel=BACKEND),
 ]
 Concurrency = Annotated[
     int, typer.Option(min=1, max=256, help="Concurrent requests to the service.", rich_help_panel=BACKEND)

@@ -17,7 +17,7 @@ from service.frontend.api.rest.query import read_query
 from service.frontend.core.parameters import TOP_K
 from service.settings import Settings
 
-PRECISIONS = ("exact", "fp32", "fp16", "bf16")
+PRECISIONS = ("exact", "fp32", "fp16", "bf16", "int8")
 SERVED = re.compile(r"(?P<url>(?:https?|grpcs?)://.+)/models/(?P<model>[^/?#]+)/?")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from model.bundle import EMBEDDED_DIR, Accuracy, Bundle, bundle_names, find_bundle, read_bundle
+from model.bundle import EMBEDDED_DIR, Accuracy, Bundle, Quantisation, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
 from service.cli.console import number_column, print_error, print_table, text_column
 from service.cli.flags import settings_or_exit
@@ -95,6 +95,7 @@ def show_model(
             ["preprocessing", _readable(config.preprocessing.model_dump())],
             ["postprocessing", _readable(config.postprocessing.model_dump(exclude={"task"})) or "-"],
             ["accuracy", _accuracy(config.accuracy)],
+            *([] if config.quantisation is None else [["quantisation", _quantisation(config.quantisation)]]),
             ["measured on", _measured_on(config.accuracy)],
             ["source", f"{config.source.description} {config.source.url}".strip()],
             ["licence", config.source.licence],
@@ -162,6 +163,15 @@ def _megabytes(bundle: Bundle) -> str:
 
 def _accuracy(accuracy: Accuracy | None) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in accuracy.metrics.items()) if accuracy else "-"
+
+
+def _quantisation(made: Quantisation) -> str:
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in made.agreement.items())
+    wide = f"; {len(made.wide_layers)} others float32" if made.wide_layers else ""
+    return (
+        f"{made.layers} layers int8{wide}; made from {made.made_from} with {made.pictures} pictures; "
+        f"agreement with its float32 answers on {made.agreement_pictures} others: {figures}"
+    )
 
 
 def _measured_on(accuracy: Accuracy | None) -> str:

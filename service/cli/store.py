@@ -1,4 +1,4 @@
-"""`convmlp models pull|export|verify`: put models into the store, write them as files, and check them."""
+"""`convmlp models pull|export|verify|quantize`: put models into the store, write them as files, and check them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from model.model_name import base_name, canonical_name
 from service.cli.console import download_progress, print_error, printable
 from service.cli.flags import settings_or_exit
 from service.cli.model_import import import_model
+from service.cli.model_quantise import quantise_model
 from service.cli.model_store import Force, ModelsDir, Store, errors_to_exit, print_model, store_or_exit
 
 
@@ -34,6 +35,7 @@ def add_store_commands(models_app: typer.Typer) -> None:
     models_app.command("import")(import_model)
     models_app.command("export")(export_model)
     models_app.command("verify")(verify_model)
+    models_app.command("quantize")(quantise_model)
 
 
 def pull_model(

@@ -3,8 +3,8 @@
     front-end → worker   Hello · Predicts + [uint8 (h, w, 3) for each] · ListStore · Load · Unload · SetSplit · Cancel
     worker → front-end   State · Answers + [one frame for each large array] · Store · ProtocolMismatch
 
-A message costs far more than a job in it: it wakes a thread on both sides. So one Predicts carries all jobs that a turn
-of the front-end's event loop has made, and one Answers all that a turn of the worker's has ended.
+A message costs far more than a job in it: it wakes a thread on both sides. So one Predicts carries all jobs of one
+iteration of the front-end's event loop, and one Answers all that ended in one of the worker's.
 
 Each front-end numbers its own jobs: requests that can be answered or cancelled. The worker identifies a front-end by
 its socket identity. A model's version names one state of its config, weights included; it is the same on every worker.

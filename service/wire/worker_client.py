@@ -420,6 +420,8 @@ class WorkerClient:
         self._fail_pending(reason)
 
     def _fail_pending(self, reason: str) -> None:
+        for job in self._answers:  # else the next worker would get what its caller sends again
+            self._connection.withdraw(job)
         # An error for each caller: one error raised by several would collect the tracebacks of all.
         futures: list[asyncio.Future[Any]] = [*self._answers.values(), *self._stores.values()]
         retry_after_s = self._recovery.left_s()

@@ -168,7 +168,7 @@ class WorkerEndpoint:
         replies.frames.extend(frames)
 
     def fail(self, receiver: bytes, job: int, error: ConvMLPError) -> None:
-        """Answer a job with an error at the next `flush`, or by itself in the next turn of the event loop."""
+        """Answer a job with an error at the next `flush`, or by itself in the next iteration of the event loop."""
         retry_after_s = error.retry_after_s if isinstance(error, RetryLater) else None
         if not self._flush_due:
             self._flush_due = True

@@ -34,10 +34,6 @@ _EVENTS = int(zmq.EVENTS)
 OnMessage = Callable[[Sequence[zmq.Frame]], None]
 
 
-def _nothing() -> None:
-    """Do nothing."""
-
-
 class ZmqSocket:
     """Owns a socket of pyzmq. All calls belong to the thread of the event loop in which it was made."""
 
@@ -46,10 +42,10 @@ class ZmqSocket:
         self._loop = asyncio.get_running_loop()
         self._descriptor = int(socket.FD)
         self._on_message: OnMessage | None = None
-        self._on_drained: Callable[[], None] = _nothing
+        self._on_drained: Callable[[], None] | None = None
         self._ended: asyncio.Future[None] | None = None
 
-    async def run(self, on_message: OnMessage, on_drained: Callable[[], None] = _nothing) -> None:
+    async def run(self, on_message: OnMessage, on_drained: Callable[[], None] | None = None) -> None:
         """Call `on_message` with the parts of each message, until the socket is closed or this call is cancelled.
 
         `on_drained` is called after the last message that has arrived, or after `IN_A_ROW` of them. The memory of the
@@ -108,7 +104,7 @@ class ZmqSocket:
                     parts.append(part)
                 received += len(parts)
                 self._on_message(parts)
-            if received:
+            if received and self._on_drained is not None:
                 self._on_drained()
         except Exception as error:  # raised by `run`
             if self._ended is None or self._ended.done():
@@ -134,7 +130,7 @@ class WorkerConnection:
         self._on_unsent = on_unsent
         self._context = zmq.Context()
         self._posted: dict[int, tuple[Predict, memoryview]] = {}
-        """By number: the jobs of this turn."""
+        """By number: the jobs of this iteration."""
 
     async def __aenter__(self) -> WorkerConnection:
         self._loop = asyncio.get_running_loop()
@@ -162,7 +158,7 @@ class WorkerConnection:
         self._context.term()
 
     def post(self, predict: Predict, pixels: memoryview) -> None:
-        """Send a job and its input in the next turn of the event loop, together with all that were posted in this."""
+        """Send a job and its input in the next iteration of the event loop, with all that were posted in this."""
         if not self._posted:
             self._loop.call_soon(self._send_posted)
         self._posted[predict.job] = predict, pixels
@@ -172,23 +168,21 @@ class WorkerConnection:
         return self._posted.pop(job, None) is not None
 
     def _send_posted(self) -> None:
-        posted, self._posted = self._posted, {}
-        predicts: list[Predict] = []
-        inputs: list[memoryview] = []
-        nbytes = 0
-        for predict, pixels in posted.values():
-            nbytes += pixels.nbytes
-            if predicts and (len(predicts) == JOBS_TOGETHER or nbytes > BYTES_TOGETHER):
-                self._send_together(predicts, inputs)
-                predicts, inputs, nbytes = [], [], pixels.nbytes
-            predicts.append(predict)
-            inputs.append(pixels)
-        if predicts:
-            self._send_together(predicts, inputs)
-
-    def _send_together(self, predicts: Sequence[Predict], inputs: Sequence[memoryview]) -> None:
-        try:
-            self.messages.send(encode(Predicts(tuple(predicts))), *inputs)
-        except zmq.ZMQError:  # zmq.Again: there is no connection
-            for predict in predicts:
-                self._on_unsent(predict.job)
+        posted, self._posted = list(self._posted.values()), {}
+        start = 0
+        while start < len(posted):
+            predicts: list[Predict] = []
+            inputs: list[memoryview] = []
+            nbytes = 0
+            for predict, pixels in posted[start : start + JOBS_TOGETHER]:
+                nbytes += pixels.nbytes
+                if predicts and nbytes > BYTES_TOGETHER:
+                    break
+                predicts.append(predict)
+                inputs.append(pixels)
+            start += len(predicts)
+            try:
+                self.messages.send(encode(Predicts(tuple(predicts))), *inputs)
+            except zmq.ZMQError:  # zmq.Again: there is no connection
+                for predict in predicts:
+                    self._on_unsent(predict.job)

@@ -304,8 +304,10 @@ class Dispatcher:
 
     def _compute(self, batch: RunningBatch) -> Outputs:
         """In a lane's thread. Inputs are copied into the batch here, where it delays nothing else."""
-        outputs = self._runner.run(batch.jobs[0].shape.slot, make_batch(batch.jobs), batch.lanes)
-        return tuple([output if output.finite else NotFinite() for output in outputs])
+        finite: list[RawOutput | NotFinite] = []
+        for output in self._runner.run(batch.jobs[0].shape.slot, make_batch(batch.jobs), batch.lanes):
+            finite.append(output if output.finite else NotFinite())
+        return tuple(finite)
 
     def _on_ended(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
         self._ended.append((batch, call))
@@ -334,7 +336,11 @@ class Dispatcher:
             self._latency.record(shape, len(jobs), infer_s, output_pixels)
         part = batch.lanes / self.executor.lanes
         self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
-        last = {job.key[0]: job for job, output in zip(jobs, outputs, strict=True) if not isinstance(output, NotFinite)}
+        last: dict[bytes, Job] = {}
+        """By front-end: its last job that has an output."""
+        for job, output in zip(jobs, outputs, strict=True):
+            if not isinstance(output, NotFinite):
+                last[job.key[0]] = job
         for job, output in zip(jobs, outputs, strict=True):
             if isinstance(output, NotFinite):
                 self._count_not_finite(job)

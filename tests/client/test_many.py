@@ -37,10 +37,10 @@ async def test_unordered_outcomes_have_their_index(service: LocalService, varian
     assert all(one.result.labels[0].index == one.index for one in outcomes)
 
 
-@pytest.mark.parametrize("method", ["classify", "detect", "segment"])
+@pytest.mark.parametrize("method", ["classify", "detect", "segment", "analyze"])
 async def test_many_give_the_same_results_as_one(service: LocalService, variant: Variant, method: str) -> None:
     """An image has the same result, with the same parameters, alone and among others."""
-    parameters = {"top_k": 1} if method == "classify" else {"mask_format": "png"}
+    parameters = {"top_k": 1} if method in ("classify", "analyze") else {"mask_format": "png"}
     async with variant.open(service) as client:
         alone = await client.call(method, picture(60), **parameters)
         (among, _) = await client.call_many(f"{method}_many", [picture(60), picture(61)], **parameters)
@@ -62,6 +62,14 @@ async def test_a_bad_image_fails_alone(service: LocalService, variant: Variant, 
     ]
     assert [one.image for one in outcomes] == images
     assert [one.result.labels[0].index for one in (outcomes[0], outcomes[4])] == [1, 2]
+
+
+async def test_a_bad_image_fails_its_analysis_alone(service: LocalService, variant: Variant) -> None:
+    """Its outcome has the error of the image, and the others' their answers."""
+    async with variant.open(service) as client:
+        outcomes = await client.call_many("analyze_many", [picture(1), b"no picture", picture(2)])
+    assert [type(one.error) for one in outcomes] == [type(None), UnsupportedFormat, type(None)]
+    assert [outcomes[at].result["classify"].labels[0].index for at in (0, 2)] == [1, 2]
 
 
 async def test_raise_errors(service: LocalService, variant: Variant) -> None:

@@ -25,7 +25,7 @@ from convmlp_client.results import (
     Segmentation,
     Task,
 )
-from convmlp_client.transport.grpc_messages import Response, result_from_message
+from convmlp_client.transport.grpc_messages import TaskResponse, result_from_message
 from model.postprocess.masks import MaskFormat
 from model.types import Box as ServedBox
 from model.types import ClassifyOutput, ClassifyResult, DetectResult, EmbedOutput, SegmentResult, Size, SoftMask
@@ -168,7 +168,7 @@ def as_message(mask: Mask | None) -> vision_pb2.Mask | None:
             return vision_pb2.Mask(polygons=vision_pb2.Polygons(polygons=parts))
 
 
-def from_message(message: Response) -> Result:
+def from_message(message: TaskResponse) -> Result:
     message.model, message.id = "model", "id"
     result = result_from_message(message)
     return dataclasses.replace(result, meta=dataclasses.replace(result.meta, timings_ms={"total": 1.5}))

@@ -18,11 +18,11 @@ from tests.clients.conftest import CAT
 from tests.clients.installs import only_if_asked_for, python_environment, run
 from tests.e2e.convmlp_process import RunningService, running_service
 
-pytestmark = [only_if_asked_for, pytest.mark.timeout(1500)]
+pytestmark = [only_if_asked_for, pytest.mark.timeout(3000)]
 
 PROGRAM = Path(__file__).parent / "programs/label_studio_project.py"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
-START_S = 600
+START_S = 1200
 """It makes its database first, which takes minutes."""
 CONFIG = """
 <View>

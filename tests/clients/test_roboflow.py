@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -17,6 +18,8 @@ import pytest
 from tests.clients.conftest import CAT, Expected
 from tests.clients.installs import only_if_asked_for, python_environment, run
 from tests.e2e.convmlp_process import RunningService, running_service
+from tests.fakes import fake_instances
+from tests.service.frontend.rest_server import open_rest, picture
 
 pytestmark = only_if_asked_for
 
@@ -47,17 +50,11 @@ def printed(guarded: RunningService, tmp_path_factory: pytest.TempPathFactory) -
     return dict(json.loads(run([str(python), str(PROGRAMS / "inference_sdk_client.py"), *arguments]).splitlines()[-1]))
 
 
-@pytest.fixture(scope="module")
-def supervised(printed: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What supervision makes of the SDK's answer, and the picture that it draws."""
-    drawn = tmp_path_factory.mktemp("supervision") / "drawn.jpg"
-    command = [
-        str(python_environment("supervision")),
-        str(PROGRAMS / "supervision_detections.py"),
-        str(CAT),
-        str(drawn),
-    ]
-    return {**json.loads(run(command, text=json.dumps(printed["detected"]))), "drawn": drawn.read_bytes()}
+def supervised(answer: dict[str, Any], drawn: Path) -> dict[str, Any]:
+    """What supervision makes of an answer; it draws it into the file."""
+    program = str(PROGRAMS / "supervision_detections.py")
+    command = [str(python_environment("supervision")), program, str(CAT), str(drawn)]
+    return dict(json.loads(run(command, text=json.dumps(answer))))
 
 
 def labels_of(answer: dict[str, Any]) -> list[str]:
@@ -114,14 +111,28 @@ def test_errors_have_the_services_text(printed: dict[str, Any]) -> None:
     assert "nothing" in no_model_text
 
 
-def test_supervision(printed: dict[str, Any], supervised: dict[str, Any]) -> None:
+def test_supervision(printed: dict[str, Any], tmp_path: Path) -> None:
     """`Detections.from_inference` has the boxes by their corners, the confidences and the names; it draws them."""
-    found = printed["detected"]["predictions"]
-    assert supervised["names"] == labels_of(printed["detected"])
-    assert supervised["confidences"] == pytest.approx([one["confidence"] for one in found])
-    assert supervised["classes"] == [one["class_id"] for one in found]
+    answer, found = supervised(printed["detected"], tmp_path / "drawn.jpg"), printed["detected"]["predictions"]
+    assert answer["names"] == labels_of(printed["detected"])
+    assert answer["confidences"] == pytest.approx([one["confidence"] for one in found])
+    assert answer["classes"] == [one["class_id"] for one in found]
     left = [one["x"] - one["width"] / 2 for one in found]
-    assert [box[0] for box in supervised["boxes"]] == pytest.approx(left)
-    with PIL.Image.open(CAT) as cat, PIL.Image.open(io.BytesIO(supervised["drawn"])) as drawn:
+    assert [box[0] for box in answer["boxes"]] == pytest.approx(left)
+    with PIL.Image.open(CAT) as cat, PIL.Image.open(tmp_path / "drawn.jpg") as drawn:
         assert drawn.size == cat.size
         assert np.abs(np.asarray(drawn, np.int16) - np.asarray(cat, np.int16)).max() > 100
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "rle"])
+def test_masks_of_supervision(mask_format: str, tmp_path: Path) -> None:
+    """It reads the masks of instances from their outlines and from RLE, to the pixel; no embedded model has masks."""
+
+    async def ask() -> dict[str, Any]:
+        async with open_rest(more=[fake_instances()]) as rest:
+            query = {"response_mask_format": mask_format}
+            image = picture(2, width=96, height=64)
+            response = await rest.http.post("/compat/roboflow/fake_instances/1", params=query, content=image)
+            return dict(response.json())
+
+    assert supervised(asyncio.run(ask()), tmp_path / "drawn.jpg")["masks"] == [48 * 32, 72 * 48]

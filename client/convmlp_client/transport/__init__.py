@@ -6,16 +6,15 @@ Both give equal results and errors.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from convmlp_client.parameters import PredictParams
-from convmlp_client.results import Analysis, Model, Result
+from convmlp_client.results import AnyResult, Model
 
-R = TypeVar("R", bound=Result)
-R_co = TypeVar("R_co", bound=Result, covariant=True)
+R = TypeVar("R", bound=AnyResult)
+R_co = TypeVar("R_co", bound=AnyResult, covariant=True)
 
 MAX_RESPONSE_BYTES = 256 * 2**20
 """More than the masks of a response take as PNG. The limit is for responses without an end."""
@@ -75,10 +74,6 @@ class Transport(Protocol):
 
     async def predict(self, params: PredictParams[R], image: bytes, attempt: Attempt) -> R:
         """The result for one encoded image."""
-        ...
-
-    async def analyze(self, values: Mapping[str, Any], image: bytes, attempt: Attempt) -> Analysis:
-        """The answers of several models for one encoded image."""
         ...
 
     def open_stream(self, params: PredictParams[R]) -> ImageStream[R]: ...

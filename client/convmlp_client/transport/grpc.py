@@ -17,14 +17,13 @@ from convmlp.v1 import vision_pb2_grpc
 from convmlp_client.errors import ClientError, DeadlineExceeded, ProtocolError
 from convmlp_client.geometry import ImageSize
 from convmlp_client.parameters import PredictParams
-from convmlp_client.results import Analysis, Answer, Embedding, Meta, Model, Result, Task
+from convmlp_client.results import Analysis, Answer, AnyResult, Embedding, Meta, Model, Task
 from convmlp_client.transport import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES, Attempt, StrPath, TransportConfig
 from convmlp_client.transport.grpc_errors import error_from_call, error_from_status
 from convmlp_client.transport.grpc_messages import (
     TASKS,
     Request,
     Response,
-    analyze_message,
     model_from_message,
     request_message,
     result_from_message,
@@ -34,7 +33,7 @@ from convmlp_client.transport.grpc_messages import (
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
 
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=AnyResult)
 Metadata = Sequence[tuple[str, str]]
 
 DEFAULT_PORTS: Final = {"grpc": 8001, "grpcs": 443}
@@ -70,15 +69,18 @@ class GrpcTransport:
 
     async def predict(self, params: PredictParams[R], image: bytes, attempt: Attempt) -> R:
         request = request_message(params, image, attempt.request_id)
-        result = result_from_message(await self._call(self._methods().unary[params.task], request, attempt))
+        return self.result_of(params, await self._call(self._methods().unary[params.task], request, attempt))
+
+    def result_of(self, params: PredictParams[R], response: Response) -> R:
+        """The result in a response without an error."""
+        result: AnyResult
+        if isinstance(response, pb.AnalyzeResponse):
+            names = params.values.get("models") or [TASKS[answer.task].value for answer in response.answers]
+            result = _analysis(response, names, self._address)
+        else:
+            result = result_from_message(response)
         assert isinstance(result, params.result_type)
         return result
-
-    async def analyze(self, values: Mapping[str, Any], image: bytes, attempt: Attempt) -> Analysis:
-        request = analyze_message(values, image, attempt.request_id)
-        response = await self._call(self._methods().analyze, request, attempt)
-        names = values.get("models") or [TASKS[answer.task].value for answer in response.answers]
-        return _analysis(response, names, self._address)
 
     def open_stream(self, params: PredictParams[R]) -> GrpcImageStream[R]:
         multiplexer = StreamMultiplexer(self._methods().streams[params.task], self._metadata, self._address)
@@ -148,9 +150,7 @@ class GrpcImageStream(Generic[R]):
             raise DeadlineExceeded(detail, request_id=attempt.request_id) from None
         if response is None:
             return await self.transport.predict(self.params, image, attempt)
-        result = result_from_message(response)
-        assert isinstance(result, self.params.result_type)
-        return result
+        return self.transport.result_of(self.params, response)
 
     async def aclose(self) -> None:
         await self.multiplexer.aclose()
@@ -268,7 +268,6 @@ class _Methods:
     channel: grpc.aio.Channel
     unary: Mapping[Task, Any]
     streams: Mapping[Task, Any]
-    analyze: Any
     list_models: Any
     health: Any
 
@@ -282,14 +281,15 @@ def _methods(channel: grpc.aio.Channel) -> _Methods:
             Task.DETECT: stub.Detect,
             Task.SEGMENT: stub.Segment,
             Task.EMBED: stub.Embed,
+            Task.ANALYZE: stub.Analyze,
         },
         {
             Task.CLASSIFY: stub.ClassifyStream,
             Task.DETECT: stub.DetectStream,
             Task.SEGMENT: stub.SegmentStream,
             Task.EMBED: stub.EmbedStream,
+            Task.ANALYZE: stub.AnalyzeStream,
         },
-        stub.Analyze,
         stub.ListModels,
         channel.unary_unary(HEALTH_METHOD),
     )

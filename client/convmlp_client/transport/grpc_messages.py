@@ -14,6 +14,7 @@ from convmlp_client.images import ImageUrl
 from convmlp_client.masks import Mask
 from convmlp_client.parameters import PredictParams
 from convmlp_client.results import (
+    AnyResult,
     Classification,
     Detection,
     Detections,
@@ -27,14 +28,16 @@ from convmlp_client.results import (
     Task,
 )
 
-Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest | pb.EmbedRequest
-Response = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse | pb.EmbedResponse
+Request = pb.ClassifyRequest | pb.DetectRequest | pb.SegmentRequest | pb.EmbedRequest | pb.AnalyzeRequest
+TaskResponse = pb.ClassifyResponse | pb.DetectResponse | pb.SegmentResponse | pb.EmbedResponse
+Response = TaskResponse | pb.AnalyzeResponse
 
 REQUESTS: Mapping[Task, type[Request]] = {
     Task.CLASSIFY: pb.ClassifyRequest,
     Task.DETECT: pb.DetectRequest,
     Task.SEGMENT: pb.SegmentRequest,
     Task.EMBED: pb.EmbedRequest,
+    Task.ANALYZE: pb.AnalyzeRequest,
 }
 MASK_FORMATS: Mapping[str, int] = {
     "rle": pb.MASK_FORMAT_RLE,
@@ -52,7 +55,7 @@ TASKS: Mapping[pb.Task.ValueType, Task] = {
 _TASK_VALUES: Mapping[str, pb.Task.ValueType] = {task.value: value for value, task in TASKS.items()}
 
 
-def request_message(params: PredictParams[Result], image: bytes, request_id: str) -> Request:
+def request_message(params: PredictParams[AnyResult], image: bytes, request_id: str) -> Request:
     """The request for one image.
 
     Raises:
@@ -60,32 +63,22 @@ def request_message(params: PredictParams[Result], image: bytes, request_id: str
     """
     request = REQUESTS[params.task](id=request_id)
     _set_image(request, image)
-    _set_fields(request, _fields(params.values))
-    return request
-
-
-def analyze_message(values: Mapping[str, Any], image: bytes, request_id: str) -> pb.AnalyzeRequest:
-    """The request for the answers of several models. Raises BadParameter, as `request_message`."""
-    fields = _fields(values)
-    try:
-        tasks = [_TASK_VALUES[task] for task in fields.pop("tasks", ())]
-    except KeyError as error:
-        expected = ", ".join(_TASK_VALUES)
-        raise BadParameter(f"parameter 'tasks' has {error.args[0]!r}; expected some of {expected}, each once") from None
-    request = pb.AnalyzeRequest(id=request_id, tasks=tasks, models=fields.pop("models", ()))
-    _set_image(request, image)
+    fields = _fields(params.values)
+    if isinstance(request, pb.AnalyzeRequest):
+        request.tasks.extend(map(_task_value, fields.pop("tasks", ())))
+        request.models.extend(fields.pop("models", ()))
     _set_fields(request, fields)
     return request
 
 
-def _set_image(request: Request | pb.AnalyzeRequest, image: bytes) -> None:
+def _set_image(request: Request, image: bytes) -> None:
     if isinstance(image, ImageUrl):
         request.image_url = image.decode()
     else:
         request.image = image
 
 
-def result_from_message(response: Response) -> Result:
+def result_from_message(response: TaskResponse) -> Result:
     """The result in a response."""
     rounded = timings_of(response)
     size = ImageSize(response.image.width, response.image.height)
@@ -132,7 +125,14 @@ def model_from_message(message: pb.Model) -> Model:
     )
 
 
-def _set_fields(request: Request | pb.AnalyzeRequest, fields: Mapping[str, Any]) -> None:
+def _task_value(task: str) -> pb.Task.ValueType:
+    if task not in _TASK_VALUES:
+        expected = ", ".join(_TASK_VALUES)
+        raise BadParameter(f"parameter 'tasks' has {task!r}; expected some of {expected}, each once")
+    return _TASK_VALUES[task]
+
+
+def _set_fields(request: Request, fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         try:
             if name == "classes":
@@ -143,7 +143,7 @@ def _set_fields(request: Request | pb.AnalyzeRequest, fields: Mapping[str, Any])
             raise BadParameter(f"parameter {name!r} is {value!r}, which cannot be sent: {error}") from error
 
 
-def timings_of(response: Response | pb.AnalyzeResponse) -> dict[str, float]:
+def timings_of(response: Response) -> dict[str, float]:
     """Milliseconds by stage; empty where there are none."""
     timings = response.timings
     timings_ms = {

@@ -28,10 +28,10 @@ from convmlp_client.errors import (
 )
 from convmlp_client.geometry import ImageSize
 from convmlp_client.parameters import PredictParams
-from convmlp_client.results import Analysis, Answer, Meta, Model, Result, Task
+from convmlp_client.results import Analysis, Answer, AnyResult, Meta, Model, Task
 from convmlp_client.transport import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES, Attempt, TransportConfig
 
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=AnyResult)
 T = TypeVar("T")
 
 KEEPALIVE_EXPIRY_S: Final = 30.0
@@ -126,6 +126,15 @@ class RestTransport:
         )
 
     async def predict(self, params: PredictParams[R], image: bytes, attempt: Attempt) -> R:
+        result: AnyResult
+        if params.task is Task.ANALYZE:
+            result = await self._analyze(params.values, image, attempt)
+        else:
+            result = await self._predict(params, image, attempt)
+        assert isinstance(result, params.result_type)
+        return result
+
+    async def _predict(self, params: PredictParams[AnyResult], image: bytes, attempt: Attempt) -> AnyResult:
         # As base64 a vector is a quarter as long.
         encoding = {"encoding": "base64"} if params.task is Task.EMBED else {}
         query = _query_string({**params.values, **encoding})
@@ -133,13 +142,11 @@ class RestTransport:
         content = self._decode(response, _ResultsJSON)
         result_json = self._only(content.results)
         try:
-            result = result_from_json(result_json, _meta(response, content.model, params.task))
+            return result_from_json(result_json, _meta(response, content.model, params.task))
         except msgspec.DecodeError as error:
             raise self._unexpected_response(error) from error
-        assert isinstance(result, params.result_type)
-        return result
 
-    async def analyze(self, values: Mapping[str, Any], image: bytes, attempt: Attempt) -> Analysis:
+    async def _analyze(self, values: Mapping[str, Any], image: bytes, attempt: Attempt) -> Analysis:
         texts = {name: ",".join(value) if name in ("tasks", "models") else value for name, value in values.items()}
         response = await self._request("POST", f"/analyze{_query_string(texts)}", attempt, image)
         content = self._decode(response, _AnalysesJSON)

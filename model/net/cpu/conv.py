@@ -12,6 +12,7 @@ small enough in float32 but not in half precision.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -28,26 +29,52 @@ EXACT_GELU: dict[Activation, str] = {"none": "", "relu": "", "gelu": "none"}
 _Size = tuple[torch.Size, int]
 
 
-class Conv(nn.Module):
-    """A convolution and an optional activation: (N, C, H, W) → (N, D, H', W'), channels-last in memory.
+class PackedWeights:
+    """A weight in oneDNN's packing for each size of input. `pack` makes one for a shape.
 
     The fastest packing of the weight depends on the input's size and the number of threads. With any other packing,
     oneDNN repacks the weight at each call, which can take a hundred times as long as the convolution.
     """
 
+    def __init__(self, pack: Callable[[list[int]], Tensor]) -> None:
+        self._pack = pack
+        self._distinct: list[Tensor] = []
+        self._packed_for: dict[_Size, Tensor] = {}
+
+    def weight(self, x: Tensor) -> Tensor:
+        size = (x.shape, torch.get_num_threads())
+        found = self._packed_for.get(size)
+        return self._packed(size) if found is None else found
+
+    def _packed(self, size: _Size) -> Tensor:
+        made = self._pack(list(size[0]))
+        content = _packed_bytes(made)
+        weight = next((packed for packed in self._distinct if _packed_bytes(packed) == content), made)
+        if weight is made:
+            self._distinct.append(made)
+        if len(self._packed_for) >= MAX_CACHED_SIZES:
+            self._packed_for.clear()
+        self._packed_for[size] = weight
+        return weight
+
+
+class Conv(nn.Module):
+    """A convolution and an optional activation: (N, C, H, W) → (N, D, H', W'), channels-last in memory."""
+
     def __init__(self, conv: nn.Conv2d, activation: Activation = "none") -> None:
         super().__init__()
         assert isinstance(conv.padding, tuple)
         self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self._plain = conv.weight.detach()
+        plain, geometry = conv.weight.detach(), self._geometry
+        self._weights = PackedWeights(
+            lambda shape: torch.ops.mkldnn._reorder_convolution_weight(plain, *geometry, shape)
+        )
         self._bias = None if conv.bias is None else conv.bias.detach()
         self._activation = activation
-        self._packed_weights: list[Tensor] = []
-        self._packed_for: dict[_Size, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight(x), self._bias, *self._geometry, self._activation, [], EXACT_GELU[self._activation]
+            x, self._weights.weight(x), self._bias, *self._geometry, self._activation, [], EXACT_GELU[self._activation]
         )
         return out
 
@@ -55,25 +82,9 @@ class Conv(nn.Module):
         """The convolution plus a tensor of its shape, then a ReLU if that is its activation."""
         activation = "relu" if self._activation == "relu" else None
         out: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, addend, self._weight(x), self._bias, *self._geometry, "add", 1.0, activation, [], ""
+            x, addend, self._weights.weight(x), self._bias, *self._geometry, "add", 1.0, activation, [], ""
         )
         return out
-
-    def _weight(self, x: Tensor) -> Tensor:
-        size = (x.shape, torch.get_num_threads())
-        found = self._packed_for.get(size)
-        return self._pack(size) if found is None else found
-
-    def _pack(self, size: _Size) -> Tensor:
-        made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self._plain, *self._geometry, list(size[0]))
-        content = _packed_bytes(made)
-        weight = next((packed for packed in self._packed_weights if _packed_bytes(packed) == content), made)
-        if weight is made:
-            self._packed_weights.append(made)
-        if len(self._packed_for) >= MAX_CACHED_SIZES:
-            self._packed_for.clear()
-        self._packed_for[size] = weight
-        return weight
 
 
 def _packed_bytes(weight: Tensor) -> bytes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.net.cpu.conv import Activation, Conv, WinogradConv, winograd_applies
+from model.net.cpu.int8 import Int8Conv
 from model.net.cpu.linear import FusedChannelMLP, Linear, SingleSharedLinear
 from model.net.fold import scale_and_shift
 from model.net.layers import ChannelMLP, SharedLinear, UnfoldedBatchNorm2d, chains_of
@@ -82,6 +83,8 @@ def _fuse_in_order(parent: nn.Module, chain: tuple[str, ...]) -> None:
                 parent.set_submodule(name, _conv(conv, "relu" if rectified else "gelu"))
                 parent.set_submodule(key, nn.Identity())
                 before = None
+            case Int8Conv(relu=True):
+                before, rectified = None, True
             case nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if rectified:
                 parent.set_submodule(key, _MaxPool())
             case nn.Identity():

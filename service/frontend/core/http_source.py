@@ -15,7 +15,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -131,7 +131,9 @@ class HttpSource:
                     response = await connection.handle_async_request(_request(url, own))
                     headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
                     if response.status not in REDIRECTS:
-                        yield _answer(url, response, headers)
+                        nbytes = _checked_length(url, response.status, headers)
+                        async with aclosing(response.aiter_stream()) as chunks:
+                            yield Answer(url.host, nbytes, chunks)
                         return
             except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
                 raise _failure(url.host, error) from None
@@ -268,8 +270,8 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return found
 
 
-def _answer(url: httpx2.URL, response: httpcore2.Response, headers: dict[bytes, str]) -> Answer:
-    status = response.status
+def _checked_length(url: httpx2.URL, status: int, headers: dict[bytes, str]) -> int | None:
+    """The Content-Length of a picture. Raises FetchFailed for an answer that is none."""
     if status != http.HTTPStatus.OK:
         known = f" {http.HTTPStatus(status).phrase}" if status in list(http.HTTPStatus) else ""
         raise FetchFailed(f"{url.host} answers {status}{known} for the picture's URL")
@@ -277,7 +279,7 @@ def _answer(url: httpx2.URL, response: httpcore2.Response, headers: dict[bytes, 
     if coding != "identity":
         raise FetchFailed(f"{url.host} sends the picture with Content-Encoding {coding[:40]!r}; expected none")
     length = headers.get(b"content-length", "")
-    return Answer(url.host, int(length) if length.isdigit() else None, response.aiter_stream())
+    return int(length) if length.isdigit() else None
 
 
 def _place(url: httpx2.URL) -> str:

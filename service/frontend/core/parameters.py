@@ -381,14 +381,9 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "tile_overlap": Parameter(
         "With `tiles`: the least part of a window's width and height that the next one shares. Objects up to this size "
-        "are never cut in all windows that show them.",
-        {
-            "type": "number",
-            "minimum": TILE_OVERLAP.low,
-            "maximum": TILE_OVERLAP.high,
-            "default": DEFAULT_OVERLAP,
-            "examples": [0.3],
-        },
+        f"are never cut in all windows that show them. Default: {DEFAULT_OVERLAP}.",
+        # No `default`: generated clients would send it without `tiles`, which is refused.
+        {"type": "number", "minimum": TILE_OVERLAP.low, "maximum": TILE_OVERLAP.high, "examples": [0.3]},
         _number(TILE_OVERLAP),
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),
@@ -415,7 +410,8 @@ def distinct(names: Sequence[str], limit: int) -> tuple[str, ...] | None:
 
 
 def require_applicable(given: Mapping[str, Set[Task]], tasks: Set[Task]) -> None:
-    """Check the parameters that an analysis by `tasks` is given; each is of the tasks by its name.
+    """Check the parameters that an analysis by `tasks` is given; each is of the tasks by its name. A parameter that has
+    its default changes nothing, and counts as not given: generated clients send the defaults.
 
     Raises:
         BadParameter: none of `tasks` has one of them.

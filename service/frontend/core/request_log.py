@@ -27,6 +27,8 @@ from service.types import Reply, Timings
 SANE_ID = re.compile(r"[\x20-\x7e]{1,128}")
 """A caller's id that may stand in logs and headers."""
 STAGES = ("decode", "queue", "infer", "post")
+OPTIONAL_FIELDS = ("method", "path", "caller", "task", "model", "outcome", "status")
+"""Of a line of the access log: those that not every request has."""
 
 log = structlog.get_logger(__name__)
 access_logger = structlog.get_logger("access")
@@ -190,13 +192,13 @@ class RequestRecord:
 
     def server_timing(self) -> str:
         """The value of the header Server-Timing (W3C), durations in ms, and the size of the batch."""
-        entries = [f"{stage};dur={value:.2f}" for stage, value in self.finish().items()]
-        if self.batch_images:
-            entries.append(f"batch;desc={self.batch_images}")
-        return ", ".join(entries)
+        entries = ""
+        for stage, value in self.finish().items():
+            entries += f"{stage};dur={value:.2f}, "
+        return f"{entries}batch;desc={self.batch_images}" if self.batch_images else entries[:-2]
 
     def _write(self, durations_ms: dict[str, float]) -> None:
-        line = {
+        line: dict[str, object] = {
             "transport": self.log.transport,
             "method": self.method,
             "path": self.path,
@@ -208,10 +210,12 @@ class RequestRecord:
             "request_bytes": self.request_bytes,
             "reply_bytes": self.reply_bytes,
         }
-        fields: dict[str, object] = {name: value for name, value in line.items() if value not in ("", None)}
+        for name in OPTIONAL_FIELDS:
+            if line[name] in ("", None):
+                del line[name]
         for stage, value in durations_ms.items():
-            fields[f"{stage}_ms"] = round(value, 2)
-        access_logger.info(self.event, **fields)
+            line[f"{stage}_ms"] = round(value, 2)
+        access_logger.info(self.event, **line)
 
     def _end_span(self, span: Span) -> None:
         attributes = {

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from types import coroutine
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from starlette.datastructures import Headers, QueryParams
@@ -266,39 +265,14 @@ def read_timeout_ms(header: str | None) -> int | None:
 async def within_deadline(reading: Awaitable[T], deadline_s: float) -> T:
     """What was read of a request's body. `deadline_s` is on the clock of `time.monotonic`.
 
-    Most bodies have arrived, so reading them does not wait: a timer would cost more than the reading.
-
     Raises:
         DeadlineExceeded: the body did not come in time.
     """
-    steps = reading.__await__()
-    try:
-        awaited = next(steps)
-    except StopIteration as end:
-        body: T = end.value
-        return body
     try:
         async with asyncio.timeout(deadline_s - time.monotonic()):
-            return await _rest(steps, awaited)
+            return await reading
     except TimeoutError:
         raise DeadlineExceeded("timed out before the upload finished") from None
-
-
-@coroutine
-def _rest(steps: Generator[Any, Any, T], awaited: object) -> Generator[Any, Any, T]:
-    """The rest of an awaitable that has taken its first step, and waits for `awaited`."""
-    while True:
-        try:
-            result = yield awaited
-        except BaseException as error:  # such as a cancellation
-            step: Callable[[], object] = partial(steps.throw, error)
-        else:
-            step = partial(steps.send, result)
-        try:
-            awaited = step()
-        except StopIteration as end:
-            body: T = end.value
-            return body
 
 
 class RequestMiddleware:

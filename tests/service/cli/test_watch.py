@@ -276,6 +276,17 @@ def video(path: Path, frames: int, degrees: int = 0) -> None:
         container.mux(stream.encode())
 
 
+@pytest.mark.skipif(importlib.util.find_spec("av") is not None, reason="PyAV is installed")
+async def test_without_pyav_the_extra_is_named(tmp_path: Path) -> None:
+    """A video or an RTSP address needs the extra, and the message names it."""
+    (tmp_path / "a.mp4").write_bytes(b"")
+    for source in (str(tmp_path / "a.mp4"), "rtsp://me:secret@camera/live"):
+        ran = await convmlp("watch", source)
+        assert (ran.status, ran.out) == (1, b"")
+        assert "needs PyAV, which is not installed; install this package's extra `video`" in ran.err
+        assert "secret" not in ran.err
+
+
 @needs_av
 async def test_a_video(grpc_url: str, tmp_path: Path) -> None:
     """Each frame of a file has its line and its time in the video, however fast the service is; `--fps` takes some."""

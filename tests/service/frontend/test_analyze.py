@@ -124,6 +124,23 @@ async def test_grpc_gives_the_answers_of_its_methods(pair: PairAtWork) -> None:
     assert reply.timings.total_ms > 0
 
 
+async def test_a_stream_of_analyses(pair: PairAtWork) -> None:
+    """Each reply has its request's id; the reply to a message that fails has its error, and the stream goes on."""
+    sent = [
+        pb.AnalyzeRequest(id="good", image=IMAGE, top_k=2),
+        pb.AnalyzeRequest(id="no picture", image=b"no picture"),
+        pb.AnalyzeRequest(id="other", image=IMAGE, tasks=[pb.TASK_CLASSIFY], classes=["cat"]),
+        pb.AnalyzeRequest(id="last", image=IMAGE, tasks=[pb.TASK_DETECT]),
+    ]
+    replies = {reply.id: reply async for reply in pair.rpc.stub.AnalyzeStream(iter(sent))}
+    assert set(replies) == {request.id for request in sent}
+    errors = {name: reply.error.code for name, reply in replies.items() if reply.HasField("error")}
+    assert errors == dict.fromkeys(["no picture", "other"], grpc.StatusCode.INVALID_ARGUMENT.value[0])
+    assert [answer.WhichOneof("result") for answer in replies["good"].answers] == list(TASKS)
+    alone = await pair.rpc.stub.Analyze(sent[0])
+    assert replies["good"].answers[0].classify.labels == alone.answers[0].classify.labels
+
+
 async def test_models_name_the_answers(pair: PairAtWork) -> None:
     """`models` answers by the models' names, in their order; tasks and models exclude each other."""
     document = await analyze(pair, "?models=fake_segment,fake_classify")
@@ -217,6 +234,22 @@ async def test_grpc_refuses_the_same(pair: PairAtWork, fields: dict[str, Any]) -
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await pair.rpc.stub.Analyze(pb.AnalyzeRequest(image=IMAGE, **fields))
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_defaults_of_other_tasks_change_nothing(pair: PairAtWork) -> None:
+    """Generated clients send the defaults of the document, whatever the tasks."""
+    document = (await pair.http.get("/openapi.json")).json()
+    parameters = document["paths"]["/analyze"]["post"]["parameters"]
+    defaults = {one["name"]: one["schema"]["default"] for one in parameters if "default" in one["schema"]}
+    texts = {name: str(value).lower() for name, value in defaults.items()}
+    assert {"top_k", "max_detections", "agnostic_nms", "mask_format"} <= texts.keys()
+    for more in ({"tasks": "classify"}, {"tasks": "segment"}, {"models": "fake_detect"}):
+        response = await pair.http.post("/analyze", params={**texts, **more}, content=IMAGE)
+        assert response.status_code == 200, response.text
+    request = pb.AnalyzeRequest(
+        image=IMAGE, tasks=[pb.TASK_SEGMENT], top_k=5, max_detections=100, mask_format=pb.MASK_FORMAT_RLE
+    )
+    assert (await pair.rpc.stub.Analyze(request)).answers[0].WhichOneof("result") == "segment"
 
 
 async def test_all_answers_are_drawn_on_one_picture(pair: PairAtWork) -> None:

@@ -70,6 +70,18 @@ async def test_a_url_stands_for_its_picture(fetching: Fetching) -> None:
     assert [(reply.id, reply.labels[0].index) async for reply in stream] == [("one", GREY)]
 
 
+async def test_apis_of_others_take_urls(fetching: Fetching) -> None:
+    """Roboflow's parameter `image`, with GET and POST, and the image of DeepStack's form, may be a URL."""
+    http, url = fetching.pair.http, fetching.site.url("/picture")
+    for method in ("GET", "POST"):
+        answer = await http.request(method, "/compat/roboflow/fake_detect/1", params={"image": url})
+        assert len(answer.json()["predictions"]) == 2, answer.text
+    answer = await http.post("/compat/deepstack/v1/vision/detection", files=[("image", (None, url))])
+    assert answer.json()["count"] == 2, answer.text
+    answer = await http.post("/compat/roboflow/fake_detect/1", params={"image": fetching.site.url("/missing")})
+    assert (answer.status_code, answer.json()["message"]) == (502, answer.json()["detail"])
+
+
 async def test_the_client_sends_urls(fetching: Fetching) -> None:
     """An `ImageUrl` is answered over both transports as its picture is, also in a stream; and it cannot be drawn on."""
     image = ImageUrl(fetching.site.url("/picture"))

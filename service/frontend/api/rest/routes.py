@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
-from model.bundle import Accuracy, Source
+from model.bundle import Accuracy, Quantisation, Source
 from model.families.registry import Architecture
 from model.model_name import version_of
 from model.reference import REFERENCE_PICTURE
@@ -99,6 +99,7 @@ class ModelCard(BaseModel):
     weights_sha256: str
     source: Source
     accuracy: Accuracy | None
+    quantisation: Quantisation | None
 
 
 class ModelList(BaseModel):
@@ -234,6 +235,7 @@ def _card(engine: Engine, model: ModelStatus) -> ModelCard:
         weights_sha256=config.weights_sha256,
         source=config.source,
         accuracy=config.accuracy,
+        quantisation=config.quantisation,
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import grpc
+from google.rpc.status_pb2 import Status
 
 from convmlp.v1 import vision_pb2 as pb
-from model.bundle import Accuracy
+from model.bundle import Accuracy, Quantisation
 from model.model_name import version_of
 from model.spec import (
     CenterCropSpec,
@@ -58,6 +59,7 @@ def add_vision(
         service.add_unary(method.name, predict, task=task)
         service.add_stream(f"{method.name}Stream", predict, method.error_reply, task=task)
     service.add_unary("Analyze", vision.analyze, task=ANALYZE)
+    service.add_stream("AnalyzeStream", vision.analyze, _analysis_error, task=ANALYZE)
     service.add_unary("ListModels", vision.list_models)
     service.add_to(server)
 
@@ -187,6 +189,11 @@ class Vision:
         return pb.ListModelsResponse(models=models).SerializeToString()
 
 
+def _analysis_error(record: RequestRecord, status: Status) -> bytes:
+    """The reply to a message of a stream of analyses that failed."""
+    return pb.AnalyzeResponse(id=record.given_id or record.request_id, error=status).SerializeToString()
+
+
 def _set_timings(timings: pb.Timings, stages: Timings) -> None:
     timings.decode_ms, timings.queue_ms = stages.decode * 1000, stages.queue * 1000
     timings.infer_ms, timings.post_ms = stages.infer * 1000, stages.post * 1000
@@ -194,6 +201,10 @@ def _set_timings(timings: pb.Timings, stages: Timings) -> None:
 
 def accuracy_of(accuracy: Accuracy | None) -> pb.Accuracy | None:
     return None if accuracy is None else pb.Accuracy(**accuracy.model_dump())
+
+
+def _quantisation(made: Quantisation | None) -> pb.Quantisation | None:
+    return None if made is None else pb.Quantisation(**made.model_dump())
 
 
 def _use_id(record: RequestRecord, given_id: str) -> None:
@@ -230,6 +241,7 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         score_threshold=_score_threshold(post),
         source=pb.Source(**config.source.model_dump()),
         accuracy=accuracy_of(config.accuracy),
+        quantisation=_quantisation(config.quantisation),
         embedding_dimension=config.embedding_dimension,
         activation=post.activation if isinstance(post, ClassifyPostSpec) else "",
         form=model.deployment.form,

@@ -29,7 +29,9 @@ def test_every_prediction_of_the_contract_is_answered() -> None:
         method.name: (method.input_type, method.output_type, method.client_streaming, method.server_streaming)
         for method in service.methods
     }
-    assert declared.pop("Analyze")[:2] == (pb.AnalyzeRequest.DESCRIPTOR, pb.AnalyzeResponse.DESCRIPTOR)
+    analyses = (pb.AnalyzeRequest.DESCRIPTOR, pb.AnalyzeResponse.DESCRIPTOR)
+    assert declared.pop("Analyze") == (*analyses, False, False)
+    assert declared.pop("AnalyzeStream") == (*analyses, True, True)
     assert declared.pop("ListModels")[:2] == (pb.ListModelsRequest.DESCRIPTOR, pb.ListModelsResponse.DESCRIPTOR)
     assert declared == expected
 

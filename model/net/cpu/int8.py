@@ -1,0 +1,209 @@
+"""Layers on the CPU that multiply bytes: uint8 inputs by int8 weights, summed in 32-bit integers, by oneDNN.
+
+Inputs are unsigned, because without AMX oneDNN has no fast product of signed ones. Sums of integers are exact, so an
+output does not depend on the batch, or on the number of threads. A layer takes floats, which it quantises itself, or
+bytes that the layer before made for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.net.cpu.conv import EXACT_GELU, Activation, PackedWeights
+from model.net.layers import ChannelMLP, chains_of
+from model.net.quantisation import InputRange, InputRanges, quantise_weight
+
+_FLOATS = InputRange(1.0, 0)
+"""The operators' arguments for an output in float32."""
+
+
+def int8_available() -> bool:
+    """Whether this build of torch has the operators."""
+    return hasattr(torch.ops.onednn, "qlinear_pointwise") and hasattr(torch.ops.onednn, "qconv2d_pointwise")
+
+
+def int8_accelerates() -> bool:
+    """Whether the operators are available and this processor has instructions for products of bytes.
+
+    On others the products' sums are cut to 16 bits, so that answers would be wrong.
+    """
+    return int8_available() and (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def takes_int8(layer: nn.Module) -> bool:
+    """Whether a layer has a form that multiplies bytes, and gains from it: one that is not depthwise."""
+    match layer:
+        case nn.Conv2d():
+            return layer.groups == 1 and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
+        case nn.Linear():
+            return True
+        case _:
+            return False
+
+
+class Int8Conv(nn.Module):
+    """A convolution and an optional ReLU: (N, C, H, W) → (N, D, H', W'), channels-last in memory.
+
+    The output is uint8 in `output_range`; None: float32.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        input_range: InputRange,
+        output_range: InputRange | None = None,
+        *,
+        relu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.relu = relu
+        self._geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
+        integers, self._scales = quantise_weight(conv.weight)
+        scales, geometry, scale, zero_point = self._scales, self._geometry, input_range.scale, input_range.zero_point
+        self._weights = PackedWeights(
+            lambda shape: torch.ops.onednn.qconv_prepack(integers, scales, scale, zero_point, *geometry, shape)
+        )
+        self._zeros = torch.zeros(conv.out_channels, dtype=torch.int64)
+        self._bias = None if conv.bias is None else conv.bias.detach().float()
+        self._input_range, self._output = input_range, output_range or _FLOATS
+        self._dtype = torch.float32 if output_range is None else torch.uint8
+
+    def forward(self, x: Tensor) -> Tensor:
+        source, target = self._input_range, self._output
+        x = _bytes(x, source)
+        out: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            *(x, source.scale, source.zero_point, self._weights.weight(x), self._scales, self._zeros, self._bias),
+            *self._geometry,
+            *(target.scale, target.zero_point, self._dtype, "relu" if self.relu else "none", [], ""),
+        )
+        return out
+
+
+class Int8Linear(nn.Module):
+    """A linear layer over the last axis and an optional activation: (N, ..., C) → (N, ..., D).
+
+    The output is uint8 in `output_range`; None: float32.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        input_range: InputRange,
+        output_range: InputRange | None = None,
+        activation: Activation = "none",
+    ) -> None:
+        """`weight` is (D, C), `bias` (D,)."""
+        super().__init__()
+        integers, self._scales = quantise_weight(weight)
+        self._weight: Tensor = torch.ops.onednn.qlinear_prepack(integers, None)
+        self._zeros = torch.zeros(len(weight), dtype=torch.int64)
+        self._bias = None if bias is None else bias.detach().float()
+        self._input_range, self._output, self._activation = input_range, output_range or _FLOATS, activation
+        self._dtype = torch.float32 if output_range is None else torch.uint8
+
+    def forward(self, x: Tensor) -> Tensor:
+        source, target = self._input_range, self._output
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(_bytes(x, source), source.scale, source.zero_point),
+            *(self._weight, self._scales, self._zeros, self._bias),
+            *(target.scale, target.zero_point, self._dtype, self._activation, [], EXACT_GELU[self._activation]),
+        )
+        return out
+
+    def plus(self, x: Tensor, addend: Tensor) -> Tensor:
+        """The linear layer, without activation, plus a float32 tensor (N, ..., D)."""
+        source = self._input_range
+        out: Tensor = torch.ops.onednn.qlinear_pointwise.binary(
+            *(_bytes(x, source), source.scale, source.zero_point),
+            *(self._weight, self._scales, self._zeros, addend, self._bias),
+            *(1.0, 0, torch.float32, 1.0, 0, "add", 1.0, "none", [], ""),
+        )
+        return out
+
+
+class Int8PointwiseConv(nn.Module):
+    """A 1x1 convolution and an exact GELU, which oneDNN fuses into linear layers only: (N, C, H, W) → (N, D, H, W)."""
+
+    def __init__(self, conv: nn.Conv2d, input_range: InputRange, output_range: InputRange | None) -> None:
+        super().__init__()
+        self._linear = Int8Linear(conv.weight.flatten(1), conv.bias, input_range, output_range, "gelu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self._linear(x.permute(0, 2, 3, 1))
+        return out.permute(0, 3, 1, 2)
+
+
+class Int8ChannelMLP(nn.Module):
+    """Both linear layers, with bytes between them; the GELU is fused into the first, the sum into the second."""
+
+    def __init__(self, mlp: ChannelMLP, first: InputRange, second: InputRange) -> None:
+        super().__init__()
+        self._first = Int8Linear(mlp.fc1.weight, mlp.fc1.bias, first, second, "gelu")
+        self._second = Int8Linear(mlp.fc2.weight, mlp.fc2.bias, second)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self._second.plus(self._first(x), residual)
+
+
+def convert_to_int8(network: nn.Module, ranges: InputRanges) -> None:
+    """Replace the layers that `ranges` names, in place. Before: fold batch norms, use channels-last memory and float32.
+
+    A name that the network does not have is skipped: its layer was merged into another one.
+    """
+    modules = dict(network.named_modules())
+    found = {modules[name]: value for name, value in ranges.items() if takes_int8(modules.get(name, network))}
+    for parent in modules.values():
+        for chain in chains_of(parent):
+            _convert_chain(parent, chain, found)
+    for parent in modules.values():
+        for key, child in list(parent.named_children()):
+            match child:
+                case ChannelMLP() if child.fc1 in found and child.fc2 in found:
+                    setattr(parent, key, Int8ChannelMLP(child, found[child.fc1], found[child.fc2]))
+                case nn.Conv2d() if child in found:
+                    setattr(parent, key, Int8Conv(child, found[child]))
+                case nn.Linear() if child in found and not isinstance(parent, ChannelMLP):
+                    setattr(parent, key, Int8Linear(child.weight, child.bias, found[child]))
+
+
+def _convert_chain(parent: nn.Module, chain: Sequence[str], ranges: dict[nn.Module, InputRange]) -> None:
+    """Convolutions take over the activations that follow them, and hand bytes on to the next one."""
+    steps = [(key, parent.get_submodule(key)) for key in chain]
+    steps = [(key, module) for key, module in steps if not isinstance(module, nn.Identity)]
+    for at, (key, module) in enumerate(steps):
+        if not (isinstance(module, nn.Conv2d) and module in ranges):
+            continue
+        behind = steps[at + 1 :]
+        activation = behind[0][1] if behind and _fused_activation(module, behind[0][1]) else None
+        if activation is not None:
+            parent.set_submodule(behind[0][0], nn.Identity())
+            behind = behind[1:]
+        emitted = ranges.get(behind[0][1]) if behind else None
+        if isinstance(activation, nn.GELU):
+            made: nn.Module = Int8PointwiseConv(module, ranges[module], emitted)
+        else:
+            made = Int8Conv(module, ranges[module], emitted, relu=activation is not None)
+        parent.set_submodule(key, made)
+
+
+def _fused_activation(conv: nn.Conv2d, following: nn.Module) -> bool:
+    if isinstance(following, nn.GELU):
+        pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
+        return pointwise and following.approximate == "none"
+    return isinstance(following, nn.ReLU)
+
+
+def _bytes(x: Tensor, input_range: InputRange) -> Tensor:
+    """Floats as uint8; bytes are returned as they are."""
+    if x.dtype == torch.uint8:
+        return x
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.quantize_per_tensor(x, input_range.scale, input_range.zero_point, torch.quint8)
+    # The quantised tensor's memory, without a copy.
+    return torch.empty(0, dtype=torch.uint8).set_(quantised.untyped_storage(), 0, x.shape, quantised.stride())
