@@ -25,7 +25,7 @@ import torch
 
 from model.bundle import BundleConfig, find_bundle, read_bundle
 from model.decode import Picture
-from model.metrics import ScoredBox, matched_boxes
+from model.metrics import ScoredBox, TrueBox, matched_boxes
 from model.postprocess.results import postprocess, require_finite
 from model.predictor import Predictor
 from model.preprocess import prepare
@@ -46,7 +46,7 @@ class Scene:
     """A picture: uint8 (H, W, 3), RGB; and the heads in it."""
 
     pixels: UInt8Array
-    heads: tuple[ScoredBox, ...]
+    heads: tuple[TrueBox, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def make_scene(records: Sequence[Record], across: int) -> Scene:
     """A picture of the first photographs whose heads are whole where they are cut to the shape of their places."""
     place = Size(SIZE.height // across, SIZE.width // across)
     pixels = np.zeros((place.height * across, place.width * across, 3), np.uint8)
-    heads: list[ScoredBox] = []
+    heads: list[TrueBox] = []
     for record in records:
         head = record.head
         assert head is not None
@@ -120,7 +120,7 @@ def make_scene(records: Sequence[Record], across: int) -> Scene:
             photograph, moved, (place.width, place.height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
         moved_box = Box(left + box.xmin, top + box.ymin, left + box.xmax, top + box.ymax)
-        heads.append(ScoredBox(record.species, 1.0, moved_box))
+        heads.append(TrueBox(record.species, moved_box))
         if len(heads) == across * across:
             return Scene(pixels, tuple(heads))
     raise ValueError(f"{len(records)} photographs have {len(heads)} whole heads; {across * across} are needed")

@@ -16,6 +16,7 @@ import fcntl
 import gc
 import os
 import pickle
+import runpy
 import select
 import signal
 import socket
@@ -51,8 +52,9 @@ ABOVE_ALL = 512
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: arguments of `convmlp`, its variables and its folder, and the numbers of the files that it gets."""
+    """What to run: a module and its arguments, its variables and folder, and the numbers of the files that it gets."""
 
+    module: str
     arguments: tuple[str, ...]
     environment: dict[str, str]
     folder: str
@@ -96,7 +98,8 @@ class ForkServer:
 
 
 class ForkedProcess:
-    """A forked `convmlp`, for synchronous callers: the part of `subprocess.Popen` that tests use."""
+    """A forked `convmlp`, or another module that is run, for synchronous callers: the part of `subprocess.Popen` that
+    tests use."""
 
     def __init__(
         self,
@@ -107,12 +110,14 @@ class ForkedProcess:
         folder: Path | None = None,
         server: str | None = None,
         is_command: bool = False,
+        module: str = COMMAND_LINE,
     ) -> None:
         """Start it. `files` maps its file numbers to files of this process; without one for stdin that is empty.
         `server` is the path of a fork server's socket, by default that of the run."""
         self.stderr: IO[str] | None = None
         self.returncode: int | None = None
-        request = Request(tuple(arguments), dict(environment), str(folder or Path.cwd()), tuple(files), is_command)
+        place = str(folder or Path.cwd())
+        request = Request(module, tuple(arguments), dict(environment), place, tuple(files), is_command)
         self._server = socket.socket(socket.AF_UNIX)
         try:
             self._server.connect(server or os.environ[FORK_SERVER])
@@ -311,10 +316,13 @@ def _run(request: Request) -> int:
     os.environ.update(request.environment)
     os.chdir(request.folder)
     sys.argv = ["convmlp", *request.arguments]
-    from service.cli.app import app
-
     try:
-        app(prog_name="convmlp", obj=ForkedChild.start)
+        if request.module == COMMAND_LINE:
+            from service.cli.app import app
+
+            app(prog_name="convmlp", obj=ForkedChild.start)
+        else:
+            runpy.run_module(request.module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # as the interpreter does

@@ -1,7 +1,8 @@
 """Detections of a picture's windows → those of the picture: duplicates and cut objects are joined over the seams.
 
-Two windows see the same pixels where they overlap. If two boxes agree there, within that overlap alone, they show one
-object, even where each window has only a part of it. What one window shows as two objects is never joined. A joined box
+Two windows see the same pixels where they overlap. Two boxes show one object if they agree there, within that overlap
+alone, and if one that reaches beyond the other's window is continued: the other box reaches to that window's edge. So
+objects that a window shows whole, or as two, are never joined. A joined box
 takes each of its sides from the best-scored box whose window contains that side of the object. A box that remains cut
 off by its window's edge, and lies mostly within a larger box, is a part of that object.
 """
@@ -19,6 +20,8 @@ from model.types import BoolArray, DetectOutput, Float32Array, IntArray, QueryPa
 
 MIN_AGREEMENT = 0.3
 """Intersection over union of two boxes of one object, within the overlap of their windows."""
+EDGE_MARGIN = 0.2
+"""Of the smaller box's side: nearer to a window's edge than this a box reaches to it."""
 MIN_INSIDE = 0.5
 """Share of a cut box's area that lies within a larger one."""
 MIN_SCORE = 0.5
@@ -98,50 +101,89 @@ def _gather(outputs: Sequence[DetectOutput], windows: Sequence[Window]) -> _Boxe
 
 
 def _groups(boxes: _Boxes, before_each: Callable[[], None], *, agnostic: bool) -> list[list[int]]:
-    """The boxes of each object, the best first; the objects by falling score of their best."""
-    pairs, agreements = _agreeing_pairs(boxes, before_each, agnostic=agnostic)
-    group_of = list(range(len(boxes.scores)))
+    """The boxes of each object, the best first; the objects by falling score of their best.
+
+    Pairs that agree best are joined first. Two groups are joined if all their boxes agree whose windows are compared.
+    """
+    compared = _compared(boxes.windows)
+    pairs, agreements = _agreeing_pairs(boxes, compared, before_each, agnostic=agnostic)
+    agreeing = set(map(tuple, pairs.tolist()))
+    of_windows = compared.tolist()
+    source = boxes.source.tolist()
+    group_of = list(range(len(source)))
     members = [[index] for index in group_of]
-    sources = [{source} for source in boxes.source.tolist()]
-    for one, other in pairs[np.argsort(-agreements, kind="stable")].tolist():
-        first, second = sorted((group_of[one], group_of[other]))
-        if first == second or sources[first] & sources[second]:
+
+    def belong_together(one: int, other: int) -> bool:
+        return not of_windows[source[one]][source[other]] or (min(one, other), max(one, other)) in agreeing
+
+    for pair in pairs[np.argsort(-agreements, kind="stable")].tolist():
+        first, second = sorted(group_of[index] for index in pair)
+        if first == second:
             continue
-        for index in members[second]:
-            group_of[index] = first
-        members[first] += members[second]
-        sources[first] |= sources[second]
-        members[second] = []
+        if all(belong_together(one, other) for one in members[first] for other in members[second]):
+            for index in members[second]:
+                group_of[index] = first
+            members[first] += members[second]
+            members[second] = []
     return [sorted(group) for group in members if group]
 
 
-def _agreeing_pairs(boxes: _Boxes, before_each: Callable[[], None], *, agnostic: bool) -> tuple[IntArray, Float32Array]:
-    """Pairs of boxes of two windows that show the same object: indices (n, 2), and how well they agree (n,)."""
+def _compared(windows: Float32Array) -> BoolArray:
+    """Which windows are compared: each with itself, with its neighbours in the grid, and with the whole picture. What
+    others share is a rim, in which boxes that lie beside each other agree by chance. bool (n, n)."""
+    ranks = np.stack([np.unique(windows[:, axis], return_inverse=True)[1] for axis in (0, 1)], axis=1)
+    near: BoolArray = (np.abs(ranks[:, None] - ranks[None]) <= 1).all(axis=2)
+    sizes = windows[:, 2:] - windows[:, :2]
+    near |= (sizes[:, None] != sizes[None]).any(axis=2)
+    return near & (intersections(windows, windows) > 0)
+
+
+def _agreeing_pairs(
+    boxes: _Boxes, compared: BoolArray, before_each: Callable[[], None], *, agnostic: bool
+) -> tuple[IntArray, Float32Array]:
+    """Pairs of boxes of two windows that show the same object: indices (n, 2), the lower first, and how well they agree
+    (n,)."""
     pairs, agreements = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     of_window = [np.flatnonzero(boxes.source == window) for window in range(len(boxes.windows))]
     for one, mine in enumerate(of_window):
         before_each()
         for other in range(one + 1, len(of_window)):
-            overlap = np.concatenate(
-                (
-                    np.maximum(boxes.windows[one, :2], boxes.windows[other, :2]),
-                    np.minimum(boxes.windows[one, 2:], boxes.windows[other, 2:]),
-                )
-            )
-            if (overlap[2:] <= overlap[:2]).any() or not len(mine) or not len(of_window[other]):
+            if not compared[one, other] or not len(mine) or not len(of_window[other]):
                 continue
+            low = np.maximum(boxes.windows[one, :2], boxes.windows[other, :2])
+            overlap = np.concatenate((low, np.minimum(boxes.windows[one, 2:], boxes.windows[other, 2:])))
             # Of the boxes only those that the overlap shows.
             first, second = (_shown(boxes, chosen, overlap) for chosen in (mine, of_window[other]))
             if not len(first) or not len(second):
                 continue
             agreement = overlaps(_clipped(boxes.corners[first], overlap), _clipped(boxes.corners[second], overlap))
-            same = agreement >= MIN_AGREEMENT
+            same = (agreement >= MIN_AGREEMENT) & _continue_each_other(boxes, first, second, one, other)
             if not agnostic:
                 same &= boxes.classes[first][:, None] == boxes.classes[second]
             rows, columns = same.nonzero()
-            pairs.append(np.stack((first[rows], second[columns]), axis=1))
+            pairs.append(np.sort(np.stack((first[rows], second[columns]), axis=1), axis=1))
             agreements.append(agreement[rows, columns])
     return np.concatenate(pairs), np.concatenate(agreements)
+
+
+def _continue_each_other(boxes: _Boxes, first: IntArray, second: IntArray, one: int, other: int) -> BoolArray:
+    """Where a box reaches beyond the other's window, whether the other box reaches to that window's edge: bool (n, m).
+
+    Boxes `first` are of window `one`, and `second` of window `other`.
+    """
+    mine, others = boxes.corners[first][:, None], boxes.corners[second][None]
+    lengths = np.minimum(mine[..., 2:] - mine[..., :2], others[..., 2:] - others[..., :2])
+    margins = np.tile(EDGE_MARGIN * lengths, 2)
+    # Positive towards the outside, on all four sides.
+    outwards = np.array((-1, -1, 1, 1), np.float32)
+    mine_beyond = outwards * (mine - boxes.windows[other])
+    others_beyond = outwards * (others - boxes.windows[one])
+    mine_inside = outwards * (mine - boxes.windows[one])
+    others_inside = outwards * (others - boxes.windows[other])
+    broken = (mine_beyond > margins) & (others_inside < -margins)
+    broken |= (others_beyond > margins) & (mine_inside < -margins)
+    continued: BoolArray = ~broken.any(axis=2)
+    return continued
 
 
 def _shown(boxes: _Boxes, chosen: IntArray, overlap: Float32Array) -> IntArray:

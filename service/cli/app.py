@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -147,6 +147,30 @@ def health(context: typer.Context) -> None:
     from service.cli.health import run_health
 
     sys.exit(run_health(context.args))
+
+
+@app.command(context_settings=PART, rich_help_panel=SERVICE)
+def doctor(context: typer.Context) -> None:
+    """Check whether this machine can run the service with these settings: those of `serve`."""
+    from service.cli.doctor import run_doctor
+
+    sys.exit(run_doctor(_settings(context)))
+
+
+def _print_version(given: bool) -> None:
+    if given:
+        from importlib.metadata import version
+
+        typer.echo(f"convmlp {version('convmlp-serving')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ GROUPS = {
     "--model-control": "Loading and unloading models at run time",
     "--worker-address": "Between front-ends and workers",
     "--max-image-bytes": "Limits",
+    "--fetch-urls": "Pictures by URL",
     "--request-timeout-ms": "Time limits",
     "--log-level": "Logs",
     "--otlp-endpoint": "Traces",

@@ -197,7 +197,7 @@ class TorchRunner:
             log.info("precision", model=name, chosen=configured, source="setting")
             chosen = Precision(configured)
             return _Slot(make_predictor(bundle, self._device, chosen, network), chosen, deployment)
-        known = self._state.read("precision", self._key(bundle), MeasuredPrecision)
+        known = self.known_precision(bundle)
         if known is not None and known.precision in (Precision.EXACT, *candidates_of(bundle, self._device)):
             log.info("precision", model=name, chosen=known.precision.value, source="measured before")
             predictor = make_predictor(bundle, self._device, known.precision, network)
@@ -207,6 +207,10 @@ class TorchRunner:
         self._state.write("precision", self._key(bundle), measured)
         self.measuring_s += time.monotonic() - started_s
         return _Slot(selection.predictor, selection.precision, deployment, measured)
+
+    def known_precision(self, bundle: Bundle) -> MeasuredPrecision | None:
+        """What was measured for a bundle before, on this device and with these libraries; None if nothing was kept."""
+        return self._state.read("precision", self._key(bundle), MeasuredPrecision)
 
     def _key(self, bundle: Bundle) -> tuple[str, ...]:
         """What a measurement of a bundle's precision holds for."""

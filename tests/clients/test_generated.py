@@ -106,11 +106,12 @@ def test_typescript(
 
 
 def test_java(document: Path, service: RunningService, expected: Expected, no_picture: Path, tmp_path: Path) -> None:
-    """OpenAPI Generator's `java`, library `native`, compiles if masks have no type of their own."""
+    """OpenAPI Generator's `java`, library `native`, compiles if masks and vectors have no type of their own."""
     tool("javac")
     sources, classes = tmp_path / "out", tmp_path / "classes"
     properties = "openApiNullable=false,annotationLibrary=none,documentationProvider=none"
-    flags = ("--library", "native", "--additional-properties", properties, "--schema-mappings", "Mask=Object")
+    mappings = "Mask=Object,Vector=Object"
+    flags = ("--library", "native", "--additional-properties", properties, "--schema-mappings", mappings)
     jar = generate(document, "java", sources, *flags)
     annotation = sources / "src/main/java/javax/annotation/Generated.java"
     annotation.parent.mkdir(parents=True)

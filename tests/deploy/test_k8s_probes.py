@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tests.deploy.k8s import FRONT_ENDS, deployed, port_of
 from tests.deploy.kustomize import Object
 from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import fake_worker, lying_bundle
-from tests.fork_server import ForkedProcess
+from tests.fork_server import ForkedProcess, run
 
 FOLDER = "overlays/cpu"
 MODEL = ("--models", "convmlp_pets_breed")
@@ -54,13 +53,8 @@ class Running:
     async def _runs(self, command: list[str]) -> bool:
         convmlp, *words = command
         assert convmlp == "convmlp"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.cli", *words),
-            env={**os.environ, **self.settings},
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        return await process.wait() == 0
+        status, _, _ = await asyncio.to_thread(run, words, environment={**os.environ, **self.settings})
+        return status == 0
 
 
 async def _get(probe: Object, port: int) -> bool:

@@ -13,8 +13,8 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.fork_server import COMMAND_LINE, ForkServer, run
+from tests.fork_server import STDERR, STDOUT, ForkedProcess, ForkServer, run
 from tests.recorded.answers import COMMANDS, COMMON, KEYS, NO_PICTURE, PICTURE, SERVICES, Http, Rpc
 from tests.recorded.answers_compat import COMPAT
 from tests.recorded.answers_grpc import OIP_GRPC, VISION
@@ -58,10 +58,10 @@ async def record() -> dict[str, Entries]:
 
 
 def _record(folder: Path, workers: Mapping[str, Worker | None]) -> dict[str, Entries]:
-    services = {name: Service(name, folder, worker) for name, worker in workers.items()}
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor())
         server = stack.enter_context(ForkServer(environment()))
+        services = {name: Service(name, folder, worker, server.path) for name, worker in workers.items()}
 
         def convmlp(words: Sequence[str]) -> str:
             """Exit status, stdout and stderr of a command."""
@@ -109,10 +109,11 @@ class Service:
     name: str
     folder: Path
     worker: Worker | None
+    fork_server: str
     http_port: int = 0
     grpc_port: int = 0
     metrics_port: int = 0
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, ForkedProcess] = field(default_factory=dict)
 
     def start(self) -> None:
         settings: dict[str, Any] = {
@@ -129,9 +130,9 @@ class Service:
         variables = environment(**{f"CONVMLP_{name.upper()}": str(value) for name, value in settings.items()})
         for part in ("rest", "grpc"):
             with self.log(part).open("wb") as log:
-                command = [sys.executable, "-m", COMMAND_LINE, part]
-                self.processes[part] = subprocess.Popen(
-                    command, env=variables, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                files = {STDOUT: log.fileno(), STDERR: log.fileno()}
+                self.processes[part] = ForkedProcess(
+                    (part,), variables, files, folder=self.folder, server=self.fork_server
                 )
 
     def wait(self) -> None:
@@ -161,7 +162,7 @@ class Service:
         if self.worker is not None:
             self.worker.release()
         for process in self.processes.values():
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
             try:
                 process.wait(START_S)

@@ -381,14 +381,9 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "tile_overlap": Parameter(
         "With `tiles`: the least part of a window's width and height that the next one shares. Objects up to this size "
-        "are never cut in all windows that show them.",
-        {
-            "type": "number",
-            "minimum": TILE_OVERLAP.low,
-            "maximum": TILE_OVERLAP.high,
-            "default": DEFAULT_OVERLAP,
-            "examples": [0.3],
-        },
+        f"are never cut in all windows that show them. Default: {DEFAULT_OVERLAP}.",
+        # No `default`: generated clients would send it without `tiles`, which is refused.
+        {"type": "number", "minimum": TILE_OVERLAP.low, "maximum": TILE_OVERLAP.high, "examples": [0.3]},
         _number(TILE_OVERLAP),
         frozenset({Task.DETECT, Task.SEGMENT}),
     ),

@@ -21,14 +21,18 @@ class Generated {
     Map<String, Object> printed = new LinkedHashMap<>();
     var picture = predictions(arguments[0], arguments[1]);
     var file = new File(arguments[1]);
-    var classified = picture.classify(file, null, null, null, null).getResults().get(0);
+    var classified = picture.classify(file, null, null, null, null, null).getResults().get(0);
     printed.put("labels", classified.getLabels().stream().map(LabelItem::getLabel).toList());
-    var detected = picture.detect(file, null, null, null, null, null, null, null).getResults().get(0);
+    var detected = picture
+        .detect(file, null, null, null, null, null, null, null, null, null, null, null, null, null, null)
+        .getResults().get(0);
     printed.put("detections", detected.getDetections().stream().map(DetectionItem::getLabel).toList());
-    var segmented = picture.segment(file, null, null, null, null, null, null).getResults().get(0);
+    var segmented = picture
+        .segment(file, null, null, null, null, null, null, null, null, null, null, null, null, null)
+        .getResults().get(0);
     printed.put("segments", segmented.getSegments().stream().map(SegmentItem::getLabel).toList());
     try {
-      predictions(arguments[0], arguments[2]).classify(new File(arguments[2]), null, null, null, null);
+      predictions(arguments[0], arguments[2]).classify(new File(arguments[2]), null, null, null, null, null);
     } catch (ApiException error) {
       printed.put("error", json.readValue(error.getResponseBody(), Problem.class).getDetail());
     }

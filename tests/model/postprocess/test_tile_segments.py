@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.decode import Picture
-from model.net.semantic_fpn import label_maps, logits_output
+from model.net.semantic_fpn import _with_threshold, label_maps, logits_output
 from model.postprocess.tile_segments import blend_segments
 from model.spec import KeepRatioSpec
 from model.tiles import TiledInput, Tiling, plan_tiles, prepare_tiles
@@ -50,6 +50,26 @@ def test_a_single_window_is_labelled_as_the_network_does_it(picture: Size, class
     assert np.abs(found.confidence_map.astype(int) - expected.confidence_map).mean() < 2
     np.testing.assert_allclose(found.confidences, expected.confidences, atol=0.01)
     assert np.array_equal(found.areas, np.bincount(found.label_map.ravel(), minlength=classes))
+
+
+@pytest.mark.parametrize("asked", [None, 0.8])
+def test_one_channel_has_its_threshold_in_windows_too(asked: float | None) -> None:
+    """Labels are decided by the threshold that applies; confidences are probabilities without it, as for a whole
+    picture."""
+    own, picture = 0.3, Size(64, 96)
+    tiled = tiles_of(picture, Tiling(picture))
+    logits = smooth(2, cells_of(tiled))
+    params = QueryParams(confidence_map=True, threshold=asked)
+    size, geometry = Size(*tiled.inputs[0].pixels.shape[:2]), tiled.inputs[0].geometry
+    (expected,) = label_maps(logits, size, [geometry], [params], threshold=own)
+    sent = logits_output(_with_threshold(logits, params, own)[0])
+    found = blend_segments([sent], tiled, 2, params, threshold=own)
+    assert (found.label_map != expected.label_map).mean() < 0.005
+    assert found.confidence_map is not None
+    assert expected.confidence_map is not None
+    assert np.abs(found.confidence_map.astype(int) - expected.confidence_map).mean() < 2
+    (plain,) = label_maps(logits, size, [geometry], [WITH_LEVELS])
+    assert np.abs(plain.confidences - expected.confidences).max() > 0.05
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])

@@ -92,7 +92,7 @@ def test_a_health_check_imports_no_other_command() -> None:
 
 def test_help_lists_every_command() -> None:
     """Each command is in the help, and has a help of its own."""
-    names = ["serve", "worker", "rest", "grpc", "health", *LAZY_COMMANDS]
+    names = ["serve", "worker", "rest", "grpc", "health", "doctor", *LAZY_COMMANDS]
     listed = CliRunner().invoke(app, ["--help"], env={"TERMINAL_WIDTH": "100"}).stdout
     assert [line.split()[1] for line in listed.splitlines() if line.startswith("│ ") and line[2].islower()] == names
     for name in LAZY_COMMANDS:

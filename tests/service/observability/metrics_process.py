@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.observability.exposition import ProcessMetrics, exposition, join_metrics, open_metrics
 from service.observability.logs import configure_logs
 from service.observability.metrics import METRICS_DIR, FrontEndMetrics, WorkerMetrics
+from tests.fork_server import STDERR, STDIN, STDOUT, ForkedProcess
 from tests.waiting import PATIENCE_S
 
 
@@ -66,16 +65,14 @@ def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noq
 class MetricsProcess:
     """The process, from outside."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: ForkedProcess, commands: TextIO, answers: TextIO) -> None:
+        self._process, self._commands, self._answers = process, commands, answers
         self.pid = process.pid
 
     def do(self, method: str, *arguments: object) -> str:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([method, *arguments]) + "\n")
-        self._process.stdin.flush()
-        answer: str = json.loads(self._process.stdout.readline())
+        self._commands.write(json.dumps([method, *arguments]) + "\n")
+        self._commands.flush()
+        answer: str = json.loads(self._answers.readline())
         return answer
 
     def scrape(self) -> Scrape:
@@ -88,10 +85,11 @@ class MetricsProcess:
 
     def end(self) -> None:
         """End it as a process of the service ends that is stopped."""
-        self._process.communicate(timeout=30)
+        self._commands.close()
+        self._process.wait(timeout=30)
 
     def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
+        self._process.kill()
         self._process.wait(timeout=30)
 
 
@@ -129,18 +127,16 @@ def metrics_process(role: str, folder: Path | None = None) -> Iterator[MetricsPr
     environment = {name: value for name, value in os.environ.items() if name != METRICS_DIR}
     if folder is not None:
         environment[METRICS_DIR] = str(folder)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.service.observability.metrics_process", role],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield MetricsProcess(process)
-    finally:
-        process.kill()
-        process.communicate(timeout=30)
+    (read, commands), (answers, written) = os.pipe(), os.pipe()
+    with os.fdopen(answers) as answered, os.fdopen(commands, "w") as commanded:
+        with os.fdopen(read, "rb") as stdin, os.fdopen(written, "wb") as stdout:
+            files = {STDIN: stdin.fileno(), STDOUT: stdout.fileno(), STDERR: STDERR}
+            process = ForkedProcess((role,), environment, files, module=__name__)
+        try:
+            yield MetricsProcess(process, commanded, answered)
+        finally:
+            process.kill()
+            process.wait(timeout=30)
 
 
 if __name__ == "__main__":

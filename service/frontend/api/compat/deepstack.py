@@ -50,7 +50,7 @@ MIN_CONFIDENCE = "min_confidence"
 DEFAULT_MIN_CONFIDENCE = 0.4
 """DeepStack's."""
 
-FORM_FIELD = Parameter(
+CONFIDENCE = Parameter(
     "Return only objects of a higher confidence.",
     {
         "type": "number",
@@ -196,7 +196,7 @@ class DeepStack:
 
         def params_of(in_form: str | None) -> PredictParams:
             given = texts.get(MIN_CONFIDENCE) if in_form is None else in_form
-            threshold = DEFAULT_MIN_CONFIDENCE if given is None else parse_value(MIN_CONFIDENCE, FORM_FIELD, given)
+            threshold = DEFAULT_MIN_CONFIDENCE if given is None else parse_value(MIN_CONFIDENCE, CONFIDENCE, given)
             return parse_params(**{**values, "model": name}, score_threshold=threshold, masks=False)
 
         answered = await self._predict(request_of(framework_request), model, params_of, predictions_of)
@@ -297,14 +297,22 @@ def deepstack_document(settings: Settings) -> dict[str, Any]:
     model = PARAMETERS["model"]
     in_path = {"name": "model", "in": "path", "required": True, "schema": dict(model.schema)}
     rest = {name: parameter for name, parameter in QUERY.items() if name != "model"}
+    own = {MIN_CONFIDENCE: CONFIDENCE}
     predictions: dict[str, tuple[str, str, list[dict[str, Any]], type[msgspec.Struct]]] = {
-        DETECTION: ("detection", "Detect objects", query_parameters(QUERY), DeepStackDetection),
-        CUSTOM: ("custom", "Detect objects with a named model", [in_path, *query_parameters(rest)], DeepStackDetection),
+        DETECTION: ("detection", "Detect objects", query_parameters({**QUERY, **own}), DeepStackDetection),
+        CUSTOM: (
+            "custom",
+            "Detect objects with a named model",
+            [in_path, *query_parameters({**rest, **own})],
+            DeepStackDetection,
+        ),
         SCENE: ("scene", "The most probable class of the image", query_parameters({"model": model}), DeepStackScene),
     }
     paths: dict[str, dict[str, Any]] = {}
     for path, (name, summary, parameters, answer) in predictions.items():
-        body = {"required": True, "content": {"multipart/form-data": {"schema": {"$ref": REF.format(name=FORM)}}}}
+        # Generated clients send the first form; few libraries of theirs can send forms.
+        forms = {"application/octet-stream": BINARY, "multipart/form-data": {"$ref": REF.format(name=FORM)}}
+        body = {"required": True, "content": {medium: {"schema": schema} for medium, schema in forms.items()}}
         operation = {"parameters": [*parameters, *header_parameters(settings)], "requestBody": body}
         errors = error_answers(media_type=JSON, schema=ERROR)
         paths[path] = {"post": _operation(name, summary, answer, errors) | operation}
@@ -322,7 +330,7 @@ def deepstack_document(settings: Settings) -> dict[str, Any]:
         "description": "An image, and fields of which all but `min_confidence` are ignored.",
         "properties": {
             "image": BINARY,
-            MIN_CONFIDENCE: {"description": FORM_FIELD.description, **FORM_FIELD.schema},
+            MIN_CONFIDENCE: {"description": CONFIDENCE.description, **CONFIDENCE.schema},
         },
         "required": ["image"],
     }

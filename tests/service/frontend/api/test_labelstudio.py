@@ -221,6 +221,10 @@ async def test_more_tasks_than_run_at_a_time(served: Rest) -> None:
         (config(control("KeyPointLabels", "nose")), "no control of a picture that is answered"),
         (config(control("RectangleLabels", "cat", more='model_skip="true"')), "no control of a picture"),
         (config(control("RectangleLabels", "cat"), image='<Text name="img" value="$text"/>'), "no control of a pic"),
+        (
+            config(control("RectangleLabels", "cat"), image='<Image name="img" valueList="$pages"/>'),
+            "no control of a pic",
+        ),
         (config(control("RectangleLabels", "horse")), "no served model knows a label of RectangleLabels 'Rect"),
         (config(control("RectangleLabels", "cat", more='model_score_threshold="2"')), "model_score_threshold '2'; exp"),
         (config(control("RectangleLabels", "cat", more='model_name="other"')), "there is no model 'other'"),

@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from model.errors import ConvMLPError, ImageTooLarge
 from service.errors import DeadlineExceeded, FetchFailed, FetchTimeout, Overloaded, UrlRefused
 from service.frontend.core.address_policy import AddressPolicy, host_rule
 from service.frontend.core.engine import ByteBudget
+from service.frontend.core.http_source import HttpSource
 from service.frontend.core.image_fetcher import ImageFetcher
 from service.frontend.core.request_log import RequestLog, RequestRecord
 from service.frontend.core.tls import server_context
@@ -29,6 +32,7 @@ from tests.service.frontend.certificates import Authority
 from tests.service.frontend.picture_site import PictureSite, drips, open_site, redirects, sends
 from tests.waiting import until
 
+ONE_HOST = HttpSource([host_rule("pictures.test:80")], AddressPolicy())
 PICTURE = bytes(range(256)) * 40
 LOOPBACK = ("127.0.0.1",)
 
@@ -143,6 +147,22 @@ async def test_urls_that_are_not_allowed(site: PictureSite, url: str, words: tup
     fetching = Fetching(site)
     await refused(fetching, url.format(port=site.port), UrlRefused, *words)
     assert fetching.names.asked == site.heads == []
+
+
+@given(
+    prefix=st.sampled_from(
+        ["", "http://", "https://", "HTTP://", "http:", "http://pictures.test", "http://pictures.test:80"]
+    ),
+    rest=st.text(st.sampled_from("pictures.test:@/\\\\?#%[]0123456789 \t\nxX-_é\u3002\u2028\0"), max_size=30)
+    | st.text(max_size=30),
+)
+def test_any_text_is_an_allowed_url_or_refused(prefix: str, rest: str) -> None:
+    """Whatever stands in a URL's place, what is fetched is of the one allowed host; all else is the caller's error."""
+    try:
+        url = ONE_HOST.parse(prefix + rest)
+    except UrlRefused:
+        return
+    assert (url.scheme, url.host, url.port or 80, url.userinfo) == ("http", "pictures.test", 80, b"")
 
 
 async def test_without_the_setting_nothing_is_fetched(site: PictureSite) -> None:

@@ -224,8 +224,8 @@ class _Batch:
     async def _prediction(self, position: int, task: LabelStudioTask, of_task: RequestRecord) -> bytes:
         """Raises the first error: a prediction would not show that results are missing."""
         regions: list[Regions] = []
-        for picture, questions in self._plan.pictures.items():
-            image = await self._picture(position, task, picture, of_task)
+        for key, questions in self._plan.pictures.items():
+            image = await self._picture(position, task, key, of_task)
             replies = await self._ask(image, questions, of_task.request_id)
             self._replies += [Reply(None, reply.timings, precision=reply.precision) for reply in replies]
             regions += [reply.payload for reply in replies]
@@ -234,9 +234,8 @@ class _Batch:
         score = sum(scores) / len(scores) if scores else 0.0
         return msgspec.json.encode(LabelStudioPrediction(encoded, score, self._plan.model_version))
 
-    async def _picture(self, position: int, task: LabelStudioTask, picture: str, of_task: RequestRecord) -> bytes:
-        key = picture.removeprefix("$")
-        if not picture.startswith("$") or key not in task.data:
+    async def _picture(self, position: int, task: LabelStudioTask, key: str, of_task: RequestRecord) -> bytes:
+        if key not in task.data:
             raise BadRequest(f"tasks[{position}].data has no {shown(key)}, where the label config's Image expects it")
         name, fetcher = f"tasks[{position}].data.{key}", self._engine.fetcher
         return await read_picture(task.data[key], name, task.id, self._host, fetcher, of_task, self._deadline_s)
@@ -249,7 +248,7 @@ class _Batch:
             PredictRequest(image_id, question.model, image, question.params, self._deadline_s, caller)
             for question in questions
         ]
-        encoders = [partial(encode_regions, question.controls) for question in questions]
+        encoders = [partial(encode_regions, question.bindings) for question in questions]
         if len(questions) == 1:
             return [await self._engine.predict(requests[0], encoders[0])]
         outcomes, _ = await Analysis[Regions](self._engine, requests).run(encoders)

@@ -5,7 +5,7 @@ It is XML. Document types, and so entities, are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from xml.parsers import expat
@@ -38,8 +38,8 @@ ANSWERED = ", ".join(ControlTag)
 class Control:
     """A control of pictures.
 
-    `to_name` is the name of its picture and `picture` the latter's value: `$` and the key in a task's data. `labels`:
-    by a model's label in lower case, the value that stands in results. `model` is the name in `model_name`;
+    `to_name` is the name of its Image and `picture` the key of that in a task's data. `labels`: by a model's label in
+    lower case, the value that stands in results. `model` is the name in `model_name`;
     `score_threshold` that in `model_score_threshold`, 0 to 1; None where they are not given. `multiple`: of a picture
     several choices may be set.
     """
@@ -109,8 +109,8 @@ class _Reader:
                 if len(self.drafts) == MAX_CONTROLS:
                     raise BadRequest(f"the label config has more than {MAX_CONTROLS} controls of {ANSWERED}")
                 self.drafts.append(control)
-        elif tag == "Image" and "name" in attributes:
-            self.pictures[attributes["name"]] = attributes.get("value", "")
+        elif tag == "Image" and "name" in attributes and attributes.get("value", "").startswith("$"):
+            self.pictures[attributes["name"]] = attributes["value"][1:]
         self.open.append(control)
 
     def end(self, _tag: str) -> None:
@@ -163,9 +163,3 @@ def _threshold(attributes: Mapping[str, str]) -> float | None:
             f"expected {SCORE_THRESHOLD}"
         )
     return threshold
-
-
-def values_by_class(control: Control, labels: Sequence[str]) -> dict[int, str]:
-    """By class index of a model with these labels: the value of the control's label. Other classes are missing."""
-    known = ((index, control.labels.get(label.casefold())) for index, label in enumerate(labels))
-    return {index: value for index, value in known if value is not None}

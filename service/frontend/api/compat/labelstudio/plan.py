@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from model.families.registry import family_of
 from model.types import QueryParams, Task
 from service.errors import BadRequest
-from service.frontend.api.compat.labelstudio.label_config import ANSWERED, Control, ControlTag, values_by_class
-from service.frontend.api.compat.labelstudio.regions import params_of
+from service.frontend.api.compat.labelstudio.label_config import ANSWERED, Control, ControlTag
+from service.frontend.api.compat.labelstudio.regions import Binding, bind, params_of
 from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import shown
 from service.types import ModelStatus
@@ -30,13 +30,13 @@ class Question:
     """A model, the controls of one picture that it answers, and what it computes for them."""
 
     model: ModelStatus
-    controls: tuple[Control, ...]
+    bindings: tuple[Binding, ...]
     params: QueryParams
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """By the value of a picture (`$` and its key in a task's data) the questions about it."""
+    """By the key of a picture in a task's data the questions about it."""
 
     pictures: dict[str, tuple[Question, ...]]
 
@@ -71,16 +71,17 @@ def plan_of(engine: Engine, controls: Sequence[Control]) -> Plan:
     if not controls:
         raise BadRequest(
             f"the label config has no control of a picture that is answered; expected one of {ANSWERED}, whose toName "
-            "is the name of an Image"
+            'is the name of an Image with value="$KEY"'
         )
     served = engine.resolve_all()
-    chosen: dict[str, dict[str, list[Control]]] = {}
+    chosen: dict[str, dict[str, list[Binding]]] = {}
     models: dict[str, ModelStatus] = {}
     for control in controls:
-        model = _model_of(engine, served, control)
-        if model is not None:
+        found = _model_of(engine, served, control)
+        if found is not None:
+            model, binding = found
             models[model.config.name] = model
-            chosen.setdefault(control.picture, {}).setdefault(model.config.name, []).append(control)
+            chosen.setdefault(control.picture, {}).setdefault(model.config.name, []).append(binding)
     if not chosen:
         names = ", ".join(f"{control.tag} {shown(control.name)}" for control in controls)
         raise BadRequest(
@@ -90,15 +91,15 @@ def plan_of(engine: Engine, controls: Sequence[Control]) -> Plan:
     return Plan(
         {
             picture: tuple(
-                Question(models[name], tuple(asking), params_of(asking, models[name].config))
-                for name, asking in by_model.items()
+                Question(models[name], tuple(bindings), params_of(bindings, models[name].config))
+                for name, bindings in by_model.items()
             )
             for picture, by_model in chosen.items()
         }
     )
 
 
-def _model_of(engine: Engine, served: Sequence[ModelStatus], control: Control) -> ModelStatus | None:
+def _model_of(engine: Engine, served: Sequence[ModelStatus], control: Control) -> tuple[ModelStatus, Binding] | None:
     """The named model, or the first that knows one of the control's labels; None if no model does."""
     candidates = list(_candidates([engine.resolve_any(control.model)] if control.model else served, control.tag))
     if control.model and not candidates:
@@ -106,7 +107,8 @@ def _model_of(engine: Engine, served: Sequence[ModelStatus], control: Control) -
             f"the label config's control {shown(control.name)} is a {control.tag}, which {control.model!r} cannot "
             f"answer; expected a model for {' or '.join(TASKS[control.tag])}, with masks where it draws them"
         )
-    return next((model for model in candidates if values_by_class(control, model.config.labels)), None)
+    bound = ((model, bind(control, model.config)) for model in candidates)
+    return next((found for found in bound if found[1].values), None)
 
 
 def _candidates(models: Sequence[ModelStatus], tag: ControlTag) -> Iterator[ModelStatus]:

@@ -6,7 +6,7 @@ Places and lengths in results are percentages of the upright picture's width and
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +32,11 @@ from model.types import (
     Size,
     Task,
 )
-from service.frontend.api.compat.labelstudio.label_config import Control, ControlTag, values_by_class
+from service.frontend.api.compat.labelstudio.label_config import Control, ControlTag
 from service.frontend.core.parameters import DEFAULTS, TOP_K
 
 MULTIPLE_THRESHOLD = 0.5
-"""The least probability of a choice among several, unless the control has its own."""
+"""The least probability of a choice among several, where neither the control nor the model has its own."""
 SIMPLIFIED = 0.002
 """Outlines may move by so much of their length when corners are left out."""
 MIN_SIMPLIFIED_PX = 1.0
@@ -72,60 +72,74 @@ class Regions:
     scores: list[float]
 
 
-def params_of(controls: Sequence[Control], config: BundleConfig) -> QueryParams:
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A control and a model. `values`: by class index of the model, the value of the control's label; classes that the
+    control lacks are missing. Scores must be above `threshold`, those of choices and segments at least it."""
+
+    control: Control
+    values: Mapping[int, str]
+    threshold: float
+
+
+def bind(control: Control, config: BundleConfig) -> Binding:
+    """The threshold is the control's own, or else its model's, where scores of one picture do not compete."""
+    known = ((index, control.labels.get(label.casefold())) for index, label in enumerate(config.labels))
+    threshold = control.score_threshold
+    if threshold is None:
+        match config.postprocessing:
+            case DetectPostSpec(score_threshold=threshold):
+                pass
+            case ClassifyPostSpec(score_threshold=own) if control.multiple:
+                threshold = own or MULTIPLE_THRESHOLD
+            case _:
+                threshold = 0.0
+    return Binding(control, {index: value for index, value in known if value is not None}, threshold)
+
+
+def params_of(bindings: Sequence[Binding], config: BundleConfig) -> QueryParams:
     """What a model has to compute for these controls, which it answers together."""
-    classes = tuple(sorted({index for control in controls for index in values_by_class(control, config.labels)}))
     if config.task is Task.CLASSIFY:
-        several = any(control.multiple for control in controls)
+        several = any(binding.control.multiple for binding in bindings)
         return QueryParams(top_k=min(len(config.labels), int(TOP_K.high)) if several else DEFAULTS.top_k)
+    classes = tuple(sorted({index for binding in bindings for index in binding.values}))
     if config.task is Task.DETECT:
-        threshold = min(threshold_of(control, config) for control in controls)
-        masks = any(control.tag in (ControlTag.BRUSH, ControlTag.POLYGONS) for control in controls)
+        threshold = min(binding.threshold for binding in bindings)
+        masks = any(binding.control.tag in (ControlTag.BRUSH, ControlTag.POLYGONS) for binding in bindings)
         return QueryParams(score_threshold=threshold, masks=masks, classes=classes)
     return QueryParams(classes=classes)
 
 
-def threshold_of(control: Control, config: BundleConfig) -> float:
-    """The control's own threshold of scores; or its model's, of detections; or that of a choice."""
-    if control.score_threshold is not None:
-        return control.score_threshold
-    match config.postprocessing:
-        case DetectPostSpec(score_threshold=threshold):
-            return threshold
-        case ClassifyPostSpec() if control.multiple:
-            return MULTIPLE_THRESHOLD
-    return 0.0
-
-
-def encode_regions(controls: Sequence[Control], raw: RawOutput, config: BundleConfig, size: Size) -> Regions:
-    """The results of a model's controls. Labels that a control lacks are left out. Call it in a thread for masks."""
+def encode_regions(bindings: Sequence[Binding], raw: RawOutput, config: BundleConfig, size: Size) -> Regions:
+    """The results of a model's controls. Call it in a thread for masks."""
     result = postprocess(raw, config, size)
     regions: list[LabelStudioRegion] = []
-    for control in controls:
-        values, threshold = values_by_class(control, config.labels), threshold_of(control, config)
+    for binding in bindings:
         match result:
             case ClassifyResult():
-                regions += _choices(control, values, threshold, result)
+                regions += _choices(binding, result)
             case DetectResult():
-                regions += _objects(control, values, threshold, result)
+                regions += _objects(binding, result)
             case SegmentResult():
-                regions += _segments(control, values, threshold, result)
+                regions += _segments(binding, result)
     return Regions([msgspec.Raw(msgspec.json.encode(region)) for region in regions], [one.score for one in regions])
 
 
-def _choices(control: Control, values: dict[int, str], threshold: float, result: ClassifyResult) -> _Found:
+def _choices(binding: Binding, result: ClassifyResult) -> _Found:
     """The best of the labels that the control has; or all above the threshold, where several may be chosen."""
-    known = [label for label in result.labels if label.index in values and label.score >= threshold]
+    control, values = binding.control, binding.values
+    known = [label for label in result.labels if label.index in values and label.score >= binding.threshold]
     chosen = known if control.multiple else known[:1]
     if chosen:
         names = list(dict.fromkeys(values[label.index] for label in chosen))
         yield _region(control, {"choices": names}, chosen[0].score)
 
 
-def _objects(control: Control, values: dict[int, str], threshold: float, result: DetectResult) -> _Found:
+def _objects(binding: Binding, result: DetectResult) -> _Found:
+    control, values = binding.control, binding.values
     for detection in result.detections:
         # As the network compares: a score must be above the threshold.
-        if detection.index not in values or detection.score <= threshold:
+        if detection.index not in values or detection.score <= binding.threshold:
             continue
         value, size = values[detection.index], result.size
         if control.tag is ControlTag.RECTANGLES:
@@ -141,8 +155,9 @@ def _objects(control: Control, values: dict[int, str], threshold: float, result:
             yield from _polygons(control, value, mask.pixels, (mask.left, mask.top), detection.score, size)
 
 
-def _segments(control: Control, values: dict[int, str], threshold: float, result: SegmentResult) -> _Found:
-    wanted = [one for one in result.segments if one.index in values and one.confidence >= threshold]
+def _segments(binding: Binding, result: SegmentResult) -> _Found:
+    control, values = binding.control, binding.values
+    wanted = [one for one in result.segments if one.index in values and one.confidence >= binding.threshold]
     if control.tag is ControlTag.BRUSH:
         packed = encode_segments_brush(SegmentResult(result.size, result.label_map, tuple(wanted)))
         for segment, rle in zip(wanted, packed, strict=True):
