@@ -17,6 +17,12 @@ from model.net.cpu.conv import EXACT_GELU, Activation, PackedWeights
 from model.net.layers import ChannelMLP, chains_of
 from model.net.quantisation import InputRange, InputRanges, quantise_weight
 
+with warnings.catch_warnings():
+    # torch announces once in each process that quantised dtypes will be removed. It has no other operator that rounds
+    # floats to bytes in one pass; its version is pinned.
+    warnings.simplefilter("ignore")
+    torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
 _FLOATS = InputRange(1.0, 0)
 """The operators' arguments for an output in float32."""
 
@@ -202,8 +208,6 @@ def _bytes(x: Tensor, input_range: InputRange) -> Tensor:
     """Floats as uint8; bytes are returned as they are."""
     if x.dtype == torch.uint8:
         return x
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantised = torch.quantize_per_tensor(x, input_range.scale, input_range.zero_point, torch.quint8)
+    quantised = torch.quantize_per_tensor(x, input_range.scale, input_range.zero_point, torch.quint8)
     # The quantised tensor's memory, without a copy.
     return torch.empty(0, dtype=torch.uint8).set_(quantised.untyped_storage(), 0, x.shape, quantised.stride())
