@@ -116,9 +116,10 @@ def test_java(document: Path, service: RunningService, expected: Expected, no_pi
     annotation = sources / "src/main/java/javax/annotation/Generated.java"
     annotation.parent.mkdir(parents=True)
     annotation.write_text(GENERATED, encoding="utf-8")
-    files = [str(file) for file in (sources / "src/main/java").rglob("*.java")]
-    # The generator's own jar has the libraries that its clients need.
-    run(["javac", "-nowarn", "-cp", str(jar), "-d", str(classes), *files, str(PROGRAMS / "Generated.java")])
+    # The generator's own jar has the libraries of its clients, but for that of operations which take forms alone: what
+    # the program needs is compiled.
+    libraries = ("-cp", str(jar), "-sourcepath", str(annotation.parents[2]))
+    run(["javac", "-nowarn", *libraries, "-d", str(classes), str(PROGRAMS / "Generated.java")])
     classpath = os.pathsep.join((str(classes), str(jar)))
     check(run(["java", "-cp", classpath, "Generated", service.url, str(CAT), str(no_picture)]), service, expected)
 

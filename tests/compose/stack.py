@@ -22,7 +22,7 @@ VERSION = "compose-test"
 FRONTEND, WORKER = f"convmlp-serving/frontend:{VERSION}", f"convmlp-serving/worker:{VERSION}-cpu"
 SERVICES = ("worker", "rest", "grpc")
 """What needs no image from a registry."""
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ def _models(text: str) -> tuple[str, ...]:
 ANALYZE_PARAMETERS: dict[str, Parameter] = {
     "tasks": Parameter(
         "Tasks, separated by commas; each is done by its default model. Default: all that a model is served for.",
-        {"type": "string", "default": ",".join(Task)},
+        # Without a `default`: generated clients send it, and `models` excludes it.
+        {"type": "string", "minLength": 1},
         _tasks,
     ),
     "models": Parameter(

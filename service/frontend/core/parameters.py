@@ -410,7 +410,8 @@ def distinct(names: Sequence[str], limit: int) -> tuple[str, ...] | None:
 
 
 def require_applicable(given: Mapping[str, Set[Task]], tasks: Set[Task]) -> None:
-    """Check the parameters that an analysis by `tasks` is given; each is of the tasks by its name.
+    """Check the parameters that an analysis by `tasks` is given; each is of the tasks by its name. A parameter that has
+    its default changes nothing, and counts as not given: generated clients send the defaults.
 
     Raises:
         BadParameter: none of `tasks` has one of them.

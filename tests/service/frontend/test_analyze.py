@@ -236,6 +236,22 @@ async def test_grpc_refuses_the_same(pair: PairAtWork, fields: dict[str, Any]) -
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_defaults_of_other_tasks_change_nothing(pair: PairAtWork) -> None:
+    """Generated clients send the defaults of the document, whatever the tasks."""
+    document = (await pair.http.get("/openapi.json")).json()
+    parameters = document["paths"]["/analyze"]["post"]["parameters"]
+    defaults = {one["name"]: one["schema"]["default"] for one in parameters if "default" in one["schema"]}
+    texts = {name: str(value).lower() for name, value in defaults.items()}
+    assert {"top_k", "max_detections", "agnostic_nms", "mask_format"} <= texts.keys()
+    for more in ({"tasks": "classify"}, {"tasks": "segment"}, {"models": "fake_detect"}):
+        response = await pair.http.post("/analyze", params={**texts, **more}, content=IMAGE)
+        assert response.status_code == 200, response.text
+    request = pb.AnalyzeRequest(
+        image=IMAGE, tasks=[pb.TASK_SEGMENT], top_k=5, max_detections=100, mask_format=pb.MASK_FORMAT_RLE
+    )
+    assert (await pair.rpc.stub.Analyze(request)).answers[0].WhichOneof("result") == "segment"
+
+
 async def test_all_answers_are_drawn_on_one_picture(pair: PairAtWork) -> None:
     """The drawing differs from the image, and from that of each task alone: it has them all."""
     image = picture(77, width=320, height=240)

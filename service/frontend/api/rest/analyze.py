@@ -36,8 +36,8 @@ from service.types import PredictRequest, Reply
 
 @dataclass(frozen=True, slots=True)
 class AnalyzeQuery:
-    """The parameters of an analysis, and each task's own. `given` are the names of the latter in the query string, each
-    with the tasks that have it."""
+    """The parameters of an analysis, and each task's own. `given` are the names of the latter in the query string whose
+    values are not the defaults, each with the tasks that have it."""
 
     tasks: tuple[Task, ...]
     models: tuple[str, ...]
@@ -56,7 +56,11 @@ def read_analyze_query(query_string: bytes, accept: bytes = b"") -> AnalyzeQuery
         task: parse_params(**{name: value for name, value in values.items() if task in PARAMETERS[name].tasks})
         for task in Task
     }
-    given = {name: PARAMETERS[name].tasks for name in values}
+    given = {
+        name: PARAMETERS[name].tasks
+        for name, value in values.items()
+        if value != PARAMETERS[name].schema.get("default")
+    }
     return AnalyzeQuery(tasks, models, params, given, negotiate(accept.decode("latin-1")))
 
 

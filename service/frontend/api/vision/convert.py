@@ -154,9 +154,14 @@ _FIELD_TASKS = {name: parameter.tasks for name, parameter in ANALYZE_PARAMETERS.
 """The tasks that have each field of an AnalyzeRequest."""
 
 
+_DEFAULTS = {name: parameter.schema.get("default") for name, parameter in ANALYZE_PARAMETERS.items()} | {
+    "mask_format": pb.MASK_FORMAT_RLE
+}
+
+
 def require_applicable_fields(request: pb.AnalyzeRequest, tasks: Set[Task]) -> None:
-    """Raises BadParameter for a field that is set, and that none of the tasks has."""
-    given = {field.name for field, _ in request.ListFields()}
+    """Raises BadParameter for a field that is set to another value than its default, and that none of the tasks has."""
+    given = {field.name for field, value in request.ListFields() if value != _DEFAULTS.get(field.name)}
     require_applicable({name: _FIELD_TASKS[name] for name in given & _FIELD_TASKS.keys()}, tasks)
 
 
