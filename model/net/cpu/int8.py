@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,6 @@ from torch import Tensor, nn
 from model.net.cpu.conv import EXACT_GELU, Activation, PackedWeights
 from model.net.layers import ChannelMLP, chains_of
 from model.net.quantisation import InputRange, InputRanges, quantise_weight
-
-with warnings.catch_warnings():
-    # torch announces once in each process that quantised dtypes will be removed. It has no other operator that rounds
-    # floats to bytes in one pass; its version is pinned.
-    warnings.simplefilter("ignore")
-    torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
 
 _FLOATS = InputRange(1.0, 0)
 """The operators' arguments for an output in float32."""
@@ -68,6 +63,7 @@ class Int8Conv(nn.Module):
         super().__init__()
         self.relu = relu
         self._geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
+        _let_torch_warn()
         integers, self._scales = quantise_weight(conv.weight)
         scales, geometry, scale, zero_point = self._scales, self._geometry, input_range.scale, input_range.zero_point
         self._weights = PackedWeights(
@@ -105,6 +101,7 @@ class Int8Linear(nn.Module):
     ) -> None:
         """`weight` is (D, C), `bias` (D,)."""
         super().__init__()
+        _let_torch_warn()
         integers, self._scales = quantise_weight(weight)
         self._weight: Tensor = torch.ops.onednn.qlinear_prepack(integers, None)
         self._zeros = torch.zeros(len(weight), dtype=torch.int64)
@@ -202,6 +199,15 @@ def _fused_activation(conv: nn.Conv2d, following: nn.Module) -> bool:
         pointwise = conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0)
         return pointwise and following.approximate == "none"
     return isinstance(following, nn.ReLU)
+
+
+@cache
+def _let_torch_warn() -> None:
+    """torch announces once in each process that quantised dtypes will be removed. It has no other operator that rounds
+    floats to bytes in one pass; its version is pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
 
 
 def _bytes(x: Tensor, input_range: InputRange) -> Tensor:
