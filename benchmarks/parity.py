@@ -33,7 +33,7 @@ from model.types import Batch, Image, QueryParams, RawOutput
 from tests import goldens
 
 OPTIMISATIONS = ("channels-last", "folded", "onednn", "compiled")
-"""In the order of `Optimisations`."""
+"""Fields of `Optimisations`."""
 VARIANTS = "channels-last,folded,channels-last+folded+onednn,bf16,fp16,bf16+channels-last+folded+onednn,compiled"
 TIMED_PICTURES = 6
 COLUMNS = {
@@ -65,7 +65,7 @@ class Variant:
         if unknown:
             raise ValueError(f"{unknown[0]!r} is none of {', '.join(DTYPES)}, {', '.join(OPTIMISATIONS)}")
         precision: DtypeName = next((one for one in DTYPES if one in parts), "fp32")
-        optimisations = Optimisations(*(name in parts for name in OPTIMISATIONS))
+        optimisations = Optimisations(**{name.replace("-", "_"): name in parts for name in OPTIMISATIONS})
         return cls(name, precision, optimisations)
 
 

@@ -221,7 +221,9 @@ def _mean_stages(timings: Sequence[bytes]) -> dict[str, float]:
     sums: defaultdict[str, float] = defaultdict(float)
     for line in timings:
         for part in filter(None, line.split(b",")):
-            name, _, value = part.strip().partition(b";dur=")
+            name, is_duration, value = part.strip().partition(b";dur=")
+            if not is_duration:  # the size of the batch
+                continue
             sums[name.decode("ascii")] += float(value)
     return {name: total / len(timings) for name, total in sums.items()}
 

@@ -93,7 +93,7 @@ class BundleConfig(Spec):
         """Identifies what answers: 16 hex digits of a hash over the config without figures; it has the weights' hash.
 
         It stays as it is when the model is measured, and when a new version of this program adds fields with defaults
-        to pipelines.
+        to pipelines. How int8 weights were made is left out, as figures are.
         """
         parts = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
         left_out: dict[str, set[str] | bool] = {name: part.added_defaults for name, part in parts.items()}

@@ -132,7 +132,7 @@ def restored_logs() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def service() -> Iterator[RunningService]:
     """The whole service with the embedded models, shared by tests that do not change its state."""
-    with running_service(fresh=True) as running:
+    with running_service() as running:
         yield running
 
 

@@ -28,7 +28,7 @@ MIN_SCORE = 0.5
 """Of the larger box, as a part of the cut one's: the score of a part is no measure of the whole."""
 CUT_MARGIN = 0.02
 """A box is cut if it is nearer to its window's edge than this part of the window's side."""
-MAX_CANDIDATES = 5000
+MAX_CANDIDATES = 4000
 """Boxes that are compared: the best-scored ones of all windows."""
 MIN_OVERLAP = 1.0
 """Of boxes within the overlap of their windows, in pixels along each axis: less is no evidence."""
@@ -71,9 +71,8 @@ def join_detections(
     kind = np.zeros_like(classes) if params.agnostic_nms else classes
     limit = spec.nms_iou if params.iou_threshold is None else params.iou_threshold
     whole = np.flatnonzero(_without_parts(corners, scores, kind, _are_cut(boxes, groups, corners)))
-    kept = whole[_suppress(corners[whole], kind[whole], limit)]
-    large = (corners[kept, 2:] - corners[kept, :2]).prod(axis=1) >= params.min_area
-    kept = kept[large][: params.max_detections]
+    large = _areas(corners[whole]) >= params.min_area
+    kept = whole[_suppress(corners[whole], kind[whole], large, limit, params.max_detections)]
     masks = None
     logits = [output.mask_logits for output in outputs if output.mask_logits is not None]
     if len(logits) == len(outputs):
@@ -106,24 +105,18 @@ def _groups(boxes: _Boxes, before_each: Callable[[], None], *, agnostic: bool) -
     Pairs that agree best are joined first. Two groups are joined if all their boxes agree whose windows are compared.
     """
     compared = _compared(boxes.windows)
-    pairs, agreements = _agreeing_pairs(boxes, compared, before_each, agnostic=agnostic)
-    agreeing = set(map(tuple, pairs.tolist()))
-    of_windows = compared.tolist()
-    source = boxes.source.tolist()
-    group_of = list(range(len(source)))
+    pairs, agree = _agreeing_pairs(boxes, compared, before_each, agnostic=agnostic)
+    group_of = list(range(len(boxes.scores)))
     members = [[index] for index in group_of]
-
-    def belong_together(one: int, other: int) -> bool:
-        return not of_windows[source[one]][source[other]] or (min(one, other), max(one, other)) in agreeing
-
-    for pair in pairs[np.argsort(-agreements, kind="stable")].tolist():
-        first, second = sorted(group_of[index] for index in pair)
+    for one, other in pairs.tolist():
+        first, second = sorted((group_of[one], group_of[other]))
         if first == second:
             continue
-        if all(belong_together(one, other) for one in members[first] for other in members[second]):
-            for index in members[second]:
+        mine, others = members[first], members[second]
+        if (agree[np.ix_(mine, others)] | ~compared[np.ix_(boxes.source[mine], boxes.source[others])]).all():
+            for index in others:
                 group_of[index] = first
-            members[first] += members[second]
+            members[first] = mine + others
             members[second] = []
     return [sorted(group) for group in members if group]
 
@@ -140,16 +133,20 @@ def _compared(windows: Float32Array) -> BoolArray:
 
 def _agreeing_pairs(
     boxes: _Boxes, compared: BoolArray, before_each: Callable[[], None], *, agnostic: bool
-) -> tuple[IntArray, Float32Array]:
-    """Pairs of boxes of two windows that show the same object: indices (n, 2), the lower first, and how well they agree
-    (n,)."""
+) -> tuple[IntArray, BoolArray]:
+    """Pairs of boxes of two windows that show the same object, the best first.
+
+    Returns:
+        Indices (n, 2) of the pairs in which each agrees best with the other, of all in the other's window; and which
+        boxes agree at all, bool (boxes, boxes).
+    """
+    count = len(boxes.scores)
+    agree = np.zeros((count, count), np.bool_)
     pairs, agreements = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     of_window = [np.flatnonzero(boxes.source == window) for window in range(len(boxes.windows))]
     for one, mine in enumerate(of_window):
         before_each()
-        for other in range(one + 1, len(of_window)):
-            if not compared[one, other] or not len(mine) or not len(of_window[other]):
-                continue
+        for other in one + 1 + np.flatnonzero(compared[one, one + 1 :]):
             low = np.maximum(boxes.windows[one, :2], boxes.windows[other, :2])
             overlap = np.concatenate((low, np.minimum(boxes.windows[one, 2:], boxes.windows[other, 2:])))
             # Of the boxes only those that the overlap shows.
@@ -157,13 +154,18 @@ def _agreeing_pairs(
             if not len(first) or not len(second):
                 continue
             agreement = overlaps(_clipped(boxes.corners[first], overlap), _clipped(boxes.corners[second], overlap))
-            same = (agreement >= MIN_AGREEMENT) & _continue_each_other(boxes, first, second, one, other)
+            same = (agreement >= MIN_AGREEMENT) & _continue_each_other(boxes, first, second, one, int(other))
             if not agnostic:
                 same &= boxes.classes[first][:, None] == boxes.classes[second]
-            rows, columns = same.nonzero()
-            pairs.append(np.sort(np.stack((first[rows], second[columns]), axis=1), axis=1))
-            agreements.append(agreement[rows, columns])
-    return np.concatenate(pairs), np.concatenate(agreements)
+            agree[np.ix_(first, second)] = same
+            agree[np.ix_(second, first)] = same.T
+            agreement[~same] = 0
+            columns = agreement.argmax(axis=1)
+            rows = np.flatnonzero(agreement[np.arange(len(first)), columns] > 0)
+            rows = rows[agreement.argmax(axis=0)[columns[rows]] == rows]
+            pairs.append(np.stack((first[rows], second[columns[rows]]), axis=1))
+            agreements.append(agreement[rows, columns[rows]])
+    return np.concatenate(pairs)[np.argsort(-np.concatenate(agreements), kind="stable")], agree
 
 
 def _continue_each_other(boxes: _Boxes, first: IntArray, second: IntArray, one: int, other: int) -> BoolArray:
@@ -259,14 +261,23 @@ def _without_parts(corners: Float32Array, scores: Float32Array, kind: IntArray, 
     return whole
 
 
-def _suppress(corners: Float32Array, kind: IntArray, limit: float) -> IntArray:
-    """Greedy NMS of boxes by falling score, within each kind: the indices of those that stay, rising."""
+def _suppress(corners: Float32Array, kind: IntArray, large: BoolArray, limit: float, most: int) -> IntArray:
+    """Greedy NMS of boxes by falling score, within each kind: the indices of at most `most` large ones that stay.
+
+    Small boxes suppress others, too: what a better, smaller box suppresses is another box of the same object.
+    """
     alive = np.ones(len(corners), np.bool_)
+    kept: list[int] = []
     for index in range(len(corners)):
-        if alive[index]:
-            rest = index + 1 + np.flatnonzero(alive[index + 1 :] & (kind[index + 1 :] == kind[index]))
-            alive[rest[overlaps(corners[index : index + 1], corners[rest])[0] > limit]] = False
-    return np.flatnonzero(alive)
+        if not alive[index]:
+            continue
+        if large[index]:
+            kept.append(index)
+            if len(kept) == most:
+                break
+        rest = index + 1 + np.flatnonzero(alive[index + 1 :] & (kind[index + 1 :] == kind[index]))
+        alive[rest[overlaps(corners[index : index + 1], corners[rest])[0] > limit]] = False
+    return np.array(kept, np.int64)
 
 
 def _joined_mask(

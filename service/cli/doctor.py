@@ -18,6 +18,7 @@ from pathlib import Path
 from model.bundle import find_bundle, read_bundle
 from model.errors import BundleInvalid
 from service.cli.console import print_table, text_column
+from service.frontend.core.tls import TRANSPORTS, InvalidCertificates, Transport, certificate_files, server_context
 from service.settings import Settings, usable_cores, usable_memory
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")
@@ -63,6 +64,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
     ports = {"http-port": settings.http_port, "grpc-port": settings.grpc_port}
     for name, port in {**ports, "worker-metrics-port": settings.worker_metrics_port}.items():
         yield _port(name, settings.host, port)
+    for transport in TRANSPORTS:
+        yield from _certificates(settings, transport)
     yield _open_files(settings)
     yield _extras()
 
@@ -138,8 +141,8 @@ def _resize() -> Check:
 
 def _models(settings: Settings) -> Iterator[Check]:
     if settings.models_dir is not None and not settings.models_dir.is_dir():
-        yield Check("models", State.PROBLEM, f"--models-dir {settings.models_dir} is not a folder; create it")
-        return
+        found = f"--models-dir {settings.models_dir} is not a folder, so there are the embedded models only; create it"
+        yield Check("models", State.NOTE, found)
     for name in settings.models:
         try:
             config = read_bundle(find_bundle(name, settings.models_dir)).config
@@ -201,6 +204,18 @@ def _port(name: str, host: str, port: int) -> Check:
                 name, State.NOTE, f"{port} on {host} is in use, perhaps by a running service; or give --{name}"
             )
         return Check(name, State.PROBLEM, f"{port} on {host}: {os.strerror(error.errno or 0)}; give --host or --{name}")
+
+
+def _certificates(settings: Settings, transport: Transport) -> Iterator[Check]:
+    """Nothing where TLS is off."""
+    name = f"{transport} TLS"
+    try:
+        files = certificate_files(settings, transport)
+        if files is not None:
+            server_context(files)
+            yield Check(name, State.OK, str(files.certificate))
+    except InvalidCertificates as error:
+        yield Check(name, State.PROBLEM, str(error))
 
 
 def _open_files(settings: Settings) -> Check:

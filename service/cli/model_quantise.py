@@ -12,7 +12,7 @@ import typer
 
 from model.bundle import EMBEDDED_DIR, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
-from model.model_name import base_name, canonical_name
+from model.model_name import EXPECTED_NAME, base_name, canonical_name, is_name
 from service.cli.console import printable
 from service.cli.model_store import Force, Store, errors_to_exit, print_model, store_or_exit
 
@@ -57,6 +57,8 @@ def quantise_model(
     """
     store = store_or_exit(models_dir)
     new_name = canonical_name(as_name or f"{base_name(canonical_name(name))}_int8")
+    if not is_name(new_name):
+        raise typer.BadParameter(f"{new_name!r}: {EXPECTED_NAME}", param_hint="--as")
     with errors_to_exit():
         bundle = read_bundle(find_bundle(name, store))
         if not force and new_name in bundle_names(store):

@@ -238,6 +238,11 @@ class Worker:
             self._endpoint.fail(sender, message.job, Internal("the worker did not understand the front-end"))
             return
         traced = self._tracing.on and message.traceparent
+        output_pixels = 0
+        if model.bundle.config.task is Task.SEGMENT:
+            original = message.geometry.original
+            # A window's logits stay as they are, but its batch may have jobs with label maps: not 0.
+            output_pixels = 1 if message.params.logits else original.height * original.width
         dispatcher.admit(
             Job(
                 (sender, message.job),
@@ -249,7 +254,7 @@ class Worker:
                 self._reply,
                 message.request_id,
                 self._tracing.remote(TraceContext(message.traceparent, message.tracestate)) if traced else NO_SPAN,
-                _output_pixels(model.bundle.config.task, message),
+                output_pixels,
             )
         )
 
@@ -381,11 +386,3 @@ class Worker:
                 await asyncio.sleep(2 * self._settings.heartbeat_interval_ms / 1000)
                 if self._dispatcher is not None:
                     await self._dispatcher.wait_until_done()
-
-
-def _output_pixels(task: Task, message: Predict) -> int:
-    """See Job. A window's logits stay as they are, but its batch may have jobs with label maps: not 0."""
-    if task is not Task.SEGMENT:
-        return 0
-    original = message.geometry.original
-    return 1 if message.params.logits else original.height * original.width

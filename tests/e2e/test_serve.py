@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import httpx2
 import numpy as np
 import PIL.Image
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from safetensors.numpy import load_file
 
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.bundle import EMBEDDED_DIR, WEIGHTS_FILE
 from model.reference import REFERENCE_PICTURE
-from tests.e2e.convmlp_process import RunningService
+from tests.e2e.convmlp_process import RunningService, started
+from tests.service.frontend.grpc_server import health_of
+from tests.waiting import eventually
+
+if TYPE_CHECKING:
+    from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
 
 PICTURE = REFERENCE_PICTURE.read_bytes()
 
@@ -109,14 +117,38 @@ def oriented(upright: PIL.Image.Image, tag: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(("part", "module"), [("rest-0", "http_main"), ("grpc-0", "grpc_main")])
-def test_a_front_end_never_loads_torch(service: RunningService, part: str, module: str) -> None:
-    """The running front-end has no torch library mapped, and importing all of it does not load torch."""
-    maps = Path(f"/proc/{service.pid_of(part)}/maps").read_text()
-    assert "numpy" in maps
-    assert "torch" not in maps
-    code = f"import sys, service.frontend.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+async def test_front_ends_never_load_torch(service: RunningService) -> None:
+    """Front-ends that have answered each task have no torch library mapped, and importing all of one loads no torch."""
+    (address,) = [line["address"] for line in service.lines if line["event"] == "loading"]
+    ports = ("--http-port", "0", "--grpc-port", "0", "--grpc-metrics-port", "0")
+    with (
+        started("rest", "--worker-address", address, *ports, fresh=True) as rest,
+        started("grpc", "--worker-address", address, *ports, fresh=True) as rpc,
+    ):
+        url, target = rest.wait_for("listening")["url"], rpc.wait_for("listening")["address"]
+        async with httpx2.AsyncClient(base_url=url, timeout=60) as http, grpc.aio.insecure_channel(target) as channel:
+
+            async def is_ready() -> bool:
+                watch = health_of(channel).Watch(HealthCheckRequest(), wait_for_ready=True)
+                serves = (await watch.read()).status == HealthCheckResponse.SERVING
+                watch.cancel()
+                return serves and (await http.get("/readyz")).is_success
+
+            await eventually(is_ready)
+            for task in ("classify", "detect", "segment"):
+                assert (await http.post(f"/{task}", content=PICTURE)).status_code == 200
+            stub: VisionAsyncStub = VisionStub(channel)
+            await stub.Classify(pb.ClassifyRequest(image=PICTURE))
+            await stub.Detect(pb.DetectRequest(image=PICTURE))
+            await stub.Segment(pb.SegmentRequest(image=PICTURE))
+        for front_end in (rest, rpc):
+            maps = await asyncio.to_thread(Path(f"/proc/{front_end.process.pid}/maps").read_text)
+            assert "numpy" in maps
+            assert "torch" not in maps
+    for module in ("http_main", "grpc_main"):
+        code = f"import sys, service.frontend.{module}; sys.exit('torch' in sys.modules)"
+        ran = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], check=False)
+        assert ran.returncode == 0
 
 
 def test_bad_input_affects_no_other_request(service: RunningService) -> None:

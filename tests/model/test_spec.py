@@ -15,6 +15,7 @@ def test_added_fields_with_defaults_leave_versions_as_they_were() -> None:
     for name, default in (("activation", "softmax"), ("score_threshold", 0.0)):
         assert document["postprocessing"].pop(name) == default
     document["accuracy"] = None  # figures are not part of it
+    assert document.pop("quantisation") is None
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
     assert config.version == hashlib.sha256(text.encode()).hexdigest()[:16]
     # A config without the fields, as bundles of former versions have it, is the same one.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ class Int8Conv(nn.Module):
         super().__init__()
         self.relu = relu
         self._geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
+        _let_torch_warn()
         integers, self._scales = quantise_weight(conv.weight)
         scales, geometry, scale, zero_point = self._scales, self._geometry, input_range.scale, input_range.zero_point
         self._weights = PackedWeights(
@@ -99,6 +101,7 @@ class Int8Linear(nn.Module):
     ) -> None:
         """`weight` is (D, C), `bias` (D,)."""
         super().__init__()
+        _let_torch_warn()
         integers, self._scales = quantise_weight(weight)
         self._weight: Tensor = torch.ops.onednn.qlinear_prepack(integers, None)
         self._zeros = torch.zeros(len(weight), dtype=torch.int64)
@@ -198,12 +201,19 @@ def _fused_activation(conv: nn.Conv2d, following: nn.Module) -> bool:
     return isinstance(following, nn.ReLU)
 
 
+@cache
+def _let_torch_warn() -> None:
+    """torch announces once in each process that quantised dtypes will be removed. It has no other operator that rounds
+    floats to bytes in one pass; its version is pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
+
 def _bytes(x: Tensor, input_range: InputRange) -> Tensor:
     """Floats as uint8; bytes are returned as they are."""
     if x.dtype == torch.uint8:
         return x
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantised = torch.quantize_per_tensor(x, input_range.scale, input_range.zero_point, torch.quint8)
+    quantised = torch.quantize_per_tensor(x, input_range.scale, input_range.zero_point, torch.quint8)
     # The quantised tensor's memory, without a copy.
     return torch.empty(0, dtype=torch.uint8).set_(quantised.untyped_storage(), 0, x.shape, quantised.stride())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
@@ -76,7 +77,9 @@ class FolderSource:
                         continue
                     try:
                         status = entry.stat()
-                    except FileNotFoundError:  # it was removed at this moment
+                    except OSError:  # it was removed at this moment, or is a link that leads nowhere
+                        continue
+                    if not stat.S_ISREG(status.st_mode):
                         continue
                     found[entry.name] = _Version(status.st_ino, status.st_size, status.st_mtime_ns)
                     if len(found) > MAX_FILES:

@@ -140,3 +140,37 @@ def test_nothing_found_is_nothing() -> None:
     assert joined.boxes.shape == (0, 4)
     assert joined.mask_logits is not None
     assert joined.mask_logits.shape == (0, 28, 28)
+
+
+def test_work_is_bounded_whatever_is_found() -> None:
+    """Of thousands of boxes, as without NMS, the best are compared, and at most `max_detections` are returned."""
+    random = np.random.default_rng(1)
+    windows = [Window(top, left, 100, 100) for top in range(0, 560, 80) for left in range(0, 560, 80)]
+    found = []
+    for window in windows:
+        corners = random.uniform(10, 50, (120, 2)) + np.array((window.left, window.top))
+        boxes = np.concatenate((corners, corners + random.uniform(5, 40, (120, 2))), axis=1)
+        scores = random.uniform(0.1, 1, 120)
+        found.append(
+            (
+                window,
+                [
+                    ((x, y, right, low), score, 0)
+                    for (x, y, right, low), score in zip(boxes.tolist(), scores.tolist(), strict=True)
+                ],
+            )
+        )
+    joined = join(found, QueryParams(masks=False, iou_threshold=1.0, max_detections=500))
+    assert len(joined.scores) == 500
+    assert (np.diff(joined.scores) <= 0).all()
+
+
+def test_joining_ends_where_nobody_waits() -> None:
+    """Before the boxes of each window there is a question whether to go on."""
+    empty = DetectOutput(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), None)
+
+    def before_each() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        join_detections([empty, empty], [LEFT, RIGHT], NO_MASKS, SPEC, before_each)

@@ -51,3 +51,18 @@ def test_what_is_in_the_way_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["http-port"][0] == "note"
     assert "Not a directory" in found["state folder"][1]
     assert found["state folder"][0] == "note"
+
+
+def test_what_serve_refuses_is_a_problem_and_what_it_takes_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`serve` ends without its certificates. Without its folder of models it serves the embedded ones."""
+    absent = tmp_path / "absent"
+    free = Settings(http_port=0, grpc_port=0, worker_metrics_port=0, state_dir=tmp_path, models_dir=absent)
+    assert run_doctor(free) == 0
+    found = lines(capsys)
+    assert (found["models"][0], found["model convmlp_pets_breed"][0]) == ("note", "ok")
+    assert run_doctor(free.model_copy(update={"http_tls_certificate": absent, "http_tls_key": absent})) == 1
+    found = lines(capsys)
+    assert found["http TLS"] == ("problem", f"{absent}: No such file or directory; expected a PEM file")
+    assert "grpc TLS" not in found

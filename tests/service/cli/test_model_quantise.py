@@ -57,3 +57,12 @@ def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     found = models(tmp_path / "store", "quantize", "tiny", "--pictures", str(tmp_path / "empty"))
     assert found.exit_code == 1
     assert "found 0" in found.stderr
+
+
+def test_a_name_that_no_model_can_have_is_refused_first(tmp_path: Path) -> None:
+    """Before any picture is read: a name with a path would lead out of the store."""
+    tiny_bundle(tmp_path / "store", "classifier")
+    found = models(tmp_path / "store", "quantize", "tiny", "--as", "../tiny", "--pictures", str(tmp_path))
+    assert found.exit_code == 2
+    assert "--as" in found.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["store"]

@@ -96,11 +96,12 @@ async def receiver(statuses: list[int]) -> AsyncIterator[tuple[str, list[Any]]]:
 
 async def test_a_folder_that_fills(grpc_url: str, tmp_path: Path) -> None:
     """Each new picture has its line once it is complete, a replaced one again, a broken one its error; and the webhook
-    gets each line. Ctrl-C ends it with a summary."""
+    gets each line. What is no file, or a link that leads nowhere, is left out. Ctrl-C ends it with a summary."""
     folder, drawings = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (folder / "old.png").write_bytes(picture(1))
     (folder / "notes.txt").write_bytes(b"no picture")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
     async with (
         receiver([503, 200]) as (hook, received),
         started(
@@ -109,6 +110,8 @@ async def test_a_folder_that_fills(grpc_url: str, tmp_path: Path) -> None:
         ) as process,
     ):
         await next_message(process, "watching")
+        (folder / "folder.png").mkdir()
+        (folder / "nowhere.png").symlink_to(tmp_path / "removed.png")
         data = picture(70, width=300, height=300)
         (folder / "other.png").write_bytes(picture(71))
         other = asyncio.create_task(next_line(process))

@@ -86,3 +86,13 @@ def test_a_much_more_urgent_request_is_not_judged() -> None:
     forecast = learnt(FakeClock())
     assert forecast.expected_s(0.5 * BUDGET_S) == forecast.expected_s(10 * BUDGET_S) == 3.0
     assert forecast.expected_s(0.49 * BUDGET_S) == 0.0
+
+
+def test_a_picture_in_windows_counts_as_many_requests() -> None:
+    """Its own windows are waited for, and those of one that is being prepared; afterwards none of them counts."""
+    forecast = learnt(FakeClock())
+    assert forecast.expected_s(BUDGET_S, images=11) == 8.0
+    forecast.reserve(10)
+    assert forecast.expected_s(BUDGET_S) == 8.0
+    forecast.prepared(10)
+    assert forecast.expected_s(BUDGET_S) == 3.0

@@ -180,7 +180,10 @@ async def test_invalid_certificates_end_the_process(tmp_path: Path) -> None:
     """A missing file is a wrong configuration, named in one line."""
     missing = str(tmp_path / "missing.pem")
     flags = ("--http-tls-certificate", missing, "--http-tls-key", missing)
-    for command in (("rest", "--worker-address", "ipc:///nobody"), ("serve", "--grpc-port", "0")):
+    for command in (
+        ("rest", "--worker-address", "ipc:///nobody"),
+        ("serve", "--grpc-port", "0", "--worker-metrics-port", "0"),
+    ):
         ran = await convmlp(*command, "--http-port", "0", *flags)
         assert ran.status == EXIT_CONFIG
         assert missing in ran.err
