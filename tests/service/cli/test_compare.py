@@ -99,7 +99,7 @@ def test_references_of_models() -> None:
     served = "https://host/vision/models/pets@3"
     assert ModelReference.of(served) == ModelReference(served, "pets@3", url="https://host/vision")
     for text, message in (
-        ("pets:fp8", "the precision is one of exact, fp32, fp16, bf16, as in pets:fp32"),
+        ("pets:fp8", "the precision is one of exact, fp32, fp16, bf16, int8, as in pets:fp32"),
         ("http://host:8000", "expected http://HOST:PORT/models/NAME"),
     ):
         with pytest.raises(BadParameter, match=message):

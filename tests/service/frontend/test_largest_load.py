@@ -95,7 +95,7 @@ async def front_end_process() -> AsyncIterator[tuple[RunningService, httpx2.Asyn
     """A REST process with eight threads and the default limits, ready, and a client of it."""
     async with fake_worker(SETTINGS) as worker:
         flags = ("--worker-address", worker.address, "--http-port", "0", "--prepare-threads", "8")
-        with started("rest", *flags, "--request-timeout-ms", str(int(TIMEOUT_S * 1000))) as process:
+        with started("rest", *flags, "--request-timeout-ms", str(int(TIMEOUT_S * 1000)), fresh=True) as process:
             url = (await asyncio.to_thread(process.wait_for, "listening"))["url"]
             async with httpx2.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
                 while not (await client.get("/readyz")).is_success:
@@ -157,7 +157,7 @@ async def grpc_process() -> AsyncIterator[tuple[RunningService, list[grpc.aio.Ch
     async with fake_worker(SETTINGS) as worker, AsyncExitStack() as stack:
         ports = ("--grpc-port", "0", "--grpc-metrics-port", "0")
         flags = ("--worker-address", worker.address, *ports, "--prepare-threads", "8")
-        with started("grpc", *flags, "--request-timeout-ms", str(int(TIMEOUT_S * 1000))) as process:
+        with started("grpc", *flags, "--request-timeout-ms", str(int(TIMEOUT_S * 1000)), fresh=True) as process:
             address = (await asyncio.to_thread(process.wait_for, "listening"))["address"]
             options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
             channels = [
