@@ -16,6 +16,7 @@ import contextlib
 import http.client
 import io
 import math
+import re
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -90,8 +91,8 @@ def _answer(connection: http.client.HTTPConnection, path: str, picture: bytes) -
     body = response.read()
     if response.status != http.HTTPStatus.OK:
         raise SystemExit(f"{path}: {response.status} {body[:200]!r}")
-    stages = dict(part.split(";dur=") for part in response.headers["Server-Timing"].split(", "))
-    return float(stages["infer"]) / 1000
+    (infer_ms,) = re.findall(r"infer;dur=([\d.]+)", response.headers["Server-Timing"])
+    return float(infer_ms) / 1000
 
 
 def _round(service: RunningService, connection: http.client.HTTPConnection, picture: bytes, requests: int) -> Round:
