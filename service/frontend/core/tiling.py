@@ -34,7 +34,7 @@ from model.types import (
     Size,
     Task,
 )
-from service.errors import DeadlineExceeded, error_of_part
+from service.errors import DeadlineExceeded, Overloaded, error_of_part
 from service.frontend.core.executor import Work
 from service.types import ModelStatus, PredictRequest
 from service.wire.pool import WorkerPool
@@ -228,7 +228,10 @@ async def predict_windows(
         answers = await asyncio.gather(*jobs)
     except ConvMLPError as error:
         failed = next(index for index, job in enumerate(jobs) if job.done() and job.exception() is error)
-        raise error_of_part(error, f"window {failed + 1} of {len(jobs)}") from None
+        part = f"window {failed + 1} of {len(jobs)}"
+        if isinstance(error, DeadlineExceeded | Overloaded):
+            part = f"{part} (larger tiles are fewer, and take less time)"
+        raise error_of_part(error, part) from None
     finally:
         for job in jobs:
             job.cancel()

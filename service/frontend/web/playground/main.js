@@ -46,7 +46,7 @@ function requestFor(score) {
     const given = element(name).value;
     if (tasks.includes(task) && given !== "" && given !== value) parameters.set(name, given);
   }
-  if (element("tiles").checked && tasks.some((task) => task !== "classify")) parameters.set("tiles", "auto");
+  if (element("tiles").checked && !element("tiles").disabled) parameters.set("tiles", "auto");
   if (tasks.includes("detect") && score !== modelScore()) parameters.set("score_threshold", String(score));
   return { path: tasks.length === 1 ? tasks[0] : "analyze", tasks, models, parameters };
 }
@@ -106,7 +106,12 @@ async function ask() {
 
 // --- what is shown -------------------------------------------------------------------------------------------------
 
+function showTiles() {
+  element("tiles").disabled = chosenTasks().every((task) => task === "classify");
+}
+
 function clear() {
+  showTiles();
   state.answer = null;
   clearTimeout(state.waiting);
   for (const id of ["problem", "answer", "timings", "code", "raw", "toolbar", "classes"]) element(id).hidden = true;
