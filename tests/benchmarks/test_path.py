@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.calls import Call, Counts, count, listing
 from benchmarks.path import REST, WORKER, trace, typical
 
@@ -90,6 +92,7 @@ def test_own_calls_of_all_threads_are_recorded(tmp_path: Path) -> None:
     assert {(one.process, one.file) for one in calls} == {("one", "own/made.py")}
 
 
+@pytest.mark.serial  # beside other tests, messages of other kinds come between
 def test_a_request_is_traced_through_front_end_and_worker() -> None:
     """A warm request goes through both processes, and almost the same way each time."""
     traces = trace(["classify"], traces=5)["classify"]
