@@ -53,6 +53,7 @@ from tests.service.frontend.fault_scenarios import (
 )
 from tests.service.frontend.grpc_server import reason, refusal, request_id, retry_s, rich
 from tests.service.frontend.rest_server import oversized_png, picture
+from tests.waiting import until
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,8 @@ async def test_wait_for_a_lost_worker_is_the_time_of_its_start(transport: Transp
     """The request that loses the worker, those after it, and the readiness probe get the time that a start takes."""
     async with losing(tmp_path) as pair:
         refusals = [await transport(pair, Question()) for _ in range(2)]
+        # Each front-end finds out by itself, and the probe asks the one for REST.
+        await until(lambda: not pair.rest.engine.readiness().ready)
         readiness = await pair.http.get("/readyz")
     waits_s = [refusal_.retry_after_s for refusal_ in refusals] + [int(readiness.headers["retry-after"])]
     assert all(wait_s is not None and START_S / 2 < wait_s <= START_S for wait_s in waits_s), waits_s
