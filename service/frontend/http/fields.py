@@ -12,10 +12,11 @@ from python_multipart.multipart import parse_options_header
 
 from service.errors import BadParameter, BadRequest
 from service.frontend.core.engine import ByteBudget
+from service.frontend.core.image_fetcher import JOIN_BYTES
 from service.frontend.core.parameters import Parameter, parse_value
 from service.frontend.core.sniffing import TEXT_STARTS
 from service.frontend.http.body import FormImages, Upload, image_of_text, off_loop
-from service.frontend.http.middleware import JOIN_BYTES, HttpRequest
+from service.frontend.http.middleware import HttpRequest
 
 MAX_PARTS = 64
 """Of a form."""

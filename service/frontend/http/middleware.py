@@ -25,6 +25,7 @@ from model.types import Task
 from service.errors import INTERNAL_DETAIL, BadParameter, DeadlineExceeded, Internal, Unavailable
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import ByteBudget
+from service.frontend.core.image_fetcher import JOIN_BYTES
 from service.frontend.core.parameters import ANALYZE, EMBED, Range, digits, shown
 from service.frontend.core.request_log import RequestLog
 from service.frontend.http.content_encoding import decoder_of
@@ -43,8 +44,6 @@ LINGER_S = 5.0
 LINGER_BYTES = 256 * 2**20
 """The rest of a refused body is read and dropped for so long and up to so many bytes, so that its sender sees the
 answer."""
-JOIN_BYTES = 2 * 2**20
-"""A body of more bytes is put together in a thread: for 64 MB it takes 0.1 s, without the interpreter's lock."""
 TIMEOUT_MS = Range("a whole number", 1, 10**9)
 CUSTOM_MODELS = "/v1/vision/custom/list"
 """DeepStack's path of its list of models."""
