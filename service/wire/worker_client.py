@@ -148,6 +148,7 @@ class WorkerClient:
         """By job: the future of its Answer."""
         self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
         """By job: the future of its Store."""
+        self._connected = False
         self._state: State | None = None
         self._splits: Mapping[str, TrafficSplit] = {}
         """Of the last State."""
@@ -278,14 +279,14 @@ class WorkerClient:
 
         Raises:
             DeadlineExceeded: no answer came within its `budget_s`.
-            Unavailable: there is no connection, or the worker speaks another protocol.
+            Unavailable: there is no worker, or it was lost meanwhile, or it speaks another protocol.
             ConvMLPError: what the job was settled with.
         """
         job, budget_s = request.job, request.budget_s
         if budget_s <= 0:
             raise DeadlineExceeded("timed out before the request was sent to the worker")
-        if self._mismatch:
-            raise Unavailable(self._mismatch, self._recovery.left_s())
+        if self._state is None:  # a lost connection takes messages for a moment still, and drops them
+            raise Unavailable(self._mismatch or NO_WORKER, self._recovery.left_s())
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         pending[job] = future
         deadline_s = time.monotonic() + budget_s
@@ -334,13 +335,17 @@ class WorkerClient:
                 self._on_lost(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
-        if parse_monitor_message([part.bytes for part in parts])["event"] == zmq.EVENT_DISCONNECTED:
+        event = parse_monitor_message([part.bytes for part in parts])["event"]
+        self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        if not self._connected:
             self._mismatch = ""
             self._on_lost("the worker was lost; another is being started")
         else:
             self._send_hello()
 
     def _on_message(self, parts: Sequence[zmq.Frame]) -> None:
+        if not self._connected:  # it is from before the loss; its State would make the lost worker ready again
+            return
         self._received_s = time.monotonic()
         try:
             message = decode_to_front_end(parts[0].buffer)

@@ -284,13 +284,15 @@ async def test_a_replaced_worker_is_reported_once(tmp_path: Path) -> None:
 
 
 async def test_a_silent_worker_counts_as_lost(tmp_path: Path) -> None:
-    """A connected worker that sends nothing is lost after the timeout, and its jobs fail."""
+    """A connected worker that sends nothing is lost after the timeout: its jobs fail, and it gets no others."""
     address = f"ipc://{tmp_path}/w"
     async with connect(address, timeout_s=0.5) as client, ScriptedWorker(address) as worker:
         await worker.introduce()
         await until(lambda: ready(client))
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable, match="silent"):
+                await predict(client, seconds=1000)
+            with pytest.raises(Unavailable, match=NO_WORKER):
                 await predict(client, seconds=1000)
 
 
