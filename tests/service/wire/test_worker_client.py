@@ -296,6 +296,19 @@ async def test_a_silent_worker_counts_as_lost(tmp_path: Path) -> None:
                 await predict(client, seconds=1000)
 
 
+async def test_a_front_end_that_stood_still_loses_no_worker() -> None:
+    """A worker whose messages a front-end could not read, because itself did not run, has not been silent."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, connect(worker.address, timeout_s=0.5) as client:
+        await until(lambda: ready(client))
+        before = len(worker.runner.batches)
+        worker.runner.unblocked.clear()
+        asked = asyncio.create_task(predict(client))
+        await until(lambda: len(worker.runner.batches) == before + 1)
+        time.sleep(1.0)  # noqa: ASYNC251  (it is what stops the front-end)
+        worker.runner.unblocked.set()
+        await asked
+
+
 async def test_nothing_is_kept_of_a_request_that_ended(tmp_path: Path) -> None:
     """Failed, late, cancelled or never sent: no request stays pending, and a later answer to it is ignored."""
     address = f"ipc://{tmp_path}/w"
