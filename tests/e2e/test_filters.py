@@ -76,7 +76,9 @@ def test_confidence_is_the_mean_over_the_segments_pixels(service: RunningService
     segments = ask(service, "/segment")["segments"]
     shown = [
         np.asarray(
-            PIL.Image.open(io.BytesIO(httpx2.post(f"{service.url}/segment?view={view}", content=PICTURE).content))
+            PIL.Image.open(
+                io.BytesIO(httpx2.post(f"{service.url}/segment?view={view}", content=PICTURE, timeout=60).content)
+            )
         )
         for view in ("labelmap", "confidence")
     ]
