@@ -181,7 +181,7 @@ class WorkerClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._deadlines.close()
-        self._fail_pending("this process is shutting down")
+        self._fail_pending("the connection to the worker was closed")
         await self._connection.__aexit__()
 
     async def predict(
