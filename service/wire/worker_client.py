@@ -1,7 +1,8 @@
 """A front-end's client of one worker: sends it jobs, returns its answers, and holds its last state.
 
 The worker counts as lost as soon as its connection breaks, or after `timeout_s` of silence; then all its pending jobs
-fail. Nothing is sent twice: `pool.py` decides whether to try again.
+fail. Its silence counts only while this front-end runs: after a stop of the front-end, or of both, what the worker has
+sent is read first. Nothing is sent twice: `pool.py` decides whether to try again.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ class WorkerClient:
         """By job: the future of its Answer."""
         self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
         """By job: the future of its Store."""
+        self._connected = False
         self._state: State | None = None
         self._splits: Mapping[str, TrafficSplit] = {}
         """Of the last State."""
@@ -157,7 +159,7 @@ class WorkerClient:
         self._instance = ""
         self._state_received = asyncio.Event()
         self._recovery = Recovery()
-        self._received_s = 0.0
+        self._silent_s = 0.0
         self._pixels = 0
         self._configs = ModelConfigs()
         self._forecasts: dict[str, WaitForecast] = {}
@@ -179,7 +181,7 @@ class WorkerClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._deadlines.close()
-        self._fail_pending("this process is shutting down")
+        self._fail_pending("the connection to the worker was closed")
         await self._connection.__aexit__()
 
     async def predict(
@@ -278,14 +280,14 @@ class WorkerClient:
 
         Raises:
             DeadlineExceeded: no answer came within its `budget_s`.
-            Unavailable: there is no connection, or the worker speaks another protocol.
+            Unavailable: there is no worker, or it was lost meanwhile, or it speaks another protocol.
             ConvMLPError: what the job was settled with.
         """
         job, budget_s = request.job, request.budget_s
         if budget_s <= 0:
             raise DeadlineExceeded("timed out before the request was sent to the worker")
-        if self._mismatch:
-            raise Unavailable(self._mismatch, self._recovery.left_s())
+        if self._state is None:  # a lost connection takes messages for a moment still, and drops them
+            raise Unavailable(self._mismatch or NO_WORKER, self._recovery.left_s())
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         pending[job] = future
         deadline_s = time.monotonic() + budget_s
@@ -329,19 +331,27 @@ class WorkerClient:
         while True:
             self._send_hello()
             # A worker that is not ready soon changes its state.
-            await asyncio.sleep(self._heartbeat_s if self._is_ready() or self._mismatch else self._heartbeat_s / 5)
-            if self._state is not None and time.monotonic() - self._received_s > self._timeout_s:
+            interval_s = self._heartbeat_s if self._is_ready() or self._mismatch else self._heartbeat_s / 5
+            slept_s = time.monotonic()
+            await asyncio.sleep(interval_s)
+            # Timers run before what arrived meanwhile is read.
+            self._silent_s += min(time.monotonic() - slept_s, 2 * interval_s)
+            if self._state is not None and self._silent_s > self._timeout_s:
                 self._on_lost(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
-        if parse_monitor_message([part.bytes for part in parts])["event"] == zmq.EVENT_DISCONNECTED:
+        event = parse_monitor_message([part.bytes for part in parts])["event"]
+        self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        if not self._connected:
             self._mismatch = ""
             self._on_lost("the worker was lost; another is being started")
         else:
             self._send_hello()
 
     def _on_message(self, parts: Sequence[zmq.Frame]) -> None:
-        self._received_s = time.monotonic()
+        if not self._connected:  # it is from before the loss; its State would make the lost worker ready again
+            return
+        self._silent_s = 0.0
         try:
             message = decode_to_front_end(parts[0].buffer)
             if isinstance(message, Answers):

@@ -307,7 +307,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_in_the_spans(service: Trac
     try:
         holding = asyncio.ensure_future(service.http.post("/classify", content=picture(1)))
         await until(lambda: len(runner.batches) > before)  # the device is taken
-        headers = {**caller.headers, "x-request-timeout-ms": "1000"}
+        headers = {**caller.headers, "x-request-timeout-ms": "2000"}
         answer = await service.http.post("/classify", content=picture(9), headers=headers)
     finally:
         runner.unblocked.set()

@@ -171,7 +171,9 @@ async def test_timings(rpc: RpcWithWorker) -> None:
     received = dict(await call.trailing_metadata())["server-timing"]
     assert dict(await call.trailing_metadata())["x-model-precision"] == "fp32"
     assert isinstance(received, str)
-    durations = dict(part.split(";dur=") for part in received.split(", "))
+    *parts, batch = received.split(", ")
+    assert batch == "batch;desc=1"
+    durations = dict(part.split(";dur=") for part in parts)
     assert list(durations) == ["decode", "queue", "infer", "post", "total"]
     assert float(durations["decode"]) == pytest.approx(timings.decode_ms, abs=0.006)
 
