@@ -1,7 +1,8 @@
 """A front-end's client of one worker: sends it jobs, returns its answers, and holds its last state.
 
 The worker counts as lost as soon as its connection breaks, or after `timeout_s` of silence; then all its pending jobs
-fail. Nothing is sent twice: `pool.py` decides whether to try again.
+fail. Its silence counts only while this front-end runs: after a stop of the front-end, or of both, what the worker has
+sent is read first. Nothing is sent twice: `pool.py` decides whether to try again.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class WorkerClient:
         self._instance = ""
         self._state_received = asyncio.Event()
         self._recovery = Recovery()
-        self._received_s = 0.0
+        self._silent_s = 0.0
         self._pixels = 0
         self._configs = ModelConfigs()
         self._forecasts: dict[str, WaitForecast] = {}
@@ -330,8 +331,12 @@ class WorkerClient:
         while True:
             self._send_hello()
             # A worker that is not ready soon changes its state.
-            await asyncio.sleep(self._heartbeat_s if self._is_ready() or self._mismatch else self._heartbeat_s / 5)
-            if self._state is not None and time.monotonic() - self._received_s > self._timeout_s:
+            interval_s = self._heartbeat_s if self._is_ready() or self._mismatch else self._heartbeat_s / 5
+            slept_s = time.monotonic()
+            await asyncio.sleep(interval_s)
+            # Timers run before what arrived meanwhile is read.
+            self._silent_s += min(time.monotonic() - slept_s, 2 * interval_s)
+            if self._state is not None and self._silent_s > self._timeout_s:
                 self._on_lost(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
@@ -346,7 +351,7 @@ class WorkerClient:
     def _on_message(self, parts: Sequence[zmq.Frame]) -> None:
         if not self._connected:  # it is from before the loss; its State would make the lost worker ready again
             return
-        self._received_s = time.monotonic()
+        self._silent_s = 0.0
         try:
             message = decode_to_front_end(parts[0].buffer)
             if isinstance(message, Answers):

@@ -159,6 +159,8 @@ class Engine:
         self, request: PredictRequest, model: ModelStatus, encode: Encode[T], draws: bool, span: Span | None
     ) -> Reply[T]:
         config = model.config
+        if request.classes or request.params.threshold is not None:  # refuses before decoding
+            params_for(config, request.params, request.classes)
         preparing = self.preparation(request, config)
         self.begin(preparing.caller, preparing.images)
         try:
