@@ -3,8 +3,8 @@
     python -m benchmarks.batch FOLDER [--task classify] [--precision fp32] [--pictures 600] [--rounds 3]
 
 In each round the service gets all pictures from 32 clients, and then a batch job scores them, with the same model in
-the same precision. Each figure is of all processes: of the service while it answers, of the job between an eighth of its
-rows and its last ones, so that neither has its start in it. `start` is the job's CPU before its first row.
+the same precision. Each figure is of all processes: of the service while it answers, of the job between an eighth of
+its rows and its last ones, so that neither has its start in it. `start` is the job's CPU before its first row.
 """
 
 from __future__ import annotations
