@@ -158,6 +158,8 @@ def _specified(parameters: Mapping[str, object], known: type) -> Mapping[str, ob
     if isinstance(classes := given.get("classes"), (list, tuple)):
         given["classes"] = ",".join(map(str, classes))
     if "tiles" in given:
+        if given["tiles"] == "":  # over gRPC it would mean none
+            raise ValueError("tiles is empty; expected 'auto', a side in pixels, or WIDTHxHEIGHT; None: no tiles")
         given["tiles"] = str(given["tiles"])
     for name in ("tasks", "models"):
         if isinstance(one := given.get(name), str):

@@ -98,22 +98,27 @@ class _SameKey:
         return hmac.compare_digest(key, self._public)
 
 
-def front_end_wire(settings: Settings) -> WireOptions:
-    """The options of a front-end's connections to its workers.
+def front_end_wire(settings: Settings, keys: CurveKeys | None = None) -> WireOptions:
+    """The options of a front-end's connections to its workers; `keys` in the place of those of the settings' file.
 
     Raises:
         InsecureWire: an address is on a network, and there is no usable key file.
     """
-    return WireOptions(
-        settings.max_image_mpx * 10**6 * BYTES_PER_ANSWERED_PIXEL + HEADER_BYTES, _keys_for_addresses(settings)
-    )
+    max_bytes = settings.max_image_mpx * 10**6 * BYTES_PER_ANSWERED_PIXEL + HEADER_BYTES
+    return WireOptions(max_bytes, keys or _keys_for_addresses(settings))
 
 
-def worker_wire(settings: Settings) -> WireOptions:
-    """The options of a worker's socket: no input is larger than all that may wait. Raises as `front_end_wire`."""
-    return WireOptions(
-        settings.max_queue_mpx * 10**6 * INPUT_BYTES_PER_PIXEL + HEADER_BYTES, _keys_for_addresses(settings)
-    )
+def worker_wire(settings: Settings, keys: CurveKeys | None = None) -> WireOptions:
+    """The options of a worker's socket: no input is larger than all that may wait. As `front_end_wire`."""
+    max_bytes = settings.max_queue_mpx * 10**6 * INPUT_BYTES_PER_PIXEL + HEADER_BYTES
+    return WireOptions(max_bytes, keys or _keys_for_addresses(settings))
+
+
+def make_keys() -> CurveKeys:
+    """A new key pair."""
+    import zmq
+
+    return CurveKeys(*zmq.curve_keypair())
 
 
 def make_key_file(path: Path) -> None:
@@ -122,9 +127,7 @@ def make_key_file(path: Path) -> None:
     Raises:
         OSError: it cannot be written; FileExistsError: it exists.
     """
-    import zmq
-
-    public, secret = zmq.curve_keypair()
+    public, secret = make_keys()
     text = KEY_FILE.format(public=public.decode("ascii"), secret=secret.decode("ascii"))
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
         file.write(text)

@@ -1,9 +1,13 @@
-"""A front-end's workers as one: each job goes to the worker with the least outstanding work."""
+"""A front-end's workers as one: each job goes to the worker with the least outstanding work among those with its model.
+
+Workers may serve different models, and may come and go.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -19,8 +23,13 @@ from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.broadcast import broadcast_list, broadcast_load, broadcast_split, broadcast_unload
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.version_routes import Route
-from service.wire.worker_client import WaitForecast, WorkerAnswer, WorkerClient
-from service.wire.worker_view import merge_models, merge_readiness, merge_routes
+from service.wire.worker_client import WaitForecast, WorkerClient
+from service.wire.worker_view import FIRST_RETRY_S, NO_MEMBER, WorkerAnswer, merge_models, merge_readiness, merge_routes
+
+MAX_WORKERS = 1024
+"""Of one pool. As many front-ends fit at a worker."""
+DRAIN_INTERVAL_S = 0.05
+"""Between two looks whether a removed worker still has jobs."""
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +38,7 @@ class Listener(Protocol):
     """Called back for events of the workers."""
 
     def workers_up(self, up: int, total: int) -> None:
-        """`up` of the `total` configured workers answer now."""
+        """`up` of the `total` workers answer now."""
 
     def worker_replaced(self) -> None:
         """Another worker process took the place of one."""
@@ -39,7 +48,10 @@ class Listener(Protocol):
 
 
 class WorkerPool:
-    """Use as an async context manager. Talks to the workers at `addresses`, which should serve the same models."""
+    """Use as an async context manager. Talks to the workers at `addresses`, and to those that are added later.
+
+    `max_workers` bounds those that are added.
+    """
 
     def __init__(
         self,
@@ -48,12 +60,17 @@ class WorkerPool:
         timeout_s: float,
         listener: Listener,
         options: WireOptions = PLAIN,
+        max_workers: int = MAX_WORKERS,
     ) -> None:
-        self._clients = tuple(
-            WorkerClient(address, heartbeat_s, timeout_s, self._changed, listener.worker_replaced, options)
-            for address in addresses
-        )
+        self._max_workers = max_workers
+        self._heartbeat_s = heartbeat_s
+        self._timeout_s = timeout_s
+        self._options = options
         self._listener = listener
+        self._members = {address: self._make_client(address) for address in addresses}
+        self._clients = tuple(self._members.values())
+        self._drains: set[asyncio.Task[None]] = set()
+        """Of removed workers."""
         self._change = asyncio.Event()
         self._models: tuple[ModelStatus, ...] | None = None
         self.routes: Mapping[str, Route] = {}
@@ -61,19 +78,52 @@ class WorkerPool:
         self.default_routes: Mapping[Task, Route] = {}
         """Those of requests that name no model."""
         self._ready: dict[str, tuple[WorkerClient, ...]] = {}
-        self._open = contextlib.AsyncExitStack()
         self._closing = False
 
     async def __aenter__(self) -> WorkerPool:
         async with contextlib.AsyncExitStack() as stack:
             for client in self._clients:
                 await stack.enter_async_context(client)
-            self._open = stack.pop_all()
+            stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._closing = True
-        await self._open.aclose()
+        self._closing = True  # drains end at their next look
+        closing = [client.__aexit__() for client in self._clients]
+        for result in await asyncio.gather(*closing, *self._drains, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        """Of the workers that may get jobs."""
+        return frozenset(self._members)
+
+    async def add(self, address: str) -> None:
+        """Take in the worker at an address; it gets jobs once it has reported a model that is ready.
+
+        Raises:
+            ValueError: the pool has as many as it may have, those that drain included.
+        """
+        if address in self._members or self._closing:
+            return
+        if len(self._members) + len(self._drains) >= self._max_workers:
+            raise ValueError(f"a front-end talks to at most {self._max_workers} workers; {address} is one more")
+        client = self._members[address] = self._make_client(address)
+        await client.__aenter__()
+        self._clients = (*self._clients, client)
+        self._changed()
+
+    def remove(self, address: str, drain_s: float) -> None:
+        """Send a worker no more jobs. Those that it has may take `drain_s` seconds; the rest then goes to others."""
+        client = self._members.pop(address, None)
+        if client is None or self._closing:
+            return
+        self._clients = tuple(other for other in self._clients if other is not client)
+        drain = asyncio.create_task(self._drain(client, drain_s), name="worker-drain")
+        self._drains.add(drain)
+        drain.add_done_callback(self._drains.discard)
+        self._changed()
 
     def reserve(
         self, model: ModelStatus, deadline_s: float, ready_s: float = 0.0, encoding_s: float = 0.0, images: int = 1
@@ -144,7 +194,7 @@ class WorkerPool:
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
         """The models that the workers have on disk or serve. Raises as `load`."""
-        return await broadcast_list(self._clients, deadline_s)
+        return await broadcast_list(self._some_clients(), deadline_s)
 
     async def load(self, model: str, deadline_s: float) -> None:
         """Load a model on every worker; `models` includes it when this returns.
@@ -156,15 +206,15 @@ class WorkerPool:
             Unavailable: a worker is missing, or was lost meanwhile.
             ModelNotFound, Forbidden, Overloaded, Internal: what a worker answered.
         """
-        await broadcast_load(self._clients, model, deadline_s)
+        await broadcast_load(self._some_clients(), model, deadline_s)
 
     async def unload(self, model: str, deadline_s: float) -> None:
         """Unload a model on every worker; an unload that has started is completed. Raises as `load`."""
-        await broadcast_unload(self._clients, model, deadline_s)
+        await broadcast_unload(self._some_clients(), model, deadline_s)
 
     async def set_split(self, model: str, split: TrafficSplit, deadline_s: float) -> None:
         """Replace a name's split on every worker, or on none; `routes` has it when this returns. Raises as `load`."""
-        await broadcast_split(self._clients, model, split, deadline_s)
+        await broadcast_split(self._some_clients(), model, split, deadline_s)
 
     async def wait_for_state(self) -> None:
         """Wait until every worker has sent its first State."""
@@ -186,6 +236,25 @@ class WorkerPool:
         """Seconds until the first of the workers has finished everything that it runs or queues, as reported last."""
         times = [view.retry_after_s for client in self._clients if (view := client.view()).phase is not None]
         return min(times, default=1.0)
+
+    def _make_client(self, address: str) -> WorkerClient:
+        return WorkerClient(
+            address, self._heartbeat_s, self._timeout_s, self._changed, self._listener.worker_replaced, self._options
+        )
+
+    async def _drain(self, client: WorkerClient, drain_s: float) -> None:
+        """Close a client once its jobs are answered, or after so many seconds: callers then send the rest to others."""
+        for _ in range(math.ceil(drain_s / DRAIN_INTERVAL_S)):
+            if self._closing or not client.outstanding()[0]:
+                break
+            await asyncio.sleep(DRAIN_INTERVAL_S)
+        await client.__aexit__()
+
+    def _some_clients(self) -> Sequence[WorkerClient]:
+        """All clients. Raises Unavailable: there is none."""
+        if not self._clients:
+            raise Unavailable(NO_MEMBER, FIRST_RETRY_S)
+        return self._clients
 
     def _changed(self) -> None:
         views = [client.view() for client in self._clients]

@@ -1,7 +1,8 @@
 """A front-end's client of one worker: sends it jobs, returns its answers, and holds its last state.
 
 The worker counts as lost as soon as its connection breaks, or after `timeout_s` of silence; then all its pending jobs
-fail. Nothing is sent twice: `pool.py` decides whether to try again.
+fail. Its silence counts only while this front-end runs: after a stop of the front-end, or of both, what the worker has
+sent is read first. Nothing is sent twice: `pool.py` decides whether to try again.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
 
 from model.errors import ConvMLPError
-from model.types import ModelInput, QueryParams, RawOutput
+from model.types import ModelInput, QueryParams
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
 from service.observability.logs import LogLimit
 from service.observability.tracing import NO_CONTEXT, current_span
 from service.traffic_split import TrafficSplit
 from service.types import StoredModel
+from service.wire.addresses import open_link
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.deadlines import Deadlines
 from service.wire.messages import (
@@ -47,8 +48,8 @@ from service.wire.messages import (
     gather_jobs,
     unpack_output,
 )
-from service.wire.transport import Frames, LinkEvents, NotSent, open_link
-from service.wire.worker_view import NO_WORKER, ModelConfigs, Recovery, WorkerView
+from service.wire.transport import Frames, LinkEvents, NotSent
+from service.wire.worker_view import NO_WORKER, ModelConfigs, Recovery, WorkerAnswer, WorkerView
 
 MAX_FORECASTS = 256
 """Model versions of which a client keeps the forecast."""
@@ -110,19 +111,6 @@ class WaitForecast:
             self._budget_s = budget_s
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerAnswer:
-    """One output. `queue_s`, `infer_s`: the seconds that its job waited and ran. `batch_images` counts the images of
-    its batch, itself included. `precision` is what the network computed in."""
-
-    output: RawOutput
-    queue_s: float
-    infer_s: float
-    batch_images: int
-    estimate: WaitEstimate | None
-    precision: str
-
-
 class WorkerClient:
     """Use as an async context manager. `on_change` is called when `view` changes in anything but times;
     `on_replaced` when another worker process took the place of the last one."""
@@ -159,7 +147,7 @@ class WorkerClient:
         self._instance = ""
         self._state_received = asyncio.Event()
         self._recovery = Recovery()
-        self._received_s = 0.0
+        self._silent_s = 0.0
         self._pixels = 0
         self._configs = ModelConfigs()
         self._forecasts: dict[str, WaitForecast] = {}
@@ -175,7 +163,7 @@ class WorkerClient:
         self._heartbeat.cancel()
         await asyncio.wait([self._heartbeat])
         self._deadlines.close()
-        self._fail_pending("this process is shutting down")
+        self._fail_pending("the connection to the worker was closed")
         await self._link.__aexit__()
 
     async def predict(
@@ -333,8 +321,12 @@ class WorkerClient:
         while True:
             self._send_hello()
             # A worker that is not ready soon changes its state.
-            await asyncio.sleep(self._heartbeat_s if self._is_ready() or self._mismatch else self._heartbeat_s / 5)
-            if self._state is not None and time.monotonic() - self._received_s > self._timeout_s:
+            interval_s = self._heartbeat_s if self._is_ready() or self._mismatch else self._heartbeat_s / 5
+            slept_s = time.monotonic()
+            await asyncio.sleep(interval_s)
+            # Timers run before what arrived meanwhile is read.
+            self._silent_s += min(time.monotonic() - slept_s, 2 * interval_s)
+            if self._state is not None and self._silent_s > self._timeout_s:
                 self._on_lost(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
     def _on_connected(self) -> None:
@@ -352,7 +344,7 @@ class WorkerClient:
     def _on_message(self, header: memoryview, frames: Frames) -> None:
         if not self._connected:  # it is from before the loss; its State would make the lost worker ready again
             return
-        self._received_s = time.monotonic()
+        self._silent_s = 0.0
         try:
             message = decode_to_front_end(header)
             if isinstance(message, Answers):
@@ -407,7 +399,7 @@ class WorkerClient:
             self._recovery.ready()
         elif state.phase is not Phase.READY:
             self._recovery.lost()
-        if before is None or state.configs or _shown(before) != _shown(state):
+        if before is None or state.configs or before.shown != state.shown:
             self._on_change()
         self._state_received.set()
 
@@ -439,11 +431,6 @@ class WorkerClient:
         retry_after_s = self._recovery.left_s()
         for future in futures:
             _settle(future, Unavailable(f"{reason}; send the request again", retry_after_s))
-
-
-def _shown(state: State) -> tuple[object, ...]:
-    """What front-ends show of a state."""
-    return state.phase, state.models, state.splits
 
 
 def _settle(future: asyncio.Future[T] | None, result: T | ConvMLPError) -> None:

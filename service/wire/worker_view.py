@@ -14,13 +14,14 @@ from pydantic import ValidationError
 
 from model.bundle import Accuracy, BundleConfig
 from model.model_name import base_name
-from model.types import AS_TRAINED, Deployment
+from model.types import AS_TRAINED, Deployment, RawOutput
 from service.traffic_split import TrafficSplit
 from service.types import ModelStatus, Readiness, StoredModel
-from service.wire.messages import MalformedMessage, ModelState, Phase, State
+from service.wire.messages import MalformedMessage, ModelState, Phase, State, WaitEstimate
 from service.wire.version_routes import Route, make_routes
 
 NO_WORKER = "there is no worker at the moment; one is being started"
+NO_MEMBER = "no worker has joined yet; one is being started"
 FIRST_RETRY_S = 2.0
 """Retry-After while there is no worker and nothing is known."""
 MIN_RETRY_S = 0.5
@@ -59,6 +60,19 @@ class WorkerView:
 
     def has_ready(self, version: str) -> bool:
         return any(model.version == version and model.ready for model in self.models or ())
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAnswer:
+    """One output. `queue_s`, `infer_s`: the seconds that its job waited and ran. `batch_images` counts the images of
+    its batch, itself included. `precision` is what the network computed in."""
+
+    output: RawOutput
+    queue_s: float
+    infer_s: float
+    batch_images: int
+    estimate: WaitEstimate | None
+    precision: str
 
 
 class Recovery:
@@ -186,17 +200,23 @@ def merge_models(views: Sequence[WorkerView]) -> tuple[ModelStatus, ...] | None:
 
 
 def merge_routes(views: Sequence[WorkerView]) -> dict[str, Route]:
-    """The routes to the versions of all served models, with the splits of a worker that is there, a ready one first."""
-    known = [view for view in views if view.models is not None]
-    if not known:
-        return {}
-    first = min(known, key=lambda view: (view.phase is not Phase.READY, view.phase is None))
-    return make_routes(merge_models(views) or (), first.splits)
+    """The routes to the versions of all served models.
+
+    A name's split is that of a worker that serves the name and is there, a ready one first.
+    """
+    splits: dict[str, TrafficSplit] = {}
+    for view in sorted(views, key=lambda view: (view.phase is not Phase.READY, view.phase is None)):
+        for model in view.models or ():
+            name = base_name(model.config.name)
+            splits.setdefault(name, view.splits.get(name, {}))
+    return make_routes(merge_models(views) or (), splits)
 
 
 def merge_readiness(views: Sequence[WorkerView]) -> Readiness:
     """Ready while each model's name has a version that is ready on at least one worker and answers requests for it."""
     up = [view for view in views if view.phase is Phase.READY]
+    if not views:
+        return Readiness(False, NO_MEMBER, FIRST_RETRY_S)
     if not up:
         best = min(views, key=lambda view: (view.phase is None, view.reason == NO_WORKER))
         return Readiness(False, best.reason, best.retry_after_s)

@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.wire.curve import InsecureWire, worker_wire
 from service.wire.worker_endpoint import WorkerEndpoint
 from service.worker.runner import DeviceLost, DeviceMissing
-from service.worker.served_models_file import ServedModels, ServedModelsFile
+from service.worker.served_models_file import ServedModels, ServedModelsFile, require_models
 from service.worker.state_folder import StateFolder
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker, WorkerWedged
@@ -35,6 +35,7 @@ def run_worker(settings: Settings) -> int:
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     status = 0
     try:
+        require_models(settings)
         (address,) = settings.worker_address
         with open_tracing(settings, "worker", follows=True) as tracing:
             async with WorkerEndpoint(address, worker_wire(settings)) as endpoint:

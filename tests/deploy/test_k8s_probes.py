@@ -58,20 +58,20 @@ class Running:
 
 
 async def _get(probe: Object, port: int) -> bool:
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         return (await http.get(f"http://127.0.0.1:{port}{probe['path']}")).status_code < 400
 
 
 async def _check(probe: Object, port: int) -> bool:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         health: Any = HealthStub(channel)
-        answer = await health.Check(HealthCheckRequest(service=probe.get("service", "")), timeout=10)
+        answer = await health.Check(HealthCheckRequest(service=probe.get("service", "")), timeout=60)
         return bool(answer.status == HealthCheckResponse.SERVING)
 
 
 async def _connect(probe: Object, port: int) -> bool:
     assert probe.keys() == {"port"}
-    with socket.create_connection(("127.0.0.1", port), timeout=10):
+    with socket.create_connection(("127.0.0.1", port), timeout=60):
         return True
 
 

@@ -76,7 +76,9 @@ def test_confidence_is_the_mean_over_the_segments_pixels(service: RunningService
     segments = ask(service, "/segment")["segments"]
     shown = [
         np.asarray(
-            PIL.Image.open(io.BytesIO(httpx2.post(f"{service.url}/segment?view={view}", content=PICTURE).content))
+            PIL.Image.open(
+                io.BytesIO(httpx2.post(f"{service.url}/segment?view={view}", content=PICTURE, timeout=60).content)
+            )
         )
         for view in ("labelmap", "confidence")
     ]
@@ -125,3 +127,10 @@ def test_a_wrong_choice_is_named(service: RunningService, path: str, expected: s
     answer = httpx2.post(f"{service.url}{path}", content=PICTURE, timeout=60)
     assert answer.status_code == 422
     assert expected in answer.json()["detail"]
+
+
+def test_an_unknown_class_is_refused_before_decoding(service: RunningService) -> None:
+    """A parameter that the model refuses costs no decoding: the error of a broken image is not reached."""
+    broken = PICTURE[: len(PICTURE) // 2]
+    assert httpx2.post(f"{service.url}/detect", content=broken, timeout=60).status_code == 400
+    assert httpx2.post(f"{service.url}/detect?classes=kat", content=broken, timeout=60).status_code == 422

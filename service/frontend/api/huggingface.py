@@ -94,7 +94,7 @@ class HuggingFace:
                 reply = await engine.predict(prediction, partial(encode_elements, parameters))
         finally:
             engine.bodies.release(record)
-        record.timings, record.precision = reply.timings, reply.precision
+        record.answered_by((reply,))
         await request.respond(reply.payload, "application/json")
 
     def _candidates(self, name: str | None) -> Sequence[ModelStatus]:

@@ -48,7 +48,8 @@ from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Readiness, Reply, Timings
 from service.wire.pool import WorkerPool
 from service.wire.version_routes import Route
-from service.wire.worker_client import WaitForecast, WorkerAnswer
+from service.wire.worker_client import WaitForecast
+from service.wire.worker_view import WorkerAnswer
 
 T = TypeVar("T")
 
@@ -159,6 +160,8 @@ class Engine:
         self, request: PredictRequest, model: ModelStatus, encode: Encode[T], draws: bool, span: Span | None
     ) -> Reply[T]:
         config = model.config
+        if request.classes or request.params.threshold is not None:  # refuses before decoding
+            params_for(config, request.params, request.classes)
         preparing = self.preparation(request, config)
         self.begin(preparing.caller, preparing.images)
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Token
 from dataclasses import dataclass
@@ -154,6 +154,20 @@ class RequestRecord:
             if self._within is not None:
                 self._within.__exit__(kind, error, trace)
 
+    def answered_by(self, replies: Sequence[Reply[Any]]) -> Timings:
+        """Record how the answers were computed: of several each stage's longest time, and the largest batch.
+
+        Returns the times.
+        """
+        if len(replies) == 1:
+            reply = replies[0]
+            timings, self.precision, self.batch_images = reply.timings, reply.precision, reply.batch_images
+        else:
+            timings, self.precision = slowest(reply.timings for reply in replies), precisions(replies)
+            self.batch_images = max((reply.batch_images for reply in replies), default=0)
+        self.timings = timings
+        return timings
+
     def fail(self, error: ConvMLPError) -> None:
         """The request ends with an error."""
         self.outcome = error.code
@@ -184,10 +198,11 @@ class RequestRecord:
         if not self.outcome:
             self.outcome = "ok"
         if self.predicts:
-            count, duration = self.log.metrics.requests[self.log.transport, self.task, self.model, self.outcome]
+            count, durations = self.log.metrics.requests[self.log.transport, self.task, self.model, self.outcome]
             exemplar = None if self.span is None else self.span.ids
             count.inc(1, exemplar)
-            duration.observe(seconds, exemplar)
+            for duration in durations:
+                duration.observe(seconds, exemplar)
         return durations_ms
 
     def server_timing(self) -> str:

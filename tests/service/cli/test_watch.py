@@ -184,13 +184,19 @@ async def test_a_camera_faster_than_the_service(rest: Rest, grpc_url: str) -> No
     assert "18 dropped (90%)" in err
 
 
-async def test_a_camera_that_is_lost(grpc_url: str) -> None:
+async def test_a_camera_that_is_lost(rest: Rest, grpc_url: str) -> None:
     """A camera that breaks off is opened again, as often as allowed; one that was never there ends the command."""
+    batches = rest.worker.runner.batches
+
+    async def pause(number: int) -> None:
+        await until(lambda: len(batches) >= before + number)  # no frame comes while another is in progress
+
     async with open_site() as site:
         site.answers["/video"] = mjpeg(1, closes=False)
         async with started("watch", site.url("/video?secret"), "--url", grpc_url) as process:
             assert (await next_line(process))["frame"] == 1
-            site.answers["/video"] = mjpeg(2, pause=lambda number: asyncio.sleep(0.5 * (number - 1)))
+            before = len(batches) - 1
+            site.answers["/video"] = mjpeg(2, pause=pause)
             lines, err, status = await ended(process)
         site.answers["/video"] = mjpeg(1, closes=False)
         ran = await convmlp("watch", site.url("/video"), "--url", grpc_url, "--reconnects", "0")

@@ -41,7 +41,7 @@ async def fetching() -> AsyncIterator[Fetching]:
             "/slow": drips(b"x", pause_s=0.01),
         }
         settings = {"fetch_urls": [f"127.0.0.1:{site.port}"], "fetch_private_networks": ["127.0.0.0/8"]}
-        async with open_pair(**settings, fetch_timeout_ms=300) as pair:
+        async with open_pair(**settings, fetch_timeout_ms=2000) as pair:
             yield Fetching(pair, site)
 
 

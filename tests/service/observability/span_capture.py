@@ -117,7 +117,7 @@ async def stopped(process: RunningService) -> None:
 async def _ready(process: RunningService) -> None:
     """Wait until it has a worker."""
     if process.url:
-        async with httpx2.AsyncClient(base_url=process.url) as http:
+        async with httpx2.AsyncClient(base_url=process.url, timeout=60) as http:
             while not (await http.get("/readyz")).is_success:
                 await asyncio.sleep(0.01)
         return

@@ -365,7 +365,7 @@ def test_a_metrics_port_negotiates(
 ) -> None:
     """The ports of workers and of gRPC answer as REST's /metrics does, by the qualities of what the caller accepts."""
     headers = {"Accept": accept, "Accept-Encoding": coding or "identity"}
-    response = httpx2.request(method, f"http://127.0.0.1:{metrics_port}/metrics", headers=headers)
+    response = httpx2.request(method, f"http://127.0.0.1:{metrics_port}/metrics", headers=headers, timeout=60)
     assert (response.status_code, response.headers["content-type"]) == (200, media_type)
     assert response.headers.get("content-encoding") == (coding if coding == "gzip" else None)
     if method == "HEAD":
@@ -382,7 +382,7 @@ def test_silent_connections_do_not_take_a_metrics_port(metrics_port: int) -> Non
     assert [connection.recv(1) for connection in silent] == [b""] * len(silent)
     for connection in silent:
         connection.close()
-    assert httpx2.get(f"http://127.0.0.1:{metrics_port}/metrics").status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{metrics_port}/metrics", timeout=60).status_code == 200
 
 
 def test_a_metrics_port_that_is_taken(metrics_port: int) -> None:

@@ -170,7 +170,7 @@ async def test_without_an_access_log_requests_are_no_lines() -> None:
     async with (
         fake_worker(Settings()) as worker,
         front_end("rest", worker.address, "", "--no-access-log") as rest,
-        httpx2.AsyncClient(base_url=rest.url) as http,
+        httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
     ):
         assert (await http.post("/classify", content=picture(9))).status_code == 200
         await stopped(rest)

@@ -65,7 +65,7 @@ async def test_without_opentelemetry_all_else_works(without_extra: dict[str, str
     async with (
         fake_worker(Settings()) as worker,
         front_end("rest", worker.address, "", environment=without_extra, fresh=True) as rest,
-        httpx2.AsyncClient(base_url=rest.url) as http,
+        httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
     ):
         answer = await http.post("/classify", content=picture(9), headers=caller_trace().headers)
         assert answer.status_code == 200
@@ -82,7 +82,7 @@ async def test_what_is_not_sent_yet_is_sent_at_the_end() -> None:
         async with (
             fake_worker(Settings()) as worker,
             front_end("rest", worker.address, collector.url, environment=environment) as rest,
-            httpx2.AsyncClient(base_url=rest.url) as http,
+            httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
         ):
             await http.post("/classify", content=picture(9))
             assert collector.spans == []
@@ -101,7 +101,7 @@ async def test_a_collector_that_refuses_costs_a_line_in_the_log() -> None:
         async with (
             fake_worker(Settings()) as worker,
             front_end("rest", worker.address, collector.url) as rest,
-            httpx2.AsyncClient(base_url=rest.url) as http,
+            httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
         ):
             while collector.refused < 4:
                 assert (await http.post("/classify", content=picture(9))).status_code == 200
@@ -126,7 +126,7 @@ async def test_a_dead_collector_costs_a_line_in_the_log() -> None:
     async with (
         fake_worker(Settings()) as worker,
         front_end("rest", worker.address, f"http://name:secret@127.0.0.1:{port}", environment=environment) as rest,
-        httpx2.AsyncClient(base_url=rest.url) as http,
+        httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
     ):
         await http.post("/classify", content=picture(9))
         await asyncio.to_thread(rest.wait_for, "traces cannot be delivered and are dropped until the collector answers")
@@ -148,7 +148,7 @@ async def test_a_silent_collector_does_not_hold_up_the_end() -> None:
             fake_worker(Settings()) as worker,
             front_end("rest", worker.address, endpoint, environment=slow) as rest,
         ):
-            async with httpx2.AsyncClient(base_url=rest.url) as http:
+            async with httpx2.AsyncClient(base_url=rest.url, timeout=60) as http:
                 assert (await http.post("/classify", content=picture(9))).status_code == 200
             await stopped(rest)  # within a minute; the exporter's own timeout is longer
     assert rest.lines[-1]["event"] == "the last traces were not delivered in time and are lost"

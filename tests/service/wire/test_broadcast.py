@@ -170,7 +170,7 @@ async def test_the_store_is_listed_without_silent_workers(tmp_path: Path) -> Non
     ):
         await silent.receive()
         await until(lambda: pool.readiness().ready)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             store = await pool.repository(time.monotonic() + 1000)
         assert CLASSIFY in [model.name for model in store]
 

@@ -429,6 +429,6 @@ async def test_a_pool_that_closes_fails_its_pending_jobs(tmp_path: Path) -> None
             for worker in (one, other, one, other):
                 await worker.next_job()
         for request in requests:
-            with pytest.raises(Unavailable, match="shutting down"):
+            with pytest.raises(Unavailable, match="connection to the worker was closed"):
                 await request
         assert events.resent_for == []

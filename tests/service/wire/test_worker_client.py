@@ -35,15 +35,15 @@ from service.wire.messages import (
     State,
     encode,
 )
-from service.wire.worker_client import WorkerAnswer, WorkerClient
-from service.wire.worker_view import NO_WORKER
+from service.wire.worker_client import WorkerClient
+from service.wire.worker_view import NO_WORKER, WorkerAnswer
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
 from tests.model.batches import segment_output
 from tests.service.wire.raw_front_end import RawFrontEnd
 from tests.service.wire.scripted_worker import ScriptedWorker
 from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=50)
 
@@ -244,7 +244,7 @@ async def test_a_worker_that_disappears_fails_its_jobs_at_once(tmp_path: Path) -
             await until(lambda: ready(client))
             asked = asyncio.create_task(predict(client, seconds=1000))
             await worker.next_job()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(Unavailable, match="send the request again"):
                 await asked
         assert client.phase is None
@@ -283,11 +283,24 @@ async def test_a_silent_worker_counts_as_lost(tmp_path: Path) -> None:
     async with connect(address, timeout_s=0.5) as client, ScriptedWorker(address) as worker:
         await worker.introduce()
         await until(lambda: ready(client))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(Unavailable, match="silent"):
                 await predict(client, seconds=1000)
             with pytest.raises(Unavailable, match=NO_WORKER):
                 await predict(client, seconds=1000)
+
+
+async def test_a_front_end_that_stood_still_loses_no_worker() -> None:
+    """A worker whose messages a front-end could not read, because itself did not run, has not been silent."""
+    async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, connect(worker.address, timeout_s=0.5) as client:
+        await until(lambda: ready(client))
+        before = len(worker.runner.batches)
+        worker.runner.unblocked.clear()
+        asked = asyncio.create_task(predict(client))
+        await until(lambda: len(worker.runner.batches) == before + 1)
+        time.sleep(1.0)  # noqa: ASYNC251  (it is what stops the front-end)
+        worker.runner.unblocked.set()
+        await asked
 
 
 async def test_nothing_is_kept_of_a_request_that_ended(tmp_path: Path) -> None:

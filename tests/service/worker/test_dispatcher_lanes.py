@@ -156,7 +156,7 @@ async def test_the_wait_for_a_slot_includes_all_lanes(bench: DispatcherBench) ->
     await bench.settle()
     assert not finished.done()
     held.release(0)
-    await asyncio.wait_for(finished, 10)
+    await asyncio.wait_for(finished, 60)
 
 
 @pytest.mark.settings(lanes=2, batch=1)

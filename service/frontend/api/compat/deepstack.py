@@ -273,7 +273,7 @@ class DeepStack:
                 reply = await engine.predict(prediction, encode)
         finally:
             engine.bodies.release(record)
-        record.timings, record.precision = reply.timings, reply.precision
+        record.answered_by((reply,))
         return _Answered(reply, round(time.monotonic() - record.started_s, 6))
 
 

@@ -20,7 +20,7 @@ from service.frontend.api.oip.outputs import OutputSelection, nbytes_of, select_
 from service.frontend.api.oip.protocol import INPUT, InferRequest, InferResponse, Values, images_of
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
-from service.frontend.core.request_log import RequestRecord, precisions, slowest
+from service.frontend.core.request_log import RequestRecord
 from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Reply
 
@@ -105,13 +105,11 @@ class Inference:
 
             if len(images) == 1:
                 replies = [await self._engine.predict(predict_request(record.request_id, 0), selection.compute)]
-                record.timings = replies[0].timings
             else:
                 self._auth.charge(Caller(record.caller), len(images) - 1)
                 requests = [predict_request(f"{record.request_id}-{index}", index) for index in range(len(images))]
                 replies = await self._predict_all(requests, selection)
-                record.timings = slowest([reply.timings for reply in replies])
-            record.precision = precisions(replies)
+            timings = record.answered_by(replies)
             values = [reply.payload for reply in replies]
             nbytes = sum(map(nbytes_of, values))
             if nbytes > self._max_bytes:
@@ -126,7 +124,7 @@ class Inference:
         except ConvMLPError:
             counts.add_failed(time.monotonic() - record.started_s)
             raise
-        counts.add([reply.batch_images for reply in replies], time.monotonic() - record.started_s, record.timings)
+        counts.add([reply.batch_images for reply in replies], time.monotonic() - record.started_s, timings)
         return encoded
 
     async def _predict_all(

@@ -24,7 +24,7 @@ from service.frontend.core.engine import Engine
 from service.frontend.core.image_fetcher import image_bytes
 from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
 from service.frontend.core.parameters import View
-from service.frontend.core.request_log import RequestRecord, domain_error, precisions, slowest
+from service.frontend.core.request_log import RequestRecord, domain_error
 from service.frontend.core.sniffing import TEXT_STARTS
 from service.frontend.http.body import EMPTY_BODY, Upload, read_uploads, uploads_of_text
 from service.frontend.http.middleware import REQUEST, HttpRequest, within_deadline
@@ -129,8 +129,7 @@ class ImageEndpoint(ABC, Generic[Q, M]):
                     if not isinstance(image, bytes):
                         image = await image_bytes(image, engine.fetcher, record, deadline_s)
                     reply = await self._predict(record.request_id, model, query, image, deadline_s, record.caller)
-                record.timings, record.precision = reply.timings, reply.precision
-                record.batch_images = reply.batch_images
+                record.answered_by((reply,))
                 results = [reply.payload]
             else:
                 self._auth.charge(Caller(record.caller), len(uploads) - 1)
@@ -186,8 +185,7 @@ class ImageEndpoint(ABC, Generic[Q, M]):
                 record.log.metrics.count_error(error)
         if failure is not None:
             raise failure
-        record.timings, record.precision = slowest(reply.timings for reply in replies), precisions(replies)
-        record.batch_images = max((reply.batch_images for reply in replies), default=0)
+        record.answered_by(replies)
         places = [outcome.payload if isinstance(outcome, Reply) else b"" for outcome in outcomes]
         for position, error in errors:
             places[position] = encode_error(problem_of(error, f"{request.instance}-{position}"))

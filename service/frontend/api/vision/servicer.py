@@ -36,7 +36,7 @@ from service.frontend.core.analysis import Analysis, models_of
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import ANALYZE
-from service.frontend.core.request_log import SANE_ID, RequestLog, RequestRecord, domain_error, precisions, slowest
+from service.frontend.core.request_log import SANE_ID, RequestLog, RequestRecord, domain_error
 from service.frontend.grpc.call import RpcService, parse
 from service.frontend.grpc.status import status_of
 from service.observability.logs import request_id
@@ -106,7 +106,7 @@ class Vision:
             reply = await self._engine.predict(request, encode)
         finally:
             self._engine.bodies.release(record)
-        record.timings, record.precision = reply.timings, reply.precision
+        record.answered_by((reply,))
         response = reply.payload
         response.id = record.given_id or record.request_id
         response.model, response.precision = record.model, record.precision
@@ -155,7 +155,7 @@ class Vision:
         finally:
             self._engine.bodies.release(record)
         replies = [outcome for outcome in outcomes if isinstance(outcome, Reply)]
-        record.timings, record.precision = slowest(reply.timings for reply in replies), precisions(replies)
+        timings = record.answered_by(replies)
         response = pb.AnalyzeResponse(id=record.given_id or record.request_id, image=replies[0].payload.image)
         for model, outcome in zip(models, outcomes, strict=True):
             name, task = model.config.name, model.config.task
@@ -169,7 +169,7 @@ class Vision:
                 error = domain_error(outcome, record.request_id, name)
                 record.log.metrics.count_error(error)
                 answer.error.CopyFrom(status_of(error, record.request_id))
-        _set_timings(response.timings, record.timings)
+        _set_timings(response.timings, timings)
         response.timings.total_ms = record.finish()["total"]
         return response.SerializeToString()
 

@@ -131,6 +131,7 @@ async def test_requests_are_counted_and_timed(fresh_rest: Rest, task: Task) -> N
         "infer",
         "post",
         "total",
+        "batch",
     ]
     assert (await fresh_rest.http.post(path, content=b"%PDF")).status_code == 415
     for outcome in ("ok", "unsupported-format"):

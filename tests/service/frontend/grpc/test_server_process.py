@@ -55,7 +55,7 @@ async def test_it_answers_and_serves_its_own_metrics() -> None:
         await serving(channel)
         answer = await stub_of(channel).Classify(pb.ClassifyRequest(image=picture(9)))
         assert answer.labels[0].index == 9
-        async with httpx2.AsyncClient() as http:
+        async with httpx2.AsyncClient(timeout=60) as http:
             text = (await http.get(process.url)).text
         wanted = 'convmlp_requests_total{model="fake_classify",outcome="ok",task="classify",transport="grpc"} 1.0'
         assert wanted in text.splitlines()

@@ -79,7 +79,7 @@ async def test_drain_ends_in_time(fresh_rest: Rest) -> None:
 
 async def test_a_connection_serves_many_requests(rest: Rest) -> None:
     """Connections are kept alive, also after an error of the body's content."""
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{rest.port}") as http:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{rest.port}", timeout=60) as http:
         for body in (picture(), b"%PDF", picture()):
             response = await http.post("/classify", content=body)
             assert "connection" not in response.headers
@@ -257,7 +257,7 @@ async def test_uvicorn_has_the_private_parts_in_use() -> None:
         )
         await Response("")(scope, receive, send)
 
-    async with connection_server(BoundedHttp, application) as (_, (host, port)), httpx2.AsyncClient() as http:
+    async with connection_server(BoundedHttp, application) as (_, (host, port)), httpx2.AsyncClient(timeout=60) as http:
         await http.post(f"http://{host}:{port}", content=b"x")
     assert seen["body"] in (bytes, bytearray)
     del seen["body"]

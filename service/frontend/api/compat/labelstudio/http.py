@@ -37,7 +37,7 @@ from service.frontend.core.analysis import Analysis
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import ANALYZE, shown
-from service.frontend.core.request_log import RequestRecord, domain_error, precisions, slowest
+from service.frontend.core.request_log import RequestRecord, domain_error
 from service.frontend.http.body import off_loop
 from service.frontend.http.middleware import HttpRequest, request_of, within_deadline
 from service.frontend.http.problems import instance_of, problem_of
@@ -189,8 +189,7 @@ class _Batch:
             for _ in range(min(CONCURRENT_TASKS, len(tasks))):
                 group.create_task(work())
         record = self._request.record
-        record.timings = slowest(reply.timings for reply in self._replies)
-        record.precision = precisions(self._replies)
+        record.answered_by(self._replies)
         errors = [outcome for outcome in outcomes if isinstance(outcome, ConvMLPError)]
         failure = next((error for error in errors if not isinstance(error, TASK_FAULTS)), None)
         if failure is not None and len(errors) == len(tasks):

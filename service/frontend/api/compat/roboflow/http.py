@@ -77,7 +77,7 @@ class Roboflow:
                 reply = await engine.predict(prediction, encode, draws=encode.draws)
         finally:
             engine.bodies.release(record)
-        record.timings, record.precision = reply.timings, reply.precision
+        record.answered_by((reply,))
         return Response(reply.payload, media_type=JPEG if options.answer_format is AnswerFormat.IMAGE else JSON)
 
     def _model(self, project: str, version: str) -> ModelStatus:

@@ -174,7 +174,7 @@ async def test_a_cancelled_stream_cancels_its_images(fresh_oip: OipFrontEnds) ->
 async def test_a_calls_deadline(fresh_oip: OipFrontEnds) -> None:
     """A call's deadline cancels its images, and counts as deadline-exceeded."""
     fresh_oip.worker.runner.unblocked.clear()
-    error = await refusal(fresh_oip.rpc.stub.ModelInfer(grpc_request(GOOD), timeout=0.7))
+    error = await refusal(fresh_oip.rpc.stub.ModelInfer(grpc_request(GOOD), timeout=2.0))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     registry = fresh_oip.pair.rpc.front_end.registry
     await until(lambda: registry.get_sample_value("convmlp_in_flight_requests") == 0)

@@ -503,4 +503,5 @@ async def test_server_timing(http: httpx2.AsyncClient) -> None:
         "infer",
         "post",
         "total",
+        "batch",
     ]

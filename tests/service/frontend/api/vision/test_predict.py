@@ -171,7 +171,9 @@ async def test_timings(rpc: RpcWithWorker) -> None:
     received = dict(await call.trailing_metadata())["server-timing"]
     assert dict(await call.trailing_metadata())["x-model-precision"] == "fp32"
     assert isinstance(received, str)
-    durations = dict(part.split(";dur=") for part in received.split(", "))
+    *parts, batch = received.split(", ")
+    assert batch == "batch;desc=1"
+    durations = dict(part.split(";dur=") for part in parts)
     assert list(durations) == ["decode", "queue", "infer", "post", "total"]
     assert float(durations["decode"]) == pytest.approx(timings.decode_ms, abs=0.006)
 
@@ -223,4 +225,5 @@ async def test_outcomes_are_counted(fresh_rpc: RpcWithWorker, task: Task) -> Non
     assert fresh_rpc.outcomes(task, "unsupported-format") == 1
     assert fresh_rpc.outcomes(task, "model-not-found", model="") == 1
     assert fresh_rpc.count("convmlp_request_duration_seconds_count", transport="grpc", task=task) == 3
+    assert fresh_rpc.count("convmlp_model_request_duration_seconds_count", model=f"fake_{task}") == 1
     assert fresh_rpc.in_flight == 0

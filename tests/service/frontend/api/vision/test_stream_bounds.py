@@ -116,14 +116,14 @@ async def test_cancelling_a_stream_cancels_its_jobs(fresh_rpc: RpcWithWorker) ->
 async def test_the_streams_deadline_ends_it_and_its_jobs(fresh_rpc: RpcWithWorker) -> None:
     """A stream's deadline applies to its messages: when it passes, they leave the queue."""
     fresh_rpc.worker.runner.unblocked.clear()
-    stream = fresh_rpc.stub.ClassifyStream(timeout=0.7)
+    stream = fresh_rpc.stub.ClassifyStream(timeout=2.0)
     await send(stream, [request(str(at)) for at in range(3)], close=False)
     assert await status_of(stream) is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: fresh_rpc.in_flight == 0)
     await until(lambda: fresh_rpc.outcomes("classify", "deadline-exceeded") == 3)
 
 
-@pytest.mark.settings(request_timeout_ms=1000)
+@pytest.mark.settings(request_timeout_ms=2000)
 async def test_each_message_has_the_services_time_from_its_arrival(fresh_rpc: RpcWithWorker) -> None:
     """The service's timeout counts from each message's arrival; a late one is an error in its own reply."""
     fresh_rpc.worker.runner.unblocked.clear()
