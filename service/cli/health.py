@@ -234,6 +234,7 @@ def state_of_worker(settings: Settings) -> State:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import asyncio
 
+    from service.wire.addresses import ask
     from service.wire.curve import InsecureWire, front_end_wire
     from service.wire.messages import (
         PROTOCOL,
@@ -245,7 +246,7 @@ def state_of_worker(settings: Settings) -> State:
         decode_to_front_end,
         encode,
     )
-    from service.wire.transport import ConnectionFailed, ask
+    from service.wire.transport import ConnectionFailed
 
     if not settings.worker_address:
         raise CheckFailed("--worker-address or CONVMLP_WORKER_ADDRESS is required")

@@ -182,6 +182,11 @@ class State(Message, frozen=True, tag="state"):
     start_s: float = 0.0
     splits: dict[str, dict[str, float]] = {}
 
+    @property
+    def shown(self) -> tuple[object, ...]:
+        """What front-ends show of it."""
+        return self.phase, self.models, self.splits
+
 
 class Array(Message, frozen=True, array_like=True):
     """One array of an output: its dtype as numpy writes it, its shape, its bytes. `data` None: the bytes are in the

@@ -13,18 +13,18 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
 
 from model.errors import ConvMLPError
-from model.types import ModelInput, QueryParams, RawOutput
+from model.types import ModelInput, QueryParams
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
 from service.observability.logs import LogLimit
 from service.observability.tracing import NO_CONTEXT, current_span
 from service.traffic_split import TrafficSplit
 from service.types import StoredModel
+from service.wire.addresses import open_link
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.deadlines import Deadlines
 from service.wire.messages import (
@@ -48,8 +48,8 @@ from service.wire.messages import (
     gather_jobs,
     unpack_output,
 )
-from service.wire.transport import Frames, LinkEvents, NotSent, open_link
-from service.wire.worker_view import NO_WORKER, ModelConfigs, Recovery, WorkerView
+from service.wire.transport import Frames, LinkEvents, NotSent
+from service.wire.worker_view import NO_WORKER, ModelConfigs, Recovery, WorkerAnswer, WorkerView
 
 MAX_FORECASTS = 256
 """Model versions of which a client keeps the forecast."""
@@ -109,19 +109,6 @@ class WaitForecast:
             self._image_s = estimate.image_s
             self._answered_at_s = self._clock() + estimate.answered_s
             self._budget_s = budget_s
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerAnswer:
-    """One output. `queue_s`, `infer_s`: the seconds that its job waited and ran. `batch_images` counts the images of
-    its batch, itself included. `precision` is what the network computed in."""
-
-    output: RawOutput
-    queue_s: float
-    infer_s: float
-    batch_images: int
-    estimate: WaitEstimate | None
-    precision: str
 
 
 class WorkerClient:
@@ -412,7 +399,7 @@ class WorkerClient:
             self._recovery.ready()
         elif state.phase is not Phase.READY:
             self._recovery.lost()
-        if before is None or state.configs or _shown(before) != _shown(state):
+        if before is None or state.configs or before.shown != state.shown:
             self._on_change()
         self._state_received.set()
 
@@ -444,11 +431,6 @@ class WorkerClient:
         retry_after_s = self._recovery.left_s()
         for future in futures:
             _settle(future, Unavailable(f"{reason}; send the request again", retry_after_s))
-
-
-def _shown(state: State) -> tuple[object, ...]:
-    """What front-ends show of a state."""
-    return state.phase, state.models, state.splits
 
 
 def _settle(future: asyncio.Future[T] | None, result: T | ConvMLPError) -> None:

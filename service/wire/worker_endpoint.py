@@ -14,6 +14,7 @@ from model.types import RawOutput
 from service.errors import RetryLater
 from service.observability.logs import LogLimit
 from service.types import StoredModel
+from service.wire.addresses import open_listener
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.messages import (
     PROTOCOL,
@@ -36,7 +37,7 @@ from service.wire.messages import (
     encode,
     pack_output,
 )
-from service.wire.transport import Frames, NotSent, open_listener
+from service.wire.transport import Frames, NotSent
 
 log = structlog.get_logger(__name__)
 

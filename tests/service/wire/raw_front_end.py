@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
+from service.wire.addresses import open_link
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.messages import ToFrontEnd, decode_to_front_end
-from service.wire.transport import Frames, LinkEvents, open_link
+from service.wire.transport import Frames, LinkEvents
 
 
 class RawFrontEnd:

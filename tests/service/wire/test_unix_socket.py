@@ -19,9 +19,10 @@ import pytest
 import structlog
 import zmq
 
+from service.wire.addresses import open_listener
 from service.wire.curve import WireOptions
 from service.wire.message_stream import FOREIGN, GREETING, MAX_UNSENT_BYTES
-from service.wire.transport import HEADER_BYTES, Frames, Listener, NotSent, open_listener
+from service.wire.transport import HEADER_BYTES, Frames, Listener, NotSent
 from service.wire.unix_socket import UnixListener
 from tests.service.wire.raw_front_end import RawFrontEnd
 from tests.waiting import until

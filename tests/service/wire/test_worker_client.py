@@ -35,8 +35,8 @@ from service.wire.messages import (
     State,
     encode,
 )
-from service.wire.worker_client import WorkerAnswer, WorkerClient
-from service.wire.worker_view import NO_WORKER
+from service.wire.worker_client import WorkerClient
+from service.wire.worker_view import NO_WORKER, WorkerAnswer
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
 from tests.model.batches import segment_output
