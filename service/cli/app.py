@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from service.cli.console import print_error
-from service.cli.flags import settings_of_flags
+from service.cli.flags import flags_without_effect, settings_of_flags
+from service.cli.part_command import PartCommand
+from service.cli.parts import SETTINGS_OF
 from service.settings import Settings
 
 SERVICE, PREDICTION, TOOLS = "Run the service", "Predict", "Tools"
@@ -22,7 +24,7 @@ SERVICE, PREDICTION, TOOLS = "Run the service", "Predict", "Tools"
 
 EPILOG = (
     "Exit status: 0 success; 1 failed, in part or as a whole; 2 wrong flag or setting; 78 the service cannot start "
-    "with this configuration."
+    "with this configuration; 130 interrupted."
 )
 
 
@@ -40,6 +42,7 @@ LAZY_COMMANDS = {
     "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
     "analyze": LazyCommand("service.cli.analyze:analyze", PREDICTION),
     "embed": LazyCommand("service.cli.embed:embed", PREDICTION),
+    "batch": LazyCommand("service.cli.batch:batch", PREDICTION),
     "watch": LazyCommand("service.cli.watch:watch", PREDICTION),
     "eval": LazyCommand("service.cli.evaluation:evaluate", TOOLS),
     "compare": LazyCommand("service.cli.compare:compare", TOOLS),
@@ -86,7 +89,6 @@ def _load_command(name: str, lazy: LazyCommand) -> Any:  # noqa: ANN401
 app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Serve ConvMLP models for image classification, detection and segmentation.",
     epilog=EPILOG,
@@ -98,7 +100,7 @@ PART = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_n
 # Each command imports its own part: only the worker's may import torch.
 
 
-@app.command(context_settings=PART, rich_help_panel=SERVICE)
+@app.command(cls=PartCommand, context_settings=PART, rich_help_panel=SERVICE)
 def serve(context: typer.Context) -> None:
     """Run the whole service on this machine: workers, REST and gRPC front-ends."""
     from service.supervision.child import start_process
@@ -108,7 +110,7 @@ def serve(context: typer.Context) -> None:
     sys.exit(run_supervisor(_settings(context), context.obj or start_process))
 
 
-@app.command(context_settings=PART, rich_help_panel=SERVICE)
+@app.command(cls=PartCommand, context_settings=PART, rich_help_panel=SERVICE)
 def worker(context: typer.Context) -> None:
     """Run one worker. It owns the device and listens for front-ends at --worker-address."""
     from service.worker.compute_libraries import configure_libraries
@@ -123,7 +125,7 @@ def worker(context: typer.Context) -> None:
     sys.exit(run_worker(settings))
 
 
-@app.command(context_settings=PART, rich_help_panel=SERVICE)
+@app.command(cls=PartCommand, context_settings=PART, rich_help_panel=SERVICE)
 def rest(context: typer.Context) -> None:
     """Run one REST front-end. It connects to the workers at --worker-address."""
     from service.frontend.http_main import run_rest
@@ -131,7 +133,7 @@ def rest(context: typer.Context) -> None:
     sys.exit(run_rest(_settings(context, needs_worker_address=True)))
 
 
-@app.command(context_settings=PART, rich_help_panel=SERVICE)
+@app.command(cls=PartCommand, context_settings=PART, rich_help_panel=SERVICE)
 def grpc(context: typer.Context) -> None:
     """Run one gRPC front-end. It connects to the workers at --worker-address."""
     # gRPC's C library has a log of its own, with a line per failed handshake; it reads this variable when imported.
@@ -141,7 +143,7 @@ def grpc(context: typer.Context) -> None:
     sys.exit(run_grpc(_settings(context, needs_worker_address=True)))
 
 
-@app.command(context_settings=PART, rich_help_panel=SERVICE)
+@app.command(cls=PartCommand, context_settings=PART, rich_help_panel=SERVICE)
 def health(context: typer.Context) -> None:
     """Check whether a part of the service is healthy, or with --live, alive."""
     from service.cli.health import run_health
@@ -149,7 +151,7 @@ def health(context: typer.Context) -> None:
     sys.exit(run_health(context.args))
 
 
-@app.command(context_settings=PART, rich_help_panel=SERVICE)
+@app.command(cls=PartCommand, context_settings=PART, rich_help_panel=SERVICE)
 def doctor(context: typer.Context) -> None:
     """Check whether this machine can run the service with these settings: those of `serve`."""
     from service.cli.doctor import run_doctor
@@ -181,7 +183,10 @@ def main() -> None:
 
 
 def _settings(context: typer.Context, *, needs_worker_address: bool = False) -> Settings:
-    settings = settings_of_flags(context.args, context.command_path, context.command.help or "")
+    read = SETTINGS_OF.get(context.info_name or "", SETTINGS_OF["serve"])
+    settings = settings_of_flags(context.args, context.command_path, context.command.help or "", listed=read)
+    if unused := flags_without_effect(context.args, read):
+        print_error(f"{', '.join(unused)}: no effect; `{context.command_path} --help` lists the flags that it reads")
     if needs_worker_address and not settings.worker_address:
         print_error("--worker-address is required, for example ipc:///run/convmlp/worker")
         raise typer.Exit(2)

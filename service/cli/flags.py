@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +15,7 @@ from pydantic_settings import CliSettingsSource
 
 from model.errors import problem_text
 from service.cli.console import print_error
+from service.cli.environment import similar_setting, unknown_variables
 from service.settings import Settings
 
 GROUPS = {
@@ -46,14 +49,23 @@ Exit status: 0 stopped on request; 2 wrong flag or setting; 75 a batch hung (a w
 start with this configuration."""
 
 
-def settings_of_flags(flags: Sequence[str], command: str, description: str = "") -> Settings:
+UNKNOWN_FLAGS = "unrecognized arguments: "
+"""As argparse begins its error."""
+
+
+def settings_of_flags(
+    flags: Sequence[str], command: str, description: str = "", *, listed: Collection[str] = Settings.model_fields
+) -> Settings:
     """The settings with these flags of `command`, such as `convmlp serve`; `--help` prints the help and exits.
+
+    `listed` are the names of the settings that the help has. The flags of the others are accepted as well, because
+    several commands may be started with the same ones.
 
     Raises:
         typer.Exit: with status 2, after an error message that names the setting.
         SystemExit: with status 2, for a flag that does not exist.
     """
-    return settings_or_exit(_cli_settings_source=_flags_source(command, description)(args=list(flags)))
+    return settings_or_exit(_cli_settings_source=_flags_source(command, description, listed)(args=list(flags)))
 
 
 def settings_or_exit(**values: Any) -> Settings:  # noqa: ANN401  (any setting's own type)
@@ -62,15 +74,34 @@ def settings_or_exit(**values: Any) -> Settings:  # noqa: ANN401  (any setting's
     Raises:
         typer.Exit: with status 2, after an error message that names the setting.
     """
+    if unknown := unknown_variables(os.environ):
+        for message in unknown:
+            print_error(message)
+        raise typer.Exit(2)
     try:
         return Settings(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         for problem in error.errors():
             name = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":  # only the file can have one: flags are checked before
+                print_error(f"there is no setting {name}, which convmlp.toml has{similar_setting(name)}")
+                continue
             # A check across several settings names them itself, and its input is all of them.
             message = problem_text(problem)
             print_error(f"setting {name}: {message} (given: {problem['input']!r})" if name else message)
         raise typer.Exit(2) from None
+
+
+def flags_without_effect(flags: Sequence[str], read: Collection[str]) -> list[str]:
+    """Those of the flags whose setting is not one of `read`, the settings that a command reads."""
+    without = []
+    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("--")):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name not in Settings.model_fields:
+            name = name.removeprefix("no_")
+        if name in Settings.model_fields and name not in read:
+            without.append(flag)
+    return without
 
 
 def is_given(context: typer.Context, name: str) -> bool:
@@ -88,8 +119,18 @@ def refuse_flags_of_service(context: typer.Context, local: bool, *names: str) ->
             )
 
 
-def _flags_source(command: str, description: str) -> CliSettingsSource[Any]:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As argparse, with the nearest flag for one that does not exist."""
+        if message.startswith(UNKNOWN_FLAGS):
+            unknown = message.removeprefix(UNKNOWN_FLAGS).split()[0].partition("=")[0]
+            if nearest := get_close_matches(unknown, self._option_string_actions, n=1):
+                message += f"; did you mean {nearest[0]}?"
+        super().error(message)
+
+
+def _flags_source(command: str, description: str, listed: Collection[str]) -> CliSettingsSource[Any]:
+    parser = _Parser(
         prog=command,
         description=description,
         usage="%(prog)s [--FLAG VALUE …]",
@@ -105,7 +146,8 @@ def _flags_source(command: str, description: str) -> CliSettingsSource[Any]:
             group = parser.add_argument_group(GROUPS[flag])
         if "metavar" in options:
             options["metavar"] = METAVARS_OF.get(flag, METAVARS.get(options["metavar"], options["metavar"]))
-        options["help"] = DEFAULT.sub(_plain_default, options["help"])
+        is_listed = flag.removeprefix("--").replace("-", "_") in listed
+        options["help"] = DEFAULT.sub(_plain_default, options["help"]) if is_listed else argparse.SUPPRESS
         return group.add_argument(flag, *others, **options)
 
     return CliSettingsSource(Settings, root_parser=parser, add_argument_method=add_argument)

@@ -22,6 +22,7 @@ import typer
 
 from service.cli.console import print_error
 from service.cli.flags import settings_of_flags
+from service.cli.parts import SETTINGS_OF
 from service.frontend.core.tls import (
     CertificateFiles,
     InvalidCertificates,
@@ -91,7 +92,8 @@ def run_health(arguments: Sequence[str]) -> int:
         return 0
     part, flags = _part_and_flags(arguments or _command_of_this_container())
     wanted = "alive" if live else "healthy"
-    settings = settings_of_flags(flags, f"convmlp health {part}", "Check this part. The flags are its own.")
+    command, about = f"convmlp health {part}", "Check this part. The flags are its own."
+    settings = settings_of_flags(flags, command, about, listed=SETTINGS_OF[part])
     try:
         match part:
             case Part.SERVE | Part.REST:

@@ -16,6 +16,7 @@ import httpx2
 import structlog
 from prometheus_client import CollectorRegistry
 
+from model.errors import BundleInvalid
 from service.frontend.core.tls import (
     TRANSPORTS,
     CertificateFiles,
@@ -30,6 +31,7 @@ from service.settings import Settings
 from service.supervision.child import Child, ChildSpec, Loss, Misconfigured, StartProcess, start_process
 from service.supervision.placement import Unplaceable, count_cuda_devices, place_workers
 from service.supervision.runtime_folder import NoRuntimeFolder, RuntimeFolder, runtime_parents
+from service.worker.served_models_file import require_models
 
 KILL_GRACE_S = 5.0
 """How long a child may take beyond the drain time before it is killed."""
@@ -49,12 +51,13 @@ async def _supervise(settings: Settings, stop: asyncio.Event, start: StartProces
         try:
             for transport in TRANSPORTS:
                 certificate_files(settings, transport)
+            require_models(settings)
             folder = stack.enter_context(RuntimeFolder(runtime_parents(os.environ)))
             workers = await asyncio.to_thread(place_workers, settings, folder.path, count_cuda_devices)
         except NoRuntimeFolder as error:
             log.error("cannot make a runtime folder; set XDG_RUNTIME_DIR or TMPDIR to a writable one", error=str(error))
             return EXIT_CONFIG
-        except (InvalidCertificates, Unplaceable) as error:
+        except (BundleInvalid, InvalidCertificates, Unplaceable) as error:
             log.error("cannot serve", error=str(error))
             return EXIT_CONFIG
         os.environ[METRICS_DIR] = str(folder.path / "metrics")

@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from model.errors import BundleInvalid
 from model.files import open_regular, replace_file
-from service.settings import Settings
+from service.settings import EMBEDDED_MODELS, Settings
 from service.traffic_split import TrafficSplit
 
 log = structlog.get_logger(__name__)
@@ -62,6 +63,29 @@ class ServedModelsFile:
             configured = self._configured
             content = _FileContent(configured.models, served.models, configured.splits, served.splits)
             replace_file(self._path, msgspec.json.encode(content))
+
+
+def require_models(settings: Settings) -> None:
+    """Check that the folder of models and the configured models exist, before a process listens.
+
+    What is in their files is checked as they are loaded. A model that callers unloaded may be missing.
+
+    Raises:
+        BundleInvalid: one does not exist.
+    """
+    if settings.models_dir is not None and not settings.models_dir.is_dir():
+        raise BundleInvalid(
+            f"models_dir {settings.models_dir} is not a folder; create it, or leave the setting out: the embedded "
+            "models need none"
+        )
+    if settings.models_dir is None and set(settings.models) <= set(EMBEDDED_MODELS):
+        return
+    from model.bundle import find_bundle  # imports NumPy, which the supervisor does without otherwise
+
+    file = ServedModelsFile(settings.served_models_file, ServedModels.configured(settings))
+    for name in file.read().models:
+        if name in settings.models:
+            find_bundle(name, settings.models_dir)
 
 
 class _FileContent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -223,11 +224,21 @@ def test_contradictory_workers_and_addresses_are_an_error() -> None:
 
 
 def test_an_unknown_model_is_an_error() -> None:
-    """A misconfigured part is not restarted: the log has the error, and the service exits."""
+    """It is found before anything listens: no part is started, the log has the error, and the service exits."""
     with started_service("--models", "no_such_model") as service:
-        line = service.wait_for("cannot serve")
+        line = service.wait_for("cannot serve", role="supervisor")
         assert "no_such_model" in line["error"]
         assert "convmlp_pets_breed" in line["error"]
+        assert service.process.wait(timeout=60) == 78
+        assert _starts(service, "worker-0") == 0
+
+
+def test_a_damaged_model_is_an_error(tmp_path: Path) -> None:
+    """A misconfigured part is not restarted: the log has the error, and the service exits."""
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/config.json").write_text("{}")
+    with started_service("--models", "damaged", "--models-dir", str(tmp_path)) as service:
+        assert "config.json is not valid" in service.wait_for("cannot serve")["error"]
         assert service.process.wait(timeout=60) == 78
         assert _starts(service, "worker-0") == 1
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from service.worker.served_models_file import ServedModels, ServedModelsFile
+from model.errors import BundleInvalid
+from service.settings import Settings
+from service.worker.served_models_file import ServedModels, ServedModelsFile, require_models
 
 CONFIGURED = ServedModels(("a", "b"))
 SPLIT = {"a": {"1": 90.0, "2": 10.0}}
@@ -73,3 +75,17 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError):
         ServedModelsFile(tmp_path / "missing" / "served.json", CONFIGURED).write(ServedModels(("c",)))
     assert ServedModelsFile(tmp_path / "served.json", CONFIGURED).read() == CONFIGURED
+
+
+def test_models_that_do_not_exist_are_found_before_they_are_loaded(tmp_path: Path) -> None:
+    """A folder of models that is none is named, and a configured model that is nowhere; one that callers unloaded may
+    be missing."""
+    with pytest.raises(BundleInvalid, match="nowhere is not a folder"):
+        require_models(Settings(models_dir=tmp_path / "nowhere"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/config.json").touch()
+    settings = Settings(models_dir=tmp_path, models=("a", "b"), served_models_file=tmp_path / "served.json")
+    with pytest.raises(BundleInvalid, match="there is no model 'a' in the store"):
+        require_models(settings)
+    ServedModelsFile(settings.served_models_file, ServedModels.configured(settings)).write(ServedModels(("b", "c")))
+    require_models(settings)
