@@ -91,7 +91,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The builds make the gRPC code and compile the C as well, so a change there is a reason to install again.
-INPUTS := pyproject.toml setup.py model/resample.c client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
+INPUTS := pyproject.toml setup.py model/resample.c model/resample_avx2.h client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
 
 # requirements/ pins all of it. torch alone has no hashes there: which build it is, is the user's choice of an index.
 $(VENV)/.serve: $(INPUTS) requirements/torch.txt requirements/serve.txt | $(BIN)/python

@@ -1,9 +1,9 @@
 /* Pillow's antialiased bicubic resize of RGB pictures, to the same bit, of a window of the result alone.
  *
  * Each pixel of the result is a weighted mean of the source's pixels around it: across the columns, rounded to 8 bits,
- * and down the rows, rounded again. The weights are 22-bit fixed point numbers, so sums are exact in any order and the
- * compiler may vectorise them; Pillow's own loops take them one by one. Which of the passes is first depends on the
- * sizes, as in Pillow 13. A pass that changes no size has the weights of the identity.
+ * and down the rows, rounded again. The weights are 22-bit fixed point numbers, so sums are exact in any order and
+ * can be vectorised; Pillow's own loops take them one by one. Which of the passes is first depends on the sizes, as in
+ * Pillow 13. A pass that changes no size has the weights of the identity.
  *
  * Cubic convolution: R. Keys, IEEE Transactions on Acoustics, Speech, and Signal Processing 29(6), 1981, with a = -1/2.
  */
@@ -19,7 +19,7 @@
 #error "GCC or Clang is needed, and a 64-bit platform; without this module Pillow does the same, slower"
 #endif
 
-enum { CHANNELS = 4, BITS = 22, HALF = 1 << (BITS - 1), LONGEST = 1 << 20 };
+enum { BITS = 22, HALF = 1 << (BITS - 1), LONGEST = 1 << 20, GROUP = 4, BLOCK = 32 };
 /* With sides of at most LONGEST (2^20) pixels
  * - no product of a side, a side and a pixel's bytes reaches 2^63, nor 4 * side a float's or an int's bounds;
  * - no sum overflows an int32: the absolute weights of a pixel add up to less than 1.3 * 2^22 (at most 1.27, just below
@@ -27,28 +27,25 @@ enum { CHANNELS = 4, BITS = 22, HALF = 1 << (BITS - 1), LONGEST = 1 << 20 };
  *   1.53 * 10^9 < 2^31. */
 
 /* How one axis is resized: result i is made of the sources first[i] … first[i] + count[i] - 1. Its weights begin at
- * weights[i * stride]; each stands there once for each channel, and a zero follows an odd number of them. */
+ * weights[i * stride], in `groups` groups of GROUP; zeros follow them. */
 typedef struct {
     int32_t *first, *count, *weights;
-    size_t stride;
+    size_t stride, groups;
 } Axis;
 
-/* Two pixels' channels. */
-typedef int32_t Pair __attribute__((vector_size(2 * CHANNELS * sizeof(int32_t))));
-
-/* What a call works on. `picture` has `width` pixels a row, `depth` bytes each, which are three or four; `out` gets
- * three each. For its window it needs `height` of the picture's rows, from `top` on, and `span` of its columns, from
- * `left` on. */
+/* What a call works on. `picture` ends at `end` and has `width` pixels a row, `depth` bytes each, which are three or
+ * four; `out` gets three each. For its window it needs `height` of the picture's rows, from `top` on, and `span` of its
+ * columns, from `left` on. */
 typedef struct {
-    const uint8_t *picture;
+    const uint8_t *picture, *end;
     uint8_t *out;
     size_t depth, width, top, height, left, span, rows, columns;
     int down_first;
     Axis vertical, horizontal;
-    uint8_t *middle; /* what the first pass has made: `height` rows of `columns` pixels, or one row of `span` */
-    uint8_t *bytes;  /* a row of `columns` pixels */
-    int32_t *line;   /* a row of `span` pixels, and one of zeros */
-    int32_t *sums;   /* a row of `span` or of `columns` pixels */
+    uint8_t *middle; /* what the first pass has made: `height` rows of `columns` pixels of three bytes */
+    uint8_t *line;   /* `span` pixels of the picture, or of what the first pass has made of its rows; then zeros */
+    size_t read;     /* the bytes of `span` pixels, and what `across` may read behind them */
+    int32_t *sums;   /* of the values of `span` pixels, or of `columns` pixels */
 } Work;
 
 /* How far the kernel looks to either side. */
@@ -56,6 +53,8 @@ static double reach_of(int from, int to) { return 2.0 * fmax((double)from / to, 
 
 /* The most sources of one result, and one more. */
 static size_t taps_of(int from, int to) { return (size_t)ceil(reach_of(from, to)) * 2 + 2; }
+
+static size_t whole_groups(size_t taps) { return (taps + GROUP - 1) / GROUP * GROUP; }
 
 /* Result i is made of the sources first … end - 1: at least one, and both never fall as i grows. */
 static void window_of(int from, int to, int i, int *first, int *end)
@@ -87,55 +86,46 @@ static void weigh(Axis *axis, int from, int to, int start, int number, double *e
             sum += exact[k];
         }
         int32_t *weights = axis->weights + i * axis->stride;
-        for (int k = 0; k < end - first; k++) {
+        size_t count = end - first, groups = whole_groups(count) / GROUP;
+        for (size_t k = 0; k < count; k++) {
             double weight = exact[k] / sum * (1 << BITS);
-            for (int c = 0; c < CHANNELS; c++) *weights++ = (int32_t)(weight + (weight < 0 ? -0.5 : 0.5));
+            weights[k] = (int32_t)(weight + (weight < 0 ? -0.5 : 0.5));
         }
-        memset(weights, 0, CHANNELS * sizeof *weights);
+        memset(weights + count, 0, (axis->stride - count) * sizeof *weights);
         axis->first[i] = first;
-        axis->count[i] = end - first;
+        axis->count[i] = (int32_t)count;
+        if (groups > axis->groups) axis->groups = groups;
     }
 }
 
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE void round_off(const int32_t *restrict sums, size_t values, uint8_t *restrict out)
+static uint8_t rounded(int32_t sum)
 {
-    for (size_t i = 0; i < values; i++) {
-        int32_t value = sums[i] >> BITS;
-        out[i] = (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
-    }
+    int32_t value = sum >> BITS;
+    return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
-/* One row, across: `row` has span pixels of `depth` bytes, `out` gets columns of CHANNELS bytes. */
-INLINE void across(const Work *work, size_t depth, const uint8_t *restrict row, uint8_t *restrict out)
+/* One row, across: `row` has `span` pixels, `out` gets `columns` pixels of three bytes. */
+static void across_anywhere(const Work *work, const uint8_t *restrict row, uint8_t *restrict out)
 {
     const Axis *axis = &work->horizontal;
-    if (depth == CHANNELS) {
-        for (size_t i = 0; i < work->span * CHANNELS; i++) work->line[i] = row[i];
-    } else {
-        for (size_t x = 0; x < work->span; x++) {
-            for (size_t c = 0; c < 3; c++) work->line[x * CHANNELS + c] = row[x * 3 + c];
-            work->line[x * CHANNELS + 3] = 0;
-        }
-    }
-    for (size_t x = 0; x < work->columns; x++) {
-        const int32_t *source = work->line + (axis->first[x] - work->left) * CHANNELS;
+    for (size_t x = 0; x < work->columns; x++, out += 3) {
+        const uint8_t *source = row + (axis->first[x] - work->left) * work->depth;
         const int32_t *weights = axis->weights + x * axis->stride;
-        Pair sum = {HALF, HALF, HALF, HALF}, pixels, factors;
-        for (size_t k = 0; k < (size_t)axis->count[x] * CHANNELS; k += 2 * CHANNELS) {
-            memcpy(&pixels, source + k, sizeof pixels);
-            memcpy(&factors, weights + k, sizeof factors);
-            sum += pixels * factors;
+        int32_t red = HALF, green = HALF, blue = HALF;
+        for (size_t k = 0; k < (size_t)axis->count[x]; k++, source += work->depth) {
+            red += weights[k] * source[0];
+            green += weights[k] * source[1];
+            blue += weights[k] * source[2];
         }
-        for (int c = 0; c < CHANNELS; c++) work->sums[x * CHANNELS + c] = sum[c] + sum[CHANNELS + c];
+        out[0] = rounded(red);
+        out[1] = rounded(green);
+        out[2] = rounded(blue);
     }
-    round_off(work->sums, work->columns * CHANNELS, out);
 }
 
 /* Row y of the window, down: `rows` begins at row `top`, and each of them is `step` bytes after the one before. */
-INLINE void down(const Work *work, size_t y, const uint8_t *restrict rows, size_t step, size_t values,
-                 uint8_t *restrict out)
+static void down_anywhere(const Work *work, size_t y, const uint8_t *restrict rows, size_t step, size_t values,
+                          uint8_t *restrict out)
 {
     const Axis *axis = &work->vertical;
     const int32_t *weights = axis->weights + y * axis->stride;
@@ -143,59 +133,43 @@ INLINE void down(const Work *work, size_t y, const uint8_t *restrict rows, size_
     rows += (axis->first[y] - work->top) * step;
     for (size_t i = 0; i < values; i++) sums[i] = HALF;
     for (size_t k = 0; k < (size_t)axis->count[y]; k++) {
-        for (size_t i = 0; i < values; i++) sums[i] += weights[k * CHANNELS] * rows[k * step + i];
+        for (size_t i = 0; i < values; i++) sums[i] += weights[k] * rows[k * step + i];
     }
-    round_off(sums, values, out);
+    for (size_t i = 0; i < values; i++) out[i] = rounded(sums[i]);
 }
-
-INLINE void resample_depth(const Work *work, size_t depth)
-{
-    const uint8_t *corner = work->picture + (work->top * work->width + work->left) * depth;
-    size_t step = work->width * depth, values = work->columns * CHANNELS;
-    if (!work->down_first) {
-        for (size_t y = 0; y < work->height; y++) across(work, depth, corner + y * step, work->middle + y * values);
-    }
-    for (size_t y = 0; y < work->rows; y++) {
-        if (work->down_first) {
-            down(work, y, corner, step, work->span * depth, work->middle);
-            across(work, depth, work->middle, work->bytes);
-        } else {
-            down(work, y, work->middle, values, values, work->bytes);
-        }
-        uint8_t *out = work->out + y * work->columns * 3;
-        for (size_t x = 0; x < work->columns; x++) {
-            for (int c = 0; c < 3; c++) out[x * 3 + c] = work->bytes[x * CHANNELS + c];
-        }
-    }
-}
-
-INLINE void resample(const Work *work)
-{
-    if (work->depth == CHANNELS) resample_depth(work, CHANNELS);
-    else resample_depth(work, 3);
-}
-
-static void resample_anywhere(const Work *work) { resample(work); }
 
 #ifdef __x86_64__
-#include <cpuid.h>
-
-__attribute__((target("avx2"))) static void resample_avx2(const Work *work) { resample(work); }
-
-/* Not __builtin_cpu_supports: built by Zig's compiler, it returns 0 for all. */
-static int has_avx2(void)
-{
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
-    __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0)); /* whether the system keeps the wide registers */
-    return (a & 6) == 6 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
-}
+#include "resample_avx2.h"
 #else
-#define resample_avx2 resample_anywhere
+#define across_avx2 across_anywhere
+#define down_avx2 down_anywhere
+static void split(Axis *axis, size_t number) { (void)axis, (void)number; }
 static int has_avx2(void) { return 0; }
 #endif
 
 static int avx2;
+
+typedef void Across(const Work *work, const uint8_t *row, uint8_t *out);
+typedef void Down(const Work *work, size_t y, const uint8_t *rows, size_t step, size_t values, uint8_t *out);
+
+static void resample(const Work *work, Across *across, Down *down)
+{
+    const uint8_t *corner = work->picture + (work->top * work->width + work->left) * work->depth;
+    size_t step = work->width * work->depth, span = work->span * work->depth, values = work->columns * 3;
+    if (work->down_first) {
+        for (size_t y = 0; y < work->rows; y++) {
+            down(work, y, corner, step, span, work->line);
+            across(work, work->line, work->out + y * values);
+        }
+        return;
+    }
+    for (size_t y = 0; y < work->height; y++) {
+        const uint8_t *row = corner + y * step;
+        if ((size_t)(work->end - row) < work->read) row = memcpy(work->line, row, span);
+        across(work, row, work->middle + y * values);
+    }
+    for (size_t y = 0; y < work->rows; y++) down(work, y, work->middle, values, values, work->out + y * values);
+}
 
 typedef struct {
     int height, width;
@@ -213,8 +187,8 @@ static void *carve(char **at, size_t count, size_t size)
  * Returns 0 where memory is lacking. */
 static int run(const uint8_t *picture, size_t depth, Size from, Size to, int top, int left, Size window, uint8_t *out)
 {
-    Work work = {.picture = picture, .depth = depth, .out = out, .width = from.width,
-                 .rows = window.height, .columns = window.width};
+    Work work = {.picture = picture, .end = picture + depth * from.height * from.width, .depth = depth, .out = out,
+                 .width = from.width, .rows = window.height, .columns = window.width};
     int first, end;
     window_of(from.height, to.height, top, &first, &end);
     work.top = first;
@@ -228,14 +202,16 @@ static int run(const uint8_t *picture, size_t depth, Size from, Size to, int top
     work.down_first = from.height > to.height && from.height - to.height > 2 * (from.width - to.width);
 
     size_t down_taps = taps_of(from.height, to.height), across_taps = taps_of(from.width, to.width);
+    /* In values. The weights of an axis are at most 4 * from + 8 * to, whatever the window is. */
+    size_t span = work.span * depth, values = work.columns * 3, narrower = values;
+    size_t middle = work.down_first ? 0 : work.height * values, widest = span > values ? span : values;
+    if (work.down_first && span < values) narrower = span;
+    work.vertical.stride = whole_groups(down_taps);
+    work.horizontal.stride = whole_groups(across_taps);
+    work.read = span + work.horizontal.stride * depth + 16;
+    size_t ints = work.rows * (work.vertical.stride + 2) + work.columns * (work.horizontal.stride + 2) + widest;
     size_t taps = down_taps > across_taps ? down_taps : across_taps;
-    /* In values. The weights of an axis are fewer than 4 * (4 * from + 3 * to), whatever the window is. */
-    size_t row = work.columns * CHANNELS, line = (work.span + 1) * CHANNELS, widest = row > line ? row : line;
-    size_t middle = work.down_first ? line : work.height * row;
-    work.vertical.stride = down_taps * CHANNELS;
-    work.horizontal.stride = across_taps * CHANNELS;
-    size_t ints = work.rows * (work.vertical.stride + 2) + work.columns * (work.horizontal.stride + 2) + line + widest;
-    char *room = malloc(taps * sizeof(double) + ints * sizeof(int32_t) + middle + row);
+    char *room = malloc(taps * sizeof(double) + ints * sizeof(int32_t) + middle + work.read);
     if (room == NULL) return 0;
     char *at = room;
     double *exact = carve(&at, taps, sizeof(double));
@@ -245,16 +221,20 @@ static int run(const uint8_t *picture, size_t depth, Size from, Size to, int top
     work.horizontal.weights = carve(&at, work.columns * work.horizontal.stride, sizeof(int32_t));
     work.horizontal.first = carve(&at, work.columns, sizeof(int32_t));
     work.horizontal.count = carve(&at, work.columns, sizeof(int32_t));
-    work.line = carve(&at, line, sizeof(int32_t));
     work.sums = carve(&at, widest, sizeof(int32_t));
     work.middle = carve(&at, middle, 1);
-    work.bytes = carve(&at, row, 1);
+    work.line = carve(&at, work.read, 1);
 
     weigh(&work.vertical, from.height, to.height, top, window.height, exact);
     weigh(&work.horizontal, from.width, to.width, left, window.width, exact);
-    memset(work.line + work.span * CHANNELS, 0, CHANNELS * sizeof(int32_t));
-    if (avx2) resample_avx2(&work);
-    else resample_anywhere(&work);
+    memset(work.line + span, 0, work.read - span);
+    if (avx2 && narrower >= BLOCK) {
+        split(&work.vertical, work.rows);
+        split(&work.horizontal, work.columns);
+        resample(&work, across_avx2, down_avx2);
+    } else {
+        resample(&work, across_anywhere, down_anywhere);
+    }
     free(room);
     return 1;
 }

@@ -94,6 +94,7 @@ SLOW = (
     "client/test_readme.py",
     "deploy/test_k8s_build.py",
     "deploy/test_k8s_probes.py",
+    "deploy/test_kserve_pod.py",
     "model/test_onnx.py",
     "model/zoo/test_transfer.py",
     "test_fork_server.py",

@@ -30,8 +30,8 @@ SKIPPED = (
 )
 SKIPPED_NAMES = frozenset({"__pycache__", "build", "generated", "node_modules", "vendor"})
 SUFFIXES = frozenset(
-    {".c", ".cfg", ".css", ".html", ".js", ".json", ".md", ".proto", ".py", ".sh", ".svg", ".toml", ".txt", ".yaml"}
-    | {".yml"}
+    {".c", ".cfg", ".css", ".h", ".html", ".js", ".json", ".md", ".proto", ".py", ".sh", ".svg", ".toml", ".txt"}
+    | {".yaml", ".yml"}
 )
 NAMES = frozenset({"Dockerfile", "Makefile", ".env.example"})
 

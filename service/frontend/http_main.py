@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.types import Task
 from service.frontend.api.compat.deepstack import deepstack, deepstack_document
@@ -39,7 +41,7 @@ from service.frontend.api.rest.predict import ImageEndpoint, Predict
 from service.frontend.api.rest.routes import FILES, page_routes, service_routes
 from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
-from service.frontend.core.frontend import open_front_end
+from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.core.renewal import Reloaded
 from service.frontend.core.request_log import RequestLog
 from service.frontend.core.tls import InvalidCertificates, certificate_files, server_context
@@ -180,6 +182,50 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if "GET" in (allowed := headers.get("Allow", "").split(", ")):  # `HeadAsGet` adds HEAD
         headers["Allow"] = ", ".join(sorted({*allowed, "HEAD"}))
     return problem_response(answer, headers)
+
+
+OpenFrontEnd = Callable[[], AbstractAsyncContextManager[FrontEnd]]
+
+
+class RestApplication:
+    """The REST API as an ASGI application for any server: it opens and closes with the server's lifespan.
+
+    The server bounds its connections itself. `open_front_end` opens the parts that the API needs.
+    """
+
+    def __init__(self, settings: Settings, open_front_end: OpenFrontEnd) -> None:
+        self._settings = settings
+        self._open = open_front_end
+        self._app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif self._app is None:
+            raise RuntimeError("the server sent no lifespan.startup, which opens this application; turn lifespans on")
+        else:
+            await self._app(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                tracing = stack.enter_context(open_tracing(self._settings, "rest"))
+                parts = await stack.enter_async_context(self._open())
+                self._app = create_app(
+                    parts.engine, parts.auth, self._settings, parts.metrics, parts.registry, tracing
+                ).app
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as error:
+            if self._app is not None:
+                raise
+            log.exception("cannot start")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+        finally:
+            self._app = None
 
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:

@@ -1,4 +1,4 @@
-"""KServe's unmodified SDK for Python, over REST and gRPC."""
+"""KServe's unmodified SDK for Python, over REST and gRPC, against the container of deploy/kserve's example."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import pytest
 
 from tests.clients.conftest import CAT, Expected
 from tests.clients.installs import only_if_asked_for, python_environment, run
-from tests.e2e.convmlp_process import RunningService
+from tests.deploy.kserve import FIRST, make_models, running_pod
 
 pytestmark = only_if_asked_for
 
 PROGRAM = Path(__file__).parent / "programs/kserve_sdk.py"
-MODEL = "convmlp_pets_breed"
 
 
 @pytest.fixture(scope="module")
-def printed(service: RunningService) -> dict[str, Any]:
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the program prints."""
     python = python_environment("kserve")
-    arguments = (service.url, service.grpc_address, MODEL, str(CAT))
-    return dict(json.loads(run([str(python), str(PROGRAM), *arguments]).splitlines()[-1]))
+    models = tmp_path_factory.mktemp("mnt") / "models"
+    make_models(models)
+    with running_pod(models) as service:
+        arguments = (service.url, service.grpc_address, FIRST, str(CAT))
+        return dict(json.loads(run([str(python), str(PROGRAM), *arguments]).splitlines()[-1]))
 
 
 def test_health(printed: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Builds the folders of deploy/k8s as `kubectl kustomize` does, for machines without it.
+"""Builds the folders of deploy/k8s and deploy/kserve as `kubectl kustomize` does, for machines without it.
 
 It supports the fields that those folders use and refuses all others. Where kubectl is installed, a test compares both.
 """
@@ -18,7 +18,7 @@ Object = dict[str, Any]
 """One Kubernetes object as YAML has it."""
 
 KNOWN = {
-    *("apiVersion", "kind", "namespace", "resources", "components"),
+    *("apiVersion", "kind", "namespace", "nameSuffix", "resources", "components"),
     *("images", "replicas", "configMapGenerator", "patches"),
 }
 
@@ -46,6 +46,8 @@ def _accumulate(folder: Path, objects: list[Object]) -> list[Object]:
         _generate(folder, generator, objects)
     for patch in kustomization.get("patches", ()):
         _patch(folder, patch, objects)
+    for one in objects:
+        one["metadata"]["name"] += kustomization.get("nameSuffix", "")
     if namespace := kustomization.get("namespace"):
         for one in objects:
             one["metadata"]["name" if one["kind"] == "Namespace" else "namespace"] = namespace
@@ -120,7 +122,8 @@ def _apply(document: Object, operation: Object) -> None:
 
 def _containers(one: Object) -> list[Object]:
     """Of the pods that an object makes."""
-    containers: list[Object] = one.get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
+    spec = one.get("spec", {})
+    containers: list[Object] = spec.get("template", {}).get("spec", spec).get("containers", [])
     return containers
 
 

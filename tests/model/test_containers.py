@@ -8,7 +8,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import BytesIO
 
@@ -318,27 +318,25 @@ def runner() -> Iterator[Runner]:
     thread.join()
 
 
-LARGE = PHOTO.resize((1600, 1200))
+LARGE: dict[str, Callable[[PIL.Image.Image], bytes]] = {
+    "jpeg": lambda large: encoded(large, "JPEG", exif=exif(6)),
+    "progressive": lambda large: encoded(large, "JPEG", progressive=True),
+    "png": lambda large: encoded(large.convert("RGBA"), "PNG", compress_level=1),
+    "webp": lambda large: encoded(large, "WEBP", method=0),
+    "lossless webp": lambda large: encoded(large, "WEBP", lossless=True, method=0),
+    "gif": lambda large: encoded(large.convert("P"), "GIF"),
+    "bmp": lambda large: encoded(large, "BMP"),
+    "avif": lambda large: encoded(large, "AVIF", speed=10),
+    "heic": lambda _: grid_of(picture("tile"), 18, 25, 1600, 1152),
+    "tiff": lambda large: encoded(large, "TIFF", compression="tiff_adobe_deflate"),
+}
+"""Files that take long to decode. Their tests make them, because every process of a run imports this module."""
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded(LARGE, "JPEG", exif=exif(6)),
-        encoded(LARGE, "JPEG", progressive=True),
-        encoded(LARGE.convert("RGBA"), "PNG", compress_level=1),
-        encoded(LARGE, "WEBP", method=0),
-        encoded(LARGE, "WEBP", lossless=True, method=0),
-        encoded(LARGE.convert("P"), "GIF"),
-        encoded(LARGE, "BMP"),
-        encoded(LARGE, "AVIF", speed=10),
-        grid_of(picture("tile"), 18, 25, 1600, 1152),
-        encoded(LARGE, "TIFF", compression="tiff_adobe_deflate"),
-    ],
-    ids=["jpeg", "progressive", "png", "webp", "lossless webp", "gif", "bmp", "avif", "heic", "tiff"],
-)
-def test_other_threads_run_while_a_picture_is_decoded(data: bytes, runner: Runner) -> None:
+@pytest.mark.parametrize("name", LARGE)
+def test_other_threads_run_while_a_picture_is_decoded(name: str, runner: Runner) -> None:
     """Decoders, conversions and turning release the GIL."""
+    data = LARGE[name](PHOTO.resize((1600, 1200)))
     limits = DecodeLimits(10_000_000, LIMITS.max_pixels)
     before = runner.runs
     decode(data, limits)

@@ -197,3 +197,29 @@ def test_out_of_memory_is_an_exception() -> None:
     """MemoryError leaves the process running and releases the buffers."""
     child = subprocess.run([sys.executable, "-c", NO_ROOM], cwd=ROOT, check=True, capture_output=True, text=True)
     assert child.stdout == "refused\n"
+
+
+AT_THE_END_OF_MEMORY = """
+import ctypes, mmap
+import numpy as np
+from model import _resample
+
+ROOM = 1 << 20
+room = mmap.mmap(-1, ROOM + mmap.PAGESIZE)
+start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + ROOM), mmap.PAGESIZE, 0) == 0
+for height, width in ((1, 1), (5, 1), (1, 40), (40, 1), (33, 47), (47, 33), (90, 200), (400, 9)):
+    for depth in (3, 4):
+        size = height * width * depth
+        picture = np.frombuffer(room, np.uint8, size, ROOM - size)
+        for side in (1, 10, 12, 40, 224):
+            out = np.empty((side, side, 3), np.uint8)
+            _resample.window(picture, (height, width), (side, side), (0, 0), (side, side), out)
+print("done")
+"""
+
+
+def test_no_byte_behind_the_picture_is_read() -> None:
+    """Wide loads end with the picture: it may be the last thing in readable memory."""
+    child = subprocess.run([sys.executable, "-c", AT_THE_END_OF_MEMORY], cwd=ROOT, capture_output=True, text=True)
+    assert child.stdout == "done\n", f"exit status {child.returncode}: {child.stderr}"

@@ -29,6 +29,7 @@ from service.frontend.core.image_fetcher import JOIN_BYTES
 from service.frontend.core.parameters import ANALYZE, EMBED, Range, digits, shown
 from service.frontend.core.request_log import RequestLog
 from service.frontend.http.content_encoding import decoder_of
+from service.frontend.http.other_servers import OtherConnection
 from service.frontend.http.problems import DEEPSTACK_PATHS, ROBOFLOW_PATH, error_response, instance_of
 from service.frontend.http.protocol import CONNECTION, BoundedHttp
 from service.observability.tracing import CANCELLED, Span, received_context
@@ -86,7 +87,7 @@ class HttpRequest:
         self._send = send
         self.started = False
         self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
-        self.connection: BoundedHttp = scope[CONNECTION]
+        self.connection: BoundedHttp | OtherConnection = scope.get(CONNECTION) or OtherConnection(self.receive)
         path, method = scope["path"], scope["method"]
         self.record = record = request_log.request(
             self.headers.get(b"x-request-id", b"").decode("latin-1"),
@@ -310,8 +311,11 @@ class RequestMiddleware:
             except ClientDisconnect:
                 record.outcome = CANCELLED
             except asyncio.CancelledError:
-                # Only a server whose time to drain ran out cancels a request.
+                # Only a server whose time to drain ran out cancels a request; some others do so for a caller that left.
                 if request.started:
+                    raise
+                if request.connection.disconnect.happened:
+                    record.outcome = CANCELLED
                     raise
                 await request.refuse(Unavailable(SHUT_DOWN))
             except ConvMLPError as error:

@@ -23,7 +23,7 @@ async def test_a_closed_loop_has_as_many_requests_in_flight_as_clients() -> None
         in_flight -= 1
         return ANSWERED
 
-    measurement = await closed_loop(send, 5, 0.1)
+    measurement = await closed_loop(send, 5, 0.3)
     assert most == 5
     assert sorted(sent) == list(range(len(sent)))
     assert len(measurement.latencies_s) == len(sent)
@@ -50,7 +50,7 @@ async def test_refusals_and_failures_are_counted_by_reason() -> None:
         await asyncio.sleep(0)
         return outcomes[number] if number < len(outcomes) else ANSWERED
 
-    measurement = await closed_loop(send, 4, 0.1)
+    measurement = await closed_loop(send, 4, 0.3)
     assert measurement.refused == {"overloaded": 2}
     assert measurement.failed == {"HTTP 500": 1}
     assert measurement.requests == len(measurement.latencies_s) + 3
