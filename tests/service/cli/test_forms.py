@@ -83,7 +83,7 @@ async def test_downloads_are_bounded() -> None:
 
 
 async def test_several_images_have_a_line_each(rest: Rest, files: list[str], tmp_path: Path) -> None:
-    """A line has the name and a summary of the result; a file that is no picture is reported, and the rest is predicted."""
+    """A line has the name and a summary of the result; a file that is no picture is reported."""
     (tmp_path / "105.png").write_bytes(b"no picture")
     ran = await convmlp("classify", str(tmp_path), "--top-k", "2", "--url", url(rest))
     assert ran.status == 1
