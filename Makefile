@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-serve: $(VENV)/.serve ## run the whole service on this machine; ARGS="--http-port 9000" passes flags on
+serve: $(VENV)/.serve ## run the whole service on this machine; ARGS="--http-port 9000" passes flags on; TORCH=cpu|cuda
 	exec $(BIN)/convmlp serve $(ARGS)
 
 # Each process has one thread for computing; tests/conftest.py has their number.
@@ -53,7 +53,6 @@ proto: $(VENV)/.dev ## make the gRPC code of proto/ anew, after a change there
 	$(BIN)/python proto/generate.py
 
 # Docker: docs/deployment.md. COMPOSE_FILE in .env selects the files of the deployment, and so its device.
-TORCH ?= cuda
 export CONVMLP_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 
@@ -68,11 +67,11 @@ images: ## build the images
 	docker compose build
 
 sbom: ## write what the images hold to build/sbom; TORCH=cpu for those without a GPU
-	docker build -f docker/Dockerfile --target sbom --build-arg TORCH=$(TORCH) --build-context wheels=docker/wheels \
+	docker build -f docker/Dockerfile --target sbom --build-arg TORCH=$(or $(TORCH),cuda) --build-context wheels=docker/wheels \
 	  --output build/sbom .
 
 wheels: $(BIN)/python ## fill docker/wheels for builds without network; TORCH=cpu for those without a GPU
-	$(BIN)/python docker/fetch.py $(TORCH) docker/wheels
+	$(BIN)/python docker/fetch.py $(or $(TORCH),cuda) docker/wheels
 
 locks: $(BIN)/python ## pin all packages anew, the images' too; ARGS=--upgrade takes newer versions
 	$(PIP) install uv
@@ -93,11 +92,14 @@ $(BIN)/python:
 # The builds make the gRPC code and compile the C as well, so a change there is a reason to install again.
 INPUTS := pyproject.toml setup.py model/resample.c model/resample_avx2.h client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
 
-# requirements/ pins all of it. torch alone has no hashes there: which build it is, is the user's choice of an index.
+# requirements/ pins all of it. torch alone has no hashes there: its builds come from several indexes. Without TORCH it is
+# the one for CPUs where there is no NVIDIA driver. pip shows the progress of this package, the only large one.
 $(VENV)/.serve: $(INPUTS) requirements/torch.txt requirements/serve.txt | $(BIN)/python
-	$(PIP) install --require-hashes --no-deps --requirement requirements/serve.txt
-	$(PIP) install --constraint requirements/torch.txt torch
-	$(PIP) install --no-deps --no-build-isolation --editable ./client --editable .
+	@echo "Installing $$(grep -c '==' requirements/serve.txt) packages into $(VENV), and torch; only the first time."
+	@$(PIP) install --require-hashes --no-deps --requirement requirements/serve.txt
+	@build=$$($(BIN)/python requirements/torch_build.py $(or $(TORCH),auto)) && \
+	  $(BIN)/python -m pip --disable-pip-version-check install --constraint requirements/torch.txt $$build torch
+	@$(PIP) install --no-deps --no-build-isolation --editable ./client --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
