@@ -85,7 +85,7 @@ def test_a_node_is_started_as_head_or_joins_one() -> None:
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_the_error_names_the_extra() -> None:
-    """Ray is optional, and the command says how to install it."""
+    """Ray is optional, and the error has the command that installs it."""
     done = subprocess.run(
         [sys.executable, "-m", "service.cli", "cluster", "deploy"],
         capture_output=True,
