@@ -7,7 +7,7 @@ ARGS ?=
 # Without bytecode each process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast test-clients test-trainers lint bench soak parity proto clean up down images sbom wheels locks test-compose
+.PHONY: help serve test test-fast test-clients test-cluster test-trainers lint bench soak parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,18 @@ test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: fo
 
 test-clients: $(VENV)/.dev ## unmodified clients that are large to install: KServe's, generated ones; in .clients/
 	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(ARGS)
+
+# An environment of its own, which has the packages of .venv as well: Ray brings fifty more.
+CLUSTER := .cluster/venv
+test-cluster: $(CLUSTER)/.ray ## the service on two and three Ray nodes of this machine; minutes; in .cluster/
+	$(CLUSTER)/bin/python -m pytest tests/cluster tests/service/cluster/test_config_file.py $(ARGS)
+
+$(CLUSTER)/.ray: $(VENV)/.dev pyproject.toml
+	$(PYTHON) -m venv $(CLUSTER)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(CLUSTER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check 'ray[serve,data]==2.60.0'
+	@touch $@
 
 test-trainers: $(VENV)/.dev ## imports of what timm, Lightning and mmengine write, with their own savers; in .clients/
 	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/trainers $(ARGS)
@@ -82,7 +94,7 @@ test-compose: $(VENV)/.dev ## build the images and test the containers: needs a 
 	CONVMLP_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .bench .clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .bench .clients .cluster .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
