@@ -99,6 +99,21 @@ class Subscribers:
         return tuple(self._front_ends)
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerHealth:
+    """What a process that runs a worker can see of it.
+
+    `silent_s`: seconds since the device last answered. `outstanding_images`: those that wait or run. `unready`: the
+    models that failed their last self-check, or had none yet.
+    """
+
+    phase: Phase
+    reason: str
+    silent_s: float
+    outstanding_images: int
+    unready: tuple[str, ...]
+
+
 class WorkerWedged(Exception):
     """A batch runs for far longer than any should; only a new process helps."""
 
@@ -184,6 +199,12 @@ class Worker:
         loader.close()
         self._dispatcher.close()
         self._device_thread.shutdown(wait=False)
+
+    def health(self) -> WorkerHealth:
+        """May be called from any thread."""
+        unready = tuple(model.name for model in self._registry.served if model.unready_reason is not None)
+        images = self._dispatcher.admission.outstanding_images if self._dispatcher is not None else 0
+        return WorkerHealth(self._phase, self._reason, self._silent_s(), images, unready)
 
     def _make_dispatcher(self, runner: Runner, limits: BatchSizeLimits) -> Dispatcher:
         settings = self._settings
