@@ -78,9 +78,10 @@ class Failed(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A process ended with these tasks unfinished."""
+    """A process ended with these tasks unfinished. `reason`: why, where it did not print that itself."""
 
     tasks: Sequence[int]
+    reason: str = "see its messages above"
 
 
 Event = Loaded | Scored | Starting | Finished | Failed | Lost

@@ -176,8 +176,8 @@ class RayPool:
             except StopIteration:
                 del self._streams[one]
                 continue
-            except self._ray.exceptions.RayError:
-                yield self._replaced(actor)
+            except self._ray.exceptions.RayError as error:
+                yield self._replaced(actor, error)
                 continue
             if isinstance(event, Loaded):
                 actor.loaded, actor.loading = event, None
@@ -240,13 +240,13 @@ class RayPool:
         try:
             event: Loaded | Failed = self._ray.get(actor.loading)
         except self._ray.exceptions.RayError as error:
-            raise Internal(f"the process that loads the models failed: {_first_line(error)}") from error
+            raise Internal(f"the process that loads the models failed: {_text(error)}") from error
         if isinstance(event, Failed):
             raise event.error
         actor.loaded, actor.loading = event, None
         return event
 
-    def _replaced(self, actor: _Actor) -> Lost:
+    def _replaced(self, actor: _Actor, error: Exception) -> Lost:
         """Start another actor in the place of one that has ended, or failed."""
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(actor.handle)
@@ -254,8 +254,10 @@ class RayPool:
         for stream in [stream for stream, (of, _) in self._streams.items() if of is actor]:
             del self._streams[stream]
         self._start(actor.slot)
-        return Lost(sorted(actor.tasks))
+        return Lost(sorted(actor.tasks), _text(error))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _text(error: Exception) -> str:
+    """An error in one line: what was raised in the actor, or how it ended."""
+    error = getattr(error, "cause", None) or error
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

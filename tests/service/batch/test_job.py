@@ -166,7 +166,7 @@ def test_a_device_that_is_broken_stops_the_job(plan: Plan, tmp_path: Path) -> No
     """If nothing can be scored, no picture is at fault: there are no rows of errors, and the job can be continued."""
     ids = tuple(map(str, range(20)))
     source = EndingSource(Place(""), (), of=(EndingUnit(ids, frozenset(ids), set()),))
-    with pytest.raises(ConvMLPError, match="end again and again, 7 times without a row in between"):
+    with pytest.raises(ConvMLPError, match="end again and again, 7 times without a row between"):
         run(plan, source, tmp_path, InlinePool())
     assert rows_of(tmp_path) == {}
     mended = EndingSource(Place(""), (), of=(EndingUnit(ids, frozenset(), set()),))
