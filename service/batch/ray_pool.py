@@ -19,6 +19,7 @@ from model.errors import ConvMLPError
 from service.batch.plan import Plan
 from service.batch.pool import (
     POLL_S,
+    STALL_TIMEOUT_S,
     START_TIMEOUT_S,
     THREADS_OF_PROCESS,
     Event,
@@ -88,6 +89,7 @@ class _Actor:
     loading: Any
     loaded: Loaded | None = None
     tasks: set[int] = field(default_factory=set)
+    heard_s: float = 0.0
 
     @property
     def free(self) -> int:
@@ -158,6 +160,8 @@ class RayPool:
 
     def submit(self, task: Task) -> None:
         actor = max(self._actors, key=lambda one: one.free)
+        if not actor.tasks:
+            actor.heard_s = time.monotonic()
         actor.tasks.add(task.number)
         stream = actor.handle.score.options(num_returns="streaming").remote(task)
         self._streams[stream] = (actor, task.number)
@@ -168,6 +172,10 @@ class RayPool:
         if not waited:
             time.sleep(timeout_s)
             return
+        now_s = time.monotonic()
+        for actor in self._actors:
+            if actor.tasks and now_s - actor.heard_s > STALL_TIMEOUT_S:
+                self._ray.kill(actor.handle)  # its end is found below
         ready, _ = self._ray.wait(waited, num_returns=1, timeout=timeout_s)
         for one in ready:
             actor = loading[one] if one in loading else self._streams[one][0]
@@ -179,6 +187,7 @@ class RayPool:
             except self._ray.exceptions.RayError as error:
                 yield self._replaced(actor, error)
                 continue
+            actor.heard_s = time.monotonic()
             if isinstance(event, Loaded):
                 actor.loaded, actor.loading = event, None
             elif isinstance(event, Finished):
