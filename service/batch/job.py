@@ -1,7 +1,7 @@
 """A job: hands the units of a source to a pool, and its rows to the results, until all are scored or it is stopped.
 
 A process that ends takes its units with it. What they have not reported is scored again, picture by picture, so that
-the picture at which it ended is known. If it ends there once more, that picture's row is an error.
+the picture at which it ends is known. If it ends there twice, that picture's row is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LISTING_POLL_S = 0.02
 """How soon the first unit of the source is noticed."""
 SAVE_INTERVAL_S = 10.0
 """Between two manifests of a job that runs: a kill loses no more of its seconds."""
-MAX_LOSSES = 5
+MAX_LOSSES = 6
 """Processes that end without a row in between: then the fault is not of a picture."""
 
 
@@ -39,12 +39,14 @@ class Progress(Protocol):
 
 @dataclass(slots=True)
 class _Work:
-    """A unit in progress, with what it has reported. `current`: of a careful one, the picture that it is at."""
+    """A unit in progress, with what it has reported. `current`: of a careful one, the picture that it is at; `suspect`:
+    the one at which a process ended."""
 
     unit: Unit
     careful: bool = False
     reported: set[str] = field(default_factory=set)
     current: str | None = None
+    suspect: str | None = None
 
 
 class Job:
@@ -149,9 +151,11 @@ class Job:
                 "their messages above. The same command goes on from here"
             )
         for work in lost:
-            if work.careful and work.current is not None and work.current not in work.reported:
-                work.reported.add(work.current)
-                self._suspects.append(crash_row(work.current))
+            if work.current is not None and work.current not in work.reported:
+                if work.current == work.suspect:
+                    work.reported.add(work.current)
+                    self._suspects.append(crash_row(work.current))
+                work.suspect = work.current
             work.careful = True
             work.current = None
             self._again.append(work)

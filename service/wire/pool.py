@@ -24,8 +24,8 @@ from service.wire.broadcast import broadcast_list, broadcast_load, broadcast_spl
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.messages import Phase
 from service.wire.version_routes import Route
-from service.wire.worker_client import WaitForecast, WorkerAnswer, WorkerClient
-from service.wire.worker_view import FIRST_RETRY_S, NO_MEMBER, merge_models, merge_readiness, merge_routes
+from service.wire.worker_client import WaitForecast, WorkerClient
+from service.wire.worker_view import FIRST_RETRY_S, NO_MEMBER, WorkerAnswer, merge_models, merge_readiness, merge_routes
 
 MAX_WORKERS = 1024
 """Of one pool. As many front-ends fit at a worker."""

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
-from zmq import Frame
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
@@ -32,6 +31,7 @@ from service.wire.messages import (
     State,
     input_from_frames,
 )
+from service.wire.transport import Frames
 from service.wire.worker_endpoint import Envelope, WorkerEndpoint
 from service.worker.batching import BatchSizeLimits
 from service.worker.disk import write_to_disk
@@ -239,7 +239,7 @@ class Worker:
         if self._dispatcher is not None:
             self._dispatcher.step()
 
-    def _predict(self, sender: bytes, message: Predict, frames: Sequence[Frame]) -> None:
+    def _predict(self, sender: bytes, message: Predict, frames: Frames) -> None:
         """Make a message a job, or answer it with its error."""
         now_s = self._requested_s = time.monotonic()
         model, dispatcher = self._registry.by_version.get(message.version), self._dispatcher
