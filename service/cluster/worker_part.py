@@ -164,7 +164,9 @@ class WorkerPart:
 
 
 def _text_of(error: BaseException | None) -> str:
-    """The first of an error's causes, in words."""
+    """The first of an error's causes, in words. None: it stopped as it was asked to."""
+    if error is None:
+        return "it was stopped"
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) or type(error).__name__
