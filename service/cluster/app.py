@@ -13,7 +13,6 @@ from service.cluster.environment import FRONT_END_ENVIRONMENT, worker_environmen
 from service.cluster.front_part import ClusterRest, FrontPart, GrpcPart
 from service.cluster.settings import ClusterSettings, ModelGroup
 from service.cluster.worker_part import LEAVE_S, OUTSTANDING, ServeWorker, WorkerPart
-from service.worker.main import serve_worker
 
 NO_LIMIT = 10**6
 """Of requests in a replica: the service refuses what is too much itself, with a problem+json and Retry-After."""
@@ -33,8 +32,8 @@ def build(settings: ClusterSettings) -> serve.Application:
     return build_application(settings)
 
 
-def build_application(settings: ClusterSettings, serve_with: ServeWorker = serve_worker) -> serve.Application:
-    """As `build`, with workers that `serve_with` serves."""
+def build_application(settings: ClusterSettings, serve_with: ServeWorker | None = None) -> serve.Application:
+    """As `build`; `serve_with` as in `WorkerPart`."""
     front_end = settings.front_end_settings
     groups = [group.deployment for group in settings.groups]
     drain_s = front_end.drain_timeout_ms / 1000
@@ -59,7 +58,9 @@ def build_application(settings: ClusterSettings, serve_with: ServeWorker = serve
     return deployment.options(**common).bind(*parts)
 
 
-def _worker_deployment(settings: ClusterSettings, group: ModelGroup, serve_with: ServeWorker) -> serve.Application:
+def _worker_deployment(
+    settings: ClusterSettings, group: ModelGroup, serve_with: ServeWorker | None
+) -> serve.Application:
     own = settings.worker_settings(group)
     options: dict[str, Any] = {
         "logging_config": LOGS,
