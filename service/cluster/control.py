@@ -79,16 +79,18 @@ def deploy(
     timeout_s: float,
     on_progress: Callable[[ClusterStatus], None] = lambda _: None,
     serve_with: ServeWorker | None = None,
+    restart: str = "",
 ) -> ClusterStatus:
     """Deploy an application, or update it replica by replica; wait until it runs. `serve_with` as in `WorkerPart`.
+
+    Parts whose settings are as they were stay, with their replicas, unless `restart` is another text than before.
 
     Raises:
         ClusterError: it failed, or does not run after `timeout_s`. What ran before runs on.
     """
     serve.start(proxy_location="EveryNode", http_options={"host": deployment.host, "port": deployment.port})
-    target = serve.api.RunTarget(
-        build_application(deployment.settings, serve_with), name=deployment.name, route_prefix=deployment.route_prefix
-    )
+    application = build_application(deployment.settings, serve_with, restart)
+    target = serve.api.RunTarget(application, name=deployment.name, route_prefix=deployment.route_prefix)
     serve.api.run_many([target], wait_for_applications_running=False)
     end_s = time.monotonic() + timeout_s
     while True:
