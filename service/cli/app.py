@@ -42,6 +42,7 @@ LAZY_COMMANDS = {
     "segment": LazyCommand("service.cli.predict:segment", PREDICTION),
     "analyze": LazyCommand("service.cli.analyze:analyze", PREDICTION),
     "embed": LazyCommand("service.cli.embed:embed", PREDICTION),
+    "batch": LazyCommand("service.cli.batch:batch", PREDICTION),
     "watch": LazyCommand("service.cli.watch:watch", PREDICTION),
     "eval": LazyCommand("service.cli.evaluation:evaluate", TOOLS),
     "compare": LazyCommand("service.cli.compare:compare", TOOLS),
@@ -49,6 +50,7 @@ LAZY_COMMANDS = {
     "models": LazyCommand("service.cli.models:models_app", TOOLS),
     "train": LazyCommand("service.cli.train:train_app", TOOLS),
     "wire-key": LazyCommand("service.cli.wire_key:wire_key", TOOLS),
+    "cluster": LazyCommand("service.cli.cluster:cluster_app", SERVICE),
 }
 """Commands that a container's health check, which runs every few seconds, must not import."""
 

@@ -89,10 +89,24 @@ class FrontEndMetrics:
             registry=registry,
             buckets=_REQUEST_BUCKETS,
         )
-        self.requests: Children[tuple[str, str, str, str], tuple[Counter, Histogram]] = Children(
-            lambda labels: (requests.labels(*labels), duration.labels(*labels[:2]))
+        by_model = Histogram(
+            "convmlp_model_request_duration_seconds",
+            "Time from a request's first byte to its end, of requests that one model answered",
+            ["model"],
+            registry=registry,
+            buckets=_REQUEST_BUCKETS,
         )
-        """Counter and duration of requests by transport, task, model and outcome."""
+
+        def of_requests(transport: str, task: str, model: str, outcome: str) -> tuple[Counter, tuple[Histogram, ...]]:
+            durations = [duration.labels(transport, task)]
+            if model and outcome == "ok":  # refusals are fast, and would flatter a model
+                durations.append(by_model.labels(model))
+            return requests.labels(transport, task, model, outcome), tuple(durations)
+
+        self.requests: Children[tuple[str, str, str, str], tuple[Counter, tuple[Histogram, ...]]] = Children(
+            lambda labels: of_requests(*labels)
+        )
+        """Counter and durations of requests by transport, task, model and outcome."""
         stage = _stage_histogram(registry)
         self.stages: Children[tuple[str, str], Histogram] = Children(lambda labels: stage.labels(*labels))
         """By stage and task."""

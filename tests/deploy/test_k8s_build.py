@@ -55,10 +55,10 @@ def test_objects_have_names_of_their_own_and_one_namespace(folder: str) -> None:
 def test_the_rules_are_those_of_compose() -> None:
     """The PrometheusRule was made again since they changed there: `python deploy/k8s/prometheus_rule.py`."""
     script = runpy.run_path(str(K8S / "prometheus_rule.py"))
-    rules = script["RULES"].read_text(encoding="utf-8")
-    assert script["PROMETHEUS_RULE"].read_text(encoding="utf-8") == script["prometheus_rule"](rules)
+    assert script["PROMETHEUS_RULE"].read_text(encoding="utf-8") == script["generated"]()
     (rule,) = deployed("overlays/complete").all("PrometheusRule")
-    assert rule["spec"] == yaml.safe_load(rules)
+    rules = [yaml.safe_load(path.read_text(encoding="utf-8"))["groups"] for path in script["RULES"]]
+    assert rule["spec"] == {"groups": [group for groups in rules for group in groups]}
 
 
 def test_the_documentation_names_what_is_there() -> None:

@@ -51,34 +51,35 @@ async def open_front_end(settings: Settings, keys: CurveKeys | None = None) -> A
     registry = CollectorRegistry()
     metrics = FrontEndMetrics(registry)
     metrics.limits(settings.max_in_flight, settings.decoded_bytes)
-    threads = PreparePool(
-        settings.prepare_threads or usable_cores(),
-        settings.decode_limits,
-        fast=settings.fast_decode,
-        max_bytes=settings.decoded_bytes,
-    )
-    workers = WorkerPool(
-        settings.worker_address,
-        heartbeat_s=settings.heartbeat_interval_ms / 1000,
-        timeout_s=settings.worker_timeout_ms / 1000,
-        listener=metrics,
-        options=options,
-    )
+    async with open_auth(settings, metrics) as auth:
+        threads = PreparePool(
+            settings.prepare_threads or usable_cores(),
+            settings.decode_limits,
+            fast=settings.fast_decode,
+            max_bytes=settings.decoded_bytes,
+        )
+        workers = WorkerPool(
+            settings.worker_address,
+            heartbeat_s=settings.heartbeat_interval_ms / 1000,
+            timeout_s=settings.worker_timeout_ms / 1000,
+            listener=metrics,
+            options=options,
+        )
 
-    def report(lag_s: float) -> None:
-        metrics.event_loop_lag(lag_s)
-        metrics.threads(threads.waiting, threads.abandoned, threads.held_bytes)
+        def report(lag_s: float) -> None:
+            metrics.event_loop_lag(lag_s)
+            metrics.threads(threads.waiting, threads.abandoned, threads.held_bytes)
 
-    async with open_auth(settings, metrics) as auth, workers:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
-                await workers.wait_for_state()
-        engine = Engine(workers, threads, settings, metrics, auth.charge)
-        watching = asyncio.create_task(watch_event_loop(report), name="event-loop")
-        try:
-            with open_metrics(registry) as shared:
-                yield FrontEnd(workers, engine, auth, metrics, shared.of_all())
-        finally:
-            watching.cancel()
-            engine.fetcher.close()
-            threads.close()
+        async with workers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
+                    await workers.wait_for_state()
+            engine = Engine(workers, threads, settings, metrics, auth.charge)
+            watching = asyncio.create_task(watch_event_loop(report), name="event-loop")
+            try:
+                with open_metrics(registry) as shared:
+                    yield FrontEnd(workers, engine, auth, metrics, shared.of_all())
+            finally:
+                watching.cancel()
+                engine.fetcher.close()
+                threads.close()

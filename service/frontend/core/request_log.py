@@ -198,10 +198,11 @@ class RequestRecord:
         if not self.outcome:
             self.outcome = "ok"
         if self.predicts:
-            count, duration = self.log.metrics.requests[self.log.transport, self.task, self.model, self.outcome]
+            count, durations = self.log.metrics.requests[self.log.transport, self.task, self.model, self.outcome]
             exemplar = None if self.span is None else self.span.ids
             count.inc(1, exemplar)
-            duration.observe(seconds, exemplar)
+            for duration in durations:
+                duration.observe(seconds, exemplar)
         return durations_ms
 
     def server_timing(self) -> str:

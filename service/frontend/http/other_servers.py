@@ -18,7 +18,7 @@ from service.frontend.http.protocol import Disconnect
 class ReceivedDisconnect(Disconnect):
     """Cancels the work for a request when `receive` returns http.disconnect.
 
-    What comes of a body during the work is dropped: a request reads its body before its work, or not at all.
+    The part of a body that arrives during the work is dropped: a request reads its body before its work, or not at all.
     """
 
     __slots__ = ("_receive", "_watching")

@@ -47,9 +47,10 @@ def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noq
             case ["scrape_openmetrics"]:
                 answer = exposition(of_all, "application/openmetrics-text")[0].decode()
             case ["request", transport, task, model, outcome, seconds, *exemplar]:
-                count, duration = metrics.requests[transport, task, model, outcome]
+                count, durations = metrics.requests[transport, task, model, outcome]
                 count.inc(1, *exemplar)
-                answer = duration.observe(seconds, *exemplar)
+                for duration in durations:
+                    answer = duration.observe(seconds, *exemplar)
             case ["stage", stage, task, seconds]:
                 answer = metrics.stages[stage, task].observe(seconds)
             case ["in_flight", images]:

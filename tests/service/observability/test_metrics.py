@@ -13,6 +13,7 @@ from tests.service.observability.metrics_process import metrics_process
 FRONT_END = {
     "convmlp_requests_total": {"transport", "task", "model", "outcome"},
     "convmlp_request_duration_seconds_count": {"transport", "task"},
+    "convmlp_model_request_duration_seconds_count": {"model"},
     "convmlp_stage_duration_seconds_count": {"stage", "task"},
     "convmlp_in_flight_requests": set(),
     "convmlp_rejected_total": {"reason"},

@@ -111,8 +111,8 @@ async def test_durations_have_exemplars(service: Traced) -> None:
         for sample in family.samples
         if sample.exemplar and sample.exemplar.labels["trace_id"] == caller.trace
     }
-    prefixes = ("convmlp_request_duration_seconds", "convmlp_stage_duration_seconds")
-    assert found == {"convmlp_requests_total", *(f"{prefix}_bucket" for prefix in prefixes)}
+    durations = (f"convmlp_{name}duration_seconds_bucket" for name in ("request_", "model_request_", "stage_"))
+    assert found == {"convmlp_requests_total", *durations}
     assert unsampled.trace not in text
     queue, infer = worker_exemplars(service, "queue"), worker_exemplars(service, "infer")
     assert caller.trace in queue

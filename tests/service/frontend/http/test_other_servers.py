@@ -159,7 +159,7 @@ async def test_a_server_may_cancel_the_request_of_a_caller_that_left(cancels: bo
         assert [message["type"] for message in reported] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_an_application_that_cannot_open_says_why(tmp_path: Path) -> None:
+async def test_an_application_that_cannot_open_reports_why(tmp_path: Path) -> None:
     """A wrong setting ends the server's start with its reason, and not the first request."""
     async with ready_worker() as worker:
         app = application(worker, SETTINGS.with_changes(api_keys_file=tmp_path / "missing"))

@@ -225,4 +225,5 @@ async def test_outcomes_are_counted(fresh_rpc: RpcWithWorker, task: Task) -> Non
     assert fresh_rpc.outcomes(task, "unsupported-format") == 1
     assert fresh_rpc.outcomes(task, "model-not-found", model="") == 1
     assert fresh_rpc.count("convmlp_request_duration_seconds_count", transport="grpc", task=task) == 3
+    assert fresh_rpc.count("convmlp_model_request_duration_seconds_count", model=f"fake_{task}") == 1
     assert fresh_rpc.in_flight == 0

@@ -1,0 +1,112 @@
+"""`manifest.json` of a folder of results: what it is of, and how far the job came."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from model.errors import ConvMLPError
+from model.files import replace_file
+from service.batch.plan import Plan
+
+MANIFEST_FILE = "manifest.json"
+SOFTWARE = f"convmlp-serving {version('convmlp-serving')}"
+
+
+class ResultsInvalid(ConvMLPError):
+    """The folder of results cannot be written, is damaged, or is of another job."""
+
+    code = "results-invalid"
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """A model, in one state, with its parameters. `answer`: the name of its answers where there are several."""
+
+    answer: str
+    model: str
+    task: str
+    version: str
+    weights_sha256: str
+    precision: str
+    parameters: dict[str, Any]
+
+
+class JobEntry(msgspec.Struct, frozen=True):
+    """What a folder's results are of; a job with another entry is refused there."""
+
+    source: str
+    format: str
+    models: tuple[ModelEntry, ...]
+
+    @classmethod
+    def of(cls, source: str, output_format: str, plan: Plan) -> JobEntry:
+        models = (
+            ModelEntry(
+                one.answer, one.name, one.task.value, one.version, one.weights_sha256, one.precision, one.parameters
+            )
+            for one in plan.models
+        )
+        # As JSON has it, where tuples are lists.
+        return msgspec.json.decode(msgspec.json.encode(cls(source, output_format, tuple(models))), type=cls)
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """By the names of the models."""
+        return {one.model: one.precision for one in self.models}
+
+    def differences(self, other: JobEntry) -> list[str]:
+        """Where two jobs differ, as text: this one's value, then the other's."""
+        pairs: list[tuple[str, Any, Any]] = [
+            ("source", self.source, other.source),
+            ("format", self.format, other.format),
+        ]
+        mine, theirs = [[msgspec.structs.asdict(one) for one in entry.models] for entry in (self, other)]
+        if [one["answer"] for one in mine] != [one["answer"] for one in theirs]:
+            names = [", ".join(one["answer"] for one in models) for models in (mine, theirs)]
+            pairs.append(("answers", names[0], names[1]))
+        else:
+            for before, now in zip(mine, theirs, strict=True):
+                before, now = ({**one.pop("parameters"), **one} for one in (before, now))
+                pairs += [(name, before.get(name), now.get(name)) for name in dict.fromkeys((*before, *now))]
+        return [f"{name.replace('_', ' ')} {before}, now {now}" for name, before, now in pairs if before != now]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """`pictures`: rows, those with an error included. `errors`: how many there are of each code. `repeats`: pictures
+    that were left out because another one has their id. `listing_sha256`: of the names of the source's files once all
+    are scored. `seconds`: of all runs together."""
+
+    job: JobEntry
+    finished: bool = False
+    pictures: int = 0
+    errors: dict[str, int] = {}
+    repeats: int = 0
+    seconds: float = 0.0
+    devices: tuple[str, ...] = ()
+    listing_sha256: str = ""
+    software: str = SOFTWARE
+    format_version: int = 1
+
+    def write(self, folder: Path) -> None:
+        """Raises OSError."""
+        replace_file(folder / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(self)) + b"\n", 0o644)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None if it has none.
+
+    Raises:
+        ResultsInvalid: it is damaged, or cannot be read.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ResultsInvalid(f"{path} is not a manifest of results: {error}; name another folder") from error
+    except OSError as error:
+        raise ResultsInvalid(f"{path} cannot be read: {error.strerror}") from error
