@@ -17,7 +17,7 @@ from model.types import Task
 from service.batch.sinks import OutputFormat
 from service.cli.console import print_error, printable
 from service.cli.flags import settings_or_exit
-from service.cli.predict import (
+from service.cli.options import (
     BACKEND,
     OUTPUT,
     PARAMETERS,
@@ -132,6 +132,15 @@ Processes = Annotated[
         min=1, max=1024, help="Processes that score. Default: one for each GPU, or 8 cores.", rich_help_panel=BACKEND
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="A Ray cluster that reads IN at the same paths: HOST:PORT of its head, auto on one of its nodes, or local "
+        "to start Ray here. Default: processes of this machine, without Ray.",
+        rich_help_panel=BACKEND,
+    ),
+]
 BatchImages = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Largest batch. Default: 8 on a CPU, 32 on a GPU.", rich_help_panel=BACKEND),
@@ -171,6 +180,7 @@ def batch(
     precision: Precision = None,
     device: Device = None,
     processes: Processes = None,
+    address: Address = None,
     batch_images: BatchImages = None,
     models_dir: ModelsDir = None,
 ) -> None:
@@ -199,16 +209,18 @@ def batch(
     settings = settings_or_exit(precision=precision, device=device, models_dir=models_dir)
     from service.batch.plan import read_plan
     from service.batch.pool import LocalPool
+    from service.batch.ray_pool import RayPool
     from service.batch.shards import ParquetColumns
     from service.batch.sources import open_source, source_name
 
     try:
         try:
             plan = read_plan(query_string(given), _tasks(tasks, model), settings, batch_images)
+            pool = RayPool(address, processes) if address is not None else LocalPool(processes)
         except BadParameter as error:
             raise typer.BadParameter(error.detail) from None
         found = open_source(source, endpoint_url, ParquetColumns(image_column, id_column))
-        sys.exit(_run(source_name(source), found, out, output_format, plan, LocalPool(processes)))
+        sys.exit(_run(source_name(source), found, out, output_format, plan, pool))
     except ConvMLPError as error:
         print_error(error.detail)
         raise typer.Exit(1) from None

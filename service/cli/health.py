@@ -232,8 +232,9 @@ def state_of_worker(settings: Settings) -> State:
     """The worker's reply to a greeting. Raises CheckFailed if there is none."""
     # The wire imports NumPy, whose OpenBLAS would start a thread per core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import zmq
+    import asyncio
 
+    from service.wire.addresses import ask
     from service.wire.curve import InsecureWire, front_end_wire
     from service.wire.messages import (
         PROTOCOL,
@@ -245,6 +246,7 @@ def state_of_worker(settings: Settings) -> State:
         decode_to_front_end,
         encode,
     )
+    from service.wire.transport import ConnectionFailed
 
     if not settings.worker_address:
         raise CheckFailed("--worker-address or CONVMLP_WORKER_ADDRESS is required")
@@ -254,17 +256,14 @@ def state_of_worker(settings: Settings) -> State:
         options = front_end_wire(settings)
     except InsecureWire as error:
         raise CheckFailed(str(error)) from None
-    with zmq.Context() as context, context.socket(zmq.DEALER) as wire:
-        wire.linger = 0
-        options.apply(wire, address, server=False)
-        wire.connect(address)
-        wire.send(encode(Hello(PROTOCOL, ())))
-        if not wire.poll(int(TIMEOUT_S * 1000)):
-            raise CheckFailed(f"no reply at {address} within {TIMEOUT_S:g} s")
-        try:
-            reply = decode_to_front_end(wire.recv_multipart()[0])
-        except MalformedMessage as error:
-            raise CheckFailed(f"the reply at {address} is of another protocol: {error}") from None
+    try:
+        reply = decode_to_front_end(asyncio.run(ask(address, options, encode(Hello(PROTOCOL, ())), TIMEOUT_S)))
+    except TimeoutError:
+        raise CheckFailed(f"no reply at {address} within {TIMEOUT_S:g} s") from None
+    except ConnectionFailed as error:
+        raise CheckFailed(f"the worker at {address} was disconnected: {error}") from None
+    except MalformedMessage as error:
+        raise CheckFailed(f"the reply at {address} is of another protocol: {error}") from None
     if isinstance(reply, ProtocolMismatch):
         raise CheckFailed(
             f"the worker at {address} speaks protocol {reply.protocol}, this command {PROTOCOL}; {UPDATE_BOTH}"

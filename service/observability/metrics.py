@@ -98,10 +98,10 @@ class FrontEndMetrics:
         )
 
         def of_requests(transport: str, task: str, model: str, outcome: str) -> tuple[Counter, tuple[Histogram, ...]]:
-            durations = (duration.labels(transport, task),)
+            durations = [duration.labels(transport, task)]
             if model and outcome == "ok":  # refusals are fast, and would flatter a model
-                durations += (by_model.labels(model),)
-            return requests.labels(transport, task, model, outcome), durations
+                durations.append(by_model.labels(model))
+            return requests.labels(transport, task, model, outcome), tuple(durations)
 
         self.requests: Children[tuple[str, str, str, str], tuple[Counter, tuple[Histogram, ...]]] = Children(
             lambda labels: of_requests(*labels)

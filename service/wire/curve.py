@@ -14,22 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import zmq
-import zmq.auth
-
 from service.settings import Settings
+from service.wire.transport import HANDSHAKE_S, HEADER_BYTES
 
 if TYPE_CHECKING:
+    import zmq
     from zmq.auth.thread import ThreadAuthenticator
 
-HEADER_BYTES = 16 * 2**20
-"""More than any message header: the largest has the configs of all models."""
 BYTES_PER_ANSWERED_PIXEL = 4
 """More than any output has for each pixel of its picture: a label map has two bytes."""
 INPUT_BYTES_PER_PIXEL = 3
 """Network inputs are uint8 RGB."""
-HANDSHAKE_MS = 10_000
-"""A connection that has not proved its key by then is closed."""
 KEY_FILE = """# The CURVE key pair of the wire between front-ends and workers of one service (setting wire_key_file).
 # All of them need this file. Keep it secret: who has it can send jobs and read pictures.
 
@@ -62,8 +57,10 @@ class WireOptions:
 
     def apply(self, socket: zmq.Socket[bytes], address: str, *, server: bool) -> None:
         """Set a socket's options, before it binds or connects."""
+        import zmq
+
         socket.setsockopt(zmq.MAXMSGSIZE, self.max_frame_bytes)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, round(HANDSHAKE_S * 1000))
         if self.keys is None or not address.startswith("tcp://"):
             return
         socket.curve_publickey, socket.curve_secretkey = self.keys
@@ -119,6 +116,8 @@ def worker_wire(settings: Settings, keys: CurveKeys | None = None) -> WireOption
 
 def make_keys() -> CurveKeys:
     """A new key pair."""
+    import zmq
+
     return CurveKeys(*zmq.curve_keypair())
 
 
@@ -150,6 +149,8 @@ def _keys_for_addresses(settings: Settings) -> CurveKeys | None:
 
 
 def _read_keys(path: Path) -> CurveKeys:
+    import zmq.auth
+
     expected = "expected a file of `convmlp wire-key`"
     try:
         public, secret = zmq.auth.load_certificate(path)

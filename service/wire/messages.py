@@ -22,7 +22,6 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from zmq import Frame
 
 from model.types import (
     ClassifyOutput,
@@ -42,6 +41,10 @@ PROTOCOL = 11
 the field `protocol` of a Hello, and ProtocolMismatch: so two ends of different versions can name them."""
 
 UPDATE_BOTH = "update both to the same version"
+
+JOBS_TOGETHER = 16
+BYTES_TOGETHER = 1 << 20
+"""Jobs, and bytes of their inputs, in one Predicts: a worker begins with the first only when the last has arrived."""
 
 INLINE_BYTES = 4096
 """An array of no more bytes travels in the header: a frame costs about as much as the message itself."""
@@ -179,6 +182,11 @@ class State(Message, frozen=True, tag="state"):
     start_s: float = 0.0
     splits: dict[str, dict[str, float]] = {}
 
+    @property
+    def shown(self) -> tuple[object, ...]:
+        """What front-ends show of it."""
+        return self.phase, self.models, self.splits
+
 
 class Array(Message, frozen=True, array_like=True):
     """One array of an output: its dtype as numpy writes it, its shape, its bytes. `data` None: the bytes are in the
@@ -251,6 +259,25 @@ _hello_of_any_protocol = msgspec.msgpack.Decoder(HelloOfAnyProtocol)
 _to_front_end = msgspec.msgpack.Decoder(ToFrontEnd)
 
 
+def gather_jobs(jobs: Sequence[tuple[Predict, memoryview]]) -> list[tuple[Predicts, Sequence[memoryview]]]:
+    """The messages that carry these jobs and their inputs, within `JOBS_TOGETHER` and `BYTES_TOGETHER`."""
+    messages: list[tuple[Predicts, Sequence[memoryview]]] = []
+    start = 0
+    while start < len(jobs):
+        predicts: list[Predict] = []
+        inputs: list[memoryview] = []
+        nbytes = 0
+        for predict, pixels in jobs[start : start + JOBS_TOGETHER]:
+            nbytes += pixels.nbytes
+            if predicts and nbytes > BYTES_TOGETHER:
+                break
+            predicts.append(predict)
+            inputs.append(pixels)
+        start += len(predicts)
+        messages.append((Predicts(tuple(predicts)), inputs))
+    return messages
+
+
 def decode_to_worker(header: bytes | memoryview) -> ToWorker:
     """Raises MalformedMessage, OtherProtocol."""
     try:
@@ -280,7 +307,7 @@ def decode_to_front_end(header: bytes | memoryview) -> ToFrontEnd:
     return message
 
 
-def input_from_frames(message: Predict, frames: Sequence[Frame]) -> ModelInput:
+def input_from_frames(message: Predict, frames: Sequence[memoryview]) -> ModelInput:
     """The network input that a Predict carries: a view on its one frame, not a copy.
 
     Raises:
@@ -290,7 +317,7 @@ def input_from_frames(message: Predict, frames: Sequence[Frame]) -> ModelInput:
     if len(frames) != 1 or height < 1 or width < 1 or len(frames[0]) != height * width * 3:
         sizes = [len(frame) for frame in frames]
         raise MalformedMessage(f"a uint8 array of shape {(height, width, 3)} was announced, {sizes} bytes arrived")
-    return ModelInput(np.frombuffer(frames[0].buffer, np.uint8).reshape(height, width, 3), message.geometry)
+    return ModelInput(np.frombuffer(frames[0], np.uint8).reshape(height, width, 3), message.geometry)
 
 
 def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryview]]:
@@ -324,7 +351,7 @@ def pack_output(output: RawOutput) -> tuple[str, tuple[Array, ...], list[memoryv
     return kind, tuple(arrays), frames
 
 
-def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
+def unpack_output(answer: Answer, frames: Iterator[memoryview]) -> RawOutput:
     """The output that an Answer carries. It takes its own frames from `frames`; its arrays are views, not copies.
 
     Raises:
@@ -333,7 +360,7 @@ def unpack_output(answer: Answer, frames: Iterator[Frame]) -> RawOutput:
     values: list[npt.NDArray[Any]] = []
     try:
         for array in answer.arrays:
-            data = next(frames).buffer if array.data is None else array.data
+            data = next(frames) if array.data is None else array.data
             values.append(np.frombuffer(data, np.dtype(array.dtype)).reshape(array.shape))
         match answer.kind:
             case "classify":

@@ -22,9 +22,10 @@ from service.traffic_split import TrafficSplit
 from service.types import ModelStatus, Readiness, StoredModel
 from service.wire.broadcast import broadcast_list, broadcast_load, broadcast_split, broadcast_unload
 from service.wire.curve import PLAIN, WireOptions
+from service.wire.messages import Phase
 from service.wire.version_routes import Route
-from service.wire.worker_client import WaitForecast, WorkerAnswer, WorkerClient
-from service.wire.worker_view import FIRST_RETRY_S, NO_MEMBER, merge_models, merge_readiness, merge_routes
+from service.wire.worker_client import WaitForecast, WorkerClient
+from service.wire.worker_view import FIRST_RETRY_S, NO_MEMBER, WorkerAnswer, merge_models, merge_readiness, merge_routes
 
 MAX_WORKERS = 1024
 """Of one pool. As many front-ends fit at a worker."""
@@ -98,6 +99,11 @@ class WorkerPool:
     def addresses(self) -> frozenset[str]:
         """Of the workers that may get jobs."""
         return frozenset(self._members)
+
+    @property
+    def ready_addresses(self) -> frozenset[str]:
+        """Of the workers that get jobs now."""
+        return frozenset(address for address, client in self._members.items() if client.phase is Phase.READY)
 
     async def add(self, address: str) -> None:
         """Take in the worker at an address; it gets jobs once it has reported a model that is ready.

@@ -12,21 +12,19 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import structlog
-import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from model.errors import ConvMLPError
-from model.types import ModelInput, QueryParams, RawOutput
+from model.types import ModelInput, QueryParams
 from service.errors import DeadlineExceeded, Internal, Unavailable, error_from_code
 from service.observability.logs import LogLimit
 from service.observability.tracing import NO_CONTEXT, current_span
 from service.traffic_split import TrafficSplit
 from service.types import StoredModel
+from service.wire.addresses import open_link
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.deadlines import Deadlines
 from service.wire.messages import (
@@ -47,10 +45,11 @@ from service.wire.messages import (
     WaitEstimate,
     decode_to_front_end,
     encode,
+    gather_jobs,
     unpack_output,
 )
-from service.wire.worker_view import NO_WORKER, ModelConfigs, Recovery, WorkerView
-from service.wire.zmq_socket import WorkerConnection
+from service.wire.transport import Frames, LinkEvents, NotSent
+from service.wire.worker_view import NO_WORKER, ModelConfigs, Recovery, WorkerAnswer, WorkerView
 
 MAX_FORECASTS = 256
 """Model versions of which a client keeps the forecast."""
@@ -112,19 +111,6 @@ class WaitForecast:
             self._budget_s = budget_s
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerAnswer:
-    """One output. `queue_s`, `infer_s`: the seconds that its job waited and ran. `batch_images` counts the images of
-    its batch, itself included. `precision` is what the network computed in."""
-
-    output: RawOutput
-    queue_s: float
-    infer_s: float
-    batch_images: int
-    estimate: WaitEstimate | None
-    precision: str
-
-
 class WorkerClient:
     """Use as an async context manager. `on_change` is called when `view` changes in anything but times;
     `on_replaced` when another worker process took the place of the last one."""
@@ -139,7 +125,7 @@ class WorkerClient:
         options: WireOptions = PLAIN,
     ) -> None:
         self._address = address
-        self._connection = WorkerConnection(address, options, self._on_unsent)
+        self._link = open_link(address, options, LinkEvents(self._on_message, self._on_connected, self._on_unlinked))
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._on_change = on_change
@@ -147,6 +133,8 @@ class WorkerClient:
         self._job_numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[WorkerAnswer]] = {}
         """By job: the future of its Answer."""
+        self._posted: dict[int, tuple[Predict, memoryview]] = {}
+        """By job: what is sent in the next iteration of the event loop, all together."""
         self._stores: dict[int, asyncio.Future[tuple[StoredModel, ...]]] = {}
         """By job: the future of its Store."""
         self._connected = False
@@ -165,24 +153,18 @@ class WorkerClient:
         self._forecasts: dict[str, WaitForecast] = {}
         self._deadlines = Deadlines(self._expire)
         """Of jobs."""
-        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> WorkerClient:
-        await self._connection.__aenter__()
-        self._tasks = [
-            asyncio.create_task(self._connection.messages.run(self._on_message), name="worker-messages"),
-            asyncio.create_task(self._connection.events.run(self._on_event), name="worker-connection"),
-            asyncio.create_task(self._keep_heartbeat(), name="worker-heartbeat"),
-        ]
+        await self._link.__aenter__()
+        self._heartbeat = asyncio.create_task(self._keep_heartbeat(), name="worker-heartbeat")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._heartbeat.cancel()
+        await asyncio.wait([self._heartbeat])
         self._deadlines.close()
         self._fail_pending("the connection to the worker was closed")
-        await self._connection.__aexit__()
+        await self._link.__aexit__()
 
     async def predict(
         self,
@@ -296,11 +278,13 @@ class WorkerClient:
             self._deadlines.wake_at(deadline_s)
         try:
             if not isinstance(request, Predict):
-                self._connection.messages.send(encode(request))
+                self._link.send(encode(request))
             elif pixels is not None:
-                self._connection.post(request, pixels)
+                if not self._posted:
+                    asyncio.get_running_loop().call_soon(self._send_posted)
+                self._posted[job] = request, pixels
             return await future
-        except zmq.Again:
+        except NotSent:
             raise Unavailable(NO_WORKER, self._recovery.left_s()) from None
         except asyncio.CancelledError:
             self._cancel(job)
@@ -309,8 +293,14 @@ class WorkerClient:
             self._deadlines.pending.pop(job, None)
             del pending[job]
 
-    def _on_unsent(self, job: int) -> None:
-        _settle(self._answers.get(job), Unavailable(NO_WORKER, self._recovery.left_s()))
+    def _send_posted(self) -> None:
+        posted, self._posted = list(self._posted.values()), {}
+        for message, inputs in gather_jobs(posted):
+            try:
+                self._link.send(encode(message), *inputs)
+            except NotSent:
+                for predict in message.predicts:
+                    _settle(self._answers.get(predict.job), Unavailable(NO_WORKER, self._recovery.left_s()))
 
     def _expire(self, job: int) -> None:
         future = self._answers.get(job) or self._stores.get(job)
@@ -319,13 +309,13 @@ class WorkerClient:
             future.set_exception(DeadlineExceeded("timed out: the worker did not answer in time"))
 
     def _cancel(self, job: int) -> None:
-        if not self._connection.withdraw(job):
-            with contextlib.suppress(zmq.Again):  # a lost worker has lost the job as well
-                self._connection.messages.send(encode(Cancel(job)))
+        if self._posted.pop(job, None) is None:
+            with contextlib.suppress(NotSent):  # a lost worker has lost the job as well
+                self._link.send(encode(Cancel(job)))
 
     def _send_hello(self) -> None:
-        with contextlib.suppress(zmq.Again):
-            self._connection.messages.send(encode(Hello(PROTOCOL, self._configs.versions)))
+        with contextlib.suppress(NotSent):
+            self._link.send(encode(Hello(PROTOCOL, self._configs.versions)))
 
     async def _keep_heartbeat(self) -> None:
         while True:
@@ -339,38 +329,43 @@ class WorkerClient:
             if self._state is not None and self._silent_s > self._timeout_s:
                 self._on_lost(f"the worker was silent for {self._timeout_s:g} s; it is being restarted")
 
-    def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
-        event = parse_monitor_message([part.bytes for part in parts])["event"]
-        self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-        if not self._connected:
+    def _on_connected(self) -> None:
+        self._connected = True
+        self._send_hello()
+
+    def _on_unlinked(self, reason: str) -> None:
+        self._connected = False
+        if reason:
+            self._on_mismatch(f"the worker was disconnected: {reason}")
+        else:
             self._mismatch = ""
             self._on_lost("the worker was lost; another is being started")
-        else:
-            self._send_hello()
 
-    def _on_message(self, parts: Sequence[zmq.Frame]) -> None:
+    def _on_message(self, header: memoryview, frames: Frames) -> None:
         if not self._connected:  # it is from before the loss; its State would make the lost worker ready again
             return
         self._silent_s = 0.0
         try:
-            message = decode_to_front_end(parts[0].buffer)
+            message = decode_to_front_end(header)
             if isinstance(message, Answers):
-                frames = iter(parts[1:])
+                left = iter(frames)
                 for answer in message.answers:
-                    self._settle_answer(answer, frames)
+                    self._settle_answer(answer, left)
                 for failure in message.failures:
                     self._settle_failure(failure)
             elif isinstance(message, State):
                 self._on_state(message)
             elif isinstance(message, ProtocolMismatch):
-                self._on_mismatch(message.protocol)
+                self._on_mismatch(
+                    f"the worker speaks protocol {message.protocol}, this front-end {PROTOCOL}; {UPDATE_BOTH}"
+                )
             else:
                 _settle(self._stores.get(message.job), message.models)
         except MalformedMessage as error:
             if (repeated := self._malformed.due(str(error))) is not None:
                 log.error("malformed message from a worker", address=self._address, error=str(error), repeated=repeated)
 
-    def _settle_answer(self, answer: Answer, frames: Iterator[zmq.Frame]) -> None:
+    def _settle_answer(self, answer: Answer, frames: Iterator[memoryview]) -> None:
         try:
             output = unpack_output(answer, frames)
         except MalformedMessage as error:  # the other answers of its message are still good
@@ -404,12 +399,11 @@ class WorkerClient:
             self._recovery.ready()
         elif state.phase is not Phase.READY:
             self._recovery.lost()
-        if before is None or state.configs or _shown(before) != _shown(state):
+        if before is None or state.configs or before.shown != state.shown:
             self._on_change()
         self._state_received.set()
 
-    def _on_mismatch(self, protocol: int) -> None:
-        reason = f"the worker speaks protocol {protocol}, this front-end {PROTOCOL}; {UPDATE_BOTH}"
+    def _on_mismatch(self, reason: str) -> None:
         if reason != self._mismatch:  # it answers each greeting so
             self._mismatch = reason
             log.error("a worker cannot be used", address=self._address, reason=reason)
@@ -431,17 +425,12 @@ class WorkerClient:
 
     def _fail_pending(self, reason: str) -> None:
         for job in self._answers:  # else the next worker would get what its caller sends again
-            self._connection.withdraw(job)
+            self._posted.pop(job, None)
         # An error for each caller: one error raised by several would collect the tracebacks of all.
         futures: list[asyncio.Future[Any]] = [*self._answers.values(), *self._stores.values()]
         retry_after_s = self._recovery.left_s()
         for future in futures:
             _settle(future, Unavailable(f"{reason}; send the request again", retry_after_s))
-
-
-def _shown(state: State) -> tuple[object, ...]:
-    """What front-ends show of a state."""
-    return state.phase, state.models, state.splits
 
 
 def _settle(future: asyncio.Future[T] | None, result: T | ConvMLPError) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import structlog
-import zmq
 
 from model.errors import ConvMLPError
 from model.types import RawOutput
 from service.errors import RetryLater
 from service.observability.logs import LogLimit
 from service.types import StoredModel
+from service.wire.addresses import open_listener
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.messages import (
     PROTOCOL,
@@ -39,10 +37,7 @@ from service.wire.messages import (
     encode,
     pack_output,
 )
-from service.wire.zmq_socket import HIGH_WATER_MARK, ZmqSocket
-
-BIND_INTERVAL_S = 1.0
-"""Between two looks at the file of an `ipc://` address."""
+from service.wire.transport import Frames, NotSent
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +47,7 @@ class Envelope(NamedTuple):
 
     sender: bytes
     message: Hello | Predict | ControlRequest | Cancel
-    frames: Sequence[zmq.Frame]
+    frames: Frames
 
 
 @dataclass(slots=True)
@@ -68,35 +63,23 @@ class WorkerEndpoint:
     """Use as an async context manager; binds `address` on entry. `address` then is the real one (for port 0)."""
 
     def __init__(self, address: str, options: WireOptions = PLAIN) -> None:
-        self.address = address
-        self._options = options
-        self._context = zmq.Context()
-        self._authenticator = self._options.authenticator(self._context, address)
+        self._listener = open_listener(address, options)
         self._malformed = LogLimit()
         self._outbox: dict[bytes, Replies] = {}
         """By receiver."""
         self._flush_due = False
 
-    async def __aenter__(self) -> WorkerEndpoint:
-        socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.LINGER, 1000)  # the last answers of a drain still leave
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a send to a front-end that has left fails
-        socket.set_hwm(HIGH_WATER_MARK)
-        self._options.apply(socket, self.address, server=True)
-        if self._authenticator is not None:
-            self._authenticator.start()
-        socket.bind(self.address)
-        self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._bind = socket.bind
-        self._socket = ZmqSocket(socket)
+    @property
+    def address(self) -> str:
+        return self._listener.address
+
+    async def __aenter__(self) -> Self:
+        await self._listener.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.flush()
-        self._socket.close()
-        if self._authenticator is not None:
-            self._authenticator.stop()
-        self._context.term()
+        await self._listener.__aexit__()
 
     async def run(self, on_message: Callable[[Envelope], None], on_drained: Callable[[], None]) -> None:
         """Call `on_message` with each well-formed message, or each job in it, and `on_drained` after those that arrived
@@ -105,12 +88,12 @@ class WorkerEndpoint:
         Malformed messages are logged and dropped. A greeting in another protocol is answered with this one.
         """
 
-        def receive(parts: Sequence[zmq.Frame]) -> None:
+        def receive(sender: bytes, header: memoryview, frames: Frames) -> None:
             try:
-                sender, message, frames = parts[0].bytes, decode_to_worker(parts[1].buffer), parts[2:]
-            except (MalformedMessage, IndexError) as error:
+                message = decode_to_worker(header)
+            except MalformedMessage as error:
                 if isinstance(error, OtherProtocol):
-                    self._send(parts[0].bytes, ProtocolMismatch(PROTOCOL))
+                    self._send(sender, ProtocolMismatch(PROTOCOL))
                 if (repeated := self._malformed.due(str(error))) is not None:
                     log.error("malformed message from a front-end", error=str(error), repeated=repeated)
                 return
@@ -123,32 +106,7 @@ class WorkerEndpoint:
             for number, predict in enumerate(predicts):
                 on_message(Envelope(sender, predict, frames[number : number + 1]))
 
-        binding = asyncio.create_task(self._keep_bound(), name="worker-address")
-        try:
-            await self._socket.run(receive, on_drained)
-        finally:
-            binding.cancel()
-
-    async def _keep_bound(self) -> None:
-        """Bind an `ipc://` address again when something deleted its file.
-
-        Connections live on without the file; new ones, of a restarted front-end, need it.
-        """
-        protocol, _, name = self.address.partition("://")
-        path, lost = Path(name), False
-        while protocol == "ipc" and not name.startswith("@"):  # an abstract address has no file
-            await asyncio.sleep(BIND_INTERVAL_S)
-            if not _is_lost(path):
-                continue
-            try:
-                self._bind(self.address)
-            except zmq.ZMQError as error:
-                if not lost:
-                    log.error("the worker's socket was deleted and cannot be made again", path=name, error=str(error))
-                lost = True
-            else:
-                lost = False
-                log.warning("the worker's socket was deleted; made it again", path=name)
+        await self._listener.run(receive, on_drained)
 
     def answer(
         self,
@@ -195,16 +153,7 @@ class WorkerEndpoint:
 
     def _send(self, receiver: bytes, header: ToFrontEnd, *frames: memoryview) -> None:
         try:
-            self._socket.send(receiver, encode(header), *frames)
-        except zmq.ZMQError as error:
+            self._listener.send(receiver, encode(header), *frames)
+        except NotSent as error:
             # The front-end has left, or reads no more: nobody is left to answer.
             log.info("message to a front-end dropped", error=str(error), message=type(header).__name__)
-
-
-def _is_lost(path: Path) -> bool:
-    """Whether a socket's file was deleted and may be made again."""
-    try:
-        # A folder of another user, put in the place of this one, must not get the socket.
-        return not path.exists() and path.parent.stat().st_uid in (0, os.geteuid())
-    except OSError:  # the folder was deleted as well
-        return True

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from model.bundle import Accuracy, BundleConfig
 from model.model_name import base_name
-from model.types import AS_TRAINED, Deployment
+from model.types import AS_TRAINED, Deployment, RawOutput
 from service.traffic_split import TrafficSplit
 from service.types import ModelStatus, Readiness, StoredModel
-from service.wire.messages import MalformedMessage, ModelState, Phase, State
+from service.wire.messages import MalformedMessage, ModelState, Phase, State, WaitEstimate
 from service.wire.version_routes import Route, make_routes
 
 NO_WORKER = "there is no worker at the moment; one is being started"
@@ -60,6 +60,19 @@ class WorkerView:
 
     def has_ready(self, version: str) -> bool:
         return any(model.version == version and model.ready for model in self.models or ())
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAnswer:
+    """One output. `queue_s`, `infer_s`: the seconds that its job waited and ran. `batch_images` counts the images of
+    its batch, itself included. `precision` is what the network computed in."""
+
+    output: RawOutput
+    queue_s: float
+    infer_s: float
+    batch_images: int
+    estimate: WaitEstimate | None
+    precision: str
 
 
 class Recovery:

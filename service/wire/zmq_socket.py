@@ -1,5 +1,4 @@
-"""ZeroMQ on the event loop: a socket that calls back for each message, and a front-end's connection to one worker,
-which sends the jobs of one iteration of the loop together.
+"""ZeroMQ on the event loop: a socket that calls back for each message; a front-end's link and a worker's listener.
 
 `zmq.asyncio` spends several futures and callbacks on each message, and a thread of its own on each array that it sends
 without a copy. Here a message costs libzmq's calls and one callback.
@@ -9,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from service.wire.curve import WireOptions
-from service.wire.messages import Predict, Predicts, encode
+from service.wire.transport import LINGER_S, MAX_RECONNECT_S, RECONNECT_S, Frames, LinkEvents, NotSent, Send
 
 BORROWED_FROM = 1 << 19
 """Bytes of an array from which on a copy costs more than lending its memory to libzmq."""
 IN_A_ROW = 64
 """Parts of messages received, or little more, before the rest of the process may run."""
-JOBS_TOGETHER = 16
-BYTES_TOGETHER = 1 << 20
-"""Jobs, and bytes of their inputs, in one message: a worker begins with the first only when the last has arrived."""
 HIGH_WATER_MARK = 4096
 """Messages that may wait in a socket. It is above every bound on jobs, so only a stuck peer reaches it."""
 
@@ -64,13 +62,15 @@ class ZmqSocket:
         """Send one message now. Large parts are not copied: their memory is read later, and kept alive until then.
 
         Raises:
-            zmq.ZMQError: it was not sent; zmq.Again: there is no room, or no peer is connected.
+            NotSent: there is no room, or no peer is connected.
         """
         last = len(parts) - 1
         try:
             for number, part in enumerate(parts):
                 lent = isinstance(part, memoryview) and part.nbytes >= BORROWED_FROM
                 self._socket.send(part, _NOW if number == last else _NOW_MORE, copy=not lent)
+        except zmq.ZMQError as error:
+            raise NotSent(str(error)) from error
         finally:
             # The descriptor reports an arrival once, and a send may have consumed the report.
             if self._on_message is not None and int(self._socket.get(_EVENTS)) & _READABLE:
@@ -113,76 +113,102 @@ class ZmqSocket:
             self._stop()
 
 
-class WorkerConnection:
-    """A front-end's connection to the worker at `address`: use as an async context manager.
+class ZmqLink:
+    """A `Link` over ZeroMQ."""
 
-    It connects again and again for as long as it is open. `messages` carries messages, one part for the header and one
-    for each array; sending raises zmq.Again without a connection. `events` reports the changes of the connection, as
-    libzmq's monitor does. `on_unsent` gets the number of each posted job that could not be sent.
-    """
-
-    messages: ZmqSocket
-    events: ZmqSocket
-
-    def __init__(self, address: str, options: WireOptions, on_unsent: Callable[[int], None]) -> None:
+    def __init__(self, address: str, options: WireOptions, events: LinkEvents) -> None:
         self._address = address
         self._options = options
-        self._on_unsent = on_unsent
+        self._events = events
         self._context = zmq.Context()
-        self._posted: dict[int, tuple[Predict, memoryview]] = {}
-        """By number: the jobs of this iteration."""
+        self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> WorkerConnection:
-        self._loop = asyncio.get_running_loop()
+    async def __aenter__(self) -> Self:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # without a connection a send fails and nothing is queued
         # A connection whose peer vanished without closing would stay until the kernel gives up, for minutes.
         socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
-        socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 250)
+        socket.setsockopt(zmq.RECONNECT_IVL, round(RECONNECT_S * 1000))
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, round(MAX_RECONNECT_S * 1000))
         socket.set_hwm(HIGH_WATER_MARK)
         self._options.apply(socket, self._address, server=False)
         self._socket = socket
-        self.events = ZmqSocket(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED))
-        self.messages = ZmqSocket(socket)
+        self._monitor = ZmqSocket(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED))
+        self._messages = ZmqSocket(socket)
         socket.connect(self._address)
+        self._tasks = [
+            asyncio.create_task(self._messages.run(self._on_message), name="worker-messages"),
+            asyncio.create_task(self._monitor.run(self._on_event), name="worker-connection"),
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._posted.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._socket.disable_monitor()
-        self.events.close(0)
-        self.messages.close(0)
+        self._monitor.close(0)
+        self._messages.close(0)
         self._context.term()
 
-    def post(self, predict: Predict, pixels: memoryview) -> None:
-        """Send a job and its input in the next iteration of the event loop, with all that were posted in this."""
-        if not self._posted:
-            self._loop.call_soon(self._send_posted)
-        self._posted[predict.job] = predict, pixels
+    @property
+    def send(self) -> Send:
+        """See `Link`."""
+        return self._messages.send
 
-    def withdraw(self, job: int) -> bool:
-        """Whether a job was posted and is not sent yet; it never is, then."""
-        return self._posted.pop(job, None) is not None
+    def _on_message(self, parts: Sequence[zmq.Frame]) -> None:
+        header, *frames = [part.buffer for part in parts]
+        self._events.on_message(header, frames)
 
-    def _send_posted(self) -> None:
-        posted, self._posted = list(self._posted.values()), {}
-        start = 0
-        while start < len(posted):
-            predicts: list[Predict] = []
-            inputs: list[memoryview] = []
-            nbytes = 0
-            for predict, pixels in posted[start : start + JOBS_TOGETHER]:
-                nbytes += pixels.nbytes
-                if predicts and nbytes > BYTES_TOGETHER:
-                    break
-                predicts.append(predict)
-                inputs.append(pixels)
-            start += len(predicts)
-            try:
-                self.messages.send(encode(Predicts(tuple(predicts))), *inputs)
-            except zmq.ZMQError:  # zmq.Again: there is no connection
-                for predict in predicts:
-                    self._on_unsent(predict.job)
+    def _on_event(self, parts: Sequence[zmq.Frame]) -> None:
+        if parse_monitor_message([part.bytes for part in parts])["event"] == zmq.EVENT_DISCONNECTED:
+            self._events.on_lost("")
+        else:
+            self._events.on_connected()
+
+
+class ZmqListener:
+    """A `Listener` over ZeroMQ."""
+
+    def __init__(self, address: str, options: WireOptions) -> None:
+        self.address = address
+        self._options = options
+        self._context = zmq.Context()
+        self._authenticator = options.authenticator(self._context, address)
+
+    async def __aenter__(self) -> Self:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, round(LINGER_S * 1000))
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a send to a front-end that has left fails
+        socket.set_hwm(HIGH_WATER_MARK)
+        self._options.apply(socket, self.address, server=True)
+        if self._authenticator is not None:
+            self._authenticator.start()
+        socket.bind(self.address)
+        self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._socket = ZmqSocket(socket)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._socket.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.term()
+
+    async def run(
+        self, on_message: Callable[[bytes, memoryview, Frames], None], on_drained: Callable[[], None]
+    ) -> None:
+        """See `Listener`."""
+
+        def receive(parts: Sequence[zmq.Frame]) -> None:
+            sender, *others = [part.buffer for part in parts]
+            header = others[0] if others else memoryview(b"")  # which is no message
+            on_message(bytes(sender), header, others[1:])
+
+        await self._socket.run(receive, on_drained)
+
+    def send(self, receiver: bytes, header: bytes, *frames: memoryview) -> None:
+        """See `Listener`."""
+        self._socket.send(receiver, header, *frames)

@@ -132,6 +132,11 @@ class Admission:
         self._lanes = lanes
         self._clock = clock
 
+    @property
+    def outstanding_images(self) -> int:
+        """Images that wait or run."""
+        return self._queue.images + sum(len(batch.jobs) for batch in self._running)
+
     def drain_s(self) -> float:
         """Expected seconds until the device has finished everything that runs and waits now.
 

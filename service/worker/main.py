@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -39,7 +40,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
         (address,) = settings.worker_address
         with open_tracing(settings, "worker", follows=True) as tracing:
             async with WorkerEndpoint(address, worker_wire(settings)) as endpoint:
-                await _serve_at(endpoint, settings, stop, tracing)
+                await serve_worker(endpoint, settings, stop, tracing)
     except* (BundleInvalid, DeviceMissing, InsecureWire, TracingUnavailable) as errors:
         log.error("cannot serve", error=str(_first(errors)))
         status = EXIT_CONFIG
@@ -55,7 +56,21 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     return status
 
 
-async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.Event, tracing: Tracing) -> None:
+async def serve_worker(
+    endpoint: WorkerEndpoint,
+    settings: Settings,
+    stop: asyncio.Event,
+    tracing: Tracing,
+    on_made: Callable[[Worker], None] = lambda _: None,
+) -> None:
+    """Serve `settings.models` at an endpoint until `stop` is set; then drain. `on_made` gets the worker first.
+
+    Raises:
+        BundleInvalid: a configured bundle cannot be read, or its weights do not fit.
+        CannotListen: the port of the metrics is not available.
+        DeviceMissing: there is no such device.
+        WorkerWedged, DeviceLost: the device does not work any more, and a thread hangs in it.
+    """
     bundles = await asyncio.to_thread(_bundles, settings)
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry, {bundle.config.name: bundle.config.task.value for bundle in bundles})
@@ -78,7 +93,9 @@ async def _serve_at(endpoint: WorkerEndpoint, settings: Settings, stop: asyncio.
             address=endpoint.address,
             metrics_port=metrics_port,
         )
-        await Worker(bundles, make_runner, settings, metrics, tracing, state).run(endpoint, stop)
+        worker = Worker(bundles, make_runner, settings, metrics, tracing, state)
+        on_made(worker)
+        await worker.run(endpoint, stop)
 
 
 def _bundles(settings: Settings) -> list[Bundle]:

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
-from zmq import Frame
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
@@ -32,6 +31,7 @@ from service.wire.messages import (
     State,
     input_from_frames,
 )
+from service.wire.transport import Frames
 from service.wire.worker_endpoint import Envelope, WorkerEndpoint
 from service.worker.batching import BatchSizeLimits
 from service.worker.disk import write_to_disk
@@ -97,6 +97,21 @@ class Subscribers:
         oldest_s = self._clock() - self._forget_after_s
         self._front_ends = {key: known for key, known in self._front_ends.items() if known.received_s >= oldest_s}
         return tuple(self._front_ends)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHealth:
+    """What a process that runs a worker can see of it.
+
+    `silent_s`: seconds since the device last answered. `outstanding_images`: those that wait or run. `unready`: the
+    models that failed their last self-check, or had none yet.
+    """
+
+    phase: Phase
+    reason: str
+    silent_s: float
+    outstanding_images: int
+    unready: tuple[str, ...]
 
 
 class WorkerWedged(Exception):
@@ -185,6 +200,12 @@ class Worker:
         self._dispatcher.close()
         self._device_thread.shutdown(wait=False)
 
+    def health(self) -> WorkerHealth:
+        """May be called from any thread."""
+        unready = tuple(model.name for model in self._registry.served if model.unready_reason is not None)
+        images = self._dispatcher.admission.outstanding_images if self._dispatcher is not None else 0
+        return WorkerHealth(self._phase, self._reason, self._silent_s(), images, unready)
+
     def _make_dispatcher(self, runner: Runner, limits: BatchSizeLimits) -> Dispatcher:
         settings = self._settings
         self._metrics.queue_limits(settings.max_queue_images, settings.max_queue_mpx * 10**6)
@@ -218,7 +239,7 @@ class Worker:
         if self._dispatcher is not None:
             self._dispatcher.step()
 
-    def _predict(self, sender: bytes, message: Predict, frames: Sequence[Frame]) -> None:
+    def _predict(self, sender: bytes, message: Predict, frames: Frames) -> None:
         """Make a message a job, or answer it with its error."""
         now_s = self._requested_s = time.monotonic()
         model, dispatcher = self._registry.by_version.get(message.version), self._dispatcher

@@ -97,7 +97,7 @@ def environment(container: Object) -> dict[str, str]:
 
 def make_models(folder: Path) -> None:
     """Bundles as KServe's mounts have them: one of links as in a volume of Kubernetes, one that is a link itself, as
-    the files of an image are. Nothing in them may be written."""
+    the files of an image are, to a folder beside `folder`. Nothing in them may be written."""
     for name, place in ((FIRST, folder / FIRST / "..data"), (SECOND, folder.parent / "image/models")):
         place.mkdir(parents=True)
         config = json.loads((EMBEDDED_DIR / "convmlp_pets_breed" / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def make_models(folder: Path) -> None:
         (place / WEIGHTS_FILE).write_bytes((EMBEDDED_DIR / "convmlp_pets_breed" / WEIGHTS_FILE).read_bytes())
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         (folder / FIRST / file).symlink_to(Path("..data") / file)
-    (folder / SECOND).symlink_to(folder.parent / "image/models")
+    (folder / SECOND).symlink_to("../image/models")
     for path in (folder, *folder.rglob("*"), *(folder.parent / "image").rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
 

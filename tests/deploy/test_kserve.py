@@ -13,11 +13,12 @@ from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
+import yaml
 
 from model.bundle import EMBEDDED_DIR, BundleConfig
 from service.settings import Settings
 from service.supervision.supervisor import KILL_GRACE_S
-from tests.deploy.k8s import ROOT
+from tests.deploy.k8s import ROOT, port_of, selects
 from tests.deploy.kserve import (
     FIRST,
     KSERVE,
@@ -184,6 +185,20 @@ def test_keda_gets_a_target() -> None:
     assert 0 < int(target["value"]) < Settings().max_queue_images
     assert predictor()["minReplicas"] < predictor()["maxReplicas"]
     assert f'pod=~"{deployment("cpu")["metadata"]["name"]}-.*"' in metric["external"]["metric"]["query"]
+
+
+@pytest.mark.parametrize("folder", RUNTIMES)
+def test_prometheus_finds_the_pods(folder: str) -> None:
+    """The PodMonitor selects the pods, at their HTTP port, under the job that the rules know for a whole service."""
+    monitor = yaml.safe_load((KSERVE / "pod-monitor.yaml").read_text(encoding="utf-8"))["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    annotations = runtime(folder)["spec"]["annotations"]
+    assert selects(monitor["selector"], runtime(folder)["spec"]["labels"])
+    assert port_of(container_of(folder), endpoint["port"]) == int(annotations["prometheus.kserve.io/port"])
+    assert endpoint["path"] == annotations["prometheus.kserve.io/path"]
+    compose = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text(encoding="utf-8"))
+    jobs = {one["job_name"] for one in compose["scrape_configs"]}
+    assert {one["replacement"] for one in endpoint["relabelings"] if one["targetLabel"] == "job"} < jobs
 
 
 def test_the_documentation_names_what_is_there() -> None:

@@ -48,7 +48,8 @@ from service.settings import Settings
 from service.types import ModelStatus, PredictRequest, Readiness, Reply, Timings
 from service.wire.pool import WorkerPool
 from service.wire.version_routes import Route
-from service.wire.worker_client import WaitForecast, WorkerAnswer
+from service.wire.worker_client import WaitForecast
+from service.wire.worker_view import WorkerAnswer
 
 T = TypeVar("T")
 

@@ -49,7 +49,8 @@ def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noq
             case ["request", transport, task, model, outcome, seconds, *exemplar]:
                 count, durations = metrics.requests[transport, task, model, outcome]
                 count.inc(1, *exemplar)
-                answer = [duration.observe(seconds, *exemplar) for duration in durations]
+                for duration in durations:
+                    answer = duration.observe(seconds, *exemplar)
             case ["stage", stage, task, seconds]:
                 answer = metrics.stages[stage, task].observe(seconds)
             case ["in_flight", images]:

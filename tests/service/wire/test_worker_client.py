@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import structlog
-import zmq
-import zmq.asyncio
 
 from model.types import (
     ClassifyOutput,
@@ -35,14 +33,14 @@ from service.wire.messages import (
     Predicts,
     ProtocolMismatch,
     State,
-    decode_to_front_end,
     encode,
 )
-from service.wire.worker_client import WorkerAnswer, WorkerClient
-from service.wire.worker_view import NO_WORKER
+from service.wire.worker_client import WorkerClient
+from service.wire.worker_view import NO_WORKER, WorkerAnswer
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle, fake_worker
 from tests.model.batches import segment_output
+from tests.service.wire.raw_front_end import RawFrontEnd
 from tests.service.wire.scripted_worker import ScriptedWorker
 from tests.service.wire.worker_pool import SIZE, far_deadline_s, picture
 from tests.waiting import PATIENCE_S, until
@@ -157,25 +155,21 @@ async def test_a_batch_is_answered_in_one_message() -> None:
     """All answers of a batch to one front-end are one message."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, connect(worker.address) as client:
         await until(lambda: ready(client))
-        context = zmq.asyncio.Context()
-        with context.socket(zmq.DEALER) as front_end:
-            front_end.setsockopt(zmq.LINGER, 0)
-            front_end.connect(worker.address)
+        async with RawFrontEnd(worker.address) as front_end:
             before = len(worker.runner.batches)
             worker.runner.unblocked.clear()
-            await send_predict(front_end, 1)
+            send_predict(front_end, 1)
             await until(lambda: len(worker.runner.batches) == before + 1)
             for job in range(2, 6):
-                await send_predict(front_end, job)
+                send_predict(front_end, job)
             depth = "convmlp_queue_depth"
             await until(lambda: worker.registry.get_sample_value(depth, {"model": "fake_classify"}) == 4)
             worker.runner.unblocked.set()
             answered: list[list[int]] = []
             while sum(map(len, answered)) < 5:
-                message = decode_to_front_end((await front_end.recv_multipart())[0])
+                message = await front_end.receive()
                 assert isinstance(message, Answers)
                 answered.append([one.job for one in message.answers])
-        context.term()
         assert [job for jobs in answered for job in jobs] == [1, 2, 3, 4, 5]
         # The sizes of the batches were measured and depend on the machine.
         assert [len(jobs) for jobs in answered] == [images for _, images in worker.runner.batches[before:]]
@@ -368,53 +362,43 @@ async def test_garbage_does_not_end_a_worker() -> None:
     """Malformed messages, another protocol, and frames that do not fit their header do not disturb other requests."""
     async with fake_worker(SETTINGS) as worker, connect(worker.address) as client:
         await until(lambda: ready(client))
-        context = zmq.asyncio.Context()
-        with context.socket(zmq.DEALER) as stranger:
-            stranger.setsockopt(zmq.LINGER, 0)
-            stranger.connect(worker.address)
-            await stranger.send_multipart([b"\xff\xfe garbage"])
-            await stranger.send_multipart([b""])
-            await stranger.send_multipart([predict_32x32(), b"too short"])
-            await stranger.send_multipart([predict_32x32()])
-            await stranger.send_multipart([predict_32x32(2, 3), bytes(32 * 32 * 3)])
+        async with RawFrontEnd(worker.address) as stranger:
+            stranger.send(b"\xff\xfe garbage")
+            stranger.send(predict_32x32(), b"too short")
+            stranger.send(predict_32x32(), b"")
+            stranger.send(predict_32x32())
+            stranger.send(predict_32x32(2, 3), bytes(32 * 32 * 3))
             failed: list[int] = []
-            while len(failed) < 4:  # some may be answered together
-                answers = decode_to_front_end(await stranger.recv())
+            while len(failed) < 5:  # some may be answered together
+                answers = await stranger.receive()
                 assert isinstance(answers, Answers)
                 assert all(failure.code == "internal" for failure in answers.failures)
                 failed += [failure.job for failure in answers.failures]
-            assert failed == [1, 1, 2, 3]
-        context.term()
+            assert failed == [1, 1, 1, 2, 3]
         await predict(client)
 
 
-async def test_a_worker_of_another_protocol_is_named() -> None:
+async def test_a_worker_of_another_protocol_is_named(tmp_path: Path) -> None:
     """Callers get the reason why a front-end cannot use a worker, and answers when the worker is updated."""
-    context = zmq.asyncio.Context()
-    worker = context.socket(zmq.ROUTER)
-    worker.setsockopt(zmq.LINGER, 0)
-    worker.bind("tcp://127.0.0.1:0")
     reason = f"the worker speaks protocol {PROTOCOL + 1}, this front-end {PROTOCOL}; update both to the same version"
     with structlog.testing.capture_logs() as logged:
-        async with connect(worker.getsockopt_string(zmq.LAST_ENDPOINT)) as client:
-            for state in (None, b"", None):
-                sender, _ = await worker.recv_multipart()
+        async with ScriptedWorker(f"ipc://{tmp_path}/w") as worker, connect(worker.address) as client:
+            for state in (None, State("one", Phase.READY, "ready", 0.0, (), {}), None):
+                sender = (await worker.receive()).sender
                 if state is None:
-                    await worker.send_multipart([sender, encode(ProtocolMismatch(PROTOCOL + 1))])
+                    worker._send(sender, ProtocolMismatch(PROTOCOL + 1))
                     await until(lambda: client.view().reason == reason)
                     assert client.phase is None
                     with pytest.raises(Unavailable, match=reason):
                         await client.repository(far_deadline_s())
                 else:
-                    await worker.send_multipart([sender, encode(State("one", Phase.READY, "ready", 0.0, (), {}))])
+                    worker.send_state(sender, state)
                     await until(lambda: client.phase is Phase.READY)
-    worker.close()
-    context.term()
     assert [line["event"] for line in logged] == ["a worker cannot be used", "a worker cannot be used", "worker lost"]
 
 
-async def send_predict(front_end: zmq.asyncio.Socket, job: int) -> None:
-    await front_end.send_multipart([predict_32x32(job), bytes(32 * 32 * 3)])
+def send_predict(front_end: RawFrontEnd, job: int) -> None:
+    front_end.send(predict_32x32(job), bytes(32 * 32 * 3))
 
 
 def predict_32x32(*jobs: int) -> bytes:

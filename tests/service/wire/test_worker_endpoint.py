@@ -11,11 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import structlog
-import zmq
 
-from service.wire.messages import PROTOCOL, Hello, ProtocolMismatch, decode_to_front_end, encode
+from service.wire.messages import PROTOCOL, Hello, ProtocolMismatch, encode
 from service.wire.worker_endpoint import Envelope, WorkerEndpoint
+from tests.service.wire.raw_front_end import RawFrontEnd
 from tests.waiting import until
+
+HELLO = encode(Hello(PROTOCOL, ()))
 
 
 @pytest.fixture
@@ -33,17 +35,17 @@ async def test_a_deleted_socket_is_made_again(folder: Path) -> None:
     received: list[Envelope] = []
     async with WorkerEndpoint(f"ipc://{file}") as endpoint:
         serving = asyncio.create_task(endpoint.run(received.append, lambda: None))
-        with zmq.Context() as context, dealer(context, file) as old:
-            greet(old)
+        async with RawFrontEnd(endpoint.address) as old:
+            old.send(HELLO)
             await until(lambda: len(received) == 1)
             shutil.rmtree(folder)
-            greet(old)
+            old.send(HELLO)
             await until(lambda: len(received) == 2)
             await asyncio.to_thread(folder.mkdir)
             await until(file.exists)
-            with dealer(context, file) as new:
+            async with RawFrontEnd(endpoint.address) as new:
                 for connection in (old, new):
-                    greet(connection)
+                    connection.send(HELLO)
                 await until(lambda: len(received) == 4)
         assert len({envelope.sender for envelope in received}) == 2
         serving.cancel()
@@ -55,23 +57,11 @@ async def test_a_greeting_in_another_protocol_is_answered_with_this_one(folder: 
     with structlog.testing.capture_logs() as logged:
         async with WorkerEndpoint(f"ipc://{folder / 'worker'}") as endpoint:
             serving = asyncio.create_task(endpoint.run(lambda _: None, lambda: None))
-            with zmq.Context() as context, dealer(context, folder / "worker") as front_end:
+            async with RawFrontEnd(endpoint.address) as front_end:
                 for _ in range(3):
                     front_end.send(b"garbage")
                     front_end.send(msgspec.msgpack.encode(later))
-                    reply = await asyncio.to_thread(front_end.recv)
-                    assert decode_to_front_end(reply) == ProtocolMismatch(PROTOCOL)
+                    assert await front_end.receive() == ProtocolMismatch(PROTOCOL)
             serving.cancel()
     assert len(logged) == 2
     assert f"a front-end speaks protocol {PROTOCOL + 1}, this worker {PROTOCOL}" in logged[1]["error"]
-
-
-def dealer(context: zmq.Context[zmq.Socket[bytes]], file: Path) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.DEALER)
-    socket.linger = 0
-    socket.connect(f"ipc://{file}")
-    return socket
-
-
-def greet(connection: zmq.Socket[bytes]) -> None:
-    connection.send(encode(Hello(PROTOCOL, ())))

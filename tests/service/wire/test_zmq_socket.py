@@ -12,17 +12,7 @@ import numpy as np
 import pytest
 import zmq
 
-from model.types import Geometry, QueryParams, Size
-from service.wire.curve import PLAIN
-from service.wire.messages import Predict, Predicts, decode_to_worker
-from service.wire.zmq_socket import (
-    BORROWED_FROM,
-    BYTES_TOGETHER,
-    IN_A_ROW,
-    JOBS_TOGETHER,
-    WorkerConnection,
-    ZmqSocket,
-)
+from service.wire.zmq_socket import BORROWED_FROM, IN_A_ROW, ZmqSocket
 from tests.waiting import until
 
 
@@ -149,45 +139,3 @@ async def test_an_error_of_the_callback_ends_run(pair: Pair) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         await asyncio.wait_for(pair.other.run(fail), 20)
     assert received == [b"first"]
-
-
-async def test_jobs_of_one_iteration_leave_in_few_messages(tmp_path: Path) -> None:
-    """Jobs of one iteration of the event loop travel together, up to both bounds; withdrawn ones never leave."""
-    address = f"ipc://{tmp_path}/worker"
-    small, large = bytes(3), bytes(3 * (BYTES_TOGETHER // 6 + 1))
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as worker:
-        worker.bind(address)
-        async with WorkerConnection(address, PLAIN, lambda job: pytest.fail(f"job {job} was not sent")) as connection:
-            assert await asyncio.to_thread(connection.messages._socket.poll, 20_000, zmq.POLLOUT)
-            for job in range(JOBS_TOGETHER + 2):
-                connection.post(job_of(job, small), memoryview(small))
-            assert connection.withdraw(0)
-            for job in (100, 101, 102):
-                connection.post(job_of(job, large), memoryview(large))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            assert not connection.withdraw(1)
-            messages = []
-            for _ in range(4):
-                _, header, *inputs = await asyncio.to_thread(worker.recv_multipart)
-                predicts = decode_to_worker(header)
-                assert isinstance(predicts, Predicts)
-                assert [len(pixels) for pixels in inputs] == [3 * job.width for job in predicts.predicts]
-                messages.append([job.job for job in predicts.predicts])
-    assert messages == [[*range(1, JOBS_TOGETHER + 1)], [JOBS_TOGETHER + 1, 100], [101], [102]]
-
-
-async def test_jobs_without_a_worker_are_reported(tmp_path: Path) -> None:
-    """Each job that could not be sent is reported, and none is kept for a later worker."""
-    unsent: list[int] = []
-    async with WorkerConnection(f"ipc://{tmp_path}/nobody", PLAIN, unsent.append) as connection:
-        for job in range(JOBS_TOGETHER + 1):
-            connection.post(job_of(job, bytes(3)), memoryview(bytes(3)))
-        await until(lambda: len(unsent) == JOBS_TOGETHER + 1)
-        assert not connection.withdraw(0)
-
-
-def job_of(number: int, pixels: bytes) -> Predict:
-    width = len(pixels) // 3
-    size = Size(1, width)
-    return Predict(number, "r", "model", "version", 1, width, Geometry(size, size), QueryParams(), 10.0)

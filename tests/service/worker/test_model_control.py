@@ -10,18 +10,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import zmq
-import zmq.asyncio
 
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, read_bundle, write_accuracy
 from model.types import Task
 from service.errors import DeadlineExceeded, Forbidden, ModelInvalid, ModelNotFound, Overloaded, Unavailable
 from service.settings import Settings
 from service.types import StoredModel
-from service.wire.messages import PROTOCOL, Hello, State, decode_to_front_end, encode
+from service.wire.messages import PROTOCOL, Hello, State, encode
 from service.wire.pool import WorkerPool
 from service.worker.model_control import MAX_REQUESTS
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
+from tests.service.wire.raw_front_end import RawFrontEnd
 from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, status_of
 from tests.waiting import until
 
@@ -428,36 +427,31 @@ async def test_an_unload_is_completed_without_its_caller(why: str) -> None:
 
 async def test_a_config_is_sent_once() -> None:
     """The worker sends no config that a front-end named or was sent before."""
-    async with at_work() as (worker, pool):
-        context = zmq.asyncio.Context()
-        with context.socket(zmq.DEALER) as front_end:
-            front_end.setsockopt(zmq.LINGER, 0)
-            front_end.connect(worker.address)
+    async with at_work() as (worker, pool), RawFrontEnd(worker.address) as raw:
 
-            async def received(count: int) -> tuple[State, list[str]]:
-                """The next state of so many models, and the configs since the last; states may repeat each other."""
-                configs: list[str] = []
-                while True:
-                    message = decode_to_front_end((await front_end.recv_multipart())[0])
-                    assert isinstance(message, State)
-                    configs += message.configs
-                    if len(message.models) == count and configs:
-                        return message, configs
+        async def received(count: int) -> tuple[State, list[str]]:
+            """The next state of so many models, and the configs since the last; states may repeat each other."""
+            configs: list[str] = []
+            while True:
+                message = await raw.receive()
+                assert isinstance(message, State)
+                configs += message.configs
+                if len(message.models) == count and configs:
+                    return message, configs
 
-            await front_end.send_multipart([encode(Hello(PROTOCOL, ()))])
-            state, first = await received(1)
-            assert first == [state.models[0].version]
-            await pool.load("second", far_deadline_s())
-            state, second = await received(2)
-            assert [model.name for model in state.models] == [FIRST, "second"]
-            assert second == [state.models[1].version]
-            await pool.load("third", far_deadline_s())
-            state, third = await received(3)
-            assert third == [state.models[2].version]
-            await front_end.send_multipart([encode(Hello(PROTOCOL, tuple(third)))])
-            _, again = await received(3)
-            assert sorted(again) == sorted([*first, *second])
-        context.term()
+        raw.send(encode(Hello(PROTOCOL, ())))
+        state, first = await received(1)
+        assert first == [state.models[0].version]
+        await pool.load("second", far_deadline_s())
+        state, second = await received(2)
+        assert [model.name for model in state.models] == [FIRST, "second"]
+        assert second == [state.models[1].version]
+        await pool.load("third", far_deadline_s())
+        state, third = await received(3)
+        assert third == [state.models[2].version]
+        raw.send(encode(Hello(PROTOCOL, tuple(third))))
+        _, again = await received(3)
+        assert sorted(again) == sorted([*first, *second])
 
 
 async def test_a_new_front_end_gets_the_present_models() -> None:
