@@ -5,7 +5,7 @@
 
 Classifiers of the published sizes have random weights, and are quantised with variants of the reference picture: speed
 does not depend on the values. Other names are of models that `convmlp models quantize` made, in DIR. All compute the
-reference picture on one thread, in turn. Times are CPU times of the thread: other processes on the machine count little.
+reference picture on one thread, in turn. Times are CPU times of the thread: other processes count little.
 The table has the median of the ratios of all pairs of runs, and their quartiles.
 """
 
