@@ -99,6 +99,7 @@ SLOW = (
     "model/zoo/test_transfer.py",
     "test_fork_server.py",
     "service/batch/test_job.py",
+    "service/batch/test_ray_pool.py",
     "service/cli/test_*.py",
     "*/test_logs*.py",
     "*/test_compute_libraries.py",

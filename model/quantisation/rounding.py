@@ -61,6 +61,7 @@ def round_weights(
     step = max(1, len(inputs) // PICTURES)
     batches = [batch_of(bundle.config, one) for one in inputs[::step][:PICTURES]]
     found: dict[str, Tensor] = {}
+    done = len(names) - len(rounded_once)
     for group in _groups(rounded_once, layers):
         moments: dict[str, Tensor] = {}
         handles = [layers[name].register_forward_pre_hook(_observer(name, moments)) for name in group]
@@ -69,8 +70,10 @@ def round_weights(
         for handle in handles:
             handle.remove()
         for name in group:
-            found[name] = rounded(_weight(layers[name]), moments.pop(name))
-            on_progress(len(names) - len(rounded_once) + len(found))
+            done += 1
+            if name in moments:  # a second stage is not reached without proposals
+                found[name] = rounded(_weight(layers[name]), moments.pop(name))
+            on_progress(done)
     return found
 
 

@@ -79,7 +79,7 @@ class Job:
             while self._submit() or self._working:
                 if stopped():
                     return False
-                for event in self._pool.events(POLL_S if self._working else LISTING_POLL_S):
+                for event in self._pool.events(POLL_S if self._working or self._again else LISTING_POLL_S):
                     self._handle(event)
                 self._progress.update(len(self._results.done), self._total, self._results.errors.total())
                 if time.monotonic() - saved_s > SAVE_INTERVAL_S:
@@ -108,7 +108,7 @@ class Job:
         """Give the pool what it has room for. Whether there is, or may be, more."""
         if self._again:
             # One by one, so that a process that ends was at this unit.
-            if not self._working:
+            if not self._working and self._pool.free > 0:
                 self._start(self._again.popleft())
             return True
         while not any(work.careful for work in self._working.values()) and self._pool.free > 0:
@@ -138,17 +138,17 @@ class Job:
                 del self._working[number]
             case Failed():
                 raise event.error
-            case Lost(numbers):
-                self._lost([self._working.pop(number) for number in numbers])
+            case Lost(numbers, reason):
+                self._lost([self._working.pop(number) for number in numbers], reason)
             case Loaded():
                 pass
 
-    def _lost(self, lost: list[_Work]) -> None:
+    def _lost(self, lost: list[_Work], reason: str) -> None:
         self._losses += 1
         if self._losses > MAX_LOSSES:
             raise Internal(
-                f"the processes that score end again and again, {self._losses} times without a row in between; see "
-                "their messages above. The same command goes on from here"
+                f"the processes that score end again and again, {self._losses} times without a row between: {reason}; "
+                "the same command goes on from here"
             )
         for work in lost:
             if work.current is not None and work.current not in work.reported:

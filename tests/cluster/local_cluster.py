@@ -88,6 +88,7 @@ class LocalCluster:
     folder: Path
     head_port: int
     http_port: int
+    grpc_port: int
     nodes: list[LocalNode] = field(default_factory=list)
 
     @property
@@ -158,7 +159,7 @@ class LocalCluster:
 def local_cluster(nodes: int) -> Iterator[LocalCluster]:
     # Sockets lie there, whose paths are short: not in the folder of a test.
     with tempfile.TemporaryDirectory(prefix="cm-", ignore_cleanup_errors=True) as folder:
-        cluster = LocalCluster(Path(folder), free_port(), free_port())
+        cluster = LocalCluster(Path(folder), free_port(), free_port(), free_port())
         try:
             for _ in range(nodes):
                 cluster.start_node()
@@ -185,17 +186,17 @@ class Load:
 
 
 @asynccontextmanager
-async def load(port: int, callers: int, path: str = "/classify", **headers: str) -> AsyncIterator[Load]:
+async def load(port: int, callers: int, path: str = "/classify", image: bytes = JPEG) -> AsyncIterator[Load]:
     """So many callers that send a picture again as soon as it is answered; none of them tries again."""
     result, stop, started_s = Load(), asyncio.Event(), time.monotonic()
-    headers = {"Content-Type": "image/jpeg", **headers}
+    headers = {"Content-Type": "image/jpeg"}
     limits = httpx2.Limits(max_connections=callers, max_keepalive_connections=callers)
 
     async def call(http: httpx2.AsyncClient) -> None:
         while not stop.is_set():
             sent_s = time.monotonic()
             try:
-                answer = await http.post(path, content=JPEG, headers=headers)
+                answer = await http.post(path, content=image, headers=headers)
             except httpx2.HTTPError as error:
                 result.statuses[type(error).__name__] += 1
                 result.failures.append(repr(error))

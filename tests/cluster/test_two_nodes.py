@@ -12,6 +12,7 @@ import httpx2
 import pytest
 import structlog
 
+from convmlp_client import AsyncClient
 from tests.cluster.local_cluster import JPEG, LocalCluster, cluster_settings, load, local_cluster
 
 pytestmark = [
@@ -88,7 +89,9 @@ def groups(cluster: LocalCluster) -> LocalCluster:
                 **{"name": "more", "models": ["fake_c"], "max_workers": 2, "target_images": 4},
                 **{"upscale_delay_s": 2, "downscale_delay_s": 5, "settings": {"max_batch_images": 1}},
             },
-        ]
+        ],
+        grpc_front_ends=2,
+        settings={"grpc_port": cluster.grpc_port},
     )
     cluster.deploy(settings, image_s=0.05)
     return cluster
@@ -103,6 +106,14 @@ async def test_each_request_reaches_the_group_of_its_model(groups: LocalCluster)
         await asyncio.sleep(3)
     assert (set(one.statuses), set(two.statuses)) == ({"200"}, {"200"}), (one.failures[:3], two.failures[:3])
     assert (set(one.answered_by), set(two.answered_by)) == ({"fake_a 127.0.0.2"}, {"fake_b 127.0.0.3"})
+
+
+async def test_grpc_answers_on_each_node(groups: LocalCluster) -> None:
+    """Each gRPC front-end listens on its own node, and reaches the models of all groups."""
+    for node in groups.nodes:
+        async with AsyncClient(f"grpc://{node.address}:{groups.grpc_port}") as client:
+            for model in ("fake_a", "fake_b"):
+                assert (await client.classify(JPEG, model=model)).labels[0].label == "grey 100"
 
 
 async def test_overload_and_deadlines_are_answered_by_the_service(groups: LocalCluster) -> None:

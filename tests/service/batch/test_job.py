@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -166,7 +167,7 @@ def test_a_device_that_is_broken_stops_the_job(plan: Plan, tmp_path: Path) -> No
     """If nothing can be scored, no picture is at fault: there are no rows of errors, and the job can be continued."""
     ids = tuple(map(str, range(20)))
     source = EndingSource(Place(""), (), of=(EndingUnit(ids, frozenset(ids), set()),))
-    with pytest.raises(ConvMLPError, match="end again and again, 7 times without a row in between"):
+    with pytest.raises(ConvMLPError, match="end again and again, 7 times without a row between"):
         run(plan, source, tmp_path, InlinePool())
     assert rows_of(tmp_path) == {}
     mended = EndingSource(Place(""), (), of=(EndingUnit(ids, frozenset(), set()),))
@@ -188,28 +189,31 @@ def test_an_object_store_that_fails_stops_the_job(plan: Plan, tmp_path: Path) ->
     assert sorted(rows_of(tmp_path)) == ["x", "y"]
 
 
-def test_a_killed_process_costs_no_picture(plan: Plan, tmp_path: Path) -> None:
-    """SIGKILL of a process that scores: another one takes its place, and each picture has one row, without an error."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_ends_or_hangs_costs_no_picture(plan: Plan, tmp_path: Path, number: signal.Signals) -> None:
+    """Another one takes its place, and each picture has one row, without an error."""
     names = write_pictures(tmp_path / "in", 120)
-    pool = KilledOnce(1)
+    pool = Disturbed(1, stall_timeout_s=5.0)
+    pool.number = number
     results = run(plan, open_source(str(tmp_path / "in")), tmp_path / "out", pool)
-    assert pool.killed
+    assert pool.disturbed
     assert sorted(rows_of(tmp_path / "out")) == names
     assert (results.errors, results.repeats) == ({}, 0)
 
 
-class KilledOnce(LocalPool):
-    """Processes of this machine, one of which is killed once it has sent a row."""
+class Disturbed(LocalPool):
+    """A process of this machine, which gets a signal once it has sent a row."""
 
-    killed = False
+    disturbed = False
+    number = signal.SIGKILL
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         for event in super().events(timeout_s):
-            if isinstance(event, Scored) and not self.killed:
-                self.killed = True
+            if isinstance(event, Scored) and not self.disturbed:
+                self.disturbed = True
                 children = psutil.Process().children()
                 (child,) = [one for one in children if "service.batch.scoring_process" in one.cmdline()]
-                child.kill()
+                child.send_signal(self.number)
             yield event
 
 

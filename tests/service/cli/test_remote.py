@@ -200,7 +200,7 @@ async def test_no_retry_exceeds_the_deadline(files: list[str]) -> None:
 async def test_the_deadline_reaches_the_service(rest: Rest, files: list[str]) -> None:
     """--timeout-ms is the service's deadline too: the service reports that it passed."""
     rest.worker.runner.unblocked.clear()
-    ran = await convmlp("classify", files[0], "--timeout-ms", "1500", "--url", url(rest))
+    ran = await convmlp("classify", files[0], "--timeout-ms", "3000", "--url", url(rest))
     assert ran.status == 1
     assert "deadline" in ran.err
     assert await rest.count('convmlp_rejected_total{reason="deadline"}') == 1
